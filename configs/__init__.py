@@ -1,0 +1,1 @@
+"""Job files that ship with the package and run as they are."""

@@ -1,0 +1,59 @@
+"""An example on its way from a corpus to a model: text with annotated words, then token sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word: a half-open character span of the text it lies in. Only syntactic words of a corpus are listed."""
+
+    char_start: int
+    char_end: int
+    second: bool = False  # lies in the second text of a pair
+
+
+@dataclass(frozen=True)
+class CorpusExample:
+    """One input as the corpus has it, before tokenization.
+
+    `word_columns` has one list as long as `words` for each annotation (``upos``, ``deprel``, ``head`` ...); `head` is
+    the index of the head's word, -1 for the root. `columns` are annotations of the whole example.
+    """
+
+    id: str
+    text: str
+    text_pair: str | None = None
+    target: str | None = None
+    words: tuple[Word, ...] = ()
+    word_columns: dict[str, list[str | None] | list[int]] = field(default_factory=dict)
+    columns: dict[str, str | int | float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """The tokens of one sequence of one example; the columns mean what `headatlas.store.tokens.TokenTable` says."""
+
+    id: Int32[np.ndarray, "token"]
+    word: Int32[np.ndarray, "token"]
+    char_start: Int32[np.ndarray, "token"]
+    char_end: Int32[np.ndarray, "token"]
+    flags: UInt8[np.ndarray, "token"]
+    text: tuple[str, ...]
+    piece: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """An example ready for the model."""
+
+    example: CorpusExample
+    source: TokenSequence
+    target: TokenSequence | None = None

@@ -1,0 +1,1 @@
+"""The trace store: format, reading, statistics, patterns and queries, without torch or panel."""

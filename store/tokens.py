@@ -1,0 +1,158 @@
+"""Tokens and words of many examples as flat columns cut by offsets: what patterns are evaluated on.
+
+Ragged lengths are never padded: the tokens of all examples of a segment lie one after the other and
+`token_offset[i]:token_offset[i + 1]` are those of example i. A `Column` holds one value a row (a token, a word or an
+example); text is dictionary-encoded, so comparing with a constant is one comparison of integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntFlag
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64, Num, UInt8
+
+MISSING = -1
+
+
+class TokenFlag(IntFlag):
+    """Bits of a token's `flags`."""
+
+    SPECIAL = 1  # added by the tokenizer: [CLS], <s>, ...
+    SECOND = 2  # belongs to the second text of a pair
+    CONTINUATION = 4  # not the first token of its word
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value a row. `values is None`: `data` are the numbers; else `data` are codes into `values`, -1 = missing.
+
+    Integer columns mark missing rows with -1 as well (positions, word indices and counts are never negative).
+    """
+
+    data: Num[np.ndarray, "row"]
+    values: tuple[str, ...] | None = None
+
+    @staticmethod
+    def of_text(rows: Iterable[str | None]) -> Column:
+        """Dictionary-encode text, values in order of first appearance."""
+        index: dict[str, int] = {}
+        code = [MISSING if row is None else index.setdefault(row, len(index)) for row in rows]
+        return Column(np.asarray(code, dtype=np.int32), tuple(index))
+
+    @staticmethod
+    def of_numbers(rows: Sequence[int] | Sequence[float]) -> Column:
+        """Whole numbers become int32, others float64."""
+        data = np.asarray(rows)
+        return Column(data.astype(np.int32) if data.dtype.kind in "iub" or not data.size else data.astype(np.float64))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether rows are text."""
+        return self.values is not None
+
+    def __getitem__(self, rows: slice) -> Column:
+        return Column(self.data[rows], self.values)
+
+    def to_list(self) -> list[str | None] | list[int] | list[float]:
+        """Rows as Python values; missing text is None."""
+        if self.values is None:
+            return self.data.tolist()
+        return [None if code < 0 else self.values[code] for code in self.data.tolist()]
+
+    def take(self, rows: Int[np.ndarray, "n"]) -> Column:
+        """Rows by index; a negative index gives a missing row."""
+        inside = rows >= 0
+        if not len(self.data):
+            return Column(np.full(rows.shape, MISSING, dtype=self.data.dtype), self.values)
+        return Column(np.where(inside, self.data[np.where(inside, rows, 0)], MISSING).astype(self.data.dtype), self.values)
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The tokens (and words) of one sequence (`source` or `target`) of consecutive examples.
+
+    Character spans are half open and count Unicode code points of the example's text (of the second text for tokens
+    flagged `SECOND`); special tokens have an empty span and word -1. `columns` always holds `text` (what the span
+    covers; the piece for special tokens) and `piece` (the tokenizer's own spelling: ``##ing``, ``Ġthe``).
+    `word` counts words within the example. `word_columns` are the corpus's annotations; a column `head` is the index
+    within the example of the syntactic head's word, -1 for the root.
+    """
+
+    token_offset: Int64[np.ndarray, "example+1"]
+    id: Int32[np.ndarray, "token"]
+    word: Int32[np.ndarray, "token"]
+    char_start: Int32[np.ndarray, "token"]
+    char_end: Int32[np.ndarray, "token"]
+    flags: UInt8[np.ndarray, "token"]
+    columns: dict[str, Column]
+    word_offset: Int64[np.ndarray, "example+1"]
+    word_char_start: Int32[np.ndarray, "word"]
+    word_char_end: Int32[np.ndarray, "word"]
+    word_columns: dict[str, Column] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @property
+    def n_examples(self) -> int:
+        """How many examples the table covers."""
+        return len(self.token_offset) - 1
+
+    @property
+    def n_tokens(self) -> Int64[np.ndarray, "example"]:
+        """Tokens of each example."""
+        return np.diff(self.token_offset)
+
+    @property
+    def position(self) -> Int32[np.ndarray, "token"]:
+        """Index of each token within its example."""
+        start = np.repeat(self.token_offset[:-1], self.n_tokens)
+        return (np.arange(len(self), dtype=np.int64) - start).astype(np.int32)
+
+    @property
+    def special(self) -> np.ndarray:
+        """Whether each token was added by the tokenizer, bool [token]."""
+        return (self.flags & TokenFlag.SPECIAL) != 0
+
+    @property
+    def second(self) -> np.ndarray:
+        """Whether each token belongs to the second text of a pair, bool [token]."""
+        return (self.flags & TokenFlag.SECOND) != 0
+
+    @property
+    def text(self) -> list[str]:
+        """What each token covers in its text; the piece for special tokens."""
+        return [row if isinstance(row, str) else "" for row in self.columns["text"].to_list()]
+
+    @property
+    def piece(self) -> list[str]:
+        """The tokenizer's own spelling of each token."""
+        return [row if isinstance(row, str) else "" for row in self.columns["piece"].to_list()]
+
+    def example(self, index: int) -> TokenTable:
+        """The table of one example."""
+        return self.examples(index, index + 1)
+
+    def examples(self, start: int, stop: int) -> TokenTable:
+        """The table of examples `start:stop`."""
+        token = slice(int(self.token_offset[start]), int(self.token_offset[stop]))
+        word = slice(int(self.word_offset[start]), int(self.word_offset[stop]))
+        return TokenTable(
+            token_offset=self.token_offset[start : stop + 1] - token.start,
+            id=self.id[token],
+            word=self.word[token],
+            char_start=self.char_start[token],
+            char_end=self.char_end[token],
+            flags=self.flags[token],
+            columns={name: column[token] for name, column in self.columns.items()},
+            word_offset=self.word_offset[start : stop + 1] - word.start,
+            word_char_start=self.word_char_start[word],
+            word_char_end=self.word_char_end[word],
+            word_columns={name: column[word] for name, column in self.word_columns.items()},
+        )

@@ -1,0 +1,1 @@
+"""Hand-written canvas components: a Python frame in, events out, no dependency, no build step."""
