@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZE = {"width": 1440, "height": 900}
+WIDTH, HEIGHT = 1440, 900
 START_LIMIT_S = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -75,7 +75,7 @@ def take(address: str, names: list[str], folder: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
         for name in names:
-            page = browser.new_page(viewport=SIZE, reduced_motion="reduce")
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce")
             page.route(lambda url: not url.startswith((address, "data:", "blob:")), lambda route: route.abort())
             page.goto(f"{address}?{urlencode(PICTURES[name])}")
             page.locator("canvas:visible").first.wait_for()
