@@ -43,7 +43,7 @@ class Matches:
 class Layout:
     """Where the pairs of a segment lie on its flat pair axis."""
 
-    pair_offset: Int64[np.ndarray, "example+1"]
+    pair_offset: Int64[np.ndarray, "offset"]
     causal: bool
 
 
@@ -148,7 +148,7 @@ class Matcher:
         self._n_keys = key.table.n_tokens.astype(np.int64)
         per_row = query.position + 1 if layout.causal else self._n_keys[query.example]
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(per_row, dtype=np.int64)])
-        self.row_start: Int64[np.ndarray, "query_token+1"] = starts
+        self.row_start: Int64[np.ndarray, "row_start"] = starts
         """Where each query token's pairs begin on the pair axis."""
         self._scans = [_Scan(plan, self) for plan in _plans(node)]
 

@@ -23,6 +23,9 @@ from headatlas.store.patterns.tree import (
     Reference,
 )
 from headatlas.store.tokens import Column, TokenFlag, TokenTable
+
+# Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -23,6 +23,9 @@ from headatlas.store.patterns.tree import (
     junction,
     to_text,
 )
+
+# Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
 from hypothesis import given
 from hypothesis import strategies as st
 
