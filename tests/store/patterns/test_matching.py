@@ -5,6 +5,9 @@ import operator
 import numpy as np
 import pytest
 import re2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headatlas.store.errors import FormatError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern, Vocabulary
 from headatlas.store.patterns.evaluate import Evaluator
@@ -26,9 +29,6 @@ from headatlas.store.tokens import Column, TokenFlag, TokenTable
 
 # Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
-
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 WORDS = ["the", "The", "nurse", "doctor", "she", "Straße", "."]
 UPOS = ["DET", "NOUN", "PRON", None]
