@@ -8,7 +8,7 @@ takes what is valid and names what is not. A bad value is never taken and never 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote, unquote_to_bytes
@@ -18,6 +18,7 @@ import param
 PAGES = ("corpus", "search", "examples", "views")
 VIEWS = ("head", "model", "neuron")
 MEASURES = ("mass", "hit_rate", "lift")
+ORDERS = ("corpus", "strongest", "weakest")
 THEMES = ("auto", "light", "dark")
 MAX_TEXT = 2_000
 MAX_HEADS = 12
@@ -30,11 +31,15 @@ _HEAD = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the store has, so that a choice can be checked: per site (layers, heads), statistics, examples."""
+    """What the store has, so that a choice can be checked: per site (layers, heads), statistics, examples.
+
+    `start` holds choices of a fresh page that differ from the defaults (the head that stands out, ...).
+    """
 
     sites: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     statistics: tuple[str, ...] = ()
-    n_examples: int | None = None
+    examples: Collection[int] | None = None
+    start: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,13 @@ class ViewState(param.Parameterized):
     share = param.Number(default=0.75, bounds=(0.0, 1.0))
     keys = param.Integer(default=8, bounds=(1, 64))
     text = param.String(default="", doc="text filter of the example list")
+    order = param.Selector(default="corpus", objects=list(ORDERS), doc="order of the example list")
     row = param.Integer(default=0, bounds=(0, None), doc="first row of the example list")
     theme = param.Selector(default="auto", objects=list(THEMES))
 
     FIELDS: ClassVar[tuple[str, ...]] = (
         "page", "view", "site", "statistic", "pattern", "measure", "layer", "head", "heads", "example", "pin",
-        "share", "keys", "text", "row", "theme",
+        "share", "keys", "text", "order", "row", "theme",
     )  # fmt: skip
     HISTORY: ClassVar[frozenset[str]] = frozenset(
         {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin"}
@@ -86,7 +92,7 @@ class ViewState(param.Parameterized):
         super().__init__()
         self._bounds = bounds or Bounds()
         start = {"site": next(iter(self._bounds.sites), ""), "statistic": next(iter(self._bounds.statistics), "")}
-        self.param.update(**start)
+        self.param.update(**{**start, **self._bounds.start})
         self._start = {name: getattr(self, name) for name in self.FIELDS}
         self.param.update(**params)
 
@@ -107,14 +113,14 @@ class ViewState(param.Parameterized):
         match = _PIN.fullmatch(self.pin)
         return (match[1], int(match[2])) if match else None  # type: ignore[return-value]
 
-    def to_query(self) -> str:
-        """Write the query (without ``?``) that brings this state back; empty for the start."""
+    def to_query(self, **changed: Any) -> str:
+        """Write the query (without ``?``) that brings this state, with `changed` fields, back; empty for the start."""
         parts = []
         for name in self.FIELDS:
-            value = getattr(self, name)
+            value = changed.get(name, getattr(self, name))
             if value != self._start[name]:
                 text = f"{value:.6g}" if isinstance(value, float) else str(value)
-                parts.append(f"{name}={quote(text.encode('utf-8', 'surrogatepass'), safe='.,:')}")
+                parts.append(f"{name}={quote(text, safe='.,:')}")
         return "&".join(parts)
 
     def from_query(self, query: str) -> list[Problem]:
@@ -173,9 +179,11 @@ class ViewState(param.Parameterized):
             raise ValueError("expected a whole number")
         number = int(text)
         layers, heads = self._site_shape(taken)
-        limit = {"layer": layers, "head": heads, "example": self._bounds.n_examples}.get(name)
+        limit = {"layer": layers, "head": heads}.get(name)
         if limit is not None and number >= limit:
-            raise ValueError(f"this store has {name} 0 to {limit - 1}" if limit else f"this store has no {name} yet")
+            raise ValueError(f"this store has {name} 0 to {limit - 1}")
+        if name == "example" and self._bounds.examples is not None and number not in self._bounds.examples:
+            raise ValueError(_absent(self._bounds.examples))
         if name == "keys" and not 1 <= number <= 64:
             raise ValueError("expected 1 to 64")
         return number
@@ -205,11 +213,13 @@ def query_of_arguments(arguments: Mapping[str, list[bytes]]) -> str:
 
 
 def _unquote(text: str) -> str:
-    raw = unquote_to_bytes(text.replace("+", " ").encode("utf-8", "surrogatepass"))
-    try:
-        return raw.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        return raw.decode("utf-8", "replace")
+    return unquote_to_bytes(text.replace("+", " ").encode("utf-8", "replace")).decode("utf-8", "replace")
+
+
+def _absent(examples: Collection[int]) -> str:
+    if not examples:
+        return "this store has no example yet"
+    return f"this store has {len(examples)} examples, numbers {min(examples)} to {max(examples)}"
 
 
 def _shown(value: Any) -> str:
@@ -228,6 +238,8 @@ def _text(value: Any) -> str:
         raise ValueError("expected text")
     if len(value) > MAX_TEXT:
         raise ValueError(f"{len(value)} characters; at most {MAX_TEXT} are taken")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("half of a surrogate pair is not text")
     return value
 
 
