@@ -7,59 +7,24 @@ session; arrays it hands out are read-only, because many readers share them.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from headatlas.store.errors import NotFoundError
+from headatlas.store.errors import NotFoundError, PatternError
+from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
 from headatlas.store.schema import Site
-from headatlas.store.search import SearchResult, search
 from headatlas.store.statistics import STATISTICS, aggregate
 from headatlas.store.store import Example, Store
 
+from .answers import Edge, HeadValues, Hit, SearchAnswer, ask, hits, upper_end
 from .cache import ByteCache
 from .labels import visible
 from .state import Bounds
 
 SEARCH = "search"
 """Stands among the statistics for the mass of the present search."""
-
-
-@dataclass(frozen=True)
-class HeadValues:
-    """One number a head, with what a legend needs. `high` is the upper end of the scale; the lower is 0."""
-
-    name: str
-    label: str
-    unit: str
-    values: Float32[np.ndarray, "layer head"]
-    high: float
-
-    @cached_property
-    def ranks(self) -> Int64[np.ndarray, "layer head"]:
-        """Rank of each head from the highest value, 1 first, equal values alike; 0 where there is no value."""
-        flat = self.values.ravel()
-        known = np.sort(flat[np.isfinite(flat)])
-        above = len(known) - np.searchsorted(known, flat, side="right")
-        return np.where(np.isfinite(flat), above + 1, 0).reshape(self.values.shape)
-
-    @property
-    def best(self) -> tuple[int, int]:
-        """(layer, head) of the highest value, the first of equals; (0, 0) where there is none."""
-        flat = np.where(np.isfinite(self.values), self.values, -np.inf).ravel()
-        layer, head = divmod(int(flat.argmax()), self.values.shape[1])
-        return layer, head
-
-
-@dataclass(frozen=True)
-class Edge:
-    """One (query, key) pair of one head in one example."""
-
-    query_pos: int
-    key_pos: int
-    weight: float
 
 
 class DataSource:
@@ -134,6 +99,24 @@ class DataSource:
         """Token counts by position."""
         parts = [segment.tokens(sequence).n_tokens for segment in self.store.segments]
         return self._cache.get(("lengths", sequence), lambda: _frozen(np.concatenate([np.zeros(0, np.int64), *parts])))
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Position of each id, the first of equals."""
+        return {name: at for at, name in reversed(list(enumerate(self.ids)))}
+
+    def number_of(self, name: str) -> int:
+        """The number of the example with an id."""
+        return int(self.numbers[self.positions[name]])
+
+    def position_of(self, number: int) -> int:
+        """Where an example stands in arrays over all examples."""
+        return int(np.searchsorted(self.numbers, number))
+
+    def shown_text(self, number: int) -> str:
+        """An example's text (both texts of a pair) on one line, every character visible."""
+        example = self.example(number)
+        return visible("  |  ".join(t for t in (example.text, example.text_pair, example.target_text) if t))
 
     def containing(self, text: str) -> Int64[np.ndarray, "found"]:
         """Positions of the examples whose text or id contains `text`, upper and lower case alike."""
@@ -216,8 +199,39 @@ class DataSource:
 
     # search
 
-    def search(self, expression: str, site: str) -> SearchResult:
-        """Every head scored for a pattern; kept per expression.
+    def vocabulary(self, site: str) -> Vocabulary:
+        """The names that a pattern may use at a site."""
+        found = self.site(site)
+
+        def collect() -> Vocabulary:
+            segments = self.store.segments
+            queries, keys = ([s.tokens(name) for s in segments] for name in (found.query_sequence, found.key_sequence))
+            return Vocabulary.of(queries, keys, [s.columns() for s in segments])
+
+        return self._cache.get(("vocabulary", found.name), collect)
+
+    def fields(self, site: str) -> list[str]:
+        """Field names of a query token."""
+        return list(self.vocabulary(site).query)
+
+    def check_pattern(self, expression: str, site: str) -> None:
+        """Read an expression and check its names; PatternError points at the first mistake."""
+        Pattern.parse(expression).check(self.vocabulary(site))
+
+    @cached_property
+    def library(self) -> dict[str, LibraryPattern]:
+        """The built-in patterns whose annotations this store has."""
+        usable = {}
+        for name, item in LIBRARY.items():
+            try:
+                self.check_pattern(item.expression, "")
+                usable[name] = item
+            except PatternError:
+                continue
+        return usable
+
+    def search(self, expression: str, site: str) -> SearchAnswer:
+        """Score every head for a pattern; kept per expression.
 
         Raises
         ------
@@ -225,7 +239,17 @@ class DataSource:
             The expression cannot be read.
         """
         name = self.site(site).name
-        return self._cache.get(("search", name, expression), lambda: search(self.store, expression, site=name))
+        return self._cache.get(("search", name, expression), lambda: ask(self.store, expression, name))
+
+    def search_values(self, expression: str, site: str) -> HeadValues:
+        """Mass of every head under a pattern."""
+        return self.search(expression, site).values
+
+    def search_examples(self, expression: str, site: str, layer: int, head: int) -> list[Hit]:
+        """The examples that show the pattern best in one head, best first."""
+        name = self.site(site).name
+        answer = self.search(expression, site)
+        return self._cache.get(("hits", name, expression, layer, head), lambda: hits(self.store, answer, layer, head))
 
 
 def matching(statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarray, "key_pos"]) -> Bool[np.ndarray, "query_pos key_pos"]:
@@ -235,15 +259,6 @@ def matching(statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarra
         return np.broadcast_to(key_special[None, :], shape)
     chosen = {"self": key == query, "previous": key == query - 1, "next": key == query + 1, "first": (key == 0) & (query >= 0)}
     return np.broadcast_to(chosen.get(statistic, True), shape)
-
-
-def upper_end(values: Float32[np.ndarray, "*shape"]) -> float:
-    """A round number at or above the highest value: the end of its scale."""
-    highest = float(np.nanmax(values, initial=0.0, where=np.isfinite(values)))
-    if highest <= 0:
-        return 1.0
-    step = 10.0 ** np.floor(np.log10(highest))
-    return next(float(np.round(m * step, 12)) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if m * step >= highest * (1 - 1e-9))
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 from headatlas.store.schema import Site
 from headatlas.store.store import Example
 
-from .data import Edge
+from .answers import Edge
 from .labels import running_text
 
 Part = list[Any]

@@ -91,7 +91,7 @@ def make_server(data: DataSource, options: ServerOptions) -> tuple[Any, str]:
     origins = options.allowed_origins(port)
     if not origins:
         raise ConfigError(f"address {options.address!r} listens on every interface; name the origins that may open the viewer, such as --origin HOST:{port}")
-    pn.config.global_loading_spinner = False
+    pn.config.respect_explicit_sizing = True
     try:
         server = pn.io.server.get_server(
             {"/": make_app(data)},

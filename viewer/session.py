@@ -146,7 +146,7 @@ class Session:
             return "nothing: see above"
 
     def _build(self, name: str) -> Page:
-        page = page_classes(self.data)[name](self)
+        page = page_class(self.data, name)(self)
         self._pages[name] = page
         self.body.append(place(page.view))
         return page
@@ -212,16 +212,19 @@ class EmptyPage(Page):
         return ""
 
 
-def page_classes(data: DataSource) -> dict[str, Callable[[Session], Page]]:
-    """The class of each page; all of them the same explanation while the store is empty."""
-    from .pages.corpus import CorpusPage
-    from .pages.examples import ExamplesPage
-    from .pages.search import SearchPage
-    from .pages.views import ViewsPage
-
+def page_class(data: DataSource, name: str) -> Callable[[Session], Page]:
+    """The class of a page; the same explanation for all while the store is empty."""
     if not data.n_examples:
-        return dict.fromkeys(PAGES, EmptyPage)
-    return {"corpus": CorpusPage, "search": SearchPage, "examples": ExamplesPage, "views": ViewsPage}
+        return EmptyPage
+    if name == "corpus":
+        from .pages.corpus import CorpusPage as chosen
+    elif name == "search":
+        from .pages.search import SearchPage as chosen
+    elif name == "examples":
+        from .pages.examples import ExamplesPage as chosen
+    else:
+        from .pages.views import ViewsPage as chosen
+    return chosen
 
 
 def looks_like_pattern(text: str) -> bool:

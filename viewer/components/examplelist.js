@@ -23,7 +23,7 @@ export function render({model, el: host}) {
     const side = el("div"), lengths = el("canvas", {role: "img"}), head = el("header"), titles = el("div.er.h"), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0"}), foot = el("div.row.foot");
     ui.root.append(el("div.page", null,
       el("section.card", {"aria-label": "filter"}, el("header", null, el("h2", null, "Filter"), el("span.grow"), el("button.btn.quiet", {onclick: () => { filter.value = ""; ui.go({text: "", row: 0}); }}, "Clear all")),
-        el("div.body", null, el("p.sect", null, "Text"), filter, el("hr"), side)),
+        el("div.body", null, el("div.sect", null, "Text"), filter, el("hr"), side)),
       el("section.card", {"aria-label": "examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot))));
     walk(list, () => [...list.querySelectorAll("a.er")]);
     let typed = null;
@@ -32,10 +32,10 @@ export function render({model, el: host}) {
       typed = frame.text;
       const grid = `grid-template-columns:92px minmax(0,1fr) ${frame.columns.map(() => "84px").join(" ")} 46px 132px`, style = {style: grid};
       side.replaceChildren(
-        el("p.sect", null, "Tokens", el("span.r", null, frame.n_found ? `${frame.lengths.first} \u2013 ${frame.lengths.last}` : "")), lengths, el("hr"),
-        el("p.sect", null, "Order", el("span.r", null, `head ${frame.head}`)), select(frame.statistics, frame.statistic, "statistic", v => ui.go({statistic: v, row: 0})), el("div", {style: "height:8px"}),
+        el("div.sect", null, "Tokens", el("span.r", null, frame.n_found ? `${frame.lengths.first} \u2013 ${frame.lengths.last}` : "")), lengths, el("hr"),
+        el("div.sect", null, "Order", el("span.r", null, `head ${frame.head}`)), select(frame.statistics, frame.statistic, "statistic", v => ui.go({statistic: v, row: 0})), el("div", {style: "height:8px"}),
         segmented([["corpus", "Corpus"], ["strongest", "Highest"], ["weakest", "Lowest"]], frame.order, "order", v => ui.go({order: v, row: 0})),
-        ...frame.facets.flatMap(facet => [el("hr"), el("p.sect", null, facet.name, el("span.r", null, "of these")), ...facet.values.map(([value, n]) =>
+        ...frame.facets.flatMap(facet => [el("hr"), el("div.sect", null, facet.name, el("span.r", null, "of these")), ...facet.values.map(([value, n]) =>
           el("div.facet", null, el("span.ell", {title: value, dir: "auto"}, value), el("div.bar", null, el("i", {style: `width:${100 * n / Math.max(1, frame.n_found)}%`})), el("span.n", null, count(n))))]));
       histogram(lengths, frame.lengths, ui.paint());
       head.replaceChildren(el("h2", null, "Examples"), el("span.sub", {"data-found": frame.n_found}, frame.n_found === frame.n_all ? count(frame.n_all) : `${count(frame.n_found)} of ${count(frame.n_all)}`),

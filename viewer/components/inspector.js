@@ -34,11 +34,11 @@ export function render({model, el: host}) {
         el("div.row", {style: "margin-bottom:10px"}, frame.tag ? el("span.tag.accent", null, frame.tag) : null, el("span.grow"),
           link(ui, ".btn", frame.list.query, frame.list.patch, {"data-action": "examples"}, "Examples"),
           frame.open ? link(ui, ".btn.primary", frame.open.query, frame.open.patch, {"data-action": "open"}, "Open example") : null),
-        el("p.sect", null, "Statistics", el("span.r", null, `value, rank of ${count(frame.n)}`)), ...strips,
-        ...(frame.examples.length ? [el("hr"), el("p.sect", null, "Strongest examples", el("span.r", null, frame.examples_of)),
+        el("div.sect", null, "Statistics", el("span.r", null, `value, rank of ${count(frame.n)}`)), ...strips,
+        ...(frame.examples.length ? [el("hr"), el("div.sect", null, "Strongest examples", el("span.r", null, frame.examples_of)),
           el("div", null, frame.examples.map(example => link(ui, ".exm", example.query, example.patch, {"data-example": example.patch.example},
             el("span.l", null, example.parts.map(part => piece(part, p))), el("span.num.strong", {style: "text-align:right"}, number(example.score)))))] : []),
-        ...(frame.like.length ? [el("hr", {style: "margin-top:6px"}), el("p.sect", null, "Similar heads", el("span.r", null, "by profile of statistics")),
+        ...(frame.like.length ? [el("hr", {style: "margin-top:6px"}), el("div.sect", null, "Similar heads", el("span.r", null, "by profile of statistics")),
           el("div", null, frame.like.map(other => el("button.like", {onclick: () => ui.go({layer: other.layer, head: other.index})}, el("b", null, other.head),
             el("div.bar", null, el("i", {style: `width:${100 * other.score}%`})), el("span.num", {style: "text-align:right"}, number(other.score)))))] : []));
       for (const [canvas, s] of canvases) strip(canvas, s, p);

@@ -3,15 +3,15 @@ import { el } from "../_js/dom.js";
 import { component, link, typing } from "../_js/shell.js";
 
 const CSS = `
-.tabs { display: flex; align-items: stretch; height: 36px; background: var(--surface); border: 1px solid var(--line); border-radius: 8px; padding: 0 6px }
-.tabs a { display: flex; align-items: center; gap: 7px; padding: 0 12px; color: var(--ink-2); font-weight: 500; border-bottom: 2px solid transparent; border-top: 2px solid transparent } .tabs a[aria-selected=true] { color: var(--ink); font-weight: 600; border-bottom-color: var(--accent) }
-.tabs a kbd { font-size: 10px; padding: 2px 4px; opacity: .8 } .hint { font-size: 11px; color: var(--ink-3); gap: 6px; padding-right: 6px }
+.viewtabs { display: flex; align-items: stretch; height: 36px; background: var(--surface); border: 1px solid var(--line); border-radius: 8px; padding: 0 6px }
+.viewtabs a { display: flex; align-items: center; gap: 7px; padding: 0 12px; color: var(--ink-2); font-weight: 500; border-bottom: 2px solid transparent; border-top: 2px solid transparent } .viewtabs a[aria-selected=true] { color: var(--ink); font-weight: 600; border-bottom-color: var(--accent) }
+.viewtabs a kbd { font-size: 10px; padding: 2px 4px; opacity: .8 } .hint { font-size: 11px; color: var(--ink-3); gap: 6px; padding-right: 6px }
 `;
 
 // frame: {view, views: [{view, label, query}], steps: {h, l, j, k: patch|null}, visible}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
-    const bar = el("div.tabs", {role: "tablist", "aria-label": "views"});
+    const bar = el("div.viewtabs", {role: "tablist", "aria-label": "views"});
     ui.root.append(bar);
     let frame = null;
     const keys = event => {

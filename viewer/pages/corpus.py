@@ -9,7 +9,8 @@ import numpy as np
 from headatlas.store.errors import HeadAtlasError
 
 from ..components.card import Facts, HeadMap, Inspector
-from ..data import SEARCH, DataSource, HeadValues
+from ..answers import HeadValues
+from ..data import SEARCH, DataSource
 from ..quotes import snippet
 from ..state import ViewState
 from .facts import facts_frame

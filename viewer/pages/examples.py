@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from ..components.card import ExampleList
-from ..data import DataSource, HeadValues, upper_end
+from ..answers import HeadValues, upper_end
+from ..data import DataSource
 from ..labels import visible
 from ..state import ViewState
 from .corpus import chosen_values, options

@@ -51,8 +51,10 @@ def size(n_bytes: int) -> str:
 
 
 def _named(identity: Any) -> str:
-    """A short name out of a provenance entry: a name, or the end of a path or source."""
+    """A short name out of a provenance entry: its name, or the end of its path or source."""
     if isinstance(identity, dict):
-        identity = next((identity[key] for key in ("name", "source", "path", "kind") if identity.get(key)), "")
+        if identity.get("name"):
+            return visible(str(identity["name"]))
+        identity = next((identity[key] for key in ("source", "path", "kind") if identity.get(key)), "")
     text = str(identity or "")
     return visible(PurePath(text.rstrip("/")).name or text)

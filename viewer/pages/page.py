@@ -41,10 +41,7 @@ def grid(*cards: pn.viewable.Viewable, columns: str = "minmax(0,1fr)", rows: str
 
 
 def place(card: pn.viewable.Viewable, column: str = "auto", row: str = "auto") -> pn.viewable.Viewable:
-    """Put a card into a cell of a grid; the cell decides its size."""
-    card.param.update(
-        styles={"grid-column": column, "grid-row": row, "width": "100%", "height": "100%", "min-width": "0", "min-height": "0"},
-        sizing_mode="stretch_both",
-        margin=0,
-    )
+    """Put a card or a grid into a cell of a grid; the cell decides its size."""
+    cell = {"grid-column": column, "grid-row": row, "width": "100%", "height": "100%", "min-width": "0", "min-height": "0"}
+    card.param.update(styles={**(card.styles or {}), **cell}, sizing_mode="stretch_both", margin=0)
     return card

@@ -14,7 +14,8 @@ import numpy as np
 from headatlas.store.errors import HeadAtlasError, PatternError
 
 from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
-from ..data import DataSource, SearchAnswer
+from ..answers import SearchAnswer
+from ..data import DataSource
 from ..labels import visible
 from ..quotes import around
 from ..state import ViewState
