@@ -18,15 +18,19 @@ import importlib.util
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import jaxtyping
 import pytest
+from beartype import BeartypeConf, beartype
+from beartype.door import is_bearable
+from beartype.roar import BeartypeDecorHintException, BeartypeException
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -35,8 +39,32 @@ ROOT = Path(__file__).resolve().parents[1]
 
 if any(name.startswith("headatlas.") for name in sys.modules):
     raise RuntimeError("headatlas was imported before its shape checks could be installed")
-# Every annotated array of headatlas is checked against its shape and type; an int may stand for a float (PEP 484).
-install_import_hook("headatlas", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+_INT_FOR_FLOAT = BeartypeConf(is_pep484_tower=True)
+
+
+def _checked(function: Callable) -> Callable:
+    """Check the arguments of `function` and what it returns against its annotations.
+
+    What cannot be checked at run time (a plain Protocol) is left out; the rest of that function still is.
+    """
+    try:
+        return beartype(function, conf=_INT_FOR_FLOAT)
+    except BeartypeDecorHintException:
+        function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if _checkable(hint)}
+        return beartype(function, conf=_INT_FOR_FLOAT)
+
+
+def _checkable(hint: object) -> bool:
+    try:
+        is_bearable(None, hint)  # type: ignore[arg-type]
+    except BeartypeException:
+        return False
+    return True
+
+
+# The hook takes its checker by name. Every annotated array of headatlas is checked for shape and type.
+sys.modules["headatlas_runtime_checks"] = types.SimpleNamespace(checked=_checked)  # type: ignore[assignment]
+jaxtyping.install_import_hook("headatlas", "headatlas_runtime_checks.checked")
 
 _COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("small", max_examples=25, derandomize="CI" in os.environ, **_COMMON)
@@ -70,6 +98,14 @@ def _no_browser_message() -> str:
 def repository() -> Path:
     """The repository's root."""
     return ROOT
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """Switch the checks of arguments off, as they are for users: for tests of the errors that users see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,10 @@ def test_shapes_are_checked_at_run_time() -> None:
         _sequence(4)
 
 
+def test_shape_checks_can_be_switched_off_to_see_what_users_see(without_shape_checks) -> None:
+    assert len(_sequence(4)) == 3
+
+
 def test_torch_uses_one_thread() -> None:
     import torch
 

@@ -5,7 +5,7 @@ import operator
 import numpy as np
 import pytest
 import re2
-from headatlas.store.errors import PatternError
+from headatlas.store.errors import FormatError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern, Vocabulary
 from headatlas.store.patterns.evaluate import Evaluator
 from headatlas.store.patterns.fields import Texts, TokenFields
@@ -26,6 +26,7 @@ from headatlas.store.tokens import Column, TokenFlag, TokenTable
 
 # Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -172,7 +173,7 @@ number_leaves = st.one_of(
         sides,
         st.sampled_from(["position", "position", "id", "word", "head", "segment", "length", "score"]),
         steps,
-    ),  # fmt: skip
+    ),
     st.builds(Reference, st.just("example"), st.sampled_from(["index", "grade"])),
     st.builds(Constant, st.integers(0, 6)),
 )
@@ -203,13 +204,13 @@ conditions = st.one_of(
         numbers,
         st.lists(st.builds(Constant, st.integers(-2, 4)), min_size=1, max_size=3).map(tuple),
         st.booleans(),
-    ),  # fmt: skip
+    ),
     st.builds(
         Member,
         texts,
         st.lists(st.builds(Constant, st.sampled_from(WORDS)), min_size=1, max_size=3).map(tuple),
         st.booleans(),
-    ),  # fmt: skip
+    ),
     st.builds(Matches, texts, st.sampled_from(["^t", "s+", "^$", "[A-Z]"]), st.booleans()),
     st.sampled_from([Named(name, LIBRARY[name].node) for name in ("induction", "previous_token", "duplicate_token")]),
     st.builds(Constant, st.booleans()),
@@ -257,10 +258,7 @@ def matcher_of(node, query, key, columns, texts, causal):
 )
 def test_matches_equal_the_pair_by_pair_interpreter(node, lengths, seed, kind, block_pairs):
     query, key, columns, texts = corpus(lengths, seed)
-    if kind != "cross":
-        key = query
-    else:
-        key = make_table([n + 1 for n in lengths], np.random.default_rng(seed + 1))
+    key = make_table([n + 1 for n in lengths], np.random.default_rng(seed + 1)) if kind == "cross" else query
     matcher = matcher_of(node, query, key, columns, texts, kind == "causal")
     naive = Naive(query, key, columns, texts)
     expected, offset = [], 0
@@ -375,3 +373,10 @@ def test_words_are_cut_from_their_own_text_of_a_pair():
         assert values.texts[values.data[token]] == text[3 * word : 3 * word + 2]
     joined = TokenFields(table).values("word_text")
     assert joined.texts[joined.data[1]].startswith(table.text[1])
+
+
+def test_a_token_of_a_word_that_does_not_exist_is_an_error_and_not_another_examples_word():
+    table = make_table([4, 4], np.random.default_rng(0))
+    table.word[1] = 7
+    with pytest.raises(FormatError, match="token 1 is said to belong to word 7"):
+        TokenFields(table).values("upos")
