@@ -88,6 +88,20 @@ class HeadMap(Card):
     _esm = _bundle = "headmap.js"
 
 
+class Scatter(Card):
+    """Heads by two statistics."""
+
+    selected = param.String(default="0.0", doc="layer.head")
+
+    _esm = _bundle = "scatter.js"
+
+
+class Distribution(Card):
+    """One number of one head over the examples."""
+
+    _esm = _bundle = "distribution.js"
+
+
 class Inspector(Card):
     """The statistics of one head, its strongest examples, heads like it."""
 

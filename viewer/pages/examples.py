@@ -12,7 +12,7 @@ from ..answers import HeadValues, upper_end
 from ..data import DataSource
 from ..labels import visible
 from ..state import ViewState
-from .corpus import chosen_values, options
+from .corpus import chosen_values, options, scores_over_examples
 from .page import Page, place
 
 PAGE_ROWS = 22
@@ -35,16 +35,6 @@ class ExamplesPage(Page):
         values = chosen_values(self.data, self.state)
         self.list.frame = list_frame(self.data, self.state, values)
         return "stored statistics"
-
-
-def scores_over_examples(data: DataSource, state: ViewState, values: HeadValues) -> np.ndarray:
-    """The chosen number of the chosen head on every example, by position; NaN where there is none."""
-    if values.name in data.statistic_names:
-        return data.over_examples(state.site, values.name)[state.layer, state.head]
-    scores = np.full(data.n_examples, np.nan, np.float32)
-    for hit in data.search_examples(state.pattern, state.site, state.layer, state.head):
-        scores[data.position_of(hit.number)] = hit.score
-    return scores
 
 
 def ordered(scores: np.ndarray, found: Int64[np.ndarray, "found"], order: str) -> Int64[np.ndarray, "found"]:
