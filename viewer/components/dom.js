@@ -138,3 +138,16 @@ export function mirror(root, caption) {
     get rows() { return rows; },
   };
 }
+
+// Keys of a picture that has the focus. Escape works wherever the focus is, as long as the picture shows and nobody types.
+export function keyboard(model, node, actions) {
+  const typing = event => /^(INPUT|TEXTAREA|SELECT)$/.test(event.composedPath()[0]?.tagName || "") || event.composedPath()[0]?.isContentEditable;
+  const plainKey = event => !event.ctrlKey && !event.metaKey && !event.altKey;
+  node.addEventListener("keydown", event => {
+    if (event.key !== "Escape" && actions[event.key] && plainKey(event) && !typing(event)) { event.preventDefault(); actions[event.key](); }
+  });
+  if (!actions.Escape) return;
+  const escape = event => { if (event.key === "Escape" && node.offsetParent && !typing(event)) actions.Escape(); };
+  document.addEventListener("keydown", escape);
+  model.on("remove", () => document.removeEventListener("keydown", escape));
+}

@@ -3,11 +3,11 @@ export const CSS = `
 :host { display: block }
 .ha { color: var(--ink); font: 13px/1.4 -apple-system,BlinkMacSystemFont,"Segoe UI",Inter,Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif;
   -webkit-font-smoothing: antialiased; box-sizing: border-box; width: 100%; height: 100%; min-height: 0; position: relative; text-align: left }
-.ha *, .ha *::before { box-sizing: border-box }
-.ha h2, .ha p { margin: 0; font-size: inherit; font-weight: inherit }
-.ha canvas { display: block }
-.ha button, .ha input, .ha select { font: inherit; color: inherit }
-.ha button { cursor: pointer }
+:where(.ha) *, :where(.ha) *::before { box-sizing: border-box }
+:where(.ha h2, .ha p) { margin: 0; font-size: inherit; font-weight: inherit }
+:where(.ha canvas) { display: block } :where(.ha [hidden]) { display: none }
+:where(.ha button, .ha input, .ha select) { font: inherit; color: inherit }
+:where(.ha button) { cursor: pointer }
 .ha :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; border-radius: 4px }
 .num { font-variant-numeric: tabular-nums } .dim { color: var(--ink-3) } .strong { font-weight: 600 }
 .grow { flex: 1; min-width: 0 } .ell { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
@@ -22,7 +22,7 @@ export const CSS = `
 .sect .r { margin-left: auto; font-weight: 400; color: var(--ink-3); overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .ha hr { border: 0; border-top: 1px solid var(--line); margin: 12px 0 }
 .btn { display: inline-flex; align-items: center; gap: 6px; height: 24px; padding: 0 8px; border: 1px solid var(--line-2); border-radius: 6px;
-  background: var(--surface); font-weight: 500; font-size: 12px !important; white-space: nowrap }
+  background: var(--surface); font-weight: 500; font-size: 12px; white-space: nowrap }
 .btn:hover { background: var(--surface-2) } .btn.quiet { border-color: transparent; color: var(--ink-2) }
 .btn.primary { background: var(--accent); border-color: var(--accent); color: var(--on-accent); font-weight: 600 }
 .seg { display: flex; border: 1px solid var(--line-2); border-radius: 6px; overflow: hidden; background: var(--surface) }
@@ -38,7 +38,7 @@ export const CSS = `
 .ha input[type=range]::-webkit-slider-thumb { appearance: none; width: 14px; height: 14px; border-radius: 50%; background: var(--surface); border: 2px solid var(--accent); margin-top: -5px }
 .ha input[type=range]::-moz-range-track { height: 4px; border-radius: 2px; background: var(--surface-3) }
 .bar { height: 6px; border-radius: 3px; background: var(--surface-3); overflow: hidden } .bar i { display: block; height: 100%; background: var(--accent) }
-.hchip { display: inline-flex; align-items: center; gap: 6px; height: 22px; padding: 0 7px 0 4px; border: 1px solid var(--line-2); border-radius: 4px; background: var(--surface); font-size: 12px !important; white-space: nowrap }
+.hchip { display: inline-flex; align-items: center; gap: 6px; height: 22px; padding: 0 7px 0 4px; border: 1px solid var(--line-2); border-radius: 4px; background: var(--surface); font-size: 12px; white-space: nowrap }
 .hchip i { width: 12px; height: 12px; border-radius: 3px; display: inline-block } .hchip.off { opacity: .4 }
 .tip { position: fixed; z-index: 50; pointer-events: none; background: var(--surface); border: 1px solid var(--line-2); border-radius: 8px; box-shadow: var(--shadow); padding: 8px 10px; font-size: 12px; min-width: 150px; max-width: 320px }
 .tip-title { font-weight: 600; margin-bottom: 4px; overflow-wrap: anywhere } .tip-rows { display: grid; grid-template-columns: 1fr auto auto; gap: 2px 0; white-space: nowrap }
