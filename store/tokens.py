@@ -70,7 +70,9 @@ class Column:
         inside = rows >= 0
         if not len(self.data):
             return Column(np.full(rows.shape, MISSING, dtype=self.data.dtype), self.values)
-        return Column(np.where(inside, self.data[np.where(inside, rows, 0)], MISSING).astype(self.data.dtype), self.values)
+        return Column(
+            np.where(inside, self.data[np.where(inside, rows, 0)], MISSING).astype(self.data.dtype), self.values
+        )
 
 
 @dataclass(frozen=True)
