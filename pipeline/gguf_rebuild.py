@@ -19,7 +19,7 @@ from typing import Any
 
 from headatlas.store.errors import ConfigError
 
-from .model_folder import hash_file, read_json
+from .model_folder import hash_file, quiet_transformers, read_json
 
 REBUILD_VERSION = 1
 """Raised when rebuilding changes what it writes: older folders are then left aside."""
@@ -52,7 +52,8 @@ def rebuild_gguf(path: Path, cache: Path) -> Path:
     try:
         part.mkdir(parents=True)
         try:
-            _rebuild(path, part)
+            with quiet_transformers():
+                _rebuild(path, part)
             _write_record(part, path.name, sha256)
             if folder.exists() and not _is_whole(folder, sha256):
                 shutil.rmtree(folder)

@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headatlas.store.errors import ConfigError
 
-from .model_folder import check_config, count_parameters, hash_file, hash_model_files, read_weight_files
+from .model_folder import (
+    check_config,
+    count_parameters,
+    hash_file,
+    hash_model_files,
+    quiet_transformers,
+    read_weight_files,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -264,16 +271,17 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model, report = AutoModel.from_pretrained(
-            folder.path,
-            config=config,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
+        with quiet_transformers():
+            model, report = AutoModel.from_pretrained(
+                folder.path,
+                config=config,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
     except Exception as error:
         raise ConfigError(f"model {folder.name!r}: transformers cannot load it: {error}") from error
     # A pooler stands behind all attention, and models saved without one are common.

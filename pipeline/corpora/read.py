@@ -15,6 +15,7 @@ from .jsonl import read_jsonl
 from .options import CorpusOptions
 from .records import Quarantined, UniqueIds, open_bytes
 from .table import read_delimited, read_parquet
+from .templates import read_templates
 from .text import read_text
 
 _READERS: dict[str, Callable[[Any], Iterator[CorpusExample | Quarantined]]] = {
@@ -24,6 +25,7 @@ _READERS: dict[str, Callable[[Any], Iterator[CorpusExample | Quarantined]]] = {
     "tsv": read_delimited,
     "parquet": read_parquet,
     "conllu": read_conllu,
+    "templates": read_templates,
 }
 
 
