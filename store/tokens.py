@@ -86,14 +86,14 @@ class TokenTable:
     within the example of the syntactic head's word, -1 for the root.
     """
 
-    token_offset: Int64[np.ndarray, "example+1"]
+    token_offset: Int64[np.ndarray, "boundary"]
     id: Int32[np.ndarray, "token"]
     word: Int32[np.ndarray, "token"]
     char_start: Int32[np.ndarray, "token"]
     char_end: Int32[np.ndarray, "token"]
     flags: UInt8[np.ndarray, "token"]
     columns: dict[str, Column]
-    word_offset: Int64[np.ndarray, "example+1"]
+    word_offset: Int64[np.ndarray, "boundary"]
     word_char_start: Int32[np.ndarray, "word"]
     word_char_end: Int32[np.ndarray, "word"]
     word_columns: dict[str, Column] = field(default_factory=dict)
