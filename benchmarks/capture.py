@@ -107,7 +107,9 @@ def measure(name: str, config: JobConfig) -> list[Row]:
         rows.append(Row(f"{label} · {name} · short", ratio.median, "of its speed", ratio.spread, beside))
     seconds = sorted(timings["plain"].cpu_s)
     rows.append(Row(f"plain · {name} · short", seconds[len(seconds) // 2], "s", (seconds[0], seconds[-1]), None))
-    rows.append(Row(f"stored · {name} · short", numbers["bytes"] / 1e6, "MB", None, f"{buffers_bytes(job) / 1e6:.1f} MB raw"))
+    rows.append(
+        Row(f"stored · {name} · short", numbers["bytes"] / 1e6, "MB", None, f"{buffers_bytes(job) / 1e6:.1f} MB raw")
+    )
     return rows
 
 

@@ -103,7 +103,9 @@ def attention_weights(call: AttentionCall) -> Float[Tensor, "batch head query ke
     elif call.mask is not None:
         scores = scores + call.mask.float().clamp(min=_LOWEST)
     elif call.causal:
-        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1), _LOWEST)
+        scores = scores.masked_fill(
+            torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1), _LOWEST
+        )
     if call.sinks is None:
         return torch.softmax(scores, dim=-1)
     sink = call.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
@@ -174,7 +176,9 @@ def _check_call(call: AttentionCall, kwargs: dict[str, Any]) -> None:
             f"{call.module} attends causally from {n_queries} queries to {n_keys} keys: a cache is in use. Run with use_cache=False."
         )
     if call.query.shape[1] % call.key.shape[1]:
-        raise UnsupportedModelError(f"{call.module} has {call.query.shape[1]} query heads over {call.key.shape[1]} key heads.")
+        raise UnsupportedModelError(
+            f"{call.module} has {call.query.shape[1]} query heads over {call.key.shape[1]} key heads."
+        )
 
 
 AttentionInterface.register(IMPLEMENTATION, capture_attention)
@@ -193,7 +197,9 @@ def capturing(model: PreTrainedModel, receiver: Receiver) -> Iterator[None]:
         The model is in training mode (dropout), or does not go through the attention interface.
     """
     if model.training:
-        raise UnsupportedModelError(f"{type(model).__name__} is in training mode, where attention is dropped at random; call model.eval().")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is in training mode, where attention is dropped at random; call model.eval()."
+        )
     with implementation(model, IMPLEMENTATION):
         before = {id(module): _ROUTES.get(id(module)) for module in model.modules()}
         for name, module in model.named_modules():
@@ -220,12 +226,16 @@ def implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
     configs = _attention_configs(model)
     before = [(config, config._attn_implementation_internal) for config in configs]
     if not model._can_set_attn_implementation():
-        raise UnsupportedModelError(f"{type(model).__name__} does not call transformers' attention interface, so its attention cannot be captured. {SUPPORTED}")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not call transformers' attention interface, so its attention cannot be captured. {SUPPORTED}"
+        )
     try:
         try:
             model.set_attn_implementation(name)
         except (ValueError, KeyError, ImportError) as error:
-            raise UnsupportedModelError(f"{type(model).__name__} does not run with {name!r} attention: {error} {SUPPORTED}") from error
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does not run with {name!r} attention: {error} {SUPPORTED}"
+            ) from error
         yield
     finally:
         for config, value in before:
@@ -241,5 +251,9 @@ def _attention_configs(model: PreTrainedModel) -> list[Any]:
         if id(config) in found or not hasattr(config, "_attn_implementation_internal"):
             continue
         found[id(config)] = config
-        waiting.extend(getattr(config, name) for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None)
+        waiting.extend(
+            getattr(config, name)
+            for name in getattr(config, "sub_configs", {})
+            if getattr(config, name, None) is not None
+        )
     return list(found.values())

@@ -17,10 +17,26 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode="rich")
 _PANEL = "Pipeline"
 
-ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A job file, or the name of one that ships with headatlas (demo, smollm2).", show_default=False)]
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="STORE", help="Folder to write to, instead of store.path.", show_default=False)]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated.", show_default=False)]
-MaxOption = Annotated[int | None, typer.Option("--max-examples", metavar="N", min=1, help="Take the first N examples only.", show_default=False)]
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A job file, or the name of one that ships with headatlas (demo, smollm2).",
+        show_default=False,
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="STORE", help="Folder to write to, instead of store.path.", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated.", show_default=False),
+]
+MaxOption = Annotated[
+    int | None,
+    typer.Option("--max-examples", metavar="N", min=1, help="Take the first N examples only.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -47,7 +63,10 @@ def run(
         report = run_job(job, display)
     except KeyboardInterrupt:
         display.close()
-        print(f"\nheadatlas: stopped. Every committed segment is safe in {job.store.path}; the same command goes on from there.", file=sys.stderr)
+        print(
+            f"\nheadatlas: stopped. Every committed segment is safe in {job.store.path}; the same command goes on from there.",
+            file=sys.stderr,
+        )
         raise typer.Exit(130) from None
     finally:
         display.close()
@@ -117,7 +136,10 @@ def _print_projection(projection: JobProjection, job: Any) -> None:
         f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
         highlight=False,
     )
-    for count, what in ((len(job.skipped), "examples cannot be encoded"), (job.n_quarantined, "records cannot be read")):
+    for count, what in (
+        (len(job.skipped), "examples cannot be encoded"),
+        (job.n_quarantined, "records cannot be read"),
+    ):
         if count:
             console.print(f"{count:,} {what}", highlight=False)
     table = Table("array", "raw", "on disk (predicted)", box=None, header_style="bold")

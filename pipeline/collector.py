@@ -54,14 +54,18 @@ class Batch:
         """
         if call.mask is None:
             if site.causal and not call.causal and run.n_queries > 1:
-                raise UnsupportedModelError(f"{call.module} attends to later tokens, but did not when the model was probed.")
+                raise UnsupportedModelError(
+                    f"{call.module} attends to later tokens, but did not when the model was probed."
+                )
             return None, call.causal
         known = self._masks.get((id(call.mask), index))
         if known is None:
             crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
             open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
             if site.causal and bool(open_.triu(1).any()):
-                raise UnsupportedModelError(f"{call.module} attends to later tokens, but did not when the model was probed.")
+                raise UnsupportedModelError(
+                    f"{call.module} attends to later tokens, but did not when the model was probed."
+                )
             if crop.dtype != torch.bool:
                 additive = crop.float().clamp(min=LOWEST)
                 known = (call.mask, additive if bool(additive.any()) else None, False)
@@ -93,7 +97,9 @@ class TorchReduction:
     def __init__(self, keep: Keep, statistics: Sequence[str]) -> None:
         unknown = [name for name in statistics if name not in STATISTIC_NAMES]
         if unknown:
-            raise ConfigError(f"statistics {', '.join(unknown)} cannot be computed; known are {', '.join(STATISTIC_NAMES)}.")
+            raise ConfigError(
+                f"statistics {', '.join(unknown)} cannot be computed; known are {', '.join(STATISTIC_NAMES)}."
+            )
         self._keep = keep
         self._statistics = tuple(statistics)
 
@@ -130,7 +136,9 @@ class TorchReduction:
             ("query", call.query, arrays.query, place.query_start, 0),
             ("key", call.key, arrays.key, place.key_start, 1),
         ):
-            smallest, largest = (float(value) for value in torch.aminmax(vectors))
+            smallest, largest = (
+                float(value) for value in torch.aminmax(vectors.transpose(1, 2))
+            )  # [batch, token, head, d_head] lies in one piece
             if not max(-smallest, largest) <= _LARGEST[codec]:  # also catches NaN
                 _report_vectors(vectors, name, codec, batch, place, site, layer, [length[side] for length in lengths])
             stored = _host(vectors.to(getattr(torch, codec)), codec)
@@ -161,7 +169,9 @@ class TraceCollector:
         self._buffers: SegmentBuffers | None = None
         self._batch: Batch | None = None
 
-    def begin(self, buffers: SegmentBuffers, examples: Sequence[int], special: dict[str, Bool[Tensor, "batch token"]]) -> Batch:
+    def begin(
+        self, buffers: SegmentBuffers, examples: Sequence[int], special: dict[str, Bool[Tensor, "batch token"]]
+    ) -> Batch:
         """Get ready for a forward pass over these examples of the segment, in this order."""
         self._sequence.restart()
         self._buffers = buffers
@@ -196,7 +206,11 @@ def _tiles(run: Run, site: Site, device: torch.device) -> Iterator[tuple[slice, 
         for kv_head in range(0, site.n_kv_heads, n_kv_heads):
             heads = slice(kv_head * per_key_head, min(kv_head + n_kv_heads, site.n_kv_heads) * per_key_head)
             for query in range(0, run.n_queries, n_rows):
-                yield slice(row, min(row + n_examples, run.stop)), heads, slice(query, min(query + n_rows, run.n_queries))
+                yield (
+                    slice(row, min(row + n_examples, run.stop)),
+                    heads,
+                    slice(query, min(query + n_rows, run.n_queries)),
+                )
 
 
 def _cut(
@@ -216,7 +230,9 @@ def _cut(
     bias: Float[Tensor, "#example #head query key"] | None = None
     if mask is not None:
         inside = slice(rows.start - run.start, rows.stop - run.start)
-        bias = mask[inside if mask.shape[0] > 1 else slice(0, 1), heads if mask.shape[1] > 1 else slice(0, 1), queries, :n_keys]
+        bias = mask[
+            inside if mask.shape[0] > 1 else slice(0, 1), heads if mask.shape[1] > 1 else slice(0, 1), queries, :n_keys
+        ]
     if call.position_bias is not None:
         learned = call.position_bias
         learned = learned[rows if learned.shape[0] > 1 else slice(0, 1), heads, queries, :n_keys].float()
@@ -307,7 +323,9 @@ def _host(vectors: Tensor, codec: str) -> np.ndarray:
     return vectors.cpu().numpy()
 
 
-def _report(valid: Tensor, batch: Batch, place: SitePlacement, site: Site, layer: int, rows: slice, heads: slice) -> None:
+def _report(
+    valid: Tensor, batch: Batch, place: SitePlacement, site: Site, layer: int, rows: slice, heads: slice
+) -> None:
     for example, head in (~valid).nonzero().tolist():
         batch.fail(
             rows.start + example,
@@ -317,9 +335,20 @@ def _report(valid: Tensor, batch: Batch, place: SitePlacement, site: Site, layer
 
 
 def _report_vectors(
-    vectors: Tensor, name: str, codec: str, batch: Batch, place: SitePlacement, site: Site, layer: int, lengths: list[int]
+    vectors: Tensor,
+    name: str,
+    codec: str,
+    batch: Batch,
+    place: SitePlacement,
+    site: Site,
+    layer: int,
+    lengths: list[int],
 ) -> None:
     for row, length in enumerate(lengths):
         largest = float(vectors[row, :, :length].abs().amax())
         if not largest <= _LARGEST[codec]:
-            batch.fail(row, place, f"{site.name} layer {layer}: {name} holds {largest:g}, more than {codec} can ({_LARGEST[codec]:g})")
+            batch.fail(
+                row,
+                place,
+                f"{site.name} layer {layer}: {name} holds {largest:g}, more than {codec} can ({_LARGEST[codec]:g})",
+            )

@@ -182,7 +182,9 @@ def find_config(name: str | Path) -> Path:
     shipped = _shipped_configs()
     if str(name) in shipped:
         return shipped[str(name)]
-    raise ConfigError(f"there is no job file {str(name)!r}; give a path, or one of those that ship: {', '.join(sorted(shipped))}.")
+    raise ConfigError(
+        f"there is no job file {str(name)!r}; give a path, or one of those that ship: {', '.join(sorted(shipped))}."
+    )
 
 
 def _shipped_configs() -> dict[str, Path]:

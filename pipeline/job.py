@@ -102,7 +102,13 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
         torch.set_num_threads(config.run.threads)
     on_event(Stage(f"reading model {config.model.source}"))
     settings = config.model
-    loaded = load_model(settings.source, dtype=settings.dtype, device=settings.device, revision=settings.revision, local_only=settings.local_only)
+    loaded = load_model(
+        settings.source,
+        dtype=settings.dtype,
+        device=settings.device,
+        revision=settings.revision,
+        local_only=settings.local_only,
+    )
     on_event(Stage(f"reading corpus {config.corpus.path}"))
     records = list(read_corpus(config.corpus))
     quarantined = [record for record in records if isinstance(record, Quarantined)]
@@ -114,7 +120,9 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
     two_sided = bool(getattr(loaded.model.config, "is_encoder_decoder", False))
     limit = max_model_tokens(loaded.model, loaded.tokenizer)
     if config.tokens.max_tokens is not None and limit is not None and config.tokens.max_tokens > limit:
-        raise ConfigError(f"tokens.max_tokens is {config.tokens.max_tokens}, but {loaded.identity.name} takes at most {limit}.")
+        raise ConfigError(
+            f"tokens.max_tokens is {config.tokens.max_tokens}, but {loaded.identity.name} takes at most {limit}."
+        )
     encoded = encode(
         corpus,
         loaded.tokenizer,
@@ -128,7 +136,8 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
     if len(skipped) == len(corpus):
         raise ConfigError(f"none of the {len(corpus)} examples can be encoded: {next(iter(skipped.values()))}.")
     examples = [
-        without_tokens(corpus[i], two_sided) if isinstance(result, Skipped) else result for i, result in enumerate(encoded)
+        without_tokens(corpus[i], two_sided) if isinstance(result, Skipped) else result
+        for i, result in enumerate(encoded)
     ]
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer)
@@ -136,7 +145,9 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
     sites = discover_sites(loaded.model, inputs.build_probe(first))
     keep = Keep.model_validate(config.keep.model_dump())
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=tuple(STATISTICS) if keep.statistics else ())
-    segments = plan_segments(spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes)
+    segments = plan_segments(
+        spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
+    )
     assert config.store.path is not None, "load_config gives every job a store"
     job = Job(config, config.store.path, loaded, inputs, sites, spec, examples, skipped, len(quarantined), segments, {})
     return replace(job, provenance=_describe(job, quarantined))
@@ -145,8 +156,22 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
 def model_shape(loaded: LoadedModel) -> ModelShape:
     """What the memory projection needs of a model."""
     config = loaded.model.config.get_text_config()
-    hidden = next((v for name in ("hidden_size", "d_model", "dim", "n_embd") if isinstance(v := getattr(config, name, None), int)), 1024)
-    inner = next((v for name in ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner") if isinstance(v := getattr(config, name, None), int)), 4 * hidden)
+    hidden = next(
+        (
+            v
+            for name in ("hidden_size", "d_model", "dim", "n_embd")
+            if isinstance(v := getattr(config, name, None), int)
+        ),
+        1024,
+    )
+    inner = next(
+        (
+            v
+            for name in ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner")
+            if isinstance(v := getattr(config, name, None), int)
+        ),
+        4 * hidden,
+    )
     parameters = list(loaded.model.parameters())
     return ModelShape(sum(p.nbytes for p in parameters), hidden, inner, parameters[0].element_size())
 

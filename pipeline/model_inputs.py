@@ -67,7 +67,9 @@ class InputBuilder:
                 continue
             ids = np.resize(tokens.id, lengths[sequence]).astype(np.int64)
             arguments[f"{prefix}input_ids"] = torch.from_numpy(ids)[None].to(self._device)
-            arguments[f"{prefix}attention_mask"] = torch.ones((1, lengths[sequence]), dtype=torch.int64, device=self._device)
+            arguments[f"{prefix}attention_mask"] = torch.ones(
+                (1, lengths[sequence]), dtype=torch.int64, device=self._device
+            )
         return arguments
 
     def _pad_batch(self, sequences: Sequence[TokenSequence]) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +97,10 @@ class InputBuilder:
 
 def max_model_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The longest sequence the model was made for; None where nothing says so."""
-    limits = [getattr(model.config.get_text_config(), name, None) for name in ("max_position_embeddings", "n_positions", "max_source_positions")]
+    limits = [
+        getattr(model.config.get_text_config(), name, None)
+        for name in ("max_position_embeddings", "n_positions", "max_source_positions")
+    ]
     stated = tokenizer.model_max_length
     found = [limit for limit in (*limits, stated) if isinstance(limit, int) and 0 < limit < 10**9]
     if not found:
@@ -103,6 +108,10 @@ def max_model_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     longest = min(found)
     for name, module in model.named_modules():
         # RoBERTa and its kin count positions from padding_idx + 1
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+        if (
+            name.endswith("position_embeddings")
+            and isinstance(module, torch.nn.Embedding)
+            and module.padding_idx is not None
+        ):
             longest = min(longest, module.num_embeddings - module.padding_idx - 1)
     return longest

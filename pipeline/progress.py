@@ -98,7 +98,17 @@ class JobDone:
     seconds: float
 
 
-Event = Stage | JobStarted | CheckPassed | BatchDone | BatchHalved | ExampleSkipped | SegmentRestarted | SegmentDone | JobDone
+Event = (
+    Stage
+    | JobStarted
+    | CheckPassed
+    | BatchDone
+    | BatchHalved
+    | ExampleSkipped
+    | SegmentRestarted
+    | SegmentDone
+    | JobDone
+)
 
 
 @dataclass
@@ -148,7 +158,9 @@ def describe(event: Event) -> str | None:
             return text
         case JobStarted():
             before = f", {event.n_done:,} of them there from before" if event.n_done else ""
-            return f"{event.model} → {event.store}: {event.n_examples:,} examples in {event.n_segments} segments{before}"
+            return (
+                f"{event.model} → {event.store}: {event.n_examples:,} examples in {event.n_segments} segments{before}"
+            )
         case CheckPassed():
             rebuilt = "" if event.rebuilt is None else f"; rebuilt from query and key within {event.rebuilt:.1e}"
             return f"self-check passed: {event.n_weights:,} weights within {event.largest:.1e} of eager attention (at most {event.bound:g}){rebuilt}"
@@ -160,7 +172,9 @@ def describe(event: Event) -> str | None:
             return f"segment {event.index} starts again without {event.n_examples} examples"
         case JobDone():
             left_out = "".join(
-                f", {count:,} {what}" for count, what in ((event.n_skipped, "skipped"), (event.n_quarantined, "records unreadable")) if count
+                f", {count:,} {what}"
+                for count, what in ((event.n_skipped, "skipped"), (event.n_quarantined, "records unreadable"))
+                if count
             )
             return f"done: {event.n_examples:,} examples{left_out}, {format_bytes(event.n_bytes)} in {event.store} after {format_seconds(event.seconds)}"
         case _:

@@ -99,13 +99,23 @@ def reduce_tile(tile: Tile, request: TileRequest) -> TileResult:
     inverse = torch.reciprocal(norm)
     weights.mul_(inverse)
     if request.statistics:
-        result.sums = _sums(tile, request.statistics, weights, shifted, log_norm, mass * inverse, inverse * torch.exp(largest - top), flat)
+        result.sums = _sums(
+            tile,
+            request.statistics,
+            weights,
+            shifted,
+            log_norm,
+            mass * inverse,
+            inverse * torch.exp(largest - top),
+            flat,
+        )
     if request.n_edges:
         result.edge_key, result.edge_weight = strongest_keys(weights, request.n_edges, tile.first_row, tile.causal)
     if request.attention == "sqrt8":
         root = torch.sqrt(weights, out=shifted)
         torch.add(_HALF.to(root.device), root, alpha=255, out=root)
-        result.attention = root.to(torch.uint8)  # truncates: floor(255 · sqrt(w) + 0.5)
+        # Truncates: floor(255 · sqrt(w) + 0.5). Through int32 it takes a third of the time.
+        result.attention = root.to(torch.int32).to(torch.uint8)
     elif request.attention:
         result.attention = weights.to(getattr(torch, request.attention))
     return result
@@ -172,7 +182,9 @@ def _sums(
     if "maximum" in names:
         sums["maximum"] = maximum.sum(dim=(-2, -1))
     if "distance" in names:
-        sums["distance"] = torch.mv(pairs, _distances(tile.first_row, n_rows, n_keys, weights.device)).view(n_examples, n_heads)
+        sums["distance"] = torch.mv(pairs, _distances(tile.first_row, n_rows, n_keys, weights.device)).view(
+            n_examples, n_heads
+        )
     for name, offset in (("self", 0), ("previous", -1), ("next", 1)):
         if name in names:
             sums[name] = weights.diagonal(tile.first_row + offset, dim1=-2, dim2=-1).sum(dim=-1)

@@ -102,7 +102,9 @@ def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
     done = writer.committed
     left = [segment for segment in job.segments if segment.index not in done]
     n_done = sum(segment.n_examples for segment in job.segments if segment.index in done)
-    on_event(JobStarted(str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(done)))
+    on_event(
+        JobStarted(str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(done))
+    )
     if left:
         _check(job, left, on_event)
         collector = TraceCollector(job.spec, job.sites)
@@ -120,13 +122,28 @@ def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - started
     on_event(JobDone(str(job.path), len(job.examples), len(manifest.skipped), job.n_quarantined, n_bytes, seconds))
-    return JobReport(str(job.path), len(job.examples), len(job.segments), len(left), len(manifest.skipped), job.n_quarantined, n_bytes, seconds)
+    return JobReport(
+        str(job.path),
+        len(job.examples),
+        len(job.segments),
+        len(left),
+        len(manifest.skipped),
+        job.n_quarantined,
+        n_bytes,
+        seconds,
+    )
 
 
-def compute_segment(job: Job, segment: SegmentSpec, collector: TraceCollector, pool: BufferPool, on_event: Listener = lambda event: None) -> ComputedSegment:
+def compute_segment(
+    job: Job, segment: SegmentSpec, collector: TraceCollector, pool: BufferPool, on_event: Listener = lambda event: None
+) -> ComputedSegment:
     """Run the model over one segment's examples."""
     examples = list(job.examples[segment.examples])
-    skipped = {i: reason for i, reason in job.skipped.items() if segment.first_example <= i < segment.first_example + segment.n_examples}
+    skipped = {
+        i: reason
+        for i, reason in job.skipped.items()
+        if segment.first_example <= i < segment.first_example + segment.n_examples
+    }
     for index, reason in skipped.items():
         on_event(ExampleSkipped(index, job.examples[index].example.id, reason))
     while True:
@@ -149,7 +166,9 @@ def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntr
         text_pairs=[example.text_pair for example in examples],
         target_texts=[example.target for example in examples],
         columns=build_example_columns(examples),
-        tokens={sequence: build_token_table(computed.examples, sequence) for sequence in computed.buffers.spec.sequences},
+        tokens={
+            sequence: build_token_table(computed.examples, sequence) for sequence in computed.buffers.spec.sequences
+        },
     )
     notes = [
         {"example": index, "id": computed.examples[index - computed.segment.first_example].example.id, "reason": reason}
@@ -158,7 +177,9 @@ def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntr
     return writer.write(computed.segment.index, computed.segment.first_example, tables, computed.buffers.arrays, notes)
 
 
-def _fill(job: Job, examples: list[EncodedExample], collector: TraceCollector, pool: BufferPool, on_event: Listener) -> SegmentBuffers:
+def _fill(
+    job: Job, examples: list[EncodedExample], collector: TraceCollector, pool: BufferPool, on_event: Listener
+) -> SegmentBuffers:
     n_tokens = {str(name): counts for name, counts in count_tokens(examples, job.spec).items()}
     buffers = SegmentBuffers(job.spec, n_tokens, pool)
     failures: dict[int, str] = {}
@@ -183,7 +204,9 @@ def _fill(job: Job, examples: list[EncodedExample], collector: TraceCollector, p
     return buffers
 
 
-def _run_batch(job: Job, examples: list[EncodedExample], part: Sequence[int], buffers: SegmentBuffers, collector: TraceCollector) -> dict[int, str] | None:
+def _run_batch(
+    job: Job, examples: list[EncodedExample], part: Sequence[int], buffers: SegmentBuffers, collector: TraceCollector
+) -> dict[int, str] | None:
     """Run one batch; the examples that must not be stored, or None when memory ran out."""
     before = {name: arrays.n_filled for name, arrays in buffers.sites.items()}
     model = job.loaded.model
@@ -205,7 +228,11 @@ def _run_batch(job: Job, examples: list[EncodedExample], part: Sequence[int], bu
 
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+    )
 
 
 def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> None:
@@ -218,7 +245,9 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> None:
             continue
         chosen = choose_examples(job.spec.sites, n_tokens)
         lengths = {name: [int(counts[i]) for i in chosen] for name, counts in n_tokens.items()}
-        report = check_capture(job.loaded.model, job.sites, job.spec.keep, job.inputs.build([examples[i] for i in chosen]), lengths)
+        report = check_capture(
+            job.loaded.model, job.sites, job.spec.keep, job.inputs.build([examples[i] for i in chosen]), lengths
+        )
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
         return
 

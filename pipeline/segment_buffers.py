@@ -81,7 +81,9 @@ class SegmentBuffers:
         Memory to use; None allocates afresh.
     """
 
-    def __init__(self, spec: TraceSpec, n_tokens: dict[str, Int64[np.ndarray, "example"]], pool: BufferPool | None = None) -> None:
+    def __init__(
+        self, spec: TraceSpec, n_tokens: dict[str, Int64[np.ndarray, "example"]], pool: BufferPool | None = None
+    ) -> None:
         self.spec = spec
         self.n_tokens = n_tokens
         self.layout = segment_layout(spec, n_tokens)
@@ -90,7 +92,9 @@ class SegmentBuffers:
         self.sites: dict[str, SiteArrays] = {}
         self._offsets: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         for site in spec.sites:
-            own = {path.split("/", 1)[1]: array for path, array in self.arrays.items() if path.startswith(f"{site.name}/")}
+            own = {
+                path.split("/", 1)[1]: array for path, array in self.arrays.items() if path.startswith(f"{site.name}/")
+            }
             self.sites[site.name] = SiteArrays(**own)
             n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
             self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pair_offset(site, n_queries, n_keys))
@@ -103,7 +107,9 @@ class SegmentBuffers:
         n_queries, n_keys = self.n_tokens[site.query_sequence], self.n_tokens[site.key_sequence]
         shapes = [(int(n_queries[i]), int(n_keys[i])) for i in examples]
         starts = [i for i in range(len(shapes)) if i == 0 or shapes[i] != shapes[i - 1]]
-        runs = tuple(Run(start, stop, *shapes[start]) for start, stop in zip(starts, [*starts[1:], len(shapes)], strict=True))
+        runs = tuple(
+            Run(start, stop, *shapes[start]) for start, stop in zip(starts, [*starts[1:], len(shapes)], strict=True)
+        )
         return SitePlacement(
             example=tuple(examples),
             query_start=tuple(int(queries[i]) for i in examples),
@@ -117,7 +123,9 @@ class SegmentBuffers:
         for site in self.spec.sites:
             n_examples = int((self.n_tokens[site.query_sequence] > 0).sum())
             filled = self.sites[site.name].n_filled
-            assert filled == n_examples * site.n_layers, f"{site.name}: {filled} maps written of {n_examples * site.n_layers}"
+            assert filled == n_examples * site.n_layers, (
+                f"{site.name}: {filled} maps written of {n_examples * site.n_layers}"
+            )
 
 
 def _offsets(n_tokens: Int64[np.ndarray, "example"]) -> Int64[np.ndarray, "example+1"]:

@@ -65,7 +65,9 @@ def choose_examples(sites: Sequence[Site], lengths: Mapping[str, np.ndarray], co
 
 
 @torch.no_grad()
-def check_capture(model: PreTrainedModel, sites: ModelSites, keep: Keep, inputs: ModelInputs, lengths: Mapping[str, Sequence[int]]) -> CheckReport:
+def check_capture(
+    model: PreTrainedModel, sites: ModelSites, keep: Keep, inputs: ModelInputs, lengths: Mapping[str, Sequence[int]]
+) -> CheckReport:
     """Compare the capture of one batch with the model's own eager attention.
 
     Raises
@@ -74,7 +76,9 @@ def check_capture(model: PreTrainedModel, sites: ModelSites, keep: Keep, inputs:
         They differ, or the model gives no eager attention to compare with.
     """
     codec = keep.query_key or "float32"
-    spec = TraceSpec(sites=sites.sites, keep=Keep(attention="float32", query_key=codec, edges=None, statistics=False), statistics=())
+    spec = TraceSpec(
+        sites=sites.sites, keep=Keep(attention="float32", query_key=codec, edges=None, statistics=False), statistics=()
+    )
     buffers = SegmentBuffers(spec, {name: np.asarray(values, dtype=np.int64) for name, values in lengths.items()})
     collector = TraceCollector(spec, sites)
     n_examples = len(next(iter(lengths.values())))
@@ -119,15 +123,23 @@ def check_capture(model: PreTrainedModel, sites: ModelSites, keep: Keep, inputs:
                     rebuilt = max(rebuilt or 0.0, float(np.abs(found - expected).max()))
     mean = total / max(count, 1)
     if mean > mean_bound:
-        raise UnsupportedModelError(f"{type(model).__name__}: captured attention differs from the model's own by {mean:.3g} on average; at most {mean_bound:g} is expected.")
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: captured attention differs from the model's own by {mean:.3g} on average; at most {mean_bound:g} is expected."
+        )
     return CheckReport(n_examples, count, largest, mean, largest_bound, rebuilt)
 
 
-def _eager_attention(model: PreTrainedModel, sites: ModelSites, arguments: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
+def _eager_attention(
+    model: PreTrainedModel, sites: ModelSites, arguments: Mapping[str, Tensor]
+) -> dict[str, Sequence[Tensor]]:
     with _output_hooks_removed(model), implementation(model, "eager"):
         output = model(**arguments, output_attentions=True, **forward_options(model))
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
-    names = {"encoder": "encoder_attentions", "decoder": "decoder_attentions", "cross": "cross_attentions"} if two_sided else {}
+    names = (
+        {"encoder": "encoder_attentions", "decoder": "decoder_attentions", "cross": "cross_attentions"}
+        if two_sided
+        else {}
+    )
     found: dict[str, Sequence[Tensor]] = {}
     for site in sites.sites:
         weights = getattr(output, names.get(site.name, "attentions"), None)
@@ -164,7 +176,15 @@ def _unpack(pairs: np.ndarray, n: int, m: int, causal: bool) -> Float[np.ndarray
 
 
 def _rebuild(
-    buffers: SegmentBuffers, site: Site, layer: int, example: int, n: int, m: int, place: object, codec: str, kept: np.ndarray
+    buffers: SegmentBuffers,
+    site: Site,
+    layer: int,
+    example: int,
+    n: int,
+    m: int,
+    place: object,
+    codec: str,
+    kept: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attention from stored query, key and logsumexp, and how far rounding of the vectors may move each weight."""
     from .segment_buffers import SitePlacement
@@ -177,7 +197,11 @@ def _rebuild(
     rows = slice(place.query_start[example], place.query_start[example] + n)
     keys = slice(place.key_start[example], place.key_start[example] + m)
     query = decode_vectors(arrays.query[layer, :, rows], codec).astype(np.float64)
-    key = decode_vectors(arrays.key[layer, :, keys], codec).astype(np.float64).repeat(site.n_heads // site.n_kv_heads, axis=0)
+    key = (
+        decode_vectors(arrays.key[layer, :, keys], codec)
+        .astype(np.float64)
+        .repeat(site.n_heads // site.n_kv_heads, axis=0)
+    )
     scale = abs(site.scaling[layer])
     scores = query @ key.transpose(0, 2, 1) * site.scaling[layer]
     absolute = np.abs(query) @ np.abs(key).transpose(0, 2, 1)

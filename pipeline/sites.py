@@ -60,7 +60,9 @@ class CallSequence:
             The model called another module than in the probe, or once too often.
         """
         if self._n_seen >= len(self._expected):
-            raise UnsupportedModelError(f"{call.module} was called after all {len(self._expected)} expected attention calls.")
+            raise UnsupportedModelError(
+                f"{call.module} was called after all {len(self._expected)} expected attention calls."
+            )
         expected = self._expected[self._n_seen]
         if expected.module != call.module:
             raise UnsupportedModelError(
@@ -79,7 +81,9 @@ class CallSequence:
         """
         seen, self._n_seen = self._n_seen, 0
         if seen != len(self._expected):
-            raise UnsupportedModelError(f"the model made {seen} attention calls in a forward pass, expected {len(self._expected)}.")
+            raise UnsupportedModelError(
+                f"the model made {seen} attention calls in a forward pass, expected {len(self._expected)}."
+            )
 
     def restart(self) -> None:
         """Forget a forward pass that broke off."""
@@ -110,7 +114,9 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     with capturing(model, recorder):
         model(**inputs, **forward_options(model))
     if not recorder.calls:
-        raise UnsupportedModelError(f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be captured. {SUPPORTED}")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be captured. {SUPPORTED}"
+        )
     names = [_site_name(model, call) for call in recorder.calls]
     by_site: dict[SiteName, list[AttentionCall]] = {}
     calls: list[SiteCall] = []
@@ -119,13 +125,17 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         layer = len(by_site.setdefault(name, []))
         stated = getattr(modules[call.module], "layer_idx", None)
         if isinstance(stated, int) and stated != layer:
-            raise UnsupportedModelError(f"{call.module} is call {layer} of the {name} site but says it is layer {stated}: some layers do not go through the attention interface. {SUPPORTED}")
+            raise UnsupportedModelError(
+                f"{call.module} is call {layer} of the {name} site but says it is layer {stated}: some layers do not go through the attention interface. {SUPPORTED}"
+            )
         by_site[name].append(call)
         calls.append(SiteCall(call.module, name, layer))
     for name, found in by_site.items():
         expected = _n_layers(model, name)
         if expected is not None and expected != len(found):
-            raise UnsupportedModelError(f"{type(model).__name__} has {expected} {name} layers but made {len(found)} attention calls there. {SUPPORTED}")
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has {expected} {name} layers but made {len(found)} attention calls there. {SUPPORTED}"
+            )
     rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
     order: list[SiteName] = [name for name in ("encoder", "decoder", "cross") if name in by_site]
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
@@ -168,7 +178,11 @@ def _n_layers(model: PreTrainedModel, site: SiteName) -> int | None:
     """How many layers the configuration promises for a site; None where it does not say."""
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
-        names = ("encoder_layers", "num_layers", "num_hidden_layers") if site == "encoder" else ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+        names = (
+            ("encoder_layers", "num_layers", "num_hidden_layers")
+            if site == "encoder"
+            else ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+        )
     else:
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -178,7 +192,9 @@ def _n_layers(model: PreTrainedModel, site: SiteName) -> int | None:
 def _site(name: SiteName, calls: list[AttentionCall], rotary: bool, two_sided: bool) -> Site:
     shapes = {(call.query.shape[1], call.key.shape[1], call.query.shape[3]) for call in calls}
     if len(shapes) > 1:
-        raise UnsupportedModelError(f"the {name} layers have different shapes (heads, key heads, d_head): {sorted(shapes)}; one shape is expected.")
+        raise UnsupportedModelError(
+            f"the {name} layers have different shapes (heads, key heads, d_head): {sorted(shapes)}; one shape is expected."
+        )
     n_heads, n_kv_heads, d_head = shapes.pop()
     return Site(
         name=name,

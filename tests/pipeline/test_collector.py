@@ -40,7 +40,11 @@ def eager_attention(model, inputs):
     with torch.no_grad(), implementation(model, "eager"):
         output = model(**inputs, output_attentions=True, **forward_options(model))
     if model.config.is_encoder_decoder:
-        return {"encoder": output.encoder_attentions, "decoder": output.decoder_attentions, "cross": output.cross_attentions}
+        return {
+            "encoder": output.encoder_attentions,
+            "decoder": output.decoder_attentions,
+            "cross": output.cross_attentions,
+        }
     return {"encoder": output.attentions, "decoder": output.attentions}
 
 
@@ -67,7 +71,10 @@ def test_arrays_equal_slow_loops(name, model_of, inputs_of):
     lengths = {"source": LENGTHS}
     if "decoder_input_ids" in inputs:
         lengths["target"] = TARGET_LENGTHS
-    special = {sequence: torch.rand((4, max(values)), generator=torch.Generator().manual_seed(3)) < 0.4 for sequence, values in lengths.items()}
+    special = {
+        sequence: torch.rand((4, max(values)), generator=torch.Generator().manual_seed(3)) < 0.4
+        for sequence, values in lengths.items()
+    }
     keep = Keep(attention="float32", query_key="float32", edges=3)
     spec, buffers = collect(model, inputs, lengths, keep, special)
     eager = eager_attention(model, inputs)
@@ -89,7 +96,9 @@ def test_arrays_equal_slow_loops(name, model_of, inputs_of):
                         value = slow[statistic]
                         if site.name == "cross" and statistic in ("self", "previous", "next"):
                             value = math.nan
-                        np.testing.assert_allclose(arrays.statistics[index, layer, head, i], value, rtol=2e-4, atol=2e-5, err_msg=statistic)
+                        np.testing.assert_allclose(
+                            arrays.statistics[index, layer, head, i], value, rtol=2e-4, atol=2e-5, err_msg=statistic
+                        )
                     for q in range(n):
                         visible = q + 1 if site.causal else m
                         order = sorted(range(visible), key=lambda k: (-got[q, k], k))[:3]
@@ -105,7 +114,9 @@ def test_arrays_equal_slow_loops(name, model_of, inputs_of):
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2 scaled by layer", "gpt-oss", "bert"])
 def test_attention_is_rebuilt_from_query_key_and_logsumexp(name, model_of, inputs_of):
     model, inputs = model_of(name), inputs_of(name, LENGTHS)
-    spec, buffers = collect(model, inputs, {"source": LENGTHS}, Keep(attention=None, query_key="float32", edges=None, statistics=False))
+    spec, buffers = collect(
+        model, inputs, {"source": LENGTHS}, Keep(attention=None, query_key="float32", edges=None, statistics=False)
+    )
     (site,) = spec.sites
     eager = eager_attention(model, inputs)[site.name]
     arrays = buffers.sites[site.name]
@@ -116,7 +127,10 @@ def test_attention_is_rebuilt_from_query_key_and_logsumexp(name, model_of, input
         rows = slice(start, start + n)
         for layer in range(site.n_layers):
             for head in range(site.n_heads):
-                query, key = arrays.query[layer, head, rows], arrays.key[layer, head // (site.n_heads // site.n_kv_heads), rows]
+                query, key = (
+                    arrays.query[layer, head, rows],
+                    arrays.key[layer, head // (site.n_heads // site.n_kv_heads), rows],
+                )
                 scores = query.astype(np.float64) @ key.T.astype(np.float64) * site.scaling[layer]
                 if site.softcap[layer]:
                     scores = np.tanh(scores / site.softcap[layer]) * site.softcap[layer]
@@ -138,7 +152,8 @@ def test_batch_composition_changes_nothing(name, model_of, inputs_of):
     pair = {site.name: 0 for site in together.spec.sites}
     for i in range(len(LENGTHS)):
         alone = {
-            key: values[i : i + 1, : (TARGET_LENGTHS if key.startswith("decoder") else LENGTHS)[i]] for key, values in inputs.items()
+            key: values[i : i + 1, : (TARGET_LENGTHS if key.startswith("decoder") else LENGTHS)[i]]
+            for key, values in inputs.items()
         }
         if LENGTHS[i] < 2:
             continue
@@ -148,7 +163,10 @@ def test_batch_composition_changes_nothing(name, model_of, inputs_of):
             part = together.sites[site.name].attention[..., pair[site.name] : pair[site.name] + n_pairs].astype(int)
             assert np.abs(part - single.sites[site.name].attention).max() <= 1
             np.testing.assert_allclose(
-                together.sites[site.name].statistics[..., i], single.sites[site.name].statistics[..., 0], rtol=1e-4, atol=1e-5
+                together.sites[site.name].statistics[..., i],
+                single.sites[site.name].statistics[..., 0],
+                rtol=1e-4,
+                atol=1e-5,
             )
             pair[site.name] += n_pairs
 
@@ -227,7 +245,9 @@ def test_query_beyond_float16_is_reported(model_of, inputs_of):
     sites = discover_sites(model, {key: values[:1, :3] for key, values in inputs.items()})
     spec = TraceSpec(sites=sites.sites, keep=Keep(), statistics=STATISTIC_NAMES)
     collector = TraceCollector(spec, sites)
-    handle = model.encoder.layer[0].attention.self.query.register_forward_hook(lambda module, inputs, output: output.mul(1e9))
+    handle = model.encoder.layer[0].attention.self.query.register_forward_hook(
+        lambda module, inputs, output: output.mul(1e9)
+    )
     with torch.no_grad(), capturing(model, collector):
         batch = collector.begin(SegmentBuffers(spec, {"source": np.asarray([5, 4])}), [0, 1], {})
         model(**inputs)
