@@ -21,7 +21,7 @@ from .components.card import LevelBar, Notice, Router, StateCard, StatusLine, To
 from .data import DataSource
 from .labels import visible
 from .levels import level_frame
-from .pages.page import Page, place
+from .pages.page import Page, grid, place, show
 from .state import PAGES, Problem, ViewState
 
 logger = logging.getLogger(__name__)
@@ -135,8 +135,7 @@ class Session:
         try:
             page = self._pages.get(name) or self._build(name)
             for other, built in self._pages.items():
-                if built.view.visible != (other == name):
-                    built.view.visible = other == name
+                show(built.view, other == name)
             changed = frozenset(self._stale[name]) & page.watches
             self._stale[name].clear()
             return page.refresh(changed) if changed else self._answer[0]
@@ -195,7 +194,7 @@ class EmptyPage(Page):
     def __init__(self, session: Any) -> None:
         super().__init__(session)
         self.card = StateCard(session.receive)
-        self.view = pn.Column(place(self.card), sizing_mode="stretch_both")
+        self.view = grid(place(self.card))
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Say what is missing and which command fills it."""

@@ -13,7 +13,7 @@ from ..data import DataSource
 from ..labels import visible
 from ..state import ViewState
 from .corpus import chosen_values, options, scores_over_examples
-from .page import Page, place
+from .page import Page, grid, place
 
 PAGE_ROWS = 22
 MAX_COLUMNS, MAX_FACET_VALUES = 2, 6
@@ -28,7 +28,7 @@ class ExamplesPage(Page):
     def __init__(self, session: Any) -> None:
         super().__init__(session)
         self.list = ExampleList(session.receive)
-        self.view = place(self.list)
+        self.view = grid(place(self.list))
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill one page of rows."""

@@ -21,7 +21,7 @@ from ..quotes import around
 from ..state import ViewState
 from .corpus import map_frame
 from .facts import error_bound
-from .page import Page, grid, place
+from .page import Page, grid, place, show
 
 MAX_HEADS = 250
 START = "previous_token"
@@ -40,7 +40,8 @@ class SearchPage(Page):
         self.heads, self.examples, self.state_card = HeadList(send), Kwic(send), StateCard(send)
         top = grid(place(self.box), place(self.map), columns="minmax(0,1fr) 152px")
         self.results = grid(place(self.heads), place(self.examples), columns="minmax(420px,592fr) minmax(0,804fr)")
-        self.view = grid(place(top), place(self.summary), place(self.results), place(self.state_card), rows="150px 34px minmax(0,1fr)", gap="8px")
+        cells = [place(top, "1", "1"), place(self.summary, "1", "2"), place(self.results, "1", "3"), place(self.state_card, "1", "3")]
+        self.view = grid(*cells, rows="150px 34px minmax(0,1fr)", gap="8px")
         self._asked: tuple[str, str] | None = None
         self._answer: SearchResult | None = None
         self._error: HeadAtlasError | None = None
@@ -99,7 +100,8 @@ class SearchPage(Page):
         stale = answer is not None and (self._busy or answer.pattern.expression != state.pattern)
         self.box.frame = box_frame(self.data, state, self._error, self._busy)
         shown = answer is not None and answer.rows > 0
-        self.results.visible = self.map.visible = shown
+        show(self.results, shown)
+        self.map.visible = shown
         self.summary.visible = answer is not None
         self.state_card.visible = not shown
         if answer is None or not shown:
