@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int64
 
-from ..components.card import ExampleList
 from ..answers import HeadValues, upper_end
+from ..components.card import ExampleList
 from ..data import DataSource
 from ..labels import visible
 from ..state import ViewState
@@ -23,7 +23,9 @@ class ExamplesPage(Page):
     """Filter and list."""
 
     name = "examples"
-    watches: ClassVar[frozenset[str]] = frozenset({"page", "site", "statistic", "pattern", "layer", "head", "text", "order", "row", "example"})
+    watches: ClassVar[frozenset[str]] = frozenset(
+        {"page", "site", "statistic", "pattern", "layer", "head", "text", "order", "row", "example"}
+    )
 
     def __init__(self, session: Any) -> None:
         super().__init__(session)
@@ -61,7 +63,10 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[s
             {
                 "id": visible(data.ids[position]),
                 "text": data.shown_text(number)[:300],
-                "columns": [visible(str(column[position])) if column[position] is not None else "" for column in columns.values()],
+                "columns": [
+                    visible(str(column[position])) if column[position] is not None else ""
+                    for column in columns.values()
+                ],
                 "tokens": int(lengths[position]),
                 "value": float(scores[position]),
                 "on": number == state.example,

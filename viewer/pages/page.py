@@ -36,9 +36,19 @@ class Page(ABC):
         """Fill the cards after `changed` fields; returns what answered, for the status line."""
 
 
-def grid(*cards: pn.viewable.Viewable, columns: str = "minmax(0,1fr)", rows: str = "minmax(0,1fr)", **styles: str) -> pn.Column:
+def grid(
+    *cards: pn.viewable.Viewable, columns: str = "minmax(0,1fr)", rows: str = "minmax(0,1fr)", **styles: str
+) -> pn.Column:
     """Lay cards out in a CSS grid that fills its place."""
-    css = {"display": "grid", "grid-template-columns": columns, "grid-template-rows": rows, "gap": GAP, "height": "100%", "min-height": "0", **styles}
+    css = {
+        "display": "grid",
+        "grid-template-columns": columns,
+        "grid-template-rows": rows,
+        "gap": GAP,
+        "height": "100%",
+        "min-height": "0",
+        **styles,
+    }
     return pn.Column(*cards, styles=css, stylesheets=[_RULES], sizing_mode="stretch_both", margin=0)
 
 
@@ -51,6 +61,13 @@ def show(view: pn.Column, on: bool) -> None:
 
 def place(card: pn.viewable.Viewable, column: str = "auto", row: str = "auto") -> pn.viewable.Viewable:
     """Put a card or a grid into a cell of a grid; the cell decides its size."""
-    cell = {"grid-column": column, "grid-row": row, "width": "100%", "height": "100%", "min-width": "0", "min-height": "0"}
+    cell = {
+        "grid-column": column,
+        "grid-row": row,
+        "width": "100%",
+        "height": "100%",
+        "min-width": "0",
+        "min-height": "0",
+    }
     card.param.update(styles={**(card.styles or {}), **cell}, sizing_mode="stretch_both", margin=0)
     return card
