@@ -50,7 +50,7 @@ docs: .venv/.dev  ## the generated pages: docs/cli.md
 	$(PY) tools/cli_reference.py docs/cli.md
 
 dist: .venv/.dev  ## wheel and source archive in dist/
-	rm -rf build/lib build/bdist.* dist
+	rm -rf build/lib build/bdist.* ./*.egg-info dist
 	$(PY) -m build --no-isolation
 
 screenshots: .venv/.dev  ## the pictures of the documentation, from the demo's store
