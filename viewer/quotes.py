@@ -32,7 +32,7 @@ def around(example: Example, site: Site, edge: Edge, reach: int = 160) -> dict[s
     place = at[edge.query_pos]
     token, lead = _bare(parts[place][0])
     if site.query_sequence != site.key_sequence:
-        keys = dict((t, text) for text, t in running(example, site.key_sequence))
+        keys = {t: text for text, t in running(example, site.key_sequence)}
         other: list[Part] = [[_bare(keys[edge.key_pos])[0], "key", edge.weight], ["  \u27f5 ", "", 0.0]]
         return {"before": other, "token": token, "after": _cut_tail(_plain(parts[place + 1 :]), reach), "self": False}
     before, after = parts[:place] + ([(lead, -1)] if lead else []), parts[place + 1 :]
