@@ -187,7 +187,9 @@ class DataSource:
             weights = example.attention(layer, head, found.name).values
         elif keep.edges:
             edges = example.edges(layer, head, found.name)
-            weights = np.zeros((len(example.tokens(found.query_sequence)), len(example.tokens(found.key_sequence))), np.float32)
+            weights = np.zeros(
+                (len(example.tokens(found.query_sequence)), len(example.tokens(found.key_sequence))), np.float32
+            )
             at = edges["key_pos"].values
             np.put_along_axis(weights, np.maximum(at, 0), np.where(at >= 0, edges["weight"].values, 0), axis=1)
         else:
@@ -243,7 +245,9 @@ class DataSource:
         """
         name = self.site(site).name
         return self._cache.get(
-            ("search", name, expression), lambda: search(self.store, expression, name), lambda found: found.heads.nbytes + found.example_mass.nbytes + 4096
+            ("search", name, expression),
+            lambda: search(self.store, expression, name),
+            lambda found: found.heads.nbytes + found.example_mass.nbytes + 4096,
         )
 
     def has_answer(self, expression: str, site: str) -> bool:
@@ -258,7 +262,9 @@ class DataSource:
     def search_examples(self, expression: str, site: str, layer: int, head: int) -> list[ExampleHit]:
         """The examples that show the pattern best in one head, best first, at most `MAX_HITS`."""
         name, found = self.site(site).name, self.search(expression, site)
-        return self._cache.get(("hits", name, expression, layer, head), lambda: found.top_examples(layer, head, MAX_HITS))
+        return self._cache.get(
+            ("hits", name, expression, layer, head), lambda: found.top_examples(layer, head, MAX_HITS)
+        )
 
     def search_scores(self, expression: str, site: str, layer: int, head: int) -> Float32[np.ndarray, "example"]:
         """Mass of one head on every example, by position; NaN where nothing matched."""
@@ -268,12 +274,19 @@ class DataSource:
         return scores
 
 
-def matching(statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarray, "key_pos"]) -> Bool[np.ndarray, "query_pos key_pos"]:
+def matching(
+    statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarray, "key_pos"]
+) -> Bool[np.ndarray, "query_pos key_pos"]:
     """Which pairs the statistic is the mass of; all where it is no mass."""
     query, key = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
     if statistic == "special":
         return np.broadcast_to(key_special[None, :], shape)
-    chosen = {"self": key == query, "previous": key == query - 1, "next": key == query + 1, "first": (key == 0) & (query >= 0)}
+    chosen = {
+        "self": key == query,
+        "previous": key == query - 1,
+        "next": key == query + 1,
+        "first": (key == 0) & (query >= 0),
+    }
     return np.broadcast_to(chosen.get(statistic, True), shape)
 
 

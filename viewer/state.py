@@ -19,6 +19,7 @@ PAGES = ("corpus", "search", "examples", "views")
 VIEWS = ("head", "model", "neuron")
 MEASURES = ("mass", "hit_rate", "lift")
 ORDERS = ("corpus", "strongest", "weakest")
+SPECIALS = ("hide", "show")
 THEMES = ("auto", "light", "dark")
 MAX_TEXT = 2_000
 MAX_HEADS = 12
@@ -76,6 +77,7 @@ class ViewState(param.Parameterized):
     pin = param.String(default="")
     share = param.Number(default=0.75, bounds=(0.0, 1.0))
     keys = param.Integer(default=8, bounds=(1, 64))
+    specials = param.Selector(default="hide", objects=list(SPECIALS), doc="special tokens in the views")
     text = param.String(default="", doc="text filter of the example list")
     order = param.Selector(default="corpus", objects=list(ORDERS), doc="order of the example list")
     row = param.Integer(default=0, bounds=(0, None), doc="first row of the example list")
@@ -83,7 +85,7 @@ class ViewState(param.Parameterized):
 
     FIELDS: ClassVar[tuple[str, ...]] = (
         "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
-        "share", "keys", "text", "order", "row", "theme",
+        "share", "keys", "specials", "text", "order", "row", "theme",
     )  # fmt: skip
     HISTORY: ClassVar[frozenset[str]] = frozenset(
         {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin"}

@@ -9,8 +9,8 @@ from jaxtyping import Float32
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..components.card import Distribution, Facts, HeadMap, Inspector, Scatter
 from ..answers import Edge, HeadValues, upper_end
+from ..components.card import Distribution, Facts, HeadMap, Inspector, Scatter
 from ..data import SEARCH, DataSource
 from ..quotes import snippet
 from ..state import ViewState
@@ -52,7 +52,9 @@ class CorpusPage(Page):
         self.map.selected = self.scatter.selected = f"{state.layer}.{state.head}"
         drawn = (state.site, values.name, state.pattern)
         if drawn != self._drawn:
-            self.map.frame = map_frame(values, options(self.data, state), others(self.data, state, values.name), values.name)
+            self.map.frame = map_frame(
+                values, options(self.data, state), others(self.data, state, values.name), values.name
+            )
             self._drawn = drawn
         scattered = (state.site, state.x, state.y, state.pattern if SEARCH in (state.x, state.y) else "")
         if scattered != self._scattered:
@@ -90,7 +92,9 @@ def others(data: DataSource, state: ViewState, besides: str) -> list[dict[str, A
     return [{"label": t.label, "values": t.values.ravel()} for t in tables[:2]]
 
 
-def map_frame(values: HeadValues, listed: list[list[str]], beside: list[dict[str, Any]], choice: str, small: bool = False) -> dict[str, Any]:
+def map_frame(
+    values: HeadValues, listed: list[list[str]], beside: list[dict[str, Any]], choice: str, small: bool = False
+) -> dict[str, Any]:
     """The frame of a head map."""
     layers, heads = values.values.shape
     frame: dict[str, Any] = {
@@ -121,7 +125,8 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
         "head": f"{state.layer}.{state.head}",
         "layer": state.layer,
         "index": state.head,
-        "sub": f"layer {state.layer}, head {state.head}" + (f", key head {state.head // sharing}" if sharing > 1 else ""),
+        "sub": f"layer {state.layer}, head {state.head}"
+        + (f", key head {state.head // sharing}" if sharing > 1 else ""),
         "tag": site.name,
         "n": site.n_layers * site.n_heads,
         "statistics": [
@@ -139,7 +144,10 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
         ],
         "examples": examples,
         "examples_of": values.label,
-        "like": [{"head": f"{a}.{b}", "layer": a, "index": b, "score": score} for (a, b), score in data.like(state.site, *spot)],
+        "like": [
+            {"head": f"{a}.{b}", "layer": a, "index": b, "score": score}
+            for (a, b), score in data.like(state.site, *spot)
+        ],
         "open": {"query": state.to_query(**opened), "patch": opened} if data.n_examples else None,
         "list": {"query": state.to_query(**listed), "patch": listed},
     }
@@ -158,7 +166,11 @@ def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -
     for number, score, given in ranked:
         edge = given or data.strongest_edge(state.site, number, state.layer, state.head, values.name)
         patch = {"page": "views", "example": number, "pin": f"q{edge.query_pos}" if edge else ""}
-        parts = snippet(data.example(number), data.site(state.site), edge) if edge else [[data.shown_text(number)[:60], "", 0.0]]
+        parts = (
+            snippet(data.example(number), data.site(state.site), edge)
+            if edge
+            else [[data.shown_text(number)[:60], "", 0.0]]
+        )
         rows.append({"query": state.to_query(**patch), "patch": patch, "parts": parts, "score": score})
     return rows
 
@@ -168,7 +180,13 @@ def scatter_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
     across, up = (named_values(data, state, name) for name in (state.x, state.y))
     return {
         "n_heads": across.values.shape[1],
-        "x": {"name": across.name, "label": across.label, "unit": across.unit, "high": across.high, "values": across.values.ravel()},
+        "x": {
+            "name": across.name,
+            "label": across.label,
+            "unit": across.unit,
+            "high": across.high,
+            "values": across.values.ravel(),
+        },
         "y": {"name": up.name, "label": up.label, "unit": up.unit, "high": up.high, "values": up.values.ravel()},
         "options": options(data, state),
         "note": f"means over {data.n_examples:,} examples",

@@ -13,15 +13,15 @@ import numpy as np
 from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.search import SearchResult
 
-from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
 from ..answers import Edge, upper_end
+from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
 from ..data import DataSource
 from ..labels import visible
 from ..quotes import around
 from ..state import ViewState
 from .corpus import map_frame
 from .facts import error_bound
-from .page import Page, grid, place
+from .page import Page, grid, place, show
 
 MAX_HEADS = 250
 START = "previous_token"
@@ -40,7 +40,13 @@ class SearchPage(Page):
         self.heads, self.examples, self.state_card = HeadList(send), Kwic(send), StateCard(send)
         top = grid(place(self.box), place(self.map), columns="minmax(0,1fr) 152px")
         self.results = grid(place(self.heads), place(self.examples), columns="minmax(420px,592fr) minmax(0,804fr)")
-        self.view = grid(place(top), place(self.summary), place(self.results), place(self.state_card), rows="150px 34px minmax(0,1fr)", gap="8px")
+        cells = [
+            place(top, "1", "1"),
+            place(self.summary, "1", "2"),
+            place(self.results, "1", "3"),
+            place(self.state_card, "1", "3"),
+        ]
+        self.view = grid(*cells, rows="150px 34px minmax(0,1fr)", gap="8px")
         self._asked: tuple[str, str] | None = None
         self._answer: SearchResult | None = None
         self._error: HeadAtlasError | None = None
@@ -84,12 +90,22 @@ class SearchPage(Page):
                 self._answer = result
                 self._took = result.seconds
             self._fill()
+            self._choose_head()
             self.session.answered(self._source(), self._took)
 
         if self._busy:
             self.session.background(work, done)
         else:
             done(work())
+
+    def _choose_head(self) -> None:
+        """Go to the strongest head where the search was asked without one."""
+        if self._answer is None or self._error is not None or not self._answer.rows or not self.session.wants_best_head:
+            return
+        self.session.wants_best_head = False
+        layer, head = self.data.search_values(self._answer.pattern.expression, self.state.site).best
+        if (layer, head) != (self.state.layer, self.state.head):
+            self.session.go({"layer": layer, "head": head}, push=False)
 
     def _source(self) -> str:
         return source(self.data, self._answer) if self._answer is not None else ""
@@ -99,7 +115,8 @@ class SearchPage(Page):
         stale = answer is not None and (self._busy or answer.pattern.expression != state.pattern)
         self.box.frame = box_frame(self.data, state, self._error, self._busy)
         shown = answer is not None and answer.rows > 0
-        self.results.visible = self.map.visible = shown
+        show(self.results, shown)
+        self.map.visible = shown
         self.summary.visible = answer is not None
         self.state_card.visible = not shown
         if answer is None or not shown:
@@ -122,12 +139,20 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
     about = library[picked].description if picked else "fields: " + ", ".join(data.fields(state.site)[:14])
     mistake = None
     if isinstance(error, PatternError):
-        mistake = {"message": visible(str(error)), "start": error.start, "stop": error.stop, "expression": state.pattern}
+        mistake = {
+            "message": visible(str(error)),
+            "start": error.start,
+            "stop": error.stop,
+            "expression": state.pattern,
+        }
     elif error is not None:
         mistake = {"message": visible(str(error)), "start": 0, "stop": 0, "expression": state.pattern}
     return {
         "expression": state.pattern,
-        "library": [{"name": item.name, "expression": item.expression, "description": item.description} for item in library.values()],
+        "library": [
+            {"name": item.name, "expression": item.expression, "description": item.description}
+            for item in library.values()
+        ],
         "picked": picked,
         "description": about,
         "error": mistake,
@@ -150,15 +175,24 @@ def waiting_frame(data: DataSource, state: ViewState, busy: bool, answer: Search
         return {
             "kind": "no-match",
             "title": "No match",
-            "lines": [f"No row of {data.n_examples:,} examples has a key that matches.", *(visible(note) for note in answer.notes)],
+            "lines": [
+                f"No row of {data.n_examples:,} examples has a key that matches.",
+                *(visible(note) for note in answer.notes),
+            ],
             "code": visible(state.pattern),
         }
-    patch = {"page": "search", "pattern": data.library[START].expression} if START in data.library else {"page": "search"}
+    patch = (
+        {"page": "search", "pattern": data.library[START].expression} if START in data.library else {"page": "search"}
+    )
     return {
         "kind": "no-search",
         "title": "Which heads do this?",
-        "lines": ["Write a condition on a query token and a key token, or pick one above. Every head is scored for it over all examples."],
-        "actions": [{"label": START.replace("_", " "), "query": state.to_query(**patch), "patch": patch, "primary": True}],
+        "lines": [
+            "Write a condition on a query token and a key token, or pick one above. Every head is scored for it over all examples."
+        ],
+        "actions": [
+            {"label": START.replace("_", " "), "query": state.to_query(**patch), "patch": patch, "primary": True}
+        ],
     }
 
 
@@ -172,7 +206,11 @@ def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale:
         [f"{above:,}", "above baseline"],
     ]
     took = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-    return {"figures": figures, "right": [f"from {source(data, answer)}", took], "stale": "of the last valid pattern" if stale else ""}
+    return {
+        "figures": figures,
+        "right": [f"from {source(data, answer)}", took],
+        "stale": "of the last valid pattern" if stale else "",
+    }
 
 
 def heads_frame(answer: SearchResult, state: ViewState, stale: bool) -> dict[str, Any]:
@@ -185,7 +223,17 @@ def heads_frame(answer: SearchResult, state: ViewState, stale: bool) -> dict[str
         spot = divmod(flat, n_heads)
         figures = {name: float(values[spot]) for name, values in table.items()}
         chosen = spot == (state.layer, state.head)
-        rows.append({"head": f"{spot[0]}.{spot[1]}", "layer": spot[0], "index": spot[1], "rank": rank, **figures, "rows": answer.rows, "on": chosen})
+        rows.append(
+            {
+                "head": f"{spot[0]}.{spot[1]}",
+                "layer": spot[0],
+                "index": spot[1],
+                "rank": rank,
+                **figures,
+                "rows": answer.rows,
+                "on": chosen,
+            }
+        )
     high = upper_end(np.concatenate([table["mass"].ravel(), table["baseline"].ravel()]).astype(np.float32))
     return {"rows": rows, "high": high, "measure": state.measure, "n_heads": table["mass"].size, "stale": stale}
 
@@ -198,7 +246,16 @@ def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: 
     for hit in hits:
         patch = {"page": "views", "view": "head", "example": hit.example, "pin": f"q{hit.query_pos}"}
         quoted = around(data.example(hit.example), site, Edge(hit.query_pos, hit.key_pos, hit.weight))
-        rows.append({"id": visible(hit.id), "score": hit.score, "weight": hit.weight, "query": state.to_query(**patch), "patch": patch, **quoted})
+        rows.append(
+            {
+                "id": visible(hit.id),
+                "score": hit.score,
+                "weight": hit.weight,
+                "query": state.to_query(**patch),
+                "patch": patch,
+                **quoted,
+            }
+        )
     return {
         "title": f"Examples for head {state.layer}.{state.head}",
         "sub": f"{answer.n_examples:,} with a match",
@@ -206,5 +263,3 @@ def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: 
         "stale": stale,
         "note": "No example has a match in this head.",
     }
-
-
