@@ -79,7 +79,8 @@ def test_search_equals_the_slow_loop(tmp_path, kind, text):
     np.testing.assert_allclose(result.heads["mass"], np.mean(rows, axis=0), atol=1e-6)
     np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
     np.testing.assert_allclose(result.heads["baseline"], baseline, atol=1e-12)
-    np.testing.assert_allclose(result.heads["lift"], np.mean(rows, axis=0) / baseline, rtol=1e-5)
+    with np.errstate(invalid="ignore"):  # 0 / 0: a window hides every matching key
+        np.testing.assert_allclose(result.heads["lift"], np.mean(rows, axis=0) / baseline, rtol=1e-5)
     for example, of_example in mass.items():
         got = result.example_mass.sel(example=example)
         np.testing.assert_allclose(got, np.mean(of_example, axis=0), atol=1e-6)
@@ -177,7 +178,7 @@ def test_table_ranks_heads(tmp_path):
     assert (table["layer"][0], table["head"][0]) == (0, 0)
     with pytest.raises(ConfigError, match="'size'"):
         result.table("size")
-    with pytest.raises(NotFoundError, match="no head 2.0"):
+    with pytest.raises(NotFoundError, match="no head 2"):
         result.top_examples(2, 0)
 
 
@@ -196,12 +197,11 @@ def test_every_library_pattern_can_be_asked_or_says_what_is_missing(tmp_path):
     store = make_store(tmp_path / "store").store
     asked = 0
     for name in LIBRARY:
-        try:
-            search(store, name)
-        except PatternError as error:
-            assert name in str(error)
-            assert "deprel" in str(error) or "coref" in str(error)
+        if any(column in LIBRARY[name].expression for column in ("deprel", "coref")):
+            with pytest.raises(PatternError, match=rf"{name} .* cannot be asked of this store: .*(deprel|coref)"):
+                search(store, name)
         else:
+            search(store, name)
             asked += 1
     assert asked >= 10
 
