@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -103,6 +103,7 @@ class SegmentListing(BaseModel):
         return parse_document(SegmentListing, data, "segment.json")
 
 
+@runtime_checkable
 class ContainerReader(Protocol):
     """Reads the arrays of one segment. Safe from many threads."""
 
@@ -127,6 +128,7 @@ class ContainerReader(Protocol):
         ...
 
 
+@runtime_checkable
 class Container(Protocol):
     """One way to keep arrays in files."""
 
