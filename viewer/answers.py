@@ -1,4 +1,4 @@
-"""A search's answer as the pages use it: arrays over heads, and the examples that show the pattern best in one head."""
+"""Answers as the pages use them: one number a head with its scale and ranks, and one edge."""
 
 from __future__ import annotations
 
@@ -53,41 +53,3 @@ class Edge:
     query_pos: int
     key_pos: int
     weight: float
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An example that shows the pattern in one head: its score, and the strongest edge that matches."""
-
-    number: int
-    score: float
-    edge: Edge
-
-
-@dataclass(frozen=True)
-class SearchAnswer:
-    """Every head scored for one pattern."""
-
-    expression: str
-    site: str
-    mass: Float32[np.ndarray, "layer head"]
-    hit_rate: Float32[np.ndarray, "layer head"]
-    baseline: Float32[np.ndarray, "layer head"]
-    lift: Float32[np.ndarray, "layer head"]
-    uniform: float
-    has_offset: bool
-    n_rows: int
-    n_examples: int
-    source: str
-
-    @cached_property
-    def values(self) -> HeadValues:
-        """The mass as the head map shows it."""
-        return HeadValues("search", "Mass of the search", "", self.mass, upper_end(self.mass))
-
-
-def ask(store, expression, site):
-    raise NotImplementedError
-
-def hits(store, answer, layer, head):
-    raise NotImplementedError

@@ -30,8 +30,11 @@ class ByteCache:
     def __len__(self) -> int:
         return len(self._values)
 
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """Look `key` up, or make its value and keep it."""
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+    def get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int] | None = None) -> Value:
+        """Look `key` up, or make its value and keep it; `size` says how many bytes it holds (default `size_of`)."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -43,14 +46,13 @@ class ByteCache:
                     return self._values[key][0]
             try:
                 value = make()
-                self._keep(key, value)
+                self._keep(key, value, (size or size_of)(value))
             finally:
                 with self._lock:
                     self._making.pop(key, None)
         return value
 
-    def _keep(self, key: Hashable, value: Any) -> None:
-        size = size_of(value)
+    def _keep(self, key: Hashable, value: Any, size: int) -> None:
         with self._lock:
             if size > self.max_bytes or key in self._values:
                 return

@@ -15,16 +15,19 @@ from jaxtyping import Bool, Float32, Int64
 from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
 from headatlas.store.schema import Site
+from headatlas.store.search import ExampleHit, SearchResult, search
 from headatlas.store.statistics import STATISTICS, aggregate
 from headatlas.store.store import Example, Store
 
-from .answers import Edge, HeadValues, Hit, SearchAnswer, ask, hits, upper_end
+from .answers import Edge, HeadValues, upper_end
 from .cache import ByteCache
 from .labels import visible
 from .state import Bounds
 
 SEARCH = "search"
 """Stands among the statistics for the mass of the present search."""
+MAX_HITS = 60
+"""Examples of a search that are listed for a head."""
 
 
 class DataSource:
@@ -50,6 +53,8 @@ class DataSource:
         start: dict[str, str | int] = {}
         if names and self.store.sites:
             start["statistic"] = "previous" if "previous" in names else names[0]
+            start["x"] = "first" if "first" in names else names[0]
+            start["y"] = "entropy" if "entropy" in names else names[-1]
             if self.n_examples:
                 start["layer"], start["head"] = self.head_values("", str(start["statistic"])).best
         if self.n_examples:
@@ -78,8 +83,8 @@ class DataSource:
         return frozenset(self.numbers.tolist())
 
     def example(self, number: int) -> Example:
-        """One example; its texts and tokens stay in memory."""
-        return self._cache.get(("example", number), lambda: self.store.examples[number])
+        """One example; its segment keeps texts and tokens in memory."""
+        return self.store.examples[number]
 
     def neighbours(self, number: int) -> tuple[int | None, int | None]:
         """The committed examples before and after one."""
@@ -108,10 +113,6 @@ class DataSource:
     def number_of(self, name: str) -> int:
         """The number of the example with an id."""
         return int(self.numbers[self.positions[name]])
-
-    def position_of(self, number: int) -> int:
-        """Where an example stands in arrays over all examples."""
-        return int(np.searchsorted(self.numbers, number))
 
     def shown_text(self, number: int) -> str:
         """An example's text (both texts of a pair) on one line, every character visible."""
@@ -156,7 +157,7 @@ class DataSource:
             n_queries, n_keys = self.lengths(found.query_sequence), self.lengths(found.key_sequence)
             rows = known.rows(n_queries, n_keys) if known else n_queries
             values = aggregate(self.over_examples(site, statistic), rows).astype(np.float32)
-            label, unit = (known.label, known.unit) if known else (visible(statistic), "")
+            label, unit = (short(known.label), known.unit) if known else (visible(statistic), "")
             return HeadValues(statistic, label, "" if unit == "share" else unit, _frozen(values), upper_end(values))
 
         return self._cache.get(("values", found.name, statistic), make)
@@ -186,7 +187,9 @@ class DataSource:
             weights = example.attention(layer, head, found.name).values
         elif keep.edges:
             edges = example.edges(layer, head, found.name)
-            weights = np.zeros((len(example.tokens(found.query_sequence)), len(example.tokens(found.key_sequence))), np.float32)
+            weights = np.zeros(
+                (len(example.tokens(found.query_sequence)), len(example.tokens(found.key_sequence))), np.float32
+            )
             at = edges["key_pos"].values
             np.put_along_axis(weights, np.maximum(at, 0), np.where(at >= 0, edges["weight"].values, 0), axis=1)
         else:
@@ -230,35 +233,67 @@ class DataSource:
                 continue
         return usable
 
-    def search(self, expression: str, site: str) -> SearchAnswer:
+    def search(self, expression: str, site: str) -> SearchResult:
         """Score every head for a pattern; kept per expression.
 
         Raises
         ------
         PatternError
-            The expression cannot be read.
+            The expression cannot be read, or names what this store does not have.
+        NotFoundError
+            The store kept neither attention nor edges.
         """
         name = self.site(site).name
-        return self._cache.get(("search", name, expression), lambda: ask(self.store, expression, name))
+        return self._cache.get(
+            ("search", name, expression),
+            lambda: search(self.store, expression, name),
+            lambda found: found.heads.nbytes + found.example_mass.nbytes + 4096,
+        )
+
+    def has_answer(self, expression: str, site: str) -> bool:
+        """Whether a search was answered already."""
+        return ("search", self.site(site).name, expression) in self._cache
 
     def search_values(self, expression: str, site: str) -> HeadValues:
-        """Mass of every head under a pattern."""
-        return self.search(expression, site).values
+        """Mass of every head under a pattern; NaN where nothing matched."""
+        values = self.search(expression, site).heads["mass"].values.astype(np.float32)
+        return HeadValues(SEARCH, "Mass of the search", "", _frozen(values), upper_end(values))
 
-    def search_examples(self, expression: str, site: str, layer: int, head: int) -> list[Hit]:
-        """The examples that show the pattern best in one head, best first."""
-        name = self.site(site).name
-        answer = self.search(expression, site)
-        return self._cache.get(("hits", name, expression, layer, head), lambda: hits(self.store, answer, layer, head))
+    def search_examples(self, expression: str, site: str, layer: int, head: int) -> list[ExampleHit]:
+        """The examples that show the pattern best in one head, best first, at most `MAX_HITS`."""
+        name, found = self.site(site).name, self.search(expression, site)
+        return self._cache.get(
+            ("hits", name, expression, layer, head), lambda: found.top_examples(layer, head, MAX_HITS)
+        )
+
+    def search_scores(self, expression: str, site: str, layer: int, head: int) -> Float32[np.ndarray, "example"]:
+        """Mass of one head on every example, by position; NaN where nothing matched."""
+        mass = self.search(expression, site).example_mass
+        scores = np.full(self.n_examples, np.nan, np.float32)
+        scores[np.searchsorted(self.numbers, mass["example"].values)] = mass.values[layer, head]
+        return scores
 
 
-def matching(statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarray, "key_pos"]) -> Bool[np.ndarray, "query_pos key_pos"]:
+def matching(
+    statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarray, "key_pos"]
+) -> Bool[np.ndarray, "query_pos key_pos"]:
     """Which pairs the statistic is the mass of; all where it is no mass."""
     query, key = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
     if statistic == "special":
         return np.broadcast_to(key_special[None, :], shape)
-    chosen = {"self": key == query, "previous": key == query - 1, "next": key == query + 1, "first": (key == 0) & (query >= 0)}
+    chosen = {
+        "self": key == query,
+        "previous": key == query - 1,
+        "next": key == query + 1,
+        "first": (key == 0) & (query >= 0),
+    }
     return np.broadcast_to(chosen.get(statistic, True), shape)
+
+
+def short(label: str) -> str:
+    """A statistic's label without the words that all of them share."""
+    bare = label.removeprefix("Attention to ").removeprefix("the ")
+    return bare[:1].upper() + bare[1:]
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -29,7 +29,9 @@ def head_name(head: Head) -> str:
     return f"{head[0]}.{head[1]}"
 
 
-def tokens_frame(labels: Sequence[str], special: Sequence[bool] | None = None, pieces: Sequence[str] | None = None) -> Frame:
+def tokens_frame(
+    labels: Sequence[str], special: Sequence[bool] | None = None, pieces: Sequence[str] | None = None
+) -> Frame:
     """Tokens of one side of a picture; `labels` as `labels.label` writes them, `pieces` for tooltips."""
     return {
         "labels": list(labels),
@@ -63,7 +65,9 @@ def pack(attention: Float[np.ndarray, "*shape"]) -> tuple[np.ndarray, str]:
 
 def to_codes(attention: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Square-root bytes, weight = (code / 255) ** 2."""
-    return np.floor(np.sqrt(np.clip(attention, 0, 1), dtype=np.float32) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return np.floor(np.sqrt(np.clip(attention, 0, 1), dtype=np.float32) * np.float32(255) + np.float32(0.5)).astype(
+        np.uint8
+    )
 
 
 def head_frame(
@@ -103,7 +107,9 @@ def head_frame(
     }
 
 
-def model_frame(codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, causal: bool = False, limit: int = 96, id: str = "") -> Frame:
+def model_frame(
+    codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, causal: bool = False, limit: int = 96, id: str = ""
+) -> Frame:
     """Thumbnails of all heads; examples longer than `limit` show the strongest weight under each pixel."""
     pooled = pool(codes, limit)
     return {
@@ -116,7 +122,9 @@ def model_frame(codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, cau
     }
 
 
-def pool(codes: UInt8[np.ndarray, "layer head query_pos key_pos"], limit: int) -> UInt8[np.ndarray, "layer head row column"]:
+def pool(
+    codes: UInt8[np.ndarray, "layer head query_pos key_pos"], limit: int
+) -> UInt8[np.ndarray, "layer head row column"]:
     """Keep the maximum over blocks, so that neither side is longer than `limit`."""
     for axis in (2, 3):
         n = codes.shape[axis]
@@ -137,7 +145,11 @@ def edge_frame(weight: Float[np.ndarray, "layer head"], query: str, key: str, n:
     return {
         "title": [query, key],
         "heads": [
-            {"head": head_name((int(i) // weight.shape[1], int(i) % weight.shape[1])), "weight": float(weight.ravel()[i])} for i in order
+            {
+                "head": head_name((int(i) // weight.shape[1], int(i) % weight.shape[1])),
+                "weight": float(weight.ravel()[i]),
+            }
+            for i in order
         ],
     }
 
@@ -211,7 +223,13 @@ def _total(weights: Float[np.ndarray, "n_heads some"]) -> list[float]:
 
 
 def strongest_frame(
-    attention: Float[np.ndarray, "n_heads query_pos key_pos"], heads: Sequence[Head], queries: Frame, keys: Frame, *, hide_special: bool, n: int = 9
+    attention: Float[np.ndarray, "n_heads query_pos key_pos"],
+    heads: Sequence[Head],
+    queries: Frame,
+    keys: Frame,
+    *,
+    hide_special: bool,
+    n: int = 9,
 ) -> Frame:
     """What is written while nothing is pinned: the strongest edges of the heads shown."""
     weight = np.array(attention, np.float32)

@@ -107,12 +107,16 @@ def row_scores(
         The keys are not as wide as the query.
     """
     if keys.shape[1] != query.shape[0]:
-        raise ShapeError(f"the query has {query.shape[0]} dimensions and the keys {keys.shape[1]}; pass those of one key head")
+        raise ShapeError(
+            f"the query has {query.shape[0]} dimensions and the keys {keys.shape[1]}; pass those of one key head"
+        )
     scores = keys.astype(np.float64) @ query.astype(np.float64) * scaling
     return softcap * np.tanh(scores / softcap) if softcap else scores
 
 
-def rebuilt_row(scores: Float[np.ndarray, "key_pos"], logsumexp: float, seen: Bool[np.ndarray, "key_pos"]) -> Float64[np.ndarray, "key_pos"]:
+def rebuilt_row(
+    scores: Float[np.ndarray, "key_pos"], logsumexp: float, seen: Bool[np.ndarray, "key_pos"]
+) -> Float64[np.ndarray, "key_pos"]:
     """Rebuild one attention row from its scores and the stored logsumexp; keys that the mask hides weigh 0."""
     return np.where(seen, np.exp(np.minimum(scores - logsumexp, 0.0)), 0.0)
 
@@ -130,7 +134,12 @@ def keys_seen(n_keys: int, query_pos: int, *, causal: bool, window: int | None) 
 
 
 def dimension_parts(
-    query: Float[np.ndarray, "d_head"], keys: Float[np.ndarray, "key_pos d_head"], *, scaling: float, focus: int, seen: Bool[np.ndarray, "key_pos"]
+    query: Float[np.ndarray, "d_head"],
+    keys: Float[np.ndarray, "key_pos d_head"],
+    *,
+    scaling: float,
+    focus: int,
+    seen: Bool[np.ndarray, "key_pos"],
 ) -> Float64[np.ndarray, "d_head"]:
     """Measure what each dimension adds to the score of key `focus`, against the mean of the other keys seen.
 

@@ -30,12 +30,28 @@ def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
                 "next": _head(flat + 1, site.n_layers, site.n_heads),
             },
             {
-                **_level(state, "Example", visible(data.example(number).id), {"page": "views"}, on=on_views and state.view != "neuron", off=not on_views),
+                **_level(
+                    state,
+                    "Example",
+                    visible(data.example(number).id),
+                    {"page": "views"},
+                    on=on_views and state.view != "neuron",
+                    off=not on_views,
+                ),
                 "previous": None if before is None else {"example": before, "pin": ""},
                 "next": None if after is None else {"example": after, "pin": ""},
             },
-            _level(state, "Edge", edge_text(data, state) or "none", {"page": "views", "view": "head"}, off=not on_views),
-            _level(state, "Dimension", dims, {"page": "views", "view": "neuron"}, on=on_views and state.view == "neuron", off=not on_views),
+            _level(
+                state, "Edge", edge_text(data, state) or "none", {"page": "views", "view": "head"}, off=not on_views
+            ),
+            _level(
+                state,
+                "Dimension",
+                dims,
+                {"page": "views", "view": "neuron"},
+                on=on_views and state.view == "neuron",
+                off=not on_views,
+            ),
         ]
     }
 
@@ -55,7 +71,9 @@ def edge_text(data: DataSource, state: ViewState) -> str:
     return f"{queries[int(np.argmax(weights[:, position]))]} \u2192 {keys[position]}"
 
 
-def _level(state: ViewState, name: str, value: str, patch: dict[str, Any], on: bool = False, off: bool = False) -> dict[str, Any]:
+def _level(
+    state: ViewState, name: str, value: str, patch: dict[str, Any], on: bool = False, off: bool = False
+) -> dict[str, Any]:
     return {"name": name, "value": value, "on": on, "off": off, "query": state.to_query(**patch), "patch": patch}
 
 

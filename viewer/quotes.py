@@ -32,7 +32,7 @@ def around(example: Example, site: Site, edge: Edge, reach: int = 160) -> dict[s
     place = at[edge.query_pos]
     token, lead = _bare(parts[place][0])
     if site.query_sequence != site.key_sequence:
-        keys = dict((t, text) for text, t in running(example, site.key_sequence))
+        keys = {t: text for text, t in running(example, site.key_sequence)}
         other: list[Part] = [[_bare(keys[edge.key_pos])[0], "key", edge.weight], ["  \u27f5 ", "", 0.0]]
         return {"before": other, "token": token, "after": _cut_tail(_plain(parts[place + 1 :]), reach), "self": False}
     before, after = parts[:place] + ([(lead, -1)] if lead else []), parts[place + 1 :]
@@ -40,15 +40,25 @@ def around(example: Example, site: Site, edge: Edge, reach: int = 160) -> dict[s
     if key_place < place:
         between = "".join(text for text, _ in before[key_place + 1 :])
         shown = _plain(before[:key_place])
-        middle = between if len(between) <= NEAR else f" \u2026 {between[-NEAR + 12:]}"
+        middle = between if len(between) <= NEAR else f" \u2026 {between[-NEAR + 12 :]}"
         front = [*_cut_head(shown, reach), *_key(before[key_place][0], edge.weight), [middle, "", 0.0]]
         return {"before": _compact(front), "token": token, "after": _cut_tail(_plain(after), reach), "self": False}
     if key_place > place:
         between = "".join(text for text, _ in parts[place + 1 : key_place])
         middle = between if len(between) <= NEAR // 2 else f"{between[: NEAR // 2 - 10]} \u2026 "
         back = [[middle, "", 0.0], *_key(parts[key_place][0], edge.weight), *_plain(parts[key_place + 1 :])]
-        return {"before": _cut_head(_plain(before), reach), "token": token, "after": _cut_tail(_compact(back), reach), "self": False}
-    return {"before": _cut_head(_plain(before), reach), "token": token, "after": _cut_tail(_plain(after), reach), "self": True}
+        return {
+            "before": _cut_head(_plain(before), reach),
+            "token": token,
+            "after": _cut_tail(_compact(back), reach),
+            "self": False,
+        }
+    return {
+        "before": _cut_head(_plain(before), reach),
+        "token": token,
+        "after": _cut_tail(_plain(after), reach),
+        "self": True,
+    }
 
 
 def snippet(example: Example, site: Site, edge: Edge, width: int = 40) -> list[Part]:
@@ -60,10 +70,20 @@ def snippet(example: Example, site: Site, edge: Edge, width: int = 40) -> list[P
     if keyed is not None:
         inner = _shorten(before[keyed + 1 :], 18)
         used = len(before[keyed][0]) + len(row["token"]) + sum(len(p[0]) for p in inner)
-        return _compact([*_last(before[:keyed], max(4, (width - used) // 2)), before[keyed], *inner, query, *_first(after, max(4, width // 3))])
+        return _compact(
+            [
+                *_last(before[:keyed], max(4, (width - used) // 2)),
+                before[keyed],
+                *inner,
+                query,
+                *_first(after, max(4, width // 3)),
+            ]
+        )
     keyed = next((i for i, part in enumerate(after) if part[1] == "key"), None)
     if keyed is not None:
-        return _compact([*_last(before, 10), query, *_shorten(after[:keyed], 18), after[keyed], *_first(after[keyed + 1 :], 12)])
+        return _compact(
+            [*_last(before, 10), query, *_shorten(after[:keyed], 18), after[keyed], *_first(after[keyed + 1 :], 12)]
+        )
     return _compact([*_last(before, width // 2), query, *_first(after, width // 2)])
 
 
@@ -96,7 +116,9 @@ def _compact(parts: list[Part]) -> list[Part]:
 
 
 def _cut_head(parts: list[Part], limit: int) -> list[Part]:
-    return [["\u2026" + parts[0][0][-limit:], *parts[0][1:]], *parts[1:]] if parts and len(parts[0][0]) > limit else parts
+    return (
+        [["\u2026" + parts[0][0][-limit:], *parts[0][1:]], *parts[1:]] if parts and len(parts[0][0]) > limit else parts
+    )
 
 
 def _cut_tail(parts: list[Part], limit: int) -> list[Part]:

@@ -41,7 +41,9 @@ class ServerOptions:
             raise ConfigError(f"port is {self.port}; expected 0 (any free one) to 65535")
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):
-                raise ConfigError(f"origin is {origin!r}; expected host or host:port (* would let any web page read the store)")
+                raise ConfigError(
+                    f"origin is {origin!r}; expected host or host:port (* would let any web page read the store)"
+                )
         if not _PREFIX.fullmatch(self.normal_prefix):
             raise ConfigError(f"prefix is {self.prefix!r}; expected a path such as /atlas")
 
@@ -90,7 +92,9 @@ def make_server(data: DataSource, options: ServerOptions) -> tuple[Any, str]:
     port = options.port or free_port(options.address)
     origins = options.allowed_origins(port)
     if not origins:
-        raise ConfigError(f"address {options.address!r} listens on every interface; name the origins that may open the viewer, such as --origin HOST:{port}")
+        raise ConfigError(
+            f"address {options.address!r} listens on every interface; name the origins that may open the viewer, such as --origin HOST:{port}"
+        )
     pn.config.respect_explicit_sizing = True
     try:
         server = pn.io.server.get_server(
@@ -107,7 +111,9 @@ def make_server(data: DataSource, options: ServerOptions) -> tuple[Any, str]:
             unused_session_lifetime_milliseconds=30_000,
         )
     except OSError as error:
-        raise ConfigError(f"cannot listen on {options.address}:{port}: {error.strerror or error}; choose another --port or --address") from error
+        raise ConfigError(
+            f"cannot listen on {options.address}:{port}: {error.strerror or error}; choose another --port or --address"
+        ) from error
     return server, options.url(port)
 
 

@@ -21,7 +21,7 @@ from .components.card import LevelBar, Notice, Router, StateCard, StatusLine, To
 from .data import DataSource
 from .labels import visible
 from .levels import level_frame
-from .pages.page import Page, place
+from .pages.page import Page, grid, place, show
 from .state import PAGES, Problem, ViewState
 
 logger = logging.getLogger(__name__)
@@ -43,13 +43,19 @@ class Session:
     def __init__(self, data: DataSource, query: str = "") -> None:
         self.data, self.state = data, ViewState(data.bounds)
         self.problems: list[Problem] = self.state.from_query(query)
+        self.wants_best_head = bool(self.state.pattern) and not re.search(r"(^|&)(layer|head)=", query)
+        """Whether the answer of the search may choose the head: it was asked without one."""
         self._pages: dict[str, Page] = {}
         self._stale: dict[str, set[str]] = {}
         self._travelled, self._push, self._answer = 0, False, ("", 0.0)
         send = self.receive
         self.router, self.top, self.levels = Router(send), TopBar(send), LevelBar(send)
         self.notice, self.status = Notice(send, visible=False), StatusLine(send)
-        self.body = pn.Column(styles={"padding": "12px 16px", "min-height": "0", "height": "100%", "overflow": "auto"}, sizing_mode="stretch_both", margin=0)
+        self.body = pn.Column(
+            styles={"padding": "12px 16px", "min-height": "0", "height": "100%", "overflow": "auto"},
+            sizing_mode="stretch_both",
+            margin=0,
+        )
         rows = "48px 38px auto minmax(0,1fr) 26px"
         parts = [place(self.top), place(self.levels), place(self.notice), self.body, place(self.status), self.router]
         for row, part in enumerate(parts[:5], 1):
@@ -57,7 +63,14 @@ class Session:
         self.router.param.update(width=0, height=0, margin=0, styles={"position": "absolute"})
         self.view = pn.Column(
             *parts,
-            styles={"display": "grid", "grid-template-rows": rows, "height": "100vh", "min-width": "1024px", "min-height": "680px", "gap": "0"},
+            styles={
+                "display": "grid",
+                "grid-template-rows": rows,
+                "height": "100vh",
+                "min-width": "1024px",
+                "min-height": "680px",
+                "gap": "0",
+            },
             sizing_mode="stretch_width",
             margin=0,
         )
@@ -77,21 +90,30 @@ class Session:
         elif isinstance(text := message.get("find"), str):
             self.find(text)
         elif isinstance(expression := message.get("run"), str):
-            self.go({"page": "search", "pattern": expression.strip(), "statistic": "search"})
+            self.wants_best_head = True
+            self.go({"page": "search", "pattern": expression.strip()})
         elif message.get("dismiss"):
             self.complain([])
 
     def go(self, patch: dict[str, Any], push: bool = True) -> None:
         """Change the state; with ``push=False`` without a history entry of its own."""
         self._push = push
-        self.complain(self.state.apply(patch))
-        self._push = True
+        try:
+            self.complain(self.state.apply(patch))
+        finally:
+            self._push = True
 
     def find(self, text: str) -> None:
         """Take the search box's text for a head, an example's id, a pattern, or words in the examples."""
         text = text.strip()
         if match := _HEAD.fullmatch(text):
-            self.go({"layer": match[1], "head": match[2], "page": "corpus" if self.state.page == "search" else self.state.page})
+            self.go(
+                {
+                    "layer": match[1],
+                    "head": match[2],
+                    "page": "corpus" if self.state.page == "search" else self.state.page,
+                }
+            )
         elif text in self.data.positions:
             self.go({"page": "views", "example": self.data.number_of(text)})
         elif looks_like_pattern(text) or text in self.data.library:
@@ -135,8 +157,7 @@ class Session:
         try:
             page = self._pages.get(name) or self._build(name)
             for other, built in self._pages.items():
-                if built.view.visible != (other == name):
-                    built.view.visible = other == name
+                show(built.view, other == name)
             changed = frozenset(self._stale[name]) & page.watches
             self._stale[name].clear()
             return page.refresh(changed) if changed else self._answer[0]
@@ -158,7 +179,13 @@ class Session:
 
     def _bars(self, push: bool = False) -> None:
         state = self.state
-        self.router.frame = {"query": state.to_query(), "push": push, "title": self._title(), "theme": state.theme, "heard": self._travelled}
+        self.router.frame = {
+            "query": state.to_query(),
+            "push": push,
+            "title": self._title(),
+            "theme": state.theme,
+            "heard": self._travelled,
+        }
         self.top.frame = {
             "page": state.page,
             "pages": [{"page": page, "label": LABELS[page], "query": state.to_query(page=page)} for page in PAGES],
@@ -176,7 +203,10 @@ class Session:
     def _notice(self) -> None:
         self.notice.frame = {
             "title": "Not in this link:" if len(self.problems) == 1 else "Not taken:",
-            "problems": [{"field": visible(p.field), "value": visible(p.value[:200]), "reason": visible(p.reason)} for p in self.problems],
+            "problems": [
+                {"field": visible(p.field), "value": visible(p.value[:200]), "reason": visible(p.reason)}
+                for p in self.problems
+            ],
         }
         self.notice.visible = bool(self.problems)
 
@@ -195,7 +225,7 @@ class EmptyPage(Page):
     def __init__(self, session: Any) -> None:
         super().__init__(session)
         self.card = StateCard(session.receive)
-        self.view = pn.Column(place(self.card), sizing_mode="stretch_both")
+        self.view = grid(place(self.card))
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Say what is missing and which command fills it."""

@@ -66,6 +66,8 @@ class ViewState(param.Parameterized):
     view = param.Selector(default="head", objects=list(VIEWS))
     site = param.String(default="")
     statistic = param.String(default="")
+    x = param.String(default="", doc="statistic across the scatter of heads")
+    y = param.String(default="", doc="statistic up the scatter of heads")
     pattern = param.String(default="")
     measure = param.Selector(default="mass", objects=list(MEASURES))
     layer = param.Integer(default=0, bounds=(0, None))
@@ -82,7 +84,7 @@ class ViewState(param.Parameterized):
     theme = param.Selector(default="auto", objects=list(THEMES))
 
     FIELDS: ClassVar[tuple[str, ...]] = (
-        "page", "view", "site", "statistic", "pattern", "measure", "layer", "head", "heads", "example", "pin",
+        "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
         "share", "keys", "specials", "text", "order", "row", "theme",
     )  # fmt: skip
     HISTORY: ClassVar[frozenset[str]] = frozenset(
@@ -93,7 +95,8 @@ class ViewState(param.Parameterized):
     def __init__(self, bounds: Bounds | None = None, **params: Any) -> None:
         super().__init__()
         self._bounds = bounds or Bounds()
-        start = {"site": next(iter(self._bounds.sites), ""), "statistic": next(iter(self._bounds.statistics), "")}
+        first = next(iter(self._bounds.statistics), "")
+        start = {"site": next(iter(self._bounds.sites), ""), "statistic": first, "x": first, "y": first}
         self.param.update(**{**start, **self._bounds.start})
         self._start = {name: getattr(self, name) for name in self.FIELDS}
         self.param.update(**params)
@@ -159,7 +162,7 @@ class ViewState(param.Parameterized):
             return _one_of(value, parameter.objects)
         if name == "site":
             return _one_of(value, self._bounds.sites) if self._bounds.sites else _text(value)
-        if name == "statistic":
+        if name in ("statistic", "x", "y"):
             return _one_of(value, self._bounds.statistics) if self._bounds.statistics else _text(value)
         if name == "share":
             return _share(value)

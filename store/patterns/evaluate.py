@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int64
 
 from headatlas.store.errors import ShapeError
 from headatlas.store.tokens import Column
+
 from .fields import TokenFields, Values, column_values
 from .lexer import error
 from .regex import matching_texts

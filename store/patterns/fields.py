@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int64
 
 from headatlas.store.errors import FormatError, ShapeError
 from headatlas.store.tokens import MISSING, Column, TokenFlag, TokenTable
+
 from .tree import Step
 
 Kind = Literal["number", "text", "bool"]

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from headatlas.store.errors import PatternError
+
 from .lexer import Lexeme, error, lex, unquote
 from .tree import (
     COMPARISONS,

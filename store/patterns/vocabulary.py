@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from headatlas.store.errors import PatternError
 from headatlas.store.tokens import Column, TokenTable
+
 from .fields import EXAMPLE_FIELDS, TOKEN_FIELDS, Field, Kind, column_kind, word_field_names
 from .lexer import error
 from .parser import nearest

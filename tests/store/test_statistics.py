@@ -2,19 +2,11 @@
 
 import math
 
-import jaxtyping
 import numpy as np
 import pytest
+
 from headatlas.store.errors import ConfigError, ShapeError
 from headatlas.store.statistics import STATISTIC_NAMES, STATISTICS, aggregate, head_statistics
-
-
-@pytest.fixture
-def unchecked():
-    """Without the tests' shape checks: what a user sees."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def random_attention(n_heads, n_queries, n_keys, causal, seed=0):
@@ -91,7 +83,7 @@ def test_one_hot_rows_have_exact_values():
     }
 
 
-def test_shapes_and_names_are_checked(unchecked):
+def test_shapes_and_names_are_checked(without_shape_checks):
     attention = random_attention(1, 3, 5, causal=False)
     with pytest.raises(ShapeError, match="cross=True"):
         head_statistics(attention, np.zeros(5, bool))
@@ -110,7 +102,7 @@ def test_aggregate_by_rows_and_by_examples():
     assert np.isnan(aggregate(values, np.zeros(3, np.int64))).all()
 
 
-def test_aggregate_checks_its_arguments(unchecked):
+def test_aggregate_checks_its_arguments(without_shape_checks):
     values, rows = np.zeros((1, 2, 3), np.float32), np.array([3, 1, 5])
     with pytest.raises(ShapeError, match="rows 2"):
         aggregate(values, np.array([1, 2]))

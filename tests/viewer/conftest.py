@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,11 @@ HOSTILE = [
     "tab\tand\nline",
     "emoji 👩‍🚀 and 漢字 שלום",
 ]
-PLAIN = ["The nurse told the patient that she would call the doctor again .", "A lawyer for the union thinks he agreed .", "They met ."]
+PLAIN = [
+    "The nurse told the patient that she would call the doctor again .",
+    "A lawyer for the union thinks he agreed .",
+    "They met .",
+]
 SITE = Site(
     name="encoder", n_layers=LAYERS, n_heads=HEADS, n_kv_heads=HEADS, d_head=D_HEAD, causal=False,
     scaling=(D_HEAD**-0.5,) * LAYERS, softcap=(None,) * LAYERS, window=(None,) * LAYERS,
@@ -119,7 +124,9 @@ def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Genera
     return arrays
 
 
-def write_store(path: Path, n_examples: int = 60, n_segments: int = 2, planned: int | None = None, keep: Keep | None = None) -> Path:
+def write_store(
+    path: Path, n_examples: int = 60, n_segments: int = 2, planned: int | None = None, keep: Keep | None = None
+) -> Path:
     """Write a store of `n_segments` segments; `planned` more than that leaves the job unfinished."""
     spec = TraceSpec(sites=(SITE,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES)
     writer = StoreWriter.create(
@@ -150,3 +157,9 @@ def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(store_path: Path) -> Store:
     """The store, opened."""
     return open_store(store_path)
+
+
+@pytest.fixture(scope="session")
+def viewer_store() -> Callable[..., Path]:
+    """Write a store like `store_path`'s with other sizes, or less kept."""
+    return write_store

@@ -1,9 +1,10 @@
 """The state of a reader and its URL query."""
 
 import pytest
-from headatlas.viewer.state import MEASURES, PAGES, THEMES, VIEWS, Bounds, ViewState, query_of_arguments
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headatlas.viewer.state import MEASURES, PAGES, THEMES, VIEWS, Bounds, ViewState, query_of_arguments
 
 BOUNDS = Bounds(sites={"encoder": (6, 12), "cross": (2, 3)}, statistics=("entropy", "previous"), examples=range(20))
 TEXT = st.text(max_size=40).filter(lambda s: "\ufffd" not in s)

@@ -1,7 +1,8 @@
 """The cards and bars of the pages. A frame goes down; messages come up: ``{"go": {field: value}}`` and few others.
 
 A message comes from a browser, so it is checked to be a dict with text keys and handed to one function of the session;
-the values are checked where they are used (`ViewState.apply`).
+the values are checked where they are used (`ViewState.apply`). Panel gives the element of a component its class's name
+in small letters as a CSS class: no rule of a component may be called like one.
 """
 
 from __future__ import annotations
@@ -86,6 +87,20 @@ class HeadMap(Card):
     selected = param.String(default="0.0", doc="layer.head")
 
     _esm = _bundle = "headmap.js"
+
+
+class Scatter(Card):
+    """Heads by two statistics."""
+
+    selected = param.String(default="0.0", doc="layer.head")
+
+    _esm = _bundle = "scatter.js"
+
+
+class Distribution(Card):
+    """One number of one head over the examples."""
+
+    _esm = _bundle = "distribution.js"
 
 
 class Inspector(Card):

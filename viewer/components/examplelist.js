@@ -39,9 +39,9 @@ export function render({model, el: host}) {
           el("div.facet", null, el("span.ell", {title: value, dir: "auto"}, value), el("div.bar", null, el("i", {style: `width:${100 * n / Math.max(1, frame.n_found)}%`})), el("span.n", null, count(n))))]));
       histogram(lengths, frame.lengths, ui.paint());
       head.replaceChildren(el("h2", null, "Examples"), el("span.sub", {"data-found": frame.n_found}, frame.n_found === frame.n_all ? count(frame.n_all) : `${count(frame.n_found)} of ${count(frame.n_all)}`),
-        frame.text ? el("button.tag.accent", {style: "border:0", onclick: () => { filter.value = ""; ui.go({text: "", row: 0}); }}, `text \u201C${frame.text}\u201D \u2715`) : null);
+        ...(frame.text ? [el("button.tag.accent", {style: "border:0", onclick: () => { filter.value = ""; ui.go({text: "", row: 0}); }}, `text \u201C${frame.text}\u201D \u2715`)] : []));
       titles.style.cssText = grid;
-      titles.replaceChildren(el("span", null, "id"), el("span", null, "text"), ...frame.columns.map(name => el("span.ell", null, name)), el("span.n", null, "tokens"), el("span.strong", {style: "color:var(--ink-2)"}, `${frame.label}${{strongest: " \u2193", weakest: " \u2191"}[frame.order] || ""}`));
+      titles.replaceChildren(el("span", null, "id"), el("span", null, "text"), ...frame.columns.map(name => el("span.ell", null, name)), el("span.n", null, "tokens"), el("span.strong.ell", {style: "color:var(--ink-2)"}, `${frame.label}${{strongest: " \u2193", weakest: " \u2191"}[frame.order] || ""}`));
       list.replaceChildren(...frame.rows.map(row => link(ui, `.er${row.on ? ".on" : ""}`, row.query, row.patch, {...style, "data-example": row.patch.example},
         el("span.dim.num.ell", {dir: "auto", title: row.id}, row.id), el("span.tx.ell", {dir: "auto"}, row.text), ...row.columns.map(value => el("span.dim2.ell", {dir: "auto"}, value)), el("span.n", null, row.tokens),
         el("span.w", null, el("span.bar", null, el("i", {style: `width:${100 * Math.max(0, Math.min(1, (row.value || 0) / (frame.high || 1)))}%`})), el("span.n", null, number(row.value))))));

@@ -1,4 +1,4 @@
-// Heads ranked by a search: mass as a bar beside its baselines (long tick: best fixed offset, short tick: uniform attention).
+// Heads ranked by a search: mass as a bar beside its baselines (the tick: uniform attention).
 import { count, number } from "../_js/paint.js";
 import { el } from "../_js/dom.js";
 import { component, segmented, walk } from "../_js/shell.js";
@@ -11,14 +11,13 @@ const CSS = `
 .mass { position: relative; height: 22px; background: linear-gradient(90deg, var(--line) 1px, transparent 1px) 0/25% 100% } .mass > i { position: absolute }
 .mass .b { left: 0; top: 6px; height: 10px; border-radius: 2px; background: var(--accent); opacity: .88; min-width: 2px } .below .mass .b { background: var(--line-2); opacity: 1 }
 .mass .best { top: 2px; width: 2px; height: 18px; margin-left: -1px; background: var(--ink); box-shadow: 0 0 0 1px var(--surface) }
-.mass .even { top: 17px; width: 1.5px; height: 4px; background: var(--ink-3) }
 .below .d { color: var(--ink-3) }
 .foot { padding: 6px 12px 4px; border-top: 1px solid var(--line); font-size: 11px; color: var(--ink-3) }
-.key i { display: inline-block; background: var(--ink); width: 2px; height: 14px } .key i.even { height: 5px; background: var(--ink-3) }
+.key i { display: inline-block; background: var(--ink); width: 2px; height: 14px }
 `;
 const MEASURES = [["mass", "Mass"], ["hit_rate", "Hit rate"], ["lift", "Lift"]];
 
-// frame: {rows: [{head, layer, index, rank, mass, hit_rate, baseline, uniform, lift, rows, on}], high, measure, n_heads, stale, has_offset}
+// frame: {rows: [{head, layer, index, rank, mass, hit_rate, baseline, lift, rows, on}], high, measure, n_heads, stale}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const head = el("header"), titles = el("div.hr.th", {style: "height:22px"}), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0"}), foot = el("div.row.foot");
@@ -29,15 +28,15 @@ export function render({model, el: host}) {
       const at = v => `${100 * Math.max(0, Math.min(1, v / (frame.high || 1)))}%`, scroll = list.scrollTop;
       card.classList.toggle("stale", !!frame.stale);
       head.replaceChildren(el("h2", null, "Heads"), el("span.grow"),
-        frame.has_offset ? el("span.legend.key", null, el("i"), "best offset") : null, el("span.legend.key", null, el("i.even"), "uniform"), segmented(MEASURES, frame.measure, "rank by", v => ui.go({measure: v})));
+        el("span.legend.key", null, el("i"), "uniform attention"), segmented(MEASURES, frame.measure, "rank by", v => ui.go({measure: v})));
       titles.replaceChildren(el("span.n", null, "#"), el("span", null, "head"), el("span.axis", null, [0, .25, .5, .75, 1].map(x => el("span", null, x ? number(x * frame.high).replace(/\.00$/, "") : "0"))),
         ...["mass", "hit", "lift", "rows"].map(t => el("span.n", null, t)));
       list.replaceChildren(...frame.rows.map(row => {
         const tip = event => ui.tip.show(event, `Head ${row.head}`, [["Mass", number(row.mass, 3), "", true], ["Hit rate", number(row.hit_rate, 3)],
-          ...(frame.has_offset ? [["Best fixed offset", number(row.baseline, 3)]] : []), ["Uniform attention", number(row.uniform, 3)], ["Lift", `${row.lift.toFixed(2)}\u00D7`], ["Query rows", count(row.rows)]], "click: its examples");
+          ["Uniform attention", number(row.baseline, 3)], ["Lift", `${row.lift.toFixed(2)}\u00D7`], ["Query rows", count(row.rows)]], "click: its examples");
         return el(`button.hr${row.on ? ".on" : ""}${row.lift < 1 ? ".below" : ""}`, {"data-head": row.head, "data-mass": row.mass.toFixed(6), "aria-pressed": String(row.on), onclick: () => ui.go({layer: row.layer, head: row.index}), onmousemove: tip, onmouseleave: ui.tip.hide},
           el("span.n.dim", null, row.rank), el("b", null, row.head),
-          el("span.mass", null, el("i.b", {style: `width:${at(row.mass)}`}), frame.has_offset ? el("i.best", {style: `left:${at(row.baseline)}`}) : null, el("i.even", {style: `left:${at(row.uniform)}`})),
+          el("span.mass", null, el("i.b", {style: `width:${at(row.mass)}`}), el("i.best", {style: `left:${at(row.baseline)}`})),
           el("span.n.strong", null, number(row.mass)), el("span.n", null, number(row.hit_rate)), el("span.n", null, Number.isFinite(row.lift) ? `${row.lift.toFixed(1)}\u00D7` : "\u2013"), el("span.n.d", null, count(row.rows)));
       }));
       list.scrollTop = scroll;

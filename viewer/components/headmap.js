@@ -105,7 +105,7 @@ export function render({model, el: host}) {
       const fresh = !frame || frame.values !== next.values;
       frame = next;
       if (!table) {
-        if (frame.small) ui.root.append(box, live);
+        if (frame.small) ui.root.append(el("section.card", {style: "padding:8px", "aria-label": "head map"}, box), live);
         else { card.append(head, el("div.body", {style: "padding:10px 12px;overflow:hidden"}, box)); ui.root.append(card, live); }
         table = mirror(box, `numbers of ${frame.small ? "the small" : "the"} head map`);
       }

@@ -4,7 +4,7 @@ import { component } from "../_js/shell.js";
 
 const CSS = `
 .query { padding: 10px 12px; gap: 8px; overflow: visible }
-.editor { position: relative; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); height: 38px }
+.editor { position: relative; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); height: 38px; flex: none }
 .editor:focus-within { border-color: var(--accent); box-shadow: 0 0 0 3px var(--accent-soft) } .editor.err { border-color: var(--bad); box-shadow: 0 0 0 3px var(--bad-soft) }
 .editor input, .editor code, .arrow { font: 13.5px/36px var(--mono) !important; white-space: pre; letter-spacing: 0 }
 .editor input { position: absolute; inset: 0 96px 0 0; padding: 0 0 0 12px; border: 0; outline: 0 !important; background: transparent; color: transparent !important; caret-color: var(--ink) }

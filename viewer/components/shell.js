@@ -87,6 +87,7 @@ const SHELL = `
 .btn.icon { width: 28px; height: 28px; padding: 0; justify-content: center } .btn.quiet:hover { color: var(--ink) }
 .btn[disabled] { opacity: .4; cursor: default }
 .sel { height: 24px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); padding: 0 6px; font-size: 12px !important; font-weight: 500; max-width: 210px }
+.seg button { white-space: nowrap; padding: 0 10px } .card > header .seg button { height: 22px }
 .tok.q { box-shadow: inset 0 0 0 1.5px var(--accent); border-radius: 3px; padding: 1px 4px; font-weight: 600; color: var(--ink) }
 .tok.k { border-radius: 3px; padding: 1px 3px }
 .note { display: flex; gap: 8px; align-items: center; background: var(--surface-2); border-radius: 6px; padding: 6px 10px; font-size: 12px; color: var(--ink-2) }

@@ -1,6 +1,5 @@
 // The look of all components: the type, spaces and controls of one interface. Colours are variables set by `mount`.
 export const CSS = `
-:host { display: block }
 .ha { color: var(--ink); font: 13px/1.4 -apple-system,BlinkMacSystemFont,"Segoe UI",Inter,Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif;
   -webkit-font-smoothing: antialiased; box-sizing: border-box; width: 100%; height: 100%; min-height: 0; position: relative; text-align: left }
 :where(.ha) *, :where(.ha) *::before { box-sizing: border-box }

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int64
 
-from ..components.card import ExampleList
 from ..answers import HeadValues, upper_end
+from ..components.card import ExampleList
 from ..data import DataSource
 from ..labels import visible
 from ..state import ViewState
-from .corpus import chosen_values, options
-from .page import Page, place
+from .corpus import chosen_values, options, scores_over_examples
+from .page import Page, grid, place
 
 PAGE_ROWS = 22
 MAX_COLUMNS, MAX_FACET_VALUES = 2, 6
@@ -23,28 +23,20 @@ class ExamplesPage(Page):
     """Filter and list."""
 
     name = "examples"
-    watches: ClassVar[frozenset[str]] = frozenset({"page", "site", "statistic", "pattern", "layer", "head", "text", "order", "row", "example"})
+    watches: ClassVar[frozenset[str]] = frozenset(
+        {"page", "site", "statistic", "pattern", "layer", "head", "text", "order", "row", "example"}
+    )
 
     def __init__(self, session: Any) -> None:
         super().__init__(session)
         self.list = ExampleList(session.receive)
-        self.view = place(self.list)
+        self.view = grid(place(self.list))
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill one page of rows."""
         values = chosen_values(self.data, self.state)
         self.list.frame = list_frame(self.data, self.state, values)
         return "stored statistics"
-
-
-def scores_over_examples(data: DataSource, state: ViewState, values: HeadValues) -> np.ndarray:
-    """The chosen number of the chosen head on every example, by position; NaN where there is none."""
-    if values.name in data.statistic_names:
-        return data.over_examples(state.site, values.name)[state.layer, state.head]
-    scores = np.full(data.n_examples, np.nan, np.float32)
-    for hit in data.search_examples(state.pattern, state.site, state.layer, state.head):
-        scores[data.position_of(hit.number)] = hit.score
-    return scores
 
 
 def ordered(scores: np.ndarray, found: Int64[np.ndarray, "found"], order: str) -> Int64[np.ndarray, "found"]:
@@ -71,7 +63,10 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[s
             {
                 "id": visible(data.ids[position]),
                 "text": data.shown_text(number)[:300],
-                "columns": [visible(str(column[position])) if column[position] is not None else "" for column in columns.values()],
+                "columns": [
+                    visible(str(column[position])) if column[position] is not None else ""
+                    for column in columns.values()
+                ],
                 "tokens": int(lengths[position]),
                 "value": float(scores[position]),
                 "on": number == state.example,

@@ -14,9 +14,16 @@ from ..labels import visible
 def facts_frame(data: DataSource) -> dict[str, Any]:
     """Figures with their labels, and whether the job has ended."""
     store, keep = data.store, data.store.spec.keep
-    kept = [name for name, is_kept in [("attention", keep.attention), ("q\u00b7k", keep.query_key), ("edges", keep.edges)] if is_kept]
+    kept = [
+        name
+        for name, is_kept in [("attention", keep.attention), ("q\u00b7k", keep.query_key), ("edges", keep.edges)]
+        if is_kept
+    ]
     sites = list(store.sites.values())
-    heads = " + ".join(f"{s.n_layers} \u00d7 {s.n_heads}" for s in sites) + f" = {sum(s.n_layers * s.n_heads for s in sites):,}"
+    heads = (
+        " + ".join(f"{s.n_layers} \u00d7 {s.n_heads}" for s in sites)
+        + f" = {sum(s.n_layers * s.n_heads for s in sites):,}"
+    )
     facts = [
         [_named(store.manifest.provenance.get("model")) or "model", "Model"],
         [_named(store.manifest.provenance.get("corpus")) or data.name, "Corpus"],

@@ -6,23 +6,24 @@ expression is shown under the word at fault.
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
 
 from headatlas.store.errors import HeadAtlasError, PatternError
+from headatlas.store.search import SearchResult
 
+from ..answers import Edge, upper_end
 from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
-from ..answers import SearchAnswer
 from ..data import DataSource
 from ..labels import visible
 from ..quotes import around
 from ..state import ViewState
 from .corpus import map_frame
-from .page import Page, grid, place
+from .facts import error_bound
+from .page import Page, grid, place, show
 
-MAX_HEADS, MAX_ROWS = 250, 200
+MAX_HEADS = 250
 START = "previous_token"
 
 
@@ -39,9 +40,15 @@ class SearchPage(Page):
         self.heads, self.examples, self.state_card = HeadList(send), Kwic(send), StateCard(send)
         top = grid(place(self.box), place(self.map), columns="minmax(0,1fr) 152px")
         self.results = grid(place(self.heads), place(self.examples), columns="minmax(420px,592fr) minmax(0,804fr)")
-        self.view = grid(place(top), place(self.summary), place(self.results), place(self.state_card), rows="150px 34px minmax(0,1fr)", gap="8px")
+        cells = [
+            place(top, "1", "1"),
+            place(self.summary, "1", "2"),
+            place(self.results, "1", "3"),
+            place(self.state_card, "1", "3"),
+        ]
+        self.view = grid(*cells, rows="150px 34px minmax(0,1fr)", gap="8px")
         self._asked: tuple[str, str] | None = None
-        self._answer: SearchAnswer | None = None
+        self._answer: SearchResult | None = None
         self._error: HeadAtlasError | None = None
         self._took = 0.0
         self._busy = False
@@ -65,47 +72,62 @@ class SearchPage(Page):
         except HeadAtlasError as error:
             self._error, self._busy = error, False
             return
-        self._error, self._busy = None, True
-        started = perf_counter()
+        self._error, self._busy = None, not self.data.has_answer(expression, site)
 
-        def work() -> SearchAnswer | HeadAtlasError:
+        def work() -> SearchResult | HeadAtlasError:
             try:
                 return self.data.search(expression, site)
             except HeadAtlasError as error:
                 return error
 
-        def done(result: SearchAnswer | HeadAtlasError) -> None:
+        def done(result: SearchResult | HeadAtlasError) -> None:
             if self._asked != asked:  # another question was asked meanwhile
                 return
-            self._busy, self._took = False, perf_counter() - started
+            self._busy = False
             if isinstance(result, HeadAtlasError):
                 self._error = result
             else:
                 self._answer = result
+                self._took = result.seconds
             self._fill()
+            self._choose_head()
             self.session.answered(self._source(), self._took)
 
-        self.session.background(work, done)
+        if self._busy:
+            self.session.background(work, done)
+        else:
+            done(work())
+
+    def _choose_head(self) -> None:
+        """Go to the strongest head where the search was asked without one."""
+        if self._answer is None or self._error is not None or not self._answer.rows or not self.session.wants_best_head:
+            return
+        self.session.wants_best_head = False
+        layer, head = self.data.search_values(self._answer.pattern.expression, self.state.site).best
+        if (layer, head) != (self.state.layer, self.state.head):
+            self.session.go({"layer": layer, "head": head}, push=False)
 
     def _source(self) -> str:
-        return self._answer.source if self._answer is not None else ""
+        return source(self.data, self._answer) if self._answer is not None else ""
 
     def _fill(self) -> None:
         state, answer = self.state, self._answer
-        stale = answer is not None and (self._busy or answer.expression != state.pattern)
+        stale = answer is not None and (self._busy or answer.pattern.expression != state.pattern)
         self.box.frame = box_frame(self.data, state, self._error, self._busy)
-        shown = answer is not None and answer.n_rows > 0
-        self.results.visible = self.map.visible = shown
+        shown = answer is not None and answer.rows > 0
+        show(self.results, shown)
+        self.map.visible = shown
         self.summary.visible = answer is not None
         self.state_card.visible = not shown
         if answer is None or not shown:
-            self.state_card.frame = waiting_frame(self.data, state, self._busy, no_match=answer is not None)
+            self.state_card.frame = waiting_frame(self.data, state, self._busy, answer)
             if answer is None:
                 return
         self.summary.frame = summary_frame(answer, self.data, self._took, stale)
         if shown:
             self.map.selected = f"{state.layer}.{state.head}"
-            self.map.frame = map_frame(answer.values, [], [], "search", small=True)
+            values = self.data.search_values(answer.pattern.expression, state.site)
+            self.map.frame = map_frame(values, [], [], "search", small=True)
             self.heads.frame = heads_frame(answer, state, stale)
             self.examples.frame = kwic_frame(self.data, state, answer, stale)
 
@@ -117,12 +139,20 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
     about = library[picked].description if picked else "fields: " + ", ".join(data.fields(state.site)[:14])
     mistake = None
     if isinstance(error, PatternError):
-        mistake = {"message": visible(str(error)), "start": error.start, "stop": error.stop, "expression": state.pattern}
+        mistake = {
+            "message": visible(str(error)),
+            "start": error.start,
+            "stop": error.stop,
+            "expression": state.pattern,
+        }
     elif error is not None:
         mistake = {"message": visible(str(error)), "start": 0, "stop": 0, "expression": state.pattern}
     return {
         "expression": state.pattern,
-        "library": [{"name": item.name, "expression": item.expression, "description": item.description} for item in library.values()],
+        "library": [
+            {"name": item.name, "expression": item.expression, "description": item.description}
+            for item in library.values()
+        ],
         "picked": picked,
         "description": about,
         "error": mistake,
@@ -130,75 +160,102 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
     }
 
 
-def waiting_frame(data: DataSource, state: ViewState, busy: bool, no_match: bool) -> dict[str, Any]:
+def source(data: DataSource, answer: SearchResult) -> str:
+    """Where an answer comes from, with its error."""
+    if answer.level == "edges":
+        return "edges (mass is a lower bound)"
+    return f"attention, {error_bound(data.store.spec.keep.attention)}"
+
+
+def waiting_frame(data: DataSource, state: ViewState, busy: bool, answer: SearchResult | None) -> dict[str, Any]:
     """What stands where results would be."""
     if busy:
         return {"kind": "loading", "title": "Searching", "lines": [f"{data.n_examples:,} examples"], "loading": True}
-    if no_match:
+    if answer is not None:
         return {
             "kind": "no-match",
             "title": "No match",
-            "lines": [f"No row of {data.n_examples:,} examples has a key that matches."],
+            "lines": [
+                f"No row of {data.n_examples:,} examples has a key that matches.",
+                *(visible(note) for note in answer.notes),
+            ],
             "code": visible(state.pattern),
         }
-    patch = {"page": "search", "pattern": data.library[START].expression} if START in data.library else {"page": "search"}
+    patch = (
+        {"page": "search", "pattern": data.library[START].expression} if START in data.library else {"page": "search"}
+    )
     return {
         "kind": "no-search",
         "title": "Which heads do this?",
-        "lines": ["Write a condition on a query token and a key token, or pick one above. Every head is scored for it over all examples."],
-        "actions": [{"label": START.replace("_", " "), "query": state.to_query(**patch), "patch": patch, "primary": True}],
+        "lines": [
+            "Write a condition on a query token and a key token, or pick one above. Every head is scored for it over all examples."
+        ],
+        "actions": [
+            {"label": START.replace("_", " "), "query": state.to_query(**patch), "patch": patch, "primary": True}
+        ],
     }
 
 
-def summary_frame(answer: SearchAnswer, data: DataSource, seconds: float, stale: bool) -> dict[str, Any]:
+def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale: bool) -> dict[str, Any]:
     """On what the answer rests."""
-    above = int((answer.lift > 1).sum())
+    above = int((answer.heads["lift"].values > 1).sum())
     figures = [
-        [f"{answer.n_rows:,}", "query rows with a match"],
+        [f"{answer.rows:,}", "query rows with a match"],
         [f"{answer.n_examples:,}", f"of {data.n_examples:,} examples"],
-        [f"{answer.mass.size:,}", "heads"],
+        [f"{answer.heads['mass'].size:,}", "heads"],
         [f"{above:,}", "above baseline"],
     ]
     took = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-    return {"figures": figures, "right": [f"from {answer.source}", took], "stale": "of the last valid pattern" if stale else ""}
+    return {
+        "figures": figures,
+        "right": [f"from {source(data, answer)}", took],
+        "stale": "of the last valid pattern" if stale else "",
+    }
 
 
-def heads_frame(answer: SearchAnswer, state: ViewState, stale: bool) -> dict[str, Any]:
+def heads_frame(answer: SearchResult, state: ViewState, stale: bool) -> dict[str, Any]:
     """Heads by the chosen measure, best first."""
-    measure = {"mass": answer.mass, "hit_rate": answer.hit_rate, "lift": answer.lift}[state.measure]
-    order = np.argsort(-np.nan_to_num(measure, nan=-1.0), axis=None, kind="stable")[:MAX_HEADS]
-    n_heads = answer.mass.shape[1]
+    table = {name: answer.heads[name].values for name in ("mass", "hit_rate", "baseline", "lift")}
+    order = np.argsort(-np.nan_to_num(table[state.measure], nan=-1.0), axis=None, kind="stable")[:MAX_HEADS]
+    n_heads = table["mass"].shape[1]
     rows = []
     for rank, flat in enumerate(order.tolist(), 1):
         spot = divmod(flat, n_heads)
+        figures = {name: float(values[spot]) for name, values in table.items()}
+        chosen = spot == (state.layer, state.head)
         rows.append(
             {
                 "head": f"{spot[0]}.{spot[1]}",
                 "layer": spot[0],
                 "index": spot[1],
                 "rank": rank,
-                "mass": float(answer.mass[spot]),
-                "hit_rate": float(answer.hit_rate[spot]),
-                "baseline": float(answer.baseline[spot]),
-                "uniform": float(answer.uniform),
-                "lift": float(answer.lift[spot]),
-                "rows": int(answer.n_rows),
-                "on": spot == (state.layer, state.head),
+                **figures,
+                "rows": answer.rows,
+                "on": chosen,
             }
         )
-    return {"rows": rows, "high": answer.values.high, "measure": state.measure, "n_heads": answer.mass.size, "stale": stale, "has_offset": answer.has_offset}
+    high = upper_end(np.concatenate([table["mass"].ravel(), table["baseline"].ravel()]).astype(np.float32))
+    return {"rows": rows, "high": high, "measure": state.measure, "n_heads": table["mass"].size, "stale": stale}
 
 
-def kwic_frame(data: DataSource, state: ViewState, answer: SearchAnswer, stale: bool) -> dict[str, Any]:
+def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: bool) -> dict[str, Any]:
     """The examples that show the pattern best in the chosen head, with their strongest matching edge."""
     site = data.site(state.site)
-    hits = data.search_examples(answer.expression, state.site, state.layer, state.head)
+    hits = data.search_examples(answer.pattern.expression, state.site, state.layer, state.head)
     rows = []
-    for hit in hits[:MAX_ROWS]:
-        patch = {"page": "views", "view": "head", "example": hit.number, "pin": f"q{hit.edge.query_pos}"}
-        example = data.example(hit.number)
-        quoted = around(example, site, hit.edge)
-        rows.append({"id": visible(example.id), "score": hit.score, "weight": hit.edge.weight, "query": state.to_query(**patch), "patch": patch, **quoted})
+    for hit in hits:
+        patch = {"page": "views", "view": "head", "example": hit.example, "pin": f"q{hit.query_pos}"}
+        quoted = around(data.example(hit.example), site, Edge(hit.query_pos, hit.key_pos, hit.weight))
+        rows.append(
+            {
+                "id": visible(hit.id),
+                "score": hit.score,
+                "weight": hit.weight,
+                "query": state.to_query(**patch),
+                "patch": patch,
+                **quoted,
+            }
+        )
     return {
         "title": f"Examples for head {state.layer}.{state.head}",
         "sub": f"{answer.n_examples:,} with a match",
@@ -206,5 +263,3 @@ def kwic_frame(data: DataSource, state: ViewState, answer: SearchAnswer, stale: 
         "stale": stale,
         "note": "No example has a match in this head.",
     }
-
-

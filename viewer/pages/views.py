@@ -14,7 +14,7 @@ from ..components.tokentext import TokenText
 from ..frames import text_line
 from ..labels import visible
 from ..state import VIEWS
-from .page import Page, grid, place
+from .page import Page, grid, place, show
 
 LABELS = {"head": "Head view", "model": "Model view", "neuron": "Neuron view"}
 MAX_TAGS = 3
@@ -29,9 +29,9 @@ class ViewsPage(Page):
     def __init__(self, session: Any) -> None:
         super().__init__(session)
         self.text, self.tabs = TokenText(), Tabs(session.receive)
-        self.stage = pn.Column(sizing_mode="stretch_both", margin=0, styles={"min-height": "0", "height": "100%"})
+        self.stage = grid()
         self.view = grid(place(self.text), place(self.tabs), place(self.stage), rows="auto 36px minmax(0,1fr)")
-        self._open: dict[str, pn.viewable.Viewable] = {}
+        self._open: dict[str, pn.Column] = {}
         self._drawn: tuple[Any, ...] = ()
         self.text.param.watch(lambda event: self.session.go({"pin": event.new}), "pin")
         session.state.param.watch(self._hide, "page")
@@ -54,11 +54,10 @@ class ViewsPage(Page):
 
     def _show(self, name: str) -> None:
         if name not in self._open:
-            self._open[name] = place(view_classes()[name](self.state, self.data).__panel__())
-            self.stage.append(self._open[name])
+            self._open[name] = view_class(name)(self.state, self.data).__panel__()
+            self.stage.append(place(self._open[name], "1", "1"))
         for other, view in self._open.items():
-            if view.visible != (other == name):
-                view.visible = other == name
+            show(view, other == name)
 
     def _hide(self, event: Any) -> None:
         if event.new != self.name:
@@ -70,7 +69,11 @@ class ViewsPage(Page):
 
         def head(step: int) -> dict[str, int] | None:
             to = flat + step
-            return {"layer": to // site.n_heads, "head": to % site.n_heads} if 0 <= to < site.n_layers * site.n_heads else None
+            return (
+                {"layer": to // site.n_heads, "head": to % site.n_heads}
+                if 0 <= to < site.n_layers * site.n_heads
+                else None
+            )
 
         steps = {
             "h": head(-1),
@@ -101,7 +104,9 @@ def text_frame(data: Any, number: int, site_name: str) -> dict[str, Any]:
     """Running text of an example: one line where query and key are the same text, else one each."""
     site, example = data.site(site_name), data.example(number)
     if site.query_sequence == site.key_sequence:
-        texts = {"source": (example.text, example.text_pair), "target": (example.target_text or "", None)}[site.query_sequence]
+        texts = {"source": (example.text, example.text_pair), "target": (example.target_text or "", None)}[
+            site.query_sequence
+        ]
         lines = [text_line(example.tokens(site.query_sequence), *texts)]
     else:
         lines = [
@@ -113,10 +118,12 @@ def text_frame(data: Any, number: int, site_name: str) -> dict[str, Any]:
     return {"lines": lines, "tags": [*tags, f"{n_tokens} tokens"]}
 
 
-def view_classes() -> dict[str, Any]:
-    """The three views of one example."""
-    from .headview import HeadViewPage
-    from .modelview import ModelViewPage
-    from .neuronview import NeuronViewPage
-
-    return {"head": HeadViewPage, "model": ModelViewPage, "neuron": NeuronViewPage}
+def view_class(name: str) -> Any:
+    """The class of a view; loaded when it is first opened."""
+    if name == "model":
+        from .modelview import ModelViewPage as chosen
+    elif name == "neuron":
+        from .neuronview import NeuronViewPage as chosen
+    else:
+        from .headview import HeadViewPage as chosen
+    return chosen

@@ -5,6 +5,10 @@ import operator
 import numpy as np
 import pytest
 import re2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from traced_corpus import WORDS, make_table
+
 from headatlas.store.errors import FormatError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern, Vocabulary
 from headatlas.store.patterns.evaluate import Evaluator
@@ -22,64 +26,10 @@ from headatlas.store.patterns.tree import (
     Not,
     Reference,
 )
-from headatlas.store.tokens import Column, TokenFlag, TokenTable
+from headatlas.store.tokens import Column, TokenFlag
 
 # Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
-
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-WORDS = ["the", "The", "nurse", "doctor", "she", "Straße", "."]
-UPOS = ["DET", "NOUN", "PRON", None]
-
-
-def make_table(lengths, rng):
-    """A table of random tokens: words of one to three pieces between two special tokens where there is room."""
-    ids, word, flags, text = [], [], [], []
-    word_offset, words, start, end = [0], {"upos": [], "head": [], "score": []}, [], []
-    for length in lengths:
-        n_words = 0
-        previous_word = None
-        for position in range(length):
-            special = length > 2 and position in (0, length - 1)
-            if special:
-                word.append(-1)
-                flags.append(int(TokenFlag.SPECIAL))
-                text.append("[CLS]" if position == 0 else "[SEP]")
-            else:
-                goes_on = previous_word is not None and rng.random() < 0.3
-                if not goes_on:
-                    n_words += 1
-                    start.append(3 * (n_words - 1))
-                    end.append(3 * (n_words - 1) + 2)
-                word.append(n_words - 1)
-                flags.append(int(TokenFlag.CONTINUATION) * goes_on + int(TokenFlag.SECOND) * (position > length // 2))
-                text.append(str(rng.choice(WORDS)))
-                previous_word = n_words
-            ids.append(int(rng.integers(0, 5)))
-        word_offset.append(word_offset[-1] + n_words)
-        for _ in range(n_words):
-            words["upos"].append(UPOS[rng.integers(len(UPOS))])
-            words["head"].append(int(rng.integers(-1, n_words)))
-            words["score"].append(float(rng.choice([0.5, np.nan, 2.0])))
-    return TokenTable(
-        token_offset=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        id=np.array(ids, np.int32),
-        word=np.array(word, np.int32),
-        char_start=np.zeros(len(ids), np.int32),
-        char_end=np.zeros(len(ids), np.int32),
-        flags=np.array(flags, np.uint8),
-        columns={"text": Column.of_text(text), "piece": Column.of_text(t.upper() for t in text)},
-        word_offset=np.array(word_offset, np.int64),
-        word_char_start=np.array(start, np.int32),
-        word_char_end=np.array(end, np.int32),
-        word_columns={
-            "upos": Column.of_text(words["upos"]),
-            "head": Column.of_numbers(words["head"]),
-            "score": Column.of_numbers(words["score"] or [0.5][:0]),
-        },
-    )
 
 
 class Naive:

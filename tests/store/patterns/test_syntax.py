@@ -3,6 +3,9 @@
 import string
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headatlas.store.errors import ConfigError, HeadAtlasError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern
 from headatlas.store.patterns.library import library_nodes
@@ -26,9 +29,6 @@ from headatlas.store.patterns.tree import (
 
 # Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
-
-from hypothesis import given
-from hypothesis import strategies as st
 
 names = st.text(string.ascii_lowercase + "_é0-'", min_size=1, max_size=6) | st.sampled_from(
     ["in", "next", "text", "id"]
