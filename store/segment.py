@@ -168,11 +168,7 @@ class Segment:
                 self._tokens[sequence] = read_token_table(self._table, list(self.layouts), sequence)
         return self._tokens[sequence]
 
-<<<<<<< HEAD
     def token_offset(self, sequence: str) -> Int64[np.ndarray, "boundary"]:
-=======
-    def token_offset(self, sequence: str) -> Int64[np.ndarray, "example+1"]:
->>>>>>> shell
         """Where each example's tokens begin on the flat token axis of a sequence."""
         return self._offsets[sequence]
 
@@ -181,11 +177,7 @@ class Segment:
         with self._located():
             return {sequence: self._table(f"{sequence}/token_offset") for sequence in self.spec.sequences}
 
-<<<<<<< HEAD
     def pair_offset(self, site: str) -> Int64[np.ndarray, "boundary"]:
-=======
-    def pair_offset(self, site: str) -> Int64[np.ndarray, "example+1"]:
->>>>>>> shell
         """Where each example's pairs begin on the flat pair axis of a site."""
         found = self.spec.site(site)
         lengths = (np.diff(self._offsets[sequence]) for sequence in (found.query_sequence, found.key_sequence))
