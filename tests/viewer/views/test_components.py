@@ -35,7 +35,12 @@ def test_picker_chooses_adds_isolates_and_slides(serve):
 
     values = np.random.default_rng(0).random((3, 4)).astype(np.float32)
     made = []
-    served = serve(lambda: made.append(HeadPicker(frame=frames.picker_frame(values, "weight"), selected="0.0", width=232, height=600)) or made[-1])
+    served = serve(
+        lambda: (
+            made.append(HeadPicker(frame=frames.picker_frame(values, "weight"), selected="0.0", width=232, height=600))
+            or made[-1]
+        )
+    )
     page, picker = served.page, made[-1]
     shown = {r["head"]: float(r["value"]) for r in mirrored(page, "weight of each head")}
     assert shown == pytest.approx({f"{i}.{h}": float(values[i, h]) for i in range(3) for h in range(4)}, abs=1e-6)
@@ -66,7 +71,9 @@ def test_key_list_shows_the_frame_and_pins(serve):
     maps = random_attention((2, 3, 6, 6), seed=2)
     heads = [(0, 1), (1, 2)]
     shown = np.stack([maps[h] for h in heads])
-    frame = frames.inspector_frame("q", 4, heads, shown[:, 4], shown[:, :, 4], TOKENS, TOKENS, all_heads=maps[:, :, 4], hide_special=True)
+    frame = frames.inspector_frame(
+        "q", 4, heads, shown[:, 4], shown[:, :, 4], TOKENS, TOKENS, all_heads=maps[:, :, 4], hide_special=True
+    )
     made, heard = [], []
 
     def make():
@@ -80,8 +87,14 @@ def test_key_list_shows_the_frame_and_pins(serve):
     rows = page.locator("[data-row]")
     rows.first.wait_for()
     keys = made[-1]
-    listed = {r["row"]: [float(w) for w in r["weights"].split()] for r in rows.evaluate_all("rs => rs.map(r => ({...r.dataset}))")}
-    expected = {str(r["position"]): r["weights"] for r in frame["rows"]} | {"rest": frame["rest"], "hidden": frame["hidden"]}
+    listed = {
+        r["row"]: [float(w) for w in r["weights"].split()]
+        for r in rows.evaluate_all("rs => rs.map(r => ({...r.dataset}))")
+    }
+    expected = {str(r["position"]): r["weights"] for r in frame["rows"]} | {
+        "rest": frame["rest"],
+        "hidden": frame["hidden"],
+    }
     expected = {k: v for k, v in expected.items() if v}
     assert listed.keys() == expected.keys()
     for key, weights in expected.items():
@@ -109,7 +122,12 @@ def test_model_view_shows_every_head_and_enlarges(serve, hide_special):
         lambda: (
             made.append(
                 ModelView(
-                    frame=frames.model_frame(codes, id="x"), tokens=frames.sides_frame(TOKENS, id="x"), enlarged="0.0", hide_special=hide_special, width=800, height=600
+                    frame=frames.model_frame(codes, id="x"),
+                    tokens=frames.sides_frame(TOKENS, id="x"),
+                    enlarged="0.0",
+                    hide_special=hide_special,
+                    width=800,
+                    height=600,
                 )
             )
             or made[-1]
@@ -142,13 +160,17 @@ def test_model_view_paints_what_it_says(serve):
     codes = np.zeros((1, 2, 4, 4), np.uint8)
     codes[0, 0, 1, 2], codes[0, 1, 3, 0] = 255, 128
     tokens = frames.sides_frame(frames.tokens_frame(list("abcd")), id="x")
-    served = serve(lambda: ModelView(frame=frames.model_frame(codes, id="x"), tokens=tokens, width=700, height=500, theme="light"))
+    served = serve(
+        lambda: ModelView(frame=frames.model_frame(codes, id="x"), tokens=tokens, width=700, height=500, theme="light")
+    )
     canvas = served.page.locator(".plot canvas").first
     served.page.locator("table[data-mirror] tbody tr").first.wait_for(state="attached")
     pixels = canvas.evaluate(
         """c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, seen = {}; for (let i = 0; i < d.length; i += 4) if (d[i + 3] === 255) { const k = [d[i], d[i + 1], d[i + 2]].join(); seen[k] = (seen[k] || 0) + 1; } return seen }"""
     )
-    strong, middle = (",".join(map(str, sequential(np.array([np.sqrt((c / 255) ** 2)]))[0].tolist())) for c in (255, 128))
+    strong, middle = (
+        ",".join(map(str, sequential(np.array([np.sqrt((c / 255) ** 2)]))[0].tolist())) for c in (255, 128)
+    )
     assert pixels[strong] > 100
     assert abs(pixels[strong] - pixels[middle]) < 0.2 * pixels[strong]
 
@@ -157,14 +179,23 @@ def test_one_head_large(serve):
     from headatlas.viewer.components.headdetail import HeadDetail
 
     attention = random_attention((6, 6), seed=8)
-    frame = frames.detail_frame(attention, (2, 1), TOKENS, TOKENS, facts=[("Entropy", 1.25, "nats"), ("Gone", float("nan"), "")], hide_special=True)
+    frame = frames.detail_frame(
+        attention,
+        (2, 1),
+        TOKENS,
+        TOKENS,
+        facts=[("Entropy", 1.25, "nats"), ("Gone", float("nan"), "")],
+        hide_special=True,
+    )
     made = []
     served = serve(lambda: made.append(HeadDetail(frame=frame, width=296, height=700)) or made[-1])
     page = served.page
     rows = mirrored(page, "map of one head")
     inner = attention[1:5, 1:5]
     assert float(rows[0]["weight"]) == pytest.approx(inner.max(), abs=1e-6)
-    assert page.locator("[data-fact]").evaluate_all("f => f.map(x => [x.dataset.fact, +x.dataset.value])") == [["Entropy", 1.25]]
+    assert page.locator("[data-fact]").evaluate_all("f => f.map(x => [x.dataset.fact, +x.dataset.value])") == [
+        ["Entropy", 1.25]
+    ]
     page.locator("[data-query]").first.click()
     wait_for(page, lambda: made[-1].pin == f"q{rows[0]['query']}")
 
@@ -181,8 +212,27 @@ def neuron(serve, **options):
     made = []
 
     def make():
-        frame = frames.neuron_frame(query, keys, logsumexp, options.get("stored", stored), head=(1, 2), query_pos=4, scaling=scaling, id="x", **options.get("frame", {}))
-        made.append(NeuronView(frame=frame, tokens=frames.sides_frame(TOKENS, id="x"), hide_special=False, width=1100, height=640, pin="q4"))
+        frame = frames.neuron_frame(
+            query,
+            keys,
+            logsumexp,
+            options.get("stored", stored),
+            head=(1, 2),
+            query_pos=4,
+            scaling=scaling,
+            id="x",
+            **options.get("frame", {}),
+        )
+        made.append(
+            NeuronView(
+                frame=frame,
+                tokens=frames.sides_frame(TOKENS, id="x"),
+                hide_special=False,
+                width=1100,
+                height=640,
+                pin="q4",
+            )
+        )
         return made[-1]
 
     return serve(make), made, query, keys, scaling, scores, stored

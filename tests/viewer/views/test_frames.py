@@ -46,9 +46,17 @@ def inspected(side, hide_special):
     heads = [(0, 1), (1, 2)]
     shown = np.stack([maps[h] for h in heads])
     position = 3
-    weights, back = (shown[:, position], shown[:, :, position]) if side == "q" else (shown[:, :, position], shown[:, position])
+    weights, back = (
+        (shown[:, position], shown[:, :, position]) if side == "q" else (shown[:, :, position], shown[:, position])
+    )
     every = maps[:, :, position] if side == "q" else maps[:, :, :, position]
-    return maps, shown, frames.inspector_frame(side, position, heads, weights, back, TOKENS, TOKENS, all_heads=every, hide_special=hide_special)
+    return (
+        maps,
+        shown,
+        frames.inspector_frame(
+            side, position, heads, weights, back, TOKENS, TOKENS, all_heads=every, hide_special=hide_special
+        ),
+    )
 
 
 @pytest.mark.parametrize("side", ["q", "k"])
@@ -67,7 +75,9 @@ def test_the_list_of_a_pin_adds_up_and_is_ordered(side, hide_special):
     assert [h["weight"] for h in frame["edge"]["heads"]] == sorted(weight.ravel().tolist(), reverse=True)[:5]
     strongest = frame["edge"]["heads"][0]["head"].split(".")
     assert weight[int(strongest[0]), int(strongest[1])] == weight.max()
-    assert frame["edge"]["title"] == (["she", TOKENS["labels"][best]] if side == "q" else [TOKENS["labels"][best], "she"])
+    assert frame["edge"]["title"] == (
+        ["she", TOKENS["labels"][best]] if side == "q" else [TOKENS["labels"][best], "she"]
+    )
     returned = shown[:, :, 3].max(axis=0) if side == "q" else shown[:, 3].max(axis=0)
     assert all(row["weights"] == [returned[row["position"]]] and row["position"] != 3 for row in frame["back"])
 
@@ -86,16 +96,37 @@ def test_a_neuron_frame_rebuilds_what_is_stored():
     query, keys = rng.normal(size=8).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
     scores = keys @ query * 0.4
     attention = np.exp(scores) / np.exp(scores).sum()
-    frame = frames.neuron_frame(query, keys, float(np.log(np.exp(scores).sum())), attention, head=(1, 5), query_pos=2, kv_head=1, n_sharing=4, scaling=0.4)
+    frame = frames.neuron_frame(
+        query,
+        keys,
+        float(np.log(np.exp(scores).sum())),
+        attention,
+        head=(1, 5),
+        query_pos=2,
+        kv_head=1,
+        n_sharing=4,
+        scaling=0.4,
+    )
     np.testing.assert_allclose(frame["rebuilt"], attention, atol=1e-6)
     np.testing.assert_allclose(frame["scores"], scores, atol=1e-5)
     assert frame["focus"] == attention.argmax()
-    assert frame["parts"].sum() == pytest.approx(scores[frame["focus"]] - np.delete(scores, frame["focus"]).mean(), abs=1e-4)
+    assert frame["parts"].sum() == pytest.approx(
+        scores[frame["focus"]] - np.delete(scores, frame["focus"]).mean(), abs=1e-4
+    )
     assert (frame["head"], frame["kv_head"], frame["n_sharing"]) == ("1.5", 1, 4)
 
 
 def test_with_a_position_bias_nothing_is_rebuilt():
-    frame = frames.neuron_frame(np.ones(2, np.float32), np.ones((3, 2), np.float32), 0.0, np.float32([0.2, 0.5, 0.3]), head=(0, 0), query_pos=0, scaling=1.0, position_bias=True)
+    frame = frames.neuron_frame(
+        np.ones(2, np.float32),
+        np.ones((3, 2), np.float32),
+        0.0,
+        np.float32([0.2, 0.5, 0.3]),
+        head=(0, 0),
+        query_pos=0,
+        scaling=1.0,
+        position_bias=True,
+    )
     assert not frame["rebuilt"].size
     assert frame["focus"] == 1
 

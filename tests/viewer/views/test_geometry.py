@@ -49,7 +49,9 @@ def test_strongest_edges_are_those_of_a_slow_loop(n_queries, n_keys, share, keys
     rng = np.random.default_rng(seed)
     query_shown = rng.random(n_queries) < 0.7 if hide else np.ones(n_queries, bool)
     key_shown = rng.random(n_keys) < 0.7 if hide else np.ones(n_keys, bool)
-    drawn = geometry.strongest_edges(attention, share=share, keys=keys, causal=causal, query_shown=query_shown, key_shown=key_shown)
+    drawn = geometry.strongest_edges(
+        attention, share=share, keys=keys, causal=causal, query_shown=query_shown, key_shown=key_shown
+    )
     expected, pairs = slow_edges(attention, share, keys, causal, query_shown, key_shown)
     assert list(zip(drawn.query_pos.tolist(), drawn.key_pos.tolist(), strict=True)) == expected
     assert drawn.n_pairs == pairs
@@ -77,13 +79,20 @@ def test_a_window_lies_inside_and_holds_its_centre(n, size, center):
         assert shown.start <= center < shown.stop
 
 
-@pytest.mark.parametrize(("softcap", "window", "causal"), [(None, None, False), (5.0, None, True), (None, 4, True), (None, 4, False)])
+@pytest.mark.parametrize(
+    ("softcap", "window", "causal"), [(None, None, False), (5.0, None, True), (None, 4, True), (None, 4, False)]
+)
 def test_a_row_is_rebuilt_from_its_vectors(softcap, window, causal):
     rng = np.random.default_rng(1)
     query, keys, q = rng.normal(size=8), rng.normal(size=(9, 8)), 5
     scores = geometry.row_scores(query, keys, scaling=0.3, softcap=softcap)
     seen = geometry.keys_seen(9, q, causal=causal, window=window)
-    expected = [k for k in range(9) if (k <= q if causal else True) and (window is None or (q - k < window if causal else abs(q - k) <= window // 2))]
+    expected = [
+        k
+        for k in range(9)
+        if (k <= q if causal else True)
+        and (window is None or (q - k < window if causal else abs(q - k) <= window // 2))
+    ]
     assert np.flatnonzero(seen).tolist() == expected
     slow = np.array([0.3 * sum(a * b for a, b in zip(query, key, strict=True)) for key in keys])
     if softcap:

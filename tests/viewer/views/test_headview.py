@@ -44,19 +44,29 @@ def test_drawn_edges_are_those_of_the_rule(serve, causal):
     shown = np.array([0 < i < 11 for i in range(12)])
 
     def expected(share, keys):
-        return [strongest_edges(a, share=share, keys=keys, causal=causal, query_shown=shown, key_shown=shown) for a in attention]
+        return [
+            strongest_edges(a, share=share, keys=keys, causal=causal, query_shown=shown, key_shown=shown)
+            for a in attention
+        ]
 
     served.page.locator("[data-count][data-drawn]").wait_for()
     for share, keys in [(0.75, 8), (0.3, 8), (0.9, 2)]:
         drawn = expected(share, keys)
         made[-1].param.update(share=share, keys=keys)
-        counts = served.page.locator(f"[data-drawn='{sum(map(len, drawn))}'][data-pairs='{sum(d.n_pairs for d in drawn)}']")
+        counts = served.page.locator(
+            f"[data-drawn='{sum(map(len, drawn))}'][data-pairs='{sum(d.n_pairs for d in drawn)}']"
+        )
         counts.wait_for()
         part = sum(d.weight.sum() for d in drawn) / sum(d.row_mass for d in drawn)
         assert float(counts.get_attribute("data-share")) == pytest.approx(part, abs=2e-6)
-        assert f"{sum(map(len, drawn))} of {sum(d.n_pairs for d in drawn)} edges drawn, {part:.0%}".replace("%", " %") in counts.inner_text()
+        assert (
+            f"{sum(map(len, drawn))} of {sum(d.n_pairs for d in drawn)} edges drawn, {part:.0%}".replace("%", " %")
+            in counts.inner_text()
+        )
         mirrored = {
-            (frames.head_name(head), int(q), int(k)): float(w) for head, d in zip(HEADS, drawn, strict=True) for q, k, w in zip(d.query_pos, d.key_pos, d.weight, strict=True)
+            (frames.head_name(head), int(q), int(k)): float(w)
+            for head, d in zip(HEADS, drawn, strict=True)
+            for q, k, w in zip(d.query_pos, d.key_pos, d.weight, strict=True)
         }
         assert rows_of(served.page) == pytest.approx(mirrored, abs=1e-6)
 
@@ -71,13 +81,25 @@ def test_pin_hover_and_escape(serve):
     page.locator(".col.k .bd").first.wait_for()
     badges = {
         (b["head"], int(b["index"])): float(b["weight"])
-        for b in page.locator(".col.k .bd").evaluate_all("bs => bs.map(b => ({head: b.dataset.head, weight: b.dataset.weight, index: b.parentNode.dataset.index}))")
+        for b in page.locator(".col.k .bd").evaluate_all(
+            "bs => bs.map(b => ({head: b.dataset.head, weight: b.dataset.weight, index: b.parentNode.dataset.index}))"
+        )
     }
-    expected = {(frames.head_name(h), k): float(attention[i, 3, k]) for i, h in enumerate(HEADS) for k in range(8) if attention[:, 3, k].max() >= 0.02}
+    expected = {
+        (frames.head_name(h), k): float(attention[i, 3, k])
+        for i, h in enumerate(HEADS)
+        for k in range(8)
+        if attention[:, 3, k].max() >= 0.02
+    }
     assert badges == pytest.approx(expected, abs=1e-4)
     assert made[-1].pin == ""
     query.click()
-    pinned = {(frames.head_name(h), 3, k): float(attention[i, 3, k]) for i, h in enumerate(HEADS) for k in range(8) if attention[i, 3, k] >= 0.01}
+    pinned = {
+        (frames.head_name(h), 3, k): float(attention[i, 3, k])
+        for i, h in enumerate(HEADS)
+        for k in range(8)
+        if attention[i, 3, k] >= 0.01
+    }
     page.mouse.move(400, 5)
     page.locator(".t.me[data-side='q'][data-index='3']").wait_for()
     assert made[-1].pin == "q3"
@@ -90,7 +112,12 @@ def test_pin_hover_and_escape(serve):
     page.mouse.move(400, 5)
     page.locator(".t.me[data-side='k'][data-index='2']").wait_for()
     assert made[-1].pin == "k2"
-    received = {(frames.head_name(h), q, 2): float(attention[i, q, 2]) for i, h in enumerate(HEADS) for q in range(8) if attention[i, q, 2] >= 0.01}
+    received = {
+        (frames.head_name(h), q, 2): float(attention[i, q, 2])
+        for i, h in enumerate(HEADS)
+        for q in range(8)
+        if attention[i, q, 2] >= 0.01
+    }
     assert rows_of(page) == pytest.approx(received, abs=1e-6)
     page.keyboard.press("ArrowDown")
     page.locator(".t.me[data-side='k'][data-index='3']").wait_for()
@@ -121,7 +148,9 @@ def test_a_window_counts_positions_of_the_whole_example(serve):
         view = make_view(attention[:, :10, :10])
         labels = [f"t{i}" for i in range(120)]
         view.tokens = frames.sides_frame(frames.tokens_frame(labels), id="x")
-        view.frame = frames.head_frame(attention[:, 5:15, 5:15], HEADS[:1], query_start=100, key_start=100, n_queries=120, n_keys=120, id="x")
+        view.frame = frames.head_frame(
+            attention[:, 5:15, 5:15], HEADS[:1], query_start=100, key_start=100, n_queries=120, n_keys=120, id="x"
+        )
         view.pin = "q103"
         made.append(view)
         return view
@@ -135,7 +164,16 @@ def test_a_window_counts_positions_of_the_whole_example(serve):
 
 
 def test_hostile_tokens_show_and_do_nothing(serve):
-    hostile = ["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "\u202eevil", "nul\x00", "\ud83d", "`${alert(3)}`", "&amp;", "'\"><svg onload=alert(4)>"]
+    hostile = [
+        "<img src=x onerror=alert(1)>",
+        "</script><script>alert(2)</script>",
+        "\u202eevil",
+        "nul\x00",
+        "\ud83d",
+        "`${alert(3)}`",
+        "&amp;",
+        "'\"><svg onload=alert(4)>",
+    ]
     labels = [label(text) for text in hostile]
     attention = random_attention((1, len(hostile), len(hostile)))
     served = serve(lambda: make_view(attention, labels, pin="q0"))
@@ -158,7 +196,11 @@ def test_512_tokens_are_drawn_and_hover_is_repainted_alone(serve):
 def test_without_a_picture_it_says_why(serve):
     from headatlas.viewer.components.headview import HeadView
 
-    served = serve(lambda: HeadView(frame=frames.message_frame("Attention was not kept", "Keep it with <b>this</b>."), width=600, height=300))
+    served = serve(
+        lambda: HeadView(
+            frame=frames.message_frame("Attention was not kept", "Keep it with <b>this</b>."), width=600, height=300
+        )
+    )
     assert served.page.locator(".message").inner_text() == "Attention was not kept\nKeep it with <b>this</b>."
 
 

@@ -41,7 +41,9 @@ def test_head_page_shows_the_heads_of_the_state(data):
     shown[2] = False
     np.testing.assert_allclose(page.picker.frame["values"], row[:, :, shown].max(axis=-1), atol=1e-6)
     assert page.picker.selected == "1.2,0.1"
-    assert [r["weights"] for r in page.keys.frame["rows"]][0] == pytest.approx([example.attention(*h).values[2, page.keys.frame["rows"][0]["position"]] for h in ((1, 2), (0, 1))])
+    assert page.keys.frame["rows"][0]["weights"] == pytest.approx(
+        [example.attention(*h).values[2, page.keys.frame["rows"][0]["position"]] for h in ((1, 2), (0, 1))]
+    )
 
 
 def test_a_pin_sends_no_maps_again_and_a_head_does(data):
@@ -93,7 +95,9 @@ def test_model_page(data):
     assert page.detail.frame["head"] == "1.2"
     np.testing.assert_array_equal(page.detail.frame["attention"], example.attention(1, 2).values)
     stored = example.statistics()
-    assert dict((label, value) for label, value, _ in page.detail.frame["facts"])["Entropy"] == pytest.approx(float(stored["entropy"].values[1, 2]))
+    assert {label: value for label, value, _ in page.detail.frame["facts"]}["Entropy"] == pytest.approx(
+        float(stored["entropy"].values[1, 2])
+    )
     sent = []
     page.maps.param.watch(sent.append, "frame")
     page.maps.enlarged = "2.3"
@@ -141,7 +145,9 @@ def test_vectors_that_were_not_kept_are_asked_for(tmp_path):
 
 def test_with_neither_every_view_says_so(tmp_path):
     data = keep_store(tmp_path, Keep(attention=None, query_key=None, edges=4))
-    head, model, neuron = (cls(state_of(data, view=cls.name), data) for cls in (HeadViewPage, ModelViewPage, NeuronViewPage))
+    head, model, neuron = (
+        cls(state_of(data, view=cls.name), data) for cls in (HeadViewPage, ModelViewPage, NeuronViewPage)
+    )
     assert "attention" in head.lines.frame["message"]["text"]
     assert "attention" in model.maps.frame["message"]["text"]
     assert "query_key" in neuron.vectors.frame["message"]["text"]
@@ -169,7 +175,9 @@ def test_the_page_in_a_browser_shows_the_stores_numbers_and_pins(serve, data):
     page.locator(".t.me[data-index='2']").wait_for()
     weights = data.example(EXAMPLE).attention(1, 2).values
     special = data.example(EXAMPLE).tokens().special
-    expected = {("1.2", 2, k): float(weights[2, k]) for k in range(len(special)) if weights[2, k] >= 0.01 and not special[k]}
+    expected = {
+        ("1.2", 2, k): float(weights[2, k]) for k in range(len(special)) if weights[2, k] >= 0.01 and not special[k]
+    }
     assert rows_of(page) == pytest.approx(expected, abs=1e-6)
     page.locator(".col.k .t[data-index='1'] .l").click()
     page.locator(".pinned .tok.k").wait_for()
@@ -186,7 +194,10 @@ def test_hostile_examples_in_all_views(serve, data, example):
     def make():
         import panel as pn
 
-        views = [cls(ViewState(data.bounds, page="views", example=example, view=cls.name, pin="q1"), data).__panel__() for cls in (HeadViewPage, ModelViewPage, NeuronViewPage)]
+        views = [
+            cls(ViewState(data.bounds, page="views", example=example, view=cls.name, pin="q1"), data).__panel__()
+            for cls in (HeadViewPage, ModelViewPage, NeuronViewPage)
+        ]
         for view in views:
             view.param.update(sizing_mode="fixed", width=1300, height=500)
         return pn.Column(*views)
