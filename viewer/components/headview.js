@@ -35,7 +35,7 @@ export function render({model, el: host}) {
   root.append(card);
   const table = mirror(card, "edges of the head view");
 
-  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [];
+  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [], fresh = false;
   const start = side => side === "q" ? frame.query_start : frame.key_start, size = side => frame.shape[side === "q" ? 1 : 2];
   const hidden = (side, i) => model.hide_special && !!tokens[side].special[i + start(side)];
   const label = (side, i) => tokens[side].labels[i + start(side)] ?? "";
@@ -52,7 +52,7 @@ export function render({model, el: host}) {
     if (frame.message || !frame.attention) return message();
     if (given.id !== frame.id || !given.query) return;   // the other half of a change is still on its way
     tokens.q = given.query; tokens.k = given.key || given.query;
-    weight = weights(frame); hover = null;
+    weight = weights(frame); hover = null; fresh = true;
     plot.hidden = false; body.querySelector(".message")?.remove();
     choose(); build(); draw();
   }
@@ -96,6 +96,7 @@ export function render({model, el: host}) {
   function draw() {
     if (!width || !tokens.q) return;
     layout(); paintBase(); paintTop(); list();
+    if (fresh) { fresh = false; body.scrollTop = 0; reveal(); }
   }
   // all edges in colour, or grey behind those of one token
   function paintBase() {
@@ -216,6 +217,9 @@ export function render({model, el: host}) {
     if (!tokens.q || !geometry) return;
     hover = null;
     paintBase(); paintTop(); list();
+    reveal();
+  }
+  function reveal() {
     const act = active();
     if (!act) return;
     const y = geometry.y(act.index);

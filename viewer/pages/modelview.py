@@ -10,7 +10,8 @@ from headatlas.store.statistics import STATISTICS
 
 from ..components.headdetail import HeadDetail
 from ..components.modelview import ModelView
-from ..frames import detail_frame, head_name, message_frame, model_frame, sides_frame
+from ..details import detail_frame
+from ..frames import head_name, message_frame, model_frame, sides_frame
 from .reader import Reader
 from .viewpage import ViewPage, three
 

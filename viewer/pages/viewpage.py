@@ -19,7 +19,8 @@ from headatlas.store.errors import HeadAtlasError
 from ..colours import MAX_HEADS
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
-from ..frames import Head, head_name, inspector_frame, picker_frame, strongest_frame
+from ..details import inspector_frame, strongest_frame
+from ..frames import Head, head_name, picker_frame
 from ..state import ViewState
 from .page import grid, place
 from .reader import Data, Reader, reader_of
@@ -182,6 +183,7 @@ class ViewPage(ABC):
                 own,
                 others,
                 all_heads=reader.row(side, position),
+                n=8 if len(maps) < 3 else 6,
                 hide_special=self.hide_special,
             )
         keys.param.update(frame=frame, pin=self.state.pin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headatlas.viewer import frames
+from headatlas.viewer import details, frames
 
 from .data import random_attention
 
@@ -71,7 +71,7 @@ def test_key_list_shows_the_frame_and_pins(serve):
     maps = random_attention((2, 3, 6, 6), seed=2)
     heads = [(0, 1), (1, 2)]
     shown = np.stack([maps[h] for h in heads])
-    frame = frames.inspector_frame(
+    frame = details.inspector_frame(
         "q", 4, heads, shown[:, 4], shown[:, :, 4], TOKENS, TOKENS, all_heads=maps[:, :, 4], hide_special=True
     )
     made, heard = [], []
@@ -179,7 +179,7 @@ def test_one_head_large(serve):
     from headatlas.viewer.components.headdetail import HeadDetail
 
     attention = random_attention((6, 6), seed=8)
-    frame = frames.detail_frame(
+    frame = details.detail_frame(
         attention,
         (2, 1),
         TOKENS,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headatlas.store.companding import decode_attention, encode_attention
 from headatlas.store.errors import ShapeError
-from headatlas.viewer import frames
+from headatlas.viewer import details, frames
 
 from .data import random_attention
 
@@ -53,7 +53,7 @@ def inspected(side, hide_special):
     return (
         maps,
         shown,
-        frames.inspector_frame(
+        details.inspector_frame(
             side, position, heads, weights, back, TOKENS, TOKENS, all_heads=every, hide_special=hide_special
         ),
     )
@@ -84,9 +84,9 @@ def test_the_list_of_a_pin_adds_up_and_is_ordered(side, hide_special):
 
 def test_strongest_edges_leave_special_tokens_out_when_asked():
     maps = random_attention((1, 5, 5), seed=1)
-    every = frames.strongest_frame(maps, [(0, 0)], TOKENS, TOKENS, hide_special=False)
+    every = details.strongest_frame(maps, [(0, 0)], TOKENS, TOKENS, hide_special=False)
     assert every["edges"][0]["weight"] == maps.max()
-    shown = frames.strongest_frame(maps, [(0, 0)], TOKENS, TOKENS, hide_special=True)
+    shown = details.strongest_frame(maps, [(0, 0)], TOKENS, TOKENS, hide_special=True)
     assert {e["query"] for e in shown["edges"]} | {e["key"] for e in shown["edges"]} <= {1, 2, 3}
     assert shown["edges"][0]["weight"] == maps[0, 1:4, 1:4].max()
 
