@@ -59,7 +59,10 @@ class ModelViewPage(ViewPage):
         layer, head = self.heads[0]
         data = reader.example.statistics(reader.site.name)
         known = [(STATISTICS[str(name)], data[name].values[layer, head]) for name in data if str(name) in STATISTICS]
-        return [(statistic.label, float(value), "" if statistic.unit == "share" else statistic.unit) for statistic, value in known]
+        return [
+            (statistic.label, float(value), "" if statistic.unit == "share" else statistic.unit)
+            for statistic, value in known
+        ]
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""

@@ -7,7 +7,6 @@ bytes, one copy for all sessions, while they fit; a longer example is read layer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -151,7 +150,9 @@ class Reader:
 
         return self._cache.get(("row", self.example.index, self.site.name, side, position), read)
 
-    def vectors(self, head: Head, query_pos: int) -> tuple[Float[np.ndarray, "d_head"], Float[np.ndarray, "key_pos d_head"], float]:
+    def vectors(
+        self, head: Head, query_pos: int
+    ) -> tuple[Float[np.ndarray, "d_head"], Float[np.ndarray, "key_pos d_head"], float]:
         """Query of a row, keys that it meets, and its logsumexp.
 
         Raises

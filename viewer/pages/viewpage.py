@@ -31,7 +31,19 @@ class ViewPage(ABC):
     """One view; `__panel__` gives its layout. `refresh` fills it for an example that is there."""
 
     name: ClassVar[str]
-    watches: ClassVar[tuple[str, ...]] = ("page", "view", "site", "example", "layer", "head", "heads", "pin", "share", "keys", "specials")
+    watches: ClassVar[tuple[str, ...]] = (
+        "page",
+        "view",
+        "site",
+        "example",
+        "layer",
+        "head",
+        "heads",
+        "pin",
+        "share",
+        "keys",
+        "specials",
+    )
 
     def __init__(self, state: ViewState, data: Data) -> None:
         self.state, self.data = state, data
@@ -139,7 +151,9 @@ class ViewPage(ABC):
         if pin is None:
             maps = reader.codes() if reader.n_weights <= 8 << 20 else None
             if maps is None:
-                self.picker.frame = picker_frame(np.zeros((reader.site.n_layers, reader.site.n_heads)), "pin a token for weights")
+                self.picker.frame = picker_frame(
+                    np.zeros((reader.site.n_layers, reader.site.n_heads)), "pin a token for weights"
+                )
                 return
             values, title = mean_strongest(maps, reader, self.hide_special), "mean strongest key"
         else:
@@ -164,13 +178,26 @@ class ViewPage(ABC):
             if reader.same_text:
                 back = maps[:, :, position] if side == "q" else maps[:, position]
             own, others = (reader.queries, reader.keys) if side == "q" else (reader.keys, reader.queries)
-            frame = inspector_frame(side, position, self.heads, weights, back, own, others, all_heads=reader.row(side, position), hide_special=self.hide_special)
+            frame = inspector_frame(
+                side,
+                position,
+                self.heads,
+                weights,
+                back,
+                own,
+                others,
+                all_heads=reader.row(side, position),
+                hide_special=self.hide_special,
+            )
         keys.param.update(frame=frame, pin=self.state.pin)
 
 
 def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Float32[np.ndarray, "layer head"]:
     """Mean over rows of the strongest key of each head."""
-    rows, columns = (~np.asarray(side["special"], bool) if hide_special else np.ones(len(side["labels"]), bool) for side in (reader.queries, reader.keys))
+    rows, columns = (
+        ~np.asarray(side["special"], bool) if hide_special else np.ones(len(side["labels"]), bool)
+        for side in (reader.queries, reader.keys)
+    )
     if not rows.any() or not columns.any():
         return np.zeros(codes.shape[:2], np.float32)
     return ((codes[:, :, rows][:, :, :, columns].max(axis=-1) / 255.0) ** 2).mean(axis=-1).astype(np.float32)
