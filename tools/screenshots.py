@@ -26,7 +26,16 @@ START_LIMIT_S = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 PICTURES: dict[str, dict[str, str | int]] = {
-    "viewer": {"page": "views", "view": "head", "example": 12, "layer": 2, "head": 5, "theme": "light"},
+    "viewer": {
+        "page": "views",
+        "view": "head",
+        "example": 12,
+        "layer": 2,
+        "head": 11,
+        "heads": "3.11",
+        "pin": "q4",
+        "theme": "light",
+    },
     "corpus": {"page": "corpus", "theme": "light"},
     "corpus-dark": {"page": "corpus", "theme": "dark"},
     "search": {"page": "search", "pattern": "key.position == query.position - 1", "theme": "light"},
@@ -43,7 +52,7 @@ def serving(store: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "-m", "headatlas.store.cli", "view", str(store), "--port", str(port)]
+    command = [sys.executable, "-m", "headatlas.store.cli", "view", str(store), "--port", str(port), "--no-show"]
     server = subprocess.Popen(command, cwd=ROOT)
     try:
         give_up = time.monotonic() + START_LIMIT_S
