@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from headatlas.pipeline import collector as collector_module
 from headatlas.pipeline.capture import capturing, implementation
 from headatlas.pipeline.collector import TraceCollector
