@@ -1,95 +1,168 @@
-"""Pictures of the viewer's pages for the documentation, taken from a real store: ``python tools/screenshots.py``.
+"""Take the pictures of the documentation from a store, in a real browser that may not leave this machine.
 
-Starts the viewer on a free port, opens each page in a headless Chromium, waits until it has drawn, and writes
-``docs/images/NAME-THEME.png``. Fails on any request that leaves the machine and on any error on the console.
+``python tools/screenshots.py [STORE] [--only NAME]`` serves the store, opens the states listed in `PICTURES`, and writes
+docs/images/NAME.png. Look at them before committing: a picture of an error page is a picture too.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parents[1]
+WIDTH, HEIGHT = 1440, 900
+START_LIMIT_S = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATTERN = "subject_of"
-# name: (query, what stands there once it is drawn)
-PAGES = {
-    "corpus": ("statistic=special", "canvas[data-choice=special]"),
-    "search": (f"page=search&pattern={quote(PATTERN)}", "[data-mass]"),
-    "search-mistake": ("page=search&pattern=" + quote('key.word == query.head and query.deprell == "nsubj"'), ".arrow"),
-    "examples": ("page=examples&text=because&statistic=entropy&order=strongest&layer=2&head=8", "a.er"),
-    "head": ("page=views&example=9&layer=5&head=3&heads=2.8&pin=q3", "table[data-mirror] tr"),
-    "model": ("page=views&view=model&example=9&layer=5&head=3", "table[data-mirror] tr"),
-    "neuron": ("page=views&view=neuron&example=9&layer=5&head=3&pin=q3", "table[data-mirror] tr"),
+
+PICTURES: dict[str, dict[str, str | int]] = {
+    "viewer": {
+        "page": "views",
+        "view": "head",
+        "example": 12,
+        "layer": 2,
+        "head": 11,
+        "heads": "3.11",
+        "pin": "q4",
+        "theme": "light",
+    },
+    "head-dark": {
+        "page": "views",
+        "view": "head",
+        "example": 12,
+        "layer": 2,
+        "head": 11,
+        "heads": "3.11",
+        "pin": "q4",
+        "theme": "dark",
+    },
+    "corpus": {"page": "corpus", "statistic": "special", "layer": 4, "head": 5, "theme": "light"},
+    "corpus-dark": {"page": "corpus", "statistic": "special", "layer": 4, "head": 5, "theme": "dark"},
+    "search": {"page": "search", "pattern": "subject_of", "theme": "light"},
+    "search-dark": {"page": "search", "pattern": "subject_of", "theme": "dark"},
+    "search-mistake": {
+        "page": "search",
+        "pattern": 'key.word == query.head and query.deprell == "nsubj"',
+        "theme": "light",
+    },
+    "examples": {
+        "page": "examples",
+        "text": "because",
+        "statistic": "entropy",
+        "order": "strongest",
+        "layer": 2,
+        "head": 8,
+        "theme": "light",
+    },
+    "examples-dark": {
+        "page": "examples",
+        "text": "because",
+        "statistic": "entropy",
+        "order": "strongest",
+        "layer": 2,
+        "head": 8,
+        "theme": "dark",
+    },
+    "model": {"page": "views", "view": "model", "example": 12, "theme": "light"},
+    "model-dark": {"page": "views", "view": "model", "example": 12, "theme": "dark"},
+    "neuron": {"page": "views", "view": "neuron", "example": 12, "layer": 2, "head": 5, "pin": "q3", "theme": "light"},
+    "neuron-dark": {
+        "page": "views",
+        "view": "neuron",
+        "example": 12,
+        "layer": 2,
+        "head": 5,
+        "pin": "q3",
+        "theme": "dark",
+    },
 }
+"""The state of each picture, in the words of the viewer's URL."""
+DRAWN = {
+    "search": "[data-mass], .arrow",
+    "examples": "a.er",
+    "views": "table[data-mirror] td",
+    "corpus": "table[data-mirror] td",
+}
+"""What stands on each page once it is drawn."""
 
 
 @contextmanager
-def viewer(store: Path) -> Iterator[str]:
-    """Serve a store; gives the address."""
-    code = "from headatlas.viewer.cli import app; app()"
-    command = [sys.executable, "-c", code, str(store), "--port", "0", "--no-show"]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout or ():
-            if match := re.search(r"is at (http://\S+)", line):
-                try:
-                    yield match[1]
-                finally:
-                    process.terminate()
-                return
-    sys.exit(f"the viewer could not open {store}")
+def serving(store: Path) -> Iterator[str]:
+    """Serve the store on a free port of this machine while the block runs; gives the address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/"
+    command = [sys.executable, "-m", "headatlas.store.cli", "view", str(store), "--port", str(port), "--no-show"]
+    server = subprocess.Popen(command, cwd=ROOT)
+    try:
+        give_up = time.monotonic() + START_LIMIT_S
+        while True:
+            try:
+                urlopen(address, timeout=5).close()
+                break
+            except (URLError, OSError):
+                if server.poll() is not None or time.monotonic() > give_up:
+                    sys.exit(f"The viewer did not start: {' '.join(command)}")
+                time.sleep(0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
 
 
-def take(store: Path, folder: Path, themes: list[str], names: list[str]) -> list[str]:
-    """Take the pictures; returns what went wrong."""
+def take(address: str, names: list[str], folder: Path) -> list[str]:
+    """Write a picture of each named state; returns what the pages should not have done."""
     from playwright.sync_api import sync_playwright
 
     program = os.environ.get("HEADATLAS_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        sys.exit("no Chromium found; install one or set HEADATLAS_CHROMIUM")
+        sys.exit("No Chromium was found: install one or set HEADATLAS_CHROMIUM.")
+    arguments = ["--disable-gpu", "--font-render-hinting=none"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--no-sandbox")
     folder.mkdir(parents=True, exist_ok=True)
     wrong: list[str] = []
-    with viewer(store) as address, sync_playwright() as playwright:
-        arguments = ["--disable-gpu", "--font-render-hinting=none", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        if os.geteuid() == 0:
-            arguments.append("--no-sandbox")
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        for theme in themes:
-            context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=theme, reduced_motion="reduce")  # type: ignore[arg-type]
-            context.route(lambda url: urlsplit(url).hostname not in ("127.0.0.1", None), lambda route: (wrong.append(route.request.url), route.abort())[-1])
-            page = context.new_page()
+        for name in names:
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce")
+            page.route(
+                lambda url: not url.startswith((address, "data:", "blob:")),
+                lambda route: (wrong.append(f"asked for {route.request.url}"), route.abort())[-1],
+            )
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-            for name in names:
-                query, drawn = PAGES[name]
-                page.goto(f"{address}?{query}")
-                page.locator(drawn).first.wait_for(state="attached", timeout=60_000)
-                page.wait_for_timeout(700)
-                page.screenshot(path=folder / f"{name}-{theme}.png")
-            page.goto("about:blank")
-            context.close()
+            page.goto(f"{address}?{urlencode(PICTURES[name])}")
+            page.locator(DRAWN[str(PICTURES[name]["page"])]).first.wait_for(state="attached", timeout=60_000)
+            page.wait_for_load_state("networkidle")
+            page.wait_for_timeout(1_000)  # the last frame arrives over the web socket, which counts as no request
+            page.screenshot(path=folder / f"{name}.png")
+            print(f"wrote {folder / name}.png")
+            page.close()
         browser.close()
     return wrong
 
 
 def main() -> None:
-    """Take pictures of one store."""
+    """Serve the store and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=ROOT / "traces" / "demo")
+    parser.add_argument("store", type=Path, nargs="?", default=ROOT / "traces" / "demo")
+    parser.add_argument("--only", choices=PICTURES, action="append")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--themes", nargs="+", default=["light", "dark"], choices=["light", "dark"])
-    parser.add_argument("--pages", nargs="+", default=list(PAGES), choices=list(PAGES))
     arguments = parser.parse_args()
-    wrong = take(arguments.store, arguments.out, arguments.themes, arguments.pages)
+    with serving(arguments.store) as address:
+        wrong = take(address, arguments.only or list(PICTURES), arguments.out)
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -35,14 +35,18 @@ def viewing(store: Path, *options: str) -> Iterator[str]:
     code = "from headatlas.viewer.cli import app; app()"
     command = [sys.executable, "-c", code, str(store), "--port", "0", "--no-show", *options]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         said = []
         for line in process.stdout:
             said.append(line)
             if "is at http://" in line:
                 break
-        reading = Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)  # a full pipe would stop the server
+        reading = Thread(
+            target=lambda: said.extend(process.stdout or ()), daemon=True
+        )  # a full pipe would stop the server
         reading.start()
         match = re.search(r"is at (http://\S+)", said[-1] if said else "")
         try:

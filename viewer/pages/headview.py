@@ -8,10 +8,10 @@ import panel as pn
 
 from ..components.headview import HeadView
 from ..components.keylist import KeyList
-from ..frames import head_frame, sides_frame
+from ..frames import head_frame, message_frame, sides_frame
 from ..geometry import window
 from .reader import Reader
-from .viewpage import ViewPage, message, three
+from .viewpage import ViewPage, three
 
 _MAPS = {"site", "example", "layer", "head", "heads"}
 
@@ -59,5 +59,5 @@ class HeadViewPage(ViewPage):
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
         self._shown = ("", -1, -1)
-        self.lines.frame = message(title, reason)
+        self.lines.frame = message_frame(title, reason)
         self.keys.frame = {}

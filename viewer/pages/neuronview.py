@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import panel as pn
 
 from ..components.neuronview import NeuronView
-from ..frames import neuron_frame, sides_frame
+from ..frames import message_frame, neuron_frame, sides_frame
 from .page import grid, place
 from .reader import Reader
-from .viewpage import ViewPage, message
+from .viewpage import ViewPage
 
 
 class NeuronViewPage(ViewPage):
@@ -90,4 +90,4 @@ class NeuronViewPage(ViewPage):
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
-        self.vectors.frame = message(title, reason)
+        self.vectors.frame = message_frame(title, reason)

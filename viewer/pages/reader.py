@@ -80,6 +80,11 @@ class Reader:
         """Whether maps come from query and key because attention was not kept."""
         return self.keep.attention is None and self.keep.query_key is not None and not self.site.has_position_bias
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether maps can be had, stored or rebuilt."""
+        return self.keep.attention is not None or self.is_rebuilt
+
     def maps(self, heads: Sequence[Head]) -> Float32[np.ndarray, "n_heads query_pos key_pos"]:
         """Attention of some heads.
 
