@@ -224,9 +224,31 @@ def inputs_of():
     return build_inputs
 
 
-WORDS = (
-    ["the", "a", "nurse", "doctor", "said", "that", "she", "he", "would", "be", "late", "and", "left", "home", "early", "with", "his", "her", "old", "dog", "cat", "near", "tree"]
-)
+WORDS = [
+    "the",
+    "a",
+    "nurse",
+    "doctor",
+    "said",
+    "that",
+    "she",
+    "he",
+    "would",
+    "be",
+    "late",
+    "and",
+    "left",
+    "home",
+    "early",
+    "with",
+    "his",
+    "her",
+    "old",
+    "dog",
+    "cat",
+    "near",
+    "tree",
+]
 
 
 @pytest.fixture(scope="session")
