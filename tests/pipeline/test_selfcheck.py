@@ -69,7 +69,7 @@ def test_wrong_capture_is_stopped(name, field, value, model_of, inputs_of, monke
         return dataclasses.replace(right(**values), **{field: value})
 
     monkeypatch.setattr(capture_module, "AttentionCall", spoilt)
-    with pytest.raises(UnsupportedModelError, match="differs? from the model's own|hidden states|later tokens"):
+    with pytest.raises(UnsupportedModelError, match=r"differs? from the model's own|hidden states|later tokens"):
         check(model, inputs)
 
 
