@@ -36,13 +36,64 @@ PICTURES: dict[str, dict[str, str | int]] = {
         "pin": "q4",
         "theme": "light",
     },
-    "corpus": {"page": "corpus", "theme": "light"},
-    "corpus-dark": {"page": "corpus", "theme": "dark"},
-    "search": {"page": "search", "pattern": "key.position == query.position - 1", "theme": "light"},
+    "head-dark": {
+        "page": "views",
+        "view": "head",
+        "example": 12,
+        "layer": 2,
+        "head": 11,
+        "heads": "3.11",
+        "pin": "q4",
+        "theme": "dark",
+    },
+    "corpus": {"page": "corpus", "statistic": "special", "layer": 4, "head": 5, "theme": "light"},
+    "corpus-dark": {"page": "corpus", "statistic": "special", "layer": 4, "head": 5, "theme": "dark"},
+    "search": {"page": "search", "pattern": "subject_of", "theme": "light"},
+    "search-dark": {"page": "search", "pattern": "subject_of", "theme": "dark"},
+    "search-mistake": {
+        "page": "search",
+        "pattern": 'key.word == query.head and query.deprell == "nsubj"',
+        "theme": "light",
+    },
+    "examples": {
+        "page": "examples",
+        "text": "because",
+        "statistic": "entropy",
+        "order": "strongest",
+        "layer": 2,
+        "head": 8,
+        "theme": "light",
+    },
+    "examples-dark": {
+        "page": "examples",
+        "text": "because",
+        "statistic": "entropy",
+        "order": "strongest",
+        "layer": 2,
+        "head": 8,
+        "theme": "dark",
+    },
     "model": {"page": "views", "view": "model", "example": 12, "theme": "light"},
+    "model-dark": {"page": "views", "view": "model", "example": 12, "theme": "dark"},
     "neuron": {"page": "views", "view": "neuron", "example": 12, "layer": 2, "head": 5, "pin": "q3", "theme": "light"},
+    "neuron-dark": {
+        "page": "views",
+        "view": "neuron",
+        "example": 12,
+        "layer": 2,
+        "head": 5,
+        "pin": "q3",
+        "theme": "dark",
+    },
 }
 """The state of each picture, in the words of the viewer's URL."""
+DRAWN = {
+    "search": "[data-mass], .arrow",
+    "examples": "a.er",
+    "views": "table[data-mirror] td",
+    "corpus": "table[data-mirror] td",
+}
+"""What stands on each page once it is drawn."""
 
 
 @contextmanager
@@ -70,8 +121,8 @@ def serving(store: Path) -> Iterator[str]:
         server.wait()
 
 
-def take(address: str, names: list[str], folder: Path) -> None:
-    """Write a picture of each named state."""
+def take(address: str, names: list[str], folder: Path) -> list[str]:
+    """Write a picture of each named state; returns what the pages should not have done."""
     from playwright.sync_api import sync_playwright
 
     program = os.environ.get("HEADATLAS_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -81,19 +132,26 @@ def take(address: str, names: list[str], folder: Path) -> None:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--no-sandbox")
     folder.mkdir(parents=True, exist_ok=True)
+    wrong: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
         for name in names:
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce")
-            page.route(lambda url: not url.startswith((address, "data:", "blob:")), lambda route: route.abort())
+            page.route(
+                lambda url: not url.startswith((address, "data:", "blob:")),
+                lambda route: (wrong.append(f"asked for {route.request.url}"), route.abort())[-1],
+            )
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
             page.goto(f"{address}?{urlencode(PICTURES[name])}")
-            page.locator("canvas:visible").first.wait_for()
+            page.locator(DRAWN[str(PICTURES[name]["page"])]).first.wait_for(state="attached", timeout=60_000)
             page.wait_for_load_state("networkidle")
             page.wait_for_timeout(1_000)  # the last frame arrives over the web socket, which counts as no request
             page.screenshot(path=folder / f"{name}.png")
             print(f"wrote {folder / name}.png")
             page.close()
         browser.close()
+    return wrong
 
 
 def main() -> None:
@@ -104,7 +162,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
     arguments = parser.parse_args()
     with serving(arguments.store) as address:
-        take(address, arguments.only or list(PICTURES), arguments.out)
+        wrong = take(address, arguments.only or list(PICTURES), arguments.out)
+    if wrong:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -158,9 +158,4 @@ def serve(
         import webbrowser
 
         webbrowser.open(url)
-    try:
-        server.run_until_shutdown()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.stop()
+    server.run_until_shutdown()  # ends on Ctrl-C and on SIGTERM, and stops the server then

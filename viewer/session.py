@@ -47,7 +47,7 @@ class Session:
         """Whether the answer of the search may choose the head: it was asked without one."""
         self._pages: dict[str, Page] = {}
         self._stale: dict[str, set[str]] = {}
-        self._travelled, self._push, self._answer = 0, False, ("", 0.0)
+        self._travelled, self._pushes, self._push, self._answer = 0, 0, False, ("", 0.0)
         send = self.receive
         self.router, self.top, self.levels = Router(send), TopBar(send), LevelBar(send)
         self.notice, self.status = Notice(send, visible=False), StatusLine(send)
@@ -76,6 +76,7 @@ class Session:
         )
         self._show(frozenset(ViewState.FIELDS))
         self.state.param.watch(self._changed, list(ViewState.FIELDS))
+        self._push = True
 
     # messages
 
@@ -150,7 +151,8 @@ class Session:
             self._stale.setdefault(page, set()).update(names)
         started = perf_counter()
         self._answer = (self._refresh(), perf_counter() - started)
-        self._bars(push=bool(names & ViewState.HISTORY) and self._push)
+        self._pushes += bool(names & ViewState.HISTORY) and self._push
+        self._bars()
 
     def _refresh(self) -> str:
         name = self.state.page
@@ -177,11 +179,11 @@ class Session:
         self._answer = (source, seconds)
         self._bars()
 
-    def _bars(self, push: bool = False) -> None:
+    def _bars(self) -> None:
         state = self.state
         self.router.frame = {
             "query": state.to_query(),
-            "push": push,
+            "pushes": self._pushes,
             "title": self._title(),
             "theme": state.theme,
             "heard": self._travelled,

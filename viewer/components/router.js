@@ -3,10 +3,10 @@
 import { plain } from "../_js/paint.js";
 import { debounced } from "../_js/shell.js";
 
-// frame: {query, push: bool, title, theme: "auto"|"light"|"dark", heard: number of Back/Forward steps Python has answered}
+// frame: {query, pushes: how many history entries were asked for (two frames may arrive as one), title, theme: "auto"|"light"|"dark", heard: number of Back/Forward steps Python has answered}
 export function render({model, el: host}) {
   const media = matchMedia("(prefers-color-scheme: dark)");
-  let travelled = 0;
+  let travelled = 0, pushed = 0;
   const url = query => location.pathname + (query ? `?${query}` : "");
   const present = () => location.search.replace(/^\?/, "");
   const replace = debounced(200, query => { if (query !== present()) history.replaceState(null, "", url(query)); });
@@ -20,7 +20,9 @@ export function render({model, el: host}) {
     if (frame.title) document.title = frame.title;
     dress();
     if (frame.query === undefined || frame.heard < travelled) return;   // an answer to a step that was left again
-    if (frame.push && frame.query !== present()) history.pushState(null, "", url(frame.query));
+    const push = frame.pushes > pushed && frame.query !== present();
+    pushed = frame.pushes;
+    if (push) { replace.drop(); history.pushState(null, "", url(frame.query)); }
     else replace(frame.query);
   };
   const back = () => model.send_msg({travel: present(), step: ++travelled});

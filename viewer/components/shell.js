@@ -61,10 +61,12 @@ export function segmented(options, value, label, changed) {
     el("button", {"aria-pressed": String(v === value), onclick: () => changed(v)}, text)));
 }
 
-// Wait until the caller is quiet
+// Wait until the caller is quiet; `.drop()` forgets what is waiting
 export function debounced(wait, callback) {
   let timer = 0;
-  return (...args) => { clearTimeout(timer); timer = setTimeout(() => callback(...args), wait); };
+  const call = (...args) => { clearTimeout(timer); timer = setTimeout(() => callback(...args), wait); };
+  call.drop = () => clearTimeout(timer);
+  return call;
 }
 
 // Up and down move among rows, Enter opens; `rows()` gives the focusable row elements
