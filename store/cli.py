@@ -54,9 +54,7 @@ def main() -> None:
 
 def command_apps() -> Iterator[typer.Typer]:
     """The typer apps of headatlas's own parts, then those of plug-ins; what cannot be loaded is told and left out."""
-    for name in _OWN:
-        if importlib.util.find_spec(name) is not None:
-            yield app if name == "headatlas.store.cli" else importlib.import_module(name).app
+    yield from own_apps()
     for entry in sorted(entry_points(group="headatlas.commands"), key=lambda entry: entry.name):
         if entry.module in _OWN:
             continue
@@ -64,6 +62,13 @@ def command_apps() -> Iterator[typer.Typer]:
             yield entry.load()
         except Exception as error:  # a broken plug-in must not take the commands of others away
             print(f"headatlas: the commands of {entry.name} ({entry.value}) cannot be loaded: {error}", file=sys.stderr)
+
+
+def own_apps() -> Iterator[typer.Typer]:
+    """The typer apps of headatlas's own parts, those that are installed."""
+    for name in _OWN:
+        if importlib.util.find_spec(name) is not None:
+            yield app if name == "headatlas.store.cli" else importlib.import_module(name).app
 
 
 @app.command(rich_help_panel="Store")
