@@ -24,7 +24,13 @@ from .errors import HeadAtlasError, PatternError
 if TYPE_CHECKING:
     from .verify import Verification
 
-_OWN = ("headatlas.pipeline.cli", "headatlas.store.cli_query", "headatlas.store.cli", "headatlas.viewer.cli")
+_OWN = (
+    "headatlas.pipeline.cli",
+    "headatlas.store.cli_query",
+    "headatlas.store.cli_relations",
+    "headatlas.store.cli",
+    "headatlas.viewer.cli",
+)
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a trace store.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

@@ -81,6 +81,16 @@ def search_json(
     }
 
 
+def relations_json(table: pd.DataFrame) -> dict[str, Any]:
+    """What `headatlas relations --json` prints."""
+    rows = []
+    for row in records(table):
+        low, high = row.pop("low"), row.pop("high")
+        rows.append({**row, "interval": [low, high]})
+    order = ["relation", "n", "layer", "head", "direction", "accuracy", "interval", "baseline", "offset_baseline"]
+    return {"relations": [{name: row[name] for name in (*order, "offset")} for row in rows]}
+
+
 def bar(share: float, width: int = BAR_WIDTH) -> Text:
     """A share from 0 to 1 as a bar of text."""
     share = min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
@@ -145,6 +155,30 @@ def evidence_text(proof: Evidence) -> str:
         f"Best fixed offset: {offsets} tokens, mass {number(proof.offset_baseline)}. q: false-discovery rate of "
         "being above that and above uniform attention."
     )
+
+
+def relations_table(table: pd.DataFrame) -> Table:
+    """The rows of `RelationAtlas.table`."""
+    columns = (("head", "right"), ("accuracy", "right"), ("95 %", "right"), ("chance", "right"))
+    drawn = _table(("relation", "left"), ("n", "right"), *columns, ("offset", "right"), ("gain", "right"))
+    for row in table.to_dict("records"):
+        arrow = "→" if row["direction"] == "to_head" else "←"
+        drawn.add_row(
+            printable(row["relation"]),
+            f"{row['n']:,}",
+            f"{row['layer']}.{row['head']} {arrow}",
+            percent(row["accuracy"]),
+            f"{percent(row['low'])}–{percent(row['high'])}",
+            percent(row["baseline"]),
+            f"{percent(row['offset_baseline'])} ({row['offset']:+d})",
+            f"{100 * (row['accuracy'] - row['offset_baseline']):+.1f}",
+        )
+    return drawn
+
+
+def percent(share: float) -> str:
+    """A share in percent, without the sign."""
+    return f"{100 * share:.1f}" if math.isfinite(share) else "–"
 
 
 def specialised_table(heads: pd.DataFrame) -> Table:
