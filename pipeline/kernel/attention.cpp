@@ -26,7 +26,8 @@
 #error "needs the vector types of GCC or Clang"
 #endif
 #if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own AVX-512 header, as _mm512_undefined_ps is written
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // how GCC 12 writes _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 namespace headatlas {

@@ -8,32 +8,58 @@ constexpr int PANEL = PANEL_VECTORS * LANES;
 
 INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+
+// to[column][row] = from[row][column] for four rows and columns.
+INLINE void transpose_four(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+  typedef float V __attribute__((vector_size(16)));
+  const V a = *(const Four *)from, b = *(const Four *)(from + from_stride);
+  const V c = *(const Four *)(from + 2 * from_stride), d = *(const Four *)(from + 3 * from_stride);
+  const V ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const V cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  *(Four *)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  *(Four *)(to + to_stride) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  *(Four *)(to + 2 * to_stride) = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
+  *(Four *)(to + 3 * to_stride) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
+}
+
 static void pack_keys(const float *key, const int64_t stride[4], int64_t n_keys, int64_t d, float *packed) {
   for (int64_t first = 0; first < n_keys; first += PANEL, packed += PANEL * d) {
     const int64_t n = n_keys - first < PANEL ? n_keys - first : PANEL;
-    if (n < PANEL) memset(packed, 0, (size_t)(PANEL * d) * sizeof(float));
-    for (int64_t j = 0; j < n; ++j) {
-      const float *from = key + (first + j) * stride[2];
-      if (stride[3] == 1)
-        for (int64_t i = 0; i < d; ++i) packed[i * PANEL + j] = from[i];
-      else
-        for (int64_t i = 0; i < d; ++i) packed[i * PANEL + j] = from[i * stride[3]];
-    }
+    const float *from = key + first * stride[2];
+    int64_t j = 0;
+    if (stride[3] == 1)
+      for (; j + 4 <= n; j += 4) {
+        int64_t i = 0;
+        for (; i + 4 <= d; i += 4) transpose_four(from + j * stride[2] + i, stride[2], packed + i * PANEL + j, PANEL);
+        for (; i < d; ++i)
+          for (int64_t of = j; of < j + 4; ++of) packed[i * PANEL + of] = from[of * stride[2] + i];
+      }
+    for (; j < n; ++j)
+      for (int64_t i = 0; i < d; ++i) packed[i * PANEL + j] = from[j * stride[2] + i * stride[3]];
+    for (; j < rounded_up(n, LANES); ++j)
+      for (int64_t i = 0; i < d; ++i) packed[i * PANEL + j] = 0;
   }
+}
+
+// to[i] = factor * from[i * step]
+INLINE void copy_scaled(const float *from, int64_t step, int64_t n, float factor, float *to) {
+  int64_t i = 0;
+  if (step == 1)
+    for (; i + LANES <= n; i += LANES) store(to + i, load(from + i) * factor);
+  for (; i < n; ++i) to[i] = from[i * step] * factor;
 }
 
 static void pack_values(const float *value, const int64_t stride[4], int64_t n_keys, int64_t d, float *packed) {
   const int64_t width = rounded_up(d, LANES);
   for (int64_t k = 0; k < n_keys; ++k, packed += width) {
-    const float *from = value + k * stride[2];
-    for (int64_t i = 0; i < d; ++i) packed[i] = from[i * stride[3]];
+    copy_scaled(value + k * stride[2], stride[3], d, 1.0f, packed);
     for (int64_t i = d; i < width; ++i) packed[i] = 0;
   }
 }
 
 static void pack_queries(const float *query, const int64_t stride[4], int n_rows, int64_t d, float factor, float *packed) {
-  for (int r = 0; r < n_rows; ++r)
-    for (int64_t i = 0; i < d; ++i) packed[r * d + i] = query[r * stride[2] + i * stride[3]] * factor;
+  for (int r = 0; r < n_rows; ++r) copy_scaled(query + r * stride[2], stride[3], d, factor, packed + r * d);
 }
 
 // scores[r][0 : VECTORS * LANES] = query[r] · panel

@@ -9,6 +9,7 @@
 constexpr double LN2 = 0.69314718055994530942;
 constexpr double HALF_LOG2E = 0.72134752044448170368;
 constexpr int FEW = 32;  // edges are ranked all against all up to here
+constexpr float LOWEST = -3.4028234e38f;
 
 struct Scratch {
   float *keys, *values, *queries, *scores;
@@ -116,15 +117,29 @@ INLINE Moments exponentials(float *row, int64_t query_pos, int64_t start, int64_
   return {sum(total), entropy, distance};
 }
 
+// How many of value[0 : n] are larger than each of value[0 : vectors * LANES].
+INLINE void count_larger(const float *value, int n, int vectors, int32_t *count) {
+  for (int v = 0; v < vectors; ++v) {
+    const Floats own = load(value + v * LANES);
+    Ints larger_ones = {};
+    for (int j = 0; j < n; ++j) larger_ones -= fill(value[j]) > own;
+    *(LooseInts *)(count + v * LANES) = larger_ones;
+  }
+}
+
 // The keys that can be among the row's n strongest: all that reach the n-th largest of the 16 residues' maxima.
 INLINE int find_candidates(const float *row, int64_t start, int64_t stop, int64_t n, const float *lanes,
                            int32_t *candidate) {
-  float threshold = -3.4028235e38f;  // the lowest finite: what is hidden is never a candidate
-  for (int i = 0; i < 16; ++i) {
-    int larger_lanes = 0;
-    for (int j = 0; j < 16; ++j) larger_lanes += (lanes[j] > lanes[i]) | ((lanes[j] == lanes[i]) & (j < i));
-    threshold = larger_lanes == n - 1 && lanes[i] > threshold ? lanes[i] : threshold;
+  alignas(64) int32_t larger_lanes[16];
+  count_larger(lanes, 16, 16 / LANES, larger_lanes);
+  Floats reached = fill(__builtin_inff());  // the smallest maximum that fewer than n are larger than
+  for (int i = 0; i < 16; i += LANES) {
+    const Ints counted = *(const LooseInts *)(larger_lanes + i);
+    const Floats value = counted < (int32_t)n ? load(lanes + i) : fill(__builtin_inff());
+    reached = -larger(-reached, -value);
   }
+  float threshold = -largest(-reached);
+  threshold = threshold > LOWEST ? threshold : LOWEST;  // what is hidden is never a candidate
   const Floats least = fill(threshold);
   Ints key = lane_numbers() + (int32_t)floor_lanes(start);
   int n_candidates = 0;
@@ -133,58 +148,80 @@ INLINE int find_candidates(const float *row, int64_t start, int64_t stop, int64_
   return n_candidates;
 }
 
-INLINE void write_edge(const Call &call, int64_t at_key, int64_t at_weight, int32_t key, float weight) {
-  if (call.edge_key_bytes == 2)
-    ((uint16_t *)call.edge_key)[at_key] = (uint16_t)key;
-  else
-    ((uint32_t *)call.edge_key)[at_key] = (uint32_t)key;
-  call.edge_weight[at_weight] = to_half(weight);
-}
-
-// Of `n` candidates in ascending key order, the strongest to the destination; places that stay empty are padding.
-// h is ranked, the written weight is scale * h * h: the order of weights is that of h.
-INLINE void write_strongest(const Call &call, int64_t at_key, int64_t at_weight, const float *row,
-                            const int32_t *candidate, int64_t first_key, int n, bool squared, float scale) {
-  const int n_edges = (int)call.n_edges;
-  for (int i = 0; i < n_edges; ++i) write_edge(call, at_key + i, at_weight + i, -1, 0.0f);
+// The strongest of `n` candidates (all keys from `first_key` on where `candidate` is null), in ascending key order, to
+// `keys` and `values`, which hold FEW. Places that stay empty are left as they are.
+INLINE void rank_few(const float *row, const int32_t *candidate, int64_t first_key, int n, int32_t *keys, float *values) {
   alignas(64) float value[FEW];
   alignas(64) int32_t rank[FEW];
-  if (n <= FEW) {
-    for (int i = 0; i < n; ++i) value[i] = row[candidate ? candidate[i] : first_key + i];
-    const int vectors = (n + LANES - 1) / LANES;
-    for (int i = n; i < vectors * LANES; ++i) value[i] = -1.0f;
-    for (int v = 0; v < vectors; ++v) {
-      // h >= 0, so its bits order as whole numbers; a tie goes to the earlier one: lanes after j must be beaten by less
-      const Ints bits = *(const LooseInts *)(value + v * LANES), lane = lane_numbers() + v * LANES;
-      Ints before = {};
-      for (int j = 0; j < n; ++j) {
-        int32_t other;
-        __builtin_memcpy(&other, value + j, 4);
-        before -= fill_int(other) > bits + (lane > j);
-      }
-      *(LooseInts *)(rank + v * LANES) = before;
-    }
-    for (int i = 0; i < n; ++i)
-      if (rank[i] < n_edges) {
-        const float weight = squared ? value[i] : value[i] * value[i];
-        write_edge(call, at_key + rank[i], at_weight + rank[i], (int32_t)(candidate ? candidate[i] : first_key + i),
-                   weight * scale);
-      }
-    return;
+  alignas(64) uint8_t ties[FEW] = {};
+  const int vectors = (n + LANES - 1) / LANES;
+  for (int v = 0; v < vectors; ++v) store(value + v * LANES, fill(-1.0f));
+  for (int i = 0; i < n; ++i) value[i] = row[candidate ? candidate[i] : first_key + i];
+  count_larger(value, n, vectors, rank);
+  for (int i = 0; i < n; ++i) {  // rank + ties < n, whatever the values are
+    const int place = rank[i] + ties[rank[i]]++;
+    keys[place] = (int32_t)(candidate ? candidate[i] : first_key + i);
+    values[place] = value[i];
   }
-  int32_t best[MAX_EDGES];
+}
+
+// The same for any number of candidates: each is put in its place among those held so far.
+static void rank_many(const float *row, const int32_t *candidate, int n, int n_edges, int32_t *keys, float *values) {
   int held = 0;
   for (int i = 0; i < n; ++i) {
     const float x = row[candidate[i]];
-    if (held == n_edges && !(x > row[best[held - 1]])) continue;
+    if (held == n_edges && !(x > values[held - 1])) continue;
     int place = held < n_edges ? held++ : held - 1;
-    for (; place > 0 && x > row[best[place - 1]]; --place) best[place] = best[place - 1];
-    best[place] = candidate[i];
+    for (; place > 0 && x > values[place - 1]; --place) {
+      values[place] = values[place - 1];
+      keys[place] = keys[place - 1];
+    }
+    values[place] = x;
+    keys[place] = candidate[i];
   }
-  for (int i = 0; i < held; ++i) {
-    const float x = row[best[i]];
-    write_edge(call, at_key + i, at_weight + i, best[i], (squared ? x : x * x) * scale);
+}
+
+// One row's edges from ranked keys and weights (or h, if not `squared`); the rest is padding.
+INLINE void write_edges(const Call &call, int64_t head, int64_t row, const int32_t *keys, const float *values,
+                        bool squared, float scale) {
+  alignas(64) float weights[16];
+  alignas(64) uint16_t halves[16], shorts[16];
+  for (int i = 0; i < 16; i += LANES) {
+    const Floats value = load(values + i);
+    store(weights + i, (squared ? value : value * value) * scale);
   }
+  store_halves(halves, weights);
+  const int n_edges = (int)call.n_edges;
+  uint16_t *const weight_to = call.edge_weight + head * call.edge_weight_stride + row * n_edges;
+  const int64_t key_at = head * call.edge_key_stride + row * n_edges;
+  if (call.edge_key_bytes == 2) {
+    uint16_t *const key_to = (uint16_t *)call.edge_key + key_at;
+    store_shorts(shorts, keys);
+    if (n_edges == 8) {
+      memcpy(key_to, shorts, 16);
+      memcpy(weight_to, halves, 16);
+      return;
+    }
+    memcpy(key_to, shorts, (size_t)n_edges * 2);
+  } else {
+    memcpy((uint32_t *)call.edge_key + key_at, keys, (size_t)n_edges * 4);
+  }
+  memcpy(weight_to, halves, (size_t)n_edges * 2);
+}
+
+INLINE void write_strongest(const Call &call, int64_t head, int64_t row_at, const float *row, const int32_t *candidate,
+                            int64_t first_key, int n, bool squared, float scale) {
+  alignas(64) int32_t keys[FEW];
+  alignas(64) float values[FEW];
+  for (int i = 0; i < 16; i += LANES) {
+    *(LooseInts *)(keys + i) = fill_int(-1);
+    store(values + i, Floats{});
+  }
+  if (n <= FEW)
+    rank_few(row, candidate, first_key, n, keys, values);
+  else
+    rank_many(row, candidate, n, (int)call.n_edges, keys, values);
+  write_edges(call, head, row_at, keys, values, squared, scale);
 }
 
 // h becomes the weight; its code goes to `codes`, whose row ends at `codes + n` and whose example ends at `end`.
@@ -192,7 +229,7 @@ INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t n, floa
                         const uint8_t *end) {
   const Floats by = fill(factor);
   const int64_t first = floor_lanes(start);
-  memset(codes, 0, (size_t)first);
+  if (first > 0) memset(codes, 0, (size_t)first);
   for (int64_t k = first; k < stop; k += LANES) {
     const Floats h = load(row + k);
     const Floats code = multiply_add(h, by, fill(0.5f));
@@ -244,9 +281,8 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
             (float)(2 * LN2 * (double)maximum[r] + (double)log_total);
     }
     if (call.edge_key)
-      write_strongest(call, head.head * call.edge_key_stride + (row_at + r) * call.n_edges,
-                      head.head * call.edge_weight_stride + (row_at + r) * call.n_edges, row,
-                      few ? nullptr : head.scratch.candidate, start, n_candidates, squared, share[r]);
+      write_strongest(call, head.head, row_at + r, row, few ? nullptr : head.scratch.candidate, start, n_candidates,
+                      squared, share[r]);
   }
 
   if (call.codes) {
