@@ -117,21 +117,18 @@ INLINE void store_bytes(uint8_t *to, Floats x) {
 #endif
 }
 
-// 16 weights as float16, and 16 keys as uint16.
-INLINE void store_halves(uint16_t *to, const float *from) {
-#if HEADATLAS_ISA
-  for (int i = 0; i < 16; i += 8)
-    _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+// LANES weights as float16.
+INLINE void store_halves(uint16_t *to, Floats from) {
+#if HEADATLAS_ISA == 2
+  _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)from, _MM_FROUND_TO_NEAREST_INT));
+#elif HEADATLAS_ISA == 1
+  _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph((__m256)from, _MM_FROUND_TO_NEAREST_INT));
 #else
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < LANES; ++i) {
     const _Float16 half = (_Float16)from[i];
     __builtin_memcpy(to + i, &half, 2);
   }
 #endif
-}
-
-INLINE void store_shorts(uint16_t *to, const int32_t *from) {
-  for (int i = 0; i < 16; ++i) to[i] = (uint16_t)from[i];
 }
 
 // 2**x, relative error below 1.2e-7; x in [-125, 127]. The magic number rounds x to a whole number that lies in the low

@@ -1,5 +1,8 @@
 // The two matrix products of a tile, and the layouts they want. Included by reduce.h once for each instruction set.
 //
+// A model's heads lie beside each other in every token, so the rows of one head are far apart and no processor fetches
+// them ahead by itself: packing a head asks for the next one's.
+//
 // Keys are packed in panels of PANEL keys, each [dimension][key], so that a score product reads vectors of keys and
 // broadcasts the query. Values are packed [key][dimension], padded to whole vectors. Both are padded with zeros.
 constexpr int GROUP = 6;            // rows of a product that are held in registers
@@ -23,10 +26,15 @@ INLINE void transpose_four(const float *from, int64_t from_stride, float *to, in
   *(Four *)(to + 3 * to_stride) = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
 }
 
+INLINE void fetch_ahead(const float *row, const int64_t stride[4], int64_t d) {
+  for (int64_t i = 0; i < d; i += 16) __builtin_prefetch(row + stride[1] + i);
+}
+
 static void pack_keys(const float *key, const int64_t stride[4], int64_t n_keys, int64_t d, float *packed) {
   for (int64_t first = 0; first < n_keys; first += PANEL, packed += PANEL * d) {
     const int64_t n = n_keys - first < PANEL ? n_keys - first : PANEL;
     const float *from = key + first * stride[2];
+    for (int64_t j = 0; j < n; ++j) fetch_ahead(from + j * stride[2], stride, d);
     int64_t j = 0;
     if (stride[3] == 1)
       for (; j + 4 <= n; j += 4) {
@@ -53,13 +61,17 @@ INLINE void copy_scaled(const float *from, int64_t step, int64_t n, float factor
 static void pack_values(const float *value, const int64_t stride[4], int64_t n_keys, int64_t d, float *packed) {
   const int64_t width = rounded_up(d, LANES);
   for (int64_t k = 0; k < n_keys; ++k, packed += width) {
+    fetch_ahead(value + k * stride[2], stride, d);
     copy_scaled(value + k * stride[2], stride[3], d, 1.0f, packed);
     for (int64_t i = d; i < width; ++i) packed[i] = 0;
   }
 }
 
 static void pack_queries(const float *query, const int64_t stride[4], int n_rows, int64_t d, float factor, float *packed) {
-  for (int r = 0; r < n_rows; ++r) copy_scaled(query + r * stride[2], stride[3], d, factor, packed + r * d);
+  for (int r = 0; r < n_rows; ++r) {
+    fetch_ahead(query + r * stride[2], stride, d);
+    copy_scaled(query + r * stride[2], stride[3], d, factor, packed + r * d);
+  }
 }
 
 // scores[r][0 : VECTORS * LANES] = query[r] · panel

@@ -148,80 +148,85 @@ INLINE int find_candidates(const float *row, int64_t start, int64_t stop, int64_
   return n_candidates;
 }
 
-// The strongest of `n` candidates (all keys from `first_key` on where `candidate` is null), in ascending key order, to
-// `keys` and `values`, which hold FEW. Places that stay empty are left as they are.
-INLINE void rank_few(const float *row, const int32_t *candidate, int64_t first_key, int n, int32_t *keys, float *values) {
-  alignas(64) float value[FEW];
+// Where a row's edges go, and what makes a weight of a row's numbers (h, or weights if `squared`).
+template <typename Key>
+struct Edges {
+  Key *key;
+  uint16_t *weight;
+  int n_edges;
+  bool squared;
+  float share;
+
+  Floats weights(Floats values) const { return (squared ? values : values * values) * share; }
+};
+
+// Writes the strongest of `n` <= FEW candidates in ascending key order (all keys from `first_key` on where `candidate` is
+// null). No branch depends on the numbers, and no vector is read back from single elements where it can be helped.
+template <typename Key>
+INLINE void write_few(const Edges<Key> &edges, const float *row, const int32_t *candidate, int64_t first_key, int n) {
+  alignas(64) float gathered[FEW];
   alignas(64) int32_t rank[FEW];
+  alignas(64) uint16_t half[FEW];
   alignas(64) uint8_t ties[FEW] = {};
+  const float *value = row + first_key;  // all of a few keys: in place, what follows them is ranked and not written
+  if (candidate) {
+    for (int i = 0; i < n; ++i) gathered[i] = row[candidate[i]];
+    value = gathered;
+  }
   const int vectors = (n + LANES - 1) / LANES;
-  for (int v = 0; v < vectors; ++v) store(value + v * LANES, fill(-1.0f));
-  for (int i = 0; i < n; ++i) value[i] = row[candidate ? candidate[i] : first_key + i];
   count_larger(value, n, vectors, rank);
-  for (int i = 0; i < n; ++i) {  // rank + ties < n, whatever the values are
+  for (int v = 0; v < vectors; ++v) store_halves(half + v * LANES, edges.weights(load(value + v * LANES)));
+  alignas(64) Key sorted_keys[FEW];
+  alignas(64) uint16_t sorted_halves[FEW];
+  for (int i = n; i < edges.n_edges; ++i) {
+    sorted_keys[i] = (Key)-1;
+    sorted_halves[i] = 0;
+  }
+  for (int i = 0; i < n; ++i) {  // rank + ties < n, whatever the numbers are
     const int place = rank[i] + ties[rank[i]]++;
-    keys[place] = (int32_t)(candidate ? candidate[i] : first_key + i);
-    values[place] = value[i];
+    sorted_keys[place] = (Key)(candidate ? candidate[i] : first_key + i);
+    sorted_halves[place] = half[i];
+  }
+  if (edges.n_edges == 8) {  // the usual number, as one move
+    memcpy(edges.key, sorted_keys, 8 * sizeof(Key));
+    memcpy(edges.weight, sorted_halves, 16);
+  } else {
+    memcpy(edges.key, sorted_keys, (size_t)edges.n_edges * sizeof(Key));
+    memcpy(edges.weight, sorted_halves, (size_t)edges.n_edges * 2);
   }
 }
 
 // The same for any number of candidates: each is put in its place among those held so far.
-static void rank_many(const float *row, const int32_t *candidate, int n, int n_edges, int32_t *keys, float *values) {
+template <typename Key>
+static void write_many(const Edges<Key> &edges, const float *row, const int32_t *candidate, int n) {
+  alignas(64) float values[MAX_EDGES] = {};
+  alignas(64) uint16_t half[MAX_EDGES];
   int held = 0;
   for (int i = 0; i < n; ++i) {
     const float x = row[candidate[i]];
-    if (held == n_edges && !(x > values[held - 1])) continue;
-    int place = held < n_edges ? held++ : held - 1;
+    if (held == edges.n_edges && !(x > values[held - 1])) continue;
+    int place = held < edges.n_edges ? held++ : held - 1;
     for (; place > 0 && x > values[place - 1]; --place) {
       values[place] = values[place - 1];
-      keys[place] = keys[place - 1];
+      edges.key[place] = edges.key[place - 1];
     }
     values[place] = x;
-    keys[place] = candidate[i];
+    edges.key[place] = (Key)candidate[i];
   }
+  for (int i = 0; i < MAX_EDGES; i += LANES) store_halves(half + i, edges.weights(load(values + i)));
+  memcpy(edges.weight, half, (size_t)edges.n_edges * 2);
 }
 
-// One row's edges from ranked keys and weights (or h, if not `squared`); the rest is padding.
-INLINE void write_edges(const Call &call, int64_t head, int64_t row, const int32_t *keys, const float *values,
-                        bool squared, float scale) {
-  alignas(64) float weights[16];
-  alignas(64) uint16_t halves[16], shorts[16];
-  for (int i = 0; i < 16; i += LANES) {
-    const Floats value = load(values + i);
-    store(weights + i, (squared ? value : value * value) * scale);
-  }
-  store_halves(halves, weights);
+template <typename Key>
+INLINE void write_edges(const Call &call, int64_t head, int64_t row_at, const float *row, const int32_t *candidate,
+                        int64_t first_key, int n, bool squared, float share) {
   const int n_edges = (int)call.n_edges;
-  uint16_t *const weight_to = call.edge_weight + head * call.edge_weight_stride + row * n_edges;
-  const int64_t key_at = head * call.edge_key_stride + row * n_edges;
-  if (call.edge_key_bytes == 2) {
-    uint16_t *const key_to = (uint16_t *)call.edge_key + key_at;
-    store_shorts(shorts, keys);
-    if (n_edges == 8) {
-      memcpy(key_to, shorts, 16);
-      memcpy(weight_to, halves, 16);
-      return;
-    }
-    memcpy(key_to, shorts, (size_t)n_edges * 2);
-  } else {
-    memcpy((uint32_t *)call.edge_key + key_at, keys, (size_t)n_edges * 4);
-  }
-  memcpy(weight_to, halves, (size_t)n_edges * 2);
-}
-
-INLINE void write_strongest(const Call &call, int64_t head, int64_t row_at, const float *row, const int32_t *candidate,
-                            int64_t first_key, int n, bool squared, float scale) {
-  alignas(64) int32_t keys[FEW];
-  alignas(64) float values[FEW];
-  for (int i = 0; i < 16; i += LANES) {
-    *(LooseInts *)(keys + i) = fill_int(-1);
-    store(values + i, Floats{});
-  }
+  const Edges<Key> edges{(Key *)call.edge_key + head * call.edge_key_stride + row_at * n_edges,
+                         call.edge_weight + head * call.edge_weight_stride + row_at * n_edges, n_edges, squared, share};
   if (n <= FEW)
-    rank_few(row, candidate, first_key, n, keys, values);
+    write_few(edges, row, candidate, first_key, n);
   else
-    rank_many(row, candidate, n, (int)call.n_edges, keys, values);
-  write_edges(call, head, row_at, keys, values, squared, scale);
+    write_many(edges, row, candidate, n);
 }
 
 // h becomes the weight; its code goes to `codes`, whose row ends at `codes + n` and whose example ends at `end`.
@@ -280,9 +285,12 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
         call.logsumexp[head.head * call.logsumexp_stride + row_at + r] =
             (float)(2 * LN2 * (double)maximum[r] + (double)log_total);
     }
-    if (call.edge_key)
-      write_strongest(call, head.head, row_at + r, row, few ? nullptr : head.scratch.candidate, start, n_candidates,
-                      squared, share[r]);
+    if (!call.edge_key) continue;
+    const int32_t *const candidate = few ? nullptr : head.scratch.candidate;
+    if (call.edge_key_bytes == 2)
+      write_edges<uint16_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
+    else
+      write_edges<uint32_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
   }
 
   if (call.codes) {
