@@ -1,0 +1,78 @@
+# What people and CI run. Every target makes the environment (.venv) it needs; `make` alone lists them.
+# Paths here are relative, so that a folder with spaces in its name works too.
+
+PYTHON ?=
+VIEW ?= 1
+PORT ?= 5006
+ARGS ?=
+
+PY := .venv/bin/python
+PARTS := pipeline store viewer configs
+export PYTHON
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-long lint types bench docs dist screenshots constraints clean again
+
+help:  ## this list
+	@echo "headatlas: make TARGET"
+	@sed -n 's/^\([a-z-]*\):.*## /  \1|/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+demo: .venv/.run  ## trace a model over 2,000 sentences, rank its heads, open the viewer (VIEW=0: stop after the table)
+	.venv/bin/headatlas run configs/demo.toml --out traces/demo
+	.venv/bin/headatlas stats traces/demo --top 12
+ifneq ($(VIEW),0)
+	@echo "The viewer runs at http://127.0.0.1:$(PORT) until Ctrl-C."
+	.venv/bin/headatlas view traces/demo --port $(PORT)
+endif
+
+test: lint types  ## every check: lint, types, import contracts, unit, property and browser tests (ARGS: for pytest)
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-long: lint types  ## the same with the slow tests and many more examples a property
+	HYPOTHESIS_PROFILE=long $(PY) -m pytest $(ARGS)
+
+lint: .venv/.dev  ## format, lint and the contracts between the parts
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	.venv/bin/lint-imports
+
+types: .venv/.dev  ## pyright; links in build/typing show it the parts under their import names
+	@mkdir -p build/typing/headatlas
+	@for part in $(PARTS); do ln -sfn "../../../$$part" "build/typing/headatlas/$$part"; done
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+bench: .venv/.dev  ## every benchmark, or those named: make bench ARGS=capture; tables, and build/bench/NAME.json
+	$(PY) -m benchmarks $(ARGS)
+
+docs: .venv/.dev  ## the generated pages: docs/cli.md
+	$(PY) tools/cli_reference.py docs/cli.md
+
+dist: .venv/.dev  ## wheel and source archive in dist/
+	rm -rf build/lib build/bdist.* dist
+	$(PY) -m build --no-isolation
+
+screenshots: .venv/.dev  ## the pictures of the documentation, from the demo's store
+	$(MAKE) demo VIEW=0
+	$(PY) tools/screenshots.py
+
+constraints: .venv/.dev  ## constraints.txt from what .venv holds now
+	$(PY) tools/constraints.py >build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:  ## remove the environment, builds and caches; stores in traces/ stay
+	rm -rf .venv build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: older than what decides the environment, or from another folder, or with a Python that is gone.
+.venv/.run: pyproject.toml constraints.txt tools/environment.sh
+	@tools/environment.sh run
+
+.venv/.dev: pyproject.toml constraints.txt tools/environment.sh
+	@tools/environment.sh dev
+
+ifneq ($(shell $(PY) -c 'print(open(".venv/.where").read())' 2>/dev/null),$(CURDIR))
+.venv/.run .venv/.dev: again
+again:
+endif

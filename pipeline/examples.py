@@ -52,8 +52,9 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """An example ready for the model."""
+    """An example ready for the model; `example.words` are filled in, also where the corpus had none."""
 
     example: CorpusExample
     source: TokenSequence
     target: TokenSequence | None = None
+    truncated: bool = False  # text beyond the token limit was cut off

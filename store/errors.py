@@ -46,13 +46,17 @@ class ShapeError(HeadAtlasError, ValueError):
 class PatternError(HeadAtlasError, ValueError):
     """An expression cannot be read or names something unknown.
 
-    `expression` is the text, `start` and `stop` the characters at fault.
+    `expression` is the text, `start` and `stop` the characters at fault, `suggestions` what may have been meant
+    there, best first.
     """
 
     kind = "pattern"
 
-    def __init__(self, message: str, expression: str = "", start: int = 0, stop: int = 0) -> None:
+    def __init__(
+        self, message: str, expression: str = "", start: int = 0, stop: int = 0, suggestions: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(message)
+        self.suggestions = suggestions
         self.expression, self.start, self.stop = expression, start, max(stop, start + 1)
 
     def pointed(self) -> str:

@@ -88,7 +88,11 @@ class TraceSpec(_Frozen):
     @property
     def sequences(self) -> tuple[SequenceName, ...]:
         """Which token sequences the examples have."""
-        return ("source", "target") if any("target" in (s.query_sequence, s.key_sequence) for s in self.sites) else ("source",)
+        return (
+            ("source", "target")
+            if any("target" in (s.query_sequence, s.key_sequence) for s in self.sites)
+            else ("source",)
+        )
 
 
 @dataclass(frozen=True)

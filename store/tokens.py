@@ -70,7 +70,9 @@ class Column:
         inside = rows >= 0
         if not len(self.data):
             return Column(np.full(rows.shape, MISSING, dtype=self.data.dtype), self.values)
-        return Column(np.where(inside, self.data[np.where(inside, rows, 0)], MISSING).astype(self.data.dtype), self.values)
+        return Column(
+            np.where(inside, self.data[np.where(inside, rows, 0)], MISSING).astype(self.data.dtype), self.values
+        )
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,14 @@ class TokenTable:
     within the example of the syntactic head's word, -1 for the root.
     """
 
-    token_offset: Int64[np.ndarray, "example+1"]
+    token_offset: Int64[np.ndarray, "boundary"]
     id: Int32[np.ndarray, "token"]
     word: Int32[np.ndarray, "token"]
     char_start: Int32[np.ndarray, "token"]
     char_end: Int32[np.ndarray, "token"]
     flags: UInt8[np.ndarray, "token"]
     columns: dict[str, Column]
-    word_offset: Int64[np.ndarray, "example+1"]
+    word_offset: Int64[np.ndarray, "boundary"]
     word_char_start: Int32[np.ndarray, "word"]
     word_char_end: Int32[np.ndarray, "word"]
     word_columns: dict[str, Column] = field(default_factory=dict)

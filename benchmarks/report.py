@@ -1,0 +1,89 @@
+"""Print a benchmark's table and keep it as build/bench/NAME.json, with the machine it was measured on.
+
+``{"name", "machine": {"cores", "cpu", "platform", "python", "versions"}, "rows": [{"name", "value", "unit", "spread",
+"compared_with"}]}``; `spread` is [smallest, largest] of the repeats, or null.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+FOLDER = Path(__file__).resolve().parents[1] / "build" / "bench"
+LIBRARIES = ("headatlas", "numpy", "torch", "transformers", "zarr", "zarrs", "panel", "bokeh")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured number. `compared_with` says beside what, measured in the same run."""
+
+    name: str
+    value: float
+    unit: str
+    spread: tuple[float, float] | None = None
+    compared_with: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a spread that does not hold the value."""
+        if self.spread is not None and not self.spread[0] <= self.value <= self.spread[1]:
+            raise ValueError(f"{self.name}: {self.value} is outside its spread {self.spread}")
+
+
+def report(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> Path:
+    """Print the rows and write them to `folder`/`name`.json; returns that file."""
+    if not re.fullmatch(r"[a-z0-9-]+", name):
+        raise ValueError(f"{name!r} names a file: small letters, digits and hyphens only")
+    machine = machine_facts()
+    table = Table(title=f"{name} · {machine['cpu']}, {machine['cores']} cores", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    table.add_column("spread", justify="right")
+    table.add_column("compared with")
+    for row in rows:
+        spread = "" if row.spread is None else f"{row.spread[0]:.4g} – {row.spread[1]:.4g}"
+        table.add_row(row.name, f"{row.value:.4g}", row.unit, spread, row.compared_with or "")
+    Console().print(table)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    content = {"name": name, "machine": machine, "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the numbers depend on: usable cores, CPU model, system, library versions."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cores": cores,
+        "cpu": _cpu_model(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()

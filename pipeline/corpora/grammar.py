@@ -1,0 +1,258 @@
+"""The grammar file: phrases with a marked head, a lexicon, and what they mean (docs/grammar.md has the language).
+
+Parsing is strict, since a slip would give wrong gold annotations: unknown symbols, values that no word has, variables
+used only once, phrases without exactly one head are all refused with their line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headatlas.store.errors import ConfigError
+
+from .records import open_bytes
+
+MAX_GRAMMAR_BYTES = 2**20
+START = "sentence"
+
+_NAME = r"[A-Za-z][A-Za-z0-9_]*"
+_WORDS = re.compile(
+    rf"""words \s+ (?P<name>{_NAME}) (?: \(\s* {_NAME} \s*:(?P<values>[^)]*)\) )?
+    \s+ (?P<upos>[A-Z]+) (?P<options>(?:\s+\w+=\w+)*)""",
+    re.VERBOSE,
+)
+_RULE = re.compile(
+    rf"""(?P<kind>phrase|sentence) \s+ (?P<name>{_NAME}) (?: \((?P<arguments>[^)]*)\) )?
+    (?: \s+ x(?P<weight>[1-9]\d{{0,5}}) )? \s*=\s* (?P<parts>.+)""",
+    re.VERBOSE,
+)
+_LENGTH = re.compile(r"length\s+(?P<least>\d{1,4})\s+(?P<most>\d{1,4})")
+_PART = re.compile(
+    rf"""(?: (?P<symbol>{_NAME})(?:\((?P<arguments>[^)]*)\))? | "(?P<literal>[^"\s]+)"/(?P<upos>[A-Z]+) )
+    (?:@(?P<label>{_NAME}))? (?:\^(?P<antecedent>{_NAME}))? (?P<optional>\?)? :(?P<relation>\*|[a-z]+(?::[a-z]+)?)""",
+    re.VERBOSE,
+)
+_ARGUMENT = re.compile(rf"!?{_NAME}|_")
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Words of one class. Each entry has one form for each of `values` (one only, where the class has no values)."""
+
+    name: str
+    upos: str
+    values: tuple[str, ...]
+    entries: tuple[tuple[str, ...], ...]
+    entity: str | None = None
+    lemma: str | None = None
+    """A fixed lemma, ``form`` for each form its own, None for the entry's first form."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One constituent of a rule: a phrase, a word class or a literal word."""
+
+    symbol: str | None
+    arguments: tuple[str, ...]
+    literal: str | None
+    upos: str | None
+    relation: str | None
+    """To the rule's head; None marks the head itself."""
+    label: str | None = None
+    antecedent: str | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way to write a phrase (or a sentence, whose `name` is that of its construction)."""
+
+    name: str
+    arguments: tuple[str, ...]
+    parts: tuple[Part, ...]
+    weight: int
+    line: int
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A grammar that was checked: every name it uses is there."""
+
+    sentences: tuple[Rule, ...]
+    phrases: dict[str, tuple[Rule, ...]]
+    lexicons: dict[str, Lexicon]
+    values: frozenset[str]
+    """All feature values; any other argument of a rule is a variable."""
+    min_words: int = 1
+    max_words: int = 100
+
+
+@dataclass
+class _Draft:
+    path: Path
+    lexicons: dict[str, Lexicon] = field(default_factory=dict)
+    rules: list[tuple[str, Rule]] = field(default_factory=list)
+    length: tuple[int, int] = (1, 100)
+
+    def fail(self, line: int, problem: str) -> ConfigError:
+        return ConfigError(f"{self.path.name}, line {line}: {problem}")
+
+
+def read_grammar(path: Path) -> Grammar:
+    """Read and check a grammar file.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, is not UTF-8, or breaks the language; the message has the line.
+    """
+    with open_bytes(path) as file:
+        raw = file.read(MAX_GRAMMAR_BYTES + 1)
+    if len(raw) > MAX_GRAMMAR_BYTES:
+        raise ConfigError(f"{path.name} has more than {MAX_GRAMMAR_BYTES} bytes; a grammar is shorter")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name} is not UTF-8 (byte {error.start}); a grammar is") from error
+    draft = _Draft(path)
+    for line, statement in _statements(text):
+        _read_statement(draft, line, statement)
+    return _check(draft)
+
+
+def _statements(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Statements, each the lines from one that is not indented to the next, with the number of the first."""
+    first, lines = 0, list[str]()
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = re.sub(r"(^|\s)#.*", "", line).rstrip()
+        if not line:
+            continue
+        if not line[0].isspace():
+            if lines:
+                yield first, lines
+            first, lines = number, []
+        lines.append(line.strip())
+    if lines:
+        yield first, lines
+
+
+def _read_statement(draft: _Draft, line: int, lines: list[str]) -> None:
+    if match := _WORDS.fullmatch(lines[0]):
+        lexicon = _read_lexicon(draft, line, match, lines[1:])
+        if lexicon.name in draft.lexicons:
+            raise draft.fail(line, f"words {lexicon.name} are there already")
+        draft.lexicons[lexicon.name] = lexicon
+    elif match := _RULE.fullmatch(" ".join(lines)):
+        arguments = _read_arguments(draft, line, match["arguments"])
+        rule = Rule(match["name"], arguments, _read_parts(draft, line, match["parts"]), int(match["weight"] or 1), line)
+        if match["kind"] == START and arguments:
+            raise draft.fail(line, f"the sentence {rule.name} has arguments; only phrases can")
+        draft.rules.append((match["kind"], rule))
+    elif match := _LENGTH.fullmatch(" ".join(lines)):
+        draft.length = (int(match["least"]), int(match["most"]))
+    else:
+        expected = "'words NAME(feature: values) UPOS', 'phrase NAME(…) = …', 'sentence NAME = …' or 'length MIN MAX'"
+        raise draft.fail(line, f"{lines[0]!r} is no statement; expected {expected}")
+
+
+def _read_lexicon(draft: _Draft, line: int, match: re.Match[str], lines: list[str]) -> Lexicon:
+    values = tuple((match["values"] or "").split())
+    options = dict(option.split("=") for option in match["options"].split())
+    if unknown := set(options) - {"entity", "lemma"}:
+        raise draft.fail(line, f"unknown option {unknown.pop()!r}; expected entity= or lemma=")
+    entries = tuple(tuple(entry.split()) for text in lines for entry in text.split(",") if entry.strip())
+    n_forms = max(1, len(values))
+    if not entries or len(set(values)) < len(values):
+        raise draft.fail(
+            line, f"words {match['name']} need entries (indented, separated by commas) and different values"
+        )
+    for entry in entries:
+        if len(entry) != n_forms:
+            expected = f"{n_forms} ({' '.join(values)})" if values else "1"
+            raise draft.fail(line, f"{' '.join(entry)!r} has {len(entry)} forms, expected {expected}")
+    return Lexicon(match["name"], match["upos"], values, entries, options.get("entity"), options.get("lemma"))
+
+
+def _read_arguments(draft: _Draft, line: int, text: str | None) -> tuple[str, ...]:
+    arguments = tuple(argument.strip() for argument in (text or "").split(",") if argument.strip())
+    for argument in arguments:
+        if not _ARGUMENT.fullmatch(argument):
+            raise draft.fail(line, f"{argument!r} is no argument; expected a value, a variable, !variable or _")
+    return arguments
+
+
+def _read_parts(draft: _Draft, line: int, text: str) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for piece in re.findall(r"(?:[^\s(]|\([^)]*\))+", text):
+        match = _PART.fullmatch(piece)
+        if not match:
+            expected = 'Symbol(arguments):relation or "word"/UPOS:relation, with * for the head\'s relation'
+            raise draft.fail(line, f"{piece!r} is no part; expected {expected}")
+        relation = None if match["relation"] == "*" else match["relation"]
+        arguments = _read_arguments(draft, line, match["arguments"])
+        optional = match["optional"] is not None
+        if optional and (match["label"] or relation is None):
+            raise draft.fail(line, f"{piece!r} may be left out, so it can be neither head nor antecedent")
+        parts.append(
+            Part(
+                symbol=match["symbol"],
+                arguments=arguments,
+                literal=match["literal"],
+                upos=match["upos"],
+                relation=relation,
+                label=match["label"],
+                antecedent=match["antecedent"],
+                optional=optional,
+            )
+        )
+    if sum(part.relation is None for part in parts) != 1:
+        raise draft.fail(line, "exactly one part must be the head (`:*`)")
+    return tuple(parts)
+
+
+def _check(draft: _Draft) -> Grammar:
+    phrases: dict[str, list[Rule]] = {}
+    for kind, rule in draft.rules:
+        if kind != START:
+            phrases.setdefault(rule.name, []).append(rule)
+    sentences = tuple(rule for kind, rule in draft.rules if kind == START)
+    if not sentences:
+        raise ConfigError(f"{draft.path.name} has no sentence; write at least one 'sentence NAME = …'")
+    values = frozenset(value for lexicon in draft.lexicons.values() for value in lexicon.values)
+    arity = {name: 1 if lexicon.values else 0 for name, lexicon in draft.lexicons.items()}
+    for name, rules in phrases.items():
+        if name in arity:
+            raise draft.fail(rules[0].line, f"{name} is the name of words and of a phrase")
+        arity[name] = len(rules[0].arguments)
+    for _, rule in draft.rules:
+        _check_rule(draft, rule, arity, values)
+        if rule.name in phrases and len(rule.arguments) != arity[rule.name]:
+            raise draft.fail(rule.line, f"{rule.name} has {arity[rule.name]} arguments elsewhere")
+    least, most = draft.length
+    frozen = {name: tuple(rules) for name, rules in phrases.items()}
+    return Grammar(sentences, frozen, draft.lexicons, values, least, most)
+
+
+def _check_rule(draft: _Draft, rule: Rule, arity: dict[str, int], values: frozenset[str]) -> None:
+    uses: dict[str, int] = {}
+    variables = [*rule.arguments]
+    for part in rule.parts:
+        if part.symbol is not None:
+            if part.symbol not in arity:
+                raise draft.fail(rule.line, f"there are no words and no phrase {part.symbol!r}")
+            if len(part.arguments) != arity[part.symbol]:
+                raise draft.fail(
+                    rule.line, f"{part.symbol} takes {arity[part.symbol]} arguments, not {len(part.arguments)}"
+                )
+        variables += [*part.arguments, *filter(None, (part.label, part.antecedent))]
+    for name in variables:
+        # A varied variable stands for a choice of its own: once is enough.
+        uses[name.lstrip("!")] = uses.get(name.lstrip("!"), 0) + (2 if name.startswith("!") else 1)
+    for name, count in uses.items():
+        if count == 1 and name != "_" and name not in values:
+            raise draft.fail(
+                rule.line, f"{name!r} stands only once and is no value of any words; write _ for any value"
+            )

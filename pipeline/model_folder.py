@@ -1,0 +1,160 @@
+"""Reading a model folder without trusting it: JSON of bounded size, safetensors only, no file outside the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headatlas.store.errors import ConfigError
+
+_MAX_CONFIG_BYTES = 16 * 2**20
+_HASH_BLOCK_BYTES = 2**20
+
+_IDENTITY_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, larger than 16 MiB, or not a JSON object.
+    """
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes, expected at most {_MAX_CONFIG_BYTES}")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.parent} has no {path.name}, so it is not a model folder") from error
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def check_config(folder: Path) -> None:
+    """Refuse a folder whose configuration would fetch code or other weights while it is opened.
+
+    Raises
+    ------
+    ConfigError
+        `config.json` asks for a kernel from the hub (an ``…_implementation`` with a slash), or the folder is an
+        adapter that names another model.
+    """
+    raw = read_json(folder / "config.json")
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(f"{folder} is an adapter; merge it into its base model, save that, and name the result")
+    pending: list[tuple[str, Any]] = [("", raw)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend((str(k), v) for k, v in value.items())
+        elif isinstance(value, list):
+            pending.extend((key, v) for v in value)
+        elif isinstance(value, str) and "implementation" in key and "/" in value:
+            raise ConfigError(
+                f"{folder}/config.json asks for code from elsewhere ({key} = {value!r}); remove that entry"
+            )
+
+
+def read_weight_files(folder: Path) -> list[Path]:
+    """The safetensors files a folder's weights lie in.
+
+    Raises
+    ------
+    ConfigError
+        There are none, or the index names a file that is missing or outside the folder.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.h5", "*.gguf") for path in folder.glob(pattern))
+        hint = f", only {', '.join(others)}" if others else ""
+        raise ConfigError(
+            f"{folder} has no model.safetensors{hint}; save the model with save_pretrained, which writes it"
+        )
+    weight_map = read_json(index).get("weight_map")
+    names = list(dict.fromkeys(weight_map.values())) if isinstance(weight_map, dict) else []
+    if not names:
+        raise ConfigError(f"{index} has no weight_map; save the model again with save_pretrained")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+            raise ConfigError(f"{index} names the weight file {name!r}, which is not a file of that folder")
+    return sorted(folder / name for name in names)
+
+
+def hash_model_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of configuration, tokenizer and weight files by name."""
+    paths = [folder / name for name in _IDENTITY_FILES if (folder / name).is_file()]
+    return {path.name: hash_file(path) for path in sorted([*paths, *read_weight_files(folder)])}
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in all weight files, from their headers alone.
+
+    Raises
+    ------
+    ConfigError
+        A weight file is not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for path in read_weight_files(folder):
+        try:
+            with safe_open(path, framework="np") as file:
+                names = list(file.keys())
+                for name in names:
+                    count = 1
+                    for n in file.get_slice(name).get_shape():
+                        count *= n
+                    total += count
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{path} is not a safetensors file: {error}") from error
+    return total
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and only errors from transformers inside the block: this program has its own progress."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,108 @@
+"""How weights and vectors become the numbers on disk, and back: one codec a name, each with its largest error.
+
+Attention weights lie in [0, 1]. `sqrt8` keeps ``floor(255 · sqrt(w) + 0.5)`` in a byte: against linear steps it has
+twice the largest error but keeps the small weights that long rows are made of. Vectors are stored as they are in
+half precision; `bfloat16` travels as the upper 16 bits of a float32, because no array library names it.
+
+The bounds below hold for every float32 input in range; `tests/store/test_companding.py` tries to break them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Num, Shaped, UInt16
+
+from .errors import ShapeError
+from .schema import ATTENTION_DTYPE, VECTOR_DTYPE
+
+_SQRT8_WEIGHTS = ((np.arange(256) / 255.0) ** 2).astype(np.float32)
+_FLOAT16_MAX = 65_504.0
+
+
+@dataclass(frozen=True)
+class CodecBound:
+    """Largest error of a codec: ``|decoded - x| <= absolute + relative · |x|``; `definition` is kept with the array."""
+
+    definition: str
+    absolute: float
+    relative: float = 0.0
+
+
+ATTENTION_BOUNDS: dict[str, CodecBound] = {
+    "sqrt8": CodecBound("weight = (code / 255) ** 2", 1 / 255),
+    "float16": CodecBound("weight as IEEE float16", 2.0**-12),
+    "float32": CodecBound("weight as IEEE float32", 0.0),
+}
+"""Attention codecs by name; `absolute` is in units of attention weight, for weights in [0, 1]."""
+
+VECTOR_BOUNDS: dict[str, CodecBound] = {
+    "float16": CodecBound("IEEE float16", 2.0**-25, 2.0**-11),
+    "bfloat16": CodecBound("bfloat16: the upper 16 bits of an IEEE float32", 2.0**-134, 2.0**-8),
+    "float32": CodecBound("IEEE float32", 0.0),
+}
+"""Codecs of query and key by name."""
+
+
+def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:
+    """Attention weights in [0, 1] as stored numbers (`ATTENTION_DTYPE[codec]`).
+
+    Values up to 1e-3 outside the range, as rounding gives them, are moved to its border.
+
+    Raises
+    ------
+    ShapeError
+        A weight is NaN or further outside [0, 1]: those are never stored as if they were valid.
+    """
+    weights = np.asarray(weights, dtype=np.float32)
+    if weights.size and not (weights.min() >= -1e-3 and weights.max() <= 1.001):
+        raise ShapeError(
+            f"attention holds values from {weights.min()} to {weights.max()}; expected 0 to 1. "
+            "Check the model's mask and precision."
+        )
+    weights = np.clip(weights, 0.0, 1.0)
+    if codec == "sqrt8":
+        return np.floor(np.sqrt(weights) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return weights.astype(ATTENTION_DTYPE[codec])
+
+
+def decode_attention(stored: Num[np.ndarray, "*shape"], codec: str) -> Float32[np.ndarray, "*shape"]:
+    """Attention weights, float32, from stored numbers; within `ATTENTION_BOUNDS[codec]` of what was encoded."""
+    if codec == "sqrt8":
+        return _SQRT8_WEIGHTS[stored]
+    return stored.astype(np.float32, copy=False)
+
+
+def encode_vectors(vectors: Float[np.ndarray, "*shape"], codec: str) -> Shaped[np.ndarray, "*shape"]:
+    """Query or key vectors as stored numbers (`VECTOR_DTYPE[codec]`), rounded to nearest, ties to even.
+
+    Raises
+    ------
+    ShapeError
+        A value is not finite, or too large for float16.
+    """
+    vectors = np.asarray(vectors, dtype=np.float32)
+    largest = float(np.abs(vectors).max(initial=0.0))
+    if not np.isfinite(largest):
+        raise ShapeError("query or key holds a value that is not finite; expected finite numbers. Check the model.")
+    if codec == "bfloat16":
+        bits = vectors.view(np.uint32).astype(np.uint64)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    if codec == "float16" and largest > _FLOAT16_MAX:
+        raise ShapeError(
+            f"query or key holds {largest:g}; float16 ends at {_FLOAT16_MAX:g}. "
+            'Keep them with keep.query_key = "bfloat16" or "float32".'
+        )
+    return vectors.astype(VECTOR_DTYPE[codec])
+
+
+def decode_vectors(stored: Shaped[np.ndarray, "*shape"], codec: str) -> Float32[np.ndarray, "*shape"]:
+    """Query or key vectors, float32, from stored numbers."""
+    if codec == "bfloat16":
+        return _from_bfloat16(stored)
+    return stored.astype(np.float32, copy=False)
+
+
+def _from_bfloat16(stored: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)

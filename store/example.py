@@ -1,0 +1,203 @@
+"""One example of a store: its texts and tokens, and labelled slices of its traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import xarray as xr
+
+from . import companding
+from .errors import ConfigError, NotFoundError
+from .pairs import unpack_pairs
+from .schema import Site
+from .segment import Segment
+from .tokens import TokenTable
+
+Which = int | slice | Sequence[int] | None
+"""A choice of layers or heads: one (its dimension is dropped), some, or all (None)."""
+
+
+class Example:
+    """One example; `index` is its number in the store. Traces are read when asked for."""
+
+    def __init__(self, segment: Segment, row: int, sites: dict[str, Site]) -> None:
+        self.segment, self.row, self._sites = segment, row, sites
+        self.index = segment.first_example + row
+
+    def __repr__(self) -> str:
+        return f"Example({self.index}, {self.id!r}, {self.text[:40]!r})"
+
+    @cached_property
+    def id(self) -> str:
+        """The corpus's name for it."""
+        return self.segment.ids()[self.row]
+
+    @cached_property
+    def text(self) -> str:
+        """The (first) text."""
+        return self.segment.texts("text")[self.row]
+
+    @cached_property
+    def text_pair(self) -> str | None:
+        """The second text of a pair."""
+        return self.segment.optional_texts("text_pair")[self.row]
+
+    @cached_property
+    def target_text(self) -> str | None:
+        """The text on the output side of an encoder–decoder."""
+        return self.segment.optional_texts("target_text")[self.row]
+
+    @cached_property
+    def columns(self) -> dict[str, str | int | float | None]:
+        """Its annotations."""
+        return {name: column[self.row : self.row + 1].to_list()[0] for name, column in self.segment.columns().items()}
+
+    def tokens(self, sequence: str = "source") -> TokenTable:
+        """The token table of this example alone."""
+        return self.segment.tokens(sequence).example(self.row)
+
+    def attention(self, layer: Which = None, head: Which = None, site: str | None = None) -> xr.DataArray:
+        """Attention weights, float32, dims (layer, head, query_pos, key_pos) less those picked by an integer.
+
+        Within the codec's stated error of what the model computed; zero above the diagonal of a causal site.
+
+        Raises
+        ------
+        NotFoundError
+            Attention was not kept, or there is no such layer, head or site.
+        """
+        found = self._site(site)
+        offset = self.segment.pair_offset(found.name)
+        pairs = slice(int(offset[self.row]), int(offset[self.row + 1]))
+        stored, labels = self._read(f"{found.name}/attention", found, layer, head, found.n_heads, "head", pairs)
+        codec = self.segment.spec.keep.attention or "float32"
+        n_queries, n_keys = self._length(found.query_sequence), self._length(found.key_sequence)
+        maps = unpack_pairs(companding.decode_attention(stored, codec), n_queries, n_keys, causal=found.causal)
+        dims = (*labels.dims, "query_pos", "key_pos")
+        coords = {**labels.coords, "query_pos": np.arange(n_queries), "key_pos": np.arange(n_keys)}
+        bound = companding.ATTENTION_BOUNDS[codec].absolute
+        return xr.DataArray(
+            maps, coords, dims, "attention", {"long_name": "attention weight", "max_absolute_error": bound}
+        )
+
+    def query(self, layer: Which = None, head: Which = None, site: str | None = None) -> xr.DataArray:
+        """Query vectors (after rotary embedding, before scaling), dims (layer, head, query_pos, d_head)."""
+        found = self._site(site)
+        return self._vectors("query", found, layer, head, found.n_heads, "head", found.query_sequence)
+
+    def key(self, layer: Which = None, kv_head: Which = None, site: str | None = None) -> xr.DataArray:
+        """Key vectors, dims (layer, kv_head, key_pos, d_head); see `kv_head` for the one a query head uses."""
+        found = self._site(site)
+        return self._vectors("key", found, layer, kv_head, found.n_kv_heads, "kv_head", found.key_sequence)
+
+    def kv_head(self, head: int, site: str | None = None) -> int:
+        """The key head that a query head meets (they differ where query heads share keys)."""
+        found = self._site(site)
+        return head // (found.n_heads // found.n_kv_heads)
+
+    def logsumexp(self, layer: Which = None, head: Which = None, site: str | None = None) -> xr.DataArray:
+        """Natural log of the sum of exp of each row's scaled, masked scores, dims (layer, head, query_pos)."""
+        found = self._site(site)
+        rows, n_rows = self._rows(found.query_sequence)
+        data, labels = self._read(f"{found.name}/logsumexp", found, layer, head, found.n_heads, "head", rows)
+        coords = {**labels.coords, "query_pos": np.arange(n_rows)}
+        return xr.DataArray(data, coords, (*labels.dims, "query_pos"), "logsumexp", {"units": "nats"})
+
+    def edges(self, layer: Which = None, head: Which = None, site: str | None = None) -> xr.Dataset:
+        """The strongest keys of each row: `key_pos` and `weight`, dims (layer, head, query_pos, edge).
+
+        Descending by weight. Rows with fewer keys are filled with key_pos -1 and weight 0.
+        """
+        found = self._site(site)
+        rows, n_rows = self._rows(found.query_sequence)
+        keys, labels = self._read(f"{found.name}/edge_key", found, layer, head, found.n_heads, "head", rows)
+        weights, _ = self._read(f"{found.name}/edge_weight", found, layer, head, found.n_heads, "head", rows)
+        key_pos = np.where(keys == np.iinfo(keys.dtype).max, -1, keys.astype(np.int64))
+        dims = (*labels.dims, "query_pos", "edge")
+        coords = {**labels.coords, "query_pos": np.arange(n_rows)}
+        return xr.Dataset({"key_pos": (dims, key_pos), "weight": (dims, weights.astype(np.float32))}, coords)
+
+    def statistics(self, site: str | None = None) -> xr.Dataset:
+        """Every statistic of this example, dims (layer, head), float32."""
+        from .corpus_statistics import statistics_dataset
+
+        found = self._site(site)
+        values = self.segment.read(f"{found.name}/statistics", (..., self.row))
+        return statistics_dataset(values, self.segment.spec.statistics, found, {})
+
+    def _site(self, name: str | None) -> Site:
+        if name is None:
+            return next(iter(self._sites.values()))
+        return self.segment.spec.site(name)
+
+    def _length(self, sequence: str) -> int:
+        return self._rows(sequence)[1]
+
+    def _rows(self, sequence: str) -> tuple[slice, int]:
+        offset = self.segment.token_offset(sequence)
+        start, stop = int(offset[self.row]), int(offset[self.row + 1])
+        return slice(start, stop), stop - start
+
+    def _vectors(
+        self, name: str, site: Site, layer: Which, head: Which, n_heads: int, head_dim: str, sequence: str
+    ) -> xr.DataArray:
+        rows, n_rows = self._rows(sequence)
+        stored, labels = self._read(f"{site.name}/{name}", site, layer, head, n_heads, head_dim, rows)
+        vectors = companding.decode_vectors(stored, self.segment.spec.keep.query_key or "float32")
+        position = "query_pos" if name == "query" else "key_pos"
+        dims = (*labels.dims, position, "d_head")
+        return xr.DataArray(vectors, {**labels.coords, position: np.arange(n_rows)}, dims, name)
+
+    def _read(
+        self, path: str, site: Site, layer: Which, head: Which, n_heads: int, head_dim: str, rows: slice
+    ) -> tuple[np.ndarray, _Labels]:
+        """A block of a trace array [layer, head, rows, ...], and its first dimensions after picking."""
+        layers, heads = _pick(layer, site.n_layers, "layer"), _pick(head, n_heads, head_dim)
+        array = self.segment.array(path)
+        if not len(layers) or not len(heads):
+            block = np.empty((len(layers), len(heads), rows.stop - rows.start, *array.shape[3:]), array.dtype)
+        else:  # a shard is one layer: scattered layers are read one by one
+            span = slice(int(heads.min()), int(heads.max()) + 1)
+            even = np.array_equal(layers, np.arange(layers[0], layers[0] + len(layers)))
+            spans = [slice(layers[0], layers[-1] + 1)] if even else [slice(at, at + 1) for at in layers.tolist()]
+            block = (
+                np.concatenate([array[one, span, rows] for one in spans])
+                if len(spans) > 1
+                else array[spans[0], span, rows]
+            )
+            block = block[:, heads - span.start] if len(heads) != span.stop - span.start else block
+        labels = _Labels({"layer": (layer, layers), head_dim: (head, heads)})
+        dropped = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
+        return block[dropped], labels
+
+
+class _Labels:
+    """Dimensions and coordinates that are left after integers dropped theirs."""
+
+    def __init__(self, picked: dict[str, tuple[Which, np.ndarray]]) -> None:
+        self.dims = tuple(dim for dim, (which, _) in picked.items() if not isinstance(which, int | np.integer))
+        self.coords = {dim: (found if dim in self.dims else int(found[0])) for dim, (_, found) in picked.items()}
+
+
+def _pick(which: Which, length: int, name: str) -> np.ndarray:
+    """The indices that a choice means.
+
+    Raises
+    ------
+    NotFoundError
+        An index is outside.
+    """
+    if which is None:
+        return np.arange(length)
+    if isinstance(which, slice):
+        return np.arange(length)[which]
+    try:
+        wanted = np.atleast_1d(np.asarray(which, dtype=np.int64))
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} {which!r}; expected an integer, a slice or a list of integers.") from None
+    for index in wanted.tolist():
+        if not -length <= index < length:
+            raise NotFoundError(f"{name} {index} is outside 0:{length}.")
+    return np.where(wanted < 0, wanted + length, wanted)

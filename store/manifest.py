@@ -1,0 +1,235 @@
+"""The manifest: what a store holds, as an immutable, numbered document of which the highest number counts.
+
+Committing is making manifest N + 1, exclusively: it is written and fsynced in the private place, then linked to its
+name, which fails if another writer was faster; the loser reads the winner's and tries again. A document starts with
+``{"checksum": "HEX",`` where HEX is the sha256 of every byte after the quote that closes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .documents import format_document, parse_document
+from .errors import CorruptSegmentError, FormatError, NotFoundError
+from .objects import fsync_folder, read_small
+from .schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec
+
+MANIFEST_MAX_BYTES = 256 << 20
+_NAME = re.compile(r"manifest-(\d{6,12})\.json")
+_HEAD = b'{"checksum": "'
+_DIGEST = r"^[0-9a-f]{64}$"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SegmentEntry(_Frozen):
+    """One committed segment; `bytes` and `sha256` are those of its segment.json, `data_bytes` of all it lists."""
+
+    index: int = Field(ge=0, lt=10**9)
+    path: str
+    first_example: int = Field(ge=0)
+    n_examples: int = Field(ge=0)
+    n_tokens: dict[str, int]
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=_DIGEST)
+    data_bytes: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _place(self) -> SegmentEntry:
+        if self.path != segment_path(self.index):
+            raise ValueError(f"path {self.path!r}; expected {segment_path(self.index)!r}")
+        return self
+
+
+class Skipped(_Frozen):
+    """An example of the corpus that is not in the store, and why."""
+
+    example: int
+    id: str
+    reason: str
+
+
+class Parent(_Frozen):
+    """The manifest before, by number and sha256 of its file."""
+
+    number: int
+    sha256: str = Field(pattern=_DIGEST)
+
+
+class Manifest(_Frozen):
+    """One snapshot of a store. `provenance` says what made it: model, tokenizer, corpus, config, libraries, device."""
+
+    format: str
+    format_version: int
+    number: int = Field(ge=0)
+    parent: Parent | None
+    created: str
+    spec: TraceSpec
+    provenance: dict[str, Any]
+    n_examples_planned: int = Field(ge=0)
+    n_segments_planned: int = Field(ge=0)
+    segments: tuple[SegmentEntry, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Manifest:
+        end, last = 0, -1
+        for entry in self.segments:
+            if entry.index <= last or entry.first_example < end:
+                raise ValueError(f"segment {entry.index} is out of order or overlaps the one before")
+            end, last = entry.first_example + entry.n_examples, entry.index
+        names = [site.name for site in self.spec.sites]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"sites {names}; expected at least one, each once")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """The document, checksum first."""
+        body = b",\n" + format_document(self.model_dump(mode="json"))[2:]
+        return _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"' + body
+
+    def with_segment(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], own_sha256: str) -> Manifest:
+        """The next snapshot; `own_sha256` is that of this manifest's file."""
+        segments = tuple(sorted((*self.segments, entry), key=lambda e: e.index))
+        changes = {
+            "number": self.number + 1,
+            "parent": Parent(number=self.number, sha256=own_sha256),
+            "created": now(),
+            "segments": segments,
+            "skipped": (*self.skipped, *skipped),
+        }
+        return Manifest.model_validate({**dict(self), **changes})
+
+
+def segment_path(index: int) -> str:
+    """Where a segment lies in its store."""
+    return f"segments/{index:06d}"
+
+
+def manifest_name(number: int) -> str:
+    """The file name of a manifest."""
+    return f"manifest-{number:06d}.json"
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def manifest_numbers(path: Path) -> list[int]:
+    """The numbers of the manifests in a store, ascending; order is by number, never by time."""
+    try:
+        names = os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(found.group(1)) for name in names if (found := _NAME.fullmatch(name)))
+
+
+def read_manifest(path: Path, number: int | None = None) -> tuple[Manifest, str]:
+    """A manifest of the store at `path`, the newest by default, and the sha256 of its file.
+
+    Raises
+    ------
+    NotFoundError
+        There is no store, or no manifest of that number.
+    FormatError
+        The manifest is of a newer format version, or no manifest of this format.
+    CorruptSegmentError
+        The manifest was cut or changed.
+    """
+    numbers = manifest_numbers(path)
+    if not numbers:
+        raise NotFoundError(f"{path} holds no manifest-NNNNNN.json; expected the folder of a headatlas store.")
+    if number is None:
+        number = numbers[-1]
+    elif number not in numbers:
+        raise NotFoundError(f"{path} has no manifest {number}; it has {numbers[0]} to {numbers[-1]}.")
+    name = manifest_name(number)
+    data = read_small(path / name, name, MANIFEST_MAX_BYTES)
+    manifest = _parse(data, name)
+    if manifest.number != number:
+        raise FormatError(f"{name} says it is number {manifest.number}; it was renamed. Do not trust this store.")
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def _parse(data: bytes, name: str) -> Manifest:
+    start = len(_HEAD)
+    body = data[start + 65 :]
+    if data[:start] != _HEAD or data[start : start + 64] != hashlib.sha256(body).hexdigest().encode():
+        raise CorruptSegmentError(
+            f"{name} fails its checksum: it was cut or changed. Restore it, or open the snapshot before it with "
+            "open_store(path, manifest=NUMBER)."
+        )
+    document = b"{" + body[1:]
+    header = parse_document(_Header, document, name)
+    if header.format != FORMAT_NAME or header.format_version > FORMAT_VERSION:
+        raise FormatError(
+            f"{name} is of format {header.format!r} version {header.format_version}; this headatlas reads "
+            f"{FORMAT_NAME!r} up to version {FORMAT_VERSION}. Install a newer headatlas."
+        )
+    return parse_document(Manifest, document, name)
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    format: str
+    format_version: int
+
+
+def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[str], None]) -> bool:
+    """Make `manifest` visible under its number; False if another writer took the number first.
+
+    `private` is a folder of this writer's own on the same file system.
+    """
+    target, draft = path / manifest_name(manifest.number), private / "manifest.json"
+    data = manifest.to_bytes()
+    with contextlib.suppress(FileNotFoundError):
+        draft.unlink()
+    write_durable(draft, data)
+    on_step("manifest-written")
+    try:
+        os.link(draft, target, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            raise
+        # no hard links on this file system: exclusive creation is as exclusive, but a crash here leaves a manifest
+        # that fails its checksum and must be deleted by hand
+        try:
+            write_durable(target, data)
+        except FileExistsError:
+            return False
+    on_step("manifest-linked")
+    fsync_folder(path)
+    draft.unlink(missing_ok=True)
+    return True
+
+
+def write_durable(path: Path, data: bytes) -> None:
+    """Create a file exclusively and fsync it; nothing is left if that fails."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    try:
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,395 @@
+"""A committed segment: its listing, its tables, and slices of its arrays.
+
+Opening touches nothing. The first use reads `segment.json` (its hash is in the manifest), checks that every object is
+there with its size, and holds the listed arrays against the shapes that the specification and the examples' lengths
+demand. After that a read decodes the chunks that it needs and no others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sized
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import EllipsisType
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from . import companding
+from .container import ContainerReader, ObjectDamageError, SegmentListing, container_of, guard_fork
+from .errors import ConfigError, CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
+from .manifest import SegmentEntry
+from .objects import check_folder, check_objects, read_small
+from .schema import FORMAT_VERSION, ArrayLayout, TraceSpec, pair_offset, segment_layout
+from .tables import (
+    SegmentTables,
+    check_offset,
+    examples_of_rows,
+    read_columns,
+    read_optional_text,
+    read_text,
+    read_token_table,
+)
+from .tokens import Column, TokenTable
+
+__all__ = ["LazyArray", "Segment", "SegmentTables"]
+
+LISTING_MAX_BYTES = 256 << 20
+_TABLE_FREE_BYTES = 64 << 20
+_TABLE_MAX_RATIO = 1000  # decoded to stored; texts and token tables reach about 50
+Index = int | slice | EllipsisType
+Rows = TypeVar("Rows", bound=Sized)
+
+
+class Segment:
+    """One segment of a store. Safe from many threads; arrays are read when asked for, tables are kept."""
+
+    def __init__(self, store_path: Path, entry: SegmentEntry, spec: TraceSpec) -> None:
+        self.entry, self.spec, self._store_path = entry, spec, store_path
+        self.index, self.first_example, self.n_examples = entry.index, entry.first_example, entry.n_examples
+        self.folder = store_path / entry.path
+        self._tokens: dict[str, TokenTable] = {}
+        self._required: dict[str, list[str]] = {}
+        self._optional: dict[str, list[str | None]] = {}
+
+    def __repr__(self) -> str:
+        last = self.first_example + self.n_examples
+        return f"Segment({self.index}, examples {self.first_example}:{last}, {self._store_path})"
+
+    @cached_property
+    def where(self) -> str:
+        """For messages: the store and this segment."""
+        return f"{self._store_path}, segment {self.index}"
+
+    @cached_property
+    def listing(self) -> SegmentListing:
+        """What segment.json lists; read and checked on first use.
+
+        Raises
+        ------
+        CorruptSegmentError
+            An object is missing or has another size, or segment.json is not the committed one.
+        FormatError
+            The listing does not agree with the manifest, or something in the segment is a link.
+        """
+        with located(self.where):
+            listing = self.read_listing()
+            try:
+                check_objects(self.folder, listing.objects)
+            except CorruptSegmentError as error:
+                last = self.first_example + self.n_examples - 1
+                error.args = (f"{error} Examples {self.first_example} to {last} are in this segment.",)
+                raise
+            return listing
+
+    def read_listing(self) -> SegmentListing:
+        """segment.json alone, held against the manifest; the objects are not looked at."""
+        check_folder(self._store_path / "segments", "segments")
+        check_folder(self.folder, self.entry.path)
+        data = read_small(self.folder / "segment.json", f"{self.entry.path}/segment.json", LISTING_MAX_BYTES)
+        if len(data) != self.entry.bytes or hashlib.sha256(data).hexdigest() != self.entry.sha256:
+            raise CorruptSegmentError(
+                f"{self.entry.path}/segment.json was cut or changed: {len(data)} bytes, and its hash is not the "
+                f"committed one ({self.entry.bytes} bytes). Restore it, or write the segment again."
+            )
+        listing = SegmentListing.from_bytes(data)
+        if listing.format_version > FORMAT_VERSION:
+            raise FormatError(
+                f"segment.json is of format version {listing.format_version}; this headatlas reads up to "
+                f"{FORMAT_VERSION}. Install a newer headatlas."
+            )
+        told = (listing.index, listing.first_example, listing.n_examples, listing.n_tokens)
+        if told != (self.index, self.first_example, self.n_examples, self.entry.n_tokens):
+            raise FormatError(f"segment.json describes another segment than the manifest: {told}.")
+        return listing
+
+    @cached_property
+    def reader(self) -> ContainerReader:
+        """The container's reader over the checked listing."""
+        with located(self.where):
+            return container_of(self.listing.container).open(self.folder, self.listing)
+
+    @cached_property
+    def layouts(self) -> dict[str, ArrayLayout]:
+        """Every array of the segment by path, traces held against the specification and the examples' lengths."""
+        listed = {entry.path: entry.layout() for entry in self.listing.arrays}
+        with located(self.where):
+            lengths = {}
+            for sequence in self.spec.sequences:
+                offset = self._whole(listed, f"{sequence}/token_offset")
+                if len(offset) != self.n_examples + 1:
+                    raise FormatError(
+                        f"{sequence}/token_offset has {len(offset)} entries; expected {self.n_examples + 1}."
+                    )
+                check_offset(offset, self.entry.n_tokens.get(sequence, -1), f"{sequence}/token_offset")
+                lengths[sequence] = np.diff(offset)
+            for path, expected in segment_layout(self.spec, lengths).items():
+                found = listed.get(path)
+                if found != expected:
+                    raise FormatError(
+                        f"array {path} is listed as {found and (found.dtype.name, found.shape)}; expected "
+                        f"{(expected.dtype.name, expected.shape)} from the specification and the examples' lengths."
+                    )
+        return listed
+
+    def _whole(self, layouts: dict[str, ArrayLayout], path: str) -> np.ndarray:
+        """A table array or the statistics, whole, if its size is believable."""
+        if path not in layouts:
+            raise FormatError(f"array {path} is not listed in segment.json; expected it in every segment.")
+        layout = layouts[path]
+        stored = sum(item.bytes for item in self.listing.objects if item.path.startswith(f"{path}/c/"))
+        if layout.raw_bytes > _TABLE_FREE_BYTES + _TABLE_MAX_RATIO * stored:
+            raise FormatError(
+                f"array {path} would take {layout.raw_bytes} bytes out of {stored}; expected at most "
+                f"{_TABLE_MAX_RATIO} times as many. Do not trust this store."
+            )
+        return self.reader.read(path, tuple(slice(0, n) for n in layout.shape))
+
+    def _table(self, path: str) -> np.ndarray:
+        return self._whole(self.layouts, path)
+
+    def tokens(self, sequence: str = "source") -> TokenTable:
+        """The token table of a sequence; kept after the first call.
+
+        Raises
+        ------
+        NotFoundError
+            This store has no such sequence.
+        """
+        if sequence not in self.spec.sequences:
+            raise NotFoundError(f"no sequence {sequence!r}; this store has {', '.join(self.spec.sequences)}.")
+        if sequence not in self._tokens:
+            with self._located():
+                self._tokens[sequence] = read_token_table(self._table, list(self.layouts), sequence)
+        return self._tokens[sequence]
+
+    def token_offset(self, sequence: str) -> Int64[np.ndarray, "example+1"]:
+        """Where each example's tokens begin on the flat token axis of a sequence."""
+        return self._offsets[sequence]
+
+    @cached_property
+    def _offsets(self) -> dict[str, np.ndarray]:
+        with self._located():
+            return {sequence: self._table(f"{sequence}/token_offset") for sequence in self.spec.sequences}
+
+    def pair_offset(self, site: str) -> Int64[np.ndarray, "example+1"]:
+        """Where each example's pairs begin on the flat pair axis of a site."""
+        found = self.spec.site(site)
+        lengths = (np.diff(self._offsets[sequence]) for sequence in (found.query_sequence, found.key_sequence))
+        return pair_offset(found, *lengths)
+
+    def array(self, path: str) -> LazyArray:
+        """An array by path (``encoder/attention``): shape and dtype now, items when indexed.
+
+        Raises
+        ------
+        NotFoundError
+            The segment has no such array; the message says what the job must keep.
+        """
+        layouts = self.layouts
+        if path not in layouts:
+            raise NotFoundError(f"{self.where}: {missing_array(path, self.spec)}")
+        return LazyArray(self, layouts[path])
+
+    def read(self, path: str, selection: tuple[Index, ...] | Index = ...) -> np.ndarray:
+        """Items of an array: integers and slices, as in numpy.
+
+        Raises
+        ------
+        CorruptSegmentError
+            A chunk that is needed fails its checksum; the object and the examples in it are named.
+        """
+        return self.array(path)[selection]
+
+    def read_block(self, path: str, selection: tuple[slice, ...]) -> np.ndarray:
+        """Items of an array by slices of step 1 inside its bounds, errors with their place."""
+        with self._located():
+            return self.reader.read(path, selection)
+
+    def statistics(self, site: str) -> Float32[np.ndarray, "statistic layer head example"]:
+        """All statistics of a site."""
+        self.array(f"{site}/statistics")
+        with self._located():
+            return self._table(f"{site}/statistics")
+
+    def attention_weights(self, site: str, layer: int, head: int, pairs: slice) -> Float32[np.ndarray, "pair"]:
+        """Decoded attention of one head over a range of the flat pair axis."""
+        codec = self.spec.keep.attention
+        stored = self.read(f"{site}/attention", (layer, head, pairs))
+        assert codec is not None  # `read` has raised otherwise
+        return companding.decode_attention(stored, codec)
+
+    def ids(self) -> list[str]:
+        """The ids of the examples."""
+        return self._text("id")
+
+    def texts(self, name: str = "text") -> list[str]:
+        """``text`` of every example; ``text_pair`` or ``target_text`` with "" where an example has none."""
+        return [row or "" for row in self.optional_texts(name)]
+
+    def optional_texts(self, name: str) -> list[str | None]:
+        """``text_pair`` or ``target_text`` of every example, None where it has none."""
+        if name in ("id", "text"):
+            return list(self._text(name))
+        if name not in ("text_pair", "target_text"):
+            raise NotFoundError(f"no text {name!r}; expected id, text, text_pair or target_text.")
+        if name not in self._optional:
+            with self._located():
+                rows = read_optional_text(self._table, list(self.layouts), name, self.n_examples)
+            self._optional[name] = self._counted(rows, name)
+        return list(self._optional[name])
+
+    def _text(self, name: str) -> list[str]:
+        if name not in self._required:
+            with self._located():
+                self._required[name] = self._counted(read_text(self._table, f"example/{name}"), name)
+        return list(self._required[name])
+
+    def _counted(self, rows: Rows, name: str) -> Rows:
+        if len(rows) != self.n_examples:
+            raise FormatError(f"{self.where}: example/{name} has {len(rows)} entries; expected {self.n_examples}.")
+        return rows
+
+    def columns(self) -> dict[str, Column]:
+        """The annotations of the examples."""
+        return dict(self._columns)
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        with self._located():
+            columns = read_columns(self._table, list(self.layouts), "example/column")
+        for name, column in columns.items():
+            self._counted(column.data, f"column/{name}")
+        return columns
+
+    def examples_of(self, array: str, start: int = 0, stop: int | None = None) -> range:
+        """The examples (numbers in the store) that items `start:stop` of an array's long axis belong to."""
+        everything = range(self.first_example, self.first_example + self.n_examples)
+        site, _, name = array.partition("/")
+        if stop is None or not any(site == s.name for s in self.spec.sites):
+            return everything
+        try:
+            axis = self.layouts[array].axes
+            if name == "attention":
+                found = examples_of_rows(self.pair_offset(site), start, stop)
+            elif name == "statistics":
+                found = range(start, stop)
+            else:
+                spec = self.spec.site(site)
+                sequence = spec.key_sequence if axis[2] == "key_token" else spec.query_sequence
+                found = examples_of_rows(self._offsets[sequence], start, stop)
+        except HeadAtlasError:  # the offsets themselves are damaged
+            return everything
+        return range(self.first_example + found.start, self.first_example + found.stop)
+
+    def _located(self) -> _Located:
+        return _Located(self)
+
+
+class _Located:
+    """Adds the segment, and for damage the examples it touches, to errors raised inside the block."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+
+    def __enter__(self) -> None:
+        guard_fork()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, HeadAtlasError) or str(error).startswith(self._segment.where):
+            return
+        message = f"{self._segment.where}: {error}"
+        if isinstance(error, ObjectDamageError):
+            touched = self._segment.examples_of(error.array, error.start, error.stop)
+            if touched:
+                message += f" It holds examples {touched.start} to {touched.stop - 1}."
+        error.args = (message, *error.args[1:])
+
+
+def missing_array(path: str, spec: TraceSpec) -> str:
+    """Why a store does not have an array, and what the job must keep."""
+    site, _, name = path.partition("/")
+    keeps = {
+        "attention": 'keep.attention = "sqrt8"',
+        "statistics": "keep.statistics = true",
+        "edge_key": "keep.edges = 8",
+        "edge_weight": "keep.edges = 8",
+        **dict.fromkeys(("query", "key", "logsumexp"), 'keep.query_key = "float16"'),
+    }
+    if name in keeps and any(s.name == site for s in spec.sites):
+        return f"{path} was not kept. Run the job again with {keeps[name]}."
+    return f"no array {path!r}; expected <site>/<{'|'.join(keeps)}> with a site of {', '.join(s.name for s in spec.sites)}."
+
+
+@dataclass(frozen=True)
+class LazyArray:
+    """An array of a segment: indexing with integers and slices reads the chunks it needs, and gives numpy."""
+
+    segment: Segment
+    layout: ArrayLayout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+        return self.layout.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the stored numbers."""
+        return self.layout.dtype
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Name of each axis."""
+        return self.layout.axes
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of items."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self[...].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, selection: tuple[Index, ...] | Index) -> np.ndarray:
+        """Integers and slices, as in numpy; NotFoundError outside the bounds."""
+        block, inner = self._plan(selection if isinstance(selection, tuple) else (selection,))
+        return self.segment.read_block(self.layout.path, block)[inner]
+
+    def _plan(self, keys: tuple[Index, ...]) -> tuple[tuple[slice, ...], tuple[int | slice, ...]]:
+        """The block to read, and how to index it to get what was asked for."""
+        if (dots := sum(key is ... for key in keys)) > 1 or len(keys) - dots > self.ndim:
+            raise ConfigError(f"{len(keys)} indices for {self.layout.path} with axes {', '.join(self.axes)}.")
+        at = next((i for i, key in enumerate(keys) if key is ...), len(keys))
+        fill = (slice(None),) * (self.ndim - len(keys) + dots)
+        full = (*keys[:at], *fill, *keys[at + 1 :])
+        block: list[slice] = []
+        inner: list[int | slice] = []
+        for key, length, axis in zip(full, self.shape, self.axes, strict=True):
+            if isinstance(key, slice):
+                span = range(*key.indices(length))
+                low, high = (min(span[0], span[-1]), max(span[0], span[-1])) if span else (0, -1)
+                block.append(slice(low, high + 1))
+                step_back = span.step < 0 and len(span)
+                inner.append(slice(None, None, span.step) if not step_back else slice(high - low, None, span.step))
+            elif isinstance(key, int | np.integer):
+                position = int(key) + (length if key < 0 else 0)
+                if not 0 <= position < length:
+                    raise NotFoundError(f"{self.layout.path}: {axis} {int(key)} is outside 0:{length}.")
+                block.append(slice(position, position + 1))
+                inner.append(0)
+            else:
+                raise ConfigError(f"index {key!r} for {axis} of {self.layout.path}; expected an integer or a slice.")
+        return tuple(block), tuple(inner)

@@ -1,0 +1,367 @@
+"""Writing a store: one segment at a time, in private, then visible at once.
+
+Order of a commit: every file written, hashed and fsynced below ``tmp/<uuid>/``; folders fsynced; the segment's folder
+renamed into ``segments/``; that folder fsynced; manifest N + 1 linked. A crash between any two steps leaves what was
+committed untouched and at most a folder that nothing lists. Equal segments have equal bytes, so writing one twice, or
+in two processes at once, is harmless: who comes second drops its own.
+
+A private folder is held by a lock on ``tmp/<uuid>.lease`` which the system releases when the process dies; opening a
+writer sweeps the folders of dead ones. Locks of this kind (flock) are per host on some network file systems.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import companding
+from .container import ArrayEntry, SegmentArray, SegmentListing, container_of
+from .errors import ConfigError, CorruptSegmentError, HeadAtlasError, ShapeError, located
+from .manifest import (
+    Manifest,
+    SegmentEntry,
+    Skipped,
+    manifest_numbers,
+    now,
+    publish,
+    read_manifest,
+    segment_path,
+    write_durable,
+)
+from .objects import check_objects, fsync_folder
+from .schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
+from .segment import Segment
+from .tables import SegmentTables, table_arrays
+
+STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
+"""The points of a commit that `on_step` is told about, in order."""
+
+_IDENTITY = ("model", "tokenizer", "corpus", "config", "dtype")
+_TRIES = 1000
+
+
+class StoreWriter:
+    """Adds segments to a store. Use from one thread; several processes may write to the same store."""
+
+    def __init__(
+        self, path: Path, *, container: str, threads: int | None, on_step: Callable[[str], None] = lambda step: None
+    ) -> None:
+        self.path, self.on_step = path, on_step
+        self._container = container_of(container)
+        self._threads = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+        self._manifest, self._sha256 = read_manifest(path)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        spec: TraceSpec,
+        provenance: dict[str, Any],
+        n_examples_planned: int,
+        n_segments_planned: int,
+        container: str = "zarr",
+        threads: int | None = None,
+        on_step: Callable[[str], None] = lambda step: None,
+    ) -> StoreWriter:
+        """Create a store, or open an existing one of the same job to go on with it.
+
+        `provenance` must be plain JSON values. `threads` encode at once (default: the processors, at most 8).
+        `on_step` is called at each of `STEPS`.
+
+        Raises
+        ------
+        ConfigError
+            The folder holds something else, or a store of another model, corpus or configuration; the difference is
+            named.
+        """
+        place = Path(path)
+        with located(str(place)):
+            _create_folders(place)
+            for folder in _dead_folders(place / "tmp"):
+                shutil.rmtree(folder, ignore_errors=True)
+            first = Manifest(
+                format=FORMAT_NAME,
+                format_version=FORMAT_VERSION,
+                number=0,
+                parent=None,
+                created=now(),
+                spec=spec,
+                provenance=provenance,
+                n_examples_planned=n_examples_planned,
+                n_segments_planned=n_segments_planned,
+            )
+            first = Manifest.model_validate_json(first.model_dump_json())  # as it will be read: tuples become lists
+            if not manifest_numbers(place):
+                with _private_folder(place) as private:
+                    publish(place, private, first, on_step)
+            writer = cls(place, container=container, threads=threads, on_step=on_step)
+            _check_identity(writer._manifest, first)
+        return writer
+
+    @property
+    def manifest(self) -> Manifest:
+        """The newest snapshot that this writer knows."""
+        return self._manifest
+
+    @property
+    def committed(self) -> set[int]:
+        """Indices of the segments that are there; reads the newest manifest."""
+        self._refresh()
+        return {entry.index for entry in self._manifest.segments}
+
+    def write(
+        self,
+        index: int,
+        first_example: int,
+        table: SegmentTables,
+        arrays: Mapping[str, np.ndarray],
+        skipped: Iterable[Mapping[str, Any] | Skipped] = (),
+    ) -> SegmentEntry:
+        """Write and commit one segment; returns the committed entry, which another process may have made first.
+
+        `arrays` are those of `segment_layout` for the table's token counts, exactly. They must not change before the
+        call returns.
+
+        Raises
+        ------
+        ShapeError
+            An array is missing, unknown, or has another shape or type; tables disagree in length.
+        OSError
+            The disk is full or failed: nothing was committed, and the segment can be written again.
+        """
+        with located(f"{self.path}, segment {index}"):
+            notes = tuple(Skipped.model_validate(row if isinstance(row, Skipped) else dict(row)) for row in skipped)
+            contents = self._contents(table, arrays)
+            if index in self.committed:
+                return self._entry(index)
+            n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
+            with _private_folder(self.path) as private:
+                draft = private / "segment"
+                draft.mkdir()
+                with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
+                    objects = self._container.write(draft, contents, pool)
+                self.on_step("arrays-written")
+                listing = SegmentListing(
+                    format_version=FORMAT_VERSION,
+                    container=self._container.name,
+                    index=index,
+                    first_example=first_example,
+                    n_examples=table.n_examples,
+                    n_tokens=n_tokens,
+                    arrays=tuple(_array_entry(item) for item in contents.values()),
+                    objects=tuple(sorted(objects, key=lambda item: item.path)),
+                )
+                document = listing.to_bytes()
+                write_durable(draft / "segment.json", document)
+                fsync_folder(draft)
+                self.on_step("listing-written")
+                entry = _entry_of(listing, document)
+                entry = self._place(draft, private, entry)
+                fsync_folder(self.path / "segments")
+                self.on_step("renamed")
+                return self._commit(entry, notes, private)
+
+    def _contents(self, table: SegmentTables, arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
+        """Everything to be written, checked."""
+        spec = self._manifest.spec
+        table.check()
+        if set(table.tokens) != set(spec.sequences):
+            raise ShapeError(f"token tables for {sorted(table.tokens)}; expected {sorted(spec.sequences)}.")
+        contents = table_arrays(table)
+        layouts = segment_layout(spec, {name: tokens.n_tokens for name, tokens in table.tokens.items()})
+        if set(arrays) != set(layouts):
+            odd = sorted(set(arrays) ^ set(layouts))
+            raise ShapeError(f"arrays {', '.join(odd)} are missing or unknown; expected {', '.join(layouts)}.")
+        for path, layout in layouts.items():
+            data = arrays[path]
+            if data.shape != layout.shape or data.dtype != layout.dtype:
+                raise ShapeError(f"{path} is {data.dtype} {data.shape}; expected {layout.dtype} {layout.shape}.")
+            contents[path] = SegmentArray(layout, data, array_attributes(spec, path))
+        return contents
+
+    def _place(self, draft: Path, private: Path, entry: SegmentEntry) -> SegmentEntry:
+        """Rename the draft to its place; if a whole segment is there already, that one counts."""
+        target = self.path / entry.path
+        for _ in range(_TRIES):
+            try:
+                os.rename(draft, target)
+                return entry
+            except OSError:
+                if not target.exists():
+                    raise
+            there = self._segment_there(entry)
+            if there is not None:
+                return there
+            with contextlib.suppress(FileNotFoundError):  # left by a crash, and not whole: out of the way
+                os.rename(target, private / f"damaged-{uuid.uuid4().hex}")
+        raise CorruptSegmentError(f"{target} cannot be replaced. Remove it by hand, and run the job again.")
+
+    def _segment_there(self, entry: SegmentEntry) -> SegmentEntry | None:
+        """The segment that another process put in this place, or None if it is not whole."""
+        folder = self.path / entry.path
+        try:
+            document = (folder / "segment.json").read_bytes()
+            found = _entry_of(SegmentListing.from_bytes(document), document)
+            same = ("index", "first_example", "n_examples", "n_tokens")
+            if any(getattr(found, name) != getattr(entry, name) for name in same):
+                return None
+            check_objects(folder, SegmentListing.from_bytes(document).objects)
+            _ = Segment(self.path, found, self._manifest.spec).layouts
+        except (OSError, HeadAtlasError):
+            return None
+        return found
+
+    def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
+        for _ in range(_TRIES):
+            self._refresh()
+            if any(known.index == entry.index for known in self._manifest.segments):
+                return self._entry(entry.index)
+            following = self._manifest.with_segment(entry, skipped, self._sha256)
+            if publish(self.path, private, following, self.on_step):
+                self._refresh()
+                self.on_step("committed")
+                return entry
+        raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+
+    def _entry(self, index: int) -> SegmentEntry:
+        return next(entry for entry in self._manifest.segments if entry.index == index)
+
+    def _refresh(self) -> None:
+        self._manifest, self._sha256 = read_manifest(self.path)
+
+
+def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
+    """What the file itself says of a trace array, for readers without headatlas."""
+    name = path.rpartition("/")[2]
+    if name == "attention" and spec.keep.attention:
+        bound = companding.ATTENTION_BOUNDS[spec.keep.attention]
+        return {"codec": spec.keep.attention, "definition": bound.definition, "max_absolute_error": bound.absolute}
+    if name in ("query", "key") and spec.keep.query_key:
+        bound = companding.VECTOR_BOUNDS[spec.keep.query_key]
+        return {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
+    if name == "logsumexp":
+        return {"definition": "natural logarithm of the sum of exp of a row's scaled and masked scores"}
+    if name == "statistics":
+        return {"statistics": ", ".join(spec.statistics)}
+    return {}
+
+
+def _array_entry(item: SegmentArray) -> ArrayEntry:
+    layout = item.layout
+    return ArrayEntry(path=layout.path, shape=layout.shape, dtype=layout.dtype.name, axes=layout.axes)
+
+
+def _entry_of(listing: SegmentListing, document: bytes) -> SegmentEntry:
+    return SegmentEntry(
+        index=listing.index,
+        path=segment_path(listing.index),
+        first_example=listing.first_example,
+        n_examples=listing.n_examples,
+        n_tokens=listing.n_tokens,
+        bytes=len(document),
+        sha256=hashlib.sha256(document).hexdigest(),
+        data_bytes=sum(item.bytes for item in listing.objects),
+    )
+
+
+def _create_folders(place: Path) -> None:
+    if place.is_dir() and not manifest_numbers(place):
+        strange = sorted(set(os.listdir(place)) - {"tmp", "segments"})
+        if strange:
+            raise ConfigError(f"the folder holds {strange[0]!r} and no manifest; expected a store, or an empty folder.")
+    elif place.exists() and not place.is_dir():
+        raise ConfigError("this is a file; expected a folder, or a new name.")
+    for folder in (place, place / "tmp", place / "segments"):
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            fsync_folder(folder.parent)
+
+
+def _check_identity(found: Manifest, wanted: Manifest) -> None:
+    """That an existing store belongs to the same job."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        name: (getattr(found, name), getattr(wanted, name)) for name in ("n_examples_planned", "n_segments_planned")
+    }
+    for name in _IDENTITY:
+        pairs |= _differences(name, found.provenance.get(name), wanted.provenance.get(name))
+    pairs |= _differences("spec", found.spec.model_dump(mode="json"), wanted.spec.model_dump(mode="json"))
+    for name, (there, asked) in pairs.items():
+        if there != asked:
+            raise ConfigError(
+                f"the store there was made with {name} = {_short(there)}; this job has {_short(asked)}. "
+                "Use another output folder, or the job file that made it."
+            )
+
+
+def _differences(name: str, there: Any, asked: Any) -> dict[str, tuple[Any, Any]]:
+    """The innermost entries of JSON values in which they differ."""
+    if there == asked:
+        return {}
+    if isinstance(there, dict) and isinstance(asked, dict):
+        inner: dict[str, tuple[Any, Any]] = {}
+        for key in {**there, **asked}:
+            inner |= _differences(f"{name}.{key}", there.get(key), asked.get(key))
+        return inner
+    if isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+        inner = {}
+        for i, (one, other) in enumerate(zip(there, asked, strict=True)):
+            inner |= _differences(f"{name}[{i}]", one, other)
+        return inner
+    return {name: (there, asked)}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+@contextlib.contextmanager
+def _private_folder(store: Path) -> Iterator[Path]:
+    """A new folder ``tmp/<uuid>`` that no sweep takes away while this process lives; removed afterwards."""
+    name = uuid.uuid4().hex
+    lease, folder = store / "tmp" / f"{name}.lease", store / "tmp" / name
+    lease.parent.mkdir(exist_ok=True)
+    fd = os.open(lease, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        folder.mkdir()  # only now: a sweep leaves leases without a folder alone
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lease.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _dead_folders(tmp: Path) -> Iterator[Path]:
+    """Private folders whose process is gone; each lease is held while its folder is with the caller."""
+    if not tmp.is_dir() or tmp.is_symlink():
+        return
+    for folder in sorted(tmp.iterdir()):
+        if folder.suffix == ".lease" or folder.is_symlink() or not folder.is_dir():
+            continue
+        lease = folder.with_suffix(".lease")
+        try:
+            fd = os.open(lease, os.O_RDWR)
+        except FileNotFoundError:  # its writer is just removing it
+            yield folder
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            yield folder
+            lease.unlink(missing_ok=True)
+        finally:
+            os.close(fd)

@@ -1,0 +1,220 @@
+"""The grammar: canonical text round trips, and every mistake is pointed at."""
+
+import string
+
+import pytest
+from headatlas.store.errors import ConfigError, HeadAtlasError, PatternError
+from headatlas.store.patterns import LIBRARY, Pattern
+from headatlas.store.patterns.library import library_nodes
+from headatlas.store.patterns.parser import parse
+from headatlas.store.patterns.tree import (
+    COMPARISONS,
+    Arithmetic,
+    Compare,
+    Constant,
+    Junction,
+    Matches,
+    Member,
+    Named,
+    Negate,
+    Not,
+    Reference,
+    Span,
+    junction,
+    to_text,
+)
+
+# Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
+from hypothesis import given
+from hypothesis import strategies as st
+
+names = st.text(string.ascii_lowercase + "_é0-'", min_size=1, max_size=6) | st.sampled_from(
+    ["in", "next", "text", "id"]
+)
+steps = st.lists(st.sampled_from(["previous", "next"]), max_size=3).map(tuple)
+references = st.one_of(
+    st.builds(Reference, st.sampled_from(["query", "key"]), names, steps),
+    st.builds(Reference, st.just("example"), names),
+)
+constants = st.builds(
+    Constant,
+    st.one_of(
+        st.integers(0, 10**12 - 1),
+        st.integers(0, 10**5).map(lambda n: n / 1000),
+        st.text(max_size=8),
+        st.booleans(),
+    ),
+)
+signed = st.builds(Constant, st.integers(-99, 99)) | constants
+regexes = st.text(st.sampled_from("ab.*+[]()|^$\\\"' "), max_size=8)
+
+
+def written_regex(text):
+    """Make any text one that can stand between double quotes: every backslash with what it escapes."""
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def parts(children):
+    return st.one_of(
+        st.builds(Negate, children),
+        st.builds(Arithmetic, st.sampled_from("+-*"), children, children),
+        st.lists(children, min_size=2, max_size=4).flatmap(
+            lambda operands: st.builds(
+                Compare,
+                st.just(tuple(operands)),
+                st.tuples(*[st.sampled_from(COMPARISONS)] * (len(operands) - 1)),
+            )
+        ),
+        st.builds(Member, children, st.lists(signed, min_size=1, max_size=3).map(tuple), st.booleans()),
+        st.builds(Matches, children, regexes.map(written_regex), st.booleans()),
+        st.builds(Not, children),
+        st.builds(
+            lambda word, operands: junction(word, operands, Span(0, 0)),
+            st.sampled_from(["and", "or"]),
+            st.lists(children, min_size=2, max_size=3),
+        ),
+    )
+
+
+library = st.sampled_from(list(library_nodes().items())).map(lambda item: Named(*item))
+trees = st.recursive(references | constants | library, parts, max_leaves=12)
+
+
+@given(trees)
+def test_canonical_text_reads_back_as_the_same_tree(tree):
+    text = to_text(tree)
+    again = parse(text, library_nodes())
+    assert again == tree
+    assert to_text(again) == text
+
+
+@given(st.text(string.printable + "“é🙂", max_size=40) | st.lists(st.sampled_from(["query", ".", "text", "==", '"a"', "(", ")", "and", "not", "in", "{", "}", "3", "-", "+", "induction", "matches", " "]), max_size=20).map(" ".join))  # fmt: skip
+def test_any_text_is_read_or_refused_with_a_place_in_it(text):
+    try:
+        pattern = Pattern.parse(text)
+    except PatternError as error:
+        assert 0 <= error.start < error.stop
+        assert error.start <= len(text)
+        assert not error.expression or len(error.expression) == len(text)
+        assert "\n" not in error.expression
+    else:
+        assert Pattern.parse(str(pattern)) == pattern
+
+
+def test_binding_and_parentheses():
+    def shape(text):
+        return str(Pattern.parse(text))
+
+    assert shape("not query.special and key.special") == "not query.special and key.special"
+    assert shape("not (query.special and key.special)") == "not (query.special and key.special)"
+    assert shape("(query.special and (key.special and induction))") == "query.special and key.special and induction"
+    assert shape("query.id==1+2*-3-(4-5)") == "query.id == 1 + 2 * -3 - (4 - 5)"
+    assert shape("query.text  in{'he' ,\"she\"}") == 'query.text in {"he", "she"}'
+    assert shape("key.text not matches '\\d\"$'") == "key.text not matches '\\d\"$'"
+    assert shape('query["my column"] == query.previous["next"]') == 'query["my column"] == query.previous["next"]'
+    assert shape("0 <= query.position - key.position < 3") == "0 <= query.position - key.position < 3"
+    assert shape('query.text == "\\u00e9\\n\\U0001f600"') == 'query.text == "é\\n😀"'
+    node = Pattern.parse("query.special or key.special and induction").node
+    assert isinstance(node, Junction)
+    assert node.operator == "or"
+
+
+def test_spans_cover_what_was_written():
+    text = 'key.word == query.head and query.deprel == "nsubj"'
+    node = Pattern.parse(text).node
+    left, right = node.children
+    assert text[left.span.start : left.span.stop] == "key.word == query.head"
+    assert text[right.children[1].span.start : right.children[1].span.stop] == '"nsubj"'
+
+
+def test_patterns_compose():
+    a, b = Pattern.parse("previous_token or next_token"), Pattern.parse("key.special")
+    assert str(a & ~b) == "(previous_token or next_token) and not key.special"
+    assert str(~(a | b)) == "not (previous_token or next_token or key.special)"
+    assert Pattern.parse(a) is a
+    assert {a, Pattern.parse("previous_token  or  next_token")} == {a}
+    with pytest.raises(ConfigError, match="got int"):
+        Pattern.parse(3)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_library_patterns_are_canonical_and_described(name):
+    pattern = LIBRARY[name]
+    assert str(Pattern.parse(pattern.expression)) == pattern.expression
+    assert pattern.name == name
+    assert pattern.label
+    assert pattern.description
+
+
+@pytest.mark.parametrize(
+    ("text", "marked", "message"),
+    [
+        ("", " ", "the expression is empty"),
+        ("query.text = 'a'", "=", "'=' (U+003D EQUALS SIGN) means nothing here; write =="),
+        ("query.text == “a”", "“", "LEFT DOUBLE QUOTATION MARK"),
+        ("query.text && key.text", "&&", "write and"),
+        ("query.text == 'a", "'a", "not closed"),
+        ("query.text == 'a\\q'", "\\q", r"the escape \q is unknown"),
+        ("query.text == '\\U00110000'", "\\U00110000", "is no character"),
+        ("query == 1", "==", "expected .field"),
+        ("example.next.topic == 1", ".", "expected and, or"),
+        ("(query.special", " ", "the expression ends here; expected )"),
+        ("query.special)", ")", "unexpected )"),
+        ("query.special key.special", "key", "unexpected key"),
+        ("query.text in {}", "}", "expected a number, a text"),
+        ("query.text in {query.text}", "query", "expected a number, a text"),
+        ("query.text in 'a'", "'a'", "expected { to open the set"),
+        ("{1} == query.id", "{", "a set may stand only after in"),
+        ("query.text not == 'a'", "==", "in or matches after not"),
+        ("query.id < 3 in {1}", "in", "are not chained"),
+        ("query.text matches query.text", "query", "a regular expression in quotes"),
+        ("query.id == 1234567890123", "1234567890123", "more than 12 digits"),
+        ("previus_token", "previus_token", "did you mean previous_token?"),
+        ("position == 3", "position", "Fields are written query.text"),
+        ("__import__('os')", "__import__", "no pattern is called '__import__'"),
+        ("query.__class__ == 1 else", "else", "unexpected else"),
+    ],
+)
+def test_mistakes_are_pointed_at(text, marked, message):
+    with pytest.raises(PatternError) as caught:
+        Pattern.parse(text)
+    error = caught.value
+    assert (text + " ")[error.start : error.stop] == marked
+    assert message in str(error)
+    assert isinstance(error, HeadAtlasError)
+
+
+def test_an_error_draws_an_arrow_and_offers_what_was_meant():
+    with pytest.raises(PatternError) as caught:
+        Pattern.parse("key.special and inducton")
+    assert caught.value.suggestions == ("induction",)
+    assert caught.value.pointed().splitlines()[-2:] == ["  key.special and inducton", "                  ^^^^^^^^"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 3000 + "query.special" + ")" * 3000,
+        "(" * 60 + "query.special" + ")" * 60,
+        "not " * 1000 + "query.special",
+        "query.id == " + "-" * 1000 + "1",
+        "query.id == 1" + " + 1" * 700,
+        "query.id == " + "(" * 20 + "1" + (" + 1" * 30 + ")") * 20,
+        " or ".join(["query.special"] * 2000),
+        "query" + ".previous" * 600 + ".id == 1",
+        "query.text == '" + "a" * 20_000 + "'",
+        "\x00\x1b[31mquery.special",
+        "query.spec\u0456al\u202e",
+        "query.id == ١٢",
+    ],
+)
+def test_hostile_text_is_refused_with_a_printable_error(text):
+    with pytest.raises(PatternError) as caught:
+        Pattern.parse(text)
+    assert all(character.isprintable() or character == "\n" for character in caught.value.pointed())
+
+
+def test_long_flat_expressions_are_read():
+    pattern = Pattern.parse(" or ".join(f"query.id == {n}" for n in range(200)))
+    assert len(pattern.node.children) == 200

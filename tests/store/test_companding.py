@@ -1,0 +1,90 @@
+"""Every codec keeps its stated error over ten million values, borders included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from headatlas.store.companding import (
+    ATTENTION_BOUNDS,
+    VECTOR_BOUNDS,
+    decode_attention,
+    decode_vectors,
+    encode_attention,
+    encode_vectors,
+)
+from headatlas.store.errors import ShapeError
+from headatlas.store.schema import ATTENTION_DTYPE, VECTOR_DTYPE
+
+N_VALUES = 10_000_000
+
+
+def weights() -> np.ndarray:
+    """Uniform, tiny, and both sides of every step of sqrt8."""
+    rng = np.random.default_rng(0)
+    steps = (((np.arange(255) + 0.5) / 255) ** 2).astype(np.float32)
+    border = np.concatenate([steps, np.nextafter(steps, 0), np.nextafter(steps, 1), [0, 1]]).astype(np.float32)
+    spread = rng.random(N_VALUES - len(border), dtype=np.float32)
+    spread[: len(spread) // 2] **= 8
+    return np.concatenate([border, spread])
+
+
+@pytest.mark.parametrize("codec", ATTENTION_BOUNDS)
+def test_attention_error_is_within_the_stated(codec: str) -> None:
+    exact = weights()
+    stored = encode_attention(exact, codec)
+    assert stored.dtype == ATTENTION_DTYPE[codec]
+    error = np.abs(decode_attention(stored, codec).astype(np.float64) - exact)
+    bound = ATTENTION_BOUNDS[codec].absolute
+    assert error.max() <= bound * (1 + 1e-4)  # the table of decoded weights is float32
+    assert error.max() >= 0.9 * bound  # and the statement is not idle
+
+
+def test_sqrt8_is_the_written_formula() -> None:
+    exact = weights()[:100_000].astype(np.float64)
+    codes = encode_attention(exact.astype(np.float32), "sqrt8")
+    assert np.array_equal(codes, np.floor(255 * np.sqrt(exact.astype(np.float32)) + np.float32(0.5)))
+    assert np.array_equal(decode_attention(codes, "sqrt8"), ((codes / 255.0) ** 2).astype(np.float32))
+    every = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(encode_attention(decode_attention(every, "sqrt8"), "sqrt8"), every)
+
+
+@pytest.mark.parametrize("codec", VECTOR_BOUNDS)
+def test_vector_error_is_within_the_stated(codec: str) -> None:
+    rng = np.random.default_rng(1)
+    exact = (rng.normal(size=N_VALUES // 4) * np.exp2(rng.integers(-30, 12, N_VALUES // 4))).astype(np.float32)
+    stored = encode_vectors(exact, codec)
+    assert stored.dtype == VECTOR_DTYPE[codec]
+    bound = VECTOR_BOUNDS[codec]
+    allowed = bound.absolute + bound.relative * np.abs(exact.astype(np.float64))
+    error = np.abs(decode_vectors(stored, codec).astype(np.float64) - exact)
+    assert np.all(error <= allowed)
+
+
+@given(arrays(np.float32, st.integers(0, 50), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_bfloat16_rounds_to_nearest_even(vectors: np.ndarray) -> None:
+    """Against the slow definition: of the two neighbours the nearer, of two equally near the even one."""
+    for value, code in zip(vectors.tolist(), encode_vectors(vectors, "bfloat16").tolist(), strict=True):
+        low = int(np.float32(value).view(np.uint32)) >> 16
+        near = [
+            (abs(float(decode_vectors(np.array([c], np.uint16), "bfloat16")[0]) - value), c & 1, c)
+            for c in (low, low + 1)
+        ]
+        assert code == min(near)[2]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -0.01, 1.01])
+def test_what_is_no_weight_is_refused(bad: float) -> None:
+    for codec in ATTENTION_BOUNDS:
+        with pytest.raises(ShapeError, match="expected 0 to 1"):
+            encode_attention(np.array([0.5, bad], np.float32), codec)
+
+
+def test_what_is_no_vector_is_refused() -> None:
+    with pytest.raises(ShapeError, match="not finite"):
+        encode_vectors(np.array([1, np.nan], np.float32), "float32")
+    with pytest.raises(ShapeError, match="bfloat16"):
+        encode_vectors(np.array([70_000], np.float32), "float16")

@@ -1,0 +1,95 @@
+"""The benchmarks' own instruments: rotation, ratios, the report's file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.interleave import Mode, Timing, interleave, rotated, speed_ratio
+from benchmarks.report import Row, report
+
+
+def test_modes_take_turns_and_the_first_place_rotates() -> None:
+    calls = []
+    modes = {
+        name: Mode(
+            step=lambda item, name=name: calls.append((name, item)),
+            prepare=lambda name=name: calls.append((name, "prepare")),
+            finish=lambda name=name: calls.append((name, "finish")),
+        )
+        for name in "ab"
+    }
+    timings = interleave(modes, [1, 2], repeats=2)
+    warm_up = [(name, what) for name in "ab" for what in ("prepare", 1, "finish")]
+    assert calls[:6] == warm_up
+    first = [
+        ("a", "prepare"),
+        ("b", "prepare"),
+        ("a", 1),
+        ("b", 1),
+        ("b", 2),
+        ("a", 2),
+        ("a", "finish"),
+        ("b", "finish"),
+    ]
+    second = [
+        ("a", "prepare"),
+        ("b", "prepare"),
+        ("b", 1),
+        ("a", 1),
+        ("a", 2),
+        ("b", 2),
+        ("b", "finish"),
+        ("a", "finish"),
+    ]
+    assert calls[6:] == first + second
+    assert {name: len(timing.cpu_s) for name, timing in timings.items()} == {"a": 2, "b": 2}
+
+
+def test_work_is_charged_to_the_mode_that_did_it() -> None:
+    modes = {"loop": Mode(lambda n: sum(range(n))), "nothing": Mode(lambda n: None)}
+    timings = interleave(modes, [200_000] * 3, repeats=2)
+    assert min(timings["loop"].cpu_s) > max(timings["nothing"].cpu_s)
+    assert speed_ratio(timings, "loop", beside="nothing").median < 1
+
+
+def test_ratios_compare_repeats_pair_by_pair() -> None:
+    timings = {"plain": Timing([1.0, 2.0, 4.0], [9.0] * 3), "ours": Timing([2.0, 2.5, 5.0], [3.0] * 3)}
+    ratio = speed_ratio(timings, "ours", beside="plain")
+    assert (ratio.median, ratio.spread) == (0.8, (0.5, 0.8))
+    assert speed_ratio(timings, "ours", beside="plain", clock="wall").median == 3.0
+
+
+@pytest.mark.parametrize("by", [0, 1, 2, 3, 7])
+def test_rotation_keeps_every_name_once(by) -> None:
+    assert sorted(rotated("abc", by)) == ["a", "b", "c"]
+    assert rotated("abc", by)[0] == "abc"[by % 3]
+
+
+@pytest.mark.parametrize(("items", "repeats"), [([], 1), ([1], 0)])
+def test_nothing_to_measure_is_refused(items, repeats) -> None:
+    with pytest.raises(ValueError, match="there must be one of each"):
+        interleave({"a": Mode(lambda item: None)}, items, repeats)
+
+
+def test_a_report_is_printed_and_kept(tmp_path, capsys) -> None:
+    rows = [Row("everything · MiniLM · short", 0.75, "×", (0.73, 0.77), "plain SDPA forward"), Row("bytes", 18.0, "MB")]
+    path = report("capture", rows, tmp_path)
+    assert path == tmp_path / "capture.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["rows"] == [
+        {"name": "everything · MiniLM · short", "value": 0.75, "unit": "×", "spread": [0.73, 0.77],
+         "compared_with": "plain SDPA forward"},
+        {"name": "bytes", "value": 18.0, "unit": "MB", "spread": None, "compared_with": None},
+    ]  # fmt: skip
+    assert content["machine"]["cores"] >= 1
+    assert content["machine"]["versions"]["numpy"]
+    assert "0.73 – 0.77" in capsys.readouterr().out
+
+
+def test_a_spread_holds_its_value_and_a_name_is_a_file_name(tmp_path) -> None:
+    with pytest.raises(ValueError, match="outside its spread"):
+        Row("x", 2.0, "s", (0.0, 1.0))
+    with pytest.raises(ValueError, match="names a file"):
+        report("../x", [], tmp_path)

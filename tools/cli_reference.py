@@ -1,0 +1,68 @@
+"""Write docs/cli.md from the commands' own ``--help``: every command of every part, found as the program finds them.
+
+``python tools/cli_reference.py PAGE`` writes the page; with ``--check`` it only compares and fails if they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+WIDTH = 100
+INTRODUCTION = """\
+# Command line
+
+Written by `make docs` from `--help`; a test holds it to that. Options can come before or after the arguments.
+
+"""
+
+
+def reference() -> str:
+    """The whole page."""
+    import typer
+
+    root = typer.Typer(rich_markup_mode=None, add_completion=False)
+    for entry in sorted(metadata.entry_points(group="headatlas.commands"), key=lambda entry: entry.name):
+        if entry.dist is not None and entry.dist.name == "headatlas":  # a plug-in documents itself
+            part = entry.load()
+            root.registered_commands += part.registered_commands
+            root.registered_groups += part.registered_groups
+    root.callback()(_no_options)  # keeps a lone command from standing for the whole program
+    return INTRODUCTION + "\n".join(_pages(typer.main.get_command(root), "headatlas", None))
+
+
+def _no_options() -> None: ...
+
+
+def _pages(command: Any, name: str, parent: Any) -> list[str]:
+    """Help of a command, or of all commands of a group; typer's own classes, whose types it does not export."""
+    context = command.context_class(command, info_name=name, parent=parent, terminal_width=WIDTH)
+    if hasattr(command, "commands"):
+        pages = []
+        for child_name, child in command.commands.items():
+            pages += _pages(child, child_name, context)
+        return pages
+    lines = (line.rstrip() for line in command.get_help(context).splitlines())
+    return [f"## {context.command_path}\n\n```text\n" + "\n".join(lines).strip("\n") + "\n```\n"]
+
+
+def main() -> None:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    os.environ.pop("COLUMNS", None)
+    text = reference()
+    if not arguments.check:
+        arguments.page.write_text(text, encoding="utf-8")
+    elif not arguments.page.exists() or arguments.page.read_text(encoding="utf-8") != text:
+        sys.exit(f"{arguments.page} is not what --help says: run `make docs` and commit the result.")
+
+
+if __name__ == "__main__":
+    main()

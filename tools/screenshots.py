@@ -1,0 +1,102 @@
+"""Take the pictures of the documentation from a store, in a real browser that may not leave this machine.
+
+``python tools/screenshots.py [STORE] [--only NAME]`` serves the store, opens the states listed in `PICTURES`, and writes
+docs/images/NAME.png. Look at them before committing: a picture of an error page is a picture too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH, HEIGHT = 1440, 900
+START_LIMIT_S = 60
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+PICTURES: dict[str, dict[str, str | int]] = {
+    "viewer": {"page": "views", "view": "head", "example": 12, "layer": 2, "head": 5, "theme": "light"},
+    "corpus": {"page": "corpus", "theme": "light"},
+    "corpus-dark": {"page": "corpus", "theme": "dark"},
+    "search": {"page": "search", "pattern": "key.position == query.position - 1", "theme": "light"},
+    "model": {"page": "views", "view": "model", "example": 12, "theme": "light"},
+    "neuron": {"page": "views", "view": "neuron", "example": 12, "layer": 2, "head": 5, "pin": "q3", "theme": "light"},
+}
+"""The state of each picture, in the words of the viewer's URL."""
+
+
+@contextmanager
+def serving(store: Path) -> Iterator[str]:
+    """Serve the store on a free port of this machine while the block runs; gives the address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/"
+    command = [sys.executable, "-m", "headatlas.store.cli", "view", str(store), "--port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT)
+    try:
+        give_up = time.monotonic() + START_LIMIT_S
+        while True:
+            try:
+                urlopen(address, timeout=5).close()
+                break
+            except (URLError, OSError):
+                if server.poll() is not None or time.monotonic() > give_up:
+                    sys.exit(f"The viewer did not start: {' '.join(command)}")
+                time.sleep(0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def take(address: str, names: list[str], folder: Path) -> None:
+    """Write a picture of each named state."""
+    from playwright.sync_api import sync_playwright
+
+    program = os.environ.get("HEADATLAS_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        sys.exit("No Chromium was found: install one or set HEADATLAS_CHROMIUM.")
+    arguments = ["--disable-gpu", "--font-render-hinting=none"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--no-sandbox")
+    folder.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        for name in names:
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce")
+            page.route(lambda url: not url.startswith((address, "data:", "blob:")), lambda route: route.abort())
+            page.goto(f"{address}?{urlencode(PICTURES[name])}")
+            page.locator("canvas:visible").first.wait_for()
+            page.wait_for_load_state("networkidle")
+            page.wait_for_timeout(1_000)  # the last frame arrives over the web socket, which counts as no request
+            page.screenshot(path=folder / f"{name}.png")
+            print(f"wrote {folder / name}.png")
+            page.close()
+        browser.close()
+
+
+def main() -> None:
+    """Serve the store and take the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path, nargs="?", default=ROOT / "traces" / "demo")
+    parser.add_argument("--only", choices=PICTURES, action="append")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    arguments = parser.parse_args()
+    with serving(arguments.store) as address:
+        take(address, arguments.only or list(PICTURES), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
