@@ -8,5 +8,6 @@ operations.
 
 from .call import Destination, fused_attention
 from .library import INSTRUCTIONS, Library, available, explain, load
+from .places import Places
 
-__all__ = ["INSTRUCTIONS", "Destination", "Library", "available", "explain", "fused_attention", "load"]
+__all__ = ["INSTRUCTIONS", "Destination", "Library", "Places", "available", "explain", "fused_attention", "load"]

@@ -39,6 +39,8 @@ struct Call {
   float *statistics;  // [statistic, head, column]
   int64_t statistics_stride[3];
   int64_t statistic_row[N_STATISTICS];  // where each statistic goes; -1: not wanted
+  uint8_t *valid;  // [example, head], 1 if every row's scores were finite
+  int64_t valid_stride;
 };
 
 constexpr int64_t MAX_EDGES = 16;

@@ -40,4 +40,6 @@ class Call(ctypes.Structure):
         ("statistics", _POINTER),
         ("statistics_stride", _INT * 3),
         ("statistic_row", _INT * len(STATISTIC_NAMES)),
+        ("valid", _POINTER),
+        ("valid_stride", _INT),
     )

@@ -23,6 +23,7 @@ struct Head {
   const Scratch &scratch;
   int64_t n_special;
   double total[N_STATISTICS];
+  bool valid;
 
   int64_t start(int64_t q) const { return q > call.before ? q - call.before : 0; }
   int64_t stop(int64_t q) const { return call.after >= n_keys - 1 - q ? n_keys : q + call.after + 1; }
@@ -274,6 +275,7 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
                          : squared ? exponentials<false, true>(row, q, start, stop, maximum[r])
                                    : exponentials<false, false>(row, q, start, stop, maximum[r]);
     share[r] = 1.0f / sums.total;
+    head.valid &= share[r] > 0.0f;  // not so where Z is not a number; Z itself lies in 1 ... number of keys
     if (moments) {
       entropy = multiply_add(sums.entropy, fill(share[r]), entropy);
       distance = multiply_add(sums.distance, fill(share[r]), distance);
@@ -369,7 +371,7 @@ static void reduce_heads(const Call &call, int64_t example, int64_t first_head, 
         if (call.special[example * call.special_stride + k]) scratch.special[n_special++] = (int32_t)k;
   }
   for (int64_t i = first_head; i < first_head + n_heads; ++i) {
-    Head head{call, example, i, n_queries, n_keys, rounded_up(n_keys, LANES) + LANES, scratch, n_special, {}};
+    Head head{call, example, i, n_queries, n_keys, rounded_up(n_keys, LANES) + LANES, scratch, n_special, {}, true};
     for (int64_t first = 0; first < n_queries; first += TILE) {
       Floats entropy = {}, distance = {};
       const int64_t left = n_queries - first;
@@ -378,6 +380,7 @@ static void reduce_heads(const Call &call, int64_t example, int64_t first_head, 
       head.total[DISTANCE] += (double)sum(distance);
     }
     if (call.statistics) write_statistics(head);
+    if (call.valid) call.valid[example * call.valid_stride + i] = head.valid;
     if (call.output)
       for (int64_t q = n_queries; q < call.n_queries; ++q)
         memset(call.output + example * call.output_stride[0] + q * call.output_stride[1] + i * call.output_stride[2], 0,

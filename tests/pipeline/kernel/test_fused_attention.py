@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from headatlas.pipeline.kernel import Destination, Library, fused_attention
+from headatlas.pipeline.kernel import Destination, Library, Places, fused_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +69,9 @@ class Arrays:
     edge_key: np.ndarray
     edge_weight: np.ndarray
     statistics: np.ndarray
+    valid: np.ndarray
     destination: Destination
+    places: Places
 
 
 GUARD = 32  # elements before, between and after the places, which must stay as they were
@@ -96,10 +98,12 @@ def arrays_for(case: Case, edge_dtype=np.uint16) -> Arrays:
     edge_key = np.full((heads, n_rows, case.n_edges), 77, edge_dtype)
     edge_weight = np.full((heads, n_rows, case.n_edges), 77, np.float16)
     statistics = np.full((len(STATISTICS), 3, heads, n + 2), 77, np.float32)[:, 1]
-    destination = Destination(
-        codes, logsumexp, edge_key, edge_weight, statistics, STATISTICS, pair_offset, row_offset, order + 1
-    )
-    return Arrays(codes, logsumexp, edge_key, edge_weight, statistics, destination)
+    valid = np.zeros((n, heads), bool)
+    destination = Destination(codes, logsumexp, edge_key, edge_weight, statistics, STATISTICS, valid)
+    places = Places(
+        case.lengths, case.causal, case.key_lengths, pair_offset, row_offset, order + 1, case.special()
+    )  # fmt: skip
+    return Arrays(codes, logsumexp, edge_key, edge_weight, statistics, valid, destination, places)
 
 
 def run(case: Case, library: Library, arrays: Arrays | None = None, **options):
@@ -109,13 +113,10 @@ def run(case: Case, library: Library, arrays: Arrays | None = None, **options):
         query,
         key,
         value,
-        case.lengths,
-        causal=case.causal,
+        arrays.places,
         window=case.window,
         scaling=case.scaling,
         softcap=case.softcap,
-        key_lengths=case.key_lengths,
-        special=case.special(),
         library=library,
         **{"into": arrays.destination} | options,
     )
@@ -177,6 +178,7 @@ def check_edges(keys, edge_weights, weights, visible):
 
 
 def check(case: Case, out, arrays: Arrays):
+    assert arrays.valid.all()
     query_rows = out.shape[1]
     assert (out.numpy()[[[q >= n for q in range(query_rows)] for n in case.lengths]] == 0).all()
     touched_pairs, touched_rows = np.zeros(arrays.codes.shape[1], bool), np.zeros(arrays.logsumexp.shape[1], bool)
@@ -184,7 +186,7 @@ def check(case: Case, out, arrays: Arrays):
         for head in range(case.kv_heads * case.group):
             weights, scores, expected = oracle(case, example, head)
             np.testing.assert_allclose(out[example, :n_queries, head], expected, atol=2e-5, rtol=2e-5)
-            pair, row = arrays.destination.pair_offset[example], arrays.destination.row_offset[example]
+            pair, row = arrays.places.pair_offset[example], arrays.places.row_offset[example]
             triangle = np.tril(np.ones((n_queries, n_keys), bool)) if case.causal else np.ones((n_queries, n_keys), bool)
             true_codes = np.floor(255 * np.sqrt(weights[triangle]) + 0.5)
             codes = arrays.codes[head, pair : pair + triangle.sum()]
@@ -198,7 +200,7 @@ def check(case: Case, out, arrays: Arrays):
             if n_queries:
                 special = case.special()[example, :n_keys]
                 np.testing.assert_allclose(
-                    arrays.statistics[:, head, arrays.destination.column[example]],
+                    arrays.statistics[:, head, arrays.places.column[example]],
                     expected_statistics(weights, special, case.key_lengths is not None),
                     rtol=1e-5,
                     atol=2e-6,
@@ -298,14 +300,13 @@ def test_an_example_does_not_depend_on_its_batch(library):
     codes = np.zeros((1, 20 * 21 // 2), np.uint8)
     alone = fused_attention(
         *(t[1:, :, :20] for t in (query, key, value)),
-        [20],
-        causal=True,
+        Places([20], causal=True, pair_offset=[0]),
         scaling=together.scaling,
-        into=Destination(codes=codes, pair_offset=[0]),
+        into=Destination(codes=codes),
         library=library,
     )
     assert torch.equal(alone[0], out[1, :20])
-    start = arrays.destination.pair_offset[1]
+    start = arrays.places.pair_offset[1]
     np.testing.assert_array_equal(codes[0], arrays.codes[0, start : start + codes.shape[1]])
 
 
@@ -313,7 +314,7 @@ def test_an_example_does_not_depend_on_its_batch(library):
 def test_ties_go_to_the_lower_key(library, n):
     case = Case((n,), scale=0.0, n_edges=4)
     _, arrays = run(case, library)
-    start = arrays.destination.row_offset[0]
+    start = arrays.places.row_offset[0]
     np.testing.assert_array_equal(arrays.edge_key[0, start : start + n], np.tile(np.arange(4), (n, 1)))
 
 
@@ -348,14 +349,12 @@ def test_a_score_that_is_no_number_shows(library, bad):
     query, key, value = case.tensors()
     key[0, 0, 20] = bad
     arrays = arrays_for(case)
-    fused_attention(
-        query, key, value, case.lengths, causal=False, scaling=1.0, special=case.special(), into=arrays.destination,
-        library=library,
-    )  # fmt: skip
-    hurt, well = (arrays.destination.column[i] for i in (0, 1))
+    fused_attention(query, key, value, arrays.places, scaling=1.0, into=arrays.destination, library=library)
+    np.testing.assert_array_equal(arrays.valid, [[False], [True]])
+    hurt, well = (arrays.places.column[i] for i in (0, 1))
     assert np.isnan(arrays.statistics[STATISTICS.index("entropy"), 0, hurt])
     assert np.isfinite(arrays.statistics[:, 0, well]).all()
-    start = arrays.destination.row_offset[0]
+    start = arrays.places.row_offset[0]
     assert np.isnan(arrays.logsumexp[0, start : start + 50]).any()
     stored = arrays.edge_key[0, start : start + 50]
     assert ((stored < 50) | (stored == 65_535)).all()
