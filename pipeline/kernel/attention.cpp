@@ -1,8 +1,8 @@
 // Attention on the CPU that keeps what headatlas stores: scores, softmax, statistics, codes, strongest keys and the
 // attention output in one pass over tiles of rows, so that tokens² is never held.
 //
-// Read call.h (what is asked), reduce.h (what is done), products.h (the matrix products), lanes.h (the vectors). This
-// file compiles reduce.h once for each instruction set and chooses one when it runs; the tasks, one example and head
+// Read call.h (what is asked), reduce.h (what is done), products.h (the matrix products), edges.h (the strongest keys),
+// lanes.h (the vectors). This file compiles them once for each instruction set and chooses one when it runs; the tasks, one example and head
 // (or the query heads that share keys) each, are spread over threads. A task is done whole by one thread, so results
 // do not depend on how many there are.
 #include "call.h"
@@ -36,6 +36,7 @@ namespace headatlas {
 namespace plain {
 #include "lanes.h"
 #include "products.h"
+#include "edges.h"
 #include "reduce.h"
 }  // namespace plain
 #undef HEADATLAS_ISA
@@ -49,6 +50,7 @@ namespace plain {
 namespace avx2 {
 #include "lanes.h"
 #include "products.h"
+#include "edges.h"
 #include "reduce.h"
 }  // namespace avx2
 #undef HEADATLAS_ISA
@@ -61,6 +63,7 @@ namespace avx2 {
 namespace avx512 {
 #include "lanes.h"
 #include "products.h"
+#include "edges.h"
 #include "reduce.h"
 }  // namespace avx512
 #undef HEADATLAS_ISA

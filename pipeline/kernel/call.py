@@ -222,7 +222,9 @@ def _point_edges(call: Call, edge_key: np.ndarray, edge_weight: np.ndarray, plac
 
 
 def _point_statistics(call: Call, statistics: np.ndarray, names: tuple[str, ...], places: Places) -> None:
-    call.statistics_stride[:] = _steps("statistics", statistics, ("f4",), ("statistic", "head", "column"), call.n_heads, 0)
+    call.statistics_stride[:] = _steps(
+        "statistics", statistics, ("f4",), ("statistic", "head", "column"), call.n_heads, 0
+    )
     if statistics.shape[0] != len(names) or len(set(names)) != len(names):
         raise ShapeError(f"statistics has {statistics.shape[0]} rows for the names {', '.join(names) or '(none)'}")
     if unknown := [name for name in names if name not in STATISTIC_NAMES]:
@@ -255,12 +257,19 @@ def _steps(
     for axis in range(len(axes) - 1, -1, -1):
         n, step = array.shape[axis], steps[axis]
         if n > 1 and (step < 1 or step * array.itemsize != array.strides[axis]):
-            raise ShapeError(f"{name} has strides {array.strides}; expected whole, positive steps of {array.itemsize} bytes")
+            raise ShapeError(
+                f"{name} has strides {array.strides}; expected whole, positive steps of {array.itemsize} bytes"
+            )
         if axis >= len(axes) - n_dense:
             if n > 1 and step != dense:
-                raise ShapeError(f"{name} has gaps along its last axes (strides {array.strides}); pass an array without")
+                raise ShapeError(
+                    f"{name} has gaps along its last axes (strides {array.strides}); pass an array without"
+                )
             dense *= n
     return steps
 
 
-_NAMES_OF = {dtypes: frozenset(np.dtype(d).str[1:] for d in dtypes) for dtypes in (("u1",), ("f4",), ("f2",), ("u2", "u4"), ("?",))}
+_NAMES_OF = {
+    dtypes: frozenset(np.dtype(d).str[1:] for d in dtypes)
+    for dtypes in (("u1",), ("f4",), ("f2",), ("u2", "u4"), ("?",))
+}

@@ -73,7 +73,9 @@ def load(path: Path) -> Library:
     if call_bytes() != ctypes.sizeof(Call):
         raise ConfigError(f"{path.name} was compiled from another version of the source: install headatlas again")
     function.argtypes = [ctypes.POINTER(Call), ctypes.c_int, ctypes.c_int]
-    usable = tuple(name for number, name in enumerate(INSTRUCTIONS) if supports(ctypes.c_int(number)))
+    usable: tuple[Instructions, ...] = tuple(
+        name for number, name in enumerate(INSTRUCTIONS) if supports(ctypes.c_int(number))
+    )
     return Library(path, usable, function)
 
 

@@ -9,6 +9,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
+
 from headatlas.pipeline.kernel import Library, load
 
 ROOT = Path(__file__).parents[3]

@@ -5,11 +5,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from headatlas.pipeline.kernel import Destination, Library, Places, fused_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-STATISTICS = ("special", "first", "next", "previous", "self", "maximum", "distance", "entropy")  # not the kernel's order
+from headatlas.pipeline.kernel import Destination, Library, Places, fused_attention
+
+STATISTICS = (
+    "special",
+    "first",
+    "next",
+    "previous",
+    "self",
+    "maximum",
+    "distance",
+    "entropy",
+)  # not the kernel's order
 
 
 @dataclass(frozen=True)
@@ -187,13 +197,17 @@ def check(case: Case, out, arrays: Arrays):
             weights, scores, expected = oracle(case, example, head)
             np.testing.assert_allclose(out[example, :n_queries, head], expected, atol=2e-5, rtol=2e-5)
             pair, row = arrays.places.pair_offset[example], arrays.places.row_offset[example]
-            triangle = np.tril(np.ones((n_queries, n_keys), bool)) if case.causal else np.ones((n_queries, n_keys), bool)
+            triangle = (
+                np.tril(np.ones((n_queries, n_keys), bool)) if case.causal else np.ones((n_queries, n_keys), bool)
+            )
             true_codes = np.floor(255 * np.sqrt(weights[triangle]) + 0.5)
             codes = arrays.codes[head, pair : pair + triangle.sum()]
             assert np.abs(codes.astype(int) - true_codes).max(initial=0) <= 1
             assert codes.size < 1000 or np.mean(codes != true_codes) < 0.01
             rows = slice(row, row + n_queries)
-            logsumexp = np.log(np.exp(scores - scores.max(1, initial=-1e9, keepdims=True)).sum(1)) + scores.max(1, initial=-1e9)
+            logsumexp = np.log(np.exp(scores - scores.max(1, initial=-1e9, keepdims=True)).sum(1)) + scores.max(
+                1, initial=-1e9
+            )
             np.testing.assert_allclose(arrays.logsumexp[head, rows], logsumexp, rtol=1e-5, atol=1e-5)
             check_edges(arrays.edge_key[head, rows], arrays.edge_weight[head, rows], weights, np.isfinite(scores))
             touched_pairs[pair : pair + triangle.sum()] = touched_rows[rows] = True
