@@ -24,7 +24,7 @@ demo: .venv/.run  ## trace a model over 2,000 sentences, rank its heads, open th
 	.venv/bin/headatlas stats traces/demo --top 12
 ifneq ($(VIEW),0)
 	@echo "The viewer runs at http://127.0.0.1:$(PORT) until Ctrl-C."
-	.venv/bin/headatlas view traces/demo --port $(PORT)
+	.venv/bin/headatlas view traces/demo --port $(PORT) --no-show
 endif
 
 test: lint types  ## every check: lint, types, import contracts, unit, property and browser tests (ARGS: for pytest)
@@ -50,7 +50,7 @@ docs: .venv/.dev  ## the generated pages: docs/cli.md
 	$(PY) tools/cli_reference.py docs/cli.md
 
 dist: .venv/.dev  ## wheel and source archive in dist/
-	rm -rf build/lib build/bdist.* dist
+	rm -rf build/lib build/bdist.* ./*.egg-info dist
 	$(PY) -m build --no-isolation
 
 screenshots: .venv/.dev  ## the pictures of the documentation, from the demo's store

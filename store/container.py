@@ -12,27 +12,19 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .documents import format_document, parse_document
-from .errors import ConfigError, CorruptSegmentError, FormatError
+from .errors import ConfigError, FormatError
 from .objects import StoredObject, check_path
 from .schema import ArrayLayout
 
 MAX_AXES = 6
 _DTYPES = ("uint8", "uint16", "uint32", "int32", "int64", "float16", "float32", "float64")
 Selection = tuple[slice, ...]
-
-
-class ObjectDamageError(CorruptSegmentError):
-    """One object is damaged: items `start:stop` of `axis` of `array` cannot be read (None: all of the array)."""
-
-    def __init__(self, message: str, *, object_path: str, array: str, start: int = 0, stop: int | None = None) -> None:
-        super().__init__(message)
-        self.object_path, self.array, self.start, self.stop = object_path, array, start, stop
 
 
 @dataclass(frozen=True)
@@ -111,6 +103,7 @@ class SegmentListing(BaseModel):
         return parse_document(SegmentListing, data, "segment.json")
 
 
+@runtime_checkable
 class ContainerReader(Protocol):
     """Reads the arrays of one segment. Safe from many threads."""
 
@@ -127,10 +120,15 @@ class ContainerReader(Protocol):
         ...
 
     def span(self, object_path: str) -> tuple[str, int, int] | None:
-        """Which array a file belongs to, and the items of its long axis it holds; None if it serves all."""
+        """Which array a file belongs to, and the items of its long axis it holds; None if it holds no items."""
+        ...
+
+    def damaged_span(self, object_path: str) -> tuple[str, int, int] | None:
+        """The part of `span` that cannot be decoded; all of it if everything can, or if the file is gone."""
         ...
 
 
+@runtime_checkable
 class Container(Protocol):
     """One way to keep arrays in files."""
 
@@ -165,7 +163,10 @@ _reading_process: int | None = None
 
 
 def guard_fork() -> None:
-    """Refuse to read in a child that was forked after its parent had read: zarrs would hang there for ever.
+    """Refuse to read in a child that was forked after its parent had read.
+
+    Locks that another thread of the parent held stay locked in such a child, and codec libraries with threads of their
+    own hang there for ever.
 
     Raises
     ------
@@ -177,6 +178,6 @@ def guard_fork() -> None:
         _reading_process = os.getpid()
     elif _reading_process != os.getpid():
         raise ConfigError(
-            f"process {os.getpid()} was forked from {_reading_process} after that had read from a store; reading in "
-            'such a child can hang. Start workers with multiprocessing.get_context("spawn").'
+            f"process {os.getpid()} was forked from {_reading_process} after that had read from a store; expected a "
+            'fresh process. Start workers with multiprocessing.get_context("spawn").'
         )

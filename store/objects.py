@@ -40,6 +40,16 @@ def check_path(path: str) -> str:
     return path
 
 
+class ObjectDamageError(CorruptSegmentError):
+    """One object is damaged: items `start:stop` of the long axis of `array` are in it (None: not known)."""
+
+    def __init__(
+        self, message: str, *, object_path: str, array: str = "", start: int = 0, stop: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.object_path, self.array, self.start, self.stop = object_path, array, start, stop
+
+
 class StoredObject(BaseModel):
     """One file of a segment: its path below the segment's folder, size and hash."""
 
@@ -118,7 +128,7 @@ def check_objects(root: Path, objects: Iterable[StoredObject]) -> None:
 
     Raises
     ------
-    CorruptSegmentError
+    ObjectDamageError
         An object is missing or has another size.
     FormatError
         A symbolic link, or something else that is not a regular file, lies in the way.
@@ -128,7 +138,8 @@ def check_objects(root: Path, objects: Iterable[StoredObject]) -> None:
         folder = item.path.rpartition("/")[0]
         while folder and folder not in seen:
             seen.add(folder)
-            check_folder(root / folder, folder)
+            if os.path.lexists(root / folder):  # else the object itself is reported
+                check_folder(root / folder, folder)
             folder = folder.rpartition("/")[0]
         check_object(root, item)
 
@@ -138,17 +149,19 @@ def check_object(root: Path, item: StoredObject) -> None:
     try:
         status = os.lstat(f"{root}/{item.path}")
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptSegmentError(
-            f"object {item.path} is missing; expected {item.bytes} bytes. Restore it, or write the segment again."
+        raise ObjectDamageError(
+            f"object {item.path} is missing; expected {item.bytes} bytes. Restore it, or write the segment again.",
+            object_path=item.path,
         ) from None
     if not stat.S_ISREG(status.st_mode):
         raise FormatError(
             f"object {item.path} is a link or a special file; expected a regular file. Do not trust this store."
         )
     if status.st_size != item.bytes:
-        raise CorruptSegmentError(
+        raise ObjectDamageError(
             f"object {item.path} has {status.st_size} bytes; expected {item.bytes}. "
-            "Restore it, or write the segment again."
+            "Restore it, or write the segment again.",
+            object_path=item.path,
         )
 
 

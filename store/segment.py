@@ -8,22 +8,20 @@ demand. After that a read decodes the chunks that it needs and no others.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sized
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import EllipsisType
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from . import companding
-from .container import ContainerReader, ObjectDamageError, SegmentListing, container_of, guard_fork
-from .errors import ConfigError, CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
+from .container import ContainerReader, SegmentListing, container_of, guard_fork
+from .errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
+from .lazy_array import Index, LazyArray
 from .manifest import SegmentEntry
-from .objects import check_folder, check_objects, read_small
+from .objects import ObjectDamageError, check_folder, check_objects, read_small
 from .schema import FORMAT_VERSION, ArrayLayout, TraceSpec, pair_offset, segment_layout
 from .tables import (
     SegmentTables,
@@ -41,15 +39,17 @@ __all__ = ["LazyArray", "Segment", "SegmentTables"]
 LISTING_MAX_BYTES = 256 << 20
 _TABLE_FREE_BYTES = 64 << 20
 _TABLE_MAX_RATIO = 1000  # decoded to stored; texts and token tables reach about 50
-Index = int | slice | EllipsisType
 Rows = TypeVar("Rows", bound=Sized)
 
 
 class Segment:
-    """One segment of a store. Safe from many threads; arrays are read when asked for, tables are kept."""
+    """One segment of a store. Safe from many threads; arrays are read when asked for, tables are kept.
 
-    def __init__(self, store_path: Path, entry: SegmentEntry, spec: TraceSpec) -> None:
-        self.entry, self.spec, self._store_path = entry, spec, store_path
+    Without `check_presence` damaged segments open too, so that what is left of them can be told.
+    """
+
+    def __init__(self, store_path: Path, entry: SegmentEntry, spec: TraceSpec, *, check_presence: bool = True) -> None:
+        self.entry, self.spec, self._store_path, self._check_presence = entry, spec, store_path, check_presence
         self.index, self.first_example, self.n_examples = entry.index, entry.first_example, entry.n_examples
         self.folder = store_path / entry.path
         self._tokens: dict[str, TokenTable] = {}
@@ -78,12 +78,13 @@ class Segment:
         """
         with located(self.where):
             listing = self.read_listing()
-            try:
-                check_objects(self.folder, listing.objects)
-            except CorruptSegmentError as error:
-                last = self.first_example + self.n_examples - 1
-                error.args = (f"{error} Examples {self.first_example} to {last} are in this segment.",)
-                raise
+            if self._check_presence:
+                try:
+                    check_objects(self.folder, listing.objects)
+                except ObjectDamageError as error:
+                    lenient = Segment(self._store_path, self.entry, self.spec, check_presence=False)
+                    error.args = (f"{error} {examples_text(lenient.examples_of_object(error.object_path))}",)
+                    raise
             return listing
 
     def read_listing(self) -> SegmentListing:
@@ -167,7 +168,7 @@ class Segment:
                 self._tokens[sequence] = read_token_table(self._table, list(self.layouts), sequence)
         return self._tokens[sequence]
 
-    def token_offset(self, sequence: str) -> Int64[np.ndarray, "example+1"]:
+    def token_offset(self, sequence: str) -> Int64[np.ndarray, "n_offsets"]:
         """Where each example's tokens begin on the flat token axis of a sequence."""
         return self._offsets[sequence]
 
@@ -176,7 +177,7 @@ class Segment:
         with self._located():
             return {sequence: self._table(f"{sequence}/token_offset") for sequence in self.spec.sequences}
 
-    def pair_offset(self, site: str) -> Int64[np.ndarray, "example+1"]:
+    def pair_offset(self, site: str) -> Int64[np.ndarray, "n_offsets"]:
         """Where each example's pairs begin on the flat pair axis of a site."""
         found = self.spec.site(site)
         lengths = (np.diff(self._offsets[sequence]) for sequence in (found.query_sequence, found.key_sequence))
@@ -193,7 +194,7 @@ class Segment:
         layouts = self.layouts
         if path not in layouts:
             raise NotFoundError(f"{self.where}: {missing_array(path, self.spec)}")
-        return LazyArray(self, layouts[path])
+        return LazyArray(layouts[path], self.read_block)
 
     def read(self, path: str, selection: tuple[Index, ...] | Index = ...) -> np.ndarray:
         """Items of an array: integers and slices, as in numpy.
@@ -286,6 +287,15 @@ class Segment:
             return everything
         return range(self.first_example + found.start, self.first_example + found.stop)
 
+    def examples_of_object(self, object_path: str, *, damaged: bool = False) -> range:
+        """The examples that a file of this segment serves; with `damaged` those of its chunks that cannot be decoded."""
+        try:
+            find = self.reader.damaged_span if damaged else self.reader.span
+            found = find(object_path)
+        except HeadAtlasError:
+            found = None
+        return self.examples_of(*found) if found else self.examples_of("")
+
     def _located(self) -> _Located:
         return _Located(self)
 
@@ -305,9 +315,15 @@ class _Located:
         message = f"{self._segment.where}: {error}"
         if isinstance(error, ObjectDamageError):
             touched = self._segment.examples_of(error.array, error.start, error.stop)
-            if touched:
-                message += f" It holds examples {touched.start} to {touched.stop - 1}."
+            message += f" {examples_text(touched)}"
         error.args = (message, *error.args[1:])
+
+
+def examples_text(examples: range) -> str:
+    """For messages: which examples a damaged object touches."""
+    if not examples:
+        return "No example is touched."
+    return f"Examples {examples.start} to {examples.stop - 1} are touched."
 
 
 def missing_array(path: str, spec: TraceSpec) -> str:
@@ -323,73 +339,3 @@ def missing_array(path: str, spec: TraceSpec) -> str:
     if name in keeps and any(s.name == site for s in spec.sites):
         return f"{path} was not kept. Run the job again with {keeps[name]}."
     return f"no array {path!r}; expected <site>/<{'|'.join(keeps)}> with a site of {', '.join(s.name for s in spec.sites)}."
-
-
-@dataclass(frozen=True)
-class LazyArray:
-    """An array of a segment: indexing with integers and slices reads the chunks it needs, and gives numpy."""
-
-    segment: Segment
-    layout: ArrayLayout
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length of each axis."""
-        return self.layout.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the stored numbers."""
-        return self.layout.dtype
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """Name of each axis."""
-        return self.layout.axes
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of items."""
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return self[...].astype(dtype or self.dtype, copy=False)
-
-    def __getitem__(self, selection: tuple[Index, ...] | Index) -> np.ndarray:
-        """Integers and slices, as in numpy; NotFoundError outside the bounds."""
-        block, inner = self._plan(selection if isinstance(selection, tuple) else (selection,))
-        return self.segment.read_block(self.layout.path, block)[inner]
-
-    def _plan(self, keys: tuple[Index, ...]) -> tuple[tuple[slice, ...], tuple[int | slice, ...]]:
-        """The block to read, and how to index it to get what was asked for."""
-        if (dots := sum(key is ... for key in keys)) > 1 or len(keys) - dots > self.ndim:
-            raise ConfigError(f"{len(keys)} indices for {self.layout.path} with axes {', '.join(self.axes)}.")
-        at = next((i for i, key in enumerate(keys) if key is ...), len(keys))
-        fill = (slice(None),) * (self.ndim - len(keys) + dots)
-        full = (*keys[:at], *fill, *keys[at + 1 :])
-        block: list[slice] = []
-        inner: list[int | slice] = []
-        for key, length, axis in zip(full, self.shape, self.axes, strict=True):
-            if isinstance(key, slice):
-                span = range(*key.indices(length))
-                low, high = (min(span[0], span[-1]), max(span[0], span[-1])) if span else (0, -1)
-                block.append(slice(low, high + 1))
-                step_back = span.step < 0 and len(span)
-                inner.append(slice(None, None, span.step) if not step_back else slice(high - low, None, span.step))
-            elif isinstance(key, int | np.integer):
-                position = int(key) + (length if key < 0 else 0)
-                if not 0 <= position < length:
-                    raise NotFoundError(f"{self.layout.path}: {axis} {int(key)} is outside 0:{length}.")
-                block.append(slice(position, position + 1))
-                inner.append(0)
-            else:
-                raise ConfigError(f"index {key!r} for {axis} of {self.layout.path}; expected an integer or a slice.")
-        return tuple(block), tuple(inner)

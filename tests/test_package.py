@@ -28,7 +28,9 @@ def files(repository) -> list[str]:
     """Every file that is or would be tracked, by its path from the root."""
     if not (repository / ".git").exists():
         pytest.skip("needs a git checkout: which files belong to it is asked of git")
-    listing = _run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=repository)
+    listing = _run(
+        "git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=repository
+    )
     assert listing.returncode == 0, listing.stderr
     return sorted(name for name in listing.stdout.split("\0") if name and (repository / name).is_file())
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 WIDTH = 100
+STYLE = re.compile(r"\[/?(?:bold|italic|dim|b|i)\]")
+"""Marks of a terminal's styles in the texts; other brackets are words (``[default: 8]``)."""
 INTRODUCTION = """\
 # Command line
 
@@ -46,7 +49,7 @@ def _pages(command: Any, name: str, parent: Any) -> list[str]:
         for child_name, child in command.commands.items():
             pages += _pages(child, child_name, context)
         return pages
-    lines = (line.rstrip() for line in command.get_help(context).splitlines())
+    lines = (STYLE.sub("", line).rstrip() for line in command.get_help(context).splitlines())
     return [f"## {context.command_path}\n\n```text\n" + "\n".join(lines).strip("\n") + "\n```\n"]
 
 

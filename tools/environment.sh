@@ -39,8 +39,14 @@ fi
 # The user's pip configuration decides where packages come from; what would install outside .venv is switched off.
 unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIREMENT PIP_NO_DEPS PIP_NO_BUILD_ISOLATION
 export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+# A first installation takes a while and shows what it does; a later one has little to say.
+quiet=
+if [ -e .venv/.run ]; then
+    echo "Bringing .venv up to date"
+    quiet=--quiet
+fi
 pip() {
-    "$python" -m pip install --constraint constraints.txt --no-warn-conflicts "$@"
+    "$python" -m pip install $quiet --constraint constraints.txt --no-warn-conflicts "$@"
 }
 
 case $goal in

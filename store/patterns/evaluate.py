@@ -16,8 +16,9 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from ..errors import ShapeError
-from ..tokens import Column
+from headatlas.store.errors import ShapeError
+from headatlas.store.tokens import Column
+
 from .fields import TokenFields, Values, column_values
 from .lexer import error
 from .regex import matching_texts
@@ -142,19 +143,19 @@ class Evaluator:
             case Named():
                 return operands[0]
             case Negate():
-                return Values("number", -operands[0].data, operands[0].missing)
+                return Values("number", np.asarray(-operands[0].data), operands[0].missing)
             case Arithmetic(operator=sign):
                 return self._arithmetic(node, sign, *operands)
             case Compare(operators=operators):
                 links = zip(operators, operands, operands[1:], strict=False)
                 return _truth(reduce(np.logical_and, (compare(sign, a, b) for sign, a, b in links)))
             case Member(values=values, negated=negated):
-                return _truth(_present(operands[0], is_member(operands[0], values) ^ negated))
+                return _truth(_present(operands[0], np.asarray(is_member(operands[0], values) ^ negated)))
             case Matches(regex=regex, negated=negated):
                 texts = operands[0].texts
                 found = matching_texts(regex, texts) if texts else np.zeros(1, dtype=bool)
                 # Code -1 (missing) reads the last text; _present then makes it false.
-                return _truth(_present(operands[0], found[operands[0].data] ^ negated))
+                return _truth(_present(operands[0], np.asarray(found[operands[0].data] ^ negated)))
             case Not():
                 return _truth(~operands[0].data)
             case Junction(operator=word):
@@ -181,7 +182,8 @@ class Evaluator:
             if (a * b if sign == "*" else a + b) > _INT64_MAX:
                 raise error("the number grows too large", self.expression, node.span.start, node.span.stop)
         with np.errstate(over="ignore", invalid="ignore"):
-            return Values("number", _ARITHMETIC[sign](left.data, right.data), _either(left.missing, right.missing))
+            data = np.asarray(_ARITHMETIC[sign](left.data, right.data))
+        return Values("number", data, _either(left.missing, right.missing))
 
 
 def _constant(value: int | float | str | bool) -> Values:
@@ -190,7 +192,7 @@ def _constant(value: int | float | str | bool) -> Values:
     return Values("bool" if isinstance(value, bool) else "number", np.asarray(value))
 
 
-def _truth(data: np.ndarray) -> Values:
+def _truth(data: np.ndarray | np.generic) -> Values:
     return Values("bool", np.asarray(data))
 
 
@@ -201,7 +203,7 @@ def _either(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray | N
 
 
 def _present(values: Values, truth: np.ndarray) -> np.ndarray:
-    return truth if values.missing is None else truth & ~values.missing
+    return truth if values.missing is None else np.asarray(truth & ~values.missing)
 
 
 def _largest(values: Values) -> int:
@@ -212,7 +214,7 @@ def compare(sign: str, left: Values, right: Values) -> Bool[np.ndarray, "*rows"]
     """Compare two values of one kind; false where one is missing."""
     if left.kind == "text":
         left, right = one_coding(left, right)
-    return _present(left, _present(right, _COMPARE[sign](left.data, right.data)))
+    return _present(left, _present(right, np.asarray(_COMPARE[sign](left.data, right.data))))
 
 
 def one_coding(left: Values, right: Values) -> tuple[Values, Values]:
@@ -224,7 +226,7 @@ def one_coding(left: Values, right: Values) -> tuple[Values, Values]:
         return left, right
     index = {text: code for code, text in enumerate(left.texts)}
     code = np.array([*(index.get(text, -2) for text in right.texts), -1], dtype=np.int64)
-    return left, Values("text", code[right.data], right.missing, left.texts)
+    return left, Values("text", np.asarray(code[right.data]), right.missing, left.texts)
 
 
 def is_member(operand: Values, constants: tuple[Constant, ...]) -> Bool[np.ndarray, "*rows"]:
@@ -232,5 +234,5 @@ def is_member(operand: Values, constants: tuple[Constant, ...]) -> Bool[np.ndarr
     if operand.kind == "text":
         wanted = {constant.value for constant in constants}
         inside = np.array([*(text in wanted for text in operand.texts), False], dtype=bool)
-        return inside[operand.data]  # code -1 reads the last: missing
+        return np.asarray(inside[operand.data])  # code -1 reads the last: missing
     return np.isin(operand.data, np.array([constant.value for constant in constants]))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from ..errors import ShapeError
-from ..tokens import MISSING, Column, TokenFlag, TokenTable
+from headatlas.store.errors import FormatError, ShapeError
+from headatlas.store.tokens import MISSING, Column, TokenFlag, TokenTable
+
 from .tree import Step
 
 Kind = Literal["number", "text", "bool"]
@@ -181,10 +183,17 @@ class TokenFields:
         data = np.full(len(table), MISSING, dtype=np.int64)
         return Values(kind or "number", data, np.ones(len(table), dtype=bool))
 
-    @property
+    @cached_property
     def _word_row(self) -> Int64[np.ndarray, "token"]:
         """Row of each token's word in the word columns, -1 without one."""
         word = self.table.word.astype(np.int64)
+        n_words = np.diff(self.table.word_offset)[self.example]
+        if (word >= n_words).any():
+            token = int(np.flatnonzero(word >= n_words)[0])
+            raise FormatError(
+                f"token {token} is said to belong to word {word[token]} of an example of {n_words[token]} words; "
+                "expected a smaller number. Verify the store."
+            )
         return np.where(word >= 0, self.table.word_offset[self.example] + word, -1)
 
     def _of_words(self, column: Column, kind: Kind | None = None) -> Values:

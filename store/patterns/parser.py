@@ -25,7 +25,8 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from ..errors import PatternError
+from headatlas.store.errors import PatternError
+
 from .lexer import Lexeme, error, lex, unquote
 from .tree import (
     COMPARISONS,

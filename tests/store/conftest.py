@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,3 +24,15 @@ def store_path(tmp_path: Path, contents: list[Content]) -> Path:
     """A complete store of `contents`."""
     write_store(tmp_path / "traces", contents)
     return tmp_path / "traces"
+
+
+@pytest.fixture(autouse=True)
+def _without_fsync(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A small store is a hundred files: flushing each would be most of the time."""
+    if "real_fsync" not in request.fixturenames:
+        monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+@pytest.fixture
+def real_fsync() -> None:
+    """Ask for this to keep `os.fsync` as it is."""

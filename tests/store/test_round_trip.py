@@ -115,16 +115,6 @@ def test_plain_zarr_reads_every_array(store_path: Path, pipeline: str) -> None:
             assert node.metadata.dimension_names == segment.layouts[name].axes
 
 
-def test_zarrs_reads_the_traces(store_path: Path) -> None:
-    """The fast pipeline is the one in use, not a silent fallback."""
-    segment = open_store(store_path).segments[0]
-    segment.read("decoder/attention", (0, 0, slice(0, 3)))
-    opened = segment.reader._opened["decoder/attention"]  # type: ignore[attr-defined]
-    pipeline = opened.zarr_array._async_array.codec_pipeline
-    assert type(pipeline).__name__ == "ZarrsCodecPipeline"
-    assert pipeline.python_impl is None
-
-
 index_or_slice = st.one_of(
     st.integers(-4, 3),
     st.builds(

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from headatlas.store.errors import ConfigError, ShapeError
 from headatlas.store.statistics import STATISTIC_NAMES, STATISTICS, aggregate, head_statistics
 
@@ -82,7 +83,7 @@ def test_one_hot_rows_have_exact_values():
     }
 
 
-def test_shapes_and_names_are_checked():
+def test_shapes_and_names_are_checked(without_shape_checks):
     attention = random_attention(1, 3, 5, causal=False)
     with pytest.raises(ShapeError, match="cross=True"):
         head_statistics(attention, np.zeros(5, bool))
@@ -99,6 +100,10 @@ def test_aggregate_by_rows_and_by_examples():
     np.testing.assert_allclose(aggregate(values, rows, "examples"), [[2.5, 1.0]])
     np.testing.assert_allclose(aggregate(values, np.array([0, 1, 1]), "examples"), [[4.0, 2.0]])
     assert np.isnan(aggregate(values, np.zeros(3, np.int64))).all()
+
+
+def test_aggregate_checks_its_arguments(without_shape_checks):
+    values, rows = np.zeros((1, 2, 3), np.float32), np.array([3, 1, 5])
     with pytest.raises(ShapeError, match="rows 2"):
         aggregate(values, np.array([1, 2]))
     with pytest.raises(ConfigError, match="'tokens'"):

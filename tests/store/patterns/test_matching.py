@@ -5,7 +5,11 @@ import operator
 import numpy as np
 import pytest
 import re2
-from headatlas.store.errors import PatternError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from traced_corpus import WORDS, make_table
+
+from headatlas.store.errors import FormatError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern, Vocabulary
 from headatlas.store.patterns.evaluate import Evaluator
 from headatlas.store.patterns.fields import Texts, TokenFields
@@ -22,63 +26,10 @@ from headatlas.store.patterns.tree import (
     Not,
     Reference,
 )
-from headatlas.store.tokens import Column, TokenFlag, TokenTable
+from headatlas.store.tokens import Column, TokenFlag
 
 # Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-WORDS = ["the", "The", "nurse", "doctor", "she", "Straße", "."]
-UPOS = ["DET", "NOUN", "PRON", None]
-
-
-def make_table(lengths, rng):
-    """A table of random tokens: words of one to three pieces between two special tokens where there is room."""
-    ids, word, flags, text = [], [], [], []
-    word_offset, words, start, end = [0], {"upos": [], "head": [], "score": []}, [], []
-    for length in lengths:
-        n_words = 0
-        previous_word = None
-        for position in range(length):
-            special = length > 2 and position in (0, length - 1)
-            if special:
-                word.append(-1)
-                flags.append(int(TokenFlag.SPECIAL))
-                text.append("[CLS]" if position == 0 else "[SEP]")
-            else:
-                goes_on = previous_word is not None and rng.random() < 0.3
-                if not goes_on:
-                    n_words += 1
-                    start.append(3 * (n_words - 1))
-                    end.append(3 * (n_words - 1) + 2)
-                word.append(n_words - 1)
-                flags.append(int(TokenFlag.CONTINUATION) * goes_on + int(TokenFlag.SECOND) * (position > length // 2))
-                text.append(str(rng.choice(WORDS)))
-                previous_word = n_words
-            ids.append(int(rng.integers(0, 5)))
-        word_offset.append(word_offset[-1] + n_words)
-        for _ in range(n_words):
-            words["upos"].append(UPOS[rng.integers(len(UPOS))])
-            words["head"].append(int(rng.integers(-1, n_words)))
-            words["score"].append(float(rng.choice([0.5, np.nan, 2.0])))
-    return TokenTable(
-        token_offset=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        id=np.array(ids, np.int32),
-        word=np.array(word, np.int32),
-        char_start=np.zeros(len(ids), np.int32),
-        char_end=np.zeros(len(ids), np.int32),
-        flags=np.array(flags, np.uint8),
-        columns={"text": Column.of_text(text), "piece": Column.of_text(t.upper() for t in text)},
-        word_offset=np.array(word_offset, np.int64),
-        word_char_start=np.array(start, np.int32),
-        word_char_end=np.array(end, np.int32),
-        word_columns={
-            "upos": Column.of_text(words["upos"]),
-            "head": Column.of_numbers(words["head"]),
-            "score": Column.of_numbers(words["score"] or [0.5][:0]),
-        },
-    )
 
 
 class Naive:
@@ -172,7 +123,7 @@ number_leaves = st.one_of(
         sides,
         st.sampled_from(["position", "position", "id", "word", "head", "segment", "length", "score"]),
         steps,
-    ),  # fmt: skip
+    ),
     st.builds(Reference, st.just("example"), st.sampled_from(["index", "grade"])),
     st.builds(Constant, st.integers(0, 6)),
 )
@@ -203,13 +154,13 @@ conditions = st.one_of(
         numbers,
         st.lists(st.builds(Constant, st.integers(-2, 4)), min_size=1, max_size=3).map(tuple),
         st.booleans(),
-    ),  # fmt: skip
+    ),
     st.builds(
         Member,
         texts,
         st.lists(st.builds(Constant, st.sampled_from(WORDS)), min_size=1, max_size=3).map(tuple),
         st.booleans(),
-    ),  # fmt: skip
+    ),
     st.builds(Matches, texts, st.sampled_from(["^t", "s+", "^$", "[A-Z]"]), st.booleans()),
     st.sampled_from([Named(name, LIBRARY[name].node) for name in ("induction", "previous_token", "duplicate_token")]),
     st.builds(Constant, st.booleans()),
@@ -257,10 +208,7 @@ def matcher_of(node, query, key, columns, texts, causal):
 )
 def test_matches_equal_the_pair_by_pair_interpreter(node, lengths, seed, kind, block_pairs):
     query, key, columns, texts = corpus(lengths, seed)
-    if kind != "cross":
-        key = query
-    else:
-        key = make_table([n + 1 for n in lengths], np.random.default_rng(seed + 1))
+    key = make_table([n + 1 for n in lengths], np.random.default_rng(seed + 1)) if kind == "cross" else query
     matcher = matcher_of(node, query, key, columns, texts, kind == "causal")
     naive = Naive(query, key, columns, texts)
     expected, offset = [], 0
@@ -375,3 +323,10 @@ def test_words_are_cut_from_their_own_text_of_a_pair():
         assert values.texts[values.data[token]] == text[3 * word : 3 * word + 2]
     joined = TokenFields(table).values("word_text")
     assert joined.texts[joined.data[1]].startswith(table.text[1])
+
+
+def test_a_token_of_a_word_that_does_not_exist_is_an_error_and_not_another_examples_word():
+    table = make_table([4, 4], np.random.default_rng(0))
+    table.word[1] = 7
+    with pytest.raises(FormatError, match="token 1 is said to belong to word 7"):
+        TokenFields(table).values("upos")

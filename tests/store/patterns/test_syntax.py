@@ -3,6 +3,9 @@
 import string
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headatlas.store.errors import ConfigError, HeadAtlasError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern
 from headatlas.store.patterns.library import library_nodes
@@ -26,8 +29,6 @@ from headatlas.store.patterns.tree import (
 
 # Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
-from hypothesis import given
-from hypothesis import strategies as st
 
 names = st.text(string.ascii_lowercase + "_é0-'", min_size=1, max_size=6) | st.sampled_from(
     ["in", "next", "text", "id"]
@@ -94,12 +95,14 @@ def test_any_text_is_read_or_refused_with_a_place_in_it(text):
     try:
         pattern = Pattern.parse(text)
     except PatternError as error:
-        assert 0 <= error.start < error.stop
-        assert error.start <= len(text)
-        assert not error.expression or len(error.expression) == len(text)
-        assert "\n" not in error.expression
+        refused = error
     else:
         assert Pattern.parse(str(pattern)) == pattern
+        return
+    assert 0 <= refused.start < refused.stop
+    assert refused.start <= len(text)
+    assert not refused.expression or len(refused.expression) == len(text)
+    assert "\n" not in refused.expression
 
 
 def test_binding_and_parentheses():

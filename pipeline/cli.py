@@ -1,0 +1,154 @@
+"""The commands `headatlas run` and `headatlas plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .config import JobConfig
+    from .planning import JobProjection
+
+app = typer.Typer(rich_markup_mode="rich")
+_PANEL = "Pipeline"
+
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A job file, or the name of one that ships with headatlas (demo, smollm2).",
+        show_default=False,
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="STORE", help="Folder to write to, instead of store.path.", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated.", show_default=False),
+]
+MaxOption = Annotated[
+    int | None,
+    typer.Option("--max-examples", metavar="N", min=1, help="Take the first N examples only.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command(rich_help_panel=_PANEL)
+def run(
+    config: ConfigArgument,
+    out: OutOption = None,
+    changes: SetOption = None,
+    max_examples: MaxOption = None,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Run a model over a corpus and write its attention to a store; the same command again goes on where it stopped.
+
+    Example: [bold]headatlas run demo --out traces/demo[/bold]
+    """
+    from .progress import open_display
+
+    job = _load(config, out, changes, max_examples)
+    display = open_display(quiet)
+    try:
+        from .run import run_job
+
+        report = run_job(job, display)
+    except KeyboardInterrupt:
+        display.close()
+        print(
+            f"\nheadatlas: stopped. Every committed segment is safe in {job.store.path}; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    finally:
+        display.close()
+    if as_json:
+        print(json.dumps(asdict(report), indent=1))
+
+
+@app.command(rich_help_panel=_PANEL)
+def plan(
+    config: ConfigArgument,
+    out: OutOption = None,
+    changes: SetOption = None,
+    max_examples: MaxOption = None,
+    as_json: JsonOption = False,
+    timed: Annotated[bool, typer.Option("--timed/--untimed", help="Run one batch to estimate the time.")] = True,
+) -> None:
+    """Show what a job would take: examples, tokens, segments, bytes on disk by array, memory and time. Writes nothing.
+
+    Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
+    """
+    from .job import prepare_job
+    from .projection import project_job
+
+    job = prepare_job(_load(config, out, changes, max_examples))
+    projection = project_job(job, timed)
+    if as_json:
+        print(json.dumps(_projection_json(projection, job), indent=1))
+    else:
+        _print_projection(projection, job)
+
+
+def _load(config: str, out: Path | None, changes: list[str] | None, max_examples: int | None) -> JobConfig:
+    from .config import load_config
+
+    overrides = list(changes or ())
+    if max_examples is not None:
+        overrides.append(f"corpus.max_examples={max_examples}")
+    job = load_config(config, overrides)
+    return job if out is None else job.model_copy(update={"store": job.store.model_copy(update={"path": out})})
+
+
+def _projection_json(projection: JobProjection, job: Any) -> dict[str, Any]:
+    return {
+        "store": str(job.path),
+        "model": job.loaded.identity.name,
+        "n_skipped": len(job.skipped),
+        "n_quarantined": job.n_quarantined,
+        **asdict(projection),
+        "raw_bytes": projection.raw_bytes,
+        "stored_bytes": projection.stored_bytes,
+        "peak_bytes": projection.peak_bytes,
+    }
+
+
+def _print_projection(projection: JobProjection, job: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .progress import format_bytes, format_seconds
+
+    console = Console()
+    tokens = ", ".join(f"{count:,} {name} tokens" for name, count in projection.n_tokens.items())
+    sites = "; ".join(f"{site.name}: {site.n_layers} layers x {site.n_heads} heads" for site in job.spec.sites)
+    console.print(f"[bold]{job.loaded.identity.name}[/bold] ({sites}) → {job.path}", highlight=False)
+    console.print(
+        f"{projection.n_examples:,} examples, {tokens}, in {projection.n_segments} segments and {projection.n_batches} batches "
+        f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
+        highlight=False,
+    )
+    for count, what in (
+        (len(job.skipped), "examples cannot be encoded"),
+        (job.n_quarantined, "records cannot be read"),
+    ):
+        if count:
+            console.print(f"{count:,} {what}", highlight=False)
+    table = Table("array", "raw", "on disk (predicted)", box=None, header_style="bold")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for array in projection.arrays:
+        table.add_row(array.path, format_bytes(array.raw_bytes), format_bytes(array.stored_bytes))
+    table.add_row("all", format_bytes(projection.raw_bytes), format_bytes(projection.stored_bytes), style="bold")
+    console.print(table)
+    parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in projection.memory.items())
+    console.print(f"peak memory at most {format_bytes(projection.peak_bytes)} ({parts})", highlight=False)
+    if projection.time_s is not None:
+        console.print(f"about {format_seconds(projection.time_s)}, from one timed batch", highlight=False)

@@ -1,0 +1,354 @@
+"""From the calls of a batch to a segment's arrays: cuts calls into tiles, reduces them, writes them in place.
+
+`Reduction` is the seam where a fused kernel goes: it gets a call, the batch's places and the arrays, and may return the
+attention output it computed on the way. `TorchReduction` serves everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headatlas.store.errors import ConfigError, UnsupportedModelError
+from headatlas.store.schema import Keep, Site, TraceSpec
+
+from .capture import AttentionCall
+from .reduction import LOWEST, STATISTIC_NAMES, Tile, TileRequest, TileResult, reduce_tile
+from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
+from .sites import CallSequence, ModelSites
+
+TILE_WEIGHTS = 1 << 18
+"""Weights of a tile on the CPU: 1 MiB of float32, so that a tile stays in the second-level cache."""
+_MIN_TILE_ROWS = 16
+_LARGEST = {"float16": 65_504.0, "bfloat16": torch.finfo(torch.bfloat16).max, "float32": torch.finfo(torch.float32).max}
+
+
+@dataclass
+class Batch:
+    """One batch on its way through the model.
+
+    `special` marks special tokens by sequence, ``[batch row, token]``. `failures` collects, by index of the example in the
+    segment, why it must not be stored.
+    """
+
+    places: dict[str, SitePlacement]
+    special: dict[str, Bool[Tensor, "batch token"]]
+    failures: dict[int, str] = field(default_factory=dict)
+    _masks: dict[tuple[int, int], tuple[Tensor, Tensor | None, bool]] = field(default_factory=dict)
+
+    def mask_of(self, call: AttentionCall, site: Site, index: int, run: Run) -> tuple[Tensor | None, bool]:
+        """(additive mask or None, whether later keys are hidden besides) of one run.
+
+        Layers share masks, so answers are kept.
+
+        Raises
+        ------
+        UnsupportedModelError
+            A query of a causal site sees a later key, which the store would drop.
+        """
+        if call.mask is None:
+            if site.causal and not call.causal and run.n_queries > 1:
+                raise UnsupportedModelError(
+                    f"{call.module} attends to later tokens, but did not when the model was probed."
+                )
+            return None, call.causal
+        known = self._masks.get((id(call.mask), index))
+        if known is None:
+            crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
+            open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+            if site.causal and bool(open_.triu(1).any()):
+                raise UnsupportedModelError(
+                    f"{call.module} attends to later tokens, but did not when the model was probed."
+                )
+            if crop.dtype != torch.bool:
+                additive = crop.float().clamp(min=LOWEST)
+                known = (call.mask, additive if bool(additive.any()) else None, False)
+            elif bool(crop.all()):
+                known = (call.mask, None, False)
+            elif run.n_queries == run.n_keys and bool((crop == torch.ones_like(crop).tril()).all()):
+                known = (call.mask, None, True)
+            else:
+                known = (call.mask, torch.zeros(crop.shape, device=crop.device).masked_fill_(~crop, LOWEST), False)
+            self._masks[id(call.mask), index] = known  # holds the mask, so that its id stays its own
+        return known[1], known[2]
+
+    def fail(self, row: int, place: SitePlacement, reason: str) -> None:
+        """Record why an example must not be stored; the first reason stays."""
+        self.failures.setdefault(place.example[row], reason)
+
+
+class Reduction(Protocol):
+    """What turns one call into stored numbers."""
+
+    def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
+        """Write everything kept of one call into `arrays`; return the attention output if it was computed anyway."""
+        ...
+
+
+class TorchReduction:
+    """Torch operations on tiles: works for every model and device."""
+
+    def __init__(self, keep: Keep, statistics: Sequence[str]) -> None:
+        unknown = [name for name in statistics if name not in STATISTIC_NAMES]
+        if unknown:
+            raise ConfigError(
+                f"statistics {', '.join(unknown)} cannot be computed; known are {', '.join(STATISTIC_NAMES)}."
+            )
+        self._keep = keep
+        self._statistics = tuple(statistics)
+
+    def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
+        """Write everything kept of one call into `arrays`."""
+        place = batch.places[site.name]
+        self._store_vectors(call, site, layer, batch, arrays)
+        names = frozenset(self._statistics) if self._keep.statistics else frozenset[str]()
+        if site.name == "cross":
+            names -= {"self", "previous", "next"}
+        request = TileRequest(self._keep.attention, self._keep.query_key is not None, self._keep.edges or 0, names)
+        sums = {name: torch.zeros(call.query.shape[:2], device=call.query.device) for name in names}
+        if request.attention or request.logsumexp or request.n_edges or names:
+            for index, run in enumerate(place.runs):
+                mask, triangular = batch.mask_of(call, site, index, run)
+                for rows, heads, queries in _tiles(run, site, call.query.device):
+                    tile = _cut(call, site, batch, run, mask, triangular, rows, heads, queries)
+                    result = reduce_tile(tile, request)
+                    _store_tile(result, site, layer, place, arrays, rows, heads, queries, run)
+                    for name, values in result.sums.items():
+                        sums[name][rows, heads] += values
+                    if result.valid is not None:
+                        _report(result.valid, batch, place, site, layer, rows, heads)
+        if arrays.statistics is not None:
+            self._store_statistics(sums, layer, place, arrays.statistics)
+        arrays.n_filled += len(place.example)
+
+    def _store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
+        codec, place = self._keep.query_key, batch.places[site.name]
+        if codec is None or arrays.query is None or arrays.key is None:
+            return
+        lengths = [(run.n_queries, run.n_keys) for run in place.runs for _ in range(run.start, run.stop)]
+        for name, vectors, out, starts, side in (
+            ("query", call.query, arrays.query, place.query_start, 0),
+            ("key", call.key, arrays.key, place.key_start, 1),
+        ):
+            smallest, largest = (
+                float(value) for value in torch.aminmax(vectors.transpose(1, 2))
+            )  # [batch, token, head, d_head] lies in one piece
+            if not max(-smallest, largest) <= _LARGEST[codec]:  # also catches NaN
+                _report_vectors(vectors, name, codec, batch, place, site, layer, [length[side] for length in lengths])
+            stored = _host(vectors.to(getattr(torch, codec)), codec)
+            for row, start in enumerate(starts):
+                n = lengths[row][side]
+                out[layer, :, start : start + n] = stored[row, :, :n]
+
+    def _store_statistics(self, sums: dict[str, Tensor], layer: int, place: SitePlacement, out: np.ndarray) -> None:
+        n_rows = np.concatenate([np.full(run.stop - run.start, run.n_queries) for run in place.runs])[:, None]
+        for index, name in enumerate(self._statistics):
+            counted = n_rows - 1 if name in ("previous", "next") else n_rows
+            if name in sums:
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    mean = np.where(counted > 0, sums[name].cpu().numpy() / counted, np.nan)
+                out[index, layer, :, list(place.example)] = mean
+            else:
+                out[index, layer, :, list(place.example)] = np.nan
+
+
+class TraceCollector:
+    """Receives the calls of one batch after the other and fills a segment's arrays."""
+
+    def __init__(self, spec: TraceSpec, sites: ModelSites, reduction: Reduction | None = None) -> None:
+        self._spec = spec
+        self._sites = sites
+        self._sequence = CallSequence(sites)
+        self._reduction = reduction or TorchReduction(spec.keep, spec.statistics)
+        self._buffers: SegmentBuffers | None = None
+        self._batch: Batch | None = None
+
+    def begin(
+        self, buffers: SegmentBuffers, examples: Sequence[int], special: dict[str, Bool[Tensor, "batch token"]]
+    ) -> Batch:
+        """Get ready for a forward pass over these examples of the segment, in this order."""
+        self._sequence.restart()
+        self._buffers = buffers
+        self._batch = Batch({site.name: buffers.place(site, examples) for site in self._spec.sites}, special)
+        return self._batch
+
+    def receive(self, call: AttentionCall) -> Tensor | None:
+        """Take one call of the model."""
+        assert self._batch is not None, "begin() comes before the forward pass"
+        assert self._buffers is not None, "begin() comes before the forward pass"
+        where = self._sequence.next(call)
+        site = self._sites.site(where.site)
+        return self._reduction.reduce(call, site, where.layer, self._batch, self._buffers.sites[where.site])
+
+    def finish(self) -> None:
+        """Check that the forward pass was complete."""
+        self._sequence.finish()
+        self._batch = None
+
+
+def _tiles(run: Run, site: Site, device: torch.device) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut a run into (batch rows, query heads, query positions) of at most `TILE_WEIGHTS` weights where that is possible."""
+    budget = TILE_WEIGHTS if device.type == "cpu" else 1 << 26
+    one_head = run.n_queries * run.n_keys
+    per_key_head = site.n_heads // site.n_kv_heads
+    n_examples = max(1, budget // (one_head * site.n_heads))
+    n_kv_heads = min(site.n_kv_heads, max(1, budget // (one_head * per_key_head)))
+    n_rows = run.n_queries
+    if one_head * per_key_head > budget:
+        n_rows = max(_MIN_TILE_ROWS, budget // (run.n_keys * per_key_head))
+    for row in range(run.start, run.stop, n_examples):
+        for kv_head in range(0, site.n_kv_heads, n_kv_heads):
+            heads = slice(kv_head * per_key_head, min(kv_head + n_kv_heads, site.n_kv_heads) * per_key_head)
+            for query in range(0, run.n_queries, n_rows):
+                yield (
+                    slice(row, min(row + n_examples, run.stop)),
+                    heads,
+                    slice(query, min(query + n_rows, run.n_queries)),
+                )
+
+
+def _cut(
+    call: AttentionCall,
+    site: Site,
+    batch: Batch,
+    run: Run,
+    mask: Tensor | None,
+    triangular: bool,
+    rows: slice,
+    heads: slice,
+    queries: slice,
+) -> Tile:
+    per_key_head = call.n_groups
+    kv_heads = slice(heads.start // per_key_head, heads.stop // per_key_head)
+    n_keys = queries.stop if site.causal else run.n_keys
+    bias: Float[Tensor, "#example #head query key"] | None = None
+    if mask is not None:
+        inside = slice(rows.start - run.start, rows.stop - run.start)
+        bias = mask[
+            inside if mask.shape[0] > 1 else slice(0, 1), heads if mask.shape[1] > 1 else slice(0, 1), queries, :n_keys
+        ]
+    if call.position_bias is not None:
+        learned = call.position_bias
+        learned = learned[rows if learned.shape[0] > 1 else slice(0, 1), heads, queries, :n_keys].float()
+        bias = learned if bias is None else (bias + learned).clamp(min=LOWEST)
+    special = batch.special.get(site.key_sequence)
+    return Tile(
+        query=call.query[rows, heads, queries].float(),
+        key=call.key[rows, kv_heads, :n_keys].float(),
+        scaling=call.scaling,
+        softcap=call.softcap,
+        bias=bias,
+        sinks=None if call.sinks is None else call.sinks[heads].float(),
+        causal=site.causal,
+        triangular=triangular,
+        first_row=queries.start,
+        special=None if special is None else special[rows, :n_keys],
+    )
+
+
+def _store_tile(
+    result: TileResult,
+    site: Site,
+    layer: int,
+    place: SitePlacement,
+    arrays: SiteArrays,
+    rows: slice,
+    heads: slice,
+    queries: slice,
+    run: Run,
+) -> None:
+    if result.attention is not None and arrays.attention is not None:
+        _store_attention(result.attention, site, arrays.attention[layer, heads], place, rows, queries, run)
+    logsumexp = None if result.logsumexp is None else result.logsumexp.cpu().numpy()
+    edge_key = None if result.edge_key is None else result.edge_key.cpu().numpy()
+    edge_weight = None if result.edge_weight is None else result.edge_weight.to(torch.float16).cpu().numpy()
+    if edge_key is not None and arrays.edge_key is not None:
+        edge_key = edge_key.astype(arrays.edge_key.dtype)  # -1 becomes the type's maximum
+    for i, row in enumerate(range(rows.start, rows.stop)):
+        at = slice(place.query_start[row] + queries.start, place.query_start[row] + queries.stop)
+        if logsumexp is not None and arrays.logsumexp is not None:
+            arrays.logsumexp[layer, heads, at] = logsumexp[i]
+        if edge_key is not None and arrays.edge_key is not None:
+            arrays.edge_key[layer, heads, at] = edge_key[i]
+        if edge_weight is not None and arrays.edge_weight is not None:
+            arrays.edge_weight[layer, heads, at] = edge_weight[i]
+
+
+def _store_attention(
+    weights: Tensor, site: Site, out: np.ndarray, place: SitePlacement, rows: slice, queries: slice, run: Run
+) -> None:
+    """Write a tile's weights (any codec) to their pairs; `out` is ``[head, pair]`` of the layer and the tile's heads."""
+    n_rows, n_keys = weights.shape[2:]
+    if site.causal and queries.start == 0:
+        pairs = weights.flatten(2).index_select(2, _lower_triangle(n_rows, n_keys, weights.device)).cpu().numpy()
+        first = 0
+    elif site.causal:
+        full = weights.cpu().numpy()
+        for i, row in enumerate(range(rows.start, rows.stop)):
+            for j, query in enumerate(range(queries.start, queries.stop)):
+                start = place.pair_start[row] + query * (query + 1) // 2
+                out[:, start : start + query + 1] = full[i, :, j, : query + 1]
+        return
+    else:
+        pairs = weights.flatten(2).cpu().numpy()  # [example, head, pair]
+        first = queries.start * run.n_keys
+    for i, row in enumerate(range(rows.start, rows.stop)):
+        start = place.pair_start[row] + first
+        out[:, start : start + pairs.shape[2]] = pairs[i]
+
+
+_TRIANGLES: dict[tuple[int, int, torch.device], Tensor] = {}
+
+
+def _lower_triangle(n_rows: int, n_keys: int, device: torch.device) -> Tensor:
+    """Flat indices of the pairs a causal map stores."""
+    known = _TRIANGLES.get((n_rows, n_keys, device))
+    if known is None:
+        query, key = torch.tril_indices(n_rows, n_keys, device=device)
+        known = query * n_keys + key
+        if n_rows <= 128:
+            _TRIANGLES[n_rows, n_keys, device] = known
+    return known
+
+
+def _host(vectors: Tensor, codec: str) -> np.ndarray:
+    if codec == "bfloat16":
+        return vectors.view(torch.int16).cpu().numpy().view(np.uint16)
+    return vectors.cpu().numpy()
+
+
+def _report(
+    valid: Tensor, batch: Batch, place: SitePlacement, site: Site, layer: int, rows: slice, heads: slice
+) -> None:
+    for example, head in (~valid).nonzero().tolist():
+        batch.fail(
+            rows.start + example,
+            place,
+            f"{site.name} layer {layer} head {heads.start + head}: scores are not finite, or a row sees no key",
+        )
+
+
+def _report_vectors(
+    vectors: Tensor,
+    name: str,
+    codec: str,
+    batch: Batch,
+    place: SitePlacement,
+    site: Site,
+    layer: int,
+    lengths: list[int],
+) -> None:
+    for row, length in enumerate(lengths):
+        largest = float(vectors[row, :, :length].abs().amax())
+        if not largest <= _LARGEST[codec]:
+            batch.fail(
+                row,
+                place,
+                f"{site.name} layer {layer}: {name} holds {largest:g}, more than {codec} can ({_LARGEST[codec]:g})",
+            )

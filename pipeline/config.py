@@ -1,0 +1,263 @@
+"""The job file: TOML, checked by pydantic, with ``section.key=value`` overrides.
+
+Relative paths count from the current directory, as on any command line; ``package:NAME/path`` is a file inside an
+installed package. A job has an identity: the settings that decide the bytes of its segments. Where it writes, how
+many threads it uses and how it shows progress are not part of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from headatlas.store.errors import ConfigError
+from headatlas.store.schema import Keep
+
+from .corpora.options import CorpusConfig
+from .planning import BatchLimits
+
+MAX_FILE_BYTES = 1 << 20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """Which model runs, and how."""
+
+    source: str
+    """A hub name, a folder, ``package:NAME/path`` or a GGUF file."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Of the weights; scores are float32 always."""
+    device: str = "auto"
+    """``auto`` takes CUDA where there is any."""
+    local_only: bool = False
+    """Never ask the hub."""
+
+
+class TokensConfig(_Section):
+    """How text becomes tokens."""
+
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Longest sequence; by default what the model allows."""
+    too_long: Literal["truncate", "skip"] = "truncate"
+    special: bool = True
+    """Whether the tokenizer adds its special tokens."""
+
+
+class StoreConfig(_Section):
+    """Where and in what portions the traces are written."""
+
+    path: Path | None = None
+    """The store's folder; by default ``traces/`` and the name of the job file."""
+    segment_examples: int = Field(default=512, gt=0)
+    segment_bytes: int = Field(default=256 << 20, ge=1 << 16)
+    """Raw bytes of a segment; two of them are in memory at a time."""
+
+
+class RunConfig(_Section):
+    """How the work is cut. Batches change the last bits of the numbers, so they belong to the job's identity."""
+
+    batch_size: int = Field(default=64, gt=0)
+    max_batch_tokens: int = Field(default=16_384, gt=0)
+    max_length_ratio: float = Field(default=2.0, ge=1)
+    threads: int | None = Field(default=None, gt=0)
+    """Of torch; by default torch's own choice."""
+
+    @property
+    def limits(self) -> BatchLimits:
+        """As planning wants them."""
+        return BatchLimits(self.batch_size, self.max_batch_tokens, self.max_length_ratio)
+
+
+class KeepConfig(Keep):
+    """What is kept; ``false`` and ``"none"`` leave an array out."""
+
+    @field_validator("attention", "query_key", "edges", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if value is False or value == "none" else value
+
+
+class JobConfig(_Section):
+    """One job: a model over a corpus into a store."""
+
+    model: ModelConfig
+    corpus: CorpusConfig
+    tokens: TokensConfig = TokensConfig()
+    keep: KeepConfig = KeepConfig()
+    store: StoreConfig = StoreConfig()
+    run: RunConfig = RunConfig()
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the bytes of segments, besides model, corpus and kept arrays (recorded apart)."""
+        return {
+            "tokens": self.tokens.model_dump(mode="json"),
+            "store": self.store.model_dump(mode="json", exclude={"path"}),
+            "run": self.run.model_dump(mode="json", exclude={"threads"}),
+        }
+
+    def digest(self) -> str:
+        """SHA-256 of everything in the file that decides the bytes of segments."""
+        document = self.model_dump(mode="json", exclude={"store": {"path"}, "run": {"threads"}})
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
+    """Read a job file, or the one of that name which ships with headatlas (``demo``).
+
+    `overrides` are ``section.key=value`` with the value in TOML (a bare word is text). Another ``corpus.kind`` than
+    the file's starts an empty corpus section: options of one kind mean nothing to another.
+
+    Raises
+    ------
+    ConfigError
+        The file is not there, too large, not TOML, or says what no job can do; the nearest known key is named.
+    """
+    path = find_config(name)
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes; a job file has at most {MAX_FILE_BYTES}.")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    changes = [_parse_override(text) for text in overrides]
+    corpus = document.get("corpus")
+    kinds = [value for keys, value in changes if keys == ("corpus", "kind")]
+    if kinds and isinstance(corpus, dict) and kinds[-1] != corpus.get("kind"):
+        document["corpus"] = {}
+    for keys, value in changes:
+        section = document.setdefault(keys[0], {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"{path}: {keys[0]} is {section!r}; expected a section [{keys[0]}].")
+        section[keys[1]] = value
+    config = parse_config(document, str(path))
+    if config.store.path is None:
+        store = config.store.model_copy(update={"path": Path("traces") / path.stem})
+        config = config.model_copy(update={"store": store})
+    return config
+
+
+def parse_config(document: dict[str, Any], where: str = "job") -> JobConfig:
+    """Check a job given as nested dictionaries.
+
+    Raises
+    ------
+    ConfigError
+        Names every mistake, with the nearest known key for an unknown one.
+    """
+    corpus = document.get("corpus")
+    if isinstance(corpus, dict) and isinstance(corpus.get("path"), str):
+        document = {**document, "corpus": {**corpus, "path": _resolve_package_path(corpus["path"])}}
+    try:
+        return JobConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of that name, or the shipped job file.
+
+    Raises
+    ------
+    ConfigError
+        There is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = _shipped_configs()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise ConfigError(
+        f"there is no job file {str(name)!r}; give a path, or one of those that ship: {', '.join(sorted(shipped))}."
+    )
+
+
+def _shipped_configs() -> dict[str, Path]:
+    spec = importlib.util.find_spec("headatlas.configs")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def _resolve_package_path(text: str) -> str:
+    if not text.startswith("package:"):
+        return text
+    package, _, inside = text.removeprefix("package:").partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = (Path(folder) / inside).resolve()
+        if path.is_relative_to(Path(folder).resolve()) and path.exists():
+            return str(path)
+    raise ConfigError(f"corpus.path {text!r}: there is no such file inside an installed package {package!r}.")
+
+
+def _parse_override(text: str) -> tuple[tuple[str, str], Any]:
+    name, equals, value = text.partition("=")
+    keys = tuple(part.strip() for part in name.split("."))
+    if not equals or len(keys) != 2 or not all(keys):
+        raise ConfigError(f"--set {text!r}: expected section.key=value, for example corpus.max_examples=100.")
+    try:
+        return (keys[0], keys[1]), tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return (keys[0], keys[1]), value.strip()
+
+
+def _explain(problem: Any) -> str:
+    """One mistake found by pydantic, in our words."""
+    place = [str(part) for part in problem["loc"]]
+    section = place[0] if place else ""
+    if section == "corpus" and len(place) > 1 and place[1] in _corpus_kinds():
+        kind, place = place[1], [place[0], *place[2:]]
+    else:
+        kind = ""
+    name = ".".join(place)
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _known_keys(section, kind) if len(place) > 1 else list(JobConfig.model_fields)
+            near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+            prefix = ".".join(place[:-1])
+            hint = f"did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else ""
+            return f"unknown key {name}; {hint + ' ' if hint else ''}Known {'here' if prefix else 'sections'}: {', '.join(known)}."
+        case "missing":
+            return f"{name} is missing."
+        case "union_tag_not_found":
+            return f"corpus.kind is missing; it is one of {', '.join(_corpus_kinds())}."
+        case "union_tag_invalid":
+            found = str(problem["input"].get("kind")) if isinstance(problem["input"], dict) else ""
+            near = difflib.get_close_matches(found, _corpus_kinds(), n=1, cutoff=0.5)
+            hint = f" did you mean {near[0]!r}?" if near else ""
+            return f"corpus.kind is {found!r};{hint} It is one of {', '.join(_corpus_kinds())}."
+        case _:
+            return f"{name} is {problem['input']!r}: {problem['msg']}."
+
+
+def _known_keys(section: str, kind: str) -> list[str]:
+    if section == "corpus":
+        return list(_corpus_kinds()[kind].model_fields) if kind in _corpus_kinds() else ["kind"]
+    field = JobConfig.model_fields.get(section)
+    model = field.annotation if field else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _corpus_kinds() -> dict[str, type[BaseModel]]:
+    """Options model of each corpus kind, from the annotation of the union itself."""
+    union = typing.get_args(CorpusConfig)[0]
+    members = typing.get_args(union) if isinstance(union, types.UnionType) else (union,)
+    return {kind: member for member in members for kind in typing.get_args(member.model_fields["kind"].annotation)}

@@ -1,0 +1,261 @@
+"""What a job tells while it runs: events as plain data, shown as a progress bar or as log lines.
+
+The job knows nothing of how it is shown: it calls one function with each event.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the preparation began."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class JobStarted:
+    """Everything is ready; `n_done` examples are in the store from before."""
+
+    store: str
+    model: str
+    n_examples: int
+    n_done: int
+    n_segments: int
+    n_segments_done: int
+
+
+@dataclass(frozen=True)
+class CheckPassed:
+    """The capture agrees with the model's own eager attention."""
+
+    n_examples: int
+    n_weights: int
+    largest: float
+    bound: float
+    rebuilt: float | None
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """A batch was computed."""
+
+    n_examples: int
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class BatchHalved:
+    """Memory ran out; the batch is tried again in two halves."""
+
+    n_examples: int
+
+
+@dataclass(frozen=True)
+class ExampleSkipped:
+    """An example is listed in the store without traces."""
+
+    index: int
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SegmentRestarted:
+    """Examples of the segment turned out not to be storable; it is computed again without them."""
+
+    index: int
+    n_examples: int
+
+
+@dataclass(frozen=True)
+class SegmentDone:
+    """A segment was committed."""
+
+    index: int
+    n_examples: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class JobDone:
+    """The store is complete."""
+
+    store: str
+    n_examples: int
+    n_skipped: int
+    n_quarantined: int
+    n_bytes: int
+    seconds: float
+
+
+Event = (
+    Stage
+    | JobStarted
+    | CheckPassed
+    | BatchDone
+    | BatchHalved
+    | ExampleSkipped
+    | SegmentRestarted
+    | SegmentDone
+    | JobDone
+)
+
+
+@dataclass
+class Rates:
+    """Totals since the start, and what follows from them."""
+
+    started: float = field(default_factory=time.monotonic)
+    n_examples: int = 0
+    n_tokens: int = 0
+    n_bytes: int = 0
+
+    def add(self, event: Event) -> None:
+        """Count an event."""
+        if isinstance(event, BatchDone):
+            self.n_examples += event.n_examples
+            self.n_tokens += event.n_tokens
+        elif isinstance(event, SegmentDone):
+            self.n_bytes += event.n_bytes
+
+    def text(self) -> str:
+        """Rates in words."""
+        elapsed = max(time.monotonic() - self.started, 1e-6)
+        return f"{self.n_examples / elapsed:,.0f} examples/s · {self.n_tokens / elapsed:,.0f} tokens/s · {format_bytes(self.n_bytes)} written"
+
+
+def format_bytes(n: float) -> str:
+    """Bytes for people: ``12.3 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people: ``2 min 05 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def describe(event: Event) -> str | None:
+    """One line for an event that deserves one, else None."""
+    match event:
+        case Stage(text=text):
+            return text
+        case JobStarted():
+            before = f", {event.n_done:,} of them there from before" if event.n_done else ""
+            return (
+                f"{event.model} → {event.store}: {event.n_examples:,} examples in {event.n_segments} segments{before}"
+            )
+        case CheckPassed():
+            rebuilt = "" if event.rebuilt is None else f"; rebuilt from query and key within {event.rebuilt:.1e}"
+            return f"self-check passed: {event.n_weights:,} weights within {event.largest:.1e} of eager attention (at most {event.bound:g}){rebuilt}"
+        case BatchHalved():
+            return f"out of memory with {event.n_examples} examples: trying halves"
+        case ExampleSkipped():
+            return f"skipped example {event.index} ({event.id}): {event.reason}"
+        case SegmentRestarted():
+            return f"segment {event.index} starts again without {event.n_examples} examples"
+        case JobDone():
+            left_out = "".join(
+                f", {count:,} {what}"
+                for count, what in ((event.n_skipped, "skipped"), (event.n_quarantined, "records unreadable"))
+                if count
+            )
+            return f"done: {event.n_examples:,} examples{left_out}, {format_bytes(event.n_bytes)} in {event.store} after {format_seconds(event.seconds)}"
+        case _:
+            return None
+
+
+class LogLines:
+    """Plain lines, for files and pipes; a line for every segment."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._rates: Rates | None = None
+        self._n_left = 0
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, JobStarted):
+            self._rates, self._n_left = Rates(), event.n_examples - event.n_done
+        line = describe(event)
+        if self._rates is not None:
+            self._rates.add(event)
+            if isinstance(event, SegmentDone):
+                line = f"segment {event.index} committed: {self._rates.n_examples:,} of {self._n_left:,} examples, {self._rates.text()}"
+        if line:
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing to put away."""
+
+
+class ProgressBar:
+    """A bar with rates and the time left, lines above it for what matters."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress: Progress = Progress(
+            TextColumn("{task.percentage:>3.0f}%"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn("{task.fields[rates]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task: TaskID | None = None
+        self._rates = Rates()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, JobStarted):
+            self._rates = Rates()
+            self._task = self._progress.add_task("", total=event.n_examples, completed=event.n_done, rates="")
+            self._progress.start()
+        self._rates.add(event)
+        if (line := describe(event)) is not None:
+            self._progress.console.print(line, markup=False, highlight=False)
+        if self._task is not None and isinstance(event, BatchDone | SegmentDone):
+            advance = event.n_examples if isinstance(event, BatchDone) else 0
+            self._progress.update(self._task, advance=advance, rates=self._rates.text())
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+def open_display(quiet: bool = False) -> LogLines | ProgressBar | Silent:
+    """What suits where standard error goes."""
+    if quiet:
+        return Silent()
+    return ProgressBar() if sys.stderr.isatty() else LogLines()
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __call__(self, event: Event) -> None:
+        """Ignore an event."""
+
+    def close(self) -> None:
+        """Nothing to put away."""
+
+
+Listener = Callable[[Event], None]

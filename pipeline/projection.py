@@ -1,0 +1,69 @@
+"""Time and memory of a prepared job, with a short timed trial of the real thing."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from .capture import capturing
+from .collector import TILE_WEIGHTS, TraceCollector
+from .job import Job, model_shape
+from .planning import JobProjection, plan_batches, project
+from .segment_buffers import SegmentBuffers
+from .selfcheck import CHECK_BYTES
+from .sites import forward_options
+
+_TRIAL_TOKENS = 2048
+WRITING_SHARE = 1.15
+"""Writing and bookkeeping beside computing."""
+
+
+def project_job(job: Job, timed: bool = True) -> JobProjection:
+    """What the job will take; `timed` runs one batch of typical length twice to estimate the time."""
+    n_tokens = {str(name): counts for name, counts in job.n_tokens.items()}
+    check = min(CHECK_BYTES, 3 * _attention_bytes(job, n_tokens))
+    return project(
+        job.spec,
+        n_tokens,
+        job.segments,
+        job.config.run.limits,
+        model_shape(job.loaded),
+        4 * TILE_WEIGHTS,
+        check,
+        seconds_per_token(job) if timed else None,
+    )
+
+
+def seconds_per_token(job: Job) -> float:
+    """Seconds of capture for each token, from a batch around the middle of the lengths."""
+    n_tokens = {str(name): counts for name, counts in job.n_tokens.items()}
+    total = np.sum(np.stack(list(n_tokens.values())), axis=0)
+    order = np.argsort(total, kind="stable")
+    order = order[total[order] > 0]
+    # Half of all tokens are in shorter examples, half in longer ones.
+    middle = int(np.searchsorted(np.cumsum(total[order]), total.sum() / 2))
+    half = max(1, _TRIAL_TOKENS // max(1, int(total[order[min(middle, len(order) - 1)]])) // 2)
+    chosen = [int(i) for i in order[max(0, middle - half) : middle + half]] or [int(order[0])]
+    examples = [job.examples[i] for i in chosen]
+    lengths = {name: counts[chosen] for name, counts in n_tokens.items()}
+    collector, buffers = TraceCollector(job.spec, job.sites), SegmentBuffers(job.spec, lengths)
+    batches = plan_batches(lengths, job.config.run.limits)
+    seconds = 0.0
+    for _ in range(2):  # the first time warms up
+        started = time.perf_counter()
+        with torch.inference_mode(), capturing(job.loaded.model, collector):
+            for batch in batches:
+                inputs = job.inputs.build([examples[i] for i in batch.examples])
+                collector.begin(buffers, batch.examples, inputs.special)
+                job.loaded.model(**inputs.arguments, **forward_options(job.loaded.model))
+                collector.finish()
+        seconds = time.perf_counter() - started
+    return WRITING_SHARE * seconds / int(sum(counts.sum() for counts in lengths.values()))
+
+
+def _attention_bytes(job: Job, n_tokens: dict[str, np.ndarray]) -> int:
+    maps = sum(site.n_layers * site.n_heads for site in job.spec.sites)
+    longest = max(int(counts.max(initial=0)) for counts in n_tokens.values())
+    return 4 * 8 * maps * longest * longest

@@ -1,0 +1,259 @@
+"""Running a job: segment by segment, each written in the background while the next is computed.
+
+What is committed stays; what is not leaves no trace; running the same job again goes on where it stopped and ends with
+the same bytes. An example that cannot be stored (out of memory alone, scores that are not finite) takes its segment
+back to the start without it, so nothing doubtful is ever written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from headatlas.store.manifest import SegmentEntry
+from headatlas.store.tables import SegmentTables
+from headatlas.store.writer import StoreWriter
+
+from .capture import capturing
+from .collector import TraceCollector
+from .config import JobConfig
+from .examples import EncodedExample
+from .job import Job, count_tokens, prepare_job, without_tokens
+from .planning import SegmentSpec, plan_batches
+from .progress import (
+    BatchDone,
+    BatchHalved,
+    CheckPassed,
+    Event,
+    ExampleSkipped,
+    JobDone,
+    JobStarted,
+    Listener,
+    SegmentDone,
+    SegmentRestarted,
+    Stage,
+)
+from .segment_buffers import BufferPool, SegmentBuffers
+from .selfcheck import check_capture, choose_examples
+from .sites import forward_options
+from .tables import build_example_columns, build_token_table
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """How a job ended."""
+
+    store: str
+    n_examples: int
+    n_segments: int
+    n_segments_written: int
+    n_skipped: int
+    n_quarantined: int
+    n_bytes: int
+    seconds: float
+
+
+class UnstorableExamples(Exception):
+    """Examples of a segment, by index within it, that must not be stored, with the reasons."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+
+@dataclass
+class ComputedSegment:
+    """A segment ready to be written; `buffers` stay valid until the one after the next is begun."""
+
+    segment: SegmentSpec
+    examples: list[EncodedExample]
+    buffers: SegmentBuffers
+    skipped: dict[int, str]
+    """Reasons by index within the corpus."""
+
+
+def run_job(config: JobConfig, on_event: Listener = lambda event: None) -> JobReport:
+    """Run a job, or what is left of it.
+
+    KeyboardInterrupt passes through after the segment that was being written is committed.
+
+    Raises
+    ------
+    HeadAtlasError
+        The job cannot run, the model fails the self-check, or the store belongs to another job.
+    """
+    return execute_job(prepare_job(config, on_event), on_event)
+
+
+def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
+    """Compute and write the segments that are not in the store yet."""
+    started = time.monotonic()
+    writer = StoreWriter.create(
+        job.path,
+        spec=job.spec,
+        provenance=job.provenance,
+        n_examples_planned=len(job.examples),
+        n_segments_planned=len(job.segments),
+    )
+    done = writer.committed
+    left = [segment for segment in job.segments if segment.index not in done]
+    n_done = sum(segment.n_examples for segment in job.segments if segment.index in done)
+    on_event(
+        JobStarted(str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(done))
+    )
+    if left:
+        _check(job, left, on_event)
+        collector = TraceCollector(job.spec, job.sites)
+        pools = (BufferPool(), BufferPool())
+        pending: Future[SegmentEntry] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
+            for number, segment in enumerate(left):
+                computed = compute_segment(job, segment, collector, pools[number % 2], on_event)
+                if pending is not None:
+                    _report_segment(pending.result(), on_event)
+                pending = background.submit(write_segment, writer, computed)
+            if pending is not None:
+                _report_segment(pending.result(), on_event)
+    manifest = writer.manifest
+    n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
+    seconds = time.monotonic() - started
+    on_event(JobDone(str(job.path), len(job.examples), len(manifest.skipped), job.n_quarantined, n_bytes, seconds))
+    return JobReport(
+        str(job.path),
+        len(job.examples),
+        len(job.segments),
+        len(left),
+        len(manifest.skipped),
+        job.n_quarantined,
+        n_bytes,
+        seconds,
+    )
+
+
+def compute_segment(
+    job: Job, segment: SegmentSpec, collector: TraceCollector, pool: BufferPool, on_event: Listener = lambda event: None
+) -> ComputedSegment:
+    """Run the model over one segment's examples."""
+    examples = list(job.examples[segment.examples])
+    skipped = {
+        i: reason
+        for i, reason in job.skipped.items()
+        if segment.first_example <= i < segment.first_example + segment.n_examples
+    }
+    for index, reason in skipped.items():
+        on_event(ExampleSkipped(index, job.examples[index].example.id, reason))
+    while True:
+        try:
+            return ComputedSegment(segment, examples, _fill(job, examples, collector, pool, on_event), skipped)
+        except UnstorableExamples as found:
+            for index, reason in sorted(found.reasons.items()):
+                skipped[segment.first_example + index] = reason
+                on_event(ExampleSkipped(segment.first_example + index, examples[index].example.id, reason))
+                examples[index] = without_tokens(examples[index].example, examples[index].target is not None)
+            on_event(SegmentRestarted(segment.index, len(found.reasons)))
+
+
+def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntry:
+    """Commit a computed segment."""
+    examples = [encoded.example for encoded in computed.examples]
+    tables = SegmentTables(
+        ids=[example.id for example in examples],
+        texts=[example.text for example in examples],
+        text_pairs=[example.text_pair for example in examples],
+        target_texts=[example.target for example in examples],
+        columns=build_example_columns(examples),
+        tokens={
+            sequence: build_token_table(computed.examples, sequence) for sequence in computed.buffers.spec.sequences
+        },
+    )
+    notes = [
+        {"example": index, "id": computed.examples[index - computed.segment.first_example].example.id, "reason": reason}
+        for index, reason in sorted(computed.skipped.items())
+    ]
+    return writer.write(computed.segment.index, computed.segment.first_example, tables, computed.buffers.arrays, notes)
+
+
+def _fill(
+    job: Job, examples: list[EncodedExample], collector: TraceCollector, pool: BufferPool, on_event: Listener
+) -> SegmentBuffers:
+    n_tokens = {str(name): counts for name, counts in count_tokens(examples, job.spec).items()}
+    buffers = SegmentBuffers(job.spec, n_tokens, pool)
+    failures: dict[int, str] = {}
+    with torch.inference_mode(), capturing(job.loaded.model, collector):
+        for batch in plan_batches(n_tokens, job.config.run.limits):
+            waiting: list[Sequence[int]] = [batch.examples]
+            while waiting:
+                part = waiting.pop()
+                reasons = _run_batch(job, examples, part, buffers, collector)
+                if reasons is not None:
+                    failures.update(reasons)
+                    on_event(BatchDone(len(part), sum(int(counts[i]) for counts in n_tokens.values() for i in part)))
+                elif len(part) > 1:
+                    on_event(BatchHalved(len(part)))
+                    waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+                else:
+                    size = max(int(counts[part[0]]) for counts in n_tokens.values())
+                    failures[part[0]] = f"out of memory: {size} tokens are too many for this machine, even alone"
+    if failures:
+        raise UnstorableExamples(failures)
+    buffers.check_filled()
+    return buffers
+
+
+def _run_batch(
+    job: Job, examples: list[EncodedExample], part: Sequence[int], buffers: SegmentBuffers, collector: TraceCollector
+) -> dict[int, str] | None:
+    """Run one batch; the examples that must not be stored, or None when memory ran out."""
+    before = {name: arrays.n_filled for name, arrays in buffers.sites.items()}
+    model = job.loaded.model
+    try:
+        inputs = job.inputs.build([examples[i] for i in part])
+        batch = collector.begin(buffers, part, inputs.special)
+        model(**inputs.arguments, **forward_options(model))
+        collector.finish()
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        for name, count in before.items():
+            buffers.sites[name].n_filled = count
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+    return batch.failures
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+    )
+
+
+def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> None:
+    """Hold the capture against eager attention on a few examples of what comes next."""
+    on_event(Stage("checking the capture against eager attention"))
+    for segment in left:
+        examples = job.examples[segment.examples]
+        n_tokens = {str(name): counts for name, counts in count_tokens(examples, job.spec).items()}
+        if not next(iter(n_tokens.values())).any():
+            continue
+        chosen = choose_examples(job.spec.sites, n_tokens)
+        lengths = {name: [int(counts[i]) for i in chosen] for name, counts in n_tokens.items()}
+        report = check_capture(
+            job.loaded.model, job.sites, job.spec.keep, job.inputs.build([examples[i] for i in chosen]), lengths
+        )
+        on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
+        return
+
+
+def _report_segment(entry: SegmentEntry, on_event: Listener) -> None:
+    on_event(SegmentDone(entry.index, entry.n_examples, entry.data_bytes + entry.bytes))
+
+
+__all__ = ["ComputedSegment", "Event", "JobReport", "compute_segment", "execute_job", "run_job", "write_segment"]

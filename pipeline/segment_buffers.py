@@ -1,0 +1,132 @@
+"""The arrays of a segment while it is computed, and where each example of a batch lies in them.
+
+Arrays are allocated once at their final size and filled in place, example by example, in whatever order batches come:
+nothing is padded, concatenated or copied again. Memory is reused from segment to segment (fresh pages cost as much as
+compression does), so `check_filled` proves that nothing of the segment before is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int64
+
+from headatlas.store.schema import Site, TraceSpec, pair_offset, segment_layout
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive rows `start:stop` of a batch that have the same lengths, so that they need no padding among them."""
+
+    start: int
+    stop: int
+    n_queries: int
+    n_keys: int
+
+
+@dataclass(frozen=True)
+class SitePlacement:
+    """Where the examples of one batch lie in the arrays of one site; lists have one entry for each row of the batch."""
+
+    example: tuple[int, ...]
+    """Index within the segment."""
+    query_start: tuple[int, ...]
+    key_start: tuple[int, ...]
+    pair_start: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+
+@dataclass
+class SiteArrays:
+    """The arrays of one site of a segment (see `headatlas.store.schema.segment_layout`); None: not kept."""
+
+    attention: np.ndarray | None = None
+    query: np.ndarray | None = None
+    key: np.ndarray | None = None
+    logsumexp: np.ndarray | None = None
+    edge_key: np.ndarray | None = None
+    edge_weight: np.ndarray | None = None
+    statistics: np.ndarray | None = None
+    n_filled: int = 0
+    """Maps (one layer of one example) written so far."""
+
+
+@dataclass
+class BufferPool:
+    """Memory that is handed out again for the next segment."""
+
+    _blocks: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array whose contents are undefined; it is valid until the same name is taken again."""
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        block = self._blocks.get(name)
+        if block is None or block.nbytes < n_bytes:
+            block = self._blocks[name] = np.empty(n_bytes + n_bytes // 8, dtype=np.uint8)
+        return block[:n_bytes].view(dtype).reshape(shape)
+
+
+class SegmentBuffers:
+    """The trace arrays of one segment of examples with known lengths.
+
+    Parameters
+    ----------
+    spec
+        Sites and what is kept.
+    n_tokens
+        Tokens of each example, by sequence; examples of no tokens take no room.
+    pool
+        Memory to use; None allocates afresh.
+    """
+
+    def __init__(
+        self, spec: TraceSpec, n_tokens: dict[str, Int64[np.ndarray, "example"]], pool: BufferPool | None = None
+    ) -> None:
+        self.spec = spec
+        self.n_tokens = n_tokens
+        self.layout = segment_layout(spec, n_tokens)
+        pool = pool or BufferPool()
+        self.arrays = {path: pool.take(path, layout.shape, layout.dtype) for path, layout in self.layout.items()}
+        self.sites: dict[str, SiteArrays] = {}
+        self._offsets: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        for site in spec.sites:
+            own = {
+                path.split("/", 1)[1]: array for path, array in self.arrays.items() if path.startswith(f"{site.name}/")
+            }
+            self.sites[site.name] = SiteArrays(**own)
+            n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
+            self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pair_offset(site, n_queries, n_keys))
+            if (statistics := self.sites[site.name].statistics) is not None:
+                statistics[..., n_queries == 0] = np.nan
+
+    def place(self, site: Site, examples: Sequence[int]) -> SitePlacement:
+        """Where a batch of these examples (by index within the segment) lies."""
+        queries, keys, pairs = self._offsets[site.name]
+        n_queries, n_keys = self.n_tokens[site.query_sequence], self.n_tokens[site.key_sequence]
+        shapes = [(int(n_queries[i]), int(n_keys[i])) for i in examples]
+        starts = [i for i in range(len(shapes)) if i == 0 or shapes[i] != shapes[i - 1]]
+        runs = tuple(
+            Run(start, stop, *shapes[start]) for start, stop in zip(starts, [*starts[1:], len(shapes)], strict=True)
+        )
+        return SitePlacement(
+            example=tuple(examples),
+            query_start=tuple(int(queries[i]) for i in examples),
+            key_start=tuple(int(keys[i]) for i in examples),
+            pair_start=tuple(int(pairs[i]) for i in examples),
+            runs=runs,
+        )
+
+    def check_filled(self) -> None:
+        """Every map of every example was written exactly once."""
+        for site in self.spec.sites:
+            n_examples = int((self.n_tokens[site.query_sequence] > 0).sum())
+            filled = self.sites[site.name].n_filled
+            assert filled == n_examples * site.n_layers, (
+                f"{site.name}: {filled} maps written of {n_examples * site.n_layers}"
+            )
+
+
+def _offsets(n_tokens: Int64[np.ndarray, "example"]) -> Int64[np.ndarray, "example+1"]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(n_tokens, dtype=np.int64)])

@@ -1,0 +1,216 @@
+"""Before anything is stored: does the capture give what the model's own eager attention gives?
+
+A few examples run twice, once through the very code that fills segments and once with transformers' eager attention
+and `output_attentions`. A difference stops the job. Attention is also rebuilt from the query, key and logsumexp that
+would be stored; what half precision may cost there is computed, not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from headatlas.store.companding import decode_vectors
+from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema import Keep, Site, TraceSpec
+
+from .capture import capturing, implementation
+from .collector import TraceCollector
+from .model_inputs import ModelInputs
+from .segment_buffers import SegmentBuffers
+from .sites import ModelSites, forward_options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+BOUNDS = {torch.float32: (1e-5, 1e-6), torch.float16: (0.03, 1e-3), torch.bfloat16: (0.2, 5e-3)}
+"""Largest and mean absolute difference allowed, by the model's dtype: in half precision it is the eager side that
+rounds scores and weights, ours computes them in float32 from the same kind of vectors."""
+CHECK_BYTES = 256 << 20
+"""What the eager attention of all checked examples may take."""
+_UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
+_SMALLEST = {"float16": 2.0**-25, "bfloat16": 0.0, "float32": 0.0}
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Differences found; `rebuilt` is the largest between eager attention and that of stored query and key."""
+
+    n_examples: int
+    n_weights: int
+    largest: float
+    mean: float
+    bound: float
+    rebuilt: float | None
+
+
+def choose_examples(sites: Sequence[Site], lengths: Mapping[str, np.ndarray], count: int = 8) -> list[int]:
+    """Examples spread over all lengths, the shortest and the longest that fit the memory bound among them."""
+    longest = np.max(np.stack([np.asarray(values) for values in lengths.values()]), axis=0)
+    order = [int(i) for i in np.argsort(longest, kind="stable") if longest[i] > 0]
+    maps = sum(site.n_layers * site.n_heads for site in sites)
+    fit = [i for i in order if 2 * 4 * maps * int(longest[i]) ** 2 <= CHECK_BYTES] or order[:1]
+    while True:
+        chosen = [fit[i] for i in sorted({round(k * (len(fit) - 1) / max(1, count - 1)) for k in range(count)})]
+        if count == 1 or 2 * 4 * maps * len(chosen) * int(longest[chosen[-1]]) ** 2 <= CHECK_BYTES:
+            return chosen
+        count -= 1
+
+
+@torch.no_grad()
+def check_capture(
+    model: PreTrainedModel, sites: ModelSites, keep: Keep, inputs: ModelInputs, lengths: Mapping[str, Sequence[int]]
+) -> CheckReport:
+    """Compare the capture of one batch with the model's own eager attention.
+
+    Raises
+    ------
+    UnsupportedModelError
+        They differ, or the model gives no eager attention to compare with.
+    """
+    codec = keep.query_key or "float32"
+    spec = TraceSpec(
+        sites=sites.sites, keep=Keep(attention="float32", query_key=codec, edges=None, statistics=False), statistics=()
+    )
+    buffers = SegmentBuffers(spec, {name: np.asarray(values, dtype=np.int64) for name, values in lengths.items()})
+    collector = TraceCollector(spec, sites)
+    n_examples = len(next(iter(lengths.values())))
+    with capturing(model, collector):
+        batch = collector.begin(buffers, range(n_examples), inputs.special)
+        model(**inputs.arguments, **forward_options(model))
+        collector.finish()
+    eager = _eager_attention(model, sites, inputs.arguments)
+    largest_bound, mean_bound = BOUNDS.get(model.dtype, BOUNDS[torch.float32])
+    largest, total, count = 0.0, 0.0, 0
+    rebuilt: float | None = None
+    for site in sites.sites:
+        place, arrays = batch.places[site.name], buffers.sites[site.name]
+        assert arrays.attention is not None, "attention is kept for the check"
+        for i in range(n_examples):
+            if i in batch.failures:
+                continue
+            n, m = lengths[site.query_sequence][i], lengths[site.key_sequence][i]
+            pairs = slice(place.pair_start[i], place.pair_start[i] + site.n_pairs(n, m))
+            for layer in range(site.n_layers):
+                expected = eager[site.name][layer][i, :, :n, :m].float().cpu().numpy()
+                kept = _unpack(arrays.attention[layer, :, pairs], n, m, site.causal)
+                difference = np.abs(kept - expected)
+                worst = float(difference.max())
+                if not worst <= largest_bound:
+                    head = int(difference.reshape(site.n_heads, -1).max(axis=1).argmax())
+                    raise UnsupportedModelError(
+                        f"{type(model).__name__}: captured attention differs from the model's own by {worst:.3g} ({site.name} "
+                        f"layer {layer}, head {head}, example {i} of {n} tokens); at most {largest_bound:g} is expected. "
+                        "This model cannot be captured faithfully; please report it."
+                    )
+                largest, total, count = max(largest, worst), total + float(difference.sum()), count + difference.size
+                if not site.has_position_bias:
+                    found, allowed = _rebuild(buffers, site, layer, i, n, m, batch.places[site.name], codec, kept)
+                    over = np.abs(found - expected) - allowed - largest_bound
+                    if float(over.max()) > 0:
+                        raise UnsupportedModelError(
+                            f"{type(model).__name__}: attention rebuilt from stored query and key ({codec}) differs from the model's "
+                            f"own by {float(np.abs(found - expected).max()):.3g} ({site.name} layer {layer}, example {i}), more than "
+                            'rounding explains. Keep attention instead (keep.query_key = "none").'
+                        )
+                    rebuilt = max(rebuilt or 0.0, float(np.abs(found - expected).max()))
+    mean = total / max(count, 1)
+    if mean > mean_bound:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: captured attention differs from the model's own by {mean:.3g} on average; at most {mean_bound:g} is expected."
+        )
+    return CheckReport(n_examples, count, largest, mean, largest_bound, rebuilt)
+
+
+def _eager_attention(
+    model: PreTrainedModel, sites: ModelSites, arguments: Mapping[str, Tensor]
+) -> dict[str, Sequence[Tensor]]:
+    with _output_hooks_removed(model), implementation(model, "eager"):
+        output = model(**arguments, output_attentions=True, **forward_options(model))
+    two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
+    names = (
+        {"encoder": "encoder_attentions", "decoder": "decoder_attentions", "cross": "cross_attentions"}
+        if two_sided
+        else {}
+    )
+    found: dict[str, Sequence[Tensor]] = {}
+    for site in sites.sites:
+        weights = getattr(output, names.get(site.name, "attentions"), None)
+        if weights is None or len(weights) != site.n_layers or any(layer is None for layer in weights):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} returns {len(weights or ())} eager attention maps for {site.n_layers} {site.name} layers; "
+                "without them the capture cannot be checked."
+            )
+        found[site.name] = weights
+    return found
+
+
+@contextmanager
+def _output_hooks_removed(model: PreTrainedModel) -> Iterator[None]:
+    """Take away the hooks that `output_attentions` leaves on a model's modules the first time."""
+    flag = "_output_capturing_hooks_installed"
+    before = [(module, list(module._forward_hooks), flag in vars(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, hooks, flagged in before:
+            for key in [key for key in module._forward_hooks if key not in hooks]:
+                del module._forward_hooks[key]
+            if not flagged and flag in vars(module):
+                delattr(module, flag)
+
+
+def _unpack(pairs: np.ndarray, n: int, m: int, causal: bool) -> Float[np.ndarray, "head query_pos key_pos"]:
+    if not causal:
+        return pairs.reshape(-1, n, m)
+    full = np.zeros((pairs.shape[0], n, n), dtype=pairs.dtype)
+    full[:, *np.tril_indices(n)] = pairs
+    return full
+
+
+def _rebuild(
+    buffers: SegmentBuffers,
+    site: Site,
+    layer: int,
+    example: int,
+    n: int,
+    m: int,
+    place: object,
+    codec: str,
+    kept: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attention from stored query, key and logsumexp, and how far rounding of the vectors may move each weight."""
+    from .segment_buffers import SitePlacement
+
+    assert isinstance(place, SitePlacement)
+    arrays = buffers.sites[site.name]
+    assert arrays.query is not None
+    assert arrays.key is not None
+    assert arrays.logsumexp is not None
+    rows = slice(place.query_start[example], place.query_start[example] + n)
+    keys = slice(place.key_start[example], place.key_start[example] + m)
+    query = decode_vectors(arrays.query[layer, :, rows], codec).astype(np.float64)
+    key = (
+        decode_vectors(arrays.key[layer, :, keys], codec)
+        .astype(np.float64)
+        .repeat(site.n_heads // site.n_kv_heads, axis=0)
+    )
+    scale = abs(site.scaling[layer])
+    scores = query @ key.transpose(0, 2, 1) * site.scaling[layer]
+    absolute = np.abs(query) @ np.abs(key).transpose(0, 2, 1)
+    unit, smallest = _UNIT[codec], _SMALLEST[codec]
+    spread = smallest * (np.abs(query).sum(-1)[:, :, None] + np.abs(key).sum(-1)[:, None, :])
+    moved = scale * (2.1 * unit * absolute + spread) + 1e-4
+    softcap = site.softcap[layer]
+    if softcap is not None:
+        scores = np.tanh(scores / softcap) * softcap  # moves less than its argument
+    hidden = kept <= 0
+    weights = np.where(hidden, 0.0, np.exp(np.minimum(scores - arrays.logsumexp[layer, :, rows][:, :, None], 0.0)))
+    return weights, np.where(hidden, 0.0, kept * np.expm1(np.minimum(moved, 50.0)))

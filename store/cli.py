@@ -1,0 +1,205 @@
+"""The command line: `main` gathers the commands of every part, and of plug-ins; `verify` and `info` are here.
+
+A part offers a typer app under the entry-point group ``headatlas.commands``. Errors that headatlas raises on purpose
+end as one message and exit code 2; damage found by `verify` is exit code 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import HeadAtlasError, PatternError
+
+if TYPE_CHECKING:
+    from .verify import Verification
+
+_OWN = ("headatlas.pipeline.cli", "headatlas.store.cli_query", "headatlas.store.cli", "headatlas.viewer.cli")
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a trace store.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+app = typer.Typer(rich_markup_mode="rich")
+
+
+def main() -> None:
+    """Run the command line."""
+    command = typer.Typer(
+        name="headatlas",
+        help="Which attention heads do this, over thousands of examples, and where?",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+    )
+    command.callback()(lambda: None)  # one command alone would otherwise lose its name
+    for part in command_apps():
+        command.add_typer(part)
+    try:
+        command()
+    except HeadAtlasError as error:
+        message = error.pointed() if isinstance(error, PatternError) else str(error)
+        print(f"headatlas: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def command_apps() -> Iterator[typer.Typer]:
+    """The typer apps of headatlas's own parts, then those of plug-ins; what cannot be loaded is told and left out."""
+    for name in _OWN:
+        if importlib.util.find_spec(name) is not None:
+            yield app if name == "headatlas.store.cli" else importlib.import_module(name).app
+    for entry in sorted(entry_points(group="headatlas.commands"), key=lambda entry: entry.name):
+        if entry.module in _OWN:
+            continue
+        try:
+            yield entry.load()
+        except Exception as error:  # a broken plug-in must not take the commands of others away
+            print(f"headatlas: the commands of {entry.name} ({entry.value}) cannot be loaded: {error}", file=sys.stderr)
+
+
+@app.command(rich_help_panel="Store")
+def verify(
+    store: StorePath,
+    full: Annotated[
+        bool, typer.Option("--full/--quick", help="Compare the hash of every byte, or presence and size only.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check that nothing of a store is missing or changed; exit code 1 if something is.
+
+    Example: [bold]headatlas verify traces/demo --full[/bold]
+    """
+    from .verify import verify_store
+
+    if as_json:
+        result = verify_store(store, full=full)
+        print(json.dumps(result.to_json(), indent=1))
+    else:
+        result = _verify_with_progress(store, full)
+        _print_verification(result)
+    raise typer.Exit(0 if result.is_sound else 1)
+
+
+def _verify_with_progress(store: Path, full: bool) -> Verification:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from .store import open_store
+    from .verify import verify_store
+
+    console = Console(stderr=True)
+    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        try:
+            total = open_store(store).bytes_on_disk
+        except HeadAtlasError:  # verify says what is wrong
+            total = None
+        task = progress.add_task("verify", total=total)
+        return verify_store(store, full=full, on_bytes=lambda n: progress.advance(task, n))
+
+
+def _print_verification(result: Verification) -> None:
+    console = Console(highlight=False, markup=False)
+    looked = f"{result.n_segments} segments, {result.n_objects} objects, {_size(result.n_bytes)}"
+    how = "hashes" if result.full else "presence and size"
+    if result.is_sound:
+        console.print(f"{result.path}: sound ({how} of {looked}).", soft_wrap=True)
+        if not result.full:
+            console.print("Run with --full to compare every byte with its hash.")
+        return
+    console.print(f"{result.path}: {len(result.findings)} damaged ({how} of {looked}).", soft_wrap=True)
+    for finding in result.findings:
+        first, last = finding.first_example, finding.last_example
+        touched = "no example" if first is None else f"examples {first} to {last}"
+        console.print(f"  {finding.object}  ({touched})\n    {finding.problem}", soft_wrap=True)
+
+
+@app.command(rich_help_panel="Store")
+def info(store: StorePath, as_json: AsJson = False) -> None:
+    """Show what a store holds, what made it, and the bytes of each array.
+
+    Example: [bold]headatlas info traces/demo[/bold]
+    """
+    from .store import open_store
+
+    opened = open_store(store)
+    manifest = opened.manifest
+    arrays = _bytes_by_array(opened)
+    if as_json:
+        summary: dict[str, Any] = {
+            "path": str(opened.path),
+            "manifest": manifest.number,
+            "format_version": manifest.format_version,
+            "created": manifest.created,
+            "is_complete": opened.is_complete,
+            "n_examples": opened.n_examples,
+            "n_examples_planned": manifest.n_examples_planned,
+            "n_tokens": opened.n_tokens,
+            "n_segments": len(opened.segments),
+            "n_segments_planned": manifest.n_segments_planned,
+            "bytes_on_disk": opened.bytes_on_disk,
+            "arrays": arrays,
+            "spec": manifest.spec.model_dump(mode="json"),
+            "provenance": manifest.provenance,
+            "skipped": [row.model_dump() for row in manifest.skipped],
+        }
+        print(json.dumps(summary, indent=1))
+        return
+    console = Console(highlight=False, markup=False)
+    facts = Table.grid(padding=(0, 2))
+    state = "complete" if opened.is_complete else f"{len(opened.segments)} of {manifest.n_segments_planned} segments"
+    facts.add_row("store", f"{opened.path} ({state}, manifest {manifest.number} of {manifest.created})")
+    facts.add_row(
+        "examples", f"{opened.n_examples:,}" + (f" ({len(manifest.skipped)} skipped)" if manifest.skipped else "")
+    )
+    facts.add_row("tokens", ", ".join(f"{n:,} {name}" for name, n in opened.n_tokens.items()))
+    facts.add_row("on disk", f"{_size(opened.bytes_on_disk)} in {len(opened.segments)} segments")
+    for site in opened.sites.values():
+        heads = f"{site.n_layers} layers × {site.n_heads} heads"
+        shared = f", {site.n_kv_heads} key heads" if site.n_kv_heads != site.n_heads else ""
+        facts.add_row(f"site {site.name}", f"{heads}{shared}, d_head {site.d_head}{', causal' if site.causal else ''}")
+    for name, value in manifest.provenance.items():
+        facts.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    console.print(facts)
+    table = Table("Array", "On disk", "Decoded", "Ratio")
+    for path, (stored, raw) in arrays.items():
+        table.add_row(path, _size(stored), _size(raw), f"{raw / stored:.2f}" if stored else "")
+    console.print(table)
+
+
+def _bytes_by_array(store: Any) -> dict[str, tuple[int, int]]:
+    """Bytes on disk and decoded of each trace array, and of all tables together, over the store."""
+    totals: dict[str, tuple[int, int]] = {}
+    for segment in store.segments:
+        listing = segment.read_listing()
+        raw = {entry.path: entry.layout().raw_bytes for entry in listing.arrays}
+        stored = dict.fromkeys(raw, 0)
+        for item in listing.objects:
+            owner = item.path.partition("/c/")[0].removesuffix("/zarr.json")
+            if owner in stored:
+                stored[owner] += item.bytes
+        for path in raw:
+            name = path if path.split("/")[0] in store.sites else "texts and tokens"
+            before = totals.get(name, (0, 0))
+            totals[name] = (before[0] + stored[path], before[1] + raw[path])
+    return totals
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""Searches against a loop over the original float32 attention, one pair of tokens at a time."""
+
+import threading
+
+import numpy as np
+import pytest
+from traced_corpus import make_site, make_store
+
+from headatlas.store import companding
+from headatlas.store.errors import ConfigError, FormatError, NotFoundError, PatternError
+from headatlas.store.patterns import LIBRARY, Pattern
+from headatlas.store.schema import Keep
+from headatlas.store.search import RANKINGS, search
+
+# The same condition in the pattern language and in Python over (query table, key table, q, k).
+CONDITIONS = {
+    "previous_token": lambda a, b, q, k: k == q - 1,
+    "key.special": lambda a, b, q, k: b.special[k],
+    "duplicate_token": lambda a, b, q, k: b.id[k] == a.id[q] and k < q,
+    'query.text in {"the", "she"} or key.position == 0': lambda a, b, q, k: a.text[q] in ("the", "she") or k == 0,
+    "query.position - key.position >= 2 and query.id < 3": lambda a, b, q, k: q - k >= 2 and a.id[q] < 3,
+    'query.text == "nobody"': lambda a, b, q, k: False,
+}
+SITES = {
+    "full": make_site(),
+    "causal": make_site("decoder", causal=True),
+    "sliding": make_site("decoder", causal=True, window=(2, None)),
+    "local": make_site("encoder", window=(1, None)),
+    "cross": make_site("cross", query_sequence="target"),
+}
+
+
+def visible(site, layer, n_keys, q):
+    keys = range(q + 1) if site.causal else range(n_keys)
+    window = site.window[layer]
+    near = (lambda k: q - k < window) if site.causal else (lambda k: abs(q - k) <= window)
+    return [k for k in keys if window is None or near(k)]
+
+
+def slow_search(traced, site, holds):
+    """Per head: masses of rows (by example), hits, uniform masses, counted pair by pair."""
+    examples = traced.attention[site.name]
+    mass, hits, uniform = {}, np.zeros((site.n_layers, site.n_heads)), np.zeros(site.n_layers)
+    for index, maps in enumerate(examples):
+        query, key = traced.tokens[site.query_sequence][index], traced.tokens[site.key_sequence][index]
+        for q in range(len(query)):
+            keys = [k for k in range(q + 1 if site.causal else len(key)) if holds(query, key, q, k)]
+            if not keys:
+                continue
+            row = np.zeros((site.n_layers, site.n_heads))
+            for layer in range(site.n_layers):
+                seen = visible(site, layer, len(key), q)
+                uniform[layer] += len(set(keys) & set(seen)) / len(seen) if seen else 0
+                for head in range(site.n_heads):
+                    weights = maps[layer, head, q].tolist()
+                    row[layer, head] = sum(weights[k] for k in keys)
+                    hits[layer, head] += weights.index(max(weights)) in keys
+            mass.setdefault(index, []).append(row)
+    return mass, hits, uniform
+
+
+@pytest.mark.parametrize("text", CONDITIONS)
+@pytest.mark.parametrize("kind", SITES)
+def test_search_equals_the_slow_loop(tmp_path, kind, text):
+    site = SITES[kind]
+    traced = make_store(tmp_path / "store", (site,), lengths=((3, 7, 5), (1, 0, 8), (6,)))
+    mass, hits, uniform = slow_search(traced, site, CONDITIONS[text])
+    rows = [row for of_example in mass.values() for row in of_example]
+    result = search(traced.store, text)
+    assert (result.level, result.is_complete, result.n_examples_searched) == ("attention", True, 7)
+    assert (result.rows, result.n_examples) == (len(rows), len(mass))
+    assert result.example_mass["example"].to_numpy().tolist() == sorted(mass)
+    if not rows:
+        assert np.isnan(result.heads["mass"]).all()
+        assert np.isnan(result.heads["lift"]).all()
+        assert result.table()["rows"].tolist() == [0] * 6
+        return
+    baseline = np.repeat(uniform[:, None] / len(rows), site.n_heads, axis=1)
+    np.testing.assert_allclose(result.heads["mass"], np.mean(rows, axis=0), atol=1e-6)
+    np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
+    np.testing.assert_allclose(result.heads["baseline"], baseline, atol=1e-12)
+    np.testing.assert_allclose(result.heads["lift"], np.mean(rows, axis=0) / baseline, rtol=1e-5)
+    for example, of_example in mass.items():
+        got = result.example_mass.sel(example=example)
+        np.testing.assert_allclose(got, np.mean(of_example, axis=0), atol=1e-6)
+        assert int(got["rows"]) == len(of_example)
+
+
+@pytest.mark.parametrize("kind", SITES)
+@pytest.mark.parametrize("text", CONDITIONS)
+def test_edges_alone_bound_the_mass_and_give_exact_hit_rates(tmp_path, kind, text):
+    keep = Keep(attention=None, query_key=None, edges=3)
+    site = SITES[kind]
+    traced = make_store(tmp_path / "store", (site,), keep, lengths=((3, 7, 9), (12,)))
+    mass, hits, _ = slow_search(traced, site, CONDITIONS[text])
+    rows = [row for of_example in mass.values() for row in of_example]
+    result = search(traced.store, text)
+    assert result.level == "edges"
+    if rows:
+        exact = np.mean(rows, axis=0)
+        assert (result.heads["mass"] <= exact + 1e-3).all()
+        assert (result.heads["mass_upper"] >= exact - 1e-3).all()
+        np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
+
+
+@pytest.mark.parametrize("text", ["previous_token", "key.special"])
+def test_edges_are_exact_where_every_key_has_one(tmp_path, text):
+    traced = make_store(tmp_path / "store", keep=Keep(attention="float32", query_key=None, edges=8))
+    exact, bound = search(traced.store, text), search(traced.store, text, level="edges")
+    np.testing.assert_allclose(bound.heads["mass"], exact.heads["mass"], atol=5e-4)
+    np.testing.assert_allclose(bound.heads["mass_upper"], bound.heads["mass"], atol=1e-12)
+
+
+@pytest.mark.parametrize("codec", ["sqrt8", "float16", "float32"])
+def test_without_edges_the_strongest_key_comes_from_the_stored_weights(tmp_path, codec):
+    keep = Keep(attention=codec, query_key=None, edges=None)
+    traced = make_store(tmp_path / "store", keep=keep, lengths=((3, 7, 9), (5,)))
+    store, site = traced.store, traced.store.site()
+    for text in ("previous_token", "key.special and query.position != 2", "duplicate_token"):
+        # The first of the largest stored weights, in an own loop over the decoded maps.
+        stored = [store.examples[i].attention().to_numpy() for i in range(store.n_examples)]
+        decoded = type(traced)(store, {"encoder": stored}, traced.tokens)
+        holds = CONDITIONS.get(text, lambda a, b, q, k: b.special[k] and q != 2)
+        mass, hits, _ = slow_search(decoded, site, holds)
+        rows = [row for of_example in mass.values() for row in of_example]
+        result = search(store, text)
+        np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
+        exact = np.mean([r for m in slow_search(traced, site, holds)[0].values() for r in m], axis=0)
+        bound = companding.ATTENTION_BOUNDS[codec].absolute * 2  # at most two matching keys a row
+        np.testing.assert_allclose(result.heads["mass"], exact, atol=bound + 1e-6)
+
+
+def test_examples_are_ranked_and_show_their_strongest_matching_edge(tmp_path):
+    traced = make_store(tmp_path / "store", lengths=((3, 7, 5), (1, 0, 8)))
+    for level in ("attention", "edges"):
+        result = search(traced.store, "key.special and query.position > 0", level=level)
+        hits = result.top_examples(1, 2, 3)
+        scores = result.example_mass.sel(layer=1, head=2)
+        assert [hit.example for hit in hits] == scores["example"].to_numpy()[np.argsort(-scores.to_numpy())][
+            :3
+        ].tolist()
+        assert result.top_examples(1, 2, 1, start=2) == hits[2:3]
+        for hit in hits:
+            maps = traced.attention["encoder"][hit.example][1, 2]
+            tokens = traced.tokens["source"][hit.example]
+            keys = np.flatnonzero(tokens.special)
+            block = maps[1:, keys]
+            q, k = np.unravel_index(block.argmax(), block.shape)
+            if level == "attention" or hit.weight > 0:
+                assert (hit.query_pos, hit.key_pos) == (q + 1, keys[k])
+                assert hit.weight == pytest.approx(float(block.max()), abs=1e-3)
+            assert hit.id == f"e{hit.example}"
+            assert (hit.query_text, hit.key_text) == (tokens.text[hit.query_pos], tokens.text[hit.key_pos])
+            assert hit.score == pytest.approx(float(scores.sel(example=hit.example)))
+        query_pos, key_pos = result.matches(2)
+        assert set(zip(query_pos.tolist(), key_pos.tolist(), strict=True)) == {
+            (q, k) for q in range(1, 5) for k in (0, 4)
+        }
+
+
+def test_rows_of_one_matched_example_are_summed_over_blocks(tmp_path, monkeypatch):
+    traced = make_store(tmp_path / "store", lengths=((30, 2, 25),))
+    whole = search(traced.store, "key.position <= query.position")
+    monkeypatch.setattr("headatlas.store.scan.BLOCK_WEIGHTS", 200)
+    cut = search(traced.store, "key.position <= query.position")
+    np.testing.assert_allclose(cut.heads.to_array(), whole.heads.to_array(), rtol=1e-12)
+    np.testing.assert_allclose(cut.example_mass, whole.example_mass, rtol=1e-6)
+
+
+def test_table_ranks_heads(tmp_path):
+    result = search(make_store(tmp_path / "store").store, "previous_token")
+    for by in RANKINGS:
+        values = result.table(by)[by].to_numpy()
+        assert (np.diff(values) <= 0).all()
+    table = result.table()
+    assert list(table.columns) == ["layer", "head", "mass", "hit_rate", "baseline", "lift", "rows", "examples"]
+    assert (table["layer"][0], table["head"][0]) == (0, 0)
+    with pytest.raises(ConfigError, match="'size'"):
+        result.table("size")
+    with pytest.raises(NotFoundError, match="no head 2.0"):
+        result.top_examples(2, 0)
+
+
+def test_annotations_and_the_example_itself_can_be_asked_about(tmp_path):
+    store = make_store(tmp_path / "store", lengths=((5, 6, 7), (8, 9))).store
+    assert search(store, 'example.id == "e3" and previous_token').example_mass["example"].to_numpy().tolist() == [3]
+    assert search(store, "example.index >= 3 and first_token").example_mass["example"].to_numpy().tolist() == [3, 4]
+    assert search(store, 'example.topic == "home" and first_token').example_mass["example"].to_numpy().tolist() == [2]
+    assert search(store, 'key.word_text matches "^(te|t |xt)$"').rows > 0
+    heads = search(store, "to_head")
+    dependents = search(store, "key.word == query.head and query.upos != key.upos")
+    assert heads.rows > dependents.rows > 0
+
+
+def test_every_library_pattern_can_be_asked_or_says_what_is_missing(tmp_path):
+    store = make_store(tmp_path / "store").store
+    asked = 0
+    for name in LIBRARY:
+        try:
+            search(store, name)
+        except PatternError as error:
+            assert name in str(error)
+            assert "deprel" in str(error) or "coref" in str(error)
+        else:
+            asked += 1
+    assert asked >= 10
+
+
+def test_texts_that_no_token_has_are_noted(tmp_path):
+    store = make_store(tmp_path / "store", lengths=((9, 9), (9, 9))).store
+    count = sum(text == "nurse" for i in range(4) for text in store.examples[i].tokens().text)
+    note = search(store, 'query.text == "nurze" and key.lower in {"the", "STRASSE"}').notes
+    assert note == (
+        "no token has lower 'STRASSE'; nearest: 'strasse' (2)".replace("(2)", f"({_count(store, 'Straße')})"),
+        f"no token has text 'nurze'; nearest: 'nurse' ({count})",
+    )
+    assert (
+        search(store, 'example.topic == "wurk" and first_token')
+        .notes[0]
+        .startswith("no example has topic 'wurk'; nearest: 'work'")
+    )
+    assert search(store, "previous_token").notes == ()
+
+
+def _count(store, text):
+    return sum(t == text for i in range(store.n_examples) for t in store.examples[i].tokens().text)
+
+
+def test_progress_is_told_and_a_search_can_be_stopped(tmp_path):
+    store = make_store(tmp_path / "store", lengths=((5, 6), (7,), (8, 9), (3,))).store
+    seen = []
+    search(store, "previous_token", on_progress=seen.append)
+    assert [(p.n_segments_done, p.n_examples_done) for p in seen] == [(1, 2), (2, 3), (3, 5), (4, 6)]
+    assert {(p.n_segments, p.n_examples) for p in seen} == {(4, 6)}
+    stopped = threading.Event()
+    partial = search(
+        store, "previous_token", threads=1, on_progress=lambda progress: stopped.set(), stop=stopped.is_set
+    )
+    assert not partial.is_complete
+    assert 0 < partial.n_examples_searched < 6
+    assert partial.n_examples == partial.n_examples_searched
+    nothing = search(store, "previous_token", stop=lambda: True)
+    assert (nothing.is_complete, nothing.rows, nothing.n_examples_searched) == (False, 0, 0)
+
+
+def test_what_cannot_be_asked_is_an_error(tmp_path):
+    store = make_store(tmp_path / "store").store
+    with pytest.raises(PatternError, match="no field 'uppos'"):
+        search(store, "key.uppos == 'NOUN'")
+    with pytest.raises(NotFoundError, match="no site 'cross'"):
+        search(store, "previous_token", "cross")
+    bare = make_store(tmp_path / "bare", keep=Keep(attention=None, query_key=None, edges=None)).store
+    with pytest.raises(NotFoundError, match="neither was kept"):
+        search(bare, "previous_token")
+    edges = make_store(tmp_path / "edges", keep=Keep(attention=None, query_key=None, edges=2)).store
+    with pytest.raises(NotFoundError, match="attention was not kept"):
+        search(edges, "previous_token", level="attention")
+    dense = make_store(tmp_path / "dense", keep=Keep(attention="sqrt8", query_key=None, edges=None)).store
+    with pytest.raises(NotFoundError, match="edge"):
+        search(dense, "previous_token", level="edges")
+
+
+def test_an_unknown_level_is_an_error(tmp_path, without_shape_checks):
+    with pytest.raises(ConfigError, match="'fast'"):
+        search(make_store(tmp_path / "store").store, "previous_token", level="fast")
+
+
+def test_an_edge_to_a_key_that_does_not_exist_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("traced_corpus.strongest", lambda maps, causal, k: (np.full((*maps.shape[:3], k), 99), np.zeros((*maps.shape[:3], k))))  # fmt: skip
+    store = make_store(tmp_path / "store").store
+    with pytest.raises(FormatError, match="a key_pos that its row does not have"):
+        search(store, "previous_token")
+
+
+def test_patterns_compose_in_searches(tmp_path):
+    store = make_store(tmp_path / "store").store
+    either = search(store, Pattern.parse("previous_token") | Pattern.parse("next_token"))
+    neither = search(store, ~either.pattern)
+    np.testing.assert_allclose(
+        either.heads["mass"] * either.rows + neither.heads["mass"] * neither.rows, np.full((2, 3), 24), atol=1e-4
+    )

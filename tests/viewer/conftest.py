@@ -1,0 +1,165 @@
+"""A small real store for the viewer: written by `StoreWriter`, with heads whose behaviour is known, and hostile texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headatlas.store.companding import encode_attention, encode_vectors
+from headatlas.store.pairs import pack_pairs
+from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
+from headatlas.store.statistics import STATISTIC_NAMES, head_statistics
+from headatlas.store.store import Store, open_store
+from headatlas.store.tables import SegmentTables
+from headatlas.store.tokens import Column, TokenFlag, TokenTable
+from headatlas.store.writer import StoreWriter
+
+LAYERS, HEADS, D_HEAD, EDGES = 3, 4, 32, 4
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(2)</script>",
+    "right \u202eleft\u202c mark",
+    "nul \x00 here",
+    "half \ud83d pair",
+    "&lt;b&gt; `${7*7}` {{7*7}}",
+    "tab\tand\nline",
+    "emoji 👩‍🚀 and 漢字 שלום",
+]
+PLAIN = [
+    "The nurse told the patient that she would call the doctor again .",
+    "A lawyer for the union thinks he agreed .",
+    "They met .",
+]
+SITE = Site(
+    name="encoder", n_layers=LAYERS, n_heads=HEADS, n_kv_heads=HEADS, d_head=D_HEAD, causal=False,
+    scaling=(D_HEAD**-0.5,) * LAYERS, softcap=(None,) * LAYERS, window=(None,) * LAYERS,
+)  # fmt: skip
+
+
+def texts(n: int) -> list[str]:
+    """Texts of n examples: hostile ones first."""
+    return [HOSTILE[i] if i < len(HOSTILE) else f"{PLAIN[i % len(PLAIN)]} {i}" for i in range(n)]
+
+
+def token_table(rows: list[str]) -> TokenTable:
+    """Split at spaces, with [CLS] and [SEP]; long words in two pieces."""
+    ids, word, start, end, flags, text, piece, offset = [], [], [], [], [], [], [], [0]
+    word_start, word_end, word_offset, tag = [], [], [0], []
+    vocabulary: dict[str, int] = {}
+
+    def add(shown: str, spelled: str, at: tuple[int, int, int, int]) -> None:
+        ids.append(vocabulary.setdefault(spelled, len(vocabulary)))
+        text.append(shown)
+        piece.append(spelled)
+        for column, value in zip((word, start, end, flags), at, strict=True):
+            column.append(value)
+
+    for row in rows:
+        add("[CLS]", "[CLS]", (-1, 0, 0, TokenFlag.SPECIAL))
+        at = 0
+        for n, part in enumerate(row.split(" ")):
+            stop = at + len(part)
+            cut = at + 6 if len(part) > 9 else stop
+            add(row[at:cut], row[at:cut], (n, at, cut, 0))
+            if cut < stop:
+                add(row[cut:stop], "##" + row[cut:stop], (n, cut, stop, TokenFlag.CONTINUATION))
+            word_start.append(at)
+            word_end.append(stop)
+            tag.append("PRON" if part in ("she", "he") else "PUNCT" if part == "." else "NOUN")
+            at = stop + 1
+        add("[SEP]", "[SEP]", (-1, len(row), len(row), TokenFlag.SPECIAL))
+        offset.append(len(ids))
+        word_offset.append(len(word_start))
+    whole = lambda values: np.asarray(values, np.int32)  # noqa: E731
+    return TokenTable(
+        np.asarray(offset, np.int64), whole(ids), whole(word), whole(start), whole(end), np.asarray(flags, np.uint8),
+        {"text": Column.of_text(text), "piece": Column.of_text(piece)},
+        np.asarray(word_offset, np.int64), whole(word_start), whole(word_end), {"upos": Column.of_text(tag)},
+    )  # fmt: skip
+
+
+def vectors(rng: np.random.Generator, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Query and key [layer, head, token, d_head]. Head 0.1 looks back by one, 1.2 at itself, 2.3 at the first token."""
+    query, key = rng.normal(size=(2, LAYERS, HEADS, n_tokens, D_HEAD)).astype(np.float16).astype(np.float32)
+    where = np.eye(n_tokens, D_HEAD, dtype=np.float32)
+    key[0, 1] = key[1, 2] = key[2, 3] = where
+    query[0, 1, 1:], query[1, 2], query[2, 3] = 36 * where[:-1], 32 * where, 30 * where[:1]
+    return query, key
+
+
+def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Every array of a segment from random vectors: attention, edges and statistics follow from query and key."""
+    tokens = tables.tokens["source"]
+    arrays = {p: np.zeros(a.shape, a.dtype) for p, a in segment_layout(spec, {"source": tokens.n_tokens}).items()}
+    pair = 0
+    for i, n in enumerate(tokens.n_tokens.tolist()):
+        rows = slice(int(tokens.token_offset[i]), int(tokens.token_offset[i + 1]))
+        query, key = vectors(rng, n)
+        scores = np.einsum("lhqd,lhkd->lhqk", query, key) * D_HEAD**-0.5
+        logsumexp = np.logaddexp.reduce(scores, axis=-1)
+        attention = np.exp(scores - logsumexp[..., None]).astype(np.float32)
+        order = np.argsort(-attention, axis=-1, kind="stable")[..., :EDGES]
+        kept = order.shape[-1]
+        values = {
+            "query": encode_vectors(query, "float16"), "key": encode_vectors(key, "float16"), "logsumexp": logsumexp,
+        }  # fmt: skip
+        for name, value in values.items():
+            if f"encoder/{name}" in arrays:
+                arrays[f"encoder/{name}"][:, :, rows] = value
+        if "encoder/edge_key" in arrays:
+            arrays["encoder/edge_key"][:, :, rows] = np.iinfo(np.uint16).max
+            arrays["encoder/edge_key"][:, :, rows, :kept] = order
+            arrays["encoder/edge_weight"][:, :, rows, :kept] = np.take_along_axis(attention, order, -1)
+        if "encoder/attention" in arrays:
+            packed = pack_pairs(attention, causal=False)
+            arrays["encoder/attention"][..., pair : pair + n * n] = encode_attention(packed, spec.keep.attention or "")
+        pair += n * n
+        if "encoder/statistics" in arrays:
+            special = tokens.special[rows]
+            for layer in range(LAYERS):
+                arrays["encoder/statistics"][:, layer, :, i] = head_statistics(attention[layer], special)
+    return arrays
+
+
+def write_store(
+    path: Path, n_examples: int = 60, n_segments: int = 2, planned: int | None = None, keep: Keep | None = None
+) -> Path:
+    """Write a store of `n_segments` segments; `planned` more than that leaves the job unfinished."""
+    spec = TraceSpec(sites=(SITE,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES)
+    writer = StoreWriter.create(
+        path, spec=spec, provenance={"model": {"name": "tiny-<b>random</b>"}, "corpus": {"name": "hostile"}},
+        n_examples_planned=n_examples, n_segments_planned=planned or n_segments, threads=1,
+    )  # fmt: skip
+    rng, rows = np.random.default_rng(7), texts(n_examples)
+    edges = np.linspace(0, n_examples, n_segments + 1).astype(int).tolist()
+    for index in range(n_segments):
+        start, stop = edges[index], edges[index + 1]
+        mine = rows[start:stop]
+        tables = SegmentTables(
+            [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)], mine, [None] * len(mine), [None] * len(mine),
+            {"genre": Column.of_text(["mail" if i % 3 else "<i>news</i>" for i in range(start, stop)])},
+            {"source": token_table(mine)},
+        )  # fmt: skip
+        writer.write(index, start, tables, segment_arrays(spec, tables, rng))
+    return path
+
+
+@pytest.fixture(scope="session")
+def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty examples in two segments."""
+    return write_store(tmp_path_factory.mktemp("traces") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def store(store_path: Path) -> Store:
+    """The store, opened."""
+    return open_store(store_path)
+
+
+@pytest.fixture(scope="session")
+def viewer_store() -> Callable[..., Path]:
+    """Write a store like `store_path`'s with other sizes, or less kept."""
+    return write_store

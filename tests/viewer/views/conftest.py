@@ -1,0 +1,101 @@
+"""A page that serves one component or view, in a real browser that may talk to nobody else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CHROMIUM = os.environ.get("HEADATLAS_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM:
+        pytest.skip("no Chromium: install one or name it in HEADATLAS_CHROMIUM")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Served:
+    """One page and all that it said: requests to others, console errors, script errors."""
+
+    def __init__(self, page, url: str) -> None:
+        self.page, self.url = page, url
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: self.errors.append(str(e)))
+        page.on("dialog", lambda d: (self.errors.append(f"dialog {d.message}"), d.dismiss()))
+        page.route("**/*", self._route)
+
+    def _route(self, route) -> None:
+        if route.request.url.startswith((self.url, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.outside.append(route.request.url)
+            route.abort()
+
+    def open(self, path: str = "/") -> None:
+        self.page.goto(self.url + path)
+
+    def check(self) -> None:
+        assert self.outside == []
+        assert [e for e in self.errors if "favicon" not in e] == []
+
+    def shot(self, name: str) -> None:
+        folder = os.environ.get("HEADATLAS_SHOTS")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+@pytest.fixture
+def serve(chromium) -> Iterator[Callable[..., Served]]:
+    """`serve(make)`: serve what `make()` returns (a viewable) on a free port and open it; checked at the end."""
+    import panel as pn
+
+    running: list[tuple] = []
+
+    def start(make: Callable[[], object], *, width: int = 1440, height: int = 900, **options) -> Served:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+
+        def app():
+            return make()
+
+        server = pn.serve(
+            app,
+            port=port,
+            address="127.0.0.1",
+            websocket_origin=[f"127.0.0.1:{port}"],
+            show=False,
+            threaded=True,
+            verbose=False,
+        )
+        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
+        served = Served(context.new_page(), f"http://127.0.0.1:{port}")
+        running.append((server, context, served))
+        served.open()
+        return served
+
+    yield start
+    for server, context, served in running:
+        context.close()
+        server.stop()
+        served.check()

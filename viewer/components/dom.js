@@ -1,0 +1,153 @@
+import { paintOf } from "../_js/paint.js";
+// Elements, canvases, tooltips. Corpus strings reach the page as text nodes only: `el` never parses markup.
+
+// el("div.row", {title: "x", onclick: f}, child, "text"): classes after dots, on* are listeners, others attributes
+export function el(spec, props, ...kids) {
+  const [tag, ...classes] = spec.split(".");
+  const node = document.createElement(tag || "div");
+  if (classes.length) node.className = classes.join(" ");
+  for (const [name, value] of Object.entries(props || {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "style") node.style.cssText = value;
+    else if (name === "value" || name === "checked") node[name] = value;
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  add(node, kids);
+  return node;
+}
+function add(node, kids) {
+  for (const kid of kids) {
+    if (kid === undefined || kid === null || kid === false) continue;
+    if (Array.isArray(kid)) add(node, kid);
+    else node.append(kid instanceof Node ? kid : document.createTextNode(String(kid)));
+  }
+}
+
+// The component's root: style and theme variables on one element that fills the view. `changed(paint)` runs when the
+// theme does; the returned `paint()` is the present one.
+export function mount(model, host, css, changed) {
+  const style = document.createElement("style"), root = el("div.ha");
+  style.textContent = css;
+  host.replaceChildren(style, root);
+  let paint = null;
+  const restyle = () => {
+    const next = paintOf(model);
+    if (next === paint) return;
+    const first = paint === null;
+    paint = next;
+    root.dataset.theme = paint.theme;
+    root.style.colorScheme = paint.theme;
+    for (const [name, value] of Object.entries(paint.tokens)) root.style.setProperty(`--${name}`, value);
+    if (!first) changed(paint);
+  };
+  restyle();
+  model.on("theme", restyle);
+  const observer = new MutationObserver(restyle), media = matchMedia("(prefers-color-scheme: dark)");
+  observer.observe(document.documentElement, {attributes: true, attributeFilter: ["data-theme"]});
+  media.addEventListener("change", restyle);
+  model.on("remove", () => { observer.disconnect(); media.removeEventListener("change", restyle); });
+  return {root, paint: () => paint};
+}
+
+export const FONT = '-apple-system,BlinkMacSystemFont,"Segoe UI",Inter,Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif';
+
+// Size a canvas in CSS pixels, sharp on any screen; returns its context, cleared
+export function fit(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  const w = Math.max(1, Math.round(width * ratio)), h = Math.max(1, Math.round(height * ratio));
+  if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
+  canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
+  const context = canvas.getContext("2d");
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.clearRect(0, 0, width, height);
+  return context;
+}
+
+export function write(context, text, x, y, {color, size = 11, weight = 400, align = "left", base = "middle"} = {}) {
+  context.font = `${weight} ${size}px ${FONT}`;
+  context.textAlign = align; context.textBaseline = base;
+  if (color) context.fillStyle = color;
+  context.fillText(text, x, y);
+}
+
+// One tooltip a component: title; rows of [label, value, note, hot]; what a click does
+export function tooltip(root) {
+  const node = el("div.tip", {role: "tooltip"});
+  root.append(node);
+  const hide = () => { node.style.display = "none"; };
+  const show = (event, title, rows = [], foot = "") => {
+    node.replaceChildren(el("div.tip-title", null, title),
+      el("div.tip-rows", null, rows.map(([label, value, note, hot]) => [
+        el(`span.tip-label${hot ? ".hot" : ""}`, null, label), el(`span.tip-value${hot ? ".hot" : ""}`, null, value),
+        el("span.tip-note", null, note || "")])),
+      foot ? el("div.tip-foot", null, foot) : "");
+    node.style.display = "block";
+    const box = node.getBoundingClientRect();
+    let x = event.clientX + 14, y = event.clientY + 16;
+    if (x + box.width > innerWidth - 8) x = event.clientX - box.width - 12;
+    if (y + box.height > innerHeight - 8) y = event.clientY - box.height - 12;
+    node.style.left = `${Math.max(6, x)}px`; node.style.top = `${Math.max(6, y)}px`;
+  };
+  hide();
+  return {show, hide};
+}
+
+export function at(event, node = event.currentTarget) {
+  const box = node.getBoundingClientRect();
+  return [event.clientX - box.left, event.clientY - box.top];
+}
+
+// Call back with the width of a node now and whenever it changes; returns what stops it
+export function onWidth(node, callback) {
+  let last = -1;
+  const observer = new ResizeObserver(() => {
+    const width = Math.floor(node.clientWidth);
+    if (width > 0 && width !== last) { last = width; callback(width); }
+  });
+  observer.observe(node);
+  return () => observer.disconnect();
+}
+
+// At most one call a frame, with the latest arguments
+export function onceAFrame(callback) {
+  let latest = null, waiting = false;
+  return (...args) => {
+    latest = args;
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; callback(...latest); });
+  };
+}
+
+// A table behind a picture: what a canvas shows as text, for screen readers, the `n` key and the tests
+export function mirror(root, caption) {
+  const table = el("table.mirror", {"data-mirror": caption});
+  root.append(table);
+  let rows = [];
+  return {
+    table,
+    // columns: names; data: arrays of cells; attributes: one object of data-* a row
+    set(columns, data, attributes = []) {
+      rows = data;
+      table.replaceChildren(el("caption", null, caption), el("thead", null, el("tr", null, columns.map(c => el("th", null, c)))),
+        el("tbody", null, data.map((cells, i) => el("tr", attributes[i] && Object.fromEntries(
+          Object.entries(attributes[i]).map(([k, v]) => [`data-${k}`, v])), cells.map(c => el("td", null, c))))));
+    },
+    toggle() { table.classList.toggle("open"); },
+    get rows() { return rows; },
+  };
+}
+
+// Keys of a picture that has the focus. Escape works wherever the focus is, as long as the picture shows and nobody types.
+export function keyboard(model, node, actions) {
+  const typing = event => /^(INPUT|TEXTAREA|SELECT)$/.test(event.composedPath()[0]?.tagName || "") || event.composedPath()[0]?.isContentEditable;
+  const plainKey = event => !event.ctrlKey && !event.metaKey && !event.altKey;
+  node.addEventListener("keydown", event => {
+    if (event.key !== "Escape" && actions[event.key] && plainKey(event) && !typing(event)) { event.preventDefault(); actions[event.key](); }
+  });
+  if (!actions.Escape) return;
+  const escape = event => { if (event.key === "Escape" && node.offsetParent && !typing(event)) actions.Escape(); };
+  document.addEventListener("keydown", escape);
+  model.on("remove", () => document.removeEventListener("keydown", escape));
+}

@@ -1,0 +1,64 @@
+// A page of examples: id, text, annotations, tokens, one statistic of the chosen head. Filter and order act on all of them.
+import { count, number } from "../_js/paint.js";
+import { el, fit, write } from "../_js/dom.js";
+import { component, debounced, link, segmented, select, walk } from "../_js/shell.js";
+
+const CSS = `
+.page { display: grid; grid-template-columns: 264px minmax(0,1fr); gap: 12px; height: 100% }
+.page input[type=search] { width: 100%; height: 30px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--bg); padding: 0 10px; font-size: 12px }
+.er { display: grid; gap: 14px; align-items: center; padding: 0 14px; height: 29px; font-size: 12px; border-bottom: 1px solid var(--line) } a.er:hover, .er:focus { background: var(--surface-2) } .er.on { background: var(--accent-soft) }
+.er.h { color: var(--ink-3); font-size: 11px; height: 32px } .er .n { text-align: right; font-variant-numeric: tabular-nums } .er .tx { font-size: 13px; white-space: pre } .er > span { unicode-bidi: isolate }
+.w { display: grid; grid-template-columns: 1fr 34px; gap: 6px; align-items: center }
+.foot { padding: 6px 14px; border-top: 1px solid var(--line); font-size: 12px; color: var(--ink-2) }
+.facet { display: grid; grid-template-columns: 112px 1fr 40px; gap: 8px; align-items: center; height: 22px; font-size: 12px } .facet .n { text-align: right; color: var(--ink-3); font-variant-numeric: tabular-nums }
+`;
+
+// frame: {rows: [{id, text, columns: [text], tokens, value, on, query, patch}], columns: [names], start, page_rows, n_found, n_all,
+//         text, order, statistics: [[name, label]], statistic, label, high, head, lengths: {counts: int32, first, last}, facets: [{name, values: [[value, n]]}], note}
+export function render({model, el: host}) {
+  component(model, host, CSS, ui => {
+    const filter = el("input", {type: "search", "aria-label": "text filter", placeholder: "text or id contains\u2026", maxlength: 2000});
+    const later = debounced(200, () => ui.go({text: filter.value, row: 0}));
+    filter.addEventListener("input", later);
+    const side = el("div"), lengths = el("canvas", {role: "img"}), head = el("header"), titles = el("div.er.h"), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0"}), foot = el("div.row.foot");
+    ui.root.append(el("div.page", null,
+      el("section.card", {"aria-label": "filter"}, el("header", null, el("h2", null, "Filter"), el("span.grow"), el("button.btn.quiet", {onclick: () => { filter.value = ""; ui.go({text: "", row: 0}); }}, "Clear all")),
+        el("div.body", null, el("div.sect", null, "Text"), filter, el("hr"), side)),
+      el("section.card", {"aria-label": "examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot))));
+    walk(list, () => [...list.querySelectorAll("a.er")]);
+    let typed = null;
+    return frame => {
+      if (frame.text !== typed && ui.root.getRootNode().activeElement !== filter) filter.value = frame.text;
+      typed = frame.text;
+      const grid = `grid-template-columns:92px minmax(0,1fr) ${frame.columns.map(() => "84px").join(" ")} 46px 132px`, style = {style: grid};
+      side.replaceChildren(
+        el("div.sect", null, "Tokens", el("span.r", null, frame.n_found ? `${frame.lengths.first} \u2013 ${frame.lengths.last}` : "")), lengths, el("hr"),
+        el("div.sect", null, "Order", el("span.r", null, `head ${frame.head}`)), select(frame.statistics, frame.statistic, "statistic", v => ui.go({statistic: v, row: 0})), el("div", {style: "height:8px"}),
+        segmented([["corpus", "Corpus"], ["strongest", "Highest"], ["weakest", "Lowest"]], frame.order, "order", v => ui.go({order: v, row: 0})),
+        ...frame.facets.flatMap(facet => [el("hr"), el("div.sect", null, facet.name, el("span.r", null, "of these")), ...facet.values.map(([value, n]) =>
+          el("div.facet", null, el("span.ell", {title: value, dir: "auto"}, value), el("div.bar", null, el("i", {style: `width:${100 * n / Math.max(1, frame.n_found)}%`})), el("span.n", null, count(n))))]));
+      histogram(lengths, frame.lengths, ui.paint());
+      head.replaceChildren(el("h2", null, "Examples"), el("span.sub", {"data-found": frame.n_found}, frame.n_found === frame.n_all ? count(frame.n_all) : `${count(frame.n_found)} of ${count(frame.n_all)}`),
+        ...(frame.text ? [el("button.tag.accent", {style: "border:0", onclick: () => { filter.value = ""; ui.go({text: "", row: 0}); }}, `text \u201C${frame.text}\u201D \u2715`)] : []));
+      titles.style.cssText = grid;
+      titles.replaceChildren(el("span", null, "id"), el("span", null, "text"), ...frame.columns.map(name => el("span.ell", null, name)), el("span.n", null, "tokens"), el("span.strong.ell", {style: "color:var(--ink-2)"}, `${frame.label}${{strongest: " \u2193", weakest: " \u2191"}[frame.order] || ""}`));
+      list.replaceChildren(...frame.rows.map(row => link(ui, `.er${row.on ? ".on" : ""}`, row.query, row.patch, {...style, "data-example": row.patch.example},
+        el("span.dim.num.ell", {dir: "auto", title: row.id}, row.id), el("span.tx.ell", {dir: "auto"}, row.text), ...row.columns.map(value => el("span.dim2.ell", {dir: "auto"}, value)), el("span.n", null, row.tokens),
+        el("span.w", null, el("span.bar", null, el("i", {style: `width:${100 * Math.max(0, Math.min(1, (row.value || 0) / (frame.high || 1)))}%`})), el("span.n", null, number(row.value))))));
+      if (!frame.rows.length) list.append(el("div.message", null, frame.note));
+      const last = Math.min(frame.n_found, frame.start + frame.page_rows), pages = Math.max(1, Math.ceil(frame.n_found / frame.page_rows));
+      const turn = (name, text, row) => el("button.btn", {"aria-label": name, disabled: row < 0 || row >= frame.n_found, onclick: () => ui.go({row})}, text);
+      foot.replaceChildren(el("span", {"data-rows": "1"}, frame.n_found ? `rows ${count(frame.start + 1)}\u2013${count(last)} of ${count(frame.n_found)}` : "no rows"), el("span.grow"),
+        turn("previous page", "\u2039", frame.start ? Math.max(0, frame.start - frame.page_rows) : -1), el("span.num", null, `page ${count(Math.floor(frame.start / frame.page_rows) + 1)} of ${count(pages)}`), turn("next page", "\u203A", frame.start + frame.page_rows));
+    };
+  });
+}
+
+function histogram(canvas, {counts, first, last}, p) {
+  const width = 238, g = fit(canvas, width, 74), most = Math.max(1, ...counts), step = width / Math.max(1, counts.length);
+  counts.forEach((n, i) => { g.fillStyle = p.accent; g.globalAlpha = .85; g.fillRect(i * step, 58 - 54 * n / most, Math.max(1, step - 1.3), 54 * n / most); });
+  g.globalAlpha = 1;
+  write(g, String(first), 0, 69, {color: p["ink-3"]});
+  write(g, String(last), width, 69, {color: p["ink-3"], align: "right"});
+  canvas.setAttribute("aria-label", `token counts from ${first} to ${last}: ${Array.from(counts).join(", ")}`);
+}

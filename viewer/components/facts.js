@@ -1,0 +1,22 @@
+// What the store holds, as figures in one strip.
+import { el } from "../_js/dom.js";
+import { component } from "../_js/shell.js";
+
+const CSS = `
+.figures { flex-direction: row; align-items: center; height: 56px; padding: 0 4px; overflow: hidden }
+.fact { padding: 0 18px; border-left: 1px solid var(--line); line-height: 1.25; white-space: nowrap; min-width: 0 } .fact:first-child { border: 0; padding-left: 12px }
+.fact b { display: block; font-size: 16px; font-weight: 600; letter-spacing: -.01em; font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; max-width: 260px; unicode-bidi: isolate }
+.fact span { font-size: 11px; color: var(--ink-3) }
+.figures .tag { margin-right: 12px }
+`;
+
+// frame: {facts: [[value, label]], tag: [text, "accent"|"warn"], sites: [names], site}
+export function render({model, el: host}) {
+  component(model, host, CSS, ui => {
+    const card = el("section.card.figures", {"aria-label": "the store"});
+    ui.root.append(card);
+    return frame => card.replaceChildren(
+      ...frame.facts.map(([value, label]) => el("div.fact", {"data-fact": label}, el("b", {title: value}, value), el("span", null, label))),
+      el("span.grow"), el(`span.tag.${frame.tag[1]}`, null, frame.tag[0]));
+  });
+}

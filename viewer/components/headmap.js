@@ -1,0 +1,131 @@
+// Layers x heads, any size, as one canvas: a cell is a head, colour is one number of it. Layer 0 on top.
+// Arrows walk, Enter opens, a click selects; the table behind the canvas holds every number.
+import { count, number } from "../_js/paint.js";
+import { at, el, fit, mirror, write } from "../_js/dom.js";
+import { component, select } from "../_js/shell.js";
+
+const CSS = `
+.map { position: relative; height: 100% } .map canvas { cursor: pointer; border-radius: 4px }
+.scale { width: 80px; height: 8px; border-radius: 2px; border: 1px solid var(--line-2); position: relative } .scale i { position: absolute; top: -2px; width: 2px; height: 10px; background: var(--ink) }
+`;
+
+// frame: {n_layers, n_heads, values: float32 [layer * head], high, title, unit,
+//         options: [[value, label]], choice, baseline?, others: [{label, values}], small: bool, note}
+export function render({model, el: host}) {
+  const parse = text => text.split(".").map(Number);
+  component(model, host, CSS, ui => {
+    const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.map", null, canvas), live = el("span.sr", {"aria-live": "polite"});
+    const head = el("header"), card = el("section.card");
+    let table = null, frame = null, selected = parse(model.selected), geometry = null, hovered = null, ranks = null, top = null;
+
+    function place(layer, h) { return {x: geometry.left + h * geometry.cell, y: geometry.top + layer * geometry.cell}; }
+    function measure() {
+      const {n_layers: layers, n_heads: heads, small} = frame, left = small ? 20 : 28, above = small ? 16 : 32, right = small ? 2 : 66;
+      const width = box.clientWidth, height = box.clientHeight || width;
+      const cell = Math.max(4, Math.min(Math.floor((width - left - right) / heads), Math.floor((height - above - 2) / layers), small ? 26 : 46));
+      geometry = {left, top: above, cell, gap: cell >= 20 ? 2 : cell >= 9 ? 1 : 0, width: left + heads * cell + right, height: above + layers * cell + 3};
+      Object.assign(canvas.dataset, {cell, left, top: above});
+    }
+    const value = (layer, h) => frame.values[layer * frame.n_heads + h];
+    const share = v => Number.isNaN(v) ? 0 : Math.max(0, Math.min(1, v / (frame.high || 1)));
+
+    function draw() {
+      if (!frame || !box.clientWidth) return;
+      measure();
+      const {n_layers: layers, n_heads: heads, small} = frame, {left, top: above, cell, gap, width, height} = geometry;
+      const p = ui.paint(), g = fit(canvas, width, height), every = cell >= 15 ? 1 : cell >= 10 ? 4 : 8, size = small ? 10 : 11;
+      const round = cell > 20 ? 3 : cell > 9 ? 2 : 0, side = cell - gap;
+      const rectangle = (x, y, w, h, r) => { g.beginPath(); g.roundRect(x, y, w, h, r); };
+      if (!small) write(g, "head \u2192", left, 9, {color: p["ink-3"]});
+      for (let h = 0; h < heads; h += every) write(g, String(h), left + h * cell + side / 2, above - 8, {color: p["ink-3"], size, align: "center"});
+      for (let l = 0; l < layers; l += every) write(g, String(l), left - 6, above + l * cell + side / 2, {color: p["ink-3"], size, align: "right"});
+      for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
+        const {x, y} = place(l, h), v = value(l, h), s = share(v);
+        g.fillStyle = p.seq(s * .97 + (s > 0 ? .03 : 0));
+        rectangle(x, y, side, side, round); g.fill();
+        if (s < .12 && gap) { g.strokeStyle = p.line; g.lineWidth = 1; rectangle(x + .5, y + .5, side - 1, side - 1, round); g.stroke(); }
+        if (Number.isNaN(v)) { g.strokeStyle = p["line-2"]; g.beginPath(); g.moveTo(x + 2, y + side - 2); g.lineTo(x + side - 2, y + 2); g.stroke(); }
+        if (cell >= 26 && top.has(l * heads + h)) write(g, number(v), x + side / 2, y + side / 2 + .5, {color: p.on(s), weight: 500, align: "center", size: cell < 30 ? 10 : 11});
+      }
+      for (const [spot, color] of [[selected, p.ink], [hovered, p["ink-2"]]]) {
+        if (!spot) continue;
+        const {x, y} = place(...spot), grow = gap ? 2 : 1;
+        g.lineWidth = 2; g.strokeStyle = p.surface; rectangle(x - grow, y - grow, side + 2 * grow, side + 2 * grow, round + 1); g.stroke();
+        g.strokeStyle = color; rectangle(x - grow / 2, y - grow / 2, side + grow, side + grow, round + 1); g.stroke();
+      }
+      if (!small) means(g, p);
+    }
+    function means(g, p) {
+      const {left, top: above, cell, gap} = geometry, x = left + frame.n_heads * cell + 8, bar = Math.min(8, Math.max(3, cell * .6));
+      write(g, "layer mean", x, above - 8, {color: p["ink-3"]});
+      for (let l = 0; l < frame.n_layers; l++) {
+        const row = Array.from(frame.values.subarray(l * frame.n_heads, (l + 1) * frame.n_heads)).filter(v => !Number.isNaN(v));
+        const mean = row.length ? row.reduce((a, b) => a + b, 0) / row.length : 0, y = above + l * cell + (cell - gap - bar) / 2;
+        g.fillStyle = p["surface-3"]; g.fillRect(x, y, 52, bar);
+        g.fillStyle = p.accent; g.fillRect(x, y, 52 * share(mean), bar);
+      }
+    }
+    const spotAt = event => {
+      if (!geometry) return null;
+      const [x, y] = at(event, canvas), h = Math.floor((x - geometry.left) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
+      return l >= 0 && h >= 0 && l < frame.n_layers && h < frame.n_heads ? [l, h] : null;
+    };
+    const sentence = ([l, h]) => `Head ${l}.${h}: ${frame.title} ${number(value(l, h), 3)}, rank ${ranks[l * frame.n_heads + h]} of ${count(frame.values.length)}`;
+    const mark = spot => {
+      selected = spot;
+      if (!frame) return;
+      canvas.setAttribute("aria-label", `${frame.title}, layers by heads. ${sentence(selected)}`);
+      canvas.dataset.selected = selected.join(".");
+      draw();
+    };
+    model.on("selected", () => mark(parse(model.selected)));
+    const choose = (spot, open) => { mark(spot); ui.go({layer: spot[0], head: spot[1], ...(open ? {page: "examples"} : {})}); live.textContent = sentence(spot); };
+    canvas.onmousemove = event => {
+      const spot = spotAt(event);
+      if (String(spot) !== String(hovered)) { hovered = spot; draw(); }
+      if (!spot) { ui.tip.hide(); return; }
+      const i = spot[0] * frame.n_heads + spot[1];
+      ui.tip.show(event, `Head ${spot.join(".")}`, [[frame.title, number(frame.values[i], 3), `#${ranks[i]}`, true],
+        ...frame.others.map(o => [o.label, number(o.values[i], 3), ""]), ...(frame.baseline === undefined ? [] : [["Baseline", number(frame.baseline, 3), ""]])],
+        `rank of ${count(frame.values.length)} \u00B7 click to select`);
+    };
+    canvas.onmouseleave = () => { hovered = null; draw(); ui.tip.hide(); };
+    canvas.onclick = event => { const spot = spotAt(event); if (spot) choose(spot, event.detail > 1); };
+    canvas.onkeydown = event => {
+      const move = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
+      if (move) {
+        event.preventDefault();
+        choose([Math.max(0, Math.min(frame.n_layers - 1, selected[0] + move[0])), Math.max(0, Math.min(frame.n_heads - 1, selected[1] + move[1]))]);
+      } else if (event.key === "Enter") choose(selected, true);
+      else if (event.key === "n") table.toggle();
+    };
+    new ResizeObserver(draw).observe(box);
+
+    return next => {
+      const fresh = !frame || frame.values !== next.values;
+      frame = next;
+      if (!table) {
+        if (frame.small) ui.root.append(el("section.card", {style: "padding:8px", "aria-label": "head map"}, box), live);
+        else { card.append(head, el("div.body", {style: "padding:10px 12px;overflow:hidden"}, box)); ui.root.append(card, live); }
+        table = mirror(box, `numbers of ${frame.small ? "the small" : "the"} head map`);
+      }
+      if (fresh) {
+        const order = Array.from(frame.values.keys()).sort((a, b) => (frame.values[b] || 0) - (frame.values[a] || 0) || a - b);
+        ranks = new Int32Array(order.length);
+        order.forEach((cell, i) => { ranks[cell] = i && frame.values[cell] === frame.values[order[i - 1]] ? ranks[order[i - 1]] : i + 1; });
+        top = new Set(order.slice(0, 8));
+        table.set(["head", frame.title, "rank"], order.map(i => [`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, number(frame.values[i], 3), ranks[i]]),
+          order.map(i => ({head: `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, value: frame.values[i].toFixed(6)})));
+      }
+      canvas.dataset.choice = frame.choice || "";
+      if (!frame.small) head.replaceChildren(el("h2", null, "Layers \u00D7 heads"), select(frame.options, frame.choice, "statistic", v => ui.go({statistic: v})), el("span.grow"), legend());
+      mark(parse(model.selected));
+    };
+    function legend() {
+      const p = ui.paint(), stops = Array.from({length: 9}, (_, i) => p.seq(i / 8)).join(",");
+      return el("span.legend", null, "0", el("span.scale", {role: "img", "aria-label": "colour scale", style: `background:linear-gradient(90deg,${stops})`},
+        frame.baseline === undefined ? null : el("i", {style: `left:${100 * share(frame.baseline)}%`})),
+        number(frame.high).replace(/\.00$/, ""), frame.unit, frame.baseline === undefined ? null : el("span.dim", null, "\u2502 baseline"));
+    }
+  });
+}

@@ -1,0 +1,117 @@
+import { plain, parseHeads, number, clamp } from "../_js/paint.js";
+import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
+import { CSS } from "../_js/style.js";
+
+const OWN = `
+.grid { position: relative; outline-offset: 3px } .chips { display: flex; flex-wrap: wrap; gap: 5px; margin-top: 9px; align-items: center }
+.sect + canvas { margin-top: 2px } .facts p { font-size: 12px; color: var(--ink-2); overflow-wrap: anywhere; white-space: pre-line }
+`;
+const MAX_HEADS = 12;
+
+export function render({model, el: host}) {
+  const {root, paint} = mount(model, host, CSS + OWN, () => draw());
+  const tip = tooltip(root), title = el("span.r"), canvas = el("canvas", {role: "img"}), chips = el("div.chips"), facts = el("div.facts");
+  const grid = el("div.grid", {tabindex: 0, role: "group", "aria-label": "heads: rows are layers, columns are heads"}, canvas);
+  const lines = el("div"), body = el("div.body", null, el("p.sect", null, "Heads", title), grid, chips, lines, facts), card = el("section.card", null, body);
+  root.append(card);
+  const table = mirror(card, "weight of each head");
+  let frame = {}, shape = [0, 0], geometry = null, hover = null, width = 0;
+  const selected = () => parseHeads(model.selected), value = (l, h) => frame.values[l * shape[1] + h];
+
+  function take() {
+    frame = plain(model.frame);
+    shape = frame.shape || [0, 0];
+    title.textContent = frame.title || "";
+    title.title = frame.title || "";
+    draw();
+    const rows = [], attributes = [];
+    for (let l = 0; l < shape[0]; l++) for (let h = 0; h < shape[1]; h++) { rows.push([`${l}.${h}`, number(value(l, h), 3)]); attributes.push({head: `${l}.${h}`, value: value(l, h).toFixed(6)}); }
+    table.set(["Head", "Weight"], rows, attributes);
+  }
+  function draw() {
+    const [layers, heads] = shape;
+    if (!width || !layers) return;
+    const p = paint(), margin = layers > 100 ? 24 : 18, top = 14, cell = clamp(Math.min(Math.floor((width - margin) / heads), Math.floor(360 / layers)), 2, 18), gap = cell >= 12 ? 1.5 : cell >= 6 ? 1 : 0;
+    geometry = {margin, top, cell};
+    const g = fit(canvas, width, top + cell * layers + 3), every = cell >= 14 ? 1 : cell >= 8 ? 4 : 8, round = cell > 9 ? 2 : 0, size = cell - gap;
+    for (let h = 0; h < heads; h += every) write(g, h, margin + h * cell + size / 2, top - 7, {align: "center", color: p["ink-3"], size: 10});
+    for (let l = 0; l < layers; l += every) write(g, l, margin - 5, top + l * cell + size / 2, {align: "right", color: p["ink-3"], size: 10});
+    for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
+      const x = margin + h * cell, y = top + l * cell, v = value(l, h);
+      g.fillStyle = p.seq(Math.sqrt(clamp(v, 0, 1)));
+      g.beginPath(); g.roundRect(x, y, size, size, round); g.fill();
+      if (v < .02 && gap) { g.strokeStyle = p.line; g.lineWidth = 1; g.beginPath(); g.roundRect(x + .5, y + .5, size - 1, size - 1, round); g.stroke(); }
+    }
+    const ring = (name, color, outer) => {
+      const [l, h] = name.split(".").map(Number), x = margin + h * cell, y = top + l * cell;
+      if (!(l < layers && h < heads)) return;
+      for (const [c, grow, w] of [[p.surface, 1.5, 2], [color, outer, 2]]) { g.strokeStyle = c; g.lineWidth = w; g.beginPath(); g.roundRect(x - grow, y - grow, size + 2 * grow, size + 2 * grow, 3); g.stroke(); }
+    };
+    selected().forEach((name, i) => ring(name, p.head(i), .25));
+    if (hover) ring(hover, p["ink-2"], .75);
+    canvas.setAttribute("aria-label", `${layers} layers of ${heads} heads, shown ${model.selected}`);
+    drawChips();
+  }
+  function drawChips() {
+    const p = paint(), names = selected();
+    chips.replaceChildren(...names.map((name, i) => el("button.hchip", {"data-head": name, title: names.length > 1 ? "click removes, double click leaves this one alone" : "the head shown",
+      onclick: () => names.length > 1 && set(names.filter(n => n !== name)), ondblclick: () => set([name])}, el("i", {style: `background:${p.head(i)}`}), name)),
+      model.single ? "" : el("button.btn.quiet", {onclick: allOfLayer}, "all of layer"));
+  }
+  const set = names => { model.selected = [...new Set(names)].slice(0, MAX_HEADS).join(","); };
+  function allOfLayer() {
+    const layer = (selected()[0] || "0.0").split(".")[0];
+    set(Array.from({length: shape[1]}, (_, h) => `${layer}.${h}`));
+  }
+  function choose(name, add) {
+    const names = selected();
+    if (!add || model.single) return set([name]);
+    set(names.includes(name) ? (names.length > 1 ? names.filter(n => n !== name) : names) : [...names, name]);
+  }
+  function hit(event) {
+    const [x, y] = at(event, canvas), h = Math.floor((x - geometry.margin) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
+    return l >= 0 && h >= 0 && l < shape[0] && h < shape[1] ? [l, h] : null;
+  }
+  canvas.addEventListener("mousemove", event => {
+    const found = geometry && hit(event), name = found && found.join(".");
+    canvas.style.cursor = found ? "pointer" : "default";
+    if (name !== hover) { hover = name; draw(); }
+    if (!found) return tip.hide();
+    tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true]], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
+  });
+  canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
+  canvas.addEventListener("click", event => { const found = geometry && hit(event); if (found) choose(found.join("."), event.shiftKey); });
+  const move = (dl, dh) => () => {
+    const [l, h] = (selected()[0] || "0.0").split(".").map(Number);
+    set([`${clamp(l + dl, 0, shape[0] - 1)}.${clamp(h + dh, 0, shape[1] - 1)}`]);
+  };
+  keyboard(model, grid, {ArrowUp: move(-1, 0), ArrowDown: move(1, 0), ArrowLeft: move(0, -1), ArrowRight: move(0, 1), n: () => table.toggle()});
+
+  function slider(name, text, min, max, step, read, shown, take) {
+    const output = el("output"), input = el("input", {type: "range", min, max, step, "aria-label": text, "data-control": name});
+    const send = onceAFrame(() => { model[name] = take(+input.value); });
+    const show = v => { output.textContent = shown(v); input.style.setProperty("--p", `${(v - min) / (max - min) * 100}%`); };
+    input.addEventListener("input", () => { show(+input.value); send(); });
+    const refresh = () => { const v = read(model[name]); if (+input.value !== v || !output.textContent) { input.value = v; show(v); } };
+    refresh();
+    model.on(name, refresh);
+    return el("div.fld", null, el("span", null, text), output, input);
+  }
+  function controls() {
+    const box = el("input", {type: "checkbox", checked: model.hide_special, "data-control": "hide_special"});
+    box.addEventListener("change", () => { model.hide_special = box.checked; });
+    model.on("hide_special", () => { box.checked = model.hide_special; });
+    lines.replaceChildren(...(model.lines ? [el("hr"), el("p.sect", null, "Lines"),
+      slider("share", "Share of each row", 10, 100, 5, v => Math.round(v * 100), v => `${v} %`, v => v / 100),
+      slider("keys", "Keys per row", 1, 64, 1, v => v, v => `at most ${v}`, v => v)] : []),
+      ...(model.specials ? [el("hr"), el("p.sect", null, "Show"), el("label.ck", null, box, "hide special tokens")] : []));
+  }
+  function drawFacts() {
+    facts.replaceChildren(...plain(model.facts).flatMap(([heading, text]) => [el("hr"), el("p.sect", null, heading), el("p", null, text)]));
+  }
+  controls(); drawFacts(); take();
+  model.on("frame", take);
+  model.on("selected", draw);
+  model.on("facts", drawFacts);
+  model.on("remove", onWidth(grid, w => { width = w; draw(); }));
+}

@@ -1,0 +1,29 @@
+"""`HeadPicker`: every head as a cell, the chosen ones as chips in their colours, and what the lines show."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import param
+
+from .base import ESMView
+
+
+class HeadPicker(ESMView):
+    """The left side of a view.
+
+    `frame` is `frames.picker_frame`; `selected` lists heads as ``"5.8,5.10"`` in the order of their colours: a click
+    chooses one, Shift click adds or removes, a double click on a chip leaves that one alone.
+    """
+
+    selected = param.String(default="")
+    single = param.Boolean(default=False, doc="Only one head at a time.")
+    lines = param.Boolean(default=True, doc="Whether the sliders for lines are there.")
+    specials = param.Boolean(default=True, doc="Whether the box for special tokens is there.")
+    share = param.Number(default=0.75, bounds=(0, 1))
+    keys = param.Integer(default=8, bounds=(1, 64))
+    hide_special = param.Boolean(default=True)
+    facts = param.List(default=[], item_type=tuple, doc="(title, text) sections below.")
+
+    _esm = _bundle = "headpicker.js"
+    _priority_changes: ClassVar[list[str]] = ["selected", "share", "keys", "hide_special"]

@@ -1,0 +1,230 @@
+import { plain, parsePin, formatPin, number, count, percent, clamp } from "../_js/paint.js";
+import { el, mount, fit, write, tooltip, at, onWidth, mirror, keyboard } from "../_js/dom.js";
+import { CSS } from "../_js/style.js";
+import { weights, strongestEdges, paintLines, MIN_WEIGHT } from "../_js/lines.js";
+
+// Two canvases under two columns of text: `base` holds all drawn edges (or, greyed, their context) and is painted when
+// the frame or a slider changes; `top` holds the lines of one token and is repainted on hover. Tokens are elements.
+const OWN = `
+.plot { position: relative; min-height: 100%; outline-offset: -3px; cursor: default }
+.plot canvas { position: absolute; left: 0; top: 0 }
+.body.flush { padding: 4px 0 0 }
+.col { position: absolute; top: 0; bottom: 0; width: 0 }
+.t { position: absolute; display: flex; align-items: center; gap: 5px; white-space: nowrap; color: var(--ink); cursor: pointer }
+.col.q .t { right: 4px; flex-direction: row-reverse } .col.k .t { left: 4px }
+.t .l { padding: 0 5px; border-radius: 3px; unicode-bidi: isolate; max-width: 150px; overflow: hidden; text-overflow: ellipsis; line-height: inherit }
+.t.cont .l, .t.sp .l { color: var(--ink-3) } .t.hid .l { color: var(--line-2) }
+.active .t .l { color: var(--ink-3) } .active .t.hid .l { color: var(--line-2) } .active .t.on .l { color: var(--ink) } .active .t.strong .l { font-weight: 600 }
+.active .t.me .l { color: var(--ink); font-weight: 600; background: var(--accent-soft); box-shadow: inset 0 0 0 1.5px var(--accent) }
+.col.k .t.me .l { background: var(--accent); color: var(--on-accent) }
+.bd { display: inline-flex; align-items: center; gap: 3px; width: 36px; font-size: 11px; font-weight: 500; color: var(--ink); font-variant-numeric: tabular-nums }
+.bd i { width: 8px; height: 8px; border-radius: 2px; flex: none }
+.head-l { position: absolute; top: 6px; font-size: 12px; font-weight: 600; color: var(--ink-2) }
+.sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
+`;
+const TOP = 26, BADGES = 4, LISTED = 400;
+
+export function render({model, el: host}) {
+  const {root, paint} = mount(model, host, CSS + OWN, () => { painted = ""; draw(); });
+  const tip = tooltip(root), sub = el("span.sub.ell"), counts = el("span.count.num", {"data-count": ""}), live = el("div.sr", {"aria-live": "polite"});
+  const base = el("canvas"), top = el("canvas"), columns = {q: el("div.col.q"), k: el("div.col.k")};
+  const heads = [el("span.head-l", null, "query"), el("span.head-l", null, "key"), el("span.head-l", {style: "font-weight:400;font-size:11px;color:var(--ink-3)"}, "attention received")];
+  const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "head view: lines from each query token to its keys"}, base, top, columns.q, columns.k, heads);
+  const body = el("div.body.flush", null, plot), card = el("section.card", null, el("header", null, el("h2", null, "Head view"), sub, counts), body, live);
+  root.append(card);
+  const table = mirror(card, "edges of the head view");
+
+  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [];
+  const start = side => side === "q" ? frame.query_start : frame.key_start, size = side => frame.shape[side === "q" ? 1 : 2];
+  const hidden = (side, i) => model.hide_special && !!tokens[side].special[i + start(side)];
+  const label = (side, i) => tokens[side].labels[i + start(side)] ?? "";
+  // the token that matters now, counted from the start of the window
+  function active() {
+    const pin = parsePin(model.pin), local = pin && {side: pin.side, index: pin.index - start(pin.side)};
+    return hover || (local && local.index >= 0 && local.index < size(local.side) ? local : null);
+  }
+  const pair = (h, act, i) => act.side === "q" ? weight(h, act.index, i) : weight(h, i, act.index);
+
+  function take() {
+    frame = plain(model.frame); tokens = {};
+    const given = plain(model.tokens);
+    if (frame.message || !frame.attention) return message();
+    if (given.id !== frame.id || !given.query) return;   // the other half of a change is still on its way
+    tokens.q = given.query; tokens.k = given.key || given.query;
+    weight = weights(frame); hover = null;
+    plot.hidden = false; body.querySelector(".message")?.remove();
+    choose(); build(); draw();
+  }
+  function message() {
+    plot.hidden = true; counts.textContent = ""; body.querySelector(".message")?.remove();
+    if (frame.message) body.append(el("div.message", null, el("b", null, frame.message.title), frame.message.text));
+    table.set(["Head", "Query", "Key", "Weight"], []);
+  }
+  function choose() {
+    const [, rows, cols] = frame.shape;
+    edges = frame.heads.map((_, h) => strongestEdges(weight, h, {rows, columns: cols, causal: frame.causal, share: model.share, keys: model.keys,
+      queryShown: q => !hidden("q", q), keyShown: k => !hidden("k", k), offset: frame.query_start - frame.key_start}));
+    const sum = name => edges.reduce((s, e) => s + e[name], 0);
+    const part = frame.n_queries > rows || frame.n_keys > cols ? ` \u00B7 tokens ${frame.query_start}\u2013${frame.query_start + rows - 1} of ${count(frame.n_queries)}, around the pin` : "";
+    counts.textContent = `${count(sum("drawn"))} of ${count(sum("pairs"))} edges drawn, ${percent(sum("rowMass") ? sum("drawnMass") / sum("rowMass") : 0)} of the attention${part}`;
+    Object.assign(counts.dataset, {drawn: sum("drawn"), pairs: sum("pairs"), share: (sum("drawnMass") / (sum("rowMass") || 1)).toFixed(6)});
+    painted = "";
+  }
+  function build() {
+    for (const side of ["q", "k"]) {
+      nodes[side] = Array.from({length: size(side)}, (_, i) => {
+        const text = label(side, i), classes = (tokens[side].special[i + start(side)] ? ".sp" : text.startsWith("+") ? ".cont" : "");
+        return el(`div.t${classes}`, {"data-side": side, "data-index": i + start(side)}, el("span.l", {dir: "auto"}, text));
+      });
+      columns[side].replaceChildren(...nodes[side]);
+    }
+    marked = [];
+  }
+  function layout() {
+    const n = Math.max(size("q"), size("k")), room = Math.max(200, body.clientHeight - 12);
+    const row = clamp((room - TOP - 6) / n, 15, 22), left = clamp(width * .205, 100, 190), right = Math.max(left + 120, width - clamp(width * .34, 150, 300));
+    geometry = {row, left, right, height: Math.ceil(TOP + row * n + 6), font: clamp(Math.floor(row - 4), 11, 13), y: i => TOP + row * (i + .5)};
+    plot.style.height = `${geometry.height}px`;
+    columns.q.style.left = columns.q.style.right = ""; columns.q.style.left = `${left - 6}px`; columns.k.style.left = `${right + 2}px`;
+    [left - 14, right + 11, right + 118].forEach((x, i) => { heads[i].style.left = `${x}px`; heads[i].style.transform = i ? "" : "translateX(-100%)"; });
+    for (const side of ["q", "k"]) nodes[side].forEach((node, i) => {
+      node.style.top = `${TOP + row * i}px`; node.style.height = `${row}px`; node.style.fontSize = `${geometry.font}px`; node.style.lineHeight = `${row - 1}px`;
+      node.classList.toggle("hid", hidden(side, i));
+    });
+  }
+  function draw() {
+    if (!width || !tokens.q) return;
+    layout(); paintBase(); paintTop(); list();
+  }
+  // all edges in colour, or grey behind those of one token
+  function paintBase() {
+    const act = active(), wanted = `${act ? "grey" : "colour"} ${width} ${geometry.height}`;
+    if (painted === wanted) return;
+    painted = wanted;
+    const p = paint(), g = fit(base, width, geometry.height), {left: x1, right: x2, y} = geometry, middle = (edges.length - 1) / 2;
+    edges.forEach((e, h) => {
+      const shift = (h - middle) * .8, lines = {x1, x2, y1: i => y(i) + shift, y2: i => y(i) + shift};
+      if (act) paintLines(g, e, {...lines, color: p["line-2"], alpha: w => clamp(.14 + .5 * w, .14, .5), width: () => 1, from: .06});
+      else paintLines(g, e, {...lines, color: p.head(h), alpha: w => clamp(.12 + .83 * w, .12, .95), width: w => .8 + 2.6 * w});
+    });
+  }
+  function paintTop() {
+    const p = paint(), g = fit(top, width, geometry.height), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
+    for (const node of marked) { node.classList.remove("me", "on", "strong"); node.querySelectorAll(".bd").forEach(b => b.remove()); }
+    marked = [];
+    plot.classList.toggle("active", !!act);
+    heads[2].style.visibility = act ? "hidden" : "";
+    if (!act) return received(g, p);
+    const other = act.side === "q" ? "k" : "q", all = [], mark = (node, ...names) => { node.classList.add(...names); marked.push(node); };
+    for (let i = 0; i < size(other); i++) {
+      if (hidden(other, i)) continue;
+      const row = frame.heads.map((_, h) => pair(h, act, i)), peak = Math.max(...row), node = nodes[other][i];
+      row.forEach((w, h) => { if (w >= MIN_WEIGHT) all.push([act.side === "q" ? act.index : i, act.side === "q" ? i : act.index, w, h]); });
+      if (peak < .02) continue;
+      mark(node, "on", ...(peak > .15 ? ["strong"] : []));
+      const best = row.indexOf(peak), shown = n > BADGES ? [best] : row.keys();
+      for (const h of shown) node.append(el("span.bd", {"data-head": frame.heads[h], "data-weight": row[h].toFixed(4)},
+        el("i", {style: `background:${p.head(h)};opacity:${clamp(row[h] * 1.25, .25, 1)}`}), number(row[h])));
+    }
+    mark(nodes[act.side][act.index], "me");
+    all.sort((a, b) => a[2] - b[2]);
+    for (const [q, k, w, h] of all) {
+      const shift = (h - (n - 1) / 2) * Math.min(3.2, geometry.row / n), bend = (x2 - x1) * .36, a = y(q) + shift, b = y(k) + shift;
+      g.strokeStyle = p.head(h); g.globalAlpha = clamp(.35 + .65 * w, .35, 1); g.lineWidth = .8 + 2.6 * w;
+      g.beginPath(); g.moveTo(x1, a); g.bezierCurveTo(x1 + bend, a, x2 - bend, b, x2, b); g.stroke();
+    }
+    g.globalAlpha = 1;
+    const best = all.at(-1);
+    live.textContent = best ? `${label("q", best[0])} to ${label("k", best[1])}, ${number(best[2])}, head ${frame.heads[best[3]]}` : "no weight above .01";
+  }
+  let sums = {};
+  function received(g, p) {
+    const key = `${frame.heads}`, n = frame.heads.length, span = Math.min(96, width - geometry.right - 160);
+    if (span < 20) { heads[2].style.visibility = "hidden"; return; }
+    if (sums.frame !== frame) {
+      const by = frame.heads.map((_, h) => Float64Array.from({length: size("k")}, (_, k) => { let s = 0; for (let q = 0; q < size("q"); q++) s += weight(h, q, k); return s; }));
+      sums = {frame, by, most: Math.max(1e-9, ...Array.from({length: size("k")}, (_, k) => hidden("k", k) ? 0 : by.reduce((s, r) => s + r[k], 0)))};
+    }
+    for (let k = 0; k < size("k"); k++) {
+      if (hidden("k", k)) continue;
+      let x = geometry.right + 118;
+      sums.by.forEach((r, h) => { const w = span * r[k] / sums.most; g.fillStyle = p.head(h); g.globalAlpha = .8; g.fillRect(x, geometry.y(k) - 3.5, w, 7); x += w; });
+      g.globalAlpha = 1;
+      write(g, sums.by.reduce((s, r) => s + r[k], 0).toFixed(1), x + 5, geometry.y(k) + .5, {color: p["ink-3"]});
+    }
+  }
+  // the mirror: edges of the pinned token, or the strongest of those drawn
+  function list() {
+    const pin = parsePin(model.pin), act = pin && !hover ? active() : null, rows = [];
+    if (act) {
+      const other = act.side === "q" ? "k" : "q";
+      frame.heads.forEach((_, h) => { for (let i = 0; i < size(other); i++) { const w = pair(h, act, i); if (w >= MIN_WEIGHT && !hidden(other, i)) rows.push(act.side === "q" ? [h, act.index, i, w] : [h, i, act.index, w]); } });
+    } else edges.forEach((e, h) => e.value.forEach((w, i) => rows.push([h, e.query[i], e.key[i], w])));
+    rows.sort((a, b) => b[3] - a[3] || a[0] - b[0] || a[1] - b[1] || a[2] - b[2]);
+    rows.length = Math.min(rows.length, LISTED);
+    table.set(["Head", "Query", "Key", "Weight"], rows.map(([h, q, k, w]) => [frame.heads[h], label("q", q), label("k", k), number(w, 3)]),
+      rows.map(([h, q, k, w]) => ({head: frame.heads[h], q: q + frame.query_start, k: k + frame.key_start, weight: w.toFixed(6)})));
+  }
+
+  function hit(event) {
+    const [x, y] = at(event, plot), i = Math.floor((y - TOP) / geometry.row), side = x < geometry.left + 6 ? "q" : x > geometry.right - 6 ? "k" : null;
+    return side && i >= 0 && i < size(side) ? {side, index: i} : null;
+  }
+  function setHover(next) {
+    if ((next && `${next.side}${next.index}`) === (hover && `${hover.side}${hover.index}`)) return;
+    hover = next;
+    paintBase(); paintTop();
+  }
+  plot.addEventListener("mousemove", event => {
+    if (!geometry || !tokens.q) return;
+    const found = hit(event);
+    setHover(found);
+    plot.style.cursor = found ? "pointer" : "default";
+    if (!found) return tip.hide();
+    const {side, index} = found, other = side === "q" ? "k" : "q", piece = tokens[side].pieces[index + start(side)];
+    tip.show(event, `${side === "q" ? "query" : "key"} ${label(side, index)}`, [["Position", String(index + start(side))], ...(piece ? [["Piece", piece]] : []),
+      ...frame.heads.map((name, h) => {
+        let best = -1, most = -1;
+        for (let i = 0; i < size(other); i++) { const w = pair(h, found, i); if (w > most && !hidden(other, i)) { most = w; best = i; } }
+        return [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)];
+      })], "click to pin");
+  });
+  plot.addEventListener("mouseleave", () => { tip.hide(); if (tokens.q) setHover(null); });
+  plot.addEventListener("click", event => {
+    const found = tokens.q && geometry && hit(event);
+    if (found) pinTo({side: found.side, index: found.index + start(found.side)});
+  });
+  function pinTo(pin) { model.pin = pin && formatPin(pin) !== model.pin ? formatPin(pin) : ""; }
+  keyboard(model, plot, {
+    Escape: () => { if (model.pin) model.pin = ""; },
+    n: () => table.toggle(),
+    ArrowDown: () => step(1), ArrowUp: () => step(-1),
+    ArrowRight: () => cross("k"), ArrowLeft: () => cross("q"),
+  });
+  function step(by) {
+    const pin = parsePin(model.pin) || {side: "q", index: start("q") - by};
+    model.pin = formatPin({side: pin.side, index: clamp(pin.index + by, 0, (pin.side === "q" ? frame.n_queries : frame.n_keys) - 1)});
+  }
+  function cross(side) {
+    const pin = parsePin(model.pin);
+    if (pin) model.pin = formatPin({side, index: clamp(pin.index, 0, (side === "q" ? frame.n_queries : frame.n_keys) - 1)});
+  }
+  function pinned() {
+    if (!tokens.q || !geometry) return;
+    hover = null;
+    paintBase(); paintTop(); list();
+    const act = active();
+    if (!act) return;
+    const y = geometry.y(act.index);
+    if (y < body.scrollTop + TOP || y > body.scrollTop + body.clientHeight - TOP) body.scrollTop = y - body.clientHeight / 2;
+  }
+
+  model.on(["frame", "tokens"], take);
+  model.on("pin", pinned);
+  model.on(["share", "keys", "hide_special"], () => { if (tokens.q) { sums = {}; choose(); draw(); } });
+  model.on("note", () => { sub.textContent = model.note; });
+  sub.textContent = model.note;
+  const stop = onWidth(body, w => { width = w; draw(); });
+  model.on("remove", stop);
+  take();
+}

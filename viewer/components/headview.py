@@ -1,0 +1,29 @@
+"""`HeadView`: lines from each query token to its strongest keys, for up to twelve heads at once."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import param
+
+from .base import ESMView
+
+
+class HeadView(ESMView):
+    """Bipartite lines of one example (or a window of a long one).
+
+    `frame` is `frames.head_frame` or `frames.message_frame`; `tokens` is `frames.sides_frame`
+    with the same `id`.
+    Which edges are drawn is `geometry.strongest_edges`, done in the browser from the frame that is there.
+    """
+
+    tokens = param.Dict(default={})
+    pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")
+    share = param.Number(default=0.75, bounds=(0, 1))
+    keys = param.Integer(default=8, bounds=(1, 64))
+    hide_special = param.Boolean(default=True)
+    note = param.String(default="", doc="What stands beside the title.")
+
+    _esm = _bundle = "headview.js"
+    _js: ClassVar[list[str]] = [*ESMView._js, "lines.js"]
+    _priority_changes: ClassVar[list[str]] = ["pin"]

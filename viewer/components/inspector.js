@@ -1,0 +1,66 @@
+// One head: its statistics as value and rank among all heads, the examples that show it best, heads with a like profile.
+import { count, number, SCALES } from "../_js/paint.js";
+import { el, fit } from "../_js/dom.js";
+import { component, link } from "../_js/shell.js";
+
+const CSS = `
+.strip { display: grid; grid-template-columns: 118px 1fr 40px 40px; align-items: center; gap: 8px; height: 25px; width: calc(100% + 8px); font-size: 12px !important; border: 0; border-radius: 4px; margin: 0 -4px; padding: 0 4px; background: none; text-align: left }
+.strip:hover { background: var(--surface-2) } .strip.on { background: var(--accent-soft) }
+.strip .v { text-align: right; font-weight: 600; font-variant-numeric: tabular-nums } .strip .k { text-align: right; color: var(--ink-3); font-size: 11px; font-variant-numeric: tabular-nums }
+.strip canvas { width: 100% }
+.exm { display: grid; grid-template-columns: 1fr 30px; gap: 8px; padding: 5px 0; border-top: 1px solid var(--line); font-size: 12px; align-items: center } .exm:hover { background: var(--surface-2) }
+.exm .l { display: flex; overflow: hidden; white-space: pre } .exm .l > span { unicode-bidi: isolate }
+.like { display: grid; grid-template-columns: 44px 1fr 30px; align-items: center; gap: 8px; height: 22px; width: 100%; font-size: 12px !important; border: 0; padding: 0; background: none; text-align: left }
+`;
+
+// frame: {head, layer, index, sub, tag, n, statistics: [{name, label, value, rank, of, values: float32, high, on}],
+//         examples: [{query, patch, parts: [[text, kind, weight]], score}], examples_of, like: [{head, layer, index, score}],
+//         search: {query, patch}|null, open: {query, patch}|null, list: {query, patch}}
+export function render({model, el: host}) {
+  component(model, host, CSS, ui => {
+    const head = el("header"), body = el("div.body", {style: "padding:10px 12px 8px"});
+    ui.root.append(el("section.card", {"aria-label": "head"}, head, body));
+    return frame => {
+      const p = ui.paint(), canvases = [];
+      head.replaceChildren(el("h2", {style: "font-size:15px"}, `Head ${frame.head}`), el("span.sub.ell", null, frame.sub));
+      const strips = frame.statistics.map(s => {
+        const canvas = el("canvas", {"aria-hidden": "true"});
+        canvases.push([canvas, s]);
+        const tip = event => ui.tip.show(event, s.label, [["This head", number(s.value, 3), "", true], ["Rank", `${s.rank} of ${count(s.of)}`]], "ticks: all heads \u00B7 click colours the map");
+        return el(`button.strip${s.on ? ".on" : ""}`, {"data-statistic": s.name, "aria-pressed": String(s.on), onclick: () => ui.go({statistic: s.name}), onmousemove: tip, onmouseleave: ui.tip.hide},
+          el("span.ell", null, s.label), canvas, el("span.v", null, number(s.value)), el("span.k", null, s.rank ? `#${s.rank}` : "\u2013"));
+      });
+      body.replaceChildren(
+        el("div.row", {style: "margin-bottom:10px"}, frame.tag ? el("span.tag.accent", null, frame.tag) : null, el("span.grow"),
+          link(ui, ".btn", frame.list.query, frame.list.patch, {"data-action": "examples"}, "Examples"),
+          frame.open ? link(ui, ".btn.primary", frame.open.query, frame.open.patch, {"data-action": "open"}, "Open example") : null),
+        el("div.sect", null, "Statistics", el("span.r", null, `value, rank of ${count(frame.n)}`)), ...strips,
+        ...(frame.examples.length ? [el("hr"), el("div.sect", null, "Strongest examples", el("span.r", null, frame.examples_of)),
+          el("div", null, frame.examples.map(example => link(ui, ".exm", example.query, example.patch, {"data-example": example.patch.example},
+            el("span.l", null, example.parts.map(part => piece(part, p))), el("span.num.strong", {style: "text-align:right"}, number(example.score)))))] : []),
+        ...(frame.like.length ? [el("hr", {style: "margin-top:6px"}), el("div.sect", null, "Similar heads", el("span.r", null, "by profile of statistics")),
+          el("div", null, frame.like.map(other => el("button.like", {onclick: () => ui.go({layer: other.layer, head: other.index})}, el("b", null, other.head),
+            el("div.bar", null, el("i", {style: `width:${100 * other.score}%`})), el("span.num", {style: "text-align:right"}, number(other.score)))))] : []));
+      for (const [canvas, s] of canvases) strip(canvas, s, p);
+    };
+  });
+}
+
+export function piece([text, kind, weight], p) {
+  if (kind === "query") return el("span.tok.q", {dir: "auto"}, text);
+  if (kind !== "key") return el("span", {dir: "auto"}, text);
+  const v = SCALES.sqrt(weight) * .86;
+  return el("span.tok.k", {dir: "auto", style: `background:${p.seq(v)};color:${p.on(v)}`}, text);
+}
+
+function strip(canvas, s, p) {
+  const width = Math.max(60, canvas.parentElement.clientWidth - 118 - 80 - 32), g = fit(canvas, width, 16);
+  const x = v => 4 + Math.max(0, Math.min(1, v / (s.high || 1))) * (width - 8);
+  g.fillStyle = p.line; g.fillRect(0, 8, width, 1);
+  g.fillStyle = p["ink-3"]; g.globalAlpha = s.values.length > 300 ? .12 : .28;
+  for (const v of s.values) if (!Number.isNaN(v)) g.fillRect(x(v) - .5, 4, 1, 9);
+  g.globalAlpha = 1;
+  if (Number.isNaN(s.value)) return;
+  g.beginPath(); g.arc(x(s.value), 8.5, 4, 0, 7); g.fillStyle = p.accent; g.fill();
+  g.lineWidth = 1.5; g.strokeStyle = p.surface; g.stroke();
+}

@@ -1,0 +1,22 @@
+"""`KeyList`: what hovering says, kept as text: keys with weights, heads with the same edge, the way back."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import param
+
+from .base import ESMView
+
+
+class KeyList(ESMView):
+    """The right side of a view.
+
+    `frame` is `frames.inspector_frame`, or `frames.strongest_frame` while nothing is pinned. `on_msg`
+    tells of ``{"add": "5.8"}`` (a head was clicked) and ``{"go": "neuron"}`` (a view was asked for).
+    """
+
+    pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")
+
+    _esm = _bundle = "keylist.js"
+    _priority_changes: ClassVar[list[str]] = ["pin"]

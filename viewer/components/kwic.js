@@ -1,0 +1,40 @@
+// Ranked examples, one a row, aligned on the query token (keyword in context); the key is shaded by its weight.
+import { count, number, SCALES } from "../_js/paint.js";
+import { el } from "../_js/dom.js";
+import { component, link, walk } from "../_js/shell.js";
+
+const CSS = `
+.kw { display: grid; grid-template-columns: 92px 1fr 74px; gap: 10px; align-items: center; height: 31px; padding: 0 12px; border-bottom: 1px solid var(--line); font-size: 13px } .kw:hover, .kw:focus { background: var(--surface-2) }
+.words { display: grid; grid-template-columns: 57% 43%; align-items: center; min-width: 0; white-space: pre }
+.words .l { display: flex; justify-content: flex-end; overflow: hidden; -webkit-mask-image: linear-gradient(90deg,transparent,#000 36px); mask-image: linear-gradient(90deg,transparent,#000 36px) }
+.words .l > span { flex: none; color: var(--ink-2); unicode-bidi: isolate } .words .l > .tok { color: inherit }
+.words .q2 { display: flex; min-width: 0; align-items: center } .words .q2 > .tok { margin-left: 5px; flex: none }
+.words .r { display: flex; flex: 1; min-width: 0; overflow: hidden; color: var(--ink-2); -webkit-mask-image: linear-gradient(270deg,transparent,#000 36px); mask-image: linear-gradient(270deg,transparent,#000 36px) } .words .r > span { flex: none; unicode-bidi: isolate }
+.w { display: grid; grid-template-columns: 1fr 28px; gap: 6px; align-items: center }
+.foot { padding: 6px 12px; border-top: 1px solid var(--line); font-size: 11px; color: var(--ink-3) }
+`;
+
+// frame: {title, sub, rows: [{id, score, weight, query, patch, before: [[text, kind, weight]], token: text, self: bool, after: [...]}], stale, note}
+export function render({model, el: host}) {
+  component(model, host, CSS, ui => {
+    const head = el("header"), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0", role: "list"}), foot = el("div.row.foot");
+    const card = el("section.card", {"aria-label": "ranked examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, list, foot));
+    ui.root.append(card);
+    walk(list, () => [...list.querySelectorAll(".kw")]);
+    return frame => {
+      const p = ui.paint(), shade = w => { const v = SCALES.sqrt(w) * .86; return `background:${p.seq(v)};color:${p.on(v)}`; };
+      const part = ([text, kind, weight]) => kind === "key" ? el("span.tok.k", {dir: "auto", style: shade(weight), "data-key": text}, text) : el("span", {dir: "auto"}, text);
+      card.classList.toggle("stale", !!frame.stale);
+      head.replaceChildren(el("h2", null, frame.title), el("span.sub.ell", null, frame.sub), el("span.grow"),
+        el("span.legend", null, el("span.tok.q", null, "query"), el("span.tok.k", {style: shade(.75)}, "key"), "depth = weight"));
+      list.replaceChildren(...frame.rows.map(row => link(ui, ".kw", row.query, row.patch, {role: "listitem", "data-example": row.patch.example, "data-weight": row.weight.toFixed(4), "data-pin": row.patch.pin},
+        el("span.xs.dim.num.ell", {title: row.id, dir: "auto"}, row.id),
+        el("span.words", null, el("span.l", null, row.before.map(part)),
+          el("span.q2", null, el("span.tok.q", {dir: "auto", style: row.self ? shade(row.weight) : "", "data-query": row.token}, row.token), el("span.r", null, row.after.map(part)))),
+        el("span.w", {title: `weight ${number(row.weight, 3)}, score of the example ${number(row.score, 3)}`},
+          el("span.bar", null, el("i", {style: `width:${100 * row.weight}%`})), el("span.num.strong.sm", {style: "text-align:right"}, number(row.weight))))));
+      if (!frame.rows.length) list.append(el("div.message", null, frame.note || "No example."));
+      foot.replaceChildren(el("span", null, frame.rows.length ? `${count(frame.rows.length)} strongest` : ""), el("span.grow"), el("span", null, el("kbd", null, "j"), " ", el("kbd", null, "k"), " move  ", el("kbd", null, "Enter"), " open"));
+    };
+  });
+}

@@ -1,0 +1,57 @@
+// Which edges a head view draws and how lines are painted; no elements. `strongestEdges` is geometry.strongest_edges.
+
+export const MIN_WEIGHT = .01;
+const SQRT8 = new Float64Array(256).map((_, c) => Math.fround((c / 255) * (c / 255)));
+
+// weight(head, q, k) of a frame, whatever its codec
+export function weights(frame) {
+  const [, rows, columns] = frame.shape, a = frame.attention, size = rows * columns;
+  return frame.codec === "sqrt8" ? (h, q, k) => SQRT8[a[h * size + q * columns + k]] : (h, q, k) => a[h * size + q * columns + k];
+}
+
+export function strongestEdges(weight, head, {rows, columns, causal, share, keys, queryShown, keyShown, offset = 0}) {
+  const query = [], key = [], value = [];
+  let pairs = 0, mass = 0, rowMass = 0;
+  for (let q = 0; q < rows; q++) {
+    if (!queryShown(q)) continue;
+    const row = [], last = causal ? Math.min(columns, q + offset + 1) : columns;
+    let total = 0;
+    for (let k = 0; k < columns; k++) {
+      const w = weight(head, q, k);
+      rowMass += w;
+      if (k < last && keyShown(k)) { row.push(k); total += w; }
+    }
+    pairs += row.length; mass += total;
+    const values = new Float64Array(columns);
+    let strong = row.filter(k => (values[k] = weight(head, q, k)) >= MIN_WEIGHT);
+    strong.sort((a, b) => values[b] - values[a] || a - b);
+    let taken = 0;
+    for (let i = 0; i < strong.length && i < keys && taken < share * total; i++) {
+      query.push(q); key.push(strong[i]); value.push(values[strong[i]]);
+      taken += values[strong[i]];
+    }
+  }
+  return {query, key, value, pairs, mass, rowMass, drawn: value.length, drawnMass: value.reduce((s, w) => s + w, 0)};
+}
+
+// One path for each of 16 strengths: 130,000 lines are 16 strokes. `y1`, `y2` give heights by position.
+export function paintLines(context, edges, {x1, x2, y1, y2, color, alpha, width, from = 0}) {
+  const paths = new Map(), bend = (x2 - x1) * .36;
+  for (let i = 0; i < edges.value.length; i++) {
+    const w = edges.value[i];
+    if (w < from) continue;
+    const bucket = Math.min(15, Math.floor(w * 16));
+    let path = paths.get(bucket);
+    if (!path) paths.set(bucket, path = new Path2D());
+    const a = y1(edges.query[i]), b = y2(edges.key[i]);
+    path.moveTo(x1, a);
+    path.bezierCurveTo(x1 + bend, a, x2 - bend, b, x2, b);
+  }
+  context.strokeStyle = color;
+  for (const bucket of [...paths.keys()].sort((a, b) => a - b)) {
+    const w = (bucket + .5) / 16;
+    context.globalAlpha = alpha(w); context.lineWidth = width(w);
+    context.stroke(paths.get(bucket));
+  }
+  context.globalAlpha = 1;
+}

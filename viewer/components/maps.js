@@ -1,0 +1,33 @@
+// Attention maps as pixels: codes -> colours through one table, one ImageData a map.
+
+export const WEIGHT = new Float64Array(256).map((_, c) => Math.fround((c / 255) * (c / 255)));
+
+// 256 packed colours for square-root codes under a scale of weights; one scale for all maps, or they cannot be compared
+export function codeColours(paint, scale) {
+  return Uint32Array.from(WEIGHT, w => paint.up[Math.min(255, Math.floor(scale(w) * 255 + .5))]);
+}
+
+// A map of rows x columns as a canvas of one pixel a cell. `rowShown`, `columnShown` leave cells out; `empty` paints what a mask hides.
+export function mapImage(code, rows, columns, colours, {keepRows, keepColumns, causal = false, empty = null} = {}) {
+  const r = keepRows || Array.from({length: rows}, (_, i) => i), c = keepColumns || Array.from({length: columns}, (_, i) => i);
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, c.length); canvas.height = Math.max(1, r.length);
+  const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height), pixels = new Uint32Array(image.data.buffer);
+  for (let i = 0; i < r.length; i++) for (let j = 0; j < c.length; j++) {
+    pixels[i * canvas.width + j] = empty !== null && causal && c[j] / columns > (r[i] + .999) / rows ? empty : colours[code(r[i], c[j])];
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+// Which cells of one side stay when special tokens are hidden; a cell of a long example stands for several tokens
+export function kept(special, cells, n, hide) {
+  const keep = [];
+  for (let i = 0; i < cells; i++) {
+    const from = Math.floor(i * n / cells), to = Math.max(from + 1, Math.floor((i + 1) * n / cells));
+    let any = !hide;
+    for (let t = from; t < to && !any; t++) any = !special[t];
+    if (any) keep.push(i);
+  }
+  return keep;
+}

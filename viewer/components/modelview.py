@@ -1,0 +1,27 @@
+"""`ModelView`: every head of a model on one example, as small maps on one scale; a click enlarges one."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import param
+
+from .base import ESMView
+
+
+class ModelView(ESMView):
+    """Thumbnails of all heads: rows are layers, columns are heads.
+
+    `frame` is `frames.model_frame` or `frames.message_frame`; `tokens` as in `HeadView`. `enlarged` names the head
+    shown large at the side; `selected` lists the heads of the head view, marked in their colours (Shift click adds).
+    """
+
+    tokens = param.Dict(default={})
+    enlarged = param.String(default="")
+    selected = param.String(default="")
+    hide_special = param.Boolean(default=True)
+    scale = param.Selector(default="sqrt", objects=["linear", "sqrt", "log"])
+
+    _esm = _bundle = "modelview.js"
+    _js: ClassVar[list[str]] = [*ESMView._js, "maps.js"]
+    _priority_changes: ClassVar[list[str]] = ["enlarged", "selected", "hide_special"]

@@ -1,0 +1,26 @@
+"""`NeuronView`: why a token attends where it does: query, keys, their product dimension by dimension, score, softmax."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import param
+
+from .base import ESMView
+
+
+class NeuronView(ESMView):
+    """One row of one head, from the stored vectors, with the list of its dimensions at the side.
+
+    `frame` is `frames.neuron_frame` or `frames.message_frame`; `tokens` as in `HeadView`. Scaling a dimension and
+    choosing the key that parts are measured for happen in the browser.
+    """
+
+    tokens = param.Dict(default={})
+    pin = param.String(default="", doc="A query, 'q14': the row shown.")
+    order = param.Selector(default="dimension", objects=["dimension", "part", "pairs"])
+    hide_special = param.Boolean(default=True)
+
+    _esm = _bundle = "neuronview.js"
+    _js: ClassVar[list[str]] = [*ESMView._js, "vectors.js", "dimensions.js"]
+    _priority_changes: ClassVar[list[str]] = ["pin", "order"]

@@ -1,0 +1,23 @@
+// Values of the address that were not taken, each with its reason; nothing is ignored in silence.
+import { el } from "../_js/dom.js";
+import { component, icon } from "../_js/shell.js";
+
+const CSS = `
+.complaint { display: flex; gap: 12px; align-items: flex-start; margin: 8px 16px 0; padding: 8px 12px; border-radius: 6px; background: var(--warn-soft); color: var(--warn); font-size: 12px }
+.complaint ul { margin: 0; padding: 0; list-style: none; flex: 1; min-width: 0; overflow-wrap: anywhere } .complaint b { font-weight: 600 }
+.complaint code { font: 12px var(--mono); unicode-bidi: isolate }
+`;
+
+// frame: {title, problems: [{field, value, reason}]}
+export function render({model, el: host}) {
+  component(model, host, CSS, ui => {
+    const box = el("div.complaint", {role: "alert"});
+    ui.root.append(box);
+    return frame => {
+      box.style.display = frame.problems.length ? "" : "none";
+      box.replaceChildren(el("b", null, frame.title),
+        el("ul", null, frame.problems.map(p => el("li", {"data-field": p.field}, el("code", null, `${p.field} = ${p.value}`), ` \u2014 ${p.reason}`))),
+        el("button.btn.quiet.icon", {"aria-label": "put away", onclick: () => ui.send({dismiss: true})}, icon("close")));
+    };
+  });
+}

@@ -1,0 +1,80 @@
+// Colours, scales and numbers as people read them; no elements. The colours themselves come from colours.py as constants.
+
+// Panel hands nested dicts over as Maps: make them plain objects, leave typed arrays alone.
+export function plain(value) {
+  if (value instanceof Map) return Object.fromEntries([...value].map(([k, v]) => [k, plain(v)]));
+  if (Array.isArray(value)) return value.map(plain);
+  return value;
+}
+
+const bytes = hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
+export const clamp = (x, low, high) => x < low ? low : x > high ? high : x;
+
+// 256 packed colours (0xAABBGGRR, as ImageData wants them) and as many CSS strings
+function table(steps) {
+  const packed = new Uint32Array(256), css = [];
+  for (let i = 0; i < 256; i++) {
+    const x = i / 255 * (steps.length - 1), j = Math.min(steps.length - 2, Math.floor(x));
+    const a = bytes(steps[j]), b = bytes(steps[j + 1]);
+    const [r, g, u] = a.map((v, c) => Math.floor(v + (b[c] - v) * (x - j) + .5));
+    packed[i] = (255 << 24 | u << 16 | g << 8 | r) >>> 0;
+    css.push(`rgb(${r},${g},${u})`);
+  }
+  return {packed, css};
+}
+
+// "auto" follows the page (data-theme of its root element), or else the system
+export function themeOf(model) {
+  if (model.theme === "light" || model.theme === "dark") return model.theme;
+  const page = document.documentElement.dataset.theme;
+  if (page === "light" || page === "dark") return page;
+  return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+}
+
+const paints = new Map();
+// The colours of a theme: paint.ink, paint["line-2"], paint.seq(.4), paint.signed(-.2), paint.head(0), paint.on(.4)
+export function paintOf(model) {
+  const theme = themeOf(model);
+  if (paints.has(theme)) return paints.get(theme);
+  const {tokens, sequential, negative, heads} = plain(model.esm_constants).palette[theme];
+  const up = table(sequential), down = table(negative), index = x => clamp(Math.floor(x * 255 + .5), 0, 255) || 0;
+  const paint = {
+    ...tokens, theme, tokens,
+    up: up.packed, down: down.packed,
+    seq: x => up.css[index(x)],
+    signed: x => (x < 0 ? down : up).css[index(Math.abs(x))],
+    head: i => heads[i % heads.length],
+    // text on a step of the ramp, 4.5:1 everywhere
+    on: theme === "light" ? x => x > .675 ? "#FFFFFF" : x > .3 ? "#000000" : tokens.ink
+                          : x => x > .52 ? "#000000" : x > .25 ? "#FFFFFF" : tokens.ink,
+  };
+  paints.set(theme, paint);
+  return paint;
+}
+
+export const SCALES = {
+  linear: x => x,
+  sqrt: x => Math.sqrt(x),
+  log: x => clamp(1 + Math.log10(Math.max(x, 1e-3)) / 3, 0, 1),   // three decades
+};
+
+const MINUS = "\u2212";
+// ".41", "1", "\u22121.2": no leading zero below one, a true minus
+export function number(x, digits = 2) {
+  if (x === undefined || x === null || Number.isNaN(x)) return "\u2013";
+  const text = Math.abs(x).toFixed(digits);
+  return (x < 0 && +text !== 0 ? MINUS : "") + (text.startsWith("0.") ? text.slice(1) : text);
+}
+export const signedNumber = (x, digits = 1) => number(x, digits).replace(/^\./, "0.").replace(`${MINUS}.`, `${MINUS}0.`);
+export const count = n => n.toLocaleString("en-US");
+export const percent = x => `${Math.round(x * 100)} %`;
+
+// "q14", "k3", "" <-> {side, index} | null
+export function parsePin(text) {
+  const match = /^([qk])(\d+)$/.exec(text || "");
+  return match ? {side: match[1], index: +match[2]} : null;
+}
+export const formatPin = pin => pin ? `${pin.side}${pin.index}` : "";
+
+// "5.8,5.10" <-> ["5.8", "5.10"]
+export const parseHeads = text => (text || "").split(",").filter(Boolean);

@@ -1,0 +1,61 @@
+// The expression box: coloured while it is written, run by Enter; a mistake gets an arrow under it and what is known.
+import { el } from "../_js/dom.js";
+import { component } from "../_js/shell.js";
+
+const CSS = `
+.query { padding: 10px 12px; gap: 8px; overflow: visible }
+.editor { position: relative; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); height: 38px; flex: none }
+.editor:focus-within { border-color: var(--accent); box-shadow: 0 0 0 3px var(--accent-soft) } .editor.err { border-color: var(--bad); box-shadow: 0 0 0 3px var(--bad-soft) }
+.editor input, .editor code, .arrow { font: 13.5px/36px var(--mono) !important; white-space: pre; letter-spacing: 0 }
+.editor input { position: absolute; inset: 0 96px 0 0; padding: 0 0 0 12px; border: 0; outline: 0 !important; background: transparent; color: transparent !important; caret-color: var(--ink) }
+.editor .view { position: absolute; inset: 0 96px 0 12px; overflow: hidden; pointer-events: none }
+.editor code { display: block; position: relative } .editor .run { position: absolute; right: 4px; top: 4px; height: 28px; padding: 0 12px }
+.c-a { color: var(--accent-ink); font-weight: 400 } .c-s { color: var(--neg) } .c-k { color: var(--ink-3) } .c-e { text-decoration: underline wavy var(--bad); text-underline-offset: 3px }
+.problem { color: var(--bad); padding: 0 0 0 13px; font-size: 12px; min-height: 26px; overflow-wrap: anywhere; white-space: pre-wrap } .arrow { line-height: 12px !important; height: 12px; font-weight: 700 !important; overflow: hidden }
+.lib { display: flex; gap: 6px; overflow: hidden; flex-wrap: wrap; height: 26px }
+.chip { display: inline-flex; align-items: center; height: 24px; padding: 0 9px; border: 1px solid var(--line-2); border-radius: 12px; background: var(--surface); font: 11.5px var(--mono) !important; color: var(--ink-2); white-space: nowrap }
+.chip:hover { border-color: var(--ink-3); color: var(--ink) } .chip[aria-pressed=true] { background: var(--accent-soft); border-color: var(--accent); color: var(--accent-ink); font-weight: 600 !important }
+`;
+const TOKEN = /("(?:[^"\\]|\\.)*"?)|\b(and|or|not|in|true|false)\b|\b(query|key)\b|[^"a-zA-Z_]+|[a-zA-Z_]\w*/g;
+
+// frame: {expression, library: [{name, expression, description}], picked, description, error: {message, start, stop, expression}|null, busy}
+export function render({model, el: host}) {
+  component(model, host, CSS, ui => {
+    const input = el("input", {type: "text", spellcheck: "false", autocomplete: "off", "aria-label": "pattern", maxlength: 2000, placeholder: "key.position == query.position - 1"});
+    const code = el("code", {"aria-hidden": "true"}), button = el("button.btn.primary.run", {onclick: run}, "Run");
+    const editor = el("div.editor", null, el("div.view", null, code), input, button);
+    const problem = el("div.problem", {role: "alert", id: "problem"}), library = el("div.lib", {role: "group", "aria-label": "library"}), about = el("div.sm.dim2.ell");
+    let error = null, shown = null;
+    ui.root.append(el("section.card.query", {"aria-label": "pattern"}, el("div.row", null, el("h2.strong", null, "Find heads and examples"), el("span.grow"), el("span.xs.dim", null, "a condition on a query token and a key token")), editor, problem, library, about));
+    function run() { ui.send({run: input.value}); }
+    const colour = () => {
+      const text = input.value, mark = error && error.expression === text ? error : null, parts = [];
+      let place = 0;
+      for (const [whole, quoted, word, side] of text.matchAll(TOKEN)) {
+        const wrong = mark && place < mark.stop && place + whole.length > mark.start;
+        const kind = [quoted && "c-s", word && "c-k", side && "c-a", wrong && "c-e"].filter(Boolean);
+        parts.push(kind.length ? el(`span.${kind.join(".")}`, null, whole) : whole);
+        place += whole.length;
+      }
+      code.replaceChildren(...parts);
+      code.style.transform = `translateX(${-input.scrollLeft}px)`;
+      editor.classList.toggle("err", !!mark);
+      input.setAttribute("aria-invalid", String(!!mark));
+      problem.style.display = mark ? "" : "none";
+      library.style.display = mark ? "none" : "";
+      if (mark) problem.replaceChildren(el("div.arrow", {"aria-hidden": "true", "data-start": mark.start, "data-stop": mark.stop}, " ".repeat(mark.start) + "^".repeat(mark.stop - mark.start)), el("span", {"data-message": "1"}, mark.message));
+    };
+    input.addEventListener("input", colour);
+    input.addEventListener("scroll", colour);
+    input.addEventListener("keydown", event => { if (event.key === "Enter") run(); if (event.key === "Escape") input.blur(); });
+    return frame => {
+      error = frame.error;
+      if (frame.expression !== shown) { input.value = frame.expression; shown = frame.expression; }
+      button.textContent = frame.busy ? "Running\u2026" : "Run";
+      button.disabled = !!frame.busy;
+      library.replaceChildren(...frame.library.map(item => el("button.chip", {"aria-pressed": String(item.name === frame.picked), title: `${item.description}\n${item.expression}`, "data-pattern": item.name, onclick: () => ui.send({run: item.expression})}, item.name)));
+      about.replaceChildren(...(frame.picked ? [el("b.strong", null, frame.picked), `  \u2014  ${frame.description}`] : [frame.description]));
+      colour();
+    };
+  });
+}

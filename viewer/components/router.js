@@ -1,0 +1,33 @@
+// The address bar. Python sends the query of its state; what changes a choice becomes a history entry, what only changes
+// a picture replaces the present one after 200 ms. Back and Forward send the query they restored to Python.
+import { plain } from "../_js/paint.js";
+import { debounced } from "../_js/shell.js";
+
+// frame: {query, push: bool, title, theme: "auto"|"light"|"dark", heard: number of Back/Forward steps Python has answered}
+export function render({model, el: host}) {
+  const media = matchMedia("(prefers-color-scheme: dark)");
+  let travelled = 0;
+  const url = query => location.pathname + (query ? `?${query}` : "");
+  const present = () => location.search.replace(/^\?/, "");
+  const replace = debounced(200, query => { if (query !== present()) history.replaceState(null, "", url(query)); });
+  const dress = () => {
+    const theme = plain(model.frame).theme;
+    const next = theme === "light" || theme === "dark" ? theme : media.matches ? "dark" : "light";
+    if (document.documentElement.dataset.theme !== next) document.documentElement.dataset.theme = next;
+  };
+  const follow = () => {
+    const frame = plain(model.frame);
+    if (frame.title) document.title = frame.title;
+    dress();
+    if (frame.query === undefined || frame.heard < travelled) return;   // an answer to a step that was left again
+    if (frame.push && frame.query !== present()) history.pushState(null, "", url(frame.query));
+    else replace(frame.query);
+  };
+  const back = () => model.send_msg({travel: present(), step: ++travelled});
+  addEventListener("popstate", back);
+  media.addEventListener("change", dress);
+  model.on("frame", follow);
+  model.on("remove", () => { removeEventListener("popstate", back); media.removeEventListener("change", dress); });
+  host.style.display = "none";
+  follow();
+}

@@ -1,0 +1,113 @@
+// Every head as a dot: two statistics against each other, shaded by layer. Arrows go to the nearest head that way.
+import { count, number } from "../_js/paint.js";
+import { at, el, fit, mirror, write } from "../_js/dom.js";
+import { component, select } from "../_js/shell.js";
+
+const CSS = `
+.plot { position: relative; height: 100% } .plot canvas { cursor: pointer }
+.ramp { width: 80px; height: 8px; border-radius: 2px; border: 1px solid var(--line-2) }
+.under { padding: 0 12px 8px; font-size: 11px; color: var(--ink-3) }
+`;
+const EDGE = {left: 46, right: 16, top: 12, bottom: 34};
+
+// frame: {n_heads, x: {name, label, unit, high, values: float32}, y: ..., options: [[value, label]], note}
+export function render({model, el: host}) {
+  component(model, host, CSS, ui => {
+    const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.plot", null, canvas), head = el("header"), under = el("div.row.under"), live = el("span.sr", {"aria-live": "polite"});
+    ui.root.append(el("section.card", {"aria-label": "heads by two statistics"}, head, el("div.body", {style: "padding:10px 11px 0;overflow:hidden"}, box), under), live);
+    const table = mirror(box, "heads by two statistics");
+    let frame = null, hovered = -1, size = [0, 0];
+    const selected = () => { const [l, h] = model.selected.split(".").map(Number); return frame ? l * frame.n_heads + h : -1; };
+    const name = i => `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`;
+    const spot = i => [EDGE.left + frame.x.values[i] / frame.x.high * (size[0] - EDGE.left - EDGE.right), size[1] - EDGE.bottom - frame.y.values[i] / frame.y.high * (size[1] - EDGE.top - EDGE.bottom)];
+    const there = i => !Number.isNaN(frame.x.values[i]) && !Number.isNaN(frame.y.values[i]);
+    const label = axis => `${axis.label}${axis.unit ? ` (${axis.unit})` : ""}`;
+
+    function draw() {
+      if (!frame || !box.clientWidth || box.clientHeight < 60) return;
+      size = [box.clientWidth, box.clientHeight];
+      const p = ui.paint(), [w, h] = size, g = fit(canvas, w, h), n = frame.x.values.length, layers = n / frame.n_heads, radius = n > 300 ? 3 : 4.6;
+      for (let i = 0; i <= 5; i++) {
+        const x = Math.round(EDGE.left + i / 5 * (w - EDGE.left - EDGE.right)) + .5, y = Math.round(EDGE.top + i / 5 * (h - EDGE.top - EDGE.bottom)) + .5;
+        g.strokeStyle = p.line; g.lineWidth = 1;
+        g.beginPath(); g.moveTo(x, EDGE.top); g.lineTo(x, h - EDGE.bottom); g.moveTo(EDGE.left, y); g.lineTo(w - EDGE.right, y); g.stroke();
+        write(g, tick(frame.x.high * i / 5), x, h - EDGE.bottom + 11, {color: p["ink-3"], align: i ? "center" : "left"});
+        write(g, tick(frame.y.high * (5 - i) / 5), EDGE.left - 6, y, {color: p["ink-3"], align: "right"});
+      }
+      write(g, label(frame.x), w - EDGE.right, h - 8, {color: p["ink-3"], align: "right"});
+      g.save(); g.translate(9, EDGE.top); g.rotate(-Math.PI / 2); write(g, label(frame.y), 0, 0, {color: p["ink-3"], align: "right"}); g.restore();
+      for (let i = 0; i < n; i++) {
+        if (!there(i)) continue;
+        const [x, y] = spot(i);
+        g.beginPath(); g.arc(x, y, radius, 0, 7);
+        g.fillStyle = p.seq(.3 + .65 * Math.floor(i / frame.n_heads) / Math.max(1, layers - 1)); g.fill();
+        g.lineWidth = 1; g.strokeStyle = p.surface; g.stroke();
+      }
+      for (const [i, x, y, align] of labels(radius)) write(g, name(i), x, y, {color: p["ink-2"], align});
+      for (const [i, color] of [[hovered, p["ink-2"]], [selected(), p.ink]]) {
+        if (i < 0 || !there(i)) continue;
+        const [x, y] = spot(i);
+        g.lineWidth = 2; g.strokeStyle = color; g.beginPath(); g.arc(x, y, radius + 3, 0, 7); g.stroke();
+      }
+    }
+    // the chosen head and those farthest out are named, where there is room
+    function labels(radius) {
+      const taken = [], out = [], far = i => Math.abs(frame.x.values[i] / frame.x.high - .5) + Math.abs(frame.y.values[i] / frame.y.high - .5);
+      const order = Array.from(frame.x.values.keys()).filter(there).sort((a, b) => far(b) - far(a));
+      for (const i of [selected(), ...order.filter(i => i !== selected())]) {
+        if (i < 0 || !there(i) || out.length > 14) continue;
+        const [x, y] = spot(i), right = x < size[0] - EDGE.right - 40, box = right ? [x + radius + 3, y - 7, x + 36, y + 7] : [x - 36, y - 7, x - radius - 3, y + 7];
+        const dots = i !== selected() && order.some(j => j !== i && inside(spot(j), box));
+        if (dots || taken.some(t => t[0] < box[2] && box[0] < t[2] && t[1] < box[3] && box[1] < t[3])) continue;
+        taken.push(box);
+        out.push([i, right ? x + radius + 4 : x - radius - 4, y, right ? "left" : "right"]);
+      }
+      return out;
+    }
+    const inside = ([x, y], [a, b, c, d]) => x > a - 4 && x < c && y > b && y < d;
+    const tick = v => number(v, frame && v && Math.abs(v) < 10 ? 2 : 0).replace(/0$/, "").replace(/\.0?$/, "") || "0";
+    function nearest(x, y, reach) {
+      let best = -1, least = reach * reach;
+      for (let i = 0; i < frame.x.values.length; i++) {
+        if (!there(i)) continue;
+        const [a, b] = spot(i), d = (a - x) ** 2 + (b - y) ** 2;
+        if (d < least) { least = d; best = i; }
+      }
+      return best;
+    }
+    const choose = i => { ui.go({layer: Math.floor(i / frame.n_heads), head: i % frame.n_heads}); live.textContent = `Head ${name(i)}: ${frame.x.label} ${number(frame.x.values[i], 3)}, ${frame.y.label} ${number(frame.y.values[i], 3)}`; };
+    canvas.onmousemove = event => {
+      const i = nearest(...at(event, canvas), 14);
+      if (i !== hovered) { hovered = i; draw(); }
+      if (i < 0) ui.tip.hide();
+      else ui.tip.show(event, `Head ${name(i)}`, [[frame.x.label, number(frame.x.values[i], 3), "", true], [frame.y.label, number(frame.y.values[i], 3)]], "click to select");
+    };
+    canvas.onmouseleave = () => { hovered = -1; draw(); ui.tip.hide(); };
+    canvas.onclick = event => { const i = nearest(...at(event, canvas), 20); if (i >= 0) choose(i); };
+    canvas.onkeydown = event => {
+      if (event.key === "n") { table.toggle(); return; }
+      const way = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key], now = selected();
+      if (!way || now < 0 || !there(now)) return;
+      event.preventDefault();
+      const [x, y] = spot(now);
+      let best = -1, least = Infinity;
+      for (let i = 0; i < frame.x.values.length; i++) {
+        if (i === now || !there(i)) continue;
+        const [a, b] = spot(i), ahead = (a - x) * way[0] + (b - y) * way[1], beside = Math.abs((a - x) * way[1]) + Math.abs((b - y) * way[0]);
+        if (ahead > .5 && ahead + 2 * beside < least) { least = ahead + 2 * beside; best = i; }
+      }
+      if (best >= 0) choose(best);
+    };
+    model.on("selected", draw);
+    new ResizeObserver(draw).observe(box);
+    return next => {
+      frame = next;
+      const p = ui.paint(), stops = Array.from({length: 9}, (_, i) => p.seq(.3 + .65 * i / 8)).join(","), last = frame.x.values.length / frame.n_heads - 1;
+      head.replaceChildren(el("h2", null, "Heads by two statistics"), el("span.grow"), select(frame.options, frame.x.name, "across", x => ui.go({x})), el("span.dim", null, "\u00D7"), select(frame.options, frame.y.name, "up", y => ui.go({y})));
+      under.replaceChildren(el("span.legend", null, "layer 0", el("span.ramp", {style: `background:linear-gradient(90deg,${stops})`}), String(last)), el("span.grow"), el("span", null, `${count(frame.x.values.length)} heads, ${frame.note}`));
+      canvas.setAttribute("aria-label", `${count(frame.x.values.length)} heads: ${frame.x.label} across, ${frame.y.label} up`);
+      table.set(["head", frame.x.label, frame.y.label], Array.from(frame.x.values.keys(), i => [name(i), number(frame.x.values[i], 3), number(frame.y.values[i], 3)]));
+      draw();
+    };
+  });
+}

@@ -1,0 +1,18 @@
+// On what a search rests: rows, examples, heads; where the answer came from and how long it took.
+import { el } from "../_js/dom.js";
+import { component } from "../_js/shell.js";
+
+const CSS = `
+.sum { display: flex; align-items: center; gap: 18px; height: 34px; padding: 0 12px; border-radius: 8px; background: var(--surface); border: 1px solid var(--line); font-size: 12px; color: var(--ink-2); white-space: nowrap; overflow: hidden }
+.sum b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums }
+`;
+
+// frame: {figures: [[number, words]], right: [text], stale: text}
+export function render({model, el: host}) {
+  component(model, host, CSS, ui => {
+    const bar = el("div.sum", {role: "status"});
+    ui.root.append(bar);
+    return frame => bar.replaceChildren(...(frame.stale ? [el("span.tag", null, frame.stale)] : []),
+      ...frame.figures.map(([figure, words]) => el("span", null, el("b", null, figure), ` ${words}`)), el("span.grow"), ...frame.right.map(text => el("span", null, text)));
+  });
+}

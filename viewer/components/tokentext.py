@@ -1,0 +1,23 @@
+"""`TokenText`: one example as running text; a click pins a token, weights from the pin shade the others."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import param
+
+from .base import ESMView
+
+
+class TokenText(ESMView):
+    """Running text.
+
+    `frame` is what `frames.text_frame` gives; `weights` is ``{}`` or ``{"q": float32 [query], "k": float32 [key]}``:
+    how strongly the pinned token and each other token are linked (the strongest of the heads shown).
+    """
+
+    pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")
+    weights = param.Dict(default={})
+
+    _esm = _bundle = "tokentext.js"
+    _priority_changes: ClassVar[list[str]] = ["pin"]

@@ -1,0 +1,64 @@
+// Pages, the search box, the name of the store, light or dark. Keys: / searches, t changes the theme, g c|s|e|v a page.
+import { el } from "../_js/dom.js";
+import { component, icon, link, typing } from "../_js/shell.js";
+
+const CSS = `
+.top { display: flex; align-items: center; gap: 16px; height: 48px; padding: 0 16px; background: var(--surface); border-bottom: 1px solid var(--line) }
+.brand { display: flex; align-items: center; gap: 8px; font-weight: 650; font-size: 15px; letter-spacing: -.01em }
+.logo { width: 22px; height: 22px; border-radius: 5px; background: var(--accent); color: var(--on-accent); display: grid; place-items: center }
+.nav { display: flex; gap: 2px; height: 48px; margin-left: 4px }
+.nav a { display: flex; align-items: center; padding: 0 12px; color: var(--ink-2); border-bottom: 2px solid transparent; border-top: 2px solid transparent; font-weight: 500 }
+.nav a:hover { color: var(--ink) } .nav a[aria-current] { color: var(--ink); border-bottom-color: var(--accent); font-weight: 600 }
+.find { position: relative; width: 316px } .find svg { position: absolute; left: 9px; top: 8px; color: var(--ink-3) } .find kbd { position: absolute; right: 7px; top: 6px }
+.find input { width: 100%; height: 32px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--bg); padding: 0 36px 0 30px }
+.store { height: 32px; display: flex; align-items: center; border: 1px solid var(--line-2); border-radius: 6px; padding: 0 10px; font-weight: 500; max-width: 240px; min-width: 0 }
+@media (max-width: 1000px) { .find { width: 200px } .store { display: none } }
+`;
+const KEYS = {c: "corpus", s: "search", e: "examples", v: "views"};
+
+// frame: {page, pages: [{page, label, query}], store, theme}
+export function render({model, el: host}) {
+  component(model, host, CSS, ui => {
+    const input = el("input", {type: "search", placeholder: "Pattern, text, head or example", "aria-label": "search", maxlength: 2000,
+      onkeydown: event => {
+        if (event.key === "Enter" && input.value.trim()) ui.send({find: input.value});
+        if (event.key === "Escape") input.blur();
+      }});
+    const nav = el("nav.nav", {"aria-label": "pages"}), store = el("span.store.ell"), switcher = el("button.btn.quiet.icon", {"aria-label": "light or dark", onclick: flip});
+    const logo = el("span.logo", {"aria-hidden": "true"}, arcs());
+    ui.root.append(el("header.top", null, el("div.brand", null, logo, "headatlas"), nav, el("span.grow"),
+      el("div.find", null, icon("search"), input, el("kbd", null, "/")), store, switcher));
+    function flip() { ui.go({theme: document.documentElement.dataset.theme === "dark" ? "light" : "dark"}); }
+    let awaiting = 0;
+    const keys = event => {
+      if (event.ctrlKey || event.metaKey || event.altKey || typing(event)) return;
+      const page = awaiting && Date.now() - awaiting < 900 ? KEYS[event.key] : null;
+      awaiting = event.key === "g" ? Date.now() : 0;
+      if (page) ui.go({page});
+      else if (event.key === "/") { event.preventDefault(); input.focus(); input.select(); }
+      else if (event.key === "t") flip();
+    };
+    document.addEventListener("keydown", keys);
+    model.on("remove", () => document.removeEventListener("keydown", keys));
+    return frame => {
+      nav.replaceChildren(...frame.pages.map(({page, label, query}) =>
+        link(ui, "", query, {page}, {"aria-current": page === frame.page ? "page" : null, "data-page": page}, label)));
+      store.textContent = frame.store;
+      store.title = frame.store;
+      switcher.replaceChildren(icon(document.documentElement.dataset.theme === "dark" ? "moon" : "sun"));
+    };
+  });
+}
+
+function arcs() {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  for (const [key, value] of Object.entries({width: 22, height: 22, viewBox: "0 0 22 22", fill: "none", stroke: "currentColor", "stroke-width": 1.6, "stroke-linecap": "round"}))
+    svg.setAttribute(key, value);
+  for (const [d, opacity] of [["M6 6c6 0 4 10 10 10", .95], ["M6 11c4 0 6-5 10-5", .6], ["M6 16c5 0 5-5 10-5", .6]]) {
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", d);
+    path.setAttribute("opacity", opacity);
+    svg.append(path);
+  }
+  return svg;
+}

@@ -1,0 +1,344 @@
+"""From arrays and tokens to frames: the small dicts that components receive.
+
+Pure functions that know neither the store nor the app, so that a notebook call on bare tensors and a page on a store
+make the same pictures. Arrays stay arrays (they travel as binary); text is made visible here (`labels.py`), so no
+frame holds a character that would act in a browser or fail to travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, UInt8
+
+from headatlas.store.errors import ShapeError
+from headatlas.store.tokens import TokenTable
+
+from .geometry import dimension_parts, keys_seen, rebuilt_row, row_scores
+from .labels import running_text, token_labels, visible
+
+Frame = dict[str, Any]
+Head = tuple[int, int]
+_WEIGHTS = ((np.arange(256) / 255.0) ** 2).astype(np.float32)
+
+
+def head_name(head: Head) -> str:
+    """`5.8`: layer 5, head 8, both from 0."""
+    return f"{head[0]}.{head[1]}"
+
+
+def tokens_frame(
+    labels: Sequence[str], special: Sequence[bool] | None = None, pieces: Sequence[str] | None = None
+) -> Frame:
+    """Tokens of one side of a picture; `labels` as `labels.label` writes them, `pieces` for tooltips."""
+    return {
+        "labels": list(labels),
+        "special": np.zeros(len(labels), np.uint8) if special is None else np.asarray(special, np.uint8),
+        "pieces": [visible(piece) for piece in pieces or ()],
+    }
+
+
+def table_frame(tokens: TokenTable) -> Frame:
+    """Tokens of one example."""
+    return tokens_frame(token_labels(tokens), tokens.special.tolist(), tokens.piece)
+
+
+def sides_frame(queries: Frame, keys: Frame | None = None, id: str = "") -> Frame:
+    """Tokens of both sides of a picture; without `keys` both sides are the same text."""
+    return {"query": queries, "key": keys, "id": id}
+
+
+def text_line(tokens: TokenTable, text: str, text_pair: str | None = None, side: str = "qk") -> Frame:
+    """One line of running text; `side` says what a click on it can pin: queries, keys or both."""
+    parts = [list(part) for part in running_text(tokens, text, text_pair)]
+    return {"parts": parts, "special": tokens.special.astype(np.uint8), "side": side}
+
+
+def pack(attention: Float[np.ndarray, "*shape"]) -> tuple[np.ndarray, str]:
+    """Attention as the browser takes it: square-root bytes where they say the same, else float32."""
+    attention = np.ascontiguousarray(attention, np.float32)
+    codes = to_codes(attention)
+    return (codes, "sqrt8") if np.array_equal(_WEIGHTS[codes], attention) else (attention, "float32")
+
+
+def to_codes(attention: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Square-root bytes, weight = (code / 255) ** 2."""
+    return np.floor(np.sqrt(np.clip(attention, 0, 1), dtype=np.float32) * np.float32(255) + np.float32(0.5)).astype(
+        np.uint8
+    )
+
+
+def head_frame(
+    attention: Float[np.ndarray, "n_heads query_pos key_pos"],
+    heads: Sequence[Head],
+    *,
+    causal: bool = False,
+    query_start: int = 0,
+    key_start: int = 0,
+    n_queries: int | None = None,
+    n_keys: int | None = None,
+    id: str = "",
+) -> Frame:
+    """Lines of the head view; the arrays may be a window of an example that begins at `query_start`, `key_start`.
+
+    `id` says which `sides_frame` the picture goes with: the two may arrive one after the other.
+
+    Raises
+    ------
+    ShapeError
+        `heads` does not name each map.
+    """
+    if len(heads) != len(attention):
+        raise ShapeError(f"{len(heads)} heads are named for {len(attention)} attention maps; name each map once")
+    codes, codec = pack(attention)
+    return {
+        "id": id,
+        "attention": codes,
+        "codec": codec,
+        "heads": [head_name(head) for head in heads],
+        "causal": causal,
+        "shape": list(attention.shape),
+        "query_start": query_start,
+        "key_start": key_start,
+        "n_queries": attention.shape[1] if n_queries is None else n_queries,
+        "n_keys": attention.shape[2] if n_keys is None else n_keys,
+    }
+
+
+def model_frame(
+    codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, causal: bool = False, limit: int = 96, id: str = ""
+) -> Frame:
+    """Thumbnails of all heads; examples longer than `limit` show the strongest weight under each pixel."""
+    pooled = pool(codes, limit)
+    return {
+        "id": id,
+        "codes": np.ascontiguousarray(pooled),
+        "shape": list(pooled.shape),
+        "n_queries": codes.shape[2],
+        "n_keys": codes.shape[3],
+        "causal": causal,
+    }
+
+
+def pool(
+    codes: UInt8[np.ndarray, "layer head query_pos key_pos"], limit: int
+) -> UInt8[np.ndarray, "layer head row column"]:
+    """Keep the maximum over blocks, so that neither side is longer than `limit`."""
+    for axis in (2, 3):
+        n = codes.shape[axis]
+        if n > limit:
+            starts = np.arange(limit) * n // limit
+            codes = np.maximum.reduceat(codes, starts, axis=axis)
+    return codes
+
+
+def picker_frame(values: Float[np.ndarray, "layer head"], title: str) -> Frame:
+    """Heads as a grid of values in [0, 1]."""
+    return {"values": np.ascontiguousarray(values, np.float32), "shape": list(values.shape), "title": title}
+
+
+def edge_frame(weight: Float[np.ndarray, "layer head"], query: str, key: str, n: int = 5) -> Frame:
+    """The `n` heads that have one edge strongest."""
+    order = np.argsort(-weight.ravel(), kind="stable")[:n]
+    return {
+        "title": [query, key],
+        "heads": [
+            {
+                "head": head_name((int(i) // weight.shape[1], int(i) % weight.shape[1])),
+                "weight": float(weight.ravel()[i]),
+            }
+            for i in order
+        ],
+    }
+
+
+def inspector_frame(
+    side: str,
+    position: int,
+    heads: Sequence[Head],
+    weights: Float[np.ndarray, "n_heads other"],
+    back: Float[np.ndarray, "n_heads same"],
+    tokens: Frame,
+    others: Frame,
+    *,
+    all_heads: Float[np.ndarray, "layer head other"],
+    hide_special: bool = False,
+    n: int = 8,
+) -> Frame:
+    """What is written beside a pinned token: its keys (or queries), the heads with its strongest edge, the way back.
+
+    Parameters
+    ----------
+    side, position
+        The pin: ``"q"`` lists keys, ``"k"`` lists the queries that attend to it.
+    weights, all_heads
+        Weight between the pinned token and each token of the other side, of the heads shown and of all heads.
+    back
+        Weight between each token of the pinned side and the token at the same position of the other side: what
+        attends to a pinned query, or what a pinned key attends to. Empty where the sides are different texts.
+    tokens, others
+        `tokens_frame` of the pinned side and of the other side.
+    """
+    special = np.asarray(others["special"], bool)
+    shown = np.flatnonzero(~special) if hide_special else np.arange(len(special))
+    peak = weights[:, shown].max(axis=0, initial=0.0)
+    order = shown[np.argsort(-peak, kind="stable")]
+    n_listed = min(n, max(3, int((peak >= 0.01).sum())))
+    listed, rest = order[:n_listed], order[n_listed:]
+    hidden = np.flatnonzero(special) if hide_special else np.zeros(0, np.int64)
+    rows = [_listed(others, int(i), weights[:, i]) for i in listed]
+    frame: Frame = {
+        "side": side,
+        "position": position,
+        "label": tokens["labels"][position],
+        "heads": [head_name(head) for head in heads],
+        "rows": rows,
+        "rest": _total(weights[:, rest]) if len(rest) else [],
+        "hidden": _total(weights[:, hidden]) if len(hidden) else [],
+        "back": [],
+        "edge": {},
+    }
+    if len(listed):
+        best = int(listed[0])
+        pair = (tokens["labels"][position], others["labels"][best])
+        frame["edge"] = edge_frame(all_heads[:, :, best], *(pair if side == "q" else pair[::-1]))
+    if back.size:
+        reach = back.max(axis=0)
+        reach[position] = -1.0
+        if hide_special:
+            reach[np.asarray(tokens["special"], bool)] = -1.0
+        strongest = [int(i) for i in np.argsort(-reach, kind="stable")[:3] if reach[i] >= 0]
+        frame["back"] = [_listed(tokens, i, back[:, i].max(keepdims=True)) for i in strongest]
+    return frame
+
+
+def _listed(tokens: Frame, position: int, weights: Float[np.ndarray, "n_heads"]) -> Frame:
+    return {"label": tokens["labels"][position], "position": position, "weights": [float(w) for w in weights]}
+
+
+def _total(weights: Float[np.ndarray, "n_heads some"]) -> list[float]:
+    return [float(w) for w in weights.sum(axis=1)]
+
+
+def strongest_frame(
+    attention: Float[np.ndarray, "n_heads query_pos key_pos"],
+    heads: Sequence[Head],
+    queries: Frame,
+    keys: Frame,
+    *,
+    hide_special: bool,
+    n: int = 9,
+) -> Frame:
+    """What is written while nothing is pinned: the strongest edges of the heads shown."""
+    weight = np.array(attention, np.float32)
+    if hide_special:
+        weight[:, np.asarray(queries["special"], bool), :] = -1
+        weight[:, :, np.asarray(keys["special"], bool)] = -1
+    order = np.argsort(-weight.ravel(), kind="stable")[:n]
+    found = zip(*np.unravel_index(order, weight.shape), strict=True)
+    return {
+        "heads": [head_name(head) for head in heads],
+        "edges": [
+            {
+                "slot": int(h),
+                "query": int(q),
+                "key": int(k),
+                "labels": [queries["labels"][q], keys["labels"][k]],
+                "weight": float(weight[h, q, k]),
+            }
+            for h, q, k in found
+            if weight[h, q, k] > 0
+        ],
+    }
+
+
+def neuron_frame(
+    query: Float[np.ndarray, "d_head"],
+    keys: Float[np.ndarray, "key_pos d_head"],
+    logsumexp: float,
+    stored: Float[np.ndarray, "key_pos"] | None,
+    *,
+    head: Head,
+    query_pos: int,
+    kv_head: int | None = None,
+    n_sharing: int = 1,
+    scaling: float,
+    softcap: float | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    rotary: bool = False,
+    position_bias: bool = False,
+    codec: str = "",
+    id: str = "",
+) -> Frame:
+    """One row of one head from its vectors: scores, attention rebuilt from them, attention as stored.
+
+    Where a learned bias by position is added to the scores (`position_bias`) the row cannot be rebuilt from the
+    vectors: `rebuilt` is then empty.
+    """
+    scores = row_scores(query, keys, scaling=scaling, softcap=softcap)
+    seen = keys_seen(len(keys), query_pos, causal=causal, window=window)
+    rebuilt = np.zeros(0) if position_bias else rebuilt_row(scores, logsumexp, seen)
+    shown = stored if stored is not None and len(stored) else rebuilt
+    focus = int(np.argmax(np.where(seen, shown, -1))) if len(shown) else 0
+    return {
+        "id": id,
+        "query": np.ascontiguousarray(query, np.float32),
+        "keys": np.ascontiguousarray(keys, np.float32),
+        "scores": scores.astype(np.float32),
+        "seen": seen.astype(np.uint8),
+        "rebuilt": rebuilt.astype(np.float32),
+        "stored": np.zeros(0, np.float32) if stored is None else np.ascontiguousarray(stored, np.float32),
+        "parts": dimension_parts(query, keys, scaling=scaling, focus=focus, seen=seen).astype(np.float32),
+        "focus": focus,
+        "head": head_name(head),
+        "query_pos": query_pos,
+        "kv_head": head[1] if kv_head is None else kv_head,
+        "n_sharing": n_sharing,
+        "scaling": float(scaling),
+        "softcap": 0.0 if softcap is None else float(softcap),
+        "rotary": rotary,
+        "codec": codec,
+        "logsumexp": float(logsumexp),
+    }
+
+
+def message_frame(title: str, text: str) -> Frame:
+    """What a view shows instead of a picture, and what to do about it."""
+    return {"message": {"title": visible(title), "text": "\n".join(visible(line) for line in text.split("\n"))}}
+
+
+def link_weights(
+    side: str, weights: Float[np.ndarray, "n_heads other"], *, hide: Int[np.ndarray, "hidden"] | None = None
+) -> dict[str, Float32[np.ndarray, "other"]]:
+    """How strongly the pinned token and each token of the other side are linked: the strongest of the heads shown."""
+    peak = weights.max(axis=0, initial=0.0).astype(np.float32)
+    if hide is not None:
+        peak[hide] = 0
+    return {"k" if side == "q" else "q": peak}
+
+
+def detail_frame(
+    attention: Float[np.ndarray, "query_pos key_pos"],
+    head: Head,
+    queries: Frame,
+    keys: Frame,
+    *,
+    causal: bool = False,
+    facts: Sequence[tuple[str, float, str]] = (),
+    hide_special: bool = False,
+) -> Frame:
+    """One head, large. `facts` are (label, value, unit) of this head on this example."""
+    strongest = strongest_frame(attention[None], [head], queries, keys, hide_special=hide_special, n=6)
+    return {
+        "head": head_name(head),
+        "attention": np.ascontiguousarray(attention, np.float32),
+        "shape": list(attention.shape),
+        "causal": causal,
+        "labels": [queries["labels"], keys["labels"]],
+        "special": [queries["special"], keys["special"]],
+        "facts": [[label, float(value), unit] for label, value, unit in facts if np.isfinite(value)],
+        "edges": strongest["edges"],
+    }

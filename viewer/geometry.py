@@ -1,0 +1,145 @@
+"""Which edges a head view draws, which part of a long example it shows, and what a row's score is made of.
+
+Pure functions on arrays. The components do the same in the browser (a slider must not wait for the server) and the
+tests hold both to one answer, so sums run in the order written here, in double precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64
+
+from headatlas.store.errors import ShapeError
+
+MAX_WINDOW = 512
+"""Tokens that a head view shows at once."""
+MIN_WEIGHT = 0.01
+"""Weaker edges are never drawn."""
+
+
+@dataclass(frozen=True)
+class DrawnEdges:
+    """Edges of one head by query row, strongest first, and what they are of.
+
+    `n_pairs` counts the pairs that could be drawn; `mass` is what the shown rows give to shown keys, `row_mass` all
+    that they give.
+    """
+
+    query_pos: Int64[np.ndarray, "edge"]
+    key_pos: Int64[np.ndarray, "edge"]
+    weight: Float64[np.ndarray, "edge"]
+    n_pairs: int
+    mass: float
+    row_mass: float
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    @property
+    def share(self) -> float:
+        """Part of all attention of the shown rows that is drawn, 0 to 1."""
+        return float(self.weight.sum() / self.row_mass) if self.row_mass else 0.0
+
+
+def strongest_edges(
+    attention: Float[np.ndarray, "query_pos key_pos"],
+    *,
+    share: float = 0.75,
+    keys: int = 8,
+    causal: bool = False,
+    query_shown: Bool[np.ndarray, "query_pos"] | None = None,
+    key_shown: Bool[np.ndarray, "key_pos"] | None = None,
+) -> DrawnEdges:
+    """Choose, in each shown row, the strongest shown keys until they hold `share` of what it gives to shown keys.
+
+    At most `keys` a row, never below `MIN_WEIGHT`, ties to the lower key. A causal row q can draw keys 0 to q.
+    Cost O(query_pos · key_pos · log key_pos).
+    """
+    n_queries, n_keys = attention.shape
+    rows = np.ones(n_queries, bool) if query_shown is None else query_shown
+    columns = np.ones(n_keys, bool) if key_shown is None else key_shown
+    shown = rows[:, None] & columns[None, :]
+    if causal:
+        shown &= np.tri(n_queries, n_keys, dtype=bool)
+    weight = attention.astype(np.float64)
+    visible = np.where(shown, weight, 0.0)
+    total = np.cumsum(visible, axis=1)[:, -1] if n_keys else np.zeros(n_queries)
+    order = np.argsort(-np.where(shown, weight, -1.0), axis=1, kind="stable")[:, :keys]  # [query_pos, rank]
+    ranked = np.take_along_axis(visible, order, axis=1)
+    before = np.cumsum(ranked, axis=1)
+    before = np.concatenate([np.zeros((n_queries, min(1, before.shape[1]))), before[:, :-1]], axis=1)
+    take = (before < share * total[:, None]) & (ranked >= MIN_WEIGHT) & np.take_along_axis(shown, order, axis=1)
+    row, rank = np.nonzero(take)
+    return DrawnEdges(
+        query_pos=row,
+        key_pos=order[row, rank],
+        weight=ranked[row, rank],
+        n_pairs=int(shown.sum()),
+        mass=float(visible.sum()),
+        row_mass=float(weight[rows].sum()),
+    )
+
+
+def window(n_tokens: int, center: int | None = None, size: int = MAX_WINDOW) -> slice:
+    """Positions to show of a long example: all, or `size` of them around `center` (the start without one).
+
+    >>> window(100), window(2000, 1000, size=100), window(2000, 1990, size=100)
+    (slice(0, 100, None), slice(950, 1050, None), slice(1900, 2000, None))
+    """
+    start = 0 if center is None else min(max(0, center - size // 2), max(0, n_tokens - size))
+    return slice(start, min(n_tokens, start + size))
+
+
+def row_scores(
+    query: Float[np.ndarray, "d_head"],
+    keys: Float[np.ndarray, "key_pos d_head"],
+    *,
+    scaling: float,
+    softcap: float | None = None,
+) -> Float64[np.ndarray, "key_pos"]:
+    """Compute what one query row's softmax receives: query · key · scaling, soft-capped; before masks and biases."""
+    if keys.shape[1] != query.shape[0]:
+        raise ShapeError(
+            f"the query has {query.shape[0]} dimensions and the keys {keys.shape[1]}; pass those of one key head"
+        )
+    scores = keys.astype(np.float64) @ query.astype(np.float64) * scaling
+    return softcap * np.tanh(scores / softcap) if softcap else scores
+
+
+def rebuilt_row(
+    scores: Float[np.ndarray, "key_pos"], logsumexp: float, seen: Bool[np.ndarray, "key_pos"]
+) -> Float64[np.ndarray, "key_pos"]:
+    """Rebuild one attention row from its scores and the stored logsumexp; keys that the mask hides weigh 0."""
+    return np.where(seen, np.exp(np.minimum(scores - logsumexp, 0.0)), 0.0)
+
+
+def keys_seen(n_keys: int, query_pos: int, *, causal: bool, window: int | None) -> Bool[np.ndarray, "key_pos"]:
+    """Tell which keys the mask of a row lets through.
+
+    A causal window of w sees the row's own token and the w − 1 before it; elsewhere a window sees w // 2 tokens to
+    both sides.
+    """
+    distance = query_pos - np.arange(n_keys)
+    if causal:
+        return (distance >= 0) & (distance < (window or n_keys + query_pos + 1))
+    return np.abs(distance) <= (window // 2 if window else n_keys + query_pos)
+
+
+def dimension_parts(
+    query: Float[np.ndarray, "d_head"],
+    keys: Float[np.ndarray, "key_pos d_head"],
+    *,
+    scaling: float,
+    focus: int,
+    seen: Bool[np.ndarray, "key_pos"],
+) -> Float64[np.ndarray, "d_head"]:
+    """Measure what each dimension adds to the score of key `focus`, against the mean of the other keys seen.
+
+    Sums to the difference of the scaled scores (before a soft cap). Against nothing where no other key is seen.
+    """
+    others = seen.copy()
+    others[focus] = False
+    mean = keys[others].astype(np.float64).mean(axis=0) if others.any() else np.zeros(keys.shape[1])
+    return query.astype(np.float64) * (keys[focus] - mean) * scaling

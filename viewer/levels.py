@@ -1,0 +1,81 @@
+"""The level bar: what is chosen at each level, from the corpus down to one dimension, and its neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .data import DataSource
+from .labels import token_labels, visible
+from .state import ViewState
+
+
+def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
+    """The frame of the level bar."""
+    if not data.n_examples:
+        return {"levels": [_level(state, "Corpus", data.name, {"page": "corpus"}, on=True)]}
+    site, number = data.site(state.site), state.example
+    on_views = state.page == "views"
+    flat = state.layer * site.n_heads + state.head
+    before, after = data.neighbours(number)
+    dims = f"all {site.d_head}"
+    corpus = {"search": "search", "examples": "filtered" if state.text else "examples"}.get(state.page, data.name)
+    return {
+        "levels": [
+            _level(state, "Corpus", corpus, {"page": "corpus"}, on=not on_views),
+            {
+                **_level(state, "Head", f"{state.layer}.{state.head}", {"page": "corpus"}),
+                "previous": _head(flat - 1, site.n_layers, site.n_heads),
+                "next": _head(flat + 1, site.n_layers, site.n_heads),
+            },
+            {
+                **_level(
+                    state,
+                    "Example",
+                    visible(data.example(number).id),
+                    {"page": "views"},
+                    on=on_views and state.view != "neuron",
+                    off=not on_views,
+                ),
+                "previous": None if before is None else {"example": before, "pin": ""},
+                "next": None if after is None else {"example": after, "pin": ""},
+            },
+            _level(
+                state, "Edge", edge_text(data, state) or "none", {"page": "views", "view": "head"}, off=not on_views
+            ),
+            _level(
+                state,
+                "Dimension",
+                dims,
+                {"page": "views", "view": "neuron"},
+                on=on_views and state.view == "neuron",
+                off=not on_views,
+            ),
+        ]
+    }
+
+
+def edge_text(data: DataSource, state: ViewState) -> str:
+    """``she → nurse``: the pinned token and what it is most strongly linked to by the chosen head."""
+    if state.pinned is None or not data.store.spec.keep.attention:
+        return ""
+    side, position = state.pinned
+    site, example = data.site(state.site), data.example(state.example)
+    queries, keys = token_labels(example.tokens(site.query_sequence)), token_labels(example.tokens(site.key_sequence))
+    if position >= len(queries if side == "q" else keys):
+        return ""
+    weights = example.attention(state.layer, state.head, site.name).values
+    if side == "q":
+        return f"{queries[position]} \u2192 {keys[int(np.argmax(weights[position]))]}"
+    return f"{queries[int(np.argmax(weights[:, position]))]} \u2192 {keys[position]}"
+
+
+def _level(
+    state: ViewState, name: str, value: str, patch: dict[str, Any], on: bool = False, off: bool = False
+) -> dict[str, Any]:
+    return {"name": name, "value": value, "on": on, "off": off, "query": state.to_query(**patch), "patch": patch}
+
+
+def _head(flat: int, n_layers: int, n_heads: int) -> dict[str, int] | None:
+    return {"layer": flat // n_heads, "head": flat % n_heads} if 0 <= flat < n_layers * n_heads else None

@@ -1,0 +1,222 @@
+"""The corpus page: what the store holds, every head by one number, and the chosen head closely."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float32
+
+from headatlas.store.errors import HeadAtlasError
+
+from ..answers import Edge, HeadValues, upper_end
+from ..components.card import Distribution, Facts, HeadMap, Inspector, Scatter
+from ..data import SEARCH, DataSource
+from ..quotes import snippet
+from ..state import ViewState
+from .facts import facts_frame
+from .page import Page, grid, place
+
+N_EXAMPLES = 4
+N_BINS = 48
+
+
+class CorpusPage(Page):
+    """Facts, head map, inspector."""
+
+    name = "corpus"
+    watches: ClassVar[frozenset[str]] = frozenset({"page", "site", "statistic", "x", "y", "pattern", "layer", "head"})
+
+    def __init__(self, session: Any) -> None:
+        super().__init__(session)
+        send = session.receive
+        self.facts, self.map, self.inspector = Facts(send), HeadMap(send), Inspector(send)
+        self.scatter, self.distribution = Scatter(send), Distribution(send)
+        self.view = grid(
+            place(self.facts, "1 / 4"),
+            place(self.map),
+            place(self.scatter),
+            place(self.inspector, "3", "2 / 4"),
+            place(self.distribution, "1 / 3"),
+            columns="minmax(300px,472fr) minmax(0,576fr) 336px",
+            rows="56px minmax(0,1fr) 222px",
+        )
+        self.facts.frame = facts_frame(self.data)
+        self._drawn: tuple[str, ...] = ()
+        self._scattered: tuple[str, ...] = ()
+
+    def refresh(self, changed: frozenset[str]) -> str:
+        """Fill a picture only where its numbers changed: a click on a head sends no values again."""
+        state = self.state
+        values = chosen_values(self.data, state)
+        self.map.selected = self.scatter.selected = f"{state.layer}.{state.head}"
+        drawn = (state.site, values.name, state.pattern)
+        if drawn != self._drawn:
+            self.map.frame = map_frame(
+                values, options(self.data, state), others(self.data, state, values.name), values.name
+            )
+            self._drawn = drawn
+        scattered = (state.site, state.x, state.y, state.pattern if SEARCH in (state.x, state.y) else "")
+        if scattered != self._scattered:
+            self.scatter.frame = scatter_frame(self.data, state)
+            self._scattered = scattered
+        self.inspector.frame = inspector_frame(self.data, state, values)
+        self.distribution.frame = distribution_frame(self.data, state, values)
+        return "a search" if values.name == SEARCH else "stored statistics"
+
+
+def options(data: DataSource, state: ViewState) -> list[list[str]]:
+    """What the map can be coloured by."""
+    listed = [[name, data.head_values(state.site, name).label] for name in data.statistic_names]
+    return [*listed, [SEARCH, f"search: {state.pattern[:40]}"]] if state.pattern else listed
+
+
+def chosen_values(data: DataSource, state: ViewState) -> HeadValues:
+    """The number that colours the map."""
+    return named_values(data, state, state.statistic)
+
+
+def named_values(data: DataSource, state: ViewState, name: str) -> HeadValues:
+    """A statistic, or the mass of the present search; the first statistic where that has no answer."""
+    if name == SEARCH and state.pattern:
+        try:
+            return data.search_values(state.pattern, state.site)
+        except HeadAtlasError:
+            pass
+    return data.head_values(state.site, name if name in data.statistic_names else data.statistic_names[0])
+
+
+def others(data: DataSource, state: ViewState, besides: str) -> list[dict[str, Any]]:
+    """Two more statistics for the tooltip."""
+    tables = [data.head_values(state.site, name) for name in data.statistic_names if name != besides]
+    return [{"label": t.label, "values": t.values.ravel()} for t in tables[:2]]
+
+
+def map_frame(
+    values: HeadValues, listed: list[list[str]], beside: list[dict[str, Any]], choice: str, small: bool = False
+) -> dict[str, Any]:
+    """The frame of a head map."""
+    layers, heads = values.values.shape
+    frame: dict[str, Any] = {
+        "n_layers": layers,
+        "n_heads": heads,
+        "values": values.values.ravel(),
+        "high": values.high,
+        "title": values.label,
+        "unit": values.unit,
+        "options": listed,
+        "choice": choice,
+        "others": beside,
+        "small": small,
+    }
+    return frame
+
+
+def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+    """The chosen head: statistics with ranks, strongest examples, heads like it."""
+    site, spot = data.site(state.site), (state.layer, state.head)
+    tables = [data.head_values(state.site, name) for name in data.statistic_names]
+    tables += [values] if values.name == SEARCH else []
+    sharing = site.n_heads // site.n_kv_heads
+    examples = strongest_examples(data, state, values)
+    opened = examples[0]["patch"] if examples else {"page": "views", "example": state.example}
+    listed = {"page": "examples", "order": "strongest", "row": 0}
+    return {
+        "head": f"{state.layer}.{state.head}",
+        "layer": state.layer,
+        "index": state.head,
+        "sub": f"layer {state.layer}, head {state.head}"
+        + (f", key head {state.head // sharing}" if sharing > 1 else ""),
+        "tag": site.name,
+        "n": site.n_layers * site.n_heads,
+        "statistics": [
+            {
+                "name": table.name,
+                "label": table.label,
+                "value": float(table.values[spot]),
+                "rank": int(table.ranks[spot]),
+                "of": int((table.ranks > 0).sum()),
+                "values": table.values.ravel(),
+                "high": table.high,
+                "on": table.name == values.name,
+            }
+            for table in tables
+        ],
+        "examples": examples,
+        "examples_of": values.label,
+        "like": [
+            {"head": f"{a}.{b}", "layer": a, "index": b, "score": score}
+            for (a, b), score in data.like(state.site, *spot)
+        ],
+        "open": {"query": state.to_query(**opened), "patch": opened} if data.n_examples else None,
+        "list": {"query": state.to_query(**listed), "patch": listed},
+    }
+
+
+def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[dict[str, Any]]:
+    """The examples where the chosen number of the chosen head is highest, each with its strongest edge."""
+    if values.name == SEARCH:
+        found = data.search_examples(state.pattern, state.site, state.layer, state.head)[:N_EXAMPLES]
+        ranked = [(hit.example, hit.score, Edge(hit.query_pos, hit.key_pos, hit.weight)) for hit in found]
+    else:
+        scores = scores_over_examples(data, state, values)
+        order = np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")[:N_EXAMPLES]
+        ranked = [(int(data.numbers[i]), float(scores[i]), None) for i in order if np.isfinite(scores[i])]
+    rows = []
+    for number, score, given in ranked:
+        edge = given or data.strongest_edge(state.site, number, state.layer, state.head, values.name)
+        patch = {"page": "views", "example": number, "pin": f"q{edge.query_pos}" if edge else ""}
+        parts = (
+            snippet(data.example(number), data.site(state.site), edge)
+            if edge
+            else [[data.shown_text(number)[:60], "", 0.0]]
+        )
+        rows.append({"query": state.to_query(**patch), "patch": patch, "parts": parts, "score": score})
+    return rows
+
+
+def scatter_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
+    """Every head by two statistics, shaded by layer."""
+    across, up = (named_values(data, state, name) for name in (state.x, state.y))
+    return {
+        "n_heads": across.values.shape[1],
+        "x": {
+            "name": across.name,
+            "label": across.label,
+            "unit": across.unit,
+            "high": across.high,
+            "values": across.values.ravel(),
+        },
+        "y": {"name": up.name, "label": up.label, "unit": up.unit, "high": up.high, "values": up.values.ravel()},
+        "options": options(data, state),
+        "note": f"means over {data.n_examples:,} examples",
+    }
+
+
+def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+    """The chosen number of the chosen head over the examples: counts in bins, median and middle half."""
+    scores = scores_over_examples(data, state, values)
+    finite = scores[np.isfinite(scores)]
+    high = upper_end(finite) if finite.size else values.high
+    counts = np.histogram(finite, bins=N_BINS, range=(0, high))[0]
+    quartiles = np.percentile(finite, [25, 50, 75]) if finite.size else np.full(3, np.nan)
+    patch = {"page": "examples", "order": "strongest", "row": 0}
+    return {
+        "title": f"{values.label} of head {state.layer}.{state.head}",
+        "unit": values.unit,
+        "counts": counts.astype(np.int32),
+        "high": high,
+        "quartiles": [float(q) for q in quartiles],
+        "corpus": float(values.values[state.layer, state.head]),
+        "n": int(finite.size),
+        "n_all": data.n_examples,
+        "query": state.to_query(**patch),
+        "patch": patch,
+    }
+
+
+def scores_over_examples(data: DataSource, state: ViewState, values: HeadValues) -> Float32[np.ndarray, "example"]:
+    """The chosen number of the chosen head on every example, by position; NaN where there is none."""
+    if values.name == SEARCH:
+        return data.search_scores(state.pattern, state.site, state.layer, state.head)
+    return data.over_examples(state.site, values.name)[state.layer, state.head]

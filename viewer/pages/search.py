@@ -1,0 +1,265 @@
+"""The search page: a pattern, the heads that show it, the examples that show it best.
+
+A search runs in a thread; until it has answered the last answer stays, dimmed and named as such. A mistake in the
+expression is shown under the word at fault.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from headatlas.store.errors import HeadAtlasError, PatternError
+from headatlas.store.search import SearchResult
+
+from ..answers import Edge, upper_end
+from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
+from ..data import DataSource
+from ..labels import visible
+from ..quotes import around
+from ..state import ViewState
+from .corpus import map_frame
+from .facts import error_bound
+from .page import Page, grid, place, show
+
+MAX_HEADS = 250
+START = "previous_token"
+
+
+class SearchPage(Page):
+    """Pattern, map, summary, ranked heads, ranked examples."""
+
+    name = "search"
+    watches: ClassVar[frozenset[str]] = frozenset({"page", "site", "pattern", "measure", "layer", "head"})
+
+    def __init__(self, session: Any) -> None:
+        super().__init__(session)
+        send = session.receive
+        self.box, self.map, self.summary = PatternBox(send), HeadMap(send), Summary(send)
+        self.heads, self.examples, self.state_card = HeadList(send), Kwic(send), StateCard(send)
+        top = grid(place(self.box), place(self.map), columns="minmax(0,1fr) 152px")
+        self.results = grid(place(self.heads), place(self.examples), columns="minmax(420px,592fr) minmax(0,804fr)")
+        cells = [
+            place(top, "1", "1"),
+            place(self.summary, "1", "2"),
+            place(self.results, "1", "3"),
+            place(self.state_card, "1", "3"),
+        ]
+        self.view = grid(*cells, rows="150px 34px minmax(0,1fr)", gap="8px")
+        self._asked: tuple[str, str] | None = None
+        self._answer: SearchResult | None = None
+        self._error: HeadAtlasError | None = None
+        self._took = 0.0
+        self._busy = False
+
+    def refresh(self, changed: frozenset[str]) -> str:
+        """Ask where the pattern is new, and fill the cards from the last answer."""
+        asked = (self.state.site, self.state.pattern)
+        if asked != self._asked:
+            self._asked = asked
+            self._ask(asked)
+        self._fill()
+        return self._source()
+
+    def _ask(self, asked: tuple[str, str]) -> None:
+        site, expression = asked
+        if not expression:
+            self._answer, self._error, self._busy = None, None, False
+            return
+        try:
+            self.data.check_pattern(expression, site)  # a mistake is found before any work
+        except HeadAtlasError as error:
+            self._error, self._busy = error, False
+            return
+        self._error, self._busy = None, not self.data.has_answer(expression, site)
+
+        def work() -> SearchResult | HeadAtlasError:
+            try:
+                return self.data.search(expression, site)
+            except HeadAtlasError as error:
+                return error
+
+        def done(result: SearchResult | HeadAtlasError) -> None:
+            if self._asked != asked:  # another question was asked meanwhile
+                return
+            self._busy = False
+            if isinstance(result, HeadAtlasError):
+                self._error = result
+            else:
+                self._answer = result
+                self._took = result.seconds
+            self._fill()
+            self._choose_head()
+            self.session.answered(self._source(), self._took)
+
+        if self._busy:
+            self.session.background(work, done)
+        else:
+            done(work())
+
+    def _choose_head(self) -> None:
+        """Go to the strongest head where the search was asked without one."""
+        if self._answer is None or self._error is not None or not self._answer.rows or not self.session.wants_best_head:
+            return
+        self.session.wants_best_head = False
+        layer, head = self.data.search_values(self._answer.pattern.expression, self.state.site).best
+        if (layer, head) != (self.state.layer, self.state.head):
+            self.session.go({"layer": layer, "head": head}, push=False)
+
+    def _source(self) -> str:
+        return source(self.data, self._answer) if self._answer is not None else ""
+
+    def _fill(self) -> None:
+        state, answer = self.state, self._answer
+        stale = answer is not None and (self._busy or answer.pattern.expression != state.pattern)
+        self.box.frame = box_frame(self.data, state, self._error, self._busy)
+        shown = answer is not None and answer.rows > 0
+        show(self.results, shown)
+        self.map.visible = shown
+        self.summary.visible = answer is not None
+        self.state_card.visible = not shown
+        if answer is None or not shown:
+            self.state_card.frame = waiting_frame(self.data, state, self._busy, answer)
+            if answer is None:
+                return
+        self.summary.frame = summary_frame(answer, self.data, self._took, stale)
+        if shown:
+            self.map.selected = f"{state.layer}.{state.head}"
+            values = self.data.search_values(answer.pattern.expression, state.site)
+            self.map.frame = map_frame(values, [], [], "search", small=True)
+            self.heads.frame = heads_frame(answer, state, stale)
+            self.examples.frame = kwic_frame(self.data, state, answer, stale)
+
+
+def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> dict[str, Any]:
+    """The expression with the library and the mistake."""
+    library = data.library
+    picked = next((name for name, item in library.items() if state.pattern in (name, item.expression)), "")
+    about = library[picked].description if picked else "fields: " + ", ".join(data.fields(state.site)[:14])
+    mistake = None
+    if isinstance(error, PatternError):
+        mistake = {
+            "message": visible(str(error)),
+            "start": error.start,
+            "stop": error.stop,
+            "expression": state.pattern,
+        }
+    elif error is not None:
+        mistake = {"message": visible(str(error)), "start": 0, "stop": 0, "expression": state.pattern}
+    return {
+        "expression": state.pattern,
+        "library": [
+            {"name": item.name, "expression": item.expression, "description": item.description}
+            for item in library.values()
+        ],
+        "picked": picked,
+        "description": about,
+        "error": mistake,
+        "busy": busy,
+    }
+
+
+def source(data: DataSource, answer: SearchResult) -> str:
+    """Where an answer comes from, with its error."""
+    if answer.level == "edges":
+        return "edges (mass is a lower bound)"
+    return f"attention, {error_bound(data.store.spec.keep.attention)}"
+
+
+def waiting_frame(data: DataSource, state: ViewState, busy: bool, answer: SearchResult | None) -> dict[str, Any]:
+    """What stands where results would be."""
+    if busy:
+        return {"kind": "loading", "title": "Searching", "lines": [f"{data.n_examples:,} examples"], "loading": True}
+    if answer is not None:
+        return {
+            "kind": "no-match",
+            "title": "No match",
+            "lines": [
+                f"No row of {data.n_examples:,} examples has a key that matches.",
+                *(visible(note) for note in answer.notes),
+            ],
+            "code": visible(state.pattern),
+        }
+    patch = (
+        {"page": "search", "pattern": data.library[START].expression} if START in data.library else {"page": "search"}
+    )
+    return {
+        "kind": "no-search",
+        "title": "Which heads do this?",
+        "lines": [
+            "Write a condition on a query token and a key token, or pick one above. Every head is scored for it over all examples."
+        ],
+        "actions": [
+            {"label": START.replace("_", " "), "query": state.to_query(**patch), "patch": patch, "primary": True}
+        ],
+    }
+
+
+def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale: bool) -> dict[str, Any]:
+    """On what the answer rests."""
+    above = int((answer.heads["lift"].values > 1).sum())
+    figures = [
+        [f"{answer.rows:,}", "query rows with a match"],
+        [f"{answer.n_examples:,}", f"of {data.n_examples:,} examples"],
+        [f"{answer.heads['mass'].size:,}", "heads"],
+        [f"{above:,}", "above baseline"],
+    ]
+    took = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    return {
+        "figures": figures,
+        "right": [f"from {source(data, answer)}", took],
+        "stale": "of the last valid pattern" if stale else "",
+    }
+
+
+def heads_frame(answer: SearchResult, state: ViewState, stale: bool) -> dict[str, Any]:
+    """Heads by the chosen measure, best first."""
+    table = {name: answer.heads[name].values for name in ("mass", "hit_rate", "baseline", "lift")}
+    order = np.argsort(-np.nan_to_num(table[state.measure], nan=-1.0), axis=None, kind="stable")[:MAX_HEADS]
+    n_heads = table["mass"].shape[1]
+    rows = []
+    for rank, flat in enumerate(order.tolist(), 1):
+        spot = divmod(flat, n_heads)
+        figures = {name: float(values[spot]) for name, values in table.items()}
+        chosen = spot == (state.layer, state.head)
+        rows.append(
+            {
+                "head": f"{spot[0]}.{spot[1]}",
+                "layer": spot[0],
+                "index": spot[1],
+                "rank": rank,
+                **figures,
+                "rows": answer.rows,
+                "on": chosen,
+            }
+        )
+    high = upper_end(np.concatenate([table["mass"].ravel(), table["baseline"].ravel()]).astype(np.float32))
+    return {"rows": rows, "high": high, "measure": state.measure, "n_heads": table["mass"].size, "stale": stale}
+
+
+def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: bool) -> dict[str, Any]:
+    """The examples that show the pattern best in the chosen head, with their strongest matching edge."""
+    site = data.site(state.site)
+    hits = data.search_examples(answer.pattern.expression, state.site, state.layer, state.head)
+    rows = []
+    for hit in hits:
+        patch = {"page": "views", "view": "head", "example": hit.example, "pin": f"q{hit.query_pos}"}
+        quoted = around(data.example(hit.example), site, Edge(hit.query_pos, hit.key_pos, hit.weight))
+        rows.append(
+            {
+                "id": visible(hit.id),
+                "score": hit.score,
+                "weight": hit.weight,
+                "query": state.to_query(**patch),
+                "patch": patch,
+                **quoted,
+            }
+        )
+    return {
+        "title": f"Examples for head {state.layer}.{state.head}",
+        "sub": f"{answer.n_examples:,} with a match",
+        "rows": rows,
+        "stale": stale,
+        "note": "No example has a match in this head.",
+    }

@@ -1,0 +1,186 @@
+"""`ViewPage`: what the three views of one example share: they follow the state, and only while they are shown.
+
+Components write their choices through `ViewState.apply`, which checks them: they come from a browser.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import panel as pn
+import param
+from jaxtyping import Float32
+
+from headatlas.store.errors import HeadAtlasError
+
+from ..colours import MAX_HEADS
+from ..components.headpicker import HeadPicker
+from ..components.keylist import KeyList
+from ..frames import Frame, Head, head_name, inspector_frame, message_frame, picker_frame, strongest_frame
+from ..state import ViewState
+from .page import grid, place
+from .reader import Data, Reader, reader_of
+
+logger = logging.getLogger(__name__)
+
+
+class ViewPage(ABC):
+    """One view; `__panel__` gives its layout. `refresh` fills it for an example that is there."""
+
+    name: ClassVar[str]
+    watches: ClassVar[tuple[str, ...]] = ("page", "view", "site", "example", "layer", "head", "heads", "pin", "share", "keys", "specials")
+
+    def __init__(self, state: ViewState, data: Data) -> None:
+        self.state, self.data = state, data
+        self.picker = HeadPicker()
+        self._stale = set(self.watches)
+        self._layout = self.layout()
+        self.link(self.picker, share="share", keys="keys")
+        self.picker.param.watch(lambda e: self.tell(specials="hide" if e.new else "show"), "hide_special")
+        self.picker.param.watch(self._selected, "selected")
+        state.param.watch(self._changed, list(self.watches))
+        self._update()
+
+    @abstractmethod
+    def layout(self) -> pn.viewable.Viewable:
+        """Build the layout, once."""
+
+    @abstractmethod
+    def refresh(self, reader: Reader, changed: set[str]) -> None:
+        """Fill the components after `changed` fields."""
+
+    @abstractmethod
+    def fail(self, title: str, reason: str) -> None:
+        """Show why there is no picture."""
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        """Give the layout."""
+        return self._layout
+
+    @property
+    def heads(self) -> list[Head]:
+        """The heads shown, in the order of their colours."""
+        return list(self.state.heads_shown)[:MAX_HEADS]
+
+    @property
+    def hide_special(self) -> bool:
+        """Whether special tokens are left out of the pictures."""
+        return self.state.specials == "hide"
+
+    def tell(self, **patch: Any) -> None:
+        """Change the state as the reader asked."""
+        for problem in self.state.apply(patch):
+            logger.debug("%s: %s", self.name, problem)
+
+    def link(self, component: param.Parameterized, **fields: str) -> None:
+        """Let a component's parameters write fields of the state; `refresh` writes them back."""
+        for name, field in fields.items():
+            component.param.watch(lambda e, field=field: self.tell(**{field: e.new}), name)
+
+    def _selected(self, event: Any) -> None:
+        first, *rest = [part for part in str(event.new).split(",") if part] or [""]
+        layer, _, head = first.partition(".")
+        if first and event.new != self._selection:
+            self.tell(layer=layer, head=head, heads=",".join(rest))
+
+    @property
+    def _selection(self) -> str:
+        return ",".join(head_name(head) for head in self.heads)
+
+    def add_head(self, name: str) -> None:
+        """Show one head more (or say nothing where it is shown already)."""
+        shown = [head_name(head) for head in self.heads]
+        if name not in shown:
+            self.tell(heads=",".join([*shown[1:], name][: MAX_HEADS - 1]))
+
+    def heard(self, event: Any) -> None:
+        """Do what a side panel asks: ``{"add": "5.8"}``, ``{"go": "neuron"}``."""
+        asked = event.data if isinstance(event.data, dict) else {}
+        if isinstance(view := asked.get("go"), str):
+            self.tell(view=view)
+        if isinstance(head := asked.get("add"), str):
+            self.add_head(head)
+
+    def _changed(self, *events: Any) -> None:
+        self._stale |= {event.name for event in events}
+        self._update()
+
+    def _update(self) -> None:
+        if self.state.page != "views" or self.state.view != self.name or not self._stale:
+            return
+        changed, self._stale = self._stale, set()
+        try:
+            reader = reader_of(self.data, self.state.example, self.state.site)
+            self.picker.param.update(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
+            self.picker.selected = self._selection
+            self.refresh(reader, changed)
+        except HeadAtlasError as error:
+            self._stale = set(self.watches)
+            self.fail("This cannot be shown", str(error))
+
+    def pinned(self, reader: Reader) -> tuple[str, int] | None:
+        """The pin, where the example has such a token."""
+        pin = self.state.pinned
+        if pin is None or pin[1] >= reader.shape[0 if pin[0] == "q" else 1]:
+            return None
+        return pin
+
+    def row(self, reader: Reader) -> Float32[np.ndarray, "layer head other"] | None:
+        """Weights of all heads from or to the pinned token; None where nothing is pinned."""
+        pin = self.pinned(reader)
+        return None if pin is None else reader.row(*pin)
+
+    def pick(self, reader: Reader) -> None:
+        """Fill the grid of heads: how much each gives to one other token."""
+        pin = self.pinned(reader)
+        if pin is None:
+            maps = reader.codes() if reader.n_weights <= 8 << 20 else None
+            if maps is None:
+                self.picker.frame = picker_frame(np.zeros((reader.site.n_layers, reader.site.n_heads)), "pin a token for weights")
+                return
+            values, title = mean_strongest(maps, reader, self.hide_special), "mean strongest key"
+        else:
+            side, position = pin
+            row, others = reader.row(side, position), reader.keys if side == "q" else reader.queries
+            shown = ~np.asarray(others["special"], bool) if self.hide_special else np.ones(row.shape[2], bool)
+            if reader.same_text:
+                shown = shown & (np.arange(row.shape[2]) != position)
+            values = row[:, :, shown].max(axis=-1, initial=0)
+            title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
+        self.picker.frame = picker_frame(values, title)
+
+    def write(self, reader: Reader, keys: KeyList, maps: Float32[np.ndarray, "n_heads query_pos key_pos"]) -> None:
+        """Fill the list of the pinned token's keys, or of the strongest edges."""
+        pin = self.pinned(reader)
+        if pin is None:
+            frame = strongest_frame(maps, self.heads, reader.queries, reader.keys, hide_special=self.hide_special)
+        else:
+            side, position = pin
+            weights = maps[:, position] if side == "q" else maps[:, :, position]
+            back = np.zeros((len(maps), 0), np.float32)
+            if reader.same_text:
+                back = maps[:, :, position] if side == "q" else maps[:, position]
+            own, others = (reader.queries, reader.keys) if side == "q" else (reader.keys, reader.queries)
+            frame = inspector_frame(side, position, self.heads, weights, back, own, others, all_heads=reader.row(side, position), hide_special=self.hide_special)
+        keys.param.update(frame=frame, pin=self.state.pin)
+
+
+def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Float32[np.ndarray, "layer head"]:
+    """Mean over rows of the strongest key of each head."""
+    rows, columns = (~np.asarray(side["special"], bool) if hide_special else np.ones(len(side["labels"]), bool) for side in (reader.queries, reader.keys))
+    if not rows.any() or not columns.any():
+        return np.zeros(codes.shape[:2], np.float32)
+    return ((codes[:, :, rows][:, :, :, columns].max(axis=-1) / 255.0) ** 2).mean(axis=-1).astype(np.float32)
+
+
+def three(left: pn.viewable.Viewable, middle: pn.viewable.Viewable, right: pn.viewable.Viewable) -> pn.Column:
+    """Picker, picture, list."""
+    return grid(place(left), place(middle), place(right), columns="232px minmax(0,1fr) 296px")
+
+
+def message(title: str, reason: str) -> Frame:
+    """The frame of a picture that cannot be drawn."""
+    return message_frame(title, reason)

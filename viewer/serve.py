@@ -1,0 +1,160 @@
+"""The viewer's web server: one process, one address, explicit origins.
+
+It binds to loopback unless told otherwise, and a web socket is only taken from the origins it was told: the address it
+listens on, and those given. Every session reads the same `DataSource`; nothing can be written.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from headatlas.store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from .data import DataSource
+
+_ORIGIN = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~\-]+)*")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where the viewer listens and from which pages a web socket may come.
+
+    `origins` are further ``host:port`` from which the viewer is opened (behind a proxy). `prefix` is the path below
+    which everything lies (``/atlas``).
+    """
+
+    port: int = 5006
+    address: str = "127.0.0.1"
+    origins: tuple[str, ...] = ()
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise ConfigError(f"port is {self.port}; expected 0 (any free one) to 65535")
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"origin is {origin!r}; expected host or host:port (* would let any web page read the store)"
+                )
+        if not _PREFIX.fullmatch(self.normal_prefix):
+            raise ConfigError(f"prefix is {self.prefix!r}; expected a path such as /atlas")
+
+    @property
+    def normal_prefix(self) -> str:
+        """The prefix with a slash in front and none behind; empty for none."""
+        bare = self.prefix.strip("/")
+        return f"/{bare}" if bare else ""
+
+    def allowed_origins(self, port: int) -> list[str]:
+        """Origins of web sockets once the port is known."""
+        hosts = ["localhost", "127.0.0.1"] if is_loopback(self.address) else []
+        if self.address not in ("", "0.0.0.0", "::"):
+            hosts.append(f"[{self.address}]" if ":" in self.address else self.address)
+        return list(dict.fromkeys([*(f"{host}:{port}" for host in hosts), *self.origins]))
+
+    def url(self, port: int) -> str:
+        """The address to open."""
+        host = "127.0.0.1" if self.address in ("", "0.0.0.0", "::") else self.address
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}{self.normal_prefix}/"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def make_server(data: DataSource, options: ServerOptions) -> tuple[Any, str]:
+    """Make a server that listens but is not started; returns it and the address to open.
+
+    Raises
+    ------
+    ConfigError
+        The port is taken, the address is none of this machine, or no origin could open the viewer.
+    """
+    import panel as pn
+
+    from .app import make_app
+
+    send_at_once()
+    port = options.port or free_port(options.address)
+    origins = options.allowed_origins(port)
+    if not origins:
+        raise ConfigError(
+            f"address {options.address!r} listens on every interface; name the origins that may open the viewer, such as --origin HOST:{port}"
+        )
+    pn.config.respect_explicit_sizing = True
+    try:
+        server = pn.io.server.get_server(
+            {"/": make_app(data)},
+            port=port,
+            address=options.address,
+            websocket_origin=origins,
+            prefix=options.normal_prefix,
+            title="headatlas",
+            show=False,
+            start=False,
+            location=False,
+            check_unused_sessions_milliseconds=5_000,
+            unused_session_lifetime_milliseconds=30_000,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {options.address}:{port}: {error.strerror or error}; choose another --port or --address"
+        ) from error
+    return server, options.url(port)
+
+
+@functools.cache
+def send_at_once() -> None:
+    """Send every message when it is written: Nagle's algorithm and delayed acknowledgements add 40 ms to a picture.
+
+    Bokeh writes a message as several frames and sets no TCP_NODELAY.
+    """
+    from bokeh.server.views.ws import WSHandler
+
+    opened = WSHandler.open
+
+    def open(handler: Any, *arguments: Any, **named: Any) -> Any:
+        handler.set_nodelay(True)
+        return opened(handler, *arguments, **named)
+
+    WSHandler.open = open
+
+
+def free_port(address: str) -> int:
+    """A port that was free a moment ago."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def serve(data: DataSource, options: ServerOptions, *, show: bool = False, announce: Sequence[Any] = (print,)) -> None:
+    """Serve until interrupted."""
+    server, url = make_server(data, options)
+    for say in announce:
+        say(f"headatlas: {data.name} is at {url}  (Ctrl-C ends)")
+    server.start()
+    if show:
+        import webbrowser
+
+        webbrowser.open(url)
+    try:
+        server.run_until_shutdown()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.stop()

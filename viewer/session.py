@@ -1,0 +1,267 @@
+"""One reader's session: the state, the frame around the pages, and the one place where messages from cards arrive.
+
+A change of the state refreshes the page that is shown and then the bars; pages that are hidden catch up when they are
+shown. What comes from the browser is checked by `ViewState.apply`; what it does not take is named in the notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import panel as pn
+
+from headatlas.store.errors import HeadAtlasError
+
+from .components.card import LevelBar, Notice, Router, StateCard, StatusLine, TopBar
+from .data import DataSource
+from .labels import visible
+from .levels import level_frame
+from .pages.page import Page, grid, place, show
+from .state import PAGES, Problem, ViewState
+
+logger = logging.getLogger(__name__)
+_HEAD = re.compile(r"\s*([0-9]{1,6})\.([0-9]{1,6})\s*")
+LABELS = {"corpus": "Corpus", "search": "Search", "examples": "Examples", "views": "Views"}
+
+
+class Session:
+    """The app of one reader; `view` is the root of the document.
+
+    Parameters
+    ----------
+    data
+        Shared by all sessions.
+    query
+        The query of the address that opened this session.
+    """
+
+    def __init__(self, data: DataSource, query: str = "") -> None:
+        self.data, self.state = data, ViewState(data.bounds)
+        self.problems: list[Problem] = self.state.from_query(query)
+        self.wants_best_head = bool(self.state.pattern) and not re.search(r"(^|&)(layer|head)=", query)
+        """Whether the answer of the search may choose the head: it was asked without one."""
+        self._pages: dict[str, Page] = {}
+        self._stale: dict[str, set[str]] = {}
+        self._travelled, self._push, self._answer = 0, False, ("", 0.0)
+        send = self.receive
+        self.router, self.top, self.levels = Router(send), TopBar(send), LevelBar(send)
+        self.notice, self.status = Notice(send, visible=False), StatusLine(send)
+        self.body = pn.Column(
+            styles={"padding": "12px 16px", "min-height": "0", "height": "100%", "overflow": "auto"},
+            sizing_mode="stretch_both",
+            margin=0,
+        )
+        rows = "48px 38px auto minmax(0,1fr) 26px"
+        parts = [place(self.top), place(self.levels), place(self.notice), self.body, place(self.status), self.router]
+        for row, part in enumerate(parts[:5], 1):
+            part.styles = {**part.styles, "grid-row": str(row)}
+        self.router.param.update(width=0, height=0, margin=0, styles={"position": "absolute"})
+        self.view = pn.Column(
+            *parts,
+            styles={
+                "display": "grid",
+                "grid-template-rows": rows,
+                "height": "100vh",
+                "min-width": "1024px",
+                "min-height": "680px",
+                "gap": "0",
+            },
+            sizing_mode="stretch_width",
+            margin=0,
+        )
+        self._show(frozenset(ViewState.FIELDS))
+        self.state.param.watch(self._changed, list(ViewState.FIELDS))
+
+    # messages
+
+    def receive(self, message: dict[str, Any]) -> None:
+        """Do what a card asks for; unknown messages are ignored."""
+        if isinstance(patch := message.get("go"), dict):
+            self.go(patch)
+        elif isinstance(query := message.get("travel"), str):
+            self._travelled = step if isinstance(step := message.get("step"), int) else self._travelled
+            self.complain(self.state.from_query(query))
+            self._bars()
+        elif isinstance(text := message.get("find"), str):
+            self.find(text)
+        elif isinstance(expression := message.get("run"), str):
+            self.wants_best_head = True
+            self.go({"page": "search", "pattern": expression.strip()})
+        elif message.get("dismiss"):
+            self.complain([])
+
+    def go(self, patch: dict[str, Any], push: bool = True) -> None:
+        """Change the state; with ``push=False`` without a history entry of its own."""
+        self._push = push
+        try:
+            self.complain(self.state.apply(patch))
+        finally:
+            self._push = True
+
+    def find(self, text: str) -> None:
+        """Take the search box's text for a head, an example's id, a pattern, or words in the examples."""
+        text = text.strip()
+        if match := _HEAD.fullmatch(text):
+            self.go(
+                {
+                    "layer": match[1],
+                    "head": match[2],
+                    "page": "corpus" if self.state.page == "search" else self.state.page,
+                }
+            )
+        elif text in self.data.positions:
+            self.go({"page": "views", "example": self.data.number_of(text)})
+        elif looks_like_pattern(text) or text in self.data.library:
+            self.receive({"run": self.data.library[text].expression if text in self.data.library else text})
+        else:
+            self.go({"page": "examples", "text": text, "row": 0})
+
+    def complain(self, problems: list[Problem]) -> None:
+        """Show what was not taken; an empty list clears the notice."""
+        if problems or self.problems:
+            self.problems = problems
+            self._notice()
+
+    def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Run `work` in a thread and hand its result to `done` in this session; at once where there is no server."""
+        document = pn.state.curdoc
+        if document is None or document.session_context is None:
+            done(work())
+            return
+
+        async def run() -> None:
+            done(await asyncio.to_thread(work))
+
+        pn.state.execute(run)
+
+    # what follows from a change
+
+    def _changed(self, *events: Any) -> None:
+        names = frozenset(event.name for event in events)
+        self._show(names)
+
+    def _show(self, names: frozenset[str]) -> None:
+        for page in PAGES:
+            self._stale.setdefault(page, set()).update(names)
+        started = perf_counter()
+        self._answer = (self._refresh(), perf_counter() - started)
+        self._bars(push=bool(names & ViewState.HISTORY) and self._push)
+
+    def _refresh(self) -> str:
+        name = self.state.page
+        try:
+            page = self._pages.get(name) or self._build(name)
+            for other, built in self._pages.items():
+                show(built.view, other == name)
+            changed = frozenset(self._stale[name]) & page.watches
+            self._stale[name].clear()
+            return page.refresh(changed) if changed else self._answer[0]
+        except HeadAtlasError as error:
+            logger.warning("%s: %s", name, error)
+            self.complain([Problem(name, "", visible(str(error)))])
+            return "nothing: see above"
+
+    def _build(self, name: str) -> Page:
+        page = page_class(self.data, name)(self)
+        self._pages[name] = page
+        self.body.append(place(page.view))
+        return page
+
+    def answered(self, source: str, seconds: float) -> None:
+        """Say what answered after work in the background."""
+        self._answer = (source, seconds)
+        self._bars()
+
+    def _bars(self, push: bool = False) -> None:
+        state = self.state
+        self.router.frame = {
+            "query": state.to_query(),
+            "push": push,
+            "title": self._title(),
+            "theme": state.theme,
+            "heard": self._travelled,
+        }
+        self.top.frame = {
+            "page": state.page,
+            "pages": [{"page": page, "label": LABELS[page], "query": state.to_query(page=page)} for page in PAGES],
+            "store": self.data.name,
+            "theme": state.theme,
+        }
+        self.levels.frame = level_frame(self.data, state)
+        source, seconds = self._answer
+        store = self.data.store
+        parts = [f"manifest {store.manifest.number}, {len(store.segments)} segments"]
+        parts += [f"answered from {source}", took(seconds)] if source else []
+        self.status.frame = {"good": store.is_complete, "parts": parts, "right": ["read only"]}
+        self._notice()
+
+    def _notice(self) -> None:
+        self.notice.frame = {
+            "title": "Not in this link:" if len(self.problems) == 1 else "Not taken:",
+            "problems": [
+                {"field": visible(p.field), "value": visible(p.value[:200]), "reason": visible(p.reason)}
+                for p in self.problems
+            ],
+        }
+        self.notice.visible = bool(self.problems)
+
+    def _title(self) -> str:
+        state = self.state
+        what = f"example {state.example}, {state.view}" if state.page == "views" else state.page
+        return f"{what} \u00b7 headatlas"
+
+
+class EmptyPage(Page):
+    """What every page is while no segment is committed."""
+
+    name = "empty"
+    watches = frozenset({"page"})
+
+    def __init__(self, session: Any) -> None:
+        super().__init__(session)
+        self.card = StateCard(session.receive)
+        self.view = grid(place(self.card))
+
+    def refresh(self, changed: frozenset[str]) -> str:
+        """Say what is missing and which command fills it."""
+        store = self.data.store
+        self.card.frame = {
+            "kind": "empty",
+            "title": "Empty store",
+            "lines": [
+                f"{visible(str(store.path))} holds no committed segment yet; {store.manifest.n_segments_planned} are planned.",
+                "Run its job (or let it run on), then reload this page.",
+            ],
+            "code": f"headatlas run CONFIG --out {visible(str(store.path))}",
+        }
+        return ""
+
+
+def page_class(data: DataSource, name: str) -> Callable[[Session], Page]:
+    """The class of a page; the same explanation for all while the store is empty."""
+    if not data.n_examples:
+        return EmptyPage
+    if name == "corpus":
+        from .pages.corpus import CorpusPage as chosen
+    elif name == "search":
+        from .pages.search import SearchPage as chosen
+    elif name == "examples":
+        from .pages.examples import ExamplesPage as chosen
+    else:
+        from .pages.views import ViewsPage as chosen
+    return chosen
+
+
+def looks_like_pattern(text: str) -> bool:
+    """Whether the search box's text is meant as an expression rather than as words."""
+    return bool(re.search(r"\b(query|key|example)\s*[.\[]|[=!<>]=|\bnot\b.*\bin\b", text))
+
+
+def took(seconds: float) -> str:
+    """A time as people read it."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,0 +1,257 @@
+"""What the reader chose: one flat record that every page and view watches, and its form as a URL query.
+
+The record is the only thing parts of the viewer share. A query names only what differs from the start, so a fresh
+page has an empty one; every value that comes from outside (a URL, a component in the browser) passes `apply`, which
+takes what is valid and names what is not. A bad value is never taken and never silently dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+from urllib.parse import quote, unquote_to_bytes
+
+import param
+
+PAGES = ("corpus", "search", "examples", "views")
+VIEWS = ("head", "model", "neuron")
+MEASURES = ("mass", "hit_rate", "lift")
+ORDERS = ("corpus", "strongest", "weakest")
+SPECIALS = ("hide", "show")
+THEMES = ("auto", "light", "dark")
+MAX_TEXT = 2_000
+MAX_HEADS = 12
+
+_WHOLE = re.compile(r"[0-9]{1,9}")
+_NUMBER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
+_PIN = re.compile(r"([qk])([0-9]{1,9})")
+_HEAD = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the store has, so that a choice can be checked: per site (layers, heads), statistics, examples.
+
+    `start` holds choices of a fresh page that differ from the defaults (the head that stands out, ...).
+    """
+
+    sites: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    statistics: tuple[str, ...] = ()
+    examples: Collection[int] | None = None
+    start: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A value that was asked for and not taken: `field` and `value` as they came, `reason` for people."""
+
+    field: str
+    value: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.value[:80]!r}: {self.reason}"
+
+
+class ViewState(param.Parameterized):
+    """All choices of one reader; see `FIELDS` for what a URL may hold.
+
+    `heads` lists further heads beside (`layer`, `head`), in the order they were added. `pin` is empty or a side and a
+    position: ``q14`` pins query 14, ``k3`` key 3.
+    """
+
+    page = param.Selector(default="corpus", objects=list(PAGES))
+    view = param.Selector(default="head", objects=list(VIEWS))
+    site = param.String(default="")
+    statistic = param.String(default="")
+    x = param.String(default="", doc="statistic across the scatter of heads")
+    y = param.String(default="", doc="statistic up the scatter of heads")
+    pattern = param.String(default="")
+    measure = param.Selector(default="mass", objects=list(MEASURES))
+    layer = param.Integer(default=0, bounds=(0, None))
+    head = param.Integer(default=0, bounds=(0, None))
+    heads = param.String(default="")
+    example = param.Integer(default=0, bounds=(0, None))
+    pin = param.String(default="")
+    share = param.Number(default=0.75, bounds=(0.0, 1.0))
+    keys = param.Integer(default=8, bounds=(1, 64))
+    specials = param.Selector(default="hide", objects=list(SPECIALS), doc="special tokens in the views")
+    text = param.String(default="", doc="text filter of the example list")
+    order = param.Selector(default="corpus", objects=list(ORDERS), doc="order of the example list")
+    row = param.Integer(default=0, bounds=(0, None), doc="first row of the example list")
+    theme = param.Selector(default="auto", objects=list(THEMES))
+
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
+        "share", "keys", "specials", "text", "order", "row", "theme",
+    )  # fmt: skip
+    HISTORY: ClassVar[frozenset[str]] = frozenset(
+        {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin"}
+    )
+    """A change of one of these is a new history entry; the rest (sliders, sort, colour) replace the current one."""
+
+    def __init__(self, bounds: Bounds | None = None, **params: Any) -> None:
+        super().__init__()
+        self._bounds = bounds or Bounds()
+        first = next(iter(self._bounds.statistics), "")
+        start = {"site": next(iter(self._bounds.sites), ""), "statistic": first, "x": first, "y": first}
+        self.param.update(**{**start, **self._bounds.start})
+        self._start = {name: getattr(self, name) for name in self.FIELDS}
+        self.param.update(**params)
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the store has."""
+        return self._bounds
+
+    @property
+    def heads_shown(self) -> tuple[tuple[int, int], ...]:
+        """(layer, head) of the chosen head and then the further ones, each once."""
+        further = [(int(m[1]), int(m[2])) for m in map(_HEAD.fullmatch, self.heads.split(",")) if m]
+        return tuple(dict.fromkeys([(self.layer, self.head), *further]))
+
+    @property
+    def pinned(self) -> tuple[Literal["q", "k"], int] | None:
+        """Side and position of the pinned token."""
+        match = _PIN.fullmatch(self.pin)
+        return (match[1], int(match[2])) if match else None  # type: ignore[return-value]
+
+    def to_query(self, **changed: Any) -> str:
+        """Write the query (without ``?``) that brings this state, with `changed` fields, back; empty for the start."""
+        parts = []
+        for name in self.FIELDS:
+            value = changed.get(name, getattr(self, name))
+            if value != self._start[name]:
+                text = f"{value:.6g}" if isinstance(value, float) else str(value)
+                parts.append(f"{name}={quote(text, safe='.,:')}")
+        return "&".join(parts)
+
+    def from_query(self, query: str) -> list[Problem]:
+        """Become the state of `query`: fields it does not name go back to the start. Returns what was not taken."""
+        wanted: dict[str, Any] = {name: value for name, value in self._start.items() if name != "theme"}
+        problems: list[Problem] = []
+        for part in query.removeprefix("?").split("&"):
+            name, _, value = part.partition("=")
+            if name:
+                text = _unquote(value)
+                wanted[_unquote(name)] = text
+                if "�" in text and "%EF%BF%BD" not in value.upper():
+                    problems.append(Problem(_unquote(name), value, "is not UTF-8 text"))
+        return problems + self.apply(wanted)
+
+    def apply(self, patch: Mapping[str, Any]) -> list[Problem]:
+        """Take the valid values of `patch` in one step. Returns what was not taken, with the reason."""
+        problems: list[Problem] = []
+        taken: dict[str, Any] = {}
+        for name in sorted(patch, key=lambda n: n != "site"):  # the site decides which layers and heads exist
+            value = patch[name]
+            try:
+                taken[name] = self._checked(name, value, taken)
+            except ValueError as error:
+                problems.append(Problem(name, _shown(value), str(error)))
+        self.param.update(**taken)
+        return problems
+
+    def _checked(self, name: str, value: Any, taken: Mapping[str, Any]) -> Any:
+        if name not in self.FIELDS:
+            raise ValueError(f"there is no such field; known are {', '.join(self.FIELDS)}")
+        parameter = self.param[name]
+        if isinstance(parameter, param.Selector):
+            return _one_of(value, parameter.objects)
+        if name == "site":
+            return _one_of(value, self._bounds.sites) if self._bounds.sites else _text(value)
+        if name in ("statistic", "x", "y"):
+            return _one_of(value, self._bounds.statistics) if self._bounds.statistics else _text(value)
+        if name == "share":
+            return _share(value)
+        if isinstance(parameter, param.Integer):
+            return self._whole(name, value, taken)
+        if name == "pin":
+            if value != "" and not _PIN.fullmatch(_text(value)):
+                raise ValueError("expected q or k and a position, such as q14")
+            return value
+        if name == "heads":
+            return self._head_list(_text(value), taken)
+        return _text(value)
+
+    def _whole(self, name: str, value: Any, taken: Mapping[str, Any]) -> int:
+        text = str(value) if not isinstance(value, bool) else ""
+        if isinstance(value, float) and value.is_integer():  # JavaScript has one kind of number
+            text = str(int(value))
+        if not _WHOLE.fullmatch(text) or not text.isascii():
+            raise ValueError("expected a whole number")
+        number = int(text)
+        layers, heads = self._site_shape(taken)
+        limit = {"layer": layers, "head": heads}.get(name)
+        if limit is not None and number >= limit:
+            raise ValueError(f"this store has {name} 0 to {limit - 1}")
+        if name == "example" and self._bounds.examples is not None and number not in self._bounds.examples:
+            raise ValueError(_absent(self._bounds.examples))
+        if name == "keys" and not 1 <= number <= 64:
+            raise ValueError("expected 1 to 64")
+        return number
+
+    def _site_shape(self, taken: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
+        return self._bounds.sites.get(taken.get("site", self.site), (None, None))
+
+    def _head_list(self, text: str, taken: Mapping[str, Any]) -> str:
+        layers, heads = self._site_shape(taken)
+        kept = []
+        for item in filter(None, text.split(",")):
+            match = _HEAD.fullmatch(item)
+            if not match:
+                raise ValueError("expected heads as layer.head, separated by commas, such as 5.8,5.10")
+            layer, head = int(match[1]), int(match[2])
+            if layers is not None and heads is not None and (layer >= layers or head >= heads):
+                raise ValueError(f"head {item[:20]} is not in this store: {layers} layers of {heads} heads")
+            kept.append(f"{layer}.{head}")
+        if len(kept) > MAX_HEADS:
+            raise ValueError(f"{len(kept)} heads; at most {MAX_HEADS} are shown together")
+        return ",".join(dict.fromkeys(kept))
+
+
+def query_of_arguments(arguments: Mapping[str, list[bytes]]) -> str:
+    """Write the arguments of a request, as the server hands them over, as a query (last value of each name)."""
+    return "&".join(f"{quote(name)}={quote(values[-1])}" for name, values in arguments.items() if values)
+
+
+def _unquote(text: str) -> str:
+    return unquote_to_bytes(text.replace("+", " ").encode("utf-8", "replace")).decode("utf-8", "replace")
+
+
+def _absent(examples: Collection[int]) -> str:
+    if not examples:
+        return "this store has no example yet"
+    return f"this store has {len(examples)} examples, numbers {min(examples)} to {max(examples)}"
+
+
+def _shown(value: Any) -> str:
+    return value[:200] if isinstance(value, str) else repr(value)[:200]
+
+
+def _one_of(value: Any, known: Iterable[str]) -> str:
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"expected one of {', '.join(names)}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected text")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{len(value)} characters; at most {MAX_TEXT} are taken")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("half of a surrogate pair is not text")
+    return value
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not _NUMBER.fullmatch(f"{value}"):
+        raise ValueError("expected a number from 0 to 1")
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError("expected a number from 0 to 1")
+    return round(number, 6)
