@@ -246,4 +246,24 @@ def _steps(
     """
     if not isinstance(array, np.ndarray) or array.ndim != len(axes):
         raise ShapeError(f"{name} has shape {np.shape(array)}; expected axes [{', '.join(axes)}]")
-    if array.dtype.str[1:] not in
+    if array.dtype.str[1:] not in dtypes or not array.dtype.isnative:
+        raise ShapeError(f"{name} is {array.dtype}; expected {' or '.join(str(np.dtype(d)) for d in dtypes)}")
+    if not (array.flags.writeable and array.flags.aligned):
+        raise ShapeError(f"{name} cannot be written to, or is not aligned")
+    if array.shape[axes.index("head")] != n_heads:
+        raise ShapeError(f"{name} has {array.shape[axes.index('head')]} heads; query has {n_heads}")
+    steps = tuple(stride // array.itemsize for stride in array.strides)
+    dense = 1
+    for axis in range(len(axes) - 1, -1, -1):
+        n, step = array.shape[axis], steps[axis]
+        if n > 1 and (step < 1 or step * array.itemsize != array.strides[axis]):
+            raise ShapeError(
+                f"{name} has strides {array.strides}; expected whole, positive steps of {array.itemsize} bytes"
+            )
+        if axis >= len(axes) - n_dense:
+            if n > 1 and step != dense:
+                raise ShapeError(
+                    f"{name} has gaps along its last axes (strides {array.strides}); pass an array without"
+                )
+            dense *= n
+    return steps
