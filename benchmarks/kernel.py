@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
 from headatlas.pipeline.kernel import Destination, Places, explain, fused_attention
 from headatlas.pipeline.kernel.layout import STATISTIC_NAMES
 from headatlas.pipeline.kernel.library import installed
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from .interleave import Mode, interleave, speed_ratio
 from .report import Row, report
@@ -56,7 +57,7 @@ SHAPES = [
 def main() -> None:
     """Measure every shape and write build/bench/kernel.json."""
     if installed() is None:
-        print(f"kernel: not measured, {explain()}")  # noqa: T201
+        print(f"kernel: not measured, {explain()}")
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
