@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+
 from headatlas.pipeline.capture import capturing
 from headatlas.pipeline.collector import TraceCollector
 from headatlas.pipeline.config import JobConfig, parse_config
@@ -55,7 +56,7 @@ def measure(name: str, config: JobConfig) -> list[Row]:
     plain = load_model(config.model.source).model
     plain.set_attn_implementation("sdpa")
     examples = job.examples
-    n_tokens = {str(key): counts for key, counts in count_tokens(examples, job.spec).items()}
+    n_tokens = count_tokens(examples, job.spec)
     batches = list(plan_batches(n_tokens, config.run.limits))
     (segment,) = job.segments
     with ExitStack() as stack:
@@ -125,7 +126,7 @@ class _Switch:
 
 def buffers_bytes(job: Job) -> int:
     """Raw bytes of the traces."""
-    return sum(layout.raw_bytes for layout in SegmentBuffers(job.spec, dict(job.n_tokens)).layout.values())
+    return sum(layout.raw_bytes for layout in SegmentBuffers(job.spec, job.n_tokens).layout.values())
 
 
 def _config(source: str, n_examples: int, path: Path) -> JobConfig:

@@ -112,6 +112,12 @@ def attention_weights(call: AttentionCall) -> Float[Tensor, "batch head query ke
     return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
 
 
+def attention_output(call: AttentionCall) -> Float[Tensor, "batch query head d_value"]:
+    """What eager attention makes of a call: its weights, in the model's precision, times the values."""
+    weights = attention_weights(call).to(call.value.dtype)
+    return (weights @ call.value.repeat_interleave(call.n_groups, dim=1)).transpose(1, 2).contiguous()
+
+
 def capture_attention(
     module: nn.Module,
     query: Tensor,
@@ -160,10 +166,7 @@ def capture_attention(
             position_bias=position_bias,
             **kwargs,
         )
-    if output is None:
-        weights = attention_weights(call).to(value.dtype)
-        output = (weights @ value.repeat_interleave(call.n_groups, dim=1)).transpose(1, 2).contiguous()
-    return output, None
+    return attention_output(call) if output is None else output, None
 
 
 def _check_call(call: AttentionCall, kwargs: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from headatlas.store.errors import ConfigError
-from headatlas.store.schema import Keep, SequenceName, TraceSpec
+from headatlas.store.schema import Keep, TraceSpec
 from headatlas.store.statistics import STATISTICS
 
 from .config import JobConfig
@@ -56,14 +56,14 @@ class Job:
     provenance: dict[str, Any]
 
     @property
-    def n_tokens(self) -> dict[SequenceName, Int64[np.ndarray, "example"]]:
+    def n_tokens(self) -> dict[str, Int64[np.ndarray, "example"]]:
         """Token counts of every example, by sequence."""
         return count_tokens(self.examples, self.spec)
 
 
-def count_tokens(examples: list[EncodedExample], spec: TraceSpec) -> dict[SequenceName, Int64[np.ndarray, "example"]]:
+def count_tokens(examples: list[EncodedExample], spec: TraceSpec) -> dict[str, Int64[np.ndarray, "example"]]:
     """Token counts, by the sequences the model has."""
-    counts: dict[SequenceName, Int64[np.ndarray, "example"]] = {}
+    counts: dict[str, Int64[np.ndarray, "example"]] = {}
     for sequence in spec.sequences:
         sides = (example.source if sequence == "source" else example.target for example in examples)
         counts[sequence] = np.asarray([0 if side is None else len(side) for side in sides], dtype=np.int64)
@@ -155,25 +155,16 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
 
 def model_shape(loaded: LoadedModel) -> ModelShape:
     """What the memory projection needs of a model."""
-    config = loaded.model.config.get_text_config()
-    hidden = next(
-        (
-            v
-            for name in ("hidden_size", "d_model", "dim", "n_embd")
-            if isinstance(v := getattr(config, name, None), int)
-        ),
-        1024,
-    )
-    inner = next(
-        (
-            v
-            for name in ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner")
-            if isinstance(v := getattr(config, name, None), int)
-        ),
-        4 * hidden,
-    )
+    hidden = _first_size(loaded, ("hidden_size", "d_model", "dim", "n_embd"), 1024)
+    inner = _first_size(loaded, ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner"), 4 * hidden)
     parameters = list(loaded.model.parameters())
     return ModelShape(sum(p.nbytes for p in parameters), hidden, inner, parameters[0].element_size())
+
+
+def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> int:
+    """The first of these numbers that the model's configuration has (families name them differently)."""
+    config = loaded.model.config.get_text_config()
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), default)
 
 
 def _describe(job: Job, quarantined: list[Quarantined]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from headatlas.store.schema import SequenceName
 from headatlas.store.tokens import TokenFlag
 
 from .examples import EncodedExample, TokenSequence
@@ -59,17 +58,13 @@ class InputBuilder:
 
     def build_probe(self, example: EncodedExample) -> dict[str, Tensor]:
         """A few tokens of one example, three of the source and two of the target, to find the model's sites with."""
-        lengths: dict[SequenceName, int] = {"source": 3, "target": 2}
+        sides = [(example.source, "", 3), (example.target if self._two_sided else None, "decoder_", 2)]
         arguments: dict[str, Tensor] = {}
-        for sequence, prefix in (("source", ""), ("target", "decoder_")):
-            tokens = example.source if sequence == "source" else example.target
-            if tokens is None or (sequence == "target" and not self._two_sided):
-                continue
-            ids = np.resize(tokens.id, lengths[sequence]).astype(np.int64)
-            arguments[f"{prefix}input_ids"] = torch.from_numpy(ids)[None].to(self._device)
-            arguments[f"{prefix}attention_mask"] = torch.ones(
-                (1, lengths[sequence]), dtype=torch.int64, device=self._device
-            )
+        for tokens, prefix, length in sides:
+            if tokens is not None:
+                ids = np.resize(tokens.id, length).astype(np.int64)
+                arguments[f"{prefix}input_ids"] = torch.from_numpy(ids)[None].to(self._device)
+                arguments[f"{prefix}attention_mask"] = torch.ones((1, length), dtype=torch.int64, device=self._device)
         return arguments
 
     def _pad_batch(self, sequences: Sequence[TokenSequence]) -> tuple[Tensor, Tensor, Tensor]:

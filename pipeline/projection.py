@@ -22,7 +22,7 @@ WRITING_SHARE = 1.15
 
 def project_job(job: Job, timed: bool = True) -> JobProjection:
     """What the job will take; `timed` runs one batch of typical length twice to estimate the time."""
-    n_tokens = {str(name): counts for name, counts in job.n_tokens.items()}
+    n_tokens = job.n_tokens
     check = min(CHECK_BYTES, 3 * _attention_bytes(job, n_tokens))
     return project(
         job.spec,
@@ -38,7 +38,7 @@ def project_job(job: Job, timed: bool = True) -> JobProjection:
 
 def seconds_per_token(job: Job) -> float:
     """Seconds of capture for each token, from a batch around the middle of the lengths."""
-    n_tokens = {str(name): counts for name, counts in job.n_tokens.items()}
+    n_tokens = job.n_tokens
     total = np.sum(np.stack(list(n_tokens.values())), axis=0)
     order = np.argsort(total, kind="stable")
     order = order[total[order] > 0]

@@ -180,7 +180,7 @@ def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntr
 def _fill(
     job: Job, examples: list[EncodedExample], collector: TraceCollector, pool: BufferPool, on_event: Listener
 ) -> SegmentBuffers:
-    n_tokens = {str(name): counts for name, counts in count_tokens(examples, job.spec).items()}
+    n_tokens = count_tokens(examples, job.spec)
     buffers = SegmentBuffers(job.spec, n_tokens, pool)
     failures: dict[int, str] = {}
     with torch.inference_mode(), capturing(job.loaded.model, collector):
@@ -240,7 +240,7 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> None:
     on_event(Stage("checking the capture against eager attention"))
     for segment in left:
         examples = job.examples[segment.examples]
-        n_tokens = {str(name): counts for name, counts in count_tokens(examples, job.spec).items()}
+        n_tokens = count_tokens(examples, job.spec)
         if not next(iter(n_tokens.values())).any():
             continue
         chosen = choose_examples(job.spec.sites, n_tokens)

@@ -92,10 +92,11 @@ class SegmentBuffers:
         self.sites: dict[str, SiteArrays] = {}
         self._offsets: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         for site in spec.sites:
-            own = {
-                path.split("/", 1)[1]: array for path, array in self.arrays.items() if path.startswith(f"{site.name}/")
-            }
-            self.sites[site.name] = SiteArrays(**own)
+            self.sites[site.name] = SiteArrays()
+            for path, array in self.arrays.items():
+                owner, name = path.split("/", 1)
+                if owner == site.name:
+                    setattr(self.sites[site.name], name, array)
             n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
             self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pair_offset(site, n_queries, n_keys))
             if (statistics := self.sites[site.name].statistics) is not None:

@@ -1,7 +1,9 @@
-"""Before anything is stored: does the capture give what the model's own eager attention gives?
+"""Holds the capture against the model's own eager attention, before anything is stored.
 
 A few examples run twice, once through the very code that fills segments and once with transformers' eager attention
-and `output_attentions`. A difference stops the job. Attention is also rebuilt from the query, key and logsumexp that
+and `output_attentions`. A difference stops the job. For the comparison the capture's own attention feeds the next layer, as
+eager attention does, so that rounding in SDPA does not add up over the layers; that SDPA leads to the same hidden states
+is checked apart. Attention is also rebuilt from the query, key and logsumexp that
 would be stored; what half precision may cost there is computed, not guessed.
 """
 
@@ -20,10 +22,10 @@ from headatlas.store.companding import decode_vectors
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema import Keep, Site, TraceSpec
 
-from .capture import capturing, implementation
+from .capture import AttentionCall, attention_output, capturing, implementation
 from .collector import TraceCollector
 from .model_inputs import ModelInputs
-from .segment_buffers import SegmentBuffers
+from .segment_buffers import SegmentBuffers, SitePlacement
 from .sites import ModelSites, forward_options
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 BOUNDS = {torch.float32: (1e-5, 1e-6), torch.float16: (0.03, 1e-3), torch.bfloat16: (0.2, 5e-3)}
 """Largest and mean absolute difference allowed, by the model's dtype: in half precision it is the eager side that
 rounds scores and weights, ours computes them in float32 from the same kind of vectors."""
+HIDDEN_BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+"""Largest difference of hidden states between SDPA and eager attention, as a share of the largest hidden state."""
 CHECK_BYTES = 256 << 20
 """What the eager attention of all checked examples may take."""
 _UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
@@ -82,11 +86,14 @@ def check_capture(
     buffers = SegmentBuffers(spec, {name: np.asarray(values, dtype=np.int64) for name, values in lengths.items()})
     collector = TraceCollector(spec, sites)
     n_examples = len(next(iter(lengths.values())))
-    with capturing(model, collector):
+    with capturing(model, _EagerOutput(collector)):
         batch = collector.begin(buffers, range(n_examples), inputs.special)
         model(**inputs.arguments, **forward_options(model))
         collector.finish()
-    eager = _eager_attention(model, sites, inputs.arguments)
+    if batch.failures:
+        raise UnsupportedModelError(f"{type(model).__name__}: {next(iter(batch.failures.values()))}, in the self-check already.")
+    eager, hidden = _eager_attention(model, sites, inputs.arguments)
+    _check_hidden(model, inputs, hidden)
     largest_bound, mean_bound = BOUNDS.get(model.dtype, BOUNDS[torch.float32])
     largest, total, count = 0.0, 0.0, 0
     rebuilt: float | None = None
@@ -94,8 +101,6 @@ def check_capture(
         place, arrays = batch.places[site.name], buffers.sites[site.name]
         assert arrays.attention is not None, "attention is kept for the check"
         for i in range(n_examples):
-            if i in batch.failures:
-                continue
             n, m = lengths[site.query_sequence][i], lengths[site.key_sequence][i]
             pairs = slice(place.pair_start[i], place.pair_start[i] + site.n_pairs(n, m))
             for layer in range(site.n_layers):
@@ -131,7 +136,8 @@ def check_capture(
 
 def _eager_attention(
     model: PreTrainedModel, sites: ModelSites, arguments: Mapping[str, Tensor]
-) -> dict[str, Sequence[Tensor]]:
+) -> tuple[dict[str, Sequence[Tensor]], Tensor]:
+    """Eager attention by site and layer, and the last hidden states."""
     with _output_hooks_removed(model), implementation(model, "eager"):
         output = model(**arguments, output_attentions=True, **forward_options(model))
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
@@ -149,7 +155,37 @@ def _eager_attention(
                 "without them the capture cannot be checked."
             )
         found[site.name] = weights
-    return found
+    return found, output[0]
+
+
+def _check_hidden(model: PreTrainedModel, inputs: ModelInputs, expected: Tensor) -> None:
+    """That the model gives the same hidden states with SDPA, which the capture runs on, as with eager attention."""
+    with capturing(model, _Nobody()):
+        found = model(**inputs.arguments, **forward_options(model))[0]
+    mask = inputs.arguments.get("decoder_attention_mask", inputs.arguments["attention_mask"]).bool()
+    difference = float((found - expected)[mask].abs().max())
+    bound = HIDDEN_BOUNDS.get(model.dtype, HIDDEN_BOUNDS[torch.float32]) * float(expected[mask].abs().max())
+    if not difference <= bound:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: hidden states under SDPA differ from those under eager attention by {difference:.3g}; "
+            f"at most {bound:.3g} is expected. This model cannot be captured faithfully; please report it."
+        )
+
+
+class _Nobody:
+    def receive(self, call: AttentionCall) -> None:
+        """Let it pass."""
+
+
+class _EagerOutput:
+    """Passes calls on, and feeds the model the output that eager attention gives."""
+
+    def __init__(self, collector: TraceCollector) -> None:
+        self._collector = collector
+
+    def receive(self, call: AttentionCall) -> Tensor:
+        self._collector.receive(call)
+        return attention_output(call)
 
 
 @contextmanager
@@ -182,14 +218,11 @@ def _rebuild(
     example: int,
     n: int,
     m: int,
-    place: object,
+    place: SitePlacement,
     codec: str,
     kept: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attention from stored query, key and logsumexp, and how far rounding of the vectors may move each weight."""
-    from .segment_buffers import SitePlacement
-
-    assert isinstance(place, SitePlacement)
     arrays = buffers.sites[site.name]
     assert arrays.query is not None
     assert arrays.key is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -117,7 +117,7 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         raise UnsupportedModelError(
             f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be captured. {SUPPORTED}"
         )
-    names = [_site_name(model, call) for call in recorder.calls]
+    names: list[SiteName] = [_site_name(model, call) for call in recorder.calls]
     by_site: dict[SiteName, list[AttentionCall]] = {}
     calls: list[SiteCall] = []
     modules = dict(model.named_modules())
@@ -137,7 +137,7 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
                 f"{type(model).__name__} has {expected} {name} layers but made {len(found)} attention calls there. {SUPPORTED}"
             )
     rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
-    order: list[SiteName] = [name for name in ("encoder", "decoder", "cross") if name in by_site]
+    order: list[SiteName] = [name for name in get_args(SiteName) if name in by_site]
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
     return ModelSites(tuple(_site(name, by_site[name], rotary, two_sided) for name in order), tuple(calls))
 

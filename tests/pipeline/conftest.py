@@ -222,3 +222,46 @@ def model_of():
 @pytest.fixture
 def inputs_of():
     return build_inputs
+
+
+WORDS = "the a nurse doctor said that she he would be late and left home early with his her old dog cat near tree".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A folder with a tiny random BERT and a fast word tokenizer."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder = tmp_path_factory.mktemp("model") / "tiny-bert"
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", model_max_length=64
+    )
+    fast.save_pretrained(folder)
+    model = build_model("bert")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_job(tiny_folder, tmp_path):
+    """A job as a dictionary: 40 sentences of 1 to 13 words, in 5 segments."""
+    generator = torch.Generator().manual_seed(5)
+    lines = []
+    for i in range(40):
+        picked = torch.randint(0, len(WORDS), (1 + i * 7 % 13,), generator=generator).tolist()
+        lines.append(" ".join(WORDS[k] for k in picked))
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {
+        "model": {"source": str(tiny_folder)},
+        "corpus": {"kind": "text", "path": str(corpus)},
+        "store": {"path": str(tmp_path / "store"), "segment_examples": 8},
+        "run": {"batch_size": 4, "threads": 1},
+    }
