@@ -16,7 +16,7 @@ setup(
             sources=[f"{FOLDER}/attention.cpp"],
             depends=[f"{FOLDER}/{name}.h" for name in ("call", "edges", "lanes", "products", "reduce")],
             language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"],
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-g0"],
             extra_link_args=["-pthread"],
             optional=True,
         )

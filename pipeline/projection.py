@@ -48,7 +48,8 @@ def seconds_per_token(job: Job) -> float:
     chosen = [int(i) for i in order[max(0, middle - half) : middle + half]] or [int(order[0])]
     examples = [job.examples[i] for i in chosen]
     lengths = {name: counts[chosen] for name, counts in n_tokens.items()}
-    collector, buffers = TraceCollector(job.spec, job.sites), SegmentBuffers(job.spec, lengths)
+    collector = TraceCollector(job.spec, job.sites, choose_reduction(job.spec.keep, job.spec.statistics))
+    buffers = SegmentBuffers(job.spec, lengths)
     batches = plan_batches(lengths, job.config.run.limits)
     seconds = 0.0
     for _ in range(2):  # the first time warms up
