@@ -9,6 +9,7 @@ import torch
 
 from .capture import capturing
 from .collector import TILE_WEIGHTS, TraceCollector
+from .fused import choose_reduction
 from .job import Job, model_shape
 from .planning import JobProjection, plan_batches, project
 from .segment_buffers import SegmentBuffers
