@@ -25,6 +25,10 @@ class LazyArray:
     layout: ArrayLayout
     read_block: Callable[[str, tuple[slice, ...]], np.ndarray]
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{axis}: {length}" for axis, length in zip(self.axes, self.shape, strict=True))
+        return f"LazyArray({self.layout.path}, {self.dtype}, {sizes})"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Length of each axis."""

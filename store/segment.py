@@ -168,7 +168,7 @@ class Segment:
                 self._tokens[sequence] = read_token_table(self._table, list(self.layouts), sequence)
         return self._tokens[sequence]
 
-    def token_offset(self, sequence: str) -> Int64[np.ndarray, "n_offsets"]:
+    def token_offset(self, sequence: str) -> Int64[np.ndarray, "boundary"]:
         """Where each example's tokens begin on the flat token axis of a sequence."""
         return self._offsets[sequence]
 
@@ -177,7 +177,7 @@ class Segment:
         with self._located():
             return {sequence: self._table(f"{sequence}/token_offset") for sequence in self.spec.sequences}
 
-    def pair_offset(self, site: str) -> Int64[np.ndarray, "n_offsets"]:
+    def pair_offset(self, site: str) -> Int64[np.ndarray, "boundary"]:
         """Where each example's pairs begin on the flat pair axis of a site."""
         found = self.spec.site(site)
         lengths = (np.diff(self._offsets[sequence]) for sequence in (found.query_sequence, found.key_sequence))

@@ -165,7 +165,7 @@ def read_text(read: ReadWhole, path: str) -> list[str]:
     return decode_text(data, check_offset(read(f"{path}_offset"), len(data), f"{path}_offset"))
 
 
-def encode_text(rows: Iterable[str]) -> tuple[UInt8[np.ndarray, "byte"], Int64[np.ndarray, "n_offsets"]]:
+def encode_text(rows: Iterable[str]) -> tuple[UInt8[np.ndarray, "byte"], Int64[np.ndarray, "boundary"]]:
     """UTF-8 bytes of all rows, and where each begins."""
     encoded = [row.encode("utf-8", "surrogatepass") for row in rows]
     offset = np.zeros(len(encoded) + 1, dtype=np.int64)
@@ -173,7 +173,7 @@ def encode_text(rows: Iterable[str]) -> tuple[UInt8[np.ndarray, "byte"], Int64[n
     return np.frombuffer(b"".join(encoded), dtype=np.uint8), offset
 
 
-def decode_text(data: UInt8[np.ndarray, "byte"], offset: Int64[np.ndarray, "n_offsets"]) -> list[str]:
+def decode_text(data: UInt8[np.ndarray, "byte"], offset: Int64[np.ndarray, "boundary"]) -> list[str]:
     """The inverse of `encode_text`.
 
     Raises
@@ -188,7 +188,7 @@ def decode_text(data: UInt8[np.ndarray, "byte"], offset: Int64[np.ndarray, "n_of
         raise FormatError(f"a text is not UTF-8 ({error.reason}); the offsets do not fit the bytes.") from None
 
 
-def check_offset(offset: Shaped[np.ndarray, "n_offsets"], length: int, path: str) -> Int64[np.ndarray, "n_offsets"]:
+def check_offset(offset: Shaped[np.ndarray, "boundary"], length: int, path: str) -> Int64[np.ndarray, "boundary"]:
     """Offsets that start at 0, never fall and end at `length`.
 
     Raises
@@ -221,7 +221,7 @@ def column_component(name: str) -> str:
     return f"%5F{encoded[1:]}" if encoded.startswith("_") else encoded  # zarr reserves names with two underscores
 
 
-def examples_of_rows(offset: Int[np.ndarray, "n_offsets"], start: int, stop: int) -> range:
+def examples_of_rows(offset: Int[np.ndarray, "boundary"], start: int, stop: int) -> range:
     """The examples that own any of the rows `start:stop`."""
     if stop <= start:
         return range(0)

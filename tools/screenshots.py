@@ -26,7 +26,16 @@ START_LIMIT_S = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 PICTURES: dict[str, dict[str, str | int]] = {
-    "viewer": {"page": "views", "view": "head", "example": 12, "layer": 2, "head": 5, "theme": "light"},
+    "viewer": {
+        "page": "views",
+        "view": "head",
+        "example": 12,
+        "layer": 2,
+        "head": 11,
+        "heads": "3.11",
+        "pin": "q4",
+        "theme": "light",
+    },
     "corpus": {"page": "corpus", "theme": "light"},
     "corpus-dark": {"page": "corpus", "theme": "dark"},
     "search": {"page": "search", "pattern": "key.position == query.position - 1", "theme": "light"},

@@ -7,12 +7,12 @@ file comes out as one example or one `Quarantined`. A file that cannot be read a
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from headatlas.store.errors import ConfigError
 
@@ -55,7 +55,7 @@ def iter_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | Quarantin
                 )
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Path) -> io.BufferedIOBase:
     """Open a file for reading, unpacking ``.gz``.
 
     Raises
@@ -66,12 +66,12 @@ def open_bytes(path: Path) -> BinaryIO:
     try:
         if not path.is_file():
             raise ConfigError(f"corpus.path {str(path)!r}: there is no such file; paths are relative to where you are")
-        return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+        return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
         raise ConfigError(f"corpus.path {str(path)!r} cannot be opened: {error}") from error
 
 
-def _read(path: Path, file: BinaryIO, n_bytes: int) -> bytes:
+def _read(path: Path, file: io.BufferedIOBase, n_bytes: int) -> bytes:
     try:
         return file.readline(n_bytes)
     except (OSError, EOFError, zlib.error) as error:

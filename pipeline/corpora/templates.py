@@ -19,8 +19,8 @@ from .options import TemplatesCorpus
 from .records import Quarantined, default_id
 
 _MAX_DEPTH = 40
-_MAX_NODES = 500
-_MAX_VAIN_DRAWS = 2000
+_MAX_NODES = 200
+_MAX_VAIN_DRAWS = 1000
 _OPEN_CLASSES = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV"})
 _GLUED = frozenset({".", ",", ";", ":", "!", "?", "'s", "'", "n't"})
 _VOWELS = frozenset("aeiouAEIOU")

@@ -16,9 +16,8 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from headatlas.store.errors import ShapeError
-from headatlas.store.tokens import Column
-
+from ..errors import ShapeError
+from ..tokens import Column
 from .fields import TokenFields, Values, column_values
 from .lexer import error
 from .regex import matching_texts

@@ -14,9 +14,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from headatlas.store.errors import FormatError, ShapeError
-from headatlas.store.tokens import MISSING, Column, TokenFlag, TokenTable
-
+from ..errors import FormatError, ShapeError
+from ..tokens import MISSING, Column, TokenFlag, TokenTable
 from .tree import Step
 
 Kind = Literal["number", "text", "bool"]

@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
-from headatlas.store.errors import PatternError
+from ..errors import PatternError
 
 MAX_CHARACTERS = 10_000
 MAX_LEXEMES = 1_500

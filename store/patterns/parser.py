@@ -25,8 +25,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from headatlas.store.errors import PatternError
-
+from ..errors import PatternError
 from .lexer import Lexeme, error, lex, unquote
 from .tree import (
     COMPARISONS,

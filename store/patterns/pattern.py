@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from headatlas.store.errors import ConfigError
-
+from ..errors import ConfigError
 from .library import LIBRARY, LibraryPattern, library_nodes
 from .parser import parse
 from .tree import Node, to_text

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from headatlas.store.errors import PatternError
-from headatlas.store.tokens import Column, TokenTable
-
+from ..errors import PatternError
+from ..tokens import Column, TokenTable
 from .fields import EXAMPLE_FIELDS, TOKEN_FIELDS, Field, Kind, column_kind, word_field_names
 from .lexer import error
 from .parser import nearest

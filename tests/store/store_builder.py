@@ -38,6 +38,9 @@ class Content:
     tables: SegmentTables
     arrays: dict[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        return f"Content(segment {self.index}, {self.tables.n_examples} examples, {self.spec})"
+
 
 def make_site(name: str = "decoder", **changes: Any) -> Site:
     shape = {"n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "causal": True} | changes

@@ -30,6 +30,22 @@ SITES = {
 }
 
 
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Stores by site and what they keep, made once."""
+    made = {}
+
+    def store_of(kind, **keep):
+        key = kind, tuple(keep.items())
+        if key not in made:
+            kept = Keep(query_key=None, **({"attention": "float32", "edges": 3} | keep))
+            path = tmp_path_factory.mktemp("store") / "store"
+            made[key] = make_store(path, (SITES[kind],), kept, lengths=((3, 7, 5), (1, 0, 8), (6,)))
+        return made[key]
+
+    return store_of
+
+
 def visible(site, layer, n_keys, q):
     keys = range(q + 1) if site.causal else range(n_keys)
     window = site.window[layer]
@@ -61,9 +77,8 @@ def slow_search(traced, site, holds):
 
 @pytest.mark.parametrize("text", CONDITIONS)
 @pytest.mark.parametrize("kind", SITES)
-def test_search_equals_the_slow_loop(tmp_path, kind, text):
-    site = SITES[kind]
-    traced = make_store(tmp_path / "store", (site,), lengths=((3, 7, 5), (1, 0, 8), (6,)))
+def test_search_equals_the_slow_loop(stores, kind, text):
+    site, traced = SITES[kind], stores(kind)
     mass, hits, uniform = slow_search(traced, site, CONDITIONS[text])
     rows = [row for of_example in mass.values() for row in of_example]
     result = search(traced.store, text)
@@ -79,7 +94,8 @@ def test_search_equals_the_slow_loop(tmp_path, kind, text):
     np.testing.assert_allclose(result.heads["mass"], np.mean(rows, axis=0), atol=1e-6)
     np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
     np.testing.assert_allclose(result.heads["baseline"], baseline, atol=1e-12)
-    np.testing.assert_allclose(result.heads["lift"], np.mean(rows, axis=0) / baseline, rtol=1e-5)
+    with np.errstate(invalid="ignore"):  # 0 / 0: a window hides every matching key
+        np.testing.assert_allclose(result.heads["lift"], np.mean(rows, axis=0) / baseline, rtol=1e-5)
     for example, of_example in mass.items():
         got = result.example_mass.sel(example=example)
         np.testing.assert_allclose(got, np.mean(of_example, axis=0), atol=1e-6)
@@ -88,10 +104,8 @@ def test_search_equals_the_slow_loop(tmp_path, kind, text):
 
 @pytest.mark.parametrize("kind", SITES)
 @pytest.mark.parametrize("text", CONDITIONS)
-def test_edges_alone_bound_the_mass_and_give_exact_hit_rates(tmp_path, kind, text):
-    keep = Keep(attention=None, query_key=None, edges=3)
-    site = SITES[kind]
-    traced = make_store(tmp_path / "store", (site,), keep, lengths=((3, 7, 9), (12,)))
+def test_edges_alone_bound_the_mass_and_give_exact_hit_rates(stores, kind, text):
+    site, traced = SITES[kind], stores(kind, attention=None)
     mass, hits, _ = slow_search(traced, site, CONDITIONS[text])
     rows = [row for of_example in mass.values() for row in of_example]
     result = search(traced.store, text)
@@ -104,17 +118,16 @@ def test_edges_alone_bound_the_mass_and_give_exact_hit_rates(tmp_path, kind, tex
 
 
 @pytest.mark.parametrize("text", ["previous_token", "key.special"])
-def test_edges_are_exact_where_every_key_has_one(tmp_path, text):
-    traced = make_store(tmp_path / "store", keep=Keep(attention="float32", query_key=None, edges=8))
+def test_edges_are_exact_where_every_key_has_one(stores, text):
+    traced = stores("full", edges=8)
     exact, bound = search(traced.store, text), search(traced.store, text, level="edges")
     np.testing.assert_allclose(bound.heads["mass"], exact.heads["mass"], atol=5e-4)
     np.testing.assert_allclose(bound.heads["mass_upper"], bound.heads["mass"], atol=1e-12)
 
 
 @pytest.mark.parametrize("codec", ["sqrt8", "float16", "float32"])
-def test_without_edges_the_strongest_key_comes_from_the_stored_weights(tmp_path, codec):
-    keep = Keep(attention=codec, query_key=None, edges=None)
-    traced = make_store(tmp_path / "store", keep=keep, lengths=((3, 7, 9), (5,)))
+def test_without_edges_the_strongest_key_comes_from_the_stored_weights(stores, codec):
+    traced = stores("full", attention=codec, edges=None)
     store, site = traced.store, traced.store.site()
     for text in ("previous_token", "key.special and query.position != 2", "duplicate_token"):
         # The first of the largest stored weights, in an own loop over the decoded maps.
@@ -167,8 +180,8 @@ def test_rows_of_one_matched_example_are_summed_over_blocks(tmp_path, monkeypatc
     np.testing.assert_allclose(cut.example_mass, whole.example_mass, rtol=1e-6)
 
 
-def test_table_ranks_heads(tmp_path):
-    result = search(make_store(tmp_path / "store").store, "previous_token")
+def test_table_ranks_heads(stores):
+    result = search(stores("full").store, "previous_token")
     for by in RANKINGS:
         values = result.table(by)[by].to_numpy()
         assert (np.diff(values) <= 0).all()
@@ -177,7 +190,7 @@ def test_table_ranks_heads(tmp_path):
     assert (table["layer"][0], table["head"][0]) == (0, 0)
     with pytest.raises(ConfigError, match="'size'"):
         result.table("size")
-    with pytest.raises(NotFoundError, match="no head 2.0"):
+    with pytest.raises(NotFoundError, match="no head 2"):
         result.top_examples(2, 0)
 
 
@@ -192,16 +205,15 @@ def test_annotations_and_the_example_itself_can_be_asked_about(tmp_path):
     assert heads.rows > dependents.rows > 0
 
 
-def test_every_library_pattern_can_be_asked_or_says_what_is_missing(tmp_path):
-    store = make_store(tmp_path / "store").store
+def test_every_library_pattern_can_be_asked_or_says_what_is_missing(stores):
+    store = stores("full").store
     asked = 0
     for name in LIBRARY:
-        try:
-            search(store, name)
-        except PatternError as error:
-            assert name in str(error)
-            assert "deprel" in str(error) or "coref" in str(error)
+        if any(column in LIBRARY[name].expression for column in ("deprel", "coref")):
+            with pytest.raises(PatternError, match=rf"{name} .* cannot be asked of this store: .*(deprel|coref)"):
+                search(store, name)
         else:
+            search(store, name)
             asked += 1
     assert asked >= 10
 
@@ -243,26 +255,27 @@ def test_progress_is_told_and_a_search_can_be_stopped(tmp_path):
     assert (nothing.is_complete, nothing.rows, nothing.n_examples_searched) == (False, 0, 0)
 
 
-def test_what_cannot_be_asked_is_an_error(tmp_path):
-    store = make_store(tmp_path / "store").store
+def test_what_cannot_be_asked_is_an_error(stores):
+    store = stores("full").store
     with pytest.raises(PatternError, match="no field 'uppos'"):
         search(store, "key.uppos == 'NOUN'")
     with pytest.raises(NotFoundError, match="no site 'cross'"):
         search(store, "previous_token", "cross")
-    bare = make_store(tmp_path / "bare", keep=Keep(attention=None, query_key=None, edges=None)).store
+    bare = stores("full", attention=None, edges=None).store
     with pytest.raises(NotFoundError, match="neither was kept"):
         search(bare, "previous_token")
-    edges = make_store(tmp_path / "edges", keep=Keep(attention=None, query_key=None, edges=2)).store
+    edges = stores("full", attention=None).store
     with pytest.raises(NotFoundError, match="attention was not kept"):
         search(edges, "previous_token", level="attention")
-    dense = make_store(tmp_path / "dense", keep=Keep(attention="sqrt8", query_key=None, edges=None)).store
+    dense = stores("full", attention="sqrt8", edges=None).store
     with pytest.raises(NotFoundError, match="edge"):
         search(dense, "previous_token", level="edges")
 
 
-def test_an_unknown_level_is_an_error(tmp_path, without_shape_checks):
+def test_an_unknown_level_is_an_error(stores, without_shape_checks):
+    store = stores("full").store
     with pytest.raises(ConfigError, match="'fast'"):
-        search(make_store(tmp_path / "store").store, "previous_token", level="fast")
+        search(store, "previous_token", level="fast")
 
 
 def test_an_edge_to_a_key_that_does_not_exist_is_an_error(tmp_path, monkeypatch):
@@ -272,10 +285,30 @@ def test_an_edge_to_a_key_that_does_not_exist_is_an_error(tmp_path, monkeypatch)
         search(store, "previous_token")
 
 
-def test_patterns_compose_in_searches(tmp_path):
-    store = make_store(tmp_path / "store").store
+def test_patterns_compose_in_searches(stores):
+    store = stores("full").store
     either = search(store, Pattern.parse("previous_token") | Pattern.parse("next_token"))
     neither = search(store, ~either.pattern)
     np.testing.assert_allclose(
-        either.heads["mass"] * either.rows + neither.heads["mass"] * neither.rows, np.full((2, 3), 24), atol=1e-4
+        either.heads["mass"] * either.rows + neither.heads["mass"] * neither.rows, np.full((2, 3), 30), atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'key.text matches "(a*)*(a|aa)+$" or key.text matches "^(([a-z])+.)+[A-Z]([a-z])+$"',
+        "key.id in {" + ", ".join(map(str, range(700))) + "}",
+        " or ".join(f"query.position - key.position == {n}" for n in range(120)),
+        " and ".join(f"query.id != {n + 100}" for n in range(200)),
+        "key" + ".previous.next" * 20 + ".id == key.id",
+        "query.id * 99999 * 99999 * 999 > key.id",
+        "not " * 30 + "(query.special == key.special)",
+        'key.text == "\\u202e\\ud800\\u0000"',
+    ],
+)
+def test_expensive_expressions_are_answered(stores, text):
+    traced = stores("full")
+    result = search(traced.store, text)
+    assert result.rows <= sum(len(tokens) for tokens in traced.tokens["source"])
+    assert search(traced.store, str(result.pattern)).heads.equals(result.heads)

@@ -198,7 +198,7 @@ def matcher_of(node, query, key, columns, texts, causal):
     return Matcher(node, Evaluator(query_fields, key_fields, columns, vocabulary), layout)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=max(100, settings().max_examples))
 @given(
     trees,
     st.lists(st.integers(0, 7), min_size=1, max_size=4),

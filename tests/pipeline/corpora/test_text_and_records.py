@@ -1,0 +1,205 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from headatlas.pipeline.corpora import (
+    CorpusConfig,
+    JsonlCorpus,
+    Quarantined,
+    TextCorpus,
+    describe_corpus,
+    read_corpus,
+)
+from headatlas.pipeline.corpora.records import MAX_COLUMNS, MAX_RECORD_BYTES, ColumnNames, UniqueIds
+from headatlas.pipeline.examples import CorpusExample
+from headatlas.store.errors import ConfigError
+
+
+def write(folder: Path, content: bytes | str, name: str = "corpus.txt") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def examples_of(options: Any) -> list[CorpusExample]:
+    return [item for item in read_corpus(options) if isinstance(item, CorpusExample)]
+
+
+def faults_of(options: Any) -> list[tuple[int, str]]:
+    return [(item.line, item.reason) for item in read_corpus(options) if isinstance(item, Quarantined)]
+
+
+def test_lines(tmp_path: Path):
+    path = write(tmp_path, b"\xef\xbb\xbfFirst line.\r\nSecond \xe2\x80\xa8line\x0b.\n\n  \nlast, no end")
+    options = TextCorpus(path=path)
+    assert [(example.id, example.text) for example in examples_of(options)] == [
+        ("corpus-000001", "First line."),
+        ("corpus-000002", "Second \u2028line\x0b."),
+        ("corpus-000005", "last, no end"),
+    ]
+    assert faults_of(options) == [(3, "empty text"), (4, "empty text")]
+
+
+def test_lines_that_cannot_be_read_are_quarantined(tmp_path: Path):
+    long = b"x" * (MAX_RECORD_BYTES + 5)
+    content = b"good\nbad \xff byte\n" + long + b"\n" + long[:MAX_RECORD_BYTES] + b"\nnul \x00 stays\n\xed\xa0\x80\n"
+    options = TextCorpus(path=write(tmp_path, content))
+    assert [example.text for example in examples_of(options)] == ["good", "nul \x00 stays"]
+    faults = faults_of(options)
+    assert [line for line, _ in faults] == [2, 3, 4, 6]
+    assert "byte 0xff at byte 4" in faults[0][1]
+    assert faults[1][1] == f"longer than {MAX_RECORD_BYTES} bytes"
+
+
+def test_paragraphs(tmp_path: Path):
+    text = "\n\nOne\n  goes on \n\n\t\nTwo\nbad \xff\nstill two\n\nThree"
+    options = TextCorpus(path=write(tmp_path, text.encode("latin-1")), unit="paragraph")
+    assert [(example.id, example.text) for example in examples_of(options)] == [
+        ("corpus-000003", "One goes on"),
+        ("corpus-000011", "Three"),
+    ]
+    assert [line for line, _ in faults_of(options)] == [8]
+    latin = options.model_copy(update={"encoding": "latin-1"})
+    assert examples_of(latin)[1].text == "Two bad \xff still two"
+
+
+def test_packed_files_and_cut_ones(tmp_path: Path):
+    packed = gzip.compress(b"one\ntwo\n")
+    assert [e.id for e in examples_of(TextCorpus(path=write(tmp_path, packed, "a.txt.gz")))] == ["a-000001", "a-000002"]
+    with pytest.raises(ConfigError, match="cannot be read to its end"):
+        examples_of(TextCorpus(path=write(tmp_path, packed[:-9], "cut.txt.gz")))
+    with pytest.raises(ConfigError, match="cannot be read to its end"):
+        examples_of(TextCorpus(path=write(tmp_path, "plain", "plain.txt.gz")))
+    with pytest.raises(ConfigError, match="no such file"):
+        examples_of(TextCorpus(path=tmp_path / "none.txt"))
+    with pytest.raises(ConfigError, match="no such file"):
+        examples_of(TextCorpus(path=tmp_path))
+
+
+@given(st.binary(max_size=200))
+def test_every_line_is_one_example_or_one_fault(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+    path = write(tmp_path_factory.mktemp("lines"), content)
+    items = list(read_corpus(TextCorpus(path=path)))
+    assert len(items) == len(content.removesuffix(b"\n").split(b"\n")) * bool(content)
+
+
+def test_jsonl(tmp_path: Path):
+    rows = [
+        {"text": "one", "id": "a", "label": "x", "score": 0.5, "n": 3, "list": [1], "flag": True, "none": None},
+        {"text": "two", "id": "a", "text_pair": "other", "target": "zwei", "odd name(1)": "v"},
+        {"text": "three", "id": 7, "odd-name 1": "w", "score": float("nan")},
+    ]
+    options = JsonlCorpus(path=write(tmp_path, "\n".join(map(json.dumps, rows)), "rows.jsonl"))
+    one, two, three = examples_of(options)
+    assert one.columns == {"label": "x", "score": 0.5, "n": 3, "flag": "true", "none": None}
+    assert (two.id, two.text_pair, two.target, two.columns) == ("a#2", "other", "zwei", {"odd_name_1": "v"})
+    assert (three.id, three.columns) == ("7", {"odd_name_1_2": "w", "score": None})
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"", "empty line"),
+        (b"{", "not JSON"),
+        (b"[1]", "a JSON list, expected an object"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"a": ' * 50_000, "not JSON"),
+        (b"1" * 5000, "not JSON"),
+        (b'{"txt": "x"}', "no 'text'"),
+        (b'{"text": 3}', "'text' is int, expected text"),
+        (b'{"text": ""}', "empty text"),
+        (b'{"text": "a\\ud800"}', "a lone surrogate (U+D800) at character 1"),
+        (b'{"text": "a", "text_pair": "  "}', "'text_pair': empty text"),
+        (b'{"text": "a", "id": [1]}', "'id' is list, expected text"),
+        (b'{"text": "a", "id": "\\udfff"}', "the id"),
+        (b'{"text": "a\xff"}', "not utf-8"),
+    ],
+)
+def test_bad_json_lines_are_quarantined(tmp_path: Path, line: bytes, reason: str):
+    path = write(tmp_path, b'{"text": "first"}\n' + line + b'\n{"text": "last"}\n', "x.jsonl")
+    assert [example.text for example in examples_of(JsonlCorpus(path=path))] == ["first", "last"]
+    ((number, why),) = faults_of(JsonlCorpus(path=path))
+    assert number == 2
+    assert why.startswith(reason)
+
+
+def test_fields_by_name_and_columns_to_keep(tmp_path: Path):
+    path = write(tmp_path, '{"premise": "a", "b": "c", "id": "1", "skip": 2}\n{"premise": "d"}\n', "x.jsonl")
+    options = JsonlCorpus(path=path, text="premise", text_pair="b", columns=("id", "gone"))
+    (example,) = examples_of(options)
+    assert (example.id, example.text, example.text_pair, example.columns) == ("1", "a", "c", {"gone": None})
+    assert faults_of(options) == [(2, "no 'b'")]
+
+
+def test_too_many_fields_are_refused(tmp_path: Path):
+    rows = "\n".join(json.dumps({"text": "x", f"field{i}": 1}) for i in range(MAX_COLUMNS + 1))
+    with pytest.raises(ConfigError, match=r"corpus\.columns"):
+        examples_of(JsonlCorpus(path=write(tmp_path, rows, "x.jsonl")))
+
+
+@given(st.lists(st.sampled_from(["a", "a#2", "a#2#2", "b", "a#3"]), max_size=30))
+def test_ids_become_unique_and_first_ones_stay(names: list[str]):
+    unique = UniqueIds()
+    made = [unique(name) for name in names]
+    assert len(set(made)) == len(made)
+    assert all(new == name or new.startswith(f"{name}#") for name, new in zip(names, made, strict=True))
+
+
+@given(st.lists(st.text(max_size=6), max_size=20, unique=True))
+def test_column_names_fit_paths_and_expressions(fields: list[str]):
+    names = ColumnNames()
+    made = [names(field) for field in fields]
+    assert len(set(made)) == len(made)
+    assert all(name.isidentifier() and name.isascii() and not name.startswith("_") for name in made)
+    assert [names(field) for field in fields] == made
+
+
+def test_sampling(tmp_path: Path):
+    path = write(tmp_path, "".join(f"line {i}\n" if i % 10 else "\n" for i in range(200)))
+    whole = examples_of(TextCorpus(path=path))
+    options = TextCorpus(path=path, sample=20, seed=3)
+    sample = examples_of(options)
+    assert len(sample) == 20
+    assert sample == [example for example in whole if example in sample]  # file order, same ids
+    assert sample == examples_of(options)
+    assert sample != examples_of(options.model_copy(update={"seed": 4}))
+    assert len(faults_of(options)) == 20
+    assert examples_of(options.model_copy(update={"max_examples": 5})) == sample[:5]
+    assert examples_of(TextCorpus(path=path, max_examples=7)) == whole[:7]
+    assert examples_of(TextCorpus(path=path, sample=1000)) == whole
+
+
+def test_samples_are_fair(tmp_path: Path):
+    path = write(tmp_path, "".join(f"{i}\n" for i in range(8)))
+    counts = dict.fromkeys(map(str, range(8)), 0)
+    for seed in range(400):
+        for example in examples_of(TextCorpus(path=path, sample=2, seed=seed)):
+            counts[example.text] += 1
+    assert all(60 <= count <= 140 for count in counts.values())  # 100 ± 4.6 standard deviations
+
+
+def test_identity(tmp_path: Path):
+    path = write(tmp_path, "a\n")
+    first = describe_corpus(TextCorpus(path=path))
+    assert first["name"] == "corpus.txt"
+    assert str(tmp_path) not in json.dumps(first)
+    assert describe_corpus(TextCorpus(path=path, unit="paragraph")) != first
+    write(tmp_path, "b\n")
+    assert describe_corpus(TextCorpus(path=path)) != first
+
+
+def test_options_are_told_apart_by_kind():
+    adapter = TypeAdapter(CorpusConfig)
+    assert isinstance(adapter.validate_python({"kind": "jsonl", "path": "x"}), JsonlCorpus)
+    for bad in ({"kind": "yaml", "path": "x"}, {"kind": "text", "path": "x", "colour": 1}, {"kind": "text"}):
+        with pytest.raises(ValidationError):
+            adapter.validate_python(bad)
+    for encoding in ("utf-16", "no-such", "base64"):
+        with pytest.raises(ValidationError, match="encoding"):
+            TextCorpus(path=Path("x"), encoding=encoding)
