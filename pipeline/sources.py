@@ -117,7 +117,12 @@ def resolve_model(
     place = source.removeprefix("gguf:")
     if place.startswith("package:"):
         path = _find_in_package(place)
-    elif place != source or place.lower().endswith(".gguf") or _looks_like_path(place) or Path(place).is_dir():
+    elif (
+        place != source
+        or place.lower().endswith(".gguf")
+        or _looks_like_path(place)
+        or (place and Path(place).is_dir())
+    ):
         path = Path(place).expanduser()
     elif _HUB_NAME.fullmatch(place):
         return _download(place, revision, local_only)

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64
 
 from . import companding
 from .container import ContainerReader, SegmentListing, container_of, guard_fork
-from .errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
+from .errors import ConfigError, CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
 from .lazy_array import Index, LazyArray
 from .manifest import SegmentEntry
 from .objects import ObjectDamageError, check_folder, check_objects, read_small
@@ -111,14 +111,17 @@ class Segment:
     @cached_property
     def reader(self) -> ContainerReader:
         """The container's reader over the checked listing."""
-        with located(self.where):
-            return container_of(self.listing.container).open(self.folder, self.listing)
+        listing = self.listing
+        try:
+            return container_of(listing.container).open(self.folder, listing)
+        except ConfigError as error:
+            raise FormatError(f"{self.where}: segment.json: {error} Install a newer headatlas.") from None
 
     @cached_property
     def layouts(self) -> dict[str, ArrayLayout]:
         """Every array of the segment by path, traces held against the specification and the examples' lengths."""
         listed = {entry.path: entry.layout() for entry in self.listing.arrays}
-        with located(self.where):
+        with self._located():
             lengths = {}
             for sequence in self.spec.sequences:
                 offset = self._whole(listed, f"{sequence}/token_offset")

@@ -64,6 +64,8 @@ def read_metadata(data: bytes, layout: ArrayLayout) -> Grid:
         if codecs[0]["name"] == "sharding_indexed":
             shard, chunk = file_shape, _shape(codecs[0]["configuration"]["chunk_shape"])
             codecs = codecs[0]["configuration"]["codecs"]
+        if not len(chunk) == len(file_shape) == len(layout.shape):
+            raise ValueError(f"chunks {chunk} in {file_shape} for {len(layout.shape)} axes")
         compressor = "zstd" if any(codec["name"] == "zstd" for codec in codecs) else None
         grid = Grid(layout.shape, layout.dtype, chunk, shard, compressor)
         expected = array_metadata(layout, grid, found["attributes"])

@@ -172,14 +172,15 @@ class DataSource:
         if not self.statistic_names:
             return []
         profile = self._cache.get(("profile", self.site(site).name), make)
-        likeness = np.exp(-2.2 * np.square(profile - profile[layer, head]).sum(axis=-1))
+        likeness = np.exp(-3 * np.sqrt(np.square(profile - profile[layer, head]).mean(axis=-1)))
         order = [divmod(int(i), likeness.shape[1]) for i in np.argsort(-likeness, axis=None, kind="stable")[: n + 1]]
         return [(spot, float(likeness[spot])) for spot in order if spot != (layer, head)][:n]
 
     def strongest_edge(self, site: str, number: int, layer: int, head: int, statistic: str = "") -> Edge | None:
         """The strongest edge of a head in an example; for a statistic of a pattern, the strongest that matches it.
 
-        None where the store keeps neither attention nor edges, or nothing matches.
+        Edges of tokens that the tokenizer added count only where there is no other. None where the store keeps neither
+        attention nor edges, or nothing matches.
         """
         found, example = self.site(site), self.example(number)
         keep = self.store.spec.keep
@@ -194,7 +195,12 @@ class DataSource:
             np.put_along_axis(weights, np.maximum(at, 0), np.where(at >= 0, edges["weight"].values, 0), axis=1)
         else:
             return None
-        weights = np.where(matching(statistic, weights.shape, example.tokens(found.key_sequence).special), weights, -1)
+        query_special, key_special = (
+            example.tokens(name).special for name in (found.query_sequence, found.key_sequence)
+        )
+        weights = np.where(matching(statistic, weights.shape, key_special), weights, -1)
+        plain = np.where(query_special[:, None] | key_special[None, :], -1, weights)
+        weights = plain if plain.max(initial=-1) > 0.01 else weights
         if not weights.size or weights.max() <= 0:
             return None
         query, key = divmod(int(weights.argmax()), weights.shape[1])

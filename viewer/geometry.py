@@ -94,12 +94,18 @@ def window(n_tokens: int, center: int | None = None, size: int = MAX_WINDOW) -> 
 
 def row_scores(
     query: Float[np.ndarray, "d_head"],
-    keys: Float[np.ndarray, "key_pos d_head"],
+    keys: Float[np.ndarray, "key_pos d_key"],
     *,
     scaling: float,
     softcap: float | None = None,
 ) -> Float64[np.ndarray, "key_pos"]:
-    """Compute what one query row's softmax receives: query · key · scaling, soft-capped; before masks and biases."""
+    """What one query row's softmax receives: query · key · scaling, soft-capped; before masks and biases.
+
+    Raises
+    ------
+    ShapeError
+        The keys are not as wide as the query.
+    """
     if keys.shape[1] != query.shape[0]:
         raise ShapeError(
             f"the query has {query.shape[0]} dimensions and the keys {keys.shape[1]}; pass those of one key head"

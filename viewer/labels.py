@@ -21,7 +21,7 @@ _JOINERS = (0x200C, 0x200D)  # part of ordinary Persian and of emoji
 
 
 def visible(text: str) -> str:
-    """Write every character so that it shows: ``a\\x00b`` becomes ``a‹NUL›b``."""
+    """Write every character so that it shows: a NUL becomes ``‹NUL›``, a newline ``↵``."""
     return "".join(_visible_character(c) for c in text) if not text.isascii() or not text.isprintable() else text
 
 
@@ -41,9 +41,9 @@ def _visible_character(character: str) -> str:
 
 
 def label(text: str, *, special: bool = False, continuation: bool = False) -> str:
-    """Name a token in a column or a list: one short line without spaces around it.
+    r"""Name a token in a column or a list: one short line without spaces around it.
 
-    >>> label("[CLS]", special=True), label("uled", continuation=True), label(" the"), label("\\n"), label(" ")
+    >>> label("[CLS]", special=True), label("uled", continuation=True), label(" the"), label("\n"), label(" ")
     ('‹CLS›', '+uled', 'the', '↵', '␣')
     """
     if special:

@@ -27,7 +27,7 @@ def running(example: Example, sequence: str) -> list[tuple[str, int]]:
 
 def around(example: Example, site: Site, edge: Edge, reach: int = 160) -> dict[str, Any]:
     """Quote an edge around its query: `before`, the query's `token`, `after`, and whether the key is the query itself."""
-    parts = running(example, site.query_sequence)
+    parts = _without_special(running(example, site.query_sequence), example, site, edge)
     at = {token: place for place, (_, token) in enumerate(parts) if token >= 0}
     place = at[edge.query_pos]
     token, lead = _bare(parts[place][0])
@@ -85,6 +85,13 @@ def snippet(example: Example, site: Site, edge: Edge, width: int = 40) -> list[P
             [*_last(before, 10), query, *_shorten(after[:keyed], 18), after[keyed], *_first(after[keyed + 1 :], 12)]
         )
     return _compact([*_last(before, width // 2), query, *_first(after, width // 2)])
+
+
+def _without_special(parts: list[tuple[str, int]], example: Example, site: Site, edge: Edge) -> list[tuple[str, int]]:
+    """Leave out what the tokenizer added, unless the edge is about it."""
+    special = example.tokens(site.query_sequence).special
+    about = {edge.query_pos, edge.key_pos if site.query_sequence == site.key_sequence else -1}
+    return [(text, token) for text, token in parts if token < 0 or token in about or not special[token]]
 
 
 def _bare(text: str) -> tuple[str, str]:

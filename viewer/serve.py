@@ -10,7 +10,7 @@ import functools
 import ipaddress
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,31 +89,31 @@ def make_server(data: DataSource, options: ServerOptions) -> tuple[Any, str]:
     from .app import make_app
 
     send_at_once()
-    port = options.port or free_port(options.address)
+    try:  # asked here: a server that fails to bind leaves a socket open
+        port = free_port(options.address, options.port)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {options.address}:{options.port}: {error.strerror or error}; choose another --port or --address"
+        ) from error
     origins = options.allowed_origins(port)
     if not origins:
         raise ConfigError(
             f"address {options.address!r} listens on every interface; name the origins that may open the viewer, such as --origin HOST:{port}"
         )
     pn.config.respect_explicit_sizing = True
-    try:
-        server = pn.io.server.get_server(
-            {"/": make_app(data)},
-            port=port,
-            address=options.address,
-            websocket_origin=origins,
-            prefix=options.normal_prefix,
-            title="headatlas",
-            show=False,
-            start=False,
-            location=False,
-            check_unused_sessions_milliseconds=5_000,
-            unused_session_lifetime_milliseconds=30_000,
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {options.address}:{port}: {error.strerror or error}; choose another --port or --address"
-        ) from error
+    server = pn.io.server.get_server(
+        {"/": make_app(data)},
+        port=port,
+        address=options.address,
+        websocket_origin=origins,
+        prefix=options.normal_prefix,
+        title="headatlas",
+        show=False,
+        start=False,
+        location=False,
+        check_unused_sessions_milliseconds=5_000,
+        unused_session_lifetime_milliseconds=30_000,
+    )
     return server, options.url(port)
 
 
@@ -134,19 +134,25 @@ def send_at_once() -> None:
     WSHandler.open = open
 
 
-def free_port(address: str) -> int:
-    """A port that was free a moment ago."""
+def free_port(address: str, port: int = 0) -> int:
+    """`port` if it can be listened on, or for 0 any that can; OSError if not."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.bind((address, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
         return int(probe.getsockname()[1])
 
 
-def serve(data: DataSource, options: ServerOptions, *, show: bool = False, announce: Sequence[Any] = (print,)) -> None:
+def serve(
+    data: DataSource,
+    options: ServerOptions,
+    *,
+    show: bool = False,
+    announce: Callable[[str], Any] = functools.partial(print, flush=True),
+) -> None:
     """Serve until interrupted."""
     server, url = make_server(data, options)
-    for say in announce:
-        say(f"headatlas: {data.name} is at {url}  (Ctrl-C ends)")
+    announce(f"headatlas: {data.name} is at {url}  (Ctrl-C ends)")
     server.start()
     if show:
         import webbrowser

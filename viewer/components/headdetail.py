@@ -12,7 +12,7 @@ from .base import ESMView
 class HeadDetail(ESMView):
     """The right side of the model view.
 
-    `frame` is `frames.detail_frame`; a click on a row of the map or on an edge pins its query. `on_msg` tells of
+    `frame` is `details.detail_frame`; a click on a row of the map or on an edge pins its query. `on_msg` tells of
     ``{"go": "head"}`` or ``{"go": "neuron"}``.
     """
 

@@ -1,13 +1,14 @@
 import { plain, parsePin, formatPin, number, count, percent, clamp } from "../_js/paint.js";
-import { el, mount, fit, write, tooltip, at, onWidth, mirror, keyboard } from "../_js/dom.js";
+import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 import { weights, strongestEdges, paintLines, MIN_WEIGHT } from "../_js/lines.js";
 
 // Two canvases under two columns of text: `base` holds all drawn edges (or, greyed, their context) and is painted when
-// the frame or a slider changes; `top` holds the lines of one token and is repainted on hover. Tokens are elements.
+// the frame or a slider changes; `top` holds the lines of one token and is repainted on hover, so it is only as large as
+// what can be seen of the plot. Tokens are elements.
 const OWN = `
 .plot { position: relative; min-height: 100%; outline-offset: -3px; cursor: default }
-.plot canvas { position: absolute; left: 0; top: 0 }
+.plot canvas { position: absolute; left: 0; top: 0; pointer-events: none } .plot canvas.top { position: sticky }
 .body.flush { padding: 4px 0 0 }
 .col { position: absolute; top: 0; bottom: 0; width: 0 }
 .t { position: absolute; display: flex; align-items: center; gap: 5px; white-space: nowrap; color: var(--ink); cursor: pointer }
@@ -22,19 +23,19 @@ const OWN = `
 .head-l { position: absolute; top: 6px; font-size: 12px; font-weight: 600; color: var(--ink-2) }
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 `;
-const TOP = 26, BADGES = 4, LISTED = 400;
+const TOP = 26, BADGES = 4, LISTED = 400, PADDING = 4;
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => { painted = ""; draw(); });
   const tip = tooltip(root), sub = el("span.sub.ell"), counts = el("span.count.num", {"data-count": ""}), live = el("div.sr", {"aria-live": "polite"});
-  const base = el("canvas"), top = el("canvas"), columns = {q: el("div.col.q"), k: el("div.col.k")};
+  const base = el("canvas"), top = el("canvas.top"), columns = {q: el("div.col.q"), k: el("div.col.k")};
   const heads = [el("span.head-l", null, "query"), el("span.head-l", null, "key"), el("span.head-l", {style: "font-weight:400;font-size:11px;color:var(--ink-3)"}, "attention received")];
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "head view: lines from each query token to its keys"}, base, top, columns.q, columns.k, heads);
   const body = el("div.body.flush", null, plot), card = el("section.card", null, el("header", null, el("h2", null, "Head view"), sub, counts), body, live);
   root.append(card);
   const table = mirror(card, "edges of the head view");
 
-  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [];
+  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [], fresh = false;
   const start = side => side === "q" ? frame.query_start : frame.key_start, size = side => frame.shape[side === "q" ? 1 : 2];
   const hidden = (side, i) => model.hide_special && !!tokens[side].special[i + start(side)];
   const label = (side, i) => tokens[side].labels[i + start(side)] ?? "";
@@ -51,7 +52,7 @@ export function render({model, el: host}) {
     if (frame.message || !frame.attention) return message();
     if (given.id !== frame.id || !given.query) return;   // the other half of a change is still on its way
     tokens.q = given.query; tokens.k = given.key || given.query;
-    weight = weights(frame); hover = null;
+    weight = weights(frame); hover = null; fresh = true;
     plot.hidden = false; body.querySelector(".message")?.remove();
     choose(); build(); draw();
   }
@@ -95,6 +96,7 @@ export function render({model, el: host}) {
   function draw() {
     if (!width || !tokens.q) return;
     layout(); paintBase(); paintTop(); list();
+    if (fresh) { fresh = false; body.scrollTop = 0; reveal(); }
   }
   // all edges in colour, or grey behind those of one token
   function paintBase() {
@@ -109,9 +111,10 @@ export function render({model, el: host}) {
     });
   }
   function paintTop() {
-    const p = paint(), g = fit(top, width, geometry.height), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
+    const p = paint(), g = fit(top, width, Math.min(geometry.height, body.clientHeight)), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
     for (const node of marked) { node.classList.remove("me", "on", "strong"); node.querySelectorAll(".bd").forEach(b => b.remove()); }
     marked = [];
+    g.translate(0, -Math.max(0, body.scrollTop - PADDING));
     plot.classList.toggle("active", !!act);
     heads[2].style.visibility = act ? "hidden" : "";
     if (!act) return received(g, p);
@@ -194,6 +197,7 @@ export function render({model, el: host}) {
     const found = tokens.q && geometry && hit(event);
     if (found) pinTo({side: found.side, index: found.index + start(found.side)});
   });
+  body.addEventListener("scroll", onceAFrame(() => { if (tokens.q && geometry) paintTop(); }));
   function pinTo(pin) { model.pin = pin && formatPin(pin) !== model.pin ? formatPin(pin) : ""; }
   keyboard(model, plot, {
     Escape: () => { if (model.pin) model.pin = ""; },
@@ -213,6 +217,9 @@ export function render({model, el: host}) {
     if (!tokens.q || !geometry) return;
     hover = null;
     paintBase(); paintTop(); list();
+    reveal();
+  }
+  function reveal() {
     const act = active();
     if (!act) return;
     const y = geometry.y(act.index);

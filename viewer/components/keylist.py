@@ -12,7 +12,7 @@ from .base import ESMView
 class KeyList(ESMView):
     """The right side of a view.
 
-    `frame` is `frames.inspector_frame`, or `frames.strongest_frame` while nothing is pinned. `on_msg`
+    `frame` is `details.inspector_frame`, or `details.strongest_frame` while nothing is pinned. `on_msg`
     tells of ``{"add": "5.8"}`` (a head was clicked) and ``{"go": "neuron"}`` (a view was asked for).
     """
 

@@ -58,7 +58,13 @@ export function render({model, el: host}) {
       span.style.color = shaded ? p.on(v) : "";
       span.setAttribute("aria-pressed", String(!!pinned));
       span.dataset.weight = w.toFixed(4);
+      if (pinned) reveal(span);
     }
+  }
+  // scroll the text, and only the text, to the pinned token
+  function reveal(span) {
+    const box = lines.getBoundingClientRect(), own = span.getBoundingClientRect();
+    if (own.height && (own.top < box.top || own.bottom > box.bottom)) lines.scrollTop += own.top - box.top - box.height / 2;
   }
   build();
   model.on("frame", build);

@@ -10,9 +10,10 @@ from headatlas.store.statistics import STATISTICS
 
 from ..components.headdetail import HeadDetail
 from ..components.modelview import ModelView
-from ..frames import detail_frame, head_name, model_frame, sides_frame
+from ..details import detail_frame
+from ..frames import head_name, message_frame, model_frame, sides_frame
 from .reader import Reader
-from .viewpage import ViewPage, message, three
+from .viewpage import ViewPage, three
 
 
 class ModelViewPage(ViewPage):
@@ -59,10 +60,13 @@ class ModelViewPage(ViewPage):
         layer, head = self.heads[0]
         data = reader.example.statistics(reader.site.name)
         known = [(STATISTICS[str(name)], data[name].values[layer, head]) for name in data if str(name) in STATISTICS]
-        return [(statistic.label, float(value), "" if statistic.unit == "share" else statistic.unit) for statistic, value in known]
+        return [
+            (statistic.label, float(value), "" if statistic.unit == "share" else statistic.unit)
+            for statistic, value in known
+        ]
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
         self._shown = ""
-        self.maps.frame = message(title, reason)
+        self.maps.frame = message_frame(title, reason)
         self.detail.frame = {}

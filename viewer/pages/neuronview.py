@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import panel as pn
 
 from ..components.neuronview import NeuronView
-from ..frames import neuron_frame, sides_frame
+from ..frames import message_frame, neuron_frame, sides_frame
 from .page import grid, place
 from .reader import Reader
-from .viewpage import ViewPage, message
+from .viewpage import ViewPage
 
 
 class NeuronViewPage(ViewPage):
@@ -51,7 +51,10 @@ class NeuronViewPage(ViewPage):
             self.vectors.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
             self._tokens_of = reader.id
         if reader.keep.query_key is None:
-            self.fail("Query and key were not kept", 'This view needs the vectors. Run the job again with [keep] query_key = "float16" (and another store).')
+            self.fail(
+                "Query and key were not kept",
+                'This view needs the vectors. Run the job again with [keep] query_key = "float16" (and another store).',
+            )
             return
         query, keys, logsumexp = reader.vectors(head, query_pos)
         layer = head[0]
@@ -72,7 +75,11 @@ class NeuronViewPage(ViewPage):
         site, (layer, head) = reader.site, self.heads[0]
         sharing = site.n_heads // site.n_kv_heads
         kv_head = reader.example.kv_head(head, site.name)
-        shared = "Each head has its own keys." if sharing == 1 else f"Heads {kv_head * sharing}\u2013{kv_head * sharing + sharing - 1} share key head {kv_head}."
+        shared = (
+            "Each head has its own keys."
+            if sharing == 1
+            else f"Heads {kv_head * sharing}\u2013{kv_head * sharing + sharing - 1} share key head {kv_head}."
+        )
         vectors = "After rotary embedding, before scaling." if site.rotary else "Before scaling."
         facts = [("Key head", shared), ("Vectors", vectors)]
         if window := site.window[layer]:
@@ -83,6 +90,4 @@ class NeuronViewPage(ViewPage):
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
-        self.vectors.frame = message(title, reason)
-
-
+        self.vectors.frame = message_frame(title, reason)

@@ -7,7 +7,6 @@ bytes, one copy for all sessions, while they fit; a longer example is read layer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -81,6 +80,11 @@ class Reader:
         """Whether maps come from query and key because attention was not kept."""
         return self.keep.attention is None and self.keep.query_key is not None and not self.site.has_position_bias
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether maps can be had, stored or rebuilt."""
+        return self.keep.attention is not None or self.is_rebuilt
+
     def maps(self, heads: Sequence[Head]) -> Float32[np.ndarray, "n_heads query_pos key_pos"]:
         """Attention of some heads.
 
@@ -151,7 +155,9 @@ class Reader:
 
         return self._cache.get(("row", self.example.index, self.site.name, side, position), read)
 
-    def vectors(self, head: Head, query_pos: int) -> tuple[Float[np.ndarray, "d_head"], Float[np.ndarray, "key_pos d_head"], float]:
+    def vectors(
+        self, head: Head, query_pos: int
+    ) -> tuple[Float[np.ndarray, "d_head"], Float[np.ndarray, "key_pos d_head"], float]:
         """Query of a row, keys that it meets, and its logsumexp.
 
         Raises

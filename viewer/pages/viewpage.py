@@ -19,19 +19,34 @@ from headatlas.store.errors import HeadAtlasError
 from ..colours import MAX_HEADS
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
-from ..frames import Frame, Head, head_name, inspector_frame, message_frame, picker_frame, strongest_frame
+from ..details import inspector_frame, strongest_frame
+from ..frames import Head, head_name, picker_frame
 from ..state import ViewState
 from .page import grid, place
 from .reader import Data, Reader, reader_of
 
 logger = logging.getLogger(__name__)
+PICK_WEIGHTS = 32 << 20
+"""Up to this many weights all maps are read to colour the picker while nothing is pinned."""
 
 
 class ViewPage(ABC):
     """One view; `__panel__` gives its layout. `refresh` fills it for an example that is there."""
 
     name: ClassVar[str]
-    watches: ClassVar[tuple[str, ...]] = ("page", "view", "site", "example", "layer", "head", "heads", "pin", "share", "keys", "specials")
+    watches: ClassVar[tuple[str, ...]] = (
+        "page",
+        "view",
+        "site",
+        "example",
+        "layer",
+        "head",
+        "heads",
+        "pin",
+        "share",
+        "keys",
+        "specials",
+    )
 
     def __init__(self, state: ViewState, data: Data) -> None:
         self.state, self.data = state, data
@@ -128,20 +143,15 @@ class ViewPage(ABC):
             return None
         return pin
 
-    def row(self, reader: Reader) -> Float32[np.ndarray, "layer head other"] | None:
-        """Weights of all heads from or to the pinned token; None where nothing is pinned."""
-        pin = self.pinned(reader)
-        return None if pin is None else reader.row(*pin)
-
     def pick(self, reader: Reader) -> None:
         """Fill the grid of heads: how much each gives to one other token."""
-        pin = self.pinned(reader)
-        if pin is None:
-            maps = reader.codes() if reader.n_weights <= 8 << 20 else None
-            if maps is None:
-                self.picker.frame = picker_frame(np.zeros((reader.site.n_layers, reader.site.n_heads)), "pin a token for weights")
-                return
-            values, title = mean_strongest(maps, reader, self.hide_special), "mean strongest key"
+        pin, none = self.pinned(reader), np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
+        if not reader.has_attention:
+            values, title = none, "attention was not kept"
+        elif pin is None and reader.n_weights > PICK_WEIGHTS:
+            values, title = none, "pin a token for weights"
+        elif pin is None:
+            values, title = mean_strongest(reader.codes(), reader, self.hide_special), "mean strongest key"
         else:
             side, position = pin
             row, others = reader.row(side, position), reader.keys if side == "q" else reader.queries
@@ -164,13 +174,27 @@ class ViewPage(ABC):
             if reader.same_text:
                 back = maps[:, :, position] if side == "q" else maps[:, position]
             own, others = (reader.queries, reader.keys) if side == "q" else (reader.keys, reader.queries)
-            frame = inspector_frame(side, position, self.heads, weights, back, own, others, all_heads=reader.row(side, position), hide_special=self.hide_special)
+            frame = inspector_frame(
+                side,
+                position,
+                self.heads,
+                weights,
+                back,
+                own,
+                others,
+                all_heads=reader.row(side, position),
+                n=8 if len(maps) < 3 else 6,
+                hide_special=self.hide_special,
+            )
         keys.param.update(frame=frame, pin=self.state.pin)
 
 
 def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Float32[np.ndarray, "layer head"]:
     """Mean over rows of the strongest key of each head."""
-    rows, columns = (~np.asarray(side["special"], bool) if hide_special else np.ones(len(side["labels"]), bool) for side in (reader.queries, reader.keys))
+    rows, columns = (
+        ~np.asarray(side["special"], bool) if hide_special else np.ones(len(side["labels"]), bool)
+        for side in (reader.queries, reader.keys)
+    )
     if not rows.any() or not columns.any():
         return np.zeros(codes.shape[:2], np.float32)
     return ((codes[:, :, rows][:, :, :, columns].max(axis=-1) / 255.0) ** 2).mean(axis=-1).astype(np.float32)
@@ -179,8 +203,3 @@ def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Flo
 def three(left: pn.viewable.Viewable, middle: pn.viewable.Viewable, right: pn.viewable.Viewable) -> pn.Column:
     """Picker, picture, list."""
     return grid(place(left), place(middle), place(right), columns="232px minmax(0,1fr) 296px")
-
-
-def message(title: str, reason: str) -> Frame:
-    """The frame of a picture that cannot be drawn."""
-    return message_frame(title, reason)

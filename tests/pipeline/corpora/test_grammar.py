@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from headatlas.pipeline.corpora import TemplatesCorpus, read_corpus
+from headatlas.pipeline.corpora import TemplatesCorpus, read_corpus, templates
 from headatlas.pipeline.corpora.conllu import find_cycle
 from headatlas.pipeline.corpora.grammar import MAX_GRAMMAR_BYTES, read_grammar
 from headatlas.pipeline.examples import CorpusExample
@@ -144,7 +144,8 @@ def test_pairs_must_differ_in_one_word(tmp_path: Path):
         generate(tmp_path, "phrase P(sg) = Noun(sg):*\nsentence s = P(!n):*")
 
 
-def test_grammars_that_cannot_give_what_is_asked(tmp_path: Path):
+def test_grammars_that_cannot_give_what_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(templates, "_MAX_VAIN_DRAWS", 100)
     with pytest.raises(ConfigError, match="gave 2 different sentences"):
         generate(tmp_path, "sentence s = Noun(sg):*", examples=3)
     with pytest.raises(ConfigError, match="0 different sentences"):

@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-CHROMIUM = os.environ.get("HEADATLAS_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM:
-        pytest.skip("no Chromium: install one or name it in HEADATLAS_CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 class Served:
@@ -65,7 +44,7 @@ class Served:
 
 
 @pytest.fixture
-def serve(chromium) -> Iterator[Callable[..., Served]]:
+def serve(browser) -> Iterator[Callable[..., Served]]:
     """`serve(make)`: serve what `make()` returns (a viewable) on a free port and open it; checked at the end."""
     import panel as pn
 
@@ -88,7 +67,7 @@ def serve(chromium) -> Iterator[Callable[..., Served]]:
             threaded=True,
             verbose=False,
         )
-        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
+        context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
         served = Served(context.new_page(), f"http://127.0.0.1:{port}")
         running.append((server, context, served))
         served.open()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+
 import pytest
 
 from headatlas.viewer.components import base
@@ -21,6 +24,22 @@ def test_without_a_server_the_shared_files_are_spliced_in_once_and_in_order():
     assert source.count("function el(") == source.count("function paintOf(") == 1
     assert source.index("function paintOf(") < source.index("function mount(") < source.index("function render(")
     assert source.count("export function render(") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["tokentext", "headview", "headpicker", "keylist", "modelview", "headdetail", "neuronview"]
+)
+def test_what_the_browser_changes_is_not_debounced(name):
+    from panel.reactive import Syncable
+
+    assert Syncable._priority_changes == []  # still what Panel asks before it waits
+    module = importlib.import_module(f"headatlas.viewer.components.{name}")
+    cls = next(c for c in vars(module).values() if getattr(c, "_bundle", None) == f"{name}.js")
+    assert cls._priority_changes
+    assert set(cls._priority_changes) <= set(cls.param)
+    source = cls._render_esm(server=False)
+    assert not re.search("(?m)^import ", source)
+    assert set(re.findall(r"model\.(\w+) = ", source)) <= {*cls._priority_changes}
 
 
 def test_every_shared_file_exists_and_is_listed():
