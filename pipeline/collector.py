@@ -136,9 +136,9 @@ class TorchReduction:
             ("query", call.query, arrays.query, place.query_start, 0),
             ("key", call.key, arrays.key, place.key_start, 1),
         ):
-            smallest, largest = (
-                float(value) for value in torch.aminmax(vectors.transpose(1, 2))
-            )  # [batch, token, head, d_head] lies in one piece
+            # Projections lie in memory as [batch, token, head, d_head], rotated vectors as [batch, head, token, d_head].
+            flat = vectors if vectors.is_contiguous() else vectors.transpose(1, 2)
+            smallest, largest = (float(value) for value in torch.aminmax(flat))
             if not max(-smallest, largest) <= _LARGEST[codec]:  # also catches NaN
                 _report_vectors(vectors, name, codec, batch, place, site, layer, [length[side] for length in lengths])
             stored = _host(vectors.to(getattr(torch, codec)), codec)

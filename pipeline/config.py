@@ -165,7 +165,9 @@ def parse_config(document: dict[str, Any], where: str = "job") -> JobConfig:
     try:
         return JobConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+        raise ConfigError(
+            f"{where}: " + "; ".join(_explain(problem).removesuffix(".") for problem in error.errors()) + "."
+        ) from error
 
 
 def find_config(name: str | Path) -> Path:

@@ -91,7 +91,9 @@ def check_capture(
         model(**inputs.arguments, **forward_options(model))
         collector.finish()
     if batch.failures:
-        raise UnsupportedModelError(f"{type(model).__name__}: {next(iter(batch.failures.values()))}, in the self-check already.")
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: {next(iter(batch.failures.values()))}, in the self-check already."
+        )
     eager, hidden = _eager_attention(model, sites, inputs.arguments)
     _check_hidden(model, inputs, hidden)
     largest_bound, mean_bound = BOUNDS.get(model.dtype, BOUNDS[torch.float32])

@@ -72,6 +72,7 @@ def inspector_frame(
         "rest": _total(weights[:, rest]) if len(rest) else [],
         "hidden": _total(weights[:, hidden]) if len(hidden) else [],
         "back": [],
+        "turns": bool(back.size),  # the same token has another side to look at
         "edge": {},
     }
     if len(listed):

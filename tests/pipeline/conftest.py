@@ -224,7 +224,31 @@ def inputs_of():
     return build_inputs
 
 
-WORDS = "the a nurse doctor said that she he would be late and left home early with his her old dog cat near tree".split()
+WORDS = [
+    "the",
+    "a",
+    "nurse",
+    "doctor",
+    "said",
+    "that",
+    "she",
+    "he",
+    "would",
+    "be",
+    "late",
+    "and",
+    "left",
+    "home",
+    "early",
+    "with",
+    "his",
+    "her",
+    "old",
+    "dog",
+    "cat",
+    "near",
+    "tree",
+]
 
 
 @pytest.fixture(scope="session")
@@ -241,7 +265,12 @@ def tiny_folder(tmp_path_factory):
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", model_max_length=64
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
     )
     fast.save_pretrained(folder)
     model = build_model("bert")

@@ -6,14 +6,39 @@ import dataclasses
 
 import pytest
 import torch
-from headatlas.pipeline.capture import IMPLEMENTATION, AttentionCall, attention_output, attention_weights, capturing, implementation
+
+from headatlas.pipeline.capture import (
+    IMPLEMENTATION,
+    AttentionCall,
+    attention_output,
+    attention_weights,
+    capturing,
+    implementation,
+)
 from headatlas.pipeline.sites import CallSequence, discover_sites, forward_options
 from headatlas.store.errors import UnsupportedModelError
 
 # Configurations of tests/pipeline/conftest.py
 ENCODERS = ["bert", "roberta", "electra", "distilbert", "albert", "esm", "modernbert"]
 SCALED = ["gpt2", "gpt2 scaled by layer", "gpt2 upcast"]
-DECODERS = [*SCALED, "gpt-neox", "opt", "llama", "mistral", "mixtral", "qwen2", "qwen3", "phi", "phi3", "olmo2", "gemma2", "gemma3", "gpt-oss", "deepseek-v3", "clip text"]
+DECODERS = [
+    *SCALED,
+    "gpt-neox",
+    "opt",
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "phi",
+    "phi3",
+    "olmo2",
+    "gemma2",
+    "gemma3",
+    "gpt-oss",
+    "deepseek-v3",
+    "clip text",
+]
 TWO_SIDED = ["t5", "bart"]
 REFUSED = ["gpt-j", "gpt-neo", "bloom", "mpt", "deberta-v2", "mpnet", "xlnet", "falcon"]
 
@@ -41,7 +66,11 @@ def eager(model, inputs):
     with torch.no_grad(), implementation(model, "eager"):
         output = model(**inputs, output_attentions=True, **forward_options(model))
     if model.config.is_encoder_decoder:
-        return output, {"encoder": output.encoder_attentions, "decoder": output.decoder_attentions, "cross": output.cross_attentions}
+        return output, {
+            "encoder": output.encoder_attentions,
+            "decoder": output.decoder_attentions,
+            "cross": output.cross_attentions,
+        }
     return output, {"encoder": output.attentions, "decoder": output.attentions}
 
 
@@ -89,7 +118,9 @@ def test_output_is_that_of_the_plain_model(name, model_of, inputs_of):
 )
 def test_what_is_dropped_shows(name, field, model_of, inputs_of):
     nothing = 1.0 if field == "scaling" else None
-    dropped = largest_difference(model_of(name), inputs_of(name), lambda call: dataclasses.replace(call, **{field: nothing}))
+    dropped = largest_difference(
+        model_of(name), inputs_of(name), lambda call: dataclasses.replace(call, **{field: nothing})
+    )
     assert dropped > 0.01
 
 
@@ -119,7 +150,11 @@ def test_what_happens_to_scores_is_described(model_of, inputs_of):
     assert gpt2.scaling == pytest.approx([8**-0.5, 8**-0.5 / 2, 8**-0.5 / 3])
     t5 = discover_sites(model_of("t5"), probe_of(inputs_of("t5")))
     assert [site.has_position_bias for site in t5.sites] == [True, True, False]
-    assert [(site.query_sequence, site.key_sequence) for site in t5.sites] == [("source", "source"), ("target", "target"), ("target", "source")]
+    assert [(site.query_sequence, site.key_sequence) for site in t5.sites] == [
+        ("source", "source"),
+        ("target", "target"),
+        ("target", "source"),
+    ]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -213,5 +248,11 @@ def test_minilm(minilm_dir):
 
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
     model = AutoModel.from_pretrained(minilm_dir, attn_implementation="eager").eval()
-    inputs = dict(tokenizer(["The nurse said she would be late.", "Stop!", "A third, rather longer sentence: it goes on."], padding=True, return_tensors="pt"))
+    inputs = dict(
+        tokenizer(
+            ["The nurse said she would be late.", "Stop!", "A third, rather longer sentence: it goes on."],
+            padding=True,
+            return_tensors="pt",
+        )
+    )
     assert largest_difference(model, inputs) <= 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,17 +14,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 from store_builder import Content, make_contents, make_spec, write_store
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def contents() -> list[Content]:
-    """Three segments of a causal model with shared key heads."""
+    """Three segments of a causal model with shared key heads; not to be changed."""
     return make_contents(make_spec(), seed=1, n_segments=3)
 
 
+@pytest.fixture(scope="session")
+def _store_template(tmp_path_factory: pytest.TempPathFactory, contents: list[Content]) -> Path:
+    path = tmp_path_factory.mktemp("template") / "traces"
+    write_store(path, contents)
+    return path
+
+
 @pytest.fixture
-def store_path(tmp_path: Path, contents: list[Content]) -> Path:
-    """A complete store of `contents`."""
-    write_store(tmp_path / "traces", contents)
-    return tmp_path / "traces"
+def store_path(tmp_path: Path, _store_template: Path) -> Path:
+    """A complete store of `contents`, this test's own."""
+    return Path(shutil.copytree(_store_template, tmp_path / "traces"))
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ export function render({model, el: host}) {
     const turn = side => { model.pin = formatPin({side, index: frame.position}); };
     const parts = [el("div.pinned", null, el(`span.tok.ell.${frame.side}`, null, name(frame.label)), el("span.dim", {style: "font-size:12px"}, `${toQuery ? "query" : "key"} ${frame.position}`),
         el("button.x", {"aria-label": "release the pin", onclick: () => { model.pin = ""; }}, "\u2715"))];
-    if (frame.back !== undefined) parts.push(el("div.seg", {role: "group"}, el("button", {"aria-pressed": String(toQuery), onclick: () => turn("q")}, "Attends to"),
+    if (frame.turns) parts.push(el("div.seg", {role: "group"}, el("button", {"aria-pressed": String(toQuery), onclick: () => turn("q")}, "Attends to"),
       el("button", {"aria-pressed": String(!toQuery), onclick: () => turn("k")}, "Attended by")), el("div", {style: "height:8px"}));
     parts.push(...frame.rows.map(r => row(name(r.label), r.position, r.weights, colors, {onclick: () => { model.pin = `${other}${r.position}`; },
       data: {row: r.position, weights: r.weights.map(w => w.toFixed(6)).join(" ")}})));

@@ -69,7 +69,7 @@ def test_the_list_of_a_pin_adds_up_and_is_ordered(side, hide_special):
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert np.all(np.diff(listed.max(axis=1)) <= 0)
     assert bool(frame["hidden"]) == hide_special
-    assert frame["label"] == "she"
+    assert (frame["label"], frame["turns"]) == ("she", True)
     best = frame["rows"][0]["position"]
     weight = maps[:, :, 3, best] if side == "q" else maps[:, :, best, 3]
     assert [h["weight"] for h in frame["edge"]["heads"]] == sorted(weight.ravel().tolist(), reverse=True)[:5]
@@ -80,6 +80,17 @@ def test_the_list_of_a_pin_adds_up_and_is_ordered(side, hide_special):
     )
     returned = shown[:, :, 3].max(axis=0) if side == "q" else shown[:, 3].max(axis=0)
     assert all(row["weights"] == [returned[row["position"]]] and row["position"] != 3 for row in frame["back"])
+
+
+def test_between_two_texts_a_pin_has_one_side():
+    every = random_attention((1, 2, 3, 5))
+    queries = frames.tokens_frame(["le", "la", "les"])
+    none = np.zeros((1, 0), np.float32)
+    frame = details.inspector_frame(
+        "q", 1, [(0, 1)], every[0, 1:, 1], none, queries, TOKENS, all_heads=every[:, :, 1], hide_special=False
+    )
+    assert (frame["turns"], frame["back"], frame["label"]) == (False, [], "la")
+    assert frame["edge"]["title"][0] == "la"
 
 
 def test_strongest_edges_leave_special_tokens_out_when_asked():
