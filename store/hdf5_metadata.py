@@ -98,10 +98,10 @@ def _set_attributes(node: h5py.h5g.GroupID | h5py.h5d.DatasetID, attributes: Map
 
 
 def open_file(path: Path) -> h5py.File:
-    """The file for reading: no lock is taken on it, and no cache of chunks is made."""
+    """The file for reading; chunks are read apart, so none are cached."""
     import h5py
 
-    return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
+    return h5py.File(path, "r", rdcc_nbytes=0)
 
 
 def open_dataset(file: h5py.File, path: str) -> h5py.h5d.DatasetID:
@@ -113,14 +113,15 @@ def open_dataset(file: h5py.File, path: str) -> h5py.h5d.DatasetID:
         A soft or external link lies in the way, or this is no dataset.
     """
     import h5py
+    from h5py import h5l, h5o
 
     node = h5py.h5g.open(file.id, b"/")
     for part in path.split("/"):
         if not isinstance(node, h5py.h5g.GroupID) or not node.links.exists(part.encode()):
             raise FormatError(f"{FILE_NAME} has no such dataset; expected every array that segment.json lists.")
-        if node.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+        if node.links.get_info(part.encode()).type != h5l.TYPE_HARD:
             raise FormatError(f"{FILE_NAME}: {part} is a soft or external link. Do not trust this store.")
-        node = h5py.h5o.open(node, part.encode())
+        node = h5o.open(node, part.encode())
     if not isinstance(node, h5py.h5d.DatasetID):
         raise FormatError(f"{FILE_NAME}: this is no dataset; expected every array that segment.json lists.")
     return node
@@ -182,7 +183,9 @@ def read_index(dataset: h5py.h5d.DatasetID, grid: Grid, file_bytes: int) -> Plac
     order = np.argsort(starts)
     ends = (starts + sizes)[order]
     most = grid.chunk_bytes + grid.chunk_bytes // 128 + _CHUNK_OVERHEAD
-    inside = n_chunks == 0 or (starts.min() >= 0 and sizes.min() >= 4 and sizes.max() <= most and ends[-1] <= file_bytes)
+    inside = n_chunks == 0 or (
+        starts.min() >= 0 and sizes.min() >= 4 and sizes.max() <= most and ends[-1] <= file_bytes
+    )
     if not inside or np.any(starts[order][1:] < ends[:-1]):
         raise _refused("a chunk leaves out a filter, is too long, or lies outside the file or on another chunk")
     return np.ascontiguousarray(table[:, 1:]).astype(np.uint64)

@@ -47,7 +47,7 @@ class Hdf5Container:
 
         path = folder / FILE_NAME
         with _library:
-            file = h5py.File(path, "x", libver=("v110", "v110"), locking=False, track_order=False)
+            file = h5py.File(path, "x", libver=("v110", "v110"))
         try:
             datasets = create_datasets(file, {name: (item.layout, item.attributes) for name, item in arrays.items()})
             for name, start, body in _encoded(arrays, pool):
