@@ -182,8 +182,11 @@ class DataSource:
         Edges of tokens that the tokenizer added count only where there is no other. None where the store keeps neither
         attention nor edges, or nothing matches.
         """
-        found, example = self.site(site), self.example(number)
-        keep = self.store.spec.keep
+        key = ("edge", self.site(site).name, number, layer, head, statistic)
+        return self._cache.get(key, lambda: self._strongest_edge(self.site(site), number, layer, head, statistic))
+
+    def _strongest_edge(self, found: Site, number: int, layer: int, head: int, statistic: str) -> Edge | None:
+        example, keep = self.example(number), self.store.spec.keep
         if keep.attention:
             weights = example.attention(layer, head, found.name).values
         elif keep.edges:
