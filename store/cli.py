@@ -59,11 +59,16 @@ def main() -> None:
         sys.exit(2)
 
 
-def command_apps() -> Iterator[typer.Typer]:
-    """The typer apps of headatlas's own parts, then those of plug-ins; what cannot be loaded is told and left out."""
+def own_apps() -> Iterator[typer.Typer]:
+    """The typer apps of headatlas's own parts that are installed."""
     for name in _OWN:
         if importlib.util.find_spec(name) is not None:
             yield app if name == "headatlas.store.cli" else importlib.import_module(name).app
+
+
+def command_apps() -> Iterator[typer.Typer]:
+    """The typer apps of headatlas's own parts, then those of plug-ins; what cannot be loaded is told and left out."""
+    yield from own_apps()
     for entry in sorted(entry_points(group="headatlas.commands"), key=lambda entry: entry.name):
         if entry.module in _OWN:
             continue
