@@ -17,10 +17,12 @@ from jaxtyping import Bool, Float, Int, Int64, Num
 from .companding import decode_attention
 from .errors import FormatError, NotFoundError, located
 from .patterns.matching import Matcher, Matches
+from .rebuild import read_tile, require_rebuilt, why_not_rebuilt
 from .schema import Site
 from .segment import Segment
 
-Level = Literal["attention", "edges"]
+Level = Literal["attention", "edges", "rebuilt"]
+Asked = Literal["auto", "exact", "attention", "edges", "rebuilt"]
 BLOCK_WEIGHTS = 12 << 20
 """Weights of one layer in memory at once, about."""
 
@@ -71,19 +73,18 @@ class RowSupport:
     def uniform(self, window: int | None) -> Float[np.ndarray, "row"]:
         """Share of each row that uniform attention over its visible keys gives to matching keys.
 
-        A sliding window of w tokens shows a causal row its last w keys, another row the keys up to w away.
+        A sliding window of w tokens shows a row the keys less than w away.
         """
         if window is None:
             return self.n_matches / self.n_keys
         query = self.matcher.evaluator.query.position
         key = self.matcher.evaluator.key.position
         apart = query[self.matches.query] - key[self.matches.key]
-        near = apart < window if self.site.causal else np.abs(apart) <= window
+        near = np.abs(apart) < window
         inside = np.add.reduceat(near.astype(np.int64), self.first) if len(near) else self.n_matches
         at = query[self.rows]
-        if self.site.causal:
-            return inside / np.minimum(at + 1, window)
-        visible = np.minimum(self.n_keys, at + window + 1) - np.maximum(0, at - window)
+        stop = np.minimum(self.n_keys, at + (1 if self.site.causal else window))
+        visible = stop - np.maximum(0, at - window + 1)
         return np.divide(inside, visible, out=np.zeros(len(inside)), where=visible > 0)
 
 
@@ -132,7 +133,13 @@ def scan_segment(
                 raise Stopped
             scores.uniform[layer] += uniform[site.window[layer]]
             block = _Block(segment, site, support, layer)
-            found = block.by_attention() if level == "attention" else block.by_edges()
+            match level:
+                case "attention":
+                    found = block.by_attention()
+                case "edges":
+                    found = block.by_edges()
+                case "rebuilt":
+                    found = block.by_rebuilding()
             by_example = np.add.reduceat(found.mass, support.first_of_example, axis=1, dtype=np.float64)
             scores.mass[layer][:, example] += by_example
             scores.hits[layer] += found.hits
@@ -184,6 +191,40 @@ class _Block:
         more = np.where(n_unseen > 0, np.minimum(n_unseen * weight[:, :, -1], left), 0.0)
         return _Found(mass, match[:, :, 0].sum(axis=1), more.sum(axis=1, dtype=np.float64))
 
+    def by_rebuilding(self) -> _Found:
+        """Exact within the rounding of query and key; holds the rows of one example between its first and last match."""
+        require_rebuilt(self.site, self.segment.spec.keep)
+        site, matches = self.site, self.matches
+        evaluator = self.support.matcher.evaluator
+        row_of_match = np.cumsum(np.isin(np.arange(len(matches)), self.support.first)) - 1
+        mass = np.zeros((site.n_heads, len(self.rows)))
+        hits = np.zeros(site.n_heads, np.int64)
+        borders = np.append(self.support.first_of_example, len(self.rows))
+        for start, stop in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+            example = int(self.support.example[start])
+            first_key = int(evaluator.key.table.token_offset[example])
+            n_keys = int(evaluator.key.table.token_offset[example + 1]) - first_key
+            step = max(1, BLOCK_WEIGHTS // max(1, site.n_heads * n_keys))
+            at = start
+            while at < stop:  # rows of one tile: those within `step` rows of the first
+                first = int(self.rows[at])
+                end = at + int(np.searchsorted(self.rows[at:stop], first + step))
+                rows = slice(first, int(self.rows[end - 1]) + 1)
+                query_pos = evaluator.query.position[rows]
+                seen = min(n_keys, int(query_pos[-1]) + 1) if site.causal else n_keys
+                heads = np.arange(site.n_heads)
+                keys = slice(first_key, first_key + seen)
+                with located(f"{self.segment.where}, example {self.segment.first_example + example}"):
+                    tile = read_tile(self.segment, site, self.layer, heads, rows, keys, query_pos, 0, n_keys)
+                low, high = int(self.support.first[at]), int(np.append(self.support.first, len(matches))[end])
+                query, key = matches.query[low:high] - first, evaluator.key.position[matches.key[low:high]]
+                weights = tile.weights[:, query, key]  # [head, match]
+                mass[:, at:end] = np.add.reduceat(weights, self.support.first[at:end] - low, axis=1, dtype=np.float64)
+                strongest = tile.weights[:, self.rows[at:end] - first].argmax(axis=-1)  # [head, row]
+                hits += (strongest[:, row_of_match[low:high] - at] == key).sum(axis=1)
+                at = end
+        return _Found(mass, hits)
+
     def _edges(self, name: str, edges: slice = slice(None)) -> Num[np.ndarray, "head row edge"]:
         first, last = int(self.rows[0]), int(self.rows[-1])
         path = f"{self.site.name}/{name}"
@@ -229,22 +270,31 @@ class _Block:
         return hits
 
 
-def level_for(segments: Sequence[Segment], site: Site, asked: str) -> Level:
-    """The level that answers: what was asked for, or the most exact one that is kept.
+def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
+    """The level that answers: what was asked for, or the best one that is kept.
+
+    ``"auto"`` takes stored attention, else edges, else rebuilds; ``"exact"`` takes stored attention, else rebuilds.
 
     Raises
     ------
     NotFoundError
         The store does not have what is needed.
     """
-    if not segments or asked in ("auto", "attention"):
-        if not segments or segments[0].spec.keep.attention:
-            return "attention"
-        if asked == "attention":
-            segments[0].array(f"{site.name}/attention")  # says what the job must keep
-    if segments[0].spec.keep.edges:
+    if not segments:
+        return "attention"
+    keep = segments[0].spec.keep
+    if keep.attention and asked in ("auto", "exact", "attention"):
+        return "attention"
+    if asked == "attention":
+        segments[0].array(f"{site.name}/attention")  # says what the job must keep
+    if keep.edges and asked in ("auto", "edges"):
         return "edges"
+    if asked in ("exact", "rebuilt"):
+        require_rebuilt(site, keep)
+        return "rebuilt"
+    if asked == "auto" and why_not_rebuilt(site, keep) is None:
+        return "rebuilt"
     raise NotFoundError(
-        f"a search needs attention or edges of {site.name}, and neither was kept. "
+        f"a search needs attention or edges of {site.name}, or query and key to rebuild it, and none was kept. "
         'Run the job again with keep.edges = 8 or keep.attention = "sqrt8".'
     )

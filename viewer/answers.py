@@ -17,7 +17,7 @@ def upper_end(values: Float32[np.ndarray, "*shape"]) -> float:
         return 1.0
     step = 10.0 ** np.floor(np.log10(highest))
     ends = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
-    return next(float(np.round(m * step, 12)) for m in ends if m * step >= highest * (1 - 1e-9))
+    return next(float(f"{m * step:.3g}") for m in ends if m * step >= highest * (1 - 1e-9))
 
 
 @dataclass(frozen=True)
