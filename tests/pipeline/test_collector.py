@@ -52,7 +52,10 @@ def eager_attention(model, inputs):
 def slow_statistics(weights, special):
     """One head of one example, `weights` [query, key] float64, by the definitions."""
     n, m = weights.shape
-    mean = lambda values: sum(values) / len(values) if values else math.nan
+
+    def mean(values):
+        return sum(values) / len(values) if values else math.nan
+
     return {
         "entropy": mean([-sum(w * math.log(w) for w in row if w > 0) for row in weights.tolist()]),
         "distance": mean([sum(w * abs(q - k) for k, w in enumerate(row)) for q, row in enumerate(weights.tolist())]),

@@ -69,7 +69,7 @@ def test_wrong_capture_is_stopped(name, field, value, model_of, inputs_of, monke
         return dataclasses.replace(right(**values), **{field: value})
 
     monkeypatch.setattr(capture_module, "AttentionCall", spoilt)
-    with pytest.raises(UnsupportedModelError, match="differs? from the model's own|hidden states|later tokens"):
+    with pytest.raises(UnsupportedModelError, match=r"differs? from the model's own|hidden states|later tokens"):
         check(model, inputs)
 
 
@@ -97,7 +97,7 @@ def drop_attentions(forward):
 def test_examples_are_spread_over_lengths(model_of, inputs_of):
     sites = discover_sites(model_of("bert"), {name: values[:1, :3] for name, values in inputs_of("bert").items()}).sites
     lengths = np.asarray([5, 0, 30, 12, 7, 90, 3])
-    assert choose_examples(sites, {"source": lengths}, 3) == [6, 3, 5]
+    assert choose_examples(sites, {"source": lengths}, 3) == [6, 4, 5]
     assert set(choose_examples(sites, {"source": lengths}, 20)) == {0, 2, 3, 4, 5, 6}
 
 
