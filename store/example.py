@@ -248,7 +248,7 @@ class Example:
                         n_keys,
                     )
                 out[...] = tile.weights
-                bound = max(bound, tile.max_absolute_error)
+                bound = max(bound, tile.max_absolute_error or 0.0)
         labels = _Labels({"layer": (layer, layers), "head": (head, heads)})
         dropped = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
         return maps[dropped], bound, labels

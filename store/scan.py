@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Int64, Num
 from .companding import decode_attention
 from .errors import FormatError, NotFoundError, located
 from .patterns.matching import Matcher, Matches
-from .rebuild import read_tile, require_rebuilt, why_not_rebuilt
+from .rebuild import Vectors, read_heads, read_vectors, rebuild_tile, require_rebuilt, why_not_rebuilt
 from .schema import Site
 from .segment import Segment
 
@@ -192,36 +192,28 @@ class _Block:
         return _Found(mass, match[:, :, 0].sum(axis=1), more.sum(axis=1, dtype=np.float64))
 
     def by_rebuilding(self) -> _Found:
-        """Exact within the rounding of query and key; holds the rows of one example between its first and last match."""
-        require_rebuilt(self.site, self.segment.spec.keep)
-        site, matches = self.site, self.matches
-        evaluator = self.support.matcher.evaluator
-        row_of_match = np.cumsum(np.isin(np.arange(len(matches)), self.support.first)) - 1
-        mass = np.zeros((site.n_heads, len(self.rows)))
-        hits = np.zeros(site.n_heads, np.int64)
-        borders = np.append(self.support.first_of_example, len(self.rows))
-        for start, stop in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
-            example = int(self.support.example[start])
-            first_key = int(evaluator.key.table.token_offset[example])
-            n_keys = int(evaluator.key.table.token_offset[example + 1]) - first_key
-            step = max(1, BLOCK_WEIGHTS // max(1, site.n_heads * n_keys))
+        """Exact within the rounding of query and key; holds the maps of one example, or of some of its rows."""
+        support = self.support
+        evaluator = support.matcher.evaluator
+        vectors = _Vectors.of(self)
+        match_row = np.repeat(np.arange(len(self.rows)), support.n_matches)
+        key_pos = evaluator.key.position[self.matches.key]
+        mass, hits = np.zeros((self.site.n_heads, len(self.rows))), np.zeros(self.site.n_heads, np.int64)
+        borders = np.append(support.first_of_example, len(self.rows)).tolist()
+        for start, stop in zip(borders[:-1], borders[1:], strict=True):
+            offset = evaluator.key.table.token_offset[support.example[start] :][:2]
+            step = max(1, BLOCK_WEIGHTS // int(self.site.n_heads * (offset[1] - offset[0])))
             at = start
-            while at < stop:  # rows of one tile: those within `step` rows of the first
-                first = int(self.rows[at])
-                end = at + int(np.searchsorted(self.rows[at:stop], first + step))
-                rows = slice(first, int(self.rows[end - 1]) + 1)
-                query_pos = evaluator.query.position[rows]
-                seen = min(n_keys, int(query_pos[-1]) + 1) if site.causal else n_keys
-                heads = np.arange(site.n_heads)
-                keys = slice(first_key, first_key + seen)
-                with located(f"{self.segment.where}, example {self.segment.first_example + example}"):
-                    tile = read_tile(self.segment, site, self.layer, heads, rows, keys, query_pos, 0, n_keys)
-                low, high = int(self.support.first[at]), int(np.append(self.support.first, len(matches))[end])
-                query, key = matches.query[low:high] - first, evaluator.key.position[matches.key[low:high]]
-                weights = tile.weights[:, query, key]  # [head, match]
-                mass[:, at:end] = np.add.reduceat(weights, self.support.first[at:end] - low, axis=1, dtype=np.float64)
-                strongest = tile.weights[:, self.rows[at:end] - first].argmax(axis=-1)  # [head, row]
-                hits += (strongest[:, row_of_match[low:high] - at] == key).sum(axis=1)
+            while at < stop:  # a tile: the rows within `step` of the first
+                end = at + int(np.searchsorted(self.rows[at:stop], self.rows[at] + step))
+                tokens = slice(int(self.rows[at]), int(self.rows[end - 1]) + 1)
+                weights = vectors.tile(tokens, evaluator.query.position[tokens], int(offset[0]), int(offset[1]))
+                low, high = int(support.first[at]), int(support.first[end - 1] + support.n_matches[end - 1])
+                row = self.matches.query[low:high] - tokens.start
+                found = weights[:, row, key_pos[low:high]]  # [head, match]
+                mass[:, at:end] = np.add.reduceat(found, support.first[at:end] - low, axis=1, dtype=np.float64)
+                strongest = weights.argmax(axis=-1)[:, self.rows[at:end] - tokens.start]  # [head, row]
+                hits += (strongest[:, match_row[low:high] - at] == key_pos[low:high]).sum(axis=1)
                 at = end
         return _Found(mass, hits)
 
@@ -268,6 +260,52 @@ class _Block:
             strongest = at[np.concatenate([[True], row[1:] != row[:-1]])]  # [row between first and last]
             hits[head] = self._bits[strongest[wanted]].sum()
         return hits
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Query, key and logsumexp of all heads of one layer, from the first row of a block to its last."""
+
+    block: _Block
+    first_row: int
+    first_key: int
+    query: Vectors
+    key: Vectors
+    logsumexp: Float[np.ndarray, "head row"]
+
+    @staticmethod
+    def of(block: _Block) -> _Vectors:
+        site, segment, layer = block.site, block.segment, block.layer
+        require_rebuilt(site, segment.spec.keep)
+        offset = block.support.matcher.evaluator.key.table.token_offset
+        rows = slice(int(block.rows[0]), int(block.rows[-1]) + 1)
+        example = block.support.example
+        keys = slice(int(offset[example[0]]), int(offset[example[-1] + 1]))
+        heads, kv_heads = np.arange(site.n_heads), np.arange(site.n_kv_heads)
+        return _Vectors(
+            block,
+            rows.start,
+            keys.start,
+            read_vectors(segment, site, "query", layer, heads, rows),
+            read_vectors(segment, site, "key", layer, kv_heads, keys),
+            read_heads(segment, f"{site.name}/logsumexp", layer, heads, rows),
+        )
+
+    def tile(
+        self, tokens: slice, query_pos: Int[np.ndarray, "row"], key_start: int, key_stop: int
+    ) -> Float[np.ndarray, "head row key_pos"]:
+        """Maps of some rows of an example whose keys are `key_start:key_stop`."""
+        site = self.block.site
+        n_keys = key_stop - key_start
+        seen = min(n_keys, int(query_pos[-1]) + 1) if site.causal else n_keys
+        rows = slice(tokens.start - self.first_row, tokens.stop - self.first_row)
+        start = key_start - self.first_key
+        values = self.key.values[:, start : start + seen].repeat(site.n_heads // site.n_kv_heads, axis=0)
+        key, logsumexp = Vectors(values, self.key.bound), self.logsumexp[:, rows]
+        with located(f"{self.block.segment.where}, tokens {tokens.start} to {tokens.stop - 1}"):
+            return rebuild_tile(
+                self.query.part(rows), key, logsumexp, site, self.block.layer, query_pos, 0, n_keys, bounded=False
+            ).weights
 
 
 def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:

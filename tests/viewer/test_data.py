@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example as always
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -126,7 +127,7 @@ def test_heads_like_a_head_are_near_in_all_statistics(data):
     assert all(0 < score <= 1 for _, score in like)
 
 
-@example(np.full((2, 3), 1.1754944e-38, np.float32))
+@always(np.full((2, 3), 1.1754944e-38, np.float32))
 @given(arrays(np.float32, (2, 3), elements=st.floats(0, 1e6, width=32) | st.just(float("nan"))))
 def test_ranks_and_scale_ends_fit_the_values(values):
     table = HeadValues("x", "X", "", values, upper_end(values))
