@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headatlas.store.errors import ConfigError, UnsupportedModelError
+from headatlas.store.masks import keys_seen
 from headatlas.store.schema import Keep, Site, TraceSpec
 
 from .capture import AttentionCall
@@ -41,6 +42,7 @@ class Batch:
     special: dict[str, Bool[Tensor, "batch token"]]
     failures: dict[int, str] = field(default_factory=dict)
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | None, bool]] = field(default_factory=dict)
+    _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool]] = field(default_factory=dict)
 
     def mask_of(self, call: AttentionCall, site: Site, index: int, run: Run) -> tuple[Tensor | None, bool]:
         """(additive mask or None, whether later keys are hidden besides) of one run.
@@ -78,6 +80,37 @@ class Batch:
             self._masks[id(call.mask), index] = known  # holds the mask, so that its id stays its own
         return known[1], known[2]
 
+    def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run) -> None:
+        """Check that the mask of one run is the one that attention will be rebuilt with.
+
+        Raises
+        ------
+        UnsupportedModelError
+            It is another.
+        """
+        window = site.window[layer]
+        if call.mask is None:
+            same = window is None or max(run.n_queries, run.n_keys) <= window
+        else:
+            known = self._derivable.get((id(call.mask), index, window))
+            if known is None:
+                crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
+                queries, keys = np.arange(run.n_queries), np.arange(run.n_keys)
+                seen = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
+                if crop.dtype == torch.bool:
+                    differs = crop != seen
+                else:  # an open key may not be biased either
+                    differs = torch.where(seen, crop != 0, crop > torch.finfo(crop.dtype).min / 2)
+                known = (call.mask, not bool(differs.any()))  # holds the mask, so that its id stays its own
+                self._derivable[id(call.mask), index, window] = known
+            same = known[1]
+        if not same:
+            raise UnsupportedModelError(
+                f"{call.module} hides other keys than its causal and window settings say, so its attention cannot be "
+                'rebuilt from query and key. Keep attention (keep.attention = "sqrt8"), or leave query and key out '
+                '(keep.query_key = "none").'
+            )
+
     def fail(self, row: int, place: SitePlacement, reason: str) -> None:
         """Record why an example must not be stored; the first reason stays."""
         self.failures.setdefault(place.example[row], reason)
@@ -111,10 +144,13 @@ class TorchReduction:
         if site.name == "cross":
             names -= {"self", "previous", "next"}
         request = TileRequest(self._keep.attention, self._keep.query_key is not None, self._keep.edges or 0, names)
+        will_be_rebuilt = request.logsumexp and not request.attention and not site.has_position_bias
         sums = {name: torch.zeros(call.query.shape[:2], device=call.query.device) for name in names}
         if request.attention or request.logsumexp or request.n_edges or names:
             for index, run in enumerate(place.runs):
                 mask, triangular = batch.mask_of(call, site, index, run)
+                if will_be_rebuilt:
+                    batch.check_mask(call, site, layer, index, run)
                 for rows, heads, queries in _tiles(run, site, call.query.device):
                     tile = _cut(call, site, batch, run, mask, triangular, rows, heads, queries)
                     result = reduce_tile(tile, request)

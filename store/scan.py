@@ -6,6 +6,7 @@ shard is one layer) and in blocks of bounded pairs, so memory depends neither on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -200,7 +201,7 @@ class _Block:
         key_pos = evaluator.key.position[self.matches.key]
         mass, hits = np.zeros((self.site.n_heads, len(self.rows))), np.zeros(self.site.n_heads, np.int64)
         borders = np.append(support.first_of_example, len(self.rows)).tolist()
-        for start, stop in zip(borders[:-1], borders[1:], strict=True):
+        for start, stop in itertools.pairwise(borders):
             offset = evaluator.key.table.token_offset[support.example[start] :][:2]
             step = max(1, BLOCK_WEIGHTS // int(self.site.n_heads * (offset[1] - offset[0])))
             at = start
