@@ -18,6 +18,7 @@ import torch
 from headatlas.pipeline.capture import capturing
 from headatlas.pipeline.collector import TraceCollector
 from headatlas.pipeline.config import JobConfig, parse_config
+from headatlas.pipeline.fused import choose_reduction
 from headatlas.pipeline.job import Job, count_tokens, prepare_job
 from headatlas.pipeline.planning import BatchPlan, plan_batches
 from headatlas.pipeline.run import ComputedSegment, write_segment
@@ -61,7 +62,10 @@ def measure(name: str, config: JobConfig) -> list[Row]:
     (segment,) = job.segments
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        collectors = {mode: TraceCollector(job.spec, job.sites) for mode in ("written", "computed")}
+        collectors = {
+            mode: TraceCollector(job.spec, job.sites, choose_reduction(job.spec.keep, job.spec.statistics))
+            for mode in ("written", "computed")
+        }
         pools = {mode: BufferPool() for mode in collectors}
         buffers: dict[str, SegmentBuffers] = {}
         receiver = _Switch(collectors["written"])

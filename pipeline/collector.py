@@ -139,7 +139,7 @@ class TorchReduction:
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write everything kept of one call into `arrays`."""
         place = batch.places[site.name]
-        self._store_vectors(call, site, layer, batch, arrays)
+        self.store_vectors(call, site, layer, batch, arrays)
         names = frozenset(self._statistics) if self._keep.statistics else frozenset[str]()
         if site.name == "cross":
             names -= {"self", "previous", "next"}
@@ -163,7 +163,8 @@ class TorchReduction:
             self._store_statistics(sums, layer, place, arrays.statistics)
         arrays.n_filled += len(place.example)
 
-    def _store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
+    def store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
+        """Write query and key in the codec they are kept in."""
         codec, place = self._keep.query_key, batch.places[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return

@@ -9,6 +9,7 @@ import torch
 
 from .capture import capturing
 from .collector import TILE_WEIGHTS, TraceCollector
+from .fused import choose_reduction
 from .job import Job, model_shape
 from .planning import JobProjection, plan_batches, project
 from .segment_buffers import SegmentBuffers
@@ -48,7 +49,8 @@ def seconds_per_token(job: Job) -> float:
     chosen = [int(i) for i in order[max(0, middle - half) : middle + half]] or [int(order[0])]
     examples = [job.examples[i] for i in chosen]
     lengths = {name: counts[chosen] for name, counts in n_tokens.items()}
-    collector, buffers = TraceCollector(job.spec, job.sites), SegmentBuffers(job.spec, lengths)
+    collector = TraceCollector(job.spec, job.sites, choose_reduction(job.spec.keep, job.spec.statistics))
+    buffers = SegmentBuffers(job.spec, lengths)
     batches = plan_batches(lengths, job.config.run.limits)
     seconds = 0.0
     for _ in range(2):  # the first time warms up

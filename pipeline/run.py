@@ -18,10 +18,13 @@ from headatlas.store.manifest import SegmentEntry
 from headatlas.store.tables import SegmentTables
 from headatlas.store.writer import StoreWriter
 
+from . import kernel
+from .agreement import check_agreement
 from .capture import capturing
-from .collector import TraceCollector
+from .collector import Reduction, TorchReduction, TraceCollector
 from .config import JobConfig
 from .examples import EncodedExample
+from .fused import FusedReduction, choose_reduction
 from .job import Job, count_tokens, prepare_job, without_tokens
 from .planning import SegmentSpec, plan_batches
 from .progress import (
@@ -106,8 +109,7 @@ def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
         JobStarted(str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(done))
     )
     if left:
-        _check(job, left, on_event)
-        collector = TraceCollector(job.spec, job.sites)
+        collector = TraceCollector(job.spec, job.sites, _check(job, left, on_event))
         pools = (BufferPool(), BufferPool())
         pending: Future[SegmentEntry] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
@@ -235,8 +237,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> None:
-    """Hold the capture against eager attention on a few examples of what comes next."""
+def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> Reduction:
+    """Hold the capture against eager attention on a few examples of what comes next; what then serves."""
+    plain = TorchReduction(job.spec.keep, job.spec.statistics)
     on_event(Stage("checking the capture against eager attention"))
     for segment in left:
         examples = job.examples[segment.examples]
@@ -245,11 +248,29 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> None:
             continue
         chosen = choose_examples(job.spec.sites, n_tokens)
         lengths = {name: [int(counts[i]) for i in chosen] for name, counts in n_tokens.items()}
-        report = check_capture(
-            job.loaded.model, job.sites, job.spec.keep, job.inputs.build([examples[i] for i in chosen]), lengths
-        )
+        inputs = job.inputs.build([examples[i] for i in chosen])
+        report = check_capture(job.loaded.model, job.sites, job.spec.keep, inputs, lengths)
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
-        return
+        fused = choose_reduction(job.spec.keep, job.spec.statistics)
+        if not isinstance(fused, FusedReduction):
+            on_event(Stage(f"capturing with {kernel.explain()}"))
+            return plain
+        agreement = check_agreement(job.loaded.model, job.sites, job.spec, inputs, lengths, fused)
+        if agreement.difference:
+            on_event(
+                Stage(f"capturing with torch operations: the fused kernel differs from them ({agreement.difference})")
+            )
+            return plain
+        share = f"{fused.n_fused} of {fused.n_fused + fused.n_torch} layers"
+        on_event(
+            Stage(
+                f"capturing with the {kernel.explain()}, {share}"
+                if fused.n_fused
+                else "capturing with torch operations"
+            )
+        )
+        return fused
+    return plain
 
 
 def _report_segment(entry: SegmentEntry, on_event: Listener) -> None:

@@ -61,9 +61,9 @@ class LazyArray:
         return self[...].astype(dtype or self.dtype, copy=False)
 
     def __getitem__(self, selection: tuple[Index, ...] | Index) -> np.ndarray:
-        """Integers and slices, as in numpy; NotFoundError outside the bounds."""
+        """Integers and slices, as in numpy, an element as an array without axes; NotFoundError outside the bounds."""
         block, inner = self._plan(selection if isinstance(selection, tuple) else (selection,))
-        return self.read_block(self.layout.path, block)[inner]
+        return np.asarray(self.read_block(self.layout.path, block)[inner])
 
     def _plan(self, keys: tuple[Index, ...]) -> tuple[tuple[slice, ...], tuple[int | slice, ...]]:
         """The block to read, and how to index it to get what was asked for."""

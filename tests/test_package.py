@@ -47,6 +47,9 @@ def test_the_wheel_holds_every_file_of_the_parts(repository, files, tmp_path) ->
 
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    packed = {
+        name for name in packed if not name.startswith("headatlas/pipeline/kernel/_attention.")
+    }  # compiled, if it could be
     assert packed == {f"headatlas/{name}" for name in files if name.startswith(tuple(f"{part}/" for part in PARTS))}
     assert {f"headatlas/{part}/py.typed" for part in PARTS} <= packed
 

@@ -49,7 +49,7 @@ def make_app(data: DataSource) -> Callable[[], pn.viewable.Viewable]:
         session = Session(data, query_of_arguments(pn.state.session_args))
         document = pn.state.curdoc
         if document is not None:
-            document.template = template
+            document.template = template  # type: ignore[assignment]  (Panel renders text as an extension of its own page)
             document.template_variables["app_favicon"] = ""
             document.template_variables["apple_icon"] = ""
             document.title = "headatlas"

@@ -188,9 +188,12 @@ class DataSource:
         Edges of tokens that the tokenizer added count only where there is no other. None where the store keeps nothing
         that tells, or nothing matches.
         """
-        found, example = self.site(site), self.example(number)
-        keep = self.store.spec.keep
-        if keep.attention or (not keep.edges and self.has_attention(site)):
+        key = ("edge", self.site(site).name, number, layer, head, statistic)
+        return self._cache.get(key, lambda: self._strongest_edge(self.site(site), number, layer, head, statistic))
+
+    def _strongest_edge(self, found: Site, number: int, layer: int, head: int, statistic: str) -> Edge | None:
+        example, keep = self.example(number), self.store.spec.keep
+        if keep.attention or (not keep.edges and self.has_attention(found.name)):
             weights = example.attention(layer, head, found.name).values
         elif keep.edges:
             edges = example.edges(layer, head, found.name)

@@ -229,7 +229,7 @@ def test_example_with_scores_that_are_not_finite_is_not_stored(tiny_job, tiny_fo
     assert 0 < len(hit) < 40
     from unittest import mock
 
-    with mock.patch.object(run_module, "_check"):
+    with mock.patch.object(run_module, "_check", return_value=None):
         execute_job(job)
     store = open_store(tiny_job["store"]["path"])
     assert [note.example for note in store.manifest.skipped] == hit

@@ -104,7 +104,12 @@ class Distribution(Card):
 
 
 class Inspector(Card):
-    """The statistics of one head, its strongest examples, heads like it."""
+    """The statistics of one head, its strongest examples, heads like it.
+
+    `table` holds every head's values by statistic; it is apart from the frame, which each click on a head sends anew.
+    """
+
+    table = param.Dict(default={})
 
     _esm = _bundle = "inspector.js"
 

@@ -5,7 +5,7 @@ import { component, link } from "../_js/shell.js";
 
 const EDGE = {left: 46, right: 16, top: 14, bottom: 22};
 
-// frame: {title, unit, counts: int32, high, quartiles: [q1, median, q3], corpus, n, n_all, query, patch}
+// frame: {title, unit, counts: [n], high, quartiles: [q1, median, q3], corpus, n, n_all, query, patch}
 export function render({model, el: host}) {
   component(model, host, ".plot { position: relative; height: 100% }", ui => {
     const canvas = el("canvas", {role: "img"}), box = el("div.plot", null, canvas), head = el("header");

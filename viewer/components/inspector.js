@@ -1,5 +1,5 @@
 // One head: its statistics as value and rank among all heads, the examples that show it best, heads with a like profile.
-import { count, number, SCALES } from "../_js/paint.js";
+import { count, number, plain, SCALES } from "../_js/paint.js";
 import { el, fit } from "../_js/dom.js";
 import { component, link } from "../_js/shell.js";
 
@@ -13,7 +13,7 @@ const CSS = `
 .like { display: grid; grid-template-columns: 44px 1fr 30px; align-items: center; gap: 8px; height: 22px; width: 100%; font-size: 12px !important; border: 0; padding: 0; background: none; text-align: left }
 `;
 
-// frame: {head, layer, index, sub, tag, n, statistics: [{name, label, value, rank, of, values: float32, high, on}],
+// table: {statistic: float32 of every head}; frame: {head, layer, index, sub, tag, n, statistics: [{name, label, value, rank, of, high, on}],
 //         examples: [{query, patch, parts: [[text, kind, weight]], score}], examples_of, like: [{head, layer, index, score}],
 //         search: {query, patch}|null, open: {query, patch}|null, list: {query, patch}}
 export function render({model, el: host}) {
@@ -21,7 +21,7 @@ export function render({model, el: host}) {
     const head = el("header"), body = el("div.body", {style: "padding:10px 12px 8px"});
     ui.root.append(el("section.card", {"aria-label": "head"}, head, body));
     return frame => {
-      const p = ui.paint(), canvases = [];
+      const p = ui.paint(), canvases = [], table = plain(model.table);
       head.replaceChildren(el("h2", {style: "font-size:15px"}, `Head ${frame.head}`), el("span.sub.ell", null, frame.sub));
       const strips = frame.statistics.map(s => {
         const canvas = el("canvas", {"aria-hidden": "true"});
@@ -41,7 +41,7 @@ export function render({model, el: host}) {
         ...(frame.like.length ? [el("hr", {style: "margin-top:6px"}), el("div.sect", null, "Similar heads", el("span.r", null, "by profile of statistics")),
           el("div", null, frame.like.map(other => el("button.like", {onclick: () => ui.go({layer: other.layer, head: other.index})}, el("b", null, other.head),
             el("div.bar", null, el("i", {style: `width:${100 * other.score}%`})), el("span.num", {style: "text-align:right"}, number(other.score)))))] : []));
-      for (const [canvas, s] of canvases) strip(canvas, s, p);
+      for (const [canvas, s] of canvases) strip(canvas, s, table[s.name] || [], p);
     };
   });
 }
@@ -53,12 +53,12 @@ export function piece([text, kind, weight], p) {
   return el("span.tok.k", {dir: "auto", style: `background:${p.seq(v)};color:${p.on(v)}`}, text);
 }
 
-function strip(canvas, s, p) {
+function strip(canvas, s, values, p) {
   const width = Math.max(60, canvas.parentElement.clientWidth - 118 - 80 - 32), g = fit(canvas, width, 16);
   const x = v => 4 + Math.max(0, Math.min(1, v / (s.high || 1))) * (width - 8);
   g.fillStyle = p.line; g.fillRect(0, 8, width, 1);
-  g.fillStyle = p["ink-3"]; g.globalAlpha = s.values.length > 300 ? .12 : .28;
-  for (const v of s.values) if (!Number.isNaN(v)) g.fillRect(x(v) - .5, 4, 1, 9);
+  g.fillStyle = p["ink-3"]; g.globalAlpha = values.length > 300 ? .12 : .28;
+  for (const v of values) if (!Number.isNaN(v)) g.fillRect(x(v) - .5, 4, 1, 9);
   g.globalAlpha = 1;
   if (Number.isNaN(s.value)) return;
   g.beginPath(); g.arc(x(s.value), 8.5, 4, 0, 7); g.fillStyle = p.accent; g.fill();

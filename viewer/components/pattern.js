@@ -1,6 +1,6 @@
 // The expression box: coloured while it is written, run by Enter; a mistake gets an arrow under it and what is known.
 import { el } from "../_js/dom.js";
-import { component } from "../_js/shell.js";
+import { component, select } from "../_js/shell.js";
 
 const CSS = `
 .query { padding: 10px 12px; gap: 8px; overflow: visible }
@@ -25,8 +25,9 @@ export function render({model, el: host}) {
     const code = el("code", {"aria-hidden": "true"}), button = el("button.btn.primary.run", {onclick: run}, "Run");
     const editor = el("div.editor", null, el("div.view", null, code), input, button);
     const problem = el("div.problem", {role: "alert", id: "problem"}), library = el("div.lib", {role: "group", "aria-label": "library"}), about = el("div.sm.dim2.ell");
+    const all = el("span");
     let error = null, shown = null;
-    ui.root.append(el("section.card.query", {"aria-label": "pattern"}, el("div.row", null, el("h2.strong", null, "Find heads and examples"), el("span.grow"), el("span.xs.dim", null, "a condition on a query token and a key token")), editor, problem, library, about));
+    ui.root.append(el("section.card.query", {"aria-label": "pattern"}, el("div.row", null, el("h2.strong", null, "Find heads and examples"), el("span.xs.dim", null, "a condition on a query token and a key token"), el("span.grow"), all), editor, problem, library, about));
     function run() { ui.send({run: input.value}); }
     const colour = () => {
       const text = input.value, mark = error && error.expression === text ? error : null, parts = [];
@@ -53,7 +54,9 @@ export function render({model, el: host}) {
       if (frame.expression !== shown) { input.value = frame.expression; shown = frame.expression; }
       button.textContent = frame.busy ? "Running\u2026" : "Run";
       button.disabled = !!frame.busy;
-      library.replaceChildren(...frame.library.map(item => el("button.chip", {"aria-pressed": String(item.name === frame.picked), title: `${item.description}\n${item.expression}`, "data-pattern": item.name, onclick: () => ui.send({run: item.expression})}, item.name)));
+      const chips = [...frame.library].sort((a, b) => (b.name === frame.picked) - (a.name === frame.picked));   // what is picked is seen
+      all.replaceChildren(select([["", `library: ${frame.library.length} patterns`], ...frame.library.map(item => [item.expression, item.name])], frame.picked ? frame.expression : "", "library of patterns", expression => expression && ui.send({run: expression})));
+      library.replaceChildren(...chips.map(item => el("button.chip", {"aria-pressed": String(item.name === frame.picked), title: `${item.description}\n${item.expression}`, "data-pattern": item.name, onclick: () => ui.send({run: item.expression})}, item.name)));
       about.replaceChildren(...(frame.picked ? [el("b.strong", null, frame.picked), `  \u2014  ${frame.description}`] : [frame.description]));
       colour();
     };

@@ -54,6 +54,7 @@ export function select(options, value, label, changed) {
   const node = el("select.sel", {"aria-label": label, onchange: event => changed(event.target.value)},
     options.map(([v, text]) => el("option", {value: v}, text)));
   node.value = value;
+  if (node.selectedIndex < 0) node.selectedIndex = 0;
   return node;
 }
 export function segmented(options, value, label, changed) {

@@ -44,6 +44,7 @@ class CorpusPage(Page):
         self.facts.frame = facts_frame(self.data)
         self._drawn: tuple[str, ...] = ()
         self._scattered: tuple[str, ...] = ()
+        self._tabled: tuple[str, ...] = ()
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill a picture only where its numbers changed: a click on a head sends no values again."""
@@ -60,6 +61,11 @@ class CorpusPage(Page):
         if scattered != self._scattered:
             self.scatter.frame = scatter_frame(self.data, state)
             self._scattered = scattered
+        if drawn != self._tabled:
+            self.inspector.table = {
+                table.name: table.values.ravel() for table in shown_tables(self.data, state, values)
+            }
+            self._tabled = drawn
         self.inspector.frame = inspector_frame(self.data, state, values)
         self.distribution.frame = distribution_frame(self.data, state, values)
         return "a search" if values.name == SEARCH else "stored statistics"
@@ -112,11 +118,16 @@ def map_frame(
     return frame
 
 
+def shown_tables(data: DataSource, state: ViewState, values: HeadValues) -> list[HeadValues]:
+    """The statistics that the inspector lists; a search beside them while it colours the map."""
+    tables = [data.head_values(state.site, name) for name in data.statistic_names]
+    return tables + ([values] if values.name == SEARCH else [])
+
+
 def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
     """The chosen head: statistics with ranks, strongest examples, heads like it."""
     site, spot = data.site(state.site), (state.layer, state.head)
-    tables = [data.head_values(state.site, name) for name in data.statistic_names]
-    tables += [values] if values.name == SEARCH else []
+    tables = shown_tables(data, state, values)
     sharing = site.n_heads // site.n_kv_heads
     examples = strongest_examples(data, state, values)
     opened = examples[0]["patch"] if examples else {"page": "views", "example": state.example}
@@ -136,7 +147,6 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
                 "value": float(table.values[spot]),
                 "rank": int(table.ranks[spot]),
                 "of": int((table.ranks > 0).sum()),
-                "values": table.values.ravel(),
                 "high": table.high,
                 "on": table.name == values.name,
             }
@@ -204,7 +214,7 @@ def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -
     return {
         "title": f"{values.label} of head {state.layer}.{state.head}",
         "unit": values.unit,
-        "counts": counts.astype(np.int32),
+        "counts": counts.tolist(),
         "high": high,
         "quartiles": [float(q) for q in quartiles],
         "corpus": float(values.values[state.layer, state.head]),

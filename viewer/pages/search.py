@@ -117,10 +117,12 @@ class SearchPage(Page):
         shown = answer is not None and answer.rows > 0
         show(self.results, shown)
         self.map.visible = shown
+        self.box.styles = {**self.box.styles, "grid-column": "1" if shown else "1 / 3"}
+        self.state_card.styles = {**self.state_card.styles, "grid-row": "3" if answer is not None else "2 / 4"}
         self.summary.visible = answer is not None
         self.state_card.visible = not shown
         if answer is None or not shown:
-            self.state_card.frame = waiting_frame(self.data, state, self._busy, answer)
+            self.state_card.frame = waiting_frame(self.data, state, self._busy, answer, self._error)
             if answer is None:
                 return
         self.summary.frame = summary_frame(answer, self.data, self._took, stale)
@@ -169,10 +171,18 @@ def source(data: DataSource, answer: SearchResult) -> str:
     return f"attention, {error_bound(data.store.spec.keep.attention)}"
 
 
-def waiting_frame(data: DataSource, state: ViewState, busy: bool, answer: SearchResult | None) -> dict[str, Any]:
+def waiting_frame(
+    data: DataSource, state: ViewState, busy: bool, answer: SearchResult | None, error: HeadAtlasError | None
+) -> dict[str, Any]:
     """What stands where results would be."""
     if busy:
         return {"kind": "loading", "title": "Searching", "lines": [f"{data.n_examples:,} examples"], "loading": True}
+    if error is not None:
+        return {
+            "kind": "mistake",
+            "title": "Nothing was searched",
+            "lines": ["Mend what is underlined above, then run it again."],
+        }
     if answer is not None:
         return {
             "kind": "no-match",

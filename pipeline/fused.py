@@ -1,0 +1,156 @@
+"""The fused kernel as a reduction: it serves the calls it covers and leaves the rest to torch operations.
+
+It covers float32 attention on the CPU whose mask is what lengths, causality and a sliding window say, and nothing more:
+each mask is compared with that, once a batch, never guessed. A learned bias or sinks are for torch operations. Where the
+kernel serves, its output is the model's: SDPA does not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headatlas.store.schema import Keep, Site
+
+from . import kernel
+from .capture import AttentionCall
+from .collector import Batch, Reduction, TorchReduction
+from .kernel.layout import MAX_EDGES, STATISTIC_NAMES
+from .segment_buffers import SiteArrays
+
+
+def choose_reduction(keep: Keep, statistics: Sequence[str]) -> Reduction:
+    """The fused kernel if it is there and knows how to keep all this, else torch operations."""
+    known = (
+        keep.attention in (None, "sqrt8") and (keep.edges or 0) <= MAX_EDGES and set(statistics) <= set(STATISTIC_NAMES)
+    )
+    return FusedReduction(keep, statistics) if known and kernel.available() else TorchReduction(keep, statistics)
+
+
+@dataclass
+class _Plan:
+    """How one batch's calls of one kind are served; `places` None: by torch operations."""
+
+    mask: Tensor | None  # held, so that its id stays its own
+    places: kernel.Places | None
+    window: int | None = None
+
+
+@dataclass
+class FusedReduction:
+    """`Reduction` by the fused kernel; counts the calls it served and those it left to torch."""
+
+    keep: Keep
+    statistics: Sequence[str]
+    library: kernel.Library | None = None
+    n_fused: int = 0
+    n_torch: int = 0
+    _batch: Batch | None = None
+    _plans: dict[tuple[str, int, bool, int | None], _Plan] = field(default_factory=dict)
+    _torch: TorchReduction = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Keep torch operations at hand."""
+        self._torch = TorchReduction(self.keep, self.statistics)
+
+    def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
+        """Write everything kept of one call into `arrays`; the attention output if the kernel served."""
+        plan = self._plan(call, site, batch)
+        if plan.places is None:
+            self.n_torch += 1
+            return self._torch.reduce(call, site, layer, batch, arrays)
+        self.n_fused += 1
+        place = batch.places[site.name]
+        self._torch.store_vectors(call, site, layer, batch, arrays)
+        valid = np.ones(call.query.shape[:2], bool)
+
+        def of_layer(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[layer]
+
+        output = kernel.fused_attention(
+            call.query,
+            call.key,
+            call.value,
+            plan.places,
+            scaling=call.scaling,
+            window=plan.window,
+            softcap=call.softcap,
+            into=kernel.Destination(
+                codes=of_layer(arrays.attention),
+                logsumexp=of_layer(arrays.logsumexp),
+                edge_key=of_layer(arrays.edge_key),
+                edge_weight=of_layer(arrays.edge_weight),
+                statistics=None if arrays.statistics is None else arrays.statistics[:, layer],
+                statistic_names=tuple(self.statistics),
+                valid=valid,
+            ),
+            n_threads=torch.get_num_threads(),
+            library=self.library,
+        )
+        for row, head in np.argwhere(~valid):
+            reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
+            batch.fail(int(row), place, reason)
+        arrays.n_filled += len(place.example)
+        return output
+
+    def _plan(self, call: AttentionCall, site: Site, batch: Batch) -> _Plan:
+        if self._batch is not batch:
+            self._batch = batch
+            self._plans.clear()
+        kind = (site.name, id(call.mask), call.causal, call.window)
+        plan = self._plans.get(kind)
+        if plan is None:
+            plan = self._plans[kind] = _make_plan(call, site, batch)
+        # What differs from layer to layer is looked at every time.
+        if call.query.dtype != torch.float32 or call.query.device.type != "cpu" or call.value.dtype != torch.float32:
+            return _Plan(None, None)
+        return plan if call.position_bias is None and call.sinks is None else _Plan(None, None)
+
+
+def _make_plan(call: AttentionCall, site: Site, batch: Batch) -> _Plan:
+    """What serves the calls with this mask."""
+    place = batch.places[site.name]
+    # Models count a window's own key in or out; the mask decides which it is.
+    stated = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
+    windows = [None, *(window for window in stated if window > 0)]
+    for index, run in enumerate(place.runs):
+        mask, triangular = batch.mask_of(call, site, index, run)
+        windows = [w for w in windows if _is_visible(mask, triangular, run.n_queries, run.n_keys, site.causal, w)]
+    if not windows:
+        return _Plan(call.mask, None)
+    counts = np.array([(run.n_queries, run.n_keys) for run in place.runs for _ in range(run.start, run.stop)])
+    special = batch.special.get(site.key_sequence)
+    flags = np.zeros((len(counts), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
+    places = kernel.Places(
+        lengths=counts[:, 0],
+        causal=site.causal,
+        key_lengths=counts[:, 1] if site.name == "cross" else None,
+        pair_offset=place.pair_start,
+        row_offset=place.query_start,
+        column=place.example,
+        special=flags,
+    )
+    return _Plan(call.mask, places, windows[0])
+
+
+def _is_visible(
+    mask: Tensor | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
+) -> bool:
+    """Whether a run's mask (additive, or None) shows each query the keys that causality and the window do, and no others."""
+    hides_nothing = n_queries == 1 and n_keys == 1
+    reaches_all = window is None or window >= n_keys
+    if mask is None and reaches_all:
+        return triangular == causal or hides_nothing
+    distance = torch.arange(n_queries)[:, None] - torch.arange(n_keys)  # query - key
+    expected = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        expected &= distance < window if causal else distance.abs() <= window
+    if mask is None:
+        shown = distance >= 0 if triangular else torch.ones_like(expected)
+        return bool((shown == expected).all())
+    hidden = torch.finfo(mask.dtype).min / 2
+    return bool(((mask == 0) | (mask < hidden)).all()) and bool(((mask == 0) == expected).all())

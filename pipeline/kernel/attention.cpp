@@ -1,0 +1,200 @@
+// Attention on the CPU that keeps what headatlas stores: scores, softmax, statistics, codes, strongest keys and the
+// attention output in one pass over tiles of rows, so that tokens² is never held.
+//
+// Read call.h (what is asked), reduce.h (what is done), products.h (the matrix products), edges.h (the strongest keys),
+// lanes.h (the vectors). This file compiles them once for each instruction set and chooses one when it runs; the tasks, one example and head
+// (or the query heads that share keys) each, are spread over threads. A task is done whole by one thread, so results
+// do not depend on how many there are.
+#include "call.h"
+
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#include <pthread.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if !defined(__GNUC__)
+#error "needs the vector types of GCC or Clang"
+#endif
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // how GCC 12 writes _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+namespace headatlas {
+
+#define HEADATLAS_ISA 0
+namespace plain {
+#include "lanes.h"
+#include "products.h"
+#include "edges.h"
+#include "reduce.h"
+}  // namespace plain
+#undef HEADATLAS_ISA
+#undef INLINE
+
+#if defined(__x86_64__) && !defined(__clang__)
+#define HEADATLAS_X86 1
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define HEADATLAS_ISA 1
+namespace avx2 {
+#include "lanes.h"
+#include "products.h"
+#include "edges.h"
+#include "reduce.h"
+}  // namespace avx2
+#undef HEADATLAS_ISA
+#undef INLINE
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#define HEADATLAS_ISA 2
+namespace avx512 {
+#include "lanes.h"
+#include "products.h"
+#include "edges.h"
+#include "reduce.h"
+}  // namespace avx512
+#undef HEADATLAS_ISA
+#undef INLINE
+#pragma GCC pop_options
+#endif
+
+// Threads that wait for work for the life of the process; one job at a time. Never destroyed: a thread asleep in a
+// destroyed condition variable at exit would be undefined.
+class Pool {
+ public:
+  // Calls work() here and on n_threads - 1 others, and returns when all have come back.
+  void run(int n_threads, const std::function<void()> &work) {
+    std::lock_guard<std::mutex> one_job(job_);
+    {
+      std::lock_guard<std::mutex> lock(state_);
+      for (; n_started_ < n_threads - 1; ++n_started_) std::thread([this, i = n_started_] { wait(i); }).detach();
+      work_ = &work;
+      n_wanted_ = n_running_ = n_threads - 1;
+      ++number_;
+    }
+    wake_.notify_all();
+    work();
+    std::unique_lock<std::mutex> lock(state_);
+    done_.wait(lock, [this] { return n_running_ == 0; });
+  }
+
+ private:
+  void wait(int index) {
+    std::unique_lock<std::mutex> lock(state_);
+    for (int64_t seen = 0;;) {
+      wake_.wait(lock, [&] { return number_ != seen && index < n_wanted_; });
+      seen = number_;
+      const std::function<void()> *work = work_;
+      lock.unlock();
+      (*work)();
+      lock.lock();
+      if (--n_running_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex job_, state_;
+  std::condition_variable wake_, done_;
+  const std::function<void()> *work_ = nullptr;
+  int n_started_ = 0, n_wanted_ = 0, n_running_ = 0;
+  int64_t number_ = 0;
+};
+
+// A forked child has the pool's memory but not its threads: it starts with a new one and leaves the old one be.
+static std::atomic<Pool *> the_pool{nullptr};
+
+static Pool &pool() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
+  (void)registered;
+  Pool *found = the_pool.load();
+  if (!found) {
+    Pool *fresh = new Pool;
+    if (the_pool.compare_exchange_strong(found, fresh)) return *fresh;
+    delete fresh;
+  }
+  return *found;
+}
+
+}  // namespace headatlas
+
+using headatlas::Call;
+
+extern "C" {
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { PLAIN = 0, AVX2 = 1, AVX512 = 2 };
+enum { DONE = 0, OTHER_CALL = 1, NO_MEMORY = 2, NO_INSTRUCTIONS = 3 };
+
+EXPORT int64_t headatlas_call_bytes() { return (int64_t)sizeof(Call); }
+
+EXPORT int headatlas_supports(int isa) {
+#if defined(HEADATLAS_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (isa == AVX2) return avx2;
+  if (isa == AVX512)
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+  return isa == PLAIN;
+}
+
+EXPORT int headatlas_attention(const Call *call, int isa, int n_threads) {
+  if (call->call_bytes != (int64_t)sizeof(Call)) return OTHER_CALL;
+  if (!headatlas_supports(isa)) return NO_INSTRUCTIONS;
+  int64_t longest = 0;
+  for (int64_t i = 0; i < call->n_examples; ++i)
+    if (call->key_length[i] > longest) longest = call->key_length[i];
+
+  // Query heads that share keys are one task, so that keys are packed once, unless that leaves threads idle.
+  const int64_t group = call->n_heads / call->n_kv_heads;
+  const int64_t per_task = call->n_examples * call->n_kv_heads >= 4 * n_threads || n_threads == 1 ? group : 1;
+  const int64_t tasks_per_example = call->n_heads / per_task, n_tasks = call->n_examples * tasks_per_example;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> short_of_memory{false};
+
+  // The scratch type differs by instruction set, so the loop over tasks does too.
+#define TASKS(ISA)                                                                                               \
+  [&] {                                                                                                          \
+    const int64_t bytes = headatlas::ISA::lay_out(*call, longest, nullptr, nullptr) * (int64_t)sizeof(float);     \
+    void *memory = std::aligned_alloc(64, (size_t)bytes);                                                        \
+    if (!memory) return short_of_memory.store(true);                                                             \
+    headatlas::ISA::Scratch scratch;                                                                             \
+    headatlas::ISA::lay_out(*call, longest, (float *)memory, &scratch);                                          \
+    for (int64_t task; (task = next.fetch_add(1)) < n_tasks;)                                                    \
+      headatlas::ISA::reduce_heads(*call, task / tasks_per_example, task % tasks_per_example * per_task, per_task, \
+                                   scratch);                                                                     \
+    std::free(memory);                                                                                           \
+  }
+  std::function<void()> work = TASKS(plain);
+#if defined(HEADATLAS_X86)
+  if (isa == AVX2) work = TASKS(avx2);
+  if (isa == AVX512) work = TASKS(avx512);
+#endif
+#undef TASKS
+  if (n_threads > n_tasks) n_threads = (int)n_tasks;
+  if (n_threads <= 1) {
+    work();
+  } else {
+    try {
+      headatlas::pool().run(n_threads, work);
+    } catch (...) {  // no thread to be had
+      return NO_MEMORY;
+    }
+  }
+  return short_of_memory.load() ? NO_MEMORY : DONE;
+}
+}

@@ -1,0 +1,48 @@
+// What one call is told: the C twin of `call.Call` in Python. Every pointer and stride was checked there; nothing is
+// checked here. Strides count elements, never bytes. A null destination is not computed.
+#pragma once
+#include <cstdint>
+
+namespace headatlas {
+
+// Order of `statistic_row`; the names are those of store/statistics.py.
+enum Statistic { ENTROPY, DISTANCE, MAXIMUM, SELF, PREVIOUS, NEXT, FIRST, SPECIAL, N_STATISTICS };
+
+struct Call {
+  int64_t call_bytes;  // sizeof(Call) as the caller knows it
+
+  // query [example, head, query_pos, d_head], key and value [example, kv_head, key_pos, d], right padded.
+  int64_t n_examples, n_heads, n_kv_heads, n_queries, n_keys, d_head, d_value;
+  const float *query, *key, *value;
+  int64_t query_stride[4], key_stride[4], value_stride[4];
+  const int64_t *query_length, *key_length;  // [example]
+
+  // Query q sees the keys q - before ... q + after. `triangle`: codes hold the lower triangle only.
+  int64_t before, after, triangle;
+  double scaling, softcap;  // softcap 0: none
+  // Whether queries and keys are the same tokens; if not, self, previous and next do not exist.
+  int64_t same_tokens;
+  const uint8_t *special;  // [example, key_pos], not zero: a special token
+  int64_t special_stride;
+
+  // Destinations of one layer: each example has its own place on the pair, row and column axes.
+  const int64_t *pair_offset, *row_offset, *column;  // [example]
+  float *output;  // [example, query_pos, head, d_value]
+  int64_t output_stride[3];
+  uint8_t *codes;  // [head, pair]
+  int64_t codes_stride;
+  float *logsumexp;  // [head, row]
+  int64_t logsumexp_stride;
+  void *edge_key;         // [head, row, edge], uint16 or uint32
+  uint16_t *edge_weight;  // [head, row, edge], float16
+  int64_t edge_key_bytes, n_edges, edge_key_stride, edge_weight_stride;
+  float *statistics;  // [statistic, head, column]
+  int64_t statistics_stride[3];
+  int64_t statistic_row[N_STATISTICS];  // where each statistic goes; -1: not wanted
+  uint8_t *valid;  // [example, head], 1 if every row's scores were finite
+  int64_t valid_stride;
+};
+
+constexpr int64_t MAX_EDGES = 16;
+
+}  // namespace headatlas

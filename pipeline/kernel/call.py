@@ -1,0 +1,269 @@
+"""`fused_attention`: every size, type, stride and bound is checked here, then pointers are passed.
+
+The C side trusts what it is told, so this module decides nothing and doubts everything: a wrong call raises
+`ShapeError` or `ConfigError` before any memory is touched. Arrays in the signatures are plain on purpose: these checks
+also run where annotations are not checked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from headatlas.store.errors import ConfigError, ShapeError
+
+from .layout import MAX_EDGES, STATISTIC_NAMES, Call
+from .library import Instructions, Library, explain, installed
+from .places import LONGEST, Places
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where one layer's results go: views of a segment's arrays. What is `None` is not computed.
+
+    Parameters
+    ----------
+    codes
+        uint8 [head, pair], sqrt8; the lower triangle row by row for causal attention, else all keys of each query.
+    logsumexp
+        float32 [head, row], natural logarithm, of the scaled and capped scores.
+    edge_key, edge_weight
+        uint16 or uint32, and float16 [head, row, edge], at most 16 edges a row; both or neither. Strongest first,
+        ties to the lower key; a row that sees fewer keys ends in the largest key number with weight 0.
+    statistics
+        float32 [statistic, head, column], its first axis named by `statistic_names`.
+    valid
+        bool [example, head]: whether every score of the example's rows was finite.
+    """
+
+    codes: np.ndarray | None = None
+    logsumexp: np.ndarray | None = None
+    edge_key: np.ndarray | None = None
+    edge_weight: np.ndarray | None = None
+    statistics: np.ndarray | None = None
+    statistic_names: tuple[str, ...] = ()
+    valid: np.ndarray | None = None
+
+
+def fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    places: Places,
+    *,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    into: Destination | None = None,
+    output: bool = True,
+    n_threads: int = 1,
+    instructions: Instructions | None = None,
+    library: Library | None = None,
+) -> torch.Tensor | None:
+    """Attention of a right padded batch, and what is kept of it, in one pass.
+
+    Parameters
+    ----------
+    query
+        float32 [example, head, query_pos, d_head] on the CPU, any strides.
+    key, value
+        float32 [example, kv_head, key_pos, d_head] and [example, kv_head, key_pos, d_value]; query head h uses
+        key head h // (n_heads / n_kv_heads).
+    places
+        Lengths of the examples, and where each lies in the destination's arrays. Padding is neither read nor stored.
+    scaling
+        Multiplies query · key.
+    window
+        Causal: queries see the last `window` keys, themselves included. Otherwise: keys at most `window` away.
+    softcap
+        Scores s become softcap · tanh(s / softcap) after the scaling.
+    into
+        Where to put what is kept.
+    output
+        Whether the attention output is wanted.
+    n_threads
+        Threads to spread examples and heads over; the result does not depend on it.
+    instructions, library
+        For tests and benchmarks: another instruction set than the fastest, another compiled file.
+
+    Returns
+    -------
+    Tensor or None
+        float32 [example, query_pos, head, d_value], contiguous, rows of padding zero.
+
+    Raises
+    ------
+    ShapeError
+        Sizes, types or strides do not fit together, or a place lies outside its array.
+    ConfigError
+        An option is out of range, or no compiled kernel is there.
+    MemoryError
+        No room for scratch memory, or no threads to be had.
+    """
+    library = library or installed()
+    if library is None:
+        raise ConfigError(f"no fused kernel here ({explain()})")
+    _check_tensors(query, key, value)
+    n_examples, n_heads, n_queries, d_head = query.shape
+    n_keys, d_value = key.shape[2], value.shape[3]
+    _check_lengths(places, n_examples, n_queries, n_keys)
+    if window is not None and (window < 1 or not places.same_tokens):
+        raise ConfigError(f"window is {window}; it must be at least 1, and None between two sequences")
+    if not (math.isfinite(scaling) and (softcap is None or 0 < softcap < math.inf)):
+        raise ConfigError(f"scaling is {scaling}, softcap {softcap}; both must be finite, softcap above 0 or None")
+    if not 1 <= n_threads <= 1024:
+        raise ConfigError(f"n_threads is {n_threads}; it must be in 1 ... 1024")
+
+    call = Call(ctypes.sizeof(Call), n_examples, n_heads, key.shape[1], n_queries, n_keys, d_head, d_value)
+    call.query, call.key, call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
+    call.query_stride[:], call.key_stride[:], call.value_stride[:] = query.stride(), key.stride(), value.stride()
+    call.query_length, call.key_length = places.n_queries.ctypes.data, places.n_keys.ctypes.data
+    everything = n_queries + n_keys
+    reach = everything if window is None else min(window, everything)
+    call.before = reach - 1 if places.causal and window is not None else reach
+    call.after = 0 if places.causal else reach
+    call.triangle, call.same_tokens = places.causal, places.same_tokens
+    call.scaling, call.softcap = scaling, softcap or 0.0
+    if places.special is not None:
+        call.special, call.special_stride = places.special.ctypes.data, n_keys
+    call.statistic_row[:] = _NOT_WANTED
+    if into is not None:
+        _point_destination(call, into, places)
+    result = None
+    if output:
+        result = torch.empty((n_examples, n_queries, n_heads, d_value), dtype=torch.float32)
+        call.output, call.output_stride[:] = result.data_ptr(), result.stride()[:3]
+    if n_examples and n_heads:
+        library.run(call, instructions, n_threads)  # into, places and the tensors outlive this
+    return result
+
+
+_NOT_WANTED = (-1,) * len(STATISTIC_NAMES)
+
+
+def _check_tensors(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
+            shape = tuple(getattr(tensor, "shape", ()))
+            raise ShapeError(f"{name} has shape {shape}; expected a tensor [example, head, position, d]")
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            raise ShapeError(f"{name} is {tensor.dtype} on {tensor.device}; the kernel takes dense float32 on the CPU")
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ConfigError(f"{name} wants gradients, which the kernel does not compute; use torch.no_grad()")
+        if tensor.is_neg():
+            raise ShapeError(f"{name} is a lazy negative view; call resolve_neg() on it")
+    n_examples, n_heads, _, d_head = query.shape
+    n_kv_heads = key.shape[1]
+    if key.shape[0] != n_examples or value.shape[:3] != key.shape[:3] or key.shape[3] != d_head:
+        raise ShapeError(
+            f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} do not fit together"
+        )
+    if not n_kv_heads or n_heads % n_kv_heads:
+        raise ShapeError(f"{n_heads} query heads cannot share {n_kv_heads} key heads evenly")
+    if not (0 < d_head <= 65_536 and 0 < value.shape[3] <= 65_536):
+        raise ShapeError(f"d_head is {d_head}, d_value {value.shape[3]}; expected 1 ... 65536")
+
+
+def _check_lengths(places: Places, n_examples: int, n_queries: int, n_keys: int) -> None:
+    if not isinstance(places, Places) or len(places.n_queries) != n_examples:
+        raise ShapeError(f"places are for {np.size(getattr(places, 'n_queries', ()))} examples; query has {n_examples}")
+    if places.longest_query > n_queries or places.longest_key > n_keys or max(n_queries, n_keys) > LONGEST:
+        raise ShapeError(
+            f"lengths reach {places.longest_query} queries and {places.longest_key} keys; "
+            f"the tensors have {n_queries} and {n_keys}"
+        )
+    if places.special is not None and places.special.shape[1] != n_keys:
+        raise ShapeError(f"special has {places.special.shape[1]} key positions; key has {n_keys}")
+
+
+def _point_destination(call: Call, into: Destination, places: Places) -> None:
+    """Check every destination and point `call` at it."""
+    n_heads = call.n_heads
+    if into.codes is not None:
+        call.codes_stride = _steps("codes", into.codes, ("u1",), ("head", "pair"), n_heads, 1)[0]
+        call.codes = into.codes.ctypes.data
+        call.pair_offset = places.starts("pair_offset", "codes", into.codes.shape[1]).ctypes.data
+    if into.logsumexp is not None:
+        call.logsumexp_stride = _steps("logsumexp", into.logsumexp, ("f4",), ("head", "row"), n_heads, 1)[0]
+        call.logsumexp = into.logsumexp.ctypes.data
+        call.row_offset = places.starts("row_offset", "logsumexp", into.logsumexp.shape[1]).ctypes.data
+    if (into.edge_key is None) != (into.edge_weight is None):
+        raise ShapeError("edge_key and edge_weight go together: pass both or neither")
+    if into.edge_key is not None and into.edge_weight is not None:
+        _point_edges(call, into.edge_key, into.edge_weight, places)
+    if into.statistics is not None:
+        _point_statistics(call, into.statistics, into.statistic_names, places)
+    if into.valid is not None:
+        steps = _steps("valid", into.valid, ("b1",), ("example", "head"), n_heads, 2)
+        if into.valid.shape[0] != call.n_examples:
+            raise ShapeError(f"valid has {into.valid.shape[0]} examples; query has {call.n_examples}")
+        call.valid, call.valid_stride = into.valid.ctypes.data, steps[0] if call.n_examples > 1 else n_heads
+
+
+def _point_edges(call: Call, edge_key: np.ndarray, edge_weight: np.ndarray, places: Places) -> None:
+    axes = ("head", "row", "edge")
+    key_steps = _steps("edge_key", edge_key, ("u2", "u4"), axes, call.n_heads, 2)
+    weight_steps = _steps("edge_weight", edge_weight, ("f2",), axes, call.n_heads, 2)
+    n_edges = edge_key.shape[2]
+    if edge_weight.shape[1:] != edge_key.shape[1:] or not 1 <= n_edges <= MAX_EDGES:
+        raise ShapeError(
+            f"edge_key has shape {edge_key.shape}, edge_weight {edge_weight.shape}; expected the same, 1 ... {MAX_EDGES} edges"
+        )
+    if places.longest_key > 65_536 and edge_key.itemsize == 2:
+        raise ShapeError(f"edge_key is {edge_key.dtype}, which cannot number {places.longest_key} keys; use uint32")
+    call.edge_key, call.edge_weight = edge_key.ctypes.data, edge_weight.ctypes.data
+    call.edge_key_bytes, call.n_edges = edge_key.itemsize, n_edges
+    call.edge_key_stride, call.edge_weight_stride = key_steps[0], weight_steps[0]
+    call.row_offset = places.starts("row_offset", "edge_key", edge_key.shape[1]).ctypes.data
+
+
+def _point_statistics(call: Call, statistics: np.ndarray, names: tuple[str, ...], places: Places) -> None:
+    call.statistics_stride[:] = _steps(
+        "statistics", statistics, ("f4",), ("statistic", "head", "column"), call.n_heads, 0
+    )
+    if statistics.shape[0] != len(names) or len(set(names)) != len(names):
+        raise ShapeError(f"statistics has {statistics.shape[0]} rows for the names {', '.join(names) or '(none)'}")
+    if unknown := [name for name in names if name not in STATISTIC_NAMES]:
+        raise ConfigError(f"statistic {unknown[0]!r}: the kernel knows {', '.join(STATISTIC_NAMES)}")
+    if "special" in names and places.special is None:
+        raise ShapeError("the statistic special needs `special`, the flags of the special tokens, in the places")
+    call.statistics = statistics.ctypes.data
+    call.column = places.starts("column", "statistics", statistics.shape[2]).ctypes.data
+    for row, name in enumerate(names):
+        call.statistic_row[STATISTIC_NAMES.index(name)] = row
+
+
+def _steps(
+    name: str, array: np.ndarray, dtypes: tuple[str, ...], axes: tuple[str, ...], n_heads: int, n_dense: int
+) -> tuple[int, ...]:
+    """The strides of a destination in elements, once it is sure that the kernel can write there.
+
+    Its last `n_dense` axes must lie in memory without gaps: the kernel writes whole rows.
+    """
+    if not isinstance(array, np.ndarray) or array.ndim != len(axes):
+        raise ShapeError(f"{name} has shape {np.shape(array)}; expected axes [{', '.join(axes)}]")
+    if array.dtype.str[1:] not in dtypes or not array.dtype.isnative:
+        raise ShapeError(f"{name} is {array.dtype}; expected {' or '.join(str(np.dtype(d)) for d in dtypes)}")
+    if not (array.flags.writeable and array.flags.aligned):
+        raise ShapeError(f"{name} cannot be written to, or is not aligned")
+    if array.shape[axes.index("head")] != n_heads:
+        raise ShapeError(f"{name} has {array.shape[axes.index('head')]} heads; query has {n_heads}")
+    steps = tuple(stride // array.itemsize for stride in array.strides)
+    dense = 1
+    for axis in range(len(axes) - 1, -1, -1):
+        n, step = array.shape[axis], steps[axis]
+        if n > 1 and (step < 1 or step * array.itemsize != array.strides[axis]):
+            raise ShapeError(
+                f"{name} has strides {array.strides}; expected whole, positive steps of {array.itemsize} bytes"
+            )
+        if axis >= len(axes) - n_dense:
+            if n > 1 and step != dense:
+                raise ShapeError(
+                    f"{name} has gaps along its last axes (strides {array.strides}); pass an array without"
+                )
+            dense *= n
+    return steps

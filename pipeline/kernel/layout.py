@@ -1,0 +1,45 @@
+"""The arguments of one kernel call as C sees them: the twin of `call.h`, field by field."""
+
+from __future__ import annotations
+
+import ctypes
+
+STATISTIC_NAMES = ("entropy", "distance", "maximum", "self", "previous", "next", "first", "special")
+"""In the order of `Statistic` in call.h."""
+
+MAX_EDGES = 16
+
+_INT = ctypes.c_int64
+_POINTER = ctypes.c_void_p
+
+
+class Call(ctypes.Structure):
+    """See call.h for what each field means; strides count elements."""
+
+    _fields_ = (
+        ("call_bytes", _INT),
+        *((name, _INT) for name in ("n_examples", "n_heads", "n_kv_heads", "n_queries", "n_keys", "d_head", "d_value")),
+        *((name, _POINTER) for name in ("query", "key", "value")),
+        *((name, _INT * 4) for name in ("query_stride", "key_stride", "value_stride")),
+        *((name, _POINTER) for name in ("query_length", "key_length")),
+        *((name, _INT) for name in ("before", "after", "triangle")),
+        *((name, ctypes.c_double) for name in ("scaling", "softcap")),
+        ("same_tokens", _INT),
+        ("special", _POINTER),
+        ("special_stride", _INT),
+        *((name, _POINTER) for name in ("pair_offset", "row_offset", "column")),
+        ("output", _POINTER),
+        ("output_stride", _INT * 3),
+        ("codes", _POINTER),
+        ("codes_stride", _INT),
+        ("logsumexp", _POINTER),
+        ("logsumexp_stride", _INT),
+        ("edge_key", _POINTER),
+        ("edge_weight", _POINTER),
+        *((name, _INT) for name in ("edge_key_bytes", "n_edges", "edge_key_stride", "edge_weight_stride")),
+        ("statistics", _POINTER),
+        ("statistics_stride", _INT * 3),
+        ("statistic_row", _INT * len(STATISTIC_NAMES)),
+        ("valid", _POINTER),
+        ("valid_stride", _INT),
+    )

@@ -1,0 +1,113 @@
+"""Finding and loading the compiled kernel, and saying why when there is none.
+
+The file is an extension module only in name: setuptools knows how to compile, place and ship those, also in editable
+installs, and goes on without it where no compiler is (`optional`). It holds plain C functions that ctypes calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from headatlas.store.errors import ConfigError
+
+from .layout import Call
+
+Instructions = Literal["plain", "avx2", "avx512"]
+INSTRUCTIONS: tuple[Instructions, ...] = get_args(Instructions)
+"""Slowest first; the position is the number the library knows it by."""
+
+_FAILURES = {
+    1: "the compiled kernel and this Python code are of different versions; install headatlas again",
+    3: "this processor lacks the instructions",
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded kernel: its file, and the instruction sets this processor can run, fastest last."""
+
+    path: Path
+    instructions: tuple[Instructions, ...]
+    function: Any
+
+    def run(self, call: Call, instructions: Instructions | None, n_threads: int) -> None:
+        """Run a checked call.
+
+        Raises
+        ------
+        ConfigError
+            The processor lacks `instructions`.
+        MemoryError
+            No room for the scratch memory, or no threads to be had.
+        """
+        chosen = instructions or self.instructions[-1]
+        if chosen not in self.instructions:
+            raise ConfigError(f"instructions {chosen!r}: this processor runs {', '.join(self.instructions)}")
+        code = self.function(ctypes.byref(call), INSTRUCTIONS.index(chosen), n_threads)
+        if code == 2:
+            raise MemoryError(f"the fused kernel got no memory for {n_threads} threads; use fewer, or a shorter batch")
+        if code:
+            raise RuntimeError(_FAILURES.get(code, f"the fused kernel failed with code {code}"))
+
+
+def load(path: Path) -> Library:
+    """Load a compiled kernel.
+
+    Raises
+    ------
+    OSError
+        It is not a library this machine can load.
+    ConfigError
+        It was compiled from another version of the source.
+    """
+    library = ctypes.CDLL(str(path))
+    call_bytes, supports, function = (
+        getattr(library, f"headatlas_{name}") for name in ("call_bytes", "supports", "attention")
+    )
+    call_bytes.restype = ctypes.c_int64
+    if call_bytes() != ctypes.sizeof(Call):
+        raise ConfigError(f"{path.name} was compiled from another version of the source: install headatlas again")
+    function.argtypes = [ctypes.POINTER(Call), ctypes.c_int, ctypes.c_int]
+    usable: tuple[Instructions, ...] = tuple(
+        name for number, name in enumerate(INSTRUCTIONS) if supports(ctypes.c_int(number))
+    )
+    return Library(path, usable, function)
+
+
+def installed_path() -> Path | None:
+    """Where the install put the compiled kernel, or `None` if it was left out."""
+    folder = Path(__file__).parent
+    return next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_attention{suffix}").is_file()), None)
+
+
+@cache
+def _installed() -> tuple[Library | None, str]:
+    path = installed_path()
+    if path is None:
+        return None, "torch operations: the fused kernel was not compiled; install a C++ compiler, then headatlas again"
+    try:
+        library = load(path)
+    except (OSError, AttributeError, ConfigError) as error:
+        return None, f"torch operations: the fused kernel does not load ({error})"
+    return library, f"fused kernel, {library.instructions[-1]}"
+
+
+def installed() -> Library | None:
+    """The kernel that came with this install, loaded once."""
+    return _installed()[0]
+
+
+def available() -> Instructions | None:
+    """The instruction set the installed kernel uses here; `None` if torch operations have to serve."""
+    library = installed()
+    return library.instructions[-1] if library else None
+
+
+def explain() -> str:
+    """One line: what serves, and why if it is not the kernel."""
+    return _installed()[1]

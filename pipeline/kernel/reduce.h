@@ -1,0 +1,292 @@
+// One query head of one example, from packed keys and values to every destination. Included once for each instruction
+// set, inside its namespace.
+//
+// Works in units where a weight is 4**t: t = score * log2(e) / 2 less the row's largest. h = 2**t is computed, the
+// weight is h * h, and the square root that the sqrt8 code wants is h itself: code = floor(255 * h / sqrt(Z) + .5).
+// The largest weight of a row is then 1/Z. Only TILE rows of scores exist at a time, and the passes over a tile run
+// row by row through its rows so that neighbouring rows overlap in the processor.
+
+constexpr double LN2 = 0.69314718055994530942;
+constexpr double HALF_LOG2E = 0.72134752044448170368;
+
+struct Scratch {
+  float *keys, *values, *queries, *scores;
+  int32_t *candidate;
+  int32_t *special;
+};
+
+struct Head {
+  const Call &call;
+  int64_t example, head, n_queries, n_keys, width;  // width: floats between rows of `scratch.scores`
+  const Scratch &scratch;
+  int64_t n_special;
+  double total[N_STATISTICS];
+  bool valid;
+
+  int64_t start(int64_t q) const { return q > call.before ? q - call.before : 0; }
+  int64_t stop(int64_t q) const { return call.after >= n_keys - 1 - q ? n_keys : q + call.after + 1; }
+};
+
+static void compute_scores(const Head &head, int64_t first, int n_rows) {
+  const Call &call = head.call;
+  const int64_t d = call.d_head, width = head.width;
+  const double scaling = call.softcap > 0 ? call.scaling / call.softcap * 4 * HALF_LOG2E : call.scaling * HALF_LOG2E;
+  const float *query = call.query + head.example * call.query_stride[0] + head.head * call.query_stride[1] +
+                       first * call.query_stride[2];
+  pack_queries(query, call.query_stride, n_rows, d, (float)scaling, head.scratch.queries);
+  const int64_t tile_stop = head.stop(first + n_rows - 1);
+  for (int64_t panel = head.start(first) / PANEL; panel * PANEL < tile_stop; ++panel)
+    for (int row = 0; row < n_rows; row += GROUP) {
+      const int rows = n_rows - row < GROUP ? n_rows - row : GROUP;
+      const int64_t start = head.start(first + row), stop = head.stop(first + row + rows - 1);
+      if (panel < start / PANEL || panel * PANEL >= stop) continue;
+      const int64_t left = rounded_up(stop - panel * PANEL, LANES) / LANES;
+      score_panel(rows, (int)(left < PANEL_VECTORS ? left : PANEL_VECTORS), head.scratch.queries + row * d, d,
+                  head.scratch.keys + panel * PANEL * d, head.scratch.scores + row * width + panel * PANEL, width);
+    }
+  if (call.softcap > 0) {  // scores are 2 log2(e) s / cap here: tanh(u) = 1 - 2 / (exp(2 u) + 1)
+    const float cap = (float)(call.softcap * HALF_LOG2E);
+    for (int r = 0; r < n_rows; ++r) {
+      float *row = head.scratch.scores + r * width;
+      for (int64_t k = floor_lanes(head.start(first + r)); k < head.stop(first + r); k += LANES) {
+        Floats u = load(row + k);  // NaN has to stay
+        u = larger(fill(-60.0f), u);
+        u = -larger(fill(-60.0f), -u);
+        store(row + k, cap * (1.0f - 2.0f / (exp2_near(u) + 1.0f)));
+      }
+    }
+  }
+}
+
+// Hides what the row must not see, and finds its largest score. `lanes`: the largest score of each of 16 residues.
+INLINE float mask_and_maximum(float *row, int64_t start, int64_t stop, float *lanes) {
+  const Floats hidden = fill(-__builtin_inff());
+  const int64_t first = floor_lanes(start), last = floor_lanes(stop - 1);
+  if (start > first) {
+    const Ints lane = lane_numbers() + (int32_t)first;
+    store(row + first, lane < (int32_t)start ? hidden : load(row + first));
+  }
+  if (stop < last + LANES) {
+    const Ints lane = lane_numbers() + (int32_t)last;
+    store(row + last, lane >= (int32_t)stop ? hidden : load(row + last));
+  }
+  constexpr int PARTS = 16 / LANES;
+  Floats top[PARTS];
+  for (int part = 0; part < PARTS; ++part) top[part] = hidden;
+  int64_t k = first;
+  for (; k + 16 <= last + LANES; k += 16)
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; ++part) top[part] = larger(load(row + k + part * LANES), top[part]);
+#pragma GCC unroll 4
+  for (int part = 0; part < PARTS - 1; ++part)
+    if (k <= last) {
+      top[part] = larger(load(row + k), top[part]);
+      k += LANES;
+    }
+  for (int part = 0; part < PARTS; ++part) store(lanes + part * LANES, top[part]);
+  Floats all = top[0];
+  for (int part = 1; part < PARTS; ++part) all = larger(all, top[part]);
+  return largest(all);
+}
+
+struct Moments {
+  float total;              // Z
+  Floats entropy, distance;  // sums of weight * t and weight * |query - key|, by lane
+};
+
+// Scores become h (SQUARED: weights). Row by row, so that only Z is summed over lanes.
+template <bool MOMENTS, bool SQUARED>
+INLINE Moments exponentials(float *row, int64_t query_pos, int64_t start, int64_t stop, float maximum) {
+  Floats total = {}, entropy = {}, distance = {};
+  const Floats top = fill(maximum);
+  Floats offset = __builtin_convertvector(lane_numbers() + (int32_t)(floor_lanes(start) - query_pos), Floats);
+  for (int64_t k = floor_lanes(start); k < stop; k += LANES) {
+    const Floats t = larger(fill(DEEPEST), load(row + k) - top);
+    const Floats h = exp2_or_zero(t), weight = h * h;
+    total += weight;
+    if (MOMENTS) {
+      entropy = multiply_add(weight, t, entropy);
+      distance = multiply_add(weight, (Floats)((Ints)offset & 0x7FFFFFFF), distance);
+      offset += (float)LANES;
+    }
+    store(row + k, SQUARED ? weight : h);
+  }
+  return {sum(total), entropy, distance};
+}
+
+// h becomes the weight; its code goes to `codes`, whose row ends at `codes + n` and whose example ends at `end`.
+INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t n, float factor, uint8_t *codes,
+                        const uint8_t *end) {
+  const Floats by = fill(factor);
+  const int64_t first = floor_lanes(start);
+  if (first > 0) memset(codes, 0, (size_t)first);
+  for (int64_t k = first; k < stop; k += LANES) {
+    const Floats h = load(row + k);
+    const Floats code = multiply_add(h, by, fill(0.5f));
+    store(row + k, h * h);
+    if (end - (codes + k) >= LANES) {  // may run into the next row, which is written later
+      store_bytes(codes + k, code);
+    } else {
+      uint8_t last[LANES];
+      store_bytes(last, code);
+      memcpy(codes + k, last, (size_t)(end - (codes + k) < n - k ? end - (codes + k) : n - k));
+    }
+  }
+  if (n > stop) memset(codes + stop, 0, (size_t)(n - stop));
+}
+
+static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, Floats &distance) {
+  const Call &call = head.call;
+  const bool moments = call.statistics && (call.statistic_row[ENTROPY] >= 0 || call.statistic_row[DISTANCE] >= 0);
+  const bool squared = !call.codes;
+  float *const scores = head.scratch.scores;
+  float maximum[TILE], share[TILE];
+  alignas(64) float lanes[TILE][16];
+  compute_scores(head, first, n_rows);
+  for (int r = 0; r < n_rows; ++r)
+    maximum[r] = mask_and_maximum(scores + r * head.width, head.start(first + r), head.stop(first + r), lanes[r]);
+
+  const int64_t row_at = call.row_offset ? call.row_offset[head.example] + first : 0;
+  for (int r = 0; r < n_rows; ++r) {
+    float *const row = scores + r * head.width;
+    const int64_t q = first + r, start = head.start(q), stop = head.stop(q);
+    const bool few = stop - start <= FEW;
+    int n_candidates = (int)(stop - start);
+    if (call.edge_key && !few)
+      n_candidates = find_candidates(row, start, stop, call.n_edges, lanes[r], head.scratch.candidate);
+    const Moments sums = moments ? squared ? exponentials<true, true>(row, q, start, stop, maximum[r])
+                                           : exponentials<true, false>(row, q, start, stop, maximum[r])
+                         : squared ? exponentials<false, true>(row, q, start, stop, maximum[r])
+                                   : exponentials<false, false>(row, q, start, stop, maximum[r]);
+    share[r] = 1.0f / sums.total;
+    head.valid &= share[r] > 0.0f;  // not so where Z is not a number; Z itself lies in 1 ... number of keys
+    if (moments) {
+      entropy = multiply_add(sums.entropy, fill(share[r]), entropy);
+      distance = multiply_add(sums.distance, fill(share[r]), distance);
+    }
+    if (moments || call.logsumexp) {
+      const float log_total = logf(sums.total);
+      head.total[ENTROPY] += log_total;
+      if (call.logsumexp)
+        call.logsumexp[head.head * call.logsumexp_stride + row_at + r] =
+            (float)(2 * LN2 * (double)maximum[r] + (double)log_total);
+    }
+    if (!call.edge_key) continue;
+    const int32_t *const candidate = few ? nullptr : head.scratch.candidate;
+    if (call.edge_key_bytes == 2)
+      write_edges<uint16_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
+    else
+      write_edges<uint32_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
+  }
+
+  if (call.codes) {
+    uint8_t *const codes = call.codes + head.head * call.codes_stride + call.pair_offset[head.example];
+    const int64_t n_pairs = call.triangle ? head.n_queries * (head.n_queries + 1) / 2 : head.n_queries * head.n_keys;
+    for (int r = 0; r < n_rows; ++r) {
+      const int64_t q = first + r;
+      write_codes(scores + r * head.width, head.start(q), head.stop(q), call.triangle ? q + 1 : head.n_keys,
+                  255.0f * __builtin_sqrtf(share[r]), codes + (call.triangle ? q * (q + 1) / 2 : q * head.n_keys),
+                  codes + n_pairs);
+    }
+  }
+
+  if (call.statistics)
+    for (int r = 0; r < n_rows; ++r) {
+      const float *const row = scores + r * head.width;
+      const int64_t q = first + r, start = head.start(q), stop = head.stop(q);
+      const double part = share[r];
+      head.total[MAXIMUM] += part;
+      if (start == 0) head.total[FIRST] += row[0] * part;
+      if (call.same_tokens) {
+        head.total[SELF] += row[q] * part;
+        if (q > start) head.total[PREVIOUS] += row[q - 1] * part;
+        if (q + 1 < stop) head.total[NEXT] += row[q + 1] * part;
+      }
+      float special = 0;
+      for (int64_t i = 0; i < head.n_special && head.scratch.special[i] < stop; ++i)
+        if (head.scratch.special[i] >= start) special += row[head.scratch.special[i]];
+      head.total[SPECIAL] += special * part;
+    }
+
+  if (!call.output) return;
+  for (int row = 0; row < n_rows; row += GROUP) {
+    const int rows = n_rows - row < GROUP ? n_rows - row : GROUP;
+    const int64_t start = head.start(first + row), stop = head.stop(first + row + rows - 1);
+    for (int r = row; r < row + rows; ++r) {
+      float *const weights = scores + r * head.width;
+      const int64_t from = floor_lanes(head.start(first + r)), to = rounded_up(head.stop(first + r), LANES);
+      for (int64_t k = start; k < from; ++k) weights[k] = 0;
+      for (int64_t k = to; k < stop; ++k) weights[k] = 0;
+    }
+    output_group(rows, scores + row * head.width, head.width, start, stop, head.scratch.values, call.d_value,
+                 share + row,
+                 call.output + head.example * call.output_stride[0] + (first + row) * call.output_stride[1] +
+                     head.head * call.output_stride[2],
+                 call.output_stride[1]);
+  }
+}
+
+static void write_statistics(const Head &head) {
+  const Call &call = head.call;
+  const double nan = __builtin_nan("");
+  for (int i = 0; i < N_STATISTICS; ++i) {
+    if (call.statistic_row[i] < 0) continue;
+    const bool neighbour = i == PREVIOUS || i == NEXT;
+    const int64_t n_rows = head.n_queries - neighbour;
+    double mean = n_rows > 0 ? head.total[i] / (double)n_rows : nan;
+    if (!call.same_tokens && (neighbour || i == SELF)) mean = nan;
+    call.statistics[call.statistic_row[i] * call.statistics_stride[0] + head.head * call.statistics_stride[1] +
+                    call.column[head.example] * call.statistics_stride[2]] = (float)mean;
+  }
+}
+
+// `n_heads` query heads from `first_head` on, which share one key and value head.
+static void reduce_heads(const Call &call, int64_t example, int64_t first_head, int64_t n_heads, const Scratch &scratch) {
+  const int64_t n_queries = call.query_length[example], n_keys = call.key_length[example];
+  const int64_t kv_head = first_head / (call.n_heads / call.n_kv_heads);
+  const float *key = call.key + example * call.key_stride[0] + kv_head * call.key_stride[1];
+  const float *value = call.value + example * call.value_stride[0] + kv_head * call.value_stride[1];
+  int64_t n_special = 0;
+  if (n_queries > 0) {
+    pack_keys(key, call.key_stride, n_keys, call.d_head, scratch.keys);
+    if (call.output) pack_values(value, call.value_stride, n_keys, call.d_value, scratch.values);
+    if (call.special && call.statistics && call.statistic_row[SPECIAL] >= 0)
+      for (int64_t k = 0; k < n_keys; ++k)
+        if (call.special[example * call.special_stride + k]) scratch.special[n_special++] = (int32_t)k;
+  }
+  for (int64_t i = first_head; i < first_head + n_heads; ++i) {
+    Head head{call, example, i, n_queries, n_keys, rounded_up(n_keys, LANES) + LANES, scratch, n_special, {}, true};
+    for (int64_t first = 0; first < n_queries; first += TILE) {
+      Floats entropy = {}, distance = {};
+      const int64_t left = n_queries - first;
+      reduce_tile(head, first, (int)(left < TILE ? left : TILE), entropy, distance);
+      head.total[ENTROPY] -= 2 * LN2 * (double)sum(entropy);
+      head.total[DISTANCE] += (double)sum(distance);
+    }
+    if (call.statistics) write_statistics(head);
+    if (call.valid) call.valid[example * call.valid_stride + i] = head.valid;
+    if (call.output)
+      for (int64_t q = n_queries; q < call.n_queries; ++q)
+        memset(call.output + example * call.output_stride[0] + q * call.output_stride[1] + i * call.output_stride[2], 0,
+               (size_t)call.d_value * sizeof(float));
+  }
+}
+
+// Floats of scratch memory that a thread needs, or its parts laid out in `memory`.
+static int64_t lay_out(const Call &call, int64_t n_keys, float *memory, Scratch *scratch) {
+  const int64_t padded = rounded_up(n_keys, PANEL), width = rounded_up(n_keys, LANES) + LANES;
+  const int64_t sizes[] = {padded * call.d_head,
+                           call.output ? n_keys * rounded_up(call.d_value, LANES) : 0,
+                           TILE * call.d_head,
+                           TILE * width + PANEL,
+                           call.edge_key ? width + LANES : 0,
+                           call.special ? n_keys : 0};
+  float *at[6];
+  int64_t total = 0;
+  for (int i = 0; i < 6; ++i) {
+    at[i] = memory ? memory + total : nullptr;
+    total += rounded_up(sizes[i], 16);
+  }
+  if (scratch) *scratch = {at[0], at[1], at[2], at[3], (int32_t *)at[4], (int32_t *)at[5]};
+  return total;
+}

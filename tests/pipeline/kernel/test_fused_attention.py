@@ -1,0 +1,374 @@
+"""The kernel against attention computed here, slowly, in float64, straight from the definitions."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headatlas.pipeline.kernel import Destination, Library, Places, fused_attention
+
+STATISTICS = (
+    "special",
+    "first",
+    "next",
+    "previous",
+    "self",
+    "maximum",
+    "distance",
+    "entropy",
+)  # not the kernel's order
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call, small enough to print when it fails."""
+
+    lengths: tuple[int, ...]
+    padding: int = 0
+    kv_heads: int = 1
+    group: int = 1
+    d_head: int = 16
+    d_value: int = 16
+    causal: bool = False
+    window: int | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+    n_edges: int = 8
+    key_lengths: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def tensors(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        n, heads = len(self.lengths), self.kv_heads * self.group
+        n_queries = max(self.lengths) + self.padding
+        n_keys = n_queries if self.key_lengths is None else max(self.key_lengths) + self.padding
+
+        def made(positions, n_heads, d):  # laid out as models do: [example, position, head, d], seen transposed
+            return torch.randn((n, positions, n_heads, d), generator=generator).transpose(1, 2)
+
+        query, key, value = (
+            made(n_queries, heads, self.d_head),
+            made(n_keys, self.kv_heads, self.d_head),
+            made(n_keys, self.kv_heads, self.d_value),
+        )
+        for tensor, lengths in ((query, self.lengths), (key, self.keys), (value, self.keys)):
+            for example, length in enumerate(lengths):
+                tensor[example, :, length:] = float("nan")  # padding must never be read
+        return query, key, value
+
+    @property
+    def keys(self):
+        return self.lengths if self.key_lengths is None else self.key_lengths
+
+    @property
+    def scaling(self):
+        return self.scale / self.d_head**0.5
+
+    def special(self):
+        n_keys = max(self.keys) + self.padding
+        return np.random.default_rng(self.seed).random((len(self.lengths), n_keys)) < 0.3
+
+
+@dataclass(frozen=True)
+class Arrays:
+    codes: np.ndarray
+    logsumexp: np.ndarray
+    edge_key: np.ndarray
+    edge_weight: np.ndarray
+    statistics: np.ndarray
+    valid: np.ndarray
+    destination: Destination
+    places: Places
+
+
+GUARD = 32  # elements before, between and after the places, which must stay as they were
+
+
+def arrays_for(case: Case, edge_dtype=np.uint16) -> Arrays:
+    heads, n = case.kv_heads * case.group, len(case.lengths)
+    queries, keys = np.array(case.lengths), np.array(case.keys)
+    pairs = queries * (queries + 1) // 2 if case.causal else queries * keys
+    order = np.random.default_rng(case.seed).permutation(n)  # examples need not lie in the order of the batch
+
+    def places(counts):
+        starts = np.zeros(n, np.int64)
+        at = GUARD
+        for example in order:
+            starts[example] = at
+            at += counts[example] + GUARD
+        return starts, at
+
+    pair_offset, n_pairs = places(pairs)
+    row_offset, n_rows = places(queries)
+    codes = np.full((heads, n_pairs), 77, np.uint8)
+    logsumexp = np.full((heads, n_rows), 77, np.float32)
+    edge_key = np.full((heads, n_rows, case.n_edges), 77, edge_dtype)
+    edge_weight = np.full((heads, n_rows, case.n_edges), 77, np.float16)
+    statistics = np.full((len(STATISTICS), 3, heads, n + 2), 77, np.float32)[:, 1]
+    valid = np.zeros((n, heads), bool)
+    destination = Destination(codes, logsumexp, edge_key, edge_weight, statistics, STATISTICS, valid)
+    places = Places(
+        case.lengths, case.causal, case.key_lengths, pair_offset, row_offset, order + 1, case.special()
+    )  # fmt: skip
+    return Arrays(codes, logsumexp, edge_key, edge_weight, statistics, valid, destination, places)
+
+
+def run(case: Case, library: Library, arrays: Arrays | None = None, **options):
+    arrays = arrays or arrays_for(case)
+    query, key, value = case.tensors()
+    out = fused_attention(
+        query,
+        key,
+        value,
+        arrays.places,
+        window=case.window,
+        scaling=case.scaling,
+        softcap=case.softcap,
+        library=library,
+        **{"into": arrays.destination} | options,
+    )
+    return out, arrays
+
+
+def oracle(case: Case, example: int, head: int):
+    """(weights, scores, output) of one head in float64, one row at a time."""
+    query, key, value = (t[example].double().numpy() for t in case.tensors())
+    n_queries, n_keys, kv_head = case.lengths[example], case.keys[example], head // case.group
+    weights, scores = np.zeros((n_queries, n_keys)), np.full((n_queries, n_keys), -np.inf)
+    for q in range(n_queries):
+        for k in range(n_keys):
+            if case.causal and k > q:
+                continue
+            if case.window is not None and not (k > q - case.window if case.causal else abs(k - q) <= case.window):
+                continue
+            score = np.dot(query[head, q], key[kv_head, k]) * case.scaling
+            scores[q, k] = case.softcap * np.tanh(score / case.softcap) if case.softcap else score
+        weights[q] = np.exp(scores[q] - scores[q].max())
+        weights[q] /= weights[q].sum()
+    return weights, scores, weights @ value[kv_head, :n_keys]
+
+
+def expected_statistics(weights, special, crossing):
+    n_queries, n_keys = weights.shape
+    rows, logs = np.arange(n_queries), np.log(np.where(weights > 0, weights, 1))
+    distance = np.abs(rows[:, None] - np.arange(n_keys))
+    answers = {
+        "entropy": -(weights * logs).sum(1).mean(),
+        "distance": (weights * distance).sum(1).mean(),
+        "maximum": weights.max(1).mean(),
+        "first": weights[:, 0].mean(),
+        "special": weights[:, special].sum(1).mean(),
+        "self": np.nan,
+        "previous": np.nan,
+        "next": np.nan,
+    }
+    if not crossing:
+        answers["self"] = np.diagonal(weights).mean()
+        if n_queries > 1:
+            answers["previous"] = np.diagonal(weights, -1).mean()
+            answers["next"] = np.diagonal(weights, 1).mean()
+    return np.array([answers[name] for name in STATISTICS])
+
+
+def check_edges(keys, edge_weights, weights, visible):
+    """Every row: strongest first, no key twice, nothing stronger left out; then padding."""
+    for q, row in enumerate(weights):
+        n = min(int(visible[q].sum()), keys.shape[1])
+        assert (keys[q, n:] == np.iinfo(keys.dtype).max).all()
+        assert (edge_weights[q, n:] == 0).all()
+        listed, stored = keys[q, :n].astype(int), edge_weights[q, :n].astype(np.float64)
+        assert len(set(listed)) == n
+        assert visible[q, listed].all()
+        assert (np.diff(stored) <= 0).all()
+        np.testing.assert_allclose(stored, row[listed], rtol=6e-4, atol=1e-7)
+        np.testing.assert_allclose(row[listed], np.sort(row[visible[q]])[::-1][:n], rtol=2e-5, atol=1e-9)
+
+
+def check(case: Case, out, arrays: Arrays):
+    assert arrays.valid.all()
+    query_rows = out.shape[1]
+    assert (out.numpy()[[[q >= n for q in range(query_rows)] for n in case.lengths]] == 0).all()
+    touched_pairs, touched_rows = np.zeros(arrays.codes.shape[1], bool), np.zeros(arrays.logsumexp.shape[1], bool)
+    for example, (n_queries, n_keys) in enumerate(zip(case.lengths, case.keys, strict=True)):
+        for head in range(case.kv_heads * case.group):
+            weights, scores, expected = oracle(case, example, head)
+            np.testing.assert_allclose(out[example, :n_queries, head], expected, atol=2e-5, rtol=2e-5)
+            pair, row = arrays.places.pair_offset[example], arrays.places.row_offset[example]
+            triangle = (
+                np.tril(np.ones((n_queries, n_keys), bool)) if case.causal else np.ones((n_queries, n_keys), bool)
+            )
+            true_codes = np.floor(255 * np.sqrt(weights[triangle]) + 0.5)
+            codes = arrays.codes[head, pair : pair + triangle.sum()]
+            assert np.abs(codes.astype(int) - true_codes).max(initial=0) <= 1
+            assert codes.size < 1000 or np.mean(codes != true_codes) < 0.01
+            rows = slice(row, row + n_queries)
+            logsumexp = np.log(np.exp(scores - scores.max(1, initial=-1e9, keepdims=True)).sum(1)) + scores.max(
+                1, initial=-1e9
+            )
+            np.testing.assert_allclose(arrays.logsumexp[head, rows], logsumexp, rtol=1e-5, atol=1e-5)
+            check_edges(arrays.edge_key[head, rows], arrays.edge_weight[head, rows], weights, np.isfinite(scores))
+            touched_pairs[pair : pair + triangle.sum()] = touched_rows[rows] = True
+            if n_queries:
+                special = case.special()[example, :n_keys]
+                np.testing.assert_allclose(
+                    arrays.statistics[:, head, arrays.places.column[example]],
+                    expected_statistics(weights, special, case.key_lengths is not None),
+                    rtol=1e-5,
+                    atol=2e-6,
+                )
+    assert (arrays.codes[:, ~touched_pairs] == 77).all()
+    for array in (arrays.logsumexp, arrays.edge_key, arrays.edge_weight):
+        assert (array[:, ~touched_rows] == 77).all()
+    assert (arrays.statistics[:, :, [0, -1]] == 77).all()
+    assert (arrays.statistics.base[:, [0, 2]] == 77).all()
+
+
+@st.composite
+def cases(draw, longest=40):
+    lengths = tuple(draw(st.lists(st.integers(1, longest), min_size=1, max_size=3)))
+    causal = draw(st.booleans())
+    window = draw(st.none() | st.integers(1, longest))
+    crossing = not causal and window is None and draw(st.booleans())
+    return Case(
+        lengths=lengths,
+        padding=draw(st.integers(0, 3)),
+        kv_heads=draw(st.integers(1, 2)),
+        group=draw(st.integers(1, 3)),
+        d_head=draw(st.sampled_from((8, 13, 16, 32, 64, 80, 128))),
+        d_value=draw(st.sampled_from((8, 20, 16, 32, 48, 64, 100, 128))),
+        causal=causal,
+        window=window,
+        softcap=draw(st.sampled_from((None, None, 2.0, 50.0))),
+        scale=draw(st.sampled_from((0.0, 1.0, 1.0, 3.0))),
+        n_edges=draw(st.integers(1, 16)),
+        key_lengths=tuple(draw(st.integers(1, longest)) for _ in lengths) if crossing else None,
+        seed=draw(st.integers(0, 1000)),
+    )
+
+
+@pytest.mark.parametrize("instructions", ["plain", "avx2", "avx512"])
+@given(case=cases())
+@settings(max_examples=25, deadline=None)
+def test_agrees_with_float64(library, instructions, case):
+    if instructions not in library.instructions:
+        pytest.skip(f"this processor has no {instructions}")
+    check(case, *run(case, library, instructions=instructions))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((300, 1, 129), padding=5, group=3, d_head=64, d_value=64, causal=True),
+        Case((300, 257), d_head=32, d_value=32, n_edges=16),
+        Case((300, 64), d_head=32, d_value=40, window=37),
+        Case((300, 64), d_head=32, d_value=32, causal=True, window=37, n_edges=3),
+        Case((300,), causal=True, window=1),
+        Case((257, 40), causal=True, softcap=3.0, scale=4.0),
+        Case((5, 300), key_lengths=(300, 5)),
+        Case((0, 4), causal=True),
+        Case((1, 1), d_head=8, d_value=8),
+    ],
+    ids=str,
+)
+def test_long_and_odd_shapes_agree_with_float64(library, case):
+    check(case, *run(case, library))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_output_is_that_of_torch(library, causal):
+    case = Case((200, 200), kv_heads=2, group=2, d_head=32, d_value=32, causal=causal)
+    query, key, value = case.tensors()
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
+    out, _ = run(case, library)
+    torch.testing.assert_close(out, expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+@given(case=cases(longest=70))
+@settings(max_examples=10, deadline=None)
+def test_instruction_sets_agree(library, case):
+    results = [run(case, library, instructions=name) for name in library.instructions]
+    for out, arrays in results[1:]:
+        np.testing.assert_allclose(out, results[0][0], atol=1e-5)
+        assert np.abs(arrays.codes.astype(int) - results[0][1].codes).max(initial=0) <= 1
+        np.testing.assert_allclose(arrays.statistics, results[0][1].statistics, rtol=1e-5, atol=2e-6)
+        np.testing.assert_allclose(arrays.logsumexp, results[0][1].logsumexp, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 16])
+@pytest.mark.parametrize("case", [Case((70, 3, 41, 1), group=3, causal=True), Case((100,), kv_heads=2)], ids=str)
+def test_threads_change_nothing(library, case, n_threads):
+    one, many = run(case, library), run(case, library, n_threads=n_threads)
+    assert torch.equal(one[0], many[0])
+    for name in ("codes", "logsumexp", "edge_key", "edge_weight", "statistics"):
+        np.testing.assert_array_equal(getattr(one[1], name), getattr(many[1], name))
+
+
+def test_an_example_does_not_depend_on_its_batch(library):
+    together = Case((33, 20), padding=4, causal=True)
+    query, key, value = together.tensors()
+    arrays = arrays_for(together)
+    out, _ = run(together, library, arrays)
+    codes = np.zeros((1, 20 * 21 // 2), np.uint8)
+    alone = fused_attention(
+        *(t[1:, :, :20] for t in (query, key, value)),
+        Places([20], causal=True, pair_offset=[0]),
+        scaling=together.scaling,
+        into=Destination(codes=codes),
+        library=library,
+    )
+    assert torch.equal(alone[0], out[1, :20])
+    start = arrays.places.pair_offset[1]
+    np.testing.assert_array_equal(codes[0], arrays.codes[0, start : start + codes.shape[1]])
+
+
+@pytest.mark.parametrize("n", [5, 40, 200])
+def test_ties_go_to_the_lower_key(library, n):
+    case = Case((n,), scale=0.0, n_edges=4)
+    _, arrays = run(case, library)
+    start = arrays.places.row_offset[0]
+    np.testing.assert_array_equal(arrays.edge_key[0, start : start + n], np.tile(np.arange(4), (n, 1)))
+
+
+def test_32_bit_keys(library):
+    case = Case((40,), n_edges=16, causal=True)
+    arrays = arrays_for(case, np.uint32)
+    check(case, *run(case, library, arrays))
+
+
+@pytest.mark.parametrize("left_out", ["codes", "logsumexp", "edge_key", "statistics", "output"])
+def test_what_is_not_asked_for_changes_nothing_else(library, left_out):
+    case = Case((50, 13), causal=True, group=2)
+    whole_out, whole = run(case, library)
+    part = arrays_for(case)
+    without = {left_out: None} if left_out != "edge_key" else {"edge_key": None, "edge_weight": None}
+    into = part.destination if left_out == "output" else replace(part.destination, **without)
+    out, _ = run(case, library, part, into=into, output=left_out != "output")
+    for name in ("codes", "logsumexp", "edge_key", "edge_weight", "statistics"):
+        if name in without and left_out != "output":
+            assert (getattr(part, name) == 77).all()
+        else:
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name))
+    if left_out == "output":
+        assert out is None
+    else:
+        assert torch.equal(out, whole_out)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_shows(library, bad):
+    case = Case((50, 50), n_edges=8)
+    query, key, value = case.tensors()
+    key[0, 0, 20] = bad
+    arrays = arrays_for(case)
+    fused_attention(query, key, value, arrays.places, scaling=1.0, into=arrays.destination, library=library)
+    np.testing.assert_array_equal(arrays.valid, [[False], [True]])
+    hurt, well = (arrays.places.column[i] for i in (0, 1))
+    assert np.isnan(arrays.statistics[STATISTICS.index("entropy"), 0, hurt])
+    assert np.isfinite(arrays.statistics[:, 0, well]).all()
+    start = arrays.places.row_offset[0]
+    assert np.isnan(arrays.logsumexp[0, start : start + 50]).any()
+    stored = arrays.edge_key[0, start : start + 50]
+    assert ((stored < 50) | (stored == 65_535)).all()

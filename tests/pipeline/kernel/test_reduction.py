@@ -1,0 +1,131 @@
+"""The kernel inside a capture: which calls it serves, and that it stores what torch operations store."""
+
+import pytest
+import torch
+
+from headatlas.pipeline import fused as fused_module
+from headatlas.pipeline import kernel
+from headatlas.pipeline.agreement import check_agreement
+from headatlas.pipeline.collector import TorchReduction
+from headatlas.pipeline.fused import FusedReduction, choose_reduction
+from headatlas.pipeline.kernel.layout import STATISTIC_NAMES
+from headatlas.pipeline.model_inputs import ModelInputs
+from headatlas.pipeline.sites import discover_sites
+from headatlas.store.schema import Keep, TraceSpec
+
+LENGTHS = {"source": [9, 6, 6, 1], "target": [5, 7, 2, 2]}
+EVERYWHERE = [
+    "bert", "roberta", "electra", "distilbert", "albert", "esm", "gpt2", "gpt2 scaled by layer", "gpt-neox", "opt", "llama",
+    "mistral", "mixtral", "qwen2", "qwen3", "phi", "olmo2", "gemma2", "gemma3", "deepseek-v3", "clip text", "modernbert", "bart",
+]  # fmt: skip
+
+
+def agreement(library, model, inputs, keep=None, dtype=torch.float32):
+    model, keep = model.to(dtype), keep or Keep()
+    probe = {name: values[:1, : 2 if name.startswith("decoder") else 3] for name, values in inputs.items()}
+    sites = discover_sites(model, probe)
+    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES if keep.statistics else ())
+    lengths = LENGTHS if "decoder_input_ids" in inputs else {"source": LENGTHS["source"]}
+    special = {name: torch.arange(max(n))[None].expand(len(n), -1) % 3 == 0 for name, n in lengths.items()}
+    reduction = FusedReduction(keep, spec.statistics, library)
+    return check_agreement(model, sites, spec, ModelInputs(inputs, special), lengths, reduction), reduction
+
+
+def batch(name, inputs_of):
+    return inputs_of(name, LENGTHS["source"], LENGTHS["target"])
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_serves_every_layer_and_agrees(name, library, model_of, inputs_of):
+    found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
+    assert found.difference is None
+    assert reduction.n_fused > 0
+    assert reduction.n_torch == 0
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "t5"])
+def test_leaves_sinks_and_position_bias_to_torch(name, library, model_of, inputs_of):
+    found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
+    assert found.difference is None
+    assert reduction.n_fused == 0
+    assert reduction.n_torch > 0
+
+
+def test_leaves_half_precision_to_torch(library, model_of, inputs_of):
+    found, reduction = agreement(library, model_of("llama"), batch("llama", inputs_of), dtype=torch.bfloat16)
+    assert found.difference is None
+    assert (reduction.n_fused, reduction.n_torch > 0) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        Keep(attention=None, query_key="bfloat16", edges=16, statistics=True),
+        Keep(attention="sqrt8", query_key=None, edges=None, statistics=False),
+        Keep(attention=None, query_key=None, edges=None, statistics=True),
+    ],
+    ids=str,
+)
+def test_keeps_what_is_asked_for(keep, library, model_of, inputs_of):
+    found, reduction = agreement(library, model_of("llama"), batch("llama", inputs_of), keep)
+    assert found.difference is None
+    assert reduction.n_fused > 0
+
+
+def test_a_mask_of_its_own_is_left_to_torch(library, model_of, inputs_of):
+    """One hidden key in the middle is no length, no triangle and no window."""
+    inputs = batch("bert", inputs_of)
+    inputs["attention_mask"] = inputs["attention_mask"].clone()
+    inputs["attention_mask"][0, 4] = 0
+    found, reduction = agreement(library, model_of("bert"), inputs)
+    assert found.difference is None
+    assert reduction.n_fused == 0
+
+
+@pytest.mark.parametrize(
+    "spoil", [{"scaling": 0.3}, {"window": 2}, {"softcap": 1.0}], ids=lambda spoil: next(iter(spoil))
+)
+def test_a_kernel_that_differs_is_noticed(spoil, library, model_of, inputs_of, monkeypatch):
+    right = kernel.fused_attention
+    monkeypatch.setattr(
+        fused_module.kernel, "fused_attention", lambda *tensors, **options: right(*tensors, **(options | spoil))
+    )
+    found, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
+    assert found.difference is not None
+
+
+def test_a_wrong_output_is_noticed(library, model_of, inputs_of, monkeypatch):
+    right = kernel.fused_attention
+    monkeypatch.setattr(fused_module.kernel, "fused_attention", lambda *t, **options: right(*t, **options) * 1.1)
+    found, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
+    assert found.difference is not None
+
+
+def test_scores_that_are_not_finite_are_reported(library, model_of, inputs_of):
+    model = model_of("llama")
+    with torch.no_grad():
+        model.layers[1].self_attn.k_proj.weight[0] = torch.inf
+    found, reduction = agreement(library, model, batch("llama", inputs_of))
+    assert reduction.n_fused > 0
+    assert found.difference is None or "cannot be stored" not in found.difference  # both refuse the same examples
+
+
+def test_torch_serves_without_a_kernel_and_for_other_codecs(monkeypatch):
+    monkeypatch.setattr(fused_module.kernel, "available", lambda: "avx2")
+    assert isinstance(choose_reduction(Keep(), STATISTIC_NAMES), FusedReduction)
+    for keep in (Keep(attention="float16"), Keep(edges=17)):
+        assert isinstance(choose_reduction(keep, STATISTIC_NAMES), TorchReduction)
+    monkeypatch.setattr(fused_module.kernel, "available", lambda: None)
+    assert isinstance(choose_reduction(Keep(), STATISTIC_NAMES), TorchReduction)
+
+
+def test_two_batches_do_not_share_a_plan(library, model_of, inputs_of):
+    """The same reduction over batches of other lengths: masks may even have the same id."""
+    model, keep = model_of("bert"), Keep()
+    sites = discover_sites(model, {name: values[:1, :3] for name, values in inputs_of("bert").items()})
+    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES)
+    reduction = FusedReduction(keep, STATISTIC_NAMES, library)
+    for lengths in ([9, 6], [7, 7, 7], [2], [9, 8]):
+        inputs = ModelInputs(inputs_of("bert", lengths), {})
+        assert check_agreement(model, sites, spec, inputs, {"source": lengths}, reduction).difference is None
+    assert reduction.n_fused == 4 * len(sites.calls)
