@@ -144,13 +144,10 @@ class TorchReduction:
         if site.name == "cross":
             names -= {"self", "previous", "next"}
         request = TileRequest(self._keep.attention, self._keep.query_key is not None, self._keep.edges or 0, names)
-        will_be_rebuilt = request.logsumexp and not request.attention and not site.has_position_bias
         sums = {name: torch.zeros(call.query.shape[:2], device=call.query.device) for name in names}
         if request.attention or request.logsumexp or request.n_edges or names:
             for index, run in enumerate(place.runs):
                 mask, triangular = batch.mask_of(call, site, index, run)
-                if will_be_rebuilt:
-                    batch.check_mask(call, site, layer, index, run)
                 for rows, heads, queries in _tiles(run, site, call.query.device):
                     tile = _cut(call, site, batch, run, mask, triangular, rows, heads, queries)
                     result = reduce_tile(tile, request)
@@ -168,6 +165,9 @@ class TorchReduction:
         codec, place = self._keep.query_key, batch.places[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
+        if self._keep.attention is None and not site.has_position_bias:  # it will be rebuilt
+            for index, run in enumerate(place.runs):
+                batch.check_mask(call, site, layer, index, run)
         lengths = [(run.n_queries, run.n_keys) for run in place.runs for _ in range(run.start, run.stop)]
         for name, vectors, out, starts, side in (
             ("query", call.query, arrays.query, place.query_start, 0),
