@@ -106,8 +106,11 @@ def search(
         Literal["mass", "hit_rate", "lift", "offset_lift"], typer.Option(help="What heads are ranked by.")
     ] = "mass",
     level: Annotated[
-        Literal["auto", "attention", "edges"],
-        typer.Option(help="What to read: the whole attention, or the stored edges (a lower bound)."),
+        Literal["auto", "exact", "attention", "edges", "rebuilt"],
+        typer.Option(
+            help="What to read: the whole attention, the stored edges (a lower bound), or query and key, from which "
+            "attention is rebuilt; exact: attention, else rebuilt."
+        ),
     ] = "auto",
     site: SiteName = None,
     select: Select = None,
@@ -210,7 +213,7 @@ def _stores_and_expression(
 
 
 def searched(
-    store: Store, expression: str, site: str | None, level: Literal["auto", "attention", "edges"]
+    store: Store, expression: str, site: str | None, level: Literal["auto", "exact", "attention", "edges", "rebuilt"]
 ) -> SearchResult:
     """Search with a progress bar where a person is looking."""
     from .search import search
@@ -235,6 +238,7 @@ def _summary(result: SearchResult, store: Store) -> str:
     source = {
         "attention": f"stored attention ({store.spec.keep.attention})",
         "edges": f"stored edges ({store.spec.keep.edges} a row): mass is at least the first number, at most the second",
+        "rebuilt": f"attention rebuilt from query and key ({store.spec.keep.query_key})",
     }
     return (
         f"{result.rows:,} rows with a matching key in {result.n_examples:,} of {result.n_examples_searched:,} examples, "

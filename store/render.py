@@ -260,3 +260,12 @@ def _marked(tokens: TokenTable, marks: dict[int, str]) -> Text:
     if last + 1 < len(tokens):
         line.append(" …", "dim")
     return line
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

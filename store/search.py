@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from .errors import ConfigError, NotFoundError
 from .evidence import Chance, Evidence, chance_of, evidence_of
 from .notes import count_texts, missing_texts, note_on, text_lookups
 from .patterns import Pattern, Vocabulary
-from .scan import Level, SegmentScores, Stopped, level_for, scan_segment
+from .scan import Asked, Level, SegmentScores, Stopped, level_for, scan_segment
 from .schema import Site
 from .segment import Segment
 from .segment_tokens import segment_matcher, site_vocabulary
@@ -75,7 +75,8 @@ class SearchResult:
     pattern: Pattern
     site: Site
     level: Level
-    """What answered: stored attention (exact within its codec) or the stored edges (`mass` is a lower bound)."""
+    """What answered: stored attention (exact within its codec), the stored edges (`mass` is a lower bound), or attention
+    rebuilt from query, key and logsumexp (exact within their rounding)."""
     heads: xr.Dataset
     """`mass`, `hit_rate`, `baseline`, `lift` and, from edges, `mass_upper`; dims (layer, head), float64."""
     example_mass: xr.DataArray
@@ -169,8 +170,8 @@ class SearchResult:
     def _hit(self, number: int, layer: int, head: int, score: float, rows: int) -> ExampleHit:
         example = self.store.examples[number]
         query_pos, key_pos = self.matches(number)
-        if self.level == "attention":
-            weights = example.attention(layer, head, self.site.name).to_numpy()[query_pos, key_pos]
+        if self.level != "edges":
+            weights = example.weights_at(layer, head, query_pos, key_pos, self.site.name)
         else:
             edges = example.edges(layer, head, self.site.name)
             found = edges["key_pos"].to_numpy()[query_pos] == key_pos[:, None]  # [match, edge]
@@ -196,7 +197,7 @@ def search(
     store: Store,
     pattern: str | Pattern,
     site: str | None = None,
-    level: Literal["auto", "attention", "edges"] = "auto",
+    level: Asked = "auto",
     *,
     threads: int = 2,
     on_progress: Callable[[SearchProgress], None] = lambda progress: None,
@@ -207,8 +208,9 @@ def search(
     Parameters
     ----------
     level
-        What to read: stored attention, the stored edges (faster, a lower bound of the mass), or ``"auto"``: attention
-        where it was kept.
+        What to read: stored attention, the stored edges (faster, a lower bound of the mass), or query and key, from
+        which attention is ``"rebuilt"``. ``"exact"`` takes attention where it was kept and else rebuilds it; ``"auto"``
+        takes attention, else edges, else rebuilds.
     threads
         Segments that are read at once.
     on_progress
@@ -221,10 +223,10 @@ def search(
     PatternError
         The pattern cannot be read, or names something that the store does not have.
     NotFoundError
-        No such site, or the store kept neither attention nor edges.
+        No such site, or the store did not keep what the level reads.
     """
-    if level not in ("auto", "attention", "edges"):
-        raise ConfigError(f"level is {level!r}; expected 'auto', 'attention' or 'edges'")
+    if level not in get_args(Asked):
+        raise ConfigError(f"level is {level!r}; expected one of {', '.join(get_args(Asked))}")
     began = time.perf_counter()
     found, pattern = store.site(site), Pattern.parse(pattern)
     answering = level_for(store.segments, found, level)
