@@ -120,11 +120,14 @@ def _even(length: int, target: int) -> int:
     return max(1, math.ceil(length / max(1, math.ceil(length / target))))
 
 
+def make_compressor(name: Compressor) -> zstandard.ZstdCompressor:
+    """What encodes the chunks; its frames are ordinary zstd."""
+    return zstandard.ZstdCompressor(compression_params=_PARAMETERS[name])
+
+
 def write_file(file: HashedFile, array: Shaped[np.ndarray, "*shape"], grid: Grid, index: tuple[int, ...]) -> None:
     """Write the chunk or shard `index` of `array`."""
-    compress = (
-        zstandard.ZstdCompressor(compression_params=_PARAMETERS[grid.compressor]).compress if grid.compressor else None
-    )
+    compress = make_compressor(grid.compressor).compress if grid.compressor else None
     entries: list[tuple[int, int]] = []
     for start in grid.chunk_starts(index):
         if start is None:
