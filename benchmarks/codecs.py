@@ -39,7 +39,7 @@ from headatlas.store.companding import (
 from headatlas.store.pairs import unpack_pairs
 from headatlas.store.rebuild import Vectors, rebuild_tile
 from headatlas.store.schema import ArrayLayout, Keep, Site, TraceSpec
-from headatlas.store.shard import make_compressor, plan_grid
+from headatlas.store.shard import compressor_of, plan_grid
 from headatlas.store.statistics import head_statistics
 
 from .report import Row, machine_facts, report
@@ -175,12 +175,12 @@ def compress(path: str, stored: np.ndarray) -> tuple[int, list[tuple[bytes, int]
     grid = plan_grid(ArrayLayout(path, stored.shape, stored.dtype, ("layer", "head", "pair")))
     if grid.compressor is None:
         return stored.nbytes, []
-    compressor = make_compressor(grid.compressor)
+    compress_chunk = compressor_of(grid)
     frames = []
     for layer, head in np.ndindex(stored.shape[:2]):
         for start in range(0, stored.shape[2], grid.chunk[2]):
             chunk = np.ascontiguousarray(stored[layer, head, start : start + grid.chunk[2]])
-            frames.append((compressor.compress(chunk.data), chunk.nbytes))
+            frames.append((bytes(compress_chunk(chunk.view(np.uint8).data)), chunk.nbytes))
     return sum(len(frame) + 4 for frame, _ in frames), frames
 
 

@@ -17,6 +17,7 @@ from .rebuild import RowReader, require_rebuilt
 from .schema import Site
 from .segment import Segment
 from .tokens import TokenTable
+from .words import Merge, merge_example
 
 WEIGHTS_MAX_BYTES = 2 << 30
 _PAIR_WEIGHTS = 1 << 20
@@ -153,6 +154,23 @@ class Example:
             weights[part] = maps[query_pos[part] - first, key_pos[part]]
             at = stop
         return weights
+
+    def word_attention(
+        self, layer: Which = None, head: Which = None, site: str | None = None, merge: Merge = "mean"
+    ) -> xr.DataArray:
+        """Attention between words, float64, dims (layer, head, query_word, key_word) less those picked by an integer.
+
+        Columns are summed over the key word's tokens; rows are averaged over the query word's tokens, or those of its
+        first token with ``merge="first"``. Special tokens are left out, without renormalising.
+        """
+        found = self._site(site)
+        maps = self.attention(layer, head, found.name)
+        query, key = self.tokens(found.query_sequence), self.tokens(found.key_sequence)
+        words = merge_example(maps.to_numpy(), query, key, merge)
+        dims = (*maps.dims[:-2], "query_word", "key_word")
+        kept = {name: maps.coords[name] for name in ("layer", "head") if name in maps.coords}
+        coords = {**kept, "query_word": np.arange(words.shape[-2]), "key_word": np.arange(words.shape[-1])}
+        return xr.DataArray(words, coords, dims, "word_attention", {"long_name": "attention between words"})
 
     def query(self, layer: Which = None, head: Which = None, site: str | None = None) -> xr.DataArray:
         """Query vectors (after rotary embedding, before scaling), dims (layer, head, query_pos, d_head)."""

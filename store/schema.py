@@ -120,7 +120,7 @@ VECTOR_DTYPE: dict[str, str] = {"float16": "f2", "bfloat16": "u2", "float32": "f
 
 def pair_offset(
     site: Site, n_queries: Int[np.ndarray, "example"], n_keys: Int[np.ndarray, "example"]
-) -> Int[np.ndarray, "example+1"]:
+) -> Int[np.ndarray, "boundary"]:
     """Where each example's pairs begin on the flat `pair` axis, int64."""
     queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
     pairs = queries * (queries + 1) // 2 if site.causal else queries * keys

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,10 @@ from .manifest import Manifest, read_manifest
 from .schema import Site, TraceSpec
 from .segment import TABLES_MAX_BYTES, Segment, missing_array
 from .tokens import MISSING, Column
+
+if TYPE_CHECKING:
+    from .patterns import Pattern
+    from .search import SearchResult
 
 
 def open_store(path: str | os.PathLike[str], manifest: int | None = None) -> Store:
@@ -179,6 +183,20 @@ class Store:
         `examples` is a slice of numbers; only the segments that it touches are read.
         """
         return tokens_frame(self, sequence, examples)
+
+    def search(self, pattern: str | Pattern, site: str | None = None) -> SearchResult:
+        """Rank the heads of a site by how much of their attention follows a pattern.
+
+        `headatlas.store.search.search` is the same with progress, cancelling and a choice of what is read.
+
+        Raises
+        ------
+        PatternError
+            The expression cannot be read, or names something unknown.
+        """
+        from .search import search  # reads stores itself
+
+        return search(self, pattern, site)
 
     def example_numbers(self) -> np.ndarray:
         """The numbers of the committed examples, ascending, int64."""
