@@ -39,8 +39,11 @@ class Row:
             raise ValueError(f"{self.name}: {self.value} is outside its spread {self.spread}")
 
 
-def report(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> Path:
-    """Print the rows and write them to `folder`/`name`.json; returns that file."""
+def report(name: str, rows: Sequence[Row], folder: Path = FOLDER, *, shown: bool = True) -> Path:
+    """Print the rows (unless the benchmark has `shown` them its own way) and write them to `folder`/`name`.json.
+
+    Returns that file.
+    """
     if not re.fullmatch(r"[a-z0-9-]+", name):
         raise ValueError(f"{name!r} names a file: small letters, digits and hyphens only")
     machine = machine_facts()
@@ -53,7 +56,8 @@ def report(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> Path:
     for row in rows:
         spread = "" if row.spread is None else f"{row.spread[0]:.4g} – {row.spread[1]:.4g}"
         table.add_row(row.name, f"{row.value:.4g}", row.unit, spread, row.compared_with or "")
-    Console().print(table)
+    if shown:
+        Console().print(table)
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"

@@ -141,6 +141,16 @@ _COMPRESSED = {
     ("edge_weight", False): 0.86,
     ("statistics", False): 0.91,
 }
+_CODEC_FACTOR = {
+    "sqrt7": 0.83,
+    "sqrt6": 0.68,
+    "linear8": 0.71,
+    "linear7": 0.58,
+    "linear6": 0.47,
+    "float16": 1.25,
+    "float32": 1.31,
+}
+"""Compressed size of attention in other codecs, for each raw byte beside `sqrt8` (docs/codecs.md, 16 tokens)."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +236,10 @@ def project(
             n_real += batch.n_tokens
             largest_batch = max(largest_batch, _activation_bytes(batch, model))
     causal = {site.name: site.causal for site in spec.sites}
-    arrays = tuple(ArrayProjection(path, raw, _predict_stored(path, raw, causal)) for path, raw in layouts.items())
+    arrays = tuple(
+        ArrayProjection(path, raw, _predict_stored(path, raw, causal, spec.keep.attention))
+        for path, raw in layouts.items()
+    )
     memory = {
         "process": PROCESS_BYTES,
         "model": model.weight_bytes,
@@ -257,7 +270,9 @@ def _activation_bytes(batch: BatchPlan, model: ModelShape) -> int:
     return vectors + masks
 
 
-def _predict_stored(path: str, raw: int, causal: Mapping[str, bool]) -> int:
+def _predict_stored(path: str, raw: int, causal: Mapping[str, bool], codec: str | None) -> int:
     site, name = path.split("/", 1)
     known = _COMPRESSED.get((name, causal.get(site, False)), _COMPRESSED.get((name, False), 1.0))
+    if name == "attention":
+        known *= _CODEC_FACTOR.get(codec or "", 1.0)
     return int(raw * known)

@@ -13,7 +13,7 @@ from . import companding
 from .errors import BudgetError, ConfigError, NotFoundError, located
 from .masks import key_span
 from .pairs import pair_rows, unpack_rows
-from .rebuild import read_tile, require_rebuilt
+from .rebuild import RowReader, require_rebuilt
 from .schema import Site
 from .segment import Segment
 from .tokens import TokenTable
@@ -21,6 +21,7 @@ from .words import Merge, merge_example
 
 WEIGHTS_MAX_BYTES = 2 << 30
 _PAIR_WEIGHTS = 1 << 20
+_KEPT_ROWS = 1024
 Which = int | slice | Sequence[int] | None
 """A choice of layers or heads: one (its dimension is dropped), some, or all (None)."""
 
@@ -31,6 +32,7 @@ class Example:
     def __init__(self, segment: Segment, row: int, sites: dict[str, Site]) -> None:
         self.segment, self.row, self._sites = segment, row, sites
         self.index = segment.first_example + row
+        self._rows_kept: tuple[tuple[object, ...], RowReader] | None = None
 
     def __repr__(self) -> str:
         return f"Example({self.index}, {self.id!r}, {self.text[:40]!r})"
@@ -75,7 +77,8 @@ class Example:
     ) -> xr.DataArray:
         """Attention weights, float32, dims (layer, head, query_pos, key_pos) less those picked by an integer.
 
-        `query` and `key` are slices of positions (step 1): only their rows are read. Attributes say where the weights
+        `query` and `key` are slices of positions (step 1): only their rows are read, and to rebuild rows the keys that
+        they see. Attributes say where the weights
         come from (`source`: stored, or rebuilt from query, key and logsumexp where attention was not kept) and how far
         any of them may be from what the model computed (`max_absolute_error`). Zero where the mask hides a key.
 
@@ -238,33 +241,31 @@ class Example:
         weights = companding.decode_attention(stored, self.segment.spec.keep.attention or "float32")
         return unpack_rows(weights, rows, n_keys, causal=site.causal)[..., columns], labels
 
+    def _row_reader(self, site: Site, layer: int, heads: Int[np.ndarray, "head"], rows: slice) -> RowReader:
+        """The reader of some rows; the last one is kept, so that tiles of the same rows share what they need."""
+        key = (site.name, layer, heads.tobytes(), rows.start, rows.stop)
+        kept = self._rows_kept
+        if kept is None or kept[0] != key:
+            query_start = self._rows(site.query_sequence)[0].start
+            keys, n_keys = self._rows(site.key_sequence)
+            reader = RowReader(self.segment, site, layer, heads, query_start, keys.start, n_keys, rows)
+            kept = key, reader
+            if rows.stop - rows.start <= _KEPT_ROWS:
+                self._rows_kept = kept
+        return kept[1]
+
     def _rebuilt(
         self, site: Site, layer: Which, head: Which, rows: slice, columns: slice
     ) -> tuple[np.ndarray, float, _Labels]:
         """Weights of a tile from query, key and logsumexp, and their largest error."""
         require_rebuilt(site, self.segment.spec.keep)
         layers, heads = _pick(layer, site.n_layers, "layer"), _pick(head, site.n_heads, "head")
-        n_keys = self._length(site.key_sequence)
-        query_start = self._rows(site.query_sequence)[0].start
-        key_start = self._rows(site.key_sequence)[0].start
-        at = slice(query_start + rows.start, query_start + rows.stop)
-        key_at = slice(key_start + columns.start, key_start + columns.stop)
         maps = np.zeros((len(layers), len(heads), rows.stop - rows.start, columns.stop - columns.start), np.float32)
         bound = 0.0
         for out, one in zip(maps, layers.tolist(), strict=True):
             if out.size:
                 with located(f"{self.segment.where}, example {self.index}"):
-                    tile = read_tile(
-                        self.segment,
-                        site,
-                        one,
-                        heads,
-                        at,
-                        key_at,
-                        np.arange(rows.start, rows.stop),
-                        columns.start,
-                        n_keys,
-                    )
+                    tile = self._row_reader(site, one, heads, rows).tile(columns)
                 out[...] = tile.weights
                 bound = max(bound, tile.max_absolute_error or 0.0)
         labels = _Labels({"layer": (layer, layers), "head": (head, heads)})

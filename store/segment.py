@@ -8,7 +8,7 @@ demand. After that a read decodes the chunks that it needs and no others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from . import companding
+from .cache import ByteCache
 from .container import ContainerReader, SegmentListing, container_of, guard_fork
 from .errors import ConfigError, CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
 from .lazy_array import Index, LazyArray
@@ -37,24 +38,34 @@ from .tokens import Column, TokenTable
 __all__ = ["LazyArray", "Segment", "SegmentTables"]
 
 LISTING_MAX_BYTES = 256 << 20
+TABLES_MAX_BYTES = 512 << 20
+"""Decoded texts, token tables and annotations that a store keeps in memory."""
 _TABLE_FREE_BYTES = 64 << 20
 _TABLE_MAX_RATIO = 1000  # decoded to stored; texts and token tables reach about 50
 Rows = TypeVar("Rows", bound=Sized)
 
 
 class Segment:
-    """One segment of a store. Safe from many threads; arrays are read when asked for, tables are kept.
+    """One segment of a store. Safe from many threads; arrays are read when asked for.
+
+    Decoded texts, token tables and annotations are kept in `cache`, which the segments of a store share.
 
     Without `check_presence` damaged segments open too, so that what is left of them can be told.
     """
 
-    def __init__(self, store_path: Path, entry: SegmentEntry, spec: TraceSpec, *, check_presence: bool = True) -> None:
+    def __init__(
+        self,
+        store_path: Path,
+        entry: SegmentEntry,
+        spec: TraceSpec,
+        *,
+        check_presence: bool = True,
+        cache: ByteCache | None = None,
+    ) -> None:
         self.entry, self.spec, self._store_path, self._check_presence = entry, spec, store_path, check_presence
         self.index, self.first_example, self.n_examples = entry.index, entry.first_example, entry.n_examples
         self.folder = store_path / entry.path
-        self._tokens: dict[str, TokenTable] = {}
-        self._required: dict[str, list[str]] = {}
-        self._optional: dict[str, list[str | None]] = {}
+        self._cache = ByteCache(TABLES_MAX_BYTES) if cache is None else cache
 
     def __repr__(self) -> str:
         last = self.first_example + self.n_examples
@@ -166,10 +177,7 @@ class Segment:
         """
         if sequence not in self.spec.sequences:
             raise NotFoundError(f"no sequence {sequence!r}; this store has {', '.join(self.spec.sequences)}.")
-        if sequence not in self._tokens:
-            with self._located():
-                self._tokens[sequence] = read_token_table(self._table, list(self.layouts), sequence)
-        return self._tokens[sequence]
+        return self._kept("tokens", sequence, lambda: read_token_table(self._table, list(self.layouts), sequence))
 
     def token_offset(self, sequence: str) -> Int64[np.ndarray, "boundary"]:
         """Where each example's tokens begin on the flat token axis of a sequence."""
@@ -241,17 +249,24 @@ class Segment:
             return list(self._text(name))
         if name not in ("text_pair", "target_text"):
             raise NotFoundError(f"no text {name!r}; expected id, text, text_pair or target_text.")
-        if name not in self._optional:
-            with self._located():
-                rows = read_optional_text(self._table, list(self.layouts), name, self.n_examples)
-            self._optional[name] = self._counted(rows, name)
-        return list(self._optional[name])
+        names = list(self.layouts)
+
+        def read() -> list[str | None]:
+            return self._counted(read_optional_text(self._table, names, name, self.n_examples), name)
+
+        return list(self._kept("optional", name, read))
 
     def _text(self, name: str) -> list[str]:
-        if name not in self._required:
+        return list(self._kept("text", name, lambda: self._counted(read_text(self._table, f"example/{name}"), name)))
+
+    def _kept(self, kind: str, name: str, read: Callable[[], Rows]) -> Rows:
+        """A decoded table out of the cache, or read now, errors with their place."""
+
+        def located_read() -> Rows:
             with self._located():
-                self._required[name] = self._counted(read_text(self._table, f"example/{name}"), name)
-        return list(self._required[name])
+                return read()
+
+        return self._cache.get((self.index, kind, name), located_read)
 
     def _counted(self, rows: Rows, name: str) -> Rows:
         if len(rows) != self.n_examples:
@@ -260,12 +275,10 @@ class Segment:
 
     def columns(self) -> dict[str, Column]:
         """The annotations of the examples."""
-        return dict(self._columns)
+        return dict(self._kept("columns", "", self._read_columns))
 
-    @cached_property
-    def _columns(self) -> dict[str, Column]:
-        with self._located():
-            columns = read_columns(self._table, list(self.layouts), "example/column")
+    def _read_columns(self) -> dict[str, Column]:
+        columns = read_columns(self._table, list(self.layouts), "example/column")
         for name, column in columns.items():
             self._counted(column.data, f"column/{name}")
         return columns

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
+from .cache import ByteCache
 from .corpus_statistics import statistics_dataset
 from .errors import NotFoundError, located
 from .example import Example
+from .frames import examples_frame, tokens_frame
+from .lazy_traces import lazy_traces
 from .manifest import Manifest, read_manifest
 from .schema import Site, TraceSpec
-from .segment import Segment, missing_array
+from .segment import TABLES_MAX_BYTES, Segment, missing_array
 from .tokens import MISSING, Column
 
 if TYPE_CHECKING:
@@ -50,7 +54,10 @@ class Store:
             self.manifest: Manifest = read_manifest(self.path, manifest)[0]
         self.spec: TraceSpec = self.manifest.spec
         self.sites: dict[str, Site] = {site.name: site for site in self.spec.sites}
-        self.segments: Sequence[Segment] = tuple(Segment(self.path, e, self.spec) for e in self.manifest.segments)
+        cache = ByteCache(TABLES_MAX_BYTES)
+        self.segments: Sequence[Segment] = tuple(
+            Segment(self.path, entry, self.spec, cache=cache) for entry in self.manifest.segments
+        )
         self._starts = np.array([s.first_example for s in self.segments], dtype=np.int64)
         self._columns: dict[str, Column] | None = None
 
@@ -136,6 +143,46 @@ class Store:
         values = np.concatenate(parts, axis=-1) if parts else empty
         data = statistics_dataset(values, self.spec.statistics, found, {"example": self.example_numbers()})
         return data.assign_coords(id=("example", np.array(self.example_ids(), dtype=object)))
+
+    def attention(self, site: str | None = None) -> xr.DataArray:
+        """Attention of every example, decoded when computed: dask-backed, dims (layer, head, pair).
+
+        Coordinates along `pair`, lazy too: `example`, `query_pos`, `key_pos`. One chunk is one head of one segment.
+
+        Raises
+        ------
+        NotFoundError
+            Attention was not kept. `Example.attention` and `Example.iter_tiles` rebuild it from query and key.
+        """
+        return lazy_traces(self, self.site(site), "attention")
+
+    def query(self, site: str | None = None) -> xr.DataArray:
+        """Query vectors of every token, dask-backed, dims (layer, head, query_token, d_head)."""
+        return lazy_traces(self, self.site(site), "query")
+
+    def key(self, site: str | None = None) -> xr.DataArray:
+        """Key vectors of every token, dask-backed, dims (layer, kv_head, key_token, d_head)."""
+        return lazy_traces(self, self.site(site), "key")
+
+    def logsumexp(self, site: str | None = None) -> xr.DataArray:
+        """Logsumexp of every row, dask-backed, dims (layer, head, query_token)."""
+        return lazy_traces(self, self.site(site), "logsumexp")
+
+    def edges(self, site: str | None = None) -> xr.Dataset:
+        """The strongest keys of every row: `key_pos` (-1: none) and `weight`, dims (layer, head, query_token, edge)."""
+        names = {"key_pos": "edge_key", "weight": "edge_weight"}
+        return xr.Dataset({name: lazy_traces(self, self.site(site), array) for name, array in names.items()})
+
+    def examples_frame(self) -> pd.DataFrame:
+        """One row an example, by number: id, texts, tokens, segment, annotations."""
+        return examples_frame(self)
+
+    def tokens_frame(self, sequence: str = "source", examples: slice | None = None) -> pd.DataFrame:
+        """One row a token: example, position, id, text, piece, word, span, flags, and its word's annotations.
+
+        `examples` is a slice of numbers; only the segments that it touches are read.
+        """
+        return tokens_frame(self, sequence, examples)
 
     def search(self, pattern: str | Pattern, site: str | None = None) -> SearchResult:
         """Rank the heads of a site by how much of their attention follows a pattern.

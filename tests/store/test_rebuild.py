@@ -10,7 +10,7 @@ import pytest
 from store_builder import make_content, make_site, make_spec, write_store
 
 from headatlas.store import companding, rebuild
-from headatlas.store.errors import BudgetError, ConfigError, FormatError, NotFoundError
+from headatlas.store.errors import BudgetError, ConfigError, FormatError, NotFoundError, ShapeError
 from headatlas.store.masks import key_span, keys_seen
 from headatlas.store.schema import Keep, Site
 from headatlas.store.segment import Segment
@@ -76,10 +76,12 @@ def test_every_tile_equals_the_slow_softmax(tmp_path: Path, kind: str, codec: st
         whole = example.attention()
         assert whole.attrs["source"] == "rebuilt"
         bound = whole.attrs["max_absolute_error"]
-        assert bound < {"float32": 2e-4, "float16": 0.2, "bfloat16": 1.01}[codec]
+        assert bound < {"float32": 2e-4, "float16": 0.1, "bfloat16": 0.6}[codec]
         error = np.abs(whole.values - expected).max()
         assert error <= bound
-        assert error <= {"float32": 1e-5, "float16": 2.5e-2, "bfloat16": 0.3}[codec]  # scores of up to 20 here
+        assert error <= {"float32": 1e-5, "float16": 5e-3, "bfloat16": 0.05}[codec]  # scores of up to 20 here
+        if not site.has_sinks:
+            np.testing.assert_allclose(whole.sum("key_pos"), 1, atol=1e-5)
         for query, key in ((slice(0, 1), None), (slice(n // 2, n), slice(0, n // 2 + 1)), (None, slice(n - 1, n + 9))):
             tile = example.attention(1, [3, 0], query=query, key=key)
             picked = whole.sel(layer=1, head=[3, 0])[:, query or slice(None), key or slice(None)]
@@ -126,7 +128,11 @@ def test_a_tile_reads_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Segment, "read_block", counted)
     store.examples[2].attention(0, 1, query=slice(10, 14), key=slice(2, 5))
-    assert sorted(asked) == [("decoder/key", 8, 11), ("decoder/logsumexp", 16, 20), ("decoder/query", 16, 20)]
+    own = [("decoder/key", 8, 11), ("decoder/logsumexp", 16, 20), ("decoder/query", 16, 20)]
+    assert sorted(set(asked)) == sorted([*own, ("decoder/key", 6, 20)])  # the keys that the rows see, for their sums
+    asked.clear()
+    store.examples[2].attention(0, 1, query=slice(10, 14))
+    assert sorted(asked) == [("decoder/key", 6, 29), ("decoder/logsumexp", 16, 20), ("decoder/query", 16, 20)]
 
 
 def test_rows_that_do_not_add_up_are_told(tmp_path: Path) -> None:
@@ -145,6 +151,9 @@ def test_rows_that_do_not_add_up_are_told(tmp_path: Path) -> None:
         for bounded in (True, False):
             with pytest.raises(FormatError, match="add up to"):
                 rebuild.rebuild_tile(*vectors, wrong[0], wrong[1], 0, rows, 0, 23, bounded=bounded)
+    keys = rebuild.Vectors(vectors[1].values[:, :20], vectors[1].bound)
+    with pytest.raises(ShapeError, match="pass the sums"):
+        rebuild.rebuild_tile(vectors[0], keys, logsumexp, site, 0, rows, 0, 23)
     sinks = make_site(has_sinks=True)
     rebuild.rebuild_tile(*vectors, logsumexp + 0.1, sinks, 0, rows, 0, 23)  # a sink may take the rest
 
@@ -168,6 +177,17 @@ def test_a_map_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert store.examples[2].attention(0, 0).size == 23 * 23
     with pytest.raises(BudgetError, match="iter_tiles"):
         store.examples[2].attention(0)
+
+
+def test_long_rows_are_summed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [300]
+    for kind in ("causal, shared keys", "window to both sides"):
+        store, maps = make_store(tmp_path / kind, make_site(**SITES[kind], n_layers=2), "float16", lengths)
+        whole = store.examples[0].attention(0, 1)
+        monkeypatch.setattr(rebuild, "_PIECE_WEIGHTS", 1)
+        tile = store.examples[0].attention(0, 1, query=slice(200, 210), key=slice(195, 205))
+        np.testing.assert_allclose(tile.values, whole.values[200:210, 195:205], atol=1e-6)
+        assert np.abs(tile.values - maps[0][0, 1, 200:210, 195:205]).max() <= tile.attrs["max_absolute_error"]
 
 
 @pytest.mark.parametrize("causal", [True, False])

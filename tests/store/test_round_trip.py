@@ -38,7 +38,7 @@ PIPELINES = {"zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline", "zarrs": "
 @st.composite
 def specs(draw: st.DrawFn) -> TraceSpec:
     keep = Keep(
-        attention=draw(st.sampled_from(["sqrt8", "float16", "float32", None])),
+        attention=draw(st.sampled_from(["sqrt8", "sqrt7", "linear6", "float16", "float32", None])),
         query_key=draw(st.sampled_from(["float16", "bfloat16", "float32", None])),
         edges=draw(st.sampled_from([None, 1, 4])),
         statistics=draw(st.booleans()),
