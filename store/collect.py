@@ -80,19 +80,24 @@ def _collect(
 ) -> Collection:
     numbers = manifest_numbers(place)
     read: dict[int, Manifest] = {}
-    removed: list[int] = []
-    held: list[int] = []
+    old: list[int] = []
     for number in numbers:
-        old = number in numbers[:-keep]
+        is_old = number in numbers[:-keep]
         try:
             read[number] = read_manifest(place, number)[0]
-            old &= (now - datetime.datetime.fromisoformat(read[number].created)).total_seconds() > grace_s
+            age_s = (now - datetime.datetime.fromisoformat(read[number].created)).total_seconds()
+            is_old &= age_s > grace_s
         except (HeadAtlasError, ValueError):
-            if not old:  # what it uses is not known
+            if not is_old:  # what it uses is not known
                 raise
-        if old:
-            (removed if remove_unleased(place, number, dry_run=dry_run) else held).append(number)
-            on_step("manifest-removed")
+        if is_old:
+            old.append(number)
+    removed: list[int] = []
+    for number in old:
+        if remove_unleased(place, number, dry_run=dry_run):
+            removed.append(number)
+        on_step("manifest-removed")
+    held = [number for number in old if number not in removed]
     fsync_folder(place)
     on_step("manifests-removed")
     for number in held:

@@ -6,6 +6,7 @@ anything that is not a regular file are refused.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -229,6 +230,8 @@ def read_small(path: Path, name: str, limit_bytes: int) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptSegmentError(f"{name} is missing. Restore it, or write the segment again.") from None
     except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EACCES, errno.EPERM):
+            raise  # the disk's fault or this process's, not the file's
         raise FormatError(f"{name} cannot be opened ({error.strerror}); expected a regular file.") from None
     try:
         status = os.fstat(fd)

@@ -44,6 +44,7 @@ class Store:
 
     def __init__(self, path: Path, manifest: int | None = None) -> None:
         self.path = path.absolute()
+        self._lease: weakref.finalize | None = None
         with located(str(path)):
             self.manifest: Manifest = self._hold(manifest)
         self.spec: TraceSpec = self.manifest.spec
@@ -74,6 +75,11 @@ class Store:
             elif manifest_name(found.number) not in os.listdir(self.path):  # collected between the two
                 continue
             return found
+
+    def close(self) -> None:
+        """Let go of the snapshot: from now on `gc` may remove what only this one uses. Else done when it is freed."""
+        if self._lease is not None:
+            self._lease()
 
     def refresh(self) -> Store:
         """The newest snapshot of the same store; this one stays as it is."""
