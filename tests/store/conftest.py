@@ -20,7 +20,6 @@ from store_builder import SEGMENT, Content, make_contents, make_spec, seal_manif
 
 from headatlas.store.container import CONTAINERS
 
-
 _faults: dict[str, list[int]] = {}
 
 
