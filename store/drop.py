@@ -16,7 +16,7 @@ import numpy as np
 from .container import long_axis
 from .errors import ConfigError, NotFoundError
 from .manifest import Dropped, SegmentEntry, Skipped
-from .schema import segment_layout
+from .schema import SequenceName, segment_layout
 from .segment import Segment
 from .store import Store, open_store
 from .tables import SegmentTables
@@ -94,7 +94,7 @@ def without_examples(segment: Segment, rows: set[int]) -> tuple[SegmentTables, d
     """The contents of a segment of which some examples have no text, no tokens and no traces any more."""
     keep = np.array([row not in rows for row in range(segment.n_examples)], dtype=bool)
     spec = segment.spec
-    before = {name: segment.tokens(name) for name in spec.sequences}
+    before: dict[SequenceName, TokenTable] = {name: segment.tokens(name) for name in spec.sequences}
     tables = SegmentTables(
         ids=segment.ids(),
         texts=[text if kept else "" for text, kept in zip(segment.texts(), keep, strict=True)],
@@ -103,7 +103,7 @@ def without_examples(segment: Segment, rows: set[int]) -> tuple[SegmentTables, d
         columns={name: _missing(column, keep) for name, column in segment.columns().items()},
         tokens={name: _without_tokens(table, keep) for name, table in before.items()},
     )
-    layouts = segment_layout(spec, {name: table.n_tokens for name, table in tables.tokens.items()})
+    layouts = segment_layout(spec, {str(name): table.n_tokens for name, table in tables.tokens.items()})
     arrays = {}
     for path, layout in layouts.items():
         data, site = segment.read(path), spec.site(path.partition("/")[0])
