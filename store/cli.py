@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _OWN = (
     "headatlas.pipeline.cli",
     "headatlas.store.cli_query",
+    "headatlas.store.cli_relations",
     "headatlas.store.cli_life",
     "headatlas.store.cli",
     "headatlas.viewer.cli",
@@ -59,13 +60,6 @@ def main() -> None:
         sys.exit(2)
 
 
-def own_apps() -> Iterator[typer.Typer]:
-    """The typer apps of headatlas's own parts that are installed."""
-    for name in _OWN:
-        if importlib.util.find_spec(name) is not None:
-            yield app if name == "headatlas.store.cli" else importlib.import_module(name).app
-
-
 def command_apps() -> Iterator[typer.Typer]:
     """The typer apps of headatlas's own parts, then those of plug-ins; what cannot be loaded is told and left out."""
     yield from own_apps()
@@ -76,6 +70,13 @@ def command_apps() -> Iterator[typer.Typer]:
             yield entry.load()
         except Exception as error:  # a broken plug-in must not take the commands of others away
             print(f"headatlas: the commands of {entry.name} ({entry.value}) cannot be loaded: {error}", file=sys.stderr)
+
+
+def own_apps() -> Iterator[typer.Typer]:
+    """The typer apps of headatlas's own parts, those that are installed."""
+    for name in _OWN:
+        if importlib.util.find_spec(name) is not None:
+            yield app if name == "headatlas.store.cli" else importlib.import_module(name).app
 
 
 @app.command(rich_help_panel="Store")

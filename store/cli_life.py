@@ -114,7 +114,7 @@ def gc(
 
 @app.command(rich_help_panel="Store")
 def merge(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Two stores or more.", show_default=False)],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="Two stores or more.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the new store.", show_default=False)],
     append: Annotated[bool, typer.Option("--append", help="Different corpora, one after the other.")] = False,
     as_json: AsJson = False,

@@ -110,7 +110,7 @@ def without_examples(segment: Segment, rows: set[int]) -> tuple[SegmentTables, d
         axis = layout.axes[long_axis(layout)]
         if axis == "example":
             data = np.where(keep, data, np.float32(np.nan))
-        else:
+        elif axis in ("pair", "query_token", "key_token"):
             sequence = site.key_sequence if axis == "key_token" else site.query_sequence
             lengths = np.diff(segment.pair_offset(site.name)) if axis == "pair" else before[sequence].n_tokens
             data = data[:, :, np.repeat(keep, lengths)]

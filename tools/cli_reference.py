@@ -30,7 +30,7 @@ def reference() -> str:
     from headatlas.store.cli import own_apps
 
     root = typer.Typer(rich_markup_mode=None, add_completion=False)
-    for part in own_apps():  # plug-ins document themselves
+    for part in own_apps():  # a plug-in documents itself
         root.registered_commands += part.registered_commands
         root.registered_groups += part.registered_groups
     root.callback()(_no_options)  # keeps a lone command from standing for the whole program
