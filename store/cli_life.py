@@ -1,4 +1,4 @@
-"""Commands that make stores out of stores, and take things out of them: convert."""
+"""Commands that make stores out of stores, and take things out of them: convert, drop, gc, merge."""
 
 from __future__ import annotations
 
@@ -47,6 +47,96 @@ def convert(
         f"{result.out}: {result.n_examples:,} examples in {result.n_segments} segments{there}, container {container}, "
         f"{size_text(result.bytes_after)} (before: {size_text(result.bytes_before)})."
     )
+
+
+@app.command(rich_help_panel="Store")
+def drop(
+    store: StorePath,
+    examples: Annotated[
+        list[str] | None,
+        typer.Option("--examples", metavar="ID", help="Numbers, spans like 10:20, or ids; again for more."),
+    ] = None,
+    segments: Annotated[
+        list[int] | None, typer.Option("--segments", metavar="N", help="Numbers of segments; again for more.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Noted for each example.")] = "dropped",
+    as_json: AsJson = False,
+) -> None:
+    """Take examples or segments out: a new snapshot without them. `gc` frees the space.
+
+    Example: [bold]headatlas drop traces/demo --examples 17 --examples 20:24[/bold]
+    """
+    from .drop import drop_from_store
+
+    wanted = [which for text in examples or () for which in _examples(text)]
+    result = drop_from_store(store, examples=wanted, segments=segments or (), reason=reason)
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    _say(
+        f"{result.path}: manifest {result.manifest} is without {len(result.examples)} examples and "
+        f"{len(result.segments)} segments. Older snapshots still have them until headatlas gc."
+    )
+
+
+def _examples(text: str) -> list[int | str]:
+    start, colon, stop = text.partition(":")
+    if colon and start.isdecimal() and stop.isdecimal():
+        return list(range(int(start), int(stop)))
+    return [int(text) if text.isdecimal() else text]
+
+
+@app.command(rich_help_panel="Store")
+def gc(
+    store: StorePath,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots stay.")] = 1,
+    grace: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Younger snapshots stay too.")] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old snapshots, and what no snapshot uses any more. What an open reader uses stays.
+
+    Example: [bold]headatlas gc traces/demo --dry-run[/bold]
+    """
+    from .collect import collect_store
+
+    result = collect_store(store, keep=keep, grace_s=3600 * grace, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    verb = "would remove" if dry_run else "removed"
+    held = f" Readers hold {len(result.held)} more." if result.held else ""
+    _say(
+        f"{result.path}: {verb} {len(result.manifests)} manifests and {len(result.segments)} segments, "
+        f"{size_text(result.bytes)}.{held}"
+    )
+
+
+@app.command(rich_help_panel="Store")
+def merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="Two stores or more.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the new store.", show_default=False)],
+    append: Annotated[bool, typer.Option("--append", help="Different corpora, one after the other.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make one store of several of the same model: parts of one job, or with --append different corpora.
+
+    Example: [bold]headatlas merge traces/a traces/b --out traces/both[/bold]
+    """
+    from .merge import merge_stores
+
+    with _progress() as progress:
+        task = progress.add_task("merge", total=None)
+        result = merge_stores(
+            stores,
+            out,
+            append=append,
+            on_segment=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    _say(f"{result.out}: {result.n_examples:,} examples in {result.n_segments} segments of {result.n_stores} stores.")
 
 
 def _say(text: str) -> None:

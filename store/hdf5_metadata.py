@@ -113,18 +113,18 @@ def open_dataset(file: h5py.File, path: str) -> h5py.h5d.DatasetID:
         A soft or external link lies in the way, or this is no dataset.
     """
     import h5py
-    from h5py import h5l, h5o
 
-    node = h5py.h5g.open(file.id, b"/")
+    node = file["/"]
     for part in path.split("/"):
-        if not isinstance(node, h5py.h5g.GroupID) or not node.links.exists(part.encode()):
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+        if link is None:
             raise FormatError(f"{FILE_NAME} has no such dataset; expected every array that segment.json lists.")
-        if node.links.get_info(part.encode()).type != h5l.TYPE_HARD:
+        if not isinstance(link, h5py.HardLink):
             raise FormatError(f"{FILE_NAME}: {part} is a soft or external link. Do not trust this store.")
-        node = h5o.open(node, part.encode())
-    if not isinstance(node, h5py.h5d.DatasetID):
+        node = node[part]  # pyright: ignore[reportIndexIssue]  a group: it gave the link
+    if not isinstance(node, h5py.Dataset):
         raise FormatError(f"{FILE_NAME}: this is no dataset; expected every array that segment.json lists.")
-    return node
+    return node.id
 
 
 def check_dataset(dataset: h5py.h5d.DatasetID, layout: ArrayLayout) -> Grid:

@@ -35,7 +35,10 @@ class _Frozen(BaseModel):
 
 
 class SegmentEntry(_Frozen):
-    """One committed segment; `bytes` and `sha256` are those of its segment.json, `data_bytes` of all it lists."""
+    """One committed segment; `bytes` and `sha256` are those of its segment.json, `data_bytes` of all it lists.
+
+    A segment that took the place of another has the beginning of its hash in its path.
+    """
 
     index: int = Field(ge=0, lt=10**9)
     path: str
@@ -48,9 +51,17 @@ class SegmentEntry(_Frozen):
 
     @model_validator(mode="after")
     def _place(self) -> SegmentEntry:
-        if self.path != segment_path(self.index):
+        if self.path not in (segment_path(self.index), segment_path(self.index, self.sha256)):
             raise ValueError(f"path {self.path!r}; expected {segment_path(self.index)!r}")
         return self
+
+
+class Dropped(_Frozen):
+    """A segment that was taken out; its examples are not in the store, and no job writes it again."""
+
+    index: int = Field(ge=0)
+    first_example: int = Field(ge=0)
+    n_examples: int = Field(ge=0)
 
 
 class Skipped(_Frozen):
@@ -82,6 +93,7 @@ class Manifest(_Frozen):
     n_segments_planned: int = Field(ge=0)
     segments: tuple[SegmentEntry, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
 
     @model_validator(mode="after")
     def _ordered(self) -> Manifest:
@@ -103,19 +115,21 @@ class Manifest(_Frozen):
     def with_segment(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], own_sha256: str) -> Manifest:
         """The next snapshot; `own_sha256` is that of this manifest's file."""
         segments = tuple(sorted((*self.segments, entry), key=lambda e: e.index))
-        changes = {
+        return self.followed_by(own_sha256, segments=segments, skipped=(*self.skipped, *skipped))
+
+    def followed_by(self, own_sha256: str, **changes: Any) -> Manifest:
+        """The next snapshot with other fields; `own_sha256` is that of this manifest's file."""
+        head = {
             "number": self.number + 1,
             "parent": Parent(number=self.number, sha256=own_sha256),
             "created": now(),
-            "segments": segments,
-            "skipped": (*self.skipped, *skipped),
         }
-        return Manifest.model_validate({**dict(self), **changes})
+        return Manifest.model_validate({**dict(self), **head, **changes})
 
 
-def segment_path(index: int) -> str:
-    """Where a segment lies in its store."""
-    return f"segments/{index:06d}"
+def segment_path(index: int, sha256: str | None = None) -> str:
+    """Where a segment lies in its store; with the hash of its listing where it takes the place of another."""
+    return f"segments/{index:06d}" if sha256 is None else f"segments/{index:06d}-{sha256[:16]}"
 
 
 def manifest_name(number: int) -> str:

@@ -7,6 +7,7 @@ never changed, so readers take no locks.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,12 @@ import xarray as xr
 
 from .cache import ByteCache
 from .corpus_statistics import statistics_dataset
-from .errors import NotFoundError, located
+from .errors import CorruptSegmentError, NotFoundError, located
 from .example import Example
 from .frames import examples_frame, tokens_frame
 from .lazy_traces import lazy_traces
-from .manifest import Manifest, read_manifest
+from .manifest import Manifest, manifest_name, manifest_numbers, read_manifest
+from .private import lease_manifest
 from .schema import Site, TraceSpec
 from .segment import TABLES_MAX_BYTES, Segment, missing_array
 from .tokens import MISSING, Column
@@ -50,8 +52,9 @@ class Store:
 
     def __init__(self, path: Path, manifest: int | None = None) -> None:
         self.path = path.absolute()
+        self._lease: weakref.finalize | None = None
         with located(str(path)):
-            self.manifest: Manifest = read_manifest(self.path, manifest)[0]
+            self.manifest: Manifest = self._hold(manifest)
         self.spec: TraceSpec = self.manifest.spec
         self.sites: dict[str, Site] = {site.name: site for site in self.spec.sites}
         cache = ByteCache(TABLES_MAX_BYTES)
@@ -66,6 +69,28 @@ class Store:
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path, int]]:
         return Store, (self.path, self.manifest.number)
+
+    def _hold(self, number: int | None) -> Manifest:
+        """A manifest; while this object lives nothing that it lists is collected."""
+        while True:
+            newest = manifest_numbers(self.path)[-1:]
+            try:
+                found = read_manifest(self.path, number)[0]
+            except CorruptSegmentError:
+                if number is None and manifest_numbers(self.path)[-1:] != newest:  # collected meanwhile
+                    continue
+                raise
+            lease = lease_manifest(self.path, found.number)
+            if lease is not None:
+                self._lease = weakref.finalize(self, os.close, lease)
+            elif manifest_name(found.number) not in os.listdir(self.path):  # collected between the two
+                continue
+            return found
+
+    def close(self) -> None:
+        """Let go of the snapshot: from now on `gc` may remove what only this one uses. Else done when it is freed."""
+        if self._lease is not None:
+            self._lease()
 
     def refresh(self) -> Store:
         """The newest snapshot of the same store; this one stays as it is."""
@@ -87,8 +112,8 @@ class Store:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every planned segment is committed."""
-        return len(self.segments) == self.manifest.n_segments_planned
+        """Whether every planned segment is committed, or was dropped."""
+        return len(self.segments) + len(self.manifest.dropped) == self.manifest.n_segments_planned
 
     @property
     def bytes_on_disk(self) -> int:

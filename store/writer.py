@@ -5,19 +5,17 @@ renamed into ``segments/``; that folder fsynced; manifest N + 1 linked. A crash 
 committed untouched and at most a folder that nothing lists. Equal segments have equal bytes, so writing one twice, or
 in two processes at once, is harmless: who comes second drops its own.
 
-A private folder is held by a lock on ``tmp/<uuid>.lease`` which the system releases when the process dies; opening a
-writer sweeps the folders of dead ones. Locks of this kind (flock) are per host on some network file systems.
+Private folders are in `private.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,8 @@ from .manifest import (
     segment_path,
     write_durable,
 )
-from .objects import check_objects, fsync_folder
+from .objects import check_objects, copy_objects, fsync_folder
+from .private import dead_folders, private_folder
 from .schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
 from .segment import Segment
 from .tables import SegmentTables, table_arrays
@@ -88,7 +87,7 @@ class StoreWriter:
         place = Path(path)
         with located(str(place)):
             _create_folders(place)
-            for folder in _dead_folders(place / "tmp"):
+            for folder in dead_folders(place / "tmp"):
                 shutil.rmtree(folder, ignore_errors=True)
             first = Manifest(
                 format=FORMAT_NAME,
@@ -103,7 +102,7 @@ class StoreWriter:
             )
             first = Manifest.model_validate_json(first.model_dump_json())  # as it will be read: tuples become lists
             if not manifest_numbers(place):
-                with _private_folder(place) as private:
+                with private_folder(place) as private:
                     publish(place, private, first, on_step)
             writer = cls(place, container=container, threads=threads, on_step=on_step)
             _check_identity(writer._manifest, first)
@@ -116,9 +115,9 @@ class StoreWriter:
 
     @property
     def committed(self) -> set[int]:
-        """Indices of the segments that are there; reads the newest manifest."""
+        """Indices of the segments that are there or were dropped; reads the newest manifest."""
         self._refresh()
-        return {entry.index for entry in self._manifest.segments}
+        return {entry.index for entry in (*self._manifest.segments, *self._manifest.dropped)}
 
     def write(
         self,
@@ -174,34 +173,102 @@ class StoreWriter:
     ) -> SegmentEntry:
         if index in self.committed:
             return self._entry(index)
-        with _private_folder(self.path) as private:
-            draft = private / "segment"
-            draft.mkdir()
-            with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
-                objects = self._container.write(draft, contents, pool)
-            self.on_step("arrays-written")
-            listing = SegmentListing(
-                format_version=FORMAT_VERSION,
-                container=self._container.name,
-                index=index,
-                first_example=first_example,
-                n_examples=n_examples,
-                n_tokens=n_tokens,
-                arrays=tuple(_array_entry(item) for item in contents.values()),
-                objects=tuple(sorted(objects, key=lambda item: item.path)),
-            )
-            return self._finish(private, listing, notes)
+        with private_folder(self.path) as private:
+            listing = self._draft(private, index, first_example, n_examples, n_tokens, contents)
+            return self._commit(self._finish(private, listing), notes, private)
 
-    def _finish(self, private: Path, listing: SegmentListing, notes: tuple[Skipped, ...]) -> SegmentEntry:
-        """Commit the draft whose files `listing` describes."""
+    def _draft(
+        self,
+        private: Path,
+        index: int,
+        first_example: int,
+        n_examples: int,
+        n_tokens: dict[str, int],
+        contents: Mapping[str, SegmentArray],
+    ) -> SegmentListing:
+        """Write the files of a segment into ``segment`` of a private folder, and describe them."""
+        draft = private / "segment"
+        draft.mkdir()
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
+            objects = self._container.write(draft, contents, pool)
+        self.on_step("arrays-written")
+        return SegmentListing(
+            format_version=FORMAT_VERSION,
+            container=self._container.name,
+            index=index,
+            first_example=first_example,
+            n_examples=n_examples,
+            n_tokens=n_tokens,
+            arrays=tuple(_array_entry(item) for item in contents.values()),
+            objects=tuple(sorted(objects, key=lambda item: item.path)),
+        )
+
+    def _finish(self, private: Path, listing: SegmentListing, *, instead: bool = False) -> SegmentEntry:
+        """Put a draft in its place, whole and flushed; nothing lists it yet."""
         draft, document = private / "segment", listing.to_bytes()
         write_durable(draft / "segment.json", document)
         fsync_folder(draft)
         self.on_step("listing-written")
-        entry = self._place(draft, private, _entry_of(listing, document))
+        entry = self._place(draft, private, _entry_of(listing, document, instead=instead))
         fsync_folder(self.path / "segments")
         self.on_step("renamed")
-        return self._commit(entry, notes, private)
+        return entry
+
+    def adopt(self, segment: Segment, index: int, first_example: int, skipped: Iterable[Skipped] = ()) -> SegmentEntry:
+        """Write and commit a segment of another store under other numbers: the same files, each against its hash.
+
+        Raises
+        ------
+        CorruptSegmentError
+            A file is not what the other store lists.
+        """
+        listing = segment.listing.model_copy(update={"index": index, "first_example": first_example})
+        with located(f"{self.path}, segment {index}"):
+            if index in self.committed:
+                return self._entry(index)
+            with private_folder(self.path) as private:
+                copy_objects(segment.folder, private / "segment", listing.objects)
+                self.on_step("arrays-written")
+                return self._commit(self._finish(private, listing), tuple(skipped), private)
+
+    def replace(
+        self, parts: Iterable[tuple[SegmentEntry, SegmentTables, Mapping[str, np.ndarray]]], **changes: Any
+    ) -> Manifest:
+        """Put other contents in the place of committed segments, and change other fields, all in one commit.
+
+        The segments that were there stay where they are, for the snapshots that list them.
+
+        Raises
+        ------
+        ConfigError
+            Another writer changed one of the segments meanwhile.
+        """
+        with contextlib.ExitStack() as stack, located(str(self.path)):
+            placed: dict[int, tuple[SegmentEntry, SegmentEntry]] = {}
+            private = stack.enter_context(private_folder(self.path))
+            for entry, table, arrays in parts:
+                own = private / f"{entry.index}"
+                own.mkdir()
+                n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
+                contents = self._contents(table, arrays)
+                listing = self._draft(own, entry.index, entry.first_example, entry.n_examples, n_tokens, contents)
+                placed[entry.index] = (entry, self._finish(own, listing, instead=True))
+            for _ in range(_TRIES):
+                self._refresh()
+                known = {entry.index: entry for entry in self._manifest.segments}
+                if any(known.get(index) != before for index, (before, _) in placed.items()):
+                    raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
+                now_there = {**known, **{index: after for index, (_, after) in placed.items()}}
+                gone = {row.index for row in changes.get("dropped", ())}
+                segments = tuple(now_there[index] for index in sorted(now_there) if index not in gone)
+                notes = {"skipped": (*self._manifest.skipped, *changes.get("skipped", ()))}
+                notes |= {"dropped": (*self._manifest.dropped, *changes.get("dropped", ()))}
+                following = self._manifest.followed_by(self._sha256, segments=segments, **notes)
+                if publish(self.path, private, following, self.on_step):
+                    self._refresh()
+                    self.on_step("committed")
+                    return following
+        raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
 
     def _contents(self, table: SegmentTables, arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
         """Everything to be written, checked."""
@@ -243,7 +310,10 @@ class StoreWriter:
         folder = self.path / entry.path
         try:
             document = (folder / "segment.json").read_bytes()
-            found = _entry_of(SegmentListing.from_bytes(document), document)
+            instead = entry.path != segment_path(entry.index)
+            found = _entry_of(SegmentListing.from_bytes(document), document, instead=instead)
+            if instead and found != entry:
+                return None
             same = ("index", "first_example", "n_examples", "n_tokens")
             if any(getattr(found, name) != getattr(entry, name) for name in same):
                 return None
@@ -293,15 +363,16 @@ def _array_entry(item: SegmentArray) -> ArrayEntry:
     return ArrayEntry(path=layout.path, shape=layout.shape, dtype=layout.dtype.name, axes=layout.axes)
 
 
-def _entry_of(listing: SegmentListing, document: bytes) -> SegmentEntry:
+def _entry_of(listing: SegmentListing, document: bytes, *, instead: bool = False) -> SegmentEntry:
+    sha256 = hashlib.sha256(document).hexdigest()
     return SegmentEntry(
         index=listing.index,
-        path=segment_path(listing.index),
+        path=segment_path(listing.index, sha256 if instead else None),
         first_example=listing.first_example,
         n_examples=listing.n_examples,
         n_tokens=listing.n_tokens,
         bytes=len(document),
-        sha256=hashlib.sha256(document).hexdigest(),
+        sha256=sha256,
         data_bytes=sum(item.bytes for item in listing.objects),
     )
 
@@ -321,18 +392,25 @@ def _create_folders(place: Path) -> None:
 
 def _check_identity(found: Manifest, wanted: Manifest) -> None:
     """That an existing store belongs to the same job."""
-    pairs: dict[str, tuple[Any, Any]] = {
-        name: (getattr(found, name), getattr(wanted, name)) for name in ("n_examples_planned", "n_segments_planned")
-    }
+    advice = "Use another output folder, or the job file that made it."
+    said = ("the store there was made with", "this job")
+    for name in ("n_examples_planned", "n_segments_planned"):
+        check_same(name, getattr(found, name), getattr(wanted, name), *said, advice)
     for name in _IDENTITY:
-        pairs |= _differences(name, found.provenance.get(name), wanted.provenance.get(name))
-    pairs |= _differences("spec", found.spec.model_dump(mode="json"), wanted.spec.model_dump(mode="json"))
-    for name, (there, asked) in pairs.items():
-        if there != asked:
-            raise ConfigError(
-                f"the store there was made with {name} = {_short(there)}; this job has {_short(asked)}. "
-                "Use another output folder, or the job file that made it."
-            )
+        check_same(name, found.provenance.get(name), wanted.provenance.get(name), *said, advice)
+    check_same("spec", found.spec.model_dump(mode="json"), wanted.spec.model_dump(mode="json"), *said, advice)
+
+
+def check_same(name: str, there: Any, asked: Any, said_there: str, said_asked: str, advice: str) -> None:
+    """That two JSON values are equal.
+
+    Raises
+    ------
+    ConfigError
+        They differ; the innermost difference is named.
+    """
+    for place, (one, other) in _differences(name, there, asked).items():
+        raise ConfigError(f"{said_there} {place} = {_short(one)}; {said_asked} has {_short(other)}. {advice}")
 
 
 def _differences(name: str, there: Any, asked: Any) -> dict[str, tuple[Any, Any]]:
@@ -355,44 +433,3 @@ def _differences(name: str, there: Any, asked: Any) -> dict[str, tuple[Any, Any]
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-@contextlib.contextmanager
-def _private_folder(store: Path) -> Iterator[Path]:
-    """A new folder ``tmp/<uuid>`` that no sweep takes away while this process lives; removed afterwards."""
-    name = uuid.uuid4().hex
-    lease, folder = store / "tmp" / f"{name}.lease", store / "tmp" / name
-    lease.parent.mkdir(exist_ok=True)
-    fd = os.open(lease, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        folder.mkdir()  # only now: a sweep leaves leases without a folder alone
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lease.unlink(missing_ok=True)
-        os.close(fd)
-
-
-def _dead_folders(tmp: Path) -> Iterator[Path]:
-    """Private folders whose process is gone; each lease is held while its folder is with the caller."""
-    if not tmp.is_dir() or tmp.is_symlink():
-        return
-    for folder in sorted(tmp.iterdir()):
-        if folder.suffix == ".lease" or folder.is_symlink() or not folder.is_dir():
-            continue
-        lease = folder.with_suffix(".lease")
-        try:
-            fd = os.open(lease, os.O_RDWR)
-        except FileNotFoundError:  # its writer is just removing it
-            yield folder
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue
-        else:
-            yield folder
-            lease.unlink(missing_ok=True)
-        finally:
-            os.close(fd)

@@ -52,6 +52,7 @@ def check_survivor(path: Path, undisturbed: dict[str, bytes], container: str) ->
     assert list((path / "tmp").glob("*/")) == []
 
 
+@pytest.mark.fault("killed at a named step")
 @pytest.mark.parametrize("step", [f"{step}:2" for step in STEPS])
 def test_kill_at_every_step(tmp_path: Path, container: str, step: str, undisturbed: dict[str, bytes]) -> None:
     child = start(tmp_path / "traces", "die", container, step)
@@ -60,7 +61,7 @@ def test_kill_at_every_step(tmp_path: Path, container: str, step: str, undisturb
 
 
 @pytest.mark.slow
-def test_kill_at_random(tmp_path: Path, container: str, undisturbed: dict[str, bytes]) -> None:
+def test_kill_at_random(tmp_path: Path, container: str, undisturbed: dict[str, bytes], fault_case) -> None:
     rng = random.Random(3)
     for i in range(200):
         path = tmp_path / f"traces{i}"
@@ -70,8 +71,10 @@ def test_kill_at_random(tmp_path: Path, container: str, undisturbed: dict[str, b
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        if path.exists():
-            check_survivor(path, undisturbed, container)
+        with fault_case("killed at a random moment"):
+            if path.exists():
+                check_survivor(path, undisturbed, container)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class BrokenDiskError(OSError):
@@ -80,7 +83,12 @@ class BrokenDiskError(OSError):
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "link", "mkdir", "open"])
 def test_failing_calls(
-    tmp_path: Path, container: str, call: str, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    container: str,
+    call: str,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    fault_case,
 ) -> None:
     """The k-th call fails, for growing k until the run succeeds: a clean error, and nothing half done."""
     contents = make_contents(make_spec(), seed=1, n_segments=3)
@@ -108,8 +116,10 @@ def test_failing_calls(
         if not failed:
             assert segment_bytes(path) == undisturbed
             break
-        if path.exists():
-            check_survivor(path, undisturbed, container)
+        with fault_case(f"failing {call}"):
+            if path.exists():
+                check_survivor(path, undisturbed, container)
+        shutil.rmtree(path, ignore_errors=True)
     assert failures >= 3
 
 
@@ -150,6 +160,7 @@ def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, mon
     assert Path(log[link + 1][1]) == tmp_path / "traces"
 
 
+@pytest.mark.fault("four processes racing for six segments")
 def test_races(tmp_path: Path, container: str) -> None:
     """Several processes write the same segments at once: each is there once, none is lost."""
     children = [

@@ -48,26 +48,31 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("start", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 9))])
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_presence_and_size_are_checked_before_reading(store_path: Path, tmp_path: Path, damage, start: int) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_presence_and_size_are_checked_before_reading(
+    store_path: Path, tmp_path: Path, damage: str, start: int, fault_case
+) -> None:
     """Each object in turn; the library alone would read zeros for some of these."""
     kept = tmp_path / "kept"
     for victim in objects(store_path)[start::9]:
         shutil.copy2(victim, kept)
-        damage(victim)
-        name = str(victim.relative_to(store_path / "segments/000001"))
-        with pytest.raises(CorruptSegmentError, match=r"segment 1: object .*[Ee]xamples 4 to 7 are touched") as caught:
-            open_store(store_path).segments[1].tokens()
-        assert name in str(caught.value)
-        (finding,) = verify_store(store_path).findings
-        assert finding.object == f"segments/000001/{name}"
-        assert (finding.segment, finding.first_example, finding.last_example) == (1, 4, 7)
+        with fault_case(f"object {damage}"):
+            DAMAGES[damage](victim)
+            name = str(victim.relative_to(store_path / "segments/000001"))
+            with pytest.raises(
+                CorruptSegmentError, match=r"segment 1: object .*[Ee]xamples 4 to 7 are touched"
+            ) as caught:
+                open_store(store_path).segments[1].tokens()
+            assert name in str(caught.value)
+            (finding,) = verify_store(store_path).findings
+            assert finding.object == f"segments/000001/{name}"
+            assert (finding.segment, finding.first_example, finding.last_example) == (1, 4, 7)
         shutil.copy2(kept, victim)
     assert verify_store(store_path, full=True).is_sound
 
 
 @pytest.mark.parametrize("n_flips", [24, pytest.param(1000, marks=pytest.mark.slow)])
-def test_bit_flips_are_noticed(store_path: Path, n_flips: int) -> None:
+def test_bit_flips_are_noticed(store_path: Path, n_flips: int, fault_case) -> None:
     """Flips all over a store: reading raises or gives the same numbers; verify --full always names the object."""
     reference = {s.index: {name: s.read(name) for name in s.layouts} for s in open_store(store_path).segments}
     files = [p for p in sorted(store_path.rglob("*")) if p.is_file()]
@@ -76,14 +81,15 @@ def test_bit_flips_are_noticed(store_path: Path, n_flips: int) -> None:
     for victim in rng.choice(np.array(files, dtype=object), n_flips):
         before = victim.read_bytes()
         flip(victim, int(rng.integers(0, 8 * len(before))))
-        try:
-            for segment in open_store(store_path).segments:
-                for name, data in reference[segment.index].items():
-                    assert np.array_equal(segment.read(name), data, equal_nan=True), (victim, name)
-        except (CorruptSegmentError, FormatError):
-            noticed += 1
-        result = verify_store(store_path, full=True)
-        assert str(victim.relative_to(store_path)) in [finding.object for finding in result.findings]
+        with fault_case("flipped bit"):
+            try:
+                for segment in open_store(store_path).segments:
+                    for name, data in reference[segment.index].items():
+                        assert np.array_equal(segment.read(name), data, equal_nan=True), (victim, name)
+            except (CorruptSegmentError, FormatError):
+                noticed += 1
+            result = verify_store(store_path, full=True)
+            assert str(victim.relative_to(store_path)) in [finding.object for finding in result.findings]
         victim.write_bytes(before)
     assert noticed > n_flips / 4
     assert verify_store(store_path, full=True).is_sound

@@ -10,7 +10,7 @@ import pytest
 from store_builder import make_contents, make_site, make_spec, write_store
 
 from headatlas.store.companding import ATTENTION_BOUNDS, VECTOR_BOUNDS
-from headatlas.store.manifest import Manifest, SegmentEntry
+from headatlas.store.manifest import Dropped, Manifest, SegmentEntry
 from headatlas.store.schema import Keep
 from headatlas.store.store import open_store
 
@@ -46,7 +46,7 @@ def test_every_array_field_and_codec_is_described(page: str, store_path: Path) -
         name = path.split("/")[-1]
         short = name.removesuffix("_offset").removesuffix("_present")
         assert any(f"{before}{kind}`" in page for kind in (name, short) for before in "`/"), path
-    for field in (*Manifest.model_fields, *SegmentEntry.model_fields):
+    for field in (*Manifest.model_fields, *SegmentEntry.model_fields, *Dropped.model_fields):
         assert f"`{field}`" in page, field
     for codec in (*ATTENTION_BOUNDS, *VECTOR_BOUNDS):
         assert f"`{codec}`" in page

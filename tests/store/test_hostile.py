@@ -25,6 +25,7 @@ from headatlas.store.errors import CorruptSegmentError, FormatError
 from headatlas.store.manifest import manifest_name, read_manifest
 from headatlas.store.store import open_store
 
+pytestmark = pytest.mark.fault("hostile store")
 QUERY = "decoder/query/zarr.json"
 
 
