@@ -2,8 +2,9 @@
 // attention output in one pass over tiles of rows, so that tokens² is never held.
 //
 // Read call.h (what is asked), reduce.h (what is done), products.h (the matrix products), edges.h (the strongest keys),
-// vectors.h (queries and keys as they are kept), lanes.h (the vectors of each instruction set). This file compiles them once for each instruction set and chooses one when it runs; the tasks, one example and head
-// (or the query heads that share keys) each, are spread over threads. A task is done whole by one thread, so results
+// vectors.h (queries and keys as they are kept), lanes.h (the vectors of an instruction set). This file compiles them once
+// for each instruction set and chooses one when it runs; the tasks, one example and head (or the query heads that share
+// keys) each, are spread over threads. A task is done whole by one thread, so results
 // do not depend on how many there are.
 #include "call.h"
 
