@@ -80,9 +80,11 @@ def test_vectors_are_those_of_torch_operations(codec, layout, library):
     found = []
     for reduction in (TorchReduction(keep, ()), KernelVectors(keep, (), library)):
         out = np.zeros((4, 20, 8), {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[codec])
-        found.append((out, reduction.write_vectors(vectors, out, (11, 1, 18), (9, 6, 2), codec)))
+        found.append((out, reduction.write_vectors(vectors, out, (9, 1, 18), (9, 6, 2), codec)))
     np.testing.assert_array_equal(found[0][0], found[1][0])
-    assert found[0][1] >= found[1][1] == float(max(vectors[0].abs().max(), vectors[1, :, :6].abs().max()))
+    kept = max(float(vectors[row, :, :n].abs().max()) for row, n in enumerate((9, 6, 2)))
+    everything = float(vectors.abs().max())  # torch operations look at padding too
+    assert [largest for _, largest in found] == [everything, everything if layout == "gaps" else kept]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e5])
