@@ -13,7 +13,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long lint types bench docs dist screenshots constraints clean again
+.PHONY: help demo test test-long lint types bench docs models dist screenshots constraints clean again
 
 help:  ## this list
 	@echo "headatlas: make TARGET"
@@ -48,6 +48,9 @@ bench: .venv/.dev  ## every benchmark, or those named: make bench ARGS=capture; 
 
 docs: .venv/.dev  ## the generated pages: docs/cli.md
 	$(PY) tools/cli_reference.py docs/cli.md
+
+models: .venv/.dev  ## docs/models.md: every architecture, built small, captured, compared with its eager attention
+	$(PY) -m tools.models_page docs/models.md
 
 dist: .venv/.dev  ## wheel and source archive in dist/
 	rm -rf build/lib build/bdist.* ./*.egg-info dist

@@ -14,7 +14,7 @@ setup(
         Extension(
             "headatlas.pipeline.kernel._attention",
             sources=[f"{FOLDER}/attention.cpp"],
-            depends=[f"{FOLDER}/{name}.h" for name in ("call", "edges", "lanes", "products", "reduce")],
+            depends=[f"{FOLDER}/{name}.h" for name in ("call", "edges", "lanes", "products", "reduce", "vectors")],
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-g0"],
             extra_link_args=["-pthread"],

@@ -29,8 +29,8 @@ IMPLEMENTATION = "headatlas_capture"
 
 SUPPORTED = (
     "Supported are the models that call transformers' attention interface, among them BERT, RoBERTa, ELECTRA, DistilBERT, "
-    "ALBERT, ESM, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, Mistral, Mixtral, Qwen2, Qwen3, Phi, Phi-3, OLMo2, Gemma 2, "
-    "Gemma 3, GPT-OSS, BART and T5."
+    "ALBERT, ESM, ModernBERT, NomicBERT, GPT-2, GPT-NeoX, OPT, Llama, Mistral, Mixtral, Qwen2, Qwen3, Phi, Phi-3, OLMo2, "
+    "Gemma, Gemma 2, Gemma 3, Granite, StarCoder2, StableLM, SmolLM3, GLM, GPT-OSS, DeepSeek-V3, BART, mBART and T5."
 )
 
 _LOWEST = torch.finfo(torch.float32).min

@@ -168,20 +168,29 @@ class TorchReduction:
         if self._keep.attention is None and not site.has_position_bias:  # it will be rebuilt
             for index, run in enumerate(place.runs):
                 batch.check_mask(call, site, layer, index, run)
-        lengths = [(run.n_queries, run.n_keys) for run in place.runs for _ in range(run.start, run.stop)]
-        for name, vectors, out, starts, side in (
-            ("query", call.query, arrays.query, place.query_start, 0),
-            ("key", call.key, arrays.key, place.key_start, 1),
+        queries = tuple(run.n_queries for run in place.runs for _ in range(run.start, run.stop))
+        keys = tuple(run.n_keys for run in place.runs for _ in range(run.start, run.stop))
+        for name, vectors, out, starts, lengths in (
+            ("query", call.query, arrays.query, place.query_start, queries),
+            ("key", call.key, arrays.key, place.key_start, keys),
         ):
-            # Projections lie in memory as [batch, token, head, d_head], rotated vectors as [batch, head, token, d_head].
-            flat = vectors if vectors.is_contiguous() else vectors.transpose(1, 2)
-            smallest, largest = (float(value) for value in torch.aminmax(flat))
-            if not max(-smallest, largest) <= _LARGEST[codec]:  # also catches NaN
-                _report_vectors(vectors, name, codec, batch, place, site, layer, [length[side] for length in lengths])
-            stored = _host(vectors.to(getattr(torch, codec)), codec)
-            for row, start in enumerate(starts):
-                n = lengths[row][side]
-                out[layer, :, start : start + n] = stored[row, :, :n]
+            if not self.write_vectors(vectors, out[layer], starts, lengths, codec) <= _LARGEST[codec]:  # NaN too
+                _report_vectors(vectors, name, codec, batch, place, site, layer, lengths)
+
+    def write_vectors(
+        self, vectors: Tensor, out: np.ndarray, starts: tuple[int, ...], lengths: tuple[int, ...], codec: str
+    ) -> float:
+        """Write ``[example, head, position, d_head]`` to ``[head, row, d_head]``; the largest absolute value, or NaN.
+
+        It may be that of padding.
+        """
+        # Projections lie in memory as [batch, token, head, d_head], rotated vectors as [batch, head, token, d_head].
+        flat = vectors if vectors.is_contiguous() else vectors.transpose(1, 2)
+        smallest, largest = (float(value) for value in torch.aminmax(flat))
+        stored = _host(vectors.to(getattr(torch, codec)), codec)
+        for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
+            out[:, start : start + n] = stored[row, :, :n]
+        return max(-smallest, largest) if smallest == smallest else smallest
 
     def _store_statistics(self, sums: dict[str, Tensor], layer: int, place: SitePlacement, out: np.ndarray) -> None:
         n_rows = np.concatenate([np.full(run.stop - run.start, run.n_queries) for run in place.runs])[:, None]
@@ -379,7 +388,7 @@ def _report_vectors(
     place: SitePlacement,
     site: Site,
     layer: int,
-    lengths: list[int],
+    lengths: tuple[int, ...],
 ) -> None:
     for row, length in enumerate(lengths):
         largest = float(vectors[row, :, :length].abs().amax())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,6 +30,32 @@ def choose_reduction(keep: Keep, statistics: Sequence[str]) -> Reduction:
         keep.attention in (None, "sqrt8") and (keep.edges or 0) <= MAX_EDGES and set(statistics) <= set(STATISTIC_NAMES)
     )
     return FusedReduction(keep, statistics) if known and kernel.available() else TorchReduction(keep, statistics)
+
+
+class KernelVectors(TorchReduction):
+    """Torch operations, but queries and keys go to their places by the compiled kernel where it can read them."""
+
+    def __init__(self, keep: Keep, statistics: Sequence[str], library: kernel.Library | None = None) -> None:
+        super().__init__(keep, statistics)
+        self._library = library
+
+    def write_vectors(
+        self, vectors: Tensor, out: np.ndarray, starts: tuple[int, ...], lengths: tuple[int, ...], codec: str
+    ) -> float:
+        """Write ``[example, head, position, d_head]`` to ``[head, row, d_head]``; the largest absolute value, or NaN."""
+        if not kernel.is_served(vectors):
+            return super().write_vectors(vectors, out, starts, lengths, codec)
+        places = _vector_places(lengths, starts)
+        largest = kernel.store_vectors(
+            vectors, places, out, codec, n_threads=torch.get_num_threads(), library=self._library
+        )
+        return float(largest.max(initial=0))
+
+
+@lru_cache(maxsize=16)
+def _vector_places(lengths: tuple[int, ...], starts: tuple[int, ...]) -> kernel.VectorPlaces:
+    """Checked once a batch: its layers share lengths and places."""
+    return kernel.VectorPlaces(lengths, starts)
 
 
 @dataclass
@@ -55,7 +82,7 @@ class FusedReduction:
 
     def __post_init__(self) -> None:
         """Keep torch operations at hand."""
-        self._torch = TorchReduction(self.keep, self.statistics)
+        self._torch = KernelVectors(self.keep, self.statistics, self.library)
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write everything kept of one call into `arrays`; the attention output if the kernel served."""

@@ -94,7 +94,7 @@ def check_capture(
         raise UnsupportedModelError(
             f"{type(model).__name__}: {next(iter(batch.failures.values()))}, in the self-check already."
         )
-    eager, hidden = _eager_attention(model, sites, inputs.arguments)
+    eager, hidden = eager_attention(model, sites, inputs.arguments)
     _check_hidden(model, inputs, hidden)
     largest_bound, mean_bound = BOUNDS.get(model.dtype, BOUNDS[torch.float32])
     largest, total, count = 0.0, 0.0, 0
@@ -136,7 +136,7 @@ def check_capture(
     return CheckReport(n_examples, count, largest, mean, largest_bound, rebuilt)
 
 
-def _eager_attention(
+def eager_attention(
     model: PreTrainedModel, sites: ModelSites, arguments: Mapping[str, Tensor]
 ) -> tuple[dict[str, Sequence[Tensor]], Tensor]:
     """Eager attention by site and layer, and the last hidden states."""
@@ -146,7 +146,7 @@ def _eager_attention(
     names = (
         {"encoder": "encoder_attentions", "decoder": "decoder_attentions", "cross": "cross_attentions"}
         if two_sided
-        else {}
+        else {"cross": "cross_attentions"}
     )
     found: dict[str, Sequence[Tensor]] = {}
     for site in sites.sites:
@@ -164,7 +164,8 @@ def _check_hidden(model: PreTrainedModel, inputs: ModelInputs, expected: Tensor)
     """That the model gives the same hidden states with SDPA, which the capture runs on, as with eager attention."""
     with capturing(model, _Nobody()):
         found = model(**inputs.arguments, **forward_options(model))[0]
-    mask = inputs.arguments.get("decoder_attention_mask", inputs.arguments["attention_mask"]).bool()
+    stated = [inputs.arguments[n] for n in ("decoder_attention_mask", "attention_mask") if n in inputs.arguments]
+    mask = stated[0].bool() if stated else torch.ones(found.shape[:2], dtype=torch.bool)  # images are not padded
     difference = float((found - expected)[mask].abs().max())
     bound = HIDDEN_BOUNDS.get(model.dtype, HIDDEN_BOUNDS[torch.float32]) * float(expected[mask].abs().max())
     if not difference <= bound:

@@ -138,7 +138,8 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
             )
     rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
     order: list[SiteName] = [name for name in get_args(SiteName) if name in by_site]
-    two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
+    # A decoder that is given encoder states has two sequences too, whatever its configuration calls it.
+    two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
     return ModelSites(tuple(_site(name, by_site[name], rotary, two_sided) for name in order), tuple(calls))
 
 

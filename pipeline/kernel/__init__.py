@@ -1,13 +1,26 @@
 """The fused CPU kernel: attention and all that is kept of it in one pass, compiled with the package where possible.
 
 `fused_attention` stands in for scaled_dot_product_attention and writes statistics, sqrt8 codes, logsumexp and the
-strongest keys straight to their places in a segment. `available` says which instruction set serves, or `None`;
-`explain` says why. What it does not cover (a learned bias, sinks, half precision, gradients, other devices) is for torch
-operations.
+strongest keys straight to their places in a segment; `store_vectors` does so with queries and keys. `available` says
+which instruction set serves, or `None`; `explain` says why. What it does not cover (a learned bias, sinks, half
+precision, gradients, other devices) is for torch operations.
 """
 
 from .call import Destination, fused_attention
 from .library import INSTRUCTIONS, Library, available, explain, load
 from .places import Places
+from .vectors import VectorPlaces, is_served, store_vectors
 
-__all__ = ["INSTRUCTIONS", "Destination", "Library", "Places", "available", "explain", "fused_attention", "load"]
+__all__ = [
+    "INSTRUCTIONS",
+    "Destination",
+    "Library",
+    "Places",
+    "VectorPlaces",
+    "available",
+    "explain",
+    "fused_attention",
+    "is_served",
+    "load",
+    "store_vectors",
+]

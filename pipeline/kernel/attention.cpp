@@ -2,8 +2,9 @@
 // attention output in one pass over tiles of rows, so that tokens² is never held.
 //
 // Read call.h (what is asked), reduce.h (what is done), products.h (the matrix products), edges.h (the strongest keys),
-// lanes.h (the vectors). This file compiles them once for each instruction set and chooses one when it runs; the tasks, one example and head
-// (or the query heads that share keys) each, are spread over threads. A task is done whole by one thread, so results
+// vectors.h (queries and keys as they are kept), lanes.h (the vectors of an instruction set). This file compiles them once
+// for each instruction set and chooses one when it runs; the tasks, one example and head (or the query heads that share
+// keys) each, are spread over threads. A task is done whole by one thread, so results
 // do not depend on how many there are.
 #include "call.h"
 
@@ -38,6 +39,7 @@ namespace plain {
 #include "products.h"
 #include "edges.h"
 #include "reduce.h"
+#include "vectors.h"
 }  // namespace plain
 #undef HEADATLAS_ISA
 #undef INLINE
@@ -52,6 +54,7 @@ namespace avx2 {
 #include "products.h"
 #include "edges.h"
 #include "reduce.h"
+#include "vectors.h"
 }  // namespace avx2
 #undef HEADATLAS_ISA
 #undef INLINE
@@ -65,6 +68,7 @@ namespace avx512 {
 #include "products.h"
 #include "edges.h"
 #include "reduce.h"
+#include "vectors.h"
 }  // namespace avx512
 #undef HEADATLAS_ISA
 #undef INLINE
@@ -130,6 +134,7 @@ static Pool &pool() {
 }  // namespace headatlas
 
 using headatlas::Call;
+using headatlas::Vectors;
 
 extern "C" {
 
@@ -196,5 +201,51 @@ EXPORT int headatlas_attention(const Call *call, int isa, int n_threads) {
     }
   }
   return short_of_memory.load() ? NO_MEMORY : DONE;
+}
+
+EXPORT int64_t headatlas_vectors_bytes() { return (int64_t)sizeof(Vectors); }
+
+EXPORT int headatlas_vectors(const Vectors *call, int isa, int n_threads) {
+  if (call->call_bytes != (int64_t)sizeof(Vectors)) return OTHER_CALL;
+  if (!headatlas_supports(isa)) return NO_INSTRUCTIONS;
+  int64_t longest = 0, n_tokens = 0;
+  for (int64_t i = 0; i < call->n_examples; ++i) {
+    if (call->length[i] > longest) longest = call->length[i];
+    n_tokens += call->length[i];
+  }
+  constexpr int64_t BLOCK = 256;               // tokens a task takes
+  constexpr int64_t WORTH_A_THREAD = 1 << 16;  // numbers; waking a thread takes as long
+  const int64_t n_blocks = (longest + BLOCK - 1) / BLOCK, n_tasks = call->n_examples * n_blocks;
+  const int64_t n_worth = 1 + n_tokens * call->n_heads * call->d_head / WORTH_A_THREAD;
+  auto store_block = headatlas::plain::store_block;
+#if defined(HEADATLAS_X86)
+  if (isa == AVX2) store_block = headatlas::avx2::store_block;
+  if (isa == AVX512) store_block = headatlas::avx512::store_block;
+#endif
+  std::atomic<int64_t> next{0};
+  const std::function<void()> work = [&] {
+    for (int64_t task; (task = next.fetch_add(1)) < n_tasks;) {
+      const int64_t example = task / n_blocks, first = task % n_blocks * BLOCK, length = call->length[example];
+      if (first >= length) continue;
+      const int32_t found = store_block(*call, example, first, first + BLOCK < length ? first + BLOCK : length);
+      int32_t *largest = call->largest + example;
+      int32_t seen = __atomic_load_n(largest, __ATOMIC_RELAXED);
+      while (seen < found &&
+             !__atomic_compare_exchange_n(largest, &seen, found, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+      }
+    }
+  };
+  if (n_threads > n_tasks) n_threads = (int)n_tasks;
+  if (n_threads > n_worth) n_threads = (int)n_worth;
+  if (n_threads <= 1) {
+    work();
+    return DONE;
+  }
+  try {
+    headatlas::pool().run(n_threads, work);
+  } catch (...) {  // no thread to be had
+    return NO_MEMORY;
+  }
+  return DONE;
 }
 }

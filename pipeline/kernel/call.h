@@ -43,6 +43,22 @@ struct Call {
   int64_t valid_stride;
 };
 
+// Type of kept vectors: the position in `VECTOR_CODECS` of layout.py.
+enum { KEPT_FLOAT32, KEPT_FLOAT16, KEPT_BFLOAT16 };
+
+// The C twin of `layout.Vectors`: queries or keys of one layer, and where they are kept.
+struct Vectors {
+  int64_t call_bytes;  // sizeof(Vectors) as the caller knows it
+  int64_t n_examples, n_heads, d_head;
+  const float *from;  // [example, head, position, d_head], d_head without gaps
+  int64_t from_stride[3];
+  const int64_t *length, *start;  // [example]: positions to keep, and the row of the first
+  void *to;                       // [head, row, d_head], d_head without gaps
+  int64_t to_stride[2];
+  int64_t codec;
+  int32_t *largest;  // [example], zero before: the largest absolute value, as the bits of a float
+};
+
 constexpr int64_t MAX_EDGES = 16;
 
 }  // namespace headatlas

@@ -184,11 +184,11 @@ def _point_destination(call: Call, into: Destination, places: Places) -> None:
     """Check every destination and point `call` at it."""
     n_heads = call.n_heads
     if into.codes is not None:
-        call.codes_stride = _steps("codes", into.codes, ("u1",), ("head", "pair"), n_heads, 1)[0]
+        call.codes_stride = destination_steps("codes", into.codes, ("u1",), ("head", "pair"), n_heads, 1)[0]
         call.codes = into.codes.ctypes.data
         call.pair_offset = places.starts("pair_offset", "codes", into.codes.shape[1]).ctypes.data
     if into.logsumexp is not None:
-        call.logsumexp_stride = _steps("logsumexp", into.logsumexp, ("f4",), ("head", "row"), n_heads, 1)[0]
+        call.logsumexp_stride = destination_steps("logsumexp", into.logsumexp, ("f4",), ("head", "row"), n_heads, 1)[0]
         call.logsumexp = into.logsumexp.ctypes.data
         call.row_offset = places.starts("row_offset", "logsumexp", into.logsumexp.shape[1]).ctypes.data
     if (into.edge_key is None) != (into.edge_weight is None):
@@ -198,7 +198,7 @@ def _point_destination(call: Call, into: Destination, places: Places) -> None:
     if into.statistics is not None:
         _point_statistics(call, into.statistics, into.statistic_names, places)
     if into.valid is not None:
-        steps = _steps("valid", into.valid, ("b1",), ("example", "head"), n_heads, 2)
+        steps = destination_steps("valid", into.valid, ("b1",), ("example", "head"), n_heads, 2)
         if into.valid.shape[0] != call.n_examples:
             raise ShapeError(f"valid has {into.valid.shape[0]} examples; query has {call.n_examples}")
         call.valid, call.valid_stride = into.valid.ctypes.data, steps[0] if call.n_examples > 1 else n_heads
@@ -206,8 +206,8 @@ def _point_destination(call: Call, into: Destination, places: Places) -> None:
 
 def _point_edges(call: Call, edge_key: np.ndarray, edge_weight: np.ndarray, places: Places) -> None:
     axes = ("head", "row", "edge")
-    key_steps = _steps("edge_key", edge_key, ("u2", "u4"), axes, call.n_heads, 2)
-    weight_steps = _steps("edge_weight", edge_weight, ("f2",), axes, call.n_heads, 2)
+    key_steps = destination_steps("edge_key", edge_key, ("u2", "u4"), axes, call.n_heads, 2)
+    weight_steps = destination_steps("edge_weight", edge_weight, ("f2",), axes, call.n_heads, 2)
     n_edges = edge_key.shape[2]
     if edge_weight.shape[1:] != edge_key.shape[1:] or not 1 <= n_edges <= MAX_EDGES:
         raise ShapeError(
@@ -222,7 +222,7 @@ def _point_edges(call: Call, edge_key: np.ndarray, edge_weight: np.ndarray, plac
 
 
 def _point_statistics(call: Call, statistics: np.ndarray, names: tuple[str, ...], places: Places) -> None:
-    call.statistics_stride[:] = _steps(
+    call.statistics_stride[:] = destination_steps(
         "statistics", statistics, ("f4",), ("statistic", "head", "column"), call.n_heads, 0
     )
     if statistics.shape[0] != len(names) or len(set(names)) != len(names):
@@ -237,7 +237,7 @@ def _point_statistics(call: Call, statistics: np.ndarray, names: tuple[str, ...]
         call.statistic_row[STATISTIC_NAMES.index(name)] = row
 
 
-def _steps(
+def destination_steps(
     name: str, array: np.ndarray, dtypes: tuple[str, ...], axes: tuple[str, ...], n_heads: int, n_dense: int
 ) -> tuple[int, ...]:
     """The strides of a destination in elements, once it is sure that the kernel can write there.

@@ -1,4 +1,4 @@
-"""The arguments of one kernel call as C sees them: the twin of `call.h`, field by field."""
+"""The arguments of the kernel's calls as C sees them: the twins of those in `call.h`, field by field."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ STATISTIC_NAMES = ("entropy", "distance", "maximum", "self", "previous", "next",
 """In the order of `Statistic` in call.h."""
 
 MAX_EDGES = 16
+
+VECTOR_CODECS = ("float32", "float16", "bfloat16")
+"""Types of kept vectors; the position is the number C knows them by."""
 
 _INT = ctypes.c_int64
 _POINTER = ctypes.c_void_p
@@ -42,4 +45,20 @@ class Call(ctypes.Structure):
         ("statistic_row", _INT * len(STATISTIC_NAMES)),
         ("valid", _POINTER),
         ("valid_stride", _INT),
+    )
+
+
+class Vectors(ctypes.Structure):
+    """See call.h."""
+
+    _fields_ = (
+        ("call_bytes", _INT),
+        *((name, _INT) for name in ("n_examples", "n_heads", "d_head")),
+        ("source", _POINTER),
+        ("source_stride", _INT * 3),
+        *((name, _POINTER) for name in ("length", "start")),
+        ("to", _POINTER),
+        ("to_stride", _INT * 2),
+        ("codec", _INT),
+        ("largest", _POINTER),
     )

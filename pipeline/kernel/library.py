@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from headatlas.store.errors import ConfigError
 
-from .layout import Call
+from .layout import Call, Vectors
 
 Instructions = Literal["plain", "avx2", "avx512"]
 INSTRUCTIONS: tuple[Instructions, ...] = get_args(Instructions)
@@ -33,9 +33,9 @@ class Library:
 
     path: Path
     instructions: tuple[Instructions, ...]
-    function: Any
+    functions: dict[type[Call] | type[Vectors], Any]
 
-    def run(self, call: Call, instructions: Instructions | None, n_threads: int) -> None:
+    def run(self, call: Call | Vectors, instructions: Instructions | None, n_threads: int) -> None:
         """Run a checked call.
 
         Raises
@@ -48,7 +48,7 @@ class Library:
         chosen = instructions or self.instructions[-1]
         if chosen not in self.instructions:
             raise ConfigError(f"instructions {chosen!r}: this processor runs {', '.join(self.instructions)}")
-        code = self.function(ctypes.byref(call), INSTRUCTIONS.index(chosen), n_threads)
+        code = self.functions[type(call)](ctypes.byref(call), INSTRUCTIONS.index(chosen), n_threads)
         if code == 2:
             raise MemoryError(f"the fused kernel got no memory for {n_threads} threads; use fewer, or a shorter batch")
         if code:
@@ -66,17 +66,19 @@ def load(path: Path) -> Library:
         It was compiled from another version of the source.
     """
     library = ctypes.CDLL(str(path))
-    call_bytes, supports, function = (
-        getattr(library, f"headatlas_{name}") for name in ("call_bytes", "supports", "attention")
-    )
-    call_bytes.restype = ctypes.c_int64
-    if call_bytes() != ctypes.sizeof(Call):
-        raise ConfigError(f"{path.name} was compiled from another version of the source: install headatlas again")
-    function.argtypes = [ctypes.POINTER(Call), ctypes.c_int, ctypes.c_int]
+    functions: dict[type[Call] | type[Vectors], Any] = {}
+    for kind, name in ((Call, "attention"), (Vectors, "vectors")):
+        size = getattr(library, "headatlas_call_bytes" if kind is Call else "headatlas_vectors_bytes")
+        size.restype = ctypes.c_int64
+        if size() != ctypes.sizeof(kind):
+            raise ConfigError(f"{path.name} was compiled from another version of the source: install headatlas again")
+        function = functions[kind] = getattr(library, f"headatlas_{name}")
+        function.argtypes = [ctypes.POINTER(kind), ctypes.c_int, ctypes.c_int]
+    supports = library.headatlas_supports
     usable: tuple[Instructions, ...] = tuple(
         name for number, name in enumerate(INSTRUCTIONS) if supports(ctypes.c_int(number))
     )
-    return Library(path, usable, function)
+    return Library(path, usable, functions)
 
 
 def installed_path() -> Path | None:

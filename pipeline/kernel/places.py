@@ -58,9 +58,9 @@ class Places:
 
     def __post_init__(self) -> None:
         """Check everything; see the class."""
-        n_queries = _whole_numbers("lengths", self.lengths, np.size(self.lengths), LONGEST)
+        n_queries = whole_numbers("lengths", self.lengths, np.size(self.lengths), LONGEST)
         n = len(n_queries)
-        n_keys = n_queries if self.key_lengths is None else _whole_numbers("key_lengths", self.key_lengths, n, LONGEST)
+        n_keys = n_queries if self.key_lengths is None else whole_numbers("key_lengths", self.key_lengths, n, LONGEST)
         if self.key_lengths is not None and self.causal:
             raise ConfigError("causal with key_lengths: positions of two sequences cannot be compared")
         if np.any((n_keys == 0) & (n_queries > 0)):
@@ -70,8 +70,8 @@ class Places:
         stop: dict[str, int] = {}
         for name, count in counts.items():
             if getattr(self, name) is not None:
-                starts = _whole_numbers(name, getattr(self, name), n, 1 << 60)
-                stop[name] = _check_apart(name, starts, count)
+                starts = whole_numbers(name, getattr(self, name), n, 1 << 60)
+                stop[name] = check_apart(name, starts, count)
                 object.__setattr__(self, name, starts)
         if self.special is not None:
             object.__setattr__(self, "special", _flags(self.special, n))
@@ -101,7 +101,8 @@ class Places:
         return starts
 
 
-def _whole_numbers(name: str, values: Numbers, n: int, largest: int) -> np.ndarray:
+def whole_numbers(name: str, values: Numbers, n: int, largest: int) -> np.ndarray:
+    """A copy as int64, read-only, once it is sure that there are `n` whole numbers in 0 ... `largest`."""
     array = np.asarray(values)
     if array.shape != (n,) or (array.dtype.kind not in "iu" and n):
         raise ShapeError(f"{name} has shape {array.shape}, dtype {array.dtype}; expected {n} whole numbers")
@@ -112,7 +113,7 @@ def _whole_numbers(name: str, values: Numbers, n: int, largest: int) -> np.ndarr
     return array
 
 
-def _check_apart(name: str, starts: np.ndarray, counts: np.ndarray) -> int:
+def check_apart(name: str, starts: np.ndarray, counts: np.ndarray) -> int:
     """The largest stop, once it is sure that no two examples overlap."""
     filled = counts > 0
     order = np.argsort(starts[filled], kind="stable")

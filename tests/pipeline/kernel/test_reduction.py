@@ -1,5 +1,6 @@
 """The kernel inside a capture: which calls it serves, and that it stores what torch operations store."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ from headatlas.pipeline import fused as fused_module
 from headatlas.pipeline import kernel
 from headatlas.pipeline.agreement import check_agreement
 from headatlas.pipeline.collector import TorchReduction
-from headatlas.pipeline.fused import FusedReduction, choose_reduction
+from headatlas.pipeline.fused import FusedReduction, KernelVectors, choose_reduction
 from headatlas.pipeline.kernel.layout import STATISTIC_NAMES
 from headatlas.pipeline.model_inputs import ModelInputs
 from headatlas.pipeline.sites import discover_sites
@@ -49,6 +50,51 @@ def test_leaves_sinks_and_position_bias_to_torch(name, library, model_of, inputs
     assert found.difference is None
     assert reduction.n_fused == 0
     assert reduction.n_torch > 0
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt-oss", "t5"])
+def test_every_query_and_key_goes_through_the_kernel(name, library, model_of, inputs_of, monkeypatch):
+    """Also where torch operations serve the attention."""
+    shapes, right = [], kernel.store_vectors
+
+    def counted(vectors, *args, **kwargs):
+        shapes.append(vectors.shape[1])
+        return right(vectors, *args, **kwargs)
+
+    monkeypatch.setattr(kernel, "store_vectors", counted)
+    found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
+    assert found.difference is None
+    assert len(shapes) == 2 * (reduction.n_fused + reduction.n_torch)
+
+
+@pytest.mark.parametrize("layout", ["by token", "by head", "gaps"])
+@pytest.mark.parametrize("codec", ["float32", "float16", "bfloat16"])
+def test_vectors_are_those_of_torch_operations(codec, layout, library):
+    vectors = torch.randn((3, 4, 9, 8), generator=torch.Generator().manual_seed(2))
+    if layout == "by token":
+        vectors = vectors.transpose(1, 2).contiguous().transpose(1, 2)
+    elif layout == "gaps":  # torch operations serve
+        vectors = vectors.repeat_interleave(2, dim=3)[..., ::2]
+    assert kernel.is_served(vectors) == (layout != "gaps")
+    keep = Keep(query_key=codec)
+    found = []
+    for reduction in (TorchReduction(keep, ()), KernelVectors(keep, (), library)):
+        out = np.zeros((4, 20, 8), {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[codec])
+        found.append((out, reduction.write_vectors(vectors, out, (9, 1, 18), (9, 6, 2), codec)))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    kept = max(float(vectors[row, :, :n].abs().max()) for row, n in enumerate((9, 6, 2)))
+    everything = float(vectors.abs().max())  # torch operations look at padding too
+    assert [largest for _, largest in found] == [everything, everything if layout == "gaps" else kept]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e5])
+def test_vectors_that_cannot_be_kept_are_told(value, library):
+    vectors = torch.ones((2, 3, 5, 8))
+    vectors[1, 2, 3, 4] = value
+    for reduction in (TorchReduction(Keep(), ()), KernelVectors(Keep(), (), library)):
+        with np.errstate(over="ignore"):
+            largest = reduction.write_vectors(vectors, np.zeros((3, 10, 8), np.float16), (0, 5), (5, 5), "float16")
+        assert not largest <= 65504
 
 
 def test_leaves_half_precision_to_torch(library, model_of, inputs_of):

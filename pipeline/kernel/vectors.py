@@ -1,0 +1,134 @@
+"""`store_vectors`: queries or keys of one layer from the model's tensor to their places, in the type they are kept in.
+
+As in `call`, everything is checked here and nothing in C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from headatlas.store.errors import ConfigError, ShapeError
+
+from .call import destination_steps
+from .layout import VECTOR_CODECS, Vectors
+from .library import Instructions, Library, explain, installed
+from .places import LONGEST, Numbers, check_apart, whole_numbers
+
+_DTYPES = {"float32": "f4", "float16": "f2", "bfloat16": "u2"}
+
+
+@dataclass(frozen=True, eq=False)
+class VectorPlaces:
+    """How many vectors each example of a batch has, and the row its first one goes to; checked once, copied, read-only.
+
+    Raises
+    ------
+    ShapeError
+        Sizes or types do not fit together, or two examples overlap.
+    """
+
+    lengths: Numbers
+    starts: Numbers
+    longest: int = field(init=False)
+    stop: int = field(init=False)
+    """How many rows there must be at least."""
+
+    def __post_init__(self) -> None:
+        """Check everything; see the class."""
+        lengths = whole_numbers("lengths", self.lengths, np.size(self.lengths), LONGEST)
+        starts = whole_numbers("starts", self.starts, len(lengths), 1 << 60)
+        object.__setattr__(self, "stop", check_apart("starts", starts, lengths))
+        object.__setattr__(self, "longest", int(lengths.max(initial=0)))
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "starts", starts)
+
+
+def store_vectors(
+    vectors: torch.Tensor,
+    places: VectorPlaces,
+    into: np.ndarray,
+    codec: str,
+    *,
+    n_threads: int = 1,
+    instructions: Instructions | None = None,
+    library: Library | None = None,
+) -> np.ndarray:
+    """Write the vectors of a right padded batch to their rows; padding is neither read nor stored.
+
+    Parameters
+    ----------
+    vectors
+        float32 [example, head, position, d_head] on the CPU; any strides but along d_head, which must have no gaps.
+    places
+        Lengths, and where each example lies among the rows.
+    into
+        [head, row, d_head] of the codec: float32, float16, or uint16 for bfloat16. Numbers are rounded to even, as torch
+        does.
+    codec
+        "float32", "float16" or "bfloat16".
+    n_threads
+        Threads at most; few numbers take one.
+    instructions, library
+        For tests and benchmarks.
+
+    Returns
+    -------
+    ndarray
+        float32 [example]: the largest absolute value of each example, infinite or NaN where one is; 0 without vectors.
+
+    Raises
+    ------
+    ShapeError
+        Sizes, types or strides do not fit together, or a place lies outside its array.
+    ConfigError
+        Unknown codec, or no compiled kernel is there.
+    """
+    library = library or installed()
+    if library is None:
+        raise ConfigError(f"no fused kernel here ({explain()})")
+    if codec not in VECTOR_CODECS:
+        raise ConfigError(f"codec {codec!r}: the kernel knows {', '.join(VECTOR_CODECS)}")
+    if not 1 <= n_threads <= 1024:
+        raise ConfigError(f"n_threads is {n_threads}; it must be in 1 ... 1024")
+    if not is_served(vectors):
+        raise ShapeError(
+            f"vectors are {tuple(vectors.shape)} {vectors.dtype} on {vectors.device} with strides {vectors.stride()}; "
+            "expected float32 [example, head, position, d_head] on the CPU without gaps along d_head, and no gradients"
+        )
+    n_examples, n_heads, n_positions, d_head = vectors.shape
+    if len(places.lengths) != n_examples or places.longest > n_positions:
+        raise ShapeError(
+            f"places are for {len(places.lengths)} examples of up to {places.longest} positions; "
+            f"vectors have {n_examples} of {n_positions}"
+        )
+    steps = destination_steps("vectors", into, (_DTYPES[codec],), ("head", "row", "d_head"), n_heads, 1)
+    if into.shape[2] != d_head or places.stop > into.shape[1]:
+        raise ShapeError(
+            f"into has {into.shape[1]} rows of {into.shape[2]}; the examples reach up to row {places.stop}, d_head is {d_head}"
+        )
+    largest = np.zeros(n_examples, np.int32)
+    call = Vectors(ctypes.sizeof(Vectors), n_examples, n_heads, d_head)
+    call.source, call.source_stride[:] = vectors.data_ptr(), vectors.stride()[:3]
+    call.length, call.start = np.asarray(places.lengths).ctypes.data, np.asarray(places.starts).ctypes.data
+    call.to, call.to_stride[:] = into.ctypes.data, steps[:2]
+    call.codec, call.largest = VECTOR_CODECS.index(codec), largest.ctypes.data
+    if vectors.numel():
+        library.run(call, instructions, n_threads)  # into, places and vectors outlive this
+    return largest.view(np.float32)
+
+
+def is_served(vectors: torch.Tensor) -> bool:
+    """Whether the kernel can read this tensor."""
+    return (
+        vectors.ndim == 4
+        and vectors.dtype == torch.float32
+        and vectors.device.type == "cpu"
+        and vectors.layout == torch.strided
+        and (vectors.stride(3) == 1 or vectors.shape[3] == 1)
+        and not vectors.is_neg()
+        and not (vectors.requires_grad and torch.is_grad_enabled())
+    )

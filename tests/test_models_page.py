@@ -1,0 +1,60 @@
+"""docs/models.md says what the capture does with every architecture, now."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tools.architectures import ARCHITECTURES, REFUSED, SERVED
+from tools.model_rows import RefusedRow, ServedRow, measure
+from tools.models_page import cells, difference, page, read_cells
+
+ROW = ServedRow("bert", "BertModel", "encoder, full: 2 × 4", "–", "kernel", 1e-7, 2e-7, {"mask": 0.5})
+
+
+@pytest.fixture(scope="module")
+def written(repository) -> dict[str, list[str]]:
+    return read_cells((repository / "docs/models.md").read_text(encoding="utf-8"))
+
+
+def test_every_architecture_is_there_once_and_no_other(repository, written) -> None:
+    assert list(written) == list(ARCHITECTURES)
+    text = (repository / "docs/models.md").read_text(encoding="utf-8")
+    assert sum(line.startswith("| ") for line in text.splitlines()) == len(ARCHITECTURES) + 4  # heads and rules
+    assert len(SERVED) >= 30
+    assert len(REFUSED) >= 8
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_its_row_is_current_and_within_the_bound(name, written) -> None:
+    row = measure(name)
+    assert isinstance(row, RefusedRow) == (name in REFUSED)
+    assert difference(row, written.get(name)) is None
+    if isinstance(row, ServedRow):
+        assert all(value > 0.01 for value in row.left_out.values()), "a part that changes nothing proves nothing"
+
+
+def test_what_is_written_is_read_back() -> None:
+    refused = RefusedRow("xlnet", "XLNetModel", "It is not captured.")
+    assert read_cells(page([ROW, refused])) == {"bert": cells(ROW), "xlnet": cells(refused)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stored": 2e-5}, "off by 2e-05 stored, 2e-07 rebuilt, more than 1e-05"),
+        ({"rebuilt": float("nan")}, "nan rebuilt, more than 1e-05"),
+        ({"scores": "sinks"}, "the page says"),
+        ({"sites": "encoder, full: 3 × 4"}, "the page says"),
+    ],
+)
+def test_a_wrong_row_is_noticed(change, message) -> None:
+    assert difference(ROW, cells(ROW)) is None
+    found = difference(dataclasses.replace(ROW, **change), cells(ROW))
+    assert found is not None
+    assert message in found
+
+
+def test_a_missing_row_is_noticed() -> None:
+    assert difference(ROW, None) == "bert is missing"

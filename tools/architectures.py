@@ -1,0 +1,230 @@
+"""Tiny random configurations of the architectures the capture must serve, and of those it must refuse.
+
+One table for the tests and for docs/models.md: what a page promises is what a test ran. `tiny_models` builds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+InputKind = Literal["text", "two texts", "text after states", "image", "sound"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build one model: ``transformers.{family}Model`` of ``{family}Config(**settings)``.
+
+    `kind` is what it reads: "text after states" is a text attending to given encoder states. `peak` multiplies its
+    matrices, so that attention is far from uniform and differences show; less where scores are not scaled, for more would
+    make softmax itself ill-conditioned.
+    """
+
+    family: str
+    settings: dict[str, Any]
+    kind: InputKind = "text"
+    peak: float = 8.0
+
+
+N_FRAMES = 12
+SMALL = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+ROPED = {
+    **SMALL,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {
+    "vocab_size": 61,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+BART = {
+    "vocab_size": 61,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
+IMAGE = {**{name: value for name, value in SMALL.items() if name != "vocab_size"}, "image_size": 8, "patch_size": 4}
+SERVED: dict[str, Architecture] = {
+    "bert": Architecture("Bert", SMALL),
+    "roberta": Architecture("Roberta", {**SMALL, "pad_token_id": 0}),
+    "electra": Architecture("Electra", {**SMALL, "embedding_size": 32}),
+    "distilbert": Architecture(
+        "DistilBert", {"vocab_size": 61, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+    ),
+    "albert": Architecture("Albert", {**SMALL, "num_hidden_layers": 3, "embedding_size": 16}),
+    "esm": Architecture("Esm", {**SMALL, "pad_token_id": 0, "mask_token_id": 3, "position_embedding_type": "rotary"}),
+    "modernbert": Architecture(
+        "ModernBert",
+        {**SMALL, "num_hidden_layers": 3, "local_attention": 4, "global_attn_every_n_layers": 3, "pad_token_id": 0},
+    ),
+    "gpt2": Architecture("GPT2", GPT2),
+    "gpt2 scaled by layer": Architecture("GPT2", {**GPT2, "scale_attn_by_inverse_layer_idx": True}),
+    "gpt2 upcast": Architecture("GPT2", {**GPT2, "reorder_and_upcast_attn": True}),
+    "gpt-neox": Architecture("GPTNeoX", {**SMALL, "max_position_embeddings": 64}),
+    "opt": Architecture(
+        "OPT",
+        {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 48,
+            "pad_token_id": 0,
+        },
+    ),
+    "llama": Architecture("Llama", ROPED),
+    "mistral": Architecture("Mistral", {**ROPED, "sliding_window": 4}),
+    "mixtral": Architecture("Mixtral", {**ROPED, "num_local_experts": 2}),
+    "qwen2": Architecture(
+        "Qwen2",
+        {**ROPED, "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 4, "layer_types": MIXED},
+    ),
+    "qwen3": Architecture("Qwen3", {**ROPED, "head_dim": 8}),
+    "phi": Architecture("Phi", ROPED),
+    "phi3": Architecture("Phi3", ROPED),
+    "olmo2": Architecture("Olmo2", ROPED),
+    "gemma2": Architecture(
+        "Gemma2",
+        {
+            **ROPED,
+            "num_hidden_layers": 3,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 5.0,
+            "sliding_window": 4,
+            "layer_types": MIXED,
+        },
+    ),
+    "gemma3": Architecture(
+        "Gemma3Text",
+        {
+            **ROPED,
+            "num_hidden_layers": 3,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 4,
+            "layer_types": MIXED,
+        },
+    ),
+    "gpt-oss": Architecture(
+        "GptOss",
+        {
+            **ROPED,
+            "num_hidden_layers": 3,
+            "head_dim": 8,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "sliding_window": 4,
+            "layer_types": MIXED,
+        },
+    ),
+    "deepseek-v3": Architecture(
+        "DeepseekV3",
+        {
+            **ROPED,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 2,
+            "moe_intermediate_size": 16,
+        },
+    ),
+    "clip text": Architecture("CLIPText", {**SMALL, "max_position_embeddings": 64}, peak=4.0),
+    "bert decoder": Architecture(
+        "Bert", {**SMALL, "is_decoder": True, "add_cross_attention": True}, kind="text after states"
+    ),
+    "nomicbert": Architecture("NomicBert", {**SMALL, "max_position_embeddings": 64, "pad_token_id": 0}),
+    "xlm-roberta": Architecture("XLMRoberta", {**SMALL, "pad_token_id": 0}),
+    "vit": Architecture("ViT", {**IMAGE, "qkv_bias": True}, kind="image"),
+    "clip vision": Architecture("CLIPVision", IMAGE, kind="image"),
+    "dinov2": Architecture("Dinov2", IMAGE, kind="image"),
+    "gemma": Architecture("Gemma", {**ROPED, "head_dim": 8}),
+    "granite": Architecture("Granite", {**ROPED, "attention_multiplier": 0.2}),
+    "starcoder2": Architecture("Starcoder2", {**ROPED, "sliding_window": 4}),
+    "stablelm": Architecture("StableLm", ROPED),
+    "smollm3": Architecture("SmolLM3", ROPED),
+    "glm": Architecture("Glm", {**ROPED, "head_dim": 8}),
+    "t5": Architecture(
+        "T5",
+        {
+            "vocab_size": 61,
+            "d_model": 32,
+            "d_kv": 8,
+            "num_layers": 2,
+            "num_decoder_layers": 3,
+            "num_heads": 4,
+            "d_ff": 48,
+            "decoder_start_token_id": 0,
+        },
+        kind="two texts",
+        peak=2.0,
+    ),
+    "bart": Architecture("Bart", BART, kind="two texts"),
+    "mbart": Architecture("MBart", BART, kind="two texts"),
+    "whisper": Architecture(
+        "Whisper",
+        {**BART, "num_mel_bins": 6, "max_source_positions": N_FRAMES // 2, "max_target_positions": 64},
+        kind="sound",
+    ),
+}
+"""Through transformers' attention interface."""
+
+REFUSED: dict[str, Architecture] = {
+    "gpt-j": Architecture("GPTJ", {**GPT2, "rotary_dim": 4}),
+    "gpt-neo": Architecture(
+        "GPTNeo",
+        {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "intermediate_size": 48,
+        },
+    ),
+    "bloom": Architecture("Bloom", {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "mpt": Architecture("Mpt", {"vocab_size": 61, "d_model": 32, "n_layers": 2, "n_heads": 4}),
+    "deberta-v2": Architecture(
+        "DebertaV2",
+        {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 16},
+    ),
+    "mpnet": Architecture("MPNet", SMALL),
+    "xlnet": Architecture("XLNet", {"vocab_size": 61, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}),
+    "falcon": Architecture(
+        "Falcon", {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ),
+    "deberta": Architecture(
+        "Deberta", {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 16}
+    ),
+    "longformer": Architecture("Longformer", {**SMALL, "attention_window": 4, "pad_token_id": 0}),
+}
+"""Their attention is computed elsewhere, and what happens is said."""
+
+ARCHITECTURES = {**SERVED, **REFUSED}

@@ -1,0 +1,171 @@
+"""Runs one tiny model of `architectures` through the capture and says what came out: a row of docs/models.md."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headatlas.pipeline.agreement import check_agreement
+from headatlas.pipeline.capture import AttentionCall, attention_weights, capturing
+from headatlas.pipeline.fused import FusedReduction, choose_reduction
+from headatlas.pipeline.model_inputs import ModelInputs
+from headatlas.pipeline.reduction import STATISTIC_NAMES
+from headatlas.pipeline.selfcheck import check_capture, eager_attention
+from headatlas.pipeline.sites import ModelSites, discover_sites, forward_options
+from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema import Keep, Site, TraceSpec
+
+from .tiny_models import build_inputs, build_model, build_probe, sequence_lengths
+
+PARTS = {
+    "softcap": ("soft cap", None),
+    "sinks": ("sinks", None),
+    "position_bias": ("bias", None),
+    "mask": ("mask", None),
+    "scaling": ("scaling", 1.0),
+}
+"""What may change scores besides query · key: its name, and what leaving it out means."""
+
+
+@dataclass(frozen=True)
+class ServedRow:
+    """What the capture of one architecture gives; differences are the largest from transformers' eager attention.
+
+    `stored` is of attention that went through the very code that fills segments, kept in float32. `rebuilt` is of the
+    softmax over the captured query, key and all that changes scores. `left_out`: the same with one of these left out.
+    """
+
+    name: str
+    model: str
+    sites: str
+    scores: str
+    served_by: str
+    stored: float
+    rebuilt: float
+    left_out: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    """An architecture that is not captured, and the message a user gets."""
+
+    name: str
+    model: str
+    message: str
+
+
+@torch.no_grad()
+def measure(name: str) -> ServedRow | RefusedRow:
+    """Build the model, capture it, compare.
+
+    Raises
+    ------
+    RuntimeError
+        The fused kernel stores something else than torch operations.
+    """
+    model = build_model(name)
+    try:
+        sites = discover_sites(model, build_probe(name))
+    except UnsupportedModelError as error:
+        return RefusedRow(name, type(model).__name__, str(error).partition(" Supported are")[0])
+    inputs, lengths = build_inputs(name), sequence_lengths(name)
+    stored = check_capture(model, sites, Keep(query_key="float32"), ModelInputs(inputs, {}), lengths).largest
+
+    recorder = _Recorder()
+    with capturing(model, recorder):
+        model(**inputs, **forward_options(model))
+    eager, _ = eager_attention(model, sites, inputs)
+
+    def largest(change: dict[str, float | None]) -> float:
+        found: list[Tensor] = []
+        for where, call in zip(sites.calls, recorder.calls, strict=True):
+            difference = attention_weights(dataclasses.replace(call, **change)) - eager[where.site][where.layer]
+            for row, n in enumerate(lengths[sites.site(where.site).query_sequence]):
+                found.append(difference[row, :, :n].abs().max())
+        return float(torch.stack(found).max())  # NaN stays
+
+    present = [part for part in PARTS if any(_has(call, part) for call in recorder.calls)]
+    return ServedRow(
+        name=name,
+        model=type(model).__name__,
+        sites="; ".join(_describe_site(site) for site in sites.sites),
+        scores=_describe_scores(sites, recorder.calls),
+        served_by=_describe_reduction(name, sites, recorder.calls),
+        stored=stored,
+        rebuilt=largest({}),
+        left_out={PARTS[part][0]: largest({part: PARTS[part][1]}) for part in present},
+    )
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.calls: list[AttentionCall] = []
+
+    def receive(self, call: AttentionCall) -> None:
+        """Keep it."""
+        self.calls.append(call)
+
+
+def _has(call: AttentionCall, part: str) -> bool:
+    if part == "scaling":
+        return call.scaling != 1.0
+    if part == "position_bias":
+        return call.position_bias is not None and bool(call.position_bias.any())
+    if part == "mask" and call.mask is not None:
+        return not bool(call.mask.all()) if call.mask.dtype == torch.bool else bool(call.mask.any())
+    return getattr(call, part) is not None
+
+
+def _describe_site(site: Site) -> str:
+    kind = "causal" if site.causal else "cross" if site.name == "cross" else "full"
+    shared = f" over {site.n_kv_heads} key heads" if site.n_kv_heads != site.n_heads else ""
+    words = site.name if kind == site.name or site.name == "cross" else f"{site.name}, {kind}"
+    return f"{words}: {site.n_layers} × {site.n_heads}{shared}"
+
+
+def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:
+    """What changes scores besides query · key, as recorded in the store's sites."""
+    words: list[str] = []
+    if any(site.rotary for site in sites.sites):
+        words.append("rotary (inside query and key)")
+    if any(len(set(site.scaling)) > 1 for site in sites.sites):
+        words.append("scaling by layer")
+    elif all(scale == 1.0 for site in sites.sites for scale in site.scaling):
+        words.append("scaling 1")
+    for key, word in (("window", "window"), ("softcap", "soft cap")):
+        values = {value for site in sites.sites for value in getattr(site, key)}
+        given = sorted(value for value in values if value is not None)
+        if given:
+            some = " in some layers" if None in values else ""
+            words.append(f"{word} {', '.join(f'{value:g}' for value in given)}{some}")
+    if any(site.has_sinks for site in sites.sites):
+        words.append("sinks")
+    if any(site.has_position_bias for site in sites.sites):
+        words.append("learned bias")
+    if all(call.mask is None for call in calls):
+        words.append("no mask")
+    return ", ".join(words) or "–"
+
+
+def _describe_reduction(name: str, sites: ModelSites, calls: list[AttentionCall]) -> str:
+    """Who computes what is kept, found by letting them; the kernel has to agree with torch operations."""
+    model, inputs, lengths = build_model(name), build_inputs(name), sequence_lengths(name)
+    keep = Keep()
+    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES)
+    special = {key: torch.arange(max(n))[None].expand(len(n), -1) % 3 == 0 for key, n in lengths.items()}
+    reduction = choose_reduction(keep, spec.statistics)
+    if not isinstance(reduction, FusedReduction):
+        return "torch"
+    found = check_agreement(model, sites, spec, ModelInputs(inputs, special), lengths, reduction)
+    if found.difference is not None:
+        raise RuntimeError(f"{name}: the fused kernel and torch operations differ: {found.difference}")
+    if reduction.n_torch == 0:
+        return "kernel"
+    why = sorted({PARTS[part][0] for call in calls for part in ("sinks", "position_bias") if _has(call, part)})
+    why = f" ({', '.join(why)})" if why else ""
+    return (
+        f"torch{why}" if reduction.n_fused == 0 else f"kernel; torch for {reduction.n_torch} of {len(calls)} calls{why}"
+    )
