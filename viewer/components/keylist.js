@@ -54,7 +54,7 @@ export function render({model, el: host}) {
         {kind: ".narrow", onclick: () => model.send_msg({add: h.head}), data: {"edge-head": h.head, weight: h.weight.toFixed(6)}})));
     if (frame.back.length) parts.push(el("hr"), el("p.sect", null, toQuery ? "Attended by" : "Attends to", el("span.r", null, "strongest of the heads shown")),
       ...frame.back.map(r => row(name(r.label), r.position, r.weights, [p["ink-3"]], {kind: ".back", onclick: () => { model.pin = `${frame.side}${r.position}`; }, data: {back: r.position, weight: r.weights[0].toFixed(6)}})));
-    parts.push(el("hr"), el("div.row", null, el("button.btn", {onclick: () => model.send_msg({go: "neuron"})}, "Why: neuron view"), el("button.btn", {onclick: () => model.send_msg({go: "model"})}, "Model view")));
+    if (!frame.alone) parts.push(el("hr"), el("div.row", null, el("button.btn", {onclick: () => model.send_msg({go: "neuron"})}, "Why: neuron view"), el("button.btn", {onclick: () => model.send_msg({go: "model"})}, "Model view")));
     body.replaceChildren(...parts);
   }
   draw();
