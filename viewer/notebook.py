@@ -24,7 +24,9 @@ from .parts import example_part, neuron_part, part_frame, vectors_facts
 
 Action = Literal["view", "return"]
 DisplayMode = Literal["auto"] | Theme
-_SPECIAL = re.compile(r"\[[A-Z]+\d*\]|</?[a-z]+\d*>|<\|[^|]*\|>|<(start|end)_of_\w+>")
+_SPECIAL = re.compile(
+    r"\[(CLS|SEP|PAD|UNK|MASK|BOS|EOS|unused\d+)\]|</?(s|pad|unk|mask|cls|sep|bos|eos|extra_id_\d+|(start|end)_of_\w+)>|<\|[^|<>]*\|>"
+)
 _HOW = (
     'Load the model with AutoModel.from_pretrained(..., attn_implementation="eager") and call it with output_attentions=True, '
     "or let headatlas.pipeline.trace(model, tokenizer, text) capture it with any implementation."

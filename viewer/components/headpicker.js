@@ -55,9 +55,12 @@ export function render({model, el: host}) {
   function drawChips() {
     const p = paint(), chosen = selected();
     chips.replaceChildren(...chosen.map((name, i) => el("button.hchip", {"data-head": name, title: chosen.length > 1 ? "click removes, double click leaves this one alone" : "the head shown",
-      onclick: () => chosen.length > 1 && set(chosen.filter(n => n !== name)), ondblclick: () => set([name])}, el("i", {style: `background:${p.head(i)}`}), name)),
+      onclick: event => { if (chosen.length > 1) once(event, () => set(chosen.filter(n => n !== name))); }, ondblclick: () => { clearTimeout(waiting); set([name]); }}, el("i", {style: `background:${p.head(i)}`}), name)),
       model.single ? "" : el("button.btn.quiet", {onclick: allOfLayer}, "all of layer"));
   }
+  // a click on a chip takes it away, and then a double click has no chip left to hit: wait whether a second one comes
+  let waiting = 0;
+  const once = (event, act) => { clearTimeout(waiting); if (event.detail) waiting = setTimeout(act, 220); else act(); };
   const set = chosen => { model.selected = [...new Set(chosen)].slice(0, MAX_HEADS).join(","); };
   function allOfLayer() {
     const row = Math.max(0, names.cell(selected()[0] || names.name(0, 0))[0]);

@@ -135,7 +135,6 @@ def test_heads_sliders_and_sentences_are_chosen_in_the_file(opened):
     page.locator("[data-control='keys']").fill("2")
     page.locator("[data-control='share']").fill("90")
     page.get_by_text("at most 2").wait_for()
-    page.wait_for_function("() => true")
     expected = drawn([attention[1][0, 2]], ["1.2"], everything, keys=2, share=0.9)
     page.locator(f"[data-drawn='{len(expected)}']").wait_for()
     assert found.edges() == pytest.approx(expected, abs=1e-6)
