@@ -5,6 +5,7 @@ import { CSS } from "../_js/style.js";
 const OWN = `
 .wl { display: grid; grid-template-columns: 82px minmax(0, 1fr) 36px; gap: 8px; align-items: center; min-height: 24px; font-size: 12px; padding: 2px 0; width: 100%; border: 0; background: none; text-align: left }
 .wl.narrow { grid-template-columns: 48px minmax(0, 1fr) 36px } .wl.wide { grid-template-columns: minmax(0, 1fr) 84px 36px }
+@media (max-width: 1100px) { .wl { grid-template-columns: minmax(56px, 1fr) minmax(24px, 1fr) 30px } .wl.wide { grid-template-columns: minmax(0, 1fr) 30px 30px } }
 button.wl:hover { background: var(--surface-2) } .wl .n { text-align: right; font-variant-numeric: tabular-nums; line-height: 14px } .wl .p { color: var(--ink-3); font-size: 11px; margin-left: 5px }
 .wl .b i { display: block; border-radius: 2px; min-width: 1px; margin: 1px 0 } .wl.narrow .b, .wl.wide .b, .wl.back .b { background: var(--surface-3); border-radius: 3px; overflow: hidden } .wl.narrow .b i, .wl.wide .b i, .wl.back .b i { margin: 0; height: 6px !important }
 .wl.dim { color: var(--ink-3) } .wl.dim .b i { opacity: .4 }

@@ -7,6 +7,7 @@ import { dimensionList, DIMENSIONS_CSS } from "../_js/dimensions.js";
 const OWN = `
 .two { display: grid; grid-template-columns: minmax(0, 1fr) 296px; gap: 12px; height: 100% } .body.flush { padding: 6px 0 8px } .plot { position: relative; outline-offset: -2px }
 .tok { box-shadow: inset 0 0 0 1.5px var(--accent); border-radius: 3px; padding: 0 6px; font-weight: 600; unicode-bidi: isolate } .seg.small { flex: none } .seg.small button { height: 22px; padding: 0 8px; white-space: nowrap } .card > header .sub { white-space: nowrap } .card > header .tok { min-width: 24px; max-width: 160px; flex: 0 1 auto } .card > header .count { flex: 0 1 auto; overflow: hidden; text-overflow: ellipsis }
+@media (max-width: 1100px) { .two { grid-template-columns: minmax(0, 1fr) 236px; gap: 8px } }
 bdi { unicode-bidi: isolate } .legend { display: flex; align-items: center; gap: 6px; font-size: 11px; color: var(--ink-2) }
 `;
 const TOP = 116;
