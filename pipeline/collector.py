@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headatlas.store.errors import ConfigError, UnsupportedModelError
+from headatlas.store.masks import keys_seen
 from headatlas.store.schema import Keep, Site, TraceSpec
 
 from .capture import AttentionCall
@@ -41,6 +42,7 @@ class Batch:
     special: dict[str, Bool[Tensor, "batch token"]]
     failures: dict[int, str] = field(default_factory=dict)
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | None, bool]] = field(default_factory=dict)
+    _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool]] = field(default_factory=dict)
 
     def mask_of(self, call: AttentionCall, site: Site, index: int, run: Run) -> tuple[Tensor | None, bool]:
         """(additive mask or None, whether later keys are hidden besides) of one run.
@@ -77,6 +79,37 @@ class Batch:
                 known = (call.mask, torch.zeros(crop.shape, device=crop.device).masked_fill_(~crop, LOWEST), False)
             self._masks[id(call.mask), index] = known  # holds the mask, so that its id stays its own
         return known[1], known[2]
+
+    def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run) -> None:
+        """Check that the mask of one run is the one that attention will be rebuilt with.
+
+        Raises
+        ------
+        UnsupportedModelError
+            It is another.
+        """
+        window = site.window[layer]
+        if call.mask is None:
+            same = window is None or max(run.n_queries, run.n_keys) <= window
+        else:
+            known = self._derivable.get((id(call.mask), index, window))
+            if known is None:
+                crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
+                queries, keys = np.arange(run.n_queries), np.arange(run.n_keys)
+                seen = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
+                if crop.dtype == torch.bool:
+                    differs = crop != seen
+                else:  # an open key may not be biased either
+                    differs = torch.where(seen, crop != 0, crop > torch.finfo(crop.dtype).min / 2)
+                known = (call.mask, not bool(differs.any()))  # holds the mask, so that its id stays its own
+                self._derivable[id(call.mask), index, window] = known
+            same = known[1]
+        if not same:
+            raise UnsupportedModelError(
+                f"{call.module} hides other keys than its causal and window settings say, so its attention cannot be "
+                'rebuilt from query and key. Keep attention (keep.attention = "sqrt8"), or leave query and key out '
+                '(keep.query_key = "none").'
+            )
 
     def fail(self, row: int, place: SitePlacement, reason: str) -> None:
         """Record why an example must not be stored; the first reason stays."""
@@ -132,6 +165,9 @@ class TorchReduction:
         codec, place = self._keep.query_key, batch.places[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
+        if self._keep.attention is None and not site.has_position_bias:  # it will be rebuilt
+            for index, run in enumerate(place.runs):
+                batch.check_mask(call, site, layer, index, run)
         lengths = [(run.n_queries, run.n_keys) for run in place.runs for _ in range(run.start, run.stop)]
         for name, vectors, out, starts, side in (
             ("query", call.query, arrays.query, place.query_start, 0),

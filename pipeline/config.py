@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from headatlas.store.container import ContainerName
 from headatlas.store.errors import ConfigError
 from headatlas.store.schema import Keep
 
@@ -66,6 +67,8 @@ class StoreConfig(_Section):
     segment_examples: int = Field(default=512, gt=0)
     segment_bytes: int = Field(default=256 << 20, ge=1 << 16)
     """Raw bytes of a segment; two of them are in memory at a time."""
+    container: ContainerName = "zarr"
+    """Whether a segment is a Zarr v3 group or one HDF5 file."""
 
 
 class RunConfig(_Section):

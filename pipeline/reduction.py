@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from headatlas.store.companding import STEPS
+
 LOWEST = torch.finfo(torch.float32).min
 _NOTHING_VISIBLE = -1e37
 
@@ -111,11 +113,11 @@ def reduce_tile(tile: Tile, request: TileRequest) -> TileResult:
         )
     if request.n_edges:
         result.edge_key, result.edge_weight = strongest_keys(weights, request.n_edges, tile.first_row, tile.causal)
-    if request.attention == "sqrt8":
-        root = torch.sqrt(weights, out=shifted)
-        torch.add(_HALF.to(root.device), root, alpha=255, out=root)
-        # Truncates: floor(255 · sqrt(w) + 0.5). Through int32 it takes a third of the time.
-        result.attention = root.to(torch.int32).to(torch.uint8)
+    if steps := STEPS.get(request.attention or ""):
+        position = torch.sqrt(weights, out=shifted) if steps.root else weights
+        torch.add(_HALF.to(position.device), position, alpha=steps.n_steps, out=shifted)
+        # Truncates: floor(n_steps · sqrt(w) + 0.5). Through int32 it takes a third of the time.
+        result.attention = shifted.to(torch.int32).to(torch.uint8)
     elif request.attention:
         result.attention = weights.to(getattr(torch, request.attention))
     return result

@@ -101,6 +101,7 @@ def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
         provenance=job.provenance,
         n_examples_planned=len(job.examples),
         n_segments_planned=len(job.segments),
+        container=job.config.store.container,
     )
     done = writer.committed
     left = [segment for segment in job.segments if segment.index not in done]

@@ -129,5 +129,5 @@ class SegmentBuffers:
             )
 
 
-def _offsets(n_tokens: Int64[np.ndarray, "example"]) -> Int64[np.ndarray, "example+1"]:
+def _offsets(n_tokens: Int64[np.ndarray, "example"]) -> Int64[np.ndarray, "boundary"]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(n_tokens, dtype=np.int64)])

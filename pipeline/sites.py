@@ -210,5 +210,14 @@ def _site(name: SiteName, calls: list[AttentionCall], rotary: bool, two_sided: b
         window=tuple(call.window for call in calls),
         rotary=rotary,
         has_sinks=any(call.sinks is not None for call in calls),
-        has_position_bias=any(call.position_bias is not None and bool(call.position_bias.any()) for call in calls),
+        has_position_bias=any(_has_bias(call) for call in calls),
     )
+
+
+def _has_bias(call: AttentionCall) -> bool:
+    """Whether something finite is added to the scores, as an argument of its own or inside an additive mask."""
+    if call.position_bias is not None and bool(call.position_bias.any()):
+        return True
+    if call.mask is None or call.mask.dtype == torch.bool:
+        return False
+    return bool((call.mask[call.mask > torch.finfo(call.mask.dtype).min / 2] != 0).any())

@@ -1,1 +1,35 @@
-"""The trace store: format, reading, statistics, patterns and queries, without torch or panel."""
+"""The trace store: format, reading, statistics, patterns and queries, without torch or panel.
+
+``open_store(path)`` gives a `Store`, whose `search` ranks heads for a `Pattern`. Names are loaded when they are used, so
+that a command starts without what it does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import HeadAtlasError as HeadAtlasError
+    from .example import Example as Example
+    from .patterns import Pattern as Pattern
+    from .search import SearchResult as SearchResult
+    from .store import Store as Store
+    from .store import open_store as open_store
+
+_HOME = {
+    "Example": "example",
+    "HeadAtlasError": "errors",
+    "Pattern": "patterns",
+    "SearchResult": "search",
+    "Store": "store",
+    "open_store": "store",
+}
+
+__all__ = ["Example", "HeadAtlasError", "Pattern", "SearchResult", "Store", "open_store"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -20,11 +20,19 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import HeadAtlasError, PatternError
+from .render import size_text
 
 if TYPE_CHECKING:
     from .verify import Verification
 
-_OWN = ("headatlas.pipeline.cli", "headatlas.store.cli_query", "headatlas.store.cli", "headatlas.viewer.cli")
+_OWN = (
+    "headatlas.pipeline.cli",
+    "headatlas.store.cli_query",
+    "headatlas.store.cli_relations",
+    "headatlas.store.cli_life",
+    "headatlas.store.cli",
+    "headatlas.viewer.cli",
+)
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a trace store.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -54,9 +62,7 @@ def main() -> None:
 
 def command_apps() -> Iterator[typer.Typer]:
     """The typer apps of headatlas's own parts, then those of plug-ins; what cannot be loaded is told and left out."""
-    for name in _OWN:
-        if importlib.util.find_spec(name) is not None:
-            yield app if name == "headatlas.store.cli" else importlib.import_module(name).app
+    yield from own_apps()
     for entry in sorted(entry_points(group="headatlas.commands"), key=lambda entry: entry.name):
         if entry.module in _OWN:
             continue
@@ -64,6 +70,13 @@ def command_apps() -> Iterator[typer.Typer]:
             yield entry.load()
         except Exception as error:  # a broken plug-in must not take the commands of others away
             print(f"headatlas: the commands of {entry.name} ({entry.value}) cannot be loaded: {error}", file=sys.stderr)
+
+
+def own_apps() -> Iterator[typer.Typer]:
+    """The typer apps of headatlas's own parts, those that are installed."""
+    for name in _OWN:
+        if importlib.util.find_spec(name) is not None:
+            yield app if name == "headatlas.store.cli" else importlib.import_module(name).app
 
 
 @app.command(rich_help_panel="Store")
@@ -108,7 +121,7 @@ def _verify_with_progress(store: Path, full: bool) -> Verification:
 
 def _print_verification(result: Verification) -> None:
     console = Console(highlight=False, markup=False)
-    looked = f"{result.n_segments} segments, {result.n_objects} objects, {_size(result.n_bytes)}"
+    looked = f"{result.n_segments} segments, {result.n_objects} objects, {size_text(result.n_bytes)}"
     how = "hashes" if result.full else "presence and size"
     if result.is_sound:
         console.print(f"{result.path}: sound ({how} of {looked}).", soft_wrap=True)
@@ -161,7 +174,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         "examples", f"{opened.n_examples:,}" + (f" ({len(manifest.skipped)} skipped)" if manifest.skipped else "")
     )
     facts.add_row("tokens", ", ".join(f"{n:,} {name}" for name, n in opened.n_tokens.items()))
-    facts.add_row("on disk", f"{_size(opened.bytes_on_disk)} in {len(opened.segments)} segments")
+    facts.add_row("on disk", f"{size_text(opened.bytes_on_disk)} in {len(opened.segments)} segments")
     for site in opened.sites.values():
         heads = f"{site.n_layers} layers × {site.n_heads} heads"
         shared = f", {site.n_kv_heads} key heads" if site.n_kv_heads != site.n_heads else ""
@@ -171,34 +184,23 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     console.print(facts)
     table = Table("Array", "On disk", "Decoded", "Ratio")
     for path, (stored, raw) in arrays.items():
-        table.add_row(path, _size(stored), _size(raw), f"{raw / stored:.2f}" if stored else "")
+        table.add_row(path, size_text(stored), size_text(raw), f"{raw / stored:.2f}" if stored and raw else "")
     console.print(table)
 
 
 def _bytes_by_array(store: Any) -> dict[str, tuple[int, int]]:
-    """Bytes on disk and decoded of each trace array, and of all tables together, over the store."""
+    """Bytes on disk and decoded of each trace array, of all tables together, and of metadata, over the store."""
     totals: dict[str, tuple[int, int]] = {}
     for segment in store.segments:
-        listing = segment.read_listing()
-        raw = {entry.path: entry.layout().raw_bytes for entry in listing.arrays}
-        stored = dict.fromkeys(raw, 0)
-        for item in listing.objects:
-            owner = item.path.partition("/c/")[0].removesuffix("/zarr.json")
-            if owner in stored:
-                stored[owner] += item.bytes
-        for path in raw:
-            name = path if path.split("/")[0] in store.sites else "texts and tokens"
+        rest = segment.entry.bytes + segment.entry.data_bytes
+        for entry in segment.listing.arrays:
+            stored, raw = segment.reader.stored_bytes(entry.path), entry.layout().raw_bytes
+            rest -= stored
+            name = entry.path if entry.path.split("/")[0] in store.sites else "texts and tokens"
             before = totals.get(name, (0, 0))
-            totals[name] = (before[0] + stored[path], before[1] + raw[path])
+            totals[name] = (before[0] + stored, before[1] + raw)
+        totals["metadata"] = (totals.get("metadata", (0, 0))[0] + rest, 0)
     return totals
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
 
 
 if __name__ == "__main__":

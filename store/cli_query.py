@@ -28,6 +28,8 @@ SiteName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs; all heads unless --top is given.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print the heads as CSV; all of them unless --top is given.")]
+Select = Annotated[Path | None, typer.Option("--select", metavar="STORE", help="Choose on this store…", show_default=False)]  # fmt: skip
+Score = Annotated[Path | None, typer.Option("--score", metavar="STORE", help="…and report on this one.", show_default=False)]  # fmt: skip
 Top = Annotated[int | None, typer.Option("--top", min=0, help=f"How many heads; default {_TOP} for people.", show_default=False)]  # fmt: skip
 
 
@@ -83,13 +85,15 @@ def stats(
 
 @app.command(rich_help_panel=_PANEL)
 def search(
-    store: StorePath,
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="Folder of a trace store; none with --select.", show_default=False)
+    ],
     expression: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="EXPR", help="A pattern, such as 'key.position == query.position - 1'.", show_default=False
         ),
-    ],
+    ] = None,
     top: Top = None,
     examples: Annotated[int, typer.Option("--examples", min=0, help="How many examples of the head.")] = 5,
     head: Annotated[
@@ -98,12 +102,19 @@ def search(
             "--head", metavar="LAYER.HEAD", help="Show this head's examples; default the best.", show_default=False
         ),
     ] = None,
-    by: Annotated[Literal["mass", "hit_rate", "lift"], typer.Option(help="What heads are ranked by.")] = "mass",
+    by: Annotated[
+        Literal["mass", "hit_rate", "lift", "offset_lift"], typer.Option(help="What heads are ranked by.")
+    ] = "mass",
     level: Annotated[
-        Literal["auto", "attention", "edges"],
-        typer.Option(help="What to read: the whole attention, or the stored edges (a lower bound)."),
+        Literal["auto", "exact", "attention", "edges", "rebuilt"],
+        typer.Option(
+            help="What to read: the whole attention, the stored edges (a lower bound), or query and key, from which "
+            "attention is rebuilt; exact: attention, else rebuilt."
+        ),
     ] = "auto",
     site: SiteName = None,
+    select: Select = None,
+    score: Score = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
@@ -112,11 +123,15 @@ def search(
     Example: [bold]headatlas search traces/demo 'induction and not key.special'[/bold]
     """
     from . import render
-    from .store import open_store
+    from .split import SplitSearch
 
-    opened = open_store(store)
-    result = _search(opened, expression, site, level)
-    ranked = result.table(by)
+    first, second, expression = _stores_and_expression(store, expression, select, score)
+    result = _search(second, expression, site, level)
+    if first is None:
+        proof, ranked = result.evidence, result.table(by)
+    else:
+        split = SplitSearch(_search(first, expression, site, level), result)
+        proof, ranked = split.evidence, split.table(by)
     heads = _first(ranked, top, everything=as_csv or as_json)
     if as_csv:
         _print_csv(heads)
@@ -124,19 +139,22 @@ def search(
     best = _head(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     hits = result.top_examples(*best, examples)
     if as_json:
-        print(render.to_json(render.search_json(result, heads, hits)))
+        print(render.to_json(render.search_json(result, heads, hits, proof)))
         return
     console = _console()
-    console.print(render.heads_table(result, heads))
+    console.print(render.heads_table(heads))
     for note in result.notes:
         console.print(f"Note: {render.printable(note)}", style="yellow", markup=False, soft_wrap=True)
-    console.print(_summary(result, opened), style="dim", soft_wrap=True)
+    console.print(_summary(result, second), style="dim", soft_wrap=True)
+    console.print(render.evidence_text(proof), style="dim", soft_wrap=True)
+    if first is not None:
+        console.print(f"Ranked and offset chosen on {render.printable(str(first.path))}.", style="dim", soft_wrap=True)
     if hits:
         console.print(
             f"\nExamples of head {best[0]}.{best[1]}: \\[query] «key», weight of that edge, mass of the example"
         )
     for hit in hits:
-        tokens = opened.examples[hit.example]
+        tokens = second.examples[hit.example]
         query = tokens.tokens(result.site.query_sequence)
         same = result.site.key_sequence == result.site.query_sequence
         line = render.edge_text(
@@ -165,8 +183,37 @@ def patterns(as_json: AsJson = False) -> None:
         console.print(f"  {pattern.expression}", style="blue", markup=False, highlight=False, soft_wrap=True)
 
 
+def chosen_stores(store: Path | None, select: Path | None, score: Path | None) -> tuple[Store | None, Store]:
+    """The store to choose on (None: the other one) and the store to report on; STORE stands for the one not named."""
+    from .split import check_same_heads
+    from .store import open_store
+
+    if store is not None and select is not None and score is not None:
+        raise ConfigError(f"STORE is {store}, and --select and --score name both stores; expected only those two")
+    first, second = select or store, score or store
+    if first is None or second is None:
+        raise ConfigError("no store to work on; expected STORE, or --select STORE --score STORE")
+    opened = open_store(second)
+    if first == second:
+        return None, opened
+    chosen = open_store(first)
+    check_same_heads(chosen, opened)
+    return chosen, opened
+
+
+def _stores_and_expression(
+    store: str, expression: str | None, select: Path | None, score: Path | None
+) -> tuple[Store | None, Store, str]:
+    """With both --select and --score the one argument is the expression."""
+    if expression is None:
+        if select is None or score is None:
+            raise ConfigError(f"one argument, {store!r}; expected STORE EXPR, such as traces/demo induction")
+        return *chosen_stores(None, select, score), store
+    return *chosen_stores(Path(store), select, score), expression
+
+
 def _search(
-    store: Store, expression: str, site: str | None, level: Literal["auto", "attention", "edges"]
+    store: Store, expression: str, site: str | None, level: Literal["auto", "exact", "attention", "edges", "rebuilt"]
 ) -> SearchResult:
     """Search with a progress bar where a person is looking."""
     from .search import search
@@ -191,6 +238,7 @@ def _summary(result: SearchResult, store: Store) -> str:
     source = {
         "attention": f"stored attention ({store.spec.keep.attention})",
         "edges": f"stored edges ({store.spec.keep.edges} a row): mass is at least the first number, at most the second",
+        "rebuilt": f"attention rebuilt from query and key ({store.spec.keep.query_key})",
     }
     return (
         f"{result.rows:,} rows with a matching key in {result.n_examples:,} of {result.n_examples_searched:,} examples, "

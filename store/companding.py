@@ -1,7 +1,10 @@
 """How weights and vectors become the numbers on disk, and back: one codec a name, each with its largest error.
 
 Attention weights lie in [0, 1]. `sqrt8` keeps ``floor(255 · sqrt(w) + 0.5)`` in a byte: against linear steps it has
-twice the largest error but keeps the small weights that long rows are made of. Vectors are stored as they are in
+twice the largest error but keeps the small weights that long rows are made of. `sqrt7` and `sqrt6` do the same with 127
+and 63 steps, `linear8` to `linear6` with steps of the weight itself: still a byte each, but fewer bits after compression
+(`docs/codecs.md`). Half a step of the code moves the weight by at most (steps − ¼) / steps² < 1 / steps for a square
+root, and ½ / steps for linear ones. Vectors are stored as they are in
 half precision; `bfloat16` travels as the upper 16 bits of a float32, because no array library names it.
 
 The bounds below hold for every float32 input in range; `tests/store/test_companding.py` tries to break them.
@@ -14,10 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Num, Shaped, UInt16
 
-from .errors import ShapeError
+from .errors import CorruptSegmentError, ShapeError
 from .schema import ATTENTION_DTYPE, VECTOR_DTYPE
 
-_SQRT8_WEIGHTS = ((np.arange(256) / 255.0) ** 2).astype(np.float32)
 _FLOAT16_MAX = 65_504.0
 
 
@@ -30,8 +32,28 @@ class CodecBound:
     relative: float = 0.0
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Weights as whole numbers of steps, 0 to `n_steps`: of the weight, or of its square root."""
+
+    n_steps: int
+    root: bool
+
+    @property
+    def bound(self) -> CodecBound:
+        """Its definition and largest error."""
+        if self.root:
+            return CodecBound(f"weight = (code / {self.n_steps}) ** 2", 1 / self.n_steps)
+        return CodecBound(f"weight = code / {self.n_steps}", 0.5 / self.n_steps)
+
+
+STEPS: dict[str, Steps] = {
+    f"{kind}{bits}": Steps(2**bits - 1, kind == "sqrt") for kind in ("sqrt", "linear") for bits in (8, 7, 6)
+}
+"""The attention codecs that keep a weight in a byte: `sqrt7` has 127 steps of the square root."""
+
 ATTENTION_BOUNDS: dict[str, CodecBound] = {
-    "sqrt8": CodecBound("weight = (code / 255) ** 2", 1 / 255),
+    **{name: steps.bound for name, steps in STEPS.items()},
     "float16": CodecBound("weight as IEEE float16", 2.0**-12),
     "float32": CodecBound("weight as IEEE float32", 0.0),
 }
@@ -43,6 +65,12 @@ VECTOR_BOUNDS: dict[str, CodecBound] = {
     "float32": CodecBound("IEEE float32", 0.0),
 }
 """Codecs of query and key by name."""
+
+
+_WEIGHTS: dict[str, Float32[np.ndarray, "code"]] = {
+    name: ((np.arange(256) / steps.n_steps) ** (2 if steps.root else 1)).astype(np.float32)
+    for name, steps in STEPS.items()
+}
 
 
 def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:
@@ -62,15 +90,27 @@ def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np
             "Check the model's mask and precision."
         )
     weights = np.clip(weights, 0.0, 1.0)
-    if codec == "sqrt8":
-        return np.floor(np.sqrt(weights) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    if steps := STEPS.get(codec):
+        position = np.sqrt(weights) if steps.root else weights
+        return np.floor(position * np.float32(steps.n_steps) + np.float32(0.5)).astype(np.uint8)
     return weights.astype(ATTENTION_DTYPE[codec])
 
 
 def decode_attention(stored: Num[np.ndarray, "*shape"], codec: str) -> Float32[np.ndarray, "*shape"]:
-    """Attention weights, float32, from stored numbers; within `ATTENTION_BOUNDS[codec]` of what was encoded."""
-    if codec == "sqrt8":
-        return _SQRT8_WEIGHTS[stored]
+    """Attention weights, float32, from stored numbers; within `ATTENTION_BOUNDS[codec]` of what was encoded.
+
+    Raises
+    ------
+    CorruptSegmentError
+        A code that the codec does not have.
+    """
+    if codec in STEPS:
+        weights = _WEIGHTS[codec][stored]
+        if STEPS[codec].n_steps < 255 and stored.size and int(stored.max()) > STEPS[codec].n_steps:
+            raise CorruptSegmentError(
+                f"attention holds the code {int(stored.max())}; {codec} ends at {STEPS[codec].n_steps}. Verify the store."
+            )
+        return weights
     return stored.astype(np.float32, copy=False)
 
 

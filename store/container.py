@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -25,6 +25,21 @@ from .schema import ArrayLayout
 MAX_AXES = 6
 _DTYPES = ("uint8", "uint16", "uint32", "int32", "int64", "float16", "float32", "float64")
 Selection = tuple[slice, ...]
+ContainerName = Literal["zarr", "hdf5"]
+CONTAINERS: tuple[ContainerName, ...] = ("zarr", "hdf5")
+
+
+class Span(NamedTuple):
+    """Items of the long axis of an array."""
+
+    array: str
+    start: int
+    stop: int
+
+
+def long_axis(layout: ArrayLayout) -> int:
+    """The axis that runs over examples: the third of traces, the last of statistics, the only one of tables."""
+    return 2 if layout.axes[0] == "layer" else len(layout.shape) - 1
 
 
 @dataclass(frozen=True)
@@ -119,12 +134,16 @@ class ContainerReader(Protocol):
         """
         ...
 
-    def span(self, object_path: str) -> tuple[str, int, int] | None:
-        """Which array a file belongs to, and the items of its long axis it holds; None if it holds no items."""
+    def stored_bytes(self, path: str) -> int:
+        """Bytes that the chunks of an array take on disk, as the files claim."""
         ...
 
-    def damaged_span(self, object_path: str) -> tuple[str, int, int] | None:
-        """The part of `span` that cannot be decoded; all of it if everything can, or if the file is gone."""
+    def spans(self, object_path: str) -> list[Span]:
+        """What a file holds, if it holds items of one array only; else nothing."""
+        ...
+
+    def damaged_spans(self, object_path: str) -> list[Span]:
+        """The items in a file that cannot be decoded; `spans` if everything can, or if the file is gone."""
         ...
 
 
@@ -151,9 +170,10 @@ def container_of(name: str) -> Container:
     ConfigError
         No such container.
     """
+    from .hdf5_segment import Hdf5Container
     from .zarr_segment import ZarrContainer
 
-    containers: dict[str, Container] = {"zarr": ZarrContainer()}
+    containers: dict[str, Container] = {"zarr": ZarrContainer(), "hdf5": Hdf5Container()}
     if name not in containers:
         raise ConfigError(f"unknown container {name!r}; expected one of {', '.join(containers)}.")
     return containers[name]

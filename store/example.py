@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float32, Int
 
 from . import companding
-from .errors import ConfigError, NotFoundError
-from .pairs import unpack_pairs
+from .errors import BudgetError, ConfigError, NotFoundError, located
+from .masks import key_span
+from .pairs import pair_rows, unpack_rows
+from .rebuild import read_tile, require_rebuilt
 from .schema import Site
 from .segment import Segment
 from .tokens import TokenTable
+from .words import Merge, merge_example
 
+WEIGHTS_MAX_BYTES = 2 << 30
+_PAIR_WEIGHTS = 1 << 20
 Which = int | slice | Sequence[int] | None
 """A choice of layers or heads: one (its dimension is dropped), some, or all (None)."""
 
@@ -58,29 +64,110 @@ class Example:
         """The token table of this example alone."""
         return self.segment.tokens(sequence).example(self.row)
 
-    def attention(self, layer: Which = None, head: Which = None, site: str | None = None) -> xr.DataArray:
+    def attention(
+        self,
+        layer: Which = None,
+        head: Which = None,
+        site: str | None = None,
+        *,
+        query: slice | None = None,
+        key: slice | None = None,
+    ) -> xr.DataArray:
         """Attention weights, float32, dims (layer, head, query_pos, key_pos) less those picked by an integer.
 
-        Within the codec's stated error of what the model computed; zero above the diagonal of a causal site.
+        `query` and `key` are slices of positions (step 1): only their rows are read. Attributes say where the weights
+        come from (`source`: stored, or rebuilt from query, key and logsumexp where attention was not kept) and how far
+        any of them may be from what the model computed (`max_absolute_error`). Zero where the mask hides a key.
 
         Raises
         ------
         NotFoundError
-            Attention was not kept, or there is no such layer, head or site.
+            Attention was not kept and cannot be rebuilt, or there is no such layer, head or site.
+        BudgetError
+            More than 2 GiB of weights: ask for a tile, or go over them with `iter_tiles`.
         """
         found = self._site(site)
-        offset = self.segment.pair_offset(found.name)
-        pairs = slice(int(offset[self.row]), int(offset[self.row + 1]))
-        stored, labels = self._read(f"{found.name}/attention", found, layer, head, found.n_heads, "head", pairs)
-        codec = self.segment.spec.keep.attention or "float32"
         n_queries, n_keys = self._length(found.query_sequence), self._length(found.key_sequence)
-        maps = unpack_pairs(companding.decode_attention(stored, codec), n_queries, n_keys, causal=found.causal)
+        rows, columns = _span(query, n_queries, "query"), _span(key, n_keys, "key")
+        layers, heads = _pick(layer, found.n_layers, "layer"), _pick(head, found.n_heads, "head")
+        n_bytes = 4 * len(layers) * len(heads) * (rows.stop - rows.start) * (columns.stop - columns.start)
+        if n_bytes > WEIGHTS_MAX_BYTES:
+            raise BudgetError(
+                f"{len(layers)} x {len(heads)} maps of {rows.stop - rows.start} x {columns.stop - columns.start} weights "
+                f"take {n_bytes >> 20} MiB; expected at most {WEIGHTS_MAX_BYTES >> 20}. Ask for fewer heads or for "
+                "slices (query=, key=), or go over the map with iter_tiles()."
+            )
+        codec = self.segment.spec.keep.attention
+        if codec is None and self.segment.spec.keep.query_key is not None:
+            maps, bound, labels = self._rebuilt(found, layer, head, rows, columns)
+            source = "rebuilt"
+        else:
+            maps, labels = self._stored(found, layer, head, rows, columns, n_keys)
+            bound, source = companding.ATTENTION_BOUNDS[codec or "float32"].absolute, "stored"
         dims = (*labels.dims, "query_pos", "key_pos")
-        coords = {**labels.coords, "query_pos": np.arange(n_queries), "key_pos": np.arange(n_keys)}
-        bound = companding.ATTENTION_BOUNDS[codec].absolute
-        return xr.DataArray(
-            maps, coords, dims, "attention", {"long_name": "attention weight", "max_absolute_error": bound}
-        )
+        positions = {"query_pos": np.arange(rows.start, rows.stop), "key_pos": np.arange(columns.start, columns.stop)}
+        attributes = {"long_name": "attention weight", "source": source, "max_absolute_error": bound}
+        return xr.DataArray(maps, {**labels.coords, **positions}, dims, "attention", attributes)
+
+    def iter_tiles(
+        self, layer: int, head: Which = None, site: str | None = None, size: tuple[int, int] = (256, 1024)
+    ) -> Iterator[xr.DataArray]:
+        """Tiles of at most `size` (rows, keys) that cover every weight that is not hidden by the mask, row by row.
+
+        Tiles in which every key is hidden are left out.
+        """
+        found = self._site(site)
+        n_queries, n_keys = self._length(found.query_sequence), self._length(found.key_sequence)
+        if min(size) < 1:
+            raise ConfigError(f"size is {size}; expected at least one row and one key.")
+        for row in range(0, n_queries, size[0]):
+            rows = np.arange(row, min(row + size[0], n_queries))
+            first, stop = key_span(found, int(_pick(layer, found.n_layers, "layer")[0]), rows, n_keys)
+            for column in range(0, n_keys, size[1]):
+                if column < stop.max() and column + size[1] > first.min():
+                    spans = slice(row, row + len(rows)), slice(column, min(column + size[1], n_keys))
+                    yield self.attention(layer, head, site, query=spans[0], key=spans[1])
+
+    def weights_at(
+        self,
+        layer: int,
+        head: int,
+        query_pos: Int[np.ndarray, "pair"],
+        key_pos: Int[np.ndarray, "pair"],
+        site: str | None = None,
+    ) -> Float32[np.ndarray, "pair"]:
+        """Attention of one head at some pairs; holds a few rows at a time."""
+        n_keys = self._length(self._site(site).key_sequence)
+        weights = np.empty(len(query_pos), np.float32)
+        order = np.argsort(query_pos, kind="stable")
+        step = max(1, _PAIR_WEIGHTS // max(1, n_keys))
+        at = 0
+        while at < len(order):
+            first = int(query_pos[order[at]])
+            stop = int(np.searchsorted(query_pos[order], first + step))
+            part = order[at:stop]
+            rows = slice(first, int(query_pos[part[-1]]) + 1)
+            maps = self.attention(layer, head, site, query=rows).to_numpy()
+            weights[part] = maps[query_pos[part] - first, key_pos[part]]
+            at = stop
+        return weights
+
+    def word_attention(
+        self, layer: Which = None, head: Which = None, site: str | None = None, merge: Merge = "mean"
+    ) -> xr.DataArray:
+        """Attention between words, float64, dims (layer, head, query_word, key_word) less those picked by an integer.
+
+        Columns are summed over the key word's tokens; rows are averaged over the query word's tokens, or those of its
+        first token with ``merge="first"``. Special tokens are left out, without renormalising.
+        """
+        found = self._site(site)
+        maps = self.attention(layer, head, found.name)
+        query, key = self.tokens(found.query_sequence), self.tokens(found.key_sequence)
+        words = merge_example(maps.to_numpy(), query, key, merge)
+        dims = (*maps.dims[:-2], "query_word", "key_word")
+        kept = {name: maps.coords[name] for name in ("layer", "head") if name in maps.coords}
+        coords = {**kept, "query_word": np.arange(words.shape[-2]), "key_word": np.arange(words.shape[-1])}
+        return xr.DataArray(words, coords, dims, "word_attention", {"long_name": "attention between words"})
 
     def query(self, layer: Which = None, head: Which = None, site: str | None = None) -> xr.DataArray:
         """Query vectors (after rotary embedding, before scaling), dims (layer, head, query_pos, d_head)."""
@@ -139,6 +226,50 @@ class Example:
         offset = self.segment.token_offset(sequence)
         start, stop = int(offset[self.row]), int(offset[self.row + 1])
         return slice(start, stop), stop - start
+
+    def _stored(
+        self, site: Site, layer: Which, head: Which, rows: slice, columns: slice, n_keys: int
+    ) -> tuple[np.ndarray, _Labels]:
+        """Stored weights of a tile: the pairs of whole rows are read, and cut."""
+        first = int(self.segment.pair_offset(site.name)[self.row])
+        pairs = pair_rows(rows.start, rows.stop, n_keys, causal=site.causal)
+        at = slice(first + pairs.start, first + pairs.stop)
+        stored, labels = self._read(f"{site.name}/attention", site, layer, head, site.n_heads, "head", at)
+        weights = companding.decode_attention(stored, self.segment.spec.keep.attention or "float32")
+        return unpack_rows(weights, rows, n_keys, causal=site.causal)[..., columns], labels
+
+    def _rebuilt(
+        self, site: Site, layer: Which, head: Which, rows: slice, columns: slice
+    ) -> tuple[np.ndarray, float, _Labels]:
+        """Weights of a tile from query, key and logsumexp, and their largest error."""
+        require_rebuilt(site, self.segment.spec.keep)
+        layers, heads = _pick(layer, site.n_layers, "layer"), _pick(head, site.n_heads, "head")
+        n_keys = self._length(site.key_sequence)
+        query_start = self._rows(site.query_sequence)[0].start
+        key_start = self._rows(site.key_sequence)[0].start
+        at = slice(query_start + rows.start, query_start + rows.stop)
+        key_at = slice(key_start + columns.start, key_start + columns.stop)
+        maps = np.zeros((len(layers), len(heads), rows.stop - rows.start, columns.stop - columns.start), np.float32)
+        bound = 0.0
+        for out, one in zip(maps, layers.tolist(), strict=True):
+            if out.size:
+                with located(f"{self.segment.where}, example {self.index}"):
+                    tile = read_tile(
+                        self.segment,
+                        site,
+                        one,
+                        heads,
+                        at,
+                        key_at,
+                        np.arange(rows.start, rows.stop),
+                        columns.start,
+                        n_keys,
+                    )
+                out[...] = tile.weights
+                bound = max(bound, tile.max_absolute_error or 0.0)
+        labels = _Labels({"layer": (layer, layers), "head": (head, heads)})
+        dropped = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
+        return maps[dropped], bound, labels
 
     def _vectors(
         self, name: str, site: Site, layer: Which, head: Which, n_heads: int, head_dim: str, sequence: str
@@ -201,3 +332,19 @@ def _pick(which: Which, length: int, name: str) -> np.ndarray:
         if not -length <= index < length:
             raise NotFoundError(f"{name} {index} is outside 0:{length}.")
     return np.where(wanted < 0, wanted + length, wanted)
+
+
+def _span(which: slice | None, length: int, name: str) -> slice:
+    """The positions that a slice means, with numpy's meaning of its bounds.
+
+    Raises
+    ------
+    ConfigError
+        Not a slice of step 1.
+    """
+    if which is None:
+        return slice(0, length)
+    if not isinstance(which, slice) or which.step not in (None, 1):
+        raise ConfigError(f"{name} is {which!r}; expected a slice of positions of step 1, such as slice(0, 64).")
+    start, stop, _ = which.indices(length)
+    return slice(start, max(start, stop))

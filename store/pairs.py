@@ -79,6 +79,21 @@ def unpack_pairs(
     return full
 
 
+def unpack_rows(
+    pairs: Shaped[np.ndarray, "*lead pair"], rows: slice, n_keys: int, *, causal: bool
+) -> Shaped[np.ndarray, "*lead row key_pos"]:
+    """The rows [..., row, key_pos] of one example from the pairs of `rows` (see `pair_rows`); zero where none is stored."""
+    n_rows = rows.stop - rows.start
+    expected = pair_rows(rows.start, rows.stop, n_keys, causal=causal)
+    if pairs.shape[-1] != expected.stop - expected.start:
+        raise ShapeError(f"{pairs.shape[-1]} pairs; expected {expected.stop - expected.start} for {n_rows} rows.")
+    if not causal:
+        return pairs.reshape(*pairs.shape[:-1], n_rows, n_keys)
+    full = np.zeros((*pairs.shape[:-1], n_rows, n_keys), dtype=pairs.dtype)
+    full[..., np.tri(n_rows, n_keys, rows.start, dtype=bool)] = pairs
+    return full
+
+
 def pack_pairs(
     full: Shaped[np.ndarray, "*lead query_pos key_pos"], *, causal: bool
 ) -> Shaped[np.ndarray, "*lead pair"]:

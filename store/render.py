@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -18,8 +19,7 @@ from .patterns.lexer import printable
 from .statistics import STATISTICS
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from .evidence import Evidence
     from .search import ExampleHit, SearchResult
     from .tokens import TokenTable
 
@@ -29,7 +29,9 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy as one of JSON; what is not finite becomes null."""
+    """A number of numpy as one of JSON; what is missing or not finite becomes null."""
+    if value is pd.NA:
+        return None
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -44,8 +46,11 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
 
 
-def search_json(result: SearchResult, heads: pd.DataFrame, hits: Sequence[ExampleHit]) -> dict[str, Any]:
+def search_json(
+    result: SearchResult, heads: pd.DataFrame, hits: Sequence[ExampleHit], proof: Evidence | None = None
+) -> dict[str, Any]:
     """What `headatlas search --json` prints."""
+    proof = proof or result.evidence
     return {
         "search": {
             "pattern": str(result.pattern),
@@ -56,6 +61,10 @@ def search_json(result: SearchResult, heads: pd.DataFrame, hits: Sequence[Exampl
             "examples_searched": result.n_examples_searched,
             "complete": result.is_complete,
             "notes": list(result.notes),
+            "offset_baseline": plain(proof.offset_baseline),
+            "offsets": list(proof.offsets),
+            "supported": proof.is_supported,
+            "minimum_rows": proof.minimum_rows,
         },
         "heads": records(heads),
         "examples": [
@@ -72,6 +81,16 @@ def search_json(result: SearchResult, heads: pd.DataFrame, hits: Sequence[Exampl
     }
 
 
+def relations_json(table: pd.DataFrame) -> dict[str, Any]:
+    """What `headatlas relations --json` prints."""
+    rows = []
+    for row in records(table):
+        low, high = row.pop("low"), row.pop("high")
+        rows.append({**row, "interval": [low, high]})
+    order = ["relation", "n", "layer", "head", "direction", "accuracy", "interval", "baseline", "offset_baseline"]
+    return {"relations": [{name: row[name] for name in (*order, "offset")} for row in rows]}
+
+
 def bar(share: float, width: int = BAR_WIDTH) -> Text:
     """A share from 0 to 1 as a bar of text."""
     share = min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
@@ -84,20 +103,82 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def lift(value: float) -> str:
+def lift(value: float, digits: int = 1) -> str:
     """A lift for a table."""
-    return f"{value:.1f}×" if math.isfinite(value) else "–"
+    return f"{value:.{digits}f}×" if math.isfinite(value) else "–"
 
 
-def heads_table(result: SearchResult, heads: pd.DataFrame) -> Table:
-    """Ranked heads of a search."""
-    table = _table(("head", "right"), ("mass", "right"), ("", "left"), ("hit rate", "right"), ("baseline", "right"), ("lift", "right"))  # fmt: skip
+def interval(low: float, high: float) -> str:
+    """An interval of shares for a table."""
+    return f"{number(low)}–{number(high)}" if math.isfinite(low) else "–"
+
+
+def probability(value: float) -> str:
+    """A p-value or false-discovery rate for a table."""
+    if not math.isfinite(value):
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def heads_table(heads: pd.DataFrame) -> Table:
+    """Ranked heads of a search: the rows of `SearchResult.table` or `SplitSearch.table`."""
+    chosen = next((str(name) for name in heads if str(name).startswith("selected_")), None)
+    columns = ["95 %", "hit rate", "uniform", "lift", "/offset", "q", *(["chosen"] if chosen else [])]
     bounded = "mass_upper" in heads
+    bars = [] if chosen or bounded else [("", "left")]
+    table = _table(("head", "right"), ("mass", "right"), *bars, *((title, "right") for title in columns))
     for row in heads.to_dict("records"):
         mass = number(row["mass"]) + (f"–{number(row['mass_upper'])}" if bounded else "")
-        cells = number(row["hit_rate"]), number(row["baseline"]), lift(row["lift"])
-        table.add_row(f"{row['layer']}.{row['head']}", mass, bar(row["mass"]), *cells)
+        cells = [
+            interval(row["mass_low"], row["mass_high"]),
+            number(row["hit_rate"]),
+            number(row["baseline"]),
+            lift(row["lift"]),
+            lift(row["offset_lift"], 2),
+            probability(row["q_value"]),
+        ]
+        cells += [number(row[chosen])] if chosen else []
+        drawn = [bar(row["mass"], 6)] if bars else []
+        table.add_row(f"{row['layer']}.{row['head']}", mass, *drawn, *cells)
     return table
+
+
+def evidence_text(proof: Evidence) -> str:
+    """In words what the proof of a search is measured against."""
+    if not proof.is_supported:
+        return (
+            f"Too few rows or examples to rank heads on (at least {proof.minimum_rows} rows in "
+            f"{proof.minimum_examples} examples): reported, not ranked."
+        )
+    offsets = " or ".join(f"{offset:+d}" for offset in proof.offsets)
+    return (
+        f"Best fixed offset: {offsets} tokens, mass {number(proof.offset_baseline)}. q: false-discovery rate of "
+        "being above that and above uniform attention."
+    )
+
+
+def relations_table(table: pd.DataFrame) -> Table:
+    """The rows of `RelationAtlas.table`."""
+    columns = (("head", "right"), ("accuracy", "right"), ("95 %", "right"), ("chance", "right"))
+    drawn = _table(("relation", "left"), ("n", "right"), *columns, ("offset", "right"), ("gain", "right"))
+    for row in table.to_dict("records"):
+        arrow = "→" if row["direction"] == "to_head" else "←"
+        drawn.add_row(
+            printable(row["relation"]),
+            f"{row['n']:,}",
+            f"{row['layer']}.{row['head']} {arrow}",
+            percent(row["accuracy"]),
+            f"{percent(row['low'])}–{percent(row['high'])}",
+            percent(row["baseline"]),
+            f"{percent(row['offset_baseline'])} ({row['offset']:+d})",
+            f"{100 * (row['accuracy'] - row['offset_baseline']):+.1f}",
+        )
+    return drawn
+
+
+def percent(share: float) -> str:
+    """A share in percent, without the sign."""
+    return f"{100 * share:.1f}" if math.isfinite(share) else "–"
 
 
 def specialised_table(heads: pd.DataFrame) -> Table:
@@ -122,7 +203,7 @@ def statistics_rich_table(heads: pd.DataFrame, names: Sequence[str]) -> Table:
 
 
 def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for title, justify in columns:
         table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     return table
@@ -163,3 +244,12 @@ def _marked(tokens: TokenTable, marks: dict[int, str]) -> Text:
     if last + 1 < len(tokens):
         line.append(" …", "dim")
     return line
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

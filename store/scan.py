@@ -6,6 +6,7 @@ shard is one layer) and in blocks of bounded pairs, so memory depends neither on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +18,12 @@ from jaxtyping import Bool, Float, Int, Int64, Num
 from .companding import decode_attention
 from .errors import FormatError, NotFoundError, located
 from .patterns.matching import Matcher, Matches
+from .rebuild import Vectors, read_heads, read_vectors, rebuild_tile, require_rebuilt, why_not_rebuilt
 from .schema import Site
 from .segment import Segment
 
-Level = Literal["attention", "edges"]
+Level = Literal["attention", "edges", "rebuilt"]
+Asked = Literal["auto", "exact", "attention", "edges", "rebuilt"]
 BLOCK_WEIGHTS = 12 << 20
 """Weights of one layer in memory at once, about."""
 
@@ -71,19 +74,18 @@ class RowSupport:
     def uniform(self, window: int | None) -> Float[np.ndarray, "row"]:
         """Share of each row that uniform attention over its visible keys gives to matching keys.
 
-        A sliding window of w tokens shows a causal row its last w keys, another row the keys up to w away.
+        A sliding window of w tokens shows a row the keys less than w away.
         """
         if window is None:
             return self.n_matches / self.n_keys
         query = self.matcher.evaluator.query.position
         key = self.matcher.evaluator.key.position
         apart = query[self.matches.query] - key[self.matches.key]
-        near = apart < window if self.site.causal else np.abs(apart) <= window
+        near = np.abs(apart) < window
         inside = np.add.reduceat(near.astype(np.int64), self.first) if len(near) else self.n_matches
         at = query[self.rows]
-        if self.site.causal:
-            return inside / np.minimum(at + 1, window)
-        visible = np.minimum(self.n_keys, at + window + 1) - np.maximum(0, at - window)
+        stop = np.minimum(self.n_keys, at + (1 if self.site.causal else window))
+        visible = stop - np.maximum(0, at - window + 1)
         return np.divide(inside, visible, out=np.zeros(len(inside)), where=visible > 0)
 
 
@@ -132,7 +134,13 @@ def scan_segment(
                 raise Stopped
             scores.uniform[layer] += uniform[site.window[layer]]
             block = _Block(segment, site, support, layer)
-            found = block.by_attention() if level == "attention" else block.by_edges()
+            match level:
+                case "attention":
+                    found = block.by_attention()
+                case "edges":
+                    found = block.by_edges()
+                case "rebuilt":
+                    found = block.by_rebuilding()
             by_example = np.add.reduceat(found.mass, support.first_of_example, axis=1, dtype=np.float64)
             scores.mass[layer][:, example] += by_example
             scores.hits[layer] += found.hits
@@ -184,6 +192,32 @@ class _Block:
         more = np.where(n_unseen > 0, np.minimum(n_unseen * weight[:, :, -1], left), 0.0)
         return _Found(mass, match[:, :, 0].sum(axis=1), more.sum(axis=1, dtype=np.float64))
 
+    def by_rebuilding(self) -> _Found:
+        """Exact within the rounding of query and key; holds the maps of one example, or of some of its rows."""
+        support = self.support
+        evaluator = support.matcher.evaluator
+        vectors = _Vectors.of(self)
+        match_row = np.repeat(np.arange(len(self.rows)), support.n_matches)
+        key_pos = evaluator.key.position[self.matches.key]
+        mass, hits = np.zeros((self.site.n_heads, len(self.rows))), np.zeros(self.site.n_heads, np.int64)
+        borders = np.append(support.first_of_example, len(self.rows)).tolist()
+        for start, stop in itertools.pairwise(borders):
+            offset = evaluator.key.table.token_offset[support.example[start] :][:2]
+            step = max(1, BLOCK_WEIGHTS // int(self.site.n_heads * (offset[1] - offset[0])))
+            at = start
+            while at < stop:  # a tile: the rows within `step` of the first
+                end = at + int(np.searchsorted(self.rows[at:stop], self.rows[at] + step))
+                tokens = slice(int(self.rows[at]), int(self.rows[end - 1]) + 1)
+                weights = vectors.tile(tokens, evaluator.query.position[tokens], int(offset[0]), int(offset[1]))
+                low, high = int(support.first[at]), int(support.first[end - 1] + support.n_matches[end - 1])
+                row = self.matches.query[low:high] - tokens.start
+                found = weights[:, row, key_pos[low:high]]  # [head, match]
+                mass[:, at:end] = np.add.reduceat(found, support.first[at:end] - low, axis=1, dtype=np.float64)
+                strongest = weights.argmax(axis=-1)[:, self.rows[at:end] - tokens.start]  # [head, row]
+                hits += (strongest[:, match_row[low:high] - at] == key_pos[low:high]).sum(axis=1)
+                at = end
+        return _Found(mass, hits)
+
     def _edges(self, name: str, edges: slice = slice(None)) -> Num[np.ndarray, "head row edge"]:
         first, last = int(self.rows[0]), int(self.rows[-1])
         path = f"{self.site.name}/{name}"
@@ -229,22 +263,77 @@ class _Block:
         return hits
 
 
-def level_for(segments: Sequence[Segment], site: Site, asked: str) -> Level:
-    """The level that answers: what was asked for, or the most exact one that is kept.
+@dataclass(frozen=True)
+class _Vectors:
+    """Query, key and logsumexp of all heads of one layer, from the first row of a block to its last."""
+
+    block: _Block
+    first_row: int
+    first_key: int
+    query: Vectors
+    key: Vectors
+    logsumexp: Float[np.ndarray, "head row"]
+
+    @staticmethod
+    def of(block: _Block) -> _Vectors:
+        site, segment, layer = block.site, block.segment, block.layer
+        require_rebuilt(site, segment.spec.keep)
+        offset = block.support.matcher.evaluator.key.table.token_offset
+        rows = slice(int(block.rows[0]), int(block.rows[-1]) + 1)
+        example = block.support.example
+        keys = slice(int(offset[example[0]]), int(offset[example[-1] + 1]))
+        heads, kv_heads = np.arange(site.n_heads), np.arange(site.n_kv_heads)
+        return _Vectors(
+            block,
+            rows.start,
+            keys.start,
+            read_vectors(segment, site, "query", layer, heads, rows),
+            read_vectors(segment, site, "key", layer, kv_heads, keys),
+            read_heads(segment, f"{site.name}/logsumexp", layer, heads, rows),
+        )
+
+    def tile(
+        self, tokens: slice, query_pos: Int[np.ndarray, "row"], key_start: int, key_stop: int
+    ) -> Float[np.ndarray, "head row key_pos"]:
+        """Maps of some rows of an example whose keys are `key_start:key_stop`."""
+        site = self.block.site
+        n_keys = key_stop - key_start
+        seen = min(n_keys, int(query_pos[-1]) + 1) if site.causal else n_keys
+        rows = slice(tokens.start - self.first_row, tokens.stop - self.first_row)
+        start = key_start - self.first_key
+        values = self.key.values[:, start : start + seen].repeat(site.n_heads // site.n_kv_heads, axis=0)
+        key, logsumexp = Vectors(values, self.key.bound), self.logsumexp[:, rows]
+        with located(f"{self.block.segment.where}, tokens {tokens.start} to {tokens.stop - 1}"):
+            return rebuild_tile(
+                self.query.part(rows), key, logsumexp, site, self.block.layer, query_pos, 0, n_keys, bounded=False
+            ).weights
+
+
+def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
+    """The level that answers: what was asked for, or the best one that is kept.
+
+    ``"auto"`` takes stored attention, else edges, else rebuilds; ``"exact"`` takes stored attention, else rebuilds.
 
     Raises
     ------
     NotFoundError
         The store does not have what is needed.
     """
-    if not segments or asked in ("auto", "attention"):
-        if not segments or segments[0].spec.keep.attention:
-            return "attention"
-        if asked == "attention":
-            segments[0].array(f"{site.name}/attention")  # says what the job must keep
-    if segments[0].spec.keep.edges:
+    if not segments:
+        return "attention"
+    keep = segments[0].spec.keep
+    if keep.attention and asked in ("auto", "exact", "attention"):
+        return "attention"
+    if asked == "attention":
+        segments[0].array(f"{site.name}/attention")  # says what the job must keep
+    if keep.edges and asked in ("auto", "edges"):
         return "edges"
+    if asked in ("exact", "rebuilt"):
+        require_rebuilt(site, keep)
+        return "rebuilt"
+    if asked == "auto" and why_not_rebuilt(site, keep) is None:
+        return "rebuilt"
     raise NotFoundError(
-        f"a search needs attention or edges of {site.name}, and neither was kept. "
+        f"a search needs attention or edges of {site.name}, or query and key to rebuild it, and none was kept. "
         'Run the job again with keep.edges = 8 or keep.attention = "sqrt8".'
     )

@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 SiteName = Literal["encoder", "decoder", "cross"]
 SequenceName = Literal["source", "target"]
-AttentionCodec = Literal["sqrt8", "float16", "float32"]
+AttentionCodec = Literal["sqrt8", "sqrt7", "sqrt6", "linear8", "linear7", "linear6", "float16", "float32"]
 VectorCodec = Literal["float16", "bfloat16", "float32"]
 
 
@@ -110,13 +110,17 @@ class ArrayLayout:
         return int(np.prod([int(n) for n in self.shape], dtype=object)) * self.dtype.itemsize if self.shape else 0
 
 
-ATTENTION_DTYPE: dict[str, str] = {"sqrt8": "u1", "float16": "f2", "float32": "f4"}
+ATTENTION_DTYPE: dict[str, str] = {
+    **dict.fromkeys(("sqrt8", "sqrt7", "sqrt6", "linear8", "linear7", "linear6"), "u1"),
+    "float16": "f2",
+    "float32": "f4",
+}
 VECTOR_DTYPE: dict[str, str] = {"float16": "f2", "bfloat16": "u2", "float32": "f4"}
 
 
 def pair_offset(
     site: Site, n_queries: Int[np.ndarray, "example"], n_keys: Int[np.ndarray, "example"]
-) -> Int[np.ndarray, "example+1"]:
+) -> Int[np.ndarray, "boundary"]:
     """Where each example's pairs begin on the flat `pair` axis, int64."""
     queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
     pairs = queries * (queries + 1) // 2 if site.causal else queries * keys

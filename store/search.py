@@ -6,6 +6,8 @@ For each head, over the rows (query tokens) that have at least one matching key:
 - hit rate: share of such rows whose strongest key matches,
 - baseline: the mass of uniform attention over the keys that a row can see,
 - lift: mass / baseline.
+
+`SearchResult.evidence` adds what proves a score: a fixed-offset baseline, an interval, a p-value (`evidence.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -23,15 +26,16 @@ import xarray as xr
 from jaxtyping import Float32, Int64
 
 from .errors import ConfigError, NotFoundError
+from .evidence import Chance, Evidence, chance_of, evidence_of
 from .notes import count_texts, missing_texts, note_on, text_lookups
 from .patterns import Pattern, Vocabulary
-from .scan import Level, SegmentScores, Stopped, level_for, scan_segment
+from .scan import Asked, Level, SegmentScores, Stopped, level_for, scan_segment
 from .schema import Site
 from .segment import Segment
 from .segment_tokens import segment_matcher, site_vocabulary
 from .store import Store
 
-RANKINGS = ("mass", "hit_rate", "lift")
+RANKINGS = ("mass", "hit_rate", "lift", "offset_lift")
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class SearchResult:
     pattern: Pattern
     site: Site
     level: Level
-    """What answered: stored attention (exact within its codec) or the stored edges (`mass` is a lower bound)."""
+    """What answered: stored attention (exact within its codec), the stored edges (`mass` is a lower bound), or attention
+    rebuilt from query, key and logsumexp (exact within their rounding)."""
     heads: xr.Dataset
     """`mass`, `hit_rate`, `baseline`, `lift` and, from edges, `mass_upper`; dims (layer, head), float64."""
     example_mass: xr.DataArray
@@ -94,8 +99,21 @@ class SearchResult:
         """Examples with at least one matching pair."""
         return self.example_mass.sizes["example"]
 
-    def table(self, by: str = "mass") -> pd.DataFrame:
-        """One row a head, best first: layer, head, mass, hit_rate, baseline, lift, rows, examples.
+    @cached_property
+    def chance(self) -> Chance:
+        """What heads that know nothing would score, computed on first use."""
+        return chance_of(self)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """Intervals, the fixed-offset baseline and p-values, computed on first use."""
+        return evidence_of(self)
+
+    def table(self, by: str = "mass", evidence: Evidence | None = None) -> pd.DataFrame:
+        """One row a head, best first: layer, head, mass, hit_rate, baseline, lift, rows, examples, and the evidence.
+
+        From `evidence` (default: the search's own) come mass_low, mass_high, offset_baseline, offset_lift, p_value,
+        q_value and rank: 1 for the best head, missing where the support is too small to rank heads on it.
 
         Raises
         ------
@@ -104,10 +122,19 @@ class SearchResult:
         """
         if by not in RANKINGS:
             raise ConfigError(f"heads are ranked by {', '.join(RANKINGS)}; got {by!r}")
+        proof = evidence or self.evidence
         table = self.heads.to_dataframe(dim_order=["layer", "head"]).reset_index()
         table = table.drop(columns=[c for c in table.columns if c not in ("layer", "head", *self.heads.data_vars)])
         table["rows"], table["examples"] = self.rows, self.n_examples
-        return table.sort_values(by, ascending=False, kind="stable", na_position="last", ignore_index=True)
+        for name in ("mass_low", "mass_high"):
+            table[name] = proof.heads[name].to_numpy().ravel()
+        table["offset_baseline"] = proof.offset_baseline
+        for name in ("offset_lift", "p_value", "q_value"):
+            table[name] = proof.heads[name].to_numpy().ravel()
+        table = table.sort_values(by, ascending=False, kind="stable", na_position="last", ignore_index=True)
+        rank = pd.array(range(1, len(table) + 1), dtype="Int64")
+        rank[~np.isfinite(table[by].to_numpy()) if proof.is_supported else slice(None)] = pd.NA
+        return table.assign(rank=rank)
 
     def ranked_examples(self, layer: int, head: int) -> Int64[np.ndarray, "example"]:
         """Numbers of the examples with a match, by the head's mass on them; then by rows, then in order."""
@@ -143,8 +170,8 @@ class SearchResult:
     def _hit(self, number: int, layer: int, head: int, score: float, rows: int) -> ExampleHit:
         example = self.store.examples[number]
         query_pos, key_pos = self.matches(number)
-        if self.level == "attention":
-            weights = example.attention(layer, head, self.site.name).to_numpy()[query_pos, key_pos]
+        if self.level != "edges":
+            weights = example.weights_at(layer, head, query_pos, key_pos, self.site.name)
         else:
             edges = example.edges(layer, head, self.site.name)
             found = edges["key_pos"].to_numpy()[query_pos] == key_pos[:, None]  # [match, edge]
@@ -170,7 +197,7 @@ def search(
     store: Store,
     pattern: str | Pattern,
     site: str | None = None,
-    level: Literal["auto", "attention", "edges"] = "auto",
+    level: Asked = "auto",
     *,
     threads: int = 2,
     on_progress: Callable[[SearchProgress], None] = lambda progress: None,
@@ -181,8 +208,9 @@ def search(
     Parameters
     ----------
     level
-        What to read: stored attention, the stored edges (faster, a lower bound of the mass), or ``"auto"``: attention
-        where it was kept.
+        What to read: stored attention, the stored edges (faster, a lower bound of the mass), or query and key, from
+        which attention is ``"rebuilt"``. ``"exact"`` takes attention where it was kept and else rebuilds it; ``"auto"``
+        takes attention, else edges, else rebuilds.
     threads
         Segments that are read at once.
     on_progress
@@ -195,10 +223,10 @@ def search(
     PatternError
         The pattern cannot be read, or names something that the store does not have.
     NotFoundError
-        No such site, or the store kept neither attention nor edges.
+        No such site, or the store did not keep what the level reads.
     """
-    if level not in ("auto", "attention", "edges"):
-        raise ConfigError(f"level is {level!r}; expected 'auto', 'attention' or 'edges'")
+    if level not in get_args(Asked):
+        raise ConfigError(f"level is {level!r}; expected one of {', '.join(get_args(Asked))}")
     began = time.perf_counter()
     found, pattern = store.site(site), Pattern.parse(pattern)
     answering = level_for(store.segments, found, level)

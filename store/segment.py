@@ -145,7 +145,7 @@ class Segment:
         if path not in layouts:
             raise FormatError(f"array {path} is not listed in segment.json; expected it in every segment.")
         layout = layouts[path]
-        stored = sum(item.bytes for item in self.listing.objects if item.path.startswith(f"{path}/c/"))
+        stored = self.reader.stored_bytes(path)
         if layout.raw_bytes > _TABLE_FREE_BYTES + _TABLE_MAX_RATIO * stored:
             raise FormatError(
                 f"array {path} would take {layout.raw_bytes} bytes out of {stored}; expected at most "
@@ -293,11 +293,11 @@ class Segment:
     def examples_of_object(self, object_path: str, *, damaged: bool = False) -> range:
         """The examples that a file of this segment serves; with `damaged` those of its chunks that cannot be decoded."""
         try:
-            find = self.reader.damaged_span if damaged else self.reader.span
-            found = find(object_path)
+            spans = (self.reader.damaged_spans if damaged else self.reader.spans)(object_path)
         except HeadAtlasError:
-            found = None
-        return self.examples_of(*found) if found else self.examples_of("")
+            spans = []
+        touched = [self.examples_of(*span) for span in spans] or [self.examples_of("")]
+        return range(min(found.start for found in touched), max(found.stop for found in touched))
 
     def _located(self) -> _Located:
         return _Located(self)

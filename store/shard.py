@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,10 +23,12 @@ import numpy as np
 import zstandard
 from jaxtyping import Shaped
 
+from .fletcher32 import fletcher32
 from .objects import HashedFile
 from .schema import ArrayLayout
 
 Compressor = Literal["h8", "zstd"]
+Checksum = Literal["crc32c", "fletcher32"]
 CHUNK_PAIRS = 65_536
 CHUNK_BYTES = 65_536  # of query, key, logsumexp: they are read by example
 CHUNK_ROWS = 65_536  # of edges: they are read whole, by search
@@ -58,6 +60,8 @@ class Grid:
     chunk: tuple[int, ...]
     shard: tuple[int, ...] | None
     compressor: Compressor | None
+    checksum: Checksum = "crc32c"
+    """What the last four bytes of a stored chunk are."""
 
     @property
     def file_shape(self) -> tuple[int, ...]:
@@ -122,25 +126,29 @@ def _even(length: int, target: int) -> int:
 
 def write_file(file: HashedFile, array: Shaped[np.ndarray, "*shape"], grid: Grid, index: tuple[int, ...]) -> None:
     """Write the chunk or shard `index` of `array`."""
-    compress = (
-        zstandard.ZstdCompressor(compression_params=_PARAMETERS[grid.compressor]).compress if grid.compressor else None
-    )
+    compress = compressor_of(grid)
     entries: list[tuple[int, int]] = []
     for start in grid.chunk_starts(index):
         if start is None:
             entries.append((MISSING_CHUNK, MISSING_CHUNK))
             continue
-        chunk = _cut(array, start, grid.chunk)
-        body = compress(chunk) if compress else chunk
+        body = compress(cut_chunk(array, start, grid.chunk))
         at = file.bytes
-        file.write(body, _crc(body))
+        file.write(body, checksum_bytes(body, grid.checksum))
         entries.append((at, file.bytes - at))
     if grid.shard is not None:
         table = struct.pack(f"<{2 * len(entries)}Q", *itertools.chain.from_iterable(entries))
-        file.write(table, _crc(table))
+        file.write(table, checksum_bytes(table))
 
 
-def _cut(array: Shaped[np.ndarray, "*shape"], start: tuple[int, ...], chunk: tuple[int, ...]) -> memoryview:
+def compressor_of(grid: Grid) -> Callable[[memoryview], bytes | memoryview]:
+    """What a chunk goes through before its checksum; not to be shared between threads."""
+    if grid.compressor is None:
+        return lambda chunk: chunk
+    return zstandard.ZstdCompressor(compression_params=_PARAMETERS[grid.compressor]).compress
+
+
+def cut_chunk(array: Shaped[np.ndarray, "*shape"], start: tuple[int, ...], chunk: tuple[int, ...]) -> memoryview:
     """One chunk as flat bytes: a view where it lies contiguous and whole in `array`, else a copy filled with zeros."""
     part = array[tuple(slice(s, s + c) for s, c in zip(start, chunk, strict=True))]
     if part.shape != chunk:
@@ -150,6 +158,9 @@ def _cut(array: Shaped[np.ndarray, "*shape"], start: tuple[int, ...], chunk: tup
     return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
 
 
-def _crc(body: bytes | memoryview) -> bytes:
+def checksum_bytes(body: bytes | memoryview, kind: Checksum = "crc32c") -> bytes:
+    """The four bytes that follow `body`."""
+    if kind == "fletcher32":
+        return struct.pack("<I", fletcher32(body))
     # the C extension takes numpy arrays and bytes, not memoryviews
     return struct.pack("<I", google_crc32c.value(body if isinstance(body, bytes) else np.frombuffer(body, np.uint8)))

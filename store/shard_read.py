@@ -12,16 +12,14 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import struct
 
-import google_crc32c
 import numpy as np
 import zstandard
 from jaxtyping import Shaped, UInt64
 
 from .container import Selection
 from .errors import CorruptSegmentError
-from .shard import MISSING_CHUNK, Grid
+from .shard import MISSING_CHUNK, Checksum, Grid, checksum_bytes
 
 Places = UInt64[np.ndarray, "chunk 2"]
 """Offset and bytes of each chunk of a shard, in C order."""
@@ -84,16 +82,10 @@ def read_shard(
         out[tuple(target)] = chunk[tuple(source)]
 
 
-def damaged_chunks(fd: int, grid: Grid, index: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Where the chunks of a shard begin that cannot be decoded; decodes all of it.
-
-    Raises
-    ------
-    CorruptSegmentError
-        The index is cut or changed.
-    """
+def damaged_chunks(fd: int, grid: Grid, index: tuple[int, ...], places: Places) -> list[tuple[int, ...]]:
+    """Where the chunks of a shard begin that cannot be decoded; decodes all of it."""
     decompressor, bad = zstandard.ZstdDecompressor(), []
-    for start, (offset, n_bytes) in zip(grid.chunk_starts(index), read_places(fd, grid).tolist(), strict=True):
+    for start, (offset, n_bytes) in zip(grid.chunk_starts(index), places.tolist(), strict=True):
         if start is not None:  # those outside the array are absent
             try:
                 _read_chunk(fd, grid, offset, n_bytes, decompressor)
@@ -112,14 +104,14 @@ def _read_chunk(fd: int, grid: Grid, offset: int, n_bytes: int, decompressor: zs
 
 
 def decode_chunk(body: bytes, grid: Grid, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:
-    """One chunk, against its crc32c and its size.
+    """One chunk, against its checksum and its size.
 
     Raises
     ------
     CorruptSegmentError
         Checksum, frame or size is wrong.
     """
-    if len(body) < 4 or not _is_sound(body):
+    if len(body) < 4 or not _is_sound(body, grid.checksum):
         raise CorruptSegmentError("a chunk fails its checksum")
     data: bytes | memoryview = memoryview(body)[:-4]
     if grid.compressor is not None:
@@ -134,6 +126,6 @@ def decode_chunk(body: bytes, grid: Grid, decompressor: zstandard.ZstdDecompress
     return np.frombuffer(data, grid.dtype).reshape(grid.chunk)
 
 
-def _is_sound(body: bytes) -> bool:
-    """Whether the last four bytes are the crc32c of those before."""
-    return google_crc32c.value(np.frombuffer(body, np.uint8)[:-4]) == struct.unpack("<I", body[-4:])[0]
+def _is_sound(body: bytes, checksum: Checksum = "crc32c") -> bool:
+    """Whether the last four bytes are the checksum of those before."""
+    return checksum_bytes(memoryview(body)[:-4], checksum) == body[-4:]

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import xarray as xr
@@ -22,6 +22,10 @@ from .manifest import Manifest, read_manifest
 from .schema import Site, TraceSpec
 from .segment import Segment, missing_array
 from .tokens import MISSING, Column
+
+if TYPE_CHECKING:
+    from .patterns import Pattern
+    from .search import SearchResult
 
 
 def open_store(path: str | os.PathLike[str], manifest: int | None = None) -> Store:
@@ -132,6 +136,20 @@ class Store:
         values = np.concatenate(parts, axis=-1) if parts else empty
         data = statistics_dataset(values, self.spec.statistics, found, {"example": self.example_numbers()})
         return data.assign_coords(id=("example", np.array(self.example_ids(), dtype=object)))
+
+    def search(self, pattern: str | Pattern, site: str | None = None) -> SearchResult:
+        """Rank the heads of a site by how much of their attention follows a pattern.
+
+        `headatlas.store.search.search` is the same with progress, cancelling and a choice of what is read.
+
+        Raises
+        ------
+        PatternError
+            The expression cannot be read, or names something unknown.
+        """
+        from .search import search  # reads stores itself
+
+        return search(self, pattern, site)
 
     def example_numbers(self) -> np.ndarray:
         """The numbers of the committed examples, ascending, int64."""

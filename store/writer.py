@@ -46,7 +46,7 @@ from .tables import SegmentTables, table_arrays
 STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
 """The points of a commit that `on_step` is told about, in order."""
 
-_IDENTITY = ("model", "tokenizer", "corpus", "config", "dtype")
+_IDENTITY = ("model", "tokenizer", "corpus", "config", "dtype", "made_from")
 _TRIES = 1000
 
 
@@ -143,34 +143,65 @@ class StoreWriter:
         with located(f"{self.path}, segment {index}"):
             notes = tuple(Skipped.model_validate(row if isinstance(row, Skipped) else dict(row)) for row in skipped)
             contents = self._contents(table, arrays)
-            if index in self.committed:
-                return self._entry(index)
             n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
-            with _private_folder(self.path) as private:
-                draft = private / "segment"
-                draft.mkdir()
-                with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
-                    objects = self._container.write(draft, contents, pool)
-                self.on_step("arrays-written")
-                listing = SegmentListing(
-                    format_version=FORMAT_VERSION,
-                    container=self._container.name,
-                    index=index,
-                    first_example=first_example,
-                    n_examples=table.n_examples,
-                    n_tokens=n_tokens,
-                    arrays=tuple(_array_entry(item) for item in contents.values()),
-                    objects=tuple(sorted(objects, key=lambda item: item.path)),
-                )
-                document = listing.to_bytes()
-                write_durable(draft / "segment.json", document)
-                fsync_folder(draft)
-                self.on_step("listing-written")
-                entry = _entry_of(listing, document)
-                entry = self._place(draft, private, entry)
-                fsync_folder(self.path / "segments")
-                self.on_step("renamed")
-                return self._commit(entry, notes, private)
+            return self._write(index, first_example, table.n_examples, n_tokens, contents, notes)
+
+    def copy(self, segment: Segment, skipped: Iterable[Skipped] = ()) -> SegmentEntry:
+        """Write and commit a segment of another store under its own number: the same arrays, in this container.
+
+        Raises
+        ------
+        CorruptSegmentError
+            The segment cannot be read.
+        """
+        attributes = {path: array_attributes(segment.spec, path) for path in segment.layouts}
+        contents = {
+            path: SegmentArray(layout, segment.read(path), attributes[path]) for path, layout in segment.layouts.items()
+        }
+        entry = segment.entry
+        with located(f"{self.path}, segment {segment.index}"):
+            notes = tuple(skipped)
+            return self._write(entry.index, entry.first_example, entry.n_examples, entry.n_tokens, contents, notes)
+
+    def _write(
+        self,
+        index: int,
+        first_example: int,
+        n_examples: int,
+        n_tokens: dict[str, int],
+        contents: Mapping[str, SegmentArray],
+        notes: tuple[Skipped, ...],
+    ) -> SegmentEntry:
+        if index in self.committed:
+            return self._entry(index)
+        with _private_folder(self.path) as private:
+            draft = private / "segment"
+            draft.mkdir()
+            with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
+                objects = self._container.write(draft, contents, pool)
+            self.on_step("arrays-written")
+            listing = SegmentListing(
+                format_version=FORMAT_VERSION,
+                container=self._container.name,
+                index=index,
+                first_example=first_example,
+                n_examples=n_examples,
+                n_tokens=n_tokens,
+                arrays=tuple(_array_entry(item) for item in contents.values()),
+                objects=tuple(sorted(objects, key=lambda item: item.path)),
+            )
+            return self._finish(private, listing, notes)
+
+    def _finish(self, private: Path, listing: SegmentListing, notes: tuple[Skipped, ...]) -> SegmentEntry:
+        """Commit the draft whose files `listing` describes."""
+        draft, document = private / "segment", listing.to_bytes()
+        write_durable(draft / "segment.json", document)
+        fsync_folder(draft)
+        self.on_step("listing-written")
+        entry = self._place(draft, private, _entry_of(listing, document))
+        fsync_folder(self.path / "segments")
+        self.on_step("renamed")
+        return self._commit(entry, notes, private)
 
     def _contents(self, table: SegmentTables, arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
         """Everything to be written, checked."""

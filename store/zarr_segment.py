@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .container import SegmentArray, SegmentListing, Selection, guard_fork
+from .container import SegmentArray, SegmentListing, Selection, Span, guard_fork, long_axis
 from .errors import CorruptSegmentError, FormatError, NotFoundError, located
 from .objects import HashedFile, ObjectDamageError, StoredObject, fsync_folder, read_small, write_object
 from .schema import ArrayLayout
@@ -140,29 +140,33 @@ class ZarrReader:
             except CorruptSegmentError as error:
                 raise self._damage(opened, index, str(error)) from None
 
-    def span(self, object_path: str) -> tuple[str, int, int] | None:
-        """See `ContainerReader.span`."""
-        found = self._place(object_path)
-        if found is None:
-            return None
-        damage = self._damage(*found, "")
-        return damage.array, damage.start, damage.stop or 0
+    def stored_bytes(self, path: str) -> int:
+        """See `ContainerReader.stored_bytes`."""
+        return sum(item.bytes for item in self._objects.values() if item.path.startswith(f"{path}/c/"))
 
-    def damaged_span(self, object_path: str) -> tuple[str, int, int] | None:
-        """See `ContainerReader.damaged_span`."""
+    def spans(self, object_path: str) -> list[Span]:
+        """See `ContainerReader.spans`."""
         found = self._place(object_path)
         if found is None:
-            return None
+            return []
+        damage = self._damage(*found, "")
+        return [Span(damage.array, damage.start, damage.stop or 0)]
+
+    def damaged_spans(self, object_path: str) -> list[Span]:
+        """See `ContainerReader.damaged_spans`."""
+        found = self._place(object_path)
+        if found is None:
+            return []
         opened, index = found
         bad: list[tuple[int, ...]] = []
         if opened.grid.shard is not None:
             try:
                 with self._file(opened, index) as file:
-                    bad = damaged_chunks(file.fileno(), opened.grid, index)
+                    bad = damaged_chunks(file.fileno(), opened.grid, index, read_places(file.fileno(), opened.grid))
             except CorruptSegmentError:
                 pass
         damage = self._damage(opened, index, "", bad)
-        return damage.array, damage.start, damage.stop or 0
+        return [Span(damage.array, damage.start, damage.stop or 0)]
 
     def _place(self, object_path: str) -> tuple[_Opened, tuple[int, ...]] | None:
         """The array of a chunk or shard, and its index; None for metadata."""
@@ -207,7 +211,7 @@ class ZarrReader:
         self, opened: _Opened, index: tuple[int, ...], problem: str, starts: Sequence[tuple[int, ...]] = ()
     ) -> ObjectDamageError:
         """An error for a file, with the span of the chunks that begin at `starts`, or else of all of the file."""
-        path, axis = opened.layout.path, _long_axis(opened.layout)
+        path, axis = opened.layout.path, long_axis(opened.layout)
         start, length = index[axis] * opened.grid.file_shape[axis], opened.grid.file_shape[axis]
         stop = start + length
         if starts:
@@ -216,11 +220,6 @@ class ZarrReader:
         message = f"object {name}: {problem}. Restore it, or write the segment again."
         stop = min(stop, opened.layout.shape[axis])
         return ObjectDamageError(message, object_path=name, array=path, start=start, stop=stop)
-
-
-def _long_axis(layout: ArrayLayout) -> int:
-    """The axis that runs over examples: the third of traces, the last of statistics, the only one of tables."""
-    return 2 if layout.axes[0] == "layer" else len(layout.shape) - 1
 
 
 def _files_touched(grid: Grid, selection: Selection) -> Iterator[tuple[int, ...]]:

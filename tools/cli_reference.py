@@ -9,7 +9,6 @@ import argparse
 import os
 import re
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,12 @@ def reference() -> str:
     """The whole page."""
     import typer
 
+    from headatlas.store.cli import own_apps
+
     root = typer.Typer(rich_markup_mode=None, add_completion=False)
-    for entry in sorted(metadata.entry_points(group="headatlas.commands"), key=lambda entry: entry.name):
-        if entry.dist is not None and entry.dist.name == "headatlas":  # a plug-in documents itself
-            part = entry.load()
-            root.registered_commands += part.registered_commands
-            root.registered_groups += part.registered_groups
+    for part in own_apps():  # a plug-in documents itself
+        root.registered_commands += part.registered_commands
+        root.registered_groups += part.registered_groups
     root.callback()(_no_options)  # keeps a lone command from standing for the whole program
     return INTRODUCTION + "\n".join(_pages(typer.main.get_command(root), "headatlas", None))
 

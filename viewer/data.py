@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
+from headatlas.store.rebuild import why_not_rebuilt
 from headatlas.store.schema import Site
 from headatlas.store.search import ExampleHit, SearchResult, search
 from headatlas.store.statistics import STATISTICS, aggregate
@@ -176,18 +177,23 @@ class DataSource:
         order = [divmod(int(i), likeness.shape[1]) for i in np.argsort(-likeness, axis=None, kind="stable")[: n + 1]]
         return [(spot, float(likeness[spot])) for spot in order if spot != (layer, head)][:n]
 
+    def has_attention(self, site: str) -> bool:
+        """Whether attention of a site was kept or can be rebuilt."""
+        keep = self.store.spec.keep
+        return keep.attention is not None or why_not_rebuilt(self.site(site), keep) is None
+
     def strongest_edge(self, site: str, number: int, layer: int, head: int, statistic: str = "") -> Edge | None:
         """The strongest edge of a head in an example; for a statistic of a pattern, the strongest that matches it.
 
-        Edges of tokens that the tokenizer added count only where there is no other. None where the store keeps neither
-        attention nor edges, or nothing matches.
+        Edges of tokens that the tokenizer added count only where there is no other. None where the store keeps nothing
+        that tells, or nothing matches.
         """
         key = ("edge", self.site(site).name, number, layer, head, statistic)
         return self._cache.get(key, lambda: self._strongest_edge(self.site(site), number, layer, head, statistic))
 
     def _strongest_edge(self, found: Site, number: int, layer: int, head: int, statistic: str) -> Edge | None:
         example, keep = self.example(number), self.store.spec.keep
-        if keep.attention:
+        if keep.attention or (not keep.edges and self.has_attention(found.name)):
             weights = example.attention(layer, head, found.name).values
         elif keep.edges:
             edges = example.edges(layer, head, found.name)

@@ -124,13 +124,12 @@ def rebuilt_row(
 def keys_seen(n_keys: int, query_pos: int, *, causal: bool, window: int | None) -> Bool[np.ndarray, "key_pos"]:
     """Tell which keys the mask of a row lets through.
 
-    A causal window of w sees the row's own token and the w − 1 before it; elsewhere a window sees w // 2 tokens to
-    both sides.
+    A window of w shows a row the keys less than w away; a causal row none behind its own.
     """
     distance = query_pos - np.arange(n_keys)
     if causal:
         return (distance >= 0) & (distance < (window or n_keys + query_pos + 1))
-    return np.abs(distance) <= (window // 2 if window else n_keys + query_pos)
+    return np.abs(distance) < (window or n_keys + query_pos + 1)
 
 
 def dimension_parts(

@@ -58,17 +58,19 @@ def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
 
 def edge_text(data: DataSource, state: ViewState) -> str:
     """``she → nurse``: the pinned token and what it is most strongly linked to by the chosen head."""
-    if state.pinned is None or not data.store.spec.keep.attention:
+    if state.pinned is None or not data.has_attention(state.site):
         return ""
     side, position = state.pinned
     site, example = data.site(state.site), data.example(state.example)
     queries, keys = token_labels(example.tokens(site.query_sequence)), token_labels(example.tokens(site.key_sequence))
     if position >= len(queries if side == "q" else keys):
         return ""
-    weights = example.attention(state.layer, state.head, site.name).values
+    one = slice(position, position + 1)
+    tile = {"query": one} if side == "q" else {"key": one}
+    strongest = int(np.argmax(example.attention(state.layer, state.head, site.name, **tile).values))
     if side == "q":
-        return f"{queries[position]} \u2192 {keys[int(np.argmax(weights[position]))]}"
-    return f"{queries[int(np.argmax(weights[:, position]))]} \u2192 {keys[position]}"
+        return f"{queries[position]} \u2192 {keys[strongest]}"
+    return f"{queries[strongest]} \u2192 {keys[position]}"
 
 
 def _level(

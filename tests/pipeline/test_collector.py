@@ -14,6 +14,7 @@ from headatlas.pipeline.collector import TraceCollector
 from headatlas.pipeline.reduction import STATISTIC_NAMES, strongest_keys
 from headatlas.pipeline.segment_buffers import SegmentBuffers
 from headatlas.pipeline.sites import discover_sites, forward_options
+from headatlas.store.companding import STEPS, encode_attention
 from headatlas.store.schema import Keep, TraceSpec
 
 LENGTHS, TARGET_LENGTHS = (9, 6, 6, 1), (5, 7, 2, 2)
@@ -191,13 +192,18 @@ def test_small_tiles_change_nothing(name, model_of, inputs_of, monkeypatch):
             np.testing.assert_allclose(array, tiled.arrays[path], rtol=1e-3, atol=1e-5, err_msg=path)
 
 
-def test_codes_are_square_roots_rounded(model_of, inputs_of):
-    model, inputs = model_of("llama"), inputs_of("llama", LENGTHS)
-    _, exact = collect(model, inputs, {"source": LENGTHS}, Keep(attention="float32"))
-    _, coded = collect(model, inputs, {"source": LENGTHS}, Keep(attention="sqrt8"))
-    weights, codes = exact.arrays["decoder/attention"], coded.arrays["decoder/attention"]
-    assert codes.dtype == np.uint8
-    np.testing.assert_array_equal(codes, np.floor(255 * np.sqrt(weights, dtype=np.float32) + np.float32(0.5)))
+@pytest.mark.parametrize("codec", STEPS)
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_codes_are_those_of_the_store(codec, name, model_of, inputs_of):
+    model, inputs = model_of(name), inputs_of(name, LENGTHS)
+    spec, exact = collect(model, inputs, {"source": LENGTHS}, Keep(attention="float32"))
+    _, coded = collect(model, inputs, {"source": LENGTHS}, Keep(attention=codec))
+    path = f"{spec.sites[0].name}/attention"
+    assert coded.arrays[path].dtype == np.uint8
+    np.testing.assert_array_equal(coded.arrays[path], encode_attention(exact.arrays[path], codec))
+    if codec == "sqrt8":
+        roots = np.sqrt(exact.arrays[path], dtype=np.float32)
+        np.testing.assert_array_equal(coded.arrays[path], np.floor(roots * np.float32(255) + np.float32(0.5)))
 
 
 @pytest.mark.parametrize("n_keys", [1, 3, 20, 128, 129, 700])

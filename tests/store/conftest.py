@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from store_builder import Content, make_contents, make_spec, write_store
+from store_builder import SEGMENT, Content, make_contents, make_spec, seal_manifest, write_store
+
+from headatlas.store.container import CONTAINERS
 
 
 @pytest.fixture(scope="session")
@@ -20,17 +26,27 @@ def contents() -> list[Content]:
     return make_contents(make_spec(), seed=1, n_segments=3)
 
 
+@pytest.fixture(params=CONTAINERS)
+def container(request: pytest.FixtureRequest) -> str:
+    """Each container in turn; tests of one alone are marked `only_zarr`, or override this."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def _store_template(tmp_path_factory: pytest.TempPathFactory, contents: list[Content]) -> Path:
-    path = tmp_path_factory.mktemp("template") / "traces"
-    write_store(path, contents)
-    return path
+def _store_templates(tmp_path_factory: pytest.TempPathFactory, contents: list[Content]) -> Callable[[str], Path]:
+    @functools.cache
+    def template(container: str) -> Path:
+        path = tmp_path_factory.mktemp("template") / "traces"
+        write_store(path, contents, container=container)
+        return path
+
+    return template
 
 
 @pytest.fixture
-def store_path(tmp_path: Path, _store_template: Path) -> Path:
+def store_path(tmp_path: Path, container: str, _store_templates: Callable[[str], Path]) -> Path:
     """A complete store of `contents`, this test's own."""
-    return Path(shutil.copytree(_store_template, tmp_path / "traces"))
+    return Path(shutil.copytree(_store_templates(container), tmp_path / "traces"))
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +59,25 @@ def _without_fsync(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 @pytest.fixture
 def real_fsync() -> None:
     """Ask for this to keep `os.fsync` as it is."""
+
+
+@pytest.fixture
+def forge(store_path: Path) -> Callable[..., Path]:
+    """Change files of segment 0 and its listing, then seal both with right hashes."""
+
+    def change(files: dict[str, bytes] | None = None, listing: Callable[[dict], None] = lambda document: None) -> Path:
+        folder = store_path / SEGMENT
+        document = json.loads((folder / "segment.json").read_bytes())
+        sizes = {item["path"]: item for item in document["objects"]}
+        for name, data in (files or {}).items():
+            (folder / name).write_bytes(data)
+            sizes[name] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        listing(document)
+        sealed = json.dumps(document).encode()
+        (folder / "segment.json").write_bytes(sealed)
+        seal_manifest(
+            store_path, lambda m: m["segments"][0].update(bytes=len(sealed), sha256=hashlib.sha256(sealed).hexdigest())
+        )
+        return store_path
+
+    return change

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from headatlas.store import companding
+from headatlas.store.manifest import manifest_name
 from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.segment import SegmentTables
 from headatlas.store.tokens import Column, TokenTable
@@ -25,6 +29,8 @@ PROVENANCE: dict[str, Any] = {
     "dtype": "float32",
 }
 STATISTICS = ("entropy", "distance")
+only_zarr = pytest.mark.parametrize("container", ["zarr"])
+SEGMENT = "segments/000000"
 ODD_TEXTS = ("", "plain", "nul\0", "\0", "<img onerror=x>", "‮rtl", "a\ud800b", "👩‍👧", "e\u0301", "</script>", "\r\n")
 
 
@@ -142,8 +148,13 @@ def open_writer(path: Path, contents: list[Content], **options: Any) -> StoreWri
     )
 
 
-def write_store(path: Path, contents: list[Content], on_step: Callable[[str], None] = lambda step: None) -> StoreWriter:
-    writer = open_writer(path, contents, on_step=on_step)
+def write_store(
+    path: Path,
+    contents: list[Content],
+    on_step: Callable[[str], None] = lambda step: None,
+    container: str = "zarr",
+) -> StoreWriter:
+    writer = open_writer(path, contents, on_step=on_step, container=container)
     for content in contents:
         if content.index not in writer.committed:
             writer.write(content.index, content.first_example, content.tables, content.arrays)
@@ -178,3 +189,13 @@ def same_columns(one: dict[str, Column], other: dict[str, Column]) -> bool:
     return list(one) == list(other) and all(
         np.array_equal(one[name].data, other[name].data) and one[name].values == other[name].values for name in one
     )
+
+
+def seal_manifest(path: Path, change: Callable[[dict], None]) -> None:
+    """Rewrite the newest manifest with a right checksum."""
+    name = path / manifest_name(3)
+    document = json.loads(name.read_bytes())
+    del document["checksum"]
+    change(document)
+    body = b"," + json.dumps(document).encode()[1:]
+    name.write_bytes(b'{"checksum": "' + hashlib.sha256(body).hexdigest().encode() + b'"' + body)

@@ -1,4 +1,4 @@
-"""A process that writes a store and dies, or races others. Run as: store_child.py PATH MODE [ARGUMENT]."""
+"""A process that writes a store and dies, or races others. Run as: store_child.py PATH MODE CONTAINER [ARGUMENT]."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def die_at(step: str, occurrence: int):
 
 
 def main() -> None:
-    path, mode, argument = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    path, mode, container, argument = Path(sys.argv[1]), *sys.argv[2:5]
     contents = make_contents(make_spec(), seed=1, n_segments=3)
     if mode == "die":
         step, _, occurrence = argument.partition(":")
-        write_store(path, contents, on_step=die_at(step, int(occurrence)))
+        write_store(path, contents, on_step=die_at(step, int(occurrence)), container=container)
     elif mode == "slow":  # killed from outside
-        write_store(path, contents, on_step=lambda step: time.sleep(0.003))
+        write_store(path, contents, on_step=lambda step: time.sleep(0.003), container=container)
     elif mode == "race":  # all write all segments, each beginning with another
         own = int(argument)
         contents = make_contents(make_spec(), seed=1, n_segments=6, n_examples=2)
-        writer = open_writer(path, contents)
+        writer = open_writer(path, contents, container=container)
         print("ready", flush=True)
         sys.stdin.readline()
         for i in range(len(contents)):

@@ -34,6 +34,7 @@ def test_search_json_has_the_documented_shape(traced):
     told = json.loads(run("search", traced.store.path, "previous_token", "--json", "--examples", 2))
     assert len(told["heads"]) == 6
     keys = ["layer", "head", "mass", "hit_rate", "baseline", "lift", "rows", "examples"]
+    keys += ["mass_low", "mass_high", "offset_baseline", "offset_lift", "p_value", "q_value", "rank"]
     assert all(list(head) == keys for head in told["heads"])
     masses = [head["mass"] for head in told["heads"]]
     assert masses == sorted(masses, reverse=True)
@@ -51,7 +52,10 @@ def test_search_json_has_the_documented_shape(traced):
 def test_search_without_a_match_is_still_json(traced):
     told = json.loads(run("search", traced.store.path, 'query.text == "nobody"', "--json", "--top", 1))
     assert told["examples"] == []
-    assert told["heads"] == [dict.fromkeys(["layer", "head"], 0) | dict.fromkeys(["mass", "hit_rate", "baseline", "lift"]) | dict.fromkeys(["rows", "examples"], 0)]  # fmt: skip
+    (head,) = told["heads"]
+    assert {name for name, value in head.items() if value == 0} == {"layer", "head", "rows", "examples"}
+    assert all(head[name] is None for name in ("mass", "hit_rate", "lift", "mass_low", "q_value", "rank"))
+    assert told["search"]["supported"] is False
     assert told["search"]["notes"][0].startswith("no token has text 'nobody'")
 
 
@@ -164,3 +168,24 @@ def test_the_statistics_table_is_the_mean_over_the_corpus(traced):
         special = traced.tokens["source"][index].special
         values.append([head_statistics(layer, special, ["entropy"])[0] for layer in maps])
     np.testing.assert_allclose(table["entropy"], np.mean(values, axis=0).ravel(), rtol=1e-5)
+
+
+def test_search_chooses_on_one_store_and_scores_on_another(traced, tmp_path):
+    other = make_store(tmp_path / "other", lengths=((9, 7, 8), (6, 9, 4)), seed=5).store
+    both = ("search", "--select", traced.store.path, "--score", other.path, "previous_token")
+    told = json.loads(run(*both, "--json", "--top", 2))
+    ranked = search(traced.store, "previous_token").table()
+    assert [(h["layer"], h["head"], h["rank"]) for h in told["heads"]] == [
+        (row.layer, row.head, None if not isinstance(row.rank, int) else row.rank)
+        for row in ranked.head(2).itertuples()
+    ]
+    scored = search(other, "previous_token").heads["mass"]
+    assert [h["mass"] for h in told["heads"]] == [float(scored[h["layer"], h["head"]]) for h in told["heads"]]
+    assert "offset chosen on" in run(*both, "--examples", 0)
+    assert (
+        json.loads(run("search", traced.store.path, "previous_token", "--score", other.path, "--json", "--top", 2))
+        == told
+    )
+    for wrong in ((other.path,), ("--select", other.path, "induction"), (traced.store.path, "induction", *both[1:5])):
+        with pytest.raises(ConfigError, match="expected"):
+            run("search", *wrong)

@@ -10,31 +10,36 @@ from hypothesis.extra.numpy import arrays
 
 from headatlas.store.companding import (
     ATTENTION_BOUNDS,
+    STEPS,
     VECTOR_BOUNDS,
     decode_attention,
     decode_vectors,
     encode_attention,
     encode_vectors,
 )
-from headatlas.store.errors import ShapeError
+from headatlas.store.errors import CorruptSegmentError, ShapeError
 from headatlas.store.schema import ATTENTION_DTYPE, VECTOR_DTYPE
 
-N_VALUES = 10_000_000
+N_VALUES = [100_000, pytest.param(10_000_000, marks=pytest.mark.slow)]
 
 
-def weights() -> np.ndarray:
-    """Uniform, tiny, and both sides of every step of sqrt8."""
+def weights(n: int) -> np.ndarray:
+    """Uniform, tiny, and both sides of every step of every codec."""
     rng = np.random.default_rng(0)
-    steps = (((np.arange(255) + 0.5) / 255) ** 2).astype(np.float32)
+    middles = [
+        ((np.arange(steps.n_steps) + 0.5) / steps.n_steps) ** (2 if steps.root else 1) for steps in STEPS.values()
+    ]
+    steps = np.concatenate(middles).astype(np.float32)
     border = np.concatenate([steps, np.nextafter(steps, 0), np.nextafter(steps, 1), [0, 1]]).astype(np.float32)
-    spread = rng.random(N_VALUES - len(border), dtype=np.float32)
+    spread = rng.random(n - len(border), dtype=np.float32)
     spread[: len(spread) // 2] **= 8
     return np.concatenate([border, spread])
 
 
+@pytest.mark.parametrize("n", N_VALUES)
 @pytest.mark.parametrize("codec", ATTENTION_BOUNDS)
-def test_attention_error_is_within_the_stated(codec: str) -> None:
-    exact = weights()
+def test_attention_error_is_within_the_stated(codec: str, n: int) -> None:
+    exact = weights(n)
     stored = encode_attention(exact, codec)
     assert stored.dtype == ATTENTION_DTYPE[codec]
     error = np.abs(decode_attention(stored, codec).astype(np.float64) - exact)
@@ -43,8 +48,23 @@ def test_attention_error_is_within_the_stated(codec: str) -> None:
     assert error.max() >= 0.9 * bound  # and the statement is not idle
 
 
+@pytest.mark.parametrize("codec", STEPS)
+def test_every_code_is_its_own(codec: str) -> None:
+    every = np.arange(STEPS[codec].n_steps + 1, dtype=np.uint8)
+    weight = decode_attention(every, codec)
+    assert np.array_equal(encode_attention(weight, codec), every)
+    assert (weight[0], weight[-1]) == (0, 1)
+    assert np.all(np.diff(weight) > 0)
+
+
+@pytest.mark.parametrize("codec", ["sqrt7", "linear6"])
+def test_a_code_beyond_the_last_is_damage(codec: str) -> None:
+    with pytest.raises(CorruptSegmentError, match="ends at"):
+        decode_attention(np.array([3, STEPS[codec].n_steps + 1], np.uint8), codec)
+
+
 def test_sqrt8_is_the_written_formula() -> None:
-    exact = weights()[:100_000].astype(np.float64)
+    exact = weights(100_000).astype(np.float64)
     codes = encode_attention(exact.astype(np.float32), "sqrt8")
     assert np.array_equal(codes, np.floor(255 * np.sqrt(exact.astype(np.float32)) + np.float32(0.5)))
     assert np.array_equal(decode_attention(codes, "sqrt8"), ((codes / 255.0) ** 2).astype(np.float32))
@@ -52,10 +72,11 @@ def test_sqrt8_is_the_written_formula() -> None:
     assert np.array_equal(encode_attention(decode_attention(every, "sqrt8"), "sqrt8"), every)
 
 
+@pytest.mark.parametrize("n", N_VALUES)
 @pytest.mark.parametrize("codec", VECTOR_BOUNDS)
-def test_vector_error_is_within_the_stated(codec: str) -> None:
+def test_vector_error_is_within_the_stated(codec: str, n: int) -> None:
     rng = np.random.default_rng(1)
-    exact = (rng.normal(size=N_VALUES // 4) * np.exp2(rng.integers(-30, 12, N_VALUES // 4))).astype(np.float32)
+    exact = (rng.normal(size=n) * np.exp2(rng.integers(-30, 12, n))).astype(np.float32)
     stored = encode_vectors(exact, codec)
     assert stored.dtype == VECTOR_DTYPE[codec]
     bound = VECTOR_BOUNDS[codec]

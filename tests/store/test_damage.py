@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from store_builder import Content, make_contents, make_spec, write_store
+from store_builder import Content, make_contents, make_spec, only_zarr, write_store
 
 from headatlas.store import shard
 from headatlas.store.errors import CorruptSegmentError, FormatError, HeadAtlasError
@@ -89,6 +89,7 @@ def test_bit_flips_are_noticed(store_path: Path, n_flips: int) -> None:
     assert verify_store(store_path, full=True).is_sound
 
 
+@only_zarr
 def test_every_bit_of_a_shard_counts(store_path: Path) -> None:
     """One shard of each kind of array, with either pipeline: no flip gives other numbers."""
     segment = open_store(store_path).segments[1]
@@ -131,6 +132,7 @@ def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.
     assert (finding.first_example, finding.last_example) == (first, last)
 
 
+@only_zarr
 def test_swapped_objects_are_found_by_verify(store_path: Path) -> None:
     """Two shards of equal size hold valid chunks: only the hash binds a shard to its name."""
     one, other = (store_path / f"segments/000001/decoder/query/c/{layer}/0/0/0" for layer in (0, 1))
@@ -182,6 +184,7 @@ def test_a_changed_parent_is_found(store_path: Path) -> None:
     assert [f.object for f in verify_store(store_path, full=True).findings] == ["manifest-000001.json"]
 
 
+@only_zarr
 def test_without_our_checks_zarr_reads_zeros(store_path: Path, contents: list[Content]) -> None:
     """Why presence is checked: if this fails one day, the library has learned to."""
     shutil.rmtree(store_path / "segments/000000/decoder/query/c/0")
@@ -190,6 +193,7 @@ def test_without_our_checks_zarr_reads_zeros(store_path: Path, contents: list[Co
     assert np.any(contents[0].arrays["decoder/query"][0])
 
 
+@only_zarr
 def test_an_object_lost_after_opening_is_noticed(store_path: Path) -> None:
     """Presence was checked, then the shard vanished before its first read."""
     segment = open_store(store_path).segments[0]
@@ -199,6 +203,7 @@ def test_an_object_lost_after_opening_is_noticed(store_path: Path) -> None:
         segment.read("decoder/key")
 
 
+@only_zarr
 def test_flips_after_the_first_read_are_noticed(store_path: Path) -> None:
     """Every chunk is compared with its checksum on every read, whole or in part."""
     segment = open_store(store_path).segments[0]
@@ -213,6 +218,7 @@ def test_flips_after_the_first_read_are_noticed(store_path: Path) -> None:
     assert np.array_equal(segment.read("decoder/query"), expected)
 
 
+@only_zarr
 def test_zarrs_does_not_compare_checksums_of_parts(store_path: Path) -> None:
     """Why chunks are decoded here: if this fails one day, zarrs has learned to, and could be the reader."""
     victim = store_path / "segments/000000/decoder/query/c/0/0/0/0"

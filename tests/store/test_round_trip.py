@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import h5py
+import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
 import zarr
@@ -16,6 +18,7 @@ from store_builder import (
     make_content,
     make_site,
     make_spec,
+    only_zarr,
     same_columns,
     same_table,
     segment_bytes,
@@ -23,6 +26,7 @@ from store_builder import (
 )
 
 from headatlas.store import shard
+from headatlas.store.container import CONTAINERS
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.lazy_array import LazyArray
 from headatlas.store.schema import Keep, TraceSpec
@@ -80,10 +84,11 @@ def check_equal(store: Store, contents: list[Content]) -> None:
         assert same_columns(segment.columns(), tables.columns)
 
 
+@pytest.mark.parametrize("container", CONTAINERS)
 @given(content=segments(), cut=st.sampled_from([1, 3, 64]))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_reads_back(
-    content: Content, cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    container: str, content: Content, cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small chunks and shards, so that every kind of border is met; three readers agree."""
     path = tmp_path / "traces"
@@ -94,8 +99,13 @@ def test_what_is_written_reads_back(
     monkeypatch.setattr(shard, "TABLE_CHUNK", 7 * cut)
     monkeypatch.setattr(shard, "CHUNK_BYTES", 16 * cut)
     monkeypatch.setattr(shard, "SHARD_BYTES", 50 * cut)
-    write_store(path, [content])
+    write_store(path, [content], container=container)
     check_equal(open_store(path), [content])
+    if container == "hdf5":
+        with h5py.File(path / "segments/000000/segment.h5") as file:
+            for name, data in content.arrays.items():
+                assert np.array_equal(file[name][...], data), name
+        return
     for pipeline in PIPELINES.values():
         with zarr.config.set({"codec_pipeline.path": pipeline, "codec_pipeline.strict": True}):
             group = zarr.open_group(path / "segments/000000", mode="r", zarr_format=3)
@@ -103,6 +113,7 @@ def test_what_is_written_reads_back(
                 assert np.array_equal(group[name][...], data), (pipeline, name)
 
 
+@only_zarr
 @pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
 def test_plain_zarr_reads_every_array(store_path: Path, pipeline: str) -> None:
     """Token tables and texts too, without a warning, and equal to what our reader gives."""
@@ -153,22 +164,22 @@ def test_indexing_refuses_what_is_no_slice(store_path: Path) -> None:
             array[wrong]  # type: ignore[index]
 
 
-def test_equal_arrays_give_equal_bytes(tmp_path: Path, contents: list[Content]) -> None:
+def test_equal_arrays_give_equal_bytes(tmp_path: Path, container: str, contents: list[Content]) -> None:
     """Also with several threads, and in another order."""
-    write_store(tmp_path / "one", contents)
+    write_store(tmp_path / "one", contents, container=container)
     from store_builder import open_writer
 
-    writer = open_writer(tmp_path / "two", contents)
+    writer = open_writer(tmp_path / "two", contents, container=container)
     writer._threads = 4
     for content in reversed(contents):
         writer.write(content.index, content.first_example, content.tables, content.arrays)
     assert segment_bytes(tmp_path / "one") == segment_bytes(tmp_path / "two")
 
 
-def test_arrays_in_other_memory_orders(tmp_path: Path, contents: list[Content]) -> None:
+def test_arrays_in_other_memory_orders(tmp_path: Path, container: str, contents: list[Content]) -> None:
     """Views and Fortran order are written as what they mean."""
     strided = Content(
         0, 0, contents[0].spec, contents[0].tables, {k: np.asfortranarray(v) for k, v in contents[0].arrays.items()}
     )
-    write_store(tmp_path / "traces", [strided])
+    write_store(tmp_path / "traces", [strided], container=container)
     check_equal(open_store(tmp_path / "traces"), [contents[0]])

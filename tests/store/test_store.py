@@ -252,7 +252,9 @@ def _attention_sum(store: Store) -> float:
     return float(store.examples[0].attention().sum())
 
 
-def test_only_the_chunks_that_are_needed_are_read(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_chunks_that_are_needed_are_read(
+    store_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One head of one layer opens one shard, and decodes one chunk of it."""
     store = open_store(store_path)
     store.segments[1].token_offset("source")
@@ -261,11 +263,11 @@ def test_only_the_chunks_that_are_needed_are_read(store_path: Path, monkeypatch:
     monkeypatch.setattr(os, "pread", lambda fd, n, at: preads.append(n) or original(fd, n, at))
     store.examples[5].query(1, 2)
     raw = store.segments[1].array("decoder/query")
-    assert len(preads) == 2  # the index and the chunk
+    assert len(preads) == (2 if container == "zarr" else 1)  # the index and the chunk; HDF5's library reads the index
     assert sum(preads) < raw[1, 2].nbytes + 4 + 16 * raw.shape[1] + 4 + 64
 
 
 def test_opening_a_store_loads_no_model_library(store_path: Path) -> None:
-    script = "import sys; from headatlas.store.store import open_store; open_store(sys.argv[1]).examples[0].text; print([m for m in ('torch', 'panel', 'bokeh', 'zarr') if m in sys.modules])"
+    script = "import sys; from headatlas.store.store import open_store; open_store(sys.argv[1]).examples[0].text; print([m for m in ('torch', 'panel', 'bokeh', 'zarr', 'hdf5plugin') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script, str(store_path)], capture_output=True, check=True, text=True)
     assert done.stdout == "[]\n"

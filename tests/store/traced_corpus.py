@@ -77,7 +77,7 @@ class Traced:
 
 
 def make_site(name="encoder", **changes):
-    shape = {"n_layers": 2, "n_heads": 3, "n_kv_heads": 3, "d_head": 4, "causal": False} | changes
+    shape = {"n_layers": 2, "n_heads": 3, "n_kv_heads": 3, "d_head": 9, "causal": False} | changes
     fixed = {
         name: (value,) * shape["n_layers"] for name, value in (("scaling", 1.0), ("softcap", None), ("window", None))
     }
@@ -92,7 +92,7 @@ def random_attention(rng, site, n_queries, n_keys):
     for layer, window in enumerate(site.window):
         hidden = (apart < 0) if site.causal else np.zeros_like(apart, bool)
         if window is not None:
-            hidden |= apart >= window if site.causal else np.abs(apart) > window
+            hidden |= np.abs(apart) >= window
         scores[layer][:, hidden] = -np.inf
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-1e9))
     return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
@@ -173,6 +173,14 @@ def _add(parts, site, spec, maps, key_special):
     codec = spec.keep.attention
     if codec:
         parts[f"{site.name}/attention"].append(companding.encode_attention(flat(maps, site.causal), codec))
+    if spec.keep.query_key:  # keys are unit vectors, so that query · key is whatever the query says
+        n_keys = maps.shape[3]
+        query = np.zeros((*maps.shape[:3], site.d_head))
+        query[..., :n_keys] = np.log(maps, where=maps > 0, out=np.zeros(maps.shape))
+        key = np.broadcast_to(np.eye(n_keys, site.d_head), (site.n_layers, site.n_kv_heads, n_keys, site.d_head))
+        parts[f"{site.name}/query"].append(query)
+        parts[f"{site.name}/key"].append(key)
+        parts[f"{site.name}/logsumexp"].append(np.zeros(maps.shape[:3]))
     if spec.keep.edges:
         key, weight = strongest(maps, site.causal, spec.keep.edges)
         parts[f"{site.name}/edge_key"].append(key)

@@ -198,7 +198,7 @@ def test_a_mistake_is_pointed_at_and_the_last_answer_is_named_so(page: Page, url
     arrow.wait_for()
     assert arrow.text_content() == "^" * len("key.positon")
     assert "position" in page.locator("[data-message]").text_content()
-    assert page.get_by_text("of the last valid pattern").is_visible()
+    page.get_by_text("of the last valid pattern").wait_for()  # visible
     wait_query(page, pattern="key.positon == 0")
     page.reload()
     page.locator(".arrow").wait_for()

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import NotFoundError
+from headatlas.store.rebuild import why_not_rebuilt
 from headatlas.store.schema import Site
 from headatlas.store.store import Example, Store
 
@@ -78,7 +79,7 @@ class Reader:
     @property
     def is_rebuilt(self) -> bool:
         """Whether maps come from query and key because attention was not kept."""
-        return self.keep.attention is None and self.keep.query_key is not None and not self.site.has_position_bias
+        return self.keep.attention is None and why_not_rebuilt(self.site, self.keep) is None
 
     @property
     def has_attention(self) -> bool:
@@ -93,26 +94,10 @@ class Reader:
         NotFoundError
             The store kept neither attention nor what it can be rebuilt from.
         """
-        return np.stack([self._map(layer, head) for layer, head in heads])
+        return np.stack([self.example.attention(layer, head, self.site.name).values for layer, head in heads])
 
-    def _map(self, layer: int, head: int) -> Float32[np.ndarray, "query_pos key_pos"]:
-        if not self.is_rebuilt:
-            return self.example.attention(layer, head, self.site.name).values
-        return self._layer(layer, [head])[0]
-
-    def _layer(self, layer: int, heads: Sequence[int] | None = None) -> Float32[np.ndarray, "head query_pos key_pos"]:
-        if not self.is_rebuilt:
-            return self.example.attention(layer, None if heads is None else list(heads), self.site.name).values
-        chosen = list(range(self.site.n_heads)) if heads is None else list(heads)
-        kv_heads = [self.example.kv_head(head, self.site.name) for head in chosen]
-        query = self.example.query(layer, chosen, self.site.name).values
-        key = self.example.key(layer, None, self.site.name).values[kv_heads]
-        logsumexp = self.example.logsumexp(layer, chosen, self.site.name).values
-        scores = query @ key.transpose(0, 2, 1) * self.site.scaling[layer]  # [head, query_pos, key_pos]
-        if cap := self.site.softcap[layer]:
-            scores = cap * np.tanh(scores / cap)
-        seen = np.stack([self.seen(layer, q) for q in range(scores.shape[1])])
-        return np.where(seen, np.exp(np.minimum(scores - logsumexp[..., None], 0)), 0).astype(np.float32)
+    def _layer(self, layer: int) -> Float32[np.ndarray, "head query_pos key_pos"]:
+        return self.example.attention(layer, None, self.site.name).values
 
     def seen(self, layer: int, query_pos: int) -> Bool[np.ndarray, "key_pos"]:
         """Keys that the mask lets a row see."""

@@ -166,6 +166,8 @@ def source(data: DataSource, answer: SearchResult) -> str:
     """Where an answer comes from, with its error."""
     if answer.level == "edges":
         return "edges (mass is a lower bound)"
+    if answer.level == "rebuilt":
+        return f"attention rebuilt from query and key ({data.store.spec.keep.query_key})"
     return f"attention, {error_bound(data.store.spec.keep.attention)}"
 
 

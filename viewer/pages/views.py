@@ -87,16 +87,15 @@ class ViewsPage(Page):
     def _weights(self) -> dict[str, np.ndarray]:
         """The strongest weight of the heads shown between the pinned token and every token of the other side."""
         state, site = self.state, self.data.site(self.state.site)
-        if state.pinned is None or not self.data.store.spec.keep.attention:
+        if state.pinned is None or not self.data.has_attention(state.site):
             return {}
         side, position = state.pinned
         example = self.data.example(state.example)
-        rows = []
-        for layer, head in state.heads_shown:
-            weights = example.attention(layer, head, site.name).values
-            if position >= weights.shape[0 if side == "q" else 1]:
-                return {}
-            rows.append(weights[position] if side == "q" else weights[:, position])
+        if position >= len(example.tokens(site.query_sequence if side == "q" else site.key_sequence)):
+            return {}
+        one = slice(position, position + 1)
+        tile = {"query": one} if side == "q" else {"key": one}
+        rows = [example.attention(*head, site.name, **tile).values.ravel() for head in state.heads_shown]
         return {"k" if side == "q" else "q": np.max(rows, axis=0).astype(np.float32)}
 
 

@@ -1,0 +1,89 @@
+"""Stores of dependency trees whose attention is made up: one token a word, or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from traced_corpus import make_site
+
+from headatlas.store import companding
+from headatlas.store.schema import Keep, TraceSpec, segment_layout
+from headatlas.store.segment import SegmentTables
+from headatlas.store.store import Store, open_store
+from headatlas.store.tokens import Column, TokenFlag, TokenTable
+from headatlas.store.writer import StoreWriter
+
+Tree = list[tuple[int, str]]
+"""Of each word the index of its head (-1: root) and its relation."""
+
+
+def read_trees(path: Path) -> list[Tree]:
+    """Trees of a CoNLL-U file, by a parser of its own."""
+    trees: list[Tree] = []
+    for block in path.read_text(encoding="utf-8").strip().split("\n\n"):
+        cells = [line.split("\t") for line in block.split("\n") if not line.startswith("#")]
+        trees.append([(int(c[6]) - 1, c[7]) for c in cells if c[0].isdecimal()])
+    return trees
+
+
+def tree_table(trees: list[Tree], n_pieces=lambda example, word: 1, special: bool = True) -> TokenTable:
+    """Tokens of trees: each word in so many pieces, between two special tokens."""
+    word, flags, token_offset = [], [], [0]
+    for index, tree in enumerate(trees):
+        pieces = [(w, p) for w in range(len(tree)) for p in range(n_pieces(index, w))]
+        word += [-1] * special + [w for w, _ in pieces] + [-1] * special
+        flags += [1] * special + [int(TokenFlag.CONTINUATION) * (p > 0) for _, p in pieces] + [1] * special
+        token_offset.append(len(word))
+    n = len(word)
+    words = [pair for tree in trees for pair in tree]
+    deprel = [relation for _, relation in words]
+    return TokenTable(
+        token_offset=np.array(token_offset, np.int64),
+        id=np.zeros(n, np.int32),
+        word=np.array(word, np.int32),
+        char_start=np.zeros(n, np.int32),
+        char_end=np.zeros(n, np.int32),
+        flags=np.array(flags, np.uint8),
+        columns={name: Column(np.zeros(n, np.int32), ("x",)) for name in ("text", "piece")},
+        word_offset=np.cumsum([0, *map(len, trees)]).astype(np.int64),
+        word_char_start=np.zeros(len(words), np.int32),
+        word_char_end=np.zeros(len(words), np.int32),
+        word_columns={
+            "deprel": Column.of_text(deprel),
+            "relation": Column.of_text(r.partition(":")[0] for r in deprel),
+            "head": Column(np.array([h for h, _ in words], np.int32)),
+        },
+    )
+
+
+def write_trees(path: Path, segments, attention_of, table=tree_table, codec="float32", **site) -> tuple[Store, list]:
+    """A store of trees; `attention_of(tokens of one example)` gives [layer, head, query_pos, key_pos]."""
+    made = make_site(**site)
+    spec = TraceSpec(
+        sites=(made,), keep=Keep(attention=codec, query_key=None, edges=None, statistics=False), statistics=()
+    )
+    identity = {"model": {"name": "made up"}, "tokenizer": {}, "corpus": {"name": path.name}, "config": {}}
+    writer = StoreWriter.create(
+        path,
+        spec=spec,
+        provenance={**identity, "libraries": {}, "device": "cpu", "dtype": "float32"},
+        n_examples_planned=sum(map(len, segments)),
+        n_segments_planned=len(segments),
+        threads=1,
+    )
+    first, kept = 0, []
+    for index, trees in enumerate(segments):
+        tokens = table(trees)
+        maps = [attention_of(tokens.example(i)).astype(np.float32) for i in range(len(trees))]
+        kept += [(m, tokens.example(i)) for i, m in enumerate(maps)]
+        ((name, layout),) = segment_layout(spec, {"source": tokens.n_tokens}).items()
+        rows = [np.tril_indices(m.shape[-1]) if made.causal else np.indices(m.shape[-2:]).reshape(2, -1) for m in maps]
+        flat = np.concatenate([m[:, :, q, k] for m, (q, k) in zip(maps, rows, strict=True)], axis=2)
+        n = len(trees)
+        ids = [f"s{first + i}" for i in range(n)]
+        empty: list[None] = [None] * n
+        tables = SegmentTables(ids, [""] * n, list(empty), list(empty), {}, {"source": tokens})
+        writer.write(index, first, tables, {name: companding.encode_attention(flat, codec).astype(layout.dtype)})
+        first += n
+    return open_store(path), kept
