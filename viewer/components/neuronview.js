@@ -104,8 +104,8 @@ export function render({model, el: host}) {
     write(g, tokens.q.labels[frame.query_pos] ?? "", o.label, 38, {align: "right", size: 12, weight: 600, color: p["accent-ink"]});
     g.drawImage(image((_, i) => frame.query[i], 1), xk, 29, span, 18);
     g.strokeStyle = p.accent; g.lineWidth = 1.5; g.strokeRect(xk - .75, 28.25, span + 1.5, 19.5);
-    write(g, "part of each dimension in the score of", xk, 66, {color: p["ink-2"]});
-    write(g, `${label(focus)}, against the mean of the other keys`, xk, 81, {color: p["ink-2"]});
+    const said = span < 210 ? ["part in the score of", label(focus).slice(0, 14)] : ["part of each dimension in the score of", `${label(focus)}, against the mean of the other keys`];
+    said.forEach((text, i) => write(g, text, xk, 66 + 15 * i, {color: p["ink-2"]}));
     const most = parts.reduce((m, v) => Math.max(m, Math.abs(v)), 1e-9), base = 72;
     g.fillStyle = p["line-2"]; g.fillRect(xp, base, span, 1);
     order.forEach((i, x) => { const h = 44 * parts[i] * factor(i) / most; g.fillStyle = h < 0 ? p.neg : p.pos; g.fillRect(xp + x * cell + .3, h < 0 ? base : base - h, Math.max(.6, cell - .6), Math.abs(h)); });

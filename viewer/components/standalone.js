@@ -51,7 +51,7 @@ function startPage(raw, COMPONENTS) {
     };
     const draw = () => root.replaceChildren(el("div.bar-row", null, el("h1", {dir: "auto"}, data.title), el("span.grow"),
       data.parts.length > 1 ? choice("part", "Attention", data.parts.map(p => p.label), value => { Object.assign(state, {part: value, range: 0}); picker.update({selected: valid(picker.selected)}); draw(); changed("part"); }) : "",
-      ranges().length > 1 ? choice("range", "Sentences", ranges().map(r => r.label), value => { state.range = value; changed("range"); }) : ""));
+      data.kind !== "neuron" && ranges().length > 1 ? choice("range", "Sentences", ranges().map(r => r.label), value => { state.range = value; changed("range"); }) : ""));
     colour(); draw();
   }
   // heads of a choice that this part has; else its first
