@@ -29,6 +29,7 @@ _OWN = (
     "headatlas.pipeline.cli",
     "headatlas.store.cli_query",
     "headatlas.store.cli_relations",
+    "headatlas.store.cli_contrast",
     "headatlas.store.cli_life",
     "headatlas.store.cli",
     "headatlas.viewer.cli",

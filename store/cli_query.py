@@ -64,7 +64,7 @@ def stats(
         heads = heads.sort_values(names[0], ascending=False, kind="stable", na_position="last")
     else:
         heads = specialised_heads(opened, site, average)
-    heads = _first(heads, top, everything=as_csv or as_json)
+    heads = first_rows(heads, top, everything=as_csv or as_json)
     if as_json:
         print(render.to_json({"heads": render.records(heads)}))
     elif as_csv:
@@ -126,13 +126,13 @@ def search(
     from .split import SplitSearch
 
     first, second, expression = _stores_and_expression(store, expression, select, score)
-    result = _search(second, expression, site, level)
+    result = searched(second, expression, site, level)
     if first is None:
         proof, ranked = result.evidence, result.table(by)
     else:
-        split = SplitSearch(_search(first, expression, site, level), result)
+        split = SplitSearch(searched(first, expression, site, level), result)
         proof, ranked = split.evidence, split.table(by)
-    heads = _first(ranked, top, everything=as_csv or as_json)
+    heads = first_rows(ranked, top, everything=as_csv or as_json)
     if as_csv:
         _print_csv(heads)
         return
@@ -212,7 +212,7 @@ def _stores_and_expression(
     return *chosen_stores(Path(store), select, score), expression
 
 
-def _search(
+def searched(
     store: Store, expression: str, site: str | None, level: Literal["auto", "exact", "attention", "edges", "rebuilt"]
 ) -> SearchResult:
     """Search with a progress bar where a person is looking."""
@@ -261,7 +261,8 @@ def _head(text: str) -> tuple[int, int]:
     return int(layer), int(head)
 
 
-def _first(heads: pd.DataFrame, top: int | None, *, everything: bool) -> pd.DataFrame:
+def first_rows(heads: pd.DataFrame, top: int | None, *, everything: bool) -> pd.DataFrame:
+    """As many rows as were asked for; without a number all of them for programs, twelve for people."""
     return heads.head(len(heads) if top is None and everything else _TOP if top is None else top)
 
 

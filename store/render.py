@@ -176,6 +176,22 @@ def relations_table(table: pd.DataFrame) -> Table:
     return drawn
 
 
+def contrast_table(heads: pd.DataFrame, first: str, second: str) -> Table:
+    """The rows of `Contrast.table`."""
+    columns = (("difference", "right"), ("95 %", "right"), (first, "right"), (second, "right"), ("q", "right"))
+    table = _table(("head", "right"), *columns)
+    for row in heads.to_dict("records"):
+        table.add_row(
+            f"{row['layer']}.{row['head']}",
+            f"{row['difference']:+.3f}" if math.isfinite(row["difference"]) else "–",
+            f"{row['low']:+.3f} to {row['high']:+.3f}" if math.isfinite(row["low"]) else "–",
+            number(row["mass_first"]),
+            number(row["mass_second"]),
+            probability(row["q_value"]),
+        )
+    return table
+
+
 def percent(share: float) -> str:
     """A share in percent, without the sign."""
     return f"{100 * share:.1f}" if math.isfinite(share) else "–"

@@ -25,36 +25,12 @@ WIDTH, HEIGHT = 1440, 900
 START_LIMIT_S = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-PICTURES: dict[str, dict[str, str | int]] = {
-    "viewer": {
-        "page": "views",
-        "view": "head",
-        "example": 12,
-        "layer": 2,
-        "head": 11,
-        "heads": "3.11",
-        "pin": "q4",
-        "theme": "light",
-    },
-    "head-dark": {
-        "page": "views",
-        "view": "head",
-        "example": 12,
-        "layer": 2,
-        "head": 11,
-        "heads": "3.11",
-        "pin": "q4",
-        "theme": "dark",
-    },
-    "corpus": {"page": "corpus", "statistic": "special", "layer": 4, "head": 5, "theme": "light"},
-    "corpus-dark": {"page": "corpus", "statistic": "special", "layer": 4, "head": 5, "theme": "dark"},
-    "search": {"page": "search", "pattern": "subject_of", "theme": "light"},
-    "search-dark": {"page": "search", "pattern": "subject_of", "theme": "dark"},
-    "search-mistake": {
-        "page": "search",
-        "pattern": 'key.word == query.head and query.deprell == "nsubj"',
-        "theme": "light",
-    },
+_EDGE = {"page": "views", "example": 58, "layer": 1, "head": 3, "pin": "q4"}
+_STATES: dict[str, dict[str, str | int]] = {
+    "viewer": {**_EDGE, "view": "head", "heads": "3.1"},
+    "corpus": {"page": "corpus", "statistic": "special", "layer": 4, "head": 5},
+    "search": {"page": "search", "pattern": "key.word == query.antecedent"},
+    "search-mistake": {"page": "search", "pattern": 'key.word == query.head and query.deprell == "nsubj"'},
     "examples": {
         "page": "examples",
         "text": "because",
@@ -62,29 +38,14 @@ PICTURES: dict[str, dict[str, str | int]] = {
         "order": "strongest",
         "layer": 2,
         "head": 8,
-        "theme": "light",
     },
-    "examples-dark": {
-        "page": "examples",
-        "text": "because",
-        "statistic": "entropy",
-        "order": "strongest",
-        "layer": 2,
-        "head": 8,
-        "theme": "dark",
-    },
-    "model": {"page": "views", "view": "model", "example": 12, "theme": "light"},
-    "model-dark": {"page": "views", "view": "model", "example": 12, "theme": "dark"},
-    "neuron": {"page": "views", "view": "neuron", "example": 12, "layer": 2, "head": 5, "pin": "q3", "theme": "light"},
-    "neuron-dark": {
-        "page": "views",
-        "view": "neuron",
-        "example": 12,
-        "layer": 2,
-        "head": 5,
-        "pin": "q3",
-        "theme": "dark",
-    },
+    "model": {"page": "views", "view": "model", "example": 58, "layer": 1, "head": 3},
+    "neuron": {**_EDGE, "view": "neuron"},
+}
+PICTURES = {
+    f"{name}{end}": {**state, "theme": theme}
+    for name, state in _STATES.items()
+    for end, theme in (("", "light"), ("-dark", "dark"))
 }
 """The state of each picture, in the words of the viewer's URL."""
 DRAWN = {

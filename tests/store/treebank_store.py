@@ -57,8 +57,13 @@ def tree_table(trees: list[Tree], n_pieces=lambda example, word: 1, special: boo
     )
 
 
-def write_trees(path: Path, segments, attention_of, table=tree_table, codec="float32", **site) -> tuple[Store, list]:
-    """A store of trees; `attention_of(tokens of one example)` gives [layer, head, query_pos, key_pos]."""
+def write_trees(
+    path: Path, segments, attention_of, table=tree_table, codec="float32", columns=None, **site
+) -> tuple[Store, list]:
+    """A store of trees; `attention_of(tokens of one example)` gives [layer, head, query_pos, key_pos].
+
+    `columns` are annotations of all examples.
+    """
     made = make_site(**site)
     spec = TraceSpec(
         sites=(made,), keep=Keep(attention=codec, query_key=None, edges=None, statistics=False), statistics=()
@@ -83,7 +88,8 @@ def write_trees(path: Path, segments, attention_of, table=tree_table, codec="flo
         n = len(trees)
         ids = [f"s{first + i}" for i in range(n)]
         empty: list[None] = [None] * n
-        tables = SegmentTables(ids, [""] * n, list(empty), list(empty), {}, {"source": tokens})
+        about = {name: Column.of_text(rows[first : first + n]) for name, rows in (columns or {}).items()}
+        tables = SegmentTables(ids, list(ids), list(empty), list(empty), about, {"source": tokens})
         writer.write(index, first, tables, {name: companding.encode_attention(flat, codec).astype(layout.dtype)})
         first += n
     return open_store(path), kept
