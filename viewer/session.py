@@ -138,7 +138,8 @@ class Session:
         async def run() -> None:
             done(await asyncio.to_thread(work))
 
-        pn.state.execute(run)
+        # Not before the page has loaded: what changes between sending the page and its first connection is lost.
+        pn.state.onload(lambda: pn.state.execute(run))
 
     # what follows from a change
 

@@ -11,17 +11,15 @@ being inlined into every session) and `_priority_changes` (skips the 50 ms wait 
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any, ClassVar
 
 import param
 from panel.custom import JSComponent
 
 from ..colours import THEMES, palette
+from .splice import FOLDER, IMPORT, splice
 
-FOLDER = Path(__file__).parent
-_IMPORT = re.compile(r"""^import \{[^}]*\} from ["']\.\./_js/(?P<file>[a-z_]+\.js)["'];?\n""", re.MULTILINE)
+__all__ = ["FOLDER", "ESMView", "splice"]
 
 
 class ESMView(JSComponent):
@@ -46,21 +44,4 @@ class ESMView(JSComponent):
     def _render_esm(cls, compiled: Any = True, server: bool = False) -> str:
         """The URL of the file on a server, else its source with the shared files spliced in."""
         source = super()._render_esm(compiled=compiled, server=server)
-        return splice(source) if _IMPORT.search(source) else source
-
-
-def splice(source: str) -> str:
-    """Replace imports of shared files by the files, each once and before what needs it."""
-    done: list[str] = []
-    parts: list[str] = []
-
-    def take(text: str) -> str:
-        for match in _IMPORT.finditer(text):
-            name = match["file"]
-            if name not in done:
-                done.append(name)
-                parts.append(re.sub(r"^export ", "", take((FOLDER / name).read_text("utf-8")), flags=re.MULTILINE))
-        return _IMPORT.sub("", text)
-
-    own = take(source)
-    return "\n".join([*parts, own])
+        return splice(source) if IMPORT.search(source) else source

@@ -8,6 +8,7 @@ export const DIMENSIONS_CSS = `
 .dim b { border: 0; background: none; padding: 0; text-align: left; font-weight: 600; cursor: pointer } .dim .v { text-align: right; font-variant-numeric: tabular-nums } .dim .btn { padding: 0 4px; justify-content: center }
 .wl { display: grid; grid-template-columns: 90px minmax(0, 1fr) 36px; gap: 8px; align-items: center; min-height: 24px; font-size: 12px } .wl .n { text-align: right; font-variant-numeric: tabular-nums } .wl .p { color: var(--ink-3); font-size: 11px; margin-left: 5px }
 .wl .tr { position: relative; height: 7px; border-radius: 2px; background: var(--surface-3) } .wl .tr i { position: absolute; left: 0; top: 0; bottom: 0; border-radius: 2px; background: var(--accent); min-width: 1.5px } .wl .tr u { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink) }
+@media (max-width: 1100px) { .dim:not(.wl) { grid-template-columns: 30px 22px minmax(0, 1fr) 34px 36px; gap: 4px } }
 .note { font-size: 12px; color: var(--ink-2); margin-top: 6px }
 `;
 

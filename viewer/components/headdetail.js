@@ -32,7 +32,7 @@ export function render({model, el: host}) {
     lower.replaceChildren(el("div.facts", null, frame.facts.map(([label, x, unit]) => [el("span", null, label), el("b", {"data-fact": label, "data-value": x}, unit ? `${signedNumber(x, 2)} ${unit}` : number(x))])), el("hr"),
       el("p.sect", null, "Strongest edges here"), ...frame.edges.map(e => el("button.wl", {"data-query": e.query, "data-key": e.key, "data-weight": e.weight.toFixed(6), onclick: () => { model.pin = `q${e.query}`; }},
         el("span.ell", null, name(e.labels[0]), " \u2192 ", name(e.labels[1])), el("div.bar", null, el("i", {style: `width:${clamp(e.weight, 0, 1) * 100}%`})), el("span.n", null, number(e.weight)))),
-      el("hr"), el("div.row", null, el("button.btn.primary", {onclick: () => model.send_msg({go: "head"})}, "Head view"), el("button.btn", {onclick: () => model.send_msg({go: "neuron"})}, "Neuron view")));
+      ...(frame.alone ? [] : [el("hr"), el("div.row", null, el("button.btn.primary", {onclick: () => model.send_msg({go: "head"})}, "Head view"), el("button.btn", {onclick: () => model.send_msg({go: "neuron"})}, "Neuron view"))]));
     table.set(["Query", "Key", "Weight"], frame.edges.map(e => [...e.labels, number(e.weight, 3)]), frame.edges.map(e => ({query: e.query, key: e.key, weight: e.weight.toFixed(6)})));
   }
   function draw() {

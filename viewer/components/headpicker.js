@@ -1,4 +1,4 @@
-import { plain, parseHeads, number, clamp } from "../_js/paint.js";
+import { plain, parseHeads, number, clamp, gridNames } from "../_js/paint.js";
 import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 
@@ -15,17 +15,17 @@ export function render({model, el: host}) {
   const lines = el("div"), body = el("div.body", null, el("p.sect", null, "Heads", title), grid, chips, lines, facts), card = el("section.card", null, body);
   root.append(card);
   const table = mirror(card, "weight of each head");
-  let frame = {}, shape = [0, 0], geometry = null, hover = null, width = 0;
+  let frame = {}, shape = [0, 0], names = gridNames({shape}), geometry = null, hover = null, width = 0;
   const selected = () => parseHeads(model.selected), value = (l, h) => frame.values[l * shape[1] + h];
 
   function take() {
     frame = plain(model.frame);
-    shape = frame.shape || [0, 0];
+    shape = frame.shape || [0, 0]; names = gridNames({...frame, shape});
     title.textContent = frame.title || "";
     title.title = frame.title || "";
     draw();
     const rows = [], attributes = [];
-    for (let l = 0; l < shape[0]; l++) for (let h = 0; h < shape[1]; h++) { rows.push([`${l}.${h}`, number(value(l, h), 3)]); attributes.push({head: `${l}.${h}`, value: value(l, h).toFixed(6)}); }
+    for (let l = 0; l < shape[0]; l++) for (let h = 0; h < shape[1]; h++) { rows.push([names.name(l, h), number(value(l, h), 3)]); attributes.push({head: names.name(l, h), value: value(l, h).toFixed(6)}); }
     table.set(["Head", "Weight"], rows, attributes);
   }
   function draw() {
@@ -34,8 +34,8 @@ export function render({model, el: host}) {
     const p = paint(), margin = layers > 100 ? 24 : 18, top = 14, cell = clamp(Math.min(Math.floor((width - margin) / heads), Math.floor(360 / layers)), 2, 18), gap = cell >= 12 ? 1.5 : cell >= 6 ? 1 : 0;
     geometry = {margin, top, cell};
     const g = fit(canvas, width, top + cell * layers + 3), every = cell >= 14 ? 1 : cell >= 8 ? 4 : 8, round = cell > 9 ? 2 : 0, size = cell - gap;
-    for (let h = 0; h < heads; h += every) write(g, h, margin + h * cell + size / 2, top - 7, {align: "center", color: p["ink-3"], size: 10});
-    for (let l = 0; l < layers; l += every) write(g, l, margin - 5, top + l * cell + size / 2, {align: "right", color: p["ink-3"], size: 10});
+    for (let h = 0; h < heads; h += every) write(g, names.columns[h], margin + h * cell + size / 2, top - 7, {align: "center", color: p["ink-3"], size: 10});
+    for (let l = 0; l < layers; l += every) write(g, names.rows[l], margin - 5, top + l * cell + size / 2, {align: "right", color: p["ink-3"], size: 10});
     for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
       const x = margin + h * cell, y = top + l * cell, v = value(l, h);
       g.fillStyle = p.seq(Math.sqrt(clamp(v, 0, 1)));
@@ -43,8 +43,8 @@ export function render({model, el: host}) {
       if (v < .02 && gap) { g.strokeStyle = p.line; g.lineWidth = 1; g.beginPath(); g.roundRect(x + .5, y + .5, size - 1, size - 1, round); g.stroke(); }
     }
     const ring = (name, color, outer) => {
-      const [l, h] = name.split(".").map(Number), x = margin + h * cell, y = top + l * cell;
-      if (!(l < layers && h < heads)) return;
+      const [l, h] = names.cell(name), x = margin + h * cell, y = top + l * cell;
+      if (l < 0 || h < 0) return;
       for (const [c, grow, w] of [[p.surface, 1.5, 2], [color, outer, 2]]) { g.strokeStyle = c; g.lineWidth = w; g.beginPath(); g.roundRect(x - grow, y - grow, size + 2 * grow, size + 2 * grow, 3); g.stroke(); }
     };
     selected().forEach((name, i) => ring(name, p.head(i), .25));
@@ -53,37 +53,40 @@ export function render({model, el: host}) {
     drawChips();
   }
   function drawChips() {
-    const p = paint(), names = selected();
-    chips.replaceChildren(...names.map((name, i) => el("button.hchip", {"data-head": name, title: names.length > 1 ? "click removes, double click leaves this one alone" : "the head shown",
-      onclick: () => names.length > 1 && set(names.filter(n => n !== name)), ondblclick: () => set([name])}, el("i", {style: `background:${p.head(i)}`}), name)),
+    const p = paint(), chosen = selected();
+    chips.replaceChildren(...chosen.map((name, i) => el("button.hchip", {"data-head": name, title: chosen.length > 1 ? "click removes, double click leaves this one alone" : "the head shown",
+      onclick: event => { if (chosen.length > 1) once(event, () => set(chosen.filter(n => n !== name))); }, ondblclick: () => { clearTimeout(waiting); set([name]); }}, el("i", {style: `background:${p.head(i)}`}), name)),
       model.single ? "" : el("button.btn.quiet", {onclick: allOfLayer}, "all of layer"));
   }
-  const set = names => { model.selected = [...new Set(names)].slice(0, MAX_HEADS).join(","); };
+  // a click on a chip takes it away, and then a double click has no chip left to hit: wait whether a second one comes
+  let waiting = 0;
+  const once = (event, act) => { clearTimeout(waiting); if (event.detail) waiting = setTimeout(act, 220); else act(); };
+  const set = chosen => { model.selected = [...new Set(chosen)].slice(0, MAX_HEADS).join(","); };
   function allOfLayer() {
-    const layer = (selected()[0] || "0.0").split(".")[0];
-    set(Array.from({length: shape[1]}, (_, h) => `${layer}.${h}`));
+    const row = Math.max(0, names.cell(selected()[0] || names.name(0, 0))[0]);
+    set(names.columns.map((_, h) => names.name(row, h)));
   }
   function choose(name, add) {
-    const names = selected();
+    const chosen = selected();
     if (!add || model.single) return set([name]);
-    set(names.includes(name) ? (names.length > 1 ? names.filter(n => n !== name) : names) : [...names, name]);
+    set(chosen.includes(name) ? (chosen.length > 1 ? chosen.filter(n => n !== name) : chosen) : [...chosen, name]);
   }
   function hit(event) {
     const [x, y] = at(event, canvas), h = Math.floor((x - geometry.margin) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
     return l >= 0 && h >= 0 && l < shape[0] && h < shape[1] ? [l, h] : null;
   }
   canvas.addEventListener("mousemove", event => {
-    const found = geometry && hit(event), name = found && found.join(".");
+    const found = geometry && hit(event), name = found && names.name(...found);
     canvas.style.cursor = found ? "pointer" : "default";
     if (name !== hover) { hover = name; draw(); }
     if (!found) return tip.hide();
     tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true]], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
-  canvas.addEventListener("click", event => { const found = geometry && hit(event); if (found) choose(found.join("."), event.shiftKey); });
+  canvas.addEventListener("click", event => { const found = geometry && hit(event); if (found) choose(names.name(...found), event.shiftKey); });
   const move = (dl, dh) => () => {
-    const [l, h] = (selected()[0] || "0.0").split(".").map(Number);
-    set([`${clamp(l + dl, 0, shape[0] - 1)}.${clamp(h + dh, 0, shape[1] - 1)}`]);
+    const [l, h] = names.cell(selected()[0] || "");
+    set([names.name(clamp(l + dl, 0, shape[0] - 1), clamp(h + dh, 0, shape[1] - 1))]);
   };
   keyboard(model, grid, {ArrowUp: move(-1, 0), ArrowDown: move(1, 0), ArrowLeft: move(0, -1), ArrowRight: move(0, 1), n: () => table.toggle()});
 

@@ -66,7 +66,7 @@ export function render({model, el: host}) {
     edges = frame.heads.map((_, h) => strongestEdges(weight, h, {rows, columns: cols, causal: frame.causal, share: model.share, keys: model.keys,
       queryShown: q => !hidden("q", q), keyShown: k => !hidden("k", k), offset: frame.query_start - frame.key_start}));
     const sum = name => edges.reduce((s, e) => s + e[name], 0);
-    const part = frame.n_queries > rows || frame.n_keys > cols ? ` \u00B7 tokens ${frame.query_start}\u2013${frame.query_start + rows - 1} of ${count(frame.n_queries)}, around the pin` : "";
+    const part = frame.part ? ` \u00B7 ${frame.part}` : frame.n_queries > rows || frame.n_keys > cols ? ` \u00B7 tokens ${frame.query_start}\u2013${frame.query_start + rows - 1} of ${count(frame.n_queries)}, around the pin` : "";
     counts.textContent = `${count(sum("drawn"))} of ${count(sum("pairs"))} edges drawn, ${percent(sum("rowMass") ? sum("drawnMass") / sum("rowMass") : 0)} of the attention${part}`;
     Object.assign(counts.dataset, {drawn: sum("drawn"), pairs: sum("pairs"), share: (sum("drawnMass") / (sum("rowMass") || 1)).toFixed(6)});
     painted = "";

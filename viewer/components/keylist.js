@@ -5,6 +5,7 @@ import { CSS } from "../_js/style.js";
 const OWN = `
 .wl { display: grid; grid-template-columns: 82px minmax(0, 1fr) 36px; gap: 8px; align-items: center; min-height: 24px; font-size: 12px; padding: 2px 0; width: 100%; border: 0; background: none; text-align: left }
 .wl.narrow { grid-template-columns: 48px minmax(0, 1fr) 36px } .wl.wide { grid-template-columns: minmax(0, 1fr) 84px 36px }
+@media (max-width: 1100px) { .wl { grid-template-columns: minmax(56px, 1fr) minmax(24px, 1fr) 30px } .wl.wide { grid-template-columns: minmax(0, 1fr) 30px 30px } }
 button.wl:hover { background: var(--surface-2) } .wl .n { text-align: right; font-variant-numeric: tabular-nums; line-height: 14px } .wl .p { color: var(--ink-3); font-size: 11px; margin-left: 5px }
 .wl .b i { display: block; border-radius: 2px; min-width: 1px; margin: 1px 0 } .wl.narrow .b, .wl.wide .b, .wl.back .b { background: var(--surface-3); border-radius: 3px; overflow: hidden } .wl.narrow .b i, .wl.wide .b i, .wl.back .b i { margin: 0; height: 6px !important }
 .wl.dim { color: var(--ink-3) } .wl.dim .b i { opacity: .4 }
@@ -54,7 +55,7 @@ export function render({model, el: host}) {
         {kind: ".narrow", onclick: () => model.send_msg({add: h.head}), data: {"edge-head": h.head, weight: h.weight.toFixed(6)}})));
     if (frame.back.length) parts.push(el("hr"), el("p.sect", null, toQuery ? "Attended by" : "Attends to", el("span.r", null, "strongest of the heads shown")),
       ...frame.back.map(r => row(name(r.label), r.position, r.weights, [p["ink-3"]], {kind: ".back", onclick: () => { model.pin = `${frame.side}${r.position}`; }, data: {back: r.position, weight: r.weights[0].toFixed(6)}})));
-    parts.push(el("hr"), el("div.row", null, el("button.btn", {onclick: () => model.send_msg({go: "neuron"})}, "Why: neuron view"), el("button.btn", {onclick: () => model.send_msg({go: "model"})}, "Model view")));
+    if (!frame.alone) parts.push(el("hr"), el("div.row", null, el("button.btn", {onclick: () => model.send_msg({go: "neuron"})}, "Why: neuron view"), el("button.btn", {onclick: () => model.send_msg({go: "model"})}, "Model view")));
     body.replaceChildren(...parts);
   }
   draw();

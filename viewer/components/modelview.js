@@ -1,4 +1,4 @@
-import { plain, number, count, clamp, SCALES, parseHeads } from "../_js/paint.js";
+import { plain, number, count, clamp, SCALES, parseHeads, gridNames } from "../_js/paint.js";
 import { el, mount, fit, write, tooltip, at, onWidth, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 import { codeColours, mapImage, kept, WEIGHT } from "../_js/maps.js";
@@ -13,14 +13,14 @@ export function render({model, el: host}) {
   const body = el("div.body.flush", null, plot), card = el("section.card", null, el("header", null, el("h2", null, "Model view"), el("span.sub", null, "row = layer, column = head"), counts), body);
   root.append(card);
   const table = mirror(card, "strongest cell of each head");
-  let frame = {}, tokens = {}, width = 0, geometry = null, hover = null, strongest = [], keep = {q: [], k: []};
+  let frame = {}, names = null, tokens = {}, width = 0, geometry = null, hover = null, strongest = [], keep = {q: [], k: []};
 
   function take() {
     frame = plain(model.frame);
     const given = plain(model.tokens);
     if (frame.message || !frame.codes) return message();
     if (given.id !== frame.id || !given.query) return;
-    tokens = {q: given.query, k: given.key || given.query};
+    tokens = {q: given.query, k: given.key || given.query}; names = gridNames(frame);
     body.querySelector(".message")?.remove(); plot.hidden = false;
     measure(); redraw();
   }
@@ -43,7 +43,7 @@ export function render({model, el: host}) {
       const at = code(l, h);
       let best = -1, q = -1, k = -1;
       for (const r of keep.q) for (const c of keep.k) { const v = at(r, c); if (v > best) { best = v; q = r; k = c; } }
-      strongest.push({name: `${l}.${h}`, q, k, weight: best < 0 ? 0 : WEIGHT[best]});
+      strongest.push({name: names.name(l, h), q, k, weight: best < 0 ? 0 : WEIGHT[best]});
     }
     counts.textContent = `${count(layers * heads)} heads \u00B7 rows attend to columns${rows < frame.n_queries || cols < frame.n_keys ? ` \u00B7 each pixel the strongest of ${Math.ceil(frame.n_queries / rows)} \u00D7 ${Math.ceil(frame.n_keys / cols)}` : ""}`;
     table.set(["Head", "Query", "Key", "Weight"], strongest.map(s => [s.name, s.q < 0 ? "" : span("q", s.q), s.k < 0 ? "" : span("k", s.k), number(s.weight, 3)]),
@@ -59,9 +59,9 @@ export function render({model, el: host}) {
     const colours = codeColours(p, SCALES[model.scale]), every = w >= 18 ? 1 : 4;
     plot.style.height = `${height}px`;
     g.imageSmoothingEnabled = false;
-    for (let j = 0; j < heads; j += every) write(g, j, left + j * (w + gap) + w / 2, 10, {align: "center", color: p["ink-3"]});
+    for (let j = 0; j < heads; j += every) write(g, names.columns[j], left + j * (w + gap) + w / 2, 10, {align: "center", color: p["ink-3"]});
     for (let l = 0; l < layers; l++) {
-      write(g, l, left - 8, top + l * (h + gap) + h / 2, {align: "right", color: p["ink-3"]});
+      write(g, names.rows[l], left - 8, top + l * (h + gap) + h / 2, {align: "right", color: p["ink-3"]});
       for (let j = 0; j < heads; j++) {
         const x = Math.round(left + j * (w + gap)), y = Math.round(top + l * (h + gap)), image = mapImage(code(l, j), frame.shape[2], frame.shape[3], colours, {keepRows: keep.q, keepColumns: keep.k});
         g.imageSmoothingEnabled = image.width > w * devicePixelRatio;
@@ -77,8 +77,8 @@ export function render({model, el: host}) {
     if (!geometry) return;
     const p = paint(), {left, top, w, h, gap} = geometry, g = fit(over, width, top + frame.shape[0] * (h + gap) + 2);
     const ring = (name, color, thick) => {
-      const [l, j] = name.split(".").map(Number);
-      if (!(l < frame.shape[0] && j < frame.shape[1])) return;
+      const [l, j] = names.cell(name);
+      if (l < 0 || j < 0) return;
       const x = Math.round(left + j * (w + gap)), y = Math.round(top + l * (h + gap));
       g.strokeStyle = color; g.lineWidth = thick; g.strokeRect(x - 1.5, y - 1.5, Math.round(w) + 3, Math.round(h) + 3);
     };
@@ -88,7 +88,7 @@ export function render({model, el: host}) {
   }
   function hit(event) {
     const [x, y] = at(event, plot), {left, top, w, h, gap} = geometry, j = Math.floor((x - left) / (w + gap)), l = Math.floor((y - top) / (h + gap));
-    return l >= 0 && j >= 0 && l < frame.shape[0] && j < frame.shape[1] ? `${l}.${j}` : null;
+    return l >= 0 && j >= 0 && l < frame.shape[0] && j < frame.shape[1] ? names.name(l, j) : null;
   }
   plot.addEventListener("mousemove", event => {
     if (!geometry) return;
@@ -96,7 +96,7 @@ export function render({model, el: host}) {
     plot.style.cursor = name ? "pointer" : "default";
     if (name !== hover) { hover = name; mark(); }
     if (!name) return tip.hide();
-    const [l, j] = name.split(".").map(Number), s = strongest[l * frame.shape[1] + j];
+    const [l, j] = names.cell(name), s = strongest[l * frame.shape[1] + j];
     tip.show(event, `Head ${name}`, s.q < 0 ? [] : [["Strongest", number(s.weight, 3), "", true], ["from", span("q", s.q)], ["to", span("k", s.k)]], "click to enlarge \u00B7 Shift click adds it to the head view");
   });
   plot.addEventListener("mouseleave", () => { hover = null; tip.hide(); mark(); });
@@ -104,12 +104,13 @@ export function render({model, el: host}) {
     const name = geometry && hit(event);
     if (!name) return;
     if (!event.shiftKey) return void (model.enlarged = name);
-    const names = parseHeads(model.selected);
-    model.selected = (names.includes(name) ? names.filter(n => n !== name) : [...names, name]).slice(0, MAX_HEADS).join(",");
+    const chosen = parseHeads(model.selected);
+    model.selected = (chosen.includes(name) ? chosen.filter(n => n !== name) : [...chosen, name]).slice(0, MAX_HEADS).join(",");
   });
   const move = (dl, dj) => () => {
-    const [l, j] = (model.enlarged || "0.0").split(".").map(Number);
-    model.enlarged = `${clamp(l + dl, 0, frame.shape[0] - 1)}.${clamp(j + dj, 0, frame.shape[1] - 1)}`;
+    if (!names) return;
+    const [l, j] = names.cell(model.enlarged);
+    model.enlarged = names.name(clamp(l + dl, 0, frame.shape[0] - 1), clamp(j + dj, 0, frame.shape[1] - 1));
   };
   keyboard(model, plot, {ArrowUp: move(-1, 0), ArrowDown: move(1, 0), ArrowLeft: move(0, -1), ArrowRight: move(0, 1), n: () => table.toggle()});
 

@@ -7,6 +7,7 @@ import { dimensionList, DIMENSIONS_CSS } from "../_js/dimensions.js";
 const OWN = `
 .two { display: grid; grid-template-columns: minmax(0, 1fr) 296px; gap: 12px; height: 100% } .body.flush { padding: 6px 0 8px } .plot { position: relative; outline-offset: -2px }
 .tok { box-shadow: inset 0 0 0 1.5px var(--accent); border-radius: 3px; padding: 0 6px; font-weight: 600; unicode-bidi: isolate } .seg.small { flex: none } .seg.small button { height: 22px; padding: 0 8px; white-space: nowrap } .card > header .sub { white-space: nowrap } .card > header .tok { min-width: 24px; max-width: 160px; flex: 0 1 auto } .card > header .count { flex: 0 1 auto; overflow: hidden; text-overflow: ellipsis }
+@media (max-width: 1100px) { .two { grid-template-columns: minmax(0, 1fr) 236px; gap: 8px } }
 bdi { unicode-bidi: isolate } .legend { display: flex; align-items: center; gap: 6px; font-size: 11px; color: var(--ink-2) }
 `;
 const TOP = 116;
@@ -103,8 +104,8 @@ export function render({model, el: host}) {
     write(g, tokens.q.labels[frame.query_pos] ?? "", o.label, 38, {align: "right", size: 12, weight: 600, color: p["accent-ink"]});
     g.drawImage(image((_, i) => frame.query[i], 1), xk, 29, span, 18);
     g.strokeStyle = p.accent; g.lineWidth = 1.5; g.strokeRect(xk - .75, 28.25, span + 1.5, 19.5);
-    write(g, "part of each dimension in the score of", xk, 66, {color: p["ink-2"]});
-    write(g, `${label(focus)}, against the mean of the other keys`, xk, 81, {color: p["ink-2"]});
+    const said = span < 210 ? ["part in the score of", label(focus).slice(0, 14)] : ["part of each dimension in the score of", `${label(focus)}, against the mean of the other keys`];
+    said.forEach((text, i) => write(g, text, xk, 66 + 15 * i, {color: p["ink-2"]}));
     const most = parts.reduce((m, v) => Math.max(m, Math.abs(v)), 1e-9), base = 72;
     g.fillStyle = p["line-2"]; g.fillRect(xp, base, span, 1);
     order.forEach((i, x) => { const h = 44 * parts[i] * factor(i) / most; g.fillStyle = h < 0 ? p.neg : p.pos; g.fillRect(xp + x * cell + .3, h < 0 ? base : base - h, Math.max(.6, cell - .6), Math.abs(h)); });

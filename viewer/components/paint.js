@@ -78,3 +78,9 @@ export const formatPin = pin => pin ? `${pin.side}${pin.index}` : "";
 
 // "5.8,5.10" <-> ["5.8", "5.10"]
 export const parseHeads = text => (text || "").split(",").filter(Boolean);
+
+// Names of a grid's heads. A picture of some layers (`frame.layers`) or heads (`frame.columns`) keeps the model's numbers.
+export function gridNames(frame) {
+  const [layers, heads] = frame.shape, count = n => Array.from({length: n}, (_, i) => i), rows = frame.layers || count(layers), columns = frame.columns || count(heads);
+  return {rows, columns, name: (l, h) => `${rows[l]}.${columns[h]}`, cell: name => { const [l, h] = name.split(".").map(Number); return [rows.indexOf(l), columns.indexOf(h)]; }};
+}

@@ -1,0 +1,58 @@
+"""A view's file opened from disk, by a browser that notes every request, error and dialog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+READ = """name => { const found = []; const walk = n => { if (n.shadowRoot) walk(n.shadowRoot); for (const c of n.children || []) walk(c); if (n.dataset && n.dataset.mirror === name) found.push(n); };
+walk(document.documentElement); return found.flatMap(t => [...t.querySelectorAll('tbody tr')].map(r => ({...r.dataset, cells: [...r.children].map(c => c.textContent)}))) }"""
+
+
+class Opened:
+    """One page from disk and what it did that it should not."""
+
+    def __init__(self, page, url: str) -> None:
+        self.page, self.url = page, url
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        page.on("request", lambda r: self.requests.append(r.url))
+        page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: self.errors.append(str(e)))
+        page.on("dialog", lambda d: (self.errors.append(f"dialog {d.message}"), d.dismiss()))
+
+    def mirror(self, name: str) -> list[dict]:
+        """Rows of a text mirror: data attributes and cells."""
+        return self.page.evaluate(READ, name)
+
+    def edges(self) -> dict[tuple[str, int, int], float]:
+        rows = self.mirror("edges of the head view")
+        return {(r["head"], int(r["q"]), int(r["k"])): float(r["weight"]) for r in rows}
+
+    def check(self) -> None:
+        assert self.requests == [self.url]
+        assert self.errors == []
+
+
+@pytest.fixture
+def opened(browser, tmp_path) -> Iterator[Callable[..., Opened]]:
+    """`opened(view)`: save a view, open the file; at the end no request but the file itself, no error."""
+    running = []
+
+    def start(view, width: int = 1400, height: int = 700) -> Opened:
+        path = view.save(tmp_path / f"view{len(running)}.html")
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, reduced_motion="reduce", offline=True
+        )
+        context.set_default_timeout(15_000)
+        found = Opened(context.new_page(), path.as_uri())
+        running.append((context, found))
+        found.page.goto(found.url)
+        return found
+
+    yield start
+    for context, _ in running:
+        context.close()
+    for _, found in running:
+        found.check()

@@ -1,0 +1,136 @@
+"""The views as calls: what they take, what they refuse and what they say then. No browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from headatlas.store.errors import ConfigError, NotFoundError, ShapeError
+from headatlas.store.schema import Keep
+from headatlas.store.store import open_store
+from headatlas.viewer import head_view, model_view, neuron_view
+from headatlas.viewer.notebook import read_tokens
+from headatlas.viewer.parts import rebuild_layer
+
+from ..views.data import random_attention
+
+TOKENS = ["[CLS]", "the", "nurse", "[SEP]"]
+
+
+def bare(n_layers=2, n=4):
+    return tuple(random_attention((1, 3, n, n), seed=layer) for layer in range(n_layers))
+
+
+def data_of(view):
+    return json.loads(re.search(r'id="data">(.*?)</script>', view.data, re.DOTALL)[1])
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.stack])
+@pytest.mark.parametrize("batched", [True, False])
+def test_layers_come_as_list_tuple_or_one_array(make, batched):
+    attention = make([layer if batched else layer[0] for layer in bare()])
+    part = data_of(head_view(attention, TOKENS, html_action="return"))["parts"][0]
+    assert (part["shape"], part["layers"], part["causal"]) == ([2, 3, 4, 4], [0, 1], False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_torch_tensors_of_any_type_are_taken(dtype):
+    torch = pytest.importorskip("torch")
+    attention = tuple(torch.tensor(layer).to(getattr(torch, dtype)).requires_grad_() for layer in bare())
+    view = head_view(attention, TOKENS, html_action="return")
+    again = head_view([layer.detach().float().numpy() for layer in attention], TOKENS, html_action="return")
+    assert data_of(view)["parts"] == data_of(again)["parts"]
+
+
+@pytest.mark.parametrize("call", [head_view, model_view])
+@pytest.mark.parametrize("empty", [None, (), [], (None, None), [np.zeros((1, 0, 0, 0))]])
+def test_empty_attention_says_how_to_get_it(call, empty):
+    with pytest.raises(ConfigError, match=r'attn_implementation="eager".*headatlas\.pipeline\.trace'):
+        call(empty, TOKENS, html_action="return")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"attention": bare()}, ConfigError, "convert_ids_to_tokens"),
+        ({"attention": bare(), "tokens": TOKENS[:3]}, ShapeError, "3 tokens for attention of 4 query positions"),
+        ({"attention": [layer.repeat(2, 0) for layer in bare()], "tokens": TOKENS}, ShapeError, "batch of 2"),
+        ({"attention": [np.ones((4, 4))], "tokens": TOKENS}, ShapeError, r"expected \[1, head, query, key\]"),
+        ({"attention": [bare()[0], random_attention((1, 2, 4, 4))], "tokens": TOKENS}, ShapeError, "different shapes"),
+        ({"attention": [layer * 40 - 3 for layer in bare()], "tokens": TOKENS}, ConfigError, "outputs.attentions"),
+        ({"attention": bare(), "tokens": TOKENS, "sentence_b_start": 4}, ShapeError, "1 to 3"),
+        ({"attention": bare(), "tokens": TOKENS, "include_layers": [2]}, ConfigError, "from 0 to 1"),
+        ({"attention": bare(), "tokens": TOKENS, "encoder_attention": bare()}, ConfigError, "both given"),
+        ({"encoder_attention": bare()}, ConfigError, "without encoder_tokens"),
+        ({"cross_attention": bare(), "encoder_tokens": TOKENS}, ConfigError, "without decoder_tokens"),
+        ({"attention": bare(), "tokens": TOKENS, "html_action": "show"}, ConfigError, '"view" or "return"'),
+    ],
+)
+@pytest.mark.parametrize("call", [head_view, model_view])
+@pytest.mark.usefixtures("without_shape_checks")
+def test_what_does_not_fit_is_named(call, arguments, error, message):
+    with pytest.raises(error, match=message):
+        call(**{"html_action": "return", **arguments})
+
+
+def test_first_heads_are_those_asked_for():
+    chosen = lambda **asked: data_of(head_view(bare(), TOKENS, html_action="return", **asked))["state"]["selected"]  # noqa: E731
+    assert chosen() == "0.0,0.1,0.2"
+    assert chosen(layer=1, heads=[2, 0]) == "1.2,1.0"
+    with pytest.raises(NotFoundError, match="layer 5"):
+        chosen(layer=5)
+    with pytest.raises(NotFoundError, match=r"heads \[7\]"):
+        chosen(heads=[7])
+    with pytest.raises(NotFoundError, match="layer 0 is not here"):
+        chosen(layer=0, include_layers=[1])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "labels", "special"),
+    [
+        (["[CLS]", "re", "##sched", "##", "[SEP]"], ["‹CLS›", "re", "+sched", "##", "‹SEP›"], [1, 0, 0, 0, 1]),
+        (["The", "Ġnurse", "uled", ".", "Ċ"], ["The", "nurse", "+uled", ".", "↵"], [0] * 5),
+        (["<s>", "▁They", "▁re", "sched", "</s>"], ["‹s›", "They", "re", "+sched", "‹/s›"], [1, 0, 0, 0, 1]),
+        (["a</w>", "<b>", "<|endoftext|>"], ["a", "<b>", "‹endoftext›"], [0, 0, 1]),
+    ],
+)  # fmt: skip
+def test_tokens_are_made_readable(tokens, labels, special):
+    side = read_tokens(tokens)
+    assert (side["labels"], side["special"].tolist()) == (labels, special)
+    assert read_tokens(tokens, prettify=False)["labels"] == tokens
+
+
+def test_attention_that_was_not_kept_is_rebuilt_or_asked_for(viewer_store, tmp_path, store):
+    vectors = open_store(viewer_store(tmp_path / "qk", 12, 1, keep=Keep(attention=None, edges=None, statistics=False)))
+    example, site = vectors.examples[9], vectors.site()
+    part = data_of(head_view(example, html_action="return"))["parts"][0]
+    assert part["note"] == "rebuilt from query and key"
+    rebuilt = rebuild_layer(example, site, 1)
+    np.testing.assert_allclose(rebuilt.sum(-1), 1, atol=1e-3)
+    assert data_of(neuron_view(example, html_action="return"))["parts"][0]["attention"] is None
+    maps = open_store(viewer_store(tmp_path / "maps", 12, 1, keep=Keep(query_key=None, edges=None, statistics=False)))
+    with pytest.raises(NotFoundError, match='query_key = "float16"'):
+        neuron_view(maps.examples[9], html_action="return")
+    stored = open_store(viewer_store(tmp_path / "both", 12, 1)).examples[9]
+    np.testing.assert_allclose(rebuilt, stored.attention(1).values, atol=4e-3)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_neuron_view_of_bare_attention_says_what_it_needs():
+    with pytest.raises(ConfigError, match=r"headatlas\.pipeline\.trace"):
+        neuron_view(bare(), html_action="return")
+
+
+def test_the_calls_load_neither_panel_nor_a_model_library():
+    code = (
+        "import sys, numpy as np; import headatlas.viewer; assert 'headatlas.viewer.notebook' not in sys.modules; "
+        "from headatlas.viewer import head_view; head_view([np.eye(2)[None, None]], ['a', 'b'], html_action='return'); "
+        "print([name for name in ('panel', 'bokeh', 'torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -1,0 +1,115 @@
+import { gridNames, parseHeads } from "../_js/paint.js";
+import { WEIGHT } from "../_js/maps.js";
+// Frames made in the browser from all maps of an example, where there is no Python to ask: frames.py and details.py.
+// A part: {attention, codec, shape: [layer, head, query, key], layers, columns, causal, query, key|null, vectors|null}.
+// A range {name, q: [start, stop], k: [start, stop]} is what of it is looked at.
+
+export const keysOf = part => part.key || part.query;
+export const partNames = part => gridNames({shape: part.shape, layers: part.layers, columns: part.columns});
+export const cellsOf = (part, selected) => { const names = partNames(part); return parseHeads(selected).map(names.cell).filter(([l, h]) => l >= 0 && h >= 0); };
+const span = ([start, stop]) => Array.from({length: stop - start}, (_, i) => start + i);
+const descending = (indices, value) => indices.sort((a, b) => value(b) - value(a) || a - b);
+
+// weight(q, k) of one head
+export function weightOf(part, [l, h]) {
+  const [, heads, rows, columns] = part.shape, start = (l * heads + h) * rows * columns, a = part.attention;
+  return part.codec === "sqrt8" ? (q, k) => WEIGHT[a[start + q * columns + k]] : (q, k) => a[start + q * columns + k];
+}
+
+export function cutTokens(tokens, [start, stop]) {
+  return {labels: tokens.labels.slice(start, stop), special: tokens.special.slice(start, stop), pieces: tokens.pieces.slice(start, stop)};
+}
+
+export function headFrame(part, cells, range, id) {
+  const [, heads, rows, columns] = part.shape, nq = range.q[1] - range.q[0], nk = range.k[1] - range.k[0], attention = new part.attention.constructor(cells.length * nq * nk);
+  cells.forEach(([l, h], i) => { for (let q = 0; q < nq; q++) { const at = ((l * heads + h) * rows + q + range.q[0]) * columns + range.k[0]; attention.set(part.attention.subarray(at, at + nk), (i * nq + q) * nk); } });
+  return {id, attention, codec: part.codec, heads: cells.map(cell => partNames(part).name(...cell)), causal: part.causal, shape: [cells.length, nq, nk],
+    query_start: range.q[0], key_start: range.k[0], n_queries: rows, n_keys: columns, part: range.name};
+}
+
+// square-root bytes, each pixel the strongest of its block where a side is longer than `limit`
+export function modelFrame(part, range, id, limit = 96) {
+  const [layers, heads] = part.shape, size = ([a, b]) => Math.min(limit, b - a), nq = size(range.q), nk = size(range.k);
+  const blocks = ([a, b], n) => Int32Array.from({length: b - a}, (_, i) => { let at = Math.floor((i * n) / (b - a)); while (at + 1 < n && Math.floor((at + 1) * (b - a) / n) <= i) at++; return at; });
+  const rows = blocks(range.q, nq), columns = blocks(range.k, nk), codes = new Uint8Array(layers * heads * nq * nk);
+  const code = part.codec === "sqrt8" ? x => x : x => Math.floor(Math.fround(Math.fround(Math.fround(Math.sqrt(Math.min(1, Math.max(0, x)))) * 255) + .5));
+  for (let m = 0; m < layers * heads; m++) for (let q = 0; q < rows.length; q++) {
+    const from = (m * part.shape[2] + q + range.q[0]) * part.shape[3] + range.k[0], to = (m * nq + rows[q]) * nk;
+    for (let k = 0; k < columns.length; k++) { const v = code(part.attention[from + k]), at = to + columns[k]; if (v > codes[at]) codes[at] = v; }
+  }
+  return {id, codes, shape: [layers, heads, nq, nk], n_queries: rows.length, n_keys: columns.length, causal: part.causal, layers: part.layers, columns: part.columns};
+}
+
+const open = (tokens, hide) => i => !(hide && tokens.special[i]);
+
+// how much each head gives to one other token: of the pinned one, else the mean over rows of the strongest key
+export function pickerFrame(part, pin, range, hide) {
+  const [layers, heads] = part.shape, values = new Float32Array(layers * heads), keys = keysOf(part), pinned = pin && (pin.side === "q" ? range.q : range.k);
+  const inside = pinned && pin.index >= pinned[0] && pin.index < pinned[1];
+  const queries = span(range.q).filter(open(part.query, hide)), columns = span(range.k).filter(open(keys, hide));
+  for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
+    const weight = weightOf(part, [l, h]), others = !inside ? [] : (pin.side === "q" ? columns : queries).filter(i => part.key || i !== pin.index);
+    const strongest = q => columns.reduce((most, k) => Math.max(most, weight(q, k)), 0);
+    values[l * heads + h] = inside ? others.reduce((most, i) => Math.max(most, pin.side === "q" ? weight(pin.index, i) : weight(i, pin.index)), 0)
+      : queries.reduce((sum, q) => sum + strongest(q), 0) / Math.max(1, queries.length);
+  }
+  return {values, shape: [layers, heads], layers: part.layers, columns: part.columns, title: inside ? `weight ${pin.side === "q" ? "from" : "to"} the pinned token` : "mean strongest key"};
+}
+
+export function strongestFrame(part, cells, range, hide, n = 9) {
+  const edges = [], names = partNames(part), keys = keysOf(part), queries = span(range.q).filter(open(part.query, hide)), columns = span(range.k).filter(open(keys, hide));
+  cells.forEach((cell, slot) => { const weight = weightOf(part, cell); for (const q of queries) for (const k of columns) { const w = weight(q, k); if (w > 0) edges.push([slot, q, k, w]); } });
+  edges.sort((a, b) => b[3] - a[3] || a[0] - b[0] || a[1] - b[1] || a[2] - b[2]);
+  return {heads: cells.map(cell => names.name(...cell)), alone: true,
+    edges: edges.slice(0, n).map(([slot, query, key, weight]) => ({slot, query, key, labels: [part.query.labels[query], keys.labels[key]], weight}))};
+}
+
+export function inspectorFrame(part, cells, pin, range, hide, n = cells.length < 3 ? 8 : 6) {
+  const names = partNames(part), own = pin.side === "q" ? part.query : keysOf(part), others = pin.side === "q" ? keysOf(part) : part.query;
+  const reach = pin.side === "q" ? range.k : range.q, maps = cells.map(cell => weightOf(part, cell)), link = (map, i) => pin.side === "q" ? map(pin.index, i) : map(i, pin.index);
+  const of = i => maps.map(map => link(map, i)), peak = i => Math.max(0, ...of(i)), total = some => maps.map(map => some.reduce((sum, i) => sum + link(map, i), 0));
+  const all = span(reach), hidden = all.filter(i => hide && others.special[i]), order = descending(all.filter(open(others, hide)), peak);
+  const count = Math.min(n, Math.max(3, order.filter(i => peak(i) >= .01).length)), listed = order.slice(0, count), rest = order.slice(count);
+  const row = (tokens, i, weights) => ({label: tokens.labels[i], position: i, weights}), same = !part.key && range.q[0] === range.k[0] && range.q[1] === range.k[1];
+  const frame = {side: pin.side, position: pin.index, label: own.labels[pin.index], heads: cells.map(cell => names.name(...cell)), rows: listed.map(i => row(others, i, of(i))),
+    rest: rest.length ? total(rest) : [], hidden: hidden.length ? total(hidden) : [], back: [], turns: same, edge: {}, alone: true};
+  if (listed.length) {
+    const best = listed[0], everywhere = [], pair = [own.labels[pin.index], others.labels[best]];
+    for (let l = 0; l < part.shape[0]; l++) for (let h = 0; h < part.shape[1]; h++) everywhere.push({head: names.name(l, h), weight: link(weightOf(part, [l, h]), best)});
+    frame.edge = {title: pin.side === "q" ? pair : pair.reverse(), heads: descending([...everywhere.keys()], i => everywhere[i].weight).slice(0, 5).map(i => everywhere[i])};
+  }
+  if (same) {
+    const back = i => Math.max(...maps.map(map => pin.side === "q" ? map(i, pin.index) : map(pin.index, i)));
+    frame.back = descending(all.filter(i => i !== pin.index && !(hide && own.special[i])), back).slice(0, 3).map(i => row(own, i, [back(i)]));
+  }
+  return frame;
+}
+
+export function detailFrame(part, cell, range, hide) {
+  const keys = cutTokens(keysOf(part), range.k), queries = cutTokens(part.query, range.q), nq = queries.labels.length, nk = keys.labels.length, weight = weightOf(part, cell);
+  const attention = Float32Array.from({length: nq * nk}, (_, i) => weight(range.q[0] + Math.floor(i / nk), range.k[0] + i % nk)), {edges} = strongestFrame(part, [cell], range, hide, 6);
+  return {head: partNames(part).name(...cell), attention, shape: [nq, nk], causal: part.causal && !range.name, labels: [queries.labels, keys.labels], special: [queries.special, keys.special],
+    facts: [], alone: true, edges: edges.map(e => ({...e, query: e.query - range.q[0], key: e.key - range.k[0]}))};
+}
+
+// one row of one head from its vectors (frames.neuron_frame); `part.vectors` has query, key, logsumexp and what the site says
+export function neuronFrame(part, [l, h], q, id) {
+  const v = part.vectors, [, heads, rows, n] = part.shape, d = v.d_head, kv = Math.floor(h / v.n_sharing), kvHeads = heads / v.n_sharing, at = (l * heads + h) * rows + q;
+  const query = v.query.slice(at * d, (at + 1) * d), from = (l * kvHeads + kv) * n, keys = v.key.slice(from * d, (from + n) * d), logsumexp = v.logsumexp[at];
+  const window = v.window[l], softcap = v.softcap[l], scaling = v.scaling[l], scores = new Float32Array(n), seen = new Uint8Array(n);
+  const rebuilt = new Float32Array(v.position_bias ? 0 : n), stored = part.attention ? Float32Array.from({length: n}, (_, k) => weightOf(part, [l, h])(q, k)) : new Float32Array(0);
+  for (let k = 0; k < n; k++) {
+    let raw = 0;
+    for (let i = 0; i < d; i++) raw += query[i] * keys[k * d + i];
+    raw *= scaling;
+    const score = softcap ? softcap * Math.tanh(raw / softcap) : raw, distance = q - k;
+    scores[k] = score;
+    seen[k] = part.causal ? +(distance >= 0 && (!window || distance < window)) : +(!window || Math.abs(distance) <= Math.floor(window / 2));
+    if (rebuilt.length) rebuilt[k] = seen[k] ? Math.exp(Math.min(score - logsumexp, 0)) : 0;
+  }
+  const shown = stored.length ? stored : rebuilt;
+  let focus = 0;
+  shown.forEach((w, k) => { if (seen[k] && (!seen[focus] || w > shown[focus])) focus = k; });
+  return {id, query, keys, scores, seen, rebuilt, stored, focus, head: partNames(part).name(l, h), query_pos: q, kv_head: v.kv_heads[kv], n_sharing: v.n_sharing,
+    scaling, softcap: softcap || 0, rotary: v.rotary, codec: v.codec, logsumexp};
+}
