@@ -9,10 +9,11 @@ from functools import cached_property
 
 import numpy as np
 
+from .cache import ByteCache
 from .errors import ConfigError
 from .example import Example
 from .schema import ArrayLayout, TraceSpec, segment_layout
-from .segment import Segment
+from .segment import TABLES_MAX_BYTES, Segment
 from .tables import SegmentTables, table_arrays
 
 
@@ -37,7 +38,7 @@ class MemorySegment(Segment):
     def __init__(self, spec: TraceSpec, tables: SegmentTables, arrays: dict[str, np.ndarray]) -> None:
         tables.check()
         self.spec, self.index, self.first_example, self.n_examples = spec, 0, 0, tables.n_examples
-        self._tokens, self._required, self._optional = {}, {}, {}
+        self._cache = ByteCache(TABLES_MAX_BYTES)
         self._layouts: dict[str, ArrayLayout] = {}
         self._arrays: dict[str, np.ndarray] = {}
         for path, made in table_arrays(tables).items():
