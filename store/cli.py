@@ -1,6 +1,7 @@
 """The command line: `main` gathers the commands of every part, and of plug-ins; `verify` and `info` are here.
 
-A part offers a typer app under the entry-point group ``headatlas.commands``. Errors that headatlas raises on purpose
+Our own parts are listed by name, so that the store can run without the others; a plug-in offers a typer app under the
+entry-point group ``headatlas.commands``. Errors that headatlas raises on purpose
 end as one message and exit code 2; damage found by `verify` is exit code 1.
 """
 

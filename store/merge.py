@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .identity import check_same
 from .manifest import Skipped, read_manifest
 from .segment import Segment
 from .store import Store, open_store
-from .writer import StoreWriter, check_same
+from .writer import StoreWriter
 
 _MODEL = ("model", "tokenizer", "dtype")
 _JOB = ("corpus", "config", "made_from")
