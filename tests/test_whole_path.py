@@ -100,6 +100,6 @@ def test_treebank_through_smollm2(
     )
     heads = json.loads(run_command("stats", store, "--json"))["heads"]
     assert {(head["layer"], head["head"]) for head in heads} == {(i, j) for i in range(30) for j in range(9)}
-    folder = resolve_model(str(smollm2_gguf)).folder
+    folder = resolve_model(str(smollm2_gguf)).path
     expected, rows = eager_previous_mass(folder, sentences(treebank))
     check_search(json.loads(run_command("search", store, PREVIOUS, "--json")), expected, rows)
