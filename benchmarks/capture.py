@@ -25,7 +25,7 @@ from headatlas.pipeline.run import ComputedSegment, write_segment
 from headatlas.pipeline.segment_buffers import BufferPool, SegmentBuffers
 from headatlas.pipeline.sites import forward_options
 from headatlas.pipeline.sources import load_model
-from headatlas.store.writer import StoreWriter
+from headatlas.store.life.writer import StoreWriter
 
 from .interleave import Mode, interleave, speed_ratio
 from .report import Row, report

@@ -36,11 +36,11 @@ from headatlas.store.companding import (
     encode_attention,
     encode_vectors,
 )
+from headatlas.store.containers.shard import compressor_of, plan_grid
 from headatlas.store.pairs import unpack_pairs
-from headatlas.store.rebuild import Vectors, rebuild_tile
+from headatlas.store.reading.rebuild import Vectors, rebuild_tile
 from headatlas.store.schema import ArrayLayout, Keep, Site, TraceSpec
-from headatlas.store.shard import compressor_of, plan_grid
-from headatlas.store.statistics import head_statistics
+from headatlas.store.statistics.definitions import head_statistics
 
 from .report import Row, machine_facts, report
 

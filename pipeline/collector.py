@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headatlas.store.errors import ConfigError, UnsupportedModelError
-from headatlas.store.masks import keys_seen
+from headatlas.store.reading.masks import keys_seen
 from headatlas.store.schema import Keep, Site, TraceSpec
 
 from .capture import AttentionCall

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from headatlas.store.container import ContainerName
+from headatlas.store.containers.container import ContainerName
 from headatlas.store.errors import ConfigError
 from headatlas.store.schema import Keep
 

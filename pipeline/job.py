@@ -18,7 +18,7 @@ from jaxtyping import Int64
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.schema import Keep, TraceSpec
-from headatlas.store.statistics import STATISTICS
+from headatlas.store.statistics.definitions import STATISTICS
 
 from .config import JobConfig
 from .corpora import Quarantined, describe_corpus, read_corpus

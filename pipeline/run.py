@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
+from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import SegmentEntry
 from headatlas.store.tables import SegmentTables
-from headatlas.store.writer import StoreWriter
 
 from . import kernel
 from .agreement import check_agreement

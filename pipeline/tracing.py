@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from headatlas.store.errors import ConfigError, UnsupportedModelError
-from headatlas.store.example import Example
-from headatlas.store.memory import MemorySegment
+from headatlas.store.reading.example import Example
+from headatlas.store.reading.memory import MemorySegment
 from headatlas.store.schema import Keep, TraceSpec
-from headatlas.store.statistics import STATISTICS
+from headatlas.store.statistics.definitions import STATISTICS
 from headatlas.store.tables import SegmentTables
 
 from .capture import capturing

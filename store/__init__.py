@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import HeadAtlasError as HeadAtlasError
-    from .example import Example as Example
     from .patterns import Pattern as Pattern
-    from .search import SearchResult as SearchResult
+    from .reading.example import Example as Example
+    from .search.search import SearchResult as SearchResult
     from .store import Store as Store
     from .store import open_store as open_store
 
 _HOME = {
-    "Example": "example",
+    "Example": "reading.example",
     "HeadAtlasError": "errors",
     "Pattern": "patterns",
-    "SearchResult": "search",
+    "SearchResult": "search.search",
     "Store": "store",
     "open_store": "store",
 }

@@ -20,18 +20,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .commands.render import size_text
 from .errors import HeadAtlasError, PatternError
-from .render import size_text
 
 if TYPE_CHECKING:
-    from .verify import Verification
+    from .life.verify import Verification
 
 _OWN = (
     "headatlas.pipeline.cli",
-    "headatlas.store.cli_query",
-    "headatlas.store.cli_relations",
-    "headatlas.store.cli_contrast",
-    "headatlas.store.cli_life",
+    "headatlas.store.commands.query",
+    "headatlas.store.commands.relations",
+    "headatlas.store.commands.contrast",
+    "headatlas.store.commands.life",
     "headatlas.store.cli",
     "headatlas.viewer.cli",
 )
@@ -93,7 +93,7 @@ def verify(
 
     Example: [bold]headatlas verify traces/demo --full[/bold]
     """
-    from .verify import verify_store
+    from .life.verify import verify_store
 
     if as_json:
         result = verify_store(store, full=full)
@@ -107,8 +107,8 @@ def verify(
 def _verify_with_progress(store: Path, full: bool) -> Verification:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from .life.verify import verify_store
     from .store import open_store
-    from .verify import verify_store
 
     console = Console(stderr=True)
     columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

@@ -17,21 +17,21 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .cache import ByteCache
-from .corpus_statistics import statistics_dataset
 from .errors import CorruptSegmentError, NotFoundError, located
-from .example import Example
-from .frames import examples_frame, tokens_frame
-from .lazy_traces import lazy_traces
+from .life.private import lease_manifest
 from .manifest import Manifest, manifest_name, manifest_numbers, read_manifest
-from .private import lease_manifest
+from .reading.cache import ByteCache
+from .reading.example import Example
+from .reading.frames import examples_frame, tokens_frame
+from .reading.lazy_traces import lazy_traces
+from .reading.segment import TABLES_MAX_BYTES, Segment, missing_array
 from .schema import Site, TraceSpec
-from .segment import TABLES_MAX_BYTES, Segment, missing_array
+from .statistics.corpus import statistics_dataset
 from .tokens import MISSING, Column
 
 if TYPE_CHECKING:
     from .patterns import Pattern
-    from .search import SearchResult
+    from .search.search import SearchResult
 
 
 def open_store(path: str | os.PathLike[str], manifest: int | None = None) -> Store:
@@ -212,14 +212,14 @@ class Store:
     def search(self, pattern: str | Pattern, site: str | None = None) -> SearchResult:
         """Rank the heads of a site by how much of their attention follows a pattern.
 
-        `headatlas.store.search.search` is the same with progress, cancelling and a choice of what is read.
+        `headatlas.store.search.search.search` is the same with progress, cancelling and a choice of what is read.
 
         Raises
         ------
         PatternError
             The expression cannot be read, or names something unknown.
         """
-        from .search import search  # reads stores itself
+        from .search.search import search  # reads stores itself
 
         return search(self, pattern, site)
 

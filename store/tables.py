@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 from jaxtyping import Int, Int64, Shaped, UInt8
 
-from .container import SegmentArray
+from .containers.container import SegmentArray
 from .errors import ConfigError, FormatError, ShapeError
 from .schema import ArrayLayout, SequenceName
 from .tokens import MISSING, Column, TokenTable

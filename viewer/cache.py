@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from headatlas.store.cache import ByteCache, size_of
+from headatlas.store.reading.cache import ByteCache, size_of
 
 __all__ = ["ByteCache", "size_of"]

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float32, Int64
 
 from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
-from headatlas.store.rebuild import why_not_rebuilt
+from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Site
-from headatlas.store.search import ExampleHit, SearchResult, search
-from headatlas.store.statistics import STATISTICS, aggregate
+from headatlas.store.search.search import ExampleHit, SearchResult, search
+from headatlas.store.statistics.definitions import STATISTICS, aggregate
 from headatlas.store.store import Example, Store
 
 from .answers import Edge, HeadValues, upper_end

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headatlas.store.errors import NotFoundError, ShapeError
-from headatlas.store.example import Example
+from headatlas.store.reading.example import Example
 from headatlas.store.schema import Site
 
 from .frames import Frame, pack, table_frame

@@ -5,7 +5,7 @@
 
 namespace headatlas {
 
-// Order of `statistic_row`; the names are those of store/statistics.py.
+// Order of `statistic_row`; the names are those of store/statistics/definitions.py.
 enum Statistic { ENTROPY, DISTANCE, MAXIMUM, SELF, PREVIOUS, NEXT, FIRST, SPECIAL, N_STATISTICS };
 
 struct Call {

@@ -11,11 +11,11 @@ from headatlas.pipeline.collector import TraceCollector
 from headatlas.pipeline.segment_buffers import SegmentBuffers
 from headatlas.pipeline.sites import ModelSites, discover_sites, forward_options
 from headatlas.store.errors import NotFoundError, UnsupportedModelError
+from headatlas.store.life.writer import StoreWriter
+from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, TraceSpec
-from headatlas.store.segment import SegmentTables
 from headatlas.store.store import open_store
 from headatlas.store.tokens import Column, TokenTable
-from headatlas.store.writer import StoreWriter
 
 LENGTHS = (17, 12, 12, 1)
 

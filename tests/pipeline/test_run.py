@@ -28,7 +28,7 @@ from headatlas.pipeline.progress import (
 )
 from headatlas.pipeline.run import execute_job, run_job
 from headatlas.store.errors import ConfigError
-from headatlas.store.statistics import STATISTICS
+from headatlas.store.statistics.definitions import STATISTICS
 from headatlas.store.store import open_store
 
 CHILD = """

@@ -8,7 +8,7 @@ import torch
 
 from headatlas.pipeline import trace
 from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.memory import MemorySegment
+from headatlas.store.reading.memory import MemorySegment
 from headatlas.store.tables import SegmentTables
 
 TEXT, PAIR = "the nurse said that she would be late", "the doctor left"

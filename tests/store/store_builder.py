@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from headatlas.store import companding
+from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import manifest_name
+from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
-from headatlas.store.segment import SegmentTables
 from headatlas.store.tokens import Column, TokenTable
-from headatlas.store.writer import StoreWriter
 
 PROVENANCE: dict[str, Any] = {
     "model": {"source": "random", "revision": "0"},

@@ -9,13 +9,13 @@ import pytest
 from traced_corpus import make_site, make_store
 from typer.testing import CliRunner
 
-from headatlas.store.cli_query import app
+from headatlas.store.commands.query import app
 from headatlas.store.errors import ConfigError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY
 from headatlas.store.schema import Keep
-from headatlas.store.search import search
-from headatlas.store.specialisation import specialised_heads, statistics_table
-from headatlas.store.statistics import STATISTIC_NAMES, head_statistics
+from headatlas.store.search.search import search
+from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
+from headatlas.store.statistics.specialisation import specialised_heads, statistics_table
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import typer
 from treebank_store import tree_table, write_trees
 from typer.testing import CliRunner
 
-from headatlas.store.cli_contrast import app
-from headatlas.store.contrast import contrast, minimal_pairs
+from headatlas.store.commands.contrast import app
 from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.search import search
+from headatlas.store.search.contrast import contrast, minimal_pairs
+from headatlas.store.search.search import search
 
 CHAIN = [(-1, "root"), (0, "obj"), (1, "obj"), (2, "obj")]
 PATTERN = "key.position == query.position - 1 and query.position > 1"

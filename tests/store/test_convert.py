@@ -10,13 +10,13 @@ import pytest
 from store_builder import Content, open_writer, segment_bytes
 from typer.testing import CliRunner
 
-from headatlas.store.cli_life import app
-from headatlas.store.container import CONTAINERS
-from headatlas.store.convert import convert_store
+from headatlas.store.commands.life import app
+from headatlas.store.containers.container import CONTAINERS
 from headatlas.store.errors import ConfigError, CorruptSegmentError
+from headatlas.store.life.convert import convert_store
+from headatlas.store.life.verify import verify_store
 from headatlas.store.manifest import read_manifest
 from headatlas.store.store import open_store
-from headatlas.store.verify import verify_store
 
 runner = CliRunner()
 OTHER = {"zarr": "hdf5", "hdf5": "zarr"}

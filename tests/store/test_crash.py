@@ -16,11 +16,11 @@ import pytest
 from store_builder import PROVENANCE, Content, make_contents, make_spec, open_writer, segment_bytes, write_store
 
 from headatlas.store.errors import ConfigError, ShapeError
+from headatlas.store.life.verify import verify_store
+from headatlas.store.life.writer import STEPS, StoreWriter
 from headatlas.store.manifest import manifest_numbers
 from headatlas.store.schema import Keep
 from headatlas.store.store import open_store
-from headatlas.store.verify import verify_store
-from headatlas.store.writer import STEPS, StoreWriter
 
 CHILD = Path(__file__).with_name("store_child.py")
 

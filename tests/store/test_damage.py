@@ -11,11 +11,11 @@ import pytest
 import zarr
 from store_builder import Content, make_contents, make_spec, only_zarr, write_store
 
-from headatlas.store import shard
+from headatlas.store.containers import shard
+from headatlas.store.containers.shard_read import read_places
 from headatlas.store.errors import CorruptSegmentError, FormatError, HeadAtlasError
-from headatlas.store.shard_read import read_places
+from headatlas.store.life.verify import verify_store
 from headatlas.store.store import open_store
-from headatlas.store.verify import verify_store
 
 
 def objects(path: Path) -> list[Path]:

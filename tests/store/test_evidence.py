@@ -6,10 +6,10 @@ from test_search import CONDITIONS, SITES, slow_search, visible
 from traced_corpus import make_site, make_store
 
 from headatlas.store.errors import ConfigError
-from headatlas.store.evidence import MAX_OFFSET, OFFSETS, evidence_of
-from headatlas.store.resampling import random_half
-from headatlas.store.search import search
-from headatlas.store.split import SplitSearch, check_same_heads
+from headatlas.store.search.evidence import MAX_OFFSET, OFFSETS, evidence_of
+from headatlas.store.search.resampling import random_half
+from headatlas.store.search.search import search
+from headatlas.store.search.split import SplitSearch, check_same_heads
 
 LENGTHS = ((3, 7, 5, 9), (1, 0, 8, 6, 4), (6, 12))
 

@@ -16,11 +16,11 @@ import pytest
 import zstandard
 from store_builder import SEGMENT, Content, make_contents, make_spec, write_store
 
-from headatlas.store import shard
+from headatlas.store.containers import shard
+from headatlas.store.containers.fletcher32 import fletcher32
 from headatlas.store.errors import CorruptSegmentError, FormatError
-from headatlas.store.fletcher32 import fletcher32
+from headatlas.store.life.verify import verify_store
 from headatlas.store.store import open_store
-from headatlas.store.verify import verify_store
 
 QUERY = "decoder/query"
 

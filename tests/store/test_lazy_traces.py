@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from store_builder import make_contents, make_site, make_spec, write_store
 
-from headatlas.store.cache import ByteCache
+from headatlas.store.containers.zarr_segment import ZarrReader
 from headatlas.store.errors import ConfigError, NotFoundError
+from headatlas.store.reading.cache import ByteCache
+from headatlas.store.reading.segment import Segment
 from headatlas.store.schema import Keep
-from headatlas.store.segment import Segment
 from headatlas.store.store import open_store
-from headatlas.store.zarr_segment import ZarrReader
 
 TWO_SIDED = (
     make_site("encoder", causal=False),

@@ -16,16 +16,16 @@ import pytest
 from store_builder import PROVENANCE, Content, make_contents, make_spec, open_writer, segment_bytes, write_store
 from typer.testing import CliRunner
 
-from headatlas.store.cli_life import app
-from headatlas.store.collect import COLLECT_STEPS, collect_store
-from headatlas.store.convert import convert_store
-from headatlas.store.drop import drop_from_store
+from headatlas.store.commands.life import app
 from headatlas.store.errors import ConfigError, CorruptSegmentError, NotFoundError
+from headatlas.store.life.collect import COLLECT_STEPS, collect_store
+from headatlas.store.life.convert import convert_store
+from headatlas.store.life.drop import drop_from_store
+from headatlas.store.life.merge import merge_stores
+from headatlas.store.life.verify import verify_store
 from headatlas.store.manifest import manifest_name, manifest_numbers
-from headatlas.store.merge import merge_stores
 from headatlas.store.schema import Keep
 from headatlas.store.store import Store, open_store
-from headatlas.store.verify import verify_store
 
 runner = CliRunner()
 LATER = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=9)
@@ -198,7 +198,7 @@ def test_killed_while_collecting(store_path: Path, step: str) -> None:
     drop_from_store(store_path, examples=[5], segments=[2])
     script = f"""
 import datetime, os, signal, sys
-from headatlas.store.collect import collect_store
+from headatlas.store.life.collect import collect_store
 die = lambda step: step == {step!r} and os.kill(os.getpid(), signal.SIGKILL)
 collect_store(sys.argv[1], grace_s=-1, on_step=die)
 """
@@ -287,7 +287,7 @@ def test_different_corpora_are_appended(tmp_path: Path, store_path: Path, contai
 def other_corpus(path: Path, container: str, name: str = "other") -> Path:
     from dataclasses import replace
 
-    from headatlas.store.writer import StoreWriter
+    from headatlas.store.life.writer import StoreWriter
 
     contents = make_contents(make_spec(), seed=7, n_segments=2)
     writer = StoreWriter.create(

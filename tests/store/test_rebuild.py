@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from store_builder import make_content, make_site, make_spec, write_store
 
-from headatlas.store import companding, rebuild
+from headatlas.store import companding
 from headatlas.store.errors import BudgetError, ConfigError, FormatError, NotFoundError, ShapeError
-from headatlas.store.masks import key_span, keys_seen
+from headatlas.store.reading import rebuild
+from headatlas.store.reading.masks import key_span, keys_seen
+from headatlas.store.reading.segment import Segment
 from headatlas.store.schema import Keep, Site
-from headatlas.store.segment import Segment
 from headatlas.store.store import open_store
 
 LENGTHS = [5, 1, 23]
@@ -107,7 +108,7 @@ def test_tiles_cover_what_the_mask_shows(tmp_path: Path, kind: str, size: tuple[
 
 
 def test_weights_at_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headatlas.store import example as module
+    from headatlas.store.reading import example as module
 
     store, maps = make_store(tmp_path / "store", make_site(), "float32")
     query, key = np.array([22, 3, 3, 0, 17]), np.array([1, 3, 0, 0, 9])
@@ -170,7 +171,7 @@ def test_what_cannot_be_rebuilt_says_so(tmp_path: Path) -> None:
 
 
 def test_a_map_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headatlas.store import example as module
+    from headatlas.store.reading import example as module
 
     monkeypatch.setattr(module, "WEIGHTS_MAX_BYTES", 4 * 23 * 23)
     store, _ = make_store(tmp_path / "store", make_site(), "float32")

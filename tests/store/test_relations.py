@@ -10,10 +10,10 @@ import typer
 from treebank_store import read_trees, tree_table, write_trees
 from typer.testing import CliRunner
 
-from headatlas.store.cli_relations import app
+from headatlas.store.commands.relations import app
 from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.relations import DIRECTIONS, OFFSETS, relation_atlas
-from headatlas.store.relations_figure import relations_figure
+from headatlas.store.search.relations import DIRECTIONS, OFFSETS, relation_atlas
+from headatlas.store.search.relations_figure import relations_figure
 from headatlas.store.store import Store
 
 LABELS = ["nsubj", "nsubj:pass", "obj", "det", "punct"]
@@ -107,7 +107,7 @@ def test_blocks_of_examples_make_no_difference(tmp_path, monkeypatch):
     rng = np.random.default_rng(3)
     store, _ = write_trees(tmp_path / "store", [random_trees(rng, (4, 7, 2, 9))], random_maps(rng))
     whole = relation_atlas(store).table(every_head=True)
-    monkeypatch.setattr("headatlas.store.relations._BLOCK_WEIGHTS", 300)
+    monkeypatch.setattr("headatlas.store.search.relations._BLOCK_WEIGHTS", 300)
     done = []
     cut = relation_atlas(store, on_progress=lambda n, planned: done.append((n, planned))).table(every_head=True)
     pd.testing.assert_frame_equal(cut, whole)

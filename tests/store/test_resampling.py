@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headatlas.store.errors import ShapeError
-from headatlas.store.resampling import (
+from headatlas.store.search.resampling import (
     MAX_UNITS,
     bootstrap_interval,
     false_discovery_rate,

@@ -25,10 +25,10 @@ from store_builder import (
     write_store,
 )
 
-from headatlas.store import shard
-from headatlas.store.container import CONTAINERS
+from headatlas.store.containers import shard
+from headatlas.store.containers.container import CONTAINERS
 from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.lazy_array import LazyArray
+from headatlas.store.reading.lazy_array import LazyArray
 from headatlas.store.schema import Keep, TraceSpec
 from headatlas.store.store import Store, open_store
 

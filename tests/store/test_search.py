@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from traced_corpus import make_site, make_store
 
-from headatlas.store import companding, scan
+from headatlas.store import companding
 from headatlas.store.errors import ConfigError, FormatError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern
 from headatlas.store.schema import Keep
-from headatlas.store.search import RANKINGS, search
+from headatlas.store.search import scan
+from headatlas.store.search.search import RANKINGS, search
 
 # The same condition in the pattern language and in Python over (query table, key table, q, k).
 CONDITIONS = {
@@ -199,7 +200,7 @@ def test_examples_are_ranked_and_show_their_strongest_matching_edge(tmp_path):
 def test_rows_of_one_matched_example_are_summed_over_blocks(tmp_path, monkeypatch):
     traced = make_store(tmp_path / "store", lengths=((30, 2, 25),))
     whole = search(traced.store, "key.position <= query.position")
-    monkeypatch.setattr("headatlas.store.scan.BLOCK_WEIGHTS", 200)
+    monkeypatch.setattr("headatlas.store.search.scan.BLOCK_WEIGHTS", 200)
     cut = search(traced.store, "key.position <= query.position")
     np.testing.assert_allclose(cut.heads.to_array(), whole.heads.to_array(), rtol=1e-12)
     np.testing.assert_allclose(cut.example_mass, whole.example_mass, rtol=1e-6)

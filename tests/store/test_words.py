@@ -7,8 +7,8 @@ import pytest
 from traced_corpus import make_site, make_store
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.reading.words import merge_example, plan_segment, segment_word_attention
 from headatlas.store.schema import Keep
-from headatlas.store.words import merge_example, plan_segment, segment_word_attention
 
 SITES = {
     "full": make_site(),

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.store import companding
+from headatlas.store.life.writer import StoreWriter
+from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
-from headatlas.store.segment import SegmentTables
-from headatlas.store.statistics import STATISTIC_NAMES, head_statistics
+from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
 from headatlas.store.store import Store, open_store
 from headatlas.store.tokens import Column, TokenFlag, TokenTable
-from headatlas.store.writer import StoreWriter
 
 WORDS = ["the", "The", "nurse", "doctor", "she", "Straße", "."]
 UPOS = ["DET", "NOUN", "PRON", None]

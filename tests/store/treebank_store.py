@@ -8,11 +8,11 @@ import numpy as np
 from traced_corpus import make_site
 
 from headatlas.store import companding
+from headatlas.store.life.writer import StoreWriter
+from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, TraceSpec, segment_layout
-from headatlas.store.segment import SegmentTables
 from headatlas.store.store import Store, open_store
 from headatlas.store.tokens import Column, TokenFlag, TokenTable
-from headatlas.store.writer import StoreWriter
 
 Tree = list[tuple[int, str]]
 """Of each word the index of its head (-1: root) and its relation."""

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from headatlas.store.companding import encode_attention, encode_vectors
+from headatlas.store.life.writer import StoreWriter
 from headatlas.store.pairs import pack_pairs
 from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
-from headatlas.store.statistics import STATISTIC_NAMES, head_statistics
+from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
 from headatlas.store.store import Store, open_store
 from headatlas.store.tables import SegmentTables
 from headatlas.store.tokens import Column, TokenFlag, TokenTable
-from headatlas.store.writer import StoreWriter
 
 LAYERS, HEADS, D_HEAD, EDGES = 3, 4, 32, 4
 HOSTILE = [

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import panel as pn
 
-from headatlas.store.statistics import STATISTICS
+from headatlas.store.statistics.definitions import STATISTICS
 
 from ..components.headdetail import HeadDetail
 from ..components.modelview import ModelView

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import NotFoundError
-from headatlas.store.rebuild import why_not_rebuilt
+from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Site
 from headatlas.store.store import Example, Store
 

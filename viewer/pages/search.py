@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from headatlas.store.errors import HeadAtlasError, PatternError
-from headatlas.store.search import SearchResult
+from headatlas.store.search.search import SearchResult
 
 from ..answers import Edge, upper_end
 from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headatlas.store.example import Example
+from headatlas.store.reading.example import Example
 from headatlas.viewer import head_view, model_view, neuron_view
 from headatlas.viewer.geometry import strongest_edges
 

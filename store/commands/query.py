@@ -1,0 +1,276 @@
+"""The commands `headatlas stats`, `headatlas search` and `headatlas patterns`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from ..search.search import SearchResult
+    from ..store import Store
+
+app = typer.Typer(rich_markup_mode="rich")
+_PANEL = "Query"
+_TOP = 12
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a trace store.", show_default=False)]
+SiteName = Annotated[
+    str | None,
+    typer.Option("--site", help="Which attention: encoder, decoder or cross; default the first.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs; all heads unless --top is given.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print the heads as CSV; all of them unless --top is given.")]
+Select = Annotated[Path | None, typer.Option("--select", metavar="STORE", help="Choose on this store…", show_default=False)]  # fmt: skip
+Score = Annotated[Path | None, typer.Option("--score", metavar="STORE", help="…and report on this one.", show_default=False)]  # fmt: skip
+Top = Annotated[int | None, typer.Option("--top", min=0, help=f"How many heads; default {_TOP} for people.", show_default=False)]  # fmt: skip
+
+
+@app.command(rich_help_panel=_PANEL)
+def stats(
+    store: StorePath,
+    statistic: Annotated[
+        list[str] | None,
+        typer.Option("--statistic", help="Rank by this one; repeat for more columns.", show_default=False),
+    ] = None,
+    top: Top = None,
+    average: Annotated[
+        Literal["rows", "examples"],
+        typer.Option(help="Weigh every token alike (rows) or every example alike."),
+    ] = "rows",
+    site: SiteName = None,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rank heads by their stored statistics; without a statistic: what each head does more than chance would.
+
+    Example: [bold]headatlas stats traces/demo --statistic entropy --top 5[/bold]
+    """
+    from ..statistics.specialisation import specialised_heads, statistics_table
+    from ..store import open_store
+    from . import render
+
+    opened = open_store(store)
+    names = list(dict.fromkeys(statistic or ()))
+    if names:
+        heads = statistics_table(opened, names, site, average)
+        heads = heads.sort_values(names[0], ascending=False, kind="stable", na_position="last")
+    else:
+        heads = specialised_heads(opened, site, average)
+    heads = first_rows(heads, top, everything=as_csv or as_json)
+    if as_json:
+        print(render.to_json({"heads": render.records(heads)}))
+    elif as_csv:
+        _print_csv(heads)
+    else:
+        console = _console()
+        console.print(render.statistics_rich_table(heads, names) if names else render.specialised_table(heads))
+        every = "token" if average == "rows" else "example"
+        found = opened.site(site)
+        n_heads = found.n_layers * found.n_heads
+        console.print(
+            f"{len(heads)} of {n_heads} heads of {found.name}, over {opened.n_examples:,} examples, every {every} "
+            f"alike. {_incomplete(opened)}",
+            style="dim",
+            soft_wrap=True,
+        )
+
+
+@app.command(rich_help_panel=_PANEL)
+def search(
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="Folder of a trace store; none with --select.", show_default=False)
+    ],
+    expression: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="EXPR", help="A pattern, such as 'key.position == query.position - 1'.", show_default=False
+        ),
+    ] = None,
+    top: Top = None,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="How many examples of the head.")] = 5,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head", metavar="LAYER.HEAD", help="Show this head's examples; default the best.", show_default=False
+        ),
+    ] = None,
+    by: Annotated[
+        Literal["mass", "hit_rate", "lift", "offset_lift"], typer.Option(help="What heads are ranked by.")
+    ] = "mass",
+    level: Annotated[
+        Literal["auto", "exact", "attention", "edges", "rebuilt"],
+        typer.Option(
+            help="What to read: the whole attention, the stored edges (a lower bound), or query and key, from which "
+            "attention is rebuilt; exact: attention, else rebuilt."
+        ),
+    ] = "auto",
+    site: SiteName = None,
+    select: Select = None,
+    score: Score = None,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rank heads by how much of their attention follows a pattern, and show the examples that show it best.
+
+    Example: [bold]headatlas search traces/demo 'induction and not key.special'[/bold]
+    """
+    from ..search.split import SplitSearch
+    from . import render
+
+    first, second, expression = _stores_and_expression(store, expression, select, score)
+    result = searched(second, expression, site, level)
+    if first is None:
+        proof, ranked = result.evidence, result.table(by)
+    else:
+        split = SplitSearch(searched(first, expression, site, level), result)
+        proof, ranked = split.evidence, split.table(by)
+    heads = first_rows(ranked, top, everything=as_csv or as_json)
+    if as_csv:
+        _print_csv(heads)
+        return
+    best = _head(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
+    hits = result.top_examples(*best, examples)
+    if as_json:
+        print(render.to_json(render.search_json(result, heads, hits, proof)))
+        return
+    console = _console()
+    console.print(render.heads_table(heads))
+    for note in result.notes:
+        console.print(f"Note: {render.printable(note)}", style="yellow", markup=False, soft_wrap=True)
+    console.print(_summary(result, second), style="dim", soft_wrap=True)
+    console.print(render.evidence_text(proof), style="dim", soft_wrap=True)
+    if first is not None:
+        console.print(f"Ranked and offset chosen on {render.printable(str(first.path))}.", style="dim", soft_wrap=True)
+    if hits:
+        console.print(
+            f"\nExamples of head {best[0]}.{best[1]}: \\[query] «key», weight of that edge, mass of the example"
+        )
+    for hit in hits:
+        tokens = second.examples[hit.example]
+        query = tokens.tokens(result.site.query_sequence)
+        same = result.site.key_sequence == result.site.query_sequence
+        line = render.edge_text(
+            query, query if same else tokens.tokens(result.site.key_sequence), hit.query_pos, hit.key_pos
+        )
+        console.print(f"{hit.weight:.3f}  {hit.score:.3f}  {render.printable(hit.id)}", style="dim", markup=False)
+        console.print(line, soft_wrap=True)
+
+
+@app.command(rich_help_panel=_PANEL)
+def patterns(as_json: AsJson = False) -> None:
+    """List the built-in patterns: each may be used by its name in an expression.
+
+    Example: [bold]headatlas patterns[/bold]
+    """
+    from ..patterns import LIBRARY
+    from . import render
+
+    if as_json:
+        keys = ("name", "label", "expression", "description")
+        print(render.to_json({"patterns": [{key: getattr(p, key) for key in keys} for p in LIBRARY.values()]}))
+        return
+    console = _console()
+    for pattern in LIBRARY.values():
+        console.print(f"[bold]{pattern.name}[/bold]  {pattern.description}", soft_wrap=True)
+        console.print(f"  {pattern.expression}", style="blue", markup=False, highlight=False, soft_wrap=True)
+
+
+def chosen_stores(store: Path | None, select: Path | None, score: Path | None) -> tuple[Store | None, Store]:
+    """The store to choose on (None: the other one) and the store to report on; STORE stands for the one not named."""
+    from ..search.split import check_same_heads
+    from ..store import open_store
+
+    if store is not None and select is not None and score is not None:
+        raise ConfigError(f"STORE is {store}, and --select and --score name both stores; expected only those two")
+    first, second = select or store, score or store
+    if first is None or second is None:
+        raise ConfigError("no store to work on; expected STORE, or --select STORE --score STORE")
+    opened = open_store(second)
+    if first == second:
+        return None, opened
+    chosen = open_store(first)
+    check_same_heads(chosen, opened)
+    return chosen, opened
+
+
+def _stores_and_expression(
+    store: str, expression: str | None, select: Path | None, score: Path | None
+) -> tuple[Store | None, Store, str]:
+    """With both --select and --score the one argument is the expression."""
+    if expression is None:
+        if select is None or score is None:
+            raise ConfigError(f"one argument, {store!r}; expected STORE EXPR, such as traces/demo induction")
+        return *chosen_stores(None, select, score), store
+    return *chosen_stores(Path(store), select, score), expression
+
+
+def searched(
+    store: Store, expression: str, site: str | None, level: Literal["auto", "exact", "attention", "edges", "rebuilt"]
+) -> SearchResult:
+    """Search with a progress bar where a person is looking."""
+    from ..search.search import search
+
+    if not sys.stderr.isatty():
+        return search(store, expression, site, level)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("searching", total=store.n_examples)
+        return search(
+            store,
+            expression,
+            site,
+            level,
+            on_progress=lambda done: progress.update(task, completed=done.n_examples_done),
+        )
+
+
+def _summary(result: SearchResult, store: Store) -> str:
+    source = {
+        "attention": f"stored attention ({store.spec.keep.attention})",
+        "edges": f"stored edges ({store.spec.keep.edges} a row): mass is at least the first number, at most the second",
+        "rebuilt": f"attention rebuilt from query and key ({store.spec.keep.query_key})",
+    }
+    return (
+        f"{result.rows:,} rows with a matching key in {result.n_examples:,} of {result.n_examples_searched:,} examples, "
+        f"from {source[result.level]}, {result.seconds:.2f} s. {_incomplete(store)}"
+    )
+
+
+def _incomplete(store: Store) -> str:
+    if store.is_complete:
+        return ""
+    return (
+        f"The store is not complete: {store.n_examples:,} of {store.manifest.n_examples_planned:,} examples are there."
+    )
+
+
+def _head(text: str) -> tuple[int, int]:
+    layer, _, head = text.partition(".")
+    if not (layer.isdecimal() and head.isdecimal()):
+        raise ConfigError(f"--head is {text!r}; expected LAYER.HEAD, such as 4.11")
+    return int(layer), int(head)
+
+
+def first_rows(heads: pd.DataFrame, top: int | None, *, everything: bool) -> pd.DataFrame:
+    """As many rows as were asked for; without a number all of them for programs, twelve for people."""
+    return heads.head(len(heads) if top is None and everything else _TOP if top is None else top)
+
+
+def _print_csv(heads: pd.DataFrame) -> None:
+    print(heads.to_csv(index=False, lineterminator="\n"), end="")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,209 @@
+"""The HDF5 container: a segment's arrays as the datasets of one file, `segment.h5`.
+
+The HDF5 library lays the file out; the chunks are ours. They are compressed by the same encoder as those of Zarr, get
+their Fletcher32 here, and are handed over as they are: ordinary filtered chunks for every reader. The other way round
+the library is asked only where chunks lie, and the file is closed before the first is read: reading takes no lock, runs
+no filter, and decodes with the same checks as `shard_read.py`. Metadata is written in the form that carries checksums
+of its own, so that a flipped bit in an index is noticed too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from ..errors import CorruptSegmentError, FormatError, NotFoundError, located
+from ..objects import ObjectDamageError, StoredObject, fsync_folder
+from ..schema import ArrayLayout
+from .container import SegmentArray, SegmentListing, Selection, Span, guard_fork, long_axis
+from .hdf5_metadata import FILE_NAME, check_dataset, create_datasets, hdf5_grid, open_dataset, open_file, read_index
+from .shard import Grid, checksum_bytes, compressor_of, cut_chunk
+from .shard_read import ChunkDamageError, Places, damaged_chunks, read_shard
+
+if TYPE_CHECKING:
+    import h5py
+
+_AHEAD = 64  # encoded chunks that may wait for the file
+_library = threading.Lock()  # opening and closing files in threads has crashed the library
+
+
+class Hdf5Container:
+    """Arrays as the datasets of one HDF5 file."""
+
+    name = "hdf5"
+
+    def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> list[StoredObject]:
+        """See `Container.write`; the pool encodes, this thread writes the chunks in their order."""
+        import h5py
+
+        path = folder / FILE_NAME
+        with _library:
+            file = h5py.File(path, "x", libver=("v110", "v110"))
+        try:
+            datasets = create_datasets(file, {name: (item.layout, item.attributes) for name, item in arrays.items()})
+            for name, start, body in _encoded(arrays, pool):
+                datasets[name].write_direct_chunk(start, body)
+        finally:
+            with _library:
+                datasets = {}
+                file.close()
+        written = _seal(path)
+        fsync_folder(folder)
+        return [written]
+
+    def open(self, folder: Path, listing: SegmentListing) -> Hdf5Reader:
+        """See `Container.open`."""
+        return Hdf5Reader(folder, listing)
+
+
+def _encoded(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
+    """Every chunk, as it is stored, in order; some are encoded ahead."""
+    waiting: list[tuple[str, tuple[int, ...], Future[bytes]]] = []
+    try:
+        for name, item in arrays.items():
+            grid = hdf5_grid(item.layout)
+            if 0 in grid.shape:
+                continue
+            for start in grid.chunk_starts((0,) * len(grid.shape)):
+                assert start is not None  # the file ends with the array
+                waiting.append((name, start, pool.submit(_encode, item.data, grid, start)))
+                if len(waiting) == _AHEAD:
+                    name_, start_, task = waiting.pop(0)
+                    yield name_, start_, task.result()
+        while waiting:
+            name_, start_, task = waiting.pop(0)
+            yield name_, start_, task.result()
+    finally:  # their arrays must not change under them
+        for _, _, task in waiting:
+            if not task.cancel():
+                task.exception()
+
+
+def _encode(data: np.ndarray, grid: Grid, start: tuple[int, ...]) -> bytes:
+    body = compressor_of(grid)(cut_chunk(data, start, grid.chunk))
+    return bytes(body) + checksum_bytes(body, grid.checksum)
+
+
+def _seal(path: Path) -> StoredObject:
+    """Flush a file that is closed, and describe it."""
+    fd = os.open(path, os.O_RDONLY)
+    with os.fdopen(fd, "rb") as file:
+        os.fsync(fd)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return StoredObject(path=path.name, bytes=os.fstat(fd).st_size, sha256=digest)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A dataset that was checked, and where its chunks lie."""
+
+    layout: ArrayLayout
+    grid: Grid
+    places: Places
+
+
+class Hdf5Reader:
+    """See `ContainerReader`. No file stays open."""
+
+    def __init__(self, folder: Path, listing: SegmentListing) -> None:
+        self._file_path = folder / FILE_NAME
+        self._layouts = {entry.path: entry for entry in listing.arrays}
+        self._objects = {item.path: item for item in listing.objects}
+        self._opened: dict[str, _Opened] = {}
+
+    def read(self, path: str, selection: Selection) -> np.ndarray:
+        """See `ContainerReader.read`."""
+        guard_fork()
+        opened = self._open(path)
+        out = np.empty([max(0, s.stop - s.start) for s in selection], dtype=opened.layout.dtype)
+        if out.size:
+            with self._file() as file:
+                try:
+                    index = (0,) * out.ndim
+                    read_shard(file.fileno(), opened.grid, index, opened.places, selection, out)
+                except ChunkDamageError as error:
+                    span = _span(opened, [error.start])
+                    raise _damage(f"{path}, chunk at {error.start}: {error}", span) from None
+        return out
+
+    def stored_bytes(self, path: str) -> int:
+        """See `ContainerReader.stored_bytes`."""
+        return int(self._open(path).places[:, 1].sum())
+
+    def spans(self, object_path: str) -> list[Span]:
+        """See `ContainerReader.spans`: the file holds every array."""
+        return []
+
+    def damaged_spans(self, object_path: str) -> list[Span]:
+        """See `ContainerReader.damaged_spans`."""
+        spans = []
+        with self._file() as file:
+            for path in self._layouts:
+                opened = self._open(path)
+                bad = damaged_chunks(file.fileno(), opened.grid, (0,) * len(opened.layout.shape), opened.places)
+                if bad:
+                    spans.append(_span(opened, bad))
+        return spans
+
+    def _open(self, path: str) -> _Opened:
+        opened = self._opened.get(path)
+        if opened is None:
+            if path not in self._layouts:
+                raise NotFoundError(f"no array {path!r}; this segment has {', '.join(self._layouts)}")
+            if FILE_NAME not in self._objects:
+                raise FormatError(f"object {FILE_NAME} is not listed in segment.json; expected it in every segment.")
+            layout = self._layouts[path].layout()
+            with self._dataset(path) as dataset:
+                grid = check_dataset(dataset, layout)
+                places = read_index(dataset, grid, self._objects[FILE_NAME].bytes)
+            opened = self._opened.setdefault(path, _Opened(layout, grid, places))
+        return opened
+
+    @contextmanager
+    def _dataset(self, path: str) -> Iterator[h5py.h5d.DatasetID]:
+        """A dataset of the file, open while the block runs; what the library raises becomes damage."""
+        with located(path), _library:
+            file: Any = None
+            try:
+                file = open_file(self._file_path)
+                yield open_dataset(file, path)
+            except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+                if isinstance(error, (FormatError, CorruptSegmentError)):
+                    raise
+                raise _damage(f"cannot be read by the HDF5 library ({_first_line(error)})") from None
+            finally:
+                if file is not None:
+                    file.close()
+
+    def _file(self) -> BinaryIO:
+        try:
+            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
+            return os.fdopen(os.open(self._file_path, flags), "rb", buffering=0)
+        except OSError as error:
+            raise _damage(f"cannot be opened ({error.strerror})") from None
+
+
+def _damage(problem: str, span: Span | None = None) -> ObjectDamageError:
+    message = f"object {FILE_NAME}: {problem}. Restore it, or write the segment again."
+    array, start, stop = span or ("", 0, None)
+    return ObjectDamageError(message, object_path=FILE_NAME, array=array, start=start, stop=stop)
+
+
+def _span(opened: _Opened, starts: list[tuple[int, ...]]) -> Span:
+    """The items in the chunks that begin at `starts`."""
+    axis = long_axis(opened.layout)
+    stop = max(at[axis] for at in starts) + opened.grid.chunk[axis]
+    return Span(opened.layout.path, min(at[axis] for at in starts), min(stop, opened.layout.shape[axis]))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"

@@ -1,0 +1,1 @@
+"""How a store grows and shrinks: write, commit, verify, merge, convert, drop, collect."""

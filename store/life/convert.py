@@ -1,0 +1,100 @@
+"""Copying a store into another container: the same arrays bit for bit, segment by segment.
+
+What comes out is a store of its own that says in its provenance what it was made from. A conversion that was cut off
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..containers.container import ContainerName
+from ..errors import ConfigError
+from ..manifest import read_manifest
+from ..store import open_store
+from .writer import StoreWriter
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_store` did."""
+
+    path: str
+    out: str
+    container: str
+    n_segments: int
+    n_segments_there: int
+    """Of these, how many an earlier conversion had left."""
+    n_examples: int
+    bytes_before: int
+    bytes_after: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def convert_store(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    container: ContainerName,
+    *,
+    threads: int | None = None,
+    on_segment: Callable[[int, int], None] = lambda done, total: None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Conversion:
+    """Write the newest snapshot of a store into the folder `out`; `on_segment` hears how many segments are done.
+
+    Raises
+    ------
+    ConfigError
+        `out` is the store itself, or holds something else than an earlier conversion of this snapshot.
+    CorruptSegmentError
+        A segment cannot be read.
+    """
+    source, place = open_store(path), Path(out)
+    if place.absolute().resolve() == source.path.resolve():
+        raise ConfigError(f"{out} is the store itself; expected another folder for the copy.")
+    manifest = source.manifest
+    made_from = {
+        "manifest": manifest.number,
+        "sha256": read_manifest(source.path, manifest.number)[1],
+        "containers": sorted({segment.read_listing().container for segment in source.segments}),
+        "container": container,
+        "made_from": manifest.provenance.get("made_from"),
+    }
+    writer = StoreWriter.create(
+        place,
+        spec=manifest.spec,
+        provenance={**manifest.provenance, "made_from": made_from},
+        n_examples_planned=manifest.n_examples_planned,
+        n_segments_planned=manifest.n_segments_planned,
+        container=container,
+        threads=threads,
+        on_step=on_step,
+    )
+    there, done = writer.committed, 0
+    on_segment(len(there), len(source.segments))
+    starts = [segment.first_example for segment in source.segments]
+    for number, segment in enumerate(source.segments):
+        if segment.index not in there:
+            low = starts[number] if number else 0
+            high = starts[number + 1] if number + 1 < len(starts) else manifest.n_examples_planned
+            writer.copy(segment, [row for row in manifest.skipped if low <= row.example < high])
+            done += 1
+            on_segment(len(there) + done, len(source.segments))
+    result = open_store(place)
+    return Conversion(
+        path=str(source.path),
+        out=str(result.path),
+        container=container,
+        n_segments=len(result.segments),
+        n_segments_there=len(there),
+        n_examples=result.n_examples,
+        bytes_before=source.bytes_on_disk,
+        bytes_after=result.bytes_on_disk,
+    )

@@ -1,0 +1,141 @@
+"""The traces of a whole store as labelled dask arrays: nothing is read until something is computed.
+
+One dask chunk is one head of one segment, so that no chunk is read twice and tasks may run on any worker: a task carries
+the store's path and snapshot, a few hundred bytes, and reads for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Shaped
+
+from ..companding import ATTENTION_BOUNDS, decode_attention, decode_vectors
+from ..pairs import pair_positions
+from ..schema import Keep, SequenceName, Site
+
+if TYPE_CHECKING:
+    from ..store import Store
+    from .segment import Segment
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What dask indexes: `read` of one segment of a store, over the block that is wanted."""
+
+    store: Store
+    segment: int
+    read: Callable[[Segment, tuple[slice, ...]], np.ndarray]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, selection: tuple[slice, ...]) -> np.ndarray:
+        return self.read(self.store.segments[self.segment], selection)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Reads a block of a trace array and decodes it."""
+
+    path: str
+    keep: Keep
+
+    def __call__(self, segment: Segment, selection: tuple[slice, ...]) -> np.ndarray:
+        return decode(self.path.rpartition("/")[2], segment.read(self.path, selection), self.keep)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Example and position of each item of a long axis."""
+
+    site: Site
+    axis: str
+    what: str
+
+    def __call__(self, segment: Segment, selection: tuple[slice, ...]) -> np.ndarray:
+        wanted = selection[0]
+        if self.axis == "pair":
+            offset = segment.pair_offset(self.site.name)
+        else:
+            offset = segment.token_offset(_sequence(self.site, self.axis))
+        item = np.arange(wanted.start or 0, offset[-1] if wanted.stop is None else wanted.stop)
+        row = np.searchsorted(offset, item, side="right") - 1
+        if self.what == "example":
+            return segment.first_example + row
+        within = item - offset[row]
+        if self.axis != "pair":
+            return within
+        if self.site.causal:
+            return pair_positions(within, 0, causal=True)[0 if self.what == "query_pos" else 1]
+        n_keys = np.diff(segment.token_offset(self.site.key_sequence))[row]
+        return within // n_keys if self.what == "query_pos" else within % n_keys
+
+
+def decode(name: str, stored: Shaped[np.ndarray, "*shape"], keep: Keep) -> Shaped[np.ndarray, "*shape"]:
+    """Stored numbers of a trace array as people use them."""
+    if name == "attention":
+        return decode_attention(stored, keep.attention or "float32")
+    if name in ("query", "key"):
+        return decode_vectors(stored, keep.query_key or "float32")
+    if name == "edge_key":
+        return np.where(stored == np.iinfo(stored.dtype).max, -1, stored.astype(np.int64))
+    return stored.astype(np.float32, copy=False)
+
+
+def lazy_traces(store: Store, site: Site, name: str) -> xr.DataArray:
+    """A trace array of all segments, joined along its long axis.
+
+    Raises
+    ------
+    NotFoundError
+        It was not kept.
+    """
+    import dask.array as da
+
+    path, keep = f"{site.name}/{name}", store.spec.keep
+    arrays = [segment.array(path) for segment in store.segments]
+    axes = arrays[0].axes if arrays else ("layer", "head", "item")
+    dtype = np.dtype(np.int64 if name == "edge_key" else np.float32)
+    parts = [
+        _chunked(_Part(store, at, _Decoded(path, keep), array.shape, dtype), (1, 1, *array.shape[2:]), path)
+        for at, array in enumerate(arrays)
+    ]
+    data = da.concatenate(parts, axis=2) if parts else da.zeros((site.n_layers, site.n_heads, 0), np.float32)
+    coords: dict[str, Any] = {axis: np.arange(size) for axis, size in zip(axes[:2], data.shape[:2], strict=True)}
+    whats = {"pair": ("query_pos", "key_pos"), "query_token": ("query_pos",), "key_token": ("key_pos",)}
+    for what in ("example", *whats.get(axes[2], ())) if arrays else ():
+        places = [
+            _chunked(
+                _Part(store, at, _Place(site, axes[2], what), array.shape[2:3], np.dtype(np.int64)),
+                (-1,),
+                f"{axes[2]}/{what}/{site.name}",
+            )
+            for at, array in enumerate(arrays)
+        ]
+        coords[what] = (axes[2], da.concatenate(places))
+    attributes = {}
+    if name == "attention" and keep.attention:
+        attributes = {"long_name": "attention weight", "max_absolute_error": ATTENTION_BOUNDS[keep.attention].absolute}
+    return xr.DataArray(data, coords, axes, name, attributes)
+
+
+def _chunked(part: _Part, chunks: Any, label: str) -> Any:
+    """A dask array over a part; equal parts of equal snapshots have equal names."""
+    import dask.array as da
+    from dask.base import tokenize
+
+    token = tokenize(str(part.store.path), part.store.manifest.number, part.segment, label)
+    meta = np.empty((0,) * part.ndim, part.dtype)
+    return da.from_array(part, chunks, name=f"headatlas-{token}", asarray=False, fancy=False, meta=meta)
+
+
+def _sequence(site: Site, axis: str) -> SequenceName:
+    return site.key_sequence if axis == "key_token" else site.query_sequence

@@ -1,0 +1,357 @@
+"""A committed segment: its listing, its tables, and slices of its arrays.
+
+Opening touches nothing. The first use reads `segment.json` (its hash is in the manifest), checks that every object is
+there with its size, and holds the listed arrays against the shapes that the specification and the examples' lengths
+demand. After that a read decodes the chunks that it needs and no others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sized
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from .. import companding
+from ..containers.container import ContainerReader, SegmentListing, container_of, guard_fork
+from ..errors import ConfigError, CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
+from ..manifest import SegmentEntry
+from ..objects import ObjectDamageError, check_folder, check_objects, read_small
+from ..schema import FORMAT_VERSION, ArrayLayout, TraceSpec, pair_offset, segment_layout
+from ..tables import (
+    SegmentTables,
+    check_offset,
+    examples_of_rows,
+    read_columns,
+    read_optional_text,
+    read_text,
+    read_token_table,
+)
+from ..tokens import Column, TokenTable
+from .cache import ByteCache
+from .lazy_array import Index, LazyArray
+
+__all__ = ["LazyArray", "Segment", "SegmentTables"]
+
+LISTING_MAX_BYTES = 256 << 20
+TABLES_MAX_BYTES = 512 << 20
+"""Decoded texts, token tables and annotations that a store keeps in memory."""
+_TABLE_FREE_BYTES = 64 << 20
+_TABLE_MAX_RATIO = 1000  # decoded to stored; texts and token tables reach about 50
+Rows = TypeVar("Rows", bound=Sized)
+
+
+class Segment:
+    """One segment of a store. Safe from many threads; arrays are read when asked for.
+
+    Decoded texts, token tables and annotations are kept in `cache`, which the segments of a store share.
+
+    Without `check_presence` damaged segments open too, so that what is left of them can be told.
+    """
+
+    def __init__(
+        self,
+        store_path: Path,
+        entry: SegmentEntry,
+        spec: TraceSpec,
+        *,
+        check_presence: bool = True,
+        cache: ByteCache | None = None,
+    ) -> None:
+        self.entry, self.spec, self._store_path, self._check_presence = entry, spec, store_path, check_presence
+        self.index, self.first_example, self.n_examples = entry.index, entry.first_example, entry.n_examples
+        self.folder = store_path / entry.path
+        self._cache = ByteCache(TABLES_MAX_BYTES) if cache is None else cache
+
+    def __repr__(self) -> str:
+        last = self.first_example + self.n_examples
+        return f"Segment({self.index}, examples {self.first_example}:{last}, {self._store_path})"
+
+    @cached_property
+    def where(self) -> str:
+        """For messages: the store and this segment."""
+        return f"{self._store_path}, segment {self.index}"
+
+    @cached_property
+    def listing(self) -> SegmentListing:
+        """What segment.json lists; read and checked on first use.
+
+        Raises
+        ------
+        CorruptSegmentError
+            An object is missing or has another size, or segment.json is not the committed one.
+        FormatError
+            The listing does not agree with the manifest, or something in the segment is a link.
+        """
+        with located(self.where):
+            listing = self.read_listing()
+            if self._check_presence:
+                try:
+                    check_objects(self.folder, listing.objects)
+                except ObjectDamageError as error:
+                    lenient = Segment(self._store_path, self.entry, self.spec, check_presence=False)
+                    error.args = (f"{error} {examples_text(lenient.examples_of_object(error.object_path))}",)
+                    raise
+            return listing
+
+    def read_listing(self) -> SegmentListing:
+        """segment.json alone, held against the manifest; the objects are not looked at."""
+        check_folder(self._store_path / "segments", "segments")
+        check_folder(self.folder, self.entry.path)
+        data = read_small(self.folder / "segment.json", f"{self.entry.path}/segment.json", LISTING_MAX_BYTES)
+        if len(data) != self.entry.bytes or hashlib.sha256(data).hexdigest() != self.entry.sha256:
+            raise CorruptSegmentError(
+                f"{self.entry.path}/segment.json was cut or changed: {len(data)} bytes, and its hash is not the "
+                f"committed one ({self.entry.bytes} bytes). Restore it, or write the segment again."
+            )
+        listing = SegmentListing.from_bytes(data)
+        if listing.format_version > FORMAT_VERSION:
+            raise FormatError(
+                f"segment.json is of format version {listing.format_version}; this headatlas reads up to "
+                f"{FORMAT_VERSION}. Install a newer headatlas."
+            )
+        told = (listing.index, listing.first_example, listing.n_examples, listing.n_tokens)
+        if told != (self.index, self.first_example, self.n_examples, self.entry.n_tokens):
+            raise FormatError(f"segment.json describes another segment than the manifest: {told}.")
+        return listing
+
+    @cached_property
+    def reader(self) -> ContainerReader:
+        """The container's reader over the checked listing."""
+        listing = self.listing
+        try:
+            return container_of(listing.container).open(self.folder, listing)
+        except ConfigError as error:
+            raise FormatError(f"{self.where}: segment.json: {error} Install a newer headatlas.") from None
+
+    @cached_property
+    def layouts(self) -> dict[str, ArrayLayout]:
+        """Every array of the segment by path, traces held against the specification and the examples' lengths."""
+        listed = {entry.path: entry.layout() for entry in self.listing.arrays}
+        with self._located():
+            lengths = {}
+            for sequence in self.spec.sequences:
+                offset = self._whole(listed, f"{sequence}/token_offset")
+                if len(offset) != self.n_examples + 1:
+                    raise FormatError(
+                        f"{sequence}/token_offset has {len(offset)} entries; expected {self.n_examples + 1}."
+                    )
+                check_offset(offset, self.entry.n_tokens.get(sequence, -1), f"{sequence}/token_offset")
+                lengths[sequence] = np.diff(offset)
+            for path, expected in segment_layout(self.spec, lengths).items():
+                found = listed.get(path)
+                if found != expected:
+                    raise FormatError(
+                        f"array {path} is listed as {found and (found.dtype.name, found.shape)}; expected "
+                        f"{(expected.dtype.name, expected.shape)} from the specification and the examples' lengths."
+                    )
+        return listed
+
+    def _whole(self, layouts: dict[str, ArrayLayout], path: str) -> np.ndarray:
+        """A table array or the statistics, whole, if its size is believable."""
+        if path not in layouts:
+            raise FormatError(f"array {path} is not listed in segment.json; expected it in every segment.")
+        layout = layouts[path]
+        stored = self.reader.stored_bytes(path)
+        if layout.raw_bytes > _TABLE_FREE_BYTES + _TABLE_MAX_RATIO * stored:
+            raise FormatError(
+                f"array {path} would take {layout.raw_bytes} bytes out of {stored}; expected at most "
+                f"{_TABLE_MAX_RATIO} times as many. Do not trust this store."
+            )
+        return self.reader.read(path, tuple(slice(0, n) for n in layout.shape))
+
+    def _table(self, path: str) -> np.ndarray:
+        return self._whole(self.layouts, path)
+
+    def tokens(self, sequence: str = "source") -> TokenTable:
+        """The token table of a sequence; kept after the first call.
+
+        Raises
+        ------
+        NotFoundError
+            This store has no such sequence.
+        """
+        if sequence not in self.spec.sequences:
+            raise NotFoundError(f"no sequence {sequence!r}; this store has {', '.join(self.spec.sequences)}.")
+        return self._kept("tokens", sequence, lambda: read_token_table(self._table, list(self.layouts), sequence))
+
+    def token_offset(self, sequence: str) -> Int64[np.ndarray, "boundary"]:
+        """Where each example's tokens begin on the flat token axis of a sequence."""
+        return self._offsets[sequence]
+
+    @cached_property
+    def _offsets(self) -> dict[str, np.ndarray]:
+        with self._located():
+            return {sequence: self._table(f"{sequence}/token_offset") for sequence in self.spec.sequences}
+
+    def pair_offset(self, site: str) -> Int64[np.ndarray, "boundary"]:
+        """Where each example's pairs begin on the flat pair axis of a site."""
+        found = self.spec.site(site)
+        lengths = (np.diff(self._offsets[sequence]) for sequence in (found.query_sequence, found.key_sequence))
+        return pair_offset(found, *lengths)
+
+    def array(self, path: str) -> LazyArray:
+        """An array by path (``encoder/attention``): shape and dtype now, items when indexed.
+
+        Raises
+        ------
+        NotFoundError
+            The segment has no such array; the message says what the job must keep.
+        """
+        layouts = self.layouts
+        if path not in layouts:
+            raise NotFoundError(f"{self.where}: {missing_array(path, self.spec)}")
+        return LazyArray(layouts[path], self.read_block)
+
+    def read(self, path: str, selection: tuple[Index, ...] | Index = ...) -> np.ndarray:
+        """Items of an array: integers and slices, as in numpy.
+
+        Raises
+        ------
+        CorruptSegmentError
+            A chunk that is needed fails its checksum; the object and the examples in it are named.
+        """
+        return self.array(path)[selection]
+
+    def read_block(self, path: str, selection: tuple[slice, ...]) -> np.ndarray:
+        """Items of an array by slices of step 1 inside its bounds, errors with their place."""
+        with self._located():
+            return self.reader.read(path, selection)
+
+    def statistics(self, site: str) -> Float32[np.ndarray, "statistic layer head example"]:
+        """All statistics of a site."""
+        self.array(f"{site}/statistics")
+        with self._located():
+            return self._table(f"{site}/statistics")
+
+    def attention_weights(self, site: str, layer: int, head: int, pairs: slice) -> Float32[np.ndarray, "pair"]:
+        """Decoded attention of one head over a range of the flat pair axis."""
+        codec = self.spec.keep.attention
+        stored = self.read(f"{site}/attention", (layer, head, pairs))
+        assert codec is not None  # `read` has raised otherwise
+        return companding.decode_attention(stored, codec)
+
+    def ids(self) -> list[str]:
+        """The ids of the examples."""
+        return self._text("id")
+
+    def texts(self, name: str = "text") -> list[str]:
+        """``text`` of every example; ``text_pair`` or ``target_text`` with "" where an example has none."""
+        return [row or "" for row in self.optional_texts(name)]
+
+    def optional_texts(self, name: str) -> list[str | None]:
+        """``text_pair`` or ``target_text`` of every example, None where it has none."""
+        if name in ("id", "text"):
+            return list(self._text(name))
+        if name not in ("text_pair", "target_text"):
+            raise NotFoundError(f"no text {name!r}; expected id, text, text_pair or target_text.")
+        names = list(self.layouts)
+
+        def read() -> list[str | None]:
+            return self._counted(read_optional_text(self._table, names, name, self.n_examples), name)
+
+        return list(self._kept("optional", name, read))
+
+    def _text(self, name: str) -> list[str]:
+        return list(self._kept("text", name, lambda: self._counted(read_text(self._table, f"example/{name}"), name)))
+
+    def _kept(self, kind: str, name: str, read: Callable[[], Rows]) -> Rows:
+        """A decoded table out of the cache, or read now, errors with their place."""
+
+        def located_read() -> Rows:
+            with self._located():
+                return read()
+
+        return self._cache.get((self.index, kind, name), located_read)
+
+    def _counted(self, rows: Rows, name: str) -> Rows:
+        if len(rows) != self.n_examples:
+            raise FormatError(f"{self.where}: example/{name} has {len(rows)} entries; expected {self.n_examples}.")
+        return rows
+
+    def columns(self) -> dict[str, Column]:
+        """The annotations of the examples."""
+        return dict(self._kept("columns", "", self._read_columns))
+
+    def _read_columns(self) -> dict[str, Column]:
+        columns = read_columns(self._table, list(self.layouts), "example/column")
+        for name, column in columns.items():
+            self._counted(column.data, f"column/{name}")
+        return columns
+
+    def examples_of(self, array: str, start: int = 0, stop: int | None = None) -> range:
+        """The examples (numbers in the store) that items `start:stop` of an array's long axis belong to."""
+        everything = range(self.first_example, self.first_example + self.n_examples)
+        site, _, name = array.partition("/")
+        if stop is None or not any(site == s.name for s in self.spec.sites):
+            return everything
+        try:
+            axis = self.layouts[array].axes
+            if name == "attention":
+                found = examples_of_rows(self.pair_offset(site), start, stop)
+            elif name == "statistics":
+                found = range(start, stop)
+            else:
+                spec = self.spec.site(site)
+                sequence = spec.key_sequence if axis[2] == "key_token" else spec.query_sequence
+                found = examples_of_rows(self._offsets[sequence], start, stop)
+        except HeadAtlasError:  # the offsets themselves are damaged
+            return everything
+        return range(self.first_example + found.start, self.first_example + found.stop)
+
+    def examples_of_object(self, object_path: str, *, damaged: bool = False) -> range:
+        """The examples that a file of this segment serves; with `damaged` those of its chunks that cannot be decoded."""
+        try:
+            spans = (self.reader.damaged_spans if damaged else self.reader.spans)(object_path)
+        except HeadAtlasError:
+            spans = []
+        touched = [self.examples_of(*span) for span in spans] or [self.examples_of("")]
+        return range(min(found.start for found in touched), max(found.stop for found in touched))
+
+    def _located(self) -> _Located:
+        return _Located(self)
+
+
+class _Located:
+    """Adds the segment, and for damage the examples it touches, to errors raised inside the block."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+
+    def __enter__(self) -> None:
+        guard_fork()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, HeadAtlasError) or str(error).startswith(self._segment.where):
+            return
+        message = f"{self._segment.where}: {error}"
+        if isinstance(error, ObjectDamageError):
+            touched = self._segment.examples_of(error.array, error.start, error.stop)
+            message += f" {examples_text(touched)}"
+        error.args = (message, *error.args[1:])
+
+
+def examples_text(examples: range) -> str:
+    """For messages: which examples a damaged object touches."""
+    if not examples:
+        return "No example is touched."
+    return f"Examples {examples.start} to {examples.stop - 1} are touched."
+
+
+def missing_array(path: str, spec: TraceSpec) -> str:
+    """Why a store does not have an array, and what the job must keep."""
+    site, _, name = path.partition("/")
+    keeps = {
+        "attention": 'keep.attention = "sqrt8"',
+        "statistics": "keep.statistics = true",
+        "edge_key": "keep.edges = 8",
+        "edge_weight": "keep.edges = 8",
+        **dict.fromkeys(("query", "key", "logsumexp"), 'keep.query_key = "float16"'),
+    }
+    if name in keeps and any(s.name == site for s in spec.sites):
+        return f"{path} was not kept. Run the job again with {keeps[name]}."
+    return f"no array {path!r}; expected <site>/<{'|'.join(keeps)}> with a site of {', '.join(s.name for s in spec.sites)}."

@@ -1,0 +1,141 @@
+"""Attention between words: what the tokens of one word put on the tokens of another.
+
+Columns are summed over the key word's tokens, rows are averaged over the query word's tokens (or taken from its first
+token), so a word's row sums to 1 less what went to special tokens. Special tokens and tokens of no word are dropped
+without renormalising. This is the merging of Clark et al. 2019, whose paper says mean and whose released code takes the
+first token; both are here. Flat like everything of a segment: the word pairs of an example are row-major
+(query word, key word) and those of all examples lie one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64, Num
+
+from ..companding import decode_attention
+from ..errors import ConfigError
+from ..schema import Site
+from ..tokens import TokenTable
+from .segment import Segment
+
+Merge = Literal["mean", "first"]
+
+
+@dataclass(frozen=True)
+class WordPairs:
+    """Where each token pair of some consecutive examples goes when tokens are merged to words."""
+
+    n_query_words: Int64[np.ndarray, "example"]
+    n_key_words: Int64[np.ndarray, "example"]
+    pair: Int64[np.ndarray, "kept_pair"]
+    """The token pairs that count, ascending, from the first pair of the first example."""
+    cell: Int64[np.ndarray, "kept_pair"]
+    """The word pair that each belongs to."""
+    row_start: Int64[np.ndarray, "query_token"]
+    """Where each query token's row of pairs begins."""
+    n_rows: Int64[np.ndarray, "query_word"]
+    """Token rows that are averaged for each query word; 0 for a word without tokens."""
+
+    @cached_property
+    def start(self) -> Int64[np.ndarray, "boundary"]:
+        """Where each example's word pairs begin."""
+        sizes = self.n_query_words * self.n_key_words
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+
+    def merge(self, attention: Num[np.ndarray, "head pair"]) -> Float64[np.ndarray, "head word_pair"]:
+        """Word-to-word attention out of decoded token pairs; rows of a word without tokens are 0.
+
+        Weights are summed first (in float64 exact for all codecs of 8 and 16 bits) and divided once.
+        """
+        merged = np.empty((len(attention), int(self.start[-1])))
+        for row, weights in zip(merged, attention, strict=True):
+            row[:] = np.bincount(self.cell, weights[self.pair], merged.shape[1])
+        if self.n_rows.max(initial=1) > 1:
+            merged /= np.repeat(np.maximum(self.n_rows, 1), np.repeat(self.n_key_words, self.n_query_words))
+        return merged
+
+
+def word_pairs(query: TokenTable, key: TokenTable, *, causal: bool, merge: Merge = "mean") -> WordPairs:
+    """Plan the merge of the flat token pairs of the examples of two token tables (the same one within one text).
+
+    Raises
+    ------
+    ConfigError
+        `merge` is neither ``"mean"`` nor ``"first"``.
+    """
+    if merge not in get_args(Merge):
+        raise ConfigError(f"merge is {merge!r}; expected 'mean' (average the word's rows) or 'first' (its first token)")
+    n_query_words, n_key_words = (np.diff(table.word_offset).astype(np.int64) for table in (query, key))
+    example = np.repeat(np.arange(query.n_examples), query.n_tokens)
+    n_keys = (query.position + 1 if causal else key.n_tokens[example]).astype(np.int64)
+    row_start = np.cumsum(n_keys) - n_keys
+    first_cell = np.cumsum(n_query_words * n_key_words) - n_query_words * n_key_words
+    word = query.word.astype(np.int64)
+    flat_word = query.word_offset[:-1][example] + word
+    rows = np.flatnonzero(word >= 0)
+    if merge == "first":
+        rows = rows[np.unique(flat_word[rows], return_index=True)[1]]
+    n_rows = np.bincount(flat_word[rows], minlength=int(query.word_offset[-1]))
+    row_cell = first_cell[example] + word * n_key_words[example]
+    length = n_keys[rows]
+    row = np.repeat(rows, length)
+    key_pos = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+    key_word = key.word.astype(np.int64)[key.token_offset[:-1][example[row]] + key_pos]
+    kept = key_word >= 0
+    row, key_pos, key_word = row[kept], key_pos[kept], key_word[kept]
+    return WordPairs(n_query_words, n_key_words, row_start[row] + key_pos, row_cell[row] + key_word, row_start, n_rows)
+
+
+def segment_word_attention(
+    segment: Segment, site: Site, layer: int, examples: range, plan: WordPairs
+) -> Float64[np.ndarray, "head word_pair"]:
+    """Word-to-word attention of all heads of a layer over consecutive examples (rows of the segment).
+
+    Weights that are stored as edges too come from there: float16 is closer than a byte, and which of two words is
+    looked at most often hangs on little.
+
+    Raises
+    ------
+    NotFoundError
+        Attention was not kept.
+    """
+    offset = segment.pair_offset(site.name)
+    pairs = slice(int(offset[examples.start]), int(offset[examples.stop]))
+    keep = segment.spec.keep
+    stored = segment.read(f"{site.name}/attention", (layer, slice(None), pairs))
+    weights = decode_attention(stored, keep.attention or "float32")
+    if keep.edges and keep.attention == "sqrt8":
+        token = segment.token_offset(site.query_sequence)
+        rows = slice(int(token[examples.start]), int(token[examples.stop]))
+        key, weight = (
+            segment.read(f"{site.name}/{n}", (layer, slice(None), rows)) for n in ("edge_key", "edge_weight")
+        )
+        length = np.diff(np.append(plan.row_start, stored.shape[1]))[:, None]
+        for row, of_head, edges in zip(weights, key, weight, strict=True):
+            inside = of_head < length  # rows with fewer keys are filled up
+            row[(plan.row_start[:, None] + of_head)[inside]] = edges[inside]
+    return plan.merge(weights)
+
+
+def plan_segment(segment: Segment, site: Site, examples: range, merge: Merge = "mean") -> WordPairs:
+    """The merge plan of consecutive examples (rows of the segment); it serves every layer."""
+    query, key = (
+        segment.tokens(name).examples(examples.start, examples.stop)
+        for name in (site.query_sequence, site.key_sequence)
+    )
+    return word_pairs(query, key, causal=site.causal, merge=merge)
+
+
+def merge_example(
+    maps: Float[np.ndarray, "*lead query_pos key_pos"], query: TokenTable, key: TokenTable, merge: Merge = "mean"
+) -> Float64[np.ndarray, "*lead query_word key_word"]:
+    """Word-to-word attention out of the whole maps of one example."""
+    plan = word_pairs(query, key, causal=False, merge=merge)
+    lead, n_pairs = maps.shape[:-2], maps.shape[-2] * maps.shape[-1]
+    n_heads = int(np.prod(lead, dtype=np.int64))
+    merged = plan.merge(maps.reshape(n_heads, n_pairs))
+    return merged.reshape(*lead, int(plan.n_query_words[0]), int(plan.n_key_words[0]))

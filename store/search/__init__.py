@@ -1,0 +1,1 @@
+"""Questions to a corpus: scan, score, evidence, relations, minimal pairs."""

@@ -1,0 +1,190 @@
+"""Minimal pairs: which heads do a pattern more in one member of a pair than in the other.
+
+Two examples with the same value of a pair column are a pair; the variant column says which member is which. Only pairs
+that align are compared: as many tokens, the same words at the same positions, and all differing tokens within one word.
+The others are counted with their reason, never guessed at. Every pair weighs alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float, Int64
+
+from ..errors import ConfigError, NotFoundError
+from ..store import Store
+from ..tokens import TokenTable
+from .evidence import MINIMUM_EXAMPLES
+from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero
+from .search import SearchResult
+
+
+@dataclass(frozen=True)
+class MinimalPairs:
+    """The pairs of a store that align, and how many do not and why."""
+
+    variants: tuple[str, str]
+    names: list[str]
+    """The value of the pair column, one a pair."""
+    first: Int64[np.ndarray, "pair"]
+    second: Int64[np.ndarray, "pair"]
+    """Numbers of the examples with the first and the second variant."""
+    refused: dict[str, int]
+    """Pairs left out, by reason."""
+
+
+def minimal_pairs(
+    store: Store, pair: str = "pair", variant: str = "variant", between: Sequence[str] | None = None
+) -> MinimalPairs:
+    """Find the pairs of a store and check that their members align.
+
+    Parameters
+    ----------
+    between
+        The two variants to compare, first and second; default: the two that most pairs have.
+
+    Raises
+    ------
+    NotFoundError
+        The examples have no such columns, or no example has both variants.
+    ConfigError
+        `between` is not two different variants of this store.
+    """
+    columns = store.example_columns()
+    for name in (pair, variant):
+        if name not in columns:
+            raise NotFoundError(
+                f"{store.path}: examples have no annotation {name!r}; this store has {', '.join(columns) or 'none'}. "
+                "Name the columns that tell pairs and their members apart."
+            )
+    groups: dict[str, dict[str, list[int]]] = {}
+    rows = zip(store.example_numbers().tolist(), columns[pair].to_list(), columns[variant].to_list(), strict=True)
+    for number, name, value in rows:
+        if name not in (None, "", -1) and value is not None:
+            groups.setdefault(str(name), {}).setdefault(str(value), []).append(number)
+    chosen = _variants(groups, between, store)
+    refused: Counter[str] = Counter()
+    names, first, second = [], [], []
+    for name, members in groups.items():
+        a, b = (members.get(value, []) for value in chosen)
+        if not a and not b:
+            continue
+        reason = (
+            "one member missing" if not (a and b) else "several members of one variant" if len(a) + len(b) > 2 else ""
+        )
+        reason = reason or _difference(*(store.segment_of(n).tokens().example(n - store.segment_of(n).first_example) for n in (a[0], b[0])))  # fmt: skip
+        if reason:
+            refused[reason] += 1
+            continue
+        names.append(name)
+        first.append(a[0])
+        second.append(b[0])
+    return MinimalPairs(chosen, names, np.array(first, np.int64), np.array(second, np.int64), dict(refused))
+
+
+def _variants(groups: dict[str, dict[str, list[int]]], between: Sequence[str] | None, store: Store) -> tuple[str, str]:
+    known = Counter(value for members in groups.values() for value in members)
+    if between is not None:
+        if len(set(between)) != 2 or not set(between) <= set(known):
+            raise ConfigError(
+                f"variants to compare are {', '.join(map(repr, between))}; expected two different ones of "
+                f"{', '.join(map(repr, known))}"
+            )
+        return between[0], between[1]
+    both = Counter(
+        (a, b) for members in groups.values() for a in sorted(members) for b in sorted(members) if a < b
+    ).most_common(1)
+    if not both:
+        raise NotFoundError(f"{store.path}: no two examples are a pair; expected two variants of one pair value.")
+    return both[0][0]
+
+
+def _difference(a: TokenTable, b: TokenTable) -> str:
+    """Why two examples do not align; empty where they do."""
+    if len(a) != len(b):
+        return "another number of tokens"
+    if not np.array_equal(a.word, b.word):
+        return "words at other positions"
+    differing = set(a.word[a.id != b.id].tolist())
+    if not differing:
+        return "no difference"
+    return "" if len(differing) == 1 else "more than one word differs"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A pattern's mass in the second members less that in the first, for every head."""
+
+    search: SearchResult
+    pairs: MinimalPairs
+    kept: Int64[np.ndarray, "kept"]
+    """Indices of the pairs whose members both have a matching row."""
+    difference: Float[np.ndarray, "layer head kept"]
+    heads: xr.Dataset
+    """`difference`, `low`, `high` (95 % bootstrap over pairs), `mass_first`, `mass_second`, `p_value` (two-sided paired
+    t test), `q_value` (false-discovery rate over heads); dims (layer, head)."""
+
+    def table(self) -> pd.DataFrame:
+        """One row a head, the largest difference (of either sign) first."""
+        table = self.heads.to_dataframe(dim_order=["layer", "head"]).reset_index()
+        table["pairs"] = len(self.kept)
+        order = np.argsort(-np.abs(np.nan_to_num(table["difference"].to_numpy())), kind="stable")
+        return table.take(order.tolist()).reset_index(drop=True)
+
+    def driving_pairs(self, layer: int, head: int, n: int = 5) -> list[tuple[str, int, int, float]]:
+        """The pairs that pull a head's difference most its way: name, the two examples, their difference."""
+        values = self.difference[layer, head]
+        order = np.argsort(-values * np.sign(values.mean()) if len(values) else values, kind="stable")[:n]
+        at = self.kept[order]
+        names = [self.pairs.names[index] for index in at.tolist()]
+        return list(zip(names, self.pairs.first[at].tolist(), self.pairs.second[at].tolist(), values[order].tolist(), strict=True))  # fmt: skip
+
+
+def contrast(result: SearchResult, pairs: MinimalPairs, seed: int = 0) -> Contrast:
+    """Compare the members of minimal pairs by what a search found in them.
+
+    With fewer than five pairs there is no test: p and q are NaN.
+    """
+    numbers = result.example_mass["example"].to_numpy()
+    at_first, found_first = _places(numbers, pairs.first)
+    at_second, found_second = _places(numbers, pairs.second)
+    kept = np.flatnonzero(found_first & found_second)
+    mass = result.example_mass.to_numpy().astype(np.float64)
+    first, second = mass[:, :, at_first[kept]], mass[:, :, at_second[kept]]
+    difference = second - first  # [layer, head, kept]
+    ones = np.ones(len(kept))
+    low, high = bootstrap_interval(difference, ones, seed=seed)
+    above = p_above_zero(difference)
+    two_sided = 2 * np.minimum(above, 1 - above) if len(kept) >= MINIMUM_EXAMPLES else np.full(above.shape, np.nan)
+    unchanged = np.all(difference == 0, axis=-1) & np.isfinite(two_sided)
+    two_sided[unchanged] = 1.0
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return values.mean(axis=-1) if len(kept) else np.full(values.shape[:-1], np.nan)
+
+    columns = {
+        "difference": mean(difference),
+        "low": low,
+        "high": high,
+        "mass_first": mean(first),
+        "mass_second": mean(second),
+        "p_value": two_sided,
+        "q_value": false_discovery_rate(two_sided),
+    }
+    heads = xr.Dataset({n: (("layer", "head"), v) for n, v in columns.items()}, dict(result.heads.coords))
+    return Contrast(result, pairs, kept, difference, heads)
+
+
+def _places(
+    numbers: Int64[np.ndarray, "example"], wanted: Int64[np.ndarray, "pair"]
+) -> tuple[Int64[np.ndarray, "pair"], np.ndarray]:
+    """Where each wanted number stands among the ascending ones, and whether it does."""
+    if not len(numbers):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+    return at, numbers[at] == wanted

@@ -1,0 +1,339 @@
+"""One segment of a search: what every head puts on the pairs that match.
+
+The pattern is evaluated once on tokens; then each head only looks matching pairs up. Reading goes layer by layer (a
+shard is one layer) and in blocks of bounded pairs, so memory depends neither on the corpus nor on the model's depth.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int64, Num
+
+from ..companding import decode_attention
+from ..errors import FormatError, NotFoundError, located
+from ..patterns.matching import Matcher, Matches
+from ..reading.rebuild import Vectors, read_heads, read_vectors, rebuild_tile, require_rebuilt, why_not_rebuilt
+from ..reading.segment import Segment
+from ..schema import Site
+
+Level = Literal["attention", "edges", "rebuilt"]
+Asked = Literal["auto", "exact", "attention", "edges", "rebuilt"]
+BLOCK_WEIGHTS = 12 << 20
+"""Weights of one layer in memory at once, about."""
+
+
+class Stopped(Exception):
+    """The caller asked to stop; nothing of the segment counts."""
+
+
+@dataclass(frozen=True)
+class RowSupport:
+    """The rows of a block that have matching keys, and what uniform attention would put on them."""
+
+    matches: Matches
+    matcher: Matcher
+    site: Site
+
+    @cached_property
+    def first(self) -> Int64[np.ndarray, "row"]:
+        """Index of each row's first match."""
+        query = self.matches.query
+        return np.flatnonzero(np.concatenate([[True], query[1:] != query[:-1]])) if len(query) else query
+
+    @cached_property
+    def rows(self) -> Int64[np.ndarray, "row"]:
+        """The query token of each row."""
+        return self.matches.query[self.first]
+
+    @cached_property
+    def n_matches(self) -> Int64[np.ndarray, "row"]:
+        """Matching keys of each row."""
+        return np.diff(np.append(self.first, len(self.matches)))
+
+    @cached_property
+    def n_keys(self) -> Int64[np.ndarray, "row"]:
+        """Keys that each row has."""
+        return np.diff(self.matcher.row_start)[self.rows]
+
+    @cached_property
+    def example(self) -> Int64[np.ndarray, "row"]:
+        """Example of each row, within the segment."""
+        return self.matcher.evaluator.query.example[self.rows]
+
+    @cached_property
+    def first_of_example(self) -> Int64[np.ndarray, "matched_example"]:
+        """Index of the first row of each example that has rows here."""
+        return np.flatnonzero(np.concatenate([[True], self.example[1:] != self.example[:-1]]))
+
+    def uniform(self, window: int | None) -> Float[np.ndarray, "row"]:
+        """Share of each row that uniform attention over its visible keys gives to matching keys.
+
+        A sliding window of w tokens shows a row the keys less than w away.
+        """
+        if window is None:
+            return self.n_matches / self.n_keys
+        query = self.matcher.evaluator.query.position
+        key = self.matcher.evaluator.key.position
+        apart = query[self.matches.query] - key[self.matches.key]
+        near = np.abs(apart) < window
+        inside = np.add.reduceat(near.astype(np.int64), self.first) if len(near) else self.n_matches
+        at = query[self.rows]
+        stop = np.minimum(self.n_keys, at + (1 if self.site.causal else window))
+        visible = stop - np.maximum(0, at - window + 1)
+        return np.divide(inside, visible, out=np.zeros(len(inside)), where=visible > 0)
+
+
+@dataclass
+class SegmentScores:
+    """Sums over the rows of one segment that have a matching key; `example` counts within the segment."""
+
+    example_rows: Int64[np.ndarray, "example"]
+    mass: Float[np.ndarray, "layer head example"]
+    """Attention on matching keys, summed over the rows of each example (with edges: at least this much)."""
+    hits: Int64[np.ndarray, "layer head"]
+    """Rows whose strongest key matches."""
+    uniform: Float[np.ndarray, "layer"]
+    """The mass of uniform attention, summed over rows."""
+    slack: Float[np.ndarray, "layer head"]
+    """How much more mass there may be (0 where attention answered)."""
+
+
+def scan_segment(
+    segment: Segment, site: Site, matcher: Matcher, level: Level, stop: Callable[[], bool] = lambda: False
+) -> SegmentScores:
+    """Score every head of `site` on one segment.
+
+    Raises
+    ------
+    Stopped
+        `stop` answered True.
+    CorruptSegmentError, FormatError
+        What is stored cannot be right.
+    """
+    scores = SegmentScores(
+        np.zeros(segment.n_examples, np.int64),
+        np.zeros((site.n_layers, site.n_heads, segment.n_examples)),
+        np.zeros((site.n_layers, site.n_heads), np.int64),
+        np.zeros(site.n_layers),
+        np.zeros((site.n_layers, site.n_heads)),
+    )
+    n_tokens = len(matcher.evaluator.query.table)
+    for matches in matcher.blocks(0, n_tokens, BLOCK_WEIGHTS // site.n_heads):
+        support = RowSupport(matches, matcher, site)
+        example = support.example[support.first_of_example]
+        scores.example_rows[example] += np.diff(np.append(support.first_of_example, len(support.rows)))
+        uniform = {window: support.uniform(window).sum() for window in set(site.window)}
+        for layer in range(site.n_layers):
+            if stop():
+                raise Stopped
+            scores.uniform[layer] += uniform[site.window[layer]]
+            block = _Block(segment, site, support, layer)
+            match level:
+                case "attention":
+                    found = block.by_attention()
+                case "edges":
+                    found = block.by_edges()
+                case "rebuilt":
+                    found = block.by_rebuilding()
+            by_example = np.add.reduceat(found.mass, support.first_of_example, axis=1, dtype=np.float64)
+            scores.mass[layer][:, example] += by_example
+            scores.hits[layer] += found.hits
+            scores.slack[layer] += found.slack
+    return scores
+
+
+@dataclass(frozen=True)
+class _Found:
+    mass: Num[np.ndarray, "head row"]
+    hits: Int[np.ndarray, "head"]
+    slack: Float[np.ndarray, "head"] | float = 0.0
+
+
+class _Block:
+    """The rows of one block in one layer."""
+
+    def __init__(self, segment: Segment, site: Site, support: RowSupport, layer: int) -> None:
+        self.segment, self.site, self.support, self.layer = segment, site, support, layer
+        self.rows, self.matches = support.rows, support.matches
+        self.row_start = support.matcher.row_start
+
+    def by_attention(self) -> _Found:
+        """Exact within the codec; the strongest key comes from the edges where they were kept."""
+        codec = self.segment.spec.keep.attention
+        assert codec is not None
+        first, last = int(self.rows[0]), int(self.rows[-1])
+        start, stop = int(self.row_start[first]), int(self.row_start[last + 1])
+        stored = self.segment.read(f"{self.site.name}/attention", (self.layer, slice(None), slice(start, stop)))
+        matching = np.take(stored, self.matches.pair - start, axis=1)  # [head, match]
+        mass = decode_attention(matching, codec)
+        if len(self.rows) < len(self.matches):
+            mass = np.add.reduceat(mass, self.support.first, axis=1)  # [head, row]
+        if self.segment.spec.keep.edges:
+            key = self._edges("edge_key", slice(0, 1))
+            return _Found(mass, self._is_match(key)[:, :, 0].sum(axis=1))
+        return _Found(mass, self._hits_of_maxima(stored, start))
+
+    def by_edges(self) -> _Found:
+        """At least the weight of the stored edges that match; `slack` is what keys without an edge may add."""
+        key, weight = self._edges("edge_key"), self._edges("edge_weight").astype(np.float32)
+        match = self._is_match(key)  # [head, row, edge]
+        # A product with ones: numpy is slow at summing a short last axis.
+        ones = np.ones(key.shape[2], np.float32)
+        mass = (weight * match) @ ones
+        n_unseen = self.support.n_matches - match.astype(np.float32) @ ones
+        # Every unseen key is at most as strong as the weakest edge, and all of them share what the edges leave over.
+        left = np.clip(1.0 - weight @ ones, 0.0, None)
+        more = np.where(n_unseen > 0, np.minimum(n_unseen * weight[:, :, -1], left), 0.0)
+        return _Found(mass, match[:, :, 0].sum(axis=1), more.sum(axis=1, dtype=np.float64))
+
+    def by_rebuilding(self) -> _Found:
+        """Exact within the rounding of query and key; holds the maps of one example, or of some of its rows."""
+        support = self.support
+        evaluator = support.matcher.evaluator
+        vectors = _Vectors.of(self)
+        match_row = np.repeat(np.arange(len(self.rows)), support.n_matches)
+        key_pos = evaluator.key.position[self.matches.key]
+        mass, hits = np.zeros((self.site.n_heads, len(self.rows))), np.zeros(self.site.n_heads, np.int64)
+        borders = np.append(support.first_of_example, len(self.rows)).tolist()
+        for start, stop in itertools.pairwise(borders):
+            offset = evaluator.key.table.token_offset[support.example[start] :][:2]
+            step = max(1, BLOCK_WEIGHTS // int(self.site.n_heads * (offset[1] - offset[0])))
+            at = start
+            while at < stop:  # a tile: the rows within `step` of the first
+                end = at + int(np.searchsorted(self.rows[at:stop], self.rows[at] + step))
+                tokens = slice(int(self.rows[at]), int(self.rows[end - 1]) + 1)
+                weights = vectors.tile(tokens, evaluator.query.position[tokens], int(offset[0]), int(offset[1]))
+                low, high = int(support.first[at]), int(support.first[end - 1] + support.n_matches[end - 1])
+                row = self.matches.query[low:high] - tokens.start
+                found = weights[:, row, key_pos[low:high]]  # [head, match]
+                mass[:, at:end] = np.add.reduceat(found, support.first[at:end] - low, axis=1, dtype=np.float64)
+                strongest = weights.argmax(axis=-1)[:, self.rows[at:end] - tokens.start]  # [head, row]
+                hits += (strongest[:, match_row[low:high] - at] == key_pos[low:high]).sum(axis=1)
+                at = end
+        return _Found(mass, hits)
+
+    def _edges(self, name: str, edges: slice = slice(None)) -> Num[np.ndarray, "head row edge"]:
+        first, last = int(self.rows[0]), int(self.rows[-1])
+        path = f"{self.site.name}/{name}"
+        block = self.segment.read(path, (self.layer, slice(None), slice(first, last + 1), edges))
+        return block if len(self.rows) == last + 1 - first else block[:, self.rows - first]
+
+    @cached_property
+    def _bits(self) -> Bool[np.ndarray, "pair"]:
+        """One truth value for each pair between the first and the last row."""
+        first, last = int(self.rows[0]), int(self.rows[-1])
+        bits = np.zeros(int(self.row_start[last + 1] - self.row_start[first]), dtype=bool)
+        bits[self.matches.pair - self.row_start[first]] = True
+        return bits
+
+    def _is_match(self, key: Num[np.ndarray, "head row edge"]) -> Bool[np.ndarray, "head row edge"]:
+        """Whether each stored edge is a matching pair; the filling of short rows is none."""
+        n_keys = self.support.n_keys[:, None]
+        inside = key < n_keys
+        if not inside.all():
+            filling = key == np.iinfo(key.dtype).max
+            if not (inside | filling).all() or filling[:, :, 0].any():
+                with located(f"{self.segment.where}, layer {self.layer}"):
+                    raise FormatError(
+                        f"{self.site.name}/edge_key holds a key_pos that its row does not have. Verify the store."
+                    )
+        begin = (self.row_start[self.rows] - self.row_start[self.rows[0]])[:, None]
+        return self._bits[begin + np.where(inside, key, 0)] & inside
+
+    def _hits_of_maxima(self, stored: Num[np.ndarray, "head pair"], start: int) -> Int[np.ndarray, "head"]:
+        """Rows whose largest stored weight (the first of equal ones) is at a matching key."""
+        begin = self.row_start[self.rows[0] : self.rows[-1] + 1] - start  # [row between first and last]
+        length = np.diff(np.append(begin, stored.shape[1]))
+        begin, kept = begin[length > 0], np.cumsum(length > 0) - 1  # a row between may have no key
+        row_of_pair = np.repeat(np.arange(len(begin)), length[length > 0])
+        wanted = kept[self.rows - self.rows[0]]
+        hits = np.zeros(len(stored), np.int64)
+        for head, weights in enumerate(stored):
+            largest = np.maximum.reduceat(weights, begin)
+            at = np.flatnonzero(weights == largest[row_of_pair])
+            row = row_of_pair[at]
+            strongest = at[np.concatenate([[True], row[1:] != row[:-1]])]  # [row between first and last]
+            hits[head] = self._bits[strongest[wanted]].sum()
+        return hits
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Query, key and logsumexp of all heads of one layer, from the first row of a block to its last."""
+
+    block: _Block
+    first_row: int
+    first_key: int
+    query: Vectors
+    key: Vectors
+    logsumexp: Float[np.ndarray, "head row"]
+
+    @staticmethod
+    def of(block: _Block) -> _Vectors:
+        site, segment, layer = block.site, block.segment, block.layer
+        require_rebuilt(site, segment.spec.keep)
+        offset = block.support.matcher.evaluator.key.table.token_offset
+        rows = slice(int(block.rows[0]), int(block.rows[-1]) + 1)
+        example = block.support.example
+        keys = slice(int(offset[example[0]]), int(offset[example[-1] + 1]))
+        heads, kv_heads = np.arange(site.n_heads), np.arange(site.n_kv_heads)
+        return _Vectors(
+            block,
+            rows.start,
+            keys.start,
+            read_vectors(segment, site, "query", layer, heads, rows),
+            read_vectors(segment, site, "key", layer, kv_heads, keys),
+            read_heads(segment, f"{site.name}/logsumexp", layer, heads, rows),
+        )
+
+    def tile(
+        self, tokens: slice, query_pos: Int[np.ndarray, "row"], key_start: int, key_stop: int
+    ) -> Float[np.ndarray, "head row key_pos"]:
+        """Maps of some rows of an example whose keys are `key_start:key_stop`."""
+        site = self.block.site
+        n_keys = key_stop - key_start
+        seen = min(n_keys, int(query_pos[-1]) + 1) if site.causal else n_keys
+        rows = slice(tokens.start - self.first_row, tokens.stop - self.first_row)
+        start = key_start - self.first_key
+        values = self.key.values[:, start : start + seen].repeat(site.n_heads // site.n_kv_heads, axis=0)
+        key, logsumexp = Vectors(values, self.key.bound), self.logsumexp[:, rows]
+        with located(f"{self.block.segment.where}, tokens {tokens.start} to {tokens.stop - 1}"):
+            return rebuild_tile(
+                self.query.part(rows), key, logsumexp, site, self.block.layer, query_pos, 0, n_keys, bounded=False
+            ).weights
+
+
+def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
+    """The level that answers: what was asked for, or the best one that is kept.
+
+    ``"auto"`` takes stored attention, else edges, else rebuilds; ``"exact"`` takes stored attention, else rebuilds.
+
+    Raises
+    ------
+    NotFoundError
+        The store does not have what is needed.
+    """
+    if not segments:
+        return "attention"
+    keep = segments[0].spec.keep
+    if keep.attention and asked in ("auto", "exact", "attention"):
+        return "attention"
+    if asked == "attention":
+        segments[0].array(f"{site.name}/attention")  # says what the job must keep
+    if keep.edges and asked in ("auto", "edges"):
+        return "edges"
+    if asked in ("exact", "rebuilt"):
+        require_rebuilt(site, keep)
+        return "rebuilt"
+    if asked == "auto" and why_not_rebuilt(site, keep) is None:
+        return "rebuilt"
+    raise NotFoundError(
+        f"a search needs attention or edges of {site.name}, or query and key to rebuild it, and none was kept. "
+        'Run the job again with keep.edges = 8 or keep.attention = "sqrt8".'
+    )

@@ -1,0 +1,1 @@
+"""Statistics of heads: definitions, corpus means, specialisation."""
