@@ -10,11 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 """Numerator and denominator of each column, one number a head."""
+
+
+_END = re.compile("[.!?…。！？]+")
 
 
 @dataclass
@@ -31,6 +35,26 @@ class Tokens:
     head: list[int] = field(default_factory=list)
     """Word that each word depends on, -1: none."""
     upos: list[str | None] = field(default_factory=list)
+
+    @cached_property
+    def sentence(self) -> list[int]:
+        """A sentence goes on through its marks; the next token after them begins another, as the second text does."""
+        number, result = 0, []
+        for i, text in enumerate(self.texts):
+            if i:
+                before = bool(_END.fullmatch(self.texts[i - 1].strip())) and not self.special[i - 1]
+                number += (before and not _END.fullmatch(text.strip())) or self.second[i] != self.second[i - 1]
+            result.append(-1 if self.special[i] else number)
+        return result
+
+    def copies(self, q: int) -> list[int]:
+        """Earlier positions of the same token."""
+        return [j for j in range(q) if self.ids[j] == self.ids[q]]
+
+    def is_punctuation(self, k: int) -> bool:
+        """A token of nothing but marks."""
+        marks = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+        return not self.special[k] and bool(self.texts[k]) and all(c in marks for c in self.texts[k])
 
 
 class Weights:
@@ -73,14 +97,9 @@ class Weights:
         w = self.at(q, k)
         return np.where(w >= threshold, w, 0)
 
-    def changed(self, maps: np.ndarray) -> Weights:
-        other = Weights(maps, self.tokens, self.causal, self.counts)
-        other.sinks = self.sinks
-        return other
-
-    def without_sinks(self) -> Weights:
+    def without_sinks(self, n_rows: int | None = None) -> Weights:
         maps = np.zeros_like(self.maps)
-        for q in range(self.n):
+        for q in range(self.n)[:n_rows]:
             kept = [k for k in self.keys(q) if not self.is_sink(k)]
             left = sum((self.at(q, k) for k in kept), np.zeros(len(maps)))
             for k in kept:
@@ -107,14 +126,15 @@ class Errors(Weights):
         def g(w: np.ndarray) -> np.ndarray:
             return -w * np.log(np.where(w > 0, w, 1))
 
-        total = np.zeros(len(self.maps))
-        for k in self.keys(q):
-            w, e = (1 - smooth) * self.of.at(q, k) + smooth / self.n, (1 - smooth) * self.at(q, k)
-            low, high = np.maximum(w - e, 0), w + e
-            change = np.maximum(np.abs(g(low) - g(w)), np.abs(g(high) - g(w)))
-            peak = (low < np.exp(-1)) & (np.exp(-1) < high)
-            total += np.where(peak, np.maximum(change, np.exp(-1) - g(w)), change)
-        return total
+        keys = self.keys(q)
+        w = (1 - smooth) * self.of.maps[
+            :, q, keys.start : keys.stop
+        ] + smooth / self.n  # all keys at once: the slowest loop
+        e = (1 - smooth) * self.maps[:, q, keys.start : keys.stop]
+        low, high, here, peak = np.maximum(w - e, 0), w + e, g(w), np.exp(-1)
+        change = np.maximum(np.abs(g(low) - here), np.abs(g(high) - here))
+        over = (low < peak) & (peak < high)
+        return np.where(over, np.maximum(change, peak - here), change).sum(axis=1)
 
     def apart(self, q: int, k: int, other: np.ndarray | float) -> np.ndarray:
         return self.at(q, k) + (-other if isinstance(other, np.ndarray) else 0.0)  # a mean's error comes negative
@@ -127,10 +147,10 @@ class Errors(Weights):
         sure, never = w - e >= threshold, w + e < threshold
         return np.where(never, 0, np.where(sure, e, np.maximum(w, w + e)))
 
-    def without_sinks(self) -> Errors:
-        clean = self.of.without_sinks()
+    def without_sinks(self, n_rows: int | None = None) -> Errors:
+        clean = self.of.without_sinks(n_rows)
         maps = np.zeros_like(self.maps)
-        for q in range(self.n):
+        for q in range(self.n)[:n_rows]:
             kept = [k for k in self.keys(q) if not self.is_sink(k)]
             left = sum((self.of.at(q, k) for k in kept), np.zeros(len(maps)))
             off = sum((self.at(q, k) for k in kept), np.zeros(len(maps)))
@@ -146,27 +166,6 @@ Row = Iterator[np.ndarray]
 
 def _mass(x: Weights, q: int, keys: list[int]) -> np.ndarray:
     return sum((x.at(q, k) for k in keys), np.zeros(len(x.maps)))
-
-
-def _copies(x: Weights, q: int) -> list[int]:
-    return [j for j in range(q) if x.tokens.ids[j] == x.tokens.ids[q]]
-
-
-def _sentences(tokens: Tokens) -> list[int]:
-    """A sentence goes on through its marks; the next token after them begins another. The second text does too."""
-    number, result = 0, []
-    for i, text in enumerate(tokens.texts):
-        if i:
-            before = bool(re.fullmatch("[.!?…。！？]+", tokens.texts[i - 1].strip())) and not tokens.special[i - 1]
-            here = bool(re.fullmatch("[.!?…。！？]+", text.strip()))
-            number += (before and not here) or tokens.second[i] != tokens.second[i - 1]
-        result.append(-1 if tokens.special[i] else number)
-    return result
-
-
-def _punctuation(x: Weights, k: int) -> bool:
-    marks = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
-    return not x.tokens.special[k] and bool(x.tokens.texts[k]) and all(c in marks for c in x.tokens.texts[k])
 
 
 def statistic_rows(name: str, x: Weights) -> Row:
@@ -203,11 +202,10 @@ def statistic_rows(name: str, x: Weights) -> Row:
             case "special":
                 yield _mass(x, q, [k for k in keys if t.special[k]])
             case "punctuation":
-                yield _mass(x, q, [k for k in keys if _punctuation(x, k)])
+                yield _mass(x, q, [k for k in keys if t.is_punctuation(k)])
             case "same_sentence":
-                sentence = _sentences(t)
-                if sentence[q] >= 0:
-                    yield _mass(x, q, [k for k in keys if sentence[k] == sentence[q]])
+                if t.sentence[q] >= 0:
+                    yield _mass(x, q, [k for k in keys if t.sentence[k] == t.sentence[q]])
             case "other_segment":
                 other = [k for k in keys if t.second[k] != t.second[q] and not t.special[k] and not t.special[q]]
                 if other:
@@ -218,12 +216,12 @@ def statistic_rows(name: str, x: Weights) -> Row:
                     rarest = min(x.counts[t.ids[k]] for k in plain)
                     yield _mass(x, q, [k for k in plain if x.counts[t.ids[k]] == rarest])
             case "induction":
-                after = [j + 1 for j in _copies(x, q) if j + 1 < q]
+                after = [j + 1 for j in t.copies(q) if j + 1 < q]
                 if after:
                     yield _mass(x, q, after)
             case "duplicate":
-                if _copies(x, q):
-                    yield _mass(x, q, _copies(x, q))
+                if t.copies(q):
+                    yield _mass(x, q, t.copies(q))
             case _:
                 raise ValueError(name)
 
@@ -327,9 +325,9 @@ def voita(x: Weights, mean: np.ndarray) -> Columns:
 
 
 def olsson(x: Weights, mean: np.ndarray) -> Columns:
-    total, n = np.zeros(len(x.maps)), 0
+    t, total, n = x.tokens, np.zeros(len(x.maps)), 0
     for q in range(x.n):
-        copies = _copies(x, q)
+        copies = t.copies(q)
         if copies:
             total, n = total + _mass(x, q, [j + 1 for j in copies]), n + 1
     return {"prefix_matching": (total, np.array(float(n)))}
@@ -356,7 +354,7 @@ def transformerlens(x: Weights, mean: np.ndarray) -> Columns:
 
 
 def headvis(x: Weights, mean: np.ndarray) -> Columns:
-    zero, n = np.zeros(len(x.maps)), float(x.n)
+    t, zero, n = x.tokens, np.zeros(len(x.maps)), float(x.n)
     names = ("self_attention_score", "prev_token_score", "pattern_entropy", "qk_distance", "second", "induction_score")
     sums = dict.fromkeys(names, zero)
     n_repeats = 0
@@ -369,9 +367,9 @@ def headvis(x: Weights, mean: np.ndarray) -> Columns:
         for k in x.keys(q):
             sums["qk_distance"] = sums["qk_distance"] + x.at(q, k) * abs(q - k)
             sums["second"] = sums["second"] + x.at(q, k) * (q - k) ** 2
-        for j in _copies(x, q):
+        for j in t.copies(q):
             sums["induction_score"] = sums["induction_score"] + x.above(q, j + 1, 0.01)
-        n_repeats += bool(_copies(x, q))
+        n_repeats += bool(t.copies(q))
     below = {"prev_token_score": n - 1, "induction_score": float(n_repeats)}
     return {name: (total, np.array(below.get(name, n))) for name, total in sums.items()}
 

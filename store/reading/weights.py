@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float16, Float32, Int64
 
 from ..companding import decode_attention
 from ..schema import Site
@@ -16,7 +16,7 @@ def example_weights(
     """Weights of all heads of a layer over consecutive examples (rows of the segment), flat.
 
     Weights that are stored as edges too come from there: float16 is closer than a byte, and which of two keys is
-    looked at most often hangs on little. `row_start` is where each query token's pairs begin.
+    looked at most often hangs on little; their order tells equal ones apart. `row_start` is where each query token's pairs begin.
 
     Raises
     ------
@@ -35,7 +35,20 @@ def example_weights(
             segment.read(f"{site.name}/{n}", (layer, slice(None), rows)) for n in ("edge_key", "edge_weight")
         )
         length = np.diff(np.append(row_start, stored.shape[1]))[:, None]
-        for row, of_head, edges in zip(weights, key, weight, strict=True):
+        for row, of_head, edges in zip(weights, key, in_order(weight), strict=True):
             inside = of_head < length  # rows with fewer keys are filled up
             row[(row_start[:, None] + of_head)[inside]] = edges[inside]
     return weights
+
+
+def in_order(weight: Float16[np.ndarray, "*lead edge"]) -> Float32[np.ndarray, "*lead edge"]:
+    """Weights of edges, strongest first, such that each is below the one before it.
+
+    Rounding to float16 makes near weights equal but never changes their order, and that is stored. A weight that equals
+    the one before is moved by 2⁻¹⁶ of itself: for all of 16 edges together less than the rounding may have.
+    """
+    result = weight.astype(np.float32)
+    for at in range(1, result.shape[-1]):
+        below = result[..., at - 1] * np.float32(1 - 2.0**-16)
+        np.minimum(result[..., at], below, out=result[..., at])
+    return result
