@@ -154,27 +154,33 @@ def examples_of(store: Store) -> Iterator[tuple[Weights, Example]]:
             [tag if isinstance(tag, str) else None for tag in columns["upos"]],
         )
         maps = example.attention().to_numpy()
-        yield Weights(maps.reshape(-1, *maps.shape[2:]), tokens, causal, counts), example
+        yield Weights(maps.reshape(maps.shape[0] * maps.shape[1], *maps.shape[2:]), tokens, causal, counts), example
 
 
 def check(exact: Store, coded: Store) -> list[Line]:
     """Compare everything of the two stores with the loops over the first."""
-    means = _mean_corners(exact)
-    sums = Sums()
-    for x, _ in examples_of(exact):
-        errors = Errors(x)
-        _add_statistics(sums, x, errors, means)
-        _add_definitions(sums, x, errors, means)
-        _add_scores(sums, x, errors)
-        _add_words(sums, x)
-    lines = list(_statistic_lines(sums, exact, coded))
-    lines += _definition_lines(sums, exact, coded)
-    lines += _score_lines(sums, exact, coded)
-    lines += _word_lines(sums, exact, coded)
+    sums = loop_over(exact)
+    lines = list(statistic_lines(sums, exact, coded))
+    lines += definition_lines(sums, exact, coded)
+    lines += score_lines(sums, exact, coded)
+    lines += word_lines(sums, exact, coded)
     return lines
 
 
-def _mean_corners(store: Store) -> dict[str, np.ndarray]:
+def loop_over(store: Store, *, scores: bool = True) -> Sums:
+    """Run every slow loop over a store with float32 attention; without `scores` statistics and definitions alone."""
+    means, sums = mean_corners(store), Sums()
+    for x, _ in examples_of(store):
+        errors = Errors(x)
+        add_statistics(sums, x, errors, means)
+        add_definitions(sums, x, errors, means)
+        if scores:
+            _add_scores(sums, x, errors)
+            _add_words(sums, x)
+    return sums
+
+
+def mean_corners(store: Store) -> dict[str, np.ndarray]:
     """Ā of the first ten tokens and its error, as it is and without sinks, [head, 10, 10]."""
     names = ("all", "sink_free")
     total: dict[str, np.ndarray] = {}
@@ -190,7 +196,8 @@ def _mean_corners(store: Store) -> dict[str, np.ndarray]:
     return {name: sums / np.maximum(seen, 1) for name, sums in total.items()}
 
 
-def _add_statistics(sums: Sums, x: Weights, errors: Errors, means: dict[str, np.ndarray]) -> None:
+def add_statistics(sums: Sums, x: Weights, errors: Errors, means: dict[str, np.ndarray]) -> None:
+    """Add an example, and how far the codec may move it."""
     for ending, w, e in (("", x, errors), (SINK_FREE, x.without_sinks(), errors.without_sinks())):
         for name in slow.STATISTICS:
             if ending and name in slow.NOT_SINK_FREE:
@@ -209,7 +216,8 @@ def _add_statistics(sums: Sums, x: Weights, errors: Errors, means: dict[str, np.
         sums.bounds.setdefault(VARIABILITY + ending, []).append(bound)
 
 
-def _add_definitions(sums: Sums, x: Weights, errors: Errors, means: dict[str, np.ndarray]) -> None:
+def add_definitions(sums: Sums, x: Weights, errors: Errors, means: dict[str, np.ndarray]) -> None:
+    """Add an example, and how far the codec may move it."""
     null = np.arange(10) > 0
     for name, (formula, average) in slow.DEFINITIONS.items():
         found = formula(x, means["all"] * null)
@@ -251,7 +259,8 @@ def _add_scores(sums: Sums, x: Weights, errors: Errors) -> None:
             of["hits"] += np.isin(strongest, keys)
 
 
-def _statistic_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
+def statistic_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
+    """Every statistic, of each example and head."""
     names = list(sums.values)
     assert set(names) == set(known_names()), "the loops know every statistic"
     ours, rounded = (measured_statistics(store, names, cache=False) for store in (exact, coded))
@@ -275,7 +284,8 @@ def _statistic_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
         yield Line(name, int(there.sum()), exactly, float(apart.max()), float(limit[at]), share, allowed)
 
 
-def _definition_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
+def definition_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
+    """Every column of every tool's definition, of each head."""
     for name in DEFINITIONS:
         ours, rounded = published_table(exact, name), published_table(coded, name)
         expected, bounds = _columns(name, sums.columns[name])
@@ -319,7 +329,8 @@ def _columns(name: str, sums: dict[str, list[np.ndarray]]) -> tuple[dict[str, np
     return value, bound
 
 
-def _score_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
+def score_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
+    """Mass, hit rate, baseline and lift of some patterns."""
     for pattern, of in sums.scores.items():
         rows = of["rows"]
         ours, rounded = search(exact, pattern), search(coded, pattern)
@@ -353,7 +364,7 @@ def _add_words(sums: Sums, x: Weights) -> None:
     sums.right.append(right)
 
 
-def _word_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
+def word_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
     """How often a head's answer is another than from float32: over all heads, and in points of a relation's accuracy."""
     expected = np.concatenate(sums.right, axis=2)
     found = [relation_atlas(store).select for store in (exact, coded)]

@@ -92,7 +92,7 @@ class Statistic:
         return rows.plan.sum_examples(values if counted.all() else values * counted)
 
 
-def entropy_of(weights: Float64[np.ndarray, "head pair"]) -> Float64[np.ndarray, "head pair"]:
+def entropy_of(weights: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """−A ln A of each weight, 0 for weight 0."""
     return -weights * np.log(np.where(weights > 0, weights, 1.0))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
 from ..errors import ShapeError
 
@@ -163,9 +163,7 @@ class Rows:
         left *= np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)[:, self.plan.row]
         return Rows(self.plan, left, self.window, sinks=False)
 
-    def sum(
-        self, factor: Float[np.ndarray, "pair"] | Int[np.ndarray, "pair"] | None = None
-    ) -> Float64[np.ndarray, "head row"]:
+    def sum(self, factor: Shaped[np.ndarray, "pair"] | None = None) -> Float64[np.ndarray, "head row"]:
         """Sum over each row, of weights times a factor of the pair."""
         return self.plan.sum_rows(self.weights if factor is None else self.weights * factor)
 
