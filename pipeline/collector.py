@@ -17,17 +17,25 @@ from torch import Tensor
 
 from headatlas.store.errors import ConfigError, UnsupportedModelError
 from headatlas.store.reading.masks import keys_seen
+from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Keep, Site, TraceSpec
 
 from .capture import AttentionCall
 from .reduction import LOWEST, STATISTIC_NAMES, Tile, TileRequest, TileResult, reduce_tile
+from .score_parts import store_parts
 from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
 from .sites import CallSequence, ModelSites
+from .vector_codes import write_channels
 
 TILE_WEIGHTS = 1 << 18
 """Weights of a tile on the CPU: 1 MiB of float32, so that a tile stays in the second-level cache."""
 _MIN_TILE_ROWS = 16
-_LARGEST = {"float16": 65_504.0, "bfloat16": torch.finfo(torch.bfloat16).max, "float32": torch.finfo(torch.float32).max}
+_LARGEST = {
+    "float16": 65_504.0,
+    "bfloat16": torch.finfo(torch.bfloat16).max,
+    "float32": torch.finfo(torch.float32).max,
+    "int8": torch.finfo(torch.float32).max,
+}
 
 
 @dataclass
@@ -165,16 +173,21 @@ class TorchReduction:
         codec, place = self._keep.query_key, batch.places[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
-        if self._keep.attention is None and not site.has_position_bias:  # it will be rebuilt
+        store_parts(call, site, layer, place, arrays)
+        if self._keep.attention is None and why_not_rebuilt(site, self._keep) is None:
             for index, run in enumerate(place.runs):
                 batch.check_mask(call, site, layer, index, run)
         queries = tuple(run.n_queries for run in place.runs for _ in range(run.start, run.stop))
         keys = tuple(run.n_keys for run in place.runs for _ in range(run.start, run.stop))
-        for name, vectors, out, starts, lengths in (
-            ("query", call.query, arrays.query, place.query_start, queries),
-            ("key", call.key, arrays.key, place.key_start, keys),
+        for name, vectors, out, scale, starts, lengths in (
+            ("query", call.query, arrays.query, arrays.query_scale, place.query_start, queries),
+            ("key", call.key, arrays.key, arrays.key_scale, place.key_start, keys),
         ):
-            if not self.write_vectors(vectors, out[layer], starts, lengths, codec) <= _LARGEST[codec]:  # NaN too
+            if scale is not None:
+                largest = write_channels(vectors, out[layer], scale[layer], place.example, starts, lengths)
+            else:
+                largest = self.write_vectors(vectors, out[layer], starts, lengths, codec)
+            if not largest <= _LARGEST[codec]:  # NaN too
                 _report_vectors(vectors, name, codec, batch, place, site, layer, lengths)
 
     def write_vectors(

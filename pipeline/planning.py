@@ -71,7 +71,10 @@ def plan_segments(spec: TraceSpec, n_tokens: Lengths, max_examples: int, max_byt
 
 
 def example_bytes(spec: TraceSpec, n_tokens: Lengths) -> Int64[np.ndarray, "example"]:
-    """Raw bytes of the trace arrays of each example; they add up to those of `segment_layout`."""
+    """Raw bytes of the trace arrays of each example.
+
+    They add up to those of `segment_layout` but for biases and sinks, which a segment has once.
+    """
     lengths = {name: np.asarray(values, dtype=np.int64) for name, values in n_tokens.items()}
     total = np.zeros(len(next(iter(lengths.values()))), dtype=np.int64)
     keep = spec.keep
@@ -85,6 +88,8 @@ def example_bytes(spec: TraceSpec, n_tokens: Lengths) -> Int64[np.ndarray, "exam
         if keep.query_key:
             width = np.dtype(VECTOR_DTYPE[keep.query_key]).itemsize * site.d_head
             total += queries * maps * (width + 4) + keys * site.n_layers * site.n_kv_heads * width
+            if keep.query_key == "int8":
+                total += site.n_layers * (site.n_heads + site.n_kv_heads) * site.d_head * 4
         if keep.edges:
             total += queries * maps * keep.edges * (edge_key + 2)
         if keep.statistics:

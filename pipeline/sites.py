@@ -17,6 +17,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema import Site, SiteName
 
 from .capture import SUPPORTED, AttentionCall, capturing
+from .score_parts import find_parts, has_bias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,14 +212,6 @@ def _site(name: SiteName, calls: list[AttentionCall], rotary: bool, two_sided: b
         window=tuple(call.window for call in calls),
         rotary=rotary,
         has_sinks=any(call.sinks is not None for call in calls),
-        has_position_bias=any(_has_bias(call) for call in calls),
+        has_position_bias=any(has_bias(call) for call in calls),
+        score_parts=find_parts(calls),
     )
-
-
-def _has_bias(call: AttentionCall) -> bool:
-    """Whether something finite is added to the scores, as an argument of its own or inside an additive mask."""
-    if call.position_bias is not None and bool(call.position_bias.any()):
-        return True
-    if call.mask is None or call.mask.dtype == torch.bool:
-        return False
-    return bool((call.mask[call.mask > torch.finfo(call.mask.dtype).min / 2] != 0).any())
