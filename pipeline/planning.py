@@ -30,6 +30,8 @@ class BatchLimits:
     """Padded tokens, both sequences together."""
     max_ratio: float = 2.0
     """Longest over shortest example (up to 8 tokens of difference are always allowed)."""
+    max_pairs: int | None = None
+    """Pairs of positions, padding included: for models whose maps are in memory at once, all layers' together."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ def plan_batches(n_tokens: Lengths, limits: BatchLimits) -> tuple[BatchPlan, ...
         for start in range(stop - 1, max(-1, stop - 1 - limits.max_examples), -1):
             longest = tuple(map(max, longest, rows[start]))
             padded = (stop - start) * sum(longest)
-            if start < stop - 1 and (padded > limits.max_tokens or _too_unlike(rows[start][0], longest[0], limits)):
+            too_large = padded > limits.max_tokens or (
+                limits.max_pairs is not None and (stop - start) * max(longest) ** 2 > limits.max_pairs
+            )
+            if start < stop - 1 and (too_large or _too_unlike(rows[start][0], longest[0], limits)):
                 break
             price = best[start] + padded + BATCH_PRICE_TOKENS
             if price < least:
@@ -239,7 +244,7 @@ def project(
             n_batches += 1
             n_padded += batch.n_padded_tokens
             n_real += batch.n_tokens
-            largest_batch = max(largest_batch, _activation_bytes(batch, model))
+            largest_batch = max(largest_batch, _activation_bytes(batch, model) + _map_bytes(batch, spec, lengths))
     causal = {site.name: site.causal for site in spec.sites}
     arrays = tuple(
         ArrayProjection(path, raw, _predict_stored(path, raw, causal, spec.keep.attention))
@@ -273,6 +278,15 @@ def _activation_bytes(batch: BatchPlan, model: ModelShape) -> int:
     vectors = batch.n_padded_tokens * (12 * model.hidden_size + 3 * model.intermediate_size) * model.element_bytes
     masks = 6 * len(batch.examples) * longest * longest
     return vectors + masks
+
+
+def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
+    """The maps that a model in eager mode holds at the end of a batch, and one layer's on the way."""
+    if spec.capture == "interface":
+        return 0
+    longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())
+    maps = sum(site.n_layers * site.n_heads for site in spec.sites) + 3 * max(site.n_heads for site in spec.sites)
+    return 4 * len(batch.examples) * longest * longest * maps
 
 
 def _predict_stored(path: str, raw: int, causal: Mapping[str, bool], codec: str | None) -> int:

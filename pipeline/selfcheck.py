@@ -25,6 +25,7 @@ from headatlas.store.schema import Keep, Site, TraceSpec
 
 from .capture import AttentionCall, attention_output, capturing, implementation
 from .collector import TraceCollector
+from .eager import read_attentions
 from .model_inputs import ModelInputs
 from .segment_buffers import SegmentBuffers, SitePlacement
 from .sites import ModelSites, forward_options
@@ -106,7 +107,7 @@ def check_capture(
             pairs = slice(place.pair_start[i], place.pair_start[i] + site.n_pairs(n, m))
             for layer in range(site.n_layers):
                 expected = eager[site.name][layer][i, :, :n, :m].float().cpu().numpy()
-                kept = _unpack(arrays.attention[layer, :, pairs], n, m, site.causal)
+                kept = unpack_pairs(arrays.attention[layer, :, pairs], n, m, site.causal)
                 difference = np.abs(kept - expected)
                 worst = float(difference.max())
                 if not worst <= largest_bound:
@@ -141,22 +142,7 @@ def eager_attention(
     """Eager attention by site and layer, and the last hidden states."""
     with _output_hooks_removed(model), implementation(model, "eager"):
         output = model(**arguments, output_attentions=True, **forward_options(model))
-    two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
-    names = (
-        {"encoder": "encoder_attentions", "decoder": "decoder_attentions", "cross": "cross_attentions"}
-        if two_sided
-        else {"cross": "cross_attentions"}
-    )
-    found: dict[str, Sequence[Tensor]] = {}
-    for site in sites.sites:
-        weights = getattr(output, names.get(site.name, "attentions"), None)
-        if weights is None or len(weights) != site.n_layers or any(layer is None for layer in weights):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} returns {len(weights or ())} eager attention maps for {site.n_layers} {site.name} layers; "
-                "without them the capture cannot be checked."
-            )
-        found[site.name] = weights
-    return found, output[0]
+    return {str(name): maps for name, maps in read_attentions(model, sites, output).items()}, output[0]
 
 
 def _check_hidden(model: PreTrainedModel, inputs: ModelInputs, expected: Tensor) -> None:
@@ -205,7 +191,8 @@ def _output_hooks_removed(model: PreTrainedModel) -> Iterator[None]:
                 delattr(module, flag)
 
 
-def _unpack(pairs: np.ndarray, n: int, m: int, causal: bool) -> Float[np.ndarray, "head query_pos key_pos"]:
+def unpack_pairs(pairs: np.ndarray, n: int, m: int, causal: bool) -> Float[np.ndarray, "head query_pos key_pos"]:
+    """Maps from their pairs."""
     if not causal:
         return pairs.reshape(-1, n, m)
     full = np.zeros((pairs.shape[0], n, n), dtype=pairs.dtype)

@@ -17,7 +17,7 @@ from headatlas.pipeline.capture import (
 )
 from headatlas.pipeline.sites import CallSequence, discover_sites, forward_options
 from headatlas.store.errors import UnsupportedModelError
-from tools.architectures import REFUSED, SERVED
+from tools.architectures import EAGER, REFUSED, SERVED
 from tools.tiny_models import build_inputs, build_model, build_probe, sequence_lengths
 
 
@@ -137,7 +137,7 @@ def test_what_happens_to_scores_is_described(model_of, inputs_of):
     ]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [*EAGER, *REFUSED])
 def test_models_outside_the_interface_are_refused(name, model_of, inputs_of):
     model = model_of(name)
     with pytest.raises(UnsupportedModelError, match="Supported are"):
