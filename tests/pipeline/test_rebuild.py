@@ -15,6 +15,7 @@ from headatlas.store.life.writer import StoreWriter
 from headatlas.store.reading import rebuild
 from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, TraceSpec, segment_layout
+from headatlas.store.search.search import search
 from headatlas.store.store import open_store
 from headatlas.store.tokens import Column, TokenTable
 
@@ -95,6 +96,20 @@ def test_rebuilt_attention_is_the_models_own(name, codec, largest, model_of, inp
             for tile in example.iter_tiles(1, [2, 1], site, size=(5, 4)):
                 q, k = tile.query_pos.values, tile.key_pos.values
                 assert np.abs(tile.values - expected[1][[2, 1]][:, q][:, :, k]).max() <= largest
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt-oss"])
+def test_a_search_rebuilds_what_was_not_kept(name, model_of, inputs_of, tmp_path):
+    model = model_of(name)
+    inputs = inputs_of(name, LENGTHS, LENGTHS) if name == "t5" else inputs_of(name, LENGTHS)
+    store = capture_store(
+        tmp_path / "store", model, inputs, Keep(attention=None, query_key="float32", edges=None, statistics=False)
+    )
+    for site, eager in eager_attention(model, inputs).items():
+        found = search(store, "key.position == query.position", site, level="exact")
+        rows = [eager[:, i, :, range(n), range(n)] for i, n in enumerate(LENGTHS)]  # [row, layer, head]
+        expected = np.concatenate(rows).mean(axis=0)
+        np.testing.assert_allclose(found.heads.mass.values, expected, atol=1e-5)
 
 
 PARTS = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import h5py
+import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -92,6 +96,26 @@ def test_every_tile_equals_the_slow_softmax(tmp_path: Path, name: str, codec: st
         lazy = store.query(name)
         lazy = lazy.isel(query_token=np.flatnonzero(lazy.example.values == number))
         np.testing.assert_array_equal(lazy.values, example.query().values)
+
+
+@pytest.mark.parametrize("codec", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", SITES)
+def test_the_plain_reader_rebuilds_it_too(tmp_path: Path, name: str, codec: str, container: str) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/format.md").read_text(encoding="utf-8")
+    (source,) = (found for found in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "rebuild_attention" in found)
+    names: dict = {}
+    exec(compile(source, "format.md", "exec"), names)
+    store, _ = make_store(tmp_path / "store", name, codec, container)
+    site = store.spec.model_dump(mode="json")["sites"][0]
+    folder = store.segments[0].folder
+    group = (
+        h5py.File(folder / "segment.h5") if container == "hdf5" else zarr.open_group(folder, mode="r", zarr_format=3)
+    )
+    for row in (0, 2):
+        found = names["rebuild_attention"](group, site, codec, row, 1, 3)
+        np.testing.assert_allclose(found, store.examples[row].attention(1, 3).values, atol=2e-6)
+    if container == "hdf5":
+        group.close()
 
 
 @pytest.mark.parametrize("part", ["position_bias", "sinks"])
