@@ -29,6 +29,10 @@ class Batch:
     places: dict[str, SitePlacement]
     special: dict[str, Bool[Tensor, "batch token"]]
     failures: dict[int, str] = field(default_factory=dict)
+    bias_lines: dict[tuple[str, int, int, int], tuple[Tensor | None, Tensor | None, np.ndarray | None]] = field(
+        default_factory=dict
+    )
+    """Biases by distance, by site, ids of bias and mask and index of the run; both are held, so that ids stay their own."""
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | None, bool]] = field(default_factory=dict)
     _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool]] = field(default_factory=dict)
 

@@ -128,7 +128,7 @@ class TorchReduction:
         codec, place = self.keep.query_key, batch.places[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
-        store_parts(call, site, layer, place, arrays)
+        store_parts(call, site, layer, batch, arrays)
         if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
             for index, run in enumerate(place.runs):
                 batch.check_mask(call, site, layer, index, run)

@@ -146,7 +146,7 @@ _COMPRESSED = {
     ("attention", True): 0.64,
     ("query", False): 1.0,
     ("key", False): 1.0,
-    ("logsumexp", False): 0.9,
+    ("logsumexp", False): 1.0,
     ("edge_key", False): 0.42,
     ("edge_weight", False): 0.86,
     ("statistics", False): 0.91,

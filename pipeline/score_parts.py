@@ -13,8 +13,9 @@ from jaxtyping import Float32
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema import ScorePart, Site
 
+from .batch import Batch
 from .capture import AttentionCall
-from .segment_buffers import SiteArrays, SitePlacement
+from .segment_buffers import SiteArrays
 
 TOLERANCE = 1e-6
 """How far a bias may be from that of another pair of the same distance, beside the largest."""
@@ -40,7 +41,7 @@ def find_parts(calls: list[AttentionCall]) -> tuple[ScorePart, ...]:
     return tuple(parts)
 
 
-def store_parts(call: AttentionCall, site: Site, layer: int, place: SitePlacement, arrays: SiteArrays) -> None:
+def store_parts(call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
     """Write the parts of one call's scores.
 
     Raises
@@ -53,8 +54,12 @@ def store_parts(call: AttentionCall, site: Site, layer: int, place: SitePlacemen
     if arrays.position_bias is None:
         return
     line, known = arrays.position_bias[layer], arrays.known_distances[layer]
-    for run in place.runs:
-        found = _by_distance(call, run.n_queries, run.n_keys, slice(run.start, run.stop))
+    for index, run in enumerate(batch.places[site.name].runs):
+        key = (site.name, id(call.position_bias), id(call.mask), index)  # layers may share them
+        if key not in batch.bias_lines:
+            line_of_run = _by_distance(call, run.n_queries, run.n_keys, slice(run.start, run.stop))
+            batch.bias_lines[key] = call.position_bias, call.mask, line_of_run
+        found = batch.bias_lines[key][2]
         at = slice(arrays.zero_distance - run.n_queries + 1, arrays.zero_distance + run.n_keys)
         if found is None or not np.allclose(found[:, known[at]], line[:, at][:, known[at]], TOLERANCE, TOLERANCE):
             raise UnsupportedModelError(
@@ -76,12 +81,13 @@ def _by_distance(
     n_heads = call.query.shape[1]
     if call.position_bias is None:
         return np.zeros((n_heads, n_queries + n_keys - 1), np.float32)
-    bias = call.position_bias
-    bias = (bias[rows] if bias.shape[0] > 1 else bias)[:, :, :n_queries, :n_keys].float()
+    bias = call.position_bias[rows] if call.position_bias.shape[0] > 1 else call.position_bias
+    bias = bias[:, :, :n_queries, :n_keys].float()
     line = torch.cat([bias[0, :, :, 0].flip(1), bias[0, :, 0, 1:]], dim=1)  # [head, distance]
-    distance = torch.arange(n_keys, device=bias.device) - torch.arange(n_queries, device=bias.device)[:, None]
-    again = line[:, distance + n_queries - 1]
-    if float((again - bias).abs().max()) > TOLERANCE * max(1.0, float(line.abs().max())):
-        return None
+    allowed = TOLERANCE * max(1.0, float(line.abs().max()))
+    for head, numbers in enumerate(line):  # head by head: a map more is enough memory
+        again = numbers.unfold(0, n_keys, 1).flip(0)  # [query, key]
+        if not float((bias[:, head] - again).abs().max()) <= allowed:
+            return None
     found = line.cpu().numpy()
     return found if len(found) == n_heads else np.repeat(found, n_heads, axis=0)

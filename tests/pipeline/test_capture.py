@@ -207,16 +207,16 @@ def test_missing_and_surplus_calls_are_noticed(model_of, inputs_of):
     sites = discover_sites(model, build_probe("bert"))
     _, calls = capture(model, inputs)
     sequence = CallSequence(sites)
-    sequence.next(calls[0])
+    sequence.next(calls[0].module)
     with pytest.raises(UnsupportedModelError, match="made 1 attention calls in a forward pass, expected 2"):
         sequence.finish()
     with pytest.raises(UnsupportedModelError, match="order of layers"):
-        sequence.next(calls[1])
+        sequence.next(calls[1].module)
     sequence.restart()
     for call in calls:
-        sequence.next(call)
+        sequence.next(call.module)
     with pytest.raises(UnsupportedModelError, match="after all 2"):
-        sequence.next(calls[0])
+        sequence.next(calls[0].module)
 
 
 def test_name_is_one_that_transformers_leaves_alone():

@@ -62,6 +62,9 @@ def test_what_is_stored_is_what_the_model_returned(name, inputs_of):
     with torch.no_grad():
         eager = model(**inputs, output_attentions=True, **forward_options(model)).attentions
     arrays, place = buffers.sites[site.name], batch.places[site.name]
+    assert arrays.attention is not None
+    assert arrays.statistics is not None
+    assert arrays.edge_weight is not None
     for i, n in enumerate(LENGTHS):
         for layer, maps in enumerate(eager):
             expected = maps[i, :, :n, :n].numpy()

@@ -49,7 +49,7 @@ def attention_of(
     return np.exp(scores - logsumexp), logsumexp[..., 0]
 
 
-def make_store(path: Path, name: str, codec: str, container: str = "zarr") -> tuple[Store, list[np.ndarray]]:
+def make_store(path: Path, name: str, codec: Any, container: str = "zarr") -> tuple[Store, list[np.ndarray]]:
     """A store that keeps query and key alone, and the attention of each example."""
     site = make_site(
         **{"score_parts": ("position_bias", "sinks"), "has_position_bias": True, "has_sinks": True} | SITES[name]
@@ -108,7 +108,7 @@ def test_the_plain_reader_rebuilds_it_too(tmp_path: Path, name: str, codec: str,
     store, _ = make_store(tmp_path / "store", name, codec, container)
     site = store.spec.model_dump(mode="json")["sites"][0]
     folder = store.segments[0].folder
-    group = (
+    group: Any = (
         h5py.File(folder / "segment.h5") if container == "hdf5" else zarr.open_group(folder, mode="r", zarr_format=3)
     )
     for row in (0, 2):
