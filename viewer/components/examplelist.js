@@ -1,6 +1,6 @@
 // A page of examples: id, text, annotations, tokens, one statistic of the chosen head. Filter and order act on all of them.
 import { count, number } from "../_js/paint.js";
-import { el, fit, write } from "../_js/dom.js";
+import { el, fit, mirror, write } from "../_js/dom.js";
 import { component, debounced, link, segmented, select, walk } from "../_js/shell.js";
 
 const CSS = `
@@ -24,8 +24,9 @@ export function render({model, el: host}) {
     ui.root.append(el("div.page", null,
       el("section.card", {"aria-label": "filter"}, el("header", null, el("h2", null, "Filter"), el("span.grow"), el("button.btn.quiet", {onclick: () => { filter.value = ""; ui.go({text: "", row: 0}); }}, "Clear all")),
         el("div.body", null, el("div.sect", null, "Text"), filter, el("hr"), side)),
-      el("section.card", {"aria-label": "examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot))));
+      el("section.card", {"data-picture": "examples", "aria-label": "examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot))));
     walk(list, () => [...list.querySelectorAll("a.er")]);
+    const table = mirror(list.parentElement, "examples");
     let typed = null;
     return frame => {
       if (frame.text !== typed && ui.root.getRootNode().activeElement !== filter) filter.value = frame.text;
@@ -45,6 +46,7 @@ export function render({model, el: host}) {
       list.replaceChildren(...frame.rows.map(row => link(ui, `.er${row.on ? ".on" : ""}`, row.query, row.patch, {...style, "data-example": row.patch.example},
         el("span.dim.num.ell", {dir: "auto", title: row.id}, row.id), el("span.tx.ell", {dir: "auto"}, row.text), ...row.columns.map(value => el("span.dim2.ell", {dir: "auto"}, value)), el("span.n", null, row.tokens),
         el("span.w", null, el("span.bar", null, el("i", {style: `width:${100 * Math.max(0, Math.min(1, (row.value || 0) / (frame.high || 1)))}%`})), el("span.n", null, number(row.value))))));
+      table.set(["Id", "Text", ...frame.columns, "Tokens", "Value"], frame.rows.map(row => [row.id, row.text, ...row.columns, row.tokens, number(row.value, 3)]), frame.rows.map(row => ({value: Number.isFinite(row.value) ? row.value.toFixed(6) : ""})));
       if (!frame.rows.length) list.append(el("div.message", null, frame.note));
       const last = Math.min(frame.n_found, frame.start + frame.page_rows), pages = Math.max(1, Math.ceil(frame.n_found / frame.page_rows));
       const turn = (name, text, row) => el("button.btn", {"aria-label": name, disabled: row < 0 || row >= frame.n_found, onclick: () => ui.go({row})}, text);

@@ -1,6 +1,6 @@
 // Heads ranked by a search: mass as a bar beside its baselines (the tick: uniform attention).
 import { count, number } from "../_js/paint.js";
-import { el } from "../_js/dom.js";
+import { el, mirror } from "../_js/dom.js";
 import { component, segmented, walk } from "../_js/shell.js";
 
 const CSS = `
@@ -21,9 +21,10 @@ const MEASURES = [["mass", "Mass"], ["hit_rate", "Hit rate"], ["lift", "Lift"]];
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const head = el("header"), titles = el("div.hr.th", {style: "height:22px"}), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0"}), foot = el("div.row.foot");
-    const card = el("section.card", {"aria-label": "ranked heads"}, head, el("div.body", {style: "padding:4px 0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot));
+    const card = el("section.card", {"data-picture": "ranked heads", "aria-label": "ranked heads"}, head, el("div.body", {style: "padding:4px 0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot));
     ui.root.append(card);
     walk(list, () => [...list.querySelectorAll(".hr")]);
+    const table = mirror(card, "ranked heads");
     return frame => {
       const at = v => `${100 * Math.max(0, Math.min(1, v / (frame.high || 1)))}%`, scroll = list.scrollTop;
       card.classList.toggle("stale", !!frame.stale);
@@ -40,6 +41,8 @@ export function render({model, el: host}) {
           el("span.n.strong", null, number(row.mass)), el("span.n", null, number(row.hit_rate)), el("span.n", null, Number.isFinite(row.lift) ? `${row.lift.toFixed(1)}\u00D7` : "\u2013"), el("span.n.d", null, count(row.rows)));
       }));
       list.scrollTop = scroll;
+      table.set(["Rank", "Head", "Mass", "Hit", "Baseline", "Lift", "Rows"], frame.rows.map(row => [row.rank, row.head, number(row.mass, 3), number(row.hit_rate, 3), number(row.baseline, 3), number(row.lift, 3), row.rows]),
+        frame.rows.map(row => ({head: row.head, mass: row.mass.toFixed(6), hit: row.hit_rate.toFixed(6), baseline: row.baseline.toFixed(6), lift: row.lift.toFixed(6)})));
       foot.replaceChildren(el("span", null, frame.rows.length < frame.n_heads ? `${count(frame.rows.length)} of ${count(frame.n_heads)} heads` : `${count(frame.n_heads)} heads`), el("span.grow"), el("span", null, "grey: below its baseline"));
     };
   });

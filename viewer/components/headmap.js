@@ -15,7 +15,7 @@ export function render({model, el: host}) {
   const parse = text => text.split(".").map(Number);
   component(model, host, CSS, ui => {
     const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.map", null, canvas), live = el("span.sr", {"aria-live": "polite"});
-    const head = el("header"), card = el("section.card");
+    const head = el("header"), card = el("section.card", {"data-picture": "head map"});
     let table = null, frame = null, selected = parse(model.selected), geometry = null, hovered = null, ranks = null, top = null;
 
     function place(layer, h) { return {x: geometry.left + h * geometry.cell, y: geometry.top + layer * geometry.cell}; }

@@ -4,6 +4,7 @@ import { CSS } from "../_js/style.js";
 
 const OWN = `
 .grid { position: relative; outline-offset: 3px } .chips { display: flex; flex-wrap: wrap; gap: 5px; margin-top: 9px; align-items: center }
+.between { margin-top: 8px } .between select { height: 24px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface) }
 .sect + canvas { margin-top: 2px } .facts p { font-size: 12px; color: var(--ink-2); overflow-wrap: anywhere; white-space: pre-line }
 `;
 const MAX_HEADS = 12;
@@ -104,10 +105,24 @@ export function render({model, el: host}) {
     const box = el("input", {type: "checkbox", checked: model.hide_special, "data-control": "hide_special"});
     box.addEventListener("change", () => { model.hide_special = box.checked; });
     model.on("hide_special", () => { box.checked = model.hide_special; });
+    // a box for one of two values of a field
+    const check = (name, on, off, text) => {
+      const node = el("input", {type: "checkbox", "data-control": name}), refresh = () => { node.checked = model[name] === on; };
+      node.addEventListener("change", () => { model[name] = node.checked ? on : off; });
+      model.on(name, refresh); refresh();
+      return el("label.ck", null, node, text);
+    };
+    const unit = el("div.seg", {role: "group", "aria-label": "level"}), between = el("label.fld.between", null, "From \u2192 to");
+    const units = () => unit.replaceChildren(...["token", "word", "sentence"].map(name => el("button", {"aria-pressed": String(model.level === name), "data-level": name, onclick: () => { model.level = name; }}, `${name[0].toUpperCase()}${name.slice(1)}s`)));
+    const ways = el("select", {"data-control": "segments", "aria-label": "from \u2192 to"}, [["all", "all"], ...["aa", "ab", "ba", "bb"].map(way => [way, way.toUpperCase().split("").join(" \u2192 ")])].map(([value, text]) => el("option", {value}, text)));
+    ways.addEventListener("change", () => { model.segments = ways.value; });
+    const pair = () => { between.style.display = model.pairs ? "" : "none"; ways.value = model.segments; };
+    between.append(ways); units(); pair();
+    model.on("level", units); model.on(["segments", "pairs"], pair);
     lines.replaceChildren(...(model.lines ? [el("hr"), el("p.sect", null, "Lines"),
       slider("share", "Share of each row", 10, 100, 5, v => Math.round(v * 100), v => `${v} %`, v => v / 100),
       slider("keys", "Keys per row", 1, 64, 1, v => v, v => `at most ${v}`, v => v)] : []),
-      ...(model.specials ? [el("hr"), el("p.sect", null, "Show"), el("label.ck", null, box, "hide special tokens")] : []));
+      ...(model.specials ? [el("hr"), el("p.sect", null, "Show"), model.choices ? unit : "", model.choices ? between : "", el("label.ck", null, box, "hide special tokens"), ...(model.choices ? [check("weights", "renormalised", "stored", "renormalise the rest"), check("layout", "rows", "columns", "rows as columns (wide scripts)")] : [])] : []));
   }
   function drawFacts() {
     facts.replaceChildren(...plain(model.facts).flatMap(([heading, text]) => [el("hr"), el("p.sect", null, heading), el("p", null, text)]));

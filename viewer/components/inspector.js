@@ -19,7 +19,7 @@ const CSS = `
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const head = el("header"), body = el("div.body", {style: "padding:10px 12px 8px"});
-    ui.root.append(el("section.card", {"aria-label": "head"}, head, body));
+    ui.root.append(el("section.card", {"data-picture": "head", "aria-label": "head"}, head, body));
     return frame => {
       const p = ui.paint(), canvases = [], table = plain(model.table);
       head.replaceChildren(el("h2", {style: "font-size:15px"}, `Head ${frame.head}`), el("span.sub.ell", null, frame.sub));

@@ -31,6 +31,10 @@ class Page(ABC):
         self.state: ViewState = session.state
         self.data: DataSource = session.data
 
+    def annotated(self) -> None:
+        """A star or note of a head was changed."""
+        self.refresh(frozenset())
+
     @abstractmethod
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill the cards after `changed` fields; returns what answered, for the status line."""

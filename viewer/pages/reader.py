@@ -22,6 +22,7 @@ from headatlas.store.store import Example, Store
 from ..cache import ByteCache
 from ..frames import Frame, Head, table_frame, to_codes
 from ..geometry import keys_seen
+from ..pyramid import WHOLE, Pyramid
 
 CACHE_BYTES = 192 << 20
 WHOLE_BYTES = 96 << 20
@@ -38,6 +39,10 @@ class Data(Protocol):
 
     def site(self, name: str = "") -> Site:
         """The site of that name."""
+        ...
+
+    def told(self, error: BaseException) -> str:
+        """An error as readers may see it."""
         ...
 
     def example(self, number: int) -> Example:
@@ -139,6 +144,29 @@ class Reader:
             return np.stack([maps[:, position] if side == "q" else maps[:, :, position] for maps in layers])
 
         return self._cache.get(("row", self.example.index, self.site.name, side, position), read)
+
+    def pyramid(self, head: Head) -> Pyramid:
+        """One head's map at every scale, its held levels made.
+
+        Raises
+        ------
+        NotFoundError
+            Attention was not kept and cannot be rebuilt.
+        """
+
+        def make() -> Pyramid:
+            pyramid = Pyramid(self.example, self.site, *head, self.shape)
+            pyramid.margins  # noqa: B018 (makes what is held)
+            return pyramid
+
+        return self._cache.get(self._pyramid_key(head), make, lambda made: made.n_bytes)
+
+    def has_pyramid(self, head: Head) -> bool:
+        """Whether `pyramid` answers at once: it was made, or the example is short."""
+        return max(self.shape) <= WHOLE or self._pyramid_key(head) in self._cache
+
+    def _pyramid_key(self, head: Head) -> tuple[object, ...]:
+        return "pyramid", self.example.index, self.site.name, *head
 
     def vectors(
         self, head: Head, query_pos: int

@@ -14,6 +14,7 @@ from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.search.search import SearchResult
 
 from ..answers import Edge, upper_end
+from ..background import background
 from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
 from ..data import DataSource
 from ..labels import visible
@@ -94,7 +95,7 @@ class SearchPage(Page):
             self.session.answered(self._source(), self._took)
 
         if self._busy:
-            self.session.background(work, done)
+            background(work, done)
         else:
             done(work())
 
