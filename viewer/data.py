@@ -7,6 +7,7 @@ session; arrays it hands out are read-only, because many readers share them.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from headatlas.store.errors import HeadAtlasError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
+from headatlas.store.patterns.fields import word_field_names
 from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Site
 from headatlas.store.search.search import ExampleHit, SearchProgress, SearchResult, search
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 SEARCH = "search"
 """Stands among the statistics for the mass of the present search."""
+MAX_VALUES = 24
+"""Values of a field that are proposed."""
 MAX_HITS = 60
 """Examples of a search that are listed for a head."""
 
@@ -278,6 +282,24 @@ class DataSource:
         """Field names of a query token."""
         return list(self.vocabulary(site).query)
 
+    def field_values(self, site: str) -> dict[str, list[tuple[str, int]]]:
+        """The most frequent values of each annotation of words that is text, for completion: every character visible."""
+        found = self.site(site)
+
+        def collect() -> dict[str, list[tuple[str, int]]]:
+            counts: dict[str, Counter[str]] = {}
+            for segment in self.store.segments:
+                columns = segment.tokens(found.query_sequence).word_columns
+                for field, name in word_field_names(columns).items():
+                    column = columns[name]
+                    if column.values is not None:
+                        numbers = np.bincount(column.data[column.data >= 0], minlength=len(column.values))
+                        counter = counts.setdefault(field, Counter())
+                        counter.update(dict(zip(column.values, numbers.tolist(), strict=True)))
+            return {f: [(visible(v), n) for v, n in c.most_common(MAX_VALUES)] for f, c in counts.items()}
+
+        return self._cache.get(("values of fields", found.name), collect)
+
     def check_pattern(self, expression: str, site: str) -> None:
         """Read an expression and check its names; PatternError points at the first mistake."""
         Pattern.parse(expression).check(self.vocabulary(site))
@@ -350,6 +372,11 @@ class DataSource:
         scores = np.full(self.n_examples, np.nan, np.float32)
         scores[np.searchsorted(self.numbers, mass["example"].values)] = mass.values[layer, head]
         return scores
+
+    def head_notes(self, site: str) -> dict[str, dict[str, str | bool]]:
+        """Stars and notes by head (``5.8``), every character visible."""
+        found = self.notes.heads(self.site(site).name) if self.notes else {}
+        return {head: {"star": note.star, "note": visible(note.note)} for head, note in found.items()}
 
     # what belongs together
 

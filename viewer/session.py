@@ -105,6 +105,8 @@ class Session:
             self.refresh_store()
         elif message.get("dismiss"):
             self.complain([])
+        elif page := self._pages.get(self.state.page):
+            page.heard(message)
 
     def go(self, patch: dict[str, Any], push: bool = True) -> None:
         """Change the state; with ``push=False`` without a history entry of its own."""

@@ -11,7 +11,7 @@ const CSS = `
 .mass { position: relative; height: 22px; background: linear-gradient(90deg, var(--line) 1px, transparent 1px) 0/25% 100% } .mass > i { position: absolute }
 .mass .b { left: 0; top: 6px; height: 10px; border-radius: 2px; background: var(--accent); opacity: .88; min-width: 2px } .below .mass .b { background: var(--line-2); opacity: 1 }
 .mass .best { top: 2px; width: 2px; height: 18px; margin-left: -1px; background: var(--ink); box-shadow: 0 0 0 1px var(--surface) }
-.below .d { color: var(--ink-3) }
+.hr .st { font-style: normal; font-size: 10px; color: var(--warn); margin-left: 3px } .hr .st[data-star=false] { color: var(--ink-3) } .below .d { color: var(--ink-3) }
 .foot { padding: 6px 12px 4px; border-top: 1px solid var(--line); font-size: 11px; color: var(--ink-3) }
 .key i { display: inline-block; background: var(--ink); width: 2px; height: 14px }
 `;
@@ -34,9 +34,9 @@ export function render({model, el: host}) {
         ...["mass", "hit", "lift", "rows"].map(t => el("span.n", null, t)));
       list.replaceChildren(...frame.rows.map(row => {
         const tip = event => ui.tip.show(event, `Head ${row.head}`, [["Mass", number(row.mass, 3), "", true], ["Hit rate", number(row.hit_rate, 3)],
-          ["Uniform attention", number(row.baseline, 3)], ["Lift", `${row.lift.toFixed(2)}\u00D7`], ["Query rows", count(row.rows)]], "click: its examples");
+          ["Uniform attention", number(row.baseline, 3)], ["Lift", `${row.lift.toFixed(2)}\u00D7`], ["Query rows", count(row.rows)], ...(row.note?.note ? [[row.note.note.slice(0, 120), ""]] : [])], "click: its examples");
         return el(`button.hr${row.on ? ".on" : ""}${row.lift < 1 ? ".below" : ""}`, {"data-head": row.head, "data-mass": row.mass.toFixed(6), "aria-pressed": String(row.on), onclick: () => ui.go({layer: row.layer, head: row.index}), onmousemove: tip, onmouseleave: ui.tip.hide},
-          el("span.n.dim", null, row.rank), el("b", null, row.head),
+          el("span.n.dim", null, row.rank), el("b", {title: row.note?.note || null}, row.head, row.note ? el("i.st", {"data-star": String(row.note.star)}, row.note.star ? "\u2605" : "\u270e") : null),
           el("span.mass", null, el("i.b", {style: `width:${at(row.mass)}`}), el("i.best", {style: `left:${at(row.baseline)}`})),
           el("span.n.strong", null, number(row.mass)), el("span.n", null, number(row.hit_rate)), el("span.n", null, Number.isFinite(row.lift) ? `${row.lift.toFixed(1)}\u00D7` : "\u2013"), el("span.n.d", null, count(row.rows)));
       }));

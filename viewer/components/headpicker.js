@@ -48,6 +48,11 @@ export function render({model, el: host}) {
       if (l < 0 || h < 0) return;
       for (const [c, grow, w] of [[p.surface, 1.5, 2], [color, outer, 2]]) { g.strokeStyle = c; g.lineWidth = w; g.beginPath(); g.roundRect(x - grow, y - grow, size + 2 * grow, size + 2 * grow, 3); g.stroke(); }
     };
+    for (const [name, {star}] of Object.entries(frame.notes || {})) {
+      const [l, h] = names.cell(name);
+      if (l < 0 || h < 0) continue;
+      g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(margin + h * cell + size - 2, top + l * cell + 2, 2, 0, 7); g.fill();
+    }
     selected().forEach((name, i) => ring(name, p.head(i), .25));
     if (hover) ring(hover, p["ink-2"], .75);
     canvas.setAttribute("aria-label", `${layers} layers of ${heads} heads, shown ${model.selected}`);
@@ -81,7 +86,7 @@ export function render({model, el: host}) {
     canvas.style.cursor = found ? "pointer" : "default";
     if (name !== hover) { hover = name; draw(); }
     if (!found) return tip.hide();
-    tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true]], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
+    tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true], ...(frame.notes?.[name] ? [[`${frame.notes[name].star ? "\u2605 " : ""}${frame.notes[name].note.slice(0, 120)}`, ""]] : [])], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
   canvas.addEventListener("click", event => { const found = geometry && hit(event); if (found) choose(names.name(...found), event.shiftKey); });

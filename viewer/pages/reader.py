@@ -41,6 +41,10 @@ class Data(Protocol):
         """The site of that name."""
         ...
 
+    def head_notes(self, site: str) -> dict[str, dict[str, str | bool]]:
+        """Stars and notes by head."""
+        ...
+
     def told(self, error: BaseException) -> str:
         """An error as readers may see it."""
         ...

@@ -165,7 +165,7 @@ class ViewPage(ABC):
                 shown = shown & (np.arange(row.shape[2]) != position)
             values = row[:, :, shown].max(axis=-1, initial=0)
             title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
-        self.picker.frame = picker_frame(values, title)
+        self.picker.frame = {**picker_frame(values, title), "notes": self.data.head_notes(self.state.site)}
 
     def write(
         self,
