@@ -43,7 +43,7 @@ export function arcEditor(ui, send) {
     show(next) {
       const fresh = !drawn || drawn.id !== next.id;
       drawn = next;
-      if (fresh) { from = null; row.replaceChildren(...next.queries.map((label, i) => word("q", label, i))); second.replaceChildren(...(next.keys || []).map((label, i) => word("k", label, i))); }
+      if (fresh) { from = null; row.replaceChildren(...next.queries.map((label, i) => word("q", label, i))); second.style.display = next.keys ? "" : "none"; second.replaceChildren(...(next.keys || []).map((label, i) => word("k", label, i))); }
       means.replaceChildren(...(next.arcs.length ? [el("span.dim", null, "may mean"), ...(next.guesses.length ? next.guesses.map(([expression, n]) => el("button.chip", {"data-guess": expression, title: `${count(n)} pairs of this example`, onclick: () => ui.send({run: expression})}, expression, el("span.dim", {style: "margin-left:6px"}, count(n)))) : [el("span.dim", null, "nothing that all arcs have in common")]),
         el("button.btn.quiet", {onclick: () => send([])}, "Clear")] : [el("span.dim", null, `Click a token of ${next.id} that attends, then the token it attends to. Several arcs narrow it down.`)]));
       requestAnimationFrame(paint);

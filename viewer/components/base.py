@@ -11,6 +11,7 @@ being inlined into every session) and `_priority_changes` (skips the 50 ms wait 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -19,10 +20,13 @@ from panel.custom import JSComponent
 from panel.io.resources import component_resource_path
 from panel.io.state import state
 
+from headatlas.store.errors import HeadAtlasError
+
 from ..background import background
 from ..colours import THEMES, palette
 from .splice import FOLDER, IMPORT, splice
 
+logger = logging.getLogger(__name__)
 __all__ = ["FOLDER", "ESMView", "splice"]
 
 
@@ -55,7 +59,12 @@ class ESMView(JSComponent):
     def _page(self) -> str:
         from ..export import frozen_view
 
-        return self.document() if self.document is not None else frozen_view(self, type(self).__name__).data
+        if self.document is not None:
+            try:
+                return self.document()
+            except HeadAtlasError as error:  # too large, or not all of it is there: what is on the screen is
+                logger.info("%s as it stands: %s", type(self).__name__, error)
+        return frozen_view(self, type(self).__name__).data
 
     @classmethod
     def _render_esm(cls, compiled: Any = True, server: bool = False) -> str:

@@ -1,4 +1,4 @@
-import { paintOf } from "../_js/paint.js";
+import { paintOf, plain } from "../_js/paint.js";
 import { recorderOf, svgOf, pngOf, csvOf, save } from "../_js/picture.js";
 // Elements, canvases, tooltips. Corpus strings reach the page as text nodes only: `el` never parses markup.
 
@@ -68,7 +68,7 @@ function downloads(card, model, repaint) {
     el("div", {role: "menu"}, formats.map(format => el("button", {role: "menuitem", "data-format": format, title: FORMATS[format], onclick: () => take(format)}, format))));
   menu.addEventListener("focusout", event => { if (!menu.contains(event.relatedTarget)) menu.open = false; });
   card.append(menu);
-  model.on("msg:custom", event => { const page = event.data?.page; if (page !== undefined && event.data.of === card.dataset.picture) save(`${name}.html`, page, "text/html"); });
+  model.on("msg:custom", data => { const {of, page} = plain(data); if (page !== undefined && of === card.dataset.picture) save(`${name}.html`, page, "text/html"); });
 }
 
 export const FONT = '-apple-system,BlinkMacSystemFont,"Segoe UI",Inter,Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif';

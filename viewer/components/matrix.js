@@ -135,8 +135,8 @@ export function render({model, el: host}) {
     fresh.forEach(t => asked.add(key(...t)));
     model.send_msg({tiles: fresh, id: frame.id});
   }
-  model.on("msg:custom", event => {
-    const answer = plain(event.data);
+  model.on("msg:custom", data => {
+    const answer = plain(data);
     if (!answer.tiles || answer.id !== frame.id) return;
     answer.tiles.forEach(tile => keep(plain(tile)));
     draw(); list();

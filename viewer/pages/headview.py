@@ -35,6 +35,7 @@ class HeadViewPage(ViewPage):
         self._shown: tuple[str, int, int] = ("", -1, -1)
         self._units: tuple[Units, Units] | None = None
         self.picker.choices = True
+        self.lines.document = lambda: self.document("head")
         self.link(self.picker, level="level", segments="segments", weights="weights", layout="layout")
         self.lines.param.watch(self._pin_unit, "pin")
         self.keys.param.watch(self._pin_unit, "pin")

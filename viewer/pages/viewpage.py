@@ -20,7 +20,9 @@ from ..colours import MAX_HEADS
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
 from ..details import inspector_frame, strongest_frame
+from ..export import Kind, make_view
 from ..frames import Head, head_name, picker_frame
+from ..parts import example_part, neuron_part, vectors_facts
 from ..state import ViewState
 from ..units import Units
 from .page import grid, place
@@ -140,6 +142,20 @@ class ViewPage(ABC):
         except HeadAtlasError as error:
             self._stale = set(self.watches)
             self.fail("This cannot be shown", self.data.told(error))
+
+    def document(self, kind: Kind) -> str:
+        """This view of the example in a file of its own, with every head."""
+        state = self.state
+        reader = reader_of(self.data, state.example, state.site)
+        layers = range(reader.site.n_layers)
+        make = neuron_part if kind == "neuron" else example_part
+        part = make(reader.example, reader.site, layers)
+        facts = vectors_facts(part, reader.site) if kind == "neuron" else ()
+        shown = {
+            "selected": self._selection, "hide_special": self.hide_special, "pin": state.pin, "share": state.share,
+            "keys": state.keys,
+        }  # fmt: skip
+        return make_view(kind, reader.example.text, [part], shown, facts=facts).data
 
     def pinned(self, reader: Reader) -> tuple[str, int] | None:
         """The pin, where the example has such a token."""

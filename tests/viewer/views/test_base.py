@@ -7,14 +7,12 @@ import re
 
 import pytest
 
-from headatlas.viewer.components import base
 from headatlas.viewer.components.tokentext import TokenText
 
 
 def test_the_file_is_served_by_url_and_not_inlined():
     assert (
-        TokenText._render_esm(server=True)
-        == "./components/headatlas.viewer.components.base/ESMView/_js/tokentext.js"
+        TokenText._render_esm(server=True) == "./components/headatlas.viewer.components.base/ESMView/_js/tokentext.js"
     )
 
 
