@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from headatlas.store.errors import HeadAtlasError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
@@ -24,8 +24,9 @@ from headatlas.store.search.search import ExampleHit, SearchProgress, SearchResu
 from headatlas.store.statistics.definitions import STATISTICS, aggregate
 from headatlas.store.store import Example, Store
 
-from .answers import Edge, HeadValues, upper_end
+from .answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, upper_end
 from .cache import ByteCache
+from .edges import strongest_edge
 from .labels import visible
 from .state import Bounds
 
@@ -33,22 +34,10 @@ if TYPE_CHECKING:
     from .annotations import Notes
     from .library import Library
 
-SEARCH = "search"
-"""Stands among the statistics for the mass of the present search."""
 MAX_VALUES = 24
 """Values of a field that are proposed."""
 MAX_HITS = 60
 """Examples of a search that are listed for a head."""
-
-
-class SearchStoppedError(HeadAtlasError):
-    """A search ended before its end; `result` holds what was done. It is not kept."""
-
-    kind = "stopped"
-
-    def __init__(self, result: SearchResult) -> None:
-        super().__init__("the search was stopped")
-        self.result = result
 
 
 class DataSource:
@@ -238,32 +227,11 @@ class DataSource:
         Edges of tokens that the tokenizer added count only where there is no other. None where the store keeps nothing
         that tells, or nothing matches.
         """
-        key = ("edge", self.site(site).name, number, layer, head, statistic)
-        return self._cache.get(key, lambda: self._strongest_edge(self.site(site), number, layer, head, statistic))
-
-    def _strongest_edge(self, found: Site, number: int, layer: int, head: int, statistic: str) -> Edge | None:
-        example, keep = self.example(number), self.store.spec.keep
-        if keep.attention or (not keep.edges and self.has_attention(found.name)):
-            weights = example.attention(layer, head, found.name).values
-        elif keep.edges:
-            edges = example.edges(layer, head, found.name)
-            weights = np.zeros(
-                (len(example.tokens(found.query_sequence)), len(example.tokens(found.key_sequence))), np.float32
-            )
-            at = edges["key_pos"].values
-            np.put_along_axis(weights, np.maximum(at, 0), np.where(at >= 0, edges["weight"].values, 0), axis=1)
-        else:
-            return None
-        query_special, key_special = (
-            example.tokens(name).special for name in (found.query_sequence, found.key_sequence)
+        found = self.site(site)
+        key = ("edge", found.name, number, layer, head, statistic)
+        return self._cache.get(
+            key, lambda: strongest_edge(self.example(number), found, layer, head, statistic, self.has_attention(site))
         )
-        weights = np.where(matching(statistic, weights.shape, key_special), weights, -1)
-        plain = np.where(query_special[:, None] | key_special[None, :], -1, weights)
-        weights = plain if plain.max(initial=-1) > 0.01 else weights
-        if not weights.size or weights.max() <= 0:
-            return None
-        query, key = divmod(int(weights.argmax()), weights.shape[1])
-        return Edge(query, key, float(weights[query, key]))
 
     # search
 
@@ -414,12 +382,6 @@ class DataSource:
         return self._cache.get(("having", *sorted(facets.items())), find)
 
 
-def mass_of(found: SearchResult) -> HeadValues:
-    """Mass of every head in an answer; NaN where nothing matched."""
-    values = found.heads["mass"].values.astype(np.float32)
-    return HeadValues(SEARCH, "Mass of the search", "", _frozen(values), upper_end(values))
-
-
 def _sound(store: Store) -> tuple[Store, tuple[str, ...]]:
     """The store without segments that are damaged, and what is wrong with those."""
     damaged: dict[int, str] = {}
@@ -429,22 +391,6 @@ def _sound(store: Store) -> tuple[Store, tuple[str, ...]]:
         except HeadAtlasError as error:
             damaged[segment.index] = str(error)
     return (store.without(damaged) if damaged else store), tuple(damaged.values())
-
-
-def matching(
-    statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarray, "key_pos"]
-) -> Bool[np.ndarray, "query_pos key_pos"]:
-    """Which pairs the statistic is the mass of; all where it is no mass."""
-    query, key = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
-    if statistic == "special":
-        return np.broadcast_to(key_special[None, :], shape)
-    chosen = {
-        "self": key == query,
-        "previous": key == query - 1,
-        "next": key == query + 1,
-        "first": (key == 0) & (query >= 0),
-    }
-    return np.broadcast_to(chosen.get(statistic, True), shape)
 
 
 def short(label: str) -> str:

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.store.errors import ConfigError
@@ -50,13 +51,14 @@ class Auth:
                 "oauth needs the key and the secret that the provider gave; set HEADATLAS_OAUTH_KEY and HEADATLAS_OAUTH_SECRET"
             )
 
-    def for_panel(self) -> dict[str, str]:
+    def for_panel(self) -> dict[str, Any]:
         """What `panel.io.server.get_server` is told."""
         given = {
             "basic_auth": self.basic, "oauth_provider": self.oauth, "oauth_key": self.key, "oauth_secret": self.secret,
             "cookie_secret": self.cookie_secret,
         }  # fmt: skip
-        return {name: value for name, value in given.items() if value}
+        own = {"login_template": str(Path(__file__).parent / "login.html")} if self.basic else {}
+        return {name: value for name, value in given.items() if value} | own  # Panel's page asks a network for a logo
 
 
 @dataclass(frozen=True)

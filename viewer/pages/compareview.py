@@ -18,6 +18,7 @@ from headatlas.store.errors import ConfigError, NotFoundError
 from ..compare import Alignment, align, change_list, changes, difference, difference_frame
 from ..components.comparison import Comparison, Difference
 from ..components.headview import HeadView
+from ..data import DataSource
 from ..frames import Frame, Head, head_frame, head_name, message_frame, sides_frame
 from ..geometry import MAX_WINDOW
 from ..labels import visible
@@ -138,7 +139,7 @@ class CompareViewPage(ViewPage):
         before, after = self.data.neighbours(reader.example.index)
         return next((n for n in (after, before) if n is not None), reader.example.index)
 
-    def _other_store(self) -> Any:
+    def _other_store(self) -> DataSource:
         together = self.data.served_with
         names = [name for name in self.data.stores if name != self.data.name]
         if together is None or not names:
@@ -147,7 +148,7 @@ class CompareViewPage(ViewPage):
             )
         return together[self.state.other_store if self.state.other_store in names else names[0]]
 
-    def _same_example(self, beside: Any, reader: Reader) -> Reader:
+    def _same_example(self, beside: DataSource, reader: Reader) -> Reader:
         example = reader.example
         if example.id not in beside.positions:
             raise NotFoundError(f"{beside.name} has no example with the id {visible(example.id)}.")

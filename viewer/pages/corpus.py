@@ -9,9 +9,9 @@ from jaxtyping import Float32
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..answers import Edge, HeadValues, upper_end
+from ..answers import SEARCH, Edge, HeadValues, upper_end
 from ..components.card import Distribution, Facts, HeadMap, Inspector, Scatter
-from ..data import SEARCH, DataSource
+from ..data import DataSource
 from ..labels import visible_lines
 from ..quotes import snippet
 from ..state import ViewState

@@ -69,7 +69,7 @@ class HeadViewPage(ViewPage):
         keys = queries if reader.same_text else units_of(reader.example, site.key_sequence, level)
         self._units = units = (queries, keys)
         maps = merged(reader.maps(self.heads), queries, keys)
-        ranges = sentence_ranges(*maps.shape[1:], queries.second if reader.same_text else None)
+        ranges = sentence_ranges(maps.shape[1], maps.shape[2], queries.second if reader.same_text else None)
         chosen = ranges[_RANGES[state.segments]] if len(ranges) > 1 else ranges[0]
         spans, pin = self._window(chosen), self._unit_pin()
         shown = (f"{reader.id} {level} {chosen['label']}", spans[0].start, spans[1].start)

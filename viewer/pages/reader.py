@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,6 +20,7 @@ from headatlas.store.schema import Site
 from headatlas.store.store import Example, Store
 
 from ..cache import ByteCache
+from ..data import DataSource
 from ..frames import Frame, Head, table_frame, to_codes
 from ..geometry import keys_seen
 from ..pyramid import WHOLE, Pyramid
@@ -27,31 +28,6 @@ from ..pyramid import WHOLE, Pyramid
 CACHE_BYTES = 192 << 20
 WHOLE_BYTES = 96 << 20
 """All maps of an example are held in memory up to this size (as bytes, one a weight)."""
-
-
-class Data(Protocol):
-    """Where examples come from (`DataSource`)."""
-
-    @property
-    def store(self) -> Store:
-        """The store."""
-        ...
-
-    def site(self, name: str = "") -> Site:
-        """The site of that name."""
-        ...
-
-    def head_notes(self, site: str) -> dict[str, dict[str, str | bool]]:
-        """Stars and notes by head."""
-        ...
-
-    def told(self, error: BaseException) -> str:
-        """An error as readers may see it."""
-        ...
-
-    def example(self, number: int) -> Example:
-        """One example."""
-        ...
 
 
 class Reader:
@@ -191,7 +167,7 @@ class Reader:
 _CACHES: WeakKeyDictionary[Any, ByteCache] = WeakKeyDictionary()
 
 
-def reader_of(data: Data, number: int, site: str) -> Reader:
+def reader_of(data: DataSource, number: int, site: str) -> Reader:
     """The reader of one example; what it reads is kept for all sessions that share `data`."""
     cache = _CACHES.get(data)
     if cache is None:

@@ -15,10 +15,10 @@ import panel as pn
 from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.search.search import SearchProgress, SearchResult
 
-from ..answers import Edge, upper_end
+from ..answers import Edge, SearchStoppedError, mass_of, upper_end
 from ..background import background
 from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
-from ..data import DataSource, SearchStoppedError, mass_of
+from ..data import DataSource
 from ..frames import table_frame
 from ..guess import MAX_ARCS, Arc, guesses
 from ..labels import visible

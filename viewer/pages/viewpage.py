@@ -19,6 +19,7 @@ from headatlas.store.errors import HeadAtlasError
 from ..colours import MAX_HEADS
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
+from ..data import DataSource
 from ..details import inspector_frame, strongest_frame
 from ..export import Kind, make_view
 from ..frames import Head, head_name, picker_frame
@@ -26,7 +27,7 @@ from ..parts import example_part, neuron_part, vectors_facts
 from ..state import ViewState
 from ..units import Units
 from .page import grid, place
-from .reader import Data, Reader, reader_of
+from .reader import Reader, reader_of
 
 logger = logging.getLogger(__name__)
 PICK_WEIGHTS = 32 << 20
@@ -55,7 +56,7 @@ class ViewPage(ABC):
         "layout",
     )
 
-    def __init__(self, state: ViewState, data: Data) -> None:
+    def __init__(self, state: ViewState, data: DataSource) -> None:
         self.state, self.data = state, data
         self.picker = HeadPicker()
         self._stale = set(self.watches)
@@ -144,7 +145,7 @@ class ViewPage(ABC):
             self.fail("This cannot be shown", self.data.told(error))
 
     def document(self, kind: Kind) -> str:
-        """This view of the example in a file of its own, with every head."""
+        """Make a file of its own out of the view, with every head of the example."""
         state = self.state
         reader = reader_of(self.data, state.example, state.site)
         layers = range(reader.site.n_layers)
