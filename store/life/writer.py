@@ -59,6 +59,7 @@ class StoreWriter:
         self._container = container_of(container)
         self._threads = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
         self._manifest, self._sha256 = read_manifest(path)
+        self._notes: dict[str, list[str]] = {}
 
     @classmethod
     def create(
@@ -107,6 +108,17 @@ class StoreWriter:
             writer = cls(place, container=container, threads=threads, on_step=on_step)
             check_identity(writer._manifest, first)
         return writer
+
+    def note(self, name: str, text: str) -> None:
+        """Say in the provenance of the next commits how segments were made; a list, since a job may go on elsewhere."""
+        self._notes.setdefault(name, []).append(text)
+
+    def _noted(self) -> dict[str, Any]:
+        """The provenance of the next manifest."""
+        found = dict(self._manifest.provenance)
+        for name, texts in self._notes.items():
+            found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
+        return found
 
     @property
     def manifest(self) -> Manifest:
@@ -328,7 +340,7 @@ class StoreWriter:
             self._refresh()
             if any(known.index == entry.index for known in self._manifest.segments):
                 return self._entry(entry.index)
-            following = self._manifest.with_segment(entry, skipped, self._sha256)
+            following = self._manifest.with_segment(entry, skipped, self._sha256, self._noted())
             if publish(self.path, private, following, self.on_step):
                 self._refresh()
                 self.on_step("committed")
@@ -350,7 +362,14 @@ def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
         return {"codec": spec.keep.attention, "definition": bound.definition, "max_absolute_error": bound.absolute}
     if name in ("query", "key") and spec.keep.query_key:
         bound = companding.VECTOR_BOUNDS[spec.keep.query_key]
-        return {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
+        said = {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
+        return said | ({"max_error_in_scales": bound.scaled} if bound.scaled else {})
+    if name in ("query_scale", "key_scale"):
+        return {"definition": "largest absolute value of an example, head and dimension, over 127"}
+    if name == "position_bias":
+        return {"definition": "added to the scores of a layer and head, by key_pos - query_pos"}
+    if name == "sinks":
+        return {"definition": "score of the sink of a layer and head"}
     if name == "logsumexp":
         return {"definition": "natural logarithm of the sum of exp of a row's scaled and masked scores"}
     if name == "statistics":
