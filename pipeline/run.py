@@ -41,7 +41,7 @@ from .progress import (
     Stage,
 )
 from .segment_buffers import BufferPool, SegmentBuffers
-from .selfcheck import check_capture, choose_examples
+from .selfcheck import check_capture, choose_examples, most_checked_tokens
 from .sites import forward_options
 from .tables import build_example_columns, build_token_table
 
@@ -248,8 +248,9 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> Reducti
         if not next(iter(n_tokens.values())).any():
             continue
         chosen = choose_examples(job.spec.sites, n_tokens)
-        lengths = {name: [int(counts[i]) for i in chosen] for name, counts in n_tokens.items()}
-        inputs = job.inputs.build([examples[i] for i in chosen])
+        checked = [examples[i].beginning(most_checked_tokens(job.spec.sites)) for i in chosen]
+        lengths = {name: counts.tolist() for name, counts in count_tokens(checked, job.spec).items()}
+        inputs = job.inputs.build(checked)
         report = check_capture(job.loaded.model, job.sites, job.spec.keep, inputs, lengths)
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
         fused = choose_reduction(job.spec.keep, job.spec.statistics)
