@@ -16,6 +16,7 @@ import torch
 
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import SegmentEntry
+from headatlas.store.schema import SequenceName
 from headatlas.store.tables import SegmentTables
 
 from . import kernel
@@ -162,22 +163,25 @@ def compute_segment(
 
 def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntry:
     """Commit a computed segment."""
-    examples = [encoded.example for encoded in computed.examples]
-    tables = SegmentTables(
-        ids=[example.id for example in examples],
-        texts=[example.text for example in examples],
-        text_pairs=[example.text_pair for example in examples],
-        target_texts=[example.target for example in examples],
-        columns=build_example_columns(examples),
-        tokens={
-            sequence: build_token_table(computed.examples, sequence) for sequence in computed.buffers.spec.sequences
-        },
-    )
+    tables = segment_tables(computed.examples, computed.buffers.spec.sequences)
     notes = [
         {"example": index, "id": computed.examples[index - computed.segment.first_example].example.id, "reason": reason}
         for index, reason in sorted(computed.skipped.items())
     ]
     return writer.write(computed.segment.index, computed.segment.first_example, tables, computed.buffers.arrays, notes)
+
+
+def segment_tables(encoded: Sequence[EncodedExample], sequences: Sequence[SequenceName]) -> SegmentTables:
+    """Ids, texts, annotations and tokens of a segment."""
+    examples = [one.example for one in encoded]
+    return SegmentTables(
+        ids=[example.id for example in examples],
+        texts=[example.text for example in examples],
+        text_pairs=[example.text_pair for example in examples],
+        target_texts=[example.target for example in examples],
+        columns=build_example_columns(examples),
+        tokens={sequence: build_token_table(encoded, sequence) for sequence in sequences},
+    )
 
 
 def _fill(

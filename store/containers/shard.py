@@ -29,8 +29,8 @@ from .fletcher32 import fletcher32
 
 Compressor = Literal["h8", "zstd"]
 Checksum = Literal["crc32c", "fletcher32"]
-CHUNK_PAIRS = 65_536
-CHUNK_BYTES = 65_536  # of query, key, logsumexp: they are read by example
+CHUNK_PAIRS = 32_768
+CHUNK_BYTES = 32_768  # of query, key, logsumexp: they are read by example
 CHUNK_ROWS = 65_536  # of edges: they are read whole, by search
 SHARD_BYTES = 128 << 20  # a shard is one layer, or a part of its long axis where that would be larger
 TABLE_CHUNK = 1 << 22  # items of a plain chunk
