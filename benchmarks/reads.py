@@ -222,7 +222,9 @@ def measure_opening(folder: Path) -> tuple[dict[str, Timing], list[Row]]:
 def shape_in(path: Path) -> tuple[int, ...]:
     """Of the array in a file."""
     with h5py.File(path) as file:
-        return file["attention"].shape
+        found = file["attention"]
+        assert isinstance(found, h5py.Dataset)
+        return found.shape
 
 
 def write_many(path: Path) -> None:

@@ -21,7 +21,7 @@ ConfigArgument = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG",
-        help="A job file, or the name of one that ships with headatlas (demo, smollm2).",
+        help="A job file, or the name of one that ships with headatlas (demo, prose, smollm2).",
         show_default=False,
     ),
 ]
