@@ -59,6 +59,7 @@ class StoreWriter:
         self._container = container_of(container)
         self._threads = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
         self._newest = Newest(path, lambda step: self.on_step(step))
+        self._notes: dict[str, list[str]] = {}
 
     @classmethod
     def create(
@@ -107,6 +108,17 @@ class StoreWriter:
             writer = cls(place, container=container, threads=threads, on_step=on_step)
             check_identity(writer.manifest, first)
         return writer
+
+    def note(self, name: str, text: str) -> None:
+        """Say in the provenance of the next commits how segments were made; a list, since a job may go on elsewhere."""
+        self._notes.setdefault(name, []).append(text)
+
+    def _noted(self, newest: Manifest) -> dict[str, Any]:
+        """The provenance of the manifest after `newest`."""
+        found = dict(newest.provenance)
+        for name, texts in self._notes.items():
+            found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
+        return found
 
     @property
     def manifest(self) -> Manifest:
@@ -324,15 +336,15 @@ class StoreWriter:
     def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
         def following(newest: Manifest, sha256: str) -> Manifest | None:
             known = any(row.index == entry.index for row in (*newest.segments, *newest.dropped))
-            return None if known else newest.with_segment(entry, skipped, sha256)
+            return None if known else newest.with_segment(entry, skipped, sha256, self._noted(newest))
 
         return entry if self._newest.commit(private, following) else self._entry(entry.index)
 
     def _entry(self, index: int) -> SegmentEntry:
-        found = next((entry for entry in self.manifest.segments if entry.index == index), None)
-        if found is None:
-            raise ConfigError(f"segment {index} was dropped from this store; a dropped segment is not written again.")
-        return found
+        for entry in self.manifest.segments:
+            if entry.index == index:
+                return entry
+        raise ConfigError(f"segment {index} was dropped from this store; a dropped segment is not written again.")
 
 
 def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
@@ -343,7 +355,14 @@ def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
         return {"codec": spec.keep.attention, "definition": bound.definition, "max_absolute_error": bound.absolute}
     if name in ("query", "key") and spec.keep.query_key:
         bound = companding.VECTOR_BOUNDS[spec.keep.query_key]
-        return {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
+        said = {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
+        return said | ({"max_error_in_scales": bound.scaled} if bound.scaled else {})
+    if name in ("query_scale", "key_scale"):
+        return {"definition": "largest absolute value of an example, head and dimension, over 127"}
+    if name == "position_bias":
+        return {"definition": "added to the scores of a layer and head, by key_pos - query_pos"}
+    if name == "sinks":
+        return {"definition": "score of the sink of a layer and head"}
     if name == "logsumexp":
         return {"definition": "natural logarithm of the sum of exp of a row's scaled and masked scores"}
     if name == "statistics":
