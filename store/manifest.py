@@ -205,8 +205,8 @@ class _Header(BaseModel):
     format_version: int
 
 
-def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[str], None]) -> bool:
-    """Make `manifest` visible under its number; False if another writer took the number first.
+def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[str], None]) -> str | None:
+    """Make `manifest` visible under its number; the sha256 of its file, or None if another writer took the number first.
 
     `private` is a folder of this writer's own on the same file system.
     """
@@ -219,7 +219,7 @@ def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[st
     try:
         os.link(draft, target, follow_symlinks=False)
     except FileExistsError:
-        return False
+        return None
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
             raise
@@ -228,11 +228,11 @@ def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[st
         try:
             write_durable(target, data)
         except FileExistsError:
-            return False
+            return None
     on_step("manifest-linked")
     fsync_folder(path)
     draft.unlink(missing_ok=True)
-    return True
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_durable(path: Path, data: bytes) -> None:
