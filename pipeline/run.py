@@ -246,7 +246,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> Reduction:
     """Hold the capture against eager attention on a few examples of what comes next; what then serves."""
     plain = TorchReduction(job.spec.keep, job.spec.statistics)
-    on_event(Stage("checking the capture against eager attention"))
+    eager = job.spec.capture == "eager"
+    on_event(Stage(f"checking the capture against {'the softmaxes of the model' if eager else 'eager attention'}"))
     for segment in left:
         examples = job.examples[segment.examples]
         n_tokens = count_tokens(examples, job.spec)
@@ -255,12 +256,12 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> Reducti
         chosen = choose_examples(job.spec.sites, n_tokens)
         lengths = {name: [int(counts[i]) for i in chosen] for name, counts in n_tokens.items()}
         inputs = job.inputs.build([examples[i] for i in chosen])
-        if job.spec.capture == "eager":
+        if eager:
             report = check_eager(job.loaded.model, job.sites, inputs, lengths)
         else:
             report = check_capture(job.loaded.model, job.sites, job.spec.keep, inputs, lengths)
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
-        if job.spec.capture == "eager":
+        if eager:
             on_event(Stage("capturing in eager mode, with torch operations: query and key cannot be seen"))
             return plain
         fused = choose_reduction(job.spec.keep, job.spec.statistics)
