@@ -252,7 +252,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
     """Hold the capture against eager attention on a few examples of what comes next; what then serves, and its name."""
     plain = TorchReduction(job.spec.keep, job.spec.statistics)
-    on_event(Stage("checking the capture against eager attention"))
+    eager = job.spec.capture == "eager"
+    on_event(Stage(f"checking the capture against {'the softmaxes of the model' if eager else 'eager attention'}"))
     for segment in left:
         examples = job.examples[segment.examples]
         n_tokens = count_tokens(examples, job.spec)
@@ -262,12 +263,12 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[R
         checked = [examples[i].beginning(most_checked_tokens(job.spec.sites)) for i in chosen]
         lengths = {name: counts.tolist() for name, counts in count_tokens(checked, job.spec).items()}
         inputs = job.inputs.build(checked)
-        if job.spec.capture == "eager":
+        if eager:
             report = check_eager(job.loaded.model, job.sites, inputs, lengths)
         else:
             report = check_capture(job.loaded.model, job.sites, job.spec.keep, inputs, lengths)
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
-        if job.spec.capture == "eager":
+        if eager:
             on_event(Stage("capturing in eager mode, with torch operations: query and key cannot be seen"))
             return plain
         fused = choose_reduction(job.spec.keep, job.spec.statistics)
