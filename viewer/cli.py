@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ app = typer.Typer()
 
 @app.command()
 def view(
-    store: Annotated[Path, typer.Argument(help="Folder of the store.")],
+    store: Annotated[str, typer.Argument(help="Folder or URL of the store.")],
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 5006,
     address: Annotated[
         str, typer.Option(help="Address to listen on; the default is reached from this machine only.")

@@ -41,7 +41,7 @@ class DataSource:
     @property
     def name(self) -> str:
         """Name of the store's folder."""
-        return visible(self.store.path.name)
+        return visible(self.store.name)
 
     def site(self, name: str = "") -> Site:
         """The site of that name; the first without a name."""
@@ -136,7 +136,7 @@ class DataSource:
     @property
     def statistic_names(self) -> tuple[str, ...]:
         """The statistics that the store keeps."""
-        return tuple(self.store.spec.statistics) if self.store.spec.keep.statistics else ()
+        return self.store.statistic_names
 
     def over_examples(self, site: str, statistic: str) -> Float32[np.ndarray, "layer head example"]:
         """A statistic of every head on every example, by position; NaN where no row counts."""

@@ -237,10 +237,10 @@ class EmptyPage(Page):
             "kind": "empty",
             "title": "Empty store",
             "lines": [
-                f"{visible(str(store.path))} holds no committed segment yet; {store.manifest.n_segments_planned} are planned.",
+                f"{visible(store.location)} holds no committed segment yet; {store.manifest.n_segments_planned} are planned.",
                 "Run its job (or let it run on), then reload this page.",
             ],
-            "code": f"headatlas run CONFIG --out {visible(str(store.path))}",
+            "code": f"headatlas run CONFIG --out {visible(store.location)}",
         }
         return ""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -21,6 +21,7 @@ from ..statistics.definitions import STATISTICS
 if TYPE_CHECKING:
     from ..search.evidence import Evidence
     from ..search.search import ExampleHit, SearchResult
+    from ..source import ObjectSource
     from ..tokens import TokenTable
 
 BAR_WIDTH = 12
@@ -197,6 +198,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}" if math.isfinite(share) else "–"
 
 
+def fetched(source: ObjectSource) -> dict[str, int]:
+    """For programs: what came over a network so far; nothing for a folder."""
+    return {} if source.folder else {"bytes_fetched": source.bytes_fetched, "requests": source.n_requests}
+
+
+def fetched_text(source: ObjectSource) -> str:
+    """The same for people."""
+    return "" if source.folder else f"{size_text(source.bytes_fetched)} fetched in {source.n_requests:,} requests."
+
+
 def specialised_table(heads: pd.DataFrame) -> Table:
     """The most specialised heads."""
     columns = ("head", "right"), ("behaviour", "left"), ("share", "right"), ("", "left"), ("uniform", "right"), ("lift", "right")  # fmt: skip
@@ -209,9 +220,10 @@ def specialised_table(heads: pd.DataFrame) -> Table:
     return table
 
 
-def statistics_rich_table(heads: pd.DataFrame, names: Sequence[str]) -> Table:
-    """Chosen statistics of every head."""
-    titles = [f"{name} ({STATISTICS[name].unit})" if name in STATISTICS else name for name in names]
+def statistics_rich_table(heads: pd.DataFrame, names: Sequence[str], units: Mapping[str, str]) -> Table:
+    """Chosen statistics of every head; `units` of those that were added to the store."""
+    known = {**{name: statistic.unit for name, statistic in STATISTICS.items()}, **units}
+    titles = [f"{name} ({printable(known[name])})" if known.get(name) else printable(name) for name in names]
     table = _table(("head", "right"), *((title, "right") for title in titles))
     for row in heads.to_dict("records"):
         table.add_row(f"{row['layer']}.{row['head']}", *(number(row[name]) for name in names))

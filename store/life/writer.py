@@ -36,11 +36,14 @@ from ..manifest import (
     segment_path,
     write_durable,
 )
-from ..objects import check_objects, copy_objects, fsync_folder
+from ..numbers import LATEST_NAME
+from ..objects import check_objects, fsync_folder
 from ..reading.segment import Segment
 from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
+from ..source import LocalSource, copy_objects, local_folder
 from ..tables import SegmentTables, table_arrays
 from .identity import check_identity
+from .layers import LayerContents, write_layers
 from .private import dead_folders, private_folder
 
 STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
@@ -84,7 +87,7 @@ class StoreWriter:
             The folder holds something else, or a store of another model, corpus or configuration; the difference is
             named.
         """
-        place = Path(path)
+        place = local_folder(path)
         with located(str(place)):
             _create_folders(place)
             for folder in dead_folders(place / "tmp"):
@@ -174,10 +177,10 @@ class StoreWriter:
         if index in self.committed:
             return self._entry(index)
         with private_folder(self.path) as private:
-            listing = self._draft(private, index, first_example, n_examples, n_tokens, contents)
+            listing = self.draft(private, index, first_example, n_examples, n_tokens, contents)
             return self._commit(self._finish(private, listing), notes, private)
 
-    def _draft(
+    def draft(
         self,
         private: Path,
         index: int,
@@ -186,7 +189,7 @@ class StoreWriter:
         n_tokens: dict[str, int],
         contents: Mapping[str, SegmentArray],
     ) -> SegmentListing:
-        """Write the files of a segment into ``segment`` of a private folder, and describe them."""
+        """Write the files of a segment, or of a layer, into ``segment`` of a private folder, and describe them."""
         draft = private / "segment"
         draft.mkdir()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
@@ -227,14 +230,16 @@ class StoreWriter:
             if index in self.committed:
                 return self._entry(index)
             with private_folder(self.path) as private:
-                copy_objects(segment.folder, private / "segment", listing.objects)
+                copy_objects(segment.source, segment.entry.path, private / "segment", listing.objects)
                 self.on_step("arrays-written")
                 return self._commit(self._finish(private, listing), tuple(skipped), private)
 
     def replace(
-        self, parts: Iterable[tuple[SegmentEntry, SegmentTables, Mapping[str, np.ndarray]]], **changes: Any
+        self,
+        parts: Iterable[tuple[SegmentEntry, SegmentTables, Mapping[str, np.ndarray], LayerContents]],
+        **changes: Any,
     ) -> Manifest:
-        """Put other contents in the place of committed segments, and change other fields, all in one commit.
+        """Put other contents, and layers, in the place of committed segments, and change other fields, in one commit.
 
         The segments that were there stay where they are, for the snapshots that list them.
 
@@ -243,32 +248,50 @@ class StoreWriter:
         ConfigError
             Another writer changed one of the segments meanwhile.
         """
-        with contextlib.ExitStack() as stack, located(str(self.path)):
+        with located(str(self.path)), private_folder(self.path) as private:
             placed: dict[int, tuple[SegmentEntry, SegmentEntry]] = {}
-            private = stack.enter_context(private_folder(self.path))
-            for entry, table, arrays in parts:
+            for entry, table, arrays, layers in parts:
                 own = private / f"{entry.index}"
                 own.mkdir()
                 n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
                 contents = self._contents(table, arrays)
-                listing = self._draft(own, entry.index, entry.first_example, entry.n_examples, n_tokens, contents)
-                placed[entry.index] = (entry, self._finish(own, listing, instead=True))
-            for _ in range(_TRIES):
-                self._refresh()
-                known = {entry.index: entry for entry in self._manifest.segments}
+                listing = self.draft(own, entry.index, entry.first_example, entry.n_examples, n_tokens, contents)
+                after = self._finish(own, listing, instead=True)
+                beside = write_layers(self, private, after, layers)
+                placed[entry.index] = (entry, after.model_copy(update={"layers": beside}))
+
+            def change(manifest: Manifest) -> dict[str, Any]:
+                known = {entry.index: entry for entry in manifest.segments}
                 if any(known.get(index) != before for index, (before, _) in placed.items()):
                     raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
                 now_there = {**known, **{index: after for index, (_, after) in placed.items()}}
                 gone = {row.index for row in changes.get("dropped", ())}
-                segments = tuple(now_there[index] for index in sorted(now_there) if index not in gone)
-                notes = {"skipped": (*self._manifest.skipped, *changes.get("skipped", ()))}
-                notes |= {"dropped": (*self._manifest.dropped, *changes.get("dropped", ()))}
-                following = self._manifest.followed_by(self._sha256, segments=segments, **notes)
-                if publish(self.path, private, following, self.on_step):
-                    self._refresh()
-                    self.on_step("committed")
-                    return following
-        raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+                return {
+                    "segments": tuple(now_there[index] for index in sorted(now_there) if index not in gone),
+                    "skipped": (*manifest.skipped, *changes.get("skipped", ())),
+                    "dropped": (*manifest.dropped, *changes.get("dropped", ())),
+                }
+
+            return self.change(private, change)
+
+    def change(self, private: Path, changes: Callable[[Manifest], dict[str, Any] | None]) -> Manifest:
+        """Commit other fields of the newest manifest; `changes` is asked again when another writer was faster.
+
+        Its answer None means that nothing is to be changed. The caller holds the private folder.
+        """
+        for _ in range(_TRIES):
+            self._refresh()
+            fields = changes(self._manifest)
+            if fields is None:
+                break
+            following = self._manifest.followed_by(self._sha256, **fields)
+            if publish(self.path, private, following, self.on_step):
+                self._refresh()
+                self.on_step("committed")
+                return following
+        else:
+            raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+        return self._manifest
 
     def _contents(self, table: SegmentTables, arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
         """Everything to be written, checked."""
@@ -318,22 +341,20 @@ class StoreWriter:
             if any(getattr(found, name) != getattr(entry, name) for name in same):
                 return None
             check_objects(folder, SegmentListing.from_bytes(document).objects)
-            _ = Segment(self.path, found, self._manifest.spec).layouts
+            _ = Segment(LocalSource(self.path), found, self._manifest.spec).layouts
         except (OSError, HeadAtlasError):
             return None
         return found
 
     def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
-        for _ in range(_TRIES):
-            self._refresh()
-            if any(known.index == entry.index for known in self._manifest.segments):
-                return self._entry(entry.index)
-            following = self._manifest.with_segment(entry, skipped, self._sha256)
-            if publish(self.path, private, following, self.on_step):
-                self._refresh()
-                self.on_step("committed")
-                return entry
-        raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+        def add(manifest: Manifest) -> dict[str, Any] | None:
+            if any(known.index == entry.index for known in manifest.segments):
+                return None
+            segments = tuple(sorted((*manifest.segments, entry), key=lambda e: e.index))
+            return {"segments": segments, "skipped": (*manifest.skipped, *skipped)}
+
+        self.change(private, add)
+        return self._entry(entry.index)
 
     def _entry(self, index: int) -> SegmentEntry:
         return next(entry for entry in self._manifest.segments if entry.index == index)
@@ -379,7 +400,7 @@ def _entry_of(listing: SegmentListing, document: bytes, *, instead: bool = False
 
 def _create_folders(place: Path) -> None:
     if place.is_dir() and not manifest_numbers(place):
-        strange = sorted(set(os.listdir(place)) - {"tmp", "segments"})
+        strange = sorted(set(os.listdir(place)) - {"tmp", "segments", "layers", LATEST_NAME})
         if strange:
             raise ConfigError(f"the folder holds {strange[0]!r} and no manifest; expected a store, or an empty folder.")
     elif place.exists() and not place.is_dir():

@@ -35,7 +35,7 @@ def statistics_table(
     data = store.statistics(found.name)
     for name in names:
         if name not in data:
-            raise NotFoundError(f"{store.path}: no statistic {name!r}; this store has {', '.join(map(str, data))}.")
+            raise NotFoundError(f"{store.location}: no statistic {name!r}; this store has {', '.join(map(str, data))}.")
     layer, head = (grid.ravel() for grid in np.indices((found.n_layers, found.n_heads)))
     columns = {"layer": layer, "head": head}
     for name in names or map(str, data):
@@ -53,7 +53,7 @@ def specialised_heads(store: Store, site: str | None = None, average: Average = 
     table = statistics_table(store, (), found.name, average)
     known = [s for s in STATISTICS.values() if s.pattern and s.name in table and table[s.name].notna().to_numpy().any()]
     if not known:
-        raise NotFoundError(f"{store.path}: none of the stored statistics of {found.name} has a uniform baseline.")
+        raise NotFoundError(f"{store.location}: none of the stored statistics of {found.name} has a uniform baseline.")
     baselines = np.stack(
         [uniform_baseline(store, found, statistic, average) for statistic in known]
     )  # [statistic, layer]
