@@ -72,7 +72,7 @@ def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Lev
 
     try:
         if kind == "jsonl":
-            frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+            frame = pd.read_json(path, lines=True, dtype={"id": str}, convert_dates=False)
         elif kind == "parquet":
             frame = pd.read_parquet(path)
         else:

@@ -190,8 +190,8 @@ _reading_process: int | None = None
 def guard_fork() -> None:
     """Refuse to read in a child that was forked after its parent had read.
 
-    Locks that another thread of the parent held stay locked in such a child, and codec libraries with threads of their
-    own hang there for ever.
+    Locks that another thread of the parent held (of a cache, of the HDF5 library) stay locked in such a child for ever,
+    and the thread that asks servers is not there.
 
     Raises
     ------

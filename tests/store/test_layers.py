@@ -38,7 +38,7 @@ def annotated(folder: Path) -> tuple[Store, np.ndarray]:
     kinds = {e.id: [f"w{i % 2}" for i in range(n)] for e, n in zip(store.examples, words, strict=True) if e.index != 4}
     store.annotate("kind", kinds, level="word", description="every other word")
     store.annotate("weight", {e.index: [0.5] * len(e.tokens()) for e in store.examples[:3]}, level="token")
-    store.annotate("topic", {0: 3, 5: 7})
+    store.annotate("mood", {0: 3, 5: 7})
     site = store.site()
     values = np.arange(site.n_layers * site.n_heads * 6, dtype=np.float32).reshape(site.n_layers, site.n_heads, 6)
     return store.add_statistic("confidence", values, unit="bits", description="made up"), values
@@ -49,14 +49,14 @@ def check(store: Store, values: np.ndarray, dropped: tuple[int, ...] = ()) -> No
     assert np.array_equal(store.statistics()["confidence"].values, np.where(rows, np.nan, values), equal_nan=True)
     assert store.statistics()["confidence"].attrs["units"] == "bits"
     tokens, examples = store.tokens_frame(), store.examples_frame()
-    assert examples["topic"].tolist() == [-1 if i in dropped else {0: 3, 5: 7}.get(i, -1) for i in range(6)]
+    assert examples["mood"].tolist() == [-1 if i in dropped else {0: 3, 5: 7}.get(i, -1) for i in range(6)]
     with_word = tokens[(tokens["word"] >= 0) & (tokens["example"] != 4)]
     assert with_word["kind"].tolist() == [f"w{word % 2}" for word in with_word["word"]]
     assert tokens["kind"].isna()[tokens["example"] == 4].all()
     assert (tokens["weight"] == 0.5).tolist() == (tokens["example"] < 3).tolist()
     assert store.search('query.kind == "w1" and key.position == 0').rows == int((with_word["kind"] == "w1").sum())
     assert store.search("query.weight == 0.5 and key.position == 0").rows == int((tokens["example"] < 3).sum())
-    assert store.search("example.topic == 7 and key.position == 0").rows == int((tokens["example"] == 5).sum())
+    assert store.search("example.mood == 7 and key.position == 0").rows == int((tokens["example"] == 5).sum())
     assert verify_store(store.path, full=True).is_sound
 
 
@@ -112,11 +112,11 @@ def test_layers_are_checked(folder: Path) -> None:
     assert store.refresh().manifest.number == store.manifest.number
     replaced = store.annotate("kind", {"0-0" if "0-0" in store.example_ids() else 0: -3}, replace=True)
     assert replaced.examples_frame()["kind"].iloc[0] == -3.0
-    victim = next(path for path in sorted((folder / "layers").rglob("c/0")) if "topic" in str(path))
+    victim = next(path for path in sorted((folder / "layers").rglob("c/0")) if "mood" in str(path))
     data = bytearray(victim.read_bytes())
     data[0] ^= 1
     victim.write_bytes(data)
-    with pytest.raises(CorruptSegmentError, match="layer topic"):
+    with pytest.raises(CorruptSegmentError, match="layer mood"):
         open_store(folder).example_columns()
     (finding,) = verify_store(folder, full=True).findings
     assert finding.object.startswith("layers/")
@@ -147,8 +147,8 @@ def test_conllu_and_stats(folder: Path, tmp_path: Path) -> None:
     file, lines = tmp_path / "parsed.conllu", []
     for example in store.examples[1:3]:
         lines.append(f"# sent_id = {example.id}")
-        for i in range(int(np.diff(example.tokens().word_offset)[0])):
-            lines.append(f"{i + 1}\tw\tw\tX{i}\t_\t_\t{i}\t{'root' if not i else 'dep'}\t_\t_")
+        n_words = int(np.diff(example.tokens().word_offset)[0])
+        lines += [f"{i + 1}\tw\tw\tX{i}\t_\t_\t{i}\t{'dep' if i else 'root'}\t_\t_" for i in range(n_words)]
         lines.append("")
     file.write_text("\n".join(lines) + "\n")
     done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "tag", "--column", "upos"])
