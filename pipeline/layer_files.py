@@ -7,12 +7,16 @@ the words is taken.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from headatlas.pipeline.model_folder import hash_file
 from headatlas.store.errors import ConfigError
+
+from .corpora import ConlluCorpus, Quarantined, read_corpus
+from .corpora.records import iter_lines
 
 Level = Literal["example", "word", "token"]
 _ENDINGS = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".conllu": "conllu"}
@@ -53,8 +57,6 @@ def describe_layer_file(path: Path, column: str) -> dict[str, Any]:
 
 
 def _conllu(path: Path, column: str) -> dict[str, Any]:
-    from .corpora import ConlluCorpus, Quarantined, read_corpus
-
     values: dict[str, Any] = {}
     for example in read_corpus(ConlluCorpus(path=path)):
         if isinstance(example, Quarantined):
@@ -72,7 +74,7 @@ def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Lev
 
     try:
         if kind == "jsonl":
-            frame = pd.read_json(path, lines=True, dtype={"id": str}, convert_dates=False)
+            frame = pd.DataFrame(_records(path))
         elif kind == "parquet":
             frame = pd.read_parquet(path)
         else:
@@ -102,6 +104,19 @@ def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Lev
             f"{path}: {column!r} holds {'lists and single values' if len(lists) > 1 else 'other values than ' + str(level) + ' needs'}; expected one value an example, or one list an example."
         )
     return (level or "word") if True in lists else "example", values
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for number, line in iter_lines(path, "utf-8"):
+        if isinstance(line, Quarantined):
+            raise ConfigError(f"{path}, line {number}: {line.reason}.")
+        if line.strip():
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ConfigError(f"{path}, line {number}: a JSON {type(record).__name__}; expected an object.")
+            records.append(record)
+    return records
 
 
 def _rows_by_example(

@@ -49,8 +49,8 @@ def as_library(frame: pd.DataFrame, library: FrameLibrary) -> pd.DataFrame | pl.
     return pl.DataFrame(columns)
 
 
-def _sayable(text: str | None) -> str | None:
-    return text if text is None else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _sayable(text: object) -> str | None:
+    return None if not isinstance(text, str) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def examples_frame(store: Store) -> pd.DataFrame:
