@@ -80,13 +80,16 @@ def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Lev
         else:
             separator = "\t" if path.suffix == ".tsv" else ","
             frame = pd.read_csv(path, sep=separator, dtype={"id": str}, keep_default_na=False, na_values=[""])
+    except ConfigError:
+        raise
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read ({str(error)[:200]}); expected {kind}.") from None
     for needed in ("id", column):
         if needed not in frame:
             raise ConfigError(f"{path} has no column {needed!r}; it has {', '.join(map(str, frame))}.")
     rows = zip(frame["id"].astype(str).tolist(), frame[column].tolist(), strict=True)
-    place: Level | None = next((name for name in ("word", "token") if name in frame and name != column), None)  # pyright: ignore[reportAssignmentType]
+    places: tuple[Literal["word", "token"], ...] = ("word", "token")
+    place = next((name for name in places if name in frame and name != column), None)
     if place is not None:
         return place, _rows_by_example(path, list(rows), frame[place].tolist(), place)
     values: dict[str, Any] = {}
@@ -94,16 +97,15 @@ def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Lev
         if name in values:
             raise ConfigError(f"{path} has example {name!r} twice; expected it once, or a column 'word' or 'token'.")
         values[name] = _plain(value)
-    lists = {isinstance(value, list) for value in values.values()}
-    if (
-        lists == {True, False}
-        or (level == "example" and True in lists)
-        or (level in ("word", "token") and False in lists)
-    ):
-        raise ConfigError(
-            f"{path}: {column!r} holds {'lists and single values' if len(lists) > 1 else 'other values than ' + str(level) + ' needs'}; expected one value an example, or one list an example."
+    with_lists = sum(isinstance(value, list) for value in values.values())
+    if with_lists not in (0, len(values)) or (level is not None and (level == "example") == bool(with_lists)):
+        wanted = (
+            f"{'single values' if level == 'example' else 'lists'} for level {level!r}" if level else "only one kind"
         )
-    return (level or "word") if True in lists else "example", values
+        raise ConfigError(
+            f"{path}: {column!r} holds {with_lists} lists and {len(values) - with_lists} single values; expected {wanted}."
+        )
+    return (level or "word") if with_lists else "example", values
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
