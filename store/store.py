@@ -18,10 +18,10 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Shaped
 
-from .errors import ConfigError, CorruptSegmentError, NotFoundError, located
+from .errors import ConfigError, NotFoundError, located
 from .layers import Layer
-from .life.private import lease_manifest
-from .manifest import Manifest, manifest_name, manifest_numbers, read_manifest
+from .life.private import hold_manifest
+from .manifest import Manifest, read_manifest
 from .reading.cache import ByteCache
 from .reading.example import Example as Example
 from .reading.examples import Examples, join_columns
@@ -86,10 +86,7 @@ def _opened(path: str, manifest: int | None, options: dict[str, Any], cache_byte
 
 
 class Store:
-    """A snapshot of a trace store. Safe from many threads; pickles as its place and manifest number.
-
-    `reopen` is what `open_store` was given for a URL.
-    """
+    """A snapshot of a trace store. Safe from many threads; pickles as its place and manifest number."""
 
     def __init__(
         self,
@@ -156,20 +153,10 @@ class Store:
         """A manifest; while this object lives nothing that it lists is collected (from a URL it may be)."""
         if self.source.folder is None:
             return read_manifest(self.source, number)[0]
-        while True:
-            newest = manifest_numbers(self.path)[-1:]
-            try:
-                found = read_manifest(self.path, number)[0]
-            except CorruptSegmentError:
-                if number is None and manifest_numbers(self.path)[-1:] != newest:  # collected meanwhile
-                    continue
-                raise
-            lease = lease_manifest(self.path, found.number)
-            if lease is not None:
-                self._lease = weakref.finalize(self, os.close, lease)
-            elif manifest_name(found.number) not in os.listdir(self.path):  # collected between the two
-                continue
-            return found
+        found, lease = hold_manifest(self.path, number)
+        if lease is not None:
+            self._lease = weakref.finalize(self, os.close, lease)
+        return found
 
     def close(self) -> None:
         """Let go of the snapshot: from now on `gc` may remove what only this one uses. Else done when it is freed."""
@@ -178,8 +165,7 @@ class Store:
 
     def refresh(self) -> Store:
         """The newest snapshot of the same store; this one stays as it is."""
-        place, options, cache_bytes, cache_dir = self._reopen
-        return _opened(place, None, options, cache_bytes, cache_dir)
+        return _opened(self._reopen[0], None, *self._reopen[1:])
 
     def site(self, name: str | None = None) -> Site:
         """The site of that name; without a name the first."""
@@ -203,8 +189,7 @@ class Store:
     @property
     def bytes_on_disk(self) -> int:
         """Bytes of all listed objects of this snapshot."""
-        listed = [row for entry in self.manifest.segments for row in (entry, *entry.layers)]
-        return sum(row.bytes + row.data_bytes for row in listed)
+        return sum(row.bytes + row.data_bytes for entry in self.manifest.segments for row in (entry, *entry.layers))
 
     @property
     def layers(self) -> tuple[Layer, ...]:

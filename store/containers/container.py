@@ -77,6 +77,11 @@ class ArrayEntry(BaseModel):
             raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(_DTYPES)}")
         return dtype
 
+    @staticmethod
+    def of(layout: ArrayLayout) -> ArrayEntry:
+        """List an array."""
+        return ArrayEntry(path=layout.path, shape=layout.shape, dtype=layout.dtype.name, axes=layout.axes)
+
     def layout(self) -> ArrayLayout:
         """The same as an `ArrayLayout`."""
         return ArrayLayout(self.path, self.shape, np.dtype(self.dtype), self.axes)

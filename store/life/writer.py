@@ -36,7 +36,6 @@ from ..manifest import (
     segment_path,
     write_durable,
 )
-from ..numbers import LATEST_NAME
 from ..objects import check_objects, fsync_folder
 from ..reading.segment import Segment
 from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
@@ -44,7 +43,7 @@ from ..source import LocalSource, copy_objects, local_folder
 from ..tables import SegmentTables, table_arrays
 from .identity import check_identity
 from .layers import LayerContents, write_layers
-from .private import dead_folders, private_folder
+from .private import create_folders, dead_folders, private_folder
 
 STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
 """The points of a commit that `on_step` is told about, in order."""
@@ -89,7 +88,7 @@ class StoreWriter:
         """
         place = local_folder(path)
         with located(str(place)):
-            _create_folders(place)
+            create_folders(place)
             for folder in dead_folders(place / "tmp"):
                 shutil.rmtree(folder, ignore_errors=True)
             first = Manifest(
@@ -202,7 +201,7 @@ class StoreWriter:
             first_example=first_example,
             n_examples=n_examples,
             n_tokens=n_tokens,
-            arrays=tuple(_array_entry(item) for item in contents.values()),
+            arrays=tuple(ArrayEntry.of(item.layout) for item in contents.values()),
             objects=tuple(sorted(objects, key=lambda item: item.path)),
         )
 
@@ -386,11 +385,6 @@ def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
     return {}
 
 
-def _array_entry(item: SegmentArray) -> ArrayEntry:
-    layout = item.layout
-    return ArrayEntry(path=layout.path, shape=layout.shape, dtype=layout.dtype.name, axes=layout.axes)
-
-
 def _entry_of(listing: SegmentListing, document: bytes, *, instead: bool = False) -> SegmentEntry:
     sha256 = hashlib.sha256(document).hexdigest()
     return SegmentEntry(
@@ -403,16 +397,3 @@ def _entry_of(listing: SegmentListing, document: bytes, *, instead: bool = False
         sha256=sha256,
         data_bytes=sum(item.bytes for item in listing.objects),
     )
-
-
-def _create_folders(place: Path) -> None:
-    if place.is_dir() and not manifest_numbers(place):
-        strange = sorted(set(os.listdir(place)) - {"tmp", "segments", "layers", LATEST_NAME})
-        if strange:
-            raise ConfigError(f"the folder holds {strange[0]!r} and no manifest; expected a store, or an empty folder.")
-    elif place.exists() and not place.is_dir():
-        raise ConfigError("this is a file; expected a folder, or a new name.")
-    for folder in (place, place / "tmp", place / "segments"):
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            fsync_folder(folder.parent)

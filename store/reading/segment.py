@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxtyping import Float32, Int64
 
 from .. import companding
 from ..containers.container import ContainerReader, SegmentListing, guard_fork
-from ..errors import FormatError, HeadAtlasError, NotFoundError, located
+from ..errors import ConfigError, FormatError, HeadAtlasError, NotFoundError, located
 from ..layers import layer_path
 from ..manifest import SegmentEntry
 from ..objects import ObjectDamageError
@@ -68,6 +69,19 @@ class Segment:
     def __repr__(self) -> str:
         last = self.first_example + self.n_examples
         return f"Segment({self.index}, examples {self.first_example}:{last}, {self.source.location})"
+
+    @property
+    def folder(self) -> Path:
+        """Its folder on this machine.
+
+        Raises
+        ------
+        ConfigError
+            The store was opened from a URL.
+        """
+        if self.source.folder is None:
+            raise ConfigError(f"{self.source.location} is a URL; expected a store in a folder.")
+        return self.source.folder / self.entry.path
 
     @cached_property
     def where(self) -> str:
