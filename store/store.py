@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -71,10 +71,8 @@ def open_store(
         There is no store, or no manifest of that number.
     FormatError, CorruptSegmentError
         The manifest is of a newer format, or was cut or changed.
-    ConfigError
-        A URL of an unknown protocol, or a package for it is missing.
-    RemoteError
-        The server failed.
+    ConfigError, RemoteError
+        A URL of an unknown protocol, or a package for it is missing; the server failed.
     """
     kept = None if cache_dir is None else os.fspath(cache_dir)
     return _opened(os.fspath(path), manifest, dict(storage_options or {}), cache_bytes, kept)
@@ -113,8 +111,7 @@ class Store:
         return f"Store({self.location!r}, manifest {self.manifest.number}, {self.n_examples} examples)"
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
-        place, options, cache_bytes, cache_dir = self._reopen
-        return _opened, (place, self.manifest.number, options, cache_bytes, cache_dir)
+        return _opened, (self._reopen[0], self.manifest.number, *self._reopen[1:])
 
     @property
     def location(self) -> str:
@@ -167,6 +164,13 @@ class Store:
         """The newest snapshot of the same store; this one stays as it is."""
         return _opened(self._reopen[0], None, *self._reopen[1:])
 
+    def without(self, segments: Collection[int]) -> Store:
+        """The same snapshot as if the segments of these indices were not committed: what damage leaves."""
+        rest = _opened(self._reopen[0], self.manifest.number, *self._reopen[1:])
+        rest.segments = tuple(segment for segment in rest.segments if segment.index not in segments)
+        rest._starts = np.array([segment.first_example for segment in rest.segments], dtype=np.int64)
+        return rest
+
     def site(self, name: str | None = None) -> Site:
         """The site of that name; without a name the first."""
         return next(iter(self.sites.values())) if name is None else self.spec.site(name)
@@ -196,12 +200,11 @@ class Store:
         """What was added after the capture: annotations and statistics."""
         return self.manifest.layers
 
-    @property
-    def statistic_names(self) -> tuple[str, ...]:
-        """The statistics that `statistics` has for the first site: those kept, then those added."""
+    def statistic_names(self, site: str | None = None) -> tuple[str, ...]:
+        """The statistics that `statistics` has: those kept, then those added."""
         kept = self.spec.statistics if self.spec.keep.statistics else ()
-        site = self.site().name
-        return (*kept, *(row.name for row in self.layers if row.level == "statistic" and row.place == site))
+        place = self.site(site).name
+        return (*kept, *(row.name for row in self.layers if row.level == "statistic" and row.place == place))
 
     @cached_property
     def examples(self) -> Examples:

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import companding
 from ..containers.container import ArrayEntry, SegmentArray, SegmentListing, container_of
 from ..errors import ConfigError, CorruptSegmentError, HeadAtlasError, ShapeError, located
 from ..manifest import (
@@ -41,6 +40,7 @@ from ..reading.segment import Segment
 from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
 from ..source import LocalSource, copy_objects, local_folder
 from ..tables import SegmentTables, table_arrays
+from .attributes import array_attributes
 from .identity import check_identity
 from .layers import LayerContents, write_layers
 from .private import create_folders, dead_folders, private_folder
@@ -61,6 +61,7 @@ class StoreWriter:
         self._container = container_of(container)
         self._threads = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
         self._manifest, self._sha256 = read_manifest(path)
+        self._notes: dict[str, list[str]] = {}
 
     @classmethod
     def create(
@@ -109,6 +110,17 @@ class StoreWriter:
             writer = cls(place, container=container, threads=threads, on_step=on_step)
             check_identity(writer._manifest, first)
         return writer
+
+    def note(self, name: str, text: str) -> None:
+        """Say in the provenance of the next commits how segments were made; a list, since a job may go on elsewhere."""
+        self._notes.setdefault(name, []).append(text)
+
+    def _noted(self) -> dict[str, Any]:
+        """The provenance of the next manifest."""
+        found = dict(self._manifest.provenance)
+        for name, texts in self._notes.items():
+            found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
+        return found
 
     @property
     def manifest(self) -> Manifest:
@@ -350,7 +362,7 @@ class StoreWriter:
             if any(known.index == entry.index for known in manifest.segments):
                 return None
             segments = tuple(sorted((*manifest.segments, entry), key=lambda e: e.index))
-            return {"segments": segments, "skipped": (*manifest.skipped, *skipped)}
+            return {"segments": segments, "skipped": (*manifest.skipped, *skipped), "provenance": self._noted()}
 
         self.change(private, add)
         return self._entry(entry.index)
@@ -360,29 +372,6 @@ class StoreWriter:
 
     def _refresh(self) -> None:
         self._manifest, self._sha256 = read_manifest(self.path)
-
-
-def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
-    """What the file itself says of a trace array, for readers without headatlas."""
-    name = path.rpartition("/")[2]
-    if name == "attention" and spec.keep.attention:
-        bound = companding.ATTENTION_BOUNDS[spec.keep.attention]
-        return {"codec": spec.keep.attention, "definition": bound.definition, "max_absolute_error": bound.absolute}
-    if name in ("query", "key") and spec.keep.query_key:
-        bound = companding.VECTOR_BOUNDS[spec.keep.query_key]
-        said = {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
-        return said | ({"max_error_in_scales": bound.scaled} if bound.scaled else {})
-    if name in ("query_scale", "key_scale"):
-        return {"definition": "largest absolute value of an example, head and dimension, over 127"}
-    if name == "position_bias":
-        return {"definition": "added to the scores of a layer and head, by key_pos - query_pos"}
-    if name == "sinks":
-        return {"definition": "score of the sink of a layer and head"}
-    if name == "logsumexp":
-        return {"definition": "natural logarithm of the sum of exp of a row's scaled and masked scores"}
-    if name == "statistics":
-        return {"statistics": ", ".join(spec.statistics)}
-    return {}
 
 
 def _entry_of(listing: SegmentListing, document: bytes, *, instead: bool = False) -> SegmentEntry:

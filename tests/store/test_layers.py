@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from headatlas.pipeline.annotate import app as annotate_app
 from headatlas.store import Store, open_store
 from headatlas.store.cli import app
-from headatlas.store.commands.query import app as query_app
+from headatlas.store.commands.statistics import app as stats_app
 from headatlas.store.errors import ConfigError, CorruptSegmentError, NotFoundError, ShapeError
 from headatlas.store.life.annotate import remove_annotation
 from headatlas.store.life.collect import collect_store
@@ -160,9 +160,9 @@ def test_conllu_and_stats(folder: Path, tmp_path: Path) -> None:
     tokens = store.refresh().tokens_frame(examples=slice(1, 3))
     words = tokens[tokens["word"] >= 0]
     assert words["tag"].tolist() == [f"X{word}" for word in words["word"]]
-    listed = CliRunner().invoke(query_app, ["stats", str(folder)], env={"COLUMNS": "200"}).stdout
+    listed = CliRunner().invoke(stats_app, ["stats", str(folder)], env={"COLUMNS": "200"}).stdout
     assert "confidence (bits). made up" in listed
-    ranked = CliRunner().invoke(query_app, ["stats", str(folder), "--statistic", "confidence", "--json"]).stdout
+    ranked = CliRunner().invoke(stats_app, ["stats", str(folder), "--statistic", "confidence", "--json"]).stdout
     assert json.loads(ranked)["heads"][0]["head"] == 2
 
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from headatlas.store import open_store
 from headatlas.store.cli import app
 from headatlas.store.commands.query import app as query_app
+from headatlas.store.commands.statistics import app as stats_app
 from headatlas.store.errors import ConfigError, CorruptSegmentError, FormatError, NotFoundError, RemoteError
 from headatlas.store.life.collect import collect_store
 from headatlas.store.life.convert import convert_store
@@ -99,7 +100,7 @@ def test_s3_gives_the_same_answers(folder: Path, s3: dict[str, Any], container: 
     assert 0 < told["bytes_fetched"] < fetched
     found = json.loads(CliRunner().invoke(query_app, ["search", url, PATTERN, "--json"]).stdout)
     assert found["bytes_fetched"] > 0
-    assert "fetched in" in CliRunner().invoke(query_app, ["stats", url]).stdout
+    assert "fetched in" in CliRunner().invoke(stats_app, ["stats", url]).stdout
     with capsys.disabled():
         print(f" {fetched:,} of {store.bytes_on_disk:,} bytes in {store.n_requests} requests", end="")
 
