@@ -270,7 +270,7 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[R
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
         if eager:
             on_event(Stage("capturing in eager mode, with torch operations: query and key cannot be seen"))
-            return plain
+            return plain, "eager mode, torch operations"
         fused = choose_reduction(job.spec.keep, job.spec.statistics)
         if not isinstance(fused, FusedReduction):
             on_event(Stage(f"capturing with {kernel.explain()}"))

@@ -16,11 +16,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, HeadAtlasError
-from ..manifest import Manifest, manifest_name, manifest_numbers, publish, read_manifest
+from ..manifest import LayerEntry, Manifest, manifest_name, manifest_numbers, publish, read_manifest
 from .private import lease_manifest
 
 KEPT_MANIFESTS = 16
@@ -104,7 +104,7 @@ def thin_manifests(store: Path, newest: Manifest) -> list[int]:
     Left are the newest `KEPT_MANIFESTS`, those that somebody holds and the one after each of these, and those that
     cannot be read.
     """
-    listed = {(entry.path, entry.sha256) for entry in newest.segments}
+    listed = {(entry.path, entry.sha256): entry.layers for entry in newest.segments}
     removed: list[int] = []
     held: int | None = None
     for number in manifest_numbers(store)[:-KEPT_MANIFESTS]:
@@ -126,9 +126,13 @@ def thin_manifests(store: Path, newest: Manifest) -> list[int]:
     return removed
 
 
-def _is_covered(store: Path, number: int, listed: set[tuple[str, str]]) -> bool:
+def _is_covered(store: Path, number: int, listed: Mapping[tuple[str, str], Sequence[LayerEntry]]) -> bool:
     try:
         segments = read_manifest(store, number)[0].segments
     except HeadAtlasError:
         return False
-    return all((entry.path, entry.sha256) in listed for entry in segments)
+    for entry in segments:
+        layers = listed.get((entry.path, entry.sha256))
+        if layers is None or any(layer not in layers for layer in entry.layers):
+            return False
+    return True
