@@ -10,7 +10,7 @@ what they and the MLPs write goes to a part of the stream that neither of the tw
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def build_handmade_gpt2(seed: int = 0) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
-        body = model.transformer
+        body: Any = model.transformer
         body.wte.weight.zero_()[:, :N_TOKENS] = torch.eye(N_TOKENS)
         body.wpe.weight.zero_()[:, _PLACE : _PLACE + N_POSITIONS] = torch.eye(N_POSITIONS)
         for block in body.h:
@@ -65,7 +65,7 @@ def _part(start: int, n: int) -> torch.Tensor:
     return matrix
 
 
-def _set(body: torch.nn.Module, head: tuple[int, int], **parts: torch.Tensor) -> None:
+def _set(body: Any, head: tuple[int, int], **parts: torch.Tensor) -> None:
     """Set a head's projections. A column's mean is taken out of it, so that what LayerNorm subtracts does not count."""
     attention = body.h[head[0]].attn
     for index, (name, matrix) in enumerate(parts.items()):

@@ -283,7 +283,7 @@ def clark(x: Weights, mean: np.ndarray) -> Columns:
 def vig(x: Weights, mean: np.ndarray) -> Columns:
     t = x.tokens
     distance, total, joined = (np.zeros(len(x.maps)) for _ in range(3))
-    tags: dict[str, np.ndarray] = {}
+    tags = {tag: np.zeros(len(x.maps)) for tag in t.upos if tag is not None}
     for q in range(x.n):
         for k in x.keys(q):
             if k == 0:
@@ -295,7 +295,7 @@ def vig(x: Weights, mean: np.ndarray) -> Columns:
                 joined = joined + w
             tag = t.upos[j] if j >= 0 and t.upos else None
             if tag is not None:
-                tags[tag] = tags.get(tag, np.zeros(len(x.maps))) + w
+                tags[tag] = tags[tag] + w
     result = {"distance": (distance, total), "variability": variability(x, mean, null=False)}
     if t.head:
         result["dependency"] = (joined, total)

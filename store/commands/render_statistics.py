@@ -55,7 +55,11 @@ def offsets_table(profile: xr.Dataset) -> Table:
     for at in chosen.tolist():
         mass = float(profile["mass"][at])
         table.add_row(
-            f"{offsets[at]:+d}", number(mass), f"{percent(share[at])} %", bar(mass), f"{int(profile['rows'][at]):,}"
+            f"{offsets[at]:+d}",
+            number(mass),
+            f"{percent(float(share[at]))} %",
+            bar(mass),
+            f"{int(profile['rows'][at]):,}",
         )
     table.caption = f"{percent(float(profile['beyond']))} % lies further away than {int(offsets[-1])} tokens"
     return table

@@ -69,8 +69,8 @@ class Block:
     def plan(self) -> RowPlan:
         """Where the rows lie."""
         one_text = self.site.query_sequence == self.site.key_sequence
-        lengths = (table.n_tokens.astype(np.int64) for table in (self.query, self.key))
-        return RowPlan(*lengths, self.site.causal, self.key.special, one_text)
+        n_queries, n_keys = (table.n_tokens.astype(np.int64) for table in (self.query, self.key))
+        return RowPlan(n_queries, n_keys, self.site.causal, self.key.special, one_text)
 
     @cached_property
     def numbers(self) -> Int64[np.ndarray, "example"]:

@@ -107,7 +107,7 @@ def _summarise(
         "histogram": histogram,
         "bin_edge": edges,
         "examples": n_present.astype(np.int64),
-        "rows": np.int64(rows.sum()),
+        "rows": np.array(rows.sum(), np.int64),
     }
 
 

@@ -352,7 +352,7 @@ def rank_correlation(one: Float[np.ndarray, "n"], other: Float[np.ndarray, "n"])
     """Spearman's correlation, equal values sharing their mean rank; NaN where one side is all alike."""
     if len(one) < 2:
         return math.nan
-    ranks = [pd.Series(values).rank().to_numpy() for values in (one, other)]
-    if any(rank.std() == 0 for rank in ranks):
+    first, second = (pd.Series(values).rank().to_numpy() for values in (one, other))
+    if first.std() == 0 or second.std() == 0:
         return math.nan
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])
