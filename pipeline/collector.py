@@ -20,14 +20,13 @@ from headatlas.store.reading.masks import keys_seen
 from headatlas.store.schema import Keep, Site, TraceSpec
 
 from .capture import AttentionCall
-from .reduction import LOWEST, STATISTIC_NAMES, Tile, TileRequest, TileResult, reduce_tile
+from .reduction import LARGEST, LOWEST, STATISTIC_NAMES, Tile, TileRequest, TileResult, lower_triangle, reduce_tile
 from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
 from .sites import CallSequence, ModelSites
 
 TILE_WEIGHTS = 1 << 18
 """Weights of a tile on the CPU: 1 MiB of float32, so that a tile stays in the second-level cache."""
 _MIN_TILE_ROWS = 16
-_LARGEST = {"float16": 65_504.0, "bfloat16": torch.finfo(torch.bfloat16).max, "float32": torch.finfo(torch.float32).max}
 
 
 @dataclass
@@ -123,6 +122,10 @@ class Reduction(Protocol):
         """Write everything kept of one call into `arrays`; return the attention output if it was computed anyway."""
         ...
 
+    def finish(self) -> None:
+        """End a forward pass: everything begun by `reduce` must be in its place."""
+        ...
+
 
 class TorchReduction:
     """Torch operations on tiles: works for every model and device."""
@@ -157,8 +160,11 @@ class TorchReduction:
                     if result.valid is not None:
                         _report(result.valid, batch, place, site, layer, rows, heads)
         if arrays.statistics is not None:
-            self._store_statistics(sums, layer, place, arrays.statistics)
+            self.store_statistics(sums, layer, place, arrays.statistics)
         arrays.n_filled += len(place.example)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
 
     def store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write query and key in the codec they are kept in."""
@@ -174,7 +180,7 @@ class TorchReduction:
             ("query", call.query, arrays.query, place.query_start, queries),
             ("key", call.key, arrays.key, place.key_start, keys),
         ):
-            if not self.write_vectors(vectors, out[layer], starts, lengths, codec) <= _LARGEST[codec]:  # NaN too
+            if not self.write_vectors(vectors, out[layer], starts, lengths, codec) <= LARGEST[codec]:  # NaN too
                 _report_vectors(vectors, name, codec, batch, place, site, layer, lengths)
 
     def write_vectors(
@@ -192,7 +198,8 @@ class TorchReduction:
             out[:, start : start + n] = stored[row, :, :n]
         return max(-smallest, largest) if smallest == smallest else smallest
 
-    def _store_statistics(self, sums: dict[str, Tensor], layer: int, place: SitePlacement, out: np.ndarray) -> None:
+    def store_statistics(self, sums: dict[str, Tensor], layer: int, place: SitePlacement, out: np.ndarray) -> None:
+        """Write the means of statistics that were summed over rows, ``[example, head]``."""
         n_rows = np.concatenate([np.full(run.stop - run.start, run.n_queries) for run in place.runs])[:, None]
         for index, name in enumerate(self._statistics):
             counted = n_rows - 1 if name in ("previous", "next") else n_rows
@@ -235,6 +242,7 @@ class TraceCollector:
     def finish(self) -> None:
         """Check that the forward pass was complete."""
         self._sequence.finish()
+        self._reduction.finish()
         self._batch = None
 
 
@@ -332,7 +340,7 @@ def _store_attention(
     """Write a tile's weights (any codec) to their pairs; `out` is ``[head, pair]`` of the layer and the tile's heads."""
     n_rows, n_keys = weights.shape[2:]
     if site.causal and queries.start == 0:
-        pairs = weights.flatten(2).index_select(2, _lower_triangle(n_rows, n_keys, weights.device)).cpu().numpy()
+        pairs = weights.flatten(2).index_select(2, lower_triangle(n_rows, n_keys, weights.device)).cpu().numpy()
         first = 0
     elif site.causal:
         full = weights.cpu().numpy()
@@ -347,20 +355,6 @@ def _store_attention(
     for i, row in enumerate(range(rows.start, rows.stop)):
         start = place.pair_start[row] + first
         out[:, start : start + pairs.shape[2]] = pairs[i]
-
-
-_TRIANGLES: dict[tuple[int, int, torch.device], Tensor] = {}
-
-
-def _lower_triangle(n_rows: int, n_keys: int, device: torch.device) -> Tensor:
-    """Flat indices of the pairs a causal map stores."""
-    known = _TRIANGLES.get((n_rows, n_keys, device))
-    if known is None:
-        query, key = torch.tril_indices(n_rows, n_keys, device=device)
-        known = query * n_keys + key
-        if n_rows <= 128:
-            _TRIANGLES[n_rows, n_keys, device] = known
-    return known
 
 
 def _host(vectors: Tensor, codec: str) -> np.ndarray:
@@ -392,9 +386,9 @@ def _report_vectors(
 ) -> None:
     for row, length in enumerate(lengths):
         largest = float(vectors[row, :, :length].abs().amax())
-        if not largest <= _LARGEST[codec]:
+        if not largest <= LARGEST[codec]:
             batch.fail(
                 row,
                 place,
-                f"{site.name} layer {layer}: {name} holds {largest:g}, more than {codec} can ({_LARGEST[codec]:g})",
+                f"{site.name} layer {layer}: {name} holds {largest:g}, more than {codec} can ({LARGEST[codec]:g})",
             )
