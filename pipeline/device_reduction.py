@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from headatlas.store.companding import STEPS
+from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Keep, Site
 
+from .batch import Batch
 from .capture import AttentionCall
-from .collector import Batch, TorchReduction
+from .collector import TorchReduction
 from .kernel import Places
 from .plans import Plan, PlanOfBatch
 from .reduction import LARGEST, STATISTIC_NAMES
+from .score_parts import store_parts
 from .segment_buffers import SiteArrays
 
 
@@ -150,7 +153,11 @@ class TritonReduction:
         codec, place = self.keep.query_key, batch.places[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
-        if self.keep.attention is None and not site.has_position_bias:
+        if arrays.query_scale is not None:  # by channel: torch operations
+            self._torch.store_vectors(call, site, layer, batch, arrays)
+            return
+        store_parts(call, site, layer, batch, arrays)
+        if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
             for index, run in enumerate(place.runs):
                 batch.check_mask(call, site, layer, index, run)
         queries = [run.n_queries for run in place.runs for _ in range(run.start, run.stop)]

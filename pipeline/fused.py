@@ -22,8 +22,9 @@ from headatlas.store.companding import STEPS
 from headatlas.store.schema import Keep, Site
 
 from . import kernel
+from .batch import Batch
 from .capture import AttentionCall
-from .collector import Batch, TorchReduction
+from .collector import TorchReduction
 from .kernel.layout import CODE_KINDS, MAX_EDGES, STATISTIC_NAMES
 from .plans import PlanOfBatch
 from .segment_buffers import SiteArrays

@@ -15,8 +15,8 @@ from torch import Tensor
 from headatlas.store.schema import Site
 
 from . import kernel
+from .batch import Batch
 from .capture import AttentionCall
-from .collector import Batch
 from .reduction import LOWEST
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
