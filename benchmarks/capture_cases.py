@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from headatlas.pipeline.sites import forward_options
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.schema import Keep
 
+from .codecs import running_text
 from .interleave import Mode
 
 if TYPE_CHECKING:
@@ -237,14 +237,6 @@ def _documents(n_examples: int, folder: Path) -> dict[str, object]:
     path = folder / "documents.txt"
     path.write_text("\n".join(text[at : at + _CHARACTERS] for at in starts) + "\n", encoding="utf-8")
     return {"kind": "text", "path": str(path)}
-
-
-def running_text() -> str:
-    """The sentences of EWT's development set, one after the other; without it the demo's grammar."""
-    file = _treebank()
-    if file:
-        return " ".join(re.findall(r"^# text = (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
-    return " ".join((ROOT / "configs" / "demo.grammar").read_text(encoding="utf-8").split()) * 20
 
 
 def _treebank() -> Path | None:
