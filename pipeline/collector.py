@@ -21,12 +21,14 @@ from headatlas.store.schema import Keep, Site, TraceSpec
 from .batch import Batch
 from .capture import AttentionCall
 from .reduction import (
+    LARGEST,
     LOWEST,
     STATISTIC_NAMES,
     Tile,
     TileRequest,
     TileResult,
     WeightTile,
+    lower_triangle,
     reduce_tile,
     reduce_weights,
 )
@@ -40,12 +42,6 @@ TILE_WEIGHTS = 1 << 18
 _MIN_TILE_ROWS = 16
 _SUM_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
 """How far a row of maps that a model returned may be from 1; 1e-3 in float32."""
-_LARGEST = {
-    "float16": 65_504.0,
-    "bfloat16": torch.finfo(torch.bfloat16).max,
-    "float32": torch.finfo(torch.float32).max,
-    "int8": torch.finfo(torch.float32).max,
-}
 
 
 class Reduction(Protocol):
@@ -53,6 +49,10 @@ class Reduction(Protocol):
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write everything kept of one call into `arrays`; return the attention output if it was computed anyway."""
+        ...
+
+    def finish(self) -> None:
+        """End a forward pass: everything begun by `reduce` must be in its place."""
         ...
 
 
@@ -123,6 +123,9 @@ class TorchReduction:
         names = frozenset(self._statistics) if self.keep.statistics else frozenset[str]()
         return names - {"self", "previous", "next"} if site.name == "cross" else names
 
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
     def store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write query and key in the codec they are kept in."""
         codec, place = self.keep.query_key, batch.places[site.name]
@@ -142,7 +145,7 @@ class TorchReduction:
                 largest = write_channels(vectors, out[layer], scale[layer], place.example, starts, lengths)
             else:
                 largest = self.write_vectors(vectors, out[layer], starts, lengths, codec)
-            if not largest <= _LARGEST[codec]:  # NaN too
+            if not largest <= LARGEST[codec]:  # NaN too
                 _report_vectors(vectors, name, codec, batch, place, site, layer, lengths)
 
     def write_vectors(
@@ -213,6 +216,7 @@ class TraceCollector:
     def finish(self) -> None:
         """Check that the forward pass was complete."""
         self._sequence.finish()
+        self._reduction.finish()
         self._batch = None
 
 
@@ -311,7 +315,7 @@ def _store_attention(
     """Write a tile's weights (any codec) to their pairs; `out` is ``[head, pair]`` of the layer and the tile's heads."""
     n_rows, n_keys = weights.shape[2:]
     if site.causal and queries.start == 0:
-        pairs = weights.flatten(2).index_select(2, _lower_triangle(n_rows, n_keys, weights.device)).cpu().numpy()
+        pairs = weights.flatten(2).index_select(2, lower_triangle(n_rows, n_keys, weights.device)).cpu().numpy()
         first = 0
     elif site.causal:
         full = weights.cpu().numpy()
@@ -326,20 +330,6 @@ def _store_attention(
     for i, row in enumerate(range(rows.start, rows.stop)):
         start = place.pair_start[row] + first
         out[:, start : start + pairs.shape[2]] = pairs[i]
-
-
-_TRIANGLES: dict[tuple[int, int, torch.device], Tensor] = {}
-
-
-def _lower_triangle(n_rows: int, n_keys: int, device: torch.device) -> Tensor:
-    """Flat indices of the pairs a causal map stores."""
-    known = _TRIANGLES.get((n_rows, n_keys, device))
-    if known is None:
-        query, key = torch.tril_indices(n_rows, n_keys, device=device)
-        known = query * n_keys + key
-        if n_rows <= 128:
-            _TRIANGLES[n_rows, n_keys, device] = known
-    return known
 
 
 def _host(vectors: Tensor, codec: str) -> np.ndarray:
@@ -379,9 +369,9 @@ def _report_vectors(
 ) -> None:
     for row, length in enumerate(lengths):
         largest = float(vectors[row, :, :length].abs().amax())
-        if not largest <= _LARGEST[codec]:
+        if not largest <= LARGEST[codec]:
             batch.fail(
                 row,
                 place,
-                f"{site.name} layer {layer}: {name} holds {largest:g}, more than {codec} can ({_LARGEST[codec]:g})",
+                f"{site.name} layer {layer}: {name} holds {largest:g}, more than {codec} can ({LARGEST[codec]:g})",
             )

@@ -8,9 +8,11 @@ Half precision is widened for the kernel, and SDPA makes the output, so that hid
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,17 +24,26 @@ from headatlas.store.schema import Keep, Site
 from . import kernel
 from .batch import Batch
 from .capture import AttentionCall
-from .collector import Reduction, TorchReduction
+from .collector import TorchReduction
 from .kernel.layout import CODE_KINDS, MAX_EDGES, STATISTIC_NAMES
-from .reduction import LOWEST
+from .plans import PlanOfBatch
 from .segment_buffers import SiteArrays
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+if TYPE_CHECKING:
+    from .device_reduction import TritonReduction
 
 
-def choose_reduction(keep: Keep, statistics: Sequence[str]) -> Reduction:
-    """The fused kernel if it is there and knows how to keep all this, else torch operations."""
+def choose_reduction(
+    keep: Keep, statistics: Sequence[str], device: torch.device | None = None
+) -> FusedReduction | TritonReduction | TorchReduction:
+    """The kernel of this device if it is there and knows how to keep all this, else torch operations."""
     codec = keep.attention
+    if device is not None and device.type == "cuda":
+        if importlib.util.find_spec("triton") is None or not (codec is None or codec in STEPS):
+            return TorchReduction(keep, statistics)
+        from .device_reduction import TritonReduction
+
+        return TritonReduction(keep, statistics)
     known_codec = codec is None or codec in STEPS or codec in CODE_KINDS
     known = known_codec and (keep.edges or 0) <= MAX_EDGES and set(statistics) <= set(STATISTIC_NAMES)
     return FusedReduction(keep, statistics) if known and kernel.available() else TorchReduction(keep, statistics)
@@ -65,16 +76,6 @@ def _vector_places(lengths: tuple[int, ...], starts: tuple[int, ...]) -> kernel.
 
 
 @dataclass
-class _Plan:
-    """How one batch's calls of one kind are served; `places` None: by torch operations. `hides` is added to the scores."""
-
-    mask: Tensor | None  # held, so that its id stays its own
-    places: kernel.Places | None
-    window: int | None = None
-    hides: Tensor | None = None
-
-
-@dataclass
 class FusedReduction:
     """`Reduction` by the fused kernel; counts the calls it served and those it left to torch.
 
@@ -87,18 +88,25 @@ class FusedReduction:
     library: kernel.Library | None = None
     n_fused: int = 0
     n_torch: int = 0
-    _batch: Batch | None = None
-    _plans: dict[tuple[str, int, bool, int | None], _Plan] = field(default_factory=dict)
+    _plans: PlanOfBatch = field(default_factory=PlanOfBatch)
     _torch: TorchReduction = field(init=False)
 
     def __post_init__(self) -> None:
         """Keep torch operations at hand."""
         self._torch = KernelVectors(self.keep, self.statistics, self.library)
 
+    @property
+    def name(self) -> str:
+        """What serves."""
+        return kernel.explain()
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write everything kept of one call into `arrays`; the attention output if the kernel served."""
-        plan = self._plan(call, site, batch)
-        if plan.places is None:
+        plan = self._plans.of(call, site, batch)
+        if plan.places is None or call.query.device.type != "cpu":
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
         self.n_fused += 1
@@ -142,77 +150,3 @@ class FusedReduction:
             batch.fail(int(row), place, reason)
         arrays.n_filled += len(place.example)
         return output
-
-    def _plan(self, call: AttentionCall, site: Site, batch: Batch) -> _Plan:
-        if self._batch is not batch:
-            self._batch = batch
-            self._plans.clear()
-        kind = (site.name, id(call.mask), call.causal, call.window)
-        plan = self._plans.get(kind)
-        if plan is None:
-            plan = self._plans[kind] = _make_plan(call, site, batch)
-        # What differs from layer to layer is looked at every time.
-        if call.query.dtype not in _DTYPES or call.query.device.type != "cpu" or call.value.dtype != call.query.dtype:
-            return _Plan(None, None)
-        bias = call.position_bias
-        if bias is not None and (bias.ndim != 4 or bias.shape[2:] != (call.query.shape[2], call.key.shape[2])):
-            return _Plan(None, None)
-        return plan
-
-
-def _make_plan(call: AttentionCall, site: Site, batch: Batch) -> _Plan:
-    """What serves the calls with this mask."""
-    place = batch.places[site.name]
-    # Models count a window's own key in or out; the mask decides which it is.
-    stated = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
-    windows = [None, *(window for window in stated if window > 0)]
-    for index, run in enumerate(place.runs):
-        mask, triangular = batch.mask_of(call, site, index, run)
-        windows = [w for w in windows if _is_visible(mask, triangular, run.n_queries, run.n_keys, site.causal, w)]
-    hides = None
-    if not windows:
-        hides = _additive(call)
-        if hides is None:
-            return _Plan(call.mask, None)
-    counts = np.array([(run.n_queries, run.n_keys) for run in place.runs for _ in range(run.start, run.stop)])
-    special = batch.special.get(site.key_sequence)
-    flags = np.zeros((len(counts), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
-    places = kernel.Places(
-        lengths=counts[:, 0],
-        causal=site.causal,
-        key_lengths=counts[:, 1] if site.name == "cross" else None,
-        pair_offset=place.pair_start,
-        row_offset=place.query_start,
-        column=place.example,
-        special=flags,
-    )
-    return _Plan(call.mask, places, windows[0] if windows else None, hides)
-
-
-def _additive(call: AttentionCall) -> Tensor | None:
-    """A mask as numbers to add to the scores; None where there is none of the call's shape."""
-    mask = call.mask
-    if mask is None or mask.ndim != 4 or mask.shape[2:] != (call.query.shape[2], call.key.shape[2]):
-        return None
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape).masked_fill_(~mask, LOWEST)
-    return mask.float().clamp(min=LOWEST)
-
-
-def _is_visible(
-    mask: Tensor | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
-) -> bool:
-    """Whether a run's mask (additive, or None) shows each query the keys that causality and the window do, and no others."""
-    hides_nothing = n_queries == 1 and n_keys == 1
-    reaches_all = window is None or window >= n_keys
-    if mask is None and reaches_all:
-        return triangular == causal or hides_nothing
-    distance = torch.arange(n_queries)[:, None] - torch.arange(n_keys)  # query - key
-    expected = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-    if window is not None:
-        expected &= distance < window if causal else distance.abs() <= window
-    if mask is None:
-        shown = distance >= 0 if triangular else torch.ones_like(expected)
-        return bool((shown == expected).all())
-    hidden = torch.finfo(mask.dtype).min / 2
-    return bool(((mask == 0) | (mask < hidden)).all()) and bool(((mask == 0) == expected).all())

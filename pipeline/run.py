@@ -26,7 +26,7 @@ from .config import JobConfig
 from .eager import forwarding
 from .eager_check import check_eager
 from .examples import EncodedExample
-from .fused import FusedReduction, choose_reduction
+from .fused import choose_reduction
 from .job import Job, count_tokens, prepare_job, without_tokens
 from .model_inputs import ModelInputs
 from .planning import SegmentSpec, plan_batches
@@ -271,18 +271,18 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[R
         if eager:
             on_event(Stage("capturing in eager mode, with torch operations: query and key cannot be seen"))
             return plain, "eager mode, torch operations"
-        fused = choose_reduction(job.spec.keep, job.spec.statistics)
-        if not isinstance(fused, FusedReduction):
+        fused = choose_reduction(job.spec.keep, job.spec.statistics, job.loaded.model.device)
+        if isinstance(fused, TorchReduction):
             on_event(Stage(f"capturing with {kernel.explain()}"))
             return plain, "torch operations"
         agreement = check_agreement(job.loaded.model, job.sites, job.spec, inputs, lengths, fused)
         if agreement.difference:
             on_event(
-                Stage(f"capturing with torch operations: the fused kernel differs from them ({agreement.difference})")
+                Stage(f"capturing with torch operations: the {fused.name} differs from them ({agreement.difference})")
             )
             return plain, "torch operations"
         share = f"{fused.n_fused} of {fused.n_fused + fused.n_torch} layers"
-        served_by = f"{kernel.explain()}, {share}" if fused.n_fused else "torch operations"
+        served_by = f"{fused.name}, {share}" if fused.n_fused else "torch operations"
         on_event(Stage(f"capturing with {'the ' if fused.n_fused else ''}{served_by}"))
         return fused, served_by
     return plain, "torch operations"

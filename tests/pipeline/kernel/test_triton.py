@@ -1,0 +1,107 @@
+"""The Triton kernel, run by Triton's interpreter on the CPU: it stores what torch operations store."""
+
+import importlib.util
+
+import jaxtyping
+import pytest
+import torch
+
+from headatlas.pipeline.agreement import check_agreement
+from headatlas.pipeline.collector import TorchReduction
+from headatlas.pipeline.device_reduction import TritonReduction
+from headatlas.pipeline.fused import choose_reduction
+from headatlas.pipeline.model_inputs import ModelInputs
+from headatlas.pipeline.reduction import STATISTIC_NAMES
+from headatlas.pipeline.sites import discover_sites
+from headatlas.store.schema import Keep, TraceSpec
+
+interpreted = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install headatlas[gpu]"
+)
+LENGTHS = {"source": [6, 4, 1], "target": [3, 5, 2]}
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    """Import the kernel for the interpreter, and as it is written: Triton reads functions that nothing wraps."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if importlib.util.find_spec("triton") is not None:
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            importlib.import_module("headatlas.pipeline.triton_kernel")
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def agreement(name, model_of, inputs_of, keep=None, lengths=LENGTHS, **options):
+    model, keep = model_of(name), keep or Keep()
+    inputs = inputs_of(name, *lengths.values())
+    probe = {key: values[:1, : 2 if key.startswith("decoder") else 3] for key, values in inputs.items()}
+    sites = discover_sites(model, probe)
+    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES if keep.statistics else ())
+    used = lengths if "decoder_input_ids" in inputs else {"source": lengths["source"]}
+    special = {key: torch.arange(max(n))[None].expand(len(n), -1) % 3 == 0 for key, n in used.items()}
+    reduction = TritonReduction(keep, spec.statistics)
+    return check_agreement(model, sites, spec, ModelInputs(inputs, special), used, reduction), reduction
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes padding too
+@pytest.mark.parametrize(
+    "name", ["gpt-oss", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bert", "mistral", "gemma2", "t5", "bart"))]
+)
+def test_agrees_with_torch_operations(name, model_of, inputs_of):
+    """Causal or not, grouped keys, window, soft cap, sinks, a learned bias, two sequences."""
+    found, reduction = agreement(name, model_of, inputs_of)
+    assert found.difference is None
+    assert (reduction.n_fused > 0, reduction.n_torch) == (True, 0)
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    "keep",
+    [
+        Keep(attention="linear8", query_key="bfloat16", edges=3),
+        Keep(attention=None, query_key=None, edges=None),
+        Keep(attention="sqrt7", query_key=None, edges=16, statistics=False),
+    ],
+    ids=str,
+)
+def test_keeps_what_is_asked_for(keep, model_of, inputs_of):
+    found, reduction = agreement("llama", model_of, inputs_of, keep)
+    assert found.difference is None
+    assert reduction.n_fused > 0
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_rows_longer_than_a_block_of_keys(model_of, inputs_of):
+    found, _ = agreement("llama", model_of, inputs_of, lengths={"source": [67, 2], "target": [3, 3]})
+    assert found.difference is None
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_kernel_that_differs_is_noticed(model_of, inputs_of, monkeypatch):
+    from headatlas.pipeline import triton_kernel
+
+    right = triton_kernel.reduce_on_device
+
+    def wrong(call, wanted):
+        return right(type(call)(**{**vars(call), "scaling": call.scaling * 1.5}), wanted)
+
+    monkeypatch.setattr(triton_kernel, "reduce_on_device", wrong)
+    found, _ = agreement("llama", model_of, inputs_of)
+    assert found.difference is not None
+
+
+def test_a_gpu_is_served_by_triton_where_it_is_installed(monkeypatch):
+    device = torch.device("cuda")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert isinstance(choose_reduction(Keep(), STATISTIC_NAMES, device), TritonReduction)
+    assert isinstance(choose_reduction(Keep(attention="float16"), STATISTIC_NAMES, device), TorchReduction)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert isinstance(choose_reduction(Keep(), STATISTIC_NAMES, device), TorchReduction)
