@@ -151,8 +151,9 @@ def test_examples_and_models_are_compared(page: Page, url: str, store: Store, ve
     page.locator("[data-compare=models]").click()
     page.locator(".message", has_text="has no example with the id").wait_for()
     assert str(store.path.parent) not in page.locator("body").inner_text()
-    page.goto(f"{page.url}&other_store=vectors&other_head=0.2")
-    page.get_by_role("heading", name="B vectors 0.2").wait_for()
+    address = f"page=views&view=compare&compare=models&example={EXAMPLE}&layer=1&head=1"
+    opened(page, url, f"{address}&other_store=vectors&other_head=0.2")
+    page.get_by_role("heading", name="vectors 0.2").wait_for()
     example = open_store(vectors_store).examples[EXAMPLE]
     words = store.examples[EXAMPLE].word_attention(1, 1).values, example.word_attention(0, 2).values
     for row in wait_rows(page, "difference of two maps", lambda found: len(found) > 3):
