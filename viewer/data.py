@@ -21,7 +21,8 @@ from headatlas.store.patterns.fields import word_field_names
 from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Site
 from headatlas.store.search.search import ExampleHit, SearchProgress, SearchResult, search
-from headatlas.store.statistics.definitions import STATISTICS, aggregate
+from headatlas.store.statistics.definitions import FURTHER, STATISTICS, aggregate
+from headatlas.store.statistics.measured import statistic_rows
 from headatlas.store.store import Example, Store
 
 from .answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, upper_end
@@ -196,9 +197,8 @@ class DataSource:
         found = self.site(site)
 
         def make() -> HeadValues:
-            known = STATISTICS.get(statistic)
-            n_queries, n_keys = self.lengths(found.query_sequence), self.lengths(found.key_sequence)
-            rows = known.rows(n_queries, n_keys) if known else n_queries
+            known = STATISTICS.get(statistic) or FURTHER.get(statistic)
+            rows = statistic_rows(self.store, found, statistic)
             values = aggregate(self.over_examples(site, statistic), rows).astype(np.float32)
             label, unit = (short(known.label), known.unit) if known else (visible(statistic), "")
             return HeadValues(statistic, label, "" if unit == "share" else unit, _frozen(values), upper_end(values))
