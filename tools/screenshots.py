@@ -41,6 +41,9 @@ _STATES: dict[str, dict[str, str | int]] = {
     },
     "model": {"page": "views", "view": "model", "example": 58, "layer": 1, "head": 3},
     "neuron": {**_EDGE, "view": "neuron"},
+    "matrix": {**_EDGE, "view": "matrix"},
+    "compare": {**_EDGE, "view": "compare", "compare": "heads", "other_head": "3.1"},
+    "space": {"page": "views", "view": "space", "layer": 1, "head": 3, "shade": "token"},
 }
 PICTURES = {
     f"{name}{end}": {**state, "theme": theme}

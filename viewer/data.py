@@ -79,8 +79,11 @@ class DataSource:
         return self.served_with.names if self.served_with else (self.name,)
 
     def told(self, error: BaseException) -> str:
-        """An error as readers may see it: every character visible, and the store's name instead of its path."""
-        return visible(str(error).replace(self.store.location, self.name))
+        """An error as readers may see it: every character visible, and stores' names instead of their paths."""
+        text = str(error)
+        for source in self.served_with or (self,):
+            text = text.replace(source.store.location, source.name)
+        return visible(text)
 
     def site(self, name: str = "") -> Site:
         """The site of that name; the first without a name."""

@@ -79,15 +79,10 @@ def head_view(
     ShapeError
         Attention and tokens do not fit together.
     """
-    if isinstance(attention, Example):
-        parts = _example_parts(attention, site, include_layers)
-        title, hide = attention.text, True
-    else:
-        named = _Named(encoder_attention, decoder_attention, cross_attention, encoder_tokens, decoder_tokens)
-        parts = _tensor_parts(attention, tokens, named, sentence_b_start, prettify_tokens, include_layers)
-        title, hide = "Head view", False
-    state = {"selected": _chosen(parts[0], layer, heads), "hide_special": hide}
-    return _act("head", title, parts, state, html_action, display_mode, height)
+    named = _Named(encoder_attention, decoder_attention, cross_attention, encoder_tokens, decoder_tokens)
+    parts, text = _read(attention, tokens, named, sentence_b_start, prettify_tokens, include_layers, site)
+    state = {"selected": _chosen(parts[0], layer, heads), "hide_special": text is not None}
+    return _act("head", text or "Head view", parts, state, html_action, display_mode, height)
 
 
 def model_view(
@@ -112,17 +107,12 @@ def model_view(
 
     Parameters and errors as in `head_view`; `include_heads` leaves other heads out.
     """
-    if isinstance(attention, Example):
-        parts = _example_parts(attention, site, include_layers)
-        title, hide = attention.text, True
-    else:
-        named = _Named(encoder_attention, decoder_attention, cross_attention, encoder_tokens, decoder_tokens)
-        parts = _tensor_parts(attention, tokens, named, sentence_b_start, prettify_tokens, include_layers)
-        title, hide = "Model view", False
+    named = _Named(encoder_attention, decoder_attention, cross_attention, encoder_tokens, decoder_tokens)
+    parts, text = _read(attention, tokens, named, sentence_b_start, prettify_tokens, include_layers, site)
     if include_heads is not None:
         parts = [_some_heads(part, include_heads) for part in parts]
-    state = {"selected": _name(parts[0], 0, 0), "hide_special": hide}
-    return _act("model", title, parts, state, html_action, display_mode, height)
+    state = {"selected": _name(parts[0], 0, 0), "hide_special": text is not None}
+    return _act("model", text or "Model view", parts, state, html_action, display_mode, height)
 
 
 def neuron_view(
@@ -176,6 +166,22 @@ class _Named:
         self.given = {"encoder": encoder, "decoder": decoder, "cross": cross}
         self.given = {name: value for name, value in self.given.items() if value is not None}
         self.tokens = {"encoder_tokens": encoder_tokens, "decoder_tokens": decoder_tokens}
+
+
+def _read(
+    attention: Any,
+    tokens: Sequence[str] | None,
+    named: _Named,
+    sentence_b_start: int | None,
+    prettify: bool,
+    include_layers: Sequence[int] | None,
+    site: str | None,
+) -> tuple[list[Frame], str | None]:
+    """What a call was given as parts; and the text, where it was an example."""
+    if not isinstance(attention, Example):
+        return _tensor_parts(attention, tokens, named, sentence_b_start, prettify, include_layers), None
+    found = _sites(attention, site)
+    return [example_part(attention, one, _layers(include_layers, one.n_layers)) for one in found], attention.text
 
 
 def _tensor_parts(
@@ -292,10 +298,6 @@ def _is_causal(maps: Float[np.ndarray, "layer head query_pos key_pos"]) -> bool:
 def _sites(example: Example, name: str | None) -> list[Site]:
     spec = example.segment.spec
     return list(spec.sites) if name is None else [spec.site(name)]
-
-
-def _example_parts(example: Example, site: str | None, include_layers: Sequence[int] | None) -> list[Frame]:
-    return [example_part(example, found, _layers(include_layers, found.n_layers)) for found in _sites(example, site)]
 
 
 def _layers(wanted: Sequence[int] | None, n_layers: int) -> list[int]:

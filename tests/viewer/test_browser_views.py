@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from headatlas.store.schema import Keep
 from headatlas.store.store import Store, open_store
 from headatlas.viewer.data import DataSource
 from headatlas.viewer.pyramid import pool_blocks
@@ -34,15 +35,21 @@ EXAMPLE = 9
 @pytest.fixture(scope="module")
 def long_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pair of texts, two sentences, and a text of 1,302 tokens."""
-    rows = ["She met him . They left .", "w " * 1299 + "end"]
-    return write_store(
-        tmp_path_factory.mktemp("traces") / "long", n_segments=1, rows=rows, second=["He agreed .", None]
-    )
+    rows = ["She met him . They left .", "w " * 1299 + "end", "היא פגשה אותו . 漢字"]
+    second = ["He agreed .", None, None]
+    return write_store(tmp_path_factory.mktemp("traces") / "long", n_segments=1, rows=rows, second=second)
 
 
 @pytest.fixture(scope="module")
-def url(store_path: Path, long_store: Path) -> Iterator[str]:
-    with viewing(store_path, str(long_store)) as address:
+def vectors_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples of `store` from another model, of which only query and key were kept."""
+    keep = Keep(attention=None, edges=None, statistics=False)
+    return write_store(tmp_path_factory.mktemp("traces") / "vectors", n_segments=1, keep=keep)
+
+
+@pytest.fixture(scope="module")
+def url(store_path: Path, long_store: Path, vectors_store: Path) -> Iterator[str]:
+    with viewing(store_path, str(long_store), str(vectors_store)) as address:
         yield address
 
 
@@ -116,7 +123,7 @@ def test_a_long_matrix_is_pooled_and_finer_tiles_come_when_it_is_zoomed(page: Pa
         assert float(row["weight"]) == pytest.approx(weights[int(row["q"]), int(row["k"])], abs=4e-3)
 
 
-def test_examples_and_models_are_compared(page: Page, url: str, store: Store) -> None:
+def test_examples_and_models_are_compared(page: Page, url: str, store: Store, vectors_store: Path) -> None:
     other = EXAMPLE + 3  # the same words but for the last one
     opened(
         page,
@@ -144,6 +151,14 @@ def test_examples_and_models_are_compared(page: Page, url: str, store: Store) ->
     page.locator("[data-compare=models]").click()
     page.locator(".message", has_text="has no example with the id").wait_for()
     assert str(store.path.parent) not in page.locator("body").inner_text()
+    address = f"page=views&view=compare&compare=models&example={EXAMPLE}&layer=1&head=1"
+    opened(page, url, f"{address}&other_store=vectors&other_head=0.2")
+    page.get_by_role("heading", name="vectors 0.2").wait_for()
+    example = open_store(vectors_store).examples[EXAMPLE]
+    words = store.examples[EXAMPLE].word_attention(1, 1).values, example.word_attention(0, 2).values
+    for row in wait_rows(page, "difference of two maps", lambda found: len(found) > 3):
+        q, k = int(row["q"]), int(row["k"])
+        assert float(row["difference"]) == pytest.approx(words[1][q, k] - words[0][q, k], abs=1e-4)
 
 
 def test_lines_join_words_and_sentences_and_rows_are_renormalised(
@@ -166,6 +181,12 @@ def test_lines_join_words_and_sentences_and_rows_are_renormalised(
     page.locator(".plot.flat[data-direction=ltr]").wait_for()
     page.locator(".plot.flat .t[data-side=q][data-index='1']").click()
     page.locator(".plot.flat .t.me[data-side=q][data-index='1']").wait_for()
+    opened(page, url, "store=long&page=views&view=head&example=2&layout=rows")
+    page.locator(".plot.flat[data-direction=rtl]").wait_for()
+    first, last = (page.locator(f".plot.flat .t[data-side=q][data-index='{i}']").bounding_box() for i in (0, 5))
+    assert first
+    assert last
+    assert first["x"] > last["x"]
     pair = open_store(long_store).examples[PAIR]
     opened(
         page,

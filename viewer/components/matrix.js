@@ -158,8 +158,8 @@ export function render({model, el: host}) {
     const {rows, columns} = seen(), pin = parsePin(model.pin), fits = view.cell >= 9.5, step = fits ? 1 : nice(46 / view.cell), font = clamp(Math.floor(view.cell - 1), 9, 12);
     const name = (side, i) => { const text = fits ? label(side, i) : count(i); return text.length > 15 ? `${text.slice(0, 14)}\u2026` : text; };
     const color = (side, i) => pin && pin.side === side && pin.index === i ? p.ink : special(side, i) ? p["line-2"] : hover && hover[side === "q" ? 0 : 1] === i ? p.accent : p["ink-2"];
-    for (let q = Math.ceil(rows[0] / step - .5) * step; q < rows[1]; q += step) { const y = TOP + (q + .5 - view.row) * view.cell; if (q >= 0 && y > TOP) write(g, name("q", q), LEFT - 6, y, {align: "right", size: font, color: color("q", q), weight: pin?.side === "q" && pin.index === q ? 600 : 400}); }
-    for (let k = Math.ceil(columns[0] / step - .5) * step; k < columns[1]; k += step) {
+    for (let q = Math.max(0, Math.ceil(rows[0] / step - .5) * step); q < rows[1]; q += step) { const y = TOP + (q + .5 - view.row) * view.cell; if (q >= 0 && y > TOP) write(g, name("q", q), LEFT - 6, y, {align: "right", size: font, color: color("q", q), weight: pin?.side === "q" && pin.index === q ? 600 : 400}); }
+    for (let k = Math.max(0, Math.ceil(columns[0] / step - .5) * step); k < columns[1]; k += step) {
       const x = LEFT + (k + .5 - view.column) * view.cell;
       if (k < 0 || x < LEFT) continue;
       g.save(); g.translate(x, TOP - 6); g.rotate(-Math.PI / 2); write(g, name("k", k), 0, 0, {size: font, color: color("k", k), weight: pin?.side === "k" && pin.index === k ? 600 : 400}); g.restore();
@@ -205,7 +205,7 @@ export function render({model, el: host}) {
     const group = (field, options) => el("div.seg", {role: "group", "aria-label": field}, options.map(([value, text]) => el("button", {"aria-pressed": String(model[field] === value), "data-choice": value, onclick: () => { model[field] = value; }}, text)));
     const ramp = el("canvas.ramp"), g = fit(ramp, 64, 8);
     for (let i = 0; i < 64; i++) { g.fillStyle = p.seq(SCALES[model.scale](i / 63)); g.fillRect(i, 0, 1, 8); }
-    tools.replaceChildren(el("span.legend", null, level ? `a pixel is the ${model.pooling} of ${1 << level} \u00D7 ${1 << level}` : "", "0", ramp, "1"), group("scale", [["linear", "Linear"], ["sqrt", "\u221A"], ["log", "Log"]]),
+    tools.replaceChildren(el("span.legend", null, level ? el("span", {style: "margin-right:8px"}, `a pixel is the ${model.pooling} of ${1 << level} \u00D7 ${1 << level}`) : "", "0", ramp, "1"), group("scale", [["linear", "Linear"], ["sqrt", "\u221A"], ["log", "Log"]]),
       frame.levels.length > 1 || level ? group("pooling", [["maximum", "Max"], ["mean", "Mean"]]) : "",
       el("div.seg", {role: "group", "aria-label": "zoom"}, el("button", {"aria-label": "zoom out", onclick: () => zoom(1 / 1.6)}, "\u2212"), el("button", {"aria-label": "fit", onclick: () => move(fitted())}, "fit"), el("button", {"aria-label": "zoom in", onclick: () => zoom(1.6)}, "+")));
   }

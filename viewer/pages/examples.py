@@ -96,8 +96,12 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[s
         "lengths": {"counts": counts.astype(np.int32), "first": int(edges[0]), "last": int(edges[-1])},
         "facets": facets(columns, found),
         "where": state.facets,
-        "note": f"No example's text or id contains \u201c{visible(state.text)}\u201d"
-        + (" and has these annotations." if state.where else "."),
+        "note": "No example has "
+        + " and ".join(
+            [f"\u201c{visible(state.text)}\u201d in its text or id"] * bool(state.text)
+            + ["these annotations"] * bool(state.where)
+        )
+        + ".",
     }
 
 
