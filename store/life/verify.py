@@ -5,7 +5,6 @@ Findings name the object and the examples it touches: for a damaged shard those 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any
 
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError
 from ..manifest import Manifest, SegmentEntry, manifest_name, manifest_numbers, read_manifest
-from ..objects import StoredObject, check_objects
+from ..objects import StoredObject, check_hashes, check_objects
 from ..reading.segment import Segment
 
 
@@ -118,9 +117,9 @@ def _check_parents(place: Path, manifest: Manifest) -> Iterator[Finding]:
 
 
 def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]) -> Finding | None:
+    problem = None
     try:
-        check_objects(segment.folder, [item])
-        problem = _hash_problem(segment.folder, item) if full else None
+        (check_hashes if full else check_objects)(segment.folder, [item])
     except HeadAtlasError as error:
         problem = str(error)
     except OSError as error:
@@ -130,14 +129,6 @@ def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Ca
         return None
     examples = segment.examples_of_object(item.path, damaged=full)
     return _finding(segment.entry, f"{segment.entry.path}/{item.path}", problem, examples)
-
-
-def _hash_problem(folder: Path, item: StoredObject) -> str | None:
-    with open(folder / item.path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found == item.sha256:
-        return None
-    return f"was changed: its sha256 is {found[:16]}…; expected {item.sha256[:16]}…."
 
 
 def _check_shapes(segment: Segment) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from .. import companding
 from ..containers.container import ArrayEntry, SegmentArray, SegmentListing, container_of
 from ..errors import ConfigError, CorruptSegmentError, HeadAtlasError, ShapeError, located
 from ..manifest import (
+    Dropped,
     Manifest,
     SegmentEntry,
     Skipped,
@@ -36,7 +37,7 @@ from ..manifest import (
     segment_path,
     write_durable,
 )
-from ..objects import check_objects, copy_objects, fsync_folder
+from ..objects import check_hashes, copy_objects, fsync_folder
 from ..reading.segment import Segment
 from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
 from ..tables import SegmentTables, table_arrays
@@ -232,43 +233,65 @@ class StoreWriter:
                 return self._commit(self._finish(private, listing), tuple(skipped), private)
 
     def replace(
-        self, parts: Iterable[tuple[SegmentEntry, SegmentTables, Mapping[str, np.ndarray]]], **changes: Any
+        self,
+        parts: Iterable[tuple[SegmentEntry | Dropped, SegmentTables, Mapping[str, np.ndarray]]],
+        *,
+        skipped: Iterable[Skipped] = (),
+        dropped: Iterable[Dropped] = (),
     ) -> Manifest:
-        """Put other contents in the place of committed segments, and change other fields, all in one commit.
+        """Put other contents in the place of segments, committed ones or dropped ones, all in one commit.
 
-        The segments that were there stay where they are, for the snapshots that list them.
+        `skipped` and `dropped` are noted beside what is noted already. The segments that were there stay where they
+        are, for the snapshots that list them; one that is damaged goes if what takes its place is the same.
 
         Raises
         ------
         ConfigError
             Another writer changed one of the segments meanwhile.
         """
+        skipped, dropped = tuple(skipped), tuple(dropped)
         with contextlib.ExitStack() as stack, located(str(self.path)):
-            placed: dict[int, tuple[SegmentEntry, SegmentEntry]] = {}
+            placed: dict[int, tuple[SegmentEntry | Dropped, SegmentEntry]] = {}
             private = stack.enter_context(private_folder(self.path))
-            for entry, table, arrays in parts:
-                own = private / f"{entry.index}"
+            for before, table, arrays in parts:
+                own = private / f"{before.index}"
                 own.mkdir()
                 n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
                 contents = self._contents(table, arrays)
-                listing = self._draft(own, entry.index, entry.first_example, entry.n_examples, n_tokens, contents)
-                placed[entry.index] = (entry, self._finish(own, listing, instead=True))
+                listing = self._draft(own, before.index, before.first_example, before.n_examples, n_tokens, contents)
+                placed[before.index] = (before, self._finish(own, listing, instead=True))
             for _ in range(_TRIES):
                 self._refresh()
-                known = {entry.index: entry for entry in self._manifest.segments}
-                if any(known.get(index) != before for index, (before, _) in placed.items()):
-                    raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
-                now_there = {**known, **{index: after for index, (_, after) in placed.items()}}
-                gone = {row.index for row in changes.get("dropped", ())}
-                segments = tuple(now_there[index] for index in sorted(now_there) if index not in gone)
-                notes = {"skipped": (*self._manifest.skipped, *changes.get("skipped", ()))}
-                notes |= {"dropped": (*self._manifest.dropped, *changes.get("dropped", ()))}
-                following = self._manifest.followed_by(self._sha256, segments=segments, **notes)
+                following = self._replaced(placed, skipped, dropped)
                 if publish(self.path, private, following, self.on_step):
                     self._refresh()
                     self.on_step("committed")
                     return following
         raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+
+    def _replaced(
+        self,
+        placed: Mapping[int, tuple[SegmentEntry | Dropped, SegmentEntry]],
+        skipped: tuple[Skipped, ...],
+        dropped: tuple[Dropped, ...],
+    ) -> Manifest:
+        """The snapshot after this one, with other segments."""
+        before = self._manifest
+        known: dict[int, SegmentEntry | Dropped] = {row.index: row for row in (*before.segments, *before.dropped)}
+        if any(known.get(index) != was for index, (was, _) in placed.items()):
+            raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
+        gone = {row.index for row in dropped}
+        there = {entry.index: entry for entry in before.segments} | {i: after for i, (_, after) in placed.items()}
+        noted = {row.example for row in before.skipped}
+        return before.followed_by(
+            self._sha256,
+            segments=tuple(there[index] for index in sorted(there) if index not in gone),
+            skipped=(*before.skipped, *(row for row in skipped if row.example not in noted)),
+            dropped=(
+                *(row for row in before.dropped if row.index not in placed),
+                *(row for row in dropped if row not in before.dropped),
+            ),
+        )
 
     def _contents(self, table: SegmentTables, arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
         """Everything to be written, checked."""
@@ -289,7 +312,7 @@ class StoreWriter:
         return contents
 
     def _place(self, draft: Path, private: Path, entry: SegmentEntry) -> SegmentEntry:
-        """Rename the draft to its place; if a whole segment is there already, that one counts."""
+        """Rename the draft to its place; if a segment with its hashes is there already, that one counts."""
         target = self.path / entry.path
         for _ in range(_TRIES):
             try:
@@ -317,7 +340,7 @@ class StoreWriter:
             same = ("index", "first_example", "n_examples", "n_tokens")
             if any(getattr(found, name) != getattr(entry, name) for name in same):
                 return None
-            check_objects(folder, SegmentListing.from_bytes(document).objects)
+            check_hashes(folder, SegmentListing.from_bytes(document).objects)
             _ = Segment(self.path, found, self._manifest.spec).layouts
         except (OSError, HeadAtlasError):
             return None
