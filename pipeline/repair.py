@@ -34,4 +34,3 @@ def find_repairs(writer: StoreWriter, on_event: Callable[[Event], None] = lambda
         if rows:
             on_event(Stage(f"segments that {what}: {', '.join(map(str, sorted(rows)))}"))
     return found
-

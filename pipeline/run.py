@@ -119,7 +119,9 @@ def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bo
         pending: Future[SegmentEntry] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
             for number, segment in enumerate(left):
-                computed = compute_segment(job, segment, collector, pools[number % 2], on_event, _noted(writer, segment))
+                computed = compute_segment(
+                    job, segment, collector, pools[number % 2], on_event, _noted(writer, segment)
+                )
                 computed.instead_of = repairs.get(segment.index)
                 if pending is not None:
                     _report_segment(pending.result(), on_event)

@@ -87,6 +87,9 @@ def convert_store(
             writer.copy(segment, [row for row in manifest.skipped if low <= row.example < high])
             done += 1
             on_segment(len(there) + done, len(source.segments))
+    gone = [row for row in manifest.dropped if row not in writer.manifest.dropped]
+    if gone:
+        writer.replace([], dropped=gone)
     result = open_store(place)
     return Conversion(
         path=str(source.path),
