@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "faults")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 from store_builder import SEGMENT, Content, make_contents, make_spec, seal_manifest, write_store
 

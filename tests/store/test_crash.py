@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,16 +11,9 @@ from store_builder import PROVENANCE, Content, make_contents, make_spec, open_wr
 
 from headatlas.store.errors import ConfigError, ShapeError
 from headatlas.store.life.verify import verify_store
-from headatlas.store.life.writer import STEPS, StoreWriter
-from headatlas.store.manifest import manifest_numbers
+from headatlas.store.life.writer import StoreWriter
 from headatlas.store.schema import Keep
 from headatlas.store.store import open_store
-
-CHILD = Path(__file__).with_name("store_child.py")
-
-
-def start(path: Path, *arguments: str, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-W", "error", str(CHILD), str(path), *arguments], **options)
 
 
 def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,30 +51,6 @@ def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, mon
     ]
     assert kinds[link + 1] == "fsync"
     assert Path(log[link + 1][1]) == tmp_path / "traces"
-
-
-@pytest.mark.fault("four processes racing for six segments")
-def test_races(tmp_path: Path, container: str) -> None:
-    """Several processes write the same segments at once: each is there once, none is lost."""
-    children = [
-        start(tmp_path / "traces", "race", container, str(i), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for i in range(4)
-    ]
-    for child in children:
-        assert child.stdout.readline() == "ready\n"
-    for child in children:
-        child.stdin.write("go\n")
-        child.stdin.close()
-    assert [child.wait() for child in children] == [0] * 4
-    for child in children:
-        child.stdout.close()
-    contents = make_contents(make_spec(), seed=1, n_segments=6, n_examples=2)
-    write_store(tmp_path / "alone", contents, container=container)
-    assert segment_bytes(tmp_path / "traces") == segment_bytes(tmp_path / "alone")
-    store = open_store(tmp_path / "traces")
-    assert [segment.index for segment in store.segments] == list(range(6))
-    assert store.manifest.number == 6
-    assert verify_store(tmp_path / "traces", full=True).is_sound
 
 
 def test_losing_a_manifest_number_is_tried_again(tmp_path: Path, contents: list[Content]) -> None:

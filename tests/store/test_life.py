@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from typer.testing import CliRunner
 
 from headatlas.store.commands.life import app
 from headatlas.store.errors import ConfigError, CorruptSegmentError, NotFoundError
-from headatlas.store.life.collect import COLLECT_STEPS, collect_store
+from headatlas.store.life.collect import collect_store
 from headatlas.store.life.convert import convert_store
 from headatlas.store.life.drop import drop_from_store
 from headatlas.store.life.merge import merge_stores
@@ -190,49 +189,6 @@ def test_an_unreadable_manifest(store_path: Path) -> None:
         collect_store(store_path, keep=3, now=LATER)
     assert manifest_numbers(store_path) == [0, 1, 2, 3]
     assert collect_store(store_path, now=LATER).manifests == (0, 1, 2)
-
-
-@pytest.mark.fault("killed while collecting")
-@pytest.mark.parametrize("step", COLLECT_STEPS)
-def test_killed_while_collecting(store_path: Path, step: str) -> None:
-    drop_from_store(store_path, examples=[5], segments=[2])
-    script = f"""
-import datetime, os, signal, sys
-from headatlas.store.life.collect import collect_store
-die = lambda step: step == {step!r} and os.kill(os.getpid(), signal.SIGKILL)
-collect_store(sys.argv[1], grace_s=-1, on_step=die)
-"""
-    assert subprocess.run([sys.executable, "-c", script, str(store_path)]).returncode == -signal.SIGKILL
-    assert verify_store(store_path, full=True).is_sound
-    store = open_store(store_path)
-    assert ([s.index for s in store.segments], store.examples[6].id) == ([0, 1], "example-6")
-    collect_store(store_path, grace_s=-1)
-    assert {p.name for p in (store_path / "segments").iterdir()} == {Path(s.entry.path).name for s in store.segments}
-    assert list((store_path / "tmp").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "step", ["arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked"]
-)
-def test_cut_off_while_dropping(store_path: Path, step: str) -> None:
-    """All or nothing; the same drop again ends the same."""
-
-    class CutOffError(Exception):
-        pass
-
-    def stop(reached: str) -> None:
-        if reached == step:
-            raise CutOffError
-
-    with pytest.raises(CutOffError):
-        drop_from_store(store_path, examples=[1, 5], on_step=stop)
-    store = open_store(store_path)
-    assert verify_store(store_path, full=True).is_sound
-    assert [row.example for row in store.manifest.skipped] == ([1, 5] if step == "manifest-linked" else [])
-    if step != "manifest-linked":
-        drop_from_store(store_path, examples=[1, 5])
-    assert [row.example for row in open_store(store_path).manifest.skipped] == [1, 5]
-    assert len(list((store_path / "segments").iterdir())) == 5
 
 
 def test_two_drop_at_once(store_path: Path) -> None:

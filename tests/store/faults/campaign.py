@@ -22,8 +22,8 @@ CAMPAIGNS = ("kills", "failing_calls", "power_loss", "flips", "objects", "races"
 
 def main() -> None:
     """Serve until the input ends."""
-    import hdf5plugin  # noqa: F401
     import h5py  # noqa: F401
+    import hdf5plugin  # noqa: F401
 
     for name in CAMPAIGNS:
         importlib.import_module(name)

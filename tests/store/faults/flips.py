@@ -1,4 +1,4 @@
-"""One bit of a store is flipped: reading raises or gives the same numbers, and verify names the file.
+"""One bit of a store is flipped: reading raises, or gives the same numbers and verify names the file.
 
 Every codec and every container has a store of its own; half of the flips fall on a byte of the whole store, half on a
 byte of a file, so that the many small files have their share.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from fault_stores import KEEPS, equal, lean_contents, one_case, read_all, write_lean
+import numpy as np
+from fault_stores import KEEPS, equal, lean_contents, one_case, write_lean
 
 from headatlas.store.errors import CorruptSegmentError, FormatError
 from headatlas.store.life.verify import verify_store
@@ -28,7 +29,7 @@ def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[
 
 
 def _flip_all(path: Path, n: int, rng: random.Random, violations: list[str]) -> None:
-    expected = read_all(open_store(path))
+    expected = _read(path)
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".lease"]
     sizes = [file.stat().st_size for file in files]
     unnoticed = 0
@@ -42,14 +43,24 @@ def _flip_all(path: Path, n: int, rng: random.Random, violations: list[str]) -> 
         name = str(victim.relative_to(path))
         with one_case(violations, f"bit {bit} of {name}"):
             try:
-                found = read_all(open_store(path))
+                found = _read(path)
                 assert all(equal(found[at], data) for at, data in expected.items()), "reads otherwise, without an error"
                 unnoticed += 1
+                noticed = False
             except (CorruptSegmentError, FormatError):
-                pass
-            told = [finding.object for finding in verify_store(path, full=True).findings]
-            assert name in told, f"verify names {told}"
+                noticed = True
+            if not noticed or i % 5 == 0:
+                told = [finding.object for finding in verify_store(path, full=True).findings]
+                assert name in told, f"verify names {told}"
         victim.write_bytes(before)
     with one_case(violations, "afterwards"):
         assert verify_store(path, full=True).is_sound
         assert unnoticed < n, "reading noticed none at all"
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The traces and the tokens."""
+    (segment,) = open_store(path).segments
+    tokens = segment.tokens()
+    names = [name for name in segment.layouts if name.startswith("decoder/")]
+    return {name: segment.read(name) for name in names} | {"id": tokens.id, "word": tokens.word}

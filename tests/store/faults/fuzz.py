@@ -5,6 +5,7 @@ Nothing but an error of ours may come out, in a second, and the process lives on
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
@@ -61,10 +62,8 @@ def _batch(path: Path, n: int, seed: str) -> None:
             forger.seal(manifest=_document(json.dumps(forger.head).encode(), rng)[1:])
         start = time.process_time()
         with one_case(found, f"change {number} of {seed}, {kind} {victim.name if victim else ''}"):
-            try:
-                _use(path, forger, victim, expected)
-            except HeadAtlasError:
-                pass
+            with contextlib.suppress(HeadAtlasError):
+                _use(path, forger, victim, expected, rng)
             took = time.process_time() - start
             assert took < MAX_S, f"it took {took:.1f} s"
         if victim is not None:
@@ -74,7 +73,7 @@ def _batch(path: Path, n: int, seed: str) -> None:
     assert not found, found[:3]
 
 
-def _use(path: Path, forger: Forger, victim: Path | None, expected: dict[str, np.ndarray]) -> None:
+def _use(path: Path, forger: Forger, victim: Path | None, expected: dict[str, np.ndarray], rng: random.Random) -> None:
     """What the changed document decides. Of a changed file the arrays that it holds must read as they were."""
     store = open_store(path)
     for segment in store.segments[:2]:
@@ -83,7 +82,7 @@ def _use(path: Path, forger: Forger, victim: Path | None, expected: dict[str, np
             name = str(victim.parent.relative_to(forger.folder))
             names = [name] if name in segment.layouts else []
         else:
-            names = list(segment.layouts)[:60]
+            names = rng.sample(sorted(segment.layouts), min(6, len(segment.layouts)))
         for name in names:
             found = segment.read(name)
             assert victim is None or name not in expected or equal(found, expected[name]), f"{name} reads otherwise"

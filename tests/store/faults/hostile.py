@@ -92,7 +92,6 @@ def _linked(name: str) -> Callable[[Forger], Any]:
 
 
 def _special(forger: Forger) -> None:
-    os.unlink(forger.folder / "victim") if (forger.folder / "victim").exists() else None
     victim = forger.folder / forger.document["objects"][0]["path"]
     victim.unlink()
     os.mkfifo(victim)
@@ -313,9 +312,9 @@ def _forge(path: Path, change: Callable[[Forger], Any]) -> None:
     forger = Forger(path)
     before = forger.manifest.read_bytes()
     change(forger)
-    if forger.manifest.exists() and not forger.manifest.is_symlink() and forger.manifest.read_bytes() == before:
-        if not (forger.path / "segments").is_symlink() and not forger.folder.is_symlink():
-            forger.seal()
+    moved = (forger.manifest, forger.folder, forger.path / "segments")  # these are sealed before
+    if not any(place.is_symlink() for place in moved) and forger.manifest.read_bytes() == before:
+        forger.seal()
 
 
 def _untouched(path: Path) -> None:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fault_stores import check_survivor, checked_in_child, fresh, in_child, lean_contents, undisturbed, write_lean
 from store_builder import segment_bytes
 
+from headatlas.store.life.collect import COLLECT_STEPS, collect_store
 from headatlas.store.life.convert import convert_store
+from headatlas.store.life.drop import drop_from_store
 from headatlas.store.life.verify import verify_store
 from headatlas.store.life.writer import STEPS
 from headatlas.store.store import open_store
@@ -28,11 +32,16 @@ def run(folder: Path, container: str, n: int, seed: int = 1, what: str = "write"
     cases = 0
     undisturbed(container, folder)
     if what == "steps":
-        for step in STEPS:
-            for occurrence in (2, 1, 3, *([4] if step.startswith("manifest") else []))[:n]:
-                _kill_at(folder, container, step, occurrence, violations)
-                cases += 1
-        return {f"killed at a named step ({container})": (cases, violations)}
+        steps = [(step, i) for step in STEPS for i in (2, 1, 3, *([4] if step.startswith("manifest") else []))[:n]]
+        for step, occurrence in steps:
+            _kill_at(folder, container, step, occurrence, violations)
+        other: list[str] = []
+        for step in (*STEPS, *COLLECT_STEPS):
+            (_kill_collecting if step in COLLECT_STEPS else _kill_dropping)(folder, container, step, other)
+        return {
+            f"killed at a named step of writing ({container})": (len(steps), violations),
+            f"killed at a named step of dropping or collecting ({container})": (len(STEPS + COLLECT_STEPS), other),
+        }
     rng = random.Random(seed)
     work, check = _writing(folder, container) if what == "write" else _converting(folder, container)
     path = folder / "traces"
@@ -69,8 +78,9 @@ def _until(delay: float, work) -> None:
     work()
 
 
-def _kill_at(folder: Path, container: str, step: str, occurrence: int, violations: list[str]) -> None:
-    path, seen = fresh(folder / "traces"), 0
+def _die_at(step: str, occurrence: int = 1) -> Callable[[str], None]:
+    """For `on_step`: end this process when a step is reached for the nth time."""
+    seen = 0
 
     def on_step(reached: str) -> None:
         nonlocal seen
@@ -78,11 +88,62 @@ def _kill_at(folder: Path, container: str, step: str, occurrence: int, violation
         if seen == occurrence:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    what = f"{step}, time {occurrence}"
-    status = in_child(lambda: write_lean(path, lean_contents(), container, on_step=on_step))
+    return on_step
+
+
+def _killed(violations: list[str], what: str, work: Callable[[], object], check: Callable[[], object]) -> None:
+    status = in_child(work)
     if status != signal.SIGKILL:
         violations.append(f"{what}: never reached, status {status}")
-    checked_in_child(violations, what, lambda: check_survivor(path, container, folder))
+    checked_in_child(violations, what, check)
+
+
+def _kill_at(folder: Path, container: str, step: str, occurrence: int, violations: list[str]) -> None:
+    path = fresh(folder / "traces")
+    _killed(
+        violations,
+        f"{step}, time {occurrence}",
+        lambda: write_lean(path, lean_contents(), container, on_step=_die_at(step, occurrence)),
+        lambda: check_survivor(path, container, folder),
+    )
+
+
+def _kill_dropping(folder: Path, container: str, step: str, violations: list[str]) -> None:
+    """All or nothing; the same drop again ends the same."""
+    path = Path(shutil.copytree(folder / f"undisturbed-{container}", fresh(folder / "traces")))
+
+    def check() -> None:
+        store = open_store(path)
+        done = step in STEPS[STEPS.index("manifest-linked") :]
+        assert verify_store(path, full=True).is_sound
+        assert [row.example for row in store.manifest.skipped] == ([1, 4] if done else [])
+        assert [row.index for row in store.manifest.dropped] == ([2] if done else [])
+        if not done:
+            drop_from_store(path, examples=[1, 4], segments=[2])
+        store = open_store(path)
+        assert [row.example for row in store.manifest.skipped] == [1, 4]
+        assert [segment.index for segment in store.segments] == [0, 1]
+        assert store.examples[1].text == store.examples[4].text == ""
+        assert len(list((path / "segments").iterdir())) == 5
+
+    die = _die_at(step)
+    _killed(violations, step, lambda: drop_from_store(path, examples=[1, 4], segments=[2], on_step=die), check)
+
+
+def _kill_collecting(folder: Path, container: str, step: str, violations: list[str]) -> None:
+    """The store is whole, and collecting again leaves what it uses and nothing else."""
+    path = Path(shutil.copytree(folder / f"undisturbed-{container}", fresh(folder / "traces")))
+    in_child(lambda: drop_from_store(path, examples=[4], segments=[2]))
+
+    def check() -> None:
+        assert verify_store(path, full=True).is_sound
+        store = open_store(path)
+        assert ([segment.index for segment in store.segments], store.examples[3].id) == ([0, 1], "example-3")
+        collect_store(path, grace_s=-1)
+        assert {p.name for p in (path / "segments").iterdir()} == {Path(s.entry.path).name for s in store.segments}
+        assert list((path / "tmp").iterdir()) == []
+
+    _killed(violations, step, lambda: collect_store(path, grace_s=-1, on_step=_die_at(step)), check)
 
 
 def _writing(folder: Path, container: str):

@@ -123,12 +123,13 @@ def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[
         calls += 1
         for mood in wanted.get(calls, ()):
             disk.image(fresh(folder / "image"), rng, mood)
-            path = folder / "image" / "traces"
             what = f"power lost before call {calls}, {mood} lost, {len(committed)} segments committed"
             cases += 1
-            checked_in_child(
-                violations, what, lambda: (disk.unwatch(), check_survivor(path, container, folder, len(committed)))
-            )
+            checked_in_child(violations, what, lambda: survive(len(committed)))
+
+    def survive(at_least: int) -> None:
+        disk.unwatch()
+        check_survivor(folder / "image" / "traces", container, folder, at_least)
 
     def record(step: str) -> None:
         if step == "committed":

@@ -1,19 +1,21 @@
 """Writers race for the number of the next manifest: one wins each, the others try again, nothing is lost.
 
-Only commits race: what they list is made up, so that a thousand races take seconds. `test_crash.py` has races of whole
-segments.
+Only commits race: what they list is made up, so that a thousand races take seconds. Then some races of whole segments,
+which all write.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import multiprocessing
 import threading
 from pathlib import Path
 
-from fault_stores import fresh, in_child, lean_contents, one_case
-from store_builder import open_writer
+from fault_stores import fresh, in_child, lean_contents, one_case, undisturbed
+from store_builder import open_writer, segment_bytes
 
+from headatlas.store.containers.container import CONTAINERS
 from headatlas.store.life.private import private_folder
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import Dropped, SegmentEntry, manifest_numbers, read_manifest, segment_path
@@ -21,8 +23,11 @@ from headatlas.store.manifest import Dropped, SegmentEntry, manifest_numbers, re
 RACERS, ROUNDS = 4, 20
 
 
-def run(folder: Path, n: int) -> dict[str, tuple[int, list[str]]]:
-    """`n` races of four: every other store with threads, else with processes; in each fourth race one drops a segment."""
+def run(folder: Path, n: int, n_whole: int) -> dict[str, tuple[int, list[str]]]:
+    """`n` races of four commits, half with threads, half with processes; in each fourth race one drops a segment.
+
+    And `n_whole` of four processes that write the same segments of a container.
+    """
     found: dict[str, tuple[int, list[str]]] = {}
     for kind in ("threads", "processes"):
         violations: list[str] = []
@@ -35,6 +40,12 @@ def run(folder: Path, n: int) -> dict[str, tuple[int, list[str]]]:
                 _check(path, rounds)
             done += rounds
         found[f"race of four commits ({kind})"] = (done, violations)
+    for container in CONTAINERS:
+        violations = []
+        for number in range(n_whole):
+            with one_case(violations, f"race {number}"):
+                _race_for_segments(folder, container)
+        found[f"race of four writers for all segments ({container})"] = (n_whole, violations)
     return found
 
 
@@ -99,9 +110,34 @@ def _check(path: Path, rounds: int) -> None:
     newest = manifests[-1][0]
     assert {entry.index for entry in newest.segments} == committed - dropped, "a commit is lost"
     assert sorted(row.index for row in newest.dropped) == sorted(dropped), "a drop is lost, or there twice"
-    for (before, sha256), (after, _) in zip(manifests, manifests[1:], strict=False):
+    for (before, sha256), (after, _) in itertools.pairwise(manifests):
         assert after.parent is not None
         assert (after.parent.number, after.parent.sha256) == (before.number, sha256), "a manifest follows another"
         changed = {entry.path for entry in before.segments} ^ {entry.path for entry in after.segments}
         assert len(changed) == 1, f"manifest {after.number} changes {len(changed)} segments"
     assert list((path / "tmp").iterdir()) == []
+
+
+def _race_for_segments(folder: Path, container: str) -> None:
+    """Four processes write all segments, each beginning with another: each is there once, as if written alone."""
+    path, contents = fresh(folder / "traces"), lean_contents()
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(RACERS)
+
+    def write(racer: int) -> None:
+        writer = open_writer(path, contents, container=container)
+        barrier.wait(60)
+        for i in range(len(contents)):
+            content = contents[(i + racer) % len(contents)]
+            writer.write(content.index, content.first_example, content.tables, content.arrays)
+
+    processes = [context.Process(target=write, args=(racer,)) for racer in range(RACERS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert segment_bytes(path) == undisturbed(container, folder), "other bytes than written alone"
+    manifest, _ = read_manifest(path)
+    assert [entry.index for entry in manifest.segments] == list(range(len(contents)))
+    assert manifest.number == len(contents)

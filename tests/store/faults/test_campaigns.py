@@ -113,9 +113,9 @@ def test_damaged_objects(campaign, container: str, every: int) -> None:
     campaign("objects", container=container, every=every if container == "zarr" else 1)
 
 
-@pytest.mark.parametrize("n", [40, pytest.param(1000, marks=slow)])
-def test_races(campaign, n: int) -> None:
-    assert campaign("races", n=n) == n
+@pytest.mark.parametrize(("n", "n_whole"), [(40, 1), pytest.param(1000, 25, marks=slow)])
+def test_races(campaign, n: int, n_whole: int) -> None:
+    assert campaign("races", n=n, n_whole=n_whole) == n + 2 * n_whole
 
 
 @pytest.mark.parametrize("n", [100, pytest.param(5_000, marks=slow)])

@@ -14,7 +14,14 @@ import pytest
 from fault_stores import lean_contents
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from store_builder import PROVENANCE, Content, open_writer, write_store
 
 from headatlas.store.containers.container import CONTAINERS
@@ -141,7 +148,11 @@ class Stores(RuleBasedStateMachine):
             return which not in there and which not in self.expected.dropped
         return which in there or (what == "repair_one" and which in self.expected.dropped)
 
-    @rule(what=st.sampled_from(["append_one", "append_one", "repair_one", "drop_segment"]), index=index_of, container=container_of)
+    @rule(
+        what=st.sampled_from(["append_one", "append_one", "repair_one", "drop_segment"]),
+        index=index_of,
+        container=container_of,
+    )
     def change_a_segment(self, what: str, index: int, container: str) -> None:
         if self.possible(what, index):
             self.expected = getattr(self, what)(index, container)
@@ -207,7 +218,9 @@ class Stores(RuleBasedStateMachine):
 
         tidy = private.shutil.rmtree
         try:
-            private.shutil.rmtree = lambda *arguments, **options: None if reached[-1:] == [step] else tidy(*arguments, **options)
+            private.shutil.rmtree = lambda *arguments, **options: (
+                None if reached[-1:] == [step] else tidy(*arguments, **options)
+            )
             return work(on_step)
         except Killed:
             return None
@@ -348,7 +361,8 @@ def test_any_order_of_operations(tmp_path: Path, count_fault: Callable[[str, int
             stateful_step_count=n_steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.explicit, Phase.reuse, Phase.generate] + ([] if os.environ.get("NOSHRINK") else [Phase.shrink]),
+            phases=[Phase.explicit, Phase.reuse, Phase.generate]
+            + ([] if os.environ.get("NOSHRINK") else [Phase.shrink]),
         ),
     )
     count_fault("any order of operations, 75 steps" if LONG else "any order of operations, 12 steps", n_runs - 1, 0)
