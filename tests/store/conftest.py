@@ -36,13 +36,6 @@ def _case(name: str, container: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def fault_case(request: pytest.FixtureRequest) -> Callable[[str], contextlib.AbstractContextManager[None]]:
-    """``with fault_case("flipped bit"):`` around each case; an error inside is a violation. Counted in the table."""
-    container = request.getfixturevalue("container") if "container" in request.fixturenames else ""
-    return functools.partial(_case, container=container)
-
-
-@pytest.fixture
 def count_fault() -> Callable[[str, int, int], None]:
     """Add a row to the table: fault, cases, violations."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -9,9 +11,12 @@ from pathlib import Path
 import pytest
 from store_builder import PROVENANCE, Content, make_contents, make_spec, open_writer, segment_bytes, write_store
 
+from headatlas.store import manifest as manifest_module
 from headatlas.store.errors import ConfigError, ShapeError
+from headatlas.store.life.collect import collect_store
 from headatlas.store.life.verify import verify_store
 from headatlas.store.life.writer import StoreWriter
+from headatlas.store.manifest import manifest_numbers
 from headatlas.store.schema import Keep
 from headatlas.store.store import open_store
 
@@ -69,15 +74,58 @@ def test_losing_a_manifest_number_is_tried_again(tmp_path: Path, contents: list[
     assert store.manifest.number == 2
 
 
+@pytest.mark.fault("hard links refused")
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS])
 def test_file_systems_without_hard_links(
-    tmp_path: Path, contents: list[Content], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, container: str, contents: list[Content], monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
+    """A manifest is then created under its name, exclusively too: who comes second tries the next number."""
+
     def refused(*arguments, **options):
-        raise PermissionError(1, "Operation not permitted")
+        raise OSError(refusal, os.strerror(refusal))
 
     monkeypatch.setattr(os, "link", refused)
-    write_store(tmp_path / "traces", contents)
-    assert open_store(tmp_path / "traces").is_complete
+    other = open_writer(tmp_path / "traces", contents, container=container)
+
+    def interfere(step: str) -> None:
+        if step == "manifest-written" and not other.committed:
+            other.write(2, contents[2].first_example, contents[2].tables, contents[2].arrays)
+
+    writer = open_writer(tmp_path / "traces", contents, container=container)
+    writer.on_step = interfere
+    writer.write(0, 0, contents[0].tables, contents[0].arrays)
+    store = open_store(tmp_path / "traces")
+    assert (store.manifest.number, [segment.index for segment in store.segments]) == (2, [0, 2])
+    assert verify_store(tmp_path / "traces", full=True).is_sound
+
+
+@pytest.mark.fault("clock that jumps")
+@pytest.mark.parametrize(
+    "jumps_s", [(0, -86_400, 0, 86_400), (86_400, 0, -86_400, 0), (0, 0, 0, 0), (4e9, 3e9, 2e9, 1e9)]
+)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_order_is_by_number_whatever_the_clock_says(
+    tmp_path: Path,
+    contents: list[Content],
+    monkeypatch: pytest.MonkeyPatch,
+    jumps_s: tuple[float, ...],
+    order: tuple[int, ...],
+) -> None:
+    """Of the manifests and of the files; a collection keeps the newest, and what is dated in the future."""
+    path, today = tmp_path / "traces", datetime.datetime.now(datetime.UTC)
+    dates = iter(today + datetime.timedelta(seconds=s) for s in jumps_s)
+    monkeypatch.setattr(manifest_module, "now", lambda: next(dates).isoformat(timespec="seconds"))
+    writer = open_writer(path, contents)
+    for index in order:
+        writer.write(index, contents[index].first_example, contents[index].tables, contents[index].arrays)
+    for file in path.glob("manifest-*.json"):
+        os.utime(file, (1e9 - int(file.stem[-6:]), 1e9 - int(file.stem[-6:])))
+    store = open_store(path)
+    assert (store.manifest.number, store.is_complete) == (3, True)
+    assert verify_store(path, full=True).is_sound
+    collect_store(path, grace_s=-1, now=today)
+    assert manifest_numbers(path)[-1] == 3
+    assert open_store(path).example_ids() == [f"example-{i}" for i in range(12)]
 
 
 def test_a_segment_left_by_a_crash_is_taken_or_replaced(tmp_path: Path, contents: list[Content]) -> None:

@@ -106,15 +106,16 @@ def _check(path: Path, rounds: int) -> None:
     dropped = {(number - 1) * RACERS for number in drops}
     committed = set(range(rounds * RACERS)) - {number * RACERS + RACERS - 1 for number in drops}
     manifests = [read_manifest(path, number) for number in manifest_numbers(path)]
-    assert len(manifests) == rounds * RACERS + 1, f"{len(manifests)} manifests"
     newest = manifests[-1][0]
+    assert newest.number == rounds * RACERS, f"{newest.number} commits"
     assert {entry.index for entry in newest.segments} == committed - dropped, "a commit is lost"
     assert sorted(row.index for row in newest.dropped) == sorted(dropped), "a drop is lost, or there twice"
     for (before, sha256), (after, _) in itertools.pairwise(manifests):
         assert after.parent is not None
-        assert (after.parent.number, after.parent.sha256) == (before.number, sha256), "a manifest follows another"
-        changed = {entry.path for entry in before.segments} ^ {entry.path for entry in after.segments}
-        assert len(changed) == 1, f"manifest {after.number} changes {len(changed)} segments"
+        if after.number == before.number + 1:  # those between may be thinned out
+            assert (after.parent.number, after.parent.sha256) == (before.number, sha256), "a manifest follows another"
+            changed = {entry.path for entry in before.segments} ^ {entry.path for entry in after.segments}
+            assert len(changed) == 1, f"manifest {after.number} changes {len(changed)} segments"
     assert list((path / "tmp").iterdir()) == []
 
 
