@@ -31,6 +31,7 @@ from headatlas.pipeline.sources import load_model
 from headatlas.store.companding import (
     ATTENTION_BOUNDS,
     VECTOR_BOUNDS,
+    channel_scale,
     decode_attention,
     decode_vectors,
     encode_attention,
@@ -38,7 +39,8 @@ from headatlas.store.companding import (
 )
 from headatlas.store.containers.shard import compressor_of, plan_grid
 from headatlas.store.pairs import unpack_pairs
-from headatlas.store.reading.rebuild import Vectors, rebuild_tile
+from headatlas.store.reading.rebuild import rebuild_tile
+from headatlas.store.reading.vectors import Vectors
 from headatlas.store.schema import ArrayLayout, Keep, Site, TraceSpec
 from headatlas.store.statistics.definitions import head_statistics
 
@@ -195,21 +197,26 @@ def rebuild(
     site: Site, arrays: dict[str, np.ndarray], n: int, length: int, layers: range, codec: str
 ) -> tuple[np.ndarray, int, float]:
     """Attention from query and key in a codec, the bytes of all three arrays, and the seconds of rebuilding."""
-    stored = {name: encode_vectors(arrays[name], codec) for name in ("query", "key")}
-    n_bytes = (
-        (sum(array.nbytes for array in stored.values()) + arrays["logsumexp"].nbytes) * len(layers) / site.n_layers
-    )
+    scales: dict[str, np.ndarray] = {}
+    blocks = {name: arrays[name].reshape(*arrays[name].shape[:2], n, length, site.d_head) for name in ("query", "key")}
+    if codec == "int8":
+        scales = {name: channel_scale(block) for name, block in blocks.items()}
+    stored = {name: encode_vectors(block, codec, scales.get(name)) for name, block in blocks.items()}
+    parts = [*stored.values(), *scales.values(), arrays["logsumexp"]]
+    n_bytes = sum(array.nbytes for array in parts) * len(layers) / site.n_layers
     rows = np.tri(length, dtype=bool) if site.causal else np.ones((length, length), bool)
     maps = np.empty((len(layers), site.n_heads, n, int(rows.sum())), np.float32)
     started = time.process_time()
     for (at, layer), block in ((pair, block) for pair in enumerate(layers) for block in range(n)):
-        span, bound = slice(block * length, (block + 1) * length), VECTOR_BOUNDS[codec]
-        query = Vectors(decode_vectors(stored["query"][layer, :, span], codec), bound)
-        key = decode_vectors(stored["key"][layer, :, span], codec).repeat(site.n_heads // site.n_kv_heads, axis=0)
+        query, key = (
+            Vectors(decode_vectors(stored[name][layer, :, block], codec, scale), VECTOR_BOUNDS[codec], scale)
+            for name in ("query", "key")
+            for scale in (scales[name][layer, :, block] if scales else None,)
+        )
         tile = rebuild_tile(
             query,
-            Vectors(key, bound),
-            arrays["logsumexp"][layer, :, span],
+            key.repeat(site.n_heads // site.n_kv_heads),
+            arrays["logsumexp"][layer, :, block * length : (block + 1) * length],
             site,
             layer,
             np.arange(length),
@@ -288,8 +295,10 @@ them ranks heads alike; the default should also serve the views, where 1/255 is 
 weight fall as texts grow, and in float16 the rebuilt attention is nearer to the model's than that of `sqrt8`: above, at
 most .0025 off. Each row is divided by the sum of its rebuilt weights; without that the same lines were up to .016 off. The
 price is time: a tile is computed, not read. `bfloat16` rounds eight times as coarsely: take it only where float16
-overflows. What cannot be rebuilt (a learned bias by position, as in T5) says so when it is asked for; a model that hides
-other keys than its causal and window settings say is refused at capture.
+overflows. `int8` halves the bytes again and is another three times as coarse: enough to see what a head does, not to
+measure it; statistics that are kept were computed before. What cannot be rebuilt (a bias that depends on more than the
+distance of two tokens) says so when it is asked for; a model that hides other keys than its causal and window settings say
+is refused at capture.
 """
 
 

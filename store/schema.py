@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT_NAME = "headatlas"
 FORMAT_VERSION = 1
@@ -20,7 +20,9 @@ FORMAT_VERSION = 1
 SiteName = Literal["encoder", "decoder", "cross"]
 SequenceName = Literal["source", "target"]
 AttentionCodec = Literal["sqrt8", "sqrt7", "sqrt6", "linear8", "linear7", "linear6", "float16", "float32"]
-VectorCodec = Literal["float16", "bfloat16", "float32"]
+VectorCodec = Literal["float16", "bfloat16", "float32", "int8"]
+ScorePart = Literal["position_bias", "sinks"]
+CaptureMode = Literal["interface", "eager"]
 
 
 class _Frozen(BaseModel):
@@ -52,6 +54,8 @@ class Site(_Frozen):
     """Rows sum to less than 1: a learned sink takes the rest."""
     has_position_bias: bool = False
     """Scores are not query · key alone: a learned bias by position is added (T5)."""
+    score_parts: tuple[ScorePart, ...] = ()
+    """What is kept beside query and key to rebuild attention: a bias by key_pos − query_pos, and the sinks."""
 
     def n_pairs(self, n_queries: int, n_keys: int) -> int:
         """Stored (query, key) pairs of one head of one example."""
@@ -75,6 +79,15 @@ class TraceSpec(_Frozen):
     keep: Keep
     statistics: tuple[str, ...]
     """Names, in the order of the `statistic` axis."""
+    capture: CaptureMode = "interface"
+    """`eager`: only attention that the model returned was seen; `d_head`, `scaling`, `softcap`, `window`, `rotary` and
+    what a site says of sinks and biases mean nothing then."""
+
+    @model_validator(mode="after")
+    def _nothing_unseen(self) -> TraceSpec:
+        if self.capture == "eager" and self.keep.query_key is not None:
+            raise ValueError("query and key cannot be kept of a model that was captured in eager mode")
+        return self
 
     def site(self, name: str) -> Site:
         """The site of that name."""
@@ -115,7 +128,7 @@ ATTENTION_DTYPE: dict[str, str] = {
     "float16": "f2",
     "float32": "f4",
 }
-VECTOR_DTYPE: dict[str, str] = {"float16": "f2", "bfloat16": "u2", "float32": "f4"}
+VECTOR_DTYPE: dict[str, str] = {"float16": "f2", "bfloat16": "u2", "float32": "f4", "int8": "u1"}
 
 
 def pair_offset(
@@ -125,6 +138,11 @@ def pair_offset(
     queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
     pairs = queries * (queries + 1) // 2 if site.causal else queries * keys
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(pairs)])
+
+
+def zero_distance(n_queries: Int[np.ndarray, "example"]) -> int:
+    """Where key_pos − query_pos = 0 lies on the `distance` axis, which begins with the longest example's last query."""
+    return max(0, int(n_queries.max(initial=0)) - 1)
 
 
 def segment_layout(spec: TraceSpec, n_tokens: dict[str, Int[np.ndarray, "example"]]) -> dict[str, ArrayLayout]:
@@ -150,6 +168,15 @@ def segment_layout(spec: TraceSpec, n_tokens: dict[str, Int[np.ndarray, "example
             add("query", (layers, heads, n_rows, site.d_head), dtype, "layer head query_token d_head")
             add("key", (layers, kv_heads, n_key_tokens, site.d_head), dtype, "layer kv_head key_token d_head")
             add("logsumexp", (layers, heads, n_rows), "f4", "layer head query_token")
+            if spec.keep.query_key == "int8":
+                scales = len(n_queries), site.d_head
+                add("query_scale", (layers, heads, *scales), "f4", "layer head example d_head")
+                add("key_scale", (layers, kv_heads, *scales), "f4", "layer kv_head example d_head")
+            if "position_bias" in site.score_parts:
+                distances = zero_distance(n_queries) + int(n_keys.max(initial=0))
+                add("position_bias", (layers, heads, distances), "f4", "layer head distance")
+            if "sinks" in site.score_parts:
+                add("sinks", (layers, heads, 1), "f4", "layer head sink")
         if spec.keep.edges:
             k = spec.keep.edges
             add("edge_key", (layers, heads, n_rows, k), edge_key, "layer head query_token edge")

@@ -14,9 +14,10 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Shaped
 
-from ..companding import ATTENTION_BOUNDS, decode_attention, decode_vectors
+from ..companding import ATTENTION_BOUNDS, decode_attention
 from ..pairs import pair_positions
 from ..schema import Keep, SequenceName, Site
+from .vectors import decode_block
 
 if TYPE_CHECKING:
     from ..store import Store
@@ -49,7 +50,10 @@ class _Decoded:
     keep: Keep
 
     def __call__(self, segment: Segment, selection: tuple[slice, ...]) -> np.ndarray:
-        return decode(self.path.rpartition("/")[2], segment.read(self.path, selection), self.keep)
+        site, _, name = self.path.partition("/")
+        if name in ("query", "key"):
+            return decode_block(segment, segment.spec.site(site), name, selection)
+        return decode(name, segment.read(self.path, selection), self.keep)
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,9 @@ class _Place:
 
 
 def decode(name: str, stored: Shaped[np.ndarray, "*shape"], keep: Keep) -> Shaped[np.ndarray, "*shape"]:
-    """Stored numbers of a trace array as people use them."""
+    """Stored numbers of a trace array, other than query and key, as people use them."""
     if name == "attention":
         return decode_attention(stored, keep.attention or "float32")
-    if name in ("query", "key"):
-        return decode_vectors(stored, keep.query_key or "float32")
     if name == "edge_key":
         return np.where(stored == np.iinfo(stored.dtype).max, -1, stored.astype(np.int64))
     return stored.astype(np.float32, copy=False)

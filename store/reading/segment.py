@@ -293,8 +293,10 @@ class Segment:
             axis = self.layouts[array].axes
             if name == "attention":
                 found = examples_of_rows(self.pair_offset(site), start, stop)
-            elif name == "statistics":
+            elif name == "statistics" or axis[2] == "example":
                 found = range(start, stop)
+            elif axis[2] in ("distance", "sink"):
+                return everything
             else:
                 spec = self.spec.site(site)
                 sequence = spec.key_sequence if axis[2] == "key_token" else spec.query_sequence
@@ -351,6 +353,7 @@ def missing_array(path: str, spec: TraceSpec) -> str:
         "edge_key": "keep.edges = 8",
         "edge_weight": "keep.edges = 8",
         **dict.fromkeys(("query", "key", "logsumexp"), 'keep.query_key = "float16"'),
+        **dict.fromkeys(("query_scale", "key_scale"), 'keep.query_key = "int8"'),
     }
     if name in keeps and any(s.name == site for s in spec.sites):
         return f"{path} was not kept. Run the job again with {keeps[name]}."

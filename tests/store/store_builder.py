@@ -98,7 +98,7 @@ def make_arrays(rng: np.random.Generator, spec: TraceSpec, tables: SegmentTables
         name = path.rpartition("/")[2]
         if name == "attention":
             data = companding.encode_attention(rng.random(layout.shape, dtype=np.float32), spec.keep.attention or "")
-        elif name in ("query", "key"):
+        elif name in ("query", "key") and spec.keep.query_key != "int8":
             data = companding.encode_vectors(rng.normal(size=layout.shape), spec.keep.query_key or "")
         elif layout.dtype.kind == "u":
             data = rng.integers(0, 50, layout.shape)
