@@ -139,7 +139,7 @@ def _print_verification(result: Verification) -> None:
         touched = "no example" if first is None else f"examples {first} to {last}"
         console.print(f"  {finding.object}  ({touched})\n    {finding.problem}", soft_wrap=True)
     if any(finding.segment is not None for finding in result.findings):
-        console.print("The job that made the store writes damaged segments again: headatlas run JOB --repair")
+        console.print("Its job writes damaged segments again: headatlas run JOB --repair")
 
 
 @app.command(rich_help_panel="Store")

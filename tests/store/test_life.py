@@ -22,6 +22,7 @@ from headatlas.store.life.convert import convert_store
 from headatlas.store.life.drop import drop_from_store
 from headatlas.store.life.merge import merge_stores
 from headatlas.store.life.verify import verify_store
+from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import manifest_name, manifest_numbers
 from headatlas.store.schema import Keep
 from headatlas.store.store import Store, open_store
@@ -191,6 +192,32 @@ def test_an_unreadable_manifest(store_path: Path) -> None:
     assert collect_store(store_path, now=LATER).manifests == (0, 1, 2)
 
 
+def test_a_damaged_segment_is_written_again(store_path: Path, contents: list[Content], container: str) -> None:
+    """In another place; what is damaged there once more goes for the same bytes. A dropped one comes back too."""
+    content = contents[1]
+    before = segment_bytes(store_path / "segments/000001", ".")
+    for _ in range(2):
+        entry = open_store(store_path).segments[1].entry
+        victim = sorted(p for p in (store_path / entry.path).rglob("*") if p.is_file())[0]
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 4
+        victim.write_bytes(data)
+        assert {finding.segment for finding in verify_store(store_path, full=True).findings} == {1}
+        writer = StoreWriter(store_path, container=container, threads=1)
+        writer.replace([(entry, content.tables, content.arrays)])
+        assert verify_store(store_path, full=True).is_sound
+    drop_from_store(store_path, segments=[1])
+    writer = StoreWriter(store_path, container=container, threads=1)
+    (row,) = writer.manifest.dropped
+    manifest = writer.replace([(row, content.tables, content.arrays)])
+    with pytest.raises(ConfigError, match="another writer changed"):
+        writer.replace([(row, content.tables, content.arrays)])
+    store = open_store(store_path)
+    assert (store.is_complete, manifest.dropped, store.segments[1].entry.path) == (True, (), entry.path)
+    assert segment_bytes(store.segments[1].folder, ".") == before
+    assert verify_store(store_path, full=True).is_sound
+
+
 def test_two_drop_at_once(store_path: Path) -> None:
     """The second one finds its segment changed, and says so; one of another segment goes through."""
 
@@ -242,8 +269,6 @@ def test_different_corpora_are_appended(tmp_path: Path, store_path: Path, contai
 
 def other_corpus(path: Path, container: str, name: str = "other") -> Path:
     from dataclasses import replace
-
-    from headatlas.store.life.writer import StoreWriter
 
     contents = make_contents(make_spec(), seed=7, n_segments=2)
     writer = StoreWriter.create(

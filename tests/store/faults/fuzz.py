@@ -9,12 +9,13 @@ import contextlib
 import copy
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fault_stores import checked_in_child, equal, in_child, lean_contents, one_case, write_lean
+from fault_stores import checked_in_child, equal, fresh, in_child, lean_contents, one_case, write_lean
 from forge import Forger
 
 from headatlas.store.errors import HeadAtlasError
@@ -30,10 +31,11 @@ NASTY: tuple[Any, ...] = (
 
 def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[int, list[str]]]:
     """`n` changes, in processes of their own of some hundred each."""
-    path, violations = folder / "traces", []
-    in_child(lambda: write_lean(path, lean_contents(n_segments=1), container))
+    whole, path, violations = folder / "whole", folder / "traces", []
+    in_child(lambda: write_lean(whole, lean_contents(n_segments=1), container))
     for first in range(0, n, BATCH):
         size = min(BATCH, n - first)
+        shutil.copytree(whole, fresh(path))
         checked_in_child(
             violations, f"changes from {first} on", lambda first=first, size=size: _batch(path, size, f"{seed}-{first}")
         )

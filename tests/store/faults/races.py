@@ -76,7 +76,7 @@ def _race(path: Path, racer: int, rounds: int, barrier) -> None:
     writer = StoreWriter(path, container="zarr", threads=1)
     with private_folder(path) as private:
         for number in range(rounds):
-            barrier.wait(60)
+            barrier.wait(600)
             _commit(writer, private, racer, number)
 
 
@@ -127,7 +127,7 @@ def _race_for_segments(folder: Path, container: str) -> None:
 
     def write(racer: int) -> None:
         writer = open_writer(path, contents, container=container)
-        barrier.wait(60)
+        barrier.wait(600)
         for i in range(len(contents)):
             content = contents[(i + racer) % len(contents)]
             writer.write(content.index, content.first_example, content.tables, content.arrays)
