@@ -73,12 +73,6 @@ VECTOR_BOUNDS: dict[str, CodecBound] = {
 """Codecs of query and key by name."""
 
 
-_WEIGHTS: dict[str, Float32[np.ndarray, "code"]] = {
-    name: ((np.arange(256) / steps.n_steps) ** (2 if steps.root else 1)).astype(np.float32)
-    for name, steps in STEPS.items()
-}
-
-
 def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:
     """Attention weights in [0, 1] as stored numbers (`ATTENTION_DTYPE[codec]`).
 
@@ -111,7 +105,10 @@ def decode_attention(stored: Num[np.ndarray, "*shape"], codec: str) -> Float32[n
         A code that the codec does not have.
     """
     if codec in STEPS:
-        weights = _WEIGHTS[codec][stored]
+        weights = stored.astype(np.float32)
+        if STEPS[codec].root:
+            weights *= weights  # exact: below 2**16
+        weights /= np.float32(STEPS[codec].n_steps ** (2 if STEPS[codec].root else 1))
         if STEPS[codec].n_steps < 255 and stored.size and int(stored.max()) > STEPS[codec].n_steps:
             raise CorruptSegmentError(
                 f"attention holds the code {int(stored.max())}; {codec} ends at {STEPS[codec].n_steps}. Verify the store."

@@ -112,10 +112,12 @@ class Manifest(_Frozen):
         body = b",\n" + format_document(self.model_dump(mode="json"))[2:]
         return _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"' + body
 
-    def with_segment(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], own_sha256: str) -> Manifest:
+    def with_segment(
+        self, entry: SegmentEntry, skipped: tuple[Skipped, ...], own_sha256: str, provenance: dict[str, Any]
+    ) -> Manifest:
         """The next snapshot; `own_sha256` is that of this manifest's file."""
         segments = tuple(sorted((*self.segments, entry), key=lambda e: e.index))
-        return self.followed_by(own_sha256, segments=segments, skipped=(*self.skipped, *skipped))
+        return self.followed_by(own_sha256, segments=segments, skipped=(*self.skipped, *skipped), provenance=provenance)
 
     def followed_by(self, own_sha256: str, **changes: Any) -> Manifest:
         """The next snapshot with other fields; `own_sha256` is that of this manifest's file."""
@@ -203,8 +205,8 @@ class _Header(BaseModel):
     format_version: int
 
 
-def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[str], None]) -> bool:
-    """Make `manifest` visible under its number; False if another writer took the number first.
+def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[str], None]) -> str | None:
+    """Make `manifest` visible under its number; the sha256 of its file, or None if another writer took the number first.
 
     `private` is a folder of this writer's own on the same file system.
     """
@@ -217,7 +219,7 @@ def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[st
     try:
         os.link(draft, target, follow_symlinks=False)
     except FileExistsError:
-        return False
+        return None
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
             raise
@@ -226,11 +228,11 @@ def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[st
         try:
             write_durable(target, data)
         except FileExistsError:
-            return False
+            return None
     on_step("manifest-linked")
     fsync_folder(path)
     draft.unlink(missing_ok=True)
-    return True
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_durable(path: Path, data: bytes) -> None:

@@ -33,7 +33,6 @@ from ..manifest import (
     manifest_numbers,
     now,
     publish,
-    read_manifest,
     segment_path,
     write_durable,
 )
@@ -42,6 +41,7 @@ from ..reading.segment import Segment
 from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
 from ..tables import SegmentTables, table_arrays
 from .identity import check_identity
+from .newest import Newest
 from .private import dead_folders, private_folder
 
 STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
@@ -59,7 +59,8 @@ class StoreWriter:
         self.path, self.on_step = path, on_step
         self._container = container_of(container)
         self._threads = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
-        self._manifest, self._sha256 = read_manifest(path)
+        self._newest = Newest(path, lambda step: self.on_step(step))
+        self._notes: dict[str, list[str]] = {}
 
     @classmethod
     def create(
@@ -106,19 +107,30 @@ class StoreWriter:
                 with private_folder(place) as private:
                     publish(place, private, first, on_step)
             writer = cls(place, container=container, threads=threads, on_step=on_step)
-            check_identity(writer._manifest, first)
+            check_identity(writer.manifest, first)
         return writer
+
+    def note(self, name: str, text: str) -> None:
+        """Say in the provenance of the next commits how segments were made; a list, since a job may go on elsewhere."""
+        self._notes.setdefault(name, []).append(text)
+
+    def _noted(self, newest: Manifest) -> dict[str, Any]:
+        """The provenance of the manifest after `newest`."""
+        found = dict(newest.provenance)
+        for name, texts in self._notes.items():
+            found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
+        return found
 
     @property
     def manifest(self) -> Manifest:
         """The newest snapshot that this writer knows."""
-        return self._manifest
+        return self._newest.manifest
 
     @property
     def committed(self) -> set[int]:
         """Indices of the segments that are there or were dropped; reads the newest manifest."""
-        self._refresh()
-        return {entry.index for entry in (*self._manifest.segments, *self._manifest.dropped)}
+        manifest = self._newest.refresh()
+        return {entry.index for entry in (*manifest.segments, *manifest.dropped)}
 
     def write(
         self,
@@ -260,42 +272,40 @@ class StoreWriter:
                 contents = self._contents(table, arrays)
                 listing = self._draft(own, before.index, before.first_example, before.n_examples, n_tokens, contents)
                 placed[before.index] = (before, self._finish(own, listing, instead=True))
-            for _ in range(_TRIES):
-                self._refresh()
-                following = self._replaced(placed, skipped, dropped)
-                if publish(self.path, private, following, self.on_step):
-                    self._refresh()
-                    self.on_step("committed")
-                    return following
-        raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+            self._newest.commit(
+                private, lambda newest, sha256: self._replaced(newest, sha256, placed, skipped, dropped)
+            )
+        return self.manifest
 
     def _replaced(
         self,
+        newest: Manifest,
+        sha256: str,
         placed: Mapping[int, tuple[SegmentEntry | Dropped, SegmentEntry]],
         skipped: tuple[Skipped, ...],
         dropped: tuple[Dropped, ...],
     ) -> Manifest:
-        """The snapshot after this one, with other segments."""
-        before = self._manifest
-        known: dict[int, SegmentEntry | Dropped] = {row.index: row for row in (*before.segments, *before.dropped)}
+        """The snapshot after `newest`, with other segments."""
+        known: dict[int, SegmentEntry | Dropped] = {row.index: row for row in (*newest.segments, *newest.dropped)}
         if any(known.get(index) != was for index, (was, _) in placed.items()):
             raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
         gone = {row.index for row in dropped}
-        there = {entry.index: entry for entry in before.segments} | {i: after for i, (_, after) in placed.items()}
-        noted = {row.example for row in before.skipped}
-        return before.followed_by(
-            self._sha256,
+        there = {entry.index: entry for entry in newest.segments} | {i: after for i, (_, after) in placed.items()}
+        noted = {row.example for row in newest.skipped}
+        return newest.followed_by(
+            sha256,
+            provenance=self._noted(newest),
             segments=tuple(there[index] for index in sorted(there) if index not in gone),
-            skipped=(*before.skipped, *(row for row in skipped if row.example not in noted)),
+            skipped=(*newest.skipped, *(row for row in skipped if row.example not in noted)),
             dropped=(
-                *(row for row in before.dropped if row.index not in placed),
-                *(row for row in dropped if row not in before.dropped),
+                *(row for row in newest.dropped if row.index not in placed),
+                *(row for row in dropped if row not in newest.dropped),
             ),
         )
 
     def _contents(self, table: SegmentTables, arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
         """Everything to be written, checked."""
-        spec = self._manifest.spec
+        spec = self.manifest.spec
         table.check()
         if set(table.tokens) != set(spec.sequences):
             raise ShapeError(f"token tables for {sorted(table.tokens)}; expected {sorted(spec.sequences)}.")
@@ -341,28 +351,23 @@ class StoreWriter:
             if any(getattr(found, name) != getattr(entry, name) for name in same):
                 return None
             check_hashes(folder, SegmentListing.from_bytes(document).objects)
-            _ = Segment(self.path, found, self._manifest.spec).layouts
+            _ = Segment(self.path, found, self.manifest.spec).layouts
         except (OSError, HeadAtlasError):
             return None
         return found
 
     def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
-        for _ in range(_TRIES):
-            self._refresh()
-            if any(known.index == entry.index for known in self._manifest.segments):
-                return self._entry(entry.index)
-            following = self._manifest.with_segment(entry, skipped, self._sha256)
-            if publish(self.path, private, following, self.on_step):
-                self._refresh()
-                self.on_step("committed")
-                return entry
-        raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+        def following(newest: Manifest, sha256: str) -> Manifest | None:
+            known = any(row.index == entry.index for row in (*newest.segments, *newest.dropped))
+            return None if known else newest.with_segment(entry, skipped, sha256, self._noted(newest))
+
+        return entry if self._newest.commit(private, following) else self._entry(entry.index)
 
     def _entry(self, index: int) -> SegmentEntry:
-        return next(entry for entry in self._manifest.segments if entry.index == index)
-
-    def _refresh(self) -> None:
-        self._manifest, self._sha256 = read_manifest(self.path)
+        for entry in self.manifest.segments:
+            if entry.index == index:
+                return entry
+        raise ConfigError(f"segment {index} was dropped from this store; a dropped segment is not written again.")
 
 
 def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum kind { OPEN, READ, WRITE, FLUSH, NAME, REMOVE, CUT, N_KINDS };
@@ -89,6 +90,12 @@ ssize_t pwrite64(int fd, const void *buffer, size_t length, off64_t at) { MOVE(W
 static int flushed(int fd) {
     int found = WATCHED(FLUSH, inside_fd(fd));
     return found ? (errno = found, -1) : 0;
+}
+/* Of several buffers a short write takes the first half. */
+ssize_t writev(int fd, const struct iovec *parts, int n) {
+    int found = WATCHED(WRITE, inside_fd(fd));
+    if (found == HALF) return n > 1 ? REAL(writev)(fd, parts, n / 2) : REAL(write)(fd, parts[0].iov_base, (parts[0].iov_len + 1) / 2);
+    return found ? (errno = found, -1) : REAL(writev)(fd, parts, n);
 }
 int fsync(int fd) { return flushed(fd); }
 int fdatasync(int fd) { return flushed(fd); }

@@ -19,7 +19,7 @@ from typing import Any
 
 from fault_stores import check_survivor, checked_in_child, fresh, lean_contents, undisturbed, write_lean
 
-WATCHED = ("open", "write", "fsync", "rename", "link", "mkdir", "unlink", "rmdir", "replace")
+WATCHED = ("open", "write", "writev", "fsync", "rename", "link", "mkdir", "unlink", "rmdir", "replace")
 
 
 class Disk:
