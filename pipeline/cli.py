@@ -47,6 +47,9 @@ def run(
     changes: SetOption = None,
     max_examples: MaxOption = None,
     as_json: JsonOption = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write again what is damaged (every byte is compared) or was dropped.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Run a model over a corpus and write its attention to a store; the same command again goes on where it stopped.
@@ -60,7 +63,7 @@ def run(
     try:
         from .run import run_job
 
-        report = run_job(job, display)
+        report = run_job(job, display, repair=repair)
     except KeyboardInterrupt:
         display.close()
         print(

@@ -89,9 +89,9 @@ def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Lev
             raise ConfigError(f"{path} has no column {needed!r}; it has {', '.join(map(str, frame))}.")
     rows = zip(frame["id"].astype(str).tolist(), frame[column].tolist(), strict=True)
     places: tuple[Literal["word", "token"], ...] = ("word", "token")
-    place = next((name for name in places if name in frame and name != column), None)
-    if place is not None:
-        return place, _rows_by_example(path, list(rows), frame[place].tolist(), place)
+    for place in places:
+        if place in frame and place != column:
+            return place, _rows_by_example(path, list(rows), frame[place].tolist(), place)
     values: dict[str, Any] = {}
     for name, value in rows:
         if name in values:

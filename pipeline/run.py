@@ -2,20 +2,20 @@
 
 What is committed stays; what is not leaves no trace; running the same job again goes on where it stopped and ends with
 the same bytes. An example that cannot be stored (out of memory alone, scores that are not finite) takes its segment
-back to the start without it, so nothing doubtful is ever written.
+back to the start without it, so nothing doubtful is ever written. What is repaired goes the same way (`repair.py`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
-from headatlas.store.life.writer import StoreWriter
-from headatlas.store.manifest import SegmentEntry
+from headatlas.store.life.writer import Replacement, StoreWriter
+from headatlas.store.manifest import Dropped, SegmentEntry, Skipped
 from headatlas.store.schema import SequenceName
 from headatlas.store.tables import SegmentTables
 
@@ -25,7 +25,7 @@ from .collector import Reduction, TorchReduction, TraceCollector
 from .config import JobConfig
 from .eager import forwarding
 from .eager_check import check_eager
-from .examples import EncodedExample
+from .examples import CorpusExample, EncodedExample
 from .fused import choose_reduction
 from .job import Job, count_tokens, prepare_job, without_tokens
 from .model_inputs import ModelInputs
@@ -43,6 +43,7 @@ from .progress import (
     SegmentRestarted,
     Stage,
 )
+from .repair import find_repairs
 from .segment_buffers import BufferPool, SegmentBuffers
 from .selfcheck import check_capture, choose_examples, most_checked_tokens
 from .tables import build_example_columns, build_token_table
@@ -79,10 +80,12 @@ class ComputedSegment:
     buffers: SegmentBuffers
     skipped: dict[int, str]
     """Reasons by index within the corpus."""
+    instead_of: SegmentEntry | Dropped | None = None
+    """What it takes the place of, if it is written again."""
 
 
-def run_job(config: JobConfig, on_event: Listener = lambda event: None) -> JobReport:
-    """Run a job, or what is left of it.
+def run_job(config: JobConfig, on_event: Listener = lambda event: None, *, repair: bool = False) -> JobReport:
+    """Run a job, or what is left of it; with `repair` also what is damaged and what was dropped.
 
     KeyboardInterrupt passes through after the segment that was being written is committed.
 
@@ -91,11 +94,11 @@ def run_job(config: JobConfig, on_event: Listener = lambda event: None) -> JobRe
     HeadAtlasError
         The job cannot run, the model fails the self-check, or the store belongs to another job.
     """
-    return execute_job(prepare_job(config, on_event), on_event)
+    return execute_job(prepare_job(config, on_event), on_event, repair=repair)
 
 
-def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
-    """Compute and write the segments that are not in the store yet."""
+def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bool = False) -> JobReport:
+    """Compute and write the segments that are not in the store yet, or with `repair` not sound."""
     started = time.monotonic()
     writer = StoreWriter.create(
         job.path,
@@ -105,7 +108,8 @@ def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
         n_segments_planned=len(job.segments),
         container=job.config.store.container,
     )
-    done = writer.committed
+    repairs = find_repairs(writer, on_event) if repair else {}
+    done = writer.committed - repairs.keys()
     left = [segment for segment in job.segments if segment.index not in done]
     n_done = sum(segment.n_examples for segment in job.segments if segment.index in done)
     on_event(
@@ -119,7 +123,10 @@ def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
         pending: Future[SegmentEntry] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
             for number, segment in enumerate(left):
-                computed = compute_segment(job, segment, collector, pools[number % 2], on_event)
+                computed = compute_segment(
+                    job, segment, collector, pools[number % 2], on_event, _noted(writer, segment)
+                )
+                computed.instead_of = repairs.get(segment.index)
                 if pending is not None:
                     _report_segment(pending.result(), on_event)
                 pending = background.submit(write_segment, writer, computed)
@@ -141,10 +148,24 @@ def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
     )
 
 
+def _noted(writer: StoreWriter, segment: SegmentSpec) -> dict[int, str]:
+    """The examples of a segment that the store notes as skipped already, with the reasons."""
+    inside = range(segment.first_example, segment.first_example + segment.n_examples)
+    return {row.example: row.reason for row in writer.manifest.skipped if row.example in inside}
+
+
 def compute_segment(
-    job: Job, segment: SegmentSpec, collector: TraceCollector, pool: BufferPool, on_event: Listener = lambda event: None
+    job: Job,
+    segment: SegmentSpec,
+    collector: TraceCollector,
+    pool: BufferPool,
+    on_event: Listener = lambda event: None,
+    taken_out: Mapping[int, str] | None = None,
 ) -> ComputedSegment:
-    """Run the model over one segment's examples."""
+    """Run the model over one segment's examples.
+
+    Of those in `taken_out` (reasons by index within the corpus) that could be stored only the id is kept.
+    """
     examples = list(job.examples[segment.examples])
     skipped = {
         i: reason
@@ -155,13 +176,22 @@ def compute_segment(
         on_event(ExampleSkipped(index, job.examples[index].example.id, reason))
     while True:
         try:
-            return ComputedSegment(segment, examples, _fill(job, examples, collector, pool, on_event), skipped)
+            computed = ComputedSegment(segment, examples, _fill(job, examples, collector, pool, on_event), skipped)
         except UnstorableExamples as found:
             for index, reason in sorted(found.reasons.items()):
                 skipped[segment.first_example + index] = reason
                 on_event(ExampleSkipped(segment.first_example + index, examples[index].example.id, reason))
                 examples[index] = without_tokens(examples[index].example, examples[index].target is not None)
             on_event(SegmentRestarted(segment.index, len(found.reasons)))
+            continue
+        gone = {index: reason for index, reason in (taken_out or {}).items() if index not in skipped}
+        if not gone:
+            return computed
+        for index in gone:
+            bare = CorpusExample(job.examples[index].example.id, "")
+            examples[index - segment.first_example] = without_tokens(bare, job.examples[index].target is not None)
+        skipped |= gone
+        on_event(SegmentRestarted(segment.index, len(gone)))
 
 
 def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntry:
@@ -171,7 +201,12 @@ def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntr
         {"example": index, "id": computed.examples[index - computed.segment.first_example].example.id, "reason": reason}
         for index, reason in sorted(computed.skipped.items())
     ]
-    return writer.write(computed.segment.index, computed.segment.first_example, tables, computed.buffers.arrays, notes)
+    index, arrays = computed.segment.index, computed.buffers.arrays
+    if computed.instead_of is None:
+        return writer.write(index, computed.segment.first_example, tables, arrays, notes)
+    rows = [Skipped.model_validate(note) for note in notes]
+    manifest = writer.replace([Replacement(computed.instead_of, tables, arrays)], skipped=rows)
+    return next(entry for entry in manifest.segments if entry.index == index)
 
 
 def segment_tables(encoded: Sequence[EncodedExample], sequences: Sequence[SequenceName]) -> SegmentTables:

@@ -2,7 +2,7 @@
 
 Our own parts are listed by name, so that the store can run without the others; a plug-in offers a typer app under the
 entry-point group ``headatlas.commands``. Errors that headatlas raises on purpose
-end as one message and exit code 2; damage found by `verify` is exit code 1.
+end as one message and exit code 2, those of the disk too; damage found by `verify` is exit code 1.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ def main() -> None:
     except HeadAtlasError as error:
         message = error.pointed() if isinstance(error, PatternError) else str(error)
         print(f"headatlas: {message}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full or failing disk: what was committed is safe, and there is nothing to debug
+        print(f"headatlas: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -138,6 +141,8 @@ def _print_verification(result: Verification) -> None:
         first, last = finding.first_example, finding.last_example
         touched = "no example" if first is None else f"examples {first} to {last}"
         console.print(f"  {finding.object}  ({touched})\n    {finding.problem}", soft_wrap=True)
+    if any(finding.segment is not None for finding in result.findings):
+        console.print("Its job writes damaged segments again: headatlas run JOB --repair")
 
 
 @app.command(rich_help_panel="Store")

@@ -64,7 +64,7 @@ class SegmentEntry(_Frozen):
 
 
 class Dropped(_Frozen):
-    """A segment that was taken out; its examples are not in the store, and no job writes it again."""
+    """A segment that was taken out; its examples are not in the store, and a job writes it again only as a repair."""
 
     index: int = Field(ge=0)
     first_example: int = Field(ge=0)

@@ -161,6 +161,33 @@ def check_objects(root: Path, objects: Iterable[StoredObject]) -> None:
         check_object(root, item)
 
 
+def check_hashes(root: Path, objects: Iterable[StoredObject]) -> None:
+    """`check_objects`, and that every byte has its hash.
+
+    Raises
+    ------
+    ObjectDamageError
+        An object is missing or was changed.
+    FormatError
+        A link or a special file lies in the way.
+    """
+    objects = tuple(objects)
+    check_objects(root, objects)
+    for item in objects:
+        found = file_hash(root / item.path)
+        if found != item.sha256:
+            raise ObjectDamageError(
+                f"object {item.path} was changed: its sha256 is {found[:16]}…; expected {item.sha256[:16]}….",
+                object_path=item.path,
+            )
+
+
+def file_hash(path: Path) -> str:
+    """The sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_object(root: Path, item: StoredObject) -> None:
     """`check_objects` for one object whose folders are known to be folders."""
     try:

@@ -91,6 +91,9 @@ def convert_store(
     if source.layers:
         contents = [(segment.index, read_layers(segment, source.layers)) for segment in source.segments]
         commit_layers(writer, source.layers, contents)
+    gone = [row for row in manifest.dropped if row not in writer.manifest.dropped]
+    if gone:
+        writer.replace([], dropped=gone)
     result = open_store(place)
     return Conversion(
         path=source.location,

@@ -16,15 +16,14 @@ import numpy as np
 from ..containers.container import SegmentArray, long_axis
 from ..errors import ConfigError, NotFoundError
 from ..layers import Layer, column_layer, statistic_layer
-from ..manifest import Dropped, SegmentEntry, Skipped
+from ..manifest import Dropped, Skipped
 from ..reading.segment import Segment
 from ..schema import SequenceName, segment_layout, zero_distance
 from ..source import local_folder
 from ..store import Store, open_store
 from ..tables import SegmentTables
 from ..tokens import MISSING, Column, TokenTable
-from .layers import LayerContents
-from .writer import StoreWriter
+from .writer import Replacement, StoreWriter
 
 
 @dataclass(frozen=True)
@@ -87,15 +86,13 @@ def drop_from_store(
     )
 
 
-def _emptied(
-    store: Store, wanted: dict[int, set[int]]
-) -> Iterator[tuple[SegmentEntry, SegmentTables, dict[str, np.ndarray], LayerContents]]:
+def _emptied(store: Store, wanted: dict[int, set[int]]) -> Iterator[Replacement]:
     for segment in store.segments:
         if segment.index in wanted:
             tables, arrays = without_examples(segment, wanted[segment.index])
             keep = [row not in wanted[segment.index] for row in range(segment.n_examples)]
             tables, layers = _layers_apart(tables, segment, store.layers, keep)
-            yield segment.entry, tables, arrays, layers
+            yield Replacement(segment.entry, tables, arrays, layers)
 
 
 def _layers_apart(

@@ -155,6 +155,7 @@ def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding
 
 
 def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]) -> Finding | None:
+    problem = None
     try:
         segment.source.check_object(segment.entry.path, item)
         problem = _hash_problem(segment, item, segment.entry.path) if full else None

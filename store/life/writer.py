@@ -17,6 +17,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from ..containers.container import ArrayEntry, SegmentArray, SegmentListing, container_of
 from ..errors import ConfigError, CorruptSegmentError, HeadAtlasError, ShapeError, located
 from ..manifest import (
+    Dropped,
     Manifest,
     SegmentEntry,
     Skipped,
@@ -34,7 +36,7 @@ from ..manifest import (
     segment_path,
     write_durable,
 )
-from ..objects import check_objects, fsync_folder
+from ..objects import check_hashes, fsync_folder
 from ..reading.segment import Segment
 from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
 from ..source import LocalSource, copy_objects, local_folder
@@ -49,6 +51,16 @@ STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "ma
 """The points of a commit that `on_step` is told about, in order."""
 
 _TRIES = 1000
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of a segment, committed (`before` is its entry) or dropped; `layers` None keeps those it has."""
+
+    before: SegmentEntry | Dropped
+    tables: SegmentTables
+    arrays: Mapping[str, np.ndarray]
+    layers: LayerContents | None = None
 
 
 class StoreWriter:
@@ -247,43 +259,38 @@ class StoreWriter:
 
     def replace(
         self,
-        parts: Iterable[tuple[SegmentEntry, SegmentTables, Mapping[str, np.ndarray], LayerContents]],
-        **changes: Any,
+        parts: Iterable[Replacement],
+        *,
+        skipped: Iterable[Skipped] = (),
+        dropped: Iterable[Dropped] = (),
     ) -> Manifest:
-        """Put other contents, and layers, in the place of committed segments, and change other fields, in one commit.
+        """Put other contents in the place of segments, committed ones or dropped ones, all in one commit.
 
-        The segments that were there stay where they are, for the snapshots that list them.
+        `skipped` and `dropped` are noted beside what is noted already. The segments that were there stay where they
+        are, for the snapshots that list them; one that is damaged goes if what takes its place is the same.
 
         Raises
         ------
         ConfigError
             Another writer changed one of the segments meanwhile.
         """
+        skipped, dropped = tuple(skipped), tuple(dropped)
         with located(str(self.path)), private_folder(self.path) as private:
-            placed: dict[int, tuple[SegmentEntry, SegmentEntry]] = {}
-            for entry, table, arrays, layers in parts:
-                own = private / f"{entry.index}"
+            placed: dict[int, tuple[SegmentEntry | Dropped, SegmentEntry]] = {}
+            for part in parts:
+                before = part.before
+                own = private / f"{before.index}"
                 own.mkdir()
-                n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
-                contents = self._contents(table, arrays)
-                listing = self.draft(own, entry.index, entry.first_example, entry.n_examples, n_tokens, contents)
+                n_tokens = {name: len(tokens) for name, tokens in part.tables.tokens.items()}
+                contents = self._contents(part.tables, part.arrays)
+                listing = self.draft(own, before.index, before.first_example, before.n_examples, n_tokens, contents)
                 after = self._finish(own, listing, instead=True)
-                beside = write_layers(self, private, after, layers)
-                placed[entry.index] = (entry, after.model_copy(update={"layers": beside}))
-
-            def change(manifest: Manifest) -> dict[str, Any]:
-                known = {entry.index: entry for entry in manifest.segments}
-                if any(known.get(index) != before for index, (before, _) in placed.items()):
-                    raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
-                now_there = {**known, **{index: after for index, (_, after) in placed.items()}}
-                gone = {row.index for row in changes.get("dropped", ())}
-                return {
-                    "segments": tuple(now_there[index] for index in sorted(now_there) if index not in gone),
-                    "skipped": (*manifest.skipped, *changes.get("skipped", ())),
-                    "dropped": (*manifest.dropped, *changes.get("dropped", ())),
-                }
-
-            return self.change(private, change)
+                if part.layers is not None:
+                    layers = write_layers(self, private, after, part.layers)
+                else:
+                    layers = before.layers if isinstance(before, SegmentEntry) else ()
+                placed[before.index] = (before, after.model_copy(update={"layers": layers}))
+            return self.change(private, lambda newest: self._replaced(newest, placed, skipped, dropped))
 
     def change(self, private: Path, changes: Callable[[Manifest], dict[str, Any] | None]) -> Manifest:
         """Commit other fields of the newest manifest; `changes` is asked again when another writer was faster.
@@ -297,6 +304,30 @@ class StoreWriter:
 
         self._newest.commit(private, following)
         return self.manifest
+
+    def _replaced(
+        self,
+        newest: Manifest,
+        placed: Mapping[int, tuple[SegmentEntry | Dropped, SegmentEntry]],
+        skipped: tuple[Skipped, ...],
+        dropped: tuple[Dropped, ...],
+    ) -> dict[str, Any]:
+        """What changes in `newest` when segments take the place of others."""
+        known: dict[int, SegmentEntry | Dropped] = {row.index: row for row in (*newest.segments, *newest.dropped)}
+        if any(known.get(index) != was for index, (was, _) in placed.items()):
+            raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
+        gone = {row.index for row in dropped}
+        there = {entry.index: entry for entry in newest.segments} | {i: after for i, (_, after) in placed.items()}
+        noted = {row.example for row in newest.skipped}
+        return {
+            "provenance": self._noted(newest),
+            "segments": tuple(there[index] for index in sorted(there) if index not in gone),
+            "skipped": (*newest.skipped, *(row for row in skipped if row.example not in noted)),
+            "dropped": (
+                *(row for row in newest.dropped if row.index not in placed),
+                *(row for row in dropped if row not in newest.dropped),
+            ),
+        }
 
     def _contents(self, table: SegmentTables, arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
         """Everything to be written, checked."""
@@ -317,7 +348,7 @@ class StoreWriter:
         return contents
 
     def _place(self, draft: Path, private: Path, entry: SegmentEntry) -> SegmentEntry:
-        """Rename the draft to its place; if a whole segment is there already, that one counts."""
+        """Rename the draft to its place; if a segment with its hashes is there already, that one counts."""
         target = self.path / entry.path
         for _ in range(_TRIES):
             try:
@@ -345,7 +376,7 @@ class StoreWriter:
             same = ("index", "first_example", "n_examples", "n_tokens")
             if any(getattr(found, name) != getattr(entry, name) for name in same):
                 return None
-            check_objects(folder, SegmentListing.from_bytes(document).objects)
+            check_hashes(folder, SegmentListing.from_bytes(document).objects)
             _ = Segment(LocalSource(self.path), found, self.manifest.spec).layouts
         except (OSError, HeadAtlasError):
             return None

@@ -28,6 +28,8 @@ from headatlas.pipeline.progress import (
 )
 from headatlas.pipeline.run import execute_job, run_job
 from headatlas.store.errors import ConfigError
+from headatlas.store.life.drop import drop_from_store
+from headatlas.store.life.verify import verify_store
 from headatlas.store.statistics.definitions import STATISTICS
 from headatlas.store.store import open_store
 
@@ -110,6 +112,39 @@ def test_same_job_same_bytes(tiny_job, tmp_path):
     run_job(parse_config(tiny_job))
     run_job(parse_config(other))
     assert segment_bytes(tiny_job["store"]["path"]) == segment_bytes(tmp_path / "other")
+
+
+def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
+    """Bit for bit; an example that was taken out stays out, also where its segment is computed again."""
+    path = Path(tiny_job["store"]["path"])
+    run_job(parse_config(tiny_job))
+    before, fresh = segment_bytes(path), open_store(path)
+    drop_from_store(path, segments=[1])
+    drop_from_store(path, examples=[3])
+    for index in (0, 2):
+        folder = path / open_store(path).segments[index and 1].entry.path
+        victim = next(file for file in sorted(folder.rglob("encoder/query/c/0/0/0/0")))
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    assert {finding.segment for finding in verify_store(path, full=True).findings} == {0, 2}
+    assert run_job(parse_config(tiny_job)).n_segments_written == 0  # only when it is asked to
+
+    report = run_job(parse_config(tiny_job), repair=True)
+    assert report.n_segments_written == 3
+    store = open_store(path)
+    assert (store.is_complete, store.n_examples, store.manifest.dropped) == (True, 40, ())
+    assert [(row.example, row.reason) for row in store.manifest.skipped] == [(3, "dropped")]
+    assert verify_store(path, full=True).is_sound
+    for segment in store.segments[1:]:
+        for file in (file for file in sorted(segment.folder.rglob("*")) if file.is_file()):
+            assert file.read_bytes() == before[f"{segment.index:06d}/{file.relative_to(segment.folder)}"]
+    assert (store.examples[3].text, len(store.examples[3].tokens())) == ("", 0)
+    assert store.example_ids() == fresh.example_ids()
+    for i in (0, 7):
+        np.testing.assert_allclose(store.examples[i].query().values, fresh.examples[i].query().values, atol=1e-2)
+        assert store.examples[i].text == fresh.examples[i].text
+    assert run_job(parse_config(tiny_job), repair=True).n_segments_written == 0
 
 
 @pytest.mark.parametrize("n_batches", [1, 7])

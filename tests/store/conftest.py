@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 from store_builder import SEGMENT, Content, make_contents, make_spec, seal_manifest, write_store
 
@@ -35,10 +36,15 @@ def _case(name: str, container: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def fault_case(request: pytest.FixtureRequest) -> Callable[[str], contextlib.AbstractContextManager[None]]:
-    """``with fault_case("flipped bit"):`` around each case; an error inside is a violation. Counted in the table."""
-    container = request.getfixturevalue("container") if "container" in request.fixturenames else ""
-    return functools.partial(_case, container=container)
+def count_fault() -> Callable[[str, int, int], None]:
+    """Add a row to the table: fault, cases, violations."""
+
+    def count(name: str, cases: int, violations: int) -> None:
+        counts = _faults.setdefault(name, [0, 0])
+        counts[0] += cases
+        counts[1] += violations
+
+    return count
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -161,9 +161,9 @@ def write_store(
     return writer
 
 
-def segment_bytes(path: Path) -> dict[str, bytes]:
-    """Every file below segments/, by path."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted((path / "segments").rglob("*")) if p.is_file()}
+def segment_bytes(path: Path, below: str = "segments") -> dict[str, bytes]:
+    """Every file below a folder of `path`, by path."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted((path / below).rglob("*")) if p.is_file()}
 
 
 def same_table(one: TokenTable, other: TokenTable) -> bool:

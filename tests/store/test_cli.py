@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 from headatlas.store import cli
 from headatlas.store.errors import PatternError
+from headatlas.store.store import open_store
 
 runner = CliRunner()
 
@@ -46,6 +49,7 @@ def test_a_damaged_store(store_path: Path) -> None:
     result = runner.invoke(cli.app, ["verify", str(store_path), "--full"])
     assert result.exit_code == 1
     assert "segments/000001/decoder/edge_key/c/0/0/0/0  (examples 4 to 7)" in result.output
+    assert "headatlas run JOB --repair" in result.output
     result = runner.invoke(cli.app, ["verify", str(store_path), "--full", "--json"])
     assert result.exit_code == 1
     (finding,) = json.loads(result.output)["findings"]
@@ -63,6 +67,16 @@ def test_info(store_path: Path) -> None:
     stored = sum(stored for stored, raw in summary["arrays"].values())
     assert summary["bytes_on_disk"] == stored
     assert summary["n_tokens"] == {"source": sum(1 + (3 * i + j) % 7 for j in range(3) for i in range(4))}
+
+
+def test_a_full_disk_is_a_message_too(store_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    assert run_main(monkeypatch, "drop", str(store_path), "--segments", "1") == 2
+    assert capsys.readouterr().err == "headatlas: [Errno 28] No space left on device\n"
+    assert len(open_store(store_path).segments) == 3
 
 
 def test_errors_are_one_message_and_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

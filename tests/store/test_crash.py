@@ -2,127 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
+import datetime
+import errno
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from store_builder import PROVENANCE, Content, make_contents, make_spec, open_writer, segment_bytes, write_store
 
+from headatlas.store import manifest as manifest_module
 from headatlas.store.errors import ConfigError, ShapeError
+from headatlas.store.life.collect import collect_store
 from headatlas.store.life.verify import verify_store
-from headatlas.store.life.writer import STEPS, StoreWriter
+from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import manifest_numbers
 from headatlas.store.schema import Keep
 from headatlas.store.store import open_store
-
-CHILD = Path(__file__).with_name("store_child.py")
-
-
-def start(path: Path, *arguments: str, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-W", "error", str(CHILD), str(path), *arguments], **options)
-
-
-@pytest.fixture
-def undisturbed(container: str, _store_templates: Callable[[str], Path]) -> dict[str, bytes]:
-    return segment_bytes(_store_templates(container))
-
-
-def check_survivor(path: Path, undisturbed: dict[str, bytes], container: str) -> None:
-    """What is listed is whole; nothing else is visible; resuming completes it and leaves nothing behind."""
-    contents = make_contents(make_spec(), seed=1, n_segments=3)
-    committed = set()
-    if manifest_numbers(path):
-        store = open_store(path)
-        committed = {segment.index for segment in store.segments}
-        assert verify_store(path, full=True).is_sound
-        assert store.n_examples == 4 * len(committed)
-    writer = open_writer(path, contents, container=container)
-    assert writer.committed == committed
-    write_store(path, contents, container=container)
-    assert segment_bytes(path) == undisturbed
-    assert verify_store(path, full=True).is_sound
-    assert open_store(path).is_complete
-    assert list((path / "tmp").glob("*/")) == []
-
-
-@pytest.mark.fault("killed at a named step")
-@pytest.mark.parametrize("step", [f"{step}:2" for step in STEPS])
-def test_kill_at_every_step(tmp_path: Path, container: str, step: str, undisturbed: dict[str, bytes]) -> None:
-    child = start(tmp_path / "traces", "die", container, step)
-    assert child.wait() == -signal.SIGKILL
-    check_survivor(tmp_path / "traces", undisturbed, container)
-
-
-@pytest.mark.slow
-def test_kill_at_random(tmp_path: Path, container: str, undisturbed: dict[str, bytes], fault_case) -> None:
-    rng = random.Random(3)
-    for i in range(200):
-        path = tmp_path / f"traces{i}"
-        child = start(path, "slow", container, "")
-        try:
-            child.wait(rng.uniform(0.8, 1.6))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        with fault_case("killed at a random moment"):
-            if path.exists():
-                check_survivor(path, undisturbed, container)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-class BrokenDiskError(OSError):
-    pass
-
-
-@pytest.mark.parametrize("call", ["write", "writev", "fsync", "rename", "link", "mkdir", "open"])
-def test_failing_calls(
-    tmp_path: Path,
-    container: str,
-    call: str,
-    undisturbed: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    fault_case,
-) -> None:
-    """The k-th call fails, for growing k until the run succeeds: a clean error, and nothing half done."""
-    if call == "writev" and container == "hdf5":
-        pytest.skip("the library writes the file")
-    contents = make_contents(make_spec(), seed=1, n_segments=3)
-    original, failures = getattr(os, call), 0
-    few = container == "hdf5"  # one file a segment, written by the library
-    step = 1 if few else {"writev": 149, "fsync": 211, "mkdir": 71, "open": 113}.get(call, 1)
-    for k in itertools.count(1, step):
-        count, failed = 0, False
-
-        def broken(*arguments, k=k, **options):
-            nonlocal count, failed
-            count += 1
-            if count == k:
-                failed = True
-                raise BrokenDiskError(28, "No space left on device")
-            return original(*arguments, **options)
-
-        path = tmp_path / f"traces{k}"
-        monkeypatch.setattr(os, call, broken)
-        try:
-            write_store(path, contents, container=container)
-        except BrokenDiskError:
-            failures += 1
-        monkeypatch.setattr(os, call, original)
-        if not failed:
-            assert segment_bytes(path) == undisturbed
-            break
-        with fault_case(f"failing {call}"):
-            if path.exists():
-                check_survivor(path, undisturbed, container)
-        shutil.rmtree(path, ignore_errors=True)
-    assert failures >= 3
 
 
 def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,30 +58,6 @@ def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, mon
     assert Path(log[link + 1][1]) == tmp_path / "traces"
 
 
-@pytest.mark.fault("four processes racing for six segments")
-def test_races(tmp_path: Path, container: str) -> None:
-    """Several processes write the same segments at once: each is there once, none is lost."""
-    children = [
-        start(tmp_path / "traces", "race", container, str(i), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for i in range(4)
-    ]
-    for child in children:
-        assert child.stdout.readline() == "ready\n"
-    for child in children:
-        child.stdin.write("go\n")
-        child.stdin.close()
-    assert [child.wait() for child in children] == [0] * 4
-    for child in children:
-        child.stdout.close()
-    contents = make_contents(make_spec(), seed=1, n_segments=6, n_examples=2)
-    write_store(tmp_path / "alone", contents, container=container)
-    assert segment_bytes(tmp_path / "traces") == segment_bytes(tmp_path / "alone")
-    store = open_store(tmp_path / "traces")
-    assert [segment.index for segment in store.segments] == list(range(6))
-    assert store.manifest.number == 6
-    assert verify_store(tmp_path / "traces", full=True).is_sound
-
-
 def test_losing_a_manifest_number_is_tried_again(tmp_path: Path, contents: list[Content]) -> None:
     """Another writer commits between reading the manifest and linking the next."""
     other = open_writer(tmp_path / "traces", contents)
@@ -202,15 +74,58 @@ def test_losing_a_manifest_number_is_tried_again(tmp_path: Path, contents: list[
     assert store.manifest.number == 2
 
 
+@pytest.mark.fault("hard links refused")
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS])
 def test_file_systems_without_hard_links(
-    tmp_path: Path, contents: list[Content], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, container: str, contents: list[Content], monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
+    """A manifest is then created under its name, exclusively too: who comes second tries the next number."""
+
     def refused(*arguments, **options):
-        raise PermissionError(1, "Operation not permitted")
+        raise OSError(refusal, os.strerror(refusal))
 
     monkeypatch.setattr(os, "link", refused)
-    write_store(tmp_path / "traces", contents)
-    assert open_store(tmp_path / "traces").is_complete
+    other = open_writer(tmp_path / "traces", contents, container=container)
+
+    def interfere(step: str) -> None:
+        if step == "manifest-written" and not other.committed:
+            other.write(2, contents[2].first_example, contents[2].tables, contents[2].arrays)
+
+    writer = open_writer(tmp_path / "traces", contents, container=container)
+    writer.on_step = interfere
+    writer.write(0, 0, contents[0].tables, contents[0].arrays)
+    store = open_store(tmp_path / "traces")
+    assert (store.manifest.number, [segment.index for segment in store.segments]) == (2, [0, 2])
+    assert verify_store(tmp_path / "traces", full=True).is_sound
+
+
+@pytest.mark.fault("clock that jumps")
+@pytest.mark.parametrize(
+    "jumps_s", [(0, -86_400, 0, 86_400), (86_400, 0, -86_400, 0), (0, 0, 0, 0), (4e9, 3e9, 2e9, 1e9)]
+)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_order_is_by_number_whatever_the_clock_says(
+    tmp_path: Path,
+    contents: list[Content],
+    monkeypatch: pytest.MonkeyPatch,
+    jumps_s: tuple[float, ...],
+    order: tuple[int, ...],
+) -> None:
+    """Of the manifests and of the files; a collection keeps the newest, and what is dated in the future."""
+    path, today = tmp_path / "traces", datetime.datetime.now(datetime.UTC)
+    dates = iter(today + datetime.timedelta(seconds=s) for s in jumps_s)
+    monkeypatch.setattr(manifest_module, "now", lambda: next(dates).isoformat(timespec="seconds"))
+    writer = open_writer(path, contents)
+    for index in order:
+        writer.write(index, contents[index].first_example, contents[index].tables, contents[index].arrays)
+    for file in path.glob("manifest-*.json"):
+        os.utime(file, (1e9 - int(file.stem[-6:]), 1e9 - int(file.stem[-6:])))
+    store = open_store(path)
+    assert (store.manifest.number, store.is_complete) == (3, True)
+    assert verify_store(path, full=True).is_sound
+    collect_store(path, grace_s=-1, now=today)
+    assert manifest_numbers(path)[-1] == 3
+    assert open_store(path).example_ids() == [f"example-{i}" for i in range(12)]
 
 
 def test_a_segment_left_by_a_crash_is_taken_or_replaced(tmp_path: Path, contents: list[Content]) -> None:

@@ -13,7 +13,7 @@ from store_builder import Content, make_contents, make_spec, only_zarr, write_st
 
 from headatlas.store.containers import shard
 from headatlas.store.containers.shard_read import read_places
-from headatlas.store.errors import CorruptSegmentError, FormatError, HeadAtlasError
+from headatlas.store.errors import CorruptSegmentError, HeadAtlasError
 from headatlas.store.life.verify import verify_store
 from headatlas.store.source import LocalFile
 from headatlas.store.store import open_store
@@ -22,15 +22,6 @@ from headatlas.store.store import open_store
 def objects(path: Path) -> list[Path]:
     """Every file of the middle segment besides its listing."""
     return sorted(p for p in (path / "segments/000001").rglob("*") if p.is_file() and p.name != "segment.json")
-
-
-def read_everything(path: Path) -> None:
-    for segment in open_store(path).segments:
-        for name in segment.layouts:
-            segment.read(name)
-        segment.tokens()
-        segment.columns()
-        segment.texts()
 
 
 def flip(path: Path, bit: int) -> None:
@@ -48,67 +39,19 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("start", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 9))])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_presence_and_size_are_checked_before_reading(
-    store_path: Path, tmp_path: Path, damage: str, start: int, fault_case
-) -> None:
-    """Each object in turn; the library alone would read zeros for some of these."""
-    kept = tmp_path / "kept"
-    for victim in objects(store_path)[start::9]:
-        shutil.copy2(victim, kept)
-        with fault_case(f"object {damage}"):
-            DAMAGES[damage](victim)
-            name = str(victim.relative_to(store_path / "segments/000001"))
-            with pytest.raises(
-                CorruptSegmentError, match=r"segment 1: object .*[Ee]xamples 4 to 7 are touched"
-            ) as caught:
-                open_store(store_path).segments[1].tokens()
-            assert name in str(caught.value)
-            (finding,) = verify_store(store_path).findings
-            assert finding.object == f"segments/000001/{name}"
-            assert (finding.segment, finding.first_example, finding.last_example) == (1, 4, 7)
-        shutil.copy2(kept, victim)
-    assert verify_store(store_path, full=True).is_sound
-
-
-@pytest.mark.parametrize("n_flips", [24, pytest.param(1000, marks=pytest.mark.slow)])
-def test_bit_flips_are_noticed(store_path: Path, n_flips: int, fault_case) -> None:
-    """Flips all over a store: reading raises or gives the same numbers; verify --full always names the object."""
-    reference = {s.index: {name: s.read(name) for name in s.layouts} for s in open_store(store_path).segments}
-    files = [p for p in sorted(store_path.rglob("*")) if p.is_file()]
-    rng = np.random.default_rng(5)
-    noticed = 0
-    for victim in rng.choice(np.array(files, dtype=object), n_flips):
-        before = victim.read_bytes()
-        flip(victim, int(rng.integers(0, 8 * len(before))))
-        with fault_case("flipped bit"):
-            try:
-                for segment in open_store(store_path).segments:
-                    for name, data in reference[segment.index].items():
-                        assert np.array_equal(segment.read(name), data, equal_nan=True), (victim, name)
-            except (CorruptSegmentError, FormatError):
-                noticed += 1
-            result = verify_store(store_path, full=True)
-            assert str(victim.relative_to(store_path)) in [finding.object for finding in result.findings]
-        victim.write_bytes(before)
-    assert noticed > n_flips / 4
-    assert verify_store(store_path, full=True).is_sound
-
-
-@only_zarr
-def test_every_bit_of_a_shard_counts(store_path: Path) -> None:
-    """One shard of each kind of array, with either pipeline: no flip gives other numbers."""
-    segment = open_store(store_path).segments[1]
-    rng = np.random.default_rng(6)
-    for name in ("attention", "query", "edge_weight", "statistics"):
-        victim = next(p for p in sorted((segment.folder / f"decoder/{name}/c").rglob("*")) if p.is_file())
-        before, expected = victim.read_bytes(), segment.read(f"decoder/{name}")
-        for bit in rng.integers(0, 8 * len(before), 25).tolist():
-            flip(victim, bit)
-            with pytest.raises(CorruptSegmentError, match=r"object .*c/0.* are touched"):
-                assert np.array_equal(open_store(store_path).segments[1].read(f"decoder/{name}"), expected)
-            victim.write_bytes(before)
+def test_presence_and_size_are_checked_before_reading(store_path: Path, damage: str) -> None:
+    """What the message says; every object in turn is in `faults/objects.py`. Some of these zarr alone reads as zeros."""
+    found = objects(store_path)
+    victim = found[len(found) // 2]
+    DAMAGES[damage](victim)
+    name = str(victim.relative_to(store_path / "segments/000001"))
+    with pytest.raises(CorruptSegmentError, match=r"segment 1: object .*[Ee]xamples 4 to 7 are touched") as caught:
+        open_store(store_path).segments[1].tokens()
+    assert name in str(caught.value)
+    (finding,) = verify_store(store_path).findings
+    assert finding.object == f"segments/000001/{name}"
+    assert (finding.segment, finding.first_example, finding.last_example) == (1, 4, 7)
 
 
 @pytest.mark.parametrize("at", [5, 12, 20], ids=["frame", "block", "data"])
@@ -217,7 +160,7 @@ def test_flips_after_the_first_read_are_noticed(store_path: Path) -> None:
     expected = segment.read("decoder/query")
     victim = segment.folder / "decoder/query/c/0/0/0/0"
     before = victim.read_bytes()
-    for bit in range(0, 8 * 4 * 16, 7):
+    for bit in range(0, 8 * 4 * 16, 61):
         flip(victim, bit)
         with pytest.raises(CorruptSegmentError, match="decoder/query/c/0/0/0/0"):
             segment.read("decoder/query", (0, slice(None), slice(0, 2)))

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_builder import Content, make_content, make_contents, make_site, make_spec, open_writer, write_store
+from store_builder import (
+    Content,
+    make_content,
+    make_contents,
+    make_site,
+    make_spec,
+    only_zarr,
+    open_writer,
+    write_store,
+)
 
 from headatlas.store import companding
 from headatlas.store.errors import ConfigError, NotFoundError
@@ -233,6 +242,7 @@ def test_many_threads_read_the_same(store_path: Path, contents: list[Content]) -
             assert all(pool.map(read, range(96)))
 
 
+@only_zarr
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*")
 def test_reading_after_a_fork_is_refused(store_path: Path) -> None:
     """With a message, and at once; a spawned process reads."""
@@ -303,6 +313,7 @@ def test_only_the_chunks_that_are_needed_are_read(
     assert sum(preads) < raw[1, 2].nbytes + 4 + 16 * raw.shape[1] + 4 + 64
 
 
+@only_zarr
 def test_opening_a_store_loads_no_model_library(store_path: Path) -> None:
     script = "import sys; from headatlas.store.store import open_store; open_store(sys.argv[1]).examples[0].text; print([m for m in ('torch', 'panel', 'bokeh', 'zarr', 'hdf5plugin') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script, str(store_path)], capture_output=True, check=True, text=True)

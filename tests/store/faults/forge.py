@@ -1,0 +1,70 @@
+"""Stores made to do harm, consistent in themselves: listing and manifest carry the right hashes of what was forged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import zstandard
+from store_builder import SEGMENT
+
+from headatlas.store.manifest import manifest_name
+
+
+class Forger:
+    """Changes files of segment 0, its listing and the manifest, then seals all with right hashes."""
+
+    def __init__(self, path: Path, number: int = 3) -> None:
+        self.path, self.folder, self.manifest = path, path / SEGMENT, path / manifest_name(number)
+        self.document = json.loads((self.folder / "segment.json").read_bytes())
+        self.head = json.loads(self.manifest.read_bytes())
+        del self.head["checksum"]
+
+    def put(self, name: str, data: bytes) -> None:
+        """Other bytes of a file, listed with their size and hash."""
+        (self.folder / name).write_bytes(data)
+        for item in self.document["objects"]:
+            if item["path"] == name:
+                item |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def edit(self, name: str, change: Callable[[dict], Any]) -> None:
+        """Another JSON document."""
+        document = json.loads((self.folder / name).read_bytes())
+        change(document)
+        self.put(name, json.dumps(document).encode())
+
+    def seal(self, listing: bytes | None = None, manifest: bytes | None = None) -> None:
+        """Write the listing and the manifest, or other bytes in their place."""
+        sealed = json.dumps(self.document).encode() if listing is None else listing
+        (self.folder / "segment.json").write_bytes(sealed)
+        first = self.head["segments"][0] if self.head.get("segments") else {}
+        if isinstance(first, dict) and "sha256" in first and first.get("index") == 0:
+            first |= {"bytes": len(sealed), "sha256": hashlib.sha256(sealed).hexdigest()}
+        body = b"," + (json.dumps(self.head).encode()[1:] if manifest is None else manifest)
+        self.manifest.write_bytes(b'{"checksum": "' + hashlib.sha256(body).hexdigest().encode() + b'"' + body)
+
+    def array(self, path: str) -> dict:
+        """What the listing says of an array."""
+        return next(item for item in self.document["arrays"] if item["path"] == path)
+
+    def object(self, path: str) -> dict:
+        """What the listing says of a file."""
+        return next(item for item in self.document["objects"] if item["path"] == path)
+
+
+def crc(data: bytes) -> bytes:
+    """A chunk or an index with its checksum."""
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def bomb(content: int, declared: bool) -> bytes:
+    """A frame of some hundred bytes that holds `content` zeros, and says so or not."""
+    compressor = zstandard.ZstdCompressor(level=1, write_content_size=declared)
+    engine = compressor.compressobj(size=content if declared else -1)
+    block = bytes(1 << 24)
+    return b"".join(engine.compress(block) for _ in range(content >> 24)) + engine.flush()

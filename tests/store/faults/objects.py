@@ -1,0 +1,88 @@
+"""Every file of a store in turn is missing, empty, cut, longer, a link, or holds what another file should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fault_stores import equal, lean_contents, one_case, read_all, write_lean
+
+from headatlas.store.errors import CorruptSegmentError, FormatError
+from headatlas.store.life.verify import verify_store
+from headatlas.store.store import open_store
+
+_Change = Callable[[Path, bytes, bytes], None]
+DAMAGES: dict[str, _Change] = {
+    "missing": lambda path, data, other: path.unlink(),
+    "zero-length": lambda path, data, other: path.write_bytes(b""),
+    "cut by one byte": lambda path, data, other: path.write_bytes(data[:-1]),
+    "cut in half": lambda path, data, other: path.write_bytes(data[: len(data) // 2]),
+    "longer": lambda path, data, other: path.write_bytes(data + b"\0"),
+    "all zeros": lambda path, data, other: path.write_bytes(bytes(len(data))),
+    "swapped with another": lambda path, data, other: path.write_bytes(other),
+    "swapped, size kept": lambda path, data, other: path.write_bytes(
+        (other * (len(data) // max(1, len(other)) + 1))[: len(data)]
+    ),
+}
+"""`other` is what the next file of the same kind holds: a shard for a shard, a listing for a listing."""
+READING_KEEPS_SIZE = ("swapped with another", "swapped, size kept")
+"""Here only hashes tell, where all is whole in itself: `verify --full` looks at them, reading does not."""
+
+
+def run(folder: Path, container: str, every: int = 1) -> dict[str, tuple[int, list[str]]]:
+    """Each damage to each file, or to one of `every`."""
+    path = folder / "traces"
+    write_lean(path, lean_contents(n_segments=2), container)
+    expected = read_all(open_store(path))
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".lease"]
+    data = {file: file.read_bytes() for file in files}
+    result = {}
+    for number, (damage, change) in enumerate(DAMAGES.items()):
+        violations: list[str] = []
+        victims = [file for file in files[number % every :: every] if _counts(damage, data, file)]
+        for victim in victims:
+            change(victim, data[victim], data[_another(files, victim)])
+            with one_case(violations, f"{victim.relative_to(path)} {damage}"):
+                _check(path, victim, damage, expected)
+            victim.unlink(missing_ok=True)
+            victim.write_bytes(data[victim])
+        with one_case(violations, "afterwards"):
+            assert verify_store(path, full=True).is_sound
+        result[f"object {damage} ({container})"] = (len(victims), violations)
+    return result
+
+
+def _counts(damage: str, data: dict[Path, bytes], file: Path) -> bool:
+    """Whether the damage changes the file at all."""
+    return damage not in READING_KEEPS_SIZE or data[file] != data[_another(list(data), file)]
+
+
+def _another(files: list[Path], victim: Path) -> Path:
+    """The next file of the same name and depth, or else the next file."""
+    alike = [f for f in files if f.name == victim.name and len(f.parts) == len(victim.parts)] or files
+    alike = alike if len(alike) > 1 else [f for f in files if f.suffix == victim.suffix]
+    return alike[(alike.index(victim) + 1) % len(alike)]
+
+
+def _check(path: Path, victim: Path, damage: str, expected: dict) -> None:
+    name = str(victim.relative_to(path))
+    newest = victim.name == "manifest-000002.json"
+    numbered = victim.parent == path
+    if newest and damage == "missing":  # the snapshot before is the store; nothing can tell that there was a newer one
+        assert len(open_store(path).segments) == 1
+        return
+    try:
+        found = read_all(open_store(path))
+        whole = all(equal(found[at], data) for at, data in expected.items())
+        assert whole or damage in READING_KEEPS_SIZE, "reads otherwise, without an error"
+        assert numbered or damage in READING_KEEPS_SIZE or damage == "all zeros", "nothing was noticed on reading"
+    except (CorruptSegmentError, FormatError):
+        pass
+    if numbered and damage == "missing":  # collected, as far as anybody can tell
+        return
+    findings = verify_store(path, full=True).findings
+    assert name in [finding.object for finding in findings], f"verify names {[f.object for f in findings]}"
+    for finding in findings:
+        if finding.segment is not None:
+            first = 3 * finding.segment
+            assert first <= (finding.first_example or first) <= (finding.last_example or first) <= first + 2
