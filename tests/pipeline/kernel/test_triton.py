@@ -24,9 +24,8 @@ LENGTHS = {"source": [6, 4, 1], "target": [3, 5, 2]}
 
 
 @pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
+def interpreter():
     """Import the kernel for the interpreter, and as it is written: Triton reads functions that nothing wraps."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
     name = "headatlas.pipeline.triton_kernel"
     if importlib.util.find_spec("triton") is not None and not hasattr(sys.modules.get(name), "_read_as_written"):
         path = Path(pipeline.__path__[0]) / "triton_kernel.py"
