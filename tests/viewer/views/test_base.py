@@ -54,7 +54,7 @@ def test_a_file_is_fetched_once_for_all_components(serve):
     served.page.on("request", lambda r: fetched.append(urlparse(r.url).path))
     served.page.reload()
     served.page.get_by_text("hello").wait_for()
-    served.page.wait_for_load_state("networkidle")
+    served.page.locator("section.card").nth(1).wait_for(state="attached")
     ours = [path for path in fetched if "/ESMView/_js/" in path]
     assert len(ours) == len(set(ours))
     assert {path.rsplit("/", 1)[1] for path in ours} >= {"tokentext.js", "keylist.js", "paint.js", "dom.js", "style.js"}
