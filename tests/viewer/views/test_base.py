@@ -51,6 +51,7 @@ def test_a_file_is_fetched_once_for_all_components(serve):
     fetched = []
     frame = {"lines": [], "tags": ["hello"]}
     served = serve(lambda: pn.Column(TokenText(frame=frame, width=300, height=50), KeyList(width=300, height=50)))
+    served.page.locator("section.card").nth(1).wait_for(state="attached")  # nothing of the first load is counted
     served.page.on("request", lambda r: fetched.append(urlparse(r.url).path))
     served.page.reload()
     served.page.get_by_text("hello").wait_for()
