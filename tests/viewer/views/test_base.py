@@ -51,10 +51,11 @@ def test_a_file_is_fetched_once_for_all_components(serve):
     fetched = []
     frame = {"lines": [], "tags": ["hello"]}
     served = serve(lambda: pn.Column(TokenText(frame=frame, width=300, height=50), KeyList(width=300, height=50)))
+    served.page.locator("section.card").nth(1).wait_for(state="attached")  # nothing of the first load is counted
     served.page.on("request", lambda r: fetched.append(urlparse(r.url).path))
     served.page.reload()
     served.page.get_by_text("hello").wait_for()
-    served.page.wait_for_load_state("networkidle")
+    served.page.locator("section.card").nth(1).wait_for(state="attached")
     ours = [path for path in fetched if "/ESMView/_js/" in path]
     assert len(ours) == len(set(ours))
     assert {path.rsplit("/", 1)[1] for path in ours} >= {"tokentext.js", "keylist.js", "paint.js", "dom.js", "style.js"}
