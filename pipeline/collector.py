@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -16,12 +17,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headatlas.store.errors import ConfigError, UnsupportedModelError
+from headatlas.store.pairs import pair_rows
 from headatlas.store.reading.masks import keys_seen
 from headatlas.store.schema import Keep, Site, TraceSpec
+from headatlas.store.sparse import dropped_mass
 
 from .capture import AttentionCall
-from .reduction import LOWEST, STATISTIC_NAMES, Tile, TileRequest, TileResult, reduce_tile
-from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
+from .reduction import LOWEST, STATISTIC_NAMES, KeptWeights, Tile, TileRequest, TileResult, reduce_tile
+from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement, SparseRows
 from .sites import CallSequence, ModelSites
 
 TILE_WEIGHTS = 1 << 18
@@ -42,7 +45,7 @@ class Batch:
     special: dict[str, Bool[Tensor, "batch token"]]
     failures: dict[int, str] = field(default_factory=dict)
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | None, bool]] = field(default_factory=dict)
-    _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool]] = field(default_factory=dict)
+    _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool, bool]] = field(default_factory=dict)
 
     def mask_of(self, call: AttentionCall, site: Site, index: int, run: Run) -> tuple[Tensor | None, bool]:
         """(additive mask or None, whether later keys are hidden besides) of one run.
@@ -80,31 +83,37 @@ class Batch:
             self._masks[id(call.mask), index] = known  # holds the mask, so that its id stays its own
         return known[1], known[2]
 
-    def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run) -> None:
-        """Check that the mask of one run is the one that attention will be rebuilt with.
+    def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run, *, rebuilt: bool) -> None:
+        """Check that the mask of one run is the one that attention will be rebuilt with, or else within its band.
 
         Raises
         ------
         UnsupportedModelError
-            It is another.
+            It is not.
         """
         window = site.window[layer]
         if call.mask is None:
-            same = window is None or max(run.n_queries, run.n_keys) <= window
+            same = inside = window is None or max(run.n_queries, run.n_keys) <= window
         else:
             known = self._derivable.get((id(call.mask), index, window))
             if known is None:
                 crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
                 queries, keys = np.arange(run.n_queries), np.arange(run.n_keys)
                 seen = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
-                if crop.dtype == torch.bool:
-                    differs = crop != seen
-                else:  # an open key may not be biased either
-                    differs = torch.where(seen, crop != 0, crop > torch.finfo(crop.dtype).min / 2)
-                known = (call.mask, not bool(differs.any()))  # holds the mask, so that its id stays its own
+                open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+                # an open key may not be biased either
+                differs = torch.where(seen, ~open_ if crop.dtype == torch.bool else crop != 0, open_)
+                outside = open_ & ~seen
+                # holds the mask, so that its id stays its own
+                known = (call.mask, not bool(differs.any()), not bool(outside.any()))
                 self._derivable[id(call.mask), index, window] = known
-            same = known[1]
-        if not same:
+            _, same, inside = known
+        if not rebuilt and not inside:
+            raise UnsupportedModelError(
+                f"{call.module} says that its window is {window}, but shows keys that are further away: only the window "
+                "is stored. Please report this model."
+            )
+        if rebuilt and not same:
             raise UnsupportedModelError(
                 f"{call.module} hides other keys than its causal and window settings say, so its attention cannot be "
                 'rebuilt from query and key. Keep attention (keep.attention = "sqrt8"), or leave query and key out '
@@ -148,6 +157,8 @@ class TorchReduction:
         if request.attention or request.logsumexp or request.n_edges or names:
             for index, run in enumerate(place.runs):
                 mask, triangular = batch.mask_of(call, site, index, run)
+                if arrays.attention_bands and site.band(layer) is not None:
+                    batch.check_mask(call, site, layer, index, run, rebuilt=False)
                 for rows, heads, queries in _tiles(run, site, call.query.device):
                     tile = _cut(call, site, batch, run, mask, triangular, rows, heads, queries)
                     result = reduce_tile(tile, request)
@@ -167,7 +178,7 @@ class TorchReduction:
             return
         if self._keep.attention is None and not site.has_position_bias:  # it will be rebuilt
             for index, run in enumerate(place.runs):
-                batch.check_mask(call, site, layer, index, run)
+                batch.check_mask(call, site, layer, index, run, rebuilt=True)
         queries = tuple(run.n_queries for run in place.runs for _ in range(run.start, run.stop))
         keys = tuple(run.n_keys for run in place.runs for _ in range(run.start, run.stop))
         for name, vectors, out, starts, lengths in (
@@ -309,8 +320,10 @@ def _store_tile(
     queries: slice,
     run: Run,
 ) -> None:
-    if result.attention is not None and arrays.attention is not None:
-        _store_attention(result.attention, site, arrays.attention[layer, heads], place, rows, queries, run)
+    if result.attention is not None and (out := arrays.attention_of(site, layer)) is not None:
+        _store_attention(result.attention, site, site.band(layer), out[heads], place, rows, queries, run)
+    if result.kept is not None and arrays.sparse is not None:
+        _store_kept(result.kept, arrays.sparse, layer, heads, place, rows, queries)
     logsumexp = None if result.logsumexp is None else result.logsumexp.cpu().numpy()
     edge_key = None if result.edge_key is None else result.edge_key.cpu().numpy()
     edge_weight = None if result.edge_weight is None else result.edge_weight.to(torch.float16).cpu().numpy()
@@ -327,40 +340,62 @@ def _store_tile(
 
 
 def _store_attention(
-    weights: Tensor, site: Site, out: np.ndarray, place: SitePlacement, rows: slice, queries: slice, run: Run
+    weights: Tensor,
+    site: Site,
+    band: int | None,
+    out: np.ndarray,
+    place: SitePlacement,
+    rows: slice,
+    queries: slice,
+    run: Run,
 ) -> None:
     """Write a tile's weights (any codec) to their pairs; `out` is ``[head, pair]`` of the layer and the tile's heads."""
-    n_rows, n_keys = weights.shape[2:]
-    if site.causal and queries.start == 0:
-        pairs = weights.flatten(2).index_select(2, _lower_triangle(n_rows, n_keys, weights.device)).cpu().numpy()
-        first = 0
-    elif site.causal:
-        full = weights.cpu().numpy()
-        for i, row in enumerate(range(rows.start, rows.stop)):
-            for j, query in enumerate(range(queries.start, queries.stop)):
-                start = place.pair_start[row] + query * (query + 1) // 2
-                out[:, start : start + query + 1] = full[i, :, j, : query + 1]
-        return
-    else:
-        pairs = weights.flatten(2).cpu().numpy()  # [example, head, pair]
-        first = queries.start * run.n_keys
+    n_keys = weights.shape[3]
+    kept = _kept_pairs(queries.start, queries.stop, n_keys, site.causal, band, weights.device)
+    pairs = weights.flatten(2)  # [example, head, pair]
+    pairs = (pairs if kept is None else pairs.index_select(2, kept)).cpu().numpy()
+    first = pair_rows(queries.start, queries.stop, run.n_keys, causal=site.causal, window=band).start
     for i, row in enumerate(range(rows.start, rows.stop)):
-        start = place.pair_start[row] + first
+        start = place.pair_start[band][row] + first
         out[:, start : start + pairs.shape[2]] = pairs[i]
 
 
-_TRIANGLES: dict[tuple[int, int, torch.device], Tensor] = {}
+def _kept_pairs(
+    first_row: int, last_row: int, n_keys: int, causal: bool, band: int | None, device: torch.device
+) -> Tensor | None:
+    """Flat indices of the pairs of some rows that are stored; None: all are."""
+    if not causal and (band is None or band >= n_keys):
+        return None
+    if last_row > 128:  # not worth the memory
+        return _find_pairs(first_row, last_row, n_keys, causal, band, device)
+    return _remembered_pairs(first_row, last_row, n_keys, causal, band, device)
 
 
-def _lower_triangle(n_rows: int, n_keys: int, device: torch.device) -> Tensor:
-    """Flat indices of the pairs a causal map stores."""
-    known = _TRIANGLES.get((n_rows, n_keys, device))
-    if known is None:
-        query, key = torch.tril_indices(n_rows, n_keys, device=device)
-        known = query * n_keys + key
-        if n_rows <= 128:
-            _TRIANGLES[n_rows, n_keys, device] = known
-    return known
+def _find_pairs(
+    first_row: int, last_row: int, n_keys: int, causal: bool, band: int | None, device: torch.device
+) -> Tensor:
+    distance = torch.arange(first_row, last_row, device=device)[:, None] - torch.arange(n_keys, device=device)
+    kept = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if band is not None:
+        kept &= distance.abs() < band
+    return kept.flatten().nonzero().squeeze(1)
+
+
+_remembered_pairs = lru_cache(maxsize=512)(_find_pairs)
+
+
+def _store_kept(
+    kept: KeptWeights, out: SparseRows, layer: int, heads: slice, place: SitePlacement, rows: slice, queries: slice
+) -> None:
+    """Write what a sparse codec keeps of a tile to the slots of its rows."""
+    key, stored = kept.key.cpu().numpy().astype(out.key.dtype), kept.stored.cpu().numpy()
+    count, dropped = kept.count.cpu().numpy(), dropped_mass(kept.dropped.cpu().numpy())
+    for i, row in enumerate(range(rows.start, rows.stop)):
+        at = slice(place.query_start[row] + queries.start, place.query_start[row] + queries.stop)
+        out.key[layer, heads, at, : key.shape[3]] = key[i]
+        out.stored[layer, heads, at, : key.shape[3]] = stored[i]
+        out.count[layer, heads, at] = count[i]
+        out.dropped[layer, heads, at] = dropped[i]
 
 
 def _host(vectors: Tensor, codec: str) -> np.ndarray:

@@ -77,7 +77,7 @@ class FusedReduction:
     n_fused: int = 0
     n_torch: int = 0
     _batch: Batch | None = None
-    _plans: dict[tuple[str, int, bool, int | None], _Plan] = field(default_factory=dict)
+    _plans: dict[tuple[str, int, bool, int | None, int | None], _Plan] = field(default_factory=dict)
     _torch: TorchReduction = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class FusedReduction:
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write everything kept of one call into `arrays`; the attention output if the kernel served."""
-        plan = self._plan(call, site, batch)
+        plan = self._plan(call, site, site.band(layer) if arrays.attention_bands else None, batch)
         if plan.places is None:
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
@@ -107,7 +107,7 @@ class FusedReduction:
             window=plan.window,
             softcap=call.softcap,
             into=kernel.Destination(
-                codes=of_layer(arrays.attention),
+                codes=arrays.attention_of(site, layer),
                 logsumexp=of_layer(arrays.logsumexp),
                 edge_key=of_layer(arrays.edge_key),
                 edge_weight=of_layer(arrays.edge_weight),
@@ -124,23 +124,25 @@ class FusedReduction:
         arrays.n_filled += len(place.example)
         return output
 
-    def _plan(self, call: AttentionCall, site: Site, batch: Batch) -> _Plan:
+    def _plan(self, call: AttentionCall, site: Site, band: int | None, batch: Batch) -> _Plan:
         if self._batch is not batch:
             self._batch = batch
             self._plans.clear()
-        kind = (site.name, id(call.mask), call.causal, call.window)
+        kind = (site.name, id(call.mask), call.causal, call.window, band)
         plan = self._plans.get(kind)
         if plan is None:
-            plan = self._plans[kind] = _make_plan(call, site, batch)
+            plan = self._plans[kind] = _make_plan(call, site, band, batch)
         # What differs from layer to layer is looked at every time.
         if call.query.dtype != torch.float32 or call.query.device.type != "cpu" or call.value.dtype != torch.float32:
             return _Plan(None, None)
         return plan if call.position_bias is None and call.sinks is None else _Plan(None, None)
 
 
-def _make_plan(call: AttentionCall, site: Site, batch: Batch) -> _Plan:
-    """What serves the calls with this mask."""
+def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> _Plan:
+    """What serves the calls with this mask, whose pairs are stored in this band."""
     place = batch.places[site.name]
+    if band is not None and any(run.n_keys > band for run in place.runs):  # the kernel writes whole rows
+        return _Plan(call.mask, None)
     # Models count a window's own key in or out; the mask decides which it is.
     stated = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
     windows = [None, *(window for window in stated if window > 0)]
@@ -156,7 +158,7 @@ def _make_plan(call: AttentionCall, site: Site, batch: Batch) -> _Plan:
         lengths=counts[:, 0],
         causal=site.causal,
         key_lengths=counts[:, 1] if site.name == "cross" else None,
-        pair_offset=place.pair_start,
+        pair_offset=place.pair_start.get(band),
         row_offset=place.query_start,
         column=place.example,
         special=flags,

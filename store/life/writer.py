@@ -38,7 +38,7 @@ from ..manifest import (
 )
 from ..objects import check_objects, copy_objects, fsync_folder
 from ..reading.segment import Segment
-from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
+from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, band_array, entries_of, segment_layout
 from ..tables import SegmentTables, table_arrays
 from .identity import check_identity
 from .private import dead_folders, private_folder
@@ -129,8 +129,8 @@ class StoreWriter:
     ) -> SegmentEntry:
         """Write and commit one segment; returns the committed entry, which another process may have made first.
 
-        `arrays` are those of `segment_layout` for the table's token counts, exactly. They must not change before the
-        call returns.
+        `arrays` are those of `segment_layout` for the table's token counts, exactly; where a sparse codec decides how many
+        weights are kept, the last axis of their arrays says it. They must not change before the call returns.
 
         Raises
         ------
@@ -145,18 +145,25 @@ class StoreWriter:
             n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
             return self._write(index, first_example, table.n_examples, n_tokens, contents, notes)
 
-    def copy(self, segment: Segment, skipped: Iterable[Skipped] = ()) -> SegmentEntry:
+    def copy(
+        self, segment: Segment, skipped: Iterable[Skipped] = (), recoded: Mapping[str, np.ndarray] | None = None
+    ) -> SegmentEntry:
         """Write and commit a segment of another store under its own number: the same arrays, in this container.
+
+        With `recoded` these are all its traces, by path, as this store's specification wants them.
 
         Raises
         ------
         CorruptSegmentError
             The segment cannot be read.
         """
-        attributes = {path: array_attributes(segment.spec, path) for path in segment.layouts}
-        contents = {
-            path: SegmentArray(layout, segment.read(path), attributes[path]) for path, layout in segment.layouts.items()
-        }
+        contents: dict[str, SegmentArray] = {}
+        for path, layout in segment.layouts.items():
+            if recoded is None or path.partition("/")[0] not in segment.spec.site_names:
+                contents[path] = SegmentArray(layout, segment.read(path), array_attributes(segment.spec, path))
+        if recoded is not None:
+            lengths = {name: np.diff(segment.token_offset(name)) for name in segment.spec.sequences}
+            contents |= self._traces(lengths, recoded)
         entry = segment.entry
         with located(f"{self.path}, segment {segment.index}"):
             notes = tuple(skipped)
@@ -277,7 +284,14 @@ class StoreWriter:
         if set(table.tokens) != set(spec.sequences):
             raise ShapeError(f"token tables for {sorted(table.tokens)}; expected {sorted(spec.sequences)}.")
         contents = table_arrays(table)
-        layouts = segment_layout(spec, {name: tokens.n_tokens for name, tokens in table.tokens.items()})
+        lengths = {name: tokens.n_tokens for name, tokens in table.tokens.items()}
+        return contents | self._traces(lengths, arrays)
+
+    def _traces(self, lengths: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
+        """The traces of examples of these lengths, checked."""
+        spec, contents = self._manifest.spec, {}
+        n_entries = entries_of(spec, lengths, {path: data.shape for path, data in arrays.items()})
+        layouts = segment_layout(spec, lengths, n_entries)
         if set(arrays) != set(layouts):
             odd = sorted(set(arrays) ^ set(layouts))
             raise ShapeError(f"arrays {', '.join(odd)} are missing or unknown; expected {', '.join(layouts)}.")
@@ -342,12 +356,25 @@ class StoreWriter:
         self._manifest, self._sha256 = read_manifest(self.path)
 
 
+_SPARSE = {
+    "attention_key": "key position of each kept weight, ascending within a row; rows follow each other",
+    "attention_count": "how many weights of each row are kept; what follows the last row's means nothing",
+    "attention_dropped": "mass of each row that is not kept, rounded up to float16",
+}
+
+
 def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
     """What the file itself says of a trace array, for readers without headatlas."""
     name = path.rpartition("/")[2]
-    if name == "attention" and spec.keep.attention:
-        bound = companding.ATTENTION_BOUNDS[spec.keep.attention]
-        return {"codec": spec.keep.attention, "definition": bound.definition, "max_absolute_error": bound.absolute}
+    if name in _SPARSE:
+        return {"definition": _SPARSE[name]}
+    if name.startswith("attention") and (codec := spec.attention_codec) is not None:
+        facts = {"codec": codec.name, "definition": codec.bound.definition, "max_absolute_error": spec.attention_error}
+        if codec.selection is None:
+            bands = spec.site(path.partition("/")[0]).bands
+            layers = next(layers for band, layers in bands.items() if band_array(band) == name)
+            facts |= {"layers": ", ".join(map(str, layers))} if len(bands) > 1 else {}
+        return facts
     if name in ("query", "key") and spec.keep.query_key:
         bound = companding.VECTOR_BOUNDS[spec.keep.query_key]
         return {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}

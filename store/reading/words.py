@@ -20,6 +20,7 @@ from ..companding import decode_attention
 from ..errors import ConfigError
 from ..schema import Site
 from ..tokens import TokenTable
+from .attention import read_pairs
 from .segment import Segment
 
 Merge = Literal["mean", "first"]
@@ -96,7 +97,7 @@ def segment_word_attention(
     """Word-to-word attention of all heads of a layer over consecutive examples (rows of the segment).
 
     Weights that are stored as edges too come from there: float16 is closer than a byte, and which of two words is
-    looked at most often hangs on little.
+    looked at most often hangs on little. Weights that a sparse codec left out count as 0.
 
     Raises
     ------
@@ -106,9 +107,10 @@ def segment_word_attention(
     offset = segment.pair_offset(site.name)
     pairs = slice(int(offset[examples.start]), int(offset[examples.stop]))
     keep = segment.spec.keep
-    stored = segment.read(f"{site.name}/attention", (layer, slice(None), pairs))
+    stored = read_pairs(segment, site, layer, slice(None), pairs)
     weights = decode_attention(stored, keep.attention or "float32")
-    if keep.edges and keep.attention == "sqrt8":
+    codec = segment.spec.attention_codec
+    if keep.edges and codec is not None and codec.steps is not None:
         token = segment.token_offset(site.query_sequence)
         rows = slice(int(token[examples.start]), int(token[examples.stop]))
         key, weight = (

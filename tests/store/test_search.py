@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from traced_corpus import make_site, make_store
 
-from headatlas.store import companding
+from headatlas.store.codecs import attention_codec
 from headatlas.store.errors import ConfigError, FormatError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern
 from headatlas.store.schema import Keep
@@ -165,7 +165,7 @@ def test_without_edges_the_strongest_key_comes_from_the_stored_weights(stores, c
         result = search(store, text)
         np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
         exact = np.mean([r for m in slow_search(traced, site, holds)[0].values() for r in m], axis=0)
-        bound = companding.ATTENTION_BOUNDS[codec].absolute * 2  # at most two matching keys a row
+        bound = attention_codec(codec).bound.absolute * 2  # at most two matching keys a row
         np.testing.assert_allclose(result.heads["mass"], exact, atol=bound + 1e-6)
 
 
