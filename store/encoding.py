@@ -5,6 +5,7 @@ The one place where numpy does this: conversion uses it, and the capture is test
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -45,7 +46,7 @@ def attention_arrays(
     maps: list[list[KeptRows]] = []
     for layer in range(site.n_layers):
         weights, band = weights_of(layer), site.band(layer)
-        examples = [weights[:, start:stop] for start, stop in zip(offset[:-1], offset[1:], strict=True)]
+        examples = [weights[:, start:stop] for start, stop in itertools.pairwise(offset.tolist())]
         if codec.selection is not None:
             rows = [
                 [keep_rows(head, codec, error=error) for head in unpack_pairs(pairs, *shape, causal=site.causal)]

@@ -8,7 +8,7 @@ position, of a causal map those before it. Pairs here count from the example's f
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64, Shaped
@@ -50,7 +50,7 @@ def row_start(
     return _as(query_pos, stops - later * (later + 1) // 2)
 
 
-def _as(like: int | Counts, value: Counts) -> int | Counts:
+def _as(like: int | Counts, value: Any) -> Any:
     return value if isinstance(like, np.ndarray) else int(value)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16, Int, Num, Shaped, UInt
+from jaxtyping import Bool, Float, Float16, Integer, Num, Shaped, UInt
 
 from .codecs import AttentionCodec, Selection
 from .companding import encode_attention
@@ -23,10 +23,10 @@ from .schema import ArrayLayout
 class KeptRows:
     """What is kept of some rows of one head: one entry a weight, row by row."""
 
-    key: Int[np.ndarray, "entry"]
+    key: Integer[np.ndarray, "entry"]
     stored: Num[np.ndarray, "entry"]
     """In the codec of the values."""
-    count: Int[np.ndarray, "row"]
+    count: Integer[np.ndarray, "row"]
     dropped: Float16[np.ndarray, "row"]
 
 
