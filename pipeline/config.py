@@ -88,7 +88,7 @@ class RunConfig(_Section):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "small": {"attention": "sqrt7", "query_key": None},
+    "small": {"attention": "sqrt:80", "query_key": None},
     "long": {"attention": None},
     "exact": {"attention": "float32", "query_key": "float32"},
 }

@@ -24,6 +24,7 @@ from .commands.render import size_text
 from .errors import HeadAtlasError, PatternError
 
 if TYPE_CHECKING:
+    from .codecs import AttentionCodec
     from .life.verify import Verification
 
 _OWN = (
@@ -162,6 +163,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
             "n_segments_planned": manifest.n_segments_planned,
             "bytes_on_disk": opened.bytes_on_disk,
             "arrays": arrays,
+            "attention_error": manifest.spec.attention_error,
             "spec": manifest.spec.model_dump(mode="json"),
             "provenance": manifest.provenance,
             "skipped": [row.model_dump() for row in manifest.skipped],
@@ -181,6 +183,8 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         heads = f"{site.n_layers} layers × {site.n_heads} heads"
         shared = f", {site.n_kv_heads} key heads" if site.n_kv_heads != site.n_heads else ""
         facts.add_row(f"site {site.name}", f"{heads}{shared}, d_head {site.d_head}{', causal' if site.causal else ''}")
+    if (codec := manifest.spec.attention_codec) is not None:
+        facts.add_row("attention", _attention_text(opened, codec))
     for name, value in manifest.provenance.items():
         facts.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     console.print(facts)
@@ -188,6 +192,19 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     for path, (stored, raw) in arrays.items():
         table.add_row(path, size_text(stored), size_text(raw), f"{raw / stored:.2f}" if stored and raw else "")
     console.print(table)
+
+
+def _attention_text(store: Any, codec: AttentionCodec) -> str:
+    """How attention is kept, with its error, what it went through before, and what a sparse codec dropped."""
+    from .reading.attention import mean_dropped
+
+    spec = store.spec
+    before = f", before that {', '.join(spec.earlier.attention)}" if spec.earlier.attention else ""
+    text = f"{codec.name}{before}: weights within {spec.attention_error:.2g} of the model's"
+    if codec.selection is not None:
+        dropped = ", ".join(f"{name} {mean_dropped(store.segments, site):.1%}" for name, site in store.sites.items())
+        text += f", those that were not kept included; mean mass of a row that was not kept: {dropped}"
+    return text
 
 
 def _bytes_by_array(store: Any) -> dict[str, tuple[int, int]]:

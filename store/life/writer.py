@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import companding
 from ..containers.container import ArrayEntry, SegmentArray, SegmentListing, container_of
 from ..errors import ConfigError, CorruptSegmentError, HeadAtlasError, ShapeError, located
 from ..manifest import (
@@ -38,8 +37,9 @@ from ..manifest import (
 )
 from ..objects import check_objects, copy_objects, fsync_folder
 from ..reading.segment import Segment
-from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, band_array, entries_of, segment_layout
+from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, entries_of, segment_layout
 from ..tables import SegmentTables, table_arrays
+from .attributes import array_attributes
 from .identity import check_identity
 from .private import dead_folders, private_folder
 
@@ -354,35 +354,6 @@ class StoreWriter:
 
     def _refresh(self) -> None:
         self._manifest, self._sha256 = read_manifest(self.path)
-
-
-_SPARSE = {
-    "attention_key": "key position of each kept weight, ascending within a row; rows follow each other",
-    "attention_count": "how many weights of each row are kept; what follows the last row's means nothing",
-    "attention_dropped": "mass of each row that is not kept, rounded up to float16",
-}
-
-
-def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
-    """What the file itself says of a trace array, for readers without headatlas."""
-    name = path.rpartition("/")[2]
-    if name in _SPARSE:
-        return {"definition": _SPARSE[name]}
-    if name.startswith("attention") and (codec := spec.attention_codec) is not None:
-        facts = {"codec": codec.name, "definition": codec.bound.definition, "max_absolute_error": spec.attention_error}
-        if codec.selection is None:
-            bands = spec.site(path.partition("/")[0]).bands
-            layers = next(layers for band, layers in bands.items() if band_array(band) == name)
-            facts |= {"layers": ", ".join(map(str, layers))} if len(bands) > 1 else {}
-        return facts
-    if name in ("query", "key") and spec.keep.query_key:
-        bound = companding.VECTOR_BOUNDS[spec.keep.query_key]
-        return {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
-    if name == "logsumexp":
-        return {"definition": "natural logarithm of the sum of exp of a row's scaled and masked scores"}
-    if name == "statistics":
-        return {"statistics": ", ".join(spec.statistics)}
-    return {}
 
 
 def _array_entry(item: SegmentArray) -> ArrayEntry:

@@ -7,6 +7,7 @@ kept: 0 means a weight of 0 in every codec. So readers and searches know one lay
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,3 +123,14 @@ def read_dropped(
     if codec is None or codec.selection is None:
         return np.zeros((len(range(*heads.indices(site.n_heads))), tokens.stop - tokens.start), np.float32)
     return segment.read(f"{site.name}/attention_dropped", (layer, heads, tokens)).astype(np.float32)
+
+
+def mean_dropped(segments: Iterable[Segment], site: Site) -> float:
+    """Mean mass of a row that a sparse codec left out, over all heads; one layer of a segment is read at a time."""
+    total, n_rows = 0.0, 0
+    for segment in segments:
+        rows = slice(0, int(segment.token_offset(site.query_sequence)[-1]))
+        for layer in range(site.n_layers):
+            dropped = read_dropped(segment, site, layer, slice(None), rows)
+            total, n_rows = total + float(dropped.sum(dtype=np.float64)), n_rows + dropped.size
+    return total / n_rows if n_rows else 0.0

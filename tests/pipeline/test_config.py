@@ -47,7 +47,7 @@ def test_defaults(job_file):
         ("keep.statistics=false", "keep", "statistics", False),
         ("keep.attention=linear:16", "keep", "attention", "linear:16"),
         ("keep.attention=threshold:.010/sqrt:64", "keep", "attention", "threshold:0.01/sqrt6"),
-        ("keep.preset=small", "keep", "attention", "sqrt7"),
+        ("keep.preset=small", "keep", "attention", "sqrt:80"),
         ("keep.preset=exact", "keep", "query_key", None),
         ("model.source=some/name", "model", "source", "some/name"),
         ('model.source="a=b"', "model", "source", "a=b"),
