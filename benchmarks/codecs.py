@@ -33,6 +33,7 @@ from headatlas.pipeline.sources import load_model
 from headatlas.store.codecs import ATTENTION_CODECS, attention_codec
 from headatlas.store.companding import (
     VECTOR_BOUNDS,
+    channel_scale,
     decode_attention,
     decode_vectors,
     encode_vectors,
@@ -41,7 +42,8 @@ from headatlas.store.containers.shard import compressor_of, plan_grid
 from headatlas.store.encoding import attention_arrays
 from headatlas.store.life.convert import convert_store
 from headatlas.store.pairs import row_start, unpack_pairs
-from headatlas.store.reading.rebuild import Vectors, rebuild_tile
+from headatlas.store.reading.rebuild import rebuild_tile
+from headatlas.store.reading.vectors import Vectors
 from headatlas.store.schema import ArrayLayout, Keep, Site, TraceSpec, pair_offset, segment_layout
 from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
 from headatlas.store.store import open_store
@@ -228,21 +230,26 @@ def rebuild(
     site: Site, arrays: dict[str, np.ndarray], n: int, length: int, layers: range, codec: str
 ) -> tuple[np.ndarray, int, float]:
     """Attention from query and key in a codec, the bytes of all three arrays, and the seconds of rebuilding."""
-    stored = {name: encode_vectors(arrays[name], codec) for name in ("query", "key")}
-    n_bytes = (
-        (sum(array.nbytes for array in stored.values()) + arrays["logsumexp"].nbytes) * len(layers) / site.n_layers
-    )
+    scales: dict[str, np.ndarray] = {}
+    blocks = {name: arrays[name].reshape(*arrays[name].shape[:2], n, length, site.d_head) for name in ("query", "key")}
+    if codec == "int8":
+        scales = {name: channel_scale(block) for name, block in blocks.items()}
+    stored = {name: encode_vectors(block, codec, scales.get(name)) for name, block in blocks.items()}
+    parts = [*stored.values(), *scales.values(), arrays["logsumexp"]]
+    n_bytes = sum(array.nbytes for array in parts) * len(layers) / site.n_layers
     rows = np.tri(length, dtype=bool) if site.causal else np.ones((length, length), bool)
     maps = np.empty((len(layers), site.n_heads, n, int(rows.sum())), np.float32)
     started = time.process_time()
     for (at, layer), block in ((pair, block) for pair in enumerate(layers) for block in range(n)):
-        span, bound = slice(block * length, (block + 1) * length), VECTOR_BOUNDS[codec]
-        query = Vectors(decode_vectors(stored["query"][layer, :, span], codec), bound)
-        key = decode_vectors(stored["key"][layer, :, span], codec).repeat(site.n_heads // site.n_kv_heads, axis=0)
+        query, key = (
+            Vectors(decode_vectors(stored[name][layer, :, block], codec, scale), VECTOR_BOUNDS[codec], scale)
+            for name in ("query", "key")
+            for scale in (scales[name][layer, :, block] if scales else None,)
+        )
         tile = rebuild_tile(
             query,
-            Vectors(key, bound),
-            arrays["logsumexp"][layer, :, span],
+            key.repeat(site.n_heads // site.n_kv_heads),
+            arrays["logsumexp"][layer, :, block * length : (block + 1) * length],
             site,
             layer,
             np.arange(length),

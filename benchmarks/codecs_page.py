@@ -110,8 +110,10 @@ kept; on sentences the dense codecs of 4 bits (`linear:16`) are as small.
 weight fall as texts grow, and in float16 the rebuilt attention is nearer to the model's than that of `sqrt8`: below, at
 most .0025 off. Each row is divided by the sum of its rebuilt weights; without that the same lines were up to .016 off. The
 price is time: a tile is computed, not read. `bfloat16` rounds eight times as coarsely: take it only where float16
-overflows. What cannot be rebuilt (a learned bias by position, as in T5) says so when it is asked for; a model that hides
-other keys than its causal and window settings say is refused at capture.
+overflows. `int8` halves the bytes again and is another three times as coarse: enough to see what a head does, not to
+measure it; statistics that are kept were computed before. What cannot be rebuilt (a bias that depends on more than the
+distance of two tokens) says so when it is asked for; a model that hides other keys than its causal and window settings say
+is refused at capture.
 
 ## Bits, errors, speed
 

@@ -33,6 +33,10 @@ TOLERANCES = {
     "edge_weight": (5e-3, 1e-4),
     "query": (5e-3, 5e-3),
     "key": (5e-3, 5e-3),
+    "query_scale": (5e-3, 1e-4),
+    "key_scale": (5e-3, 1e-4),
+    "position_bias": (0, 1e-6),
+    "sinks": (0, 0),
 }
 """Relative and absolute, by array. Vectors are compared as stored, in half precision. Edge keys may differ in ties."""
 
@@ -93,6 +97,9 @@ def _compare(name: str, found: np.ndarray, expected: np.ndarray) -> str | None:
             return f"a code differs by {off.max()}; at most 1 is rounding"
         share = float(np.mean(off)) if off.size else 0.0
         return f"{share:.2%} of the codes differ" if share > MOST_CODES_OFF else None
+    if name in ("query", "key") and expected.dtype == np.uint8:
+        off = np.abs(found.astype(np.int16) - expected).max(initial=0)
+        return f"a code differs by {off}; at most 1 is rounding" if off > 1 else None
     if name not in TOLERANCES:
         return None
     relative, absolute = TOLERANCES[name]

@@ -7,7 +7,6 @@ attention output it computed on the way. `TorchReduction` serves everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,112 +14,30 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headatlas.store.errors import ConfigError, UnsupportedModelError
-from headatlas.store.reading.masks import keys_seen
+from headatlas.store.errors import ConfigError
+from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Keep, Site, TraceSpec
 
+from .batch import Batch
 from .capture import AttentionCall
 from .placing import store_tile
-from .reduction import LOWEST, STATISTIC_NAMES, Tile, TileRequest, reduce_tile
+from .reduction import LOWEST, STATISTIC_NAMES, Tile, TileRequest, WeightTile, reduce_tile, reduce_weights
+from .score_parts import store_parts
 from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
 from .sites import CallSequence, ModelSites
+from .vector_codes import write_channels
 
 TILE_WEIGHTS = 1 << 18
 """Weights of a tile on the CPU: 1 MiB of float32, so that a tile stays in the second-level cache."""
 _MIN_TILE_ROWS = 16
-_LARGEST = {"float16": 65_504.0, "bfloat16": torch.finfo(torch.bfloat16).max, "float32": torch.finfo(torch.float32).max}
-
-
-@dataclass
-class Batch:
-    """One batch on its way through the model.
-
-    `special` marks special tokens by sequence, ``[batch row, token]``. `failures` collects, by index of the example in the
-    segment, why it must not be stored.
-    """
-
-    places: dict[str, SitePlacement]
-    special: dict[str, Bool[Tensor, "batch token"]]
-    failures: dict[int, str] = field(default_factory=dict)
-    _masks: dict[tuple[int, int], tuple[Tensor, Tensor | None, bool]] = field(default_factory=dict)
-    _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool, bool]] = field(default_factory=dict)
-
-    def mask_of(self, call: AttentionCall, site: Site, index: int, run: Run) -> tuple[Tensor | None, bool]:
-        """(additive mask or None, whether later keys are hidden besides) of one run.
-
-        Layers share masks, so answers are kept.
-
-        Raises
-        ------
-        UnsupportedModelError
-            A query of a causal site sees a later key, which the store would drop.
-        """
-        if call.mask is None:
-            if site.causal and not call.causal and run.n_queries > 1:
-                raise UnsupportedModelError(
-                    f"{call.module} attends to later tokens, but did not when the model was probed."
-                )
-            return None, call.causal
-        known = self._masks.get((id(call.mask), index))
-        if known is None:
-            crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
-            open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
-            if site.causal and bool(open_.triu(1).any()):
-                raise UnsupportedModelError(
-                    f"{call.module} attends to later tokens, but did not when the model was probed."
-                )
-            if crop.dtype != torch.bool:
-                additive = crop.float().clamp(min=LOWEST)
-                known = (call.mask, additive if bool(additive.any()) else None, False)
-            elif bool(crop.all()):
-                known = (call.mask, None, False)
-            elif run.n_queries == run.n_keys and bool((crop == torch.ones_like(crop).tril()).all()):
-                known = (call.mask, None, True)
-            else:
-                known = (call.mask, torch.zeros(crop.shape, device=crop.device).masked_fill_(~crop, LOWEST), False)
-            self._masks[id(call.mask), index] = known  # holds the mask, so that its id stays its own
-        return known[1], known[2]
-
-    def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run, *, rebuilt: bool) -> None:
-        """Check that the mask of one run is the one that attention will be rebuilt with, or else within its band.
-
-        Raises
-        ------
-        UnsupportedModelError
-            It is not.
-        """
-        window = site.window[layer]
-        if call.mask is None:
-            same = inside = window is None or max(run.n_queries, run.n_keys) <= window
-        else:
-            known = self._derivable.get((id(call.mask), index, window))
-            if known is None:
-                crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
-                queries, keys = np.arange(run.n_queries), np.arange(run.n_keys)
-                seen = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
-                open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
-                # an open key may not be biased either
-                differs = torch.where(seen, ~open_ if crop.dtype == torch.bool else crop != 0, open_)
-                outside = open_ & ~seen
-                # holds the mask, so that its id stays its own
-                known = (call.mask, not bool(differs.any()), not bool(outside.any()))
-                self._derivable[id(call.mask), index, window] = known
-            _, same, inside = known
-        if not rebuilt and not inside:
-            raise UnsupportedModelError(
-                f"{call.module} says that its window is {window}, but shows keys that are further away: only the window "
-                "is stored. Please report this model."
-            )
-        if rebuilt and not same:
-            raise UnsupportedModelError(
-                f"{call.module} hides other keys than its causal and window settings say, so its attention cannot be "
-                'rebuilt from query and key. Keep attention (keep.attention = "sqrt8"), or leave query and key out '
-                '(keep.query_key = "none").'
-            )
-
-    def fail(self, row: int, place: SitePlacement, reason: str) -> None:
-        """Record why an example must not be stored; the first reason stays."""
-        self.failures.setdefault(place.example[row], reason)
+_SUM_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
+"""How far a row of maps that a model returned may be from 1; 1e-3 in float32."""
+_LARGEST = {
+    "float16": 65_504.0,
+    "bfloat16": torch.finfo(torch.bfloat16).max,
+    "float32": torch.finfo(torch.float32).max,
+    "int8": torch.finfo(torch.float32).max,
+}
 
 
 class Reduction(Protocol):
@@ -140,50 +57,86 @@ class TorchReduction:
             raise ConfigError(
                 f"statistics {', '.join(unknown)} cannot be computed; known are {', '.join(STATISTIC_NAMES)}."
             )
-        self._keep = keep
+        self.keep = keep
         self._statistics = tuple(statistics)
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write everything kept of one call into `arrays`."""
         place = batch.places[site.name]
         self.store_vectors(call, site, layer, batch, arrays)
-        names = frozenset(self._statistics) if self._keep.statistics else frozenset[str]()
-        if site.name == "cross":
-            names -= {"self", "previous", "next"}
-        request = TileRequest(self._keep.attention, self._keep.query_key is not None, self._keep.edges or 0, names)
+        names = self.wanted_statistics(site)
+        request = TileRequest(self.keep.attention, self.keep.query_key is not None, self.keep.edges or 0, names)
         sums = {name: torch.zeros(call.query.shape[:2], device=call.query.device) for name in names}
         if request.attention or request.logsumexp or request.n_edges or names:
             for index, run in enumerate(place.runs):
                 mask, triangular = batch.mask_of(call, site, index, run)
                 if arrays.attention_bands and site.band(layer) is not None:
                     batch.check_mask(call, site, layer, index, run, rebuilt=False)
-                for rows, heads, queries in _tiles(run, site, call.query.device):
+                for rows, heads, queries in cut_run(run, site, call.query.device):
                     tile = _cut(call, site, batch, run, mask, triangular, rows, heads, queries)
                     result = reduce_tile(tile, request)
                     store_tile(result, site, layer, place, arrays, rows, heads, queries, run)
                     for name, values in result.sums.items():
                         sums[name][rows, heads] += values
                     if result.valid is not None:
-                        _report(result.valid, batch, place, site, layer, rows, heads)
+                        report_invalid(result.valid, batch, place, site, layer, rows, heads)
         if arrays.statistics is not None:
-            self._store_statistics(sums, layer, place, arrays.statistics)
+            self.store_statistics(sums, layer, place, arrays.statistics)
         arrays.n_filled += len(place.example)
+
+    def reduce_weights(self, weights: Tensor, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
+        """Write everything kept of maps ``[batch, head, query, key]`` that a model returned into `arrays`."""
+        place, names = batch.places[site.name], self.wanted_statistics(site)
+        request = TileRequest(self.keep.attention, False, self.keep.edges or 0, names)
+        sums = {name: torch.zeros(weights.shape[:2], device=weights.device) for name in names}
+        tolerance = _SUM_TOLERANCE.get(weights.dtype, 1e-3)
+        special = batch.special.get(site.key_sequence)
+        for run in place.runs:
+            for rows, heads, queries in cut_run(run, site, weights.device):
+                n_keys = queries.stop if site.causal else run.n_keys
+                tile = WeightTile(
+                    weights[rows, heads, queries, :n_keys].float(),
+                    tolerance,
+                    causal=site.causal,
+                    first_row=queries.start,
+                    special=None if special is None else special[rows, :n_keys],
+                )
+                result = reduce_weights(tile, request)
+                store_tile(result, site, layer, place, arrays, rows, heads, queries, run)
+                for name, values in result.sums.items():
+                    sums[name][rows, heads] += values
+                if result.valid is not None:
+                    problem = "weights are not finite, or do not add up to 1 over the keys that a row may see"
+                    report_invalid(result.valid, batch, place, site, layer, rows, heads, problem)
+        if arrays.statistics is not None:
+            self.store_statistics(sums, layer, place, arrays.statistics)
+        arrays.n_filled += len(place.example)
+
+    def wanted_statistics(self, site: Site) -> frozenset[str]:
+        """Those that are kept and have a meaning at a site."""
+        names = frozenset(self._statistics) if self.keep.statistics else frozenset[str]()
+        return names - {"self", "previous", "next"} if site.name == "cross" else names
 
     def store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write query and key in the codec they are kept in."""
-        codec, place = self._keep.query_key, batch.places[site.name]
+        codec, place = self.keep.query_key, batch.places[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
-        if self._keep.attention is None and not site.has_position_bias:  # it will be rebuilt
+        store_parts(call, site, layer, batch, arrays)
+        if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
             for index, run in enumerate(place.runs):
                 batch.check_mask(call, site, layer, index, run, rebuilt=True)
         queries = tuple(run.n_queries for run in place.runs for _ in range(run.start, run.stop))
         keys = tuple(run.n_keys for run in place.runs for _ in range(run.start, run.stop))
-        for name, vectors, out, starts, lengths in (
-            ("query", call.query, arrays.query, place.query_start, queries),
-            ("key", call.key, arrays.key, place.key_start, keys),
+        for name, vectors, out, scale, starts, lengths in (
+            ("query", call.query, arrays.query, arrays.query_scale, place.query_start, queries),
+            ("key", call.key, arrays.key, arrays.key_scale, place.key_start, keys),
         ):
-            if not self.write_vectors(vectors, out[layer], starts, lengths, codec) <= _LARGEST[codec]:  # NaN too
+            if scale is not None:
+                largest = write_channels(vectors, out[layer], scale[layer], place.example, starts, lengths)
+            else:
+                largest = self.write_vectors(vectors, out[layer], starts, lengths, codec)
+            if not largest <= _LARGEST[codec]:  # NaN too
                 _report_vectors(vectors, name, codec, batch, place, site, layer, lengths)
 
     def write_vectors(
@@ -201,7 +154,8 @@ class TorchReduction:
             out[:, start : start + n] = stored[row, :, :n]
         return max(-smallest, largest) if smallest == smallest else smallest
 
-    def _store_statistics(self, sums: dict[str, Tensor], layer: int, place: SitePlacement, out: np.ndarray) -> None:
+    def store_statistics(self, sums: dict[str, Tensor], layer: int, place: SitePlacement, out: np.ndarray) -> None:
+        """Write the means of sums over rows ``[batch, head]``."""
         n_rows = np.concatenate([np.full(run.stop - run.start, run.n_queries) for run in place.runs])[:, None]
         for index, name in enumerate(self._statistics):
             counted = n_rows - 1 if name in ("previous", "next") else n_rows
@@ -237,9 +191,18 @@ class TraceCollector:
         """Take one call of the model."""
         assert self._batch is not None, "begin() comes before the forward pass"
         assert self._buffers is not None, "begin() comes before the forward pass"
-        where = self._sequence.next(call)
+        where = self._sequence.next(call.module)
         site = self._sites.site(where.site)
         return self._reduction.reduce(call, site, where.layer, self._batch, self._buffers.sites[where.site])
+
+    def receive_weights(self, name: str, weights: Tensor) -> None:
+        """Take the maps ``[batch, head, query, key]`` that a model in eager mode returned for one layer."""
+        assert self._batch is not None, "begin() comes before the forward pass"
+        assert self._buffers is not None, "begin() comes before the forward pass"
+        where = self._sequence.next(name)
+        site, arrays = self._sites.site(where.site), self._buffers.sites[where.site]
+        assert isinstance(self._reduction, TorchReduction), "maps are reduced by torch operations"
+        self._reduction.reduce_weights(weights, site, where.layer, self._batch, arrays)
 
     def finish(self) -> None:
         """Check that the forward pass was complete."""
@@ -247,7 +210,7 @@ class TraceCollector:
         self._batch = None
 
 
-def _tiles(run: Run, site: Site, device: torch.device) -> Iterator[tuple[slice, slice, slice]]:
+def cut_run(run: Run, site: Site, device: torch.device) -> Iterator[tuple[slice, slice, slice]]:
     """Cut a run into (batch rows, query heads, query positions) of at most `TILE_WEIGHTS` weights where that is possible."""
     budget = TILE_WEIGHTS if device.type == "cpu" else 1 << 26
     one_head = run.n_queries * run.n_keys
@@ -313,14 +276,22 @@ def _host(vectors: Tensor, codec: str) -> np.ndarray:
     return vectors.cpu().numpy()
 
 
-def _report(
-    valid: Tensor, batch: Batch, place: SitePlacement, site: Site, layer: int, rows: slice, heads: slice
+def report_invalid(
+    valid: Tensor,
+    batch: Batch,
+    place: SitePlacement,
+    site: Site,
+    layer: int,
+    rows: slice,
+    heads: slice,
+    problem: str = "scores are not finite, or a row sees no key",
 ) -> None:
+    """Record the examples of a tile that are not valid."""
     for example, head in (~valid).nonzero().tolist():
         batch.fail(
             rows.start + example,
             place,
-            f"{site.name} layer {layer} head {heads.start + head}: scores are not finite, or a row sees no key",
+            f"{site.name} layer {layer} head {heads.start + head}: {problem}",
         )
 
 

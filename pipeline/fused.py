@@ -18,8 +18,9 @@ from torch import Tensor
 from headatlas.store.schema import Keep, Site
 
 from . import kernel
+from .batch import Batch
 from .capture import AttentionCall
-from .collector import Batch, Reduction, TorchReduction
+from .collector import Reduction, TorchReduction
 from .kernel.layout import MAX_EDGES, STATISTIC_NAMES
 from .segment_buffers import SiteArrays
 

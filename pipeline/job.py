@@ -23,7 +23,7 @@ from headatlas.store.statistics.definitions import STATISTICS
 from .config import JobConfig
 from .corpora import Quarantined, describe_corpus, read_corpus
 from .examples import CorpusExample, EncodedExample, TokenSequence
-from .planning import ModelShape, SegmentSpec, plan_segments
+from .planning import BatchLimits, ModelShape, SegmentSpec, plan_segments
 from .progress import Event, Stage
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("headatlas", "torch", "transformers", "tokenizers", "numpy", "zarr")
 _LISTED_QUARANTINED = 100
+EAGER_BATCH_BYTES = 512 << 20
+"""What the maps of one batch may take in eager mode, all layers together, unless one example alone takes more."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ class Job:
     n_quarantined: int
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
+
+    @property
+    def limits(self) -> BatchLimits:
+        """How large a batch may be; smaller where all layers' maps are in memory at once."""
+        limits = self.config.run.limits
+        if self.spec.capture == "interface":
+            return limits
+        maps = sum(site.n_layers * site.n_heads for site in self.spec.sites)
+        return replace(limits, max_pairs=max(1, EAGER_BATCH_BYTES // (4 * maps)))
 
     @property
     def n_tokens(self) -> dict[str, Int64[np.ndarray, "example"]]:
@@ -93,8 +104,8 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
     """
     import torch
 
+    from .eager import find_sites, require_keep
     from .model_inputs import InputBuilder, max_model_tokens
-    from .sites import discover_sites
     from .sources import load_model
     from .tokenization import Skipped, encode
 
@@ -142,9 +153,14 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer)
     first = next(example for i, example in enumerate(examples) if i not in skipped)
-    sites = discover_sites(loaded.model, inputs.build_probe(first))
+    sites = find_sites(loaded.model, inputs.build_probe(first))
     keep = Keep.model_validate(config.keep.model_dump())
-    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=tuple(STATISTICS) if keep.statistics else ())
+    require_keep(loaded.model, sites, keep)
+    if sites.capture == "eager":
+        kind = type(loaded.model).__name__
+        on_event(Stage(f"{kind} computes attention outside transformers' interface: the maps it returns are captured"))
+    names = tuple(STATISTICS) if keep.statistics else ()
+    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=names, capture=sites.capture)
     segments = plan_segments(
         spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
     )
@@ -179,6 +195,7 @@ def _describe(job: Job, quarantined: list[Quarantined]) -> dict[str, Any]:
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),
         "machine": {"system": platform.system(), "processor": platform.machine(), "processors": os.cpu_count()},
+        "capture": job.spec.capture,
         "dtype": str(job.loaded.model.dtype).removeprefix("torch."),
     }
 

@@ -32,6 +32,8 @@ class BatchLimits:
     """Padded tokens, both sequences together."""
     max_ratio: float = 2.0
     """Longest over shortest example (up to 8 tokens of difference are always allowed)."""
+    max_pairs: int | None = None
+    """Pairs of positions, padding included: for models whose maps are in memory at once, all layers' together."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,10 @@ def plan_segments(spec: TraceSpec, n_tokens: Lengths, max_examples: int, max_byt
 
 
 def example_bytes(spec: TraceSpec, n_tokens: Lengths) -> Int64[np.ndarray, "example"]:
-    """Raw bytes of the trace arrays of each example; they add up to those of `segment_layout`.
+    """Raw bytes of the trace arrays of each example.
 
-    Of a sparse codec these are the most that there may be.
+    They add up to those of `segment_layout` but for biases and sinks, which a segment has once. Of a sparse codec these
+    are the most that there may be.
     """
     lengths = {name: np.asarray(values, dtype=np.int64) for name, values in n_tokens.items()}
     total = np.zeros(len(next(iter(lengths.values()))), dtype=np.int64)
@@ -89,6 +92,8 @@ def example_bytes(spec: TraceSpec, n_tokens: Lengths) -> Int64[np.ndarray, "exam
         if keep.query_key:
             width = np.dtype(VECTOR_DTYPE[keep.query_key]).itemsize * site.d_head
             total += queries * maps * (width + 4) + keys * site.n_layers * site.n_kv_heads * width
+            if keep.query_key == "int8":
+                total += site.n_layers * (site.n_heads + site.n_kv_heads) * site.d_head * 4
         if keep.edges:
             total += queries * maps * keep.edges * (edge_key + 2)
         if keep.statistics:
@@ -132,7 +137,10 @@ def plan_batches(n_tokens: Lengths, limits: BatchLimits) -> tuple[BatchPlan, ...
         for start in range(stop - 1, max(-1, stop - 1 - limits.max_examples), -1):
             longest = tuple(map(max, longest, rows[start]))
             padded = (stop - start) * sum(longest)
-            if start < stop - 1 and (padded > limits.max_tokens or _too_unlike(rows[start][0], longest[0], limits)):
+            too_large = padded > limits.max_tokens or (
+                limits.max_pairs is not None and (stop - start) * max(longest) ** 2 > limits.max_pairs
+            )
+            if start < stop - 1 and (too_large or _too_unlike(rows[start][0], longest[0], limits)):
                 break
             price = best[start] + padded + BATCH_PRICE_TOKENS
             if price < least:
@@ -163,7 +171,7 @@ _COMPRESSED = {
     ("attention_dropped", False): 0.95,
     ("query", False): 1.0,
     ("key", False): 1.0,
-    ("logsumexp", False): 0.9,
+    ("logsumexp", False): 1.0,
     ("edge_key", False): 0.42,
     ("edge_weight", False): 0.86,
     ("statistics", False): 0.91,
@@ -266,7 +274,7 @@ def project(
             n_batches += 1
             n_padded += batch.n_padded_tokens
             n_real += batch.n_tokens
-            largest_batch = max(largest_batch, _activation_bytes(batch, model))
+            largest_batch = max(largest_batch, _activation_bytes(batch, model) + _map_bytes(batch, spec, lengths))
     causal = {site.name: site.causal for site in spec.sites}
     arrays = tuple(
         ArrayProjection(path, raw, *_predict_stored(path, raw, causal, spec.attention_codec))
@@ -301,6 +309,15 @@ def _activation_bytes(batch: BatchPlan, model: ModelShape) -> int:
     vectors = batch.n_padded_tokens * (12 * model.hidden_size + 3 * model.intermediate_size) * model.element_bytes
     masks = 6 * len(batch.examples) * longest * longest
     return vectors + masks
+
+
+def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
+    """The maps that a model in eager mode holds at the end of a batch, and one layer's on the way."""
+    if spec.capture == "interface":
+        return 0
+    longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())
+    maps = sum(site.n_layers * site.n_heads for site in spec.sites) + 3 * max(site.n_heads for site in spec.sites)
+    return 4 * len(batch.examples) * longest * longest * maps
 
 
 def _slot_bytes(spec: TraceSpec, lengths: Lengths) -> int:

@@ -7,14 +7,13 @@ import time
 import numpy as np
 import torch
 
-from .capture import capturing
 from .collector import TILE_WEIGHTS, TraceCollector
+from .eager import forwarding
 from .fused import choose_reduction
 from .job import Job, model_shape
 from .planning import JobProjection, plan_batches, project
 from .segment_buffers import SegmentBuffers
 from .selfcheck import CHECK_BYTES
-from .sites import forward_options
 
 _TRIAL_TOKENS = 2048
 WRITING_SHARE = 1.15
@@ -29,7 +28,7 @@ def project_job(job: Job, timed: bool = True) -> JobProjection:
         job.spec,
         n_tokens,
         job.segments,
-        job.config.run.limits,
+        job.limits,
         model_shape(job.loaded),
         4 * TILE_WEIGHTS,
         check,
@@ -49,18 +48,19 @@ def seconds_per_token(job: Job) -> float:
     chosen = [int(i) for i in order[max(0, middle - half) : middle + half]] or [int(order[0])]
     examples = [job.examples[i] for i in chosen]
     lengths = {name: counts[chosen] for name, counts in n_tokens.items()}
-    collector = TraceCollector(job.spec, job.sites, choose_reduction(job.spec.keep, job.spec.statistics))
+    eager = job.spec.capture == "eager"
+    reduction = None if eager else choose_reduction(job.spec.keep, job.spec.statistics)
+    collector = TraceCollector(job.spec, job.sites, reduction)
     buffers = SegmentBuffers(job.spec, lengths)
-    batches = plan_batches(lengths, job.config.run.limits)
+    batches = plan_batches(lengths, job.limits)
     seconds = 0.0
     for _ in range(2):  # the first time warms up
         started = time.perf_counter()
-        with torch.inference_mode(), capturing(job.loaded.model, collector):
+        with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
             for batch in batches:
                 inputs = job.inputs.build([examples[i] for i in batch.examples])
                 collector.begin(buffers, batch.examples, inputs.special)
-                job.loaded.model(**inputs.arguments, **forward_options(job.loaded.model))
-                collector.finish()
+                forward(inputs)
         seconds = time.perf_counter() - started
     return WRITING_SHARE * seconds / int(sum(counts.sum() for counts in lengths.values()))
 

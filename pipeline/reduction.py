@@ -20,6 +20,7 @@ from headatlas.store.codecs import AttentionCodec, Selection, attention_codec
 
 LOWEST = torch.finfo(torch.float32).min
 _NOTHING_VISIBLE = -1e37
+_SMALLEST_WEIGHT = torch.finfo(torch.float32).tiny
 
 STATISTIC_NAMES = ("entropy", "distance", "maximum", "self", "previous", "next", "first", "special")
 _SORT_BITS = 7
@@ -81,11 +82,31 @@ class Tile:
     special: Bool[Tensor, "example key"] | None = None
 
 
+@dataclass(frozen=True)
+class WeightTile:
+    """A tile of weights that are there already; `tolerance` is how far a row's sum may be from 1."""
+
+    weights: Float[Tensor, "example head query key"]
+    tolerance: float
+    causal: bool = False
+    first_row: int = 0
+    special: Bool[Tensor, "example key"] | None = None
+
+
+def reduce_weights(tile: WeightTile, request: TileRequest) -> TileResult:
+    """Everything requested of weights, in float32."""
+    result, weights = TileResult(), tile.weights.contiguous()
+    mass = weights.sum(dim=-1, keepdim=True)
+    good = (mass - 1).abs() <= tile.tolerance  # NaN is not
+    if not bool(good.all()):
+        result.valid = good.flatten(2).all(dim=-1)
+    logarithms = torch.log(weights.clamp(min=_SMALLEST_WEIGHT))
+    _fill(result, tile, request, weights, logarithms, torch.zeros_like(mass), mass, weights.amax(dim=-1, keepdim=True))
+    return result
+
+
 def reduce_tile(tile: Tile, request: TileRequest) -> TileResult:
     """Scores, softmax and everything requested of it, in float32."""
-    n_examples, n_heads, n_rows, _ = tile.query.shape
-    n_keys = tile.key.shape[2]
-    flat = (n_examples * n_heads, n_rows * n_keys)
     scores = _scores(tile)  # [example, head, query, key]
     largest = scores.amax(dim=-1, keepdim=True)
     top = largest
@@ -111,29 +132,35 @@ def reduce_tile(tile: Tile, request: TileRequest) -> TileResult:
 
     inverse = torch.reciprocal(norm)
     weights.mul_(inverse)
+    _fill(result, tile, request, weights, shifted, log_norm, mass * inverse, inverse * torch.exp(largest - top))
+    return result
+
+
+def _fill(
+    result: TileResult,
+    tile: Tile | WeightTile,
+    request: TileRequest,
+    weights: Float[Tensor, "example head query key"],
+    shifted: Float[Tensor, "example head query key"],
+    log_norm: Float[Tensor, "example head query 1"],
+    mass: Float[Tensor, "example head query 1"],
+    maximum: Float[Tensor, "example head query 1"],
+) -> None:
+    """What is made of weights, with log w = `shifted` − `log_norm`; `shifted` is used up."""
     if request.statistics:
-        result.sums = _sums(
-            tile,
-            request.statistics,
-            weights,
-            shifted,
-            log_norm,
-            mass * inverse,
-            inverse * torch.exp(largest - top),
-            flat,
-        )
+        flat = (weights.shape[0] * weights.shape[1], weights.shape[2] * weights.shape[3])
+        result.sums = _sums(tile, request.statistics, weights, shifted, log_norm, mass, maximum, flat)
     codec = attention_codec(request.attention) if request.attention else None
     selection = None if codec is None else codec.selection
-    n_strongest = max(request.n_edges, 0 if selection is None else min(selection.n_kept, n_keys))
+    n_strongest = max(request.n_edges, 0 if selection is None else min(selection.n_kept, weights.shape[3]))
     if n_strongest:
         key, weight = strongest_keys(weights, n_strongest, tile.first_row, tile.causal)
         if request.n_edges:
             result.edge_key, result.edge_weight = key[..., : request.n_edges], weight[..., : request.n_edges]
         if codec is not None and selection is not None:
-            result.kept = _keep(key, weight, (mass * inverse).squeeze(-1), codec, selection)
+            result.kept = _keep(key, weight, mass.squeeze(-1), codec, selection)
     if codec is not None and selection is None:
         result.attention = _encode(weights, codec, out=shifted)
-    return result
 
 
 _HALF = torch.tensor(0.5)
@@ -207,7 +234,7 @@ def _distances(first_row: int, n_rows: int, n_keys: int, device: torch.device) -
 
 
 def _sums(
-    tile: Tile,
+    tile: Tile | WeightTile,
     names: frozenset[str],
     weights: Float[Tensor, "example head query key"],
     shifted: Float[Tensor, "example head query key"],

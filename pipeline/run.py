@@ -8,7 +8,7 @@ back to the start without it, so nothing doubtful is ever written.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,12 +20,14 @@ from headatlas.store.tables import SegmentTables
 
 from . import kernel
 from .agreement import check_agreement
-from .capture import capturing
 from .collector import Reduction, TorchReduction, TraceCollector
 from .config import JobConfig
+from .eager import forwarding
+from .eager_check import check_eager
 from .examples import EncodedExample
 from .fused import FusedReduction, choose_reduction
 from .job import Job, count_tokens, prepare_job, without_tokens
+from .model_inputs import ModelInputs
 from .planning import SegmentSpec, plan_batches
 from .progress import (
     BatchDone,
@@ -42,7 +44,6 @@ from .progress import (
 )
 from .segment_buffers import BufferPool, SegmentBuffers
 from .selfcheck import check_capture, choose_examples
-from .sites import forward_options
 from .tables import build_example_columns, build_token_table
 
 
@@ -186,12 +187,12 @@ def _fill(
     n_tokens = count_tokens(examples, job.spec)
     buffers = SegmentBuffers(job.spec, n_tokens, pool)
     failures: dict[int, str] = {}
-    with torch.inference_mode(), capturing(job.loaded.model, collector):
-        for batch in plan_batches(n_tokens, job.config.run.limits):
+    with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
+        for batch in plan_batches(n_tokens, job.limits):
             waiting: list[Sequence[int]] = [batch.examples]
             while waiting:
                 part = waiting.pop()
-                reasons = _run_batch(job, examples, part, buffers, collector)
+                reasons = _run_batch(job, examples, part, buffers, collector, forward)
                 if reasons is not None:
                     failures.update(reasons)
                     on_event(BatchDone(len(part), sum(int(counts[i]) for counts in n_tokens.values() for i in part)))
@@ -208,7 +209,12 @@ def _fill(
 
 
 def _run_batch(
-    job: Job, examples: list[EncodedExample], part: Sequence[int], buffers: SegmentBuffers, collector: TraceCollector
+    job: Job,
+    examples: list[EncodedExample],
+    part: Sequence[int],
+    buffers: SegmentBuffers,
+    collector: TraceCollector,
+    forward: Callable[[ModelInputs], None],
 ) -> dict[int, str] | None:
     """Run one batch; the examples that must not be stored, or None when memory ran out."""
     before = {name: arrays.n_filled for name, arrays in buffers.sites.items()}
@@ -216,8 +222,7 @@ def _run_batch(
     try:
         inputs = job.inputs.build([examples[i] for i in part])
         batch = collector.begin(buffers, part, inputs.special)
-        model(**inputs.arguments, **forward_options(model))
-        collector.finish()
+        forward(inputs)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -250,8 +255,14 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> Reducti
         chosen = choose_examples(job.spec.sites, n_tokens)
         lengths = {name: [int(counts[i]) for i in chosen] for name, counts in n_tokens.items()}
         inputs = job.inputs.build([examples[i] for i in chosen])
-        report = check_capture(job.loaded.model, job.sites, job.spec.keep, inputs, lengths)
+        if job.spec.capture == "eager":
+            report = check_eager(job.loaded.model, job.sites, inputs, lengths)
+        else:
+            report = check_capture(job.loaded.model, job.sites, job.spec.keep, inputs, lengths)
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
+        if job.spec.capture == "eager":
+            on_event(Stage("capturing in eager mode, with torch operations: query and key cannot be seen"))
+            return plain
         fused = choose_reduction(job.spec.keep, job.spec.statistics)
         if not isinstance(fused, FusedReduction):
             on_event(Stage(f"capturing with {kernel.explain()}"))

@@ -11,9 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
-from headatlas.store.schema import ArrayLayout, Site, TraceSpec, band_array, pair_offset, segment_layout
+from headatlas.store.schema import (
+    ArrayLayout,
+    Site,
+    TraceSpec,
+    band_array,
+    pair_offset,
+    segment_layout,
+    zero_distance,
+)
 from headatlas.store.sparse import KeptRows, sparse_arrays
 
 
@@ -80,11 +88,30 @@ class SiteArrays:
     query: np.ndarray | None = None
     key: np.ndarray | None = None
     logsumexp: np.ndarray | None = None
+    query_scale: np.ndarray | None = None
+    key_scale: np.ndarray | None = None
+    position_bias: np.ndarray | None = None
+    sinks: np.ndarray | None = None
     edge_key: np.ndarray | None = None
     edge_weight: np.ndarray | None = None
     statistics: np.ndarray | None = None
     n_filled: int = 0
     """Maps (one layer of one example) written so far."""
+    zero_distance: int = 0
+    """Where key_pos − query_pos = 0 lies in `position_bias`."""
+    known_distances: Bool[np.ndarray, "layer distance"] = field(default_factory=lambda: np.zeros((0, 0), bool))
+    """Which of its numbers are written."""
+
+    def clear(self, absent: Bool[np.ndarray, "example"]) -> None:
+        """Set what nothing is computed for: examples without tokens, and distances that no example has."""
+        if self.statistics is not None:
+            self.statistics[..., absent] = np.nan
+        for scale in (self.query_scale, self.key_scale):
+            if scale is not None:
+                scale[:, :, absent] = 0
+        if self.position_bias is not None:
+            self.position_bias[:] = 0
+            self.known_distances = np.zeros(self.position_bias.shape[::2], bool)
 
     def attention_of(self, site: Site, layer: int) -> np.ndarray | None:
         """Where the pairs of a layer go, ``[head, pair]``; None: attention is not kept densely."""
@@ -153,8 +180,8 @@ class SegmentBuffers:
                 self.sites[site.name].sparse = self._slots(site, int(n_keys.max(initial=0)), pool)
             pairs = {band: pair_offset(site, n_queries, n_keys, band) for band in site.bands}
             self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pairs)
-            if (statistics := self.sites[site.name].statistics) is not None:
-                statistics[..., n_queries == 0] = np.nan
+            self.sites[site.name].zero_distance = zero_distance(n_queries)
+            self.sites[site.name].clear(n_queries == 0)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:

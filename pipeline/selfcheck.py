@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from headatlas.store.companding import decode_vectors
+from headatlas.store.companding import VECTOR_BOUNDS, decode_vectors
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.pairs import n_pairs, unpack_pairs
+from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Keep, Site, TraceSpec
 
 from .capture import AttentionCall, attention_output, capturing, implementation
 from .collector import TraceCollector
+from .eager import read_attentions
 from .model_inputs import ModelInputs
 from .segment_buffers import SegmentBuffers, SitePlacement
 from .sites import ModelSites, forward_options
@@ -39,8 +41,6 @@ HIDDEN_BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of hidden states between SDPA and eager attention, as a share of the largest hidden state."""
 CHECK_BYTES = 256 << 20
 """What the eager attention of all checked examples may take."""
-_UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
-_SMALLEST = {"float16": 2.0**-25, "bfloat16": 0.0, "float32": 0.0}
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def check_capture(
                         "This model cannot be captured faithfully; please report it."
                     )
                 largest, total, count = max(largest, worst), total + float(difference.sum()), count + difference.size
-                if not site.has_position_bias:
+                if why_not_rebuilt(site, spec.keep) is None:
                     found, allowed = _rebuild(buffers, site, layer, i, n, m, batch.places[site.name], codec, kept)
                     over = np.abs(found - expected) - allowed - largest_bound
                     if float(over.max()) > 0:
@@ -144,22 +144,7 @@ def eager_attention(
     """Eager attention by site and layer, and the last hidden states."""
     with _output_hooks_removed(model), implementation(model, "eager"):
         output = model(**arguments, output_attentions=True, **forward_options(model))
-    two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
-    names = (
-        {"encoder": "encoder_attentions", "decoder": "decoder_attentions", "cross": "cross_attentions"}
-        if two_sided
-        else {"cross": "cross_attentions"}
-    )
-    found: dict[str, Sequence[Tensor]] = {}
-    for site in sites.sites:
-        weights = getattr(output, names.get(site.name, "attentions"), None)
-        if weights is None or len(weights) != site.n_layers or any(layer is None for layer in weights):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} returns {len(weights or ())} eager attention maps for {site.n_layers} {site.name} layers; "
-                "without them the capture cannot be checked."
-            )
-        found[site.name] = weights
-    return found, output[0]
+    return {str(name): maps for name, maps in read_attentions(model, sites, output).items()}, output[0]
 
 
 def _check_hidden(model: PreTrainedModel, inputs: ModelInputs, expected: Tensor) -> None:
@@ -226,21 +211,32 @@ def _rebuild(
     assert arrays.logsumexp is not None
     rows = slice(place.query_start[example], place.query_start[example] + n)
     keys = slice(place.key_start[example], place.key_start[example] + m)
-    query = decode_vectors(arrays.query[layer, :, rows], codec).astype(np.float64)
-    key = (
-        decode_vectors(arrays.key[layer, :, keys], codec)
-        .astype(np.float64)
-        .repeat(site.n_heads // site.n_kv_heads, axis=0)
+    query, query_error = _decode(arrays.query, arrays.query_scale, layer, place.example[example], rows, codec)
+    key, key_error = (
+        side.repeat(site.n_heads // site.n_kv_heads, axis=0)
+        for side in _decode(arrays.key, arrays.key_scale, layer, place.example[example], keys, codec)
     )
-    scale = abs(site.scaling[layer])
     scores = query @ key.transpose(0, 2, 1) * site.scaling[layer]
-    absolute = np.abs(query) @ np.abs(key).transpose(0, 2, 1)
-    unit, smallest = _UNIT[codec], _SMALLEST[codec]
-    spread = smallest * (np.abs(query).sum(-1)[:, :, None] + np.abs(key).sum(-1)[:, None, :])
-    moved = scale * (2.1 * unit * absolute + spread) + 1e-4
+    moved = query_error @ np.abs(key).transpose(0, 2, 1) + (np.abs(query) + query_error) @ key_error.transpose(0, 2, 1)
+    moved = abs(site.scaling[layer]) * moved + 1e-4
     softcap = site.softcap[layer]
     if softcap is not None:
         scores = np.tanh(scores / softcap) * softcap  # moves less than its argument
+    if arrays.position_bias is not None:
+        distance = np.arange(m) - np.arange(n)[:, None]
+        scores = scores + arrays.position_bias[layer][:, distance + arrays.zero_distance]
     hidden = kept <= 0
     weights = np.where(hidden, 0.0, np.exp(np.minimum(scores - arrays.logsumexp[layer, :, rows][:, :, None], 0.0)))
     return weights, np.where(hidden, 0.0, kept * np.expm1(np.minimum(moved, 50.0)))
+
+
+def _decode(
+    stored: np.ndarray, scale: np.ndarray | None, layer: int, example: int, rows: slice, codec: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of one example in float64, and the largest error that rounding may have made in each number."""
+    steps = None if scale is None else scale[layer, :, example, None]
+    values = decode_vectors(stored[layer, :, rows], codec, steps).astype(np.float64)
+    bound = VECTOR_BOUNDS[codec]
+    unit = max(bound.relative, 2.0**-24)  # float32 itself rounds in sums
+    error = 1.05 * unit * np.abs(values) + bound.absolute
+    return values, error if steps is None else error + bound.scaled * steps

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from headatlas.store.errors import UnsupportedModelError
-from headatlas.store.schema import Site, SiteName
+from headatlas.store.schema import CaptureMode, Site, SiteName
 
 from .capture import SUPPORTED, AttentionCall, capturing
+from .score_parts import find_parts, has_bias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,7 @@ class ModelSites:
 
     sites: tuple[Site, ...]
     calls: tuple[SiteCall, ...]
+    capture: CaptureMode = "interface"
 
     def site(self, name: SiteName) -> Site:
         """The site of that name."""
@@ -51,8 +53,8 @@ class CallSequence:
         self._expected = sites.calls
         self._n_seen = 0
 
-    def next(self, call: AttentionCall) -> SiteCall:
-        """Where this call belongs.
+    def next(self, module: str) -> SiteCall:
+        """Where the call of this module belongs.
 
         Raises
         ------
@@ -61,12 +63,12 @@ class CallSequence:
         """
         if self._n_seen >= len(self._expected):
             raise UnsupportedModelError(
-                f"{call.module} was called after all {len(self._expected)} expected attention calls."
+                f"{module} was called after all {len(self._expected)} expected attention calls."
             )
         expected = self._expected[self._n_seen]
-        if expected.module != call.module:
+        if expected.module != module:
             raise UnsupportedModelError(
-                f"attention call {self._n_seen} came from {call.module}, expected {expected.module}: the order of layers changed."
+                f"attention call {self._n_seen} came from {module}, expected {expected.module}: the order of layers changed."
             )
         self._n_seen += 1
         return expected
@@ -131,7 +133,7 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         by_site[name].append(call)
         calls.append(SiteCall(call.module, name, layer))
     for name, found in by_site.items():
-        expected = _n_layers(model, name)
+        expected = count_layers(model, name)
         if expected is not None and expected != len(found):
             raise UnsupportedModelError(
                 f"{type(model).__name__} has {expected} {name} layers but made {len(found)} attention calls there. {SUPPORTED}"
@@ -175,7 +177,7 @@ def is_causal(call: AttentionCall) -> bool:
     return not bool(open_.triu(1).any())
 
 
-def _n_layers(model: PreTrainedModel, site: SiteName) -> int | None:
+def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:
     """How many layers the configuration promises for a site; None where it does not say."""
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
@@ -211,14 +213,6 @@ def _site(name: SiteName, calls: list[AttentionCall], rotary: bool, two_sided: b
         window=tuple(call.window for call in calls),
         rotary=rotary,
         has_sinks=any(call.sinks is not None for call in calls),
-        has_position_bias=any(_has_bias(call) for call in calls),
+        has_position_bias=any(has_bias(call) for call in calls),
+        score_parts=find_parts(calls),
     )
-
-
-def _has_bias(call: AttentionCall) -> bool:
-    """Whether something finite is added to the scores, as an argument of its own or inside an additive mask."""
-    if call.position_bias is not None and bool(call.position_bias.any()):
-        return True
-    if call.mask is None or call.mask.dtype == torch.bool:
-        return False
-    return bool((call.mask[call.mask > torch.finfo(call.mask.dtype).min / 2] != 0).any())

@@ -1,7 +1,7 @@
 """One input of a model, traced into memory: for a notebook, without a corpus, a job file or a store.
 
 It goes through the capture that jobs use, the self-check against the model's own eager attention included; nothing is
-rounded (attention, query and key as float32).
+rounded (attention, query and key as float32; attention alone of a model that is captured in eager mode).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from headatlas.store.schema import Keep, TraceSpec
 from headatlas.store.statistics.definitions import STATISTICS
 from headatlas.store.tables import SegmentTables
 
-from .capture import capturing
 from .collector import TraceCollector
+from .eager import find_sites, forwarding
+from .eager_check import check_eager
 from .examples import CorpusExample, EncodedExample
 from .job import count_tokens
 from .model_inputs import InputBuilder, max_model_tokens
 from .segment_buffers import SegmentBuffers
 from .selfcheck import check_capture
-from .sites import discover_sites, forward_options
 from .tables import build_token_table
 from .tokenization import encode
 
@@ -71,16 +71,20 @@ def trace(
     with torch.inference_mode(), _evaluating(model):
         encoded = _encode(model, tokenizer, CorpusExample("trace", text, text_pair, target), add_special_tokens)
         builder = InputBuilder(model, tokenizer)
-        sites = discover_sites(model, builder.build_probe(encoded))
-        spec = TraceSpec(sites=sites.sites, keep=KEEP, statistics=tuple(STATISTICS))
+        sites = find_sites(model, builder.build_probe(encoded))
+        keep = KEEP if sites.capture == "interface" else KEEP.model_copy(update={"query_key": None})
+        spec = TraceSpec(sites=sites.sites, keep=keep, statistics=tuple(STATISTICS), capture=sites.capture)
         n_tokens = count_tokens([encoded], spec)
         inputs = builder.build([encoded])
-        check_capture(model, sites, KEEP, inputs, {name: [int(n[0])] for name, n in n_tokens.items()})
+        lengths = {name: [int(n[0])] for name, n in n_tokens.items()}
+        if sites.capture == "eager":
+            check_eager(model, sites, inputs, lengths)
+        else:
+            check_capture(model, sites, keep, inputs, lengths)
         buffers, collector = SegmentBuffers(spec, n_tokens), TraceCollector(spec, sites)
-        with capturing(model, collector):
+        with forwarding(model, sites, collector) as forward:
             batch = collector.begin(buffers, [0], inputs.special)
-            model(**inputs.arguments, **forward_options(model))
-            collector.finish()
+            forward(inputs)
         if batch.failures:
             raise UnsupportedModelError(f"{type(model).__name__}: {next(iter(batch.failures.values()))}.")
         buffers.check_filled()

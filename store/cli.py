@@ -182,7 +182,10 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     for site in opened.sites.values():
         heads = f"{site.n_layers} layers × {site.n_heads} heads"
         shared = f", {site.n_kv_heads} key heads" if site.n_kv_heads != site.n_heads else ""
-        facts.add_row(f"site {site.name}", f"{heads}{shared}, d_head {site.d_head}{', causal' if site.causal else ''}")
+        width = f", d_head {site.d_head}" if opened.spec.capture == "interface" else ""
+        facts.add_row(f"site {site.name}", f"{heads}{shared}{width}{', causal' if site.causal else ''}")
+    if opened.spec.capture == "eager":
+        facts.add_row("eager mode", "attention as the model returned it; its query and key could not be seen")
     if (codec := manifest.spec.attention_codec) is not None:
         facts.add_row("attention", _attention_text(opened, codec))
     for name, value in manifest.provenance.items():

@@ -24,11 +24,15 @@ _FLOATS = {"float16": ("IEEE float16", 2.0**-12), "float32": ("IEEE float32", 0.
 
 @dataclass(frozen=True)
 class CodecBound:
-    """Largest error of a codec: ``|decoded - x| <= absolute + relative · |x|``; `definition` is kept with the array."""
+    """Largest error of a codec: ``|decoded - x| <= absolute + relative · |x| + scaled · scale``.
+
+    `definition` is kept with the array; only `int8` has a scale.
+    """
 
     definition: str
     absolute: float
     relative: float = 0.0
+    scaled: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 What each attention codec means, and its largest error, is `codecs.py`: here are the arrays. Attention weights lie in
 [0, 1]; with steps of a square root small weights, of which long rows are made, keep their relative size, with linear
 steps the largest error is half as large. Vectors are stored as they are in half precision; `bfloat16` travels as the
-upper 16 bits of a float32, because no array library names it.
+upper 16 bits of a float32, because no array library names it. `int8` has 254 steps for each channel (one dimension of one
+head of one example), whose `scale` is kept beside the codes.
 
 The bounds hold for every float32 input in range; `tests/store/test_companding.py` tries to break them.
 """
@@ -25,6 +26,7 @@ VECTOR_BOUNDS: dict[str, CodecBound] = {
     "float16": CodecBound("IEEE float16", 2.0**-25, 2.0**-11),
     "bfloat16": CodecBound("bfloat16: the upper 16 bits of an IEEE float32", 2.0**-134, 2.0**-8),
     "float32": CodecBound("IEEE float32", 0.0),
+    "int8": CodecBound("(code - 128) * scale of its example, head and dimension", 0.0, 0.0, 0.5 + 2.0**-14),
 }
 """Codecs of query and key by name."""
 
@@ -76,8 +78,23 @@ def decode_attention(stored: Num[np.ndarray, "*shape"], codec: str) -> Float32[n
     return _weights(steps)[stored]
 
 
-def encode_vectors(vectors: Float[np.ndarray, "*shape"], codec: str) -> Shaped[np.ndarray, "*shape"]:
+INT8_STEPS = 127
+INT8_ZERO = 128
+INT8_SMALLEST_SCALE = 2.0**-126
+
+
+def channel_scale(vectors: Float32[np.ndarray, "*head position d_head"]) -> Float32[np.ndarray, "*head 1 d_head"]:
+    """The scale of each channel of one example for `int8`: its largest absolute value is 127 steps."""
+    largest = np.abs(vectors).max(axis=-2, keepdims=True, initial=0.0)
+    return np.maximum(largest / np.float32(INT8_STEPS), np.float32(INT8_SMALLEST_SCALE))
+
+
+def encode_vectors(
+    vectors: Float[np.ndarray, "*shape"], codec: str, scale: Float32[np.ndarray, "..."] | None = None
+) -> Shaped[np.ndarray, "*shape"]:
     """Query or key vectors as stored numbers (`VECTOR_DTYPE[codec]`), rounded to nearest, ties to even.
+
+    `int8` needs the `channel_scale` of the vectors.
 
     Raises
     ------
@@ -88,6 +105,9 @@ def encode_vectors(vectors: Float[np.ndarray, "*shape"], codec: str) -> Shaped[n
     largest = float(np.abs(vectors).max(initial=0.0))
     if not np.isfinite(largest):
         raise ShapeError("query or key holds a value that is not finite; expected finite numbers. Check the model.")
+    if codec == "int8":
+        assert scale is not None, "int8 comes with its scale"
+        return (np.rint(vectors / scale) + INT8_ZERO).astype(np.uint8)
     if codec == "bfloat16":
         bits = vectors.view(np.uint32).astype(np.uint64)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
@@ -99,8 +119,13 @@ def encode_vectors(vectors: Float[np.ndarray, "*shape"], codec: str) -> Shaped[n
     return vectors.astype(VECTOR_DTYPE[codec])
 
 
-def decode_vectors(stored: Shaped[np.ndarray, "*shape"], codec: str) -> Float32[np.ndarray, "*shape"]:
-    """Query or key vectors, float32, from stored numbers."""
+def decode_vectors(
+    stored: Shaped[np.ndarray, "*shape"], codec: str, scale: Float32[np.ndarray, "..."] | None = None
+) -> Float32[np.ndarray, "*shape"]:
+    """Query or key vectors, float32, from stored numbers; for `int8` with a scale that broadcasts to their shape."""
+    if codec == "int8":
+        assert scale is not None, "int8 comes with its scale"
+        return (stored.astype(np.float32) - np.float32(INT8_ZERO)) * scale
     if codec == "bfloat16":
         return _from_bfloat16(stored)
     return stored.astype(np.float32, copy=False)

@@ -26,7 +26,9 @@ SiteName = Literal["encoder", "decoder", "cross"]
 SequenceName = Literal["source", "target"]
 AttentionName = Annotated[str, AfterValidator(lambda name: attention_codec(name).name)]
 """The name of an attention codec, see `codecs.py`."""
-VectorCodec = Literal["float16", "bfloat16", "float32"]
+VectorCodec = Literal["float16", "bfloat16", "float32", "int8"]
+ScorePart = Literal["position_bias", "sinks"]
+CaptureMode = Literal["interface", "eager"]
 
 
 class _Frozen(BaseModel):
@@ -58,6 +60,8 @@ class Site(_Frozen):
     """Rows sum to less than 1: a learned sink takes the rest."""
     has_position_bias: bool = False
     """Scores are not query · key alone: a learned bias by position is added (T5)."""
+    score_parts: tuple[ScorePart, ...] = ()
+    """What is kept beside query and key to rebuild attention: a bias by key_pos − query_pos, and the sinks."""
 
     @model_validator(mode="after")
     def _one_a_layer(self) -> Site:
@@ -108,6 +112,15 @@ class TraceSpec(_Frozen):
     statistics: tuple[str, ...]
     """Names, in the order of the `statistic` axis."""
     earlier: Earlier = Earlier()
+    capture: CaptureMode = "interface"
+    """`eager`: only attention that the model returned was seen; `d_head`, `scaling`, `softcap`, `window`, `rotary` and
+    what a site says of sinks and biases mean nothing then."""
+
+    @model_validator(mode="after")
+    def _nothing_unseen(self) -> TraceSpec:
+        if self.capture == "eager" and self.keep.query_key is not None:
+            raise ValueError("query and key cannot be kept of a model that was captured in eager mode")
+        return self
 
     @property
     def attention_codec(self) -> AttentionCodec | None:
@@ -158,7 +171,7 @@ class ArrayLayout:
         return int(np.prod([int(n) for n in self.shape], dtype=object)) * self.dtype.itemsize if self.shape else 0
 
 
-VECTOR_DTYPE: dict[str, str] = {"float16": "f2", "bfloat16": "u2", "float32": "f4"}
+VECTOR_DTYPE: dict[str, str] = {"float16": "f2", "bfloat16": "u2", "float32": "f4", "int8": "u1"}
 
 
 Counts = Int[np.ndarray, "example"]
@@ -169,6 +182,11 @@ def pair_offset(site: Site, n_queries: Counts, n_keys: Counts, band: int | None 
     queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
     pairs = row_start(queries, keys, causal=site.causal, window=band)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(pairs)])
+
+
+def zero_distance(n_queries: Int[np.ndarray, "example"]) -> int:
+    """Where key_pos − query_pos = 0 lies on the `distance` axis, which begins with the longest example's last query."""
+    return max(0, int(n_queries.max(initial=0)) - 1)
 
 
 def band_array(band: int | None) -> str:
@@ -239,6 +257,15 @@ def segment_layout(
             add("query", (layers, heads, n_rows, site.d_head), dtype, "layer head query_token d_head")
             add("key", (layers, kv_heads, n_key_tokens, site.d_head), dtype, "layer kv_head key_token d_head")
             add("logsumexp", (layers, heads, n_rows), "f4", "layer head query_token")
+            if spec.keep.query_key == "int8":
+                scales = len(n_queries), site.d_head
+                add("query_scale", (layers, heads, *scales), "f4", "layer head example d_head")
+                add("key_scale", (layers, kv_heads, *scales), "f4", "layer kv_head example d_head")
+            if "position_bias" in site.score_parts:
+                distances = zero_distance(n_queries) + int(n_keys.max(initial=0))
+                add("position_bias", (layers, heads, distances), "f4", "layer head distance")
+            if "sinks" in site.score_parts:
+                add("sinks", (layers, heads, 1), "f4", "layer head sink")
         if spec.keep.edges:
             k = spec.keep.edges
             add("edge_key", (layers, heads, n_rows, k), edge_key, "layer head query_token edge")

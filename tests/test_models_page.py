@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from tools.architectures import ARCHITECTURES, REFUSED, SERVED
-from tools.model_rows import RefusedRow, ServedRow, measure
+from tools.architectures import ARCHITECTURES, EAGER, SERVED
+from tools.model_rows import EagerRow, RefusedRow, ServedRow, measure
 from tools.models_page import cells, difference, page, read_cells
 
 ROW = ServedRow("bert", "BertModel", "encoder, full: 2 × 4", "–", "kernel", 1e-7, 2e-7, {"mask": 0.5})
@@ -21,23 +21,29 @@ def written(repository) -> dict[str, list[str]]:
 def test_every_architecture_is_there_once_and_no_other(repository, written) -> None:
     assert list(written) == list(ARCHITECTURES)
     text = (repository / "docs/models.md").read_text(encoding="utf-8")
-    assert sum(line.startswith("| ") for line in text.splitlines()) == len(ARCHITECTURES) + 4  # heads and rules
+    assert sum(line.startswith("| ") for line in text.splitlines()) == len(ARCHITECTURES) + 6  # heads and rules
     assert len(SERVED) >= 30
-    assert len(REFUSED) >= 8
+    assert len(EAGER) >= 8
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_its_row_is_current_and_within_the_bound(name, written) -> None:
     row = measure(name)
-    assert isinstance(row, RefusedRow) == (name in REFUSED)
+    kind = ServedRow if name in SERVED else EagerRow if name in EAGER else RefusedRow
+    assert isinstance(row, kind)
     assert difference(row, written.get(name)) is None
     if isinstance(row, ServedRow):
         assert all(value > 0.01 for value in row.left_out.values()), "a part that changes nothing proves nothing"
 
 
 def test_what_is_written_is_read_back() -> None:
-    refused = RefusedRow("xlnet", "XLNetModel", "It is not captured.")
-    assert read_cells(page([ROW, refused])) == {"bert": cells(ROW), "xlnet": cells(refused)}
+    eager = EagerRow("xlnet", "XLNetModel", "encoder, full: 2 × 4", 0.0)
+    refused = RefusedRow("fnet", "FNetModel", "It is not captured.")
+    assert read_cells(page([ROW, eager, refused])) == {
+        "bert": cells(ROW),
+        "xlnet": cells(eager),
+        "fnet": cells(refused),
+    }
 
 
 @pytest.mark.parametrize(

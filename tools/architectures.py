@@ -62,6 +62,7 @@ BART = {
     "decoder_start_token_id": 2,
     "forced_eos_token_id": 2,
 }
+XLM = {"vocab_size": 61, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "n_langs": 1}
 IMAGE = {**{name: value for name, value in SMALL.items() if name != "vocab_size"}, "image_size": 8, "patch_size": 4}
 SERVED: dict[str, Architecture] = {
     "bert": Architecture("Bert", SMALL),
@@ -196,7 +197,7 @@ SERVED: dict[str, Architecture] = {
 }
 """Through transformers' attention interface."""
 
-REFUSED: dict[str, Architecture] = {
+EAGER: dict[str, Architecture] = {
     "gpt-j": Architecture("GPTJ", {**GPT2, "rotary_dim": 4}),
     "gpt-neo": Architecture(
         "GPTNeo",
@@ -223,8 +224,50 @@ REFUSED: dict[str, Architecture] = {
     "deberta": Architecture(
         "Deberta", {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 16}
     ),
-    "longformer": Architecture("Longformer", {**SMALL, "attention_window": 4, "pad_token_id": 0}),
+    "codegen": Architecture("CodeGen", {**GPT2, "rotary_dim": 4}),
+    "openai-gpt": Architecture("OpenAIGPT", {name: value for name, value in GPT2.items() if not name.endswith("_id")}),
+    "xlm": Architecture("XLM", XLM),
+    "flaubert": Architecture("Flaubert", XLM),
+    "convbert": Architecture("ConvBert", {**SMALL, "embedding_size": 32}),
+    "big bird, full": Architecture("BigBird", {**SMALL, "attention_type": "original_full"}),
 }
-"""Their attention is computed elsewhere, and what happens is said."""
+"""Their attention is computed elsewhere; the maps that they return are captured in eager mode."""
 
-ARCHITECTURES = {**SERVED, **REFUSED}
+REFUSED: dict[str, Architecture] = {
+    "longformer": Architecture("Longformer", {**SMALL, "attention_window": 4, "pad_token_id": 0}),
+    "led": Architecture(
+        "LED",
+        {
+            **{name: value for name, value in BART.items() if name != "max_position_embeddings"},
+            "attention_window": 4,
+            "max_encoder_position_embeddings": 64,
+            "max_decoder_position_embeddings": 64,
+        },
+        kind="two texts",
+    ),
+    "prophetnet": Architecture(
+        "ProphetNet",
+        {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 3,
+            "num_encoder_attention_heads": 4,
+            "num_decoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "max_position_embeddings": 64,
+            "decoder_start_token_id": 0,
+        },
+        kind="two texts",
+    ),
+    "funnel": Architecture(
+        "Funnel", {"vocab_size": 61, "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "block_sizes": [1, 1]}
+    ),
+    "squeezebert": Architecture("SqueezeBert", {**SMALL, "embedding_size": 32}),
+    "fnet": Architecture("FNet", SMALL),
+    "mamba": Architecture("Mamba", {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2}),
+}
+"""Neither way gives one map for each head; what happens is said."""
+
+ARCHITECTURES = {**SERVED, **EAGER, **REFUSED}

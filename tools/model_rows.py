@@ -10,11 +10,13 @@ from torch import Tensor
 
 from headatlas.pipeline.agreement import check_agreement
 from headatlas.pipeline.capture import AttentionCall, attention_weights, capturing
+from headatlas.pipeline.eager import find_sites
+from headatlas.pipeline.eager_check import check_eager
 from headatlas.pipeline.fused import FusedReduction, choose_reduction
 from headatlas.pipeline.model_inputs import ModelInputs
 from headatlas.pipeline.reduction import STATISTIC_NAMES
 from headatlas.pipeline.selfcheck import check_capture, eager_attention
-from headatlas.pipeline.sites import ModelSites, discover_sites, forward_options
+from headatlas.pipeline.sites import ModelSites, forward_options
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema import Keep, Site, TraceSpec
 
@@ -49,6 +51,16 @@ class ServedRow:
 
 
 @dataclass(frozen=True)
+class EagerRow:
+    """An architecture whose returned maps are captured; `stored` is the largest difference from its own softmaxes."""
+
+    name: str
+    model: str
+    sites: str
+    stored: float
+
+
+@dataclass(frozen=True)
 class RefusedRow:
     """An architecture that is not captured, and the message a user gets."""
 
@@ -58,7 +70,7 @@ class RefusedRow:
 
 
 @torch.no_grad()
-def measure(name: str) -> ServedRow | RefusedRow:
+def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
     """Build the model, capture it, compare.
 
     Raises
@@ -67,11 +79,15 @@ def measure(name: str) -> ServedRow | RefusedRow:
         The fused kernel stores something else than torch operations.
     """
     model = build_model(name)
-    try:
-        sites = discover_sites(model, build_probe(name))
-    except UnsupportedModelError as error:
-        return RefusedRow(name, type(model).__name__, str(error).partition(" Supported are")[0])
     inputs, lengths = build_inputs(name), sequence_lengths(name)
+    try:
+        sites = find_sites(model, build_probe(name))
+        if sites.capture == "eager":
+            report = check_eager(model, sites, ModelInputs(inputs, {}), lengths)
+            described = "; ".join(_describe_site(site) for site in sites.sites)
+            return EagerRow(name, type(model).__name__, described, report.largest)
+    except UnsupportedModelError as error:
+        return RefusedRow(name, type(model).__name__, str(error))
     stored = check_capture(model, sites, Keep(query_key="float32"), ModelInputs(inputs, {}), lengths).largest
 
     recorder = _Recorder()

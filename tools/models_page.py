@@ -18,7 +18,7 @@ import transformers
 from headatlas.pipeline import kernel
 
 from .architectures import ARCHITECTURES
-from .model_rows import RefusedRow, ServedRow, measure
+from .model_rows import EagerRow, RefusedRow, ServedRow, measure
 
 BOUND = 1e-5
 SERVED_HEAD = (
@@ -31,7 +31,9 @@ SERVED_HEAD = (
     "rebuilt",
     "left out",
 )
+EAGER_HEAD = ("architecture", "model", "site: layers × heads", "stored")
 REFUSED_HEAD = ("architecture", "model", "what happens")
+Row = ServedRow | EagerRow | RefusedRow
 N_FIXED = 4
 """Columns of a served row that are the same on every machine; the fifth is where the kernel is compiled."""
 INTRODUCTION = """\
@@ -43,7 +45,7 @@ transformers {transformers}, torch {torch}.
 
 - **stored**: largest difference of the attention that fills a store, kept in float32, from eager attention.
 - **rebuilt**: the same for the softmax over the captured query and key with the scaling, mask, soft cap, bias and sinks
-  that were captured with them. Where a bias is learned, query and key alone do not give attention; keep attention itself.
+  that were captured with them. A bias that depends on the distance of two tokens alone (T5) is kept with query and key.
 - **left out**: how far rebuilt attention would be off without that part, so that {bound:g} means something.
 - **computed by**: the fused kernel of the CPU, or torch operations. Half precision and other devices are for torch
   operations everywhere.
@@ -56,17 +58,30 @@ capture works, but no corpus feeds them yet.
 ## Captured ({n_served})
 
 """
+EAGER_INTRODUCTION = """
+## Captured in eager mode: attention, edges and statistics ({n_eager})
+
+They compute attention outside transformers' attention interface; some accept its name in silence and never call it. A job
+for them runs in eager mode and keeps what they return: say `query_key = "none"`, for their query and key cannot be seen
+(the job stops and says so otherwise). Manifest and `headatlas info` carry the mark `capture = "eager"`. All layers' maps of
+a batch are in memory at once, so batches are small and this is slower.
+
+- **stored**: largest difference of the attention that fills a store, kept in float32, from the softmaxes that torch saw
+  during the same forward pass. Every job checks that, and the number of layers, before it writes.
+
+"""
 REFUSED_INTRODUCTION = """
 ## Refused ({n_refused})
 
-They compute attention outside transformers' attention interface; some accept its name in silence and never call it. The
-job stops before anything is written, with this message and a list of families that work.
+Neither way gives one map of weights for each head and layer. The job stops before anything is written, with this message.
 
 """
 
 
-def cells(row: ServedRow | RefusedRow) -> list[str]:
+def cells(row: Row) -> list[str]:
     """The cells of a row."""
+    if isinstance(row, EagerRow):
+        return [row.name, f"`{row.model}`", row.sites, f"{row.stored:.1e}"]
     if isinstance(row, RefusedRow):
         return [row.name, f"`{row.model}`", row.message]
     left_out = ", ".join(f"{part} {value:.2g}" for part, value in row.left_out.items()) or "–"
@@ -82,11 +97,10 @@ def cells(row: ServedRow | RefusedRow) -> list[str]:
     ]
 
 
-def page(rows: Sequence[ServedRow | RefusedRow]) -> str:
+def page(rows: Sequence[Row]) -> str:
     """The whole page."""
-    served, refused = (
-        [cells(row) for row in rows if isinstance(row, ServedRow)],
-        [cells(row) for row in rows if isinstance(row, RefusedRow)],
+    served, eager, refused = (
+        [cells(row) for row in rows if isinstance(row, kind)] for kind in (ServedRow, EagerRow, RefusedRow)
     )
     head = INTRODUCTION.format(
         transformers=transformers.__version__,
@@ -94,8 +108,10 @@ def page(rows: Sequence[ServedRow | RefusedRow]) -> str:
         bound=BOUND,
         n_served=len(served),
     )
+    middle = EAGER_INTRODUCTION.format(n_eager=len(eager))
     tail = REFUSED_INTRODUCTION.format(n_refused=len(refused))
-    return head + _table(SERVED_HEAD, served) + tail + _table(REFUSED_HEAD, refused)
+    tables = _table(SERVED_HEAD, served), _table(EAGER_HEAD, eager), _table(REFUSED_HEAD, refused)
+    return head + tables[0] + middle + tables[1] + tail + tables[2]
 
 
 def read_cells(text: str) -> dict[str, list[str]]:
@@ -104,14 +120,15 @@ def read_cells(text: str) -> dict[str, list[str]]:
     return {row[0]: row for row in rows if row[0] not in (SERVED_HEAD[0], "---")}
 
 
-def difference(row: ServedRow | RefusedRow, written: Sequence[str] | None) -> str | None:
+def difference(row: Row, written: Sequence[str] | None) -> str | None:
     """What is wrong with an architecture's row on the page, or with the model itself; None: nothing."""
     if written is None:
         return f"{row.name} is missing"
-    off = [row.stored, row.rebuilt] if isinstance(row, ServedRow) else []
-    if not all(value <= BOUND for value in off):  # not max(): it may pass over NaN
-        return f"{row.name}: attention is off by {off[0]:.2g} stored, {off[1]:.2g} rebuilt, more than {BOUND:g}"
-    n = len(REFUSED_HEAD) if isinstance(row, RefusedRow) else N_FIXED + (kernel.available() is not None)
+    off = {name: value for name in ("stored", "rebuilt") if (value := getattr(row, name, None)) is not None}
+    if not all(value <= BOUND for value in off.values()):  # not max(): it may pass over NaN
+        said = ", ".join(f"{value:.2g} {name}" for name, value in off.items())
+        return f"{row.name}: attention is off by {said}, more than {BOUND:g}"
+    n = N_FIXED + (kernel.available() is not None) if isinstance(row, ServedRow) else 3
     found = cells(row)[:n]
     return None if found == list(written[:n]) else f"{row.name}: the page says {list(written[:n])}, found {found}"
 
@@ -141,8 +158,13 @@ def main() -> None:
     if not arguments.check:
         arguments.page.write_text(page(rows), encoding="utf-8")
     served = [row for row in rows if isinstance(row, ServedRow)]
+    eager = [row for row in rows if isinstance(row, EagerRow)]
     worst = max(max(row.stored, row.rebuilt) for row in served)
-    print(f"{len(served)} captured, off by at most {worst:.1e}; {len(rows) - len(served)} refused")
+    worst_eager = max((row.stored for row in eager), default=0.0)
+    print(
+        f"{len(served)} captured, off by at most {worst:.1e}; {len(eager)} in eager mode, off by at most {worst_eager:.1e}; "
+        f"{len(rows) - len(served) - len(eager)} refused"
+    )
 
 
 if __name__ == "__main__":

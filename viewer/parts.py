@@ -17,7 +17,6 @@ from headatlas.store.reading.example import Example
 from headatlas.store.schema import Site
 
 from .frames import Frame, pack, table_frame
-from .geometry import keys_seen
 
 LABELS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross"}
 
@@ -100,10 +99,7 @@ def example_part(example: Example, site: Site, layers: Sequence[int]) -> Frame:
         Neither attention nor query and key were kept.
     """
     keep = example.segment.spec.keep
-    if keep.attention is not None:
-        maps = example.attention(list(layers), None, site.name).values
-    else:
-        maps = np.stack([rebuild_layer(example, site, layer) for layer in layers])
+    maps = example.attention(list(layers), None, site.name).values
     return _with_tokens(example, site, layers, maps, "" if keep.attention else "rebuilt from query and key")
 
 
@@ -154,29 +150,6 @@ def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.n
         maps, table_frame(tokens), keys, label=LABELS[site.name], layers=layers, causal=site.causal,
         sentence_b_start=int(second[0]) if len(second) and second[0] else None, note=note,
     )  # fmt: skip
-
-
-def rebuild_layer(example: Example, site: Site, layer: int) -> Float[np.ndarray, "head query_pos key_pos"]:
-    """Attention of one layer from stored query, key and logsumexp.
-
-    Raises
-    ------
-    NotFoundError
-        They were not kept, or scores carry a learned bias by position.
-    """
-    if example.segment.spec.keep.query_key is None or site.has_position_bias:
-        raise NotFoundError(
-            f'attention of {site.name} was not kept and cannot be rebuilt. Run the job again with keep.attention = "sqrt8".'
-        )
-    query = example.query(layer, None, site.name).values
-    key = example.key(layer, None, site.name).values.repeat(site.n_heads // site.n_kv_heads, axis=0)
-    scores = query @ key.transpose(0, 2, 1) * site.scaling[layer]  # [head, query_pos, key_pos]
-    if cap := site.softcap[layer]:
-        scores = cap * np.tanh(scores / cap)
-    window = site.window[layer]
-    seen = np.stack([keys_seen(key.shape[1], q, causal=site.causal, window=window) for q in range(query.shape[1])])
-    logsumexp = example.logsumexp(layer, None, site.name).values
-    return np.where(seen, np.exp(np.minimum(scores - logsumexp[..., None], 0)), 0).astype(np.float32)
 
 
 def vectors_facts(part: Frame, site: Site) -> list[tuple[str, Any]]:

@@ -26,7 +26,14 @@ def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
         return facts
     if name in ("query", "key") and spec.keep.query_key:
         bound = VECTOR_BOUNDS[spec.keep.query_key]
-        return {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
+        said = {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
+        return said | ({"max_error_in_scales": bound.scaled} if bound.scaled else {})
+    if name in ("query_scale", "key_scale"):
+        return {"definition": "largest absolute value of an example, head and dimension, over 127"}
+    if name == "position_bias":
+        return {"definition": "added to the scores of a layer and head, by key_pos - query_pos"}
+    if name == "sinks":
+        return {"definition": "score of the sink of a layer and head"}
     if name == "logsumexp":
         return {"definition": "natural logarithm of the sum of exp of a row's scaled and masked scores"}
     if name == "statistics":

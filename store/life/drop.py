@@ -17,7 +17,7 @@ from ..containers.container import long_axis
 from ..errors import ConfigError, NotFoundError
 from ..manifest import Dropped, SegmentEntry, Skipped
 from ..reading.segment import Segment
-from ..schema import SequenceName, entries_of, segment_layout
+from ..schema import SequenceName, entries_of, segment_layout, zero_distance
 from ..sparse import entries_of_rows
 from ..store import Store, open_store
 from ..tables import SegmentTables
@@ -110,8 +110,14 @@ def without_examples(segment: Segment, rows: set[int]) -> tuple[SegmentTables, d
             continue
         data, site = segment.read(path), spec.site(path.partition("/")[0])
         axis = layout.axes[long_axis(layout)]
-        if axis == "example":
+        if axis == "example" and path.endswith("/statistics"):
             data = np.where(keep, data, np.float32(np.nan))
+        elif axis == "example":  # scales
+            data = data * keep[:, None]
+        elif axis == "distance":
+            tokens = before[site.query_sequence].n_tokens
+            first = zero_distance(tokens) - zero_distance(tokens * keep)
+            data = data[:, :, first : first + layout.shape[2]]
         elif axis in ("pair", "query_token", "key_token"):
             sequence = site.key_sequence if axis == "key_token" else site.query_sequence
             lengths = np.diff(segment.stored_pair_offset(path)) if axis == "pair" else before[sequence].n_tokens

@@ -6,17 +6,19 @@ the specification notes the codecs that were there before, and the errors of all
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..companding import decode_attention, decode_vectors, encode_vectors
+from ..companding import channel_scale, decode_attention, encode_vectors
 from ..encoding import attention_arrays
 from ..errors import ConfigError
 from ..reading.attention import read_pairs
 from ..reading.segment import Segment
-from ..schema import ArrayLayout, Earlier, Keep, Site, TraceSpec, segment_layout
+from ..reading.vectors import decode_block
+from ..schema import VECTOR_DTYPE, ArrayLayout, Earlier, Keep, Site, TraceSpec, segment_layout
 
 _CODED = ("attention", "query_key")
 
@@ -84,16 +86,32 @@ def recoded_traces(segment: Segment, spec: TraceSpec) -> dict[str, np.ndarray]:
     layouts, before = segment_layout(spec, lengths), segment.spec.keep
     for path in layouts:
         site, _, name = path.partition("/")
-        if path in arrays:
-            continue
+        if path in arrays or (name.endswith("_scale") and spec.keep.query_key != before.query_key):
+            continue  # made with the vectors
         if name.startswith("attention") and spec.keep.attention != before.attention:
             arrays |= _recoded_attention(segment, spec, spec.site(site), layouts, lengths)
         elif name in ("query", "key") and spec.keep.query_key != before.query_key:
-            decoded = decode_vectors(segment.read(path), before.query_key or "float32")
-            arrays[path] = encode_vectors(decoded, spec.keep.query_key or "float32")
+            arrays |= _recoded_vectors(segment, spec, spec.site(site), name)
         else:
             arrays[path] = segment.read(path)
     return arrays
+
+
+def _recoded_vectors(segment: Segment, spec: TraceSpec, site: Site, name: str) -> dict[str, np.ndarray]:
+    """Query or key of one site, and the scales that come with ``int8``."""
+    path, codec = f"{site.name}/{name}", spec.keep.query_key or "float32"
+    vectors = decode_block(segment, site, name, (slice(None),) * 4)  # [layer, head, token, d_head]
+    if codec != "int8":
+        return {path: encode_vectors(vectors, codec)}
+    offset = segment.token_offset(site.query_sequence if name == "query" else site.key_sequence)
+    codes = np.empty(vectors.shape, VECTOR_DTYPE[codec])
+    scale = np.zeros((*vectors.shape[:2], segment.n_examples, site.d_head), np.float32)
+    for example, (start, stop) in enumerate(itertools.pairwise(offset.tolist())):
+        if start < stop:
+            own = vectors[:, :, start:stop]
+            scale[:, :, example : example + 1] = of_example = channel_scale(own)
+            codes[:, :, start:stop] = encode_vectors(own, codec, of_example)
+    return {path: codes, f"{path}_scale": scale}
 
 
 def _recoded_attention(

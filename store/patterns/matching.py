@@ -9,6 +9,7 @@ of rows whose pairs are bounded, so memory does not grow with the corpus.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -249,14 +250,14 @@ def expand(
     return np.arange(len(row)) + (low - before)[row], row
 
 
-class _Join:
+class _Join(ABC):
     """Finds the keys whose value equals a row's."""
 
     n_candidates: int
 
+    @abstractmethod
     def pairs(self, rows: Int64[np.ndarray, "row"]) -> Pairs:
         """Candidates of these rows, by row, then key."""
-        raise NotImplementedError
 
 
 class _PositionJoin(_Join):

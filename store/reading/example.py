@@ -311,7 +311,11 @@ class Example:
     ) -> xr.DataArray:
         rows, n_rows = self._rows(sequence)
         stored, labels = self._read(f"{site.name}/{name}", site, layer, head, n_heads, head_dim, rows)
-        vectors = companding.decode_vectors(stored, self.segment.spec.keep.query_key or "float32")
+        codec, scale = self.segment.spec.keep.query_key or "float32", None
+        if codec == "int8":
+            of_example = slice(self.row, self.row + 1)
+            scale, _ = self._read(f"{site.name}/{name}_scale", site, layer, head, n_heads, head_dim, of_example)
+        vectors = companding.decode_vectors(stored, codec, scale)
         position = "query_pos" if name == "query" else "key_pos"
         dims = (*labels.dims, position, "d_head")
         return xr.DataArray(vectors, {**labels.coords, position: np.arange(n_rows)}, dims, name)

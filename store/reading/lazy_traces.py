@@ -14,10 +14,11 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Shaped
 
-from ..companding import decode_attention, decode_vectors
+from ..companding import decode_attention
 from ..pairs import pair_positions
 from ..schema import Keep, SequenceName, Site
 from .attention import read_pairs
+from .vectors import decode_block
 
 if TYPE_CHECKING:
     from ..store import Store
@@ -50,7 +51,10 @@ class _Decoded:
     keep: Keep
 
     def __call__(self, segment: Segment, selection: tuple[slice, ...]) -> np.ndarray:
-        return decode(self.path.rpartition("/")[2], segment.read(self.path, selection), self.keep)
+        site, _, name = self.path.partition("/")
+        if name in ("query", "key"):
+            return decode_block(segment, segment.spec.site(site), name, selection)
+        return decode(name, segment.read(self.path, selection), self.keep)
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,7 @@ class _Place:
 
 
 def decode(name: str, stored: Shaped[np.ndarray, "*shape"], keep: Keep) -> Shaped[np.ndarray, "*shape"]:
-    """Stored numbers of a trace array as people use them."""
-    if name in ("query", "key"):
-        return decode_vectors(stored, keep.query_key or "float32")
+    """Stored numbers of a trace array, other than attention, query and key, as people use them."""
     if name == "edge_key":
         return np.where(stored == np.iinfo(stored.dtype).max, -1, stored.astype(np.int64))
     return stored.astype(np.float32, copy=False)

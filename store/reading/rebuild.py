@@ -1,9 +1,9 @@
 """Attention that was not kept, from query, key and logsumexp: any rows against any keys, and nothing else is touched.
 
-weight = exp(softcap(query · key · scaling) − logsumexp), 0 where the mask hides the key. Over all keys that a row sees
-this adds up to 1 but for the rounding of query and key; the sum is formed piece by piece, held against 1, and divided
-out, which leaves a fifth of the error or less (a score that is off by d moves a weight w by d · w · (1 − w) instead of
-d · w). Rows with a sink are not divided: what the sink took is known from logsumexp alone.
+weight = exp(softcap(query · key · scaling) + bias − logsumexp), 0 where the mask hides the key. Over all keys that a row
+sees, and its sink, this adds up to 1 but for the rounding of query and key; the sum is formed piece by piece, held against
+1, and divided out, which leaves a fifth of the error or less (a score that is off by d moves a weight w by d · w · (1 − w)
+instead of d · w). Only where a store does not have the sinks' scores rows with a sink are not divided.
 
 The largest error is computed from the vectors themselves: rounding moves a score by at most (norm of the error) · (norm
 of the other vector) · scaling.
@@ -13,41 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from ..companding import VECTOR_BOUNDS, CodecBound, decode_vectors
 from ..errors import FormatError, NotFoundError, ShapeError
 from ..schema import Keep, Site
 from .masks import key_span, keys_seen
 from .segment import Segment
+from .vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
 
 _FLOAT32 = 2.0**-24
 _SUM_SLACK = 1e-3
 _PIECE_WEIGHTS = 1 << 20
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Decoded vectors, and the largest error that their codec may have made in each number."""
-
-    values: Float32[np.ndarray, "head position d_head"]
-    bound: CodecBound
-
-    def norm(self) -> Float[np.ndarray, "head position"]:
-        """Length of each vector."""
-        return np.linalg.norm(self.values.astype(np.float64), axis=-1)
-
-    def error(self) -> Float[np.ndarray, "head position"]:
-        """Length of the largest error of each vector."""
-        relative = self.bound.relative / (1 - self.bound.relative)  # of what was decoded
-        return relative * self.norm() + self.bound.absolute * self.values.shape[-1] ** 0.5
-
-    def part(self, positions: slice) -> Vectors:
-        """Those of some positions."""
-        return Vectors(self.values[:, positions], self.bound)
+_NO_PARTS = ScoreParts()
 
 
 @dataclass(frozen=True)
@@ -62,9 +42,9 @@ def why_not_rebuilt(site: Site, keep: Keep) -> str | None:
     """Why attention of a site cannot be rebuilt, and what to do; None where it can."""
     if keep.query_key is None:
         return f'query and key of {site.name} were not kept. Run the job again with keep.query_key = "float16".'
-    if site.has_position_bias:
+    if site.has_position_bias and "position_bias" not in site.score_parts:
         return (
-            f"the scores of {site.name} are not query · key alone (a bias by position is added), and the bias is not "
+            f"the scores of {site.name} are not query · key alone (a learned bias is added), and the bias is not "
             'kept. Run the job again with keep.attention = "sqrt8".'
         )
     return None
@@ -72,7 +52,10 @@ def why_not_rebuilt(site: Site, keep: Keep) -> str | None:
 
 @dataclass(frozen=True)
 class RowSums:
-    """Of each row over all keys that it sees: the sum of its weights before division, and how far a score may be off."""
+    """Of each row over all keys that it sees: the sum of its weights before division, and how far a score may be off.
+
+    Where the sink's score is known, its share is part of the sum.
+    """
 
     total: Float[np.ndarray, "head row"]
     moved: Float[np.ndarray, "head row"] | None
@@ -88,6 +71,7 @@ def rebuild_tile(
     first_key: int,
     n_keys: int,
     *,
+    parts: ScoreParts = _NO_PARTS,
     sums: RowSums | None = None,
     bounded: bool = True,
 ) -> Tile:
@@ -99,6 +83,8 @@ def rebuild_tile(
         Of the same heads: where query heads share a key head, its keys are there once for each.
     n_keys
         Keys of the example: they decide what a row sees.
+    parts
+        Bias and sinks of the same heads.
     sums
         Of the rows; None: the tile holds all keys that its rows see.
     bounded
@@ -111,20 +97,23 @@ def rebuild_tile(
     ShapeError
         A row sees keys outside the tile, and there are no `sums`.
     """
-    weights = _weights(query, key, logsumexp, site, layer, query_pos, first_key, n_keys)
+    weights = _weights(query, key, logsumexp, site, layer, query_pos, first_key, n_keys, parts)
     if sums is None:
         first, stop = key_span(site, layer, query_pos, n_keys)
         if not ((first_key <= first) & (stop <= first_key + key.values.shape[1])).all():
             raise ShapeError(f"keys from {first_key} are not all that the rows see; pass the sums of the rows.")
-        moved = _score_error(query, key, logsumexp, site.scaling[layer]) if bounded else None
-        sums = RowSums(weights.sum(axis=-1, dtype=np.float64), moved)
-        _check_sums(sums, lambda: _score_error(query, key, logsumexp, site.scaling[layer]), site, layer, query_pos)
-    if not site.has_sinks:
+        error = partial(_score_error, query, key, logsumexp, site.scaling[layer], parts.largest)
+        sums = RowSums(
+            weights.sum(axis=-1, dtype=np.float64) + _sink_share(parts, logsumexp), error() if bounded else None
+        )
+        _check_sums(sums, error, site, layer, query_pos)
+    divided = _is_divided(site)
+    if divided:
         weights /= np.where(sums.total > 0, sums.total, 1.0).astype(np.float32)[..., None]
     if not bounded or sums.moved is None:
         return Tile(weights, None)
     moved = np.minimum(sums.moved, 50.0)[..., None]
-    if site.has_sinks:
+    if not divided:
         error = np.minimum(weights * np.expm1(moved), 1.0)
     else:  # odds may be off by exp(2 · moved), either way
         odds = np.exp(2 * moved)
@@ -146,6 +135,7 @@ def _weights(
     query_pos: Int[np.ndarray, "row"],
     first_key: int,
     n_keys: int,
+    parts: ScoreParts,
 ) -> Float32[np.ndarray, "head row column"]:
     """exp(score − logsumexp), 0 for hidden keys; not divided yet."""
     softcap = site.softcap[layer]
@@ -153,6 +143,9 @@ def _weights(
     if softcap is not None:
         scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)  # moves less than its argument
     columns = np.arange(first_key, first_key + key.values.shape[1])
+    bias = parts.bias_at(query_pos, columns)
+    if bias is not None:
+        scores += bias
     scores -= logsumexp[..., None]
     weights = np.exp(np.minimum(scores, np.float32(8), out=scores), out=scores)  # no overflow, whatever is stored
     weights *= keys_seen(site, layer, query_pos, columns, n_keys)
@@ -162,11 +155,11 @@ def _weights(
 def _check_sums(
     sums: RowSums, error: Callable[[], np.ndarray], site: Site, layer: int, query_pos: Int[np.ndarray, "row"]
 ) -> None:
-    """Rows add up to 1 within what rounding explains; rows with a sink to less."""
-    off = np.maximum(sums.total - 1, 0 if site.has_sinks else 1 - sums.total)
+    """Rows add up to 1 within what rounding explains; rows with a sink of unknown score to less."""
+    off = np.maximum(sums.total - 1, 1 - sums.total if _is_divided(site) else 0)
     if (off <= _SUM_SLACK).all():
         return
-    wrong = off > _SUM_SLACK + np.expm1(np.minimum(error() if sums.moved is None else sums.moved, 50.0))
+    wrong = ~(off <= _SUM_SLACK + np.expm1(np.minimum(error() if sums.moved is None else sums.moved, 50.0)))  # NaN too
     if wrong.any():
         head, row = (int(at[0]) for at in np.nonzero(wrong))
         raise FormatError(
@@ -176,8 +169,20 @@ def _check_sums(
         )
 
 
+def _is_divided(site: Site) -> bool:
+    """Whether rows are divided by their sum: all that it is made of is known."""
+    return not site.has_sinks or "sinks" in site.score_parts
+
+
+def _sink_share(parts: ScoreParts, logsumexp: Float32[np.ndarray, "head row"]) -> Float[np.ndarray, "head row"] | float:
+    """What the sink takes of each row."""
+    if parts.sinks is None:
+        return 0.0
+    return np.exp(np.minimum(parts.sinks[:, None].astype(np.float64) - logsumexp, 8.0))
+
+
 def _score_error(
-    query: Vectors, key: Vectors, logsumexp: Float32[np.ndarray, "head row"], scaling: float
+    query: Vectors, key: Vectors, logsumexp: Float32[np.ndarray, "head row"], scaling: float, largest_bias: float
 ) -> Float[np.ndarray, "head row"]:
     """How far score − logsumexp of any key may be from what the model computed in float32."""
     query_norm, query_error = query.norm(), query.error()
@@ -185,7 +190,7 @@ def _score_error(
     # sums of float32 products, here and in the model, may each be off by as many roundings as there are dimensions
     rounding = 2 * (query.values.shape[-1] + 4) * _FLOAT32
     moved = (query_error + rounding * query_norm) * key_norm + (query_norm + query_error) * key_error
-    return moved * abs(scaling) + 4 * _FLOAT32 * (np.abs(logsumexp.astype(np.float64)) + 8)
+    return moved * abs(scaling) + 4 * _FLOAT32 * (np.abs(logsumexp.astype(np.float64)) + 8 + largest_bias)
 
 
 def require_rebuilt(site: Site, keep: Keep) -> None:
@@ -228,6 +233,11 @@ class RowReader:
         return read_heads(self.segment, f"{self.site.name}/logsumexp", self.layer, self.heads, self._flat)
 
     @cached_property
+    def parts(self) -> ScoreParts:
+        """Bias and sinks of the heads."""
+        return read_parts(self.segment, self.site, self.layer, self.heads)
+
+    @cached_property
     def query_pos(self) -> Int[np.ndarray, "row"]:
         """The rows' positions."""
         return np.arange(self.rows.start, self.rows.stop)
@@ -246,16 +256,16 @@ class RowReader:
     def sums(self) -> RowSums:
         """The rows' sums, over the keys that they see in pieces of bounded size."""
         first, stop = key_span(self.site, self.layer, self.query_pos, self.n_keys)
-        total = np.zeros(self.logsumexp.shape)
+        total = np.zeros(self.logsumexp.shape) + _sink_share(self.parts, self.logsumexp)
         moved = np.zeros(self.logsumexp.shape)
         step = max(64, _PIECE_WEIGHTS // max(1, total.size))
         end = int(stop.max(initial=0))
         for start in range(int(first.min(initial=end)), end, step):
             key = self.key(start, min(start + step, end))
             pieces = self.query, key, self.logsumexp
-            weights = _weights(*pieces, self.site, self.layer, self.query_pos, start, self.n_keys)
+            weights = _weights(*pieces, self.site, self.layer, self.query_pos, start, self.n_keys, self.parts)
             total += weights.sum(axis=-1, dtype=np.float64)
-            moved = np.maximum(moved, _score_error(*pieces, self.site.scaling[self.layer]))
+            moved = np.maximum(moved, _score_error(*pieces, self.site.scaling[self.layer], self.parts.largest))
         sums = RowSums(total, moved)
         _check_sums(sums, lambda: moved, self.site, self.layer, self.query_pos)
         return sums
@@ -279,21 +289,6 @@ class RowReader:
             self.query_pos,
             columns.start,
             self.n_keys,
+            parts=self.parts,
             sums=None if whole else self.sums,
         )
-
-
-def read_vectors(
-    segment: Segment, site: Site, name: str, layer: int, heads: Int[np.ndarray, "head"], rows: slice
-) -> Vectors:
-    """Decoded vectors of some (key) heads of one layer at some rows of the flat token axis."""
-    codec = segment.spec.keep.query_key or "float32"
-    stored = read_heads(segment, f"{site.name}/{name}", layer, heads, rows)
-    return Vectors(decode_vectors(stored, codec), VECTOR_BOUNDS[codec])
-
-
-def read_heads(segment: Segment, path: str, layer: int, heads: Int[np.ndarray, "head"], rows: slice) -> np.ndarray:
-    """Rows of some heads of one layer of a trace array; what lies between the heads is read too."""
-    low, high = int(heads.min()), int(heads.max())
-    block = segment.read(path, (layer, slice(low, high + 1), rows))
-    return block if np.array_equal(heads, np.arange(low, high + 1)) else block[heads - low]

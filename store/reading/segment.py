@@ -297,8 +297,10 @@ class Segment:
                 return everything
             if axis == "pair":
                 found = examples_of_rows(self.stored_pair_offset(array), start, stop)
-            elif name == "statistics":
+            elif axis == "example":
                 found = range(start, stop)
+            elif axis in ("distance", "sink"):
+                return everything
             else:
                 spec = self.spec.site(site)
                 sequence = spec.key_sequence if axis == "key_token" else spec.query_sequence
@@ -356,6 +358,7 @@ def missing_array(path: str, spec: TraceSpec) -> str:
         "edge_key": "keep.edges = 8",
         "edge_weight": "keep.edges = 8",
         **dict.fromkeys(("query", "key", "logsumexp"), 'keep.query_key = "float16"'),
+        **dict.fromkeys(("query_scale", "key_scale"), 'keep.query_key = "int8"'),
     }
     if name in keeps and any(s.name == site for s in spec.sites):
         return f"{path} was not kept. Run the job again with {keeps[name]}."

@@ -19,8 +19,9 @@ from ..companding import decode_attention
 from ..errors import FormatError, NotFoundError, located
 from ..patterns.matching import Matcher, Matches
 from ..reading.attention import read_dropped, read_pairs
-from ..reading.rebuild import Vectors, read_heads, read_vectors, rebuild_tile, require_rebuilt, why_not_rebuilt
+from ..reading.rebuild import rebuild_tile, require_rebuilt, why_not_rebuilt
 from ..reading.segment import Segment
+from ..reading.vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
 from ..schema import Site
 
 Level = Literal["attention", "edges", "rebuilt"]
@@ -286,6 +287,7 @@ class _Vectors:
     query: Vectors
     key: Vectors
     logsumexp: Float[np.ndarray, "head row"]
+    parts: ScoreParts
 
     @staticmethod
     def of(block: _Block) -> _Vectors:
@@ -303,6 +305,7 @@ class _Vectors:
             read_vectors(segment, site, "query", layer, heads, rows),
             read_vectors(segment, site, "key", layer, kv_heads, keys),
             read_heads(segment, f"{site.name}/logsumexp", layer, heads, rows),
+            read_parts(segment, site, layer, heads),
         )
 
     def tile(
@@ -314,11 +317,11 @@ class _Vectors:
         seen = min(n_keys, int(query_pos[-1]) + 1) if site.causal else n_keys
         rows = slice(tokens.start - self.first_row, tokens.stop - self.first_row)
         start = key_start - self.first_key
-        values = self.key.values[:, start : start + seen].repeat(site.n_heads // site.n_kv_heads, axis=0)
-        key, logsumexp = Vectors(values, self.key.bound), self.logsumexp[:, rows]
+        key = self.key.part(slice(start, start + seen)).repeat(site.n_heads // site.n_kv_heads)
+        pieces = self.query.part(rows), key, self.logsumexp[:, rows]
         with located(f"{self.block.segment.where}, tokens {tokens.start} to {tokens.stop - 1}"):
             return rebuild_tile(
-                self.query.part(rows), key, logsumexp, site, self.block.layer, query_pos, 0, n_keys, bounded=False
+                *pieces, site, self.block.layer, query_pos, 0, n_keys, parts=self.parts, bounded=False
             ).weights
 
 

@@ -17,7 +17,7 @@ from headatlas.pipeline.capture import (
 )
 from headatlas.pipeline.sites import CallSequence, discover_sites, forward_options
 from headatlas.store.errors import UnsupportedModelError
-from tools.architectures import REFUSED, SERVED
+from tools.architectures import EAGER, REFUSED, SERVED
 from tools.tiny_models import build_inputs, build_model, build_probe, sequence_lengths
 
 
@@ -137,7 +137,7 @@ def test_what_happens_to_scores_is_described(model_of, inputs_of):
     ]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [*EAGER, *REFUSED])
 def test_models_outside_the_interface_are_refused(name, model_of, inputs_of):
     model = model_of(name)
     with pytest.raises(UnsupportedModelError, match="Supported are"):
@@ -207,16 +207,16 @@ def test_missing_and_surplus_calls_are_noticed(model_of, inputs_of):
     sites = discover_sites(model, build_probe("bert"))
     _, calls = capture(model, inputs)
     sequence = CallSequence(sites)
-    sequence.next(calls[0])
+    sequence.next(calls[0].module)
     with pytest.raises(UnsupportedModelError, match="made 1 attention calls in a forward pass, expected 2"):
         sequence.finish()
     with pytest.raises(UnsupportedModelError, match="order of layers"):
-        sequence.next(calls[1])
+        sequence.next(calls[1].module)
     sequence.restart()
     for call in calls:
-        sequence.next(call)
+        sequence.next(call.module)
     with pytest.raises(UnsupportedModelError, match="after all 2"):
-        sequence.next(calls[0])
+        sequence.next(calls[0].module)
 
 
 def test_name_is_one_that_transformers_leaves_alone():

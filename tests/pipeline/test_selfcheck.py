@@ -75,7 +75,7 @@ def test_wrong_capture_is_stopped(name, field, value, model_of, inputs_of, monke
 
 def test_wrong_vectors_are_stopped(model_of, inputs_of, monkeypatch):
     right = selfcheck.decode_vectors
-    monkeypatch.setattr(selfcheck, "decode_vectors", lambda stored, codec: right(stored, codec) * np.float32(1.05))
+    monkeypatch.setattr(selfcheck, "decode_vectors", lambda *arguments: right(*arguments) * np.float32(1.05))
     with pytest.raises(UnsupportedModelError, match="rebuilt from stored query and key"):
         check(model_of("bert"), inputs_of("bert"))
 

@@ -105,7 +105,7 @@ def make_arrays(rng: np.random.Generator, spec: TraceSpec, tables: SegmentTables
         name = path.rpartition("/")[2]
         if path in arrays:
             continue
-        if name in ("query", "key"):
+        if name in ("query", "key") and spec.keep.query_key != "int8":
             data = companding.encode_vectors(rng.normal(size=layout.shape), spec.keep.query_key or "")
         elif layout.dtype.kind == "u":
             data = rng.integers(0, 50, layout.shape)

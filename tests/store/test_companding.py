@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from headatlas.store.codecs import ATTENTION_CODECS, attention_bound, attention_codec
 from headatlas.store.companding import (
     VECTOR_BOUNDS,
+    channel_scale,
     decode_attention,
     decode_vectors,
     encode_attention,
@@ -79,11 +80,17 @@ def test_sqrt8_is_the_written_formula() -> None:
 def test_vector_error_is_within_the_stated(codec: str, n: int) -> None:
     rng = np.random.default_rng(1)
     exact = (rng.normal(size=n) * np.exp2(rng.integers(-30, 12, n))).astype(np.float32)
-    stored = encode_vectors(exact, codec)
+    exact = exact.reshape(-1, 10)  # ten channels
+    scale = channel_scale(exact) if codec == "int8" else None
+    stored = encode_vectors(exact, codec, scale)
     assert stored.dtype == VECTOR_DTYPE[codec]
     bound = VECTOR_BOUNDS[codec]
-    allowed = bound.absolute + bound.relative * np.abs(exact.astype(np.float64))
-    error = np.abs(decode_vectors(stored, codec).astype(np.float64) - exact)
+    allowed = (
+        bound.absolute
+        + bound.relative * np.abs(exact.astype(np.float64))
+        + bound.scaled * (0 if scale is None else scale.astype(np.float64))
+    )
+    error = np.abs(decode_vectors(stored, codec, scale).astype(np.float64) - exact)
     assert np.all(error <= allowed)
 
 

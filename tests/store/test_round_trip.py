@@ -50,7 +50,7 @@ PIPELINES = {"zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline", "zarrs": "
 def specs(draw: st.DrawFn) -> TraceSpec:
     keep = Keep(
         attention=draw(st.sampled_from(CODECS)),
-        query_key=draw(st.sampled_from(["float16", "bfloat16", "float32", None])),
+        query_key=draw(st.sampled_from(["float16", "bfloat16", "float32", "int8", None])),
         edges=draw(st.sampled_from([None, 1, 4])),
         statistics=draw(st.booleans()),
     )
@@ -60,6 +60,7 @@ def specs(draw: st.DrawFn) -> TraceSpec:
         "n_heads": kv_heads * draw(st.integers(1, 2)),
         "n_kv_heads": kv_heads,
         "d_head": draw(st.integers(1, 5)),
+        "score_parts": draw(st.sampled_from([(), ("position_bias",), ("position_bias", "sinks")])),
     }
     shape["window"] = tuple(
         draw(st.lists(st.sampled_from([None, 1, 4]), min_size=(n := shape["n_layers"]), max_size=n))

@@ -15,7 +15,6 @@ from headatlas.store.schema import Keep
 from headatlas.store.store import open_store
 from headatlas.viewer import head_view, model_view, neuron_view
 from headatlas.viewer.notebook import read_tokens
-from headatlas.viewer.parts import rebuild_layer
 
 from ..views.data import random_attention
 
@@ -110,7 +109,7 @@ def test_attention_that_was_not_kept_is_rebuilt_or_asked_for(viewer_store, tmp_p
     example, site = vectors.examples[9], vectors.site()
     part = data_of(head_view(example, html_action="return"))["parts"][0]
     assert part["note"] == "rebuilt from query and key"
-    rebuilt = rebuild_layer(example, site, 1)
+    rebuilt = example.attention(1, None, site.name).values
     np.testing.assert_allclose(rebuilt.sum(-1), 1, atol=1e-3)
     assert data_of(neuron_view(example, html_action="return"))["parts"][0]["attention"] is None
     maps = open_store(viewer_store(tmp_path / "maps", 12, 1, keep=Keep(query_key=None, edges=None, statistics=False)))
