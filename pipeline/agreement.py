@@ -31,6 +31,7 @@ TOLERANCES = {
     "logsumexp": (1e-4, 1e-4),
     "statistics": (1e-4, 1e-4),
     "edge_weight": (5e-3, 1e-4),
+    "attention": (2e-3, 1e-5),
     "query": (5e-3, 5e-3),
     "key": (5e-3, 5e-3),
     "query_scale": (5e-3, 1e-4),

@@ -64,7 +64,8 @@ class StoreConfig(_Section):
 
     path: Path | None = None
     """The store's folder; by default ``traces/`` and the name of the job file."""
-    segment_examples: int = Field(default=512, gt=0)
+    segment_examples: int = Field(default=1024, gt=0)
+    """At most; a segment costs a tenth of a second of processor time whatever is in it."""
     segment_bytes: int = Field(default=256 << 20, ge=1 << 16)
     """Raw bytes of a segment; two of them are in memory at a time."""
     container: ContainerName = "zarr"

@@ -1,8 +1,9 @@
 """The fused kernel as a reduction: it serves the calls it covers and leaves the rest to torch operations.
 
-It covers float32 attention on the CPU whose mask is what lengths, causality and a sliding window say, and nothing more:
-each mask is compared with that, once a batch, never guessed. A learned bias or sinks are for torch operations. Where the
-kernel serves, its output is the model's: SDPA does not run.
+It covers attention on the CPU: soft cap, sinks, a bias by position, and every codec of one number a weight. A mask that is
+what lengths, causality and a sliding window say is not read at all: each is compared with that, once a batch, never
+guessed. Any other is added to the scores. Where the kernel serves float32, its output is the model's: SDPA does not run.
+Half precision is widened for the kernel, and SDPA makes the output, so that hidden states are those of the plain model.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headatlas.store.codecs import attention_codec
 from headatlas.store.schema import Keep, Site
 
 from . import kernel
 from .batch import Batch
 from .capture import AttentionCall
 from .collector import Reduction, TorchReduction
-from .kernel.layout import MAX_EDGES, STATISTIC_NAMES
+from .kernel.layout import CODE_KINDS, MAX_EDGES, STATISTIC_NAMES
+from .reduction import LOWEST
 from .segment_buffers import SiteArrays
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def choose_reduction(keep: Keep, statistics: Sequence[str]) -> Reduction:
     """The fused kernel if it is there and knows how to keep all this, else torch operations."""
-    known = (
-        keep.attention in (None, "sqrt8") and (keep.edges or 0) <= MAX_EDGES and set(statistics) <= set(STATISTIC_NAMES)
-    )
+    codec = attention_codec(keep.attention) if keep.attention else None
+    known_codec = codec is None or (codec.selection is None and (codec.steps is not None or codec.name in CODE_KINDS))
+    known = known_codec and (keep.edges or 0) <= MAX_EDGES and set(statistics) <= set(STATISTIC_NAMES)
     return FusedReduction(keep, statistics) if known and kernel.available() else TorchReduction(keep, statistics)
 
 
@@ -61,16 +66,21 @@ def _vector_places(lengths: tuple[int, ...], starts: tuple[int, ...]) -> kernel.
 
 @dataclass
 class _Plan:
-    """How one batch's calls of one kind are served; `places` None: by torch operations."""
+    """How one batch's calls of one kind are served; `places` None: by torch operations. `hides` is added to the scores."""
 
     mask: Tensor | None  # held, so that its id stays its own
     places: kernel.Places | None
     window: int | None = None
+    hides: Tensor | None = None
 
 
 @dataclass
 class FusedReduction:
-    """`Reduction` by the fused kernel; counts the calls it served and those it left to torch."""
+    """`Reduction` by the fused kernel; counts the calls it served and those it left to torch.
+
+    A kernel that sees a mask of its own still has to hold it as numbers, which is tokens² for each example: models that
+    hide keys by length, causality or a window have none.
+    """
 
     keep: Keep
     statistics: Sequence[str]
@@ -99,16 +109,24 @@ class FusedReduction:
         def of_layer(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[layer]
 
+        exact = call.query.dtype == torch.float32
+        biases = [bias.float() for bias in (plan.hides, call.position_bias) if bias is not None]
+        steps = attention_codec(self.keep.attention).steps if self.keep.attention else None
         output = kernel.fused_attention(
-            call.query,
-            call.key,
-            call.value,
+            call.query.float(),
+            call.key.float(),
+            call.value.float(),
             plan.places,
             scaling=call.scaling,
             window=plan.window,
             softcap=call.softcap,
+            biases=biases,
+            sinks=None if call.sinks is None else call.sinks.float().contiguous(),
+            output=exact,
             into=kernel.Destination(
                 codes=arrays.attention_of(site, layer),
+                code_kind=("root" if steps.root else "linear") if steps else self.keep.attention or "root",
+                code_steps=steps.n_steps if steps else 255,
                 logsumexp=of_layer(arrays.logsumexp),
                 edge_key=of_layer(arrays.edge_key),
                 edge_weight=of_layer(arrays.edge_weight),
@@ -134,9 +152,12 @@ class FusedReduction:
         if plan is None:
             plan = self._plans[kind] = _make_plan(call, site, band, batch)
         # What differs from layer to layer is looked at every time.
-        if call.query.dtype != torch.float32 or call.query.device.type != "cpu" or call.value.dtype != torch.float32:
+        if call.query.dtype not in _DTYPES or call.query.device.type != "cpu" or call.value.dtype != call.query.dtype:
             return _Plan(None, None)
-        return plan if call.position_bias is None and call.sinks is None else _Plan(None, None)
+        bias = call.position_bias
+        if bias is not None and (bias.ndim != 4 or bias.shape[2:] != (call.query.shape[2], call.key.shape[2])):
+            return _Plan(None, None)
+        return plan
 
 
 def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> _Plan:
@@ -150,8 +171,11 @@ def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) 
     for index, run in enumerate(place.runs):
         mask, triangular = batch.mask_of(call, site, index, run)
         windows = [w for w in windows if _is_visible(mask, triangular, run.n_queries, run.n_keys, site.causal, w)]
+    hides = None
     if not windows:
-        return _Plan(call.mask, None)
+        hides = _additive(call)
+        if hides is None:
+            return _Plan(call.mask, None)
     counts = np.array([(run.n_queries, run.n_keys) for run in place.runs for _ in range(run.start, run.stop)])
     special = batch.special.get(site.key_sequence)
     flags = np.zeros((len(counts), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
@@ -164,7 +188,17 @@ def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) 
         column=place.example,
         special=flags,
     )
-    return _Plan(call.mask, places, windows[0])
+    return _Plan(call.mask, places, windows[0] if windows else None, hides)
+
+
+def _additive(call: AttentionCall) -> Tensor | None:
+    """A mask as numbers to add to the scores; None where there is none of the call's shape."""
+    mask = call.mask
+    if mask is None or mask.ndim != 4 or mask.shape[2:] != (call.query.shape[2], call.key.shape[2]):
+        return None
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape).masked_fill_(~mask, LOWEST)
+    return mask.float().clamp(min=LOWEST)
 
 
 def _is_visible(

@@ -111,7 +111,9 @@ def execute_job(job: Job, on_event: Listener = lambda event: None) -> JobReport:
         JobStarted(str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(done))
     )
     if left:
-        collector = TraceCollector(job.spec, job.sites, _check(job, left, on_event))
+        reduction, served_by = _check(job, left, on_event)
+        writer.note("reduction", served_by)
+        collector = TraceCollector(job.spec, job.sites, reduction)
         pools = (BufferPool(), BufferPool())
         pending: Future[SegmentEntry] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
@@ -243,8 +245,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> Reduction:
-    """Hold the capture against eager attention on a few examples of what comes next; what then serves."""
+def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
+    """Hold the capture against eager attention on a few examples of what comes next; what then serves, and its name."""
     plain = TorchReduction(job.spec.keep, job.spec.statistics)
     on_event(Stage("checking the capture against eager attention"))
     for segment in left:
@@ -266,23 +268,18 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> Reducti
         fused = choose_reduction(job.spec.keep, job.spec.statistics)
         if not isinstance(fused, FusedReduction):
             on_event(Stage(f"capturing with {kernel.explain()}"))
-            return plain
+            return plain, "torch operations"
         agreement = check_agreement(job.loaded.model, job.sites, job.spec, inputs, lengths, fused)
         if agreement.difference:
             on_event(
                 Stage(f"capturing with torch operations: the fused kernel differs from them ({agreement.difference})")
             )
-            return plain
+            return plain, "torch operations"
         share = f"{fused.n_fused} of {fused.n_fused + fused.n_torch} layers"
-        on_event(
-            Stage(
-                f"capturing with the {kernel.explain()}, {share}"
-                if fused.n_fused
-                else "capturing with torch operations"
-            )
-        )
-        return fused
-    return plain
+        served_by = f"{kernel.explain()}, {share}" if fused.n_fused else "torch operations"
+        on_event(Stage(f"capturing with {'the ' if fused.n_fused else ''}{served_by}"))
+        return fused, served_by
+    return plain, "torch operations"
 
 
 def _report_segment(entry: SegmentEntry, on_event: Listener) -> None:

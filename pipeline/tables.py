@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -77,9 +79,12 @@ def _join(parts: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
 
 def _word_column(name: str, examples: Sequence[CorpusExample]) -> Column:
     rows = [example.word_columns.get(name) or [None] * len(example.words) for example in examples]
-    flat = [value for row in rows for value in row]
-    if any(isinstance(value, str) for value in flat) or all(value is None for value in flat):
-        return Column.of_text(value if value is None else str(value) for value in flat)
+    flat = list(itertools.chain.from_iterable(rows))
+    kinds = set(map(type, flat))
+    if str in kinds or kinds <= {type(None)}:
+        mixed = not kinds <= {str, type(None)}
+        texts = [value if value is None else str(value) for value in flat] if mixed else flat
+        return Column.of_text(cast("list[str | None]", texts))
     return Column(np.asarray([MISSING if value is None else value for value in flat], np.int32))
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _OWN = (
     "headatlas.pipeline.cli",
     "headatlas.store.commands.query",
+    "headatlas.store.commands.statistics",
     "headatlas.store.commands.relations",
     "headatlas.store.commands.contrast",
     "headatlas.store.commands.life",

@@ -112,10 +112,12 @@ class Manifest(_Frozen):
         body = b",\n" + format_document(self.model_dump(mode="json"))[2:]
         return _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"' + body
 
-    def with_segment(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], own_sha256: str) -> Manifest:
+    def with_segment(
+        self, entry: SegmentEntry, skipped: tuple[Skipped, ...], own_sha256: str, provenance: dict[str, Any]
+    ) -> Manifest:
         """The next snapshot; `own_sha256` is that of this manifest's file."""
         segments = tuple(sorted((*self.segments, entry), key=lambda e: e.index))
-        return self.followed_by(own_sha256, segments=segments, skipped=(*self.skipped, *skipped))
+        return self.followed_by(own_sha256, segments=segments, skipped=(*self.skipped, *skipped), provenance=provenance)
 
     def followed_by(self, own_sha256: str, **changes: Any) -> Manifest:
         """The next snapshot with other fields; `own_sha256` is that of this manifest's file."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -95,6 +95,13 @@ class Store:
     def refresh(self) -> Store:
         """The newest snapshot of the same store; this one stays as it is."""
         return Store(self.path)
+
+    def without(self, segments: Collection[int]) -> Store:
+        """The same snapshot as if the segments of these indices were not committed: what damage leaves."""
+        rest = Store(self.path, self.manifest.number)
+        rest.segments = tuple(segment for segment in rest.segments if segment.index not in segments)
+        rest._starts = np.array([segment.first_example for segment in rest.segments], dtype=np.int64)
+        return rest
 
     def site(self, name: str | None = None) -> Site:
         """The site of that name; without a name the first."""

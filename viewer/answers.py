@@ -8,6 +8,12 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from headatlas.store.errors import HeadAtlasError
+from headatlas.store.search.search import SearchResult
+
+SEARCH = "search"
+"""Stands among the statistics for the mass of the present search."""
+
 
 def upper_end(values: Float32[np.ndarray, "*shape"]) -> float:
     """A round number at or above the highest value: the end of its scale."""
@@ -53,3 +59,19 @@ class Edge:
     query_pos: int
     key_pos: int
     weight: float
+
+
+class SearchStoppedError(HeadAtlasError):
+    """A search ended before its end; `result` holds what was done. It is not kept."""
+
+    kind = "stopped"
+
+    def __init__(self, result: SearchResult) -> None:
+        super().__init__("the search was stopped")
+        self.result = result
+
+
+def mass_of(found: SearchResult) -> HeadValues:
+    """Mass of every head in an answer; NaN where nothing matched."""
+    values = found.heads["mass"].values.astype(np.float32)
+    return HeadValues(SEARCH, "Mass of the search", "", values, upper_end(values))

@@ -8,7 +8,7 @@ from pathlib import Path
 import panel as pn
 
 from .colours import css_variables
-from .data import DataSource
+from .library import Library
 from .session import Session
 from .state import query_of_arguments
 
@@ -41,11 +41,13 @@ def page_template() -> str:
     return _TEMPLATE.replace("@STYLE@", themes % (css_variables("light"), css_variables("dark")) + rules)
 
 
-def make_app(data: DataSource) -> Callable[[], pn.viewable.Viewable]:
+def make_app(library: Library) -> Callable[[], pn.viewable.Viewable]:
     """Make the function that Panel calls for every visitor."""
     template = page_template()
 
     def app() -> pn.viewable.Viewable:
+        asked = pn.state.session_args.get("store", [b""])[-1].decode("utf-8", "replace")
+        data = library[asked] if asked in library.names else library.first
         session = Session(data, query_of_arguments(pn.state.session_args))
         document = pn.state.curdoc
         if document is not None:

@@ -6,42 +6,81 @@ session; arrays it hands out are read-only, because many readers share them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
-from headatlas.store.errors import NotFoundError, PatternError
+from headatlas.store.errors import HeadAtlasError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
+from headatlas.store.patterns.fields import word_field_names
 from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Site
-from headatlas.store.search.search import ExampleHit, SearchResult, search
-from headatlas.store.statistics.definitions import STATISTICS, aggregate
+from headatlas.store.search.search import ExampleHit, SearchProgress, SearchResult, search
+from headatlas.store.statistics.definitions import FURTHER, STATISTICS, aggregate
+from headatlas.store.statistics.measured import statistic_rows
 from headatlas.store.store import Example, Store
 
-from .answers import Edge, HeadValues, upper_end
+from .answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, upper_end
 from .cache import ByteCache
+from .edges import strongest_edge
 from .labels import visible
 from .state import Bounds
 
-SEARCH = "search"
-"""Stands among the statistics for the mass of the present search."""
+if TYPE_CHECKING:
+    from .annotations import Notes
+    from .library import Library
+
+MAX_VALUES = 24
+"""Values of a field that are proposed."""
 MAX_HITS = 60
 """Examples of a search that are listed for a head."""
 
 
 class DataSource:
-    """Answers about one snapshot of a store."""
+    """Answers about one snapshot of a store.
 
-    def __init__(self, store: Store, cache_bytes: int = 256 << 20) -> None:
-        self.store = store
+    Segments with a missing or cut object are left out of every number; `damaged` says which and why.
+
+    Parameters
+    ----------
+    name
+        What the store is called; the name of its folder by default.
+    served_with
+        The stores that are served together, for views that compare.
+    notes
+        Stars and notes on heads; None: none are kept.
+    search_s
+        Seconds that a search may take; then it ends with what is done.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cache_bytes: int = 256 << 20,
+        *,
+        name: str | None = None,
+        served_with: Library | None = None,
+        notes: Notes | None = None,
+        search_s: float | None = None,
+    ) -> None:
+        self.store, self.damaged = _sound(store)
+        self.name, self.served_with = name or visible(store.path.name), served_with
+        self.notes, self.search_s = notes, search_s
         self._cache = ByteCache(cache_bytes)
 
     @property
-    def name(self) -> str:
-        """Name of the store's folder."""
-        return visible(self.store.path.name)
+    def stores(self) -> tuple[str, ...]:
+        """Names of the stores that are served together, the first one first."""
+        return self.served_with.names if self.served_with else (self.name,)
+
+    def told(self, error: BaseException) -> str:
+        """An error as readers may see it: every character visible, and the store's name instead of its path."""
+        return visible(str(error).replace(str(self.store.path), self.name))
 
     def site(self, name: str = "") -> Site:
         """The site of that name; the first without a name."""
@@ -60,8 +99,9 @@ class DataSource:
                 start["layer"], start["head"] = self.head_values("", str(start["statistic"])).best
         if self.n_examples:
             start["example"] = int(self.numbers[0])
+        start["store"] = self.stores[0]
         sites = {name: (site.n_layers, site.n_heads) for name, site in self.store.sites.items()}
-        return Bounds(sites, (*names, SEARCH), self.example_numbers, start)
+        return Bounds(sites, (*names, SEARCH), self.example_numbers, start, self.stores)
 
     # examples
 
@@ -154,9 +194,8 @@ class DataSource:
         found = self.site(site)
 
         def make() -> HeadValues:
-            known = STATISTICS.get(statistic)
-            n_queries, n_keys = self.lengths(found.query_sequence), self.lengths(found.key_sequence)
-            rows = known.rows(n_queries, n_keys) if known else n_queries
+            known = STATISTICS.get(statistic) or FURTHER.get(statistic)
+            rows = statistic_rows(self.store, found, statistic)
             values = aggregate(self.over_examples(site, statistic), rows).astype(np.float32)
             label, unit = (short(known.label), known.unit) if known else (visible(statistic), "")
             return HeadValues(statistic, label, "" if unit == "share" else unit, _frozen(values), upper_end(values))
@@ -188,32 +227,11 @@ class DataSource:
         Edges of tokens that the tokenizer added count only where there is no other. None where the store keeps nothing
         that tells, or nothing matches.
         """
-        key = ("edge", self.site(site).name, number, layer, head, statistic)
-        return self._cache.get(key, lambda: self._strongest_edge(self.site(site), number, layer, head, statistic))
-
-    def _strongest_edge(self, found: Site, number: int, layer: int, head: int, statistic: str) -> Edge | None:
-        example, keep = self.example(number), self.store.spec.keep
-        if keep.attention or (not keep.edges and self.has_attention(found.name)):
-            weights = example.attention(layer, head, found.name).values
-        elif keep.edges:
-            edges = example.edges(layer, head, found.name)
-            weights = np.zeros(
-                (len(example.tokens(found.query_sequence)), len(example.tokens(found.key_sequence))), np.float32
-            )
-            at = edges["key_pos"].values
-            np.put_along_axis(weights, np.maximum(at, 0), np.where(at >= 0, edges["weight"].values, 0), axis=1)
-        else:
-            return None
-        query_special, key_special = (
-            example.tokens(name).special for name in (found.query_sequence, found.key_sequence)
+        found = self.site(site)
+        key = ("edge", found.name, number, layer, head, statistic)
+        return self._cache.get(
+            key, lambda: strongest_edge(self.example(number), found, layer, head, statistic, self.has_attention(site))
         )
-        weights = np.where(matching(statistic, weights.shape, key_special), weights, -1)
-        plain = np.where(query_special[:, None] | key_special[None, :], -1, weights)
-        weights = plain if plain.max(initial=-1) > 0.01 else weights
-        if not weights.size or weights.max() <= 0:
-            return None
-        query, key = divmod(int(weights.argmax()), weights.shape[1])
-        return Edge(query, key, float(weights[query, key]))
 
     # search
 
@@ -232,6 +250,24 @@ class DataSource:
         """Field names of a query token."""
         return list(self.vocabulary(site).query)
 
+    def field_values(self, site: str) -> dict[str, list[tuple[str, int]]]:
+        """The most frequent values of each annotation of words that is text, for completion: every character visible."""
+        found = self.site(site)
+
+        def collect() -> dict[str, list[tuple[str, int]]]:
+            counts: dict[str, Counter[str]] = {}
+            for segment in self.store.segments:
+                columns = segment.tokens(found.query_sequence).word_columns
+                for field, name in word_field_names(columns).items():
+                    column = columns[name]
+                    if column.values is not None:
+                        numbers = np.bincount(column.data[column.data >= 0], minlength=len(column.values))
+                        counter = counts.setdefault(field, Counter())
+                        counter.update(dict(zip(column.values, numbers.tolist(), strict=True)))
+            return {f: [(visible(v), n) for v, n in c.most_common(MAX_VALUES)] for f, c in counts.items()}
+
+        return self._cache.get(("values of fields", found.name), collect)
+
     def check_pattern(self, expression: str, site: str) -> None:
         """Read an expression and check its names; PatternError points at the first mistake."""
         Pattern.parse(expression).check(self.vocabulary(site))
@@ -248,8 +284,14 @@ class DataSource:
                 continue
         return usable
 
-    def search(self, expression: str, site: str) -> SearchResult:
-        """Score every head for a pattern; kept per expression.
+    def search(
+        self,
+        expression: str,
+        site: str,
+        on_progress: Callable[[SearchProgress], None] = lambda progress: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> SearchResult:
+        """Score every head for a pattern; kept per expression once it is complete.
 
         Raises
         ------
@@ -257,12 +299,22 @@ class DataSource:
             The expression cannot be read, or names what this store does not have.
         NotFoundError
             The store kept neither attention nor edges.
+        SearchStoppedError
+            `stop` answered True, or the time was up.
         """
-        name = self.site(site).name
+        name, began = self.site(site).name, time.monotonic()
+
+        def ended() -> bool:
+            return stop() or (self.search_s is not None and time.monotonic() - began > self.search_s)
+
+        def make() -> SearchResult:
+            found = search(self.store, expression, name, on_progress=on_progress, stop=ended)
+            if not found.is_complete:
+                raise SearchStoppedError(found)
+            return found
+
         return self._cache.get(
-            ("search", name, expression),
-            lambda: search(self.store, expression, name),
-            lambda found: found.heads.nbytes + found.example_mass.nbytes + 4096,
+            ("search", name, expression), make, lambda found: found.heads.nbytes + found.example_mass.nbytes + 4096
         )
 
     def has_answer(self, expression: str, site: str) -> bool:
@@ -271,15 +323,16 @@ class DataSource:
 
     def search_values(self, expression: str, site: str) -> HeadValues:
         """Mass of every head under a pattern; NaN where nothing matched."""
-        values = self.search(expression, site).heads["mass"].values.astype(np.float32)
-        return HeadValues(SEARCH, "Mass of the search", "", _frozen(values), upper_end(values))
+        return mass_of(self.search(expression, site))
 
     def search_examples(self, expression: str, site: str, layer: int, head: int) -> list[ExampleHit]:
         """The examples that show the pattern best in one head, best first, at most `MAX_HITS`."""
-        name, found = self.site(site).name, self.search(expression, site)
-        return self._cache.get(
-            ("hits", name, expression, layer, head), lambda: found.top_examples(layer, head, MAX_HITS)
-        )
+        return self.hits_of(self.search(expression, site), layer, head)
+
+    def hits_of(self, found: SearchResult, layer: int, head: int) -> list[ExampleHit]:
+        """The same of an answer, which may be one that was stopped."""
+        key = ("hits", found.site.name, found.pattern.expression, found.n_examples_searched, layer, head)
+        return self._cache.get(key, lambda: found.top_examples(layer, head, MAX_HITS))
 
     def search_scores(self, expression: str, site: str, layer: int, head: int) -> Float32[np.ndarray, "example"]:
         """Mass of one head on every example, by position; NaN where nothing matched."""
@@ -288,21 +341,56 @@ class DataSource:
         scores[np.searchsorted(self.numbers, mass["example"].values)] = mass.values[layer, head]
         return scores
 
+    def head_notes(self, site: str) -> dict[str, dict[str, str | bool]]:
+        """Stars and notes by head (``5.8``), every character visible."""
+        found = self.notes.heads(self.site(site).name) if self.notes else {}
+        return {head: {"star": note.star, "note": visible(note.note)} for head, note in found.items()}
 
-def matching(
-    statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarray, "key_pos"]
-) -> Bool[np.ndarray, "query_pos key_pos"]:
-    """Which pairs the statistic is the mass of; all where it is no mass."""
-    query, key = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
-    if statistic == "special":
-        return np.broadcast_to(key_special[None, :], shape)
-    chosen = {
-        "self": key == query,
-        "previous": key == query - 1,
-        "next": key == query + 1,
-        "first": (key == 0) & (query >= 0),
-    }
-    return np.broadcast_to(chosen.get(statistic, True), shape)
+    # what belongs together
+
+    def pair_members(self, number: int) -> list[int]:
+        """The other examples with the same value of the annotation `pair`: the rest of a minimal pair."""
+        columns = self.store.example_columns()
+        if "pair" not in columns:
+            return []
+
+        def collect() -> dict[object, list[int]]:
+            members: dict[object, list[int]] = {}
+            for other, value in zip(self.numbers.tolist(), columns["pair"].to_list(), strict=True):
+                members.setdefault(value, []).append(other)
+            return members
+
+        value = self.example(number).columns.get("pair")
+        groups = self._cache.get(("pairs",), collect)
+        return [] if value in (None, "", -1) else [other for other in groups.get(value, []) if other != number]
+
+    def having(self, facets: Mapping[str, str]) -> Int64[np.ndarray, "found"]:
+        """Positions of the examples whose annotations, made visible, have these values."""
+
+        def find() -> np.ndarray:
+            columns = self.store.example_columns()
+            keep = np.ones(self.n_examples, bool)
+            for name, value in facets.items():
+                column = columns.get(name)
+                if column is None or column.values is None:
+                    keep[:] = False
+                    continue
+                codes = [code for code, text in enumerate(column.values) if visible(text) == value]
+                keep &= np.isin(column.data, codes)
+            return _frozen(np.flatnonzero(keep).astype(np.int64))
+
+        return self._cache.get(("having", *sorted(facets.items())), find)
+
+
+def _sound(store: Store) -> tuple[Store, tuple[str, ...]]:
+    """The store without segments that are damaged, and what is wrong with those."""
+    damaged: dict[int, str] = {}
+    for segment in store.segments:
+        try:
+            segment.listing  # noqa: B018 (reads it, and looks at every object)
+        except HeadAtlasError as error:
+            damaged[segment.index] = str(error)
+    return (store.without(damaged) if damaged else store), tuple(damaged.values())
 
 
 def short(label: str) -> str:

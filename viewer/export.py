@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -23,20 +24,21 @@ from .components.splice import bundle
 from .frames import Frame
 from .labels import visible
 
-Kind = Literal["head", "model", "neuron"]
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-)
+if TYPE_CHECKING:
+    from .components.base import ESMView
+
+Kind = Literal["head", "model", "neuron", "page"]
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 MAX_BYTES = 128 << 20
 """Arrays in one file; a browser opens more only with trouble."""
-_COMPONENTS: dict[Kind, dict[str, str]] = {
+_COMPONENTS: dict[str, dict[str, str]] = {
     "head": {"HeadPicker": "headpicker.js", "HeadView": "headview.js", "KeyList": "keylist.js"},
     "model": {"HeadPicker": "headpicker.js", "ModelView": "modelview.js", "HeadDetail": "headdetail.js"},
     "neuron": {"HeadPicker": "headpicker.js", "NeuronView": "neuronview.js"},
 }
 _STYLE = """
 html, body { margin: 0; height: 100% } body { display: grid; grid-template-rows: 32px minmax(0,1fr); gap: 6px; padding: 6px; box-sizing: border-box }
-main { display: grid; gap: 8px; min-height: 0; grid-template-columns: 232px minmax(0,1fr) 296px; grid-template-rows: minmax(0,1fr) } main.neuron { grid-template-columns: 232px minmax(0,1fr) }
+main { display: grid; gap: 8px; min-height: 0; grid-template-columns: 232px minmax(0,1fr) 296px; grid-template-rows: minmax(0,1fr) } main.neuron { grid-template-columns: 232px minmax(0,1fr) } main.page { grid-template-columns: minmax(0,1fr) }
 .host { display: block; min-width: 0; min-height: 0 }
 @media (max-width: 1100px) { main { grid-template-columns: 208px minmax(0,1fr); grid-template-rows: minmax(0,1fr) minmax(0,1fr) } main .host:nth-child(2) { grid-column: 2; grid-row: 1 / 3 } main .host:nth-child(3) { grid-column: 1; grid-row: 2 }
   main.neuron { grid-template-rows: minmax(0,1fr) } main.neuron { grid-template-columns: 150px minmax(0,1fr) } main.neuron .host:nth-child(2) { grid-row: 1 } }
@@ -58,7 +60,7 @@ class View:
     def _repr_html_(self) -> str:
         """As Jupyter shows it: a frame of its own, so that page and view cannot touch each other."""
         return (
-            f'<iframe sandbox="allow-scripts" srcdoc="{html.escape(self.data, quote=True)}" '
+            f'<iframe sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(self.data, quote=True)}" '
             f'style="width:100%;height:{self.height}px;border:0" title="headatlas view"></iframe>'
         )
 
@@ -98,11 +100,34 @@ def make_view(
         "state": {**start, **state},
         "facts": [list(fact) for fact in facts],
     }
-    return View(_document(kind, visible(title), data), height)
+    return View(_document(kind, visible(title), data, _COMPONENTS[kind]), height)
 
 
-def _document(kind: Kind, title: str, data: Frame) -> str:
-    names = _COMPONENTS[kind]
+def frozen_view(component: ESMView, title: str, height: int = 640) -> View:
+    """Put one component as it stands into a document: what can be asked of its frame alone still works.
+
+    Raises
+    ------
+    BudgetError
+        Its arrays take more than `MAX_BYTES`.
+    """
+    from panel.viewable import Layoutable
+
+    kept = [name for name in component.param if name not in Layoutable.param and name != "theme"]
+    values = {name: _finite(getattr(component, name)) for name in kept}
+    n_bytes = sum(array.nbytes for array in _arrays(values))
+    if n_bytes > MAX_BYTES:
+        raise BudgetError(f"this picture holds {n_bytes >> 20} MiB of numbers; a file takes at most {MAX_BYTES >> 20}.")
+    name = type(component).__name__
+    items = [{"component": name, "values": values}]
+    data = {
+        "kind": "page", "title": visible(title), "theme": component.theme, "palette": palette(), "parts": [],
+        "state": {}, "facts": [], "items": items,
+    }  # fmt: skip
+    return View(_document("page", visible(title), data, {name: str(type(component)._bundle)}), height)
+
+
+def _document(kind: Kind, title: str, data: Frame, names: dict[str, str]) -> str:
     script = bundle(names, "standalone.js")
     call = f'startPage(JSON.parse(document.getElementById("data").textContent), {{{", ".join(names)}}});'
     assert "</script" not in script, "the components never hold an end tag"
@@ -123,12 +148,21 @@ def to_json(data: Any) -> str:
 
 def _encode_array(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        kind = "u1" if value.dtype == np.uint8 else "f4"
-        raw = np.ascontiguousarray(value, dtype=f"<{kind}" if kind == "f4" else kind).tobytes()
+        kind = {"u1": "u1", "i4": "i4"}.get(value.dtype.str[1:], "f4")
+        raw = np.ascontiguousarray(value, dtype=kind if kind == "u1" else f"<{kind}").tobytes()
         return {"$array": kind, "data": base64.b64encode(raw).decode("ascii")}
     if isinstance(value, np.integer | np.floating | np.bool_):
         return value.item()
     raise TypeError(f"{type(value).__name__} has no place in a frame")
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON cannot write become null."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _arrays(value: Any) -> list[np.ndarray]:

@@ -25,6 +25,11 @@ def visible(text: str) -> str:
     return "".join(_visible_character(c) for c in text) if not text.isascii() or not text.isprintable() else text
 
 
+def visible_lines(text: str) -> str:
+    """The same for text of several lines in a field where line ends are kept."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
 def _visible_character(character: str) -> str:
     if character == "\n":
         return "↵"

@@ -25,7 +25,7 @@ def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
         "levels": [
             _level(state, "Corpus", corpus, {"page": "corpus"}, on=not on_views),
             {
-                **_level(state, "Head", f"{state.layer}.{state.head}", {"page": "corpus"}),
+                **_level(state, "Head", _head_label(data, state), {"page": "corpus"}),
                 "previous": _head(flat - 1, site.n_layers, site.n_heads),
                 "next": _head(flat + 1, site.n_layers, site.n_heads),
             },
@@ -54,6 +54,12 @@ def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
             ),
         ]
     }
+
+
+def _head_label(data: DataSource, state: ViewState) -> str:
+    name = f"{state.layer}.{state.head}"
+    note = data.head_notes(state.site).get(name)
+    return f"{name} \u2605" if note and note["star"] else name
 
 
 def edge_text(data: DataSource, state: ViewState) -> str:

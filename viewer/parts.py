@@ -98,9 +98,9 @@ def example_part(example: Example, site: Site, layers: Sequence[int]) -> Frame:
     NotFoundError
         Neither attention nor query and key were kept.
     """
-    keep = example.segment.spec.keep
-    maps = example.attention(list(layers), None, site.name).values
-    return _with_tokens(example, site, layers, maps, "" if keep.attention else "rebuilt from query and key")
+    found = example.attention(list(layers), None, site.name)
+    note = "" if found.attrs["source"] == "stored" else "rebuilt from query and key"
+    return _with_tokens(example, site, layers, found.values, note)
 
 
 def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> Frame:

@@ -1,7 +1,7 @@
 """The viewer's web server: one process, one address, explicit origins.
 
 It binds to loopback unless told otherwise, and a web socket is only taken from the origins it was told: the address it
-listens on, and those given. Every session reads the same `DataSource`; nothing can be written.
+listens on, and those given. Every session reads the same `Library`; nothing can be written but notes on heads.
 """
 
 from __future__ import annotations
@@ -10,17 +10,55 @@ import functools
 import ipaddress
 import re
 import socket
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from .data import DataSource
+    from .library import Library
 
 _ORIGIN = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~\-]+)*")
+
+
+@dataclass(frozen=True)
+class Auth:
+    """Who may open the viewer; nobody is asked by default. What is said here goes to Panel as it is.
+
+    `basic` is a password, or a file of ``{"user": "password"}``. `oauth` names a provider of Panel's (``github``, ``google``,
+    ``azure``, ``generic``, ...) with its `key` and `secret`. Either needs `cookie_secret`, which signs the cookies.
+    """
+
+    basic: str = ""
+    oauth: str = ""
+    key: str = ""
+    secret: str = ""
+    cookie_secret: str = ""
+
+    def __post_init__(self) -> None:
+        if self.basic and self.oauth:
+            raise ConfigError("basic_auth and oauth are both given; take one")
+        if (self.basic or self.oauth) and len(self.cookie_secret) < 16:
+            raise ConfigError(
+                "logins need a secret of 16 characters or more that signs their cookies; set HEADATLAS_COOKIE_SECRET"
+            )
+        if self.oauth and not (self.key and self.secret):
+            raise ConfigError(
+                "oauth needs the key and the secret that the provider gave; set HEADATLAS_OAUTH_KEY and HEADATLAS_OAUTH_SECRET"
+            )
+
+    def for_panel(self) -> dict[str, Any]:
+        """What `panel.io.server.get_server` is told."""
+        given = {
+            "basic_auth": self.basic, "oauth_provider": self.oauth, "oauth_key": self.key, "oauth_secret": self.secret,
+            "cookie_secret": self.cookie_secret,
+        }  # fmt: skip
+        own = {"login_template": str(Path(__file__).parent / "login.html")} if self.basic else {}
+        return {name: value for name, value in given.items() if value} | own  # Panel's page asks a network for a logo
 
 
 @dataclass(frozen=True)
@@ -35,6 +73,8 @@ class ServerOptions:
     address: str = "127.0.0.1"
     origins: tuple[str, ...] = ()
     prefix: str = ""
+    auth: Auth = field(default_factory=lambda: Auth())
+    max_sessions: int = 200
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
@@ -46,6 +86,8 @@ class ServerOptions:
                 )
         if not _PREFIX.fullmatch(self.normal_prefix):
             raise ConfigError(f"prefix is {self.prefix!r}; expected a path such as /atlas")
+        if self.max_sessions < 1:
+            raise ConfigError(f"max_sessions is {self.max_sessions}; expected 1 or more")
 
     @property
     def normal_prefix(self) -> str:
@@ -76,7 +118,7 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def make_server(data: DataSource, options: ServerOptions) -> tuple[Any, str]:
+def make_server(library: Library, options: ServerOptions) -> tuple[Any, str]:
     """Make a server that listens but is not started; returns it and the address to open.
 
     Raises
@@ -101,8 +143,9 @@ def make_server(data: DataSource, options: ServerOptions) -> tuple[Any, str]:
             f"address {options.address!r} listens on every interface; name the origins that may open the viewer, such as --origin HOST:{port}"
         )
     pn.config.respect_explicit_sizing = True
+    app = limited(make_app(library), options.max_sessions)
     server = pn.io.server.get_server(
-        {"/": make_app(data)},
+        {"/": app},
         port=port,
         address=options.address,
         websocket_origin=origins,
@@ -111,10 +154,37 @@ def make_server(data: DataSource, options: ServerOptions) -> tuple[Any, str]:
         show=False,
         start=False,
         location=False,
+        liveness=True,
+        **options.auth.for_panel(),
         check_unused_sessions_milliseconds=5_000,
         unused_session_lifetime_milliseconds=30_000,
     )
     return server, options.url(port)
+
+
+def limited(app: Callable[[], Any], most: int) -> Callable[[], Any]:
+    """Give at most `most` sessions the app; who comes later is told so and may try again."""
+    import panel as pn
+
+    present: set[str] = set()
+    lock = threading.Lock()
+
+    def serve() -> Any:
+        document = pn.state.curdoc
+        context = document.session_context if document is not None else None
+        if context is None:
+            return app()
+        with lock:
+            full = len(present) >= most
+            if not full:
+                present.add(context.id)
+        if full:
+            text = f"{most} readers are here, which is as many as this viewer takes. Try again in a minute."
+            return pn.pane.HTML(f"<p>{text}</p>", sanitize_html=True)
+        pn.state.on_session_destroyed(lambda ended: present.discard(ended.id))
+        return app()
+
+    return serve
 
 
 @functools.cache
@@ -144,15 +214,15 @@ def free_port(address: str, port: int = 0) -> int:
 
 
 def serve(
-    data: DataSource,
+    library: Library,
     options: ServerOptions,
     *,
     show: bool = False,
     announce: Callable[[str], Any] = functools.partial(print, flush=True),
 ) -> None:
     """Serve until interrupted."""
-    server, url = make_server(data, options)
-    announce(f"headatlas: {data.name} is at {url}  (Ctrl-C ends)")
+    server, url = make_server(library, options)
+    announce(f"headatlas: {', '.join(library.names)} is at {url}  (Ctrl-C ends)")
     server.start()
     if show:
         import webbrowser

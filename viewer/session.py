@@ -6,17 +6,18 @@ shown. What comes from the browser is checked by `ViewState.apply`; what it does
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
+from urllib.parse import quote
 
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 
+from .annotations import Note
 from .components.card import LevelBar, Notice, Router, StateCard, StatusLine, TopBar
 from .data import DataSource
 from .labels import visible
@@ -25,6 +26,8 @@ from .pages.page import Page, grid, place, show
 from .state import PAGES, Problem, ViewState
 
 logger = logging.getLogger(__name__)
+GROWING_MS = 3_000
+"""How often a session of a job that still runs looks for new segments."""
 _HEAD = re.compile(r"\s*([0-9]{1,6})\.([0-9]{1,6})\s*")
 LABELS = {"corpus": "Corpus", "search": "Search", "examples": "Examples", "views": "Views"}
 
@@ -41,12 +44,13 @@ class Session:
     """
 
     def __init__(self, data: DataSource, query: str = "") -> None:
-        self.data, self.state = data, ViewState(data.bounds)
+        self.data, self.state = data, ViewState(data.bounds, store=data.name)
         self.problems: list[Problem] = self.state.from_query(query)
         self.wants_best_head = bool(self.state.pattern) and not re.search(r"(^|&)(layer|head)=", query)
         """Whether the answer of the search may choose the head: it was asked without one."""
         self._pages: dict[str, Page] = {}
         self._stale: dict[str, set[str]] = {}
+        self._new_segments = 0
         self._travelled, self._pushes, self._push, self._answer = 0, 0, False, ("", 0.0)
         send = self.receive
         self.router, self.top, self.levels = Router(send), TopBar(send), LevelBar(send)
@@ -77,6 +81,8 @@ class Session:
         self._show(frozenset(ViewState.FIELDS))
         self.state.param.watch(self._changed, list(ViewState.FIELDS))
         self._push = True
+        if data.served_with is not None and not data.store.is_complete and pn.state.curdoc is not None:
+            pn.state.add_periodic_callback(self._look_for_segments, period=GROWING_MS)
 
     # messages
 
@@ -93,8 +99,14 @@ class Session:
         elif isinstance(expression := message.get("run"), str):
             self.wants_best_head = True
             self.go({"page": "search", "pattern": expression.strip()})
+        elif isinstance(note := message.get("note"), dict):
+            self.note(note)
+        elif message.get("refresh"):
+            self.refresh_store()
         elif message.get("dismiss"):
             self.complain([])
+        elif page := self._pages.get(self.state.page):
+            page.heard(message)
 
     def go(self, patch: dict[str, Any], push: bool = True) -> None:
         """Change the state; with ``push=False`` without a history entry of its own."""
@@ -128,19 +140,6 @@ class Session:
             self.problems = problems
             self._notice()
 
-    def background(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Run `work` in a thread and hand its result to `done` in this session; at once where there is no server."""
-        document = pn.state.curdoc
-        if document is None or document.session_context is None:
-            done(work())
-            return
-
-        async def run() -> None:
-            done(await asyncio.to_thread(work))
-
-        # Not before the page has loaded: what changes between sending the page and its first connection is lost.
-        pn.state.onload(lambda: pn.state.execute(run))
-
     # what follows from a change
 
     def _changed(self, *events: Any) -> None:
@@ -166,7 +165,7 @@ class Session:
             return page.refresh(changed) if changed else self._answer[0]
         except HeadAtlasError as error:
             logger.warning("%s: %s", name, error)
-            self.complain([Problem(name, "", visible(str(error)))])
+            self.complain([Problem(name, "", self.data.told(error))])
             return "nothing: see above"
 
     def _build(self, name: str) -> Page:
@@ -193,6 +192,7 @@ class Session:
             "page": state.page,
             "pages": [{"page": page, "label": LABELS[page], "query": state.to_query(page=page)} for page in PAGES],
             "store": self.data.name,
+            "stores": [[name, f"store={quote(name)}&page={state.page}&view={state.view}"] for name in self.data.stores],
             "theme": state.theme,
         }
         self.levels.frame = level_frame(self.data, state)
@@ -211,7 +211,55 @@ class Session:
                 for p in self.problems
             ],
         }
-        self.notice.visible = bool(self.problems)
+        self.notice.frame = {**self.notice.frame, "banners": self._banners()}
+        self.notice.visible = bool(self.problems or self.notice.frame["banners"])
+
+    def _banners(self) -> list[dict[str, Any]]:
+        """What holds for the whole store: damage, and segments that came since it was opened."""
+        banners = [
+            {"kind": "damaged", "text": f"Left out of all numbers: {self.data.told(HeadAtlasError(why))}"}
+            for why in self.data.damaged
+        ]
+        if self._new_segments:
+            n = self._new_segments
+            text = f"{n} new segment{'s' if n > 1 else ''} {'were' if n > 1 else 'was'} committed."
+            banners.append({"kind": "growing", "text": text, "label": "Show them"})
+        return banners
+
+    def _look_for_segments(self) -> None:
+        """Tell of segments that were committed since; an empty store is opened again by itself."""
+        library = self.data.served_with
+        found = library.new_segments(self.data) if library else 0
+        if found and not self.data.n_examples:
+            self.refresh_store()
+        elif found != self._new_segments:
+            self._new_segments = found
+            self._notice()
+
+    def refresh_store(self) -> None:
+        """Show the newest snapshot, in a new session on the same address."""
+        if self.data.served_with is not None:
+            self.data.served_with.refresh(self.data.name)
+        self.router.frame = {**self.router.frame, "reload": True}
+
+    def note(self, message: dict[str, Any]) -> None:
+        """Keep a star or a note of the chosen head."""
+        notes, state = self.data.notes, self.state
+        if notes is None or not notes.is_writable:
+            self.complain([Problem("note", "", "notes are read only here; start the viewer with --notes PATH")])
+            return
+        site = self.data.site(state.site).name
+        try:
+            known = notes.of(site, state.layer, state.head)
+            star, text = message.get("star", known.star), message.get("text", known.note)
+            if isinstance(star, bool) and isinstance(text, str):
+                notes.write(site, state.layer, state.head, Note(star, text))
+            self.complain([])
+        except HeadAtlasError as error:
+            self.complain([Problem("note", "", self.data.told(error))])
+        for page in self._pages.values():
+            page.annotated()
+        self._bars()
 
     def _title(self) -> str:
         state = self.state
@@ -237,10 +285,14 @@ class EmptyPage(Page):
             "kind": "empty",
             "title": "Empty store",
             "lines": [
-                f"{visible(str(store.path))} holds no committed segment yet; {store.manifest.n_segments_planned} are planned.",
-                "Run its job (or let it run on), then reload this page.",
+                f"{self.data.name} holds no committed segment yet; {store.manifest.n_segments_planned} are planned."
+                if not self.data.damaged
+                else f"Every segment of {self.data.name} is damaged; see above.",
+                "Run its job (or let it run on): this page opens by itself when the first segment is committed.",
             ],
-            "code": f"headatlas run CONFIG --out {visible(str(store.path))}",
+            "code": f"headatlas verify {self.data.name}"
+            if self.data.damaged
+            else f"headatlas run CONFIG --out {self.data.name}",
         }
         return ""
 

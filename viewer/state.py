@@ -7,6 +7,7 @@ takes what is valid and names what is not. A bad value is never taken and never 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,17 @@ from urllib.parse import quote, unquote_to_bytes
 import param
 
 PAGES = ("corpus", "search", "examples", "views")
-VIEWS = ("head", "model", "neuron")
+VIEWS = ("head", "model", "neuron", "matrix", "compare", "space")
 MEASURES = ("mass", "hit_rate", "lift")
 ORDERS = ("corpus", "strongest", "weakest")
 SPECIALS = ("hide", "show")
+LEVELS = ("token", "word", "sentence")
+SEGMENTS = ("all", "aa", "ab", "ba", "bb")
+WEIGHTS = ("stored", "renormalised")
+LAYOUTS = ("columns", "rows")
+POOLINGS = ("maximum", "mean")
+SCALES = ("sqrt", "linear", "log")
+COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
 MAX_TEXT = 2_000
 MAX_HEADS = 12
@@ -28,12 +36,14 @@ _WHOLE = re.compile(r"[0-9]{1,9}")
 _NUMBER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
 _PIN = re.compile(r"([qk])([0-9]{1,9})")
 _HEAD = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
+_ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 
 
 @dataclass(frozen=True)
 class Bounds:
     """What the store has, so that a choice can be checked: per site (layers, heads), statistics, examples.
 
+    `stores` names the stores that are served together, the one that is shown first.
     `start` holds choices of a fresh page that differ from the defaults (the head that stands out, ...).
     """
 
@@ -41,6 +51,7 @@ class Bounds:
     statistics: tuple[str, ...] = ()
     examples: Collection[int] | None = None
     start: Mapping[str, Any] = field(default_factory=dict)
+    stores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,17 +89,35 @@ class ViewState(param.Parameterized):
     share = param.Number(default=0.75, bounds=(0.0, 1.0))
     keys = param.Integer(default=8, bounds=(1, 64))
     specials = param.Selector(default="hide", objects=list(SPECIALS), doc="special tokens in the views")
+    level = param.Selector(default="token", objects=list(LEVELS), doc="what a line of the head view joins")
+    segments = param.Selector(default="all", objects=list(SEGMENTS), doc="from which text of a pair to which")
+    weights = param.Selector(
+        default="stored", objects=list(WEIGHTS), doc="as stored, or rows of what is shown add up to 1"
+    )
+    layout = param.Selector(default="columns", objects=list(LAYOUTS), doc="of the head view's tokens")
+    pooling = param.Selector(default="maximum", objects=list(POOLINGS), doc="of a matrix that is zoomed out")
+    scale = param.Selector(default="sqrt", objects=list(SCALES), doc="of the matrix's colours")
+    zoom = param.String(default="", doc="first row, first column and width of the matrix's window")
+    compare = param.Selector(default="examples", objects=list(COMPARISONS))
+    other_example = param.String(default="", doc="number of the example that is compared with; empty: its pair's other")
+    other_head = param.String(default="", doc="layer.head that is compared with, of `other_store` where models are")
+    other_store = param.String(default="", doc="name of the store that is compared with")
+    shade = param.String(default="side", doc="what colours the query-key space: side, position, token or an annotation")
+    where = param.String(default="", doc="annotations that listed examples have, a JSON object of texts")
     text = param.String(default="", doc="text filter of the example list")
     order = param.Selector(default="corpus", objects=list(ORDERS), doc="order of the example list")
     row = param.Integer(default=0, bounds=(0, None), doc="first row of the example list")
     theme = param.Selector(default="auto", objects=list(THEMES))
+    store = param.String(default="", doc="name of the store, where several are served")
 
     FIELDS: ClassVar[tuple[str, ...]] = (
-        "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
-        "share", "keys", "specials", "text", "order", "row", "theme",
+        "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
+        "share", "keys", "specials", "level", "segments", "weights", "layout", "pooling", "scale", "zoom", "compare",
+        "other_example", "other_head", "other_store", "shade", "where", "text", "order", "row", "theme",
     )  # fmt: skip
     HISTORY: ClassVar[frozenset[str]] = frozenset(
-        {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin"}
+        {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin", "level", "segments"}
+        | {"compare", "other_example", "other_head", "other_store", "where"}
     )
     """A change of one of these is a new history entry; the rest (sliders, sort, colour) replace the current one."""
 
@@ -111,6 +140,11 @@ class ViewState(param.Parameterized):
         """(layer, head) of the chosen head and then the further ones, each once."""
         further = [(int(m[1]), int(m[2])) for m in map(_HEAD.fullmatch, self.heads.split(",")) if m]
         return tuple(dict.fromkeys([(self.layer, self.head), *further]))
+
+    @property
+    def facets(self) -> dict[str, str]:
+        """Annotations that listed examples have."""
+        return json.loads(self.where) if self.where else {}
 
     @property
     def pinned(self) -> tuple[Literal["q", "k"], int] | None:
@@ -164,6 +198,18 @@ class ViewState(param.Parameterized):
             return _one_of(value, self._bounds.sites) if self._bounds.sites else _text(value)
         if name in ("statistic", "x", "y"):
             return _one_of(value, self._bounds.statistics) if self._bounds.statistics else _text(value)
+        if name == "store":
+            return _one_of(value, self._bounds.stores) if self._bounds.stores else _text(value)
+        if name == "other_store":
+            return _one_of(value, ("", *self._bounds.stores)) if self._bounds.stores else _text(value)
+        if name == "zoom":
+            return _matching(_ZOOM, value, "expected row,column,width of the matrix's window, such as 0,120,64")
+        if name == "other_head":
+            return _matching(_HEAD, value, "expected layer.head, such as 5.8")
+        if name == "other_example":
+            return str(self._whole("example", value, taken)) if value != "" else ""
+        if name == "where":
+            return _where(value)
         if name == "share":
             return _share(value)
         if isinstance(parameter, param.Integer):
@@ -246,6 +292,24 @@ def _text(value: Any) -> str:
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("half of a surrogate pair is not text")
     return value
+
+
+def _matching(form: re.Pattern[str], value: Any, expected: str) -> str:
+    if value != "" and not form.fullmatch(_text(value)):
+        raise ValueError(expected)
+    return value
+
+
+def _where(value: Any) -> str:
+    if value == "":
+        return ""
+    try:
+        chosen = json.loads(_text(value))
+    except ValueError:
+        chosen = None
+    if not isinstance(chosen, dict) or not all(isinstance(item, str) for item in chosen.values()):
+        raise ValueError('expected a JSON object of texts, such as {"genre": "mail"}')
+    return json.dumps(chosen, ensure_ascii=False) if chosen else ""
 
 
 def _share(value: Any) -> float:

@@ -1,9 +1,9 @@
 """The fused CPU kernel: attention and all that is kept of it in one pass, compiled with the package where possible.
 
-`fused_attention` stands in for scaled_dot_product_attention and writes statistics, sqrt8 codes, logsumexp and the
-strongest keys straight to their places in a segment; `store_vectors` does so with queries and keys. `available` says
-which instruction set serves, or `None`; `explain` says why. What it does not cover (a learned bias, sinks, half
-precision, gradients, other devices) is for torch operations.
+`fused_attention` stands in for scaled_dot_product_attention and writes statistics, codes, logsumexp and the strongest
+keys straight to their places in a segment; `store_vectors` does so with queries and keys. `available` says which
+instruction set serves, or `None`; `explain` says why. What it does not cover (gradients, other devices, more than 16
+edges) is for torch operations.
 """
 
 from .call import Destination, fused_attention

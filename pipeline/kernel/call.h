@@ -20,6 +20,11 @@ struct Call {
   // Query q sees the keys q - before ... q + after. `triangle`: codes hold the lower triangle only.
   int64_t before, after, triangle;
   double scaling, softcap;  // softcap 0: none
+  // Added to the scores after the soft cap, [example, head, query_pos, key_pos] without gaps along key_pos; a stride may be
+  // 0. Below `HIDDEN` it hides the key. A sink takes a part of every row of its head and is not stored.
+  const float *bias[2];
+  int64_t bias_stride[2][3];
+  const float *sinks;  // [head]
   // Whether queries and keys are the same tokens; if not, self, previous and next do not exist.
   int64_t same_tokens;
   const uint8_t *special;  // [example, key_pos], not zero: a special token
@@ -29,8 +34,9 @@ struct Call {
   const int64_t *pair_offset, *row_offset, *column;  // [example]
   float *output;  // [example, query_pos, head, d_value]
   int64_t output_stride[3];
-  uint8_t *codes;  // [head, pair]
-  int64_t codes_stride;
+  void *codes;  // [head, pair], of the type that `codes_kind` says
+  int64_t codes_stride, codes_kind;
+  double codes_steps;
   float *logsumexp;  // [head, row]
   int64_t logsumexp_stride;
   void *edge_key;         // [head, row, edge], uint16 or uint32
@@ -59,6 +65,10 @@ struct Vectors {
   int32_t *largest;  // [example], zero before: the largest absolute value, as the bits of a float
 };
 
+// What `codes` are: the position in `CODE_KINDS` of layout.py. Bytes count steps of the weight's square root, or of itself.
+enum { CODES_ROOT, CODES_LINEAR, CODES_FLOAT16, CODES_FLOAT32 };
+
+constexpr float HIDDEN = -1e37f;
 constexpr int64_t MAX_EDGES = 16;
 
 }  // namespace headatlas

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from headatlas.store.errors import ConfigError, ShapeError
 
-from .layout import MAX_EDGES, STATISTIC_NAMES, Call
+from .layout import CODE_KINDS, MAX_BIASES, MAX_EDGES, STATISTIC_NAMES, Call
 from .library import Instructions, Library, explain, installed
 from .places import LONGEST, Places
 
@@ -28,9 +29,11 @@ class Destination:
     Parameters
     ----------
     codes
-        uint8 [head, pair], sqrt8; the lower triangle row by row for causal attention, else all keys of each query.
+        [head, pair], the weights as `code_kind` says: uint8 that counts `code_steps` steps of the weight's square root
+        ("root", 255: sqrt8) or of the weight ("linear"), or the weight as float16 or float32. The lower triangle row by
+        row for causal attention, else all keys of each query.
     logsumexp
-        float32 [head, row], natural logarithm, of the scaled and capped scores.
+        float32 [head, row], natural logarithm, of the scaled and capped scores, biases and the sink with them.
     edge_key, edge_weight
         uint16 or uint32, and float16 [head, row, edge], at most 16 edges a row; both or neither. Strongest first,
         ties to the lower key; a row that sees fewer keys ends in the largest key number with weight 0.
@@ -41,6 +44,8 @@ class Destination:
     """
 
     codes: np.ndarray | None = None
+    code_kind: str = "root"
+    code_steps: int = 255
     logsumexp: np.ndarray | None = None
     edge_key: np.ndarray | None = None
     edge_weight: np.ndarray | None = None
@@ -58,6 +63,8 @@ def fused_attention(
     scaling: float,
     window: int | None = None,
     softcap: float | None = None,
+    biases: Sequence[torch.Tensor] = (),
+    sinks: torch.Tensor | None = None,
     into: Destination | None = None,
     output: bool = True,
     n_threads: int = 1,
@@ -81,6 +88,11 @@ def fused_attention(
         Causal: queries see the last `window` keys, themselves included. Otherwise: keys at most `window` away.
     softcap
         Scores s become softcap · tanh(s / softcap) after the scaling.
+    biases
+        Up to two, added to the scores after the cap: float32 on the CPU, [example, head, query_pos, key_pos], the first
+        three may be 1. Numbers below -1e37 hide the key.
+    sinks
+        float32 [head]: scores of a key that takes its part of every row and is not stored.
     into
         Where to put what is kept.
     output
@@ -128,6 +140,8 @@ def fused_attention(
     call.after = 0 if places.causal else reach
     call.triangle, call.same_tokens = places.causal, places.same_tokens
     call.scaling, call.softcap = scaling, softcap or 0.0
+    biases = [bias.contiguous() if bias.stride(-1) != 1 else bias for bias in biases]
+    _point_biases(call, biases, sinks)
     if places.special is not None:
         call.special, call.special_stride = places.special.ctypes.data, n_keys
     call.statistic_row[:] = _NOT_WANTED
@@ -138,7 +152,7 @@ def fused_attention(
         result = torch.empty((n_examples, n_queries, n_heads, d_value), dtype=torch.float32)
         call.output, call.output_stride[:] = result.data_ptr(), result.stride()[:3]
     if n_examples and n_heads:
-        library.run(call, instructions, n_threads)  # into, places and the tensors outlive this
+        library.run(call, instructions, n_threads)  # into, places, biases and the tensors outlive this
     return result
 
 
@@ -180,12 +194,54 @@ def _check_lengths(places: Places, n_examples: int, n_queries: int, n_keys: int)
         raise ShapeError(f"special has {places.special.shape[1]} key positions; key has {n_keys}")
 
 
+def _point_biases(call: Call, biases: Sequence[torch.Tensor], sinks: torch.Tensor | None) -> None:
+    """Check what is added to the scores and point `call` at it."""
+    if len(biases) > MAX_BIASES:
+        raise ConfigError(f"{len(biases)} biases; the kernel adds at most {MAX_BIASES}")
+    full = (call.n_examples, call.n_heads, call.n_queries, call.n_keys)
+    for number, bias in enumerate(biases):
+        fits = bias.ndim == 4 and all(n in (1, m) for n, m in zip(bias.shape[:3], full[:3], strict=True))
+        if not fits or bias.shape[3] != full[3] or not _is_plain(bias):
+            raise ShapeError(
+                f"bias is {tuple(bias.shape)} {bias.dtype} on {bias.device}; expected float32 {full} on the CPU, the first "
+                "three sizes may be 1"
+            )
+        call.bias[number] = bias.data_ptr()
+        call.bias_stride[number][:] = [
+            0 if n == 1 else s for n, s in zip(bias.shape[:3], bias.stride()[:3], strict=True)
+        ]
+    if sinks is not None:
+        if sinks.shape != (call.n_heads,) or not _is_plain(sinks) or not sinks.is_contiguous():
+            raise ShapeError(
+                f"sinks is {tuple(sinks.shape)} {sinks.dtype}; expected float32 [{call.n_heads}] on the CPU"
+            )
+        call.sinks = sinks.data_ptr()
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the kernel can read this as float32."""
+    return (
+        tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not tensor.is_neg()
+        and not (tensor.requires_grad and torch.is_grad_enabled())
+    )
+
+
 def _point_destination(call: Call, into: Destination, places: Places) -> None:
     """Check every destination and point `call` at it."""
     n_heads = call.n_heads
     if into.codes is not None:
-        call.codes_stride = destination_steps("codes", into.codes, ("u1",), ("head", "pair"), n_heads, 1)[0]
-        call.codes = into.codes.ctypes.data
+        if into.code_kind not in CODE_KINDS or not 1 <= into.code_steps <= 255:
+            raise ConfigError(
+                f"code_kind {into.code_kind!r} of {into.code_steps} steps: the kernel knows {', '.join(CODE_KINDS)}, "
+                "and 1 ... 255 steps"
+            )
+        dtype = {"float16": "f2", "float32": "f4"}.get(into.code_kind, "u1")
+        call.codes_stride = destination_steps("codes", into.codes, (dtype,), ("head", "pair"), n_heads, 1)[0]
+        call.codes, call.codes_kind = into.codes.ctypes.data, CODE_KINDS.index(into.code_kind)
+        call.codes_steps = into.code_steps
         call.pair_offset = places.starts("pair_offset", "codes", into.codes.shape[1]).ctypes.data
     if into.logsumexp is not None:
         call.logsumexp_stride = destination_steps("logsumexp", into.logsumexp, ("f4",), ("head", "row"), n_heads, 1)[0]

@@ -7,7 +7,11 @@ import ctypes
 STATISTIC_NAMES = ("entropy", "distance", "maximum", "self", "previous", "next", "first", "special")
 """In the order of `Statistic` in call.h."""
 
+CODE_KINDS = ("root", "linear", "float16", "float32")
+"""What codes are; the position is the number C knows them by."""
+
 MAX_EDGES = 16
+MAX_BIASES = 2
 
 VECTOR_CODECS = ("float32", "float16", "bfloat16")
 """Types of kept vectors; the position is the number C knows them by."""
@@ -27,6 +31,9 @@ class Call(ctypes.Structure):
         *((name, _POINTER) for name in ("query_length", "key_length")),
         *((name, _INT) for name in ("before", "after", "triangle")),
         *((name, ctypes.c_double) for name in ("scaling", "softcap")),
+        ("bias", _POINTER * MAX_BIASES),
+        ("bias_stride", _INT * 3 * MAX_BIASES),
+        ("sinks", _POINTER),
         ("same_tokens", _INT),
         ("special", _POINTER),
         ("special_stride", _INT),
@@ -35,6 +42,8 @@ class Call(ctypes.Structure):
         ("output_stride", _INT * 3),
         ("codes", _POINTER),
         ("codes_stride", _INT),
+        ("codes_kind", _INT),
+        ("codes_steps", ctypes.c_double),
         ("logsumexp", _POINTER),
         ("logsumexp_stride", _INT),
         ("edge_key", _POINTER),

@@ -3,7 +3,7 @@
 //
 // Works in units where a weight is 4**t: t = score * log2(e) / 2 less the row's largest. h = 2**t is computed, the
 // weight is h * h, and the square root that the sqrt8 code wants is h itself: code = floor(255 * h / sqrt(Z) + .5).
-// The largest weight of a row is then 1/Z. Only TILE rows of scores exist at a time, and the passes over a tile run
+// The largest weight of a row is then 1/Z (less where a sink is larger). Only TILE rows of scores exist at a time, and the passes over a tile run
 // row by row through its rows so that neighbouring rows overlap in the processor.
 
 constexpr double LN2 = 0.69314718055994530942;
@@ -26,6 +26,17 @@ struct Head {
   int64_t start(int64_t q) const { return q > call.before ? q - call.before : 0; }
   int64_t stop(int64_t q) const { return call.after >= n_keys - 1 - q ? n_keys : q + call.after + 1; }
 };
+
+INLINE void add_bias(const float *bias, int64_t start, int64_t stop, float *row) {
+  const float by = (float)HALF_LOG2E;
+  const Floats nothing = fill(-__builtin_inff());
+  int64_t k = start;
+  for (; k + LANES <= stop; k += LANES) {
+    const Floats b = load(bias + k);
+    store(row + k, b < HIDDEN ? nothing : multiply_add(b, fill(by), load(row + k)));
+  }
+  for (; k < stop; ++k) row[k] = bias[k] < HIDDEN ? -__builtin_inff() : row[k] + bias[k] * by;
+}
 
 static void compute_scores(const Head &head, int64_t first, int n_rows) {
   const Call &call = head.call;
@@ -56,6 +67,12 @@ static void compute_scores(const Head &head, int64_t first, int n_rows) {
       }
     }
   }
+  for (int i = 0; i < 2; ++i)
+    if (call.bias[i])
+      for (int r = 0; r < n_rows; ++r)
+        add_bias(call.bias[i] + head.example * call.bias_stride[i][0] + head.head * call.bias_stride[i][1] +
+                     (first + r) * call.bias_stride[i][2],
+                 head.start(first + r), head.stop(first + r), head.scratch.scores + r * width);
 }
 
 // Hides what the row must not see, and finds its largest score. `lanes`: the largest score of each of 16 residues.
@@ -114,25 +131,51 @@ INLINE Moments exponentials(float *row, int64_t query_pos, int64_t start, int64_
   return {sum(total), entropy, distance};
 }
 
-// h becomes the weight; its code goes to `codes`, whose row ends at `codes + n` and whose example ends at `end`.
-INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t n, float factor, uint8_t *codes,
-                        const uint8_t *end) {
+// LANES numbers of one kind from h: `by` is what a step takes, times the row's share.
+template <int KIND>
+INLINE void store_codes(void *to, Floats h, Floats by) {
+  if (KIND == CODES_ROOT) store_bytes((uint8_t *)to, multiply_add(h, by, fill(0.5f)));
+  if (KIND == CODES_LINEAR) store_bytes((uint8_t *)to, multiply_add(h * h, by, fill(0.5f)));
+  if (KIND == CODES_FLOAT16) store_halves((uint16_t *)to, h * h * by);
+  if (KIND == CODES_FLOAT32) store((float *)to, h * h * by);
+}
+
+// h becomes the weight; its code goes to `codes`, whose row has `n` and whose example has `left` from here on.
+template <int KIND>
+INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t n, float factor, uint8_t *codes, int64_t left) {
+  constexpr int64_t SIZE = KIND == CODES_FLOAT32 ? 4 : KIND == CODES_FLOAT16 ? 2 : 1;
   const Floats by = fill(factor);
   const int64_t first = floor_lanes(start);
-  if (first > 0) memset(codes, 0, (size_t)first);
+  if (first > 0) memset(codes, 0, (size_t)(first * SIZE));
   for (int64_t k = first; k < stop; k += LANES) {
     const Floats h = load(row + k);
-    const Floats code = multiply_add(h, by, fill(0.5f));
     store(row + k, h * h);
-    if (end - (codes + k) >= LANES) {  // may run into the next row, which is written later
-      store_bytes(codes + k, code);
+    if (left - k >= LANES) {  // may run into the next row, which is written later
+      store_codes<KIND>(codes + k * SIZE, h, by);
     } else {
-      uint8_t last[LANES];
-      store_bytes(last, code);
-      memcpy(codes + k, last, (size_t)(end - (codes + k) < n - k ? end - (codes + k) : n - k));
+      uint8_t last[LANES * SIZE];
+      store_codes<KIND>(last, h, by);
+      memcpy(codes + k * SIZE, last, (size_t)((left - k < n - k ? left - k : n - k) * SIZE));
     }
   }
-  if (n > stop) memset(codes + stop, 0, (size_t)(n - stop));
+  if (n > stop) memset(codes + stop * SIZE, 0, (size_t)((n - stop) * SIZE));
+}
+
+// The codes of a tile's rows.
+template <int KIND>
+static void write_tile_codes(const Head &head, int64_t first, int n_rows, const float *share) {
+  constexpr int64_t SIZE = KIND == CODES_FLOAT32 ? 4 : KIND == CODES_FLOAT16 ? 2 : 1;
+  const Call &call = head.call;
+  uint8_t *const codes =
+      (uint8_t *)call.codes + (head.head * call.codes_stride + call.pair_offset[head.example]) * SIZE;
+  const int64_t n_pairs = call.triangle ? head.n_queries * (head.n_queries + 1) / 2 : head.n_queries * head.n_keys;
+  const float steps = (float)call.codes_steps;
+  for (int r = 0; r < n_rows; ++r) {
+    const int64_t q = first + r, at = call.triangle ? q * (q + 1) / 2 : q * head.n_keys;
+    const float by = KIND == CODES_ROOT ? steps * __builtin_sqrtf(share[r]) : KIND == CODES_LINEAR ? steps * share[r] : share[r];
+    write_codes<KIND>(head.scratch.scores + r * head.width, head.start(q), head.stop(q),
+                      call.triangle ? q + 1 : head.n_keys, by, codes + at * SIZE, n_pairs - at);
+  }
 }
 
 static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, Floats &distance) {
@@ -140,7 +183,7 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
   const bool moments = call.statistics && (call.statistic_row[ENTROPY] >= 0 || call.statistic_row[DISTANCE] >= 0);
   const bool squared = !call.codes;
   float *const scores = head.scratch.scores;
-  float maximum[TILE], share[TILE];
+  float maximum[TILE], share[TILE], strongest[TILE];  // strongest: of the largest weight, relative to its share
   alignas(64) float lanes[TILE][16];
   compute_scores(head, first, n_rows);
   for (int r = 0; r < n_rows; ++r)
@@ -154,10 +197,25 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
     int n_candidates = (int)(stop - start);
     if (call.edge_key && !few)
       n_candidates = find_candidates(row, start, stop, call.n_edges, lanes[r], head.scratch.candidate);
-    const Moments sums = moments ? squared ? exponentials<true, true>(row, q, start, stop, maximum[r])
+    strongest[r] = 1.0f;
+    float sunk = 0;
+    if (call.sinks) {  // numbers are relative to the larger of the row's largest score and the sink
+      const float sink = call.sinks[head.head] * (float)HALF_LOG2E;
+      const float top = maximum[r] > sink ? maximum[r] : sink;  // the sink where the row is not a number: caught below
+      head.valid &= maximum[r] > HIDDEN;
+      sunk = exp2f(2 * (sink - top));
+      strongest[r] = exp2f(2 * (maximum[r] - top));
+      maximum[r] = top;
+    }
+    Moments sums = moments ? squared ? exponentials<true, true>(row, q, start, stop, maximum[r])
                                            : exponentials<true, false>(row, q, start, stop, maximum[r])
                          : squared ? exponentials<false, true>(row, q, start, stop, maximum[r])
                                    : exponentials<false, false>(row, q, start, stop, maximum[r]);
+    float mass = 1.0f;  // what the sink leaves
+    if (sunk > 0) {
+      mass = sums.total / (sums.total + sunk);
+      sums.total += sunk;
+    }
     share[r] = 1.0f / sums.total;
     head.valid &= share[r] > 0.0f;  // not so where Z is not a number; Z itself lies in 1 ... number of keys
     if (moments) {
@@ -166,7 +224,7 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
     }
     if (moments || call.logsumexp) {
       const float log_total = logf(sums.total);
-      head.total[ENTROPY] += log_total;
+      head.total[ENTROPY] += log_total * mass;
       if (call.logsumexp)
         call.logsumexp[head.head * call.logsumexp_stride + row_at + r] =
             (float)(2 * LN2 * (double)maximum[r] + (double)log_total);
@@ -179,23 +237,19 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
       write_edges<uint32_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
   }
 
-  if (call.codes) {
-    uint8_t *const codes = call.codes + head.head * call.codes_stride + call.pair_offset[head.example];
-    const int64_t n_pairs = call.triangle ? head.n_queries * (head.n_queries + 1) / 2 : head.n_queries * head.n_keys;
-    for (int r = 0; r < n_rows; ++r) {
-      const int64_t q = first + r;
-      write_codes(scores + r * head.width, head.start(q), head.stop(q), call.triangle ? q + 1 : head.n_keys,
-                  255.0f * __builtin_sqrtf(share[r]), codes + (call.triangle ? q * (q + 1) / 2 : q * head.n_keys),
-                  codes + n_pairs);
+  if (call.codes) switch (call.codes_kind) {
+      case CODES_ROOT: write_tile_codes<CODES_ROOT>(head, first, n_rows, share); break;
+      case CODES_LINEAR: write_tile_codes<CODES_LINEAR>(head, first, n_rows, share); break;
+      case CODES_FLOAT16: write_tile_codes<CODES_FLOAT16>(head, first, n_rows, share); break;
+      default: write_tile_codes<CODES_FLOAT32>(head, first, n_rows, share);
     }
-  }
 
   if (call.statistics)
     for (int r = 0; r < n_rows; ++r) {
       const float *const row = scores + r * head.width;
       const int64_t q = first + r, start = head.start(q), stop = head.stop(q);
       const double part = share[r];
-      head.total[MAXIMUM] += part;
+      head.total[MAXIMUM] += part * strongest[r];
       if (start == 0) head.total[FIRST] += row[0] * part;
       if (call.same_tokens) {
         head.total[SELF] += row[q] * part;

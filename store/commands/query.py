@@ -1,4 +1,4 @@
-"""The commands `headatlas stats`, `headatlas search` and `headatlas patterns`."""
+"""The commands `headatlas search` and `headatlas patterns`."""
 
 from __future__ import annotations
 
@@ -31,56 +31,6 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print the heads as CSV; all 
 Select = Annotated[Path | None, typer.Option("--select", metavar="STORE", help="Choose on this store…", show_default=False)]  # fmt: skip
 Score = Annotated[Path | None, typer.Option("--score", metavar="STORE", help="…and report on this one.", show_default=False)]  # fmt: skip
 Top = Annotated[int | None, typer.Option("--top", min=0, help=f"How many heads; default {_TOP} for people.", show_default=False)]  # fmt: skip
-
-
-@app.command(rich_help_panel=_PANEL)
-def stats(
-    store: StorePath,
-    statistic: Annotated[
-        list[str] | None,
-        typer.Option("--statistic", help="Rank by this one; repeat for more columns.", show_default=False),
-    ] = None,
-    top: Top = None,
-    average: Annotated[
-        Literal["rows", "examples"],
-        typer.Option(help="Weigh every token alike (rows) or every example alike."),
-    ] = "rows",
-    site: SiteName = None,
-    as_csv: AsCsv = False,
-    as_json: AsJson = False,
-) -> None:
-    """Rank heads by their stored statistics; without a statistic: what each head does more than chance would.
-
-    Example: [bold]headatlas stats traces/demo --statistic entropy --top 5[/bold]
-    """
-    from ..statistics.specialisation import specialised_heads, statistics_table
-    from ..store import open_store
-    from . import render
-
-    opened = open_store(store)
-    names = list(dict.fromkeys(statistic or ()))
-    if names:
-        heads = statistics_table(opened, names, site, average)
-        heads = heads.sort_values(names[0], ascending=False, kind="stable", na_position="last")
-    else:
-        heads = specialised_heads(opened, site, average)
-    heads = first_rows(heads, top, everything=as_csv or as_json)
-    if as_json:
-        print(render.to_json({"heads": render.records(heads)}))
-    elif as_csv:
-        _print_csv(heads)
-    else:
-        console = _console()
-        console.print(render.statistics_rich_table(heads, names) if names else render.specialised_table(heads))
-        every = "token" if average == "rows" else "example"
-        found = opened.site(site)
-        n_heads = found.n_layers * found.n_heads
-        console.print(
-            f"{len(heads)} of {n_heads} heads of {found.name}, over {opened.n_examples:,} examples, every {every} "
-            f"alike. {_incomplete(opened)}",
-            style="dim",
-            soft_wrap=True,
-        )
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -134,14 +84,14 @@ def search(
         proof, ranked = split.evidence, split.table(by)
     heads = first_rows(ranked, top, everything=as_csv or as_json)
     if as_csv:
-        _print_csv(heads)
+        print_csv(heads)
         return
-    best = _head(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
+    best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     hits = result.top_examples(*best, examples)
     if as_json:
         print(render.to_json(render.search_json(result, heads, hits, proof)))
         return
-    console = _console()
+    console = console_for_people()
     console.print(render.heads_table(heads))
     for note in result.notes:
         console.print(f"Note: {render.printable(note)}", style="yellow", markup=False, soft_wrap=True)
@@ -177,7 +127,7 @@ def patterns(as_json: AsJson = False) -> None:
         keys = ("name", "label", "expression", "description")
         print(render.to_json({"patterns": [{key: getattr(p, key) for key in keys} for p in LIBRARY.values()]}))
         return
-    console = _console()
+    console = console_for_people()
     for pattern in LIBRARY.values():
         console.print(f"[bold]{pattern.name}[/bold]  {pattern.description}", soft_wrap=True)
         console.print(f"  {pattern.expression}", style="blue", markup=False, highlight=False, soft_wrap=True)
@@ -245,11 +195,12 @@ def _summary(result: SearchResult, store: Store) -> str:
     }
     return (
         f"{result.rows:,} rows with a matching key in {result.n_examples:,} of {result.n_examples_searched:,} examples, "
-        f"from {source[result.level]}, {result.seconds:.2f} s. {_incomplete(store)}"
+        f"from {source[result.level]}, {result.seconds:.2f} s. {incomplete_text(store)}"
     )
 
 
-def _incomplete(store: Store) -> str:
+def incomplete_text(store: Store) -> str:
+    """How much of the job is there, if not all."""
     if store.is_complete:
         return ""
     return (
@@ -257,10 +208,11 @@ def _incomplete(store: Store) -> str:
     )
 
 
-def _head(text: str) -> tuple[int, int]:
+def head_of(text: str) -> tuple[int, int]:
+    """Layer and head of ``4.11``."""
     layer, _, head = text.partition(".")
     if not (layer.isdecimal() and head.isdecimal()):
-        raise ConfigError(f"--head is {text!r}; expected LAYER.HEAD, such as 4.11")
+        raise ConfigError(f"the head is {text!r}; expected LAYER.HEAD, such as 4.11")
     return int(layer), int(head)
 
 
@@ -269,11 +221,13 @@ def first_rows(heads: pd.DataFrame, top: int | None, *, everything: bool) -> pd.
     return heads.head(len(heads) if top is None and everything else _TOP if top is None else top)
 
 
-def _print_csv(heads: pd.DataFrame) -> None:
+def print_csv(heads: pd.DataFrame) -> None:
+    """Print a table as CSV."""
     print(heads.to_csv(index=False, lineterminator="\n"), end="")
 
 
-def _console() -> Console:
+def console_for_people() -> Console:
+    """Make the console that tables are printed on."""
     from rich.console import Console
 
     return Console()

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..patterns.lexer import printable
-from ..statistics.definitions import STATISTICS
 
 if TYPE_CHECKING:
     from ..search.evidence import Evidence
@@ -126,7 +125,7 @@ def heads_table(heads: pd.DataFrame) -> Table:
     columns = ["95 %", "hit rate", "uniform", "lift", "/offset", "q", *(["chosen"] if chosen else [])]
     bounded = "mass_upper" in heads
     bars = [] if chosen or bounded else [("", "left")]
-    table = _table(("head", "right"), ("mass", "right"), *bars, *((title, "right") for title in columns))
+    table = plain_table(("head", "right"), ("mass", "right"), *bars, *((title, "right") for title in columns))
     for row in heads.to_dict("records"):
         mass = number(row["mass"]) + (f"–{number(row['mass_upper'])}" if bounded else "")
         cells = [
@@ -160,7 +159,7 @@ def evidence_text(proof: Evidence) -> str:
 def relations_table(table: pd.DataFrame) -> Table:
     """The rows of `RelationAtlas.table`."""
     columns = (("head", "right"), ("accuracy", "right"), ("95 %", "right"), ("chance", "right"))
-    drawn = _table(("relation", "left"), ("n", "right"), *columns, ("offset", "right"), ("gain", "right"))
+    drawn = plain_table(("relation", "left"), ("n", "right"), *columns, ("offset", "right"), ("gain", "right"))
     for row in table.to_dict("records"):
         arrow = "→" if row["direction"] == "to_head" else "←"
         drawn.add_row(
@@ -179,7 +178,7 @@ def relations_table(table: pd.DataFrame) -> Table:
 def contrast_table(heads: pd.DataFrame, first: str, second: str) -> Table:
     """The rows of `Contrast.table`."""
     columns = (("difference", "right"), ("95 %", "right"), (first, "right"), (second, "right"), ("q", "right"))
-    table = _table(("head", "right"), *columns)
+    table = plain_table(("head", "right"), *columns)
     for row in heads.to_dict("records"):
         table.add_row(
             f"{row['layer']}.{row['head']}",
@@ -200,7 +199,7 @@ def percent(share: float) -> str:
 def specialised_table(heads: pd.DataFrame) -> Table:
     """The most specialised heads."""
     columns = ("head", "right"), ("behaviour", "left"), ("share", "right"), ("", "left"), ("uniform", "right"), ("lift", "right")  # fmt: skip
-    table = _table(*columns, ("entropy", "right"))
+    table = plain_table(*columns, ("entropy", "right"))
     for row in heads.to_dict("records"):
         cells = number(row["baseline"]), lift(row["lift"]), number(row.get("entropy", math.nan), 2)
         table.add_row(
@@ -209,16 +208,8 @@ def specialised_table(heads: pd.DataFrame) -> Table:
     return table
 
 
-def statistics_rich_table(heads: pd.DataFrame, names: Sequence[str]) -> Table:
-    """Chosen statistics of every head."""
-    titles = [f"{name} ({STATISTICS[name].unit})" if name in STATISTICS else name for name in names]
-    table = _table(("head", "right"), *((title, "right") for title in titles))
-    for row in heads.to_dict("records"):
-        table.add_row(f"{row['layer']}.{row['head']}", *(number(row[name]) for name in names))
-    return table
-
-
-def _table(*columns: tuple[str, str]) -> Table:
+def plain_table(*columns: tuple[str, str]) -> Table:
+    """A table without lines but one below its head; columns are (title, justification)."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for title, justify in columns:
         table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]

@@ -32,7 +32,8 @@ Checksum = Literal["crc32c", "fletcher32"]
 CHUNK_PAIRS = 65_536
 CHUNK_BYTES = 65_536  # of query, key, logsumexp: they are read by example
 CHUNK_ROWS = 65_536  # of edges: they are read whole, by search
-SHARD_BYTES = 128 << 20  # a shard is one layer, or a part of its long axis where that would be larger
+SHARD_BYTES = 128 << 20  # a layer that is larger is cut along its long axis
+LAYERS_BYTES = 32 << 20  # smaller layers share a shard of this size: files cost more than the bytes in them
 TABLE_CHUNK = 1 << 22  # items of a plain chunk
 MISSING_CHUNK = 2**64 - 1
 
@@ -111,7 +112,9 @@ def plan_grid(layout: ArrayLayout) -> Grid:
         chunk = _even(long, target)
         per_shard = max(1, SHARD_BYTES // max(1, shape[1] * chunk * row_bytes))
         per_shard = min(per_shard, math.ceil(long / chunk) or 1)
-        return Grid(shape, dtype, (1, 1, chunk, *rest), (1, shape[1], per_shard * chunk, *rest), compressor)
+        layer_bytes = shape[1] * per_shard * chunk * row_bytes
+        layers = _even(shape[0], max(1, LAYERS_BYTES // max(1, layer_bytes)))
+        return Grid(shape, dtype, (1, 1, chunk, *rest), (layers, shape[1], per_shard * chunk, *rest), compressor)
     if layout.axes[0] == "statistic":
         examples = _even(shape[3], max(1, TABLE_CHUNK // (shape[1] * shape[2])))
         chunk = (1, shape[1], shape[2], examples)
@@ -133,9 +136,9 @@ def write_file(file: HashedFile, array: Shaped[np.ndarray, "*shape"], grid: Grid
             entries.append((MISSING_CHUNK, MISSING_CHUNK))
             continue
         body = compress(cut_chunk(array, start, grid.chunk))
-        at = file.bytes
-        file.write(body, checksum_bytes(body, grid.checksum))
-        entries.append((at, file.bytes - at))
+        check = checksum_bytes(body, grid.checksum)
+        entries.append((file.bytes, len(body) + len(check)))
+        file.write(body, check)
     if grid.shard is not None:
         table = struct.pack(f"<{2 * len(entries)}Q", *itertools.chain.from_iterable(entries))
         file.write(table, checksum_bytes(table))

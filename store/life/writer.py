@@ -59,6 +59,7 @@ class StoreWriter:
         self._container = container_of(container)
         self._threads = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
         self._manifest, self._sha256 = read_manifest(path)
+        self._notes: dict[str, list[str]] = {}
 
     @classmethod
     def create(
@@ -107,6 +108,17 @@ class StoreWriter:
             writer = cls(place, container=container, threads=threads, on_step=on_step)
             check_identity(writer._manifest, first)
         return writer
+
+    def note(self, name: str, text: str) -> None:
+        """Say in the provenance of the next commits how segments were made; a list, since a job may go on elsewhere."""
+        self._notes.setdefault(name, []).append(text)
+
+    def _noted(self) -> dict[str, Any]:
+        """The provenance of the next manifest."""
+        found = dict(self._manifest.provenance)
+        for name, texts in self._notes.items():
+            found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
+        return found
 
     @property
     def manifest(self) -> Manifest:
@@ -342,7 +354,7 @@ class StoreWriter:
             self._refresh()
             if any(known.index == entry.index for known in self._manifest.segments):
                 return self._entry(entry.index)
-            following = self._manifest.with_segment(entry, skipped, self._sha256)
+            following = self._manifest.with_segment(entry, skipped, self._sha256, self._noted())
             if publish(self.path, private, following, self.on_step):
                 self._refresh()
                 self.on_step("committed")

@@ -16,12 +16,11 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float, Float64, Int64, Num
 
-from ..companding import decode_attention
 from ..errors import ConfigError
 from ..schema import Site
 from ..tokens import TokenTable
-from .attention import read_pairs
 from .segment import Segment
+from .weights import example_weights
 
 Merge = Literal["mean", "first"]
 
@@ -96,31 +95,14 @@ def segment_word_attention(
 ) -> Float64[np.ndarray, "head word_pair"]:
     """Word-to-word attention of all heads of a layer over consecutive examples (rows of the segment).
 
-    Weights that are stored as edges too come from there: float16 is closer than a byte, and which of two words is
-    looked at most often hangs on little. Weights that a sparse codec left out count as 0.
+    Weights that a sparse codec left out count as 0.
 
     Raises
     ------
     NotFoundError
         Attention was not kept.
     """
-    offset = segment.pair_offset(site.name)
-    pairs = slice(int(offset[examples.start]), int(offset[examples.stop]))
-    keep = segment.spec.keep
-    stored = read_pairs(segment, site, layer, slice(None), pairs)
-    weights = decode_attention(stored, keep.attention or "float32")
-    codec = segment.spec.attention_codec
-    if keep.edges and codec is not None and codec.steps is not None:
-        token = segment.token_offset(site.query_sequence)
-        rows = slice(int(token[examples.start]), int(token[examples.stop]))
-        key, weight = (
-            segment.read(f"{site.name}/{n}", (layer, slice(None), rows)) for n in ("edge_key", "edge_weight")
-        )
-        length = np.diff(np.append(plan.row_start, stored.shape[1]))[:, None]
-        for row, of_head, edges in zip(weights, key, weight, strict=True):
-            inside = of_head < length  # rows with fewer keys are filled up
-            row[(plan.row_start[:, None] + of_head)[inside]] = edges[inside]
-    return plan.merge(weights)
+    return plan.merge(example_weights(segment, site, layer, examples, plan.row_start))
 
 
 def plan_segment(segment: Segment, site: Site, examples: range, merge: Merge = "mean") -> WordPairs:

@@ -6,7 +6,7 @@ would score on the same texts. The behaviour that exceeds its baseline most is w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,27 +19,34 @@ from ..search.scan import RowSupport
 from ..search.segment_tokens import segment_matcher, site_vocabulary
 from ..store import Store
 from .definitions import STATISTICS, Average, Statistic, aggregate
+from .measured import measured_statistics, statistic_rows
 
 
 def statistics_table(
-    store: Store, names: Sequence[str] = (), site: str | None = None, average: Average = "rows"
+    store: Store,
+    names: Sequence[str] = (),
+    site: str | None = None,
+    average: Average = "rows",
+    on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> pd.DataFrame:
     """Corpus mean of statistics: one row a head, columns layer, head and each of `names` (default: all that are kept).
 
+    Those that the store does not hold are computed from its attention (`measured.py`).
+
     Raises
     ------
+    ConfigError
+        There is no such statistic.
     NotFoundError
-        The store does not have a statistic, or kept none.
+        The store kept none, or neither the statistic nor the attention to compute it from.
     """
     found = store.site(site)
-    data = store.statistics(found.name)
-    for name in names:
-        if name not in data:
-            raise NotFoundError(f"{store.path}: no statistic {name!r}; this store has {', '.join(map(str, data))}.")
+    wanted = list(names) or [str(name) for name in store.statistics(found.name)]
+    measured = measured_statistics(store, wanted, found.name, on_progress=on_progress)
     layer, head = (grid.ravel() for grid in np.indices((found.n_layers, found.n_heads)))
     columns = {"layer": layer, "head": head}
-    for name in names or map(str, data):
-        columns[name] = aggregate(data[name].to_numpy(), _rows(store, found, STATISTICS.get(name)), average).ravel()
+    for name, one in measured.items():
+        columns[name] = aggregate(one.values, one.rows, average).ravel()
     return pd.DataFrame(columns)
 
 
@@ -93,19 +100,8 @@ def uniform_baseline(
             for sums, window in zip(uniform, windows, strict=True):
                 np.add.at(sums, support.example, support.uniform(window))
         parts.append(uniform)
-    rows = _rows(store, site, statistic)
+    rows = statistic_rows(store, site, statistic.name)
     total = np.concatenate([np.zeros((len(windows), 0)), *parts], axis=1)
     mean = np.divide(total, rows, out=np.full(total.shape, np.nan), where=rows > 0)
     by_window = aggregate(mean[None], rows, average)[0]
     return np.array([by_window[windows.index(window)] for window in site.window])
-
-
-def _rows(store: Store, site: Site, statistic: Statistic | None) -> np.ndarray:
-    """Rows of each example that count; a statistic of a newer version counts every row."""
-
-    def lengths(sequence: str) -> np.ndarray:
-        parts = [np.diff(segment.token_offset(sequence)) for segment in store.segments]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
-
-    n_queries = lengths(site.query_sequence)
-    return n_queries if statistic is None else statistic.rows(n_queries, lengths(site.key_sequence))

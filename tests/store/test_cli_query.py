@@ -9,7 +9,7 @@ import pytest
 from traced_corpus import make_site, make_store
 from typer.testing import CliRunner
 
-from headatlas.store.commands.query import app
+from headatlas.store.commands import query, statistics
 from headatlas.store.errors import ConfigError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY
 from headatlas.store.schema import Keep
@@ -24,6 +24,7 @@ def traced(tmp_path):
 
 
 def run(*arguments, width=100):
+    app = statistics.app if arguments[0] == "stats" else query.app
     result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": str(width), "NO_COLOR": "1"})
     if result.exception:
         raise result.exception
@@ -112,7 +113,7 @@ def test_mistakes_reach_the_caller_with_their_place(traced):
     assert caught.value.pointed().splitlines()[-1] == "  ^^^^^^^^^"
     with pytest.raises(ConfigError, match=r"LAYER\.HEAD"):
         run("search", traced.store.path, "previous_token", "--head", "seven")
-    with pytest.raises(NotFoundError, match="no statistic 'sharpness'"):
+    with pytest.raises(ConfigError, match="no statistic 'sharpness'"):
         run("stats", traced.store.path, "--statistic", "sharpness")
     keep = Keep(attention=None, query_key=None, edges=2, statistics=False)
     bare = make_store(traced.store.path.parent / "bare", keep=keep).store

@@ -81,7 +81,7 @@ class BrokenDiskError(OSError):
     pass
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "rename", "link", "mkdir", "open"])
+@pytest.mark.parametrize("call", ["write", "writev", "fsync", "rename", "link", "mkdir", "open"])
 def test_failing_calls(
     tmp_path: Path,
     container: str,
@@ -91,10 +91,12 @@ def test_failing_calls(
     fault_case,
 ) -> None:
     """The k-th call fails, for growing k until the run succeeds: a clean error, and nothing half done."""
+    if call == "writev" and container == "hdf5":
+        pytest.skip("the library writes the file")
     contents = make_contents(make_spec(), seed=1, n_segments=3)
     original, failures = getattr(os, call), 0
     few = container == "hdf5"  # one file a segment, written by the library
-    step = 1 if few else {"write": 179, "fsync": 211, "mkdir": 71, "open": 113}.get(call, 1)
+    step = 1 if few else {"writev": 149, "fsync": 211, "mkdir": 71, "open": 113}.get(call, 1)
     for k in itertools.count(1, step):
         count, failed = 0, False
 

@@ -45,8 +45,8 @@ def texts(n: int) -> list[str]:
     return [HOSTILE[i] if i < len(HOSTILE) else f"{PLAIN[i % len(PLAIN)]} {i}" for i in range(n)]
 
 
-def token_table(rows: list[str]) -> TokenTable:
-    """Split at spaces, with [CLS] and [SEP]; long words in two pieces."""
+def token_table(rows: list[str], second: list[str | None] | None = None) -> TokenTable:
+    """Split at spaces, with [CLS] and [SEP]; long words in two pieces; `second` texts follow the first."""
     ids, word, start, end, flags, text, piece, offset = [], [], [], [], [], [], [], [0]
     word_start, word_end, word_offset, tag = [], [], [0], []
     vocabulary: dict[str, int] = {}
@@ -58,20 +58,23 @@ def token_table(rows: list[str]) -> TokenTable:
         for column, value in zip((word, start, end, flags), at, strict=True):
             column.append(value)
 
-    for row in rows:
+    for first, pair in zip(rows, second or [None] * len(rows), strict=True):
         add("[CLS]", "[CLS]", (-1, 0, 0, TokenFlag.SPECIAL))
-        at = 0
-        for n, part in enumerate(row.split(" ")):
-            stop = at + len(part)
-            cut = at + 6 if len(part) > 9 else stop
-            add(row[at:cut], row[at:cut], (n, at, cut, 0))
-            if cut < stop:
-                add(row[cut:stop], "##" + row[cut:stop], (n, cut, stop, TokenFlag.CONTINUATION))
-            word_start.append(at)
-            word_end.append(stop)
-            tag.append("PRON" if part in ("she", "he") else "PUNCT" if part == "." else "NOUN")
-            at = stop + 1
-        add("[SEP]", "[SEP]", (-1, len(row), len(row), TokenFlag.SPECIAL))
+        n = -1
+        for row, side in ((first, 0), (pair, TokenFlag.SECOND)):
+            at = 0
+            for part in [] if row is None else row.split(" "):
+                n, stop = n + 1, at + len(part)
+                cut = at + 6 if len(part) > 9 else stop
+                add(row[at:cut], row[at:cut], (n, at, cut, side))
+                if cut < stop:
+                    add(row[cut:stop], "##" + row[cut:stop], (n, cut, stop, side | TokenFlag.CONTINUATION))
+                word_start.append(at)
+                word_end.append(stop)
+                tag.append("PRON" if part in ("she", "he") else "PUNCT" if part == "." else "NOUN")
+                at = stop + 1
+            if row is not None:
+                add("[SEP]", "[SEP]", (-1, len(row), len(row), side | TokenFlag.SPECIAL))
         offset.append(len(ids))
         word_offset.append(len(word_start))
     whole = lambda values: np.asarray(values, np.int32)  # noqa: E731
@@ -128,23 +131,33 @@ def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Genera
 
 
 def write_store(
-    path: Path, n_examples: int = 60, n_segments: int = 2, planned: int | None = None, keep: Keep | None = None
+    path: Path,
+    n_examples: int = 60,
+    n_segments: int = 2,
+    planned: int | None = None,
+    keep: Keep | None = None,
+    rows: list[str] | None = None,
+    second: list[str | None] | None = None,
 ) -> Path:
-    """Write a store of `n_segments` segments; `planned` more than that leaves the job unfinished."""
+    """Write a store of `n_segments` segments; `planned` more than that leaves the job unfinished.
+
+    `rows` and `second` are texts of its own.
+    """
+    n_examples = len(rows) if rows else n_examples
     spec = TraceSpec(sites=(SITE,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES)
     writer = StoreWriter.create(
         path, spec=spec, provenance={"model": {"name": "tiny-<b>random</b>"}, "corpus": {"name": "hostile"}},
         n_examples_planned=n_examples, n_segments_planned=planned or n_segments, threads=1,
     )  # fmt: skip
-    rng, rows = np.random.default_rng(7), texts(n_examples)
+    rng, rows, pairs = np.random.default_rng(7), rows or texts(n_examples), second or [None] * n_examples
     edges = np.linspace(0, n_examples, n_segments + 1).astype(int).tolist()
     for index in range(n_segments):
         start, stop = edges[index], edges[index + 1]
-        mine = rows[start:stop]
+        mine, others = rows[start:stop], pairs[start:stop]
         tables = SegmentTables(
-            [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)], mine, [None] * len(mine), [None] * len(mine),
+            [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)], mine, others, [None] * len(mine),
             {"genre": Column.of_text(["mail" if i % 3 else "<i>news</i>" for i in range(start, stop)])},
-            {"source": token_table(mine)},
+            {"source": token_table(mine, others)},
         )  # fmt: skip
         writer.write(index, start, tables, segment_arrays(spec, tables, rng))
     return path

@@ -11,7 +11,8 @@ from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.schema import Keep
 from headatlas.store.store import open_store
 from headatlas.viewer.answers import HeadValues, upper_end
-from headatlas.viewer.data import SEARCH, DataSource, matching, short
+from headatlas.viewer.data import SEARCH, DataSource, short
+from headatlas.viewer.edges import matching
 from headatlas.viewer.state import ViewState
 
 

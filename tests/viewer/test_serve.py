@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from headatlas.store.errors import ConfigError
-from headatlas.viewer.data import DataSource
+from headatlas.viewer.library import Library
 from headatlas.viewer.serve import ServerOptions, is_loopback, make_server, send_at_once
 
 
@@ -46,7 +46,7 @@ def test_wrong_numbers_and_paths_are_refused():
 
 def test_every_interface_needs_an_origin(store):
     with pytest.raises(ConfigError, match="--origin HOST"):
-        make_server(DataSource(store), ServerOptions(address="0.0.0.0"))
+        make_server(Library([store]), ServerOptions(address="0.0.0.0"))
 
 
 def test_a_taken_port_is_named(store):
@@ -55,7 +55,7 @@ def test_a_taken_port_is_named(store):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
-            make_server(DataSource(store), ServerOptions(port=port))
+            make_server(Library([store]), ServerOptions(port=port))
 
 
 def test_web_sockets_send_at_once():

@@ -2,8 +2,8 @@
 
 Data travel down as a `frame` (a dict of scalars, strings and NumPy arrays; arrays go as binary buffers, never as lists:
 a JSON list of 512 × 512 numbers takes two seconds) and choices travel up as small parameters (`pin`, `heads`, ...).
-There is no build step and no dependency: on a server each file is served from this folder and imports its neighbours;
-where there is no server (a notebook) the imports are spliced in.
+There is no build step and no dependency: on a server each file has one address below `ESMView`, whichever component
+asks for it, so that a browser fetches and runs it once; where there is no server (a notebook) the imports are spliced in.
 
 Two members of Panel that are not public are used, each with a test: `_bundle` (the file is served by URL instead of
 being inlined into every session) and `_priority_changes` (skips the 50 ms wait of changes that come from the browser).
@@ -11,14 +11,22 @@ being inlined into every session) and `_priority_changes` (skips the 50 ms wait 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import param
 from panel.custom import JSComponent
+from panel.io.resources import component_resource_path
+from panel.io.state import state
 
+from headatlas.store.errors import HeadAtlasError
+
+from ..background import background
 from ..colours import THEMES, palette
 from .splice import FOLDER, IMPORT, splice
 
+logger = logging.getLogger(__name__)
 __all__ = ["FOLDER", "ESMView", "splice"]
 
 
@@ -26,22 +34,42 @@ class ESMView(JSComponent):
     """Base of all components. A subclass sets ``_esm = _bundle = "name.js"`` and lists what the browser may change.
 
     The JavaScript exports ``render({model, el})``. It imports shared code as ``import { el } from "../_js/dom.js"``
-    (names in braces, one file an import; the shared files are those of `_js`, and `_js` lists a file after those that
-    it imports).
+    (names in braces, one file an import).
     """
 
     frame = param.Dict(default={}, doc="What to draw: scalars, strings and arrays; {} draws nothing.")
     theme = param.Selector(default="auto", objects=["auto", *THEMES], doc="auto: as the page around it.")
     label = param.String(default="", doc="Accessible name of the picture.")
 
-    _js: ClassVar[list[str]] = ["paint.js", "dom.js", "style.js"]  # served under ../_js/, shared by all
+    _js: ClassVar[list[str]] = sorted(path.name for path in FOLDER.glob("*.js"))  # what the server hands out
     _constants: ClassVar[dict[str, Any]] = {"palette": palette()}
     _priority_changes: ClassVar[list[str]] = []
 
     __abstract = True
 
+    document: Callable[[], str] | None = None
+    """Makes the page that a download holds; None: this component as it stands."""
+
+    def _handle_msg(self, data: Any) -> None:
+        if isinstance(data, dict) and isinstance(of := data.get("download"), str):
+            background(self._page, lambda page: self._send_msg({"of": of[:200], "page": page}))
+        else:
+            super()._handle_msg(data)
+
+    def _page(self) -> str:
+        from ..export import frozen_view
+
+        if self.document is not None:
+            try:
+                return self.document()
+            except HeadAtlasError as error:  # too large, or not all of it is there: what is on the screen is
+                logger.info("%s as it stands: %s", type(self).__name__, error)
+        return frozen_view(self, type(self).__name__).data
+
     @classmethod
     def _render_esm(cls, compiled: Any = True, server: bool = False) -> str:
         """The URL of the file on a server, else its source with the shared files spliced in."""
+        if server and cls._bundle in ESMView._js:
+            return ("" if state.rel_path else "./") + component_resource_path(ESMView, "_js", str(cls._bundle))
         source = super()._render_esm(compiled=compiled, server=server)
         return splice(source) if IMPORT.search(source) else source

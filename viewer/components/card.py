@@ -8,7 +8,7 @@ in small letters as a CSS class: no rule of a component may be called like one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import param
 
@@ -20,8 +20,6 @@ Send = Callable[[dict[str, Any]], None]
 class Card(ESMView):
     """A component that sends messages; `send` receives each."""
 
-    _js: ClassVar[list[str]] = [*ESMView._js, "shell.js"]
-
     __abstract = True
 
     def __init__(self, send: Send, **params: Any) -> None:
@@ -29,7 +27,9 @@ class Card(ESMView):
         self._send = send
 
     def _handle_msg(self, data: Any) -> None:
-        if isinstance(data, dict) and all(isinstance(key, str) for key in data):
+        if isinstance(data, dict) and "download" in data:
+            super()._handle_msg(data)
+        elif isinstance(data, dict) and all(isinstance(key, str) for key in data):
             self._send(data)
 
 

@@ -1,4 +1,5 @@
-import { paintOf } from "../_js/paint.js";
+import { paintOf, plain } from "../_js/paint.js";
+import { recorderOf, svgOf, pngOf, csvOf, save } from "../_js/picture.js";
 // Elements, canvases, tooltips. Corpus strings reach the page as text nodes only: `el` never parses markup.
 
 // el("div.row", {title: "x", onclick: f}, child, "text"): classes after dots, on* are listeners, others attributes
@@ -46,8 +47,28 @@ export function mount(model, host, css, changed) {
   const observer = new MutationObserver(restyle), media = matchMedia("(prefers-color-scheme: dark)");
   observer.observe(document.documentElement, {attributes: true, attributeFilter: ["data-theme"]});
   media.addEventListener("change", restyle);
+  queueMicrotask(() => root.querySelectorAll("[data-picture]").forEach(card => downloads(card, model, () => changed(paint))));
   model.on("remove", () => { observer.disconnect(); media.removeEventListener("change", restyle); });
   return {root, paint: () => paint};
+}
+
+// A menu in the corner of a card that names its picture: `data-picture="head view"`
+const FORMATS = {SVG: "shapes and text", PNG: "pixels", CSV: "the numbers", HTML: "a page of its own that works offline"};
+function downloads(card, model, repaint) {
+  const name = `headatlas ${card.dataset.picture}`.replaceAll(" ", "-");
+  const take = async format => {
+    menu.open = false;
+    if (format === "CSV") return save(`${name}.csv`, csvOf(card), "text/csv");
+    if (format === "HTML") return model.send_msg({download: card.dataset.picture});
+    const svg = svgOf(card, repaint);
+    save(`${name}.${format.toLowerCase()}`, format === "SVG" ? svg : await pngOf(svg), "image/svg+xml");
+  };
+  const formats = Object.keys(FORMATS).filter(format => (format !== "CSV" || card.querySelector("table.mirror")) && (format !== "HTML" || !model.alone));
+  const menu = el("details.downloads", null, el("summary", {"aria-label": `download ${card.dataset.picture}`, title: "Download"}, "\u2913"),
+    el("div", {role: "menu"}, formats.map(format => el("button", {role: "menuitem", "data-format": format, title: FORMATS[format], onclick: () => take(format)}, format))));
+  menu.addEventListener("focusout", event => { if (!menu.contains(event.relatedTarget)) menu.open = false; });
+  card.append(menu);
+  model.on("msg:custom", data => { const {of, page} = plain(data); if (page !== undefined && of === card.dataset.picture) save(`${name}.html`, page, "text/html"); });
 }
 
 export const FONT = '-apple-system,BlinkMacSystemFont,"Segoe UI",Inter,Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif';
@@ -55,6 +76,8 @@ export const FONT = '-apple-system,BlinkMacSystemFont,"Segoe UI",Inter,Roboto,"H
 // Size a canvas in CSS pixels, sharp on any screen; returns its context, cleared
 export function fit(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
+  const recorder = recorderOf(canvas);
+  if (recorder) return recorder;
   const w = Math.max(1, Math.round(width * ratio)), h = Math.max(1, Math.round(height * ratio));
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
   canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;

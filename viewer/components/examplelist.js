@@ -1,6 +1,6 @@
 // A page of examples: id, text, annotations, tokens, one statistic of the chosen head. Filter and order act on all of them.
 import { count, number } from "../_js/paint.js";
-import { el, fit, write } from "../_js/dom.js";
+import { el, fit, mirror, write } from "../_js/dom.js";
 import { component, debounced, link, segmented, select, walk } from "../_js/shell.js";
 
 const CSS = `
@@ -10,6 +10,7 @@ const CSS = `
 .er.h { color: var(--ink-3); font-size: 11px; height: 32px } .er .n { text-align: right; font-variant-numeric: tabular-nums } .er .tx { font-size: 13px; white-space: pre } .er > span { unicode-bidi: isolate }
 .w { display: grid; grid-template-columns: 1fr 34px; gap: 6px; align-items: center }
 .foot { padding: 6px 14px; border-top: 1px solid var(--line); font-size: 12px; color: var(--ink-2) }
+.facet { width: 100%; border: 0; background: none; text-align: left; padding: 0; border-radius: 4px } .facet:hover { background: var(--surface-2) } .facet[aria-pressed=true] { background: var(--accent-soft) }
 .facet { display: grid; grid-template-columns: 112px 1fr 40px; gap: 8px; align-items: center; height: 22px; font-size: 12px } .facet .n { text-align: right; color: var(--ink-3); font-variant-numeric: tabular-nums }
 `;
 
@@ -22,10 +23,17 @@ export function render({model, el: host}) {
     filter.addEventListener("input", later);
     const side = el("div"), lengths = el("canvas", {role: "img"}), head = el("header"), titles = el("div.er.h"), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0"}), foot = el("div.row.foot");
     ui.root.append(el("div.page", null,
-      el("section.card", {"aria-label": "filter"}, el("header", null, el("h2", null, "Filter"), el("span.grow"), el("button.btn.quiet", {onclick: () => { filter.value = ""; ui.go({text: "", row: 0}); }}, "Clear all")),
+      el("section.card", {"aria-label": "filter"}, el("header", null, el("h2", null, "Filter"), el("span.grow"), el("button.btn.quiet", {onclick: () => { filter.value = ""; ui.go({text: "", where: "", row: 0}); }}, "Clear all")),
         el("div.body", null, el("div.sect", null, "Text"), filter, el("hr"), side)),
-      el("section.card", {"aria-label": "examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot))));
+      el("section.card", {"data-picture": "examples", "aria-label": "examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot))));
     walk(list, () => [...list.querySelectorAll("a.er")]);
+    const table = mirror(list.parentElement, "examples");
+    // one value of an annotation; again: all of them
+    function narrow(frame, name, value) {
+      const where = {...frame.where};
+      if (where[name] === value) delete where[name]; else where[name] = value;
+      ui.go({where: Object.keys(where).length ? JSON.stringify(where) : "", row: 0});
+    }
     let typed = null;
     return frame => {
       if (frame.text !== typed && ui.root.getRootNode().activeElement !== filter) filter.value = frame.text;
@@ -36,15 +44,16 @@ export function render({model, el: host}) {
         el("div.sect", null, "Order", el("span.r", null, `head ${frame.head}`)), select(frame.statistics, frame.statistic, "statistic", v => ui.go({statistic: v, row: 0})), el("div", {style: "height:8px"}),
         segmented([["corpus", "Corpus"], ["strongest", "Highest"], ["weakest", "Lowest"]], frame.order, "order", v => ui.go({order: v, row: 0})),
         ...frame.facets.flatMap(facet => [el("hr"), el("div.sect", null, facet.name, el("span.r", null, "of these")), ...facet.values.map(([value, n]) =>
-          el("div.facet", null, el("span.ell", {title: value, dir: "auto"}, value), el("div.bar", null, el("i", {style: `width:${100 * n / Math.max(1, frame.n_found)}%`})), el("span.n", null, count(n))))]));
+          el("button.facet", {"data-facet": facet.name, "data-value": value, "aria-pressed": String(frame.where[facet.name] === value), onclick: () => narrow(frame, facet.name, value)}, el("span.ell", {title: value, dir: "auto"}, value), el("div.bar", null, el("i", {style: `width:${100 * n / Math.max(1, frame.n_found)}%`})), el("span.n", null, count(n))))]));
       histogram(lengths, frame.lengths, ui.paint());
       head.replaceChildren(el("h2", null, "Examples"), el("span.sub", {"data-found": frame.n_found}, frame.n_found === frame.n_all ? count(frame.n_all) : `${count(frame.n_found)} of ${count(frame.n_all)}`),
-        ...(frame.text ? [el("button.tag.accent", {style: "border:0", onclick: () => { filter.value = ""; ui.go({text: "", row: 0}); }}, `text \u201C${frame.text}\u201D \u2715`)] : []));
+        ...Object.entries(frame.where).map(([name, value]) => el("button.tag.accent", {style: "border:0", "data-where": name, onclick: () => narrow(frame, name, value)}, `${name}: ${value} \u2715`)), ...(frame.text ? [el("button.tag.accent", {style: "border:0", onclick: () => { filter.value = ""; ui.go({text: "", row: 0}); }}, `text \u201C${frame.text}\u201D \u2715`)] : []));
       titles.style.cssText = grid;
       titles.replaceChildren(el("span", null, "id"), el("span", null, "text"), ...frame.columns.map(name => el("span.ell", null, name)), el("span.n", null, "tokens"), el("span.strong.ell", {style: "color:var(--ink-2)"}, `${frame.label}${{strongest: " \u2193", weakest: " \u2191"}[frame.order] || ""}`));
       list.replaceChildren(...frame.rows.map(row => link(ui, `.er${row.on ? ".on" : ""}`, row.query, row.patch, {...style, "data-example": row.patch.example},
         el("span.dim.num.ell", {dir: "auto", title: row.id}, row.id), el("span.tx.ell", {dir: "auto"}, row.text), ...row.columns.map(value => el("span.dim2.ell", {dir: "auto"}, value)), el("span.n", null, row.tokens),
         el("span.w", null, el("span.bar", null, el("i", {style: `width:${100 * Math.max(0, Math.min(1, (row.value || 0) / (frame.high || 1)))}%`})), el("span.n", null, number(row.value))))));
+      table.set(["Id", "Text", ...frame.columns, "Tokens", "Value"], frame.rows.map(row => [row.id, row.text, ...row.columns, row.tokens, number(row.value, 3)]), frame.rows.map(row => ({value: Number.isFinite(row.value) ? row.value.toFixed(6) : ""})));
       if (!frame.rows.length) list.append(el("div.message", null, frame.note));
       const last = Math.min(frame.n_found, frame.start + frame.page_rows), pages = Math.max(1, Math.ceil(frame.n_found / frame.page_rows));
       const turn = (name, text, row) => el("button.btn", {"aria-label": name, disabled: row < 0 || row >= frame.n_found, onclick: () => ui.go({row})}, text);

@@ -21,5 +21,4 @@ class HeadDetail(ESMView):
     scale = param.Selector(default="sqrt", objects=["linear", "sqrt", "log"])
 
     _esm = _bundle = "headdetail.js"
-    _js: ClassVar[list[str]] = [*ESMView._js, "maps.js"]
     _priority_changes: ClassVar[list[str]] = ["pin"]

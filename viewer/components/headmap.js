@@ -15,7 +15,7 @@ export function render({model, el: host}) {
   const parse = text => text.split(".").map(Number);
   component(model, host, CSS, ui => {
     const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.map", null, canvas), live = el("span.sr", {"aria-live": "polite"});
-    const head = el("header"), card = el("section.card");
+    const head = el("header"), card = el("section.card", {"data-picture": "head map"});
     let table = null, frame = null, selected = parse(model.selected), geometry = null, hovered = null, ranks = null, top = null;
 
     function place(layer, h) { return {x: geometry.left + h * geometry.cell, y: geometry.top + layer * geometry.cell}; }
@@ -46,6 +46,12 @@ export function render({model, el: host}) {
         if (s < .12 && gap) { g.strokeStyle = p.line; g.lineWidth = 1; rectangle(x + .5, y + .5, side - 1, side - 1, round); g.stroke(); }
         if (Number.isNaN(v)) { g.strokeStyle = p["line-2"]; g.beginPath(); g.moveTo(x + 2, y + side - 2); g.lineTo(x + side - 2, y + 2); g.stroke(); }
         if (cell >= 26 && top.has(l * heads + h)) write(g, number(v), x + side / 2, y + side / 2 + .5, {color: p.on(s), weight: 500, align: "center", size: cell < 30 ? 10 : 11});
+      }
+      for (const [name, {star}] of Object.entries(frame.notes || {})) {   // a dot in the corner: starred or noted
+        const [l, h] = name.split(".").map(Number), {x, y} = place(l, h);
+        if (l >= layers || h >= heads) continue;
+        g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(x + side - Math.min(4, side / 4), y + Math.min(4, side / 4), cell >= 15 ? 3 : 2, 0, 7); g.fill();
+        g.strokeStyle = p.surface; g.lineWidth = 1; g.stroke();
       }
       for (const [spot, color] of [[selected, p.ink], [hovered, p["ink-2"]]]) {
         if (!spot) continue;
@@ -86,9 +92,10 @@ export function render({model, el: host}) {
       if (!spot) { ui.tip.hide(); return; }
       const i = spot[0] * frame.n_heads + spot[1];
       ui.tip.show(event, `Head ${spot.join(".")}`, [[frame.title, number(frame.values[i], 3), `#${ranks[i]}`, true],
-        ...frame.others.map(o => [o.label, number(o.values[i], 3), ""]), ...(frame.baseline === undefined ? [] : [["Baseline", number(frame.baseline, 3), ""]])],
+        ...frame.others.map(o => [o.label, number(o.values[i], 3), ""]), ...(frame.baseline === undefined ? [] : [["Baseline", number(frame.baseline, 3), ""]]), ...noted(spot)],
         `rank of ${count(frame.values.length)} \u00B7 click to select`);
     };
+    const noted = spot => { const note = frame.notes?.[spot.join(".")]; return note ? [[`${note.star ? "\u2605 " : ""}${note.note.slice(0, 120)}`, "", ""]] : []; };
     canvas.onmouseleave = () => { hovered = null; draw(); ui.tip.hide(); };
     canvas.onclick = event => { const spot = spotAt(event); if (spot) choose(spot, event.detail > 1); };
     canvas.onkeydown = event => {
@@ -114,7 +121,8 @@ export function render({model, el: host}) {
         ranks = new Int32Array(order.length);
         order.forEach((cell, i) => { ranks[cell] = i && frame.values[cell] === frame.values[order[i - 1]] ? ranks[order[i - 1]] : i + 1; });
         top = new Set(order.slice(0, 8));
-        table.set(["head", frame.title, "rank"], order.map(i => [`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, number(frame.values[i], 3), ranks[i]]),
+        const note = i => frame.notes?.[`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`];
+        table.set(["head", frame.title, "rank", "star", "note"], order.map(i => [`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, number(frame.values[i], 3), ranks[i], note(i)?.star ? "\u2605" : "", note(i)?.note ?? ""]),
           order.map(i => ({head: `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, value: frame.values[i].toFixed(6)})));
       }
       canvas.dataset.choice = frame.choice || "";

@@ -4,6 +4,7 @@ import { CSS } from "../_js/style.js";
 
 const OWN = `
 .grid { position: relative; outline-offset: 3px } .chips { display: flex; flex-wrap: wrap; gap: 5px; margin-top: 9px; align-items: center }
+.between { margin-top: 8px } .between select { height: 24px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface) }
 .sect + canvas { margin-top: 2px } .facts p { font-size: 12px; color: var(--ink-2); overflow-wrap: anywhere; white-space: pre-line }
 `;
 const MAX_HEADS = 12;
@@ -47,6 +48,11 @@ export function render({model, el: host}) {
       if (l < 0 || h < 0) return;
       for (const [c, grow, w] of [[p.surface, 1.5, 2], [color, outer, 2]]) { g.strokeStyle = c; g.lineWidth = w; g.beginPath(); g.roundRect(x - grow, y - grow, size + 2 * grow, size + 2 * grow, 3); g.stroke(); }
     };
+    for (const [name, {star}] of Object.entries(frame.notes || {})) {
+      const [l, h] = names.cell(name);
+      if (l < 0 || h < 0) continue;
+      g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(margin + h * cell + size - 2, top + l * cell + 2, 2, 0, 7); g.fill();
+    }
     selected().forEach((name, i) => ring(name, p.head(i), .25));
     if (hover) ring(hover, p["ink-2"], .75);
     canvas.setAttribute("aria-label", `${layers} layers of ${heads} heads, shown ${model.selected}`);
@@ -80,7 +86,7 @@ export function render({model, el: host}) {
     canvas.style.cursor = found ? "pointer" : "default";
     if (name !== hover) { hover = name; draw(); }
     if (!found) return tip.hide();
-    tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true]], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
+    tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true], ...(frame.notes?.[name] ? [[`${frame.notes[name].star ? "\u2605 " : ""}${frame.notes[name].note.slice(0, 120)}`, ""]] : [])], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
   canvas.addEventListener("click", event => { const found = geometry && hit(event); if (found) choose(names.name(...found), event.shiftKey); });
@@ -104,10 +110,24 @@ export function render({model, el: host}) {
     const box = el("input", {type: "checkbox", checked: model.hide_special, "data-control": "hide_special"});
     box.addEventListener("change", () => { model.hide_special = box.checked; });
     model.on("hide_special", () => { box.checked = model.hide_special; });
+    // a box for one of two values of a field
+    const check = (name, on, off, text) => {
+      const node = el("input", {type: "checkbox", "data-control": name}), refresh = () => { node.checked = model[name] === on; };
+      node.addEventListener("change", () => { model[name] = node.checked ? on : off; });
+      model.on(name, refresh); refresh();
+      return el("label.ck", null, node, text);
+    };
+    const unit = el("div.seg", {role: "group", "aria-label": "level"}), between = el("label.fld.between", null, "From \u2192 to");
+    const units = () => unit.replaceChildren(...["token", "word", "sentence"].map(name => el("button", {"aria-pressed": String(model.level === name), "data-level": name, onclick: () => { model.level = name; }}, `${name[0].toUpperCase()}${name.slice(1)}s`)));
+    const ways = el("select", {"data-control": "segments", "aria-label": "from \u2192 to"}, [["all", "all"], ...["aa", "ab", "ba", "bb"].map(way => [way, way.toUpperCase().split("").join(" \u2192 ")])].map(([value, text]) => el("option", {value}, text)));
+    ways.addEventListener("change", () => { model.segments = ways.value; });
+    const pair = () => { between.style.display = model.pairs ? "" : "none"; ways.value = model.segments; };
+    between.append(ways); units(); pair();
+    model.on("level", units); model.on(["segments", "pairs"], pair);
     lines.replaceChildren(...(model.lines ? [el("hr"), el("p.sect", null, "Lines"),
       slider("share", "Share of each row", 10, 100, 5, v => Math.round(v * 100), v => `${v} %`, v => v / 100),
       slider("keys", "Keys per row", 1, 64, 1, v => v, v => `at most ${v}`, v => v)] : []),
-      ...(model.specials ? [el("hr"), el("p.sect", null, "Show"), el("label.ck", null, box, "hide special tokens")] : []));
+      ...(model.specials ? [el("hr"), el("p.sect", null, "Show"), model.choices ? unit : "", model.choices ? between : "", el("label.ck", null, box, "hide special tokens"), ...(model.choices ? [check("weights", "renormalised", "stored", "renormalise the rest"), check("layout", "rows", "columns", "rows as columns (wide scripts)")] : [])] : []));
   }
   function drawFacts() {
     facts.replaceChildren(...plain(model.facts).flatMap(([heading, text]) => [el("hr"), el("p.sect", null, heading), el("p", null, text)]));

@@ -23,7 +23,15 @@ class HeadPicker(ESMView):
     share = param.Number(default=0.75, bounds=(0, 1))
     keys = param.Integer(default=8, bounds=(1, 64))
     hide_special = param.Boolean(default=True)
+    choices = param.Boolean(default=False, doc="Whether the choices of the head view are there.")
+    pairs = param.Boolean(default=False, doc="Whether the example has two texts.")
+    level = param.Selector(default="token", objects=["token", "word", "sentence"])
+    segments = param.Selector(default="all", objects=["all", "aa", "ab", "ba", "bb"])
+    weights = param.Selector(default="stored", objects=["stored", "renormalised"])
+    layout = param.Selector(default="columns", objects=["columns", "rows"])
     facts = param.List(default=[], item_type=tuple, doc="(title, text) sections below.")
 
     _esm = _bundle = "headpicker.js"
-    _priority_changes: ClassVar[list[str]] = ["selected", "share", "keys", "hide_special"]
+    _priority_changes: ClassVar[list[str]] = [
+        "selected", "share", "keys", "hide_special", "level", "segments", "weights", "layout",
+    ]  # fmt: skip

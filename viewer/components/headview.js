@@ -21,17 +21,21 @@ const OWN = `
 .bd { display: inline-flex; align-items: center; gap: 3px; width: 36px; font-size: 11px; font-weight: 500; color: var(--ink); font-variant-numeric: tabular-nums }
 .bd i { width: 8px; height: 8px; border-radius: 2px; flex: none }
 .head-l { position: absolute; top: 6px; font-size: 12px; font-weight: 600; color: var(--ink-2) }
+.plot.flat .col { bottom: auto } .plot.flat .t { writing-mode: vertical-rl; justify-content: flex-start } .plot.flat .col.q .t { right: auto; flex-direction: row-reverse; justify-content: flex-start } .plot.flat .col.k .t { left: auto }
+.plot.flat .t .l { max-width: none; max-height: 130px; padding: 5px 0 } .plot.flat .bd { writing-mode: horizontal-tb; width: auto; justify-content: center } .plot.flat .bd i { display: none }
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 `;
+const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/g, LTR = /[A-Za-z\u00c0-\u02af\u0370-\u052f\u3040-\u9fff\uac00-\ud7af]/g;
 const TOP = 26, BADGES = 4, LISTED = 400, PADDING = 4;
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => { painted = ""; draw(); });
+  const heading = el("h2", null, "Head view"), me = {};
   const tip = tooltip(root), sub = el("span.sub.ell"), counts = el("span.count.num", {"data-count": ""}), live = el("div.sr", {"aria-live": "polite"});
   const base = el("canvas"), top = el("canvas.top"), columns = {q: el("div.col.q"), k: el("div.col.k")};
   const heads = [el("span.head-l", null, "query"), el("span.head-l", null, "key"), el("span.head-l", {style: "font-weight:400;font-size:11px;color:var(--ink-3)"}, "attention received")];
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "head view: lines from each query token to its keys"}, base, top, columns.q, columns.k, heads);
-  const body = el("div.body.flush", null, plot), card = el("section.card", null, el("header", null, el("h2", null, "Head view"), sub, counts), body, live);
+  const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "head view"}, el("header", null, heading, sub, counts), body, live);
   root.append(card);
   const table = mirror(card, "edges of the head view");
 
@@ -44,6 +48,11 @@ export function render({model, el: host}) {
     const pin = parsePin(model.pin), local = pin && {side: pin.side, index: pin.index - start(pin.side)};
     return hover || (local && local.index >= 0 && local.index < size(local.side) ? local : null);
   }
+  // tokens along the top instead of down the side; texts that run from right to left begin at the right
+  const flat = () => model.layout === "rows";
+  const ink = h => frame.tint ? paint()[frame.tint] : paint().head(h);
+  const runsLeft = () => { const text = tokens.q.labels.join(" "); return (text.match(RTL) || []).length > (text.match(LTR) || []).length; };
+  const canvasOf = (canvas, ...size) => { const g = fit(canvas, ...(flat() ? size.reverse() : size)); if (flat()) g.transform(0, 1, 1, 0, 0, 0); return g; };
   const pair = (h, act, i) => act.side === "q" ? weight(h, act.index, i) : weight(h, i, act.index);
 
   function take() {
@@ -52,9 +61,17 @@ export function render({model, el: host}) {
     if (frame.message || !frame.attention) return message();
     if (given.id !== frame.id || !given.query) return;   // the other half of a change is still on its way
     tokens.q = given.query; tokens.k = given.key || given.query;
-    weight = weights(frame); hover = null; fresh = true;
+    heading.textContent = frame.title || "Head view";
+    weight = shownWeights(); hover = null; fresh = true;
     plot.hidden = false; body.querySelector(".message")?.remove();
     choose(); build(); draw();
+  }
+  // with `renormalise`, what a row gives to the keys that are shown adds up to 1
+  function shownWeights() {
+    const stored = weights(frame), [, rows, cols] = frame.shape, sums = new Map();
+    if (!model.renormalise) return stored;
+    const sum = (h, q) => { const at = h * rows + q; let s = sums.get(at); if (s === undefined) { s = 0; for (let k = 0; k < cols; k++) if (!hidden("k", k)) s += stored(h, q, k); sums.set(at, s); } return s; };
+    return (h, q, k) => { if (hidden("k", k)) return 0; const s = sum(h, q); return s > 0 ? stored(h, q, k) / s : 0; };
   }
   function message() {
     plot.hidden = true; counts.textContent = ""; body.querySelector(".message")?.remove();
@@ -67,7 +84,7 @@ export function render({model, el: host}) {
       queryShown: q => !hidden("q", q), keyShown: k => !hidden("k", k), offset: frame.query_start - frame.key_start}));
     const sum = name => edges.reduce((s, e) => s + e[name], 0);
     const part = frame.part ? ` \u00B7 ${frame.part}` : frame.n_queries > rows || frame.n_keys > cols ? ` \u00B7 tokens ${frame.query_start}\u2013${frame.query_start + rows - 1} of ${count(frame.n_queries)}, around the pin` : "";
-    counts.textContent = `${count(sum("drawn"))} of ${count(sum("pairs"))} edges drawn, ${percent(sum("rowMass") ? sum("drawnMass") / sum("rowMass") : 0)} of the attention${part}`;
+    counts.textContent = `${count(sum("drawn"))} of ${count(sum("pairs"))} edges drawn, ${percent(sum("rowMass") ? sum("drawnMass") / sum("rowMass") : 0)} of the attention${part}${model.renormalise ? " \u00B7 rows add up to 1" : ""}`;
     Object.assign(counts.dataset, {drawn: sum("drawn"), pairs: sum("pairs"), share: (sum("drawnMass") / (sum("rowMass") || 1)).toFixed(6)});
     painted = "";
   }
@@ -82,42 +99,58 @@ export function render({model, el: host}) {
     marked = [];
   }
   function layout() {
+    plot.classList.toggle("flat", flat());
+    if (flat()) return layoutFlat();
     const n = Math.max(size("q"), size("k")), room = Math.max(200, body.clientHeight - 12);
     const row = clamp((room - TOP - 6) / n, 15, 22), left = clamp(width * .205, 100, 190), right = Math.max(left + 120, width - clamp(width * .34, 150, 300));
-    geometry = {row, left, right, height: Math.ceil(TOP + row * n + 6), font: clamp(Math.floor(row - 4), 11, 13), y: i => TOP + row * (i + .5)};
-    plot.style.height = `${geometry.height}px`;
+    geometry = {row, left, right, height: Math.ceil(TOP + row * n + 6), across: width, font: clamp(Math.floor(row - 4), 11, 13), y: i => TOP + row * (i + .5)};
+    plot.style.height = `${geometry.height}px`; plot.style.width = "";
     columns.q.style.left = columns.q.style.right = ""; columns.q.style.left = `${left - 6}px`; columns.k.style.left = `${right + 2}px`;
-    [left - 14, right + 11, right + 118].forEach((x, i) => { heads[i].style.left = `${x}px`; heads[i].style.transform = i ? "" : "translateX(-100%)"; });
+    [left - 14, right + 11, right + 118].forEach((x, i) => { Object.assign(heads[i].style, {left: `${x}px`, top: "", transform: i ? "" : "translateX(-100%)"}); });
     for (const side of ["q", "k"]) nodes[side].forEach((node, i) => {
-      node.style.top = `${TOP + row * i}px`; node.style.height = `${row}px`; node.style.fontSize = `${geometry.font}px`; node.style.lineHeight = `${row - 1}px`;
+      node.style.cssText = `top:${TOP + row * i}px;height:${row}px;font-size:${geometry.font}px;line-height:${row - 1}px`;
+      node.classList.toggle("hid", hidden(side, i));
+    });
+  }
+  // the same with the axes exchanged: `row` is the width of a token, `left` and `right` are heights
+  function layoutFlat() {
+    const n = Math.max(size("q"), size("k")), room = Math.max(300, body.clientHeight - 12), start = 40, row = clamp((width - start - 12) / n, 18, 46), mirrored = runsLeft();
+    const long = start + row * n + 12, left = clamp(room * .26, 90, 150), right = Math.max(left + 110, room - clamp(room * .3, 110, 190)), at = i => mirrored ? n - 1 - i : i;
+    geometry = {row, left, right, height: Math.max(width, Math.ceil(long)), across: room, font: clamp(Math.floor(row - 5), 12, 15), y: i => start + row * (at(i) + .5), index: x => { const i = Math.floor((x - start) / row); return at(i); }};
+    plot.style.height = `${room}px`; plot.style.width = `${geometry.height}px`;
+    plot.dataset.direction = mirrored ? "rtl" : "ltr";
+    columns.q.style.cssText = "left:0;top:0"; columns.k.style.cssText = "left:0;top:0";
+    [[left - 20, 4], [right + 4, 4]].forEach(([y, x], i) => { Object.assign(heads[i].style, {left: `${x}px`, top: `${y}px`, transform: ""}); });
+    for (const side of ["q", "k"]) nodes[side].forEach((node, i) => {
+      node.style.cssText = `left:${geometry.y(i) - row / 2}px;width:${row}px;font-size:${geometry.font}px;line-height:${row - 4}px;${side === "q" ? `top:${left - 4}px;transform:translateY(-100%)` : `top:${right + 4}px`}`;
       node.classList.toggle("hid", hidden(side, i));
     });
   }
   function draw() {
     if (!width || !tokens.q) return;
     layout(); paintBase(); paintTop(); list();
-    if (fresh) { fresh = false; body.scrollTop = 0; reveal(); }
+    if (fresh) { fresh = false; body.scrollTop = 0; body.scrollLeft = flat() && plot.dataset.direction === "rtl" ? geometry.height : 0; reveal(); }
   }
   // all edges in colour, or grey behind those of one token
   function paintBase() {
-    const act = active(), wanted = `${act ? "grey" : "colour"} ${width} ${geometry.height}`;
+    const act = active(), wanted = `${act ? "grey" : "colour"} ${geometry.across} ${geometry.height} ${model.layout}`;
     if (painted === wanted) return;
     painted = wanted;
-    const p = paint(), g = fit(base, width, geometry.height), {left: x1, right: x2, y} = geometry, middle = (edges.length - 1) / 2;
+    const p = paint(), g = canvasOf(base, geometry.across, geometry.height), {left: x1, right: x2, y} = geometry, middle = (edges.length - 1) / 2;
     edges.forEach((e, h) => {
       const shift = (h - middle) * .8, lines = {x1, x2, y1: i => y(i) + shift, y2: i => y(i) + shift};
       if (act) paintLines(g, e, {...lines, color: p["line-2"], alpha: w => clamp(.14 + .5 * w, .14, .5), width: () => 1, from: .06});
-      else paintLines(g, e, {...lines, color: p.head(h), alpha: w => clamp(.12 + .83 * w, .12, .95), width: w => .8 + 2.6 * w});
+      else paintLines(g, e, {...lines, color: ink(h), alpha: w => clamp(.12 + .83 * w, .12, .95), width: w => .8 + 2.6 * w});
     });
   }
   function paintTop() {
-    const p = paint(), g = fit(top, width, Math.min(geometry.height, body.clientHeight)), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
+    const p = paint(), g = canvasOf(top, geometry.across, Math.min(geometry.height, flat() ? body.clientWidth : body.clientHeight)), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
     for (const node of marked) { node.classList.remove("me", "on", "strong"); node.querySelectorAll(".bd").forEach(b => b.remove()); }
     marked = [];
-    g.translate(0, -Math.max(0, body.scrollTop - PADDING));
+    g.translate(0, -Math.max(0, flat() ? body.scrollLeft : body.scrollTop - PADDING));
     plot.classList.toggle("active", !!act);
-    heads[2].style.visibility = act ? "hidden" : "";
-    if (!act) return received(g, p);
+    heads[2].style.visibility = act || flat() ? "hidden" : "";
+    if (!act) return flat() ? null : received(g, p);
     const other = act.side === "q" ? "k" : "q", all = [], mark = (node, ...names) => { node.classList.add(...names); marked.push(node); };
     for (let i = 0; i < size(other); i++) {
       if (hidden(other, i)) continue;
@@ -127,13 +160,13 @@ export function render({model, el: host}) {
       mark(node, "on", ...(peak > .15 ? ["strong"] : []));
       const best = row.indexOf(peak), shown = n > BADGES ? [best] : row.keys();
       for (const h of shown) node.append(el("span.bd", {"data-head": frame.heads[h], "data-weight": row[h].toFixed(4)},
-        el("i", {style: `background:${p.head(h)};opacity:${clamp(row[h] * 1.25, .25, 1)}`}), number(row[h])));
+        el("i", {style: `background:${ink(h)};opacity:${clamp(row[h] * 1.25, .25, 1)}`}), number(row[h])));
     }
     mark(nodes[act.side][act.index], "me");
     all.sort((a, b) => a[2] - b[2]);
     for (const [q, k, w, h] of all) {
       const shift = (h - (n - 1) / 2) * Math.min(3.2, geometry.row / n), bend = (x2 - x1) * .36, a = y(q) + shift, b = y(k) + shift;
-      g.strokeStyle = p.head(h); g.globalAlpha = clamp(.35 + .65 * w, .35, 1); g.lineWidth = .8 + 2.6 * w;
+      g.strokeStyle = ink(h); g.globalAlpha = clamp(.35 + .65 * w, .35, 1); g.lineWidth = .8 + 2.6 * w;
       g.beginPath(); g.moveTo(x1, a); g.bezierCurveTo(x1 + bend, a, x2 - bend, b, x2, b); g.stroke();
     }
     g.globalAlpha = 1;
@@ -151,7 +184,7 @@ export function render({model, el: host}) {
     for (let k = 0; k < size("k"); k++) {
       if (hidden("k", k)) continue;
       let x = geometry.right + 118;
-      sums.by.forEach((r, h) => { const w = span * r[k] / sums.most; g.fillStyle = p.head(h); g.globalAlpha = .8; g.fillRect(x, geometry.y(k) - 3.5, w, 7); x += w; });
+      sums.by.forEach((r, h) => { const w = span * r[k] / sums.most; g.fillStyle = ink(h); g.globalAlpha = .8; g.fillRect(x, geometry.y(k) - 3.5, w, 7); x += w; });
       g.globalAlpha = 1;
       write(g, sums.by.reduce((s, r) => s + r[k], 0).toFixed(1), x + 5, geometry.y(k) + .5, {color: p["ink-3"]});
     }
@@ -170,14 +203,24 @@ export function render({model, el: host}) {
   }
 
   function hit(event) {
-    const [x, y] = at(event, plot), i = Math.floor((y - TOP) / geometry.row), side = x < geometry.left + 6 ? "q" : x > geometry.right - 6 ? "k" : null;
+    const [a, b] = at(event, plot), [x, y] = flat() ? [b, a] : [a, b], i = flat() ? geometry.index(y) : Math.floor((y - TOP) / geometry.row), side = x < geometry.left + 6 ? "q" : x > geometry.right - 6 ? "k" : null;
     return side && i >= 0 && i < size(side) ? {side, index: i} : null;
   }
   function setHover(next) {
     if ((next && `${next.side}${next.index}`) === (hover && `${hover.side}${hover.index}`)) return;
     hover = next;
     paintBase(); paintTop();
+    if (frame.group) document.dispatchEvent(new CustomEvent("headatlas-hover", {detail: {group: frame.group, me, side: next?.side, row: next && frame.rows[next.side][next.index]}}));
   }
+  // views that are compared point at the same row
+  const follow = event => {
+    const {group, me: from, side, row} = event.detail, index = side && frame.rows ? frame.rows[side].indexOf(row) : -1;
+    if (!frame.group || group !== frame.group || from === me || !geometry) return;
+    hover = index >= 0 ? {side, index} : null;
+    paintBase(); paintTop();
+  };
+  document.addEventListener("headatlas-hover", follow);
+  model.on("remove", () => document.removeEventListener("headatlas-hover", follow));
   plot.addEventListener("mousemove", event => {
     if (!geometry || !tokens.q) return;
     const found = hit(event);
@@ -223,12 +266,14 @@ export function render({model, el: host}) {
     const act = active();
     if (!act) return;
     const y = geometry.y(act.index);
+    if (flat()) { if (y < body.scrollLeft + TOP || y > body.scrollLeft + body.clientWidth - TOP) body.scrollLeft = y - body.clientWidth / 2; return; }
     if (y < body.scrollTop + TOP || y > body.scrollTop + body.clientHeight - TOP) body.scrollTop = y - body.clientHeight / 2;
   }
 
   model.on(["frame", "tokens"], take);
   model.on("pin", pinned);
-  model.on(["share", "keys", "hide_special"], () => { if (tokens.q) { sums = {}; choose(); draw(); } });
+  model.on(["share", "keys", "hide_special", "renormalise"], () => { if (tokens.q) { sums = {}; weight = shownWeights(); choose(); draw(); } });
+  model.on("layout", () => { if (tokens.q) { painted = ""; draw(); } });
   model.on("note", () => { sub.textContent = model.note; });
   sub.textContent = model.note;
   const stop = onWidth(body, w => { width = w; draw(); });

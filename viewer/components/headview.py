@@ -22,8 +22,9 @@ class HeadView(ESMView):
     share = param.Number(default=0.75, bounds=(0, 1))
     keys = param.Integer(default=8, bounds=(1, 64))
     hide_special = param.Boolean(default=True)
+    renormalise = param.Boolean(default=False, doc="Rows of what is shown add up to 1.")
+    layout = param.Selector(default="columns", objects=["columns", "rows"])
     note = param.String(default="", doc="What stands beside the title.")
 
     _esm = _bundle = "headview.js"
-    _js: ClassVar[list[str]] = [*ESMView._js, "lines.js"]
     _priority_changes: ClassVar[list[str]] = ["pin"]

@@ -8,6 +8,7 @@ const CSS = `
 .strip:hover { background: var(--surface-2) } .strip.on { background: var(--accent-soft) }
 .strip .v { text-align: right; font-weight: 600; font-variant-numeric: tabular-nums } .strip .k { text-align: right; color: var(--ink-3); font-size: 11px; font-variant-numeric: tabular-nums }
 .strip canvas { width: 100% }
+.starred { border: 0; background: none; font-size: 17px; line-height: 1; padding: 2px 4px; color: var(--ink-3) } .starred[aria-pressed=true] { color: var(--warn) } .remark { width: 100%; min-height: 46px; resize: vertical; border: 1px solid var(--line-2); border-radius: 6px; background: var(--bg); color: var(--ink); padding: 6px 8px; font: inherit; font-size: 12px }
 .exm { display: grid; grid-template-columns: 1fr 30px; gap: 8px; padding: 5px 0; border-top: 1px solid var(--line); font-size: 12px; align-items: center } .exm:hover { background: var(--surface-2) }
 .exm .l { display: flex; overflow: hidden; white-space: pre } .exm .l > span { unicode-bidi: isolate }
 .like { display: grid; grid-template-columns: 44px 1fr 30px; align-items: center; gap: 8px; height: 22px; width: 100%; font-size: 12px !important; border: 0; padding: 0; background: none; text-align: left }
@@ -19,8 +20,13 @@ const CSS = `
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const head = el("header"), body = el("div.body", {style: "padding:10px 12px 8px"});
-    ui.root.append(el("section.card", {"aria-label": "head"}, head, body));
+    ui.root.append(el("section.card", {"data-picture": "head", "aria-label": "head"}, head, body));
+    const remark = el("textarea.remark", {"aria-label": "note on this head", placeholder: "A note on this head\u2026", maxlength: 2000, dir: "auto"});
+    let noted = "", of = null;
+    const keep = () => { if (of !== null && remark.value !== noted) { noted = remark.value; ui.send({note: {text: remark.value}}); } };
+    remark.addEventListener("change", keep);
     return frame => {
+      if (of !== frame.head || ui.root.getRootNode().activeElement !== remark) { remark.value = noted = frame.note?.note || ""; of = frame.head; }
       const p = ui.paint(), canvases = [], table = plain(model.table);
       head.replaceChildren(el("h2", {style: "font-size:15px"}, `Head ${frame.head}`), el("span.sub.ell", null, frame.sub));
       const strips = frame.statistics.map(s => {
@@ -31,10 +37,12 @@ export function render({model, el: host}) {
           el("span.ell", null, s.label), canvas, el("span.v", null, number(s.value)), el("span.k", null, s.rank ? `#${s.rank}` : "\u2013"));
       });
       body.replaceChildren(
-        el("div.row", {style: "margin-bottom:10px"}, frame.tag ? el("span.tag.accent", null, frame.tag) : null, el("span.grow"),
+        el("div.row", {style: "margin-bottom:10px"}, frame.tag ? el("span.tag.accent", null, frame.tag) : null,
+          frame.note ? el("button.starred", {"aria-label": "star this head", "aria-pressed": String(frame.note.star), disabled: !frame.note.writable, onclick: () => ui.send({note: {star: !frame.note.star}})}, frame.note.star ? "\u2605" : "\u2606") : null, el("span.grow"),
           link(ui, ".btn", frame.list.query, frame.list.patch, {"data-action": "examples"}, "Examples"),
           frame.open ? link(ui, ".btn.primary", frame.open.query, frame.open.patch, {"data-action": "open"}, "Open example") : null),
-        el("div.sect", null, "Statistics", el("span.r", null, `value, rank of ${count(frame.n)}`)), ...strips,
+        frame.note && (frame.note.writable || frame.note.note) ? remark : "",
+        el("div.sect", {style: "margin-top:8px"}, "Statistics", el("span.r", null, `value, rank of ${count(frame.n)}`)), ...strips,
         ...(frame.examples.length ? [el("hr"), el("div.sect", null, "Strongest examples", el("span.r", null, frame.examples_of)),
           el("div", null, frame.examples.map(example => link(ui, ".exm", example.query, example.patch, {"data-example": example.patch.example},
             el("span.l", null, example.parts.map(part => piece(part, p))), el("span.num.strong", {style: "text-align:right"}, number(example.score)))))] : []),

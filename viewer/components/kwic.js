@@ -1,6 +1,6 @@
 // Ranked examples, one a row, aligned on the query token (keyword in context); the key is shaded by its weight.
 import { count, number, SCALES } from "../_js/paint.js";
-import { el } from "../_js/dom.js";
+import { el, mirror } from "../_js/dom.js";
 import { component, link, walk } from "../_js/shell.js";
 
 const CSS = `
@@ -18,9 +18,10 @@ const CSS = `
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const head = el("header"), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0", role: "list"}), foot = el("div.row.foot");
-    const card = el("section.card", {"aria-label": "ranked examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, list, foot));
+    const card = el("section.card", {"data-picture": "ranked examples", "aria-label": "ranked examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, list, foot));
     ui.root.append(card);
     walk(list, () => [...list.querySelectorAll(".kw")]);
+    const table = mirror(card, "ranked examples"), joined = parts => parts.map(part => part[0]).join("");
     return frame => {
       const p = ui.paint(), shade = w => { const v = SCALES.sqrt(w) * .86; return `background:${p.seq(v)};color:${p.on(v)}`; };
       const part = ([text, kind, weight]) => kind === "key" ? el("span.tok.k", {dir: "auto", style: shade(weight), "data-key": text}, text) : el("span", {dir: "auto"}, text);
@@ -33,6 +34,8 @@ export function render({model, el: host}) {
           el("span.q2", null, el("span.tok.q", {dir: "auto", style: row.self ? shade(row.weight) : "", "data-query": row.token}, row.token), el("span.r", null, row.after.map(part)))),
         el("span.w", {title: `weight ${number(row.weight, 3)}, score of the example ${number(row.score, 3)}`},
           el("span.bar", null, el("i", {style: `width:${100 * row.weight}%`})), el("span.num.strong.sm", {style: "text-align:right"}, number(row.weight))))));
+      table.set(["Id", "Score", "Weight", "Before", "Query", "After"], frame.rows.map(row => [row.id, number(row.score, 3), number(row.weight, 3), joined(row.before), row.token, joined(row.after)]),
+        frame.rows.map(row => ({score: row.score.toFixed(6), weight: row.weight.toFixed(6)})));
       if (!frame.rows.length) list.append(el("div.message", null, frame.note || "No example."));
       foot.replaceChildren(el("span", null, frame.rows.length ? `${count(frame.rows.length)} strongest` : ""), el("span.grow"), el("span", null, el("kbd", null, "j"), " ", el("kbd", null, "k"), " move  ", el("kbd", null, "Enter"), " open"));
     };

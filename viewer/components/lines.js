@@ -42,7 +42,7 @@ export function paintLines(context, edges, {x1, x2, y1, y2, color, alpha, width,
     if (w < from) continue;
     const bucket = Math.min(15, Math.floor(w * 16));
     let path = paths.get(bucket);
-    if (!path) paths.set(bucket, path = new Path2D());
+    if (!path) paths.set(bucket, path = context.newPath ? context.newPath() : new Path2D());
     const a = y1(edges.query[i]), b = y2(edges.key[i]);
     path.moveTo(x1, a);
     path.bezierCurveTo(x1 + bend, a, x2 - bend, b, x2, b);

@@ -104,7 +104,7 @@ export function neuronFrame(part, [l, h], q, id) {
     raw *= scaling;
     const score = softcap ? softcap * Math.tanh(raw / softcap) : raw, distance = q - k;
     scores[k] = score;
-    seen[k] = part.causal ? +(distance >= 0 && (!window || distance < window)) : +(!window || Math.abs(distance) <= Math.floor(window / 2));
+    seen[k] = part.causal ? +(distance >= 0 && (!window || distance < window)) : +(!window || Math.abs(distance) < window);
     if (rebuilt.length) rebuilt[k] = seen[k] ? Math.exp(Math.min(score - logsumexp, 0)) : 0;
   }
   const shown = stored.length ? stored : rebuilt;

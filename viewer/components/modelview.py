@@ -23,5 +23,4 @@ class ModelView(ESMView):
     scale = param.Selector(default="sqrt", objects=["linear", "sqrt", "log"])
 
     _esm = _bundle = "modelview.js"
-    _js: ClassVar[list[str]] = [*ESMView._js, "maps.js"]
     _priority_changes: ClassVar[list[str]] = ["enlarged", "selected", "hide_special"]

@@ -16,7 +16,7 @@ export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN + DIMENSIONS_CSS, () => draw());
   const tip = tooltip(root), sub = el("span.sub"), token = el("span.tok.ell"), spot = el("span.sub.num"), counts = el("span.count.num"), orders = el("div.seg.small"), canvas = el("canvas", {role: "img"});
   const plot = el("div.plot", {tabindex: 0, role: "group", "aria-label": "neuron view: query, keys, products, score and attention of one row"}, canvas), body = el("div.body.flush", null, plot), side = el("div.body");
-  const card = el("section.card", null, el("header", null, el("h2", null, "Neuron view"), sub, token, spot, counts, orders), body), right = el("section.card", null, side);
+  const card = el("section.card", {"data-picture": "neuron view"}, el("header", null, el("h2", null, "Neuron view"), sub, token, spot, counts, orders), body), right = el("section.card", null, side);
   root.append(el("div.two", null, card, right));
   const table = mirror(card, "scores and attention of the row"), dims = mirror(right, "dimensions by their part");
   let frame = {}, tokens = {}, width = 0, focus = 0, dim = null, scale = new Map(), parts = [], order = [], rows = [], now = {}, g0 = null, hover = null;

@@ -22,5 +22,4 @@ class NeuronView(ESMView):
     hide_special = param.Boolean(default=True)
 
     _esm = _bundle = "neuronview.js"
-    _js: ClassVar[list[str]] = [*ESMView._js, "vectors.js", "dimensions.js"]
     _priority_changes: ClassVar[list[str]] = ["pin", "order"]

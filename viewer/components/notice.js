@@ -8,12 +8,14 @@ const CSS = `
 .complaint code { font: 12px var(--mono); unicode-bidi: isolate }
 `;
 
-// frame: {title, problems: [{field, value, reason}]}
+// frame: {title, problems: [{field, value, reason}], banners: [{kind, text, label?}]}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const box = el("div.complaint", {role: "alert"});
-    ui.root.append(box);
+    const banners = el("div");
+    ui.root.append(banners, box);
     return frame => {
+      banners.replaceChildren(...(frame.banners || []).map(b => el("div.complaint", {role: "status", "data-banner": b.kind}, el("span.grow", null, b.text), b.label ? el("button.btn.primary", {onclick: () => ui.send({refresh: true})}, b.label) : "")));
       box.style.display = frame.problems.length ? "" : "none";
       box.replaceChildren(el("b", null, frame.title),
         el("ul", null, frame.problems.map(p => el("li", {"data-field": p.field}, el("code", null, `${p.field} = ${p.value}`), ` \u2014 ${p.reason}`))),

@@ -19,6 +19,7 @@ export function render({model, el: host}) {
     const frame = plain(model.frame);
     if (frame.title) document.title = frame.title;
     dress();
+    if (frame.reload) return location.reload();
     if (frame.query === undefined || frame.heard < travelled) return;   // an answer to a step that was left again
     const push = frame.pushes > pushed && frame.query !== present();
     pushed = frame.pushes;

@@ -13,7 +13,7 @@ const WINDOW = 512;
 
 // what a component sees of Panel: properties that tell of changes, `on`, `send_msg`
 function makeModel(values, constants) {
-  const now = {label: "", ...values}, listeners = new Map(), model = {esm_constants: constants};
+  const now = {label: "", ...values}, listeners = new Map(), model = {esm_constants: constants, alone: true};
   const tell = names => { for (const callback of new Set(names.flatMap(name => listeners.get(name) || []))) callback(); };
   for (const name of Object.keys(now)) Object.defineProperty(model, name, {get: () => now[name], set: value => { if (value !== now[name]) { now[name] = value; tell([name]); } }});
   model.on = (names, callback) => { for (const name of [names].flat()) listeners.set(name, [...(listeners.get(name) || []), callback]); };
@@ -23,7 +23,7 @@ function makeModel(values, constants) {
 }
 
 // {"$array": "f4", "data": base64} -> typed array
-const TYPES = {u1: Uint8Array, f4: Float32Array};
+const TYPES = {u1: Uint8Array, i4: Int32Array, f4: Float32Array};
 function decode(value) {
   if (Array.isArray(value)) return value.map(decode);
   if (value === null || typeof value !== "object") return value;
@@ -37,7 +37,7 @@ function startPage(raw, COMPONENTS) {
   const place = (component, its) => { const host = el("div.host"); main.append(host); component.render({model: its, el: host.attachShadow({mode: "open"})}); };
   const part = () => data.parts[state.part], ranges = () => part().ranges, range = () => ranges()[state.range] || ranges()[0];
   const cells = () => cellsOf(part(), picker.selected), chosen = () => cells()[0] || [0, 0], id = () => `${state.part}`;
-  const picker = model({frame: {}, selected: state.selected, single: data.kind !== "head", lines: data.kind === "head", specials: true, share: state.share, keys: state.keys, hide_special: state.hide_special, facts: data.facts || []});
+  const picker = model({frame: {}, selected: state.selected || "", single: data.kind !== "head", lines: data.kind === "head", specials: true, share: state.share, keys: state.keys, hide_special: state.hide_special, choices: false, pairs: false, level: "token", segments: "all", weights: "stored", layout: "columns", facts: data.facts || []});
   let changed = () => {};
 
   function bar() {
@@ -60,11 +60,21 @@ function startPage(raw, COMPONENTS) {
     return (kept.length ? kept : [names.name(0, 0)]).join(",");
   }
   const hide = () => picker.hide_special;
-  bar();
-  ({head: startHead, model: startModel, neuron: startNeuron})[data.kind]();
+  if (data.kind !== "page") bar(); else frozenBar();
+  ({head: startHead, model: startModel, neuron: startNeuron, page: startFrozen})[data.kind]();
+
+  // a component as it stood: hover, tooltips and tables work, what would need the store does nothing
+  function frozenBar() {
+    const its = model({}), {root, paint} = mount(its, document.querySelector("header").attachShadow({mode: "open"}), CSS + BAR, colour);
+    function colour() { document.documentElement.style.background = paint().tokens.bg; document.documentElement.style.colorScheme = paint().theme; }
+    colour(); root.append(el("div.bar-row", null, el("h1", {dir: "auto"}, data.title)));
+  }
+  function startFrozen() {
+    for (const {component, values} of data.items) place(COMPONENTS[component], model(values));
+  }
 
   function startHead() {
-    const view = model({frame: {}, tokens: {}, pin: state.pin, share: state.share, keys: state.keys, hide_special: hide(), note: ""}), list = model({frame: {}, pin: state.pin});
+    const view = model({frame: {}, tokens: {}, pin: state.pin, share: state.share, keys: state.keys, hide_special: hide(), renormalise: false, layout: "columns", note: ""}), list = model({frame: {}, pin: state.pin});
     let shown = "", tokensOf = null;
     const inside = ([start, stop], i) => Math.min(stop - 1, Math.max(start, i));
     // a text longer than the window is shown around the pin

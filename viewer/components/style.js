@@ -46,6 +46,11 @@ export const CSS = `
 .message { padding: 24px; color: var(--ink-2); max-width: 60ch; white-space: pre-line }
 .message b { display: block; color: var(--ink); font-size: 15px; font-weight: 600; margin-bottom: 6px }
 .chip-c { font: 11px ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono","DejaVu Sans Mono",monospace; color: var(--ink-3) }
+[data-picture] { position: relative } [data-picture] > header { padding-right: 38px }
+.downloads { position: absolute; top: 7px; right: 8px; z-index: 15; font-size: 12px } .downloads summary { list-style: none; width: 26px; height: 26px; border-radius: 6px; display: grid; place-items: center; cursor: pointer; color: var(--ink-2); font-size: 15px }
+.downloads summary::-webkit-details-marker { display: none } .downloads summary:hover, .downloads[open] summary { background: var(--surface-2); color: var(--ink) }
+.downloads > div { position: absolute; right: 0; top: 28px; background: var(--surface); border: 1px solid var(--line-2); border-radius: 6px; box-shadow: var(--shadow); padding: 4px; display: grid; min-width: 74px }
+.downloads > div button { border: 0; background: none; text-align: left; padding: 4px 8px; border-radius: 4px } .downloads > div button:hover { background: var(--surface-2) }
 .mirror { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; border-collapse: collapse; bottom: 0 }
 .mirror.open { position: absolute; inset: 44px 8px 8px 8px; width: auto; height: auto; overflow: auto; clip-path: none; display: block; z-index: 20; padding: 8px;
   background: var(--surface); border: 1px solid var(--line-2); border-radius: 8px; font-size: 12px }

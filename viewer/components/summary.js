@@ -7,12 +7,12 @@ const CSS = `
 .sum b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums }
 `;
 
-// frame: {figures: [[number, words]], right: [text], stale: text}
+// frame: {figures: [[number, words]], right: [text], stale: text, partial: text}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const bar = el("div.sum", {role: "status"});
     ui.root.append(bar);
-    return frame => bar.replaceChildren(...(frame.stale ? [el("span.tag", null, frame.stale)] : []),
+    return frame => bar.replaceChildren(...(frame.stale ? [el("span.tag", null, frame.stale)] : []), ...(frame.partial ? [el("span.tag.warn", {"data-partial": "1"}, frame.partial)] : []),
       ...frame.figures.map(([figure, words]) => el("span", null, el("b", null, figure), ` ${words}`)), el("span.grow"), ...frame.right.map(text => el("span", null, text)));
   });
 }

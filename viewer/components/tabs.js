@@ -1,4 +1,4 @@
-// The views of one example. 1 2 3 switch, Esc releases the pin, h l step through heads, j k through examples.
+// The views of one example. 1 to 6 switch, Esc releases the pin, h l step through heads, j k through examples.
 import { el } from "../_js/dom.js";
 import { component, link, typing } from "../_js/shell.js";
 

@@ -1,6 +1,6 @@
 // Pages, the search box, the name of the store, light or dark. Keys: / searches, t changes the theme, g c|s|e|v a page.
 import { el } from "../_js/dom.js";
-import { component, icon, link, typing } from "../_js/shell.js";
+import { component, icon, link, select, typing } from "../_js/shell.js";
 
 const CSS = `
 .top { display: flex; align-items: center; gap: 16px; height: 48px; padding: 0 16px; background: var(--surface); border-bottom: 1px solid var(--line) }
@@ -12,11 +12,12 @@ const CSS = `
 .find { position: relative; width: 316px } .find svg { position: absolute; left: 9px; top: 8px; color: var(--ink-3) } .find kbd { position: absolute; right: 7px; top: 6px }
 .find input { width: 100%; height: 32px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--bg); padding: 0 36px 0 30px }
 .store { height: 32px; display: flex; align-items: center; border: 1px solid var(--line-2); border-radius: 6px; padding: 0 10px; font-weight: 500; max-width: 240px; min-width: 0 }
+.store.several { border: 0; padding: 0 } .store.several select { height: 32px; font-size: 13px !important }
 @media (max-width: 1000px) { .find { width: 200px } .store { display: none } }
 `;
 const KEYS = {c: "corpus", s: "search", e: "examples", v: "views"};
 
-// frame: {page, pages: [{page, label, query}], store, theme}
+// frame: {page, pages: [{page, label, query}], store, stores: [[name, query]], theme}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const input = el("input", {type: "search", placeholder: "Pattern, text, head or example", "aria-label": "search", maxlength: 2000,
@@ -43,7 +44,9 @@ export function render({model, el: host}) {
     return frame => {
       nav.replaceChildren(...frame.pages.map(({page, label, query}) =>
         link(ui, "", query, {page}, {"aria-current": page === frame.page ? "page" : null, "data-page": page}, label)));
-      store.textContent = frame.store;
+      const several = frame.stores.length > 1;
+      store.replaceChildren(several ? select(frame.stores.map(([name]) => [name, name]), frame.store, "store", name => { location.search = `?${frame.stores.find(s => s[0] === name)[1]}`; }) : frame.store);
+      store.classList.toggle("several", several);
       store.title = frame.store;
       switcher.replaceChildren(icon(document.documentElement.dataset.theme === "dark" ? "moon" : "sun"));
     };

@@ -9,9 +9,10 @@ from jaxtyping import Float32
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..answers import Edge, HeadValues, upper_end
+from ..answers import SEARCH, Edge, HeadValues, upper_end
 from ..components.card import Distribution, Facts, HeadMap, Inspector, Scatter
-from ..data import SEARCH, DataSource
+from ..data import DataSource
+from ..labels import visible_lines
 from ..quotes import snippet
 from ..state import ViewState
 from .facts import facts_frame
@@ -46,6 +47,11 @@ class CorpusPage(Page):
         self._scattered: tuple[str, ...] = ()
         self._tabled: tuple[str, ...] = ()
 
+    def annotated(self) -> None:
+        """Show a changed note on the map and at the head."""
+        self._drawn = ()
+        super().annotated()
+
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill a picture only where its numbers changed: a click on a head sends no values again."""
         state = self.state
@@ -55,7 +61,7 @@ class CorpusPage(Page):
         if drawn != self._drawn:
             self.map.frame = map_frame(
                 values, options(self.data, state), others(self.data, state, values.name), values.name
-            )
+            ) | {"notes": self.data.head_notes(state.site)}
             self._drawn = drawn
         scattered = (state.site, state.x, state.y, state.pattern if SEARCH in (state.x, state.y) else "")
         if scattered != self._scattered:
@@ -140,6 +146,7 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
         + (f", key head {state.head // sharing}" if sharing > 1 else ""),
         "tag": site.name,
         "n": site.n_layers * site.n_heads,
+        "note": note_frame(data, state),
         "statistics": [
             {
                 "name": table.name,
@@ -161,6 +168,14 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
         "open": {"query": state.to_query(**opened), "patch": opened} if data.n_examples else None,
         "list": {"query": state.to_query(**listed), "patch": listed},
     }
+
+
+def note_frame(data: DataSource, state: ViewState) -> dict[str, Any] | None:
+    """What is noted on the chosen head, as it was written; None where notes are not kept."""
+    if data.notes is None:
+        return None
+    note = data.notes.of(data.site(state.site).name, state.layer, state.head)
+    return {"star": note.star, "note": visible_lines(note.note), "writable": data.notes.is_writable}
 
 
 def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[dict[str, Any]]:

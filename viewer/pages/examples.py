@@ -24,7 +24,7 @@ class ExamplesPage(Page):
 
     name = "examples"
     watches: ClassVar[frozenset[str]] = frozenset(
-        {"page", "site", "statistic", "pattern", "layer", "head", "text", "order", "row", "example"}
+        {"page", "site", "statistic", "pattern", "layer", "head", "text", "order", "row", "example", "where"}
     )
 
     def __init__(self, session: Any) -> None:
@@ -51,7 +51,10 @@ def ordered(scores: np.ndarray, found: Int64[np.ndarray, "found"], order: str) -
 def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
     """The frame of the list: one page of rows, and facts about all rows that were found."""
     scores = scores_over_examples(data, state, values)
-    found = ordered(scores, data.containing(state.text), state.order)
+    found = data.containing(state.text)
+    if state.where:
+        found = np.intersect1d(found, data.having(state.facets), assume_unique=True)
+    found = ordered(scores, found, state.order)
     start = min(state.row, max(0, len(found) - 1)) // PAGE_ROWS * PAGE_ROWS
     lengths = data.lengths()
     columns = text_columns(data)
@@ -92,7 +95,9 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[s
         "head": f"{state.layer}.{state.head}",
         "lengths": {"counts": counts.astype(np.int32), "first": int(edges[0]), "last": int(edges[-1])},
         "facets": facets(columns, found),
-        "note": f"No example's text or id contains \u201c{visible(state.text)}\u201d.",
+        "where": state.facets,
+        "note": f"No example's text or id contains \u201c{visible(state.text)}\u201d"
+        + (" and has these annotations." if state.where else "."),
     }
 
 

@@ -26,6 +26,7 @@ class ModelViewPage(ViewPage):
         self.maps, self.detail = ModelView(), HeadDetail()
         self._shown = ""
         self.picker.lines = False
+        self.maps.document = lambda: self.document("model")
         self.link(self.detail, pin="pin")
         self.maps.param.watch(self._enlarge, "enlarged")
         self.maps.param.watch(self._selected, "selected")

@@ -24,6 +24,7 @@ class NeuronViewPage(ViewPage):
         self.picker.param.update(lines=False, single=True)
         self.vectors.param.watch(self._pin, "pin")
         self._tokens_of = ""
+        self.vectors.document = lambda: self.document("neuron")
         return grid(place(self.picker), place(self.vectors), columns="232px minmax(0,1fr)")
 
     def _pin(self, event: Any) -> None:

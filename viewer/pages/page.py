@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import panel as pn
 
@@ -30,6 +30,13 @@ class Page(ABC):
         self.session = session
         self.state: ViewState = session.state
         self.data: DataSource = session.data
+
+    def heard(self, message: dict[str, Any]) -> None:  # noqa: B027 (most pages hear nothing)
+        """Do what a card of this page asks for; unknown messages are ignored."""
+
+    def annotated(self) -> None:
+        """A star or note of a head was changed."""
+        self.refresh(frozenset())
 
     @abstractmethod
     def refresh(self, changed: frozenset[str]) -> str:

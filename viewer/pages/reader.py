@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,29 +20,14 @@ from headatlas.store.schema import Site
 from headatlas.store.store import Example, Store
 
 from ..cache import ByteCache
+from ..data import DataSource
 from ..frames import Frame, Head, table_frame, to_codes
 from ..geometry import keys_seen
+from ..pyramid import WHOLE, Pyramid
 
 CACHE_BYTES = 192 << 20
 WHOLE_BYTES = 96 << 20
 """All maps of an example are held in memory up to this size (as bytes, one a weight)."""
-
-
-class Data(Protocol):
-    """Where examples come from (`DataSource`)."""
-
-    @property
-    def store(self) -> Store:
-        """The store."""
-        ...
-
-    def site(self, name: str = "") -> Site:
-        """The site of that name."""
-        ...
-
-    def example(self, number: int) -> Example:
-        """One example."""
-        ...
 
 
 class Reader:
@@ -140,6 +125,29 @@ class Reader:
 
         return self._cache.get(("row", self.example.index, self.site.name, side, position), read)
 
+    def pyramid(self, head: Head) -> Pyramid:
+        """One head's map at every scale, its held levels made.
+
+        Raises
+        ------
+        NotFoundError
+            Attention was not kept and cannot be rebuilt.
+        """
+
+        def make() -> Pyramid:
+            pyramid = Pyramid(self.example, self.site, *head, self.shape)
+            pyramid.margins  # noqa: B018 (makes what is held)
+            return pyramid
+
+        return self._cache.get(self._pyramid_key(head), make, lambda made: made.n_bytes)
+
+    def has_pyramid(self, head: Head) -> bool:
+        """Whether `pyramid` answers at once: it was made, or the example is short."""
+        return max(self.shape) <= WHOLE or self._pyramid_key(head) in self._cache
+
+    def _pyramid_key(self, head: Head) -> tuple[object, ...]:
+        return "pyramid", self.example.index, self.site.name, *head
+
     def vectors(
         self, head: Head, query_pos: int
     ) -> tuple[Float[np.ndarray, "d_head"], Float[np.ndarray, "key_pos d_head"], float]:
@@ -159,7 +167,7 @@ class Reader:
 _CACHES: WeakKeyDictionary[Any, ByteCache] = WeakKeyDictionary()
 
 
-def reader_of(data: Data, number: int, site: str) -> Reader:
+def reader_of(data: DataSource, number: int, site: str) -> Reader:
     """The reader of one example; what it reads is kept for all sessions that share `data`."""
     cache = _CACHES.get(data)
     if cache is None:

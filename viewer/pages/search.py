@@ -6,16 +6,21 @@ expression is shown under the word at fault.
 
 from __future__ import annotations
 
+from threading import Event
 from typing import Any, ClassVar
 
 import numpy as np
+import panel as pn
 
 from headatlas.store.errors import HeadAtlasError, PatternError
-from headatlas.store.search.search import SearchResult
+from headatlas.store.search.search import SearchProgress, SearchResult
 
-from ..answers import Edge, upper_end
+from ..answers import Edge, SearchStoppedError, mass_of, upper_end
+from ..background import background
 from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
 from ..data import DataSource
+from ..frames import table_frame
+from ..guess import MAX_ARCS, Arc, guesses
 from ..labels import visible
 from ..quotes import around
 from ..state import ViewState
@@ -24,6 +29,8 @@ from .facts import error_bound
 from .page import Page, grid, place, show
 
 MAX_HEADS = 250
+MAX_DRAWN = 256
+"""Tokens of an example that arcs are drawn on."""
 START = "previous_token"
 
 
@@ -31,7 +38,7 @@ class SearchPage(Page):
     """Pattern, map, summary, ranked heads, ranked examples."""
 
     name = "search"
-    watches: ClassVar[frozenset[str]] = frozenset({"page", "site", "pattern", "measure", "layer", "head"})
+    watches: ClassVar[frozenset[str]] = frozenset({"page", "site", "pattern", "measure", "layer", "head", "example"})
 
     def __init__(self, session: Any) -> None:
         super().__init__(session)
@@ -52,6 +59,11 @@ class SearchPage(Page):
         self._error: HeadAtlasError | None = None
         self._took = 0.0
         self._busy = False
+        self._progress: SearchProgress | None = None
+        self._cancel = Event()
+        self._arcs: list[Arc] | None = None
+        if pn.state.curdoc is not None:
+            pn.state.on_session_destroyed(lambda context: self._cancel.set())
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Ask where the pattern is new, and fill the cards from the last answer."""
@@ -62,8 +74,18 @@ class SearchPage(Page):
         self._fill()
         return self._source()
 
+    def heard(self, message: dict[str, Any]) -> None:
+        """Stop a search, or take the arcs that were drawn."""
+        if message.get("cancel"):
+            self._cancel.set()
+        elif "arcs" in message:
+            self._arcs = arcs_of(message["arcs"])
+            self._fill_box()
+
     def _ask(self, asked: tuple[str, str]) -> None:
         site, expression = asked
+        self._cancel.set()  # the question before is no longer waited for
+        self._cancel, self._progress = Event(), None
         if not expression:
             self._answer, self._error, self._busy = None, None, False
             return
@@ -73,17 +95,26 @@ class SearchPage(Page):
             self._error, self._busy = error, False
             return
         self._error, self._busy = None, not self.data.has_answer(expression, site)
+        cancel, document = self._cancel, pn.state.curdoc
+
+        def told(progress: SearchProgress) -> None:
+            if self._asked == asked and not cancel.is_set():
+                self._progress = progress
+                if document is not None and document.session_context is not None:
+                    document.add_next_tick_callback(self._fill_box)
 
         def work() -> SearchResult | HeadAtlasError:
             try:
-                return self.data.search(expression, site)
+                return self.data.search(expression, site, told, cancel.is_set)
+            except SearchStoppedError as stopped:
+                return stopped.result
             except HeadAtlasError as error:
                 return error
 
         def done(result: SearchResult | HeadAtlasError) -> None:
             if self._asked != asked:  # another question was asked meanwhile
                 return
-            self._busy = False
+            self._busy, self._progress = False, None
             if isinstance(result, HeadAtlasError):
                 self._error = result
             else:
@@ -94,7 +125,7 @@ class SearchPage(Page):
             self.session.answered(self._source(), self._took)
 
         if self._busy:
-            self.session.background(work, done)
+            background(work, done)
         else:
             done(work())
 
@@ -103,7 +134,7 @@ class SearchPage(Page):
         if self._answer is None or self._error is not None or not self._answer.rows or not self.session.wants_best_head:
             return
         self.session.wants_best_head = False
-        layer, head = self.data.search_values(self._answer.pattern.expression, self.state.site).best
+        layer, head = mass_of(self._answer).best
         if (layer, head) != (self.state.layer, self.state.head):
             self.session.go({"layer": layer, "head": head}, push=False)
 
@@ -113,7 +144,7 @@ class SearchPage(Page):
     def _fill(self) -> None:
         state, answer = self.state, self._answer
         stale = answer is not None and (self._busy or answer.pattern.expression != state.pattern)
-        self.box.frame = box_frame(self.data, state, self._error, self._busy)
+        self._fill_box()
         shown = answer is not None and answer.rows > 0
         show(self.results, shown)
         self.map.visible = shown
@@ -128,10 +159,47 @@ class SearchPage(Page):
         self.summary.frame = summary_frame(answer, self.data, self._took, stale)
         if shown:
             self.map.selected = f"{state.layer}.{state.head}"
-            values = self.data.search_values(answer.pattern.expression, state.site)
-            self.map.frame = map_frame(values, [], [], "search", small=True)
-            self.heads.frame = heads_frame(answer, state, stale)
+            notes = self.data.head_notes(state.site)
+            self.map.frame = map_frame(mass_of(answer), [], [], "search", small=True) | {"notes": notes}
+            self.heads.frame = heads_frame(answer, state, stale, notes)
             self.examples.frame = kwic_frame(self.data, state, answer, stale)
+
+    def _fill_box(self) -> None:
+        """The expression, the mistake, how far the search is, and what is drawn."""
+        frame = box_frame(self.data, self.state, self._error, self._busy)
+        progress = self._progress
+        frame["progress"] = [progress.n_examples_done, progress.n_examples] if progress and self._busy else None
+        frame["drawn"] = None if self._arcs is None else drawn_frame(self.data, self.state, self._arcs)
+        self.box.frame = frame
+
+
+def arcs_of(given: Any) -> list[Arc] | None:
+    """Arcs as a browser names them; None where it draws none."""
+    if not isinstance(given, list):
+        return None
+    arcs: list[Arc] = []
+    for item in given[:MAX_ARCS]:
+        if isinstance(item, list) and len(item) == 2:
+            query, key = item
+            if type(query) is int and type(key) is int and 0 <= query < MAX_DRAWN and 0 <= key < MAX_DRAWN:
+                arcs.append((query, key))
+    return arcs
+
+
+def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> dict[str, Any]:
+    """The tokens that arcs are drawn on, the arcs, and what they may mean."""
+    site, example = data.site(state.site), data.example(state.example)
+    queries = table_frame(example.tokens(site.query_sequence))
+    keys = queries if site.query_sequence == site.key_sequence else table_frame(example.tokens(site.key_sequence))
+    n_queries, n_keys = (min(len(side["labels"]), MAX_DRAWN) for side in (queries, keys))
+    arcs = [(query, key) for query, key in arcs if query < n_queries and key < n_keys]
+    return {
+        "id": visible(example.id),
+        "queries": queries["labels"][:n_queries],
+        "keys": None if keys is queries else keys["labels"][:n_keys],
+        "arcs": [list(arc) for arc in arcs],
+        "guesses": [[g.expression, g.n_matches] for g in guesses(data, state.example, state.site, arcs)],
+    }
 
 
 def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> dict[str, Any]:
@@ -142,24 +210,34 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
     mistake = None
     if isinstance(error, PatternError):
         mistake = {
-            "message": visible(str(error)),
+            "message": data.told(error),
             "start": error.start,
             "stop": error.stop,
             "expression": state.pattern,
         }
     elif error is not None:
-        mistake = {"message": visible(str(error)), "start": 0, "stop": 0, "expression": state.pattern}
+        mistake = {"message": data.told(error), "start": 0, "stop": 0, "expression": state.pattern}
     return {
         "expression": state.pattern,
         "library": [
             {"name": item.name, "expression": item.expression, "description": item.description}
             for item in library.values()
         ],
+        "fields": {
+            side: list(fields)
+            for side, fields in zip(("query", "key", "example"), _sides(data, state.site), strict=True)
+        },
+        "values": {field: [list(v) for v in found] for field, found in data.field_values(state.site).items()},
         "picked": picked,
         "description": about,
         "error": mistake,
         "busy": busy,
     }
+
+
+def _sides(data: DataSource, site: str) -> tuple[Any, Any, Any]:
+    vocabulary = data.vocabulary(site)
+    return vocabulary.query, vocabulary.key, vocabulary.example
 
 
 def source(data: DataSource, answer: SearchResult) -> str:
@@ -222,12 +300,17 @@ def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale:
     took = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
     return {
         "figures": figures,
+        "partial": ""
+        if answer.is_complete
+        else f"stopped after {answer.n_examples_searched:,} of {data.n_examples:,} examples",
         "right": [f"from {source(data, answer)}", took],
         "stale": "of the last valid pattern" if stale else "",
     }
 
 
-def heads_frame(answer: SearchResult, state: ViewState, stale: bool) -> dict[str, Any]:
+def heads_frame(
+    answer: SearchResult, state: ViewState, stale: bool, notes: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Heads by the chosen measure, best first."""
     table = {name: answer.heads[name].values for name in ("mass", "hit_rate", "baseline", "lift")}
     order = np.argsort(-np.nan_to_num(table[state.measure], nan=-1.0), axis=None, kind="stable")[:MAX_HEADS]
@@ -245,6 +328,7 @@ def heads_frame(answer: SearchResult, state: ViewState, stale: bool) -> dict[str
                 "rank": rank,
                 **figures,
                 "rows": answer.rows,
+                "note": (notes or {}).get(f"{spot[0]}.{spot[1]}"),
                 "on": chosen,
             }
         )
@@ -255,7 +339,7 @@ def heads_frame(answer: SearchResult, state: ViewState, stale: bool) -> dict[str
 def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: bool) -> dict[str, Any]:
     """The examples that show the pattern best in the chosen head, with their strongest matching edge."""
     site = data.site(state.site)
-    hits = data.search_examples(answer.pattern.expression, state.site, state.layer, state.head)
+    hits = data.hits_of(answer, state.layer, state.head)
     rows = []
     for hit in hits:
         patch = {"page": "views", "view": "head", "example": hit.example, "pin": f"q{hit.query_pos}"}

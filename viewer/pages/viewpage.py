@@ -19,11 +19,15 @@ from headatlas.store.errors import HeadAtlasError
 from ..colours import MAX_HEADS
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
+from ..data import DataSource
 from ..details import inspector_frame, strongest_frame
+from ..export import Kind, make_view
 from ..frames import Head, head_name, picker_frame
+from ..parts import example_part, neuron_part, vectors_facts
 from ..state import ViewState
+from ..units import Units
 from .page import grid, place
-from .reader import Data, Reader, reader_of
+from .reader import Reader, reader_of
 
 logger = logging.getLogger(__name__)
 PICK_WEIGHTS = 32 << 20
@@ -46,9 +50,13 @@ class ViewPage(ABC):
         "share",
         "keys",
         "specials",
+        "level",
+        "segments",
+        "weights",
+        "layout",
     )
 
-    def __init__(self, state: ViewState, data: Data) -> None:
+    def __init__(self, state: ViewState, data: DataSource) -> None:
         self.state, self.data = state, data
         self.picker = HeadPicker()
         self._stale = set(self.watches)
@@ -134,7 +142,21 @@ class ViewPage(ABC):
             self.refresh(reader, changed)
         except HeadAtlasError as error:
             self._stale = set(self.watches)
-            self.fail("This cannot be shown", str(error))
+            self.fail("This cannot be shown", self.data.told(error))
+
+    def document(self, kind: Kind) -> str:
+        """Make a file of its own out of the view, with every head of the example."""
+        state = self.state
+        reader = reader_of(self.data, state.example, state.site)
+        layers = range(reader.site.n_layers)
+        make = neuron_part if kind == "neuron" else example_part
+        part = make(reader.example, reader.site, layers)
+        facts = vectors_facts(part, reader.site) if kind == "neuron" else ()
+        shown = {
+            "selected": self._selection, "hide_special": self.hide_special, "pin": state.pin, "share": state.share,
+            "keys": state.keys,
+        }  # fmt: skip
+        return make_view(kind, reader.example.text, [part], shown, facts=facts).data
 
     def pinned(self, reader: Reader) -> tuple[str, int] | None:
         """The pin, where the example has such a token."""
@@ -160,20 +182,33 @@ class ViewPage(ABC):
                 shown = shown & (np.arange(row.shape[2]) != position)
             values = row[:, :, shown].max(axis=-1, initial=0)
             title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
-        self.picker.frame = picker_frame(values, title)
+        self.picker.frame = {**picker_frame(values, title), "notes": self.data.head_notes(self.state.site)}
 
-    def write(self, reader: Reader, keys: KeyList, maps: Float32[np.ndarray, "n_heads query_pos key_pos"]) -> None:
-        """Fill the list of the pinned token's keys, or of the strongest edges."""
+    def write(
+        self,
+        reader: Reader,
+        keys: KeyList,
+        maps: Float32[np.ndarray, "n_heads query_pos key_pos"],
+        units: tuple[Units, Units] | None = None,
+    ) -> None:
+        """Fill the list of the pinned token's keys, or of the strongest edges; `maps` are between `units`."""
+        sides = (reader.queries, reader.keys) if units is None else (units[0].frame, units[1].frame)
         pin = self.pinned(reader)
-        if pin is None:
-            frame = strongest_frame(maps, self.heads, reader.queries, reader.keys, hide_special=self.hide_special)
+        every = reader.row(*pin) if pin is not None else None
+        if pin is not None and units is not None:
+            side, token = pin
+            position = int(units[side == "k"].of_token[token])
+            pin, every = (side, position) if position >= 0 else None, self._unit_row(reader, side, position, units)
+        if pin is None or every is None:
+            frame = strongest_frame(maps, self.heads, *sides, hide_special=self.hide_special)
+            pin = None
         else:
             side, position = pin
             weights = maps[:, position] if side == "q" else maps[:, :, position]
             back = np.zeros((len(maps), 0), np.float32)
             if reader.same_text:
                 back = maps[:, :, position] if side == "q" else maps[:, position]
-            own, others = (reader.queries, reader.keys) if side == "q" else (reader.keys, reader.queries)
+            own, others = sides if side == "q" else sides[::-1]
             frame = inspector_frame(
                 side,
                 position,
@@ -182,11 +217,36 @@ class ViewPage(ABC):
                 back,
                 own,
                 others,
-                all_heads=reader.row(side, position),
+                all_heads=every,
                 n=8 if len(maps) < 3 else 6,
                 hide_special=self.hide_special,
             )
-        keys.param.update(frame=frame, pin=self.state.pin)
+        keys.param.update(frame=frame, pin="" if pin is None else f"{pin[0]}{pin[1]}")
+
+    def _unit_row(
+        self, reader: Reader, side: str, position: int, units: tuple[Units, Units]
+    ) -> Float32[np.ndarray, "layer head other"] | None:
+        """Weights between one unit and every unit of the other side, of all heads."""
+        if position < 0:
+            return None
+        tokens = np.flatnonzero(units[side == "k"].of_token == position)
+        rows = np.stack([reader.row(side, int(token)) for token in tokens], axis=-1)  # [layer, head, other, token]
+        n_layers, n_heads = rows.shape[:2]
+        flat = rows.reshape(n_layers * n_heads, *rows.shape[2:])
+        return _merge_row(flat, side, units[side == "q"]).reshape(n_layers, n_heads, -1)
+
+
+def _merge_row(
+    rows: Float32[np.ndarray, "map other token"], side: str, others: Units
+) -> Float32[np.ndarray, "map other_unit"]:
+    """Join the rows of one unit's tokens: queries are averaged, keys are summed."""
+    n, inside = len(others.frame["labels"]), others.of_token >= 0
+    joined = rows.mean(axis=2) if side == "q" else rows.sum(axis=2)
+    sums = np.zeros((len(rows), n), np.float32)
+    np.add.at(sums.T, others.of_token[inside], joined[:, inside].T)
+    if side == "q":
+        return sums
+    return sums / np.maximum(np.bincount(others.of_token[inside], minlength=n), 1).astype(np.float32)
 
 
 def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Float32[np.ndarray, "layer head"]:

@@ -14,7 +14,14 @@ from ..labels import visible
 from ..state import VIEWS
 from .page import Page, grid, place, show
 
-LABELS = {"head": "Head view", "model": "Model view", "neuron": "Neuron view"}
+LABELS = {
+    "head": "Head view",
+    "model": "Model view",
+    "neuron": "Neuron view",
+    "matrix": "Matrix",
+    "compare": "Compare",
+    "space": "Query\u2013key space",
+}
 MAX_TAGS = 3
 
 
@@ -121,6 +128,12 @@ def view_class(name: str) -> Any:
         from .modelview import ModelViewPage as chosen
     elif name == "neuron":
         from .neuronview import NeuronViewPage as chosen
+    elif name == "matrix":
+        from .matrixview import MatrixViewPage as chosen
+    elif name == "compare":
+        from .compareview import CompareViewPage as chosen
+    elif name == "space":
+        from .spaceview import SpaceViewPage as chosen
     else:
         from .headview import HeadViewPage as chosen
     return chosen

@@ -18,6 +18,7 @@ LENGTHS = {"source": [9, 6, 6, 1], "target": [5, 7, 2, 2]}
 EVERYWHERE = [
     "bert", "roberta", "electra", "distilbert", "albert", "esm", "gpt2", "gpt2 scaled by layer", "gpt-neox", "opt", "llama",
     "mistral", "mixtral", "qwen2", "qwen3", "phi", "olmo2", "gemma2", "gemma3", "deepseek-v3", "clip text", "modernbert", "bart",
+    "gpt-oss", "t5",
 ]  # fmt: skip
 
 
@@ -42,14 +43,6 @@ def test_serves_every_layer_and_agrees(name, library, model_of, inputs_of):
     assert found.difference is None
     assert reduction.n_fused > 0
     assert reduction.n_torch == 0
-
-
-@pytest.mark.parametrize("name", ["gpt-oss", "t5"])
-def test_leaves_sinks_and_position_bias_to_torch(name, library, model_of, inputs_of):
-    found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
-    assert found.difference is None
-    assert reduction.n_fused == 0
-    assert reduction.n_torch > 0
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt-oss", "t5"])
@@ -97,10 +90,12 @@ def test_vectors_that_cannot_be_kept_are_told(value, library):
         assert not largest <= 65504
 
 
-def test_leaves_half_precision_to_torch(library, model_of, inputs_of):
-    found, reduction = agreement(library, model_of("llama"), batch("llama", inputs_of), dtype=torch.bfloat16)
+@pytest.mark.parametrize("name", ["llama", "gpt-oss"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_widened_and_the_output_left_alone(name, dtype, library, model_of, inputs_of):
+    found, reduction = agreement(library, model_of(name), batch(name, inputs_of), dtype=dtype)
     assert found.difference is None
-    assert (reduction.n_fused, reduction.n_torch > 0) == (0, True)
+    assert (reduction.n_fused > 0, reduction.n_torch) == (True, 0)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +104,7 @@ def test_leaves_half_precision_to_torch(library, model_of, inputs_of):
         Keep(attention=None, query_key="bfloat16", edges=16, statistics=True),
         Keep(attention="sqrt8", query_key=None, edges=None, statistics=False),
         Keep(attention=None, query_key=None, edges=None, statistics=True),
+        *(Keep(attention=codec) for codec in ("sqrt7", "sqrt6", "linear8", "linear7", "linear6", "float16", "float32")),
     ],
     ids=str,
 )
@@ -118,18 +114,21 @@ def test_keeps_what_is_asked_for(keep, library, model_of, inputs_of):
     assert reduction.n_fused > 0
 
 
-def test_a_mask_of_its_own_is_left_to_torch(library, model_of, inputs_of):
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt-oss"])
+def test_a_mask_of_its_own_is_added(name, library, model_of, inputs_of):
     """One hidden key in the middle is no length, no triangle and no window."""
-    inputs = batch("bert", inputs_of)
+    inputs = batch(name, inputs_of)
     inputs["attention_mask"] = inputs["attention_mask"].clone()
     inputs["attention_mask"][0, 4] = 0
-    found, reduction = agreement(library, model_of("bert"), inputs)
+    found, reduction = agreement(library, model_of(name), inputs, Keep(query_key=None))
     assert found.difference is None
-    assert reduction.n_fused == 0
+    assert (reduction.n_fused > 0, reduction.n_torch) == (True, 0)
 
 
 @pytest.mark.parametrize(
-    "spoil", [{"scaling": 0.3}, {"window": 2}, {"softcap": 1.0}], ids=lambda spoil: next(iter(spoil))
+    "spoil",
+    [{"scaling": 0.3}, {"window": 2}, {"softcap": 1.0}, {"sinks": torch.zeros(4)}],
+    ids=lambda spoil: next(iter(spoil)),
 )
 def test_a_kernel_that_differs_is_noticed(spoil, library, model_of, inputs_of, monkeypatch):
     right = kernel.fused_attention
@@ -156,11 +155,11 @@ def test_scores_that_are_not_finite_are_reported(library, model_of, inputs_of):
     assert found.difference is None or "cannot be stored" not in found.difference  # both refuse the same examples
 
 
-def test_torch_serves_without_a_kernel_and_for_other_codecs(monkeypatch):
+def test_torch_serves_without_a_kernel_and_for_many_edges(monkeypatch):
     monkeypatch.setattr(fused_module.kernel, "available", lambda: "avx2")
     assert isinstance(choose_reduction(Keep(), STATISTIC_NAMES), FusedReduction)
-    for keep in (Keep(attention="float16"), Keep(edges=17)):
-        assert isinstance(choose_reduction(keep, STATISTIC_NAMES), TorchReduction)
+    assert isinstance(choose_reduction(Keep(attention="float16"), STATISTIC_NAMES), FusedReduction)
+    assert isinstance(choose_reduction(Keep(edges=17), STATISTIC_NAMES), TorchReduction)
     monkeypatch.setattr(fused_module.kernel, "available", lambda: None)
     assert isinstance(choose_reduction(Keep(), STATISTIC_NAMES), TorchReduction)
 

@@ -45,7 +45,7 @@ def test_the_document_forbids_every_request_and_escapes_its_data():
     data = json.loads(re.search(r'id="data">(.*?)</script>', view.data, re.DOTALL)[1])
     assert data["parts"][0]["query"]["labels"] == ["</script><script>alert(1)</script><!--"]
     frame = view._repr_html_()
-    assert frame.startswith('<iframe sandbox="allow-scripts" srcdoc="&lt;!doctype html&gt;')
+    assert frame.startswith('<iframe sandbox="allow-scripts allow-downloads" srcdoc="&lt;!doctype html&gt;')
     assert "<script" not in frame
 
 

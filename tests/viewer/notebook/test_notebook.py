@@ -106,10 +106,10 @@ def test_tokens_are_made_readable(tokens, labels, special):
 
 def test_attention_that_was_not_kept_is_rebuilt_or_asked_for(viewer_store, tmp_path, store):
     vectors = open_store(viewer_store(tmp_path / "qk", 12, 1, keep=Keep(attention=None, edges=None, statistics=False)))
-    example, site = vectors.examples[9], vectors.site()
+    example = vectors.examples[9]
     part = data_of(head_view(example, html_action="return"))["parts"][0]
     assert part["note"] == "rebuilt from query and key"
-    rebuilt = example.attention(1, None, site.name).values
+    rebuilt = example.attention(1).values
     np.testing.assert_allclose(rebuilt.sum(-1), 1, atol=1e-3)
     assert data_of(neuron_view(example, html_action="return"))["parts"][0]["attention"] is None
     maps = open_store(viewer_store(tmp_path / "maps", 12, 1, keep=Keep(query_key=None, edges=None, statistics=False)))

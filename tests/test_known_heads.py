@@ -1,0 +1,89 @@
+"""Heads that are known beforehand are found: set by hand, and SmolLM2's on repeats of random tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headatlas.pipeline.config import parse_config
+from headatlas.pipeline.run import run_job
+from headatlas.store import open_store
+from headatlas.store.statistics.definitions import aggregate
+from headatlas.store.statistics.measured import measured_statistics
+from headatlas.store.statistics.published import published_table
+from tools.handmade_gpt2 import INDUCTION, N_TOKENS, PREVIOUS, repeated_tokens, save_handmade_gpt2
+
+
+def traced(model: Path, texts: list[str], folder: Path):
+    corpus = folder / "texts.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    document = {
+        "model": {"source": str(model), "local_only": True},
+        "corpus": {"kind": "jsonl", "path": str(corpus)},
+        "store": {"path": str(folder / "store")},
+    }
+    run_job(parse_config(document))
+    return open_store(folder / "store")
+
+
+def first(table):
+    return int(table["layer"].iloc[0]), int(table["head"].iloc[0])
+
+
+def test_heads_set_by_hand_are_ranked_first_with_mass_1(tmp_path):
+    save_handmade_gpt2(tmp_path / "model")
+    texts = [" ".join(f"w{i}" for i in ids) for ids in repeated_tokens(12, np.arange(1, N_TOKENS))]
+    store = traced(tmp_path / "model", texts, tmp_path)
+    for pattern, column, head in (
+        ("previous_token", "previous_token_head", PREVIOUS),
+        ("induction", "induction_head", INDUCTION),
+    ):
+        found = store.search(pattern)
+        best = found.table().iloc[0]
+        assert first(found.table()) == first(found.table("lift")) == head
+        assert best["mass"] == best["hit_rate"] == 1
+        assert best["lift"] > 20
+        assert found.table()["mass"].iloc[1] < 0.2  # the others are random
+        assert first(published_table(store, "transformerlens").sort_values(column, ascending=False)) == head
+    induction = store.search("induction").table().iloc[0]
+    assert induction["offset_lift"] > 5  # copies come back after many different distances
+    assert induction["q_value"] < 1e-6
+    for name, head in (("previous", PREVIOUS), ("induction", INDUCTION)):
+        one = measured_statistics(store, [name], cache=False)[name]
+        mean = aggregate(one.values, one.rows)
+        assert np.unravel_index(mean.argmax(), mean.shape) == head
+        assert mean[head] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_smollm2_shows_its_induction_and_previous_token_heads(smollm2_gguf, tmp_path):
+    """On random tokens only a head that finds copies can score; published work on Llamas has both kinds in the middle."""
+    from transformers import AutoTokenizer
+
+    from headatlas.pipeline.sources import resolve_model
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(str(smollm2_gguf)).path)
+    ids = np.array(sorted(i for piece, i in tokenizer.get_vocab().items() if re.fullmatch("Ġ[a-z]{3,}", piece)))
+    tokens = repeated_tokens(32, ids, length=128)
+    texts = [tokenizer.decode(row) for row in tokens]
+    assert [tokenizer(text)["input_ids"] for text in texts] == tokens
+    store = traced(smollm2_gguf, texts, tmp_path)
+    induction = store.search("induction")
+    best = induction.table().iloc[0]
+    assert first(induction.table()) == (18, 6)
+    assert best["mass"] > 0.8
+    assert best["lift"] > 20
+    assert best["offset_lift"] > 20  # no fixed offset explains it
+    previous = store.search("previous_token").table()
+    assert first(previous) == (11, 1)
+    assert previous["mass"].iloc[0] > 0.9
+    told = published_table(store, "transformerlens")
+    for column, found in (("induction_head", induction.table()), ("previous_token_head", previous)):
+        theirs = told.sort_values(column, ascending=False).head(5)
+        assert set(zip(theirs["layer"], theirs["head"], strict=True)) == set(
+            zip(found["layer"].head(5), found["head"].head(5), strict=True)
+        )

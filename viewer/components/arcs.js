@@ -1,0 +1,52 @@
+import { count } from "../_js/paint.js";
+import { el, fit } from "../_js/dom.js";
+// Arcs on a sentence: a click on one token and then on another draws an arc from query to key; the server answers with
+// expressions that all arcs have in common.
+
+export const ARCS_CSS = `
+.draw { position: relative; overflow: auto hidden; flex: none; padding-top: 34px; white-space: nowrap } .draw canvas { position: absolute; left: 0; top: 0; pointer-events: none } .draw .w { display: inline-block; padding: 1px 5px; margin: 0 1px; border: 0; border-radius: 3px; background: var(--surface-2); font-size: 12.5px !important; unicode-bidi: isolate }
+.draw .w:hover { background: var(--surface-3) } .draw .w.from { box-shadow: inset 0 0 0 1.5px var(--accent) } .draw .keys { margin-top: 34px; display: block }
+.means { display: flex; gap: 6px; flex-wrap: wrap; align-items: center; font-size: 12px; min-height: 26px; overflow: auto; max-height: 52px }
+`;
+
+export function arcEditor(ui, send) {
+  const canvas = el("canvas", {"aria-hidden": "true"}), row = el("span"), second = el("span.keys"), tokens = el("div.draw", {role: "group", "aria-label": "draw arcs: click the query token, then its key"}, canvas, row, second);
+  const means = el("div.means", {"aria-live": "polite"}), box = el("div", null, tokens, means);
+  let drawn = null, from = null;
+  const nodes = side => [...(side === "k" && drawn.keys ? second : row).children];
+  function click(side, index) {
+    if (from === null) { if (side === "q") from = index; }
+    else if (drawn.keys && side === "q") from = index;
+    else {
+      const same = arc => arc[0] === from && arc[1] === index, arcs = drawn.arcs.some(same) ? drawn.arcs.filter(arc => !same(arc)) : [...drawn.arcs, [from, index]];
+      from = null;
+      send(arcs);
+    }
+    paint();
+  }
+  function paint() {
+    if (!drawn) return;
+    const p = ui.paint(), width = tokens.scrollWidth, g = fit(canvas, width, tokens.clientHeight || 90), middle = node => node.offsetLeft + node.offsetWidth / 2;
+    nodes("q").forEach((node, i) => node.classList.toggle("from", i === from));
+    g.lineWidth = 1.6; g.strokeStyle = p.accent; g.fillStyle = p.accent;
+    for (const [q, k] of drawn.arcs) {
+      const a = nodes("q")[q], b = nodes("k")[k];
+      if (!a || !b) continue;
+      const x1 = middle(a), x2 = middle(b), y1 = drawn.keys ? a.offsetTop + a.offsetHeight : 32, y2 = drawn.keys ? b.offsetTop : 32, height = drawn.keys ? 0 : Math.min(28, 10 + Math.abs(x2 - x1) * .12);
+      g.beginPath(); g.moveTo(x1, y1); g.bezierCurveTo(x1, y1 - height, x2, y2 - height, x2, y2); g.stroke();
+      g.beginPath(); g.arc(x2, y2 - 1, 3, 0, 7); g.fill();
+    }
+  }
+  const word = (side, label, i) => el("button.w", {"data-side": side, "data-index": i, dir: "auto", onclick: () => click(side, i)}, label);
+  return {
+    box,
+    show(next) {
+      const fresh = !drawn || drawn.id !== next.id;
+      drawn = next;
+      if (fresh) { from = null; row.replaceChildren(...next.queries.map((label, i) => word("q", label, i))); second.style.display = next.keys ? "" : "none"; second.replaceChildren(...(next.keys || []).map((label, i) => word("k", label, i))); }
+      means.replaceChildren(...(next.arcs.length ? [el("span.dim", null, "may mean"), ...(next.guesses.length ? next.guesses.map(([expression, n]) => el("button.chip", {"data-guess": expression, title: `${count(n)} pairs of this example`, onclick: () => ui.send({run: expression})}, expression, el("span.dim", {style: "margin-left:6px"}, count(n)))) : [el("span.dim", null, "nothing that all arcs have in common")]),
+        el("button.btn.quiet", {onclick: () => send([])}, "Clear")] : [el("span.dim", null, `Click a token of ${next.id} that attends, then the token it attends to. Several arcs narrow it down.`)]));
+      requestAnimationFrame(paint);
+    },
+  };
+}

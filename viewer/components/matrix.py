@@ -1,0 +1,28 @@
+"""`Matrix`: one head's map at any scale, from all 8,192 tokens down to one weight, with margins and token labels."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import param
+
+from .base import ESMView
+
+
+class Matrix(ESMView):
+    """A heat map that is zoomed and panned.
+
+    `frame` is `pyramid.matrix_frame` or `frames.message_frame`; `tokens` as in `HeadView`. `on_msg` asks for finer
+    tiles, ``{"tiles": [[level, row, column, kind], ...], "id": ...}``; the answer is a message of the same shape with
+    codes. `zoom` is ``"row,column,span"``: the first row and column shown and how many columns fit the width.
+    """
+
+    tokens = param.Dict(default={})
+    pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")
+    zoom = param.String(default="", doc="'' fits the whole map")
+    pooling = param.Selector(default="maximum", objects=["maximum", "mean"])
+    scale = param.Selector(default="sqrt", objects=["sqrt", "linear", "log"])
+    hide_special = param.Boolean(default=True)
+
+    _esm = _bundle = "matrix.js"
+    _priority_changes: ClassVar[list[str]] = ["pin", "zoom", "pooling", "scale"]

@@ -1,0 +1,23 @@
+"""`Space`: queries and keys of one head in one plane; a lasso chooses tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import param
+
+from .base import ESMView
+
+
+class Space(ESMView):
+    """Two clouds: queries are outlined, keys are filled. `frame` is `space.space_frame` or `frames.message_frame`.
+
+    `shade` says what colours the dots, `method` how they were placed. `on_msg` tells of
+    ``{"open": [example, position, side]}``.
+    """
+
+    shade = param.String(default="side")
+    method = param.Selector(default="pca", objects=["pca", "umap"])
+
+    _esm = _bundle = "space.js"
+    _priority_changes: ClassVar[list[str]] = ["shade", "method"]
