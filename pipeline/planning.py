@@ -15,7 +15,7 @@ from jaxtyping import Int, Int64
 
 from headatlas.store.codecs import AttentionCodec
 from headatlas.store.pairs import row_start
-from headatlas.store.schema import VECTOR_DTYPE, Site, TraceSpec, segment_layout, smallest_unsigned
+from headatlas.store.schema import VECTOR_DTYPE, Site, TraceSpec, most_entries, segment_layout, smallest_unsigned
 
 BATCH_PRICE_TOKENS = 48
 """What starting a batch costs, in tokens: small batches are not worth it for a few tokens less padding."""
@@ -187,7 +187,7 @@ _CODEC_FACTOR = {
 }
 """Compressed size of attention in other codecs, for each raw byte beside `sqrt8` (docs/codecs.md, 16 tokens)."""
 _FILLED = 0.25
-"""Share of the weights that a threshold would allow which rows have, about (docs/codecs.md): anything from .05 to .7."""
+"""Rows have at most 1 / T weights of T or more, and about a fourth of that (docs/codecs.md: .05 to .4)."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +262,7 @@ def project(
     largest_segment = 0
     n_batches = n_padded = n_real = 0
     largest_batch = largest_slots = 0
+    entries = np.zeros(2)
     for segment in segments:
         lengths = {name: np.asarray(values[segment.examples], dtype=np.int64) for name, values in n_tokens.items()}
         raw = 0
@@ -270,6 +271,7 @@ def project(
             raw += layout.raw_bytes
         largest_segment = max(largest_segment, raw)
         largest_slots = max(largest_slots, _slot_bytes(spec, lengths))
+        entries += _expected_entries(spec, lengths)
         for batch in plan_batches(lengths, limits):
             n_batches += 1
             n_padded += batch.n_padded_tokens
@@ -277,7 +279,9 @@ def project(
             largest_batch = max(largest_batch, _activation_bytes(batch, model) + _map_bytes(batch, spec, lengths))
     causal = {site.name: site.causal for site in spec.sites}
     arrays = tuple(
-        ArrayProjection(path, raw, *_predict_stored(path, raw, causal, spec.attention_codec))
+        ArrayProjection(
+            path, raw, *_predict_stored(path, raw, causal, spec.attention_codec, entries[0] / max(1.0, entries[1]))
+        )
         for path, raw in layouts.items()
     )
     memory = {
@@ -320,6 +324,18 @@ def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
     return 4 * len(batch.examples) * longest * longest * maps
 
 
+def _expected_entries(spec: TraceSpec, lengths: Lengths) -> np.ndarray:
+    """Weights of a head that a threshold will keep, about, and the most that it may keep; all sites together."""
+    codec, total = spec.attention_codec, np.zeros(2)
+    if codec is not None and codec.selection is not None:
+        n_kept = codec.selection.n_kept
+        for site in spec.sites:
+            sides = lengths[site.query_sequence], lengths[site.key_sequence]
+            expected = most_entries(site, max(1, int(_FILLED * n_kept)), *sides)
+            total += np.array([expected, most_entries(site, n_kept, *sides)]) * site.n_layers * site.n_heads
+    return total
+
+
 def _slot_bytes(spec: TraceSpec, lengths: Lengths) -> int:
     """Memory of what a sparse codec keeps while a segment is computed, two of them at a time."""
     codec = spec.attention_codec
@@ -334,8 +350,10 @@ def _slot_bytes(spec: TraceSpec, lengths: Lengths) -> int:
     return total
 
 
-def _predict_stored(path: str, raw: int, causal: Mapping[str, bool], codec: AttentionCodec | None) -> tuple[int, bool]:
-    """Bytes after compression, and whether that is an estimate."""
+def _predict_stored(
+    path: str, raw: int, causal: Mapping[str, bool], codec: AttentionCodec | None, filled: float
+) -> tuple[int, bool]:
+    """Bytes after compression, and whether that is an estimate; `filled` is the share of weights that a threshold keeps."""
     site, name = path.split("/", 1)
     is_sparse = codec is not None and codec.selection is not None and name.startswith("attention")
     if name.startswith("attention_window"):
@@ -344,7 +362,7 @@ def _predict_stored(path: str, raw: int, causal: Mapping[str, bool], codec: Atte
     if codec is not None and name == "attention":
         known *= _codec_factor(codec)
     if codec is not None and codec.selection and codec.selection.threshold and name in ("attention", "attention_key"):
-        known *= _FILLED
+        known *= filled
     return int(raw * known), is_sparse
 
 
