@@ -21,7 +21,7 @@ ConfigArgument = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG",
-        help="A job file, or the name of one that ships with headatlas (demo, smollm2).",
+        help="A job file, or the name of one that ships with headatlas (demo, prose, smollm2).",
         show_default=False,
     ),
 ]
@@ -82,8 +82,14 @@ def plan(
     max_examples: MaxOption = None,
     as_json: JsonOption = False,
     timed: Annotated[bool, typer.Option("--timed/--untimed", help="Run one batch to estimate the time.")] = True,
+    sample: Annotated[
+        int,
+        typer.Option(
+            "--sample", metavar="N", min=0, help="Capture N examples to measure the bytes on disk (0: guess them)."
+        ),
+    ] = 192,
 ) -> None:
-    """Show what a job would take: examples, tokens, segments, bytes on disk by array, memory and time. Writes nothing.
+    """Show what a job would take: examples, tokens, segments, bytes on disk by array, memory and time. Writes no store.
 
     Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
     """
@@ -91,7 +97,7 @@ def plan(
     from .projection import project_job
 
     job = prepare_job(_load(config, out, changes, max_examples))
-    projection = project_job(job, timed)
+    projection = project_job(job, timed, sample)
     if as_json:
         print(json.dumps(_projection_json(projection, job), indent=1))
     else:
@@ -142,9 +148,10 @@ def _print_projection(projection: JobProjection, job: Any) -> None:
     ):
         if count:
             console.print(f"{count:,} {what}", highlight=False)
-    table = Table("array", "raw", "on disk (predicted)", box=None, header_style="bold")
+    origin = "from a sample" if projection.besides else "a guess"
+    table = Table("array", "raw", f"on disk ({origin})", box=None, header_style="bold")
     table.columns[1].justify = table.columns[2].justify = "right"
-    for array in projection.arrays:
+    for array in (*projection.arrays, *projection.besides):
         raw, stored = format_bytes(array.raw_bytes), format_bytes(array.stored_bytes)
         about = ("\u2264 ", "about ") if array.is_estimate else ("", "")
         table.add_row(array.path, about[0] + raw, about[1] + stored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -49,6 +49,12 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.id)
 
+    def beginning(self, n_tokens: int) -> TokenSequence:
+        """The first tokens."""
+        if len(self) <= n_tokens:
+            return self
+        return TokenSequence(**{part.name: getattr(self, part.name)[:n_tokens] for part in fields(self)})
+
 
 @dataclass(frozen=True)
 class EncodedExample:
@@ -58,3 +64,8 @@ class EncodedExample:
     source: TokenSequence
     target: TokenSequence | None = None
     truncated: bool = False  # text beyond the token limit was cut off
+
+    def beginning(self, n_tokens: int) -> EncodedExample:
+        """The same with the first tokens of each side alone; the text stays."""
+        target = None if self.target is None else self.target.beginning(n_tokens)
+        return replace(self, source=self.source.beginning(n_tokens), target=target)

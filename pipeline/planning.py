@@ -216,6 +216,8 @@ class JobProjection:
     memory: dict[str, int] = field(default_factory=dict)
     """Peak bytes by cause."""
     time_s: float | None = None
+    besides: tuple[ArrayProjection, ...] = ()
+    """What lies beside the trace arrays: tables and metadata, where they were measured."""
 
     @property
     def raw_bytes(self) -> int:
@@ -224,8 +226,8 @@ class JobProjection:
 
     @property
     def stored_bytes(self) -> int:
-        """Predicted size of all trace arrays on disk."""
-        return sum(array.stored_bytes for array in self.arrays)
+        """Predicted size of the store, as far as it is known."""
+        return sum(array.stored_bytes for array in (*self.arrays, *self.besides))
 
     @property
     def peak_bytes(self) -> int:

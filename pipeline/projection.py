@@ -12,6 +12,7 @@ from .eager import forwarding
 from .fused import choose_reduction
 from .job import Job, model_shape
 from .planning import JobProjection, plan_batches, project
+from .sampling import measure_sample
 from .segment_buffers import SegmentBuffers
 from .selfcheck import CHECK_BYTES
 
@@ -20,11 +21,14 @@ WRITING_SHARE = 1.15
 """Writing and bookkeeping beside computing."""
 
 
-def project_job(job: Job, timed: bool = True) -> JobProjection:
-    """What the job will take; `timed` runs one batch of typical length twice to estimate the time."""
+def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjection:
+    """What the job will take; `timed` runs one batch of typical length twice to estimate the time.
+
+    With `n_sampled` examples captured and written the bytes on disk are measured, else they are a guess.
+    """
     n_tokens = job.n_tokens
     check = min(CHECK_BYTES, 3 * _attention_bytes(job, n_tokens))
-    return project(
+    projection = project(
         job.spec,
         n_tokens,
         job.segments,
@@ -34,6 +38,7 @@ def project_job(job: Job, timed: bool = True) -> JobProjection:
         check,
         seconds_per_token(job) if timed else None,
     )
+    return measure_sample(job, projection, n_sampled) if n_sampled else projection
 
 
 def seconds_per_token(job: Job) -> float:

@@ -16,6 +16,7 @@ import torch
 
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import SegmentEntry
+from headatlas.store.schema import SequenceName
 from headatlas.store.tables import SegmentTables
 
 from . import kernel
@@ -43,7 +44,7 @@ from .progress import (
     Stage,
 )
 from .segment_buffers import BufferPool, SegmentBuffers
-from .selfcheck import check_capture, choose_examples
+from .selfcheck import check_capture, choose_examples, most_checked_tokens
 from .tables import build_example_columns, build_token_table
 
 
@@ -165,22 +166,25 @@ def compute_segment(
 
 def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntry:
     """Commit a computed segment."""
-    examples = [encoded.example for encoded in computed.examples]
-    tables = SegmentTables(
-        ids=[example.id for example in examples],
-        texts=[example.text for example in examples],
-        text_pairs=[example.text_pair for example in examples],
-        target_texts=[example.target for example in examples],
-        columns=build_example_columns(examples),
-        tokens={
-            sequence: build_token_table(computed.examples, sequence) for sequence in computed.buffers.spec.sequences
-        },
-    )
+    tables = segment_tables(computed.examples, computed.buffers.spec.sequences)
     notes = [
         {"example": index, "id": computed.examples[index - computed.segment.first_example].example.id, "reason": reason}
         for index, reason in sorted(computed.skipped.items())
     ]
     return writer.write(computed.segment.index, computed.segment.first_example, tables, computed.buffers.arrays, notes)
+
+
+def segment_tables(encoded: Sequence[EncodedExample], sequences: Sequence[SequenceName]) -> SegmentTables:
+    """Ids, texts, annotations and tokens of a segment."""
+    examples = [one.example for one in encoded]
+    return SegmentTables(
+        ids=[example.id for example in examples],
+        texts=[example.text for example in examples],
+        text_pairs=[example.text_pair for example in examples],
+        target_texts=[example.target for example in examples],
+        columns=build_example_columns(examples),
+        tokens={sequence: build_token_table(encoded, sequence) for sequence in sequences},
+    )
 
 
 def _fill(
@@ -248,23 +252,25 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
     """Hold the capture against eager attention on a few examples of what comes next; what then serves, and its name."""
     plain = TorchReduction(job.spec.keep, job.spec.statistics)
-    on_event(Stage("checking the capture against eager attention"))
+    eager = job.spec.capture == "eager"
+    on_event(Stage(f"checking the capture against {'the softmaxes of the model' if eager else 'eager attention'}"))
     for segment in left:
         examples = job.examples[segment.examples]
         n_tokens = count_tokens(examples, job.spec)
         if not next(iter(n_tokens.values())).any():
             continue
         chosen = choose_examples(job.spec.sites, n_tokens)
-        lengths = {name: [int(counts[i]) for i in chosen] for name, counts in n_tokens.items()}
-        inputs = job.inputs.build([examples[i] for i in chosen])
-        if job.spec.capture == "eager":
+        checked = [examples[i].beginning(most_checked_tokens(job.spec.sites)) for i in chosen]
+        lengths = {name: counts.tolist() for name, counts in count_tokens(checked, job.spec).items()}
+        inputs = job.inputs.build(checked)
+        if eager:
             report = check_eager(job.loaded.model, job.sites, inputs, lengths)
         else:
             report = check_capture(job.loaded.model, job.sites, job.spec.keep, inputs, lengths)
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
-        if job.spec.capture == "eager":
+        if eager:
             on_event(Stage("capturing in eager mode, with torch operations: query and key cannot be seen"))
-            return plain
+            return plain, "eager mode, torch operations"
         fused = choose_reduction(job.spec.keep, job.spec.statistics)
         if not isinstance(fused, FusedReduction):
             on_event(Stage(f"capturing with {kernel.explain()}"))

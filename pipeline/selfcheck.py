@@ -9,6 +9,7 @@ would be stored; what half precision may cost there is computed, not guessed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,12 @@ def choose_examples(sites: Sequence[Site], lengths: Mapping[str, np.ndarray], co
         if count == 1 or 2 * 4 * maps * len(chosen) * int(longest[chosen[-1]]) ** 2 <= CHECK_BYTES:
             return chosen
         count -= 1
+
+
+def most_checked_tokens(sites: Sequence[Site]) -> int:
+    """How many tokens of one example fit the memory bound of the check; longer ones are checked by their beginning."""
+    maps = sum(site.n_layers * site.n_heads for site in sites)
+    return max(2, math.isqrt(CHECK_BYTES // (2 * 4 * maps)))
 
 
 @torch.no_grad()

@@ -13,14 +13,13 @@ import json
 import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .commands.render import size_text
+from .commands.render import fetched_text, size_text
 from .errors import HeadAtlasError, PatternError
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 _OWN = (
     "headatlas.pipeline.cli",
+    "headatlas.pipeline.annotate",
     "headatlas.store.commands.query",
     "headatlas.store.commands.statistics",
     "headatlas.store.commands.relations",
@@ -37,7 +37,7 @@ _OWN = (
     "headatlas.store.cli",
     "headatlas.viewer.cli",
 )
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a trace store.", show_default=False)]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a trace store.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -106,7 +106,7 @@ def verify(
     raise typer.Exit(0 if result.is_sound else 1)
 
 
-def _verify_with_progress(store: Path, full: bool) -> Verification:
+def _verify_with_progress(store: str, full: bool) -> Verification:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from .life.verify import verify_store
@@ -125,6 +125,8 @@ def _verify_with_progress(store: Path, full: bool) -> Verification:
 
 def _print_verification(result: Verification) -> None:
     console = Console(highlight=False, markup=False)
+    if result.bytes_fetched:
+        console.print(f"{size_text(result.bytes_fetched)} fetched.")
     looked = f"{result.n_segments} segments, {result.n_objects} objects, {size_text(result.n_bytes)}"
     how = "hashes" if result.full else "presence and size"
     if result.is_sound:
@@ -152,7 +154,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     arrays = _bytes_by_array(opened)
     if as_json:
         summary: dict[str, Any] = {
-            "path": str(opened.path),
+            "path": opened.location,
             "manifest": manifest.number,
             "format_version": manifest.format_version,
             "created": manifest.created,
@@ -163,8 +165,11 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
             "n_segments": len(opened.segments),
             "n_segments_planned": manifest.n_segments_planned,
             "bytes_on_disk": opened.bytes_on_disk,
+            "bytes_fetched": opened.bytes_fetched,
+            "requests": opened.n_requests,
             "arrays": arrays,
             "attention_error": manifest.spec.attention_error,
+            "layers": [layer.model_dump(mode="json") for layer in opened.layers],
             "spec": manifest.spec.model_dump(mode="json"),
             "provenance": manifest.provenance,
             "skipped": [row.model_dump() for row in manifest.skipped],
@@ -174,7 +179,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     console = Console(highlight=False, markup=False)
     facts = Table.grid(padding=(0, 2))
     state = "complete" if opened.is_complete else f"{len(opened.segments)} of {manifest.n_segments_planned} segments"
-    facts.add_row("store", f"{opened.path} ({state}, manifest {manifest.number} of {manifest.created})")
+    facts.add_row("store", f"{opened.location} ({state}, manifest {manifest.number} of {manifest.created})")
     facts.add_row(
         "examples", f"{opened.n_examples:,}" + (f" ({len(manifest.skipped)} skipped)" if manifest.skipped else "")
     )
@@ -189,6 +194,10 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         facts.add_row("eager mode", "attention as the model returned it; its query and key could not be seen")
     if (codec := manifest.spec.attention_codec) is not None:
         facts.add_row("attention", _attention_text(opened, codec))
+    for layer in opened.layers:
+        what = f"{layer.level} of {layer.place}" if layer.level in ("word", "token") else layer.level
+        added = f"added {layer.created}{f', {layer.unit}' if layer.unit else ''}"
+        facts.add_row(f"layer {layer.name}", f"{what}, {added}. {layer.description}".rstrip(" ."))
     for name, value in manifest.provenance.items():
         facts.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     console.print(facts)
@@ -196,6 +205,8 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     for path, (stored, raw) in arrays.items():
         table.add_row(path, size_text(stored), size_text(raw), f"{raw / stored:.2f}" if stored and raw else "")
     console.print(table)
+    if fetched := fetched_text(opened.source):
+        console.print(fetched)
 
 
 def _attention_text(store: Any, codec: AttentionCodec) -> str:
@@ -222,6 +233,10 @@ def _bytes_by_array(store: Any) -> dict[str, tuple[int, int]]:
             name = entry.path if entry.path.split("/")[0] in store.sites else "texts and tokens"
             before = totals.get(name, (0, 0))
             totals[name] = (before[0] + stored, before[1] + raw)
+        for layer in segment.layers.values():
+            raw = sum(layout.raw_bytes for layout in layer.layouts.values())
+            before = totals.get("layers", (0, 0))
+            totals["layers"] = (before[0] + layer.entry.bytes + layer.entry.data_bytes, before[1] + raw)
         totals["metadata"] = (totals.get("metadata", (0, 0))[0] + rest, 0)
     return totals
 

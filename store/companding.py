@@ -11,12 +11,10 @@ The bounds hold for every float32 input in range; `tests/store/test_companding.p
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from jaxtyping import Float, Float32, Num, Shaped, UInt16
 
-from .codecs import CodecBound, Steps, attention_codec
+from .codecs import CodecBound, attention_codec
 from .errors import CorruptSegmentError, ShapeError
 from .schema import VECTOR_DTYPE
 
@@ -29,12 +27,6 @@ VECTOR_BOUNDS: dict[str, CodecBound] = {
     "int8": CodecBound("(code - 128) * scale of its example, head and dimension", 0.0, 0.0, 0.5 + 2.0**-14),
 }
 """Codecs of query and key by name."""
-
-
-@lru_cache(maxsize=32)
-def _weights(steps: Steps) -> Float32[np.ndarray, "code"]:
-    """The weight of each of 256 codes; those beyond the last mean nothing."""
-    return ((np.arange(256) / steps.n_steps) ** (2 if steps.root else 1)).astype(np.float32)
 
 
 def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:
@@ -71,11 +63,15 @@ def decode_attention(stored: Num[np.ndarray, "*shape"], codec: str) -> Float32[n
     """
     if (steps := attention_codec(codec).steps) is None:
         return stored.astype(np.float32, copy=False)
+    weights = stored.astype(np.float32)
+    if steps.root:
+        weights *= weights  # exact: below 2**16
+    weights /= np.float32(steps.n_steps ** (2 if steps.root else 1))
     if steps.n_steps < 255 and stored.size and int(stored.max()) > steps.n_steps:
         raise CorruptSegmentError(
             f"attention holds the code {int(stored.max())}; {codec} ends at {steps.n_steps}. Verify the store."
         )
-    return _weights(steps)[stored]
+    return weights
 
 
 INT8_STEPS = 127

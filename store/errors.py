@@ -9,6 +9,7 @@
     ├── NotFoundError        ask for something the store has                (also a KeyError)
     ├── FormatError          the store was written by something else, or a newer version
     ├── CorruptSegmentError  an object is missing, cut or changed: verify, then write it again
+    ├── RemoteError          the network or its server failed: try again            (also an OSError)
     ├── UnsupportedModelError  the model cannot be captured faithfully
     └── BudgetError          ask for less, or allow more memory, time or rows
 
@@ -81,6 +82,12 @@ class CorruptSegmentError(HeadAtlasError):
     """A committed object is missing, has the wrong size or fails its checksum."""
 
     kind = "corrupt"
+
+
+class RemoteError(HeadAtlasError, OSError):
+    """A server did not answer, or refused."""
+
+    kind = "remote"
 
 
 class UnsupportedModelError(HeadAtlasError):

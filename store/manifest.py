@@ -12,7 +12,6 @@ import datetime
 import errno
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .documents import format_document, parse_document
 from .errors import CorruptSegmentError, FormatError, NotFoundError
-from .objects import fsync_folder, read_small
+from .layers import Layer, LayerEntry, layer_folder
+from .numbers import Latest, manifest_name, write_latest
+from .objects import fsync_folder
 from .schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec
+from .source import ObjectSource, source_of
 
 MANIFEST_MAX_BYTES = 256 << 20
-_NAME = re.compile(r"manifest-(\d{6,12})\.json")
 _HEAD = b'{"checksum": "'
 _DIGEST = r"^[0-9a-f]{64}$"
 
@@ -48,9 +49,15 @@ class SegmentEntry(_Frozen):
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=_DIGEST)
     data_bytes: int = Field(ge=0)
+    layers: tuple[LayerEntry, ...] = ()
 
     @model_validator(mode="after")
     def _place(self) -> SegmentEntry:
+        for layer in self.layers:
+            if layer.path != layer_folder(self.index, layer.sha256):
+                raise ValueError(f"layer {layer.name!r} has path {layer.path!r}")
+        if len({layer.name for layer in self.layers}) < len(self.layers):
+            raise ValueError("a layer is listed twice")
         if self.path not in (segment_path(self.index), segment_path(self.index, self.sha256)):
             raise ValueError(f"path {self.path!r}; expected {segment_path(self.index)!r}")
         return self
@@ -94,9 +101,13 @@ class Manifest(_Frozen):
     segments: tuple[SegmentEntry, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     dropped: tuple[Dropped, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
     @model_validator(mode="after")
     def _ordered(self) -> Manifest:
+        known = {layer.name for layer in self.layers}
+        if len(known) < len(self.layers) or any(row.name not in known for e in self.segments for row in e.layers):
+            raise ValueError("a layer is described twice, or not at all")
         end, last = 0, -1
         for entry in self.segments:
             if entry.index <= last or entry.first_example < end:
@@ -109,15 +120,12 @@ class Manifest(_Frozen):
 
     def to_bytes(self) -> bytes:
         """The document, checksum first."""
-        body = b",\n" + format_document(self.model_dump(mode="json"))[2:]
+        fields = self.model_dump(mode="json")
+        for row in (fields, *fields["segments"]):  # what has no layers looks as it did before there were any
+            if not row["layers"]:
+                del row["layers"]
+        body = b",\n" + format_document(fields)[2:]
         return _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"' + body
-
-    def with_segment(
-        self, entry: SegmentEntry, skipped: tuple[Skipped, ...], own_sha256: str, provenance: dict[str, Any]
-    ) -> Manifest:
-        """The next snapshot; `own_sha256` is that of this manifest's file."""
-        segments = tuple(sorted((*self.segments, entry), key=lambda e: e.index))
-        return self.followed_by(own_sha256, segments=segments, skipped=(*self.skipped, *skipped), provenance=provenance)
 
     def followed_by(self, own_sha256: str, **changes: Any) -> Manifest:
         """The next snapshot with other fields; `own_sha256` is that of this manifest's file."""
@@ -134,27 +142,18 @@ def segment_path(index: int, sha256: str | None = None) -> str:
     return f"segments/{index:06d}" if sha256 is None else f"segments/{index:06d}-{sha256[:16]}"
 
 
-def manifest_name(number: int) -> str:
-    """The file name of a manifest."""
-    return f"manifest-{number:06d}.json"
-
-
 def now() -> str:
     """The time in UTC, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def manifest_numbers(path: Path) -> list[int]:
-    """The numbers of the manifests in a store, ascending; order is by number, never by time."""
-    try:
-        names = os.listdir(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(found.group(1)) for name in names if (found := _NAME.fullmatch(name)))
+def manifest_numbers(store: Path | ObjectSource) -> list[int]:
+    """The numbers of the manifests of a store that can be found, ascending; the last is the newest."""
+    return source_of(store).manifest_numbers()
 
 
-def read_manifest(path: Path, number: int | None = None) -> tuple[Manifest, str]:
-    """A manifest of the store at `path`, the newest by default, and the sha256 of its file.
+def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tuple[Manifest, str]:
+    """A manifest of a store, the newest by default, and the sha256 of its file.
 
     Raises
     ------
@@ -165,19 +164,30 @@ def read_manifest(path: Path, number: int | None = None) -> tuple[Manifest, str]
     CorruptSegmentError
         The manifest was cut or changed.
     """
-    numbers = manifest_numbers(path)
-    if not numbers:
-        raise NotFoundError(f"{path} holds no manifest-NNNNNN.json; expected the folder of a headatlas store.")
-    if number is None:
-        number = numbers[-1]
-    elif number not in numbers:
-        raise NotFoundError(f"{path} has no manifest {number}; it has {numbers[0]} to {numbers[-1]}.")
+    source = source_of(store)
+    if source.folder is not None or number is None:
+        numbers = source.manifest_numbers()
+        if not numbers:
+            raise NotFoundError(f"{source.location} holds no manifest-NNNNNN.json; expected {_expected(source)}")
+        if number is None:
+            number = numbers[-1]
+        elif number not in numbers:
+            raise NotFoundError(f"{source.location} has no manifest {number}; it has {numbers[0]} to {numbers[-1]}.")
     name = manifest_name(number)
-    data = read_small(path / name, name, MANIFEST_MAX_BYTES)
+    data = source.read_small(name, MANIFEST_MAX_BYTES)
     manifest = _parse(data, name)
     if manifest.number != number:
         raise FormatError(f"{name} says it is number {manifest.number}; it was renamed. Do not trust this store.")
     return manifest, hashlib.sha256(data).hexdigest()
+
+
+def _expected(source: ObjectSource) -> str:
+    if source.folder is not None:
+        return "the folder of a headatlas store."
+    return (
+        "the address of a headatlas store. A server that cannot list needs latest.json there (any commit, or headatlas "
+        "gc, makes it), or the number: open_store(url, manifest=NUMBER)."
+    )
 
 
 def _parse(data: bytes, name: str) -> Manifest:
@@ -205,8 +215,8 @@ class _Header(BaseModel):
     format_version: int
 
 
-def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[str], None]) -> bool:
-    """Make `manifest` visible under its number; False if another writer took the number first.
+def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[str], None]) -> str | None:
+    """Make `manifest` visible under its number; the sha256 of its file, or None if another writer took the number first.
 
     `private` is a folder of this writer's own on the same file system.
     """
@@ -219,7 +229,7 @@ def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[st
     try:
         os.link(draft, target, follow_symlinks=False)
     except FileExistsError:
-        return False
+        return None
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
             raise
@@ -228,11 +238,12 @@ def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[st
         try:
             write_durable(target, data)
         except FileExistsError:
-            return False
+            return None
     on_step("manifest-linked")
     fsync_folder(path)
+    write_latest(path, private, Latest(manifest.number, hashlib.sha256(data).hexdigest()))
     draft.unlink(missing_ok=True)
-    return True
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_durable(path: Path, data: bytes) -> None:

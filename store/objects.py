@@ -131,35 +131,6 @@ def write_object(root: Path, path: str, *buffers: Buffer) -> StoredObject:
     return StoredObject(path=path, bytes=file.bytes, sha256=file.sha256)
 
 
-def copy_objects(source: Path, target: Path, objects: Iterable[StoredObject]) -> None:
-    """Copy files into a new folder, fsynced, each against its size and hash.
-
-    Raises
-    ------
-    ObjectDamageError
-        A file is not what is listed.
-    """
-    folders = {target: None}
-    target.mkdir()
-    for item in objects:
-        place = target / item.path
-        for parent in reversed(place.relative_to(target).parents):
-            if target / parent not in folders:
-                (target / parent).mkdir()
-                folders[target / parent] = None
-        check_object(source, item)
-        with open(source / item.path, "rb") as original, HashedFile(place) as copy:
-            while part := original.read(1 << 22):
-                copy.write(part)
-        if (copy.bytes, copy.sha256) != (item.bytes, item.sha256):
-            raise ObjectDamageError(
-                f"object {item.path} was changed: its hash is not the listed one. Restore it, or drop its segment.",
-                object_path=item.path,
-            )
-    for folder in reversed(folders):
-        fsync_folder(folder)
-
-
 def fsync_folder(path: Path) -> None:
     """Make the entries of a folder durable."""
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))

@@ -8,34 +8,62 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jaxtyping import Shaped
 
-from .errors import CorruptSegmentError, NotFoundError, located
-from .life.private import lease_manifest
-from .manifest import Manifest, manifest_name, manifest_numbers, read_manifest
+from .errors import ConfigError, NotFoundError, located
+from .layers import Layer
+from .life.private import hold_manifest
+from .manifest import Manifest, read_manifest
 from .reading.cache import ByteCache
-from .reading.example import Example
-from .reading.frames import examples_frame, tokens_frame
+from .reading.example import Example as Example
+from .reading.examples import Examples, join_columns
+from .reading.frames import FrameLibrary, as_library, examples_frame, tokens_frame
 from .reading.lazy_traces import lazy_traces
 from .reading.segment import TABLES_MAX_BYTES, Segment, missing_array
 from .schema import Site, TraceSpec
+from .source import CACHE_BYTES, ObjectSource, open_source
 from .statistics.corpus import statistics_dataset
-from .tokens import MISSING, Column
+from .tokens import Column
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from .patterns import Pattern
     from .search.search import SearchResult
 
 
-def open_store(path: str | os.PathLike[str], manifest: int | None = None) -> Store:
+def open_store(
+    path: str | os.PathLike[str],
+    manifest: int | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Store:
     """Open the store at `path`: the newest snapshot, or the one of a manifest number.
+
+    Parameters
+    ----------
+    path
+        A folder, or a URL of any protocol that fsspec knows: ``s3://bucket/traces``, ``https://host/traces``. Stores
+        are read from URLs, not written.
+    manifest
+        The number of a snapshot.
+    storage_options
+        For fsspec, with a URL: credentials, ``{"endpoint_url": "http://127.0.0.1:9000"}``. They go into pickles.
+    cache_bytes
+        What is kept in memory of what came from a URL.
+    cache_dir
+        A folder that keeps whole objects from URLs, under their hash; default the environment variable
+        ``HEADATLAS_CACHE_DIR``, and without it only the ranges that are needed are fetched and none is kept on disk.
 
     Raises
     ------
@@ -43,49 +71,89 @@ def open_store(path: str | os.PathLike[str], manifest: int | None = None) -> Sto
         There is no store, or no manifest of that number.
     FormatError, CorruptSegmentError
         The manifest is of a newer format, or was cut or changed.
+    ConfigError, RemoteError
+        A URL of an unknown protocol, or a package for it is missing; the server failed.
     """
-    return Store(Path(path), manifest)
+    kept = None if cache_dir is None else os.fspath(cache_dir)
+    return _opened(os.fspath(path), manifest, dict(storage_options or {}), cache_bytes, kept)
+
+
+def _opened(path: str, manifest: int | None, options: dict[str, Any], cache_bytes: int, cache_dir: str | None) -> Store:
+    source = open_source(path, options, cache_bytes, cache_dir)
+    return Store(source, manifest, reopen=None if source.folder else (path, options, cache_bytes, cache_dir))
 
 
 class Store:
-    """A snapshot of a trace store. Safe from many threads; pickles as path and manifest number."""
+    """A snapshot of a trace store. Safe from many threads; pickles as its place and manifest number."""
 
-    def __init__(self, path: Path, manifest: int | None = None) -> None:
-        self.path = path.absolute()
+    def __init__(
+        self,
+        source: ObjectSource,
+        manifest: int | None = None,
+        *,
+        reopen: tuple[str, dict[str, Any], int, str | None] | None = None,
+    ) -> None:
+        self.source = source
+        self._reopen = reopen or (source.location, {}, CACHE_BYTES, None)
         self._lease: weakref.finalize | None = None
-        with located(str(path)):
+        with located(source.location):
             self.manifest: Manifest = self._hold(manifest)
         self.spec: TraceSpec = self.manifest.spec
         self.sites: dict[str, Site] = {site.name: site for site in self.spec.sites}
         cache = ByteCache(TABLES_MAX_BYTES)
         self.segments: Sequence[Segment] = tuple(
-            Segment(self.path, entry, self.spec, cache=cache) for entry in self.manifest.segments
+            Segment(source, entry, self.spec, cache=cache) for entry in self.manifest.segments
         )
         self._starts = np.array([s.first_example for s in self.segments], dtype=np.int64)
         self._columns: dict[str, Column] | None = None
 
     def __repr__(self) -> str:
-        return f"Store({str(self.path)!r}, manifest {self.manifest.number}, {self.n_examples} examples)"
+        return f"Store({self.location!r}, manifest {self.manifest.number}, {self.n_examples} examples)"
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Path, int]]:
-        return Store, (self.path, self.manifest.number)
+    def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
+        return _opened, (self._reopen[0], self.manifest.number, *self._reopen[1:])
+
+    @property
+    def location(self) -> str:
+        """Where it lies: an absolute path, or a URL."""
+        return self.source.location
+
+    @property
+    def name(self) -> str:
+        """The last part of its location."""
+        return self.location.rstrip("/").rpartition("/")[2]
+
+    @property
+    def path(self) -> Path:
+        """Its folder.
+
+        Raises
+        ------
+        ConfigError
+            It was opened from a URL.
+        """
+        if self.source.folder is None:
+            raise ConfigError(f"{self.location} is a URL; expected a store in a folder. Copy it to one first.")
+        return self.source.folder
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes of objects that came over a network so far; 0 for a folder."""
+        return self.source.bytes_fetched
+
+    @property
+    def n_requests(self) -> int:
+        """Requests to a server so far."""
+        return self.source.n_requests
 
     def _hold(self, number: int | None) -> Manifest:
-        """A manifest; while this object lives nothing that it lists is collected."""
-        while True:
-            newest = manifest_numbers(self.path)[-1:]
-            try:
-                found = read_manifest(self.path, number)[0]
-            except CorruptSegmentError:
-                if number is None and manifest_numbers(self.path)[-1:] != newest:  # collected meanwhile
-                    continue
-                raise
-            lease = lease_manifest(self.path, found.number)
-            if lease is not None:
-                self._lease = weakref.finalize(self, os.close, lease)
-            elif manifest_name(found.number) not in os.listdir(self.path):  # collected between the two
-                continue
-            return found
+        """A manifest; while this object lives nothing that it lists is collected (from a URL it may be)."""
+        if self.source.folder is None:
+            return read_manifest(self.source, number)[0]
+        found, lease = hold_manifest(self.path, number)
+        if lease is not None:
+            self._lease = weakref.finalize(self, os.close, lease)
+        return found
 
     def close(self) -> None:
         """Let go of the snapshot: from now on `gc` may remove what only this one uses. Else done when it is freed."""
@@ -94,11 +162,11 @@ class Store:
 
     def refresh(self) -> Store:
         """The newest snapshot of the same store; this one stays as it is."""
-        return Store(self.path)
+        return _opened(self._reopen[0], None, *self._reopen[1:])
 
     def without(self, segments: Collection[int]) -> Store:
         """The same snapshot as if the segments of these indices were not committed: what damage leaves."""
-        rest = Store(self.path, self.manifest.number)
+        rest = _opened(self._reopen[0], self.manifest.number, *self._reopen[1:])
         rest.segments = tuple(segment for segment in rest.segments if segment.index not in segments)
         rest._starts = np.array([segment.first_example for segment in rest.segments], dtype=np.int64)
         return rest
@@ -125,7 +193,18 @@ class Store:
     @property
     def bytes_on_disk(self) -> int:
         """Bytes of all listed objects of this snapshot."""
-        return sum(entry.bytes + entry.data_bytes for entry in self.manifest.segments)
+        return sum(row.bytes + row.data_bytes for entry in self.manifest.segments for row in (entry, *entry.layers))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What was added after the capture: annotations and statistics."""
+        return self.manifest.layers
+
+    def statistic_names(self, site: str | None = None) -> tuple[str, ...]:
+        """The statistics that `statistics` has: those kept, then those added."""
+        kept = self.spec.statistics if self.spec.keep.statistics else ()
+        place = self.site(site).name
+        return (*kept, *(row.name for row in self.layers if row.level == "statistic" and row.place == place))
 
     @cached_property
     def examples(self) -> Examples:
@@ -154,7 +233,7 @@ class Store:
             parts = [segment.columns() for segment in self.segments]
             names = dict.fromkeys(name for part in parts for name in part)
             lengths = [segment.n_examples for segment in self.segments]
-            self._columns = {name: _join([part.get(name) for part in parts], lengths) for name in names}
+            self._columns = {name: join_columns([part.get(name) for part in parts], lengths) for name in names}
         return self._columns
 
     def statistics(self, site: str | None = None) -> xr.Dataset:
@@ -168,12 +247,18 @@ class Store:
             Statistics were not kept.
         """
         found = self.site(site)
-        if not self.spec.keep.statistics:
-            raise NotFoundError(f"{self.path}: {missing_array(f'{found.name}/statistics', self.spec)}")
-        parts = [segment.statistics(found.name) for segment in self.segments]
-        empty = np.empty((len(self.spec.statistics), found.n_layers, found.n_heads, 0), np.float32)
-        values = np.concatenate(parts, axis=-1) if parts else empty
-        data = statistics_dataset(values, self.spec.statistics, found, {"example": self.example_numbers()})
+        added = [layer for layer in self.layers if layer.level == "statistic" and layer.place == found.name]
+        if not self.spec.keep.statistics and not added:
+            raise NotFoundError(f"{self.location}: {missing_array(f'{found.name}/statistics', self.spec)}")
+        names = self.spec.statistics if self.spec.keep.statistics else ()
+        empty = np.empty((len(names), found.n_layers, found.n_heads, 0), np.float32)
+        parts = [segment.statistics(found.name) for segment in self.segments if names]
+        values = np.concatenate([empty, *parts], axis=-1) if names else empty
+        data = statistics_dataset(values, names, found, {"example": self.example_numbers()})
+        for layer in added:
+            parts = [segment.layer_statistic(layer.name, found.name) for segment in self.segments]
+            attributes = {"long_name": layer.name, "units": layer.unit, "description": layer.description}
+            data[layer.name] = (("layer", "head", "example"), np.concatenate(parts, axis=-1), attributes)
         return data.assign_coords(id=("example", np.array(self.example_ids(), dtype=object)))
 
     def attention(self, site: str | None = None) -> xr.DataArray:
@@ -205,16 +290,81 @@ class Store:
         names = {"key_pos": "edge_key", "weight": "edge_weight"}
         return xr.Dataset({name: lazy_traces(self, self.site(site), array) for name, array in names.items()})
 
-    def examples_frame(self) -> pd.DataFrame:
-        """One row an example, by number: id, texts, tokens, segment, annotations."""
-        return examples_frame(self)
+    @overload
+    def examples_frame(self, as_: Literal["pandas"] = "pandas") -> pd.DataFrame: ...
+    @overload
+    def examples_frame(self, as_: Literal["polars"]) -> pl.DataFrame: ...
+    def examples_frame(self, as_: FrameLibrary = "pandas") -> pd.DataFrame | pl.DataFrame:
+        """One row an example, by number: id, texts, tokens, segment, annotations. `as_` may be ``"polars"``."""
+        return as_library(examples_frame(self), as_)
 
-    def tokens_frame(self, sequence: str = "source", examples: slice | None = None) -> pd.DataFrame:
+    @overload
+    def tokens_frame(
+        self, sequence: str = "source", examples: slice | None = None, as_: Literal["pandas"] = "pandas"
+    ) -> pd.DataFrame: ...
+    @overload
+    def tokens_frame(
+        self, sequence: str = "source", examples: slice | None = None, *, as_: Literal["polars"]
+    ) -> pl.DataFrame: ...
+    def tokens_frame(
+        self, sequence: str = "source", examples: slice | None = None, as_: FrameLibrary = "pandas"
+    ) -> pd.DataFrame | pl.DataFrame:
         """One row a token: example, position, id, text, piece, word, span, flags, and its word's annotations.
 
-        `examples` is a slice of numbers; only the segments that it touches are read.
+        `examples` is a slice of numbers; only the segments that it touches are read. `as_` may be ``"polars"``.
         """
-        return tokens_frame(self, sequence, examples)
+        return as_library(tokens_frame(self, sequence, examples), as_)
+
+    def annotate(
+        self,
+        name: str,
+        values: Mapping[str, Any] | Mapping[int, Any],
+        *,
+        level: Literal["example", "word", "token"] = "example",
+        sequence: str = "source",
+        description: str = "",
+        replace: bool = False,
+    ) -> Store:
+        """Add an annotation to the store on disk, without writing a segment anew; returns the new snapshot.
+
+        `values` are by example id or number: a number or text each, or for words and tokens a list as long as the
+        example has of them. Patterns then know ``query.NAME``, or ``example.NAME``.
+
+        Raises
+        ------
+        ConfigError
+            The name is taken, or values are of mixed types.
+        NotFoundError, ShapeError
+            There is no such example, or it has another number of words or tokens.
+        """
+        from .life.annotate import annotate_store
+
+        return annotate_store(
+            self.path, name, values, level=level, sequence=sequence, description=description, replace=replace
+        )
+
+    def add_statistic(
+        self,
+        name: str,
+        values: Shaped[np.ndarray, "layer head example"] | xr.DataArray,
+        *,
+        site: str | None = None,
+        unit: str = "",
+        description: str = "",
+        replace: bool = False,
+    ) -> Store:
+        """Add a statistic, one value a head and example in the order of `example_numbers`; returns the new snapshot.
+
+        Raises
+        ------
+        ConfigError, ShapeError
+            The name is taken, or the shape is another.
+        """
+        from .life.annotate import add_statistic
+
+        return add_statistic(
+            self, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace
+        )
 
     def search(self, pattern: str | Pattern, site: str | None = None) -> SearchResult:
         """Rank the heads of a site by how much of their attention follows a pattern.
@@ -248,73 +398,4 @@ class Store:
             return self.segments[at]
         planned = self.manifest.n_examples_planned
         why = "its segment is not committed yet" if 0 <= example < planned else f"the job has {planned} examples"
-        raise NotFoundError(f"{self.path}: no example {example}: {why}.")
-
-
-class Examples:
-    """The committed examples of a store: `examples[3]`, `examples["id"]`, `examples[10:20]`, iteration.
-
-    Numbers are those of the plan, so that they do not shift while a store grows; negative numbers count from the end
-    of what is committed.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def __len__(self) -> int:
-        return self._store.n_examples
-
-    def __iter__(self) -> Iterator[Example]:
-        for segment in self._store.segments:
-            for row in range(segment.n_examples):
-                yield Example(segment, row, self._store.sites)
-
-    @overload
-    def __getitem__(self, which: int | str) -> Example: ...
-    @overload
-    def __getitem__(self, which: slice) -> list[Example]: ...
-    def __getitem__(self, which: int | str | slice) -> Example | list[Example]:
-        """One example by number or id, or those of a slice of numbers that are committed."""
-        store = self._store
-        if isinstance(which, str):
-            position = self._positions.get(which)
-            if position is None:
-                raise NotFoundError(f"{store.path}: no example with id {which!r}; see example_ids().")
-            return self._one(int(store.example_numbers()[position]))
-        if isinstance(which, slice):
-            numbers = store.example_numbers()
-            end = int(numbers[-1]) + 1 if len(numbers) else 0
-            span = range(*which.indices(end))
-            inside = numbers[np.isin(numbers, np.arange(min(span), max(span) + 1))] if span else numbers[:0]
-            wanted = [n for n in inside.tolist() if n in span]
-            return [self._one(n) for n in (wanted if span.step > 0 else reversed(wanted))]
-        number = int(which)
-        if number < 0 and -number <= len(self):
-            number = int(store.example_numbers()[number])
-        return self._one(number)
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        positions: dict[str, int] = {}
-        for position, name in enumerate(self._store.example_ids()):
-            positions.setdefault(name, position)
-        return positions
-
-    def _one(self, number: int) -> Example:
-        segment = self._store.segment_of(number)
-        return Example(segment, number - segment.first_example, self._store.sites)
-
-
-def _join(parts: Sequence[Column | None], lengths: Sequence[int]) -> Column:
-    """One column out of the segments' own."""
-    present = [part for part in parts if part is not None]
-    if any(part.is_text for part in present):
-        rows: list[str | None] = []
-        for part, length in zip(parts, lengths, strict=True):
-            values = [None] * length if part is None else part.to_list()
-            rows += [value if value is None or isinstance(value, str) else str(value) for value in values]
-        return Column.of_text(rows)
-    data = [np.full(n, MISSING) if part is None else part.data for part, n in zip(parts, lengths, strict=True)]
-    kinds = {part.data.dtype for part in present}
-    dtype = kinds.pop() if len(kinds) == 1 else np.result_type(*[part.data.dtype for part in present])
-    return Column(np.concatenate(data).astype(dtype))
+        raise NotFoundError(f"{self.location}: no example {example}: {why}.")

@@ -65,23 +65,14 @@ def table_arrays(tables: SegmentTables) -> dict[str, SegmentArray]:
     made: dict[str, SegmentArray] = {}
 
     def add(path: str, data: np.ndarray, axis: str) -> None:
-        made[path] = SegmentArray(ArrayLayout(path, data.shape, data.dtype, (axis,)), data)
+        made.update([_flat_array(path, data, axis)])
 
     def add_text(path: str, rows: Iterable[str], axis: str) -> None:
-        data, offset = encode_text(rows)
-        add(path, data, "byte")
-        add(f"{path}_offset", offset, f"{axis}_edge")
+        made.update(_text_arrays(path, rows, axis))
 
     def add_columns(path: str, columns: dict[str, Column], axis: str) -> None:
         for name, column in columns.items():
-            place = f"{path}/{column_component(name)}"
-            if column.values is None:
-                kind = column.data.dtype.name
-                number = kind if kind in _NUMBER_DTYPES else "float64" if kind.startswith("float") else "int64"
-                add(f"{place}/number", column.data.astype(number), axis)
-            else:
-                add(f"{place}/code", column.data.astype(np.int32), axis)
-                add_text(f"{place}/value", column.values, "value")
+            made.update(column_arrays(f"{path}/{column_component(name)}", column, axis))
 
     add_text("example/id", tables.ids, "example")
     add_text("example/text", tables.texts, "example")
@@ -101,6 +92,25 @@ def table_arrays(tables: SegmentTables) -> dict[str, SegmentArray]:
             add(f"{sequence}/word/{name}", getattr(table, f"word_{name}").astype(dtype), "word")
         add_columns(f"{sequence}/word/column", table.word_columns, "word")
     return made
+
+
+def column_arrays(path: str, column: Column, axis: str) -> dict[str, SegmentArray]:
+    """The arrays of one column, below `path`."""
+    if column.values is None:
+        kind = column.data.dtype.name
+        number = kind if kind in _NUMBER_DTYPES else "float64" if kind.startswith("float") else "int64"
+        return dict([_flat_array(f"{path}/number", column.data.astype(number), axis)])
+    code = _flat_array(f"{path}/code", column.data.astype(np.int32), axis)
+    return {code[0]: code[1], **_text_arrays(f"{path}/value", column.values, "value")}
+
+
+def _text_arrays(path: str, rows: Iterable[str], axis: str) -> dict[str, SegmentArray]:
+    data, offset = encode_text(rows)
+    return dict([_flat_array(path, data, "byte"), _flat_array(f"{path}_offset", offset, f"{axis}_edge")])
+
+
+def _flat_array(path: str, data: np.ndarray, axis: str) -> tuple[str, SegmentArray]:
+    return path, SegmentArray(ArrayLayout(path, data.shape, data.dtype, (axis,)), data)
 
 
 def read_token_table(read: ReadWhole, paths: Sequence[str], sequence: str) -> TokenTable:

@@ -12,7 +12,7 @@ app = typer.Typer()
 
 @app.command()
 def view(
-    store: Annotated[list[Path], typer.Argument(help="Folder of a store; name several to compare models.")],
+    store: Annotated[list[str], typer.Argument(help="Folder or URL of a store; name several to compare models.")],
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 5006,
     address: Annotated[
         str, typer.Option(help="Address to listen on; the default is reached from this machine only.")
@@ -49,5 +49,10 @@ def view(
         raise ConfigError("--notes names one file for several stores; leave it out, or show one store")
     auth = Auth(basic_auth, oauth, oauth_key, oauth_secret, cookie_secret)
     options = ServerOptions(port, address, tuple(origin or ()), prefix, auth, max_sessions)
-    library = Library.open(store, lambda path: Notes(notes or notes_path(path)), search_s)
+
+    def notes_of(folder: Path | None) -> Notes | None:
+        place = notes or (folder and notes_path(folder))
+        return Notes(place) if place else None
+
+    library = Library.open(store, notes_of, search_s)
     serve(library, options, show=show)

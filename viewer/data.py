@@ -69,7 +69,7 @@ class DataSource:
         search_s: float | None = None,
     ) -> None:
         self.store, self.damaged = _sound(store)
-        self.name, self.served_with = name or visible(store.path.name), served_with
+        self.name, self.served_with = name or visible(store.name), served_with
         self.notes, self.search_s = notes, search_s
         self._cache = ByteCache(cache_bytes)
 
@@ -80,7 +80,7 @@ class DataSource:
 
     def told(self, error: BaseException) -> str:
         """An error as readers may see it: every character visible, and the store's name instead of its path."""
-        return visible(str(error).replace(str(self.store.path), self.name))
+        return visible(str(error).replace(self.store.location, self.name))
 
     def site(self, name: str = "") -> Site:
         """The site of that name; the first without a name."""
@@ -176,7 +176,7 @@ class DataSource:
     @property
     def statistic_names(self) -> tuple[str, ...]:
         """The statistics that the store keeps."""
-        return tuple(self.store.spec.statistics) if self.store.spec.keep.statistics else ()
+        return self.store.statistic_names()
 
     def over_examples(self, site: str, statistic: str) -> Float32[np.ndarray, "layer head example"]:
         """A statistic of every head on every example, by position; NaN where no row counts."""

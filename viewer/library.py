@@ -31,7 +31,7 @@ class Library:
     stores
         Opened stores; at least one.
     notes
-        File of stars and notes for the store of that path; None keeps none.
+        Stars and notes for the store in that folder (None: it is behind a URL); None keeps none.
     search_s
         Seconds that one search may take.
     """
@@ -39,7 +39,7 @@ class Library:
     def __init__(
         self,
         stores: Sequence[Store],
-        notes: Callable[[Path], Notes | None] = lambda path: None,
+        notes: Callable[[Path | None], Notes | None] = lambda path: None,
         search_s: float | None = None,
     ) -> None:
         if not stores:
@@ -48,9 +48,9 @@ class Library:
         self._looked: dict[str, tuple[float, int]] = {}
         names: list[str] = []
         for store in stores:
-            name, n = visible(store.path.name) or "store", 2
+            name, n = visible(store.name) or "store", 2
             while name in names:
-                name, n = f"{visible(store.path.name)}-{n}", n + 1
+                name, n = f"{visible(store.name)}-{n}", n + 1
             names.append(name)
         self.names = tuple(names)
         self._sources: dict[str, DataSource] = {}
@@ -60,15 +60,16 @@ class Library:
     @classmethod
     def open(
         cls,
-        paths: Sequence[Path],
-        notes: Callable[[Path], Notes | None] = lambda path: None,
+        paths: Sequence[Path | str],
+        notes: Callable[[Path | None], Notes | None] = lambda path: None,
         search_s: float | None = None,
     ) -> Library:
         """Open the stores at `paths`."""
         return cls([open_store(path) for path in paths], notes, search_s)
 
     def _source(self, store: Store, name: str) -> DataSource:
-        return DataSource(store, name=name, served_with=self, notes=self._notes(store.path), search_s=self._search_s)
+        notes = self._notes(store.source.folder)
+        return DataSource(store, name=name, served_with=self, notes=notes, search_s=self._search_s)
 
     def __getitem__(self, name: str) -> DataSource:
         """The store of that name."""
@@ -93,14 +94,14 @@ class Library:
         looked, number = self._looked.get(data.name, (-LOOK_AGAIN_S, -1))
         if now - looked >= LOOK_AGAIN_S:
             try:
-                number = manifest_numbers(data.store.path)[-1]
+                number = manifest_numbers(data.store.source)[-1]
             except (HeadAtlasError, OSError, IndexError):  # not there now is nothing new
                 number = data.store.manifest.number
             self._looked[data.name] = (now, number)
         if number <= data.store.manifest.number:
             return 0
         try:
-            newest = read_manifest(data.store.path, number)[0]
+            newest = read_manifest(data.store.source, number)[0]
         except HeadAtlasError:
             return 0
         return max(0, len(newest.segments) - len(data.store.manifest.segments))

@@ -42,8 +42,9 @@ class TextCorpus(CorpusOptions):
     """Plain text."""
 
     kind: Literal["text"] = "text"
-    unit: Literal["line", "paragraph"] = "line"
-    """A line an example, or the lines between blank lines, joined by spaces."""
+    unit: Literal["line", "paragraph", "file"] = "line"
+    """A line an example; or the lines between blank lines, joined by spaces; or a file as it is, where `path` may be a
+    folder: its ``*.txt`` in the order of their names, each under its name."""
 
 
 class FieldOptions(CorpusOptions):

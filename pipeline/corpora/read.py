@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from headatlas.pipeline.model_folder import hash_file
 from .conllu import read_conllu
 from .jsonl import read_jsonl
 from .options import CorpusOptions
-from .records import Quarantined, UniqueIds, open_bytes
+from .records import Quarantined, UniqueIds, corpus_files, open_bytes
 from .table import read_delimited, read_parquet
 from .templates import read_templates
 from .text import read_text
@@ -56,9 +57,17 @@ def read_corpus(options: CorpusOptions) -> Iterator[CorpusExample | Quarantined]
 
 def describe_corpus(options: CorpusOptions) -> dict[str, Any]:
     """What tells two corpora apart, as plain values for JSON: file name, SHA-256, and the options less the folder."""
-    open_bytes(options.path).close()
     settings = options.model_dump(mode="json", exclude={"path"})
-    return {"name": options.path.name, "sha256": hash_file(options.path), "options": settings}
+    if getattr(options, "unit", None) == "file" and options.path.is_dir():
+        files = {file.name: _hash(file) for file in corpus_files(options.path)}
+        whole = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in files.items()).encode()).hexdigest()
+        return {"name": options.path.name, "sha256": whole, "files": files, "options": settings}
+    return {"name": options.path.name, "sha256": _hash(options.path), "options": settings}
+
+
+def _hash(path: Path) -> str:
+    open_bytes(path).close()
+    return hash_file(path)
 
 
 def _with_unique_ids(examples: Iterator[CorpusExample | Quarantined]) -> Iterator[CorpusExample | Quarantined]:

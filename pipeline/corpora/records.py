@@ -10,7 +10,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +71,35 @@ def open_bytes(path: Path) -> io.BufferedIOBase:
         raise ConfigError(f"corpus.path {str(path)!r} cannot be opened: {error}") from error
 
 
+def corpus_files(path: Path) -> list[Path]:
+    """The file itself, or the ``*.txt`` and ``*.txt.gz`` of a folder in the order of their names.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.name.removesuffix(".gz").endswith(".txt"))
+    if not found:
+        raise ConfigError(f"corpus.path {str(path)!r} is a folder without *.txt; expected a text file, or some of them")
+    return found
+
+
+def read_bytes(path: Path, file: io.BufferedIOBase) -> bytes | None:
+    """The rest of a file; None if it has more than 16 MiB."""
+    data = _reading(path, lambda: file.read(MAX_RECORD_BYTES + 1))
+    return data if len(data) <= MAX_RECORD_BYTES else None
+
+
 def _read(path: Path, file: io.BufferedIOBase, n_bytes: int) -> bytes:
+    return _reading(path, lambda: file.readline(n_bytes))
+
+
+def _reading(path: Path, read: Callable[[], bytes]) -> bytes:
     try:
-        return file.readline(n_bytes)
+        return read()
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"corpus.path {str(path)!r} cannot be read to its end: {error}") from error
 

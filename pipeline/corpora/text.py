@@ -1,4 +1,4 @@
-"""Plain text: a line or a paragraph an example."""
+"""Plain text: a line, a paragraph or a whole file an example."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ from collections.abc import Iterator
 from headatlas.pipeline.examples import CorpusExample
 
 from .options import TextCorpus
-from .records import Quarantined, check_text, default_id, iter_lines
+from .records import (
+    MAX_RECORD_BYTES,
+    Quarantined,
+    check_text,
+    corpus_files,
+    default_id,
+    file_stem,
+    iter_lines,
+    open_bytes,
+    read_bytes,
+)
 
 
 def read_text(options: TextCorpus) -> Iterator[CorpusExample | Quarantined]:
     """Examples of a text file; ids come from the number of the (first) line.
 
     In lines, a blank one is quarantined as empty; between paragraphs it only separates. Lines of a paragraph are
-    joined by one space; a line that cannot be read quarantines its paragraph.
+    joined by one space; a line that cannot be read quarantines its paragraph. A file keeps its line ends, and its id
+    is its name.
     """
-    return _read_lines(options) if options.unit == "line" else _read_paragraphs(options)
+    readers = {"line": _read_lines, "paragraph": _read_paragraphs, "file": _read_files}
+    return readers[options.unit](options)
 
 
 def _read_lines(options: TextCorpus) -> Iterator[CorpusExample | Quarantined]:
@@ -44,3 +56,19 @@ def _read_paragraphs(options: TextCorpus) -> Iterator[CorpusExample | Quarantine
 def _example(options: TextCorpus, number: int, text: str) -> CorpusExample | Quarantined:
     reason = check_text(text)
     return Quarantined(number, reason) if reason else CorpusExample(id=default_id(options.path, number), text=text)
+
+
+def _read_files(options: TextCorpus) -> Iterator[CorpusExample | Quarantined]:
+    for number, path in enumerate(corpus_files(options.path), 1):
+        with open_bytes(path) as file:
+            raw = read_bytes(path, file)
+        if raw is None:
+            yield Quarantined(number, f"{path.name}: longer than {MAX_RECORD_BYTES} bytes")
+            continue
+        try:
+            text = raw.removeprefix(b"\xef\xbb\xbf").decode(options.encoding)
+        except UnicodeDecodeError as error:
+            yield Quarantined(number, f"{path.name}: not {options.encoding}: byte {error.start}")
+            continue
+        reason = check_text(text)
+        yield Quarantined(number, f"{path.name}: {reason}") if reason else CorpusExample(file_stem(path), text)

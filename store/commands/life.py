@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..containers.container import ContainerName
 from .render import size_text
 
+StoreUrl = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a trace store.", show_default=False)]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a trace store.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -21,7 +22,7 @@ app = typer.Typer(rich_markup_mode="rich")
 
 @app.command(rich_help_panel="Store")
 def convert(
-    store: StorePath,
+    store: StoreUrl,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.", show_default=False)],
     container: Annotated[
         ContainerName | None,
@@ -145,7 +146,9 @@ def gc(
 
 @app.command(rich_help_panel="Store")
 def merge(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="Two stores or more.", show_default=False)],
+    stores: Annotated[
+        list[str], typer.Argument(metavar="STORE", help="Two stores or more: folders or URLs.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the new store.", show_default=False)],
     append: Annotated[bool, typer.Option("--append", help="Different corpora, one after the other.")] = False,
     as_json: AsJson = False,

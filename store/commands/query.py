@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -21,22 +20,23 @@ app = typer.Typer(rich_markup_mode="rich")
 _PANEL = "Query"
 _TOP = 12
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a trace store.", show_default=False)]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a trace store.", show_default=False)]
 SiteName = Annotated[
     str | None,
     typer.Option("--site", help="Which attention: encoder, decoder or cross; default the first.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs; all heads unless --top is given.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print the heads as CSV; all of them unless --top is given.")]
-Select = Annotated[Path | None, typer.Option("--select", metavar="STORE", help="Choose on this store…", show_default=False)]  # fmt: skip
-Score = Annotated[Path | None, typer.Option("--score", metavar="STORE", help="…and report on this one.", show_default=False)]  # fmt: skip
+Select = Annotated[str | None, typer.Option("--select", metavar="STORE", help="Choose on this store…", show_default=False)]  # fmt: skip
+Score = Annotated[str | None, typer.Option("--score", metavar="STORE", help="…and report on this one.", show_default=False)]  # fmt: skip
 Top = Annotated[int | None, typer.Option("--top", min=0, help=f"How many heads; default {_TOP} for people.", show_default=False)]  # fmt: skip
 
 
 @app.command(rich_help_panel=_PANEL)
 def search(
     store: Annotated[
-        str, typer.Argument(metavar="STORE", help="Folder of a trace store; none with --select.", show_default=False)
+        str,
+        typer.Argument(metavar="STORE", help="Folder or URL of a trace store; none with --select.", show_default=False),
     ],
     expression: Annotated[
         str | None,
@@ -89,7 +89,7 @@ def search(
     best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     hits = result.top_examples(*best, examples)
     if as_json:
-        print(render.to_json(render.search_json(result, heads, hits, proof)))
+        print(render.to_json({**render.search_json(result, heads, hits, proof), **render.fetched(second.source)}))
         return
     console = console_for_people()
     console.print(render.heads_table(heads))
@@ -98,7 +98,7 @@ def search(
     console.print(_summary(result, second), style="dim", soft_wrap=True)
     console.print(render.evidence_text(proof), style="dim", soft_wrap=True)
     if first is not None:
-        console.print(f"Ranked and offset chosen on {render.printable(str(first.path))}.", style="dim", soft_wrap=True)
+        console.print(f"Ranked and offset chosen on {render.printable(first.location)}.", style="dim", soft_wrap=True)
     if hits:
         console.print(
             f"\nExamples of head {best[0]}.{best[1]}: \\[query] «key», weight of that edge, mass of the example"
@@ -112,6 +112,8 @@ def search(
         )
         console.print(f"{hit.weight:.3f}  {hit.score:.3f}  {render.printable(hit.id)}", style="dim", markup=False)
         console.print(line, soft_wrap=True)
+    if fetched := render.fetched_text(second.source):
+        console.print(fetched, style="dim")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -133,7 +135,7 @@ def patterns(as_json: AsJson = False) -> None:
         console.print(f"  {pattern.expression}", style="blue", markup=False, highlight=False, soft_wrap=True)
 
 
-def chosen_stores(store: Path | None, select: Path | None, score: Path | None) -> tuple[Store | None, Store]:
+def chosen_stores(store: str | None, select: str | None, score: str | None) -> tuple[Store | None, Store]:
     """The store to choose on (None: the other one) and the store to report on; STORE stands for the one not named."""
     from ..search.split import check_same_heads
     from ..store import open_store
@@ -152,14 +154,14 @@ def chosen_stores(store: Path | None, select: Path | None, score: Path | None) -
 
 
 def _stores_and_expression(
-    store: str, expression: str | None, select: Path | None, score: Path | None
+    store: str, expression: str | None, select: str | None, score: str | None
 ) -> tuple[Store | None, Store, str]:
     """With both --select and --score the one argument is the expression."""
     if expression is None:
         if select is None or score is None:
             raise ConfigError(f"one argument, {store!r}; expected STORE EXPR, such as traces/demo induction")
         return *chosen_stores(None, select, score), store
-    return *chosen_stores(Path(store), select, score), expression
+    return *chosen_stores(store, select, score), expression
 
 
 def searched(

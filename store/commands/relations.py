@@ -22,8 +22,8 @@ app = typer.Typer(rich_markup_mode="rich")
 @app.command(rich_help_panel="Query")
 def relations(
     store: Annotated[
-        Path | None,
-        typer.Argument(metavar="STORE", help="Folder of a trace store; none with --select.", show_default=False),
+        str | None,
+        typer.Argument(metavar="STORE", help="Folder or URL of a trace store; none with --select.", show_default=False),
     ] = None,
     select: Select = None,
     score: Score = None,
@@ -106,7 +106,7 @@ def _title(first: Store | None, second: Store) -> str:
 
 def _corpus(store: Store) -> str:
     corpus = store.manifest.provenance.get("corpus")
-    return str(corpus.get("name", store.path.name)) if isinstance(corpus, dict) else store.path.name
+    return str(corpus.get("name", store.name)) if isinstance(corpus, dict) else store.name
 
 
 def _print(atlas: RelationAtlas, table: pd.DataFrame, few: pd.DataFrame, first: Store | None, second: Store) -> None:
@@ -116,7 +116,7 @@ def _print(atlas: RelationAtlas, table: pd.DataFrame, few: pd.DataFrame, first: 
 
     console = Console()
     console.print(render.relations_table(table))
-    chosen = "on the same data: optimistic" if first is None else f"on {first.path}"
+    chosen = "on the same data: optimistic" if first is None else f"on {first.location}"
     console.print(
         f"{len(atlas.score.example):,} dependents in {second.n_examples:,} examples. Heads chosen {chosen}. "
         f"→ head: the dependent looks at its head; ← head: the head looks at its dependent. "

@@ -20,6 +20,7 @@ from ..patterns.lexer import printable
 if TYPE_CHECKING:
     from ..search.evidence import Evidence
     from ..search.search import ExampleHit, SearchResult
+    from ..source import ObjectSource
     from ..tokens import TokenTable
 
 BAR_WIDTH = 12
@@ -194,6 +195,16 @@ def contrast_table(heads: pd.DataFrame, first: str, second: str) -> Table:
 def percent(share: float) -> str:
     """A share in percent, without the sign."""
     return f"{100 * share:.1f}" if math.isfinite(share) else "–"
+
+
+def fetched(source: ObjectSource) -> dict[str, int]:
+    """For programs: what came over a network so far; nothing for a folder."""
+    return {} if source.folder else {"bytes_fetched": source.bytes_fetched, "requests": source.n_requests}
+
+
+def fetched_text(source: ObjectSource) -> str:
+    """The same for people."""
+    return "" if source.folder else f"{size_text(source.bytes_fetched)} fetched in {source.n_requests:,} requests."
 
 
 def specialised_table(heads: pd.DataFrame) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,10 @@ def unit_of(name: str) -> str:
     return known.unit if known else ""
 
 
-def statistics_rich_table(heads: pd.DataFrame, names: Sequence[str]) -> Table:
+def statistics_rich_table(heads: pd.DataFrame, names: Sequence[str], units: Mapping[str, str]) -> Table:
     """Chosen statistics of every head."""
-    titles = [f"{name} ({unit})" if (unit := unit_of(name)) else name for name in names]
+    known = {name: units[name] if name in units else unit_of(name) for name in names}
+    titles = [printable(f"{name} ({unit})" if unit else name) for name, unit in known.items()]
     table = plain_table(("head", "right"), *((title, "right") for title in titles))
     for row in heads.to_dict("records"):
         table.add_row(f"{row['layer']}.{row['head']}", *(number(row[name]) for name in names))

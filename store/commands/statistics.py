@@ -100,21 +100,30 @@ def stats(
     heads = first_rows(heads, top, everything=as_csv or as_json)
     if as_json:
         told = {"definition": definition} if definition else {}
-        print(render.to_json({**told, "heads": render.records(heads)}))
+        print(render.to_json({**told, "heads": render.records(heads), **render.fetched(opened.source)}))
     elif as_csv:
         print_csv(heads)
     else:
         console = console_for_people()
-        console.print(
-            render_statistics.statistics_rich_table(heads, columns) if columns else render.specialised_table(heads)
-        )
         found = opened.site(site)
+        added = [layer for layer in opened.layers if layer.level == "statistic" and layer.place == found.name]
+        units = {layer.name: layer.unit for layer in added}
+        console.print(
+            render_statistics.statistics_rich_table(heads, columns, units)
+            if columns
+            else render.specialised_table(heads)
+        )
         console.print(
             f"{len(heads)} of {found.n_layers * found.n_heads} heads of {found.name}, over {opened.n_examples:,} "
-            f"examples, {_weighing(definition, average)}. {incomplete_text(opened)}",
+            f"examples, {_weighing(definition, average)}. {incomplete_text(opened)} "
+            f"{render.fetched_text(opened.source)}".rstrip(),
             style="dim",
             soft_wrap=True,
         )
+        for layer in added:
+            told = f" ({layer.unit})" if layer.unit else ""
+            line = f"Added later: {layer.name}{told}. {layer.description}".rstrip(" ")
+            console.print(render.printable(line), style="dim", markup=False, soft_wrap=True)
 
 
 def _weighing(definition: str | None, average: str) -> str:

@@ -8,7 +8,7 @@ sha256): what the files claim about themselves is held against it before anythin
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..documents import format_document, parse_document
 from ..errors import ConfigError, FormatError
 from ..objects import StoredObject, check_path
 from ..schema import ArrayLayout
+from ..source import ObjectSource
 
 MAX_AXES = 6
 _DTYPES = ("uint8", "uint16", "uint32", "int32", "int64", "float16", "float32", "float64")
@@ -75,6 +76,11 @@ class ArrayEntry(BaseModel):
         if dtype not in _DTYPES:
             raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(_DTYPES)}")
         return dtype
+
+    @staticmethod
+    def of(layout: ArrayLayout) -> ArrayEntry:
+        """List an array."""
+        return ArrayEntry(path=layout.path, shape=layout.shape, dtype=layout.dtype.name, axes=layout.axes)
 
     def layout(self) -> ArrayLayout:
         """The same as an `ArrayLayout`."""
@@ -134,6 +140,10 @@ class ContainerReader(Protocol):
         """
         ...
 
+    def prefetch(self, paths: Sequence[str]) -> None:
+        """Arrays that will be read whole: over a network what they need is fetched at once."""
+        ...
+
     def stored_bytes(self, path: str) -> int:
         """Bytes that the chunks of an array take on disk, as the files claim."""
         ...
@@ -157,8 +167,8 @@ class Container(Protocol):
         """Write all arrays below an empty folder, fsynced, and list the files. Equal arrays give equal bytes."""
         ...
 
-    def open(self, folder: Path, listing: SegmentListing) -> ContainerReader:
-        """A reader; touches no file yet."""
+    def open(self, source: ObjectSource, folder: str, listing: SegmentListing) -> ContainerReader:
+        """A reader of a segment in a folder of a store; touches no file yet."""
         ...
 
 
@@ -185,8 +195,8 @@ _reading_process: int | None = None
 def guard_fork() -> None:
     """Refuse to read in a child that was forked after its parent had read.
 
-    Locks that another thread of the parent held stay locked in such a child, and codec libraries with threads of their
-    own hang there for ever.
+    Locks that another thread of the parent held (of a cache, of the HDF5 library) stay locked in such a child for ever,
+    and the thread that asks servers is not there.
 
     Raises
     ------

@@ -6,10 +6,10 @@ fletcher32, no link but hard ones, no data in other files, every chunk in a plac
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,7 +97,7 @@ def _set_attributes(node: h5py.h5g.GroupID | h5py.h5d.DatasetID, attributes: Map
         attribute.write(data, mtype=kind)
 
 
-def open_file(path: Path) -> h5py.File:
+def open_file(path: str | io.BufferedReader) -> h5py.File:
     """The file for reading; chunks are read apart, so none are cached."""
     import h5py
 

@@ -12,18 +12,19 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import CorruptSegmentError, FormatError, NotFoundError, located
+from ..errors import FormatError, HeadAtlasError, NotFoundError, located
 from ..objects import ObjectDamageError, StoredObject, fsync_folder
 from ..schema import ArrayLayout
+from ..source import ObjectFile, ObjectSource
 from .container import SegmentArray, SegmentListing, Selection, Span, guard_fork, long_axis
 from .hdf5_metadata import FILE_NAME, check_dataset, create_datasets, hdf5_grid, open_dataset, open_file, read_index
 from .shard import Grid, checksum_bytes, compressor_of, cut_chunk
@@ -60,9 +61,9 @@ class Hdf5Container:
         fsync_folder(folder)
         return [written]
 
-    def open(self, folder: Path, listing: SegmentListing) -> Hdf5Reader:
+    def open(self, source: ObjectSource, folder: str, listing: SegmentListing) -> Hdf5Reader:
         """See `Container.open`."""
-        return Hdf5Reader(folder, listing)
+        return Hdf5Reader(source, folder, listing)
 
 
 def _encoded(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
@@ -114,8 +115,8 @@ class _Opened:
 class Hdf5Reader:
     """See `ContainerReader`. No file stays open."""
 
-    def __init__(self, folder: Path, listing: SegmentListing) -> None:
-        self._file_path = folder / FILE_NAME
+    def __init__(self, source: ObjectSource, folder: str, listing: SegmentListing) -> None:
+        self._source, self._folder = source, folder
         self._layouts = {entry.path: entry for entry in listing.arrays}
         self._objects = {item.path: item for item in listing.objects}
         self._opened: dict[str, _Opened] = {}
@@ -129,11 +130,16 @@ class Hdf5Reader:
             with self._file() as file:
                 try:
                     index = (0,) * out.ndim
-                    read_shard(file.fileno(), opened.grid, index, opened.places, selection, out)
+                    read_shard(file, opened.grid, index, opened.places, selection, out)
+                except FileNotFoundError:  # over a network only reading tells
+                    raise _damage("is missing") from None
                 except ChunkDamageError as error:
                     span = _span(opened, [error.start])
                     raise _damage(f"{path}, chunk at {error.start}: {error}", span) from None
         return out
+
+    def prefetch(self, paths: Sequence[str]) -> None:
+        """See `ContainerReader.prefetch`: what is near in the file comes together anyway."""
 
     def stored_bytes(self, path: str) -> int:
         """See `ContainerReader.stored_bytes`."""
@@ -149,7 +155,7 @@ class Hdf5Reader:
         with self._file() as file:
             for path in self._layouts:
                 opened = self._open(path)
-                bad = damaged_chunks(file.fileno(), opened.grid, (0,) * len(opened.layout.shape), opened.places)
+                bad = damaged_chunks(file, opened.grid, (0,) * len(opened.layout.shape), opened.places)
                 if bad:
                     spans.append(_span(opened, bad))
         return spans
@@ -173,21 +179,29 @@ class Hdf5Reader:
         """A dataset of the file, open while the block runs; what the library raises becomes damage."""
         with located(path), _library:
             file: Any = None
+            place: Any = None
             try:
-                file = open_file(self._file_path)
+                place = self._source.open_seekable(self._folder, self._objects[FILE_NAME])
+                file = open_file(place)
                 yield open_dataset(file, path)
             except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-                if isinstance(error, (FormatError, CorruptSegmentError)):
+                if isinstance(error, HeadAtlasError):
                     raise
+                failure = getattr(getattr(place, "raw", None), "failure", None)
+                if isinstance(failure, HeadAtlasError):  # the network's, which the library says in other words
+                    raise failure from None
                 raise _damage(f"cannot be read by the HDF5 library ({_first_line(error)})") from None
             finally:
                 if file is not None:
                     file.close()
+                if place is not None and not isinstance(place, str):
+                    place.close()
 
-    def _file(self) -> BinaryIO:
+    def _file(self) -> ObjectFile:
         try:
-            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
-            return os.fdopen(os.open(self._file_path, flags), "rb", buffering=0)
+            return self._source.open(self._folder, self._objects[FILE_NAME])
+        except HeadAtlasError:
+            raise
         except OSError as error:
             raise _damage(f"cannot be opened ({error.strerror})") from None
 

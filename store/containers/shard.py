@@ -29,8 +29,8 @@ from .fletcher32 import fletcher32
 
 Compressor = Literal["h8", "zstd"]
 Checksum = Literal["crc32c", "fletcher32"]
-CHUNK_PAIRS = 65_536
-CHUNK_BYTES = 65_536  # of query, key, logsumexp: they are read by example
+CHUNK_PAIRS = 32_768
+CHUNK_BYTES = 32_768  # of query, key, logsumexp: they are read by example
 CHUNK_ROWS = 65_536  # of edges: they are read whole, by search
 SHARD_BYTES = 128 << 20  # a layer that is larger is cut along its long axis
 LAYERS_BYTES = 32 << 20  # smaller layers share a shard of this size: files cost more than the bytes in them

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 
 import numpy as np
 import zstandard
 from jaxtyping import Shaped, UInt64
 
 from ..errors import CorruptSegmentError
+from ..source import ObjectFile, Range
 from .container import Selection
 from .shard import MISSING_CHUNK, Checksum, Grid, checksum_bytes
 
@@ -33,7 +33,7 @@ class ChunkDamageError(CorruptSegmentError):
         self.start = start
 
 
-def read_places(fd: int, grid: Grid) -> Places:
+def read_places(file: ObjectFile, grid: Grid) -> Places:
     """The index of an open shard, against its checksum.
 
     Raises
@@ -41,18 +41,23 @@ def read_places(fd: int, grid: Grid) -> Places:
     CorruptSegmentError
         The index is cut or changed.
     """
-    size, n_chunks = os.fstat(fd).st_size, math.prod(grid.chunks_per_shard)
+    size, n_chunks = file.size, math.prod(grid.chunks_per_shard)
     index_bytes = 16 * n_chunks + 4
     if size < index_bytes:  # before anything of that length is made
         raise CorruptSegmentError(f"{size} bytes cannot hold an index of {n_chunks} chunks")
-    table = os.pread(fd, index_bytes, size - index_bytes)
+    table = file.read_at(size - index_bytes, index_bytes)
     if len(table) != index_bytes or not _is_sound(table):
         raise CorruptSegmentError("the index of the shard fails its checksum")
     return np.frombuffer(table, "<u8", 2 * n_chunks).reshape(-1, 2)
 
 
 def read_shard(
-    fd: int, grid: Grid, index: tuple[int, ...], places: Places, selection: Selection, out: Shaped[np.ndarray, "*shape"]
+    file: ObjectFile,
+    grid: Grid,
+    index: tuple[int, ...],
+    places: Places,
+    selection: Selection,
+    out: Shaped[np.ndarray, "*shape"],
 ) -> None:
     """Fill the part of `out` (the array `selection` asks for) that lies in shard `index`; decodes no other chunk.
 
@@ -67,11 +72,15 @@ def read_shard(
         range((max(s.start, b) - b) // c, -(-(min(s.stop, b + f) - b) // c))
         for s, b, f, c in zip(selection, base, grid.file_shape, grid.chunk, strict=True)
     ]
+    starts, ranges = [], []
     for inner in itertools.product(*touched):
-        start = tuple(b + i * c for b, i, c in zip(base, inner, grid.chunk, strict=True))
-        offset, n_bytes = places[np.ravel_multi_index(inner, grid.chunks_per_shard)].tolist()
+        starts.append(tuple(b + i * c for b, i, c in zip(base, inner, grid.chunk, strict=True)))
+        ranges.append(
+            _range(places[np.ravel_multi_index(inner, grid.chunks_per_shard)].tolist(), grid, file, starts[-1])
+        )
+    for start, body in zip(starts, file.read_ranges(ranges), strict=True):
         try:
-            chunk = _read_chunk(fd, grid, offset, n_bytes, decompressor)
+            chunk = decode_chunk(body, grid, decompressor)
         except CorruptSegmentError as error:
             raise ChunkDamageError(str(error), start) from None
         source, target = [], []
@@ -82,25 +91,27 @@ def read_shard(
         out[tuple(target)] = chunk[tuple(source)]
 
 
-def damaged_chunks(fd: int, grid: Grid, index: tuple[int, ...], places: Places) -> list[tuple[int, ...]]:
+def damaged_chunks(file: ObjectFile, grid: Grid, index: tuple[int, ...], places: Places) -> list[tuple[int, ...]]:
     """Where the chunks of a shard begin that cannot be decoded; decodes all of it."""
     decompressor, bad = zstandard.ZstdDecompressor(), []
-    for start, (offset, n_bytes) in zip(grid.chunk_starts(index), places.tolist(), strict=True):
+    for start, place in zip(grid.chunk_starts(index), places.tolist(), strict=True):
         if start is not None:  # those outside the array are absent
             try:
-                _read_chunk(fd, grid, offset, n_bytes, decompressor)
+                decode_chunk(file.read_at(*_range(place, grid, file, start)), grid, decompressor)
             except CorruptSegmentError:
                 bad.append(start)
     return bad
 
 
-def _read_chunk(fd: int, grid: Grid, offset: int, n_bytes: int, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:
+def _range(place: list[int], grid: Grid, file: ObjectFile, start: tuple[int, ...]) -> Range:
+    """Where a chunk lies, if it can be a chunk of this grid in this file."""
+    offset, n_bytes = place
     if offset == MISSING_CHUNK and n_bytes == MISSING_CHUNK:
-        raise CorruptSegmentError("a chunk is absent and would read as zeros")
+        raise ChunkDamageError("a chunk is absent and would read as zeros", start)
     # a chunk that does not compress grows by a few bytes a block; more than that is no chunk of this grid
-    if n_bytes > grid.chunk_bytes + grid.chunk_bytes // 128 + 1024 or offset + n_bytes > os.fstat(fd).st_size:
-        raise CorruptSegmentError(f"a chunk of {n_bytes} bytes at {offset} is too long or outside the shard")
-    return decode_chunk(os.pread(fd, n_bytes, offset), grid, decompressor)
+    if n_bytes > grid.chunk_bytes + grid.chunk_bytes // 128 + 1024 or offset + n_bytes > file.size:
+        raise ChunkDamageError(f"a chunk of {n_bytes} bytes at {offset} is too long or outside the shard", start)
+    return offset, n_bytes
 
 
 def decode_chunk(body: bytes, grid: Grid, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from ..errors import CorruptSegmentError, FormatError, NotFoundError, located
-from ..objects import HashedFile, ObjectDamageError, StoredObject, fsync_folder, read_small, write_object
+from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
+from ..objects import HashedFile, ObjectDamageError, StoredObject, fsync_folder, write_object
 from ..schema import ArrayLayout
+from ..source import ObjectFile, ObjectSource
 from .container import SegmentArray, SegmentListing, Selection, Span, guard_fork, long_axis
 from .shard import Grid, file_name, plan_grid, write_file
 from .shard_read import ChunkDamageError, damaged_chunks, read_places, read_shard
@@ -66,9 +66,9 @@ class ZarrContainer:
         list(pool.map(lambda name: fsync_folder(folder / name), folders))
         return objects
 
-    def open(self, folder: Path, listing: SegmentListing) -> ZarrReader:
+    def open(self, source: ObjectSource, folder: str, listing: SegmentListing) -> ZarrReader:
         """See `Container.open`."""
-        return ZarrReader(folder, listing)
+        return ZarrReader(source, folder, listing)
 
 
 def _parents(path: str) -> list[str]:
@@ -107,8 +107,8 @@ class _Opened:
 class ZarrReader:
     """See `ContainerReader`."""
 
-    def __init__(self, folder: Path, listing: SegmentListing) -> None:
-        self._folder = folder
+    def __init__(self, source: ObjectSource, folder: str, listing: SegmentListing) -> None:
+        self._source, self._folder = source, folder
         self._layouts = {entry.path: entry for entry in listing.arrays}
         self._objects = {item.path: item for item in listing.objects}
         self._opened: dict[str, _Opened] = {}
@@ -129,16 +129,23 @@ class ZarrReader:
             try:
                 if grid.shard is None:
                     whole = Grid(grid.shape, grid.dtype, grid.chunk, grid.chunk, grid.compressor)
-                    places = np.array([[0, os.fstat(file.fileno()).st_size]], dtype=np.uint64)
-                    read_shard(file.fileno(), whole, index, places, selection, out)
+                    places = np.array([[0, file.size]], dtype=np.uint64)
+                    read_shard(file, whole, index, places, selection, out)
                 else:
                     if index not in opened.places:
-                        opened.places[index] = read_places(file.fileno(), grid)
-                    read_shard(file.fileno(), grid, index, opened.places[index], selection, out)
+                        opened.places[index] = read_places(file, grid)
+                    read_shard(file, grid, index, opened.places[index], selection, out)
+            except FileNotFoundError:  # over a network only reading tells
+                raise self._damage(opened, index, "is missing") from None
             except ChunkDamageError as error:
                 raise self._damage(opened, index, str(error), [error.start]) from None
             except CorruptSegmentError as error:
                 raise self._damage(opened, index, str(error)) from None
+
+    def prefetch(self, paths: Sequence[str]) -> None:
+        """See `ContainerReader.prefetch`."""
+        starts = tuple(f"{path}/" for path in paths)
+        self._source.prefetch(self._folder, [item for path, item in self._objects.items() if path.startswith(starts)])
 
     def stored_bytes(self, path: str) -> int:
         """See `ContainerReader.stored_bytes`."""
@@ -162,8 +169,8 @@ class ZarrReader:
         if opened.grid.shard is not None:
             try:
                 with self._file(opened, index) as file:
-                    bad = damaged_chunks(file.fileno(), opened.grid, index, read_places(file.fileno(), opened.grid))
-            except CorruptSegmentError:
+                    bad = damaged_chunks(file, opened.grid, index, read_places(file, opened.grid))
+            except (CorruptSegmentError, FileNotFoundError):
                 pass
         damage = self._damage(opened, index, "", bad)
         return [Span(damage.array, damage.start, damage.stop or 0)]
@@ -183,7 +190,11 @@ class ZarrReader:
             layout, name = self._layouts[path].layout(), f"{path}/zarr.json"
             if name not in self._objects:
                 raise FormatError(f"object {name} is not listed in segment.json; expected one for each array.")
-            data = read_small(self._folder / name, f"object {name}", METADATA_MAX_BYTES)
+            if not self._opened:
+                self._source.prefetch(
+                    self._folder, [item for path, item in self._objects.items() if path.endswith("zarr.json")]
+                )
+            data = self._source.read_small(f"{self._folder}/{name}", METADATA_MAX_BYTES, self._objects[name])
             if not self._objects[name].matches(data):
                 raise ObjectDamageError(
                     f"object {name} was changed: its hash is not the listed one. Restore it.", object_path=name
@@ -193,7 +204,7 @@ class ZarrReader:
             opened = self._opened.setdefault(path, _Opened(layout, grid))
         return opened
 
-    def _file(self, opened: _Opened, index: tuple[int, ...]) -> BinaryIO:
+    def _file(self, opened: _Opened, index: tuple[int, ...]) -> ObjectFile:
         """A listed chunk or shard, open."""
         name = f"{opened.layout.path}/{file_name(index)}"
         if name not in self._objects:
@@ -201,9 +212,9 @@ class ZarrReader:
                 f"object {name} is not listed in segment.json; the array needs it, and would read as zeros."
             )
         try:
-            return os.fdopen(
-                os.open(self._folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb", buffering=0
-            )
+            return self._source.open(self._folder, self._objects[name])
+        except HeadAtlasError:
+            raise
         except OSError as error:
             raise self._damage(opened, index, f"cannot be opened ({error.strerror})") from None
 

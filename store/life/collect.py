@@ -18,7 +18,9 @@ from typing import Any
 
 from ..errors import ConfigError, HeadAtlasError, located
 from ..manifest import Manifest, manifest_numbers, read_manifest
+from ..numbers import Latest, write_latest
 from ..objects import check_folder, fsync_folder
+from ..source import local_folder
 from .private import at_work, dead_folders, remove_unleased
 
 COLLECT_STEPS = ("manifest-removed", "manifests-removed", "segment-moved", "segment-removed")
@@ -63,7 +65,7 @@ def collect_store(
     CorruptSegmentError, FormatError
         A manifest that stays cannot be read: what it uses is not known.
     """
-    place = Path(path).absolute()
+    place = local_folder(path).absolute()
     if keep < 1:
         raise ConfigError(f"keep = {keep}; expected at least 1: the newest manifest is the store.")
     with located(str(place)):
@@ -92,6 +94,8 @@ def _collect(
                 raise
         if is_old:
             old.append(number)
+    if not dry_run:  # readers that cannot list begin to look there: nothing below it is needed
+        write_latest(place, place / "tmp", Latest(numbers[-1], read_manifest(place, numbers[-1])[1]))
     removed: list[int] = []
     for number in old:
         if remove_unleased(place, number, dry_run=dry_run):
@@ -102,14 +106,22 @@ def _collect(
     on_step("manifests-removed")
     for number in held:
         read.setdefault(number, read_manifest(place, number)[0])
-    used = {entry.path for number, manifest in read.items() if number not in removed for entry in manifest.segments}
+    used = {
+        row.path
+        for number, manifest in read.items()
+        if number not in removed
+        for entry in manifest.segments
+        for row in (entry, *entry.layers)
+    }
     segments, n_bytes = [], 0
-    check_folder(place / "segments", "segments")
-    for name in sorted(os.listdir(place / "segments")):
-        folder = place / "segments" / name
-        if f"segments/{name}" in used or folder.is_symlink() or not folder.is_dir():
+    kinds = ("segments", "layers") if os.path.lexists(place / "layers") else ("segments",)
+    for kind in kinds:
+        check_folder(place / kind, kind)
+    for path in [f"{kind}/{name}" for kind in kinds for name in sorted(os.listdir(place / kind))]:
+        folder = place / path
+        if path in used or folder.is_symlink() or not folder.is_dir():
             continue
-        segments.append(f"segments/{name}")
+        segments.append(path)
         n_bytes += sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
         if not dry_run:
             going = place / "tmp" / f"removed-{uuid.uuid4().hex}"
@@ -118,7 +130,8 @@ def _collect(
             shutil.rmtree(going)
             on_step("segment-removed")
     if not dry_run:
-        fsync_folder(place / "segments")
+        for kind in kinds:
+            fsync_folder(place / kind)
         for folder in dead_folders(place / "tmp"):
             shutil.rmtree(folder, ignore_errors=True)
     return Collection(str(place), dry_run, tuple(removed), tuple(held), tuple(segments), n_bytes)

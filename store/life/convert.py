@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ..containers.container import ContainerName
 from ..errors import ConfigError
 from ..manifest import read_manifest
+from ..source import local_folder
 from ..store import open_store
+from .layers import commit_layers, read_layers
 from .recode import recoded_spec, recoded_traces
 from .writer import StoreWriter
 
@@ -73,8 +74,8 @@ def convert_store(
     CorruptSegmentError
         A segment cannot be read.
     """
-    source, place = open_store(path), Path(out)
-    if place.absolute().resolve() == source.path.resolve():
+    source, place = open_store(path), local_folder(out)
+    if source.source.folder is not None and place.absolute().resolve() == source.path.resolve():
         raise ConfigError(f"{out} is the store itself; expected another folder for the copy.")
     manifest = source.manifest
     containers = sorted({segment.read_listing().container for segment in source.segments})
@@ -83,7 +84,7 @@ def convert_store(
     is_recoded = spec != manifest.spec
     made_from = {
         "manifest": manifest.number,
-        "sha256": read_manifest(source.path, manifest.number)[1],
+        "sha256": read_manifest(source.source, manifest.number)[1],
         "containers": containers,
         "container": container,
         "made_from": manifest.provenance.get("made_from"),
@@ -112,10 +113,13 @@ def convert_store(
             writer.copy(segment, skipped, recoded_traces(segment, spec) if is_recoded else None)
             done += 1
             on_segment(len(there) + done, len(source.segments))
+    if source.layers:
+        contents = [(segment.index, read_layers(segment, source.layers)) for segment in source.segments]
+        commit_layers(writer, source.layers, contents)
     result = open_store(place)
     return Conversion(
-        path=str(source.path),
-        out=str(result.path),
+        path=source.location,
+        out=result.location,
         container=container,
         attention=spec.keep.attention,
         attention_error=spec.attention_error,

@@ -7,21 +7,24 @@ in a segment written anew; what was there before is still listed by older manife
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ..containers.container import long_axis
+from ..containers.container import SegmentArray, long_axis
 from ..errors import ConfigError, NotFoundError
+from ..layers import Layer, column_layer, statistic_layer
 from ..manifest import Dropped, SegmentEntry, Skipped
 from ..reading.segment import Segment
 from ..schema import SequenceName, entries_of, segment_layout, zero_distance
+from ..source import local_folder
 from ..sparse import entries_of_rows
 from ..store import Store, open_store
 from ..tables import SegmentTables
 from ..tokens import MISSING, Column, TokenTable
+from .layers import LayerContents
 from .writer import StoreWriter
 
 
@@ -56,7 +59,7 @@ def drop_from_store(
     NotFoundError
         There is no such example or segment.
     """
-    store = open_store(path)
+    store = open_store(local_folder(path))
     by_index = {segment.index: segment for segment in store.segments}
     for index in segments:
         if index not in by_index:
@@ -85,10 +88,35 @@ def drop_from_store(
     )
 
 
-def _emptied(store: Store, wanted: dict[int, set[int]]) -> Iterator[tuple[SegmentEntry, SegmentTables, Any]]:
+def _emptied(
+    store: Store, wanted: dict[int, set[int]]
+) -> Iterator[tuple[SegmentEntry, SegmentTables, dict[str, np.ndarray], LayerContents]]:
     for segment in store.segments:
         if segment.index in wanted:
-            yield segment.entry, *without_examples(segment, wanted[segment.index])
+            tables, arrays = without_examples(segment, wanted[segment.index])
+            keep = [row not in wanted[segment.index] for row in range(segment.n_examples)]
+            tables, layers = _layers_apart(tables, segment, store.layers, keep)
+            yield segment.entry, tables, arrays, layers
+
+
+def _layers_apart(
+    tables: SegmentTables, segment: Segment, layers: Sequence[Layer], keep: Sequence[bool]
+) -> tuple[SegmentTables, dict[str, dict[str, SegmentArray]]]:
+    """The tables as the segment itself has them, and the layers beside it, of examples that are kept."""
+    beside: dict[str, dict[str, SegmentArray]] = {}
+    for layer in layers:
+        if layer.name not in segment.layers:
+            continue
+        if layer.level == "statistic":
+            values = segment.layer_statistic(layer.name, layer.place)
+            beside[layer.name] = statistic_layer(layer, np.where(keep, values, np.float32(np.nan)).astype(np.float32))
+        else:
+            columns = tables.columns
+            if layer.level != "example":
+                table = next(table for name, table in tables.tokens.items() if name == layer.place)
+                columns = table.word_columns if layer.level == "word" else table.columns
+            beside[layer.name] = column_layer(layer, columns.pop(layer.name))
+    return tables, beside
 
 
 def without_examples(segment: Segment, rows: set[int]) -> tuple[SegmentTables, dict[str, np.ndarray]]:

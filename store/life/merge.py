@@ -10,14 +10,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from ..manifest import Skipped, read_manifest
 from ..reading.segment import Segment
+from ..source import local_folder
 from ..store import Store, open_store
 from .identity import check_same
+from .layers import commit_layers, read_layers, united
 from .writer import StoreWriter
 
 _MODEL = ("model", "tokenizer", "dtype")
@@ -56,7 +57,8 @@ def merge_stores(
         the stores. The difference is named.
     """
     stores = [open_store(path) for path in paths]
-    if len({store.path.resolve() for store in stores} | {Path(out).absolute().resolve()}) != len(stores) + 1:
+    places = {store.location if store.source.folder is None else str(store.path.resolve()) for store in stores}
+    if len(places | {str(local_folder(out).absolute().resolve())}) != len(stores) + 1:
         raise ConfigError(f"{len(stores)} stores into {out}: one is named twice; expected different folders.")
     if len(stores) < 2:
         raise ConfigError("one store alone; expected at least two to merge.")
@@ -67,7 +69,7 @@ def merge_stores(
     manifests = [store.manifest for store in stores]
     parts = [
         {name: manifest.provenance.get(name) for name in _JOB}
-        | {"sha256": read_manifest(store.path, manifest.number)[1], "n_examples": manifest.n_examples_planned}
+        | {"sha256": read_manifest(store.source, manifest.number)[1], "n_examples": manifest.n_examples_planned}
         for store, manifest in zip(stores, manifests, strict=True)
     ]
     provenance = {**first.manifest.provenance, "made_from": {"merged": parts}}
@@ -87,6 +89,10 @@ def merge_stores(
         if index not in there:
             writer.adopt(segment, index, first_example, skipped)
     on_segment(len(segments), len(segments))
+    layers = united([(store.location, store.layers) for store in stores])
+    if layers:
+        found = [(index, read_layers(segment, layers.values())) for segment, index, _, _ in segments]
+        commit_layers(writer, layers.values(), found)
     result = open_store(out)
     return Merge(str(result.path), len(stores), len(result.segments), result.n_examples, append)
 
@@ -104,7 +110,7 @@ def _check(first: Store, store: Store, append: bool) -> None:
     for name, there, asked in pairs:
         advice = "Stores of one model and specification can be merged"
         advice += "." if append or name in (*_MODEL, "spec") else "; those of different corpora with --append."
-        check_same(name, there, asked, f"{first.path} has", f"{store.path}", advice)
+        check_same(name, there, asked, f"{first.location} has", store.location, advice)
 
 
 def _united(stores: Sequence[Store]) -> list[_Placed]:
@@ -117,8 +123,8 @@ def _united(stores: Sequence[Store]) -> list[_Placed]:
                 found[segment.index] = (store, segment)
             elif before[1].entry.sha256 != segment.entry.sha256:
                 raise ConfigError(
-                    f"segment {segment.index} is in {before[0].path} and, with other contents, in {store.path}; "
-                    f"expected it in one. Drop it from one: headatlas drop {store.path} --segments {segment.index}"
+                    f"segment {segment.index} is in {before[0].location} and, with other contents, in {store.location}; "
+                    f"expected it in one. Drop it from one: headatlas drop {store.location} --segments {segment.index}"
                 )
     return [
         (segment, index, segment.first_example, _skipped_in(store, segment, 0))
@@ -135,7 +141,7 @@ def _appended(stores: Sequence[Store]) -> list[_Placed]:
         if twice:
             named = ", ".join(repr(name) for name in twice[:5]) + (", …" if len(twice) > 5 else "")
             raise ConfigError(
-                f"{len(twice)} ids are in {owner[twice[0]].path} and in {store.path}: {named}; expected each once. "
+                f"{len(twice)} ids are in {owner[twice[0]].location} and in {store.location}: {named}; expected each once. "
                 "Drop the examples from one of the stores."
             )
         owner |= dict.fromkeys(own, store)

@@ -16,7 +16,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..manifest import manifest_name
+from ..errors import ConfigError, CorruptSegmentError
+from ..manifest import Manifest, manifest_numbers, read_manifest
+from ..numbers import LATEST_NAME, manifest_name
+from ..objects import fsync_folder
 
 
 @contextlib.contextmanager
@@ -95,6 +98,27 @@ def lease_manifest(store: Path, number: int) -> int | None:
     return None
 
 
+def hold_manifest(store: Path, number: int | None) -> tuple[Manifest, int | None]:
+    """A manifest, the newest by default, and the descriptor that keeps what it lists; see `lease_manifest`.
+
+    Raises
+    ------
+    NotFoundError, CorruptSegmentError, FormatError
+        As `read_manifest`.
+    """
+    while True:
+        newest = manifest_numbers(store)[-1:]
+        try:
+            found = read_manifest(store, number)[0]
+        except CorruptSegmentError:
+            if number is None and manifest_numbers(store)[-1:] != newest:  # collected meanwhile
+                continue
+            raise
+        lease = lease_manifest(store, found.number)
+        if lease is not None or manifest_name(found.number) in os.listdir(store):  # else collected between the two
+            return found, lease
+
+
 def remove_unleased(store: Path, number: int, *, dry_run: bool = False) -> bool:
     """Remove a manifest if no reader holds it; whether it went, or would."""
     path = store / manifest_name(number)
@@ -108,3 +132,23 @@ def remove_unleased(store: Path, number: int, *, dry_run: bool = False) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def create_folders(place: Path) -> None:
+    """The folders of a store, if nothing else is there.
+
+    Raises
+    ------
+    ConfigError
+        Something else is.
+    """
+    if place.is_dir() and not manifest_numbers(place):
+        strange = sorted(set(os.listdir(place)) - {"tmp", "segments", "layers", LATEST_NAME})
+        if strange:
+            raise ConfigError(f"the folder holds {strange[0]!r} and no manifest; expected a store, or an empty folder.")
+    elif place.exists() and not place.is_dir():
+        raise ConfigError("this is a file; expected a folder, or a new name.")
+    for folder in (place, place / "tmp", place / "segments"):
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            fsync_folder(folder.parent)

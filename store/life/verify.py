@@ -10,13 +10,15 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptSegmentError, FormatError, HeadAtlasError
-from ..manifest import Manifest, SegmentEntry, manifest_name, manifest_numbers, read_manifest
-from ..objects import StoredObject, check_objects
+from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, RemoteError
+from ..manifest import Manifest, SegmentEntry, read_manifest
+from ..numbers import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
+from ..objects import StoredObject
 from ..reading.segment import Segment
+from ..reading.segment_layer import SegmentLayer
+from ..source import ObjectSource, object_parts, open_source
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Verification:
     n_objects: int
     n_bytes: int
     findings: tuple[Finding, ...]
+    bytes_fetched: int = 0
+    """Over a network."""
 
     @property
     def is_sound(self) -> bool:
@@ -53,7 +57,10 @@ class Verification:
 
 
 def verify_store(
-    path: str | os.PathLike[str], *, full: bool = False, on_bytes: Callable[[int], None] = lambda n: None
+    path: str | os.PathLike[str] | ObjectSource,
+    *,
+    full: bool = False,
+    on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Verification:
     """Check the newest snapshot of a store; `on_bytes` hears of progress, from several threads.
 
@@ -66,15 +73,15 @@ def verify_store(
     CorruptSegmentError
         No manifest is left that can be read.
     """
-    place = Path(path).absolute()
+    source = open_source(path) if isinstance(path, str | os.PathLike) else path
     findings: list[Finding] = []
-    manifest = _newest_readable(place, findings)
+    manifest = _newest_readable(source, findings)
     n_objects = n_bytes = 0
     if full:
-        findings += _check_parents(place, manifest)
+        findings += [*_check_parents(source, manifest), *_check_latest(source)]
     with ThreadPoolExecutor(4, thread_name_prefix="headatlas-verify") as pool:
         for entry in manifest.segments:
-            segment = Segment(place, entry, manifest.spec, check_presence=False)
+            segment = Segment(source, entry, manifest.spec, check_presence=False)
             try:
                 objects = segment.listing.objects
             except HeadAtlasError as error:
@@ -87,29 +94,59 @@ def verify_store(
                 return _check_object(segment, item, full, on_bytes)
 
             found = [finding for finding in pool.map(check, objects) if finding]
+            for layer in segment.layers.values():
+                beside = _check_layer(segment, layer, full)
+                found += beside
+                n_objects += 0 if beside else len(layer.read_listing().objects) + 1
+                n_bytes += layer.entry.bytes + layer.entry.data_bytes
             findings += found
             if not found:
                 findings += _check_shapes(segment)
-    return Verification(str(place), full, manifest.number, len(manifest.segments), n_objects, n_bytes, tuple(findings))
+    return Verification(
+        source.location,
+        full,
+        manifest.number,
+        len(manifest.segments),
+        n_objects,
+        n_bytes,
+        tuple(findings),
+        source.bytes_fetched,
+    )
 
 
-def _newest_readable(place: Path, findings: list[Finding]) -> Manifest:
+def _newest_readable(source: ObjectSource, findings: list[Finding]) -> Manifest:
     """The newest manifest that can be read; those that cannot are findings."""
-    for number in reversed(manifest_numbers(place)):
+    for number in reversed(source.manifest_numbers()):
         try:
-            return read_manifest(place, number)[0]
+            return read_manifest(source, number)[0]
         except CorruptSegmentError as error:
             findings.append(Finding(manifest_name(number), str(error)))
-    return read_manifest(place)[0]  # raises: there is none at all, or none that can be read
+    return read_manifest(source)[0]  # raises: there is none at all, or none that can be read
 
 
-def _check_parents(place: Path, manifest: Manifest) -> Iterator[Finding]:
+def _check_latest(source: ObjectSource) -> Iterator[Finding]:
+    """That `latest.json`, if there is one, names a manifest that is there."""
+    try:
+        latest = Latest.from_bytes(source.read_small(LATEST_NAME, LATEST_MAX_BYTES))
+    except CorruptSegmentError:  # none: older stores have none, and only servers without listings need it
+        return
+    except FormatError:
+        latest = None
+    try:
+        sound = latest is not None and read_manifest(source, latest.number)[1] == latest.sha256
+    except HeadAtlasError:
+        sound = False
+    if not sound:
+        yield Finding(LATEST_NAME, "was changed, or names no manifest. Any commit, or headatlas gc, makes it again.")
+
+
+def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding]:
     """That each manifest that is still there is the one its follower names."""
-    numbers = set(manifest_numbers(place))
+    numbers = set(source.manifest_numbers())
     while manifest.parent is not None and manifest.parent.number in numbers:
         expected, name = manifest.parent.sha256, manifest_name(manifest.parent.number)
         try:
-            manifest, found = read_manifest(place, manifest.parent.number)
+            manifest, found = read_manifest(source, manifest.parent.number)
         except HeadAtlasError as error:
             yield Finding(name, str(error))
             return
@@ -119,8 +156,10 @@ def _check_parents(place: Path, manifest: Manifest) -> Iterator[Finding]:
 
 def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]) -> Finding | None:
     try:
-        check_objects(segment.folder, [item])
-        problem = _hash_problem(segment.folder, item) if full else None
+        segment.source.check_object(segment.entry.path, item)
+        problem = _hash_problem(segment, item, segment.entry.path) if full else None
+    except RemoteError:
+        raise
     except HeadAtlasError as error:
         problem = str(error)
     except OSError as error:
@@ -132,9 +171,36 @@ def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Ca
     return _finding(segment.entry, f"{segment.entry.path}/{item.path}", problem, examples)
 
 
-def _hash_problem(folder: Path, item: StoredObject) -> str | None:
-    with open(folder / item.path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+def _check_layer(segment: Segment, layer: SegmentLayer, full: bool) -> list[Finding]:
+    """What is wrong with a layer of a segment; all its examples are touched."""
+    path, touched = layer.entry.path, _all_of(segment.entry)
+    try:
+        objects = layer.read_listing().objects
+    except RemoteError:
+        raise
+    except HeadAtlasError as error:
+        return [_finding(segment.entry, f"{path}/segment.json", str(error), touched)]
+    findings = []
+    for item in objects:
+        try:
+            segment.source.check_object(path, item)
+            problem = _hash_problem(segment, item, path) if full else None
+        except RemoteError:
+            raise
+        except HeadAtlasError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
+        if problem is not None:
+            findings.append(_finding(segment.entry, f"{path}/{item.path}", problem, touched))
+    return findings
+
+
+def _hash_problem(segment: Segment, item: StoredObject, folder: str) -> str | None:
+    digest = hashlib.sha256()
+    for part in object_parts(segment.source, folder, item):
+        digest.update(part)
+    found = digest.hexdigest()
     if found == item.sha256:
         return None
     return f"was changed: its sha256 is {found[:16]}…; expected {item.sha256[:16]}…."

@@ -31,17 +31,19 @@ from ..manifest import (
     manifest_numbers,
     now,
     publish,
-    read_manifest,
     segment_path,
     write_durable,
 )
-from ..objects import check_objects, copy_objects, fsync_folder
+from ..objects import check_objects, fsync_folder
 from ..reading.segment import Segment
 from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, entries_of, segment_layout
+from ..source import LocalSource, copy_objects, local_folder
 from ..tables import SegmentTables, table_arrays
 from .attributes import array_attributes
 from .identity import check_identity
-from .private import dead_folders, private_folder
+from .layers import LayerContents, write_layers
+from .newest import Newest
+from .private import create_folders, dead_folders, private_folder
 
 STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
 """The points of a commit that `on_step` is told about, in order."""
@@ -58,7 +60,7 @@ class StoreWriter:
         self.path, self.on_step = path, on_step
         self._container = container_of(container)
         self._threads = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
-        self._manifest, self._sha256 = read_manifest(path)
+        self._newest = Newest(path, lambda step: self.on_step(step))
         self._notes: dict[str, list[str]] = {}
 
     @classmethod
@@ -85,9 +87,9 @@ class StoreWriter:
             The folder holds something else, or a store of another model, corpus or configuration; the difference is
             named.
         """
-        place = Path(path)
+        place = local_folder(path)
         with located(str(place)):
-            _create_folders(place)
+            create_folders(place)
             for folder in dead_folders(place / "tmp"):
                 shutil.rmtree(folder, ignore_errors=True)
             first = Manifest(
@@ -106,16 +108,16 @@ class StoreWriter:
                 with private_folder(place) as private:
                     publish(place, private, first, on_step)
             writer = cls(place, container=container, threads=threads, on_step=on_step)
-            check_identity(writer._manifest, first)
+            check_identity(writer.manifest, first)
         return writer
 
     def note(self, name: str, text: str) -> None:
         """Say in the provenance of the next commits how segments were made; a list, since a job may go on elsewhere."""
         self._notes.setdefault(name, []).append(text)
 
-    def _noted(self) -> dict[str, Any]:
-        """The provenance of the next manifest."""
-        found = dict(self._manifest.provenance)
+    def _noted(self, newest: Manifest) -> dict[str, Any]:
+        """The provenance of the manifest after `newest`."""
+        found = dict(newest.provenance)
         for name, texts in self._notes.items():
             found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
         return found
@@ -123,13 +125,13 @@ class StoreWriter:
     @property
     def manifest(self) -> Manifest:
         """The newest snapshot that this writer knows."""
-        return self._manifest
+        return self._newest.manifest
 
     @property
     def committed(self) -> set[int]:
         """Indices of the segments that are there or were dropped; reads the newest manifest."""
-        self._refresh()
-        return {entry.index for entry in (*self._manifest.segments, *self._manifest.dropped)}
+        manifest = self._newest.refresh()
+        return {entry.index for entry in (*manifest.segments, *manifest.dropped)}
 
     def write(
         self,
@@ -193,10 +195,10 @@ class StoreWriter:
         if index in self.committed:
             return self._entry(index)
         with private_folder(self.path) as private:
-            listing = self._draft(private, index, first_example, n_examples, n_tokens, contents)
+            listing = self.draft(private, index, first_example, n_examples, n_tokens, contents)
             return self._commit(self._finish(private, listing), notes, private)
 
-    def _draft(
+    def draft(
         self,
         private: Path,
         index: int,
@@ -205,7 +207,7 @@ class StoreWriter:
         n_tokens: dict[str, int],
         contents: Mapping[str, SegmentArray],
     ) -> SegmentListing:
-        """Write the files of a segment into ``segment`` of a private folder, and describe them."""
+        """Write the files of a segment, or of a layer, into ``segment`` of a private folder, and describe them."""
         draft = private / "segment"
         draft.mkdir()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
@@ -218,7 +220,7 @@ class StoreWriter:
             first_example=first_example,
             n_examples=n_examples,
             n_tokens=n_tokens,
-            arrays=tuple(_array_entry(item) for item in contents.values()),
+            arrays=tuple(ArrayEntry.of(item.layout) for item in contents.values()),
             objects=tuple(sorted(objects, key=lambda item: item.path)),
         )
 
@@ -246,14 +248,16 @@ class StoreWriter:
             if index in self.committed:
                 return self._entry(index)
             with private_folder(self.path) as private:
-                copy_objects(segment.folder, private / "segment", listing.objects)
+                copy_objects(segment.source, segment.entry.path, private / "segment", listing.objects)
                 self.on_step("arrays-written")
                 return self._commit(self._finish(private, listing), tuple(skipped), private)
 
     def replace(
-        self, parts: Iterable[tuple[SegmentEntry, SegmentTables, Mapping[str, np.ndarray]]], **changes: Any
+        self,
+        parts: Iterable[tuple[SegmentEntry, SegmentTables, Mapping[str, np.ndarray], LayerContents]],
+        **changes: Any,
     ) -> Manifest:
-        """Put other contents in the place of committed segments, and change other fields, all in one commit.
+        """Put other contents, and layers, in the place of committed segments, and change other fields, in one commit.
 
         The segments that were there stay where they are, for the snapshots that list them.
 
@@ -262,36 +266,48 @@ class StoreWriter:
         ConfigError
             Another writer changed one of the segments meanwhile.
         """
-        with contextlib.ExitStack() as stack, located(str(self.path)):
+        with located(str(self.path)), private_folder(self.path) as private:
             placed: dict[int, tuple[SegmentEntry, SegmentEntry]] = {}
-            private = stack.enter_context(private_folder(self.path))
-            for entry, table, arrays in parts:
+            for entry, table, arrays, layers in parts:
                 own = private / f"{entry.index}"
                 own.mkdir()
                 n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
                 contents = self._contents(table, arrays)
-                listing = self._draft(own, entry.index, entry.first_example, entry.n_examples, n_tokens, contents)
-                placed[entry.index] = (entry, self._finish(own, listing, instead=True))
-            for _ in range(_TRIES):
-                self._refresh()
-                known = {entry.index: entry for entry in self._manifest.segments}
+                listing = self.draft(own, entry.index, entry.first_example, entry.n_examples, n_tokens, contents)
+                after = self._finish(own, listing, instead=True)
+                beside = write_layers(self, private, after, layers)
+                placed[entry.index] = (entry, after.model_copy(update={"layers": beside}))
+
+            def change(manifest: Manifest) -> dict[str, Any]:
+                known = {entry.index: entry for entry in manifest.segments}
                 if any(known.get(index) != before for index, (before, _) in placed.items()):
                     raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
                 now_there = {**known, **{index: after for index, (_, after) in placed.items()}}
                 gone = {row.index for row in changes.get("dropped", ())}
-                segments = tuple(now_there[index] for index in sorted(now_there) if index not in gone)
-                notes = {"skipped": (*self._manifest.skipped, *changes.get("skipped", ()))}
-                notes |= {"dropped": (*self._manifest.dropped, *changes.get("dropped", ()))}
-                following = self._manifest.followed_by(self._sha256, segments=segments, **notes)
-                if publish(self.path, private, following, self.on_step):
-                    self._refresh()
-                    self.on_step("committed")
-                    return following
-        raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+                return {
+                    "segments": tuple(now_there[index] for index in sorted(now_there) if index not in gone),
+                    "skipped": (*manifest.skipped, *changes.get("skipped", ())),
+                    "dropped": (*manifest.dropped, *changes.get("dropped", ())),
+                }
+
+            return self.change(private, change)
+
+    def change(self, private: Path, changes: Callable[[Manifest], dict[str, Any] | None]) -> Manifest:
+        """Commit other fields of the newest manifest; `changes` is asked again when another writer was faster.
+
+        Its answer None means that nothing is to be changed. The caller holds the private folder.
+        """
+
+        def following(newest: Manifest, sha256: str) -> Manifest | None:
+            fields = changes(newest)
+            return None if fields is None else newest.followed_by(sha256, **fields)
+
+        self._newest.commit(private, following)
+        return self.manifest
 
     def _contents(self, table: SegmentTables, arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
         """Everything to be written, checked."""
-        spec = self._manifest.spec
+        spec = self.manifest.spec
         table.check()
         if set(table.tokens) != set(spec.sequences):
             raise ShapeError(f"token tables for {sorted(table.tokens)}; expected {sorted(spec.sequences)}.")
@@ -301,7 +317,7 @@ class StoreWriter:
 
     def _traces(self, lengths: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
         """The traces of examples of these lengths, checked."""
-        spec, contents = self._manifest.spec, {}
+        spec, contents = self.manifest.spec, {}
         n_entries = entries_of(spec, lengths, {path: data.shape for path, data in arrays.items()})
         layouts = segment_layout(spec, lengths, n_entries)
         if set(arrays) != set(layouts):
@@ -344,33 +360,26 @@ class StoreWriter:
             if any(getattr(found, name) != getattr(entry, name) for name in same):
                 return None
             check_objects(folder, SegmentListing.from_bytes(document).objects)
-            _ = Segment(self.path, found, self._manifest.spec).layouts
+            _ = Segment(LocalSource(self.path), found, self.manifest.spec).layouts
         except (OSError, HeadAtlasError):
             return None
         return found
 
     def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
-        for _ in range(_TRIES):
-            self._refresh()
-            if any(known.index == entry.index for known in self._manifest.segments):
-                return self._entry(entry.index)
-            following = self._manifest.with_segment(entry, skipped, self._sha256, self._noted())
-            if publish(self.path, private, following, self.on_step):
-                self._refresh()
-                self.on_step("committed")
-                return entry
-        raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+        def add(newest: Manifest) -> dict[str, Any] | None:
+            if any(row.index == entry.index for row in (*newest.segments, *newest.dropped)):
+                return None
+            segments = tuple(sorted((*newest.segments, entry), key=lambda e: e.index))
+            return {"segments": segments, "skipped": (*newest.skipped, *skipped), "provenance": self._noted(newest)}
+
+        self.change(private, add)
+        return self._entry(entry.index)
 
     def _entry(self, index: int) -> SegmentEntry:
-        return next(entry for entry in self._manifest.segments if entry.index == index)
-
-    def _refresh(self) -> None:
-        self._manifest, self._sha256 = read_manifest(self.path)
-
-
-def _array_entry(item: SegmentArray) -> ArrayEntry:
-    layout = item.layout
-    return ArrayEntry(path=layout.path, shape=layout.shape, dtype=layout.dtype.name, axes=layout.axes)
+        for entry in self.manifest.segments:
+            if entry.index == index:
+                return entry
+        raise ConfigError(f"segment {index} was dropped from this store; a dropped segment is not written again.")
 
 
 def _entry_of(listing: SegmentListing, document: bytes, *, instead: bool = False) -> SegmentEntry:
@@ -385,16 +394,3 @@ def _entry_of(listing: SegmentListing, document: bytes, *, instead: bool = False
         sha256=sha256,
         data_bytes=sum(item.bytes for item in listing.objects),
     )
-
-
-def _create_folders(place: Path) -> None:
-    if place.is_dir() and not manifest_numbers(place):
-        strange = sorted(set(os.listdir(place)) - {"tmp", "segments"})
-        if strange:
-            raise ConfigError(f"the folder holds {strange[0]!r} and no manifest; expected a store, or an empty folder.")
-    elif place.exists() and not place.is_dir():
-        raise ConfigError("this is a file; expected a folder, or a new name.")
-    for folder in (place, place / "tmp", place / "segments"):
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            fsync_folder(folder.parent)

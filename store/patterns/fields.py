@@ -177,6 +177,8 @@ class TokenFields:
                 return Values("number", table.word.astype(np.int64), table.word < 0)
             case "word_text":
                 return self._of_words(self._word_texts())
+        if name in table.columns:
+            return column_values(table.columns[name], kind)
         if name in self._words:
             return self._of_words(table.word_columns[self._words[name]], kind)
         data = np.full(len(table), MISSING, dtype=np.int64)

@@ -67,6 +67,9 @@ def _add(fields: dict[str, Field], field: Field) -> None:
 def _token_fields(tables: Iterable[TokenTable]) -> dict[str, Field]:
     fields = dict(TOKEN_FIELDS)
     for table in tables:
+        for name, column in table.columns.items():
+            if name not in TOKEN_FIELDS:
+                _add(fields, Field(name, column_kind(column), "annotation of the token"))
         for field, name in word_field_names(table.word_columns).items():
             _add(fields, Field(field, column_kind(table.word_columns[name]), "annotation of the token's word"))
     if "head" in fields:

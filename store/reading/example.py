@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int
 
 from .. import companding
 from ..errors import BudgetError, ConfigError, NotFoundError, located
+from ..layers import layer_path
 from ..pairs import pair_rows, unpack_rows
 from ..schema import Site
 from ..tokens import TokenTable
@@ -240,7 +241,12 @@ class Example:
 
         found = self._site(site)
         values = self.segment.read(f"{found.name}/statistics", (..., self.row))
-        return statistics_dataset(values, self.segment.spec.statistics, found, {})
+        data = statistics_dataset(values, self.segment.spec.statistics, found, {})
+        for name, layer in self.segment.layers.items():
+            if layer_path(name, "statistic", found.name) in layer.layouts:
+                added = self.segment.layer_statistic(name, found.name)[..., self.row]
+                data[name] = (("layer", "head"), added, {"long_name": name})
+        return data
 
     def _site(self, name: str | None) -> Site:
         if name is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,46 @@ from ..errors import ConfigError
 from ..tokens import Column, TokenFlag, TokenTable
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from ..store import Store
     from .segment import Segment
+
+
+FrameLibrary = Literal["pandas", "polars"]
+
+
+def as_library(frame: pd.DataFrame, library: FrameLibrary) -> pd.DataFrame | pl.DataFrame:
+    """A frame as it is, or as one of polars; numbers are shared where they can be.
+
+    A named index becomes a column. Lone surrogates, which polars cannot hold, become U+FFFD.
+
+    Raises
+    ------
+    ConfigError
+        Another library, or polars is not installed.
+    """
+    if library == "pandas":
+        return frame
+    if library != "polars":
+        raise ConfigError(f"as_ is {library!r}; expected 'pandas' or 'polars'.")
+    try:
+        import polars as pl
+    except ImportError:
+        raise ConfigError("polars is not installed. Run: pip install 'headatlas[polars]'") from None
+    flat = frame if frame.index.name is None else frame.reset_index()
+    columns = {}
+    for name in flat:
+        values = flat[name].to_numpy()
+        if values.dtype == object:
+            columns[str(name)] = pl.Series(str(name), [_sayable(value) for value in values], dtype=pl.String)
+        else:
+            columns[str(name)] = pl.Series(str(name), values)
+    return pl.DataFrame(columns)
+
+
+def _sayable(text: object) -> str | None:
+    return None if not isinstance(text, str) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def examples_frame(store: Store) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from ..tables import SegmentTables, table_arrays
 from .cache import ByteCache
 from .example import Example
 from .segment import TABLES_MAX_BYTES, Segment
+from .segment_layer import SegmentLayer
 
 
 class MemorySegment(Segment):
@@ -67,8 +68,16 @@ class MemorySegment(Segment):
         """Every array by path."""
         return self._layouts
 
+    @cached_property
+    def layers(self) -> dict[str, SegmentLayer]:
+        """None: only stores have them."""
+        return {}
+
     def _table(self, path: str) -> np.ndarray:
         return self._arrays[path]
+
+    def _prefetch(self, paths: list[str]) -> None:
+        """They are there."""
 
     def read_block(self, path: str, selection: tuple[slice, ...]) -> np.ndarray:
         """Items of an array by slices; a copy, as from a file."""

@@ -7,7 +7,6 @@ demand. After that a read decodes the chunks that it needs and no others.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sized
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +15,13 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from ..containers.container import ContainerReader, SegmentListing, container_of, guard_fork
-from ..errors import ConfigError, CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, ShapeError, located
+from ..containers.container import ContainerReader, SegmentListing, guard_fork
+from ..errors import ConfigError, FormatError, HeadAtlasError, NotFoundError, ShapeError, located
+from ..layers import layer_path
 from ..manifest import SegmentEntry
-from ..objects import ObjectDamageError, check_folder, check_objects, read_small
-from ..schema import FORMAT_VERSION, ArrayLayout, TraceSpec, band_array, entries_of, pair_offset, segment_layout
+from ..objects import ObjectDamageError
+from ..schema import ArrayLayout, TraceSpec, band_array, entries_of, pair_offset, segment_layout
+from ..source import ObjectSource
 from ..tables import (
     SegmentTables,
     check_offset,
@@ -33,14 +34,13 @@ from ..tables import (
 from ..tokens import Column, TokenTable
 from .cache import ByteCache
 from .lazy_array import Index, LazyArray
+from .listed import Listed, open_arrays, read_listing, read_whole
+from .segment_layer import SegmentLayer
 
 __all__ = ["LazyArray", "Segment", "SegmentTables"]
 
-LISTING_MAX_BYTES = 256 << 20
 TABLES_MAX_BYTES = 512 << 20
 """Decoded texts, token tables and annotations that a store keeps in memory."""
-_TABLE_FREE_BYTES = 64 << 20
-_TABLE_MAX_RATIO = 1000  # decoded to stored; texts and token tables reach about 50
 Rows = TypeVar("Rows", bound=Sized)
 
 
@@ -54,26 +54,38 @@ class Segment:
 
     def __init__(
         self,
-        store_path: Path,
+        source: ObjectSource,
         entry: SegmentEntry,
         spec: TraceSpec,
         *,
         check_presence: bool = True,
         cache: ByteCache | None = None,
     ) -> None:
-        self.entry, self.spec, self._store_path, self._check_presence = entry, spec, store_path, check_presence
+        self.entry, self.spec, self.source, self._check_presence = entry, spec, source, check_presence
         self.index, self.first_example, self.n_examples = entry.index, entry.first_example, entry.n_examples
-        self.folder = store_path / entry.path
         self._cache = ByteCache(TABLES_MAX_BYTES) if cache is None else cache
 
     def __repr__(self) -> str:
         last = self.first_example + self.n_examples
-        return f"Segment({self.index}, examples {self.first_example}:{last}, {self._store_path})"
+        return f"Segment({self.index}, examples {self.first_example}:{last}, {self.source.location})"
+
+    @property
+    def folder(self) -> Path:
+        """Its folder on this machine.
+
+        Raises
+        ------
+        ConfigError
+            The store was opened from a URL.
+        """
+        if self.source.folder is None:
+            raise ConfigError(f"{self.source.location} is a URL; expected a store in a folder.")
+        return self.source.folder / self.entry.path
 
     @cached_property
     def where(self) -> str:
         """For messages: the store and this segment."""
-        return f"{self._store_path}, segment {self.index}"
+        return f"{self.source.location}, segment {self.index}"
 
     @cached_property
     def listing(self) -> SegmentListing:
@@ -90,42 +102,42 @@ class Segment:
             listing = self.read_listing()
             if self._check_presence:
                 try:
-                    check_objects(self.folder, listing.objects)
+                    self.source.check_segment(self.entry.path, listing.objects)
                 except ObjectDamageError as error:
-                    lenient = Segment(self._store_path, self.entry, self.spec, check_presence=False)
+                    lenient = Segment(self.source, self.entry, self.spec, check_presence=False)
                     error.args = (f"{error} {examples_text(lenient.examples_of_object(error.object_path))}",)
                     raise
             return listing
 
     def read_listing(self) -> SegmentListing:
         """segment.json alone, held against the manifest; the objects are not looked at."""
-        check_folder(self._store_path / "segments", "segments")
-        check_folder(self.folder, self.entry.path)
-        data = read_small(self.folder / "segment.json", f"{self.entry.path}/segment.json", LISTING_MAX_BYTES)
-        if len(data) != self.entry.bytes or hashlib.sha256(data).hexdigest() != self.entry.sha256:
-            raise CorruptSegmentError(
-                f"{self.entry.path}/segment.json was cut or changed: {len(data)} bytes, and its hash is not the "
-                f"committed one ({self.entry.bytes} bytes). Restore it, or write the segment again."
-            )
-        listing = SegmentListing.from_bytes(data)
-        if listing.format_version > FORMAT_VERSION:
-            raise FormatError(
-                f"segment.json is of format version {listing.format_version}; this headatlas reads up to "
-                f"{FORMAT_VERSION}. Install a newer headatlas."
-            )
-        told = (listing.index, listing.first_example, listing.n_examples, listing.n_tokens)
-        if told != (self.index, self.first_example, self.n_examples, self.entry.n_tokens):
-            raise FormatError(f"segment.json describes another segment than the manifest: {told}.")
-        return listing
+        entry = self.entry
+        own = Listed(
+            entry.path, entry.bytes, entry.sha256, self.index, self.first_example, self.n_examples, entry.n_tokens
+        )
+        return read_listing(self.source, own)
 
     @cached_property
     def reader(self) -> ContainerReader:
         """The container's reader over the checked listing."""
-        listing = self.listing
-        try:
-            return container_of(listing.container).open(self.folder, listing)
-        except ConfigError as error:
-            raise FormatError(f"{self.where}: segment.json: {error} Install a newer headatlas.") from None
+        with located(self.where):
+            return open_arrays(self.source, self.entry.path, self.listing)
+
+    @cached_property
+    def layers(self) -> dict[str, SegmentLayer]:
+        """The annotation layers beside it, by name."""
+        return {entry.name: SegmentLayer(self, entry) for entry in self.entry.layers}
+
+    @cached_property
+    def _layer_of(self) -> dict[str, SegmentLayer]:
+        """Which layer has an array."""
+        with self._located():
+            return {path: layer for layer in self.layers.values() for path in layer.layouts}
+
+    def without_layers(self) -> Segment:
+        """The segment as it was written."""
+        bare = self.entry.model_copy(update={"layers": ()})
+        return Segment(self.source, bare, self.spec, check_presence=self._check_presence)
 
     @cached_property
     def layouts(self) -> dict[str, ArrayLayout]:
@@ -155,20 +167,24 @@ class Segment:
         return listed
 
     def _whole(self, layouts: dict[str, ArrayLayout], path: str) -> np.ndarray:
-        """A table array or the statistics, whole, if its size is believable."""
-        if path not in layouts:
-            raise FormatError(f"array {path} is not listed in segment.json; expected it in every segment.")
-        layout = layouts[path]
-        stored = self.reader.stored_bytes(path)
-        if layout.raw_bytes > _TABLE_FREE_BYTES + _TABLE_MAX_RATIO * stored:
-            raise FormatError(
-                f"array {path} would take {layout.raw_bytes} bytes out of {stored}; expected at most "
-                f"{_TABLE_MAX_RATIO} times as many. Do not trust this store."
-            )
-        return self.reader.read(path, tuple(slice(0, n) for n in layout.shape))
+        return read_whole(self.reader, layouts, path)
 
     def _table(self, path: str) -> np.ndarray:
-        return self._whole(self.layouts, path)
+        return read_whole(self.reader, self.layouts, path)
+
+    def _table_or_layer(self, path: str) -> np.ndarray:
+        """A table array of the segment or of a layer, whole."""
+        layer = self._layer_of.get(path)
+        return self._table(path) if layer is None else layer.read(path)
+
+    def _table_paths(self, place: str) -> list[str]:
+        """The table arrays below a place, those of layers last; over a network all are fetched at once."""
+        paths = [path for path in self.layouts if path.startswith(f"{place}/")]
+        self._prefetch(paths)
+        return [*paths, *(path for path in self._layer_of if path.startswith(f"{place}/"))]
+
+    def _prefetch(self, paths: list[str]) -> None:
+        self.reader.prefetch(paths)
 
     def tokens(self, sequence: str = "source") -> TokenTable:
         """The token table of a sequence; kept after the first call.
@@ -180,7 +196,11 @@ class Segment:
         """
         if sequence not in self.spec.sequences:
             raise NotFoundError(f"no sequence {sequence!r}; this store has {', '.join(self.spec.sequences)}.")
-        return self._kept("tokens", sequence, lambda: read_token_table(self._table, list(self.layouts), sequence))
+        return self._kept(
+            "tokens",
+            sequence,
+            lambda: read_token_table(self._table_or_layer, self._table_paths(sequence), sequence),
+        )
 
     def token_offset(self, sequence: str) -> Int64[np.ndarray, "boundary"]:
         """Where each example's tokens begin on the flat token axis of a sequence."""
@@ -237,6 +257,15 @@ class Segment:
         with self._located():
             return self._table(f"{site}/statistics")
 
+    def layer_statistic(self, name: str, site: str) -> Float32[np.ndarray, "layer head example"]:
+        """A statistic that was added later; NaN where this segment does not have it."""
+        layer = self.layers.get(name)
+        if layer is None:
+            found = self.spec.site(site)
+            return np.full((found.n_layers, found.n_heads, self.n_examples), np.nan, np.float32)
+        with self._located():
+            return layer.read(layer_path(name, "statistic", site))
+
     def ids(self) -> list[str]:
         """The ids of the examples."""
         return self._text("id")
@@ -268,6 +297,7 @@ class Segment:
             with self._located():
                 return read()
 
+        guard_fork()  # before a lock of the cache that another thread may have held
         return self._cache.get((self.index, kind, name), located_read)
 
     def _counted(self, rows: Rows, name: str) -> Rows:
@@ -280,7 +310,8 @@ class Segment:
         return dict(self._kept("columns", "", self._read_columns))
 
     def _read_columns(self) -> dict[str, Column]:
-        columns = read_columns(self._table, list(self.layouts), "example/column")
+        place = "example/column"
+        columns = read_columns(self._table_or_layer, self._table_paths(place), place)
         for name, column in columns.items():
             self._counted(column.data, f"column/{name}")
         return columns

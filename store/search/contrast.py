@@ -59,7 +59,7 @@ def minimal_pairs(
     for name in (pair, variant):
         if name not in columns:
             raise NotFoundError(
-                f"{store.path}: examples have no annotation {name!r}; this store has {', '.join(columns) or 'none'}. "
+                f"{store.location}: examples have no annotation {name!r}; this store has {', '.join(columns) or 'none'}. "
                 "Name the columns that tell pairs and their members apart."
             )
     groups: dict[str, dict[str, list[int]]] = {}
@@ -100,7 +100,7 @@ def _variants(groups: dict[str, dict[str, list[int]]], between: Sequence[str] | 
         (a, b) for members in groups.values() for a in sorted(members) for b in sorted(members) if a < b
     ).most_common(1)
     if not both:
-        raise NotFoundError(f"{store.path}: no two examples are a pair; expected two variants of one pair value.")
+        raise NotFoundError(f"{store.location}: no two examples are a pair; expected two variants of one pair value.")
     return both[0][0]
 
 

@@ -216,7 +216,7 @@ def _scan(store: Store, site: Site, merge: Merge, subtypes: bool) -> Iterator[tu
 
 def _join(store: Store, parts: Sequence[Dependents]) -> Dependents:
     if not sum(len(part.example) for part in parts):
-        raise NotFoundError(f"{store.path}: no word has a head and a relation; trace a corpus of kind 'conllu'.")
+        raise NotFoundError(f"{store.location}: no word has a head and a relation; trace a corpus of kind 'conllu'.")
     index: dict[str, int] = {}
     relation = []
     for part in parts:

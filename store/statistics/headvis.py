@@ -318,7 +318,7 @@ def compare_headvis(
         if values.shape != shape:
             raise ShapeError(
                 f"{name} of the reference is of {values.shape[0]} layers × {values.shape[1]} heads; "
-                f"{store.path} has {shape[0]} × {shape[1]}: expected the same model"
+                f"{store.location} has {shape[0]} × {shape[1]}: expected the same model"
             )
     ours = published_table(store, "headvis", found.name)
     metrics, heads = [], []

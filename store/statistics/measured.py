@@ -61,7 +61,7 @@ def measured_statistics(
         A statistic is not held, and attention was not kept and cannot be rebuilt.
     """
     found = store.site(site)
-    held = store.spec.statistics if store.spec.keep.statistics else ()
+    held = store.statistic_names(found.name)
     result: dict[str, Measured] = {}
     missing: dict[str, Statistic | None] = {}
     for name in names:

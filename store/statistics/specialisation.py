@@ -60,7 +60,7 @@ def specialised_heads(store: Store, site: str | None = None, average: Average = 
     table = statistics_table(store, (), found.name, average)
     known = [s for s in STATISTICS.values() if s.pattern and s.name in table and table[s.name].notna().to_numpy().any()]
     if not known:
-        raise NotFoundError(f"{store.path}: none of the stored statistics of {found.name} has a uniform baseline.")
+        raise NotFoundError(f"{store.location}: none of the stored statistics of {found.name} has a uniform baseline.")
     baselines = np.stack(
         [uniform_baseline(store, found, statistic, average) for statistic in known]
     )  # [statistic, layer]

@@ -15,6 +15,7 @@ from headatlas.store.containers import shard
 from headatlas.store.containers.shard_read import read_places
 from headatlas.store.errors import CorruptSegmentError, FormatError, HeadAtlasError
 from headatlas.store.life.verify import verify_store
+from headatlas.store.source import LocalFile
 from headatlas.store.store import open_store
 
 
@@ -121,8 +122,8 @@ def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.
     victim = segment.folder / "decoder/edge_key/c/1/0/0/0"
     grid = segment.reader._open("decoder/edge_key").grid  # type: ignore[attr-defined]
     rows = grid.chunk[2]
-    with open(victim, "rb") as file:
-        places = read_places(file.fileno(), grid)
+    with LocalFile(str(victim)) as file:
+        places = read_places(file, grid)
     flip(victim, 8 * (int(places[1, 0]) + at))  # the second chunk of head 0
     first = int(np.searchsorted(offset, rows, side="right")) - 1
     last = int(np.searchsorted(offset, 2 * rows, side="left")) - 1

@@ -147,7 +147,7 @@ def test_tables_are_kept_within_bytes(path: Path) -> None:
     assert all(segment._cache is cache for segment in store.segments)
     assert 0 < cache.n_bytes <= cache.max_bytes
     small = ByteCache(1)
-    alone = Segment(store.path, store.manifest.segments[0], store.spec, cache=small)
+    alone = Segment(store.source, store.manifest.segments[0], store.spec, cache=small)
     assert alone.tokens() is not alone.tokens()
     assert alone.texts() == store.segments[0].texts()
     assert small.n_bytes == 0

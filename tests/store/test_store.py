@@ -248,6 +248,42 @@ def test_reading_after_a_fork_is_refused(store_path: Path) -> None:
     assert float(child.stdout) == pytest.approx(float(store.examples[0].attention().sum()))
 
 
+def test_every_forked_child_is_told_at_once(store_path: Path) -> None:
+    """Ten forks while another thread reads, whatever lock it holds: none hangs, and none reads."""
+    done = subprocess.run([sys.executable, "-c", _FORKS, str(store_path)], capture_output=True, check=True, text=True)
+    assert done.stdout == "10 refused\n"
+
+
+_FORKS = """
+import os, signal, sys, threading
+from headatlas.store import open_store
+from headatlas.store.errors import ConfigError
+store = open_store(sys.argv[1])
+store.examples[0].text
+going = True
+def read():
+    while going:
+        open_store(sys.argv[1]).examples[5].attention()
+        store.segments[1].texts()
+thread = threading.Thread(target=read)
+thread.start()
+refused = 0
+for _ in range(10):
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            store.examples[0].text, store.segments[1].tokens()
+        except ConfigError as error:
+            os._exit(0 if "spawn" in str(error) else 1)
+        os._exit(1)
+    refused += os.waitpid(child, 0)[1] == 0
+going = False
+thread.join()
+print(refused, "refused")
+"""
+
+
 def _attention_sum(store: Store) -> float:
     return float(store.examples[0].attention().sum())
 

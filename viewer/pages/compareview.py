@@ -104,7 +104,7 @@ class CompareViewPage(ViewPage):
         state, kind = self.state, self.state.compare
         level = "word" if kind == "models" else "token"
         head, other = (state.layer, state.head), _head_of(state.other_head)
-        data, name = self.data, self.data.store.path.name
+        data, name = self.data, self.data.store.name
         if kind == "examples":
             number = int(state.other_example) if state.other_example else self._partner(reader)
             second = reader_of(data, number, reader.site.name)

@@ -203,3 +203,21 @@ def test_options_are_told_apart_by_kind():
     for encoding in ("utf-16", "no-such", "base64"):
         with pytest.raises(ValidationError, match="encoding"):
             TextCorpus(path=Path("x"), encoding=encoding)
+
+
+def test_files_of_a_folder_are_examples_as_they_are(tmp_path):
+    write(tmp_path, b"one\n\ntwo\r\n", "b.txt")
+    write(tmp_path, b"\xef\xbb\xbfthree", "a.txt")
+    write(tmp_path, b"\xff", "c.txt")
+    write(tmp_path, b"no text", "LICENSE.md")
+    options = TextCorpus(path=tmp_path, unit="file")
+    assert [(example.id, example.text) for example in examples_of(options)] == [("a", "three"), ("b", "one\n\ntwo\r\n")]
+    assert faults_of(options) == [(3, "c.txt: not utf-8: byte 0")]
+    before = describe_corpus(options)
+    write(tmp_path, b"other", "a.txt")
+    assert describe_corpus(options)["sha256"] != before["sha256"]
+    (one,) = examples_of(TextCorpus(path=tmp_path / "b.txt", unit="file"))
+    assert one.text == "one\n\ntwo\r\n"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"a folder without \*\.txt"):
+        examples_of(TextCorpus(path=tmp_path / "empty", unit="file"))

@@ -1,0 +1,293 @@
+"""What reading costs: one example, one head of all, opening; beside `np.load` of a padded array and plain h5py.
+
+The same weights lie in five places: a headatlas store in each container, a float16 array [example, layer, head, query, key]
+padded to the longest example (`np.load`, memory-mapped), and that array in HDF5 with gzip and with zstd, a chunk a map.
+Every read gives float32 maps without padding. Pages are warm: each read is done once before it is timed. The store is open
+and lengths are known, but nothing decoded is kept: attention goes through no cache. CPU time, interleaved read by read.
+
+``HEADATLAS_BENCH_STORE`` names a store to take (attention must be kept); else one is made: MiniLM over the sentences of
+UD English EWT's development set where it can be found, else over the demo's grammar. Opening is measured on a store of
+1,000 tiny segments.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+from jaxtyping import Float16, Float32
+from rich.console import Console
+from rich.table import Table
+
+from headatlas.store import Store, open_store
+from headatlas.store.companding import decode_attention
+from headatlas.store.life.convert import convert_store
+from headatlas.store.life.writer import StoreWriter
+from headatlas.store.manifest import manifest_name, manifest_numbers
+from headatlas.store.reading.attention import read_pairs
+from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
+from headatlas.store.tables import SegmentTables
+from headatlas.store.tokens import TokenTable
+
+from .interleave import Mode, Timing, interleave, speed_ratio
+from .report import Row, machine_facts, report
+
+REPEATS = int(os.environ.get("HEADATLAS_BENCH_REPEATS", "5"))
+EXAMPLES = int(os.environ.get("HEADATLAS_BENCH_EXAMPLES", "1000000"))
+"""The padded array of all of EWT takes 2.3 GB; take fewer where there is no room."""
+N_SEGMENTS = 1000
+N_ITEMS = 24
+OURS = "headatlas, zarr"
+MODES = (OURS, "headatlas, hdf5", "np.load", "h5py, gzip", "h5py, zstd")
+Maps = list[Float32[np.ndarray, "..."]]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The reads of one mode; each gives float32 maps without padding."""
+
+    example: Callable[[int], Maps]
+    one_map: Callable[[int], Maps]
+    head: Callable[[tuple[int, int]], Maps]
+    fresh: Callable[[int], Maps]
+    """Open everything anew and read one example."""
+
+
+def main() -> None:
+    """Measure every read and write build/bench/reads.json."""
+    with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as name:
+        folder = Path(name)
+        source = open_store(os.environ.get("HEADATLAS_BENCH_STORE") or make_store(folder / "made"))
+        for container in ("zarr", "hdf5"):
+            convert_store(source.path, folder / container, container=container)
+        n_examples = min(EXAMPLES, source.n_examples)
+        modes = {MODES[0]: ours(folder / "zarr", n_examples), MODES[1]: ours(folder / "hdf5", n_examples)}
+        modes |= padded(source, folder, n_examples)
+        site = source.site()
+        which = np.linspace(0, n_examples - 1, N_ITEMS).astype(int).tolist()
+        heads = [(i % site.n_layers, (5 * i) % site.n_heads) for i in range(6)]
+        check_same(modes, which[:3], heads[:1])
+        timings = {
+            "one example, all heads": timed({name: reads.example for name, reads in modes.items()}, which),
+            "one example, one head": timed({name: reads.one_map for name, reads in modes.items()}, which),
+            f"one head, all {n_examples:,} examples": timed({n: reads.head for n, reads in modes.items()}, heads),
+            "open, then one example, all heads": timed({n: reads.fresh for n, reads in modes.items()}, which),
+        }
+        counts = sizes(folder, n_examples)
+        opening, facts = measure_opening(folder)
+        timings[f"open {N_SEGMENTS:,} segments"] = opening
+    show(timings, counts)
+    rows = [row for read, found in timings.items() for row in rows_of(read, found)]
+    rows += [Row(f"size · {name}", size / 1e6, "MB") for name, size in counts.items()]
+    report("reads", [*rows, *facts], shown=False)
+
+
+def make_store(path: Path) -> Path:
+    """MiniLM over EWT's development set, or the demo's grammar without it."""
+    from headatlas.pipeline.config import load_config
+    from headatlas.pipeline.run import run_job
+
+    data = Path(os.environ.get("HEADATLAS_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    sentences = data / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
+    corpus = ["corpus.kind=conllu", f"corpus.path={sentences}"] if sentences.is_file() else []
+    run_job(load_config("demo", [*corpus, f"store.path={path}"]))
+    return path
+
+
+def ours(path: Path, n_examples: int) -> Reads:
+    """A headatlas store."""
+    store = open_store(path)
+    examples = store.examples[:n_examples]
+
+    site = store.site()
+    ends = [
+        (segment, int(segment.pair_offset(site.name)[min(segment.n_examples, n_examples - segment.first_example)]))
+        for segment in store.segments
+        if segment.first_example < n_examples
+    ]
+
+    def head(which: tuple[int, int]) -> Maps:
+        layer, at = which
+        return [
+            decode_attention(
+                read_pairs(segment, site, layer, slice(at, at + 1), slice(0, end))[0], store.spec.keep.attention or ""
+            )
+            for segment, end in ends
+        ]
+
+    return Reads(
+        example=lambda i: [examples[i].attention().to_numpy()],
+        one_map=lambda i: [examples[i].attention(3, 5).to_numpy()],
+        head=head,
+        fresh=lambda i: [open_store(path).examples[i].attention().to_numpy()],
+    )
+
+
+def padded(source: Store, folder: Path, n_examples: int) -> dict[str, Reads]:
+    """The same weights in one padded float16 array, as a file of numpy and in HDF5."""
+    site = source.site()
+    lengths = np.concatenate([np.diff(s.token_offset(site.query_sequence)) for s in source.segments])[:n_examples]
+    longest = int(lengths.max())
+    shape = (n_examples, site.n_layers, site.n_heads, longest, longest)
+    array = np.lib.format.open_memmap(folder / "padded.npy", "w+", np.float16, shape)
+    filters = {"gzip": {"compression": "gzip"}, "zstd": dict(hdf5plugin.Zstd(clevel=3))}
+    for number in range(n_examples):
+        n = lengths[number]
+        array[number, :, :, :n, :n] = source.examples[number].attention().to_numpy()
+    for name, options in filters.items():
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            data = file.create_dataset("attention", shape, np.float16, chunks=(1, 1, 1, longest, longest), **options)
+            for start in range(0, n_examples, 64):
+                data[start : start + 64] = array[start : start + 64]
+    array.flush()
+    openers: dict[str, Callable[[], Float16[np.ndarray, "..."]]] = {
+        "np.load": lambda: np.load(folder / "padded.npy", mmap_mode="r"),
+        **{f"h5py, {name}": lambda name=name: h5py.File(folder / f"{name}.h5")["attention"] for name in filters},
+    }
+    return {name: cut(opener, lengths) for name, opener in openers.items()}
+
+
+def cut(opener: Callable[[], Float16[np.ndarray, "..."]], lengths: np.ndarray) -> Reads:
+    """Reads of a padded array: what is asked for, without padding, as float32."""
+    array, sizes = opener(), lengths.tolist()
+
+    def example(i: int, data: Float16[np.ndarray, "..."] = array) -> Maps:
+        return [data[i, :, :, : sizes[i], : sizes[i]].astype(np.float32)]
+
+    def head(which: tuple[int, int]) -> Maps:
+        layer, one = which
+        return [array[i, layer, one, :n, :n].astype(np.float32) for i, n in enumerate(sizes)]
+
+    return Reads(
+        example=example,
+        one_map=lambda i: [array[i, 3, 5, : sizes[i], : sizes[i]].astype(np.float32)],
+        head=head,
+        fresh=lambda i: example(i, opener()),
+    )
+
+
+def check_same(modes: dict[str, Reads], examples: list[int], heads: list[tuple[int, int]]) -> None:
+    """That every mode reads the same numbers, within float16."""
+    for read, items in (("example", examples), ("one_map", examples), ("head", heads), ("fresh", examples)):
+        for item in items:
+            flat = [np.concatenate([part.ravel() for part in getattr(reads, read)(item)]) for reads in modes.values()]
+            for other in flat[1:]:
+                if other.shape != flat[0].shape or float(np.abs(other - flat[0]).max()) > 2**-11:
+                    raise AssertionError(f"{read} of {item} differs between the modes")
+
+
+def timed(works: dict[str, Callable], items: Sequence) -> dict[str, Timing]:
+    """Every read of every mode, warm."""
+    for work in works.values():
+        for item in items:
+            work(item)
+    found = interleave({name: Mode(work) for name, work in works.items()}, items, REPEATS)
+    for timing in found.values():  # of one read
+        timing.cpu_s[:] = [seconds / len(items) for seconds in timing.cpu_s]
+        timing.wall_s[:] = [seconds / len(items) for seconds in timing.wall_s]
+    return found
+
+
+def sizes(folder: Path, n_examples: int) -> dict[str, int]:
+    """Bytes of the attention of each mode."""
+    found = {}
+    for name, container in zip(MODES, ("zarr", "hdf5"), strict=False):
+        store = open_store(folder / container)
+        path = f"{store.site().name}/attention"
+        parts = [segment for segment in store.segments if segment.first_example < n_examples]
+        found[name] = sum(segment.reader.stored_bytes(path) for segment in parts)
+    files = {"np.load": "padded.npy", "h5py, gzip": "gzip.h5", "h5py, zstd": "zstd.h5"}
+    return found | {name: (folder / file).stat().st_size for name, file in files.items()}
+
+
+def measure_opening(folder: Path) -> tuple[dict[str, Timing], list[Row]]:
+    """Opening 1,000 segments: ours by their manifest; files of numpy and HDF5 one by one, as there is nothing else."""
+    many, arrays, files = folder / "many", folder / "arrays", folder / "files"
+    write_many(many)
+    for place in (arrays, files):
+        place.mkdir()
+    for number in range(N_SEGMENTS):
+        np.save(arrays / f"{number}.npy", np.zeros(8, np.float16))
+        with h5py.File(files / f"{number}.h5", "w") as file:
+            file["attention"] = np.zeros(8, np.float16)
+    works = {
+        OURS: lambda _: open_store(many).n_examples,
+        "np.load": lambda _: [np.load(arrays / f"{i}.npy", mmap_mode="r").shape for i in range(N_SEGMENTS)],
+        "h5py, gzip": lambda _: [shape_in(files / f"{i}.h5") for i in range(N_SEGMENTS)],
+    }
+    numbers = manifest_numbers(many)
+    n_bytes = sum((many / manifest_name(number)).stat().st_size for number in numbers)
+    facts = [Row(f"manifests after {N_SEGMENTS:,} commits", n_bytes / 1e6, "MB", None, f"{len(numbers)} manifests")]
+    return timed(works, [0]), facts
+
+
+def shape_in(path: Path) -> tuple[int, ...]:
+    """Of the array in a file."""
+    with h5py.File(path) as file:
+        found = file["attention"]
+        assert isinstance(found, h5py.Dataset)
+        return found.shape
+
+
+def write_many(path: Path) -> None:
+    """A store of 1,000 segments of one example of one token."""
+    site = Site(name="encoder", n_layers=1, n_heads=1, n_kv_heads=1, d_head=1, causal=False, scaling=(1.0,),
+                softcap=(None,), window=(None,))  # fmt: skip
+    keep = Keep(attention=None, query_key=None, edges=None)
+    spec = TraceSpec(sites=(site,), keep=keep, statistics=("entropy",))
+    one, ends = np.zeros(1, np.int32), np.array([0, 1], np.int64)
+    tokens = TokenTable(ends, one, one, one, one, one.astype(np.uint8), {}, ends, one, one, {})
+    layouts = segment_layout(spec, {"source": np.array([1])})
+    arrays = {name: np.zeros(layout.shape, layout.dtype) for name, layout in layouts.items()}
+    writer = StoreWriter.create(
+        path,
+        spec=spec,
+        provenance={},
+        n_examples_planned=N_SEGMENTS,
+        n_segments_planned=N_SEGMENTS,
+        container="hdf5",
+        threads=1,
+    )
+    for index in range(N_SEGMENTS):
+        writer.write(index, index, SegmentTables([f"{index}"], [""], [None], [None], tokens={"source": tokens}), arrays)
+
+
+def rows_of(read: str, timings: dict[str, Timing]) -> list[Row]:
+    """Milliseconds of each mode, and how many times ours the others take."""
+    rows = []
+    for name, timing in timings.items():
+        ms = sorted(1000 * seconds for seconds in timing.cpu_s)
+        rows.append(Row(f"{read} · {name}", ms[len(ms) // 2], "ms CPU", (ms[0], ms[-1])))
+        if name != OURS:
+            ratio = speed_ratio(timings, OURS, name)
+            rows.append(Row(f"{read} · {name} / ours", ratio.median, "times as long", ratio.spread, OURS))
+    return rows
+
+
+def show(timings: dict[str, dict[str, Timing]], counts: dict[str, int]) -> None:
+    """One table: a line a read, a column a mode, milliseconds and the ratio to ours."""
+    machine = machine_facts()
+    table = Table(title=f"reads · {machine['cpu']}, {machine['cores']} cores, ms CPU", title_justify="left")
+    for column in ("read", *MODES):
+        table.add_column(column, justify="left" if column == "read" else "right")
+    for read, found in timings.items():
+        cells = []
+        for name in MODES:
+            if name not in found:
+                cells.append("")
+                continue
+            ms = 1000 * sorted(found[name].cpu_s)[REPEATS // 2]
+            cells.append(f"{ms:.3g}" if name == OURS else f"{ms:.3g} (×{speed_ratio(found, OURS, name).median:.2g})")
+        table.add_row(read, *cells)
+    table.add_row("attention on disk, MB", *(f"{counts[name] / 1e6:.0f}" for name in MODES))
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()

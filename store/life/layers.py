@@ -1,0 +1,155 @@
+"""Writing annotation layers beside segments: in private, placed under their hash, listed by one new manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..containers.container import SegmentArray, SegmentListing
+from ..errors import ConfigError, HeadAtlasError
+from ..layers import Layer, LayerEntry, layer_folder, statistic_layer
+from ..manifest import Manifest, SegmentEntry, write_durable
+from ..objects import check_objects, fsync_folder
+from ..reading.segment import Segment
+from .private import private_folder
+
+if TYPE_CHECKING:
+    from .writer import StoreWriter
+
+LayerContents = Mapping[str, Mapping[str, SegmentArray]]
+"""The arrays of the layers of a segment: by layer, by path."""
+
+
+def read_layers(segment: Segment, layers: Iterable[Layer]) -> dict[str, dict[str, SegmentArray]]:
+    """What a segment has of some layers, to be written beside another one."""
+    contents: dict[str, dict[str, SegmentArray]] = {}
+    for info in layers:
+        layer = segment.layers.get(info.name)
+        if layer is not None:
+            arrays = {path: layer.read(path) for path in layer.layouts}
+            contents[info.name] = (
+                statistic_layer(info, arrays[info.path])
+                if info.level == "statistic"
+                else {path: SegmentArray(layer.layouts[path], data) for path, data in arrays.items()}
+            )
+    return contents
+
+
+def write_layers(
+    writer: StoreWriter, private: Path, entry: SegmentEntry, contents: LayerContents
+) -> tuple[LayerEntry, ...]:
+    """Put the layers of a segment in their places, flushed; nothing lists them yet."""
+    made = []
+    for name, arrays in contents.items():
+        own = private / uuid.uuid4().hex
+        own.mkdir()
+        listing = writer.draft(own, entry.index, entry.first_example, entry.n_examples, entry.n_tokens, arrays)
+        document = listing.to_bytes()
+        write_durable(own / "segment" / "segment.json", document)
+        fsync_folder(own / "segment")
+        sha256 = hashlib.sha256(document).hexdigest()
+        _place(writer.path, own, layer_folder(entry.index, sha256), document)
+        made.append(
+            LayerEntry(
+                name=name,
+                path=layer_folder(entry.index, sha256),
+                bytes=len(document),
+                sha256=sha256,
+                data_bytes=sum(item.bytes for item in listing.objects),
+            )
+        )
+    return tuple(made)
+
+
+def _place(store: Path, own: Path, folder: str, document: bytes) -> None:
+    """Rename a draft to its place; if the same is there already, whole, that one stays."""
+    target = store / folder
+    if not target.parent.is_dir():
+        target.parent.mkdir(exist_ok=True)
+        fsync_folder(store)
+    try:
+        os.rename(own / "segment", target)
+    except OSError:
+        if not target.exists():
+            raise
+        with contextlib.suppress(OSError, HeadAtlasError):
+            if (target / "segment.json").read_bytes() == document:
+                check_objects(target, SegmentListing.from_bytes(document).objects)
+                return
+        os.rename(target, own / "damaged")  # left by a crash, and not whole: out of the way
+        os.rename(own / "segment", target)
+    fsync_folder(target.parent)
+
+
+def commit_layers(
+    writer: StoreWriter, layers: Iterable[Layer], contents: Iterable[tuple[int, LayerContents]]
+) -> Manifest:
+    """Write layers for segments of a store, by index, and list them in one new manifest.
+
+    A layer of the same name is replaced. Nothing is committed if everything is there already.
+
+    Raises
+    ------
+    ConfigError
+        Another writer changed one of the segments meanwhile.
+    """
+    infos = {layer.name: layer for layer in layers}
+    with private_folder(writer.path) as private:
+        known = {entry.index: entry for entry in writer.manifest.segments}
+        made = {index: (known[index], write_layers(writer, private, known[index], part)) for index, part in contents}
+
+        def change(manifest: Manifest) -> dict[str, object] | None:
+            segments = {entry.index: entry for entry in manifest.segments}
+            for index, (before, added) in made.items():
+                if segments.get(index) is None or segments[index].sha256 != before.sha256:
+                    raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
+                new = {row.name: row for row in (*segments[index].layers, *added)}
+                segments[index] = segments[index].model_copy(update={"layers": tuple(new.values())})
+            for index, entry in segments.items():  # a segment that the new layer says nothing of
+                kept = tuple(row for row in entry.layers if row.name not in infos or index in made)
+                segments[index] = entry.model_copy(update={"layers": kept})
+            named = tuple({**{row.name: row for row in manifest.layers}, **infos}.values())
+            fields = {"segments": tuple(segments.values()), "layers": named}
+            return None if (manifest.segments, manifest.layers) == tuple(fields.values()) else fields
+
+        return writer.change(private, change)
+
+
+def remove_layer(writer: StoreWriter, name: str) -> Manifest:
+    """List a layer no more; older snapshots still have it until a collection."""
+
+    def change(manifest: Manifest) -> dict[str, object]:
+        segments = tuple(
+            entry.model_copy(update={"layers": tuple(row for row in entry.layers if row.name != name)})
+            for entry in manifest.segments
+        )
+        return {"segments": segments, "layers": tuple(row for row in manifest.layers if row.name != name)}
+
+    with private_folder(writer.path) as private:
+        return writer.change(private, change)
+
+
+def united(stores: Iterable[tuple[str, Iterable[Layer]]]) -> dict[str, Layer]:
+    """The layers of several stores (their names first, for messages).
+
+    Raises
+    ------
+    ConfigError
+        Two layers of one name are not of the same kind.
+    """
+    found: dict[str, tuple[str, Layer]] = {}
+    for where, layers in stores:
+        for layer in layers:
+            other_where, other = found.setdefault(layer.name, (where, layer))
+            if (other.level, other.place, other.unit) != (layer.level, layer.place, layer.unit):
+                raise ConfigError(
+                    f"layer {layer.name!r} is of {other.level} {other.place} in {other_where} and of {layer.level} "
+                    f"{layer.place} in {where}; expected the same. Remove one: headatlas annotate STORE --name "
+                    f"{layer.name} --remove"
+                )
+    return {name: layer for name, (_, layer) in found.items()}

@@ -1,0 +1,1 @@
+"""Stores read over a network: any fsspec URL, bytes fetched by range, cached in memory and on disk."""
