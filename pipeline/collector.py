@@ -20,18 +20,8 @@ from headatlas.store.schema import Keep, Site, TraceSpec
 
 from .batch import Batch
 from .capture import AttentionCall
-from .reduction import (
-    LARGEST,
-    LOWEST,
-    STATISTIC_NAMES,
-    Tile,
-    TileRequest,
-    TileResult,
-    WeightTile,
-    lower_triangle,
-    reduce_tile,
-    reduce_weights,
-)
+from .placing import store_tile
+from .reduction import LARGEST, LOWEST, STATISTIC_NAMES, Tile, TileRequest, WeightTile, reduce_tile, reduce_weights
 from .score_parts import store_parts
 from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
 from .sites import CallSequence, ModelSites
@@ -78,6 +68,8 @@ class TorchReduction:
         if request.attention or request.logsumexp or request.n_edges or names:
             for index, run in enumerate(place.runs):
                 mask, triangular = batch.mask_of(call, site, index, run)
+                if arrays.attention_bands and site.band(layer) is not None:
+                    batch.check_mask(call, site, layer, index, run, rebuilt=False)
                 for rows, heads, queries in cut_run(run, site, call.query.device):
                     tile = _cut(call, site, batch, run, mask, triangular, rows, heads, queries)
                     result = reduce_tile(tile, request)
@@ -134,7 +126,7 @@ class TorchReduction:
         store_parts(call, site, layer, batch, arrays)
         if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
             for index, run in enumerate(place.runs):
-                batch.check_mask(call, site, layer, index, run)
+                batch.check_mask(call, site, layer, index, run, rebuilt=True)
         queries = tuple(run.n_queries for run in place.runs for _ in range(run.start, run.stop))
         keys = tuple(run.n_keys for run in place.runs for _ in range(run.start, run.stop))
         for name, vectors, out, scale, starts, lengths in (
@@ -278,58 +270,6 @@ def _cut(
         first_row=queries.start,
         special=None if special is None else special[rows, :n_keys],
     )
-
-
-def store_tile(
-    result: TileResult,
-    site: Site,
-    layer: int,
-    place: SitePlacement,
-    arrays: SiteArrays,
-    rows: slice,
-    heads: slice,
-    queries: slice,
-    run: Run,
-) -> None:
-    """Write what a tile gave to its place."""
-    if result.attention is not None and arrays.attention is not None:
-        _store_attention(result.attention, site, arrays.attention[layer, heads], place, rows, queries, run)
-    logsumexp = None if result.logsumexp is None else result.logsumexp.cpu().numpy()
-    edge_key = None if result.edge_key is None else result.edge_key.cpu().numpy()
-    edge_weight = None if result.edge_weight is None else result.edge_weight.to(torch.float16).cpu().numpy()
-    if edge_key is not None and arrays.edge_key is not None:
-        edge_key = edge_key.astype(arrays.edge_key.dtype)  # -1 becomes the type's maximum
-    for i, row in enumerate(range(rows.start, rows.stop)):
-        at = slice(place.query_start[row] + queries.start, place.query_start[row] + queries.stop)
-        if logsumexp is not None and arrays.logsumexp is not None:
-            arrays.logsumexp[layer, heads, at] = logsumexp[i]
-        if edge_key is not None and arrays.edge_key is not None:
-            arrays.edge_key[layer, heads, at] = edge_key[i]
-        if edge_weight is not None and arrays.edge_weight is not None:
-            arrays.edge_weight[layer, heads, at] = edge_weight[i]
-
-
-def _store_attention(
-    weights: Tensor, site: Site, out: np.ndarray, place: SitePlacement, rows: slice, queries: slice, run: Run
-) -> None:
-    """Write a tile's weights (any codec) to their pairs; `out` is ``[head, pair]`` of the layer and the tile's heads."""
-    n_rows, n_keys = weights.shape[2:]
-    if site.causal and queries.start == 0:
-        pairs = weights.flatten(2).index_select(2, lower_triangle(n_rows, n_keys, weights.device)).cpu().numpy()
-        first = 0
-    elif site.causal:
-        full = weights.cpu().numpy()
-        for i, row in enumerate(range(rows.start, rows.stop)):
-            for j, query in enumerate(range(queries.start, queries.stop)):
-                start = place.pair_start[row] + query * (query + 1) // 2
-                out[:, start : start + query + 1] = full[i, :, j, : query + 1]
-        return
-    else:
-        pairs = weights.flatten(2).cpu().numpy()  # [example, head, pair]
-        first = queries.start * run.n_keys
-    for i, row in enumerate(range(rows.start, rows.stop)):
-        start = place.pair_start[row] + first
-        out[:, start : start + pairs.shape[2]] = pairs[i]
 
 
 def _host(vectors: Tensor, codec: str) -> np.ndarray:

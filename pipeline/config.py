@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headatlas.store.containers.container import ContainerName
 from headatlas.store.errors import ConfigError
@@ -87,8 +87,27 @@ class RunConfig(_Section):
         return BatchLimits(self.batch_size, self.max_batch_tokens, self.max_length_ratio)
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "small": {"attention": "sqrt:80", "query_key": None},
+    "long": {"attention": None},
+    "exact": {"attention": "float32", "query_key": "float32"},
+}
+"""What ``keep.preset`` stands for (docs/codecs.md says what each costs); settings beside it come first."""
+
+
 class KeepConfig(Keep):
-    """What is kept; ``false`` and ``"none"`` leave an array out."""
+    """What is kept; ``false`` and ``"none"`` leave an array out. ``preset`` names one of `PRESETS` to start from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        name = values["preset"]
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ValueError(f"preset is {name!r}; expected {', '.join(PRESETS)}")
+        return {**PRESETS[name], **{key: value for key, value in values.items() if key != "preset"}}
 
     @field_validator("attention", "query_key", "edges", mode="before")
     @classmethod
@@ -259,7 +278,9 @@ def _known_keys(section: str, kind: str) -> list[str]:
         return list(_corpus_kinds()[kind].model_fields) if kind in _corpus_kinds() else ["kind"]
     field = JobConfig.model_fields.get(section)
     model = field.annotation if field else None
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return []
+    return [*model.model_fields, *(["preset"] if model is KeepConfig else [])]
 
 
 def _corpus_kinds() -> dict[str, type[BaseModel]]:

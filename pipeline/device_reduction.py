@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headatlas.store.companding import STEPS
+from headatlas.store.codecs import attention_codec
 from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Keep, Site
 
@@ -63,7 +63,8 @@ class TritonReduction:
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Start everything kept of one call on its way into `arrays`."""
-        plan = self._plans.of(call, site, batch)
+        band = arrays.band(site, layer)
+        plan = self._plans.of(call, site, band, batch)
         if plan.places is None:
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
@@ -88,7 +89,7 @@ class TritonReduction:
         from .triton_kernel import DeviceCall, Wanted, reduce_on_device
 
         assert plan.places is not None, "the caller saw it"
-        steps = STEPS.get(self.keep.attention or "")
+        steps = attention_codec(self.keep.attention).steps if self.keep.attention else None
         own, device = self._of_batch(plan.places, call.query.device), call.query.device
         everything = call.query.shape[2] + call.key.shape[2]
         reach = everything if plan.window is None else min(plan.window, everything)
@@ -123,7 +124,10 @@ class TritonReduction:
             ),
         )
         found = {name: self._to_host(value) for name, value in vars(result).items() if value is not None}
-        place = batch.places[site.name]
+        place, band, codes = batch.places[site.name], arrays.band(site, layer), arrays.attention_of(site, layer)
+
+        def of_layer(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[layer]
 
         def store() -> None:
             numbers = {name: value.numpy() for name, value in found.items()}
@@ -131,8 +135,8 @@ class TritonReduction:
                 reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
                 batch.fail(int(row), place, reason)
             targets = (
-                ("codes", arrays.attention, own.pair_start, place.pair_start),
-                *((name, getattr(arrays, name), own.row_start, place.query_start) for name in _BY_ROW),
+                ("codes", codes, own.pair_start, place.pair_start.get(band, ())),
+                *((name, of_layer(getattr(arrays, name)), own.row_start, place.query_start) for name in _BY_ROW),
             )
             for name, out, starts, to in targets:
                 if out is None or name not in numbers:
@@ -140,7 +144,7 @@ class TritonReduction:
                 source = numbers[name] if name != "edge_key" else numbers[name].astype(out.dtype)  # -1: the largest
                 for i, start in enumerate(to):
                     n = int(starts[i + 1] - starts[i])
-                    out[layer, :, start : start + n] = source[:, starts[i] : starts[i + 1]]
+                    out[:, start : start + n] = source[:, starts[i] : starts[i + 1]]
             if arrays.statistics is not None:
                 absent = ("self", "previous", "next") if site.name == "cross" else ()
                 summed = zip(STATISTIC_NAMES, found["sums"], strict=True)
@@ -159,7 +163,7 @@ class TritonReduction:
         store_parts(call, site, layer, batch, arrays)
         if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
             for index, run in enumerate(place.runs):
-                batch.check_mask(call, site, layer, index, run)
+                batch.check_mask(call, site, layer, index, run, rebuilt=True)
         queries = [run.n_queries for run in place.runs for _ in range(run.start, run.stop)]
         keys = [run.n_keys for run in place.runs for _ in range(run.start, run.stop)]
         for name, vectors, out, starts, lengths in (

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.pairs import unpack_pairs
 from headatlas.store.schema import Keep, TraceSpec
 
 from .collector import TraceCollector
 from .eager import forwarding
 from .model_inputs import ModelInputs
 from .segment_buffers import SegmentBuffers
-from .selfcheck import BOUNDS, CheckReport, unpack_pairs
+from .selfcheck import BOUNDS, CheckReport
 from .sites import ModelSites
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def check_eager(
         sizes = list(zip(lengths[site.query_sequence], lengths[site.key_sequence], strict=True))
         for layer in range(site.n_layers):
             maps = [
-                unpack_pairs(attention[layer, :, start : start + site.n_pairs(n, m)], n, m, site.causal)
-                for start, (n, m) in zip(place.pair_start, sizes, strict=True)
+                unpack_pairs(attention[layer, :, start : start + site.n_pairs(n, m)], n, m, causal=site.causal)
+                for start, (n, m) in zip(place.pair_start[None], sizes, strict=True)
             ]
             offs = [_differences(maps, found) for found in left]
             worst = [max(float(off.max()) for off in off_s) if off_s else float("inf") for off_s in offs]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headatlas.store.companding import STEPS
+from headatlas.store.codecs import attention_codec
 from headatlas.store.schema import Keep, Site
 
 from . import kernel
@@ -37,14 +37,15 @@ def choose_reduction(
     keep: Keep, statistics: Sequence[str], device: torch.device | None = None
 ) -> FusedReduction | TritonReduction | TorchReduction:
     """The kernel of this device if it is there and knows how to keep all this, else torch operations."""
-    codec = keep.attention
+    codec = attention_codec(keep.attention) if keep.attention else None
     if device is not None and device.type == "cuda":
-        if importlib.util.find_spec("triton") is None or not (codec is None or codec in STEPS):
+        in_steps = codec is None or (codec.selection is None and codec.steps is not None)
+        if importlib.util.find_spec("triton") is None or not in_steps:
             return TorchReduction(keep, statistics)
         from .device_reduction import TritonReduction
 
         return TritonReduction(keep, statistics)
-    known_codec = codec is None or codec in STEPS or codec in CODE_KINDS
+    known_codec = codec is None or (codec.selection is None and (codec.steps is not None or codec.name in CODE_KINDS))
     known = known_codec and (keep.edges or 0) <= MAX_EDGES and set(statistics) <= set(STATISTIC_NAMES)
     return FusedReduction(keep, statistics) if known and kernel.available() else TorchReduction(keep, statistics)
 
@@ -105,7 +106,7 @@ class FusedReduction:
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write everything kept of one call into `arrays`; the attention output if the kernel served."""
-        plan = self._plans.of(call, site, batch)
+        plan = self._plans.of(call, site, arrays.band(site, layer), batch)
         if plan.places is None or call.query.device.type != "cpu":
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
@@ -119,7 +120,7 @@ class FusedReduction:
 
         exact = call.query.dtype == torch.float32
         biases = [bias.float() for bias in (plan.hides, call.position_bias) if bias is not None]
-        steps = STEPS.get(self.keep.attention or "")
+        steps = attention_codec(self.keep.attention).steps if self.keep.attention else None
         output = kernel.fused_attention(
             call.query.float(),
             call.key.float(),
@@ -132,7 +133,7 @@ class FusedReduction:
             sinks=None if call.sinks is None else call.sinks.float().contiguous(),
             output=exact,
             into=kernel.Destination(
-                codes=of_layer(arrays.attention),
+                codes=arrays.attention_of(site, layer),
                 code_kind=("root" if steps.root else "linear") if steps else self.keep.attention or "root",
                 code_steps=steps.n_steps if steps else 255,
                 logsumexp=of_layer(arrays.logsumexp),

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int, Int64
 
-from headatlas.store.schema import ATTENTION_DTYPE, VECTOR_DTYPE, TraceSpec, segment_layout
+from headatlas.store.codecs import AttentionCodec
+from headatlas.store.pairs import row_start
+from headatlas.store.schema import VECTOR_DTYPE, Site, TraceSpec, most_entries, segment_layout, smallest_unsigned
 
 BATCH_PRICE_TOKENS = 48
 """What starting a batch costs, in tokens: small batches are not worth it for a few tokens less padding."""
@@ -75,7 +77,8 @@ def plan_segments(spec: TraceSpec, n_tokens: Lengths, max_examples: int, max_byt
 def example_bytes(spec: TraceSpec, n_tokens: Lengths) -> Int64[np.ndarray, "example"]:
     """Raw bytes of the trace arrays of each example.
 
-    They add up to those of `segment_layout` but for biases and sinks, which a segment has once.
+    They add up to those of `segment_layout` but for biases and sinks, which a segment has once. Of a sparse codec these
+    are the most that there may be.
     """
     lengths = {name: np.asarray(values, dtype=np.int64) for name, values in n_tokens.items()}
     total = np.zeros(len(next(iter(lengths.values()))), dtype=np.int64)
@@ -84,9 +87,8 @@ def example_bytes(spec: TraceSpec, n_tokens: Lengths) -> Int64[np.ndarray, "exam
     for site in spec.sites:
         queries, keys = lengths[site.query_sequence], lengths[site.key_sequence]
         maps = site.n_layers * site.n_heads
-        if keep.attention:
-            pairs = queries * (queries + 1) // 2 if site.causal else queries * keys
-            total += maps * pairs * np.dtype(ATTENTION_DTYPE[keep.attention]).itemsize
+        if (codec := spec.attention_codec) is not None:
+            total += _attention_bytes(site, codec, queries, keys)
         if keep.query_key:
             width = np.dtype(VECTOR_DTYPE[keep.query_key]).itemsize * site.d_head
             total += queries * maps * (width + 4) + keys * site.n_layers * site.n_kv_heads * width
@@ -97,6 +99,26 @@ def example_bytes(spec: TraceSpec, n_tokens: Lengths) -> Int64[np.ndarray, "exam
         if keep.statistics:
             total += len(spec.statistics) * maps * 4
     return total
+
+
+def _attention_bytes(
+    site: Site, codec: AttentionCodec, queries: Int64[np.ndarray, "example"], keys: Int64[np.ndarray, "example"]
+) -> Int64[np.ndarray, "example"]:
+    """Raw bytes of the attention of each example in one site."""
+    item = np.dtype(codec.dtype).itemsize
+    if codec.selection is None:
+        pairs = np.zeros_like(queries)
+        for band, layers in site.bands.items():
+            pairs += len(layers) * row_start(queries, keys, causal=site.causal, window=band)
+        return pairs * site.n_heads * item
+    n_kept, longest = codec.selection.n_kept, int(keys.max(initial=0))
+    if site.causal:
+        entries = row_start(queries, keys, causal=True, window=n_kept)
+    else:
+        entries = queries * np.minimum(keys, n_kept)
+    a_row = smallest_unsigned(min(n_kept, longest)).itemsize + 2
+    of_map = entries * (item + smallest_unsigned(max(0, longest - 1)).itemsize) + queries * a_row
+    return of_map * site.n_layers * site.n_heads
 
 
 def plan_batches(n_tokens: Lengths, limits: BatchLimits) -> tuple[BatchPlan, ...]:
@@ -144,6 +166,9 @@ def _too_unlike(shortest: int, longest: int, limits: BatchLimits) -> bool:
 _COMPRESSED = {
     ("attention", False): 0.70,
     ("attention", True): 0.64,
+    ("attention_key", False): 0.75,
+    ("attention_count", False): 0.35,
+    ("attention_dropped", False): 0.95,
     ("query", False): 1.0,
     ("key", False): 1.0,
     ("logsumexp", False): 1.0,
@@ -161,6 +186,8 @@ _CODEC_FACTOR = {
     "float32": 1.31,
 }
 """Compressed size of attention in other codecs, for each raw byte beside `sqrt8` (docs/codecs.md, 16 tokens)."""
+_FILLED = 0.25
+"""Rows have at most 1 / T weights of T or more, and about a fourth of that (docs/codecs.md: .05 to .4)."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +198,8 @@ class ArrayProjection:
     raw_bytes: int
     stored_bytes: int
     """Predicted, after compression."""
+    is_estimate: bool = False
+    """How many weights there are depends on the weights: a sparse codec. `raw_bytes` are the most there may be."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +263,8 @@ def project(
     layouts: dict[str, int] = {}
     largest_segment = 0
     n_batches = n_padded = n_real = 0
-    largest_batch = 0
+    largest_batch = largest_slots = 0
+    entries = np.zeros(2)
     for segment in segments:
         lengths = {name: np.asarray(values[segment.examples], dtype=np.int64) for name, values in n_tokens.items()}
         raw = 0
@@ -242,6 +272,8 @@ def project(
             layouts[path] = layouts.get(path, 0) + layout.raw_bytes
             raw += layout.raw_bytes
         largest_segment = max(largest_segment, raw)
+        largest_slots = max(largest_slots, _slot_bytes(spec, lengths))
+        entries += _expected_entries(spec, lengths)
         for batch in plan_batches(lengths, limits):
             n_batches += 1
             n_padded += batch.n_padded_tokens
@@ -249,7 +281,9 @@ def project(
             largest_batch = max(largest_batch, _activation_bytes(batch, model) + _map_bytes(batch, spec, lengths))
     causal = {site.name: site.causal for site in spec.sites}
     arrays = tuple(
-        ArrayProjection(path, raw, _predict_stored(path, raw, causal, spec.keep.attention))
+        ArrayProjection(
+            path, raw, *_predict_stored(path, raw, causal, spec.attention_codec, entries[0] / max(1.0, entries[1]))
+        )
         for path, raw in layouts.items()
     )
     memory = {
@@ -260,6 +294,7 @@ def project(
         "writing": min(largest_segment, 256 << 20),
         "activations": largest_batch,
         "tiles": 8 * tile_bytes,
+        "sparse rows": largest_slots,
         "self-check": check_bytes,
         "corpus": sum(int(np.sum(values)) for values in n_tokens.values()) * 400,
     }
@@ -291,9 +326,52 @@ def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
     return 4 * len(batch.examples) * longest * longest * maps
 
 
-def _predict_stored(path: str, raw: int, causal: Mapping[str, bool], codec: str | None) -> int:
+def _expected_entries(spec: TraceSpec, lengths: Lengths) -> np.ndarray:
+    """Weights of a head that a threshold will keep, about, and the most that it may keep; all sites together."""
+    codec, total = spec.attention_codec, np.zeros(2)
+    if codec is not None and codec.selection is not None:
+        n_kept = codec.selection.n_kept
+        for site in spec.sites:
+            sides = lengths[site.query_sequence], lengths[site.key_sequence]
+            expected = most_entries(site, max(1, int(_FILLED * n_kept)), *sides)
+            total += np.array([expected, most_entries(site, n_kept, *sides)]) * site.n_layers * site.n_heads
+    return total
+
+
+def _slot_bytes(spec: TraceSpec, lengths: Lengths) -> int:
+    """Memory of what a sparse codec keeps while a segment is computed, two of them at a time."""
+    codec = spec.attention_codec
+    if codec is None or codec.selection is None:
+        return 0
+    total = 0
+    for site in spec.sites:
+        longest = int(lengths[site.key_sequence].max(initial=0))
+        width = np.dtype(codec.dtype).itemsize + smallest_unsigned(max(0, longest - 1)).itemsize
+        rows = int(lengths[site.query_sequence].sum())
+        total += 2 * site.n_layers * site.n_heads * rows * min(codec.selection.n_kept, longest) * width
+    return total
+
+
+def _predict_stored(
+    path: str, raw: int, causal: Mapping[str, bool], codec: AttentionCodec | None, filled: float
+) -> tuple[int, bool]:
+    """Bytes after compression, and whether that is an estimate; `filled` is the share of weights that a threshold keeps."""
     site, name = path.split("/", 1)
+    is_sparse = codec is not None and codec.selection is not None and name.startswith("attention")
+    if name.startswith("attention_window"):
+        name = "attention"
     known = _COMPRESSED.get((name, causal.get(site, False)), _COMPRESSED.get((name, False), 1.0))
-    if name == "attention":
-        known *= _CODEC_FACTOR.get(codec or "", 1.0)
-    return int(raw * known)
+    if codec is not None and name == "attention":
+        known *= _codec_factor(codec)
+    if codec is not None and codec.selection and codec.selection.threshold and name in ("attention", "attention_key"):
+        known *= filled
+    return int(raw * known), is_sparse
+
+
+def _codec_factor(codec: AttentionCodec) -> float:
+    """Compressed size of attention for each raw byte beside `sqrt8`; between the codecs that were measured, straight."""
+    if codec.steps is None or codec.values in _CODEC_FACTOR:
+        return _CODEC_FACTOR.get(codec.values, 1.0)
+    kind = "sqrt" if codec.steps.root else "linear"
+    factors = [0.0, *(_CODEC_FACTOR.get(f"{kind}{bits}", 1.0) for bits in (6, 7, 8))]
+    return float(np.interp(np.log2(codec.steps.n_steps + 1), [0, 6, 7, 8], factors))

@@ -37,17 +37,17 @@ class PlanOfBatch:
     """The plans of one batch; they are made anew for the next."""
 
     _batch: Batch | None = None
-    _plans: dict[tuple[str, int, bool, int | None], Plan] = field(default_factory=dict)
+    _plans: dict[tuple[str, int, bool, int | None, int | None], Plan] = field(default_factory=dict)
 
-    def of(self, call: AttentionCall, site: Site, batch: Batch) -> Plan:
-        """How to serve a call; `places` None: by torch operations."""
+    def of(self, call: AttentionCall, site: Site, band: int | None, batch: Batch) -> Plan:
+        """How to serve a call whose pairs are stored in this band; `places` None: by torch operations."""
         if self._batch is not batch:
             self._batch = batch
             self._plans.clear()
-        kind = (site.name, id(call.mask), call.causal, call.window)
+        kind = (site.name, id(call.mask), call.causal, call.window, band)
         plan = self._plans.get(kind)
         if plan is None:
-            plan = self._plans[kind] = _make_plan(call, site, batch)
+            plan = self._plans[kind] = _make_plan(call, site, band, batch)
         # What differs from layer to layer is looked at every time.
         if call.query.dtype not in _DTYPES or call.value.dtype != call.query.dtype:
             return Plan(None, None)
@@ -57,9 +57,11 @@ class PlanOfBatch:
         return plan
 
 
-def _make_plan(call: AttentionCall, site: Site, batch: Batch) -> Plan:
-    """What serves the calls with this mask."""
+def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> Plan:
+    """What serves the calls with this mask, whose pairs are stored in this band."""
     place = batch.places[site.name]
+    if band is not None and any(run.n_keys > band for run in place.runs):  # kernels write whole rows
+        return Plan(call.mask, None)
     # Models count a window's own key in or out; the mask decides which it is.
     stated = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
     windows = [None, *(window for window in stated if window > 0)]
@@ -78,7 +80,7 @@ def _make_plan(call: AttentionCall, site: Site, batch: Batch) -> Plan:
         lengths=counts[:, 0],
         causal=site.causal,
         key_lengths=counts[:, 1] if site.name == "cross" else None,
-        pair_offset=place.pair_start,
+        pair_offset=place.pair_start.get(band),
         row_offset=place.query_start,
         column=place.example,
         special=flags,

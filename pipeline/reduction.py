@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from headatlas.store.companding import STEPS
+from headatlas.store.codecs import AttentionCodec, Selection, attention_codec
 
 LOWEST = torch.finfo(torch.float32).min
 _NOTHING_VISIBLE = -1e37
@@ -45,11 +45,22 @@ class TileRequest:
     statistics: frozenset[str]
 
 
+@dataclass(frozen=True)
+class KeptWeights:
+    """The weights that a sparse codec keeps of each row, by ascending key: the first `count` slots."""
+
+    key: Int[Tensor, "example head query slot"]
+    stored: Shaped[Tensor, "example head query slot"]
+    count: Int[Tensor, "example head query"]
+    dropped: Float[Tensor, "example head query"]
+
+
 @dataclass
 class TileResult:
     """What a tile gives; `sums` are statistics summed over the tile's rows, ``[example, head]``."""
 
     attention: Shaped[Tensor, "example head query key"] | None = None
+    kept: KeptWeights | None = None
     logsumexp: Float[Tensor, "example head query"] | None = None
     edge_key: Shaped[Tensor, "example head query edge"] | None = None
     edge_weight: Shaped[Tensor, "example head query edge"] | None = None
@@ -147,18 +158,50 @@ def _fill(
     if request.statistics:
         flat = (weights.shape[0] * weights.shape[1], weights.shape[2] * weights.shape[3])
         result.sums = _sums(tile, request.statistics, weights, shifted, log_norm, mass, maximum, flat)
-    if request.n_edges:
-        result.edge_key, result.edge_weight = strongest_keys(weights, request.n_edges, tile.first_row, tile.causal)
-    if steps := STEPS.get(request.attention or ""):
-        position = torch.sqrt(weights, out=shifted) if steps.root else weights
-        torch.add(_HALF.to(position.device), position, alpha=steps.n_steps, out=shifted)
-        # Truncates: floor(n_steps · sqrt(w) + 0.5). Through int32 it takes a third of the time.
-        result.attention = shifted.to(torch.int32).to(torch.uint8)
-    elif request.attention:
-        result.attention = weights.to(getattr(torch, request.attention))
+    codec = attention_codec(request.attention) if request.attention else None
+    selection = None if codec is None else codec.selection
+    n_strongest = max(request.n_edges, 0 if selection is None else min(selection.n_kept, weights.shape[3]))
+    if n_strongest:
+        key, weight = strongest_keys(weights, n_strongest, tile.first_row, tile.causal)
+        if request.n_edges:
+            result.edge_key, result.edge_weight = key[..., : request.n_edges], weight[..., : request.n_edges]
+        if codec is not None and selection is not None:
+            result.kept = _keep(key, weight, mass.squeeze(-1), codec, selection)
+    if codec is not None and selection is None:
+        result.attention = _encode(weights, codec, out=shifted)
 
 
 _HALF = torch.tensor(0.5)
+
+
+def _encode(
+    weights: Float[Tensor, "*shape"], codec: AttentionCodec, out: Float[Tensor, "*shape"]
+) -> Shaped[Tensor, "*shape"]:
+    """Weights as stored numbers; `out` is memory to work in."""
+    if (steps := codec.steps) is None:
+        return weights.to(getattr(torch, codec.values))
+    position = torch.sqrt(weights, out=out) if steps.root else weights
+    torch.add(_HALF.to(position.device), position, alpha=steps.n_steps, out=out)
+    # Truncates: floor(n_steps · sqrt(w) + 0.5). Through int32 it takes a third of the time.
+    return out.to(torch.int32).to(torch.uint8)
+
+
+def _keep(
+    key: Int[Tensor, "example head query edge"],
+    weight: Float[Tensor, "example head query edge"],
+    mass: Float[Tensor, "example head query"],
+    codec: AttentionCodec,
+    selection: Selection,
+) -> KeptWeights:
+    """What a sparse codec keeps, out of the strongest keys of each row."""
+    key, weight = key[..., : selection.n_kept], weight[..., : selection.n_kept]
+    kept = (weight >= selection.threshold) & (weight > 0)
+    kept[..., 0] = weight[..., 0] > 0
+    dropped = (mass - (weight * kept).sum(dim=-1)).clamp_(0, 1)
+    order = torch.where(kept, key, torch.iinfo(key.dtype).max).argsort(dim=-1)
+    weight = torch.gather(weight, -1, order)
+    stored = _encode(weight, codec, out=torch.empty_like(weight))
+    return KeptWeights(torch.gather(key, -1, order), stored, kept.sum(dim=-1), dropped)
 
 
 def _scores(tile: Tile) -> Float[Tensor, "example head query key"]:

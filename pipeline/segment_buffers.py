@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from headatlas.store.schema import Site, TraceSpec, pair_offset, segment_layout, zero_distance
+from headatlas.store.schema import (
+    ArrayLayout,
+    Site,
+    TraceSpec,
+    band_array,
+    pair_offset,
+    segment_layout,
+    zero_distance,
+)
+from headatlas.store.sparse import KeptRows, sparse_arrays
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,37 @@ class SitePlacement:
     """Index within the segment."""
     query_start: tuple[int, ...]
     key_start: tuple[int, ...]
-    pair_start: tuple[int, ...]
+    pair_start: dict[int | None, tuple[int, ...]]
+    """By band (`Site.bands`): layers with a window have a pair axis of their own."""
     runs: tuple[Run, ...]
+
+
+@dataclass
+class SparseRows:
+    """What a sparse codec keeps, before its length is known: each row has as many slots as it may need.
+
+    `count` of them are filled, by ascending key.
+    """
+
+    layouts: list[ArrayLayout]
+    key: np.ndarray
+    stored: np.ndarray
+    count: np.ndarray
+    dropped: np.ndarray
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As they are stored, by path."""
+        slots = np.arange(self.key.shape[-1])
+        maps = []
+        for key, stored, count, dropped in zip(self.key, self.stored, self.count, self.dropped, strict=True):
+            filled = slots < count[..., None]  # [head, row, slot]
+            maps.append(
+                [
+                    KeptRows(k[at], s[at], n.astype(np.int64), left)
+                    for k, s, n, left, at in zip(key, stored, count, dropped, filled, strict=True)
+                ]
+            )
+        return sparse_arrays(self.layouts, maps)
 
 
 @dataclass
@@ -43,6 +81,10 @@ class SiteArrays:
     """The arrays of one site of a segment (see `headatlas.store.schema.segment_layout`); None: not kept."""
 
     attention: np.ndarray | None = None
+    """Of the layers without a window."""
+    attention_bands: dict[int | None, np.ndarray] = field(default_factory=dict)
+    """The same, and those of each window; empty where a sparse codec is used."""
+    sparse: SparseRows | None = None
     query: np.ndarray | None = None
     key: np.ndarray | None = None
     logsumexp: np.ndarray | None = None
@@ -70,6 +112,16 @@ class SiteArrays:
         if self.position_bias is not None:
             self.position_bias[:] = 0
             self.known_distances = np.zeros(self.position_bias.shape[::2], bool)
+
+    def band(self, site: Site, layer: int) -> int | None:
+        """The window whose band a layer's pairs are stored in; None: all pairs are, or none."""
+        return site.band(layer) if self.attention_bands else None
+
+    def attention_of(self, site: Site, layer: int) -> np.ndarray | None:
+        """Where the pairs of a layer go, ``[head, pair]``; None: attention is not kept densely."""
+        band = site.band(layer)
+        array = self.attention_bands.get(band)
+        return None if array is None else array[site.bands[band].index(layer)]
 
 
 @dataclass
@@ -107,19 +159,62 @@ class SegmentBuffers:
         self.n_tokens = n_tokens
         self.layout = segment_layout(spec, n_tokens)
         pool = pool or BufferPool()
-        self.arrays = {path: pool.take(path, layout.shape, layout.dtype) for path, layout in self.layout.items()}
+        codec = spec.attention_codec
+        self._sparse = codec is not None and codec.selection is not None
+        self._arrays = {
+            path: pool.take(path, layout.shape, layout.dtype)
+            for path, layout in self.layout.items()
+            if not (self._sparse and _is_attention(path))
+        }
         self.sites: dict[str, SiteArrays] = {}
-        self._offsets: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._offsets: dict[str, tuple[np.ndarray, np.ndarray, dict[int | None, np.ndarray]]] = {}
         for site in spec.sites:
             self.sites[site.name] = SiteArrays()
-            for path, array in self.arrays.items():
+            bands = {band_array(band): band for band in site.bands}
+            for path, array in self._arrays.items():
                 owner, name = path.split("/", 1)
-                if owner == site.name:
+                if owner != site.name:
+                    continue
+                if name in bands:
+                    self.sites[site.name].attention_bands[bands[name]] = array
+                if name == "attention" or name not in bands:
                     setattr(self.sites[site.name], name, array)
             n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
-            self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pair_offset(site, n_queries, n_keys))
+            if self._sparse:
+                self.sites[site.name].sparse = self._slots(site, int(n_keys.max(initial=0)), pool)
+            pairs = {band: pair_offset(site, n_queries, n_keys, band) for band in site.bands}
+            self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pairs)
             self.sites[site.name].zero_distance = zero_distance(n_queries)
             self.sites[site.name].clear(n_queries == 0)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The trace arrays by path; those of a sparse codec are made anew at each call."""
+        made = dict(self._arrays)
+        for site in self.sites.values():
+            made |= site.sparse.arrays() if site.sparse is not None else {}
+        return {path: made[path] for path in self.layout}
+
+    def _slots(self, site: Site, longest: int, pool: BufferPool) -> SparseRows:
+        """Room for what a sparse codec keeps of a site."""
+        codec = self.spec.attention_codec
+        assert codec is not None
+        assert codec.selection is not None
+        own = {
+            path.split("/", 1)[1]: layout for path, layout in self.layout.items() if path.startswith(f"{site.name}/")
+        }
+        layouts = {name: layout for name, layout in own.items() if _is_attention(layout.path)}
+        rows = layouts["attention_count"].shape
+        slots = (*rows, min(codec.selection.n_kept, longest))
+        shapes = {"attention": slots, "attention_key": slots, "attention_count": rows, "attention_dropped": rows}
+        made = {n: pool.take(layouts[n].path, shape, layouts[n].dtype) for n, shape in shapes.items()}
+        return SparseRows(
+            list(layouts.values()),
+            made["attention_key"],
+            made["attention"],
+            made["attention_count"],
+            made["attention_dropped"],
+        )
 
     def place(self, site: Site, examples: Sequence[int]) -> SitePlacement:
         """Where a batch of these examples (by index within the segment) lies."""
@@ -134,7 +229,7 @@ class SegmentBuffers:
             example=tuple(examples),
             query_start=tuple(int(queries[i]) for i in examples),
             key_start=tuple(int(keys[i]) for i in examples),
-            pair_start=tuple(int(pairs[i]) for i in examples),
+            pair_start={band: tuple(int(offset[i]) for i in examples) for band, offset in pairs.items()},
             runs=runs,
         )
 
@@ -146,6 +241,10 @@ class SegmentBuffers:
             assert filled == n_examples * site.n_layers, (
                 f"{site.name}: {filled} maps written of {n_examples * site.n_layers}"
             )
+
+
+def _is_attention(path: str) -> bool:
+    return path.split("/", 1)[1].startswith("attention")
 
 
 def _offsets(n_tokens: Int64[np.ndarray, "example"]) -> Int64[np.ndarray, "boundary"]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from headatlas.store.companding import VECTOR_BOUNDS, decode_vectors
 from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.pairs import n_pairs, unpack_pairs
 from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Keep, Site, TraceSpec
 
@@ -108,13 +108,15 @@ def check_capture(
     rebuilt: float | None = None
     for site in sites.sites:
         place, arrays = batch.places[site.name], buffers.sites[site.name]
-        assert arrays.attention is not None, "attention is kept for the check"
         for i in range(n_examples):
             n, m = lengths[site.query_sequence][i], lengths[site.key_sequence][i]
-            pairs = slice(place.pair_start[i], place.pair_start[i] + site.n_pairs(n, m))
             for layer in range(site.n_layers):
+                band, stored = site.band(layer), arrays.attention_of(site, layer)
+                assert stored is not None, "attention is kept for the check"
+                start = place.pair_start[band][i]
+                pairs = slice(start, start + n_pairs(n, m, causal=site.causal, window=band))
                 expected = eager[site.name][layer][i, :, :n, :m].float().cpu().numpy()
-                kept = unpack_pairs(arrays.attention[layer, :, pairs], n, m, site.causal)
+                kept = unpack_pairs(stored[:, pairs], n, m, causal=site.causal, window=band)
                 difference = np.abs(kept - expected)
                 worst = float(difference.max())
                 if not worst <= largest_bound:
@@ -196,15 +198,6 @@ def _output_hooks_removed(model: PreTrainedModel) -> Iterator[None]:
                 del module._forward_hooks[key]
             if not flagged and flag in vars(module):
                 delattr(module, flag)
-
-
-def unpack_pairs(pairs: np.ndarray, n: int, m: int, causal: bool) -> Float[np.ndarray, "head query_pos key_pos"]:
-    """Maps from their pairs."""
-    if not causal:
-        return pairs.reshape(-1, n, m)
-    full = np.zeros((pairs.shape[0], n, n), dtype=pairs.dtype)
-    full[:, *np.tril_indices(n)] = pairs
-    return full
 
 
 def _rebuild(

@@ -23,6 +23,7 @@ from .commands.render import fetched_text, size_text
 from .errors import HeadAtlasError, PatternError
 
 if TYPE_CHECKING:
+    from .codecs import AttentionCodec
     from .life.verify import Verification
 
 _OWN = (
@@ -172,6 +173,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
             "bytes_fetched": opened.bytes_fetched,
             "requests": opened.n_requests,
             "arrays": arrays,
+            "attention_error": manifest.spec.attention_error,
             "layers": [layer.model_dump(mode="json") for layer in opened.layers],
             "spec": manifest.spec.model_dump(mode="json"),
             "provenance": manifest.provenance,
@@ -195,6 +197,8 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         facts.add_row(f"site {site.name}", f"{heads}{shared}{width}{', causal' if site.causal else ''}")
     if opened.spec.capture == "eager":
         facts.add_row("eager mode", "attention as the model returned it; its query and key could not be seen")
+    if (codec := manifest.spec.attention_codec) is not None:
+        facts.add_row("attention", _attention_text(opened, codec))
     for layer in opened.layers:
         what = f"{layer.level} of {layer.place}" if layer.level in ("word", "token") else layer.level
         added = f"added {layer.created}{f', {layer.unit}' if layer.unit else ''}"
@@ -208,6 +212,19 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     console.print(table)
     if fetched := fetched_text(opened.source):
         console.print(fetched)
+
+
+def _attention_text(store: Any, codec: AttentionCodec) -> str:
+    """How attention is kept, with its error, what it went through before, and what a sparse codec dropped."""
+    from .reading.attention import mean_dropped
+
+    spec = store.spec
+    before = f", before that {', '.join(spec.earlier.attention)}" if spec.earlier.attention else ""
+    text = f"{codec.name}{before}: weights within {spec.attention_error:.2g} of the model's"
+    if codec.selection is not None:
+        dropped = ", ".join(f"{name} {mean_dropped(store.segments, site):.1%}" for name, site in store.sites.items())
+        text += f", those that were not kept included; mean mass of a row that was not kept: {dropped}"
+    return text
 
 
 def _bytes_by_array(store: Any) -> dict[str, tuple[int, int]]:

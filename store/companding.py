@@ -1,68 +1,24 @@
-"""How weights and vectors become the numbers on disk, and back: one codec a name, each with its largest error.
+"""How weights and vectors become the numbers on disk, and back.
 
-Attention weights lie in [0, 1]. `sqrt8` keeps ``floor(255 · sqrt(w) + 0.5)`` in a byte: against linear steps it has
-twice the largest error but keeps the small weights that long rows are made of. `sqrt7` and `sqrt6` do the same with 127
-and 63 steps, `linear8` to `linear6` with steps of the weight itself: still a byte each, but fewer bits after compression
-(`docs/codecs.md`). Half a step of the code moves the weight by at most (steps − ¼) / steps² < 1 / steps for a square
-root, and ½ / steps for linear ones. Vectors are stored as they are in
-half precision; `bfloat16` travels as the upper 16 bits of a float32, because no array library names it. `int8` has 254
-steps for each channel (one dimension of one head of one example), whose `scale` is kept beside the codes.
+What each attention codec means, and its largest error, is `codecs.py`: here are the arrays. Attention weights lie in
+[0, 1]; with steps of a square root small weights, of which long rows are made, keep their relative size, with linear
+steps the largest error is half as large. Vectors are stored as they are in half precision; `bfloat16` travels as the
+upper 16 bits of a float32, because no array library names it. `int8` has 254 steps for each channel (one dimension of one
+head of one example), whose `scale` is kept beside the codes.
 
-The bounds below hold for every float32 input in range; `tests/store/test_companding.py` tries to break them.
+The bounds hold for every float32 input in range; `tests/store/test_companding.py` tries to break them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Float, Float32, Num, Shaped, UInt16
 
+from .codecs import CodecBound, attention_codec
 from .errors import CorruptSegmentError, ShapeError
-from .schema import ATTENTION_DTYPE, VECTOR_DTYPE
+from .schema import VECTOR_DTYPE
 
 _FLOAT16_MAX = 65_504.0
-
-
-@dataclass(frozen=True)
-class CodecBound:
-    """Largest error of a codec: ``|decoded - x| <= absolute + relative · |x| + scaled · scale``.
-
-    `definition` is kept with the array; only `int8` has a scale.
-    """
-
-    definition: str
-    absolute: float
-    relative: float = 0.0
-    scaled: float = 0.0
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Weights as whole numbers of steps, 0 to `n_steps`: of the weight, or of its square root."""
-
-    n_steps: int
-    root: bool
-
-    @property
-    def bound(self) -> CodecBound:
-        """Its definition and largest error."""
-        if self.root:
-            return CodecBound(f"weight = (code / {self.n_steps}) ** 2", 1 / self.n_steps)
-        return CodecBound(f"weight = code / {self.n_steps}", 0.5 / self.n_steps)
-
-
-STEPS: dict[str, Steps] = {
-    f"{kind}{bits}": Steps(2**bits - 1, kind == "sqrt") for kind in ("sqrt", "linear") for bits in (8, 7, 6)
-}
-"""The attention codecs that keep a weight in a byte: `sqrt7` has 127 steps of the square root."""
-
-ATTENTION_BOUNDS: dict[str, CodecBound] = {
-    **{name: steps.bound for name, steps in STEPS.items()},
-    "float16": CodecBound("weight as IEEE float16", 2.0**-12),
-    "float32": CodecBound("weight as IEEE float32", 0.0),
-}
-"""Attention codecs by name; `absolute` is in units of attention weight, for weights in [0, 1]."""
 
 VECTOR_BOUNDS: dict[str, CodecBound] = {
     "float16": CodecBound("IEEE float16", 2.0**-25, 2.0**-11),
@@ -74,7 +30,7 @@ VECTOR_BOUNDS: dict[str, CodecBound] = {
 
 
 def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:
-    """Attention weights in [0, 1] as stored numbers (`ATTENTION_DTYPE[codec]`).
+    """Attention weights in [0, 1] as stored numbers of the codec's dtype; a sparse codec's are those of its values.
 
     Values up to 1e-3 outside the range, as rounding gives them, are moved to its border.
 
@@ -90,31 +46,32 @@ def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np
             "Check the model's mask and precision."
         )
     weights = np.clip(weights, 0.0, 1.0)
-    if steps := STEPS.get(codec):
+    found = attention_codec(codec)
+    if (steps := found.steps) is not None:
         position = np.sqrt(weights) if steps.root else weights
         return np.floor(position * np.float32(steps.n_steps) + np.float32(0.5)).astype(np.uint8)
-    return weights.astype(ATTENTION_DTYPE[codec])
+    return weights.astype(found.dtype)
 
 
 def decode_attention(stored: Num[np.ndarray, "*shape"], codec: str) -> Float32[np.ndarray, "*shape"]:
-    """Attention weights, float32, from stored numbers; within `ATTENTION_BOUNDS[codec]` of what was encoded.
+    """Attention weights, float32, from stored numbers; within the codec's bound of what was encoded.
 
     Raises
     ------
     CorruptSegmentError
         A code that the codec does not have.
     """
-    if codec in STEPS:
-        weights = stored.astype(np.float32)
-        if STEPS[codec].root:
-            weights *= weights  # exact: below 2**16
-        weights /= np.float32(STEPS[codec].n_steps ** (2 if STEPS[codec].root else 1))
-        if STEPS[codec].n_steps < 255 and stored.size and int(stored.max()) > STEPS[codec].n_steps:
-            raise CorruptSegmentError(
-                f"attention holds the code {int(stored.max())}; {codec} ends at {STEPS[codec].n_steps}. Verify the store."
-            )
-        return weights
-    return stored.astype(np.float32, copy=False)
+    if (steps := attention_codec(codec).steps) is None:
+        return stored.astype(np.float32, copy=False)
+    weights = stored.astype(np.float32)
+    if steps.root:
+        weights *= weights  # exact: below 2**16
+    weights /= np.float32(steps.n_steps ** (2 if steps.root else 1))
+    if steps.n_steps < 255 and stored.size and int(stored.max()) > steps.n_steps:
+        raise CorruptSegmentError(
+            f"attention holds the code {int(stored.max())}; {codec} ends at {steps.n_steps}. Verify the store."
+        )
+    return weights
 
 
 INT8_STEPS = 127

@@ -25,29 +25,60 @@ def convert(
     store: StoreUrl,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.", show_default=False)],
     container: Annotated[
-        ContainerName, typer.Option(help="Zarr v3 groups, or one HDF5 file a segment.", show_default=False)
-    ],
+        ContainerName | None,
+        typer.Option(help="Zarr v3 groups, or one HDF5 file a segment; default as it is.", show_default=False),
+    ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[KIND=]NAME",
+            help="Another codec of attention, or with query_key=NAME of query and key; again for more.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="What stays (attention, query_key, edges, statistics); again for more. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a store into the other container, bit for bit. Cut off, it goes on where it stopped.
+    """Copy a store into another container or other codecs; all else stays bit for bit.
 
-    Example: [bold]headatlas convert traces/demo traces/demo-hdf5 --container hdf5[/bold]
+    Errors of codecs add up; the new store states their sum. Cut off, the same call goes on where it stopped.
+
+    Example: [bold]headatlas convert traces/demo traces/demo-small --codec sqrt7 --keep attention --keep edges[/bold]
     """
     from ..life.convert import convert_store
 
     with _progress() as progress:
         task = progress.add_task("convert", total=None)
         result = convert_store(
-            store, out, container, on_segment=lambda done, total: progress.update(task, completed=done, total=total)
+            store,
+            out,
+            container,
+            codecs=dict(_codec(text) for text in codec or ()),
+            keep=keep,
+            on_segment=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
         print(json.dumps(result.to_json(), indent=1))
         return
     there = f" ({result.n_segments_there} were there)" if result.n_segments_there else ""
     _say(
-        f"{result.out}: {result.n_examples:,} examples in {result.n_segments} segments{there}, container {container}, "
+        f"{result.out}: {result.n_examples:,} examples in {result.n_segments} segments{there}, container {result.container}, "
         f"{size_text(result.bytes_after)} (before: {size_text(result.bytes_before)})."
     )
+    if codec and result.attention:
+        _say(f"Attention in {result.attention}: at most {result.attention_error:.2g} from what the model computed.")
+
+
+def _codec(text: str) -> tuple[str, str]:
+    kind, equals, name = text.partition("=")
+    return (kind, name) if equals else ("attention", text)
 
 
 @app.command(rich_help_panel="Store")

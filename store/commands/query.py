@@ -187,8 +187,11 @@ def searched(
 
 
 def _summary(result: SearchResult, store: Store) -> str:
+    attention = f"stored attention ({store.spec.keep.attention})"
+    if result.level == "attention" and "mass_upper" in result.heads:
+        attention += ", of which weights were left out: mass is at least the first number, at most the second"
     source = {
-        "attention": f"stored attention ({store.spec.keep.attention})",
+        "attention": attention,
         "edges": f"stored edges ({store.spec.keep.edges} a row): mass is at least the first number, at most the second",
         "rebuilt": f"attention rebuilt from query and key ({store.spec.keep.query_key})",
     }

@@ -89,6 +89,14 @@ def _atlas(first: Store | None, second: Store, site: str | None, merge: Merge, s
         )
 
 
+def _left_out(store: Store) -> str:
+    """What is said where attention is sparse."""
+    codec = store.spec.attention_codec
+    if codec is None or codec.selection is None:
+        return ""
+    return f" Weights that {codec.name} left out count as 0."
+
+
 def _title(first: Store | None, second: Store) -> str:
     chosen = "" if first is None else f", heads chosen on {_corpus(first)}"
     model = second.manifest.provenance.get("model")
@@ -112,7 +120,7 @@ def _print(atlas: RelationAtlas, table: pd.DataFrame, few: pd.DataFrame, first: 
     console.print(
         f"{len(atlas.score.example):,} dependents in {second.n_examples:,} examples. Heads chosen {chosen}. "
         f"→ head: the dependent looks at its head; ← head: the head looks at its dependent. "
-        f"Tokens merged to words by {atlas.merge}.",
+        f"Tokens merged to words by {atlas.merge}.{_left_out(second)}",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -103,8 +103,8 @@ def plan_grid(layout: ArrayLayout) -> Grid:
     if layout.axes[0] == "layer":
         long, rest = shape[2], shape[3:]
         row_bytes = math.prod(rest) * dtype.itemsize
-        if name == "attention":
-            target, compressor = CHUNK_PAIRS, "h8" if dtype == np.uint8 else "zstd"
+        if name.startswith("attention"):
+            target, compressor = CHUNK_PAIRS, "h8" if dtype.itemsize == 1 else "zstd"
         elif name.startswith("edge_"):
             target, compressor = CHUNK_ROWS, "h8"
         else:  # mantissas of query, key and logsumexp are noise: compressing them costs more than it saves

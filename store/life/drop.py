@@ -18,8 +18,9 @@ from ..errors import ConfigError, NotFoundError
 from ..layers import Layer, column_layer, statistic_layer
 from ..manifest import Dropped, Skipped
 from ..reading.segment import Segment
-from ..schema import SequenceName, segment_layout, zero_distance
+from ..schema import SequenceName, entries_of, segment_layout, zero_distance
 from ..source import local_folder
+from ..sparse import entries_of_rows
 from ..store import Store, open_store
 from ..tables import SegmentTables
 from ..tokens import MISSING, Column, TokenTable
@@ -128,9 +129,10 @@ def without_examples(segment: Segment, rows: set[int]) -> tuple[SegmentTables, d
         columns={name: _missing(column, keep) for name, column in segment.columns().items()},
         tokens={name: _without_tokens(table, keep) for name, table in before.items()},
     )
-    layouts = segment_layout(spec, {str(name): table.n_tokens for name, table in tables.tokens.items()})
     arrays = {}
-    for path, layout in layouts.items():
+    for path, layout in segment.layouts.items():
+        if path.partition("/")[0] not in spec.site_names:
+            continue
         data, site = segment.read(path), spec.site(path.partition("/")[0])
         axis = layout.axes[long_axis(layout)]
         if axis == "example" and path.endswith("/statistics"):
@@ -143,9 +145,15 @@ def without_examples(segment: Segment, rows: set[int]) -> tuple[SegmentTables, d
             data = data[:, :, first : first + layout.shape[2]]
         elif axis in ("pair", "query_token", "key_token"):
             sequence = site.key_sequence if axis == "key_token" else site.query_sequence
-            lengths = np.diff(segment.pair_offset(site.name)) if axis == "pair" else before[sequence].n_tokens
+            lengths = np.diff(segment.stored_pair_offset(path)) if axis == "pair" else before[sequence].n_tokens
             data = data[:, :, np.repeat(keep, lengths)]
-        arrays[path] = data.astype(layout.dtype)
+        elif axis == "entry":
+            kept_rows = np.repeat(keep, before[site.query_sequence].n_tokens)
+            data = entries_of_rows(data, segment.read(f"{site.name}/attention_count"), kept_rows)
+        arrays[path] = data
+    n_tokens = {str(name): table.n_tokens for name, table in tables.tokens.items()}
+    layouts = segment_layout(spec, n_tokens, entries_of(spec, n_tokens, {path: a.shape for path, a in arrays.items()}))
+    arrays = {path: arrays[path].astype(layout.dtype) for path, layout in layouts.items()}
     return tables, arrays
 
 

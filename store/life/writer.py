@@ -38,7 +38,7 @@ from ..manifest import (
 )
 from ..objects import check_hashes, fsync_folder
 from ..reading.segment import Segment
-from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, segment_layout
+from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, entries_of, segment_layout
 from ..source import LocalSource, copy_objects, local_folder
 from ..tables import SegmentTables, table_arrays
 from .attributes import array_attributes
@@ -155,8 +155,8 @@ class StoreWriter:
     ) -> SegmentEntry:
         """Write and commit one segment; returns the committed entry, which another process may have made first.
 
-        `arrays` are those of `segment_layout` for the table's token counts, exactly. They must not change before the
-        call returns.
+        `arrays` are those of `segment_layout` for the table's token counts, exactly; where a sparse codec decides how many
+        weights are kept, the last axis of their arrays says it. They must not change before the call returns.
 
         Raises
         ------
@@ -171,18 +171,25 @@ class StoreWriter:
             n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
             return self._write(index, first_example, table.n_examples, n_tokens, contents, notes)
 
-    def copy(self, segment: Segment, skipped: Iterable[Skipped] = ()) -> SegmentEntry:
+    def copy(
+        self, segment: Segment, skipped: Iterable[Skipped] = (), recoded: Mapping[str, np.ndarray] | None = None
+    ) -> SegmentEntry:
         """Write and commit a segment of another store under its own number: the same arrays, in this container.
+
+        With `recoded` these are all its traces, by path, as this store's specification wants them.
 
         Raises
         ------
         CorruptSegmentError
             The segment cannot be read.
         """
-        attributes = {path: array_attributes(segment.spec, path) for path in segment.layouts}
-        contents = {
-            path: SegmentArray(layout, segment.read(path), attributes[path]) for path, layout in segment.layouts.items()
-        }
+        contents: dict[str, SegmentArray] = {}
+        for path, layout in segment.layouts.items():
+            if recoded is None or path.partition("/")[0] not in segment.spec.site_names:
+                contents[path] = SegmentArray(layout, segment.read(path), array_attributes(segment.spec, path))
+        if recoded is not None:
+            lengths = {name: np.diff(segment.token_offset(name)) for name in segment.spec.sequences}
+            contents |= self._traces(lengths, recoded)
         entry = segment.entry
         with located(f"{self.path}, segment {segment.index}"):
             notes = tuple(skipped)
@@ -336,7 +343,14 @@ class StoreWriter:
         if set(table.tokens) != set(spec.sequences):
             raise ShapeError(f"token tables for {sorted(table.tokens)}; expected {sorted(spec.sequences)}.")
         contents = table_arrays(table)
-        layouts = segment_layout(spec, {name: tokens.n_tokens for name, tokens in table.tokens.items()})
+        lengths = {name: tokens.n_tokens for name, tokens in table.tokens.items()}
+        return contents | self._traces(lengths, arrays)
+
+    def _traces(self, lengths: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
+        """The traces of examples of these lengths, checked."""
+        spec, contents = self.manifest.spec, {}
+        n_entries = entries_of(spec, lengths, {path: data.shape for path, data in arrays.items()})
+        layouts = segment_layout(spec, lengths, n_entries)
         if set(arrays) != set(layouts):
             odd = sorted(set(arrays) ^ set(layouts))
             raise ShapeError(f"arrays {', '.join(odd)} are missing or unknown; expected {', '.join(layouts)}.")

@@ -15,6 +15,7 @@ from ..layers import layer_path
 from ..pairs import pair_rows, unpack_rows
 from ..schema import Site
 from ..tokens import TokenTable
+from .attention import read_dropped, read_pairs
 from .masks import key_span
 from .rebuild import RowReader, require_rebuilt
 from .segment import Segment
@@ -81,7 +82,8 @@ class Example:
         `query` and `key` are slices of positions (step 1): only their rows are read, and to rebuild rows the keys that
         they see. Attributes say where the weights
         come from (`source`: stored, or rebuilt from query, key and logsumexp where attention was not kept) and how far
-        any of them may be from what the model computed (`max_absolute_error`). Zero where the mask hides a key.
+        any of them may be from what the model computed (`max_absolute_error`). Zero where the mask hides a key, and where
+        a sparse codec kept no weight: `dropped` tells how much of each row that is.
 
         Raises
         ------
@@ -107,11 +109,34 @@ class Example:
             source = "rebuilt"
         else:
             maps, labels = self._stored(found, layer, head, rows, columns, n_keys)
-            bound, source = companding.ATTENTION_BOUNDS[codec or "float32"].absolute, "stored"
+            bound, source = self.segment.spec.attention_error, "stored"
         dims = (*labels.dims, "query_pos", "key_pos")
         positions = {"query_pos": np.arange(rows.start, rows.stop), "key_pos": np.arange(columns.start, columns.stop)}
         attributes = {"long_name": "attention weight", "source": source, "max_absolute_error": bound}
         return xr.DataArray(maps, {**labels.coords, **positions}, dims, "attention", attributes)
+
+    def dropped(self, layer: Which = None, head: Which = None, site: str | None = None) -> xr.DataArray:
+        """How much of each row a sparse codec left out, at most: float32 in [0, 1], dims (layer, head, query_pos).
+
+        0 where every weight is kept.
+
+        Raises
+        ------
+        NotFoundError
+            Attention was not kept.
+        """
+        found = self._site(site)
+        if not self.segment.spec.keep.attention:
+            self.segment.array(f"{found.name}/attention")  # says what the job must keep
+        layers, heads = _pick(layer, found.n_layers, "layer"), _pick(head, found.n_heads, "head")
+        rows, n_rows = self._rows(found.query_sequence)
+        data = np.zeros((len(layers), len(heads), n_rows), np.float32)
+        for out, one in zip(data, layers.tolist(), strict=True):
+            out[...] = read_dropped(self.segment, found, one, slice(None), rows)[heads]
+        labels = _Labels({"layer": (layer, layers), "head": (head, heads)})
+        picked = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
+        coords = {**labels.coords, "query_pos": np.arange(n_rows)}
+        return xr.DataArray(data[picked], coords, (*labels.dims, "query_pos"), "dropped", {"units": "attention"})
 
     def iter_tiles(
         self, layer: int, head: Which = None, site: str | None = None, size: tuple[int, int] = (256, 1024)
@@ -243,9 +268,18 @@ class Example:
         first = int(self.segment.pair_offset(site.name)[self.row])
         pairs = pair_rows(rows.start, rows.stop, n_keys, causal=site.causal)
         at = slice(first + pairs.start, first + pairs.stop)
-        stored, labels = self._read(f"{site.name}/attention", site, layer, head, site.n_heads, "head", at)
-        weights = companding.decode_attention(stored, self.segment.spec.keep.attention or "float32")
-        return unpack_rows(weights, rows, n_keys, causal=site.causal)[..., columns], labels
+        layers, heads = _pick(layer, site.n_layers, "layer"), _pick(head, site.n_heads, "head")
+        codec = self.segment.spec.keep.attention or "float32"
+        maps = np.zeros((len(layers), len(heads), rows.stop - rows.start, columns.stop - columns.start), np.float32)
+        span = slice(int(heads.min()), int(heads.max()) + 1) if len(heads) else slice(0, 0)
+        for out, one in zip(maps, layers.tolist(), strict=True):
+            if len(heads):
+                stored = read_pairs(self.segment, site, one, span, at)
+                weights = companding.decode_attention(stored[heads - span.start], codec)
+                out[...] = unpack_rows(weights, rows, n_keys, causal=site.causal)[..., columns]
+        labels = _Labels({"layer": (layer, layers), "head": (head, heads)})
+        picked = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
+        return maps[picked], labels
 
     def _row_reader(self, site: Site, layer: int, heads: Int[np.ndarray, "head"], rows: slice) -> RowReader:
         """The reader of some rows; the last one is kept, so that tiles of the same rows share what they need."""

@@ -14,9 +14,10 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Shaped
 
-from ..companding import ATTENTION_BOUNDS, decode_attention
+from ..companding import decode_attention
 from ..pairs import pair_positions
 from ..schema import Keep, SequenceName, Site
+from .attention import read_pairs
 from .vectors import decode_block
 
 if TYPE_CHECKING:
@@ -57,6 +58,23 @@ class _Decoded:
 
 
 @dataclass(frozen=True)
+class _Pairs:
+    """Reads a block of attention, whatever is kept of it, and decodes it."""
+
+    site: Site
+    codec: str
+
+    def __call__(self, segment: Segment, selection: tuple[slice, ...]) -> np.ndarray:
+        layers, heads, pairs = selection
+        n_pairs = int(segment.pair_offset(self.site.name)[-1])
+        span = slice(*pairs.indices(n_pairs)[:2])
+        blocks = [
+            read_pairs(segment, self.site, layer, heads, span) for layer in range(*layers.indices(self.site.n_layers))
+        ]
+        return decode_attention(np.stack(blocks), self.codec)
+
+
+@dataclass(frozen=True)
 class _Place:
     """Example and position of each item of a long axis."""
 
@@ -84,9 +102,7 @@ class _Place:
 
 
 def decode(name: str, stored: Shaped[np.ndarray, "*shape"], keep: Keep) -> Shaped[np.ndarray, "*shape"]:
-    """Stored numbers of a trace array, other than query and key, as people use them."""
-    if name == "attention":
-        return decode_attention(stored, keep.attention or "float32")
+    """Stored numbers of a trace array, other than attention, query and key, as people use them."""
     if name == "edge_key":
         return np.where(stored == np.iinfo(stored.dtype).max, -1, stored.astype(np.int64))
     return stored.astype(np.float32, copy=False)
@@ -103,29 +119,36 @@ def lazy_traces(store: Store, site: Site, name: str) -> xr.DataArray:
     import dask.array as da
 
     path, keep = f"{site.name}/{name}", store.spec.keep
-    arrays = [segment.array(path) for segment in store.segments]
-    axes = arrays[0].axes if arrays else ("layer", "head", "item")
+    if name == "attention" and keep.attention:
+        read: _Pairs | _Decoded = _Pairs(site, keep.attention)
+        maps = (site.n_layers, site.n_heads)
+        shapes = [(*maps, int(segment.pair_offset(site.name)[-1])) for segment in store.segments]
+        axes = ("layer", "head", "pair")
+    else:
+        read = _Decoded(path, keep)
+        arrays = [segment.array(path) for segment in store.segments]
+        shapes = [array.shape for array in arrays]
+        axes = arrays[0].axes if arrays else ("layer", "head", "item")
     dtype = np.dtype(np.int64 if name == "edge_key" else np.float32)
     parts = [
-        _chunked(_Part(store, at, _Decoded(path, keep), array.shape, dtype), (1, 1, *array.shape[2:]), path)
-        for at, array in enumerate(arrays)
+        _chunked(_Part(store, at, read, shape, dtype), (1, 1, *shape[2:]), path) for at, shape in enumerate(shapes)
     ]
     data = da.concatenate(parts, axis=2) if parts else da.zeros((site.n_layers, site.n_heads, 0), np.float32)
     coords: dict[str, Any] = {axis: np.arange(size) for axis, size in zip(axes[:2], data.shape[:2], strict=True)}
     whats = {"pair": ("query_pos", "key_pos"), "query_token": ("query_pos",), "key_token": ("key_pos",)}
-    for what in ("example", *whats.get(axes[2], ())) if arrays else ():
+    for what in ("example", *whats.get(axes[2], ())) if shapes else ():
         places = [
             _chunked(
-                _Part(store, at, _Place(site, axes[2], what), array.shape[2:3], np.dtype(np.int64)),
+                _Part(store, at, _Place(site, axes[2], what), shape[2:3], np.dtype(np.int64)),
                 (-1,),
                 f"{axes[2]}/{what}/{site.name}",
             )
-            for at, array in enumerate(arrays)
+            for at, shape in enumerate(shapes)
         ]
         coords[what] = (axes[2], da.concatenate(places))
     attributes = {}
     if name == "attention" and keep.attention:
-        attributes = {"long_name": "attention weight", "max_absolute_error": ATTENTION_BOUNDS[keep.attention].absolute}
+        attributes = {"long_name": "attention weight", "max_absolute_error": store.spec.attention_error}
     return xr.DataArray(data, coords, axes, name, attributes)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import ConfigError
-from ..schema import ArrayLayout, TraceSpec, segment_layout
+from ..schema import ArrayLayout, TraceSpec, entries_of, segment_layout
 from ..tables import SegmentTables, table_arrays
 from .cache import ByteCache
 from .example import Example
@@ -45,7 +45,8 @@ class MemorySegment(Segment):
         for path, made in table_arrays(tables).items():
             self._layouts[path], self._arrays[path] = made.layout, made.data
         n_tokens = {str(name): table.n_tokens for name, table in tables.tokens.items()}
-        for path, layout in segment_layout(spec, n_tokens).items():
+        n_entries = entries_of(spec, n_tokens, {path: array.shape for path, array in arrays.items()})
+        for path, layout in segment_layout(spec, n_tokens, n_entries).items():
             found = arrays.get(path)
             if found is None or (found.shape, found.dtype) != (layout.shape, layout.dtype):
                 raise ConfigError(

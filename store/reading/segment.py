@@ -15,13 +15,12 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from .. import companding
 from ..containers.container import ContainerReader, SegmentListing, guard_fork
-from ..errors import ConfigError, FormatError, HeadAtlasError, NotFoundError, located
+from ..errors import ConfigError, FormatError, HeadAtlasError, NotFoundError, ShapeError, located
 from ..layers import layer_path
 from ..manifest import SegmentEntry
 from ..objects import ObjectDamageError
-from ..schema import ArrayLayout, TraceSpec, pair_offset, segment_layout
+from ..schema import ArrayLayout, TraceSpec, band_array, entries_of, pair_offset, segment_layout
 from ..source import ObjectSource
 from ..tables import (
     SegmentTables,
@@ -154,7 +153,11 @@ class Segment:
                     )
                 check_offset(offset, self.entry.n_tokens.get(sequence, -1), f"{sequence}/token_offset")
                 lengths[sequence] = np.diff(offset)
-            for path, expected in segment_layout(self.spec, lengths).items():
+            try:
+                n_entries = entries_of(self.spec, lengths, {path: layout.shape for path, layout in listed.items()})
+            except ShapeError as error:
+                raise FormatError(str(error)) from None
+            for path, expected in segment_layout(self.spec, lengths, n_entries).items():
                 found = listed.get(path)
                 if found != expected:
                     raise FormatError(
@@ -208,11 +211,17 @@ class Segment:
         with self._located():
             return {sequence: self._table(f"{sequence}/token_offset") for sequence in self.spec.sequences}
 
-    def pair_offset(self, site: str) -> Int64[np.ndarray, "boundary"]:
-        """Where each example's pairs begin on the flat pair axis of a site."""
+    def pair_offset(self, site: str, band: int | None = None) -> Int64[np.ndarray, "boundary"]:
+        """Where each example's pairs begin on the flat pair axis of a site, or on that of a band of it."""
         found = self.spec.site(site)
-        lengths = (np.diff(self._offsets[sequence]) for sequence in (found.query_sequence, found.key_sequence))
-        return pair_offset(found, *lengths)
+        n_queries, n_keys = (np.diff(self._offsets[name]) for name in (found.query_sequence, found.key_sequence))
+        return pair_offset(found, n_queries, n_keys, band)
+
+    def stored_pair_offset(self, path: str) -> Int64[np.ndarray, "boundary"]:
+        """Where each example's pairs begin in an array of attention (``decoder/attention_window_512``)."""
+        site, _, name = path.partition("/")
+        bands = {band_array(band): band for band in self.spec.site(site).bands}
+        return self.pair_offset(site, bands[name])
 
     def array(self, path: str) -> LazyArray:
         """An array by path (``encoder/attention``): shape and dtype now, items when indexed.
@@ -256,13 +265,6 @@ class Segment:
             return np.full((found.n_layers, found.n_heads, self.n_examples), np.nan, np.float32)
         with self._located():
             return layer.read(layer_path(name, "statistic", site))
-
-    def attention_weights(self, site: str, layer: int, head: int, pairs: slice) -> Float32[np.ndarray, "pair"]:
-        """Decoded attention of one head over a range of the flat pair axis."""
-        codec = self.spec.keep.attention
-        stored = self.read(f"{site}/attention", (layer, head, pairs))
-        assert codec is not None  # `read` has raised otherwise
-        return companding.decode_attention(stored, codec)
 
     def ids(self) -> list[str]:
         """The ids of the examples."""
@@ -321,16 +323,18 @@ class Segment:
         if stop is None or not any(site == s.name for s in self.spec.sites):
             return everything
         try:
-            axis = self.layouts[array].axes
-            if name == "attention":
-                found = examples_of_rows(self.pair_offset(site), start, stop)
-            elif name == "statistics" or axis[2] == "example":
+            axis = self.layouts[array].axes[-1 if name == "statistics" else 2]
+            if axis == "entry":
+                return everything
+            if axis == "pair":
+                found = examples_of_rows(self.stored_pair_offset(array), start, stop)
+            elif axis == "example":
                 found = range(start, stop)
-            elif axis[2] in ("distance", "sink"):
+            elif axis in ("distance", "sink"):
                 return everything
             else:
                 spec = self.spec.site(site)
-                sequence = spec.key_sequence if axis[2] == "key_token" else spec.query_sequence
+                sequence = spec.key_sequence if axis == "key_token" else spec.query_sequence
                 found = examples_of_rows(self._offsets[sequence], start, stop)
         except HeadAtlasError:  # the offsets themselves are damaged
             return everything
@@ -380,6 +384,7 @@ def missing_array(path: str, spec: TraceSpec) -> str:
     site, _, name = path.partition("/")
     keeps = {
         "attention": 'keep.attention = "sqrt8"',
+        "attention_dropped": 'keep.attention = "top_k:16"',
         "statistics": "keep.statistics = true",
         "edge_key": "keep.edges = 8",
         "edge_weight": "keep.edges = 8",

@@ -7,6 +7,7 @@ from jaxtyping import Float16, Float32, Int64
 
 from ..companding import decode_attention
 from ..schema import Site
+from .attention import read_pairs
 from .segment import Segment
 
 
@@ -16,7 +17,7 @@ def example_weights(
     """Weights of all heads of a layer over consecutive examples (rows of the segment), flat.
 
     Weights that are stored as edges too come from there: float16 is closer than a byte, and which of two keys is
-    looked at most often hangs on little; their order tells equal ones apart. `row_start` is where each query token's pairs begin.
+    looked at most often hangs on little; what a sparse codec left out counts as 0. Their order tells equal ones apart. `row_start` is where each query token's pairs begin.
 
     Raises
     ------
@@ -26,9 +27,10 @@ def example_weights(
     offset = segment.pair_offset(site.name)
     pairs = slice(int(offset[examples.start]), int(offset[examples.stop]))
     keep = segment.spec.keep
-    stored = segment.read(f"{site.name}/attention", (layer, slice(None), pairs))
+    stored = read_pairs(segment, site, layer, slice(None), pairs)
     weights = decode_attention(stored, keep.attention or "float32")
-    if keep.edges and keep.attention not in ("float16", "float32"):
+    codec = segment.spec.attention_codec
+    if keep.edges and codec is not None and codec.steps is not None:
         token = segment.token_offset(site.query_sequence)
         rows = slice(int(token[examples.start]), int(token[examples.stop]))
         key, weight = (

@@ -95,6 +95,8 @@ def segment_word_attention(
 ) -> Float64[np.ndarray, "head word_pair"]:
     """Word-to-word attention of all heads of a layer over consecutive examples (rows of the segment).
 
+    Weights that a sparse codec left out count as 0.
+
     Raises
     ------
     NotFoundError

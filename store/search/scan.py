@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, Int64, Num
 from ..companding import decode_attention
 from ..errors import FormatError, NotFoundError, located
 from ..patterns.matching import Matcher, Matches
+from ..reading.attention import read_dropped, read_pairs
 from ..reading.rebuild import rebuild_tile, require_rebuilt, why_not_rebuilt
 from ..reading.segment import Segment
 from ..reading.vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
@@ -102,7 +103,7 @@ class SegmentScores:
     uniform: Float[np.ndarray, "layer"]
     """The mass of uniform attention, summed over rows."""
     slack: Float[np.ndarray, "layer head"]
-    """How much more mass there may be (0 where attention answered)."""
+    """How much more mass there may be (0 where every weight was kept)."""
 
 
 def scan_segment(
@@ -165,20 +166,32 @@ class _Block:
         self.row_start = support.matcher.row_start
 
     def by_attention(self) -> _Found:
-        """Exact within the codec; the strongest key comes from the edges where they were kept."""
-        codec = self.segment.spec.keep.attention
+        """Exact within the codec; the strongest key comes from the edges where they were kept.
+
+        Where a sparse codec left weights out, at least this much; `slack` is what they may add.
+        """
+        codec = self.segment.spec.attention_codec
         assert codec is not None
         first, last = int(self.rows[0]), int(self.rows[-1])
         start, stop = int(self.row_start[first]), int(self.row_start[last + 1])
-        stored = self.segment.read(f"{self.site.name}/attention", (self.layer, slice(None), slice(start, stop)))
+        stored = read_pairs(self.segment, self.site, self.layer, slice(None), slice(start, stop))
         matching = np.take(stored, self.matches.pair - start, axis=1)  # [head, match]
-        mass = decode_attention(matching, codec)
+        mass = decode_attention(matching, codec.name)
+        slack = 0.0 if codec.selection is None else self._missing(matching == 0, codec.selection.largest_missing)
         if len(self.rows) < len(self.matches):
             mass = np.add.reduceat(mass, self.support.first, axis=1)  # [head, row]
         if self.segment.spec.keep.edges:
             key = self._edges("edge_key", slice(0, 1))
-            return _Found(mass, self._is_match(key)[:, :, 0].sum(axis=1))
-        return _Found(mass, self._hits_of_maxima(stored, start))
+            return _Found(mass, self._is_match(key)[:, :, 0].sum(axis=1), slack)
+        return _Found(mass, self._hits_of_maxima(stored, start), slack)
+
+    def _missing(self, unseen: Bool[np.ndarray, "head match"], largest: float) -> Float[np.ndarray, "head"]:
+        """How much more mass the matching pairs may have whose weights were not kept."""
+        first, last = int(self.rows[0]), int(self.rows[-1])
+        dropped = read_dropped(self.segment, self.site, self.layer, slice(None), slice(first, last + 1))
+        n_unseen = np.add.reduceat(unseen, self.support.first, axis=1, dtype=np.int64)  # [head, row]
+        more = np.minimum(n_unseen * largest, dropped[:, self.rows - first])
+        return more.sum(axis=1, dtype=np.float64)
 
     def by_edges(self) -> _Found:
         """At least the weight of the stored edges that match; `slack` is what keys without an edge may add."""
@@ -315,7 +328,8 @@ class _Vectors:
 def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
     """The level that answers: what was asked for, or the best one that is kept.
 
-    ``"auto"`` takes stored attention, else edges, else rebuilds; ``"exact"`` takes stored attention, else rebuilds.
+    ``"auto"`` takes stored attention, else edges, else rebuilds; ``"exact"`` takes stored attention if every weight was
+    kept, else rebuilds.
 
     Raises
     ------
@@ -325,7 +339,8 @@ def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
     if not segments:
         return "attention"
     keep = segments[0].spec.keep
-    if keep.attention and asked in ("auto", "exact", "attention"):
+    codec = segments[0].spec.attention_codec
+    if codec is not None and asked in (("auto", "attention") if codec.selection else ("auto", "exact", "attention")):
         return "attention"
     if asked == "attention":
         segments[0].array(f"{site.name}/attention")  # says what the job must keep

@@ -75,10 +75,11 @@ class SearchResult:
     pattern: Pattern
     site: Site
     level: Level
-    """What answered: stored attention (exact within its codec), the stored edges (`mass` is a lower bound), or attention
-    rebuilt from query, key and logsumexp (exact within their rounding)."""
+    """What answered: stored attention (exact within its codec, a lower bound of `mass` where that is sparse), the stored
+    edges (a lower bound), or attention rebuilt from query, key and logsumexp (exact within their rounding)."""
     heads: xr.Dataset
-    """`mass`, `hit_rate`, `baseline`, `lift` and, from edges, `mass_upper`; dims (layer, head), float64."""
+    """`mass`, `hit_rate`, `baseline`, `lift` and, where `mass` is a lower bound, `mass_upper`; dims (layer, head),
+    float64."""
     example_mass: xr.DataArray
     """Mass of each head on each example that has a matching pair, float32, dims (layer, head, example); coordinates
     `example` (numbers in the store) and `rows`."""
@@ -233,7 +234,9 @@ def search(
     vocabulary = site_vocabulary(store, found)
     pattern.check(vocabulary)
     scans = list(_scan_all(store, found, pattern, vocabulary, answering, threads, on_progress, stop))
-    heads, example_mass = _summarise(found, answering, scans)
+    codec = store.spec.attention_codec
+    is_sparse = codec is not None and codec.selection is not None
+    heads, example_mass = _summarise(found, answering, is_sparse, scans)
     return SearchResult(
         store,
         pattern,
@@ -286,7 +289,9 @@ def _scan_all(
                 future.cancel()
 
 
-def _summarise(site: Site, level: Level, scans: list[tuple[Segment, SegmentScores]]) -> tuple[xr.Dataset, xr.DataArray]:
+def _summarise(
+    site: Site, level: Level, is_sparse: bool, scans: list[tuple[Segment, SegmentScores]]
+) -> tuple[xr.Dataset, xr.DataArray]:
     shape = site.n_layers, site.n_heads
     mass, slack, hits = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     uniform = np.zeros(site.n_layers)
@@ -308,7 +313,7 @@ def _summarise(site: Site, level: Level, scans: list[tuple[Segment, SegmentScore
     baseline = np.repeat(mean(uniform)[:, None], site.n_heads, axis=1)
     means = {"mass": mean(mass), "hit_rate": mean(hits), "baseline": baseline}
     means["lift"] = np.divide(means["mass"], baseline, out=np.full(shape, np.nan), where=baseline > 0)
-    if level == "edges":
+    if level == "edges" or (level == "attention" and is_sparse):
         means["mass_upper"] = np.minimum(mean(mass + slack), 1.0)
     heads = xr.Dataset(
         {name: (("layer", "head"), values) for name, values in means.items()}, {"layer": layer, "head": head}

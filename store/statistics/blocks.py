@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from ..errors import NotFoundError
 from ..pairs import pack_pairs
 from ..patterns import Pattern, Vocabulary
 from ..reading.example import Example
@@ -93,12 +94,18 @@ class Block:
         Raises
         ------
         NotFoundError
-            It was not kept and cannot be rebuilt.
+            It was not kept, or a sparse codec left weights out, and it cannot be rebuilt.
         """
         return Rows(self.plan, self._weights(layer), self.site.window[layer])
 
     def _weights(self, layer: int) -> Float64[np.ndarray, "head pair"]:
         keep = self.segment.spec.keep
+        codec = self.segment.spec.attention_codec
+        if codec is not None and codec.selection is not None:
+            raise NotFoundError(
+                f"{self.site.name}: this statistic needs every weight, and {codec.name} left weights out. "
+                'Run the job again with keep.attention = "sqrt8", or use statistics that were kept.'
+            )
         if keep.attention is None:
             require_rebuilt(self.site, keep)
             sites = {self.site.name: self.site}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from headatlas.pipeline.collector import TraceCollector
 from headatlas.pipeline.reduction import STATISTIC_NAMES, strongest_keys
 from headatlas.pipeline.segment_buffers import SegmentBuffers
 from headatlas.pipeline.sites import discover_sites, forward_options
-from headatlas.store.companding import STEPS, encode_attention
+from headatlas.store.codecs import ATTENTION_CODECS, attention_codec
+from headatlas.store.companding import encode_attention
+from headatlas.store.encoding import attention_arrays
+from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.pairs import n_pairs, pack_pairs, unpack_pairs
 from headatlas.store.schema import Keep, TraceSpec
 
 LENGTHS, TARGET_LENGTHS = (9, 6, 6, 1), (5, 7, 2, 2)
@@ -26,7 +31,7 @@ def collect(model, inputs, lengths, keep, special=None):
     sites = discover_sites(model, probe)
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES if keep.statistics else ())
     buffers = SegmentBuffers(spec, {name: np.asarray(values, dtype=np.int64) for name, values in lengths.items()})
-    for array in buffers.arrays.values():
+    for array in (*buffers._arrays.values(), *(site.sparse.key for site in buffers.sites.values() if site.sparse)):
         array.view(np.uint8)[...] = 0xA5  # what is not written shows
     collector = TraceCollector(spec, sites)
     with torch.no_grad(), capturing(model, collector):
@@ -69,7 +74,9 @@ def slow_statistics(weights, special):
     }
 
 
-@pytest.mark.parametrize("name", ["bert", "albert", "gpt2", "llama", "gemma2", "gemma3", "gpt-oss", "t5", "bart"])
+@pytest.mark.parametrize(
+    "name", ["bert", "albert", "gpt2", "mistral", "modernbert", "gemma2", "gemma3", "gpt-oss", "t5", "bart"]
+)
 def test_arrays_equal_slow_loops(name, model_of, inputs_of):
     model = model_of(name)
     inputs = inputs_of(name, LENGTHS, TARGET_LENGTHS)
@@ -85,16 +92,15 @@ def test_arrays_equal_slow_loops(name, model_of, inputs_of):
     eager = eager_attention(model, inputs)
     for site in spec.sites:
         arrays = buffers.sites[site.name]
-        pair, row = 0, 0
+        pair, row = dict.fromkeys(site.bands, 0), 0
         for i, (n, m) in enumerate(zip(lengths[site.query_sequence], lengths[site.key_sequence], strict=True)):
+            sizes = {band: n_pairs(n, m, causal=site.causal, window=band) for band in site.bands}
             for layer in range(site.n_layers):
                 for head in range(site.n_heads):
                     expected = eager[site.name][layer][i, head, :n, :m].double().numpy()
-                    if site.causal:
-                        got = np.zeros((n, n))
-                        got[np.tril_indices(n)] = arrays.attention[layer, head, pair : pair + n * (n + 1) // 2]
-                    else:
-                        got = arrays.attention[layer, head, pair : pair + n * m].reshape(n, m)
+                    band = site.band(layer)
+                    stored = arrays.attention_of(site, layer)[head, pair[band] : pair[band] + sizes[band]]
+                    got = unpack_pairs(stored, n, m, causal=site.causal, window=band)
                     np.testing.assert_allclose(got, expected, atol=1e-5)
                     slow = slow_statistics(expected, special[site.key_sequence][i].tolist())
                     for index, statistic in enumerate(STATISTIC_NAMES):
@@ -112,7 +118,7 @@ def test_arrays_equal_slow_loops(name, model_of, inputs_of):
                         weights = [got[q, k] for k in order] + [0.0] * (3 - len(order))
                         np.testing.assert_allclose(arrays.edge_weight[layer, head, row + q], weights, atol=5e-4)
                         assert keys[len(order) :] == [65535] * (3 - len(order))
-            pair += site.n_pairs(n, m)
+            pair = {band: start + sizes[band] for band, start in pair.items()}
             row += n
 
 
@@ -154,7 +160,7 @@ def test_batch_composition_changes_nothing(name, model_of, inputs_of):
     inputs = inputs_of(name, LENGTHS, TARGET_LENGTHS)
     lengths = {"source": LENGTHS, "target": TARGET_LENGTHS} if name == "t5" else {"source": LENGTHS}
     _, together = collect(model, inputs, lengths, Keep())
-    pair = {site.name: 0 for site in together.spec.sites}
+    pair: dict[str, dict] = {site.name: {} for site in together.spec.sites}
     for i in range(len(LENGTHS)):
         alone = {
             key: values[i : i + 1, : (TARGET_LENGTHS if key.startswith("decoder") else LENGTHS)[i]]
@@ -164,16 +170,18 @@ def test_batch_composition_changes_nothing(name, model_of, inputs_of):
             continue
         _, single = collect(model, alone, {key: values[i : i + 1] for key, values in lengths.items()}, Keep())
         for site in together.spec.sites:
-            n_pairs = site.n_pairs(lengths[site.query_sequence][i], lengths[site.key_sequence][i])
-            part = together.sites[site.name].attention[..., pair[site.name] : pair[site.name] + n_pairs].astype(int)
-            assert np.abs(part - single.sites[site.name].attention).max() <= 1
+            shape = lengths[site.query_sequence][i], lengths[site.key_sequence][i]
+            for band, stored in together.sites[site.name].attention_bands.items():
+                start = pair[site.name].setdefault(band, 0)
+                stop = pair[site.name][band] = start + n_pairs(*shape, causal=site.causal, window=band)
+                part = stored[..., start:stop].astype(int)
+                assert np.abs(part - single.sites[site.name].attention_bands[band]).max() <= 1
             np.testing.assert_allclose(
                 together.sites[site.name].statistics[..., i],
                 single.sites[site.name].statistics[..., 0],
                 rtol=1e-4,
                 atol=1e-5,
             )
-            pair[site.name] += n_pairs
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gemma2", "t5"])
@@ -192,7 +200,7 @@ def test_small_tiles_change_nothing(name, model_of, inputs_of, monkeypatch):
             np.testing.assert_allclose(array, tiled.arrays[path], rtol=1e-3, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("codec", STEPS)
+@pytest.mark.parametrize("codec", [*(name for name in ATTENTION_CODECS if attention_codec(name).steps), "linear:16"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_codes_are_those_of_the_store(codec, name, model_of, inputs_of):
     model, inputs = model_of(name), inputs_of(name, LENGTHS)
@@ -264,3 +272,45 @@ def test_query_beyond_float16_is_reported(model_of, inputs_of):
     handle.remove()
     assert set(batch.failures) == {0, 1}
     assert "float16" in batch.failures[0]
+
+
+@pytest.mark.parametrize("codec", ["top_k:2/float32", "top_k:30", "threshold:0.2/float16", "threshold:0.9"])
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "modernbert"])
+def test_sparse_rows_are_those_of_the_store(codec, name, model_of, inputs_of, monkeypatch):
+    """What the device keeps is what numpy keeps of the exact attention, whatever the tiles; nothing is lost unseen."""
+    monkeypatch.setattr(collector_module, "TILE_WEIGHTS", 300)
+    model, inputs = model_of(name), inputs_of(name, LENGTHS)
+    lengths = {"source": np.asarray(LENGTHS)}
+    spec, exact = collect(model, inputs, lengths, Keep(attention="float32", edges=None))
+    _, kept = collect(model, inputs, lengths, Keep(attention=codec, edges=None))
+    site, found = spec.sites[0], attention_codec(codec)
+
+    def weights_of(layer):
+        band, start, parts = site.band(layer), 0, []
+        for n in LENGTHS:
+            size = n_pairs(n, n, causal=site.causal, window=band)
+            stored = exact.sites[site.name].attention_of(site, layer)[:, start : start + size]
+            maps = unpack_pairs(stored, n, n, causal=site.causal, window=band)
+            parts.append(pack_pairs(maps, causal=site.causal))
+            start += size
+        return np.concatenate(parts, axis=1)
+
+    expected = attention_arrays(site, found, kept.layout, *[lengths["source"]] * 2, weights_of)
+    assert set(expected) == {path for path in kept.arrays if "/attention" in path}
+    for path, array in expected.items():
+        assert kept.arrays[path].dtype == kept.layout[path].dtype
+        np.testing.assert_allclose(kept.arrays[path], array, rtol=2e-3, atol=2e-3, err_msg=path)
+    assert expected[f"{site.name}/attention_count"].min() >= 1
+
+
+def test_a_window_that_shows_more_is_refused(model_of, inputs_of):
+    """Only the band is stored, so a key outside it would be lost."""
+    model, inputs = model_of("mistral"), inputs_of("mistral", LENGTHS)  # its window is 4
+    sites = discover_sites(model, {name: values[:1, :3] for name, values in inputs.items()})
+    (site,) = sites.sites
+    narrow = replace(sites, sites=(site.model_copy(update={"window": (3,) * site.n_layers}),))
+    spec = TraceSpec(sites=narrow.sites, keep=Keep(query_key=None), statistics=STATISTIC_NAMES)
+    collector = TraceCollector(spec, narrow)
+    collector.begin(SegmentBuffers(spec, {"source": np.asarray(LENGTHS)}), range(len(LENGTHS)), {})
+    with torch.no_grad(), capturing(model, collector), pytest.raises(UnsupportedModelError, match="further away"):
+        model(**inputs, **forward_options(model))

@@ -68,7 +68,7 @@ def test_what_is_stored_is_what_the_model_returned(name, inputs_of):
     for i, n in enumerate(LENGTHS):
         for layer, maps in enumerate(eager):
             expected = maps[i, :, :n, :n].numpy()
-            pairs = arrays.attention[layer, :, place.pair_start[i] :][:, : site.n_pairs(n, n)]
+            pairs = arrays.attention[layer, :, place.pair_start[None][i] :][:, : site.n_pairs(n, n)]
             kept = expected[:, *np.tril_indices(n)] if site.causal else expected.reshape(len(expected), -1)
             np.testing.assert_array_equal(pairs, kept)
             wanted = head_statistics(expected, special[i, :n].numpy(), spec.statistics)

@@ -19,7 +19,7 @@ from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
 
 
 def make_spec(causal=False, two_sided=False, **keep):
-    one = {"scaling": (1.0, 1.0), "softcap": (None, None), "window": (None, None)}
+    one = {"scaling": (1.0, 1.0), "softcap": (None, None), "window": (None, 3) if causal else (2, 2)}
     sites = [
         Site(
             name="decoder" if causal else "encoder", n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, causal=causal, **one
@@ -92,8 +92,9 @@ def test_segments_are_consecutive_and_bounded(tokens, max_examples, max_bytes, c
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize(
-    "keep", [{}, {"attention": None}, {"query_key": "float32", "edges": None}, {"query_key": None, "statistics": False}]
-)
+    "keep", [{}, {"attention": None}, {"query_key": "float32", "edges": None}, {"query_key": None, "statistics": False},
+     {"attention": "linear:16", "edges": None}, {"attention": "top_k:4"}, {"attention": "threshold:0.3/float16"}],
+)  # fmt: skip
 def test_bytes_of_examples_add_up_to_those_of_the_segment(causal, two_sided, keep):
     spec = make_spec(causal, two_sided, **keep)
     counts = {"source": np.asarray([3, 9, 1, 0, 14])}
@@ -125,7 +126,8 @@ def test_projection_counts_bytes_by_array():
     shape = ModelShape(weight_bytes=1000, hidden_size=32, intermediate_size=64, element_bytes=4)
     projection = project(spec, counts, segments, BatchLimits(), shape, 4096, 0, seconds_per_token=0.5)
     by_path = {array.path: array.raw_bytes for array in projection.arrays}
-    assert by_path["decoder/attention"] == 2 * 4 * (55 + 210 + 465)
+    assert by_path["decoder/attention"] == 4 * (55 + 210 + 465)
+    assert by_path["decoder/attention_window_3"] == 4 * sum(6 + 3 * (n - 3) for n in counts["source"])
     assert by_path["decoder/query"] == 2 * 4 * 60 * 8 * 2
     assert by_path["decoder/key"] == 2 * 2 * 60 * 8 * 2
     assert by_path["decoder/statistics"] == 2 * 2 * 4 * 3 * 4

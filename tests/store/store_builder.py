@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from headatlas.store import companding
+from headatlas.store.encoding import attention_arrays
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import manifest_name
 from headatlas.store.reading.segment import SegmentTables
-from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
+from headatlas.store.schema import Keep, Site, TraceSpec, pair_offset, segment_layout
 from headatlas.store.tokens import Column, TokenTable
 
 PROVENANCE: dict[str, Any] = {
@@ -92,13 +93,19 @@ def make_tokens(rng: np.random.Generator, lengths: list[int]) -> TokenTable:
 
 def make_arrays(rng: np.random.Generator, spec: TraceSpec, tables: SegmentTables) -> dict[str, np.ndarray]:
     """Random traces; every number is possible in its array, none is all zero."""
-    arrays = {}
-    layouts = segment_layout(spec, {name: table.n_tokens for name, table in tables.tokens.items()})
+    arrays: dict[str, np.ndarray] = {}
+    lengths = {name: table.n_tokens for name, table in tables.tokens.items()}
+    layouts = segment_layout(spec, lengths)
+    for site in spec.sites if spec.attention_codec else ():
+        n_queries, n_keys = lengths[site.query_sequence], lengths[site.key_sequence]
+        shape = (site.n_layers, site.n_heads, int(pair_offset(site, n_queries, n_keys)[-1]))
+        weights = rng.random(shape, dtype=np.float32)
+        arrays |= attention_arrays(site, spec.attention_codec, layouts, n_queries, n_keys, weights.__getitem__)
     for path, layout in layouts.items():
         name = path.rpartition("/")[2]
-        if name == "attention":
-            data = companding.encode_attention(rng.random(layout.shape, dtype=np.float32), spec.keep.attention or "")
-        elif name in ("query", "key") and spec.keep.query_key != "int8":
+        if path in arrays:
+            continue
+        if name in ("query", "key") and spec.keep.query_key != "int8":
             data = companding.encode_vectors(rng.normal(size=layout.shape), spec.keep.query_key or "")
         elif layout.dtype.kind == "u":
             data = rng.integers(0, 50, layout.shape)

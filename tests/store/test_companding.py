@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from headatlas.store.codecs import ATTENTION_CODECS, attention_bound, attention_codec
 from headatlas.store.companding import (
-    ATTENTION_BOUNDS,
-    STEPS,
     VECTOR_BOUNDS,
     channel_scale,
     decode_attention,
@@ -19,7 +18,10 @@ from headatlas.store.companding import (
     encode_vectors,
 )
 from headatlas.store.errors import CorruptSegmentError, ShapeError
-from headatlas.store.schema import ATTENTION_DTYPE, VECTOR_DTYPE
+from headatlas.store.schema import VECTOR_DTYPE
+
+CODECS = (*ATTENTION_CODECS, "linear:16", "linear:100", "linear:2", "sqrt:16", "sqrt:200")
+STEPS = {name: steps for name in CODECS if (steps := attention_codec(name).steps) is not None}
 
 N_VALUES = [100_000, pytest.param(10_000_000, marks=pytest.mark.slow)]
 
@@ -38,13 +40,13 @@ def weights(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n", N_VALUES)
-@pytest.mark.parametrize("codec", ATTENTION_BOUNDS)
+@pytest.mark.parametrize("codec", CODECS)
 def test_attention_error_is_within_the_stated(codec: str, n: int) -> None:
     exact = weights(n)
     stored = encode_attention(exact, codec)
-    assert stored.dtype == ATTENTION_DTYPE[codec]
+    assert stored.dtype == attention_codec(codec).dtype
     error = np.abs(decode_attention(stored, codec).astype(np.float64) - exact)
-    bound = ATTENTION_BOUNDS[codec].absolute
+    bound = attention_codec(codec).bound.absolute
     assert error.max() <= bound * (1 + 1e-4)  # the table of decoded weights is float32
     assert error.max() >= 0.9 * bound  # and the statement is not idle
 
@@ -58,7 +60,7 @@ def test_every_code_is_its_own(codec: str) -> None:
     assert np.all(np.diff(weight) > 0)
 
 
-@pytest.mark.parametrize("codec", ["sqrt7", "linear6"])
+@pytest.mark.parametrize("codec", ["sqrt7", "linear6", "linear:16"])
 def test_a_code_beyond_the_last_is_damage(codec: str) -> None:
     with pytest.raises(CorruptSegmentError, match="ends at"):
         decode_attention(np.array([3, STEPS[codec].n_steps + 1], np.uint8), codec)
@@ -106,7 +108,7 @@ def test_bfloat16_rounds_to_nearest_even(vectors: np.ndarray) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.01, 1.01])
 def test_what_is_no_weight_is_refused(bad: float) -> None:
-    for codec in ATTENTION_BOUNDS:
+    for codec in CODECS:
         with pytest.raises(ShapeError, match="expected 0 to 1"):
             encode_attention(np.array([0.5, bad], np.float32), codec)
 
@@ -116,3 +118,31 @@ def test_what_is_no_vector_is_refused() -> None:
         encode_vectors(np.array([1, np.nan], np.float32), "float32")
     with pytest.raises(ShapeError, match="bfloat16"):
         encode_vectors(np.array([70_000], np.float32), "float16")
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("linear:256", "linear8"), ("sqrt:64", "sqrt6"), ("linear:16", "linear:16"), ("top_k:08", "top_k:8"),
+     ("top_k:8/sqrt8", "top_k:8"), ("top_k:4/linear:64", "top_k:4/linear6"), ("threshold:.010", "threshold:0.01"),
+     ("threshold:0.25/float16", "threshold:0.25/float16")],
+)  # fmt: skip
+def test_each_codec_has_one_name(written: str, name: str) -> None:
+    assert attention_codec(written).name == name
+    assert attention_codec(name) == attention_codec(written)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "sqrt", "linear9", "linear:1", "linear:257", "linear:0x9", "top_k", "top_k:0", "top_k:1025", "top_k:-3",
+     "top_k:8/top_k:2", "threshold:0", "threshold:nan", "threshold:inf", "threshold:2", "threshold:1e-9", "float64"],
+)  # fmt: skip
+def test_no_other_name_is_a_codec(name: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        attention_codec(name)
+
+
+def test_errors_of_conversions_add_up() -> None:
+    """And a weight that was left out may be larger than a codec says by what both it and a kept one were off."""
+    assert attention_bound(("sqrt8", "linear6")) == pytest.approx(1 / 255 + 0.5 / 63)
+    assert attention_bound(("float32", "sqrt8")) == 1 / 255
+    assert attention_bound(("linear:16", "top_k:4/float32")) == pytest.approx(1 / 5 + 2 * 0.5 / 15)

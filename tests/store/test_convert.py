@@ -118,3 +118,57 @@ def test_the_command(store_path: Path, container: str, tmp_path: Path) -> None:
     result = runner.invoke(app, [*arguments, "--json"])
     assert json.loads(result.stdout)["n_segments_there"] == 3
     assert runner.invoke(app, [*arguments[:-1], "parquet"]).exit_code == 2
+
+
+def test_other_codecs(store_path: Path, container: str, tmp_path: Path) -> None:
+    """Attention is within the sum of both codecs' errors, which the store states; all else stays bit for bit."""
+    first = convert_store(store_path, tmp_path / "six", codecs={"attention": "linear6"})
+    second = convert_store(tmp_path / "six", tmp_path / "two", codecs={"attention": "top_k:3", "query_key": "float32"})
+    before, six, two = (open_store(path) for path in (store_path, tmp_path / "six", tmp_path / "two"))
+    assert (first.container, first.attention) == (container, "linear6")
+    error = 1 / 255 + 0.5 / 63
+    assert first.attention_error == six.spec.attention_error == pytest.approx(error)
+    note = two.manifest.provenance["made_from"]
+    assert (note["kept"]["before"]["attention"], note["kept"]["after"]["attention"]) == ("linear6", "top_k:3")
+    assert note["attention_error"]["after"] == second.attention_error == pytest.approx(1 / 4 + 2 * error)
+    assert two.spec.earlier.attention == ("sqrt8", "linear6")
+    assert two.spec.earlier.query_key == ("float16",)
+    moved = np.abs(six.examples[3].attention() - before.examples[3].attention())
+    assert 0 < moved.max() <= error
+    for old, new in zip(before.segments, two.segments, strict=True):
+        for path in old.layouts:
+            if "/attention" not in path:
+                assert np.array_equal(old.read(path), new.read(path), equal_nan=True), path
+    with pytest.raises(ConfigError, match="the weights that it left out are gone"):
+        convert_store(tmp_path / "two", tmp_path / "back", codecs={"attention": "float32"})
+    assert verify_store(tmp_path / "two", full=True).is_sound
+
+
+def test_less_can_be_kept(store_path: Path, tmp_path: Path) -> None:
+    result = convert_store(store_path, tmp_path / "out", keep=["edges", "statistics"])
+    store = open_store(tmp_path / "out")
+    assert (result.attention, store.spec.keep.query_key, store.spec.keep.edges) == (None, None, 3)
+    assert {path.split("/")[1] for path in store.segments[0].layouts if path.startswith("decoder/")} == {
+        "edge_key", "edge_weight", "statistics",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="attention was not kept"):
+        convert_store(tmp_path / "out", tmp_path / "more", codecs={"attention": "sqrt8"})
+
+
+def test_the_command_with_codecs(store_path: Path, tmp_path: Path) -> None:
+    arguments = [
+        "convert",
+        str(store_path),
+        str(tmp_path / "out"),
+        "--codec",
+        "linear:16",
+        "--codec",
+        "query_key=bfloat16",
+    ]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0
+    assert "Attention in linear:16: at most 0.037 from what the model computed" in result.stdout
+    for wrong in (["--codec", "sqrt4"], ["--codec", "value=float16"], ["--keep", "text"]):
+        failed = runner.invoke(app, [*arguments[:2], str(tmp_path / "x"), *wrong])
+        assert isinstance(failed.exception, ConfigError)
+        assert "expected" in str(failed.exception)

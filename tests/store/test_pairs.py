@@ -35,6 +35,28 @@ def test_order_is_row_by_row(n_queries: int, n_keys: int, causal: bool) -> None:
         assert np.array_equal(pair[pair_rows(row, row + 1, n_keys, causal=causal)], pair[query == row])
 
 
+@given(n=st.integers(1, 14), causal=st.booleans(), window=st.integers(1, 16))
+def test_bands(n: int, causal: bool, window: int) -> None:
+    """Keys less than `window` away, row by row, and nothing else."""
+    layout = {"causal": causal, "window": window}
+    expected = [(q, k) for q in range(n) for k in range(n) if abs(q - k) < window and (k <= q or not causal)]
+    query, key = np.array(expected).T
+    pair = np.arange(len(expected))
+    assert n_pairs(n, n, **layout) == len(expected)
+    assert np.array_equal(pair_index(query, key, n, **layout), pair)
+    for found, wanted in zip(pair_positions(pair, n, **layout), (query, key), strict=True):
+        assert np.array_equal(found, wanted)
+    for row in range(n):
+        assert np.array_equal(pair[pair_rows(row, row + 1, n, **layout)], pair[query == row])
+    full = np.zeros((2, n, n))
+    full[:, query, key] = np.random.default_rng(0).random((2, len(expected)))
+    assert np.array_equal(pack_pairs(full, **layout), full[:, query, key])
+    assert np.array_equal(unpack_pairs(full[:, query, key], n, n, **layout), full)
+    if n > window:
+        with pytest.raises(ShapeError, match=f"less than {window} apart"):
+            pair_index(np.array([n - 1]), np.array([n - 1 - window]), n, **layout)
+
+
 @given(st.integers(0, 2**25))
 def test_causal_rows_are_exact_at_their_borders(query: int) -> None:
     """Where a square root in floating point would slip by one row."""

@@ -32,13 +32,24 @@ from headatlas.store.reading.lazy_array import LazyArray
 from headatlas.store.schema import Keep, TraceSpec
 from headatlas.store.store import Store, open_store
 
+CODECS = [
+    "sqrt8",
+    "sqrt7",
+    "linear:16",
+    "float16",
+    "float32",
+    "top_k:2",
+    "top_k:3/float32",
+    "threshold:0.9/linear6",
+    None,
+]
 PIPELINES = {"zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline", "zarrs": "zarrs.ZarrsCodecPipeline"}
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> TraceSpec:
     keep = Keep(
-        attention=draw(st.sampled_from(["sqrt8", "sqrt7", "linear6", "float16", "float32", None])),
+        attention=draw(st.sampled_from(CODECS)),
         query_key=draw(st.sampled_from(["float16", "bfloat16", "float32", "int8", None])),
         edges=draw(st.sampled_from([None, 1, 4])),
         statistics=draw(st.booleans()),
@@ -51,6 +62,9 @@ def specs(draw: st.DrawFn) -> TraceSpec:
         "d_head": draw(st.integers(1, 5)),
         "score_parts": draw(st.sampled_from([(), ("position_bias",), ("position_bias", "sinks")])),
     }
+    shape["window"] = tuple(
+        draw(st.lists(st.sampled_from([None, 1, 4]), min_size=(n := shape["n_layers"]), max_size=n))
+    )
     if draw(st.booleans()):
         return make_spec(keep, (make_site(causal=draw(st.booleans()), **shape),))
     encoder = make_site("encoder", causal=False, **shape)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from traced_corpus import make_site, make_store
 
-from headatlas.store import companding
+from headatlas.store.codecs import attention_codec
 from headatlas.store.errors import ConfigError, FormatError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern
 from headatlas.store.schema import Keep
@@ -165,8 +165,27 @@ def test_without_edges_the_strongest_key_comes_from_the_stored_weights(stores, c
         result = search(store, text)
         np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
         exact = np.mean([r for m in slow_search(traced, site, holds)[0].values() for r in m], axis=0)
-        bound = companding.ATTENTION_BOUNDS[codec].absolute * 2  # at most two matching keys a row
+        bound = attention_codec(codec).bound.absolute * 2  # at most two matching keys a row
         np.testing.assert_allclose(result.heads["mass"], exact, atol=bound + 1e-6)
+
+
+@pytest.mark.parametrize("codec", ["top_k:2/float32", "threshold:0.4/float32"])
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_sparse_attention_bounds_the_mass_and_gives_exact_hit_rates(stores, kind, codec):
+    traced = stores(kind, attention=codec, edges=None, query_key="float32")
+    site = traced.store.site()
+    for text in ("previous_token", "key.special", "duplicate_token"):
+        mass, hits, _ = slow_search(traced, site, CONDITIONS[text])
+        rows = [row for of_example in mass.values() for row in of_example]
+        result, exact = search(traced.store, text), np.mean(rows, axis=0)
+        assert result.level == "attention"
+        assert (result.heads["mass"] <= exact + 1e-5).all()
+        assert (result.heads["mass_upper"] >= exact - 1e-5).all()
+        np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
+        whole = search(traced.store, text, level="exact")  # never from weights of which some are missing
+        assert whole.level == "rebuilt"
+        assert "mass_upper" not in whole.heads
+        np.testing.assert_allclose(whole.heads["mass"], exact, atol=1e-4)
 
 
 def test_examples_are_ranked_and_show_their_strongest_matching_edge(tmp_path):

@@ -23,7 +23,7 @@ from store_builder import (
     write_store,
 )
 
-from headatlas.store import companding
+from headatlas.store.codecs import attention_codec
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.schema import Keep
 from headatlas.store.store import Store, open_store
@@ -108,7 +108,7 @@ def test_labelled_slices(store_path: Path, contents: list[Content]) -> None:
     assert attention.dims == ("query_pos", "key_pos")
     assert int(attention.coords["layer"]) == 1
     assert int(attention.coords["head"]) == 2
-    assert attention.attrs["max_absolute_error"] == companding.ATTENTION_BOUNDS["sqrt8"].absolute
+    assert attention.attrs["max_absolute_error"] == attention_codec("sqrt8").bound.absolute
     assert example.query([0, 1]).dims == ("layer", "head", "query_pos", "d_head")
     assert [example.kv_head(head) for head in range(4)] == [0, 0, 1, 1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headatlas.store import companding
+from headatlas.store.encoding import attention_arrays
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
@@ -149,7 +149,13 @@ def make_store(path: Path, sites=None, keep=None, lengths=((3, 7, 5), (1, 0, 8))
                 attention[site.name].append(maps)
                 _add(parts, site, spec, maps, key.special)
         arrays = {}
+        for site in sites if spec.attention_codec else ():
+            lengths_of = (tables[name].n_tokens for name in (site.query_sequence, site.key_sequence))
+            pairs = np.concatenate([flat(maps, site.causal) for maps in attention[site.name][first:]], axis=2)
+            arrays |= attention_arrays(site, spec.attention_codec, layout, *lengths_of, lambda layer, p=pairs: p[layer])
         for name, array in layout.items():
+            if "/attention" in name:
+                continue
             axis = 3 if name.endswith("statistics") else 2
             arrays[name] = np.concatenate(parts[name], axis=axis).astype(array.dtype)
         writer.write(
@@ -170,9 +176,6 @@ def make_store(path: Path, sites=None, keep=None, lengths=((3, 7, 5), (1, 0, 8))
 
 
 def _add(parts, site, spec, maps, key_special):
-    codec = spec.keep.attention
-    if codec:
-        parts[f"{site.name}/attention"].append(companding.encode_attention(flat(maps, site.causal), codec))
     if spec.keep.query_key:  # keys are unit vectors, so that query · key is whatever the query says
         n_keys = maps.shape[3]
         query = np.zeros((*maps.shape[:3], site.d_head))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headatlas.store.companding import encode_attention, encode_vectors
+from headatlas.store.companding import encode_vectors
+from headatlas.store.encoding import attention_arrays
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.pairs import pack_pairs
 from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
@@ -97,7 +98,7 @@ def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Genera
     """Every array of a segment from random vectors: attention, edges and statistics follow from query and key."""
     tokens = tables.tokens["source"]
     arrays = {p: np.zeros(a.shape, a.dtype) for p, a in segment_layout(spec, {"source": tokens.n_tokens}).items()}
-    pair = 0
+    pairs = []
     for i, n in enumerate(tokens.n_tokens.tolist()):
         rows = slice(int(tokens.token_offset[i]), int(tokens.token_offset[i + 1]))
         query, key = vectors(rng, n)
@@ -116,14 +117,16 @@ def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Genera
             arrays["encoder/edge_key"][:, :, rows] = np.iinfo(np.uint16).max
             arrays["encoder/edge_key"][:, :, rows, :kept] = order
             arrays["encoder/edge_weight"][:, :, rows, :kept] = np.take_along_axis(attention, order, -1)
-        if "encoder/attention" in arrays:
-            packed = pack_pairs(attention, causal=False)
-            arrays["encoder/attention"][..., pair : pair + n * n] = encode_attention(packed, spec.keep.attention or "")
-        pair += n * n
+        pairs.append(pack_pairs(attention, causal=False))
         if "encoder/statistics" in arrays:
             special = tokens.special[rows]
             for layer in range(LAYERS):
                 arrays["encoder/statistics"][:, layer, :, i] = head_statistics(attention[layer], special)
+    if (codec := spec.attention_codec) is not None:
+        flat, counts = np.concatenate(pairs, axis=2), tokens.n_tokens
+        arrays |= attention_arrays(
+            SITE, codec, segment_layout(spec, {"source": counts}), counts, counts, flat.__getitem__
+        )
     return arrays
 
 

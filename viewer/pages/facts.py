@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from headatlas.store.companding import ATTENTION_BOUNDS
+from headatlas.store.schema import TraceSpec
 
 from ..data import DataSource
 from ..labels import visible
@@ -32,18 +32,18 @@ def facts_frame(data: DataSource) -> dict[str, Any]:
         [heads, "Heads"],
         [", ".join(kept) or "statistics", "Kept"],
         [size(store.bytes_on_disk), "Size on disk"],
-        [error_bound(keep.attention), "Codec error"],
+        [error_bound(store.spec), "Codec error"],
     ]
     planned = store.manifest.n_segments_planned
     tag = ["complete", "accent"] if store.is_complete else [f"{len(store.segments)} of {planned} segments", "warn"]
     return {"facts": facts, "tag": tag}
 
 
-def error_bound(codec: str | None) -> str:
+def error_bound(spec: TraceSpec) -> str:
     """The largest error of a stored weight, as people write it."""
-    if codec is None:
+    if spec.keep.attention is None:
         return "\u2013"
-    bound = ATTENTION_BOUNDS[codec].absolute
+    bound = spec.attention_error
     return "exact" if bound == 0 else "\u2264 " + f"{bound:.2g}".replace("0.", ".", 1)
 
 

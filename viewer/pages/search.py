@@ -246,7 +246,9 @@ def source(data: DataSource, answer: SearchResult) -> str:
         return "edges (mass is a lower bound)"
     if answer.level == "rebuilt":
         return f"attention rebuilt from query and key ({data.store.spec.keep.query_key})"
-    return f"attention, {error_bound(data.store.spec.keep.attention)}"
+    if "mass_upper" in answer.heads:
+        return f"attention ({data.store.spec.keep.attention}: mass is a lower bound)"
+    return f"attention, {error_bound(data.store.spec)}"
 
 
 def waiting_frame(

@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 import numpy as np
 import panel as pn
 
-from headatlas.store.companding import ATTENTION_BOUNDS
-
 from ..components.card import Tabs
 from ..components.tokentext import TokenText
 from ..frames import text_line
@@ -53,10 +51,10 @@ class ViewsPage(Page):
             self._drawn = drawn
         self.text.param.update(pin=state.pin, weights=self._weights())
         self.tabs.frame = self._tabs_frame(visible=True)
-        codec = self.data.store.spec.keep.attention
-        if codec is None:
+        spec = self.data.store.spec
+        if spec.keep.attention is None:
             return "query and key"
-        bound = ATTENTION_BOUNDS[codec].absolute
+        bound = spec.attention_error
         return "attention, " + (f"within {bound:.4f}".replace("0.", ".", 1) if bound else "exact")
 
     def _show(self, name: str) -> None:

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headatlas.pipeline.kernel import Destination, Library, Places, fused_attention
-from headatlas.store.companding import STEPS
-from headatlas.store.schema import ATTENTION_DTYPE
+from headatlas.store.codecs import attention_codec
 
 STATISTICS = (
     "special",
@@ -127,13 +126,13 @@ def arrays_for(case: Case, edge_dtype=np.uint16) -> Arrays:
 
     pair_offset, n_pairs = places(pairs)
     row_offset, n_rows = places(queries)
-    codes = np.full((heads, n_pairs), 77, ATTENTION_DTYPE[case.codec])
+    codes = np.full((heads, n_pairs), 77, attention_codec(case.codec).dtype)
     logsumexp = np.full((heads, n_rows), 77, np.float32)
     edge_key = np.full((heads, n_rows, case.n_edges), 77, edge_dtype)
     edge_weight = np.full((heads, n_rows, case.n_edges), 77, np.float16)
     statistics = np.full((len(STATISTICS), 3, heads, n + 2), 77, np.float32)[:, 1]
     valid = np.zeros((n, heads), bool)
-    steps = STEPS.get(case.codec)
+    steps = attention_codec(case.codec).steps
     kind = ("root" if steps.root else "linear", steps.n_steps) if steps else (case.codec, 255)
     destination = Destination(codes, *kind, logsumexp, edge_key, edge_weight, statistics, STATISTICS, valid)
     places = Places(
@@ -235,9 +234,9 @@ def check(case: Case, out, arrays: Arrays):
                 np.tril(np.ones((n_queries, n_keys), bool)) if case.causal else np.ones((n_queries, n_keys), bool)
             )
             codes = arrays.codes[head, pair : pair + triangle.sum()]
-            if case.codec in STEPS:
-                position = np.sqrt(weights[triangle]) if STEPS[case.codec].root else weights[triangle]
-                true_codes = np.floor(STEPS[case.codec].n_steps * position + 0.5)
+            if attention_codec(case.codec).steps is not None:
+                position = np.sqrt(weights[triangle]) if attention_codec(case.codec).steps.root else weights[triangle]
+                true_codes = np.floor(attention_codec(case.codec).steps.n_steps * position + 0.5)
                 assert np.abs(codes.astype(int) - true_codes).max(initial=0) <= 1
                 assert codes.size < 1000 or np.mean(codes != true_codes) < 0.01
             else:
@@ -341,7 +340,7 @@ def test_instruction_sets_agree(library, case):
     results = [run(case, library, instructions=name) for name in library.instructions]
     for out, arrays in results[1:]:
         np.testing.assert_allclose(out, results[0][0], atol=1e-5)
-        if case.codec in STEPS:
+        if attention_codec(case.codec).steps is not None:
             assert np.abs(arrays.codes.astype(int) - results[0][1].codes).max(initial=0) <= 1
         else:
             np.testing.assert_allclose(arrays.codes, results[0][1].codes, rtol=1e-3, atol=1e-7)

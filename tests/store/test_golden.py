@@ -1,0 +1,36 @@
+"""Stores that earlier releases wrote read as they did then."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from golden import DATA, facts
+
+from headatlas.store.life.verify import verify_store
+from headatlas.store.schema import FORMAT_VERSION
+
+EXPECTED = {name: want for file in sorted(DATA.glob("v*.json")) for name, want in json.loads(file.read_text()).items()}
+
+
+def test_every_format_version_has_stores() -> None:
+    found = {name.partition("-")[0] for name in EXPECTED}
+    assert found == {f"v{number}" for number in range(1, FORMAT_VERSION + 1)}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_golden_store_reads_as_it_did(name: str, tmp_path: Path) -> None:
+    archive, want = DATA / f"{name}.zip", dict(EXPECTED[name])
+    assert hashlib.sha256(archive.read_bytes()).hexdigest() == want.pop("sha256"), (
+        "golden stores are never written again"
+    )
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path)
+    (tmp_path / "tmp").mkdir(exist_ok=True)
+    found = json.loads(json.dumps(facts(tmp_path)))
+    for key, value in want.items():
+        assert found[key] == value, key
+    assert verify_store(tmp_path, full=True).is_sound
