@@ -9,8 +9,10 @@ of its own, so that a flipped bit in an index is noticed too.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -47,16 +49,19 @@ class Hdf5Container:
         import h5py
 
         path = folder / FILE_NAME
-        with _library:
-            file = h5py.File(path, "x", libver=("v110", "v110"))
-        try:
-            datasets = create_datasets(file, {name: (item.layout, item.attributes) for name, item in arrays.items()})
-            for name, start, body in _encoded(arrays, pool):
-                datasets[name].write_direct_chunk(start, body)
-        finally:
+        with _disk_errors(path):
             with _library:
-                datasets = {}
-                file.close()
+                file = h5py.File(path, "x", libver=("v110", "v110"))
+            try:
+                datasets = create_datasets(
+                    file, {name: (item.layout, item.attributes) for name, item in arrays.items()}
+                )
+                for name, start, body in _encoded(arrays, pool):
+                    datasets[name].write_direct_chunk(start, body)
+            finally:
+                with _library:
+                    datasets = {}
+                    file.close()
         written = _seal(path)
         fsync_folder(folder)
         return [written]
@@ -64,6 +69,16 @@ class Hdf5Container:
     def open(self, source: ObjectSource, folder: str, listing: SegmentListing) -> Hdf5Reader:
         """See `Container.open`."""
         return Hdf5Reader(source, folder, listing)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """What the library raises when a write fails: always an `OSError`, as for any other file."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"errno = (\d+)", str(error))
+        raise OSError(int(found[1]) if found else errno.EIO, _first_line(error), str(path)) from None
 
 
 def _encoded(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tuple[str, tuple[int, ...], bytes]]:

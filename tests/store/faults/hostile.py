@@ -6,6 +6,7 @@ Each is opened and read whole in a process of its own, which measures itself.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -60,21 +61,35 @@ def _codes(value: int) -> bytes:
     return crc(zstandard.ZstdCompressor().compress(np.full(12, value, "<i4").tobytes()))
 
 
+def _n_chunks(forger: Forger, array: str) -> int:
+    """Chunks of a shard of an array; 0 where a chunk is a file."""
+    document = json.loads((forger.folder / array / "zarr.json").read_bytes())
+    if document["codecs"][0]["name"] != "sharding_indexed":
+        return 0
+    whole = document["chunk_grid"]["configuration"]["chunk_shape"]
+    return math.prod(w // c for w, c in zip(whole, _sharding(document)["chunk_shape"], strict=True))
+
+
+def _table(n_chunks: int, *entries: int) -> bytes:
+    """An index with these offsets and bytes; the other chunks are absent."""
+    return crc(struct.pack(f"<{2 * n_chunks}Q", *(*entries, *[ABSENT] * (2 * n_chunks))[: 2 * n_chunks]))
+
+
 def _index(*entries: int) -> Callable[[Forger], Any]:
-    """The query shard of layer 0 with another index: offset and bytes of both heads."""
+    """The first query shard with another index."""
 
     def change(forger: Forger) -> None:
+        n_chunks = _n_chunks(forger, "decoder/query")
         data = (forger.folder / SHARD).read_bytes()
-        forger.put(SHARD, data[:-36] + crc(struct.pack("<4Q", *entries)))
+        forger.put(SHARD, data[: -(16 * n_chunks + 4)] + _table(n_chunks, *entries))
 
     return change
 
 
 def _bomb(name: str, content: int, declared: bool) -> Callable[[Forger], Any]:
     def change(forger: Forger) -> None:
-        frame = crc(bomb(content, declared))
-        entries = (0, len(frame), ABSENT, ABSENT)
-        forger.put(name, frame if "/c/0/0" not in name else frame + crc(struct.pack("<4Q", *entries)))
+        frame, n_chunks = crc(bomb(content, declared)), _n_chunks(forger, name.partition("/c/")[0])
+        forger.put(name, frame + _table(n_chunks, 0, len(frame)) if n_chunks else frame)
 
     return change
 
@@ -173,7 +188,10 @@ ZARR_FORGERIES: dict[str, Forgery] = {
     "index: of nothing": (_index(0, 0, 0, 0), "checksum"),
     "index: of three bytes": (_index(0, 3, 0, 100), "checksum"),
     "shard: empty": (lambda forger: forger.put(SHARD, b""), "cannot hold an index"),
-    "shard: only an index": (lambda forger: forger.put(SHARD, crc(struct.pack("<4Q", 0, 100, 0, 100))), "outside|long"),
+    "shard: only an index": (
+        lambda forger: forger.put(SHARD, _table(_n_chunks(forger, "decoder/query"), 0, 100)),
+        "outside|long|checksum",
+    ),
     "table: falling offsets": (
         lambda forger: forger.put("example/text_offset/c/0", _numbers(0, 9, 3, 1)),
         "does not rise",
