@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from headatlas.store.containers.hdf5_metadata import INDEX_BYTES
 from headatlas.store.containers.shard import compressor_of, cut_chunk, plan_grid
 from headatlas.store.life.writer import StoreWriter
-from headatlas.store.schema import ArrayLayout
+from headatlas.store.schema import ArrayLayout, segment_layout
 from headatlas.store.store import open_store
 from headatlas.store.tables import table_arrays
 
@@ -65,6 +66,10 @@ def measure_sample(job: Job, projection: JobProjection, n_examples: int = SAMPLE
         for array in projection.arrays
     )
     metadata *= len(job.segments)
+    if job.config.store.container == "hdf5":  # its index of chunks is in the file, and grows with them
+        in_sample = len(job.segments) * _count_chunks(job, np.array(chosen))
+        in_job = sum(_count_chunks(job, np.arange(len(job.examples))[s.examples]) for s in job.segments)
+        metadata = max(0, round(metadata + INDEX_BYTES * (in_job - in_sample)))
     besides = (_project_tables(job), ArrayProjection("metadata", metadata, metadata))
     return replace(projection, arrays=arrays, besides=besides)
 
@@ -90,6 +95,13 @@ def _project_tables(job: Job) -> ArrayProjection:
         n_examples += segment.n_examples
     share = len(job.examples) / max(1, n_examples)
     return ArrayProjection("texts, tokens, annotations", round(raw * share), round(stored * share))
+
+
+def _count_chunks(job: Job, examples: np.ndarray) -> int:
+    """Chunks of the traces of a segment of these examples."""
+    lengths = {str(name): counts[examples] for name, counts in job.n_tokens.items()}
+    grids = (plan_grid(layout) for layout in segment_layout(job.spec, lengths).values())
+    return sum(math.prod(math.ceil(n / c) for n, c in zip(grid.shape, grid.chunk, strict=True)) for grid in grids)
 
 
 def _array_bytes(layout: ArrayLayout, data: np.ndarray) -> int:

@@ -29,6 +29,10 @@ FLETCHER32_FILTER = 3
 _CHUNK_OVERHEAD = 1024
 
 
+INDEX_BYTES = 14.5
+"""What the file's index takes for a chunk: address, bytes, filters, and their pages (measured)."""
+
+
 def hdf5_grid(layout: ArrayLayout) -> Grid:
     """The chunks of Zarr, all in one file."""
     return _whole(replace(plan_grid(layout), checksum="fletcher32"))

@@ -142,7 +142,8 @@ def without_examples(segment: Segment, rows: set[int]) -> tuple[SegmentTables, d
         elif axis == "distance":
             tokens = before[site.query_sequence].n_tokens
             first = zero_distance(tokens) - zero_distance(tokens * keep)
-            data = data[:, :, first : first + layout.shape[2]]
+            longest = {name: int((table.n_tokens * keep).max(initial=0)) for name, table in before.items()}
+            data = data[:, :, first : first + max(0, longest[site.query_sequence] + longest[site.key_sequence] - 1)]
         elif axis in ("pair", "query_token", "key_token"):
             sequence = site.key_sequence if axis == "key_token" else site.query_sequence
             lengths = np.diff(segment.stored_pair_offset(path)) if axis == "pair" else before[sequence].n_tokens

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from headatlas.pipeline import run as run_module
-from headatlas.pipeline.collector import TraceCollector
+from headatlas.pipeline.collector import TorchReduction, TraceCollector
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job import prepare_job
 from headatlas.pipeline.progress import (
@@ -31,6 +31,7 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.life.drop import drop_from_store
 from headatlas.store.life.verify import verify_store
 from headatlas.store.statistics.definitions import STATISTICS
+from headatlas.store.statistics.rows import Rows
 from headatlas.store.store import open_store
 
 CHILD = """
@@ -100,11 +101,11 @@ def test_store_holds_what_the_model_attends_to(tiny_job, tiny_folder):
         for name, statistic in STATISTICS.items():
             special = example.tokens().special
             for layer in range(expected.shape[0]):
-                rows = statistic.row_values(expected[layer].astype(np.float64), special)
+                rows = Rows.of_map(expected[layer].astype(np.float64), special, one_text=True)
+                counted = statistic.counted(rows.plan, None)
+                mean = statistic.example_sums(rows, None, counted)[:, 0] / counted.sum() if counted.any() else np.nan
                 found = example.statistics()[name].values[layer]
-                np.testing.assert_allclose(
-                    found, rows.mean(axis=-1) if rows.shape[-1] else np.nan, rtol=1e-4, atol=1e-5
-                )
+                np.testing.assert_allclose(found, mean, rtol=1e-4, atol=1e-5)
 
 
 def test_same_job_same_bytes(tiny_job, tmp_path):
@@ -220,8 +221,12 @@ def spoil_memory(monkeypatch, fails):
     monkeypatch.setattr(TraceCollector, "begin", begin)
 
 
+def unchecked(job, *_):
+    return TorchReduction(job.spec.keep, job.spec.statistics), "torch operations"
+
+
 def test_out_of_memory_halves_the_batch(tiny_job, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "_check", lambda *_: None)
+    monkeypatch.setattr(run_module, "_check", unchecked)
     run_job(parse_config(tiny_job))
     spoil_memory(monkeypatch, lambda n_examples, n_tokens: n_examples > 2)
     other = at(tiny_job, store={"path": str(tmp_path / "halved")})
@@ -238,7 +243,7 @@ def test_out_of_memory_halves_the_batch(tiny_job, tmp_path, monkeypatch):
 
 
 def test_example_too_long_alone_is_listed_without_traces(tiny_job, monkeypatch):
-    monkeypatch.setattr(run_module, "_check", lambda *_: None)
+    monkeypatch.setattr(run_module, "_check", unchecked)
     spoil_memory(monkeypatch, lambda n_examples, n_tokens: n_tokens == 15)
     events = []
     report = run_job(parse_config(tiny_job), events.append)
@@ -264,7 +269,7 @@ def test_example_with_scores_that_are_not_finite_is_not_stored(tiny_job, tiny_fo
     assert 0 < len(hit) < 40
     from unittest import mock
 
-    with mock.patch.object(run_module, "_check", return_value=None):
+    with mock.patch.object(run_module, "_check", unchecked):
         execute_job(job)
     store = open_store(tiny_job["store"]["path"])
     assert [note.example for note in store.manifest.skipped] == hit

@@ -62,17 +62,18 @@ def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.
     write_store(tmp_path / "traces", contents)
     store = open_store(tmp_path / "traces")
     segment, offset = store.segments[0], store.segments[0].token_offset("source")
-    victim = segment.folder / "decoder/edge_key/c/1/0/0/0"
+    victim = segment.folder / "decoder/edge_key/c/0/0/0/0"
     grid = segment.reader._open("decoder/edge_key").grid  # type: ignore[attr-defined]
     rows = grid.chunk[2]
     with LocalFile(str(victim)) as file:
         places = read_places(file, grid)
-    flip(victim, 8 * (int(places[1, 0]) + at))  # the second chunk of head 0
+    _, n_heads, per_head, _ = grid.chunks_per_shard
+    flip(victim, 8 * (int(places[n_heads * per_head + 1, 0]) + at))  # the second chunk of head 0 of layer 1
     first = int(np.searchsorted(offset, rows, side="right")) - 1
     last = int(np.searchsorted(offset, 2 * rows, side="left")) - 1
     assert 0 < last < 5
     with pytest.raises(
-        CorruptSegmentError, match=f"edge_key/c/1/0/0/0: a chunk.*Examples {first} to {last} are touched"
+        CorruptSegmentError, match=f"edge_key/c/0/0/0/0: a chunk.*Examples {first} to {last} are touched"
     ):
         segment.read("decoder/edge_key")
     assert np.array_equal(
@@ -82,17 +83,19 @@ def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.
     assert (finding.first_example, finding.last_example) == (first, last)
 
 
-@only_zarr
-def test_swapped_objects_are_found_by_verify(store_path: Path) -> None:
+def test_swapped_objects_are_found_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two shards of equal size hold valid chunks: only the hash binds a shard to its name."""
-    one, other = (store_path / f"segments/000001/decoder/query/c/{layer}/0/0/0" for layer in (0, 1))
+    monkeypatch.setattr(shard, "LAYERS_BYTES", 1)  # a shard for each layer
+    write_store(tmp_path / "traces", make_contents(make_spec(), n_segments=1))
+    names = [f"segments/000000/decoder/query/c/{layer}/0/0/0" for layer in (0, 1)]
+    one, other = (tmp_path / "traces" / name for name in names)
     assert one.stat().st_size == other.stat().st_size
     first, second = one.read_bytes(), other.read_bytes()
     one.write_bytes(second)
     other.write_bytes(first)
-    assert verify_store(store_path).is_sound
-    found = {finding.object for finding in verify_store(store_path, full=True).findings}
-    assert found == {f"segments/000001/decoder/query/c/{layer}/0/0/0" for layer in (0, 1)}
+    assert verify_store(tmp_path / "traces").is_sound
+    found = {finding.object for finding in verify_store(tmp_path / "traces", full=True).findings}
+    assert found == set(names)
 
 
 def test_a_segment_that_is_gone(store_path: Path) -> None:

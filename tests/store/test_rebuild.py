@@ -161,7 +161,7 @@ def test_rows_that_do_not_add_up_are_told(tmp_path: Path) -> None:
 
 def test_what_cannot_be_rebuilt_says_so(tmp_path: Path) -> None:
     store, _ = make_store(tmp_path / "biased", make_site(has_position_bias=True), "float32")
-    with pytest.raises(NotFoundError, match="bias by position"):
+    with pytest.raises(NotFoundError, match="learned bias"):
         store.examples[0].attention()
     store, _ = make_store(tmp_path / "store", make_site(), "float32")
     with pytest.raises(ConfigError, match="step 1"):

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from store_builder import Content, make_contents, make_site, make_spec, open_writer, segment_bytes
 
-from headatlas.store.companding import ATTENTION_BOUNDS, VECTOR_BOUNDS
+from headatlas.store.codecs import ATTENTION_CODECS
+from headatlas.store.companding import VECTOR_BOUNDS
 from headatlas.store.errors import HeadAtlasError
 from headatlas.store.life.verify import verify_store
 from headatlas.store.manifest import manifest_numbers
@@ -29,7 +30,10 @@ from headatlas.store.store import Store, open_store
 N_SEGMENTS = 3
 rng = random.Random(7)
 KEEPS: dict[str, Keep] = {
-    **{f"attention {codec}": Keep(attention=codec, query_key=None, edges=None) for codec in ATTENTION_BOUNDS},
+    **{
+        f"attention {codec}": Keep(attention=codec, query_key=None, edges=None)
+        for codec in (*ATTENTION_CODECS, "linear:5", "top_k:2", "threshold:0.2/float16")
+    },
     **{f"query and key {codec}": Keep(attention=None, query_key=codec, edges=None) for codec in VECTOR_BOUNDS},
     "edges": Keep(attention=None, query_key=None, edges=3),
 }
