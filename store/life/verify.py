@@ -155,16 +155,7 @@ def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding
 
 
 def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]) -> Finding | None:
-    problem = None
-    try:
-        segment.source.check_object(segment.entry.path, item)
-        problem = _hash_problem(segment, item, segment.entry.path) if full else None
-    except RemoteError:
-        raise
-    except HeadAtlasError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
+    problem = _problem(segment, item, segment.entry.path, full)
     on_bytes(item.bytes)
     if problem is None:
         return None
@@ -183,18 +174,23 @@ def _check_layer(segment: Segment, layer: SegmentLayer, full: bool) -> list[Find
         return [_finding(segment.entry, f"{path}/segment.json", str(error), touched)]
     findings = []
     for item in objects:
-        try:
-            segment.source.check_object(path, item)
-            problem = _hash_problem(segment, item, path) if full else None
-        except RemoteError:
-            raise
-        except HeadAtlasError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
+        problem = _problem(segment, item, path, full)
         if problem is not None:
             findings.append(_finding(segment.entry, f"{path}/{item.path}", problem, touched))
     return findings
+
+
+def _problem(segment: Segment, item: StoredObject, folder: str, full: bool) -> str | None:
+    """What is wrong with an object of a folder; None: nothing."""
+    try:
+        segment.source.check_object(folder, item)
+        return _hash_problem(segment, item, folder) if full else None
+    except RemoteError:
+        raise
+    except HeadAtlasError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _hash_problem(segment: Segment, item: StoredObject, folder: str) -> str | None:
