@@ -79,8 +79,8 @@ def _cell(value: float | None) -> str:
 
 PAGE = """# Codecs: what each costs and loses
 
-Made by `make bench` (alone: `make bench ARGS=codecs`) on {date} ({machine}). Sentences of the English Web Treebank, one
-after the other, in blocks of so many tokens, {tokens} tokens a line and at least one block; all layers of MiniLM (which
+Made by `make bench` (alone: `make bench ARGS=codecs`) on {date} ({machine}).
+Sentences of the English Web Treebank, one after the other, in blocks of so many tokens, {tokens} tokens a line and at least one block; all layers of MiniLM (which
 takes 512 tokens), every sixth of SmolLM2. Names and exact definitions: [format.md](format.md).
 
 ## Which to choose
@@ -108,13 +108,13 @@ The whole attention of MiniLM on EWT dev (2,001 sentences), captured once in flo
 hundreds of keys are made of weights below its first step: they become 0, and entropy and distance with them. See the
 `linear8` lines at 256 tokens and more. Linear codes are for short texts, or where only strong weights matter.
 
-**Why 255 steps, and 79.** `sqrt7` takes about one bit a weight less and doubles the largest error to 1/127; `sqrt6` again.
-Any of them ranks heads alike; the default should also serve the views, where 1/255 is one shade of grey. `small` has as
+**Why 255 steps, and 79.** `sqrt7` takes about one bit a weight less and doubles the largest error to 1/127. Both
+rank heads alike; the default should also serve the views, where 1/255 is one shade of grey. `small` has as
 many levels as fit into a seventh of float32 on sentences; `linear8` is smaller still there, but see above.
 
 **When to leave weights out.** `top_k:K` and `threshold:T` keep the strong weights of each row and say of each row how much
-they left out (*dropped*). On long texts they are a tenth of the default. But a statistic or a sum over all keys computed
-from them is wrong by what was dropped, which on long rows is a third to a half: searches give the mass as a span, and the
+they left out (*dropped*). On texts of 512 tokens and more they are a quarter to a sixteenth of the default. But a statistic or
+a sum over all keys computed from them is wrong by what was dropped, there an eighth to more than a half: searches give the mass as a span, and the
 statistics that a store keeps beside it are computed before. Take them for strong edges on long texts, with `statistics`
 kept; on sentences a dense codec of 16 levels (`linear:16`) takes a third of their bytes.
 
@@ -122,8 +122,8 @@ kept; on sentences a dense codec of 16 levels (`linear:16`) takes a third of the
 weight fall as texts grow, and in float16 the rebuilt attention is nearer to the model's than that of `sqrt8`: below, at
 most {rebuilt_error} off. Each row is divided by the sum of its rebuilt weights; without that the same lines were up to .016 off. The
 price is time: a tile is computed, not read. `bfloat16` rounds eight times as coarsely: take it only where float16
-overflows. `int8` halves the bytes again and is another three times as coarse: enough to see what a head does, not to
-measure it; statistics that are kept were computed before. What cannot be rebuilt (a bias that depends on more than the
+overflows. `int8` halves the bytes again and is another three to four times as coarse: enough to see what a head does, not
+to measure it; statistics that are kept were computed before. What cannot be rebuilt (a bias that depends on more than the
 distance of two tokens) says so when it is asked for; a model that hides other keys than its causal and window settings say
 is refused at capture.
 

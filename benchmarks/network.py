@@ -1,19 +1,21 @@
 """What reading a store behind a URL fetches: bytes and requests of each kind of question, Zarr beside HDF5.
 
 A store is put on an S3-compatible server of this machine (moto) in both containers. Each line is a fresh `open_store`,
-nothing kept from before; the two containers must answer alike. Counts only: a server of this machine has no distance.
+nothing kept from before; the two containers must answer alike. Counts only, since a server of this machine has no
+distance: bytes, requests, and waits, which are requests (or many at once) that had to be answered before the next.
 ``HEADATLAS_BENCH_STORE`` names a store to take, as for `reads`; else one is made.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import fsspec.config
@@ -26,6 +28,8 @@ from headatlas.store import Store, open_store
 from headatlas.store.cli import app
 from headatlas.store.commands.statistics import app as statistics_app
 from headatlas.store.life.convert import convert_store
+from headatlas.store.remote.source import RemoteSource
+from headatlas.store.search.search import search
 
 from .reads import make_store
 from .report import Row, report
@@ -41,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as name, serve() as options:
         folder = Path(name)
         source = open_store(os.environ.get("HEADATLAS_BENCH_STORE") or make_store(folder / "made"))
-        found: dict[str, dict[str, tuple[int, int]]] = {}
+        found: dict[str, dict[str, Counts]] = {}
         answers: dict[str, Any] = {}
         for container in ("zarr", "hdf5"):
             convert_store(source.path, folder / container, container=container)
@@ -49,18 +53,17 @@ def main() -> None:
             bucket = fsspec.filesystem("s3", **options)
             bucket.put(str(folder / container), url, recursive=True)
             for question, ask in questions(source).items():
-                store = open_store(url, storage_options=options)
-                answer, n_bytes, n_requests = ask(store)
+                with counting_waits() as waits:
+                    answer, n_bytes, n_requests = ask(url, options)
                 if not same(answers.setdefault(question, answer), answer):
                     raise SystemExit(f"{question}: {container} answers otherwise.")
-                found.setdefault(question, {})[container] = n_bytes, n_requests
+                found.setdefault(question, {})[container] = Counts(n_bytes, n_requests, len(waits))
             bucket.rm(url, recursive=True)
     show(found, source)
     rows = []
     for question, containers in found.items():
-        for container, (n_bytes, n_requests) in containers.items():
-            rows.append(Row(f"{question} · {container}", n_bytes, "bytes"))
-            rows.append(Row(f"{question} · {container} · requests", n_requests, "requests"))
+        for container, counts in containers.items():
+            rows += [Row(f"{question} · {container}", value, unit) for unit, value in counts._asdict().items()]
     report("network", rows, shown=False)
 
 
@@ -69,6 +72,7 @@ def serve() -> Iterator[dict[str, Any]]:
     """A server with an empty bucket; gives fsspec's options."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -83,18 +87,49 @@ def serve() -> Iterator[dict[str, Any]]:
         server.stop()
 
 
-Counted = tuple[Any, int, int]
-"""An answer, and the bytes and requests that it took."""
+class Counts(NamedTuple):
+    """What an answer took."""
+
+    bytes: int
+    requests: int
+    waits: int
 
 
-def questions(here: Store) -> dict[str, Callable[[Store], Counted]]:
-    """What is asked of a store that was just opened."""
+@contextmanager
+def counting_waits() -> Iterator[list[None]]:
+    """One entry for each time that something was waited for."""
+    waits: list[None] = []
+    before = {name: getattr(RemoteSource, name) for name in ("fetch", "manifest_numbers")}
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(self: RemoteSource, *arguments: Any) -> Any:
+            waits.extend([None] if arguments != ([],) else [])
+            return before[name](self, *arguments)
+
+        return call
+
+    for name in before:
+        setattr(RemoteSource, name, counted(name))
+    try:
+        yield waits
+    finally:
+        for name, method in before.items():
+            setattr(RemoteSource, name, method)
+
+
+Ask = Callable[[str, dict[str, Any]], tuple[Any, int, int]]
+"""A question to a URL with its options: the answer, and the bytes and requests that it took."""
+
+
+def questions(here: Store) -> dict[str, Ask]:
+    """What is asked of a store that is opened anew."""
     example = here.n_examples * 3 // 4
     site = here.site()
     layer, head = site.n_layers // 2, min(5, site.n_heads - 1)
 
-    def of(ask: Callable[[Store], Any]) -> Callable[[Store], Counted]:
-        def counted(store: Store) -> Counted:
+    def of(ask: Callable[[Store], Any]) -> Ask:
+        def counted(url: str, options: dict[str, Any]) -> tuple[Any, int, int]:
+            store = open_store(url, storage_options=options)
             answer = ask(store)
             return answer, store.bytes_fetched, store.n_requests
 
@@ -114,18 +149,20 @@ def questions(here: Store) -> dict[str, Callable[[Store], Counted]]:
         "`headatlas stats`": command(statistics_app, "stats"),
     }
     if "deprel" in here.segments[0].tokens().word_columns:
-        found[f"search, stored edges (`{EDGE_PATTERN}`)"] = of(lambda store: store.search(EDGE_PATTERN).table("mass"))
+        found[f"search, stored edges (`{EDGE_PATTERN}`)"] = of(
+            lambda store: search(store, EDGE_PATTERN, level="edges").table("mass")
+        )
     found[f"search, whole attention (`{ATTENTION_PATTERN}`)"] = of(
         lambda store: store.search(ATTENTION_PATTERN).table("mass")
     )
     return found
 
 
-def command(group: Any, name: str) -> Callable[[Store], Counted]:
-    """A command with ``--json``; it opens the store itself."""
+def command(group: Any, name: str) -> Ask:
+    """A command with ``--json``."""
 
-    def run(store: Store) -> Counted:
-        result = CliRunner().invoke(group, [name, store.location, "--json"])
+    def run(url: str, options: dict[str, Any]) -> tuple[Any, int, int]:
+        result = CliRunner().invoke(group, [name, url, "--json"])
         told = json.loads(result.stdout)
         return told.get("heads", told.get("n_examples")), told["bytes_fetched"], told["requests"]
 
@@ -139,16 +176,16 @@ def same(one: Any, other: Any) -> bool:
     return np.array_equal(one, other, equal_nan=True) if isinstance(one, np.ndarray) else one == other
 
 
-def show(found: dict[str, dict[str, tuple[int, int]]], store: Store) -> None:
+def show(found: dict[str, dict[str, Counts]], store: Store) -> None:
     """Print the table of docs/benchmarks.md."""
     table = Table("what", title=f"over a network: {store.bytes_on_disk:,} bytes, {len(store.segments)} segments")
     for container in ("zarr", "hdf5"):
-        for column in ("bytes", "of the store", "requests"):
+        for column in ("bytes", "of the store", "requests", "waits"):
             table.add_column(f"{container}, {column}", justify="right")
     for question, containers in found.items():
         cells = []
-        for n_bytes, n_requests in containers.values():
-            cells += [f"{n_bytes:,}", f"{n_bytes / store.bytes_on_disk:.3%}", str(n_requests)]
+        for counts in containers.values():
+            cells += [f"{counts.bytes:,}", f"{counts.bytes / store.bytes_on_disk:.3%}", *map(str, counts[1:])]
         table.add_row(question, *cells)
     Console(width=220).print(table)
 
