@@ -80,8 +80,9 @@ def _cell(value: float | None) -> str:
 PAGE = """# Codecs: what each costs and loses
 
 Made by `make bench` (alone: `make bench ARGS=codecs`) on {date} ({machine}).
-Sentences of the English Web Treebank, one after the other, in blocks of so many tokens, {tokens} tokens a line and at least one block; all layers of MiniLM (which
-takes 512 tokens), every sixth of SmolLM2. Names and exact definitions: [format.md](format.md).
+Sentences of the English Web Treebank, one after the other, in blocks of so many tokens, {tokens} tokens a line and at least
+one block; all layers of MiniLM (which takes 512 tokens), every sixth of SmolLM2.
+Names and exact definitions: [format.md](format.md).
 
 ## Which to choose
 
