@@ -210,7 +210,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     for path, (stored, raw) in arrays.items():
         table.add_row(path, size_text(stored), size_text(raw), f"{raw / stored:.2f}" if stored and raw else "")
     console.print(table)
-    if fetched := fetched_text(opened.source):
+    if fetched := fetched_text(opened):
         console.print(fetched)
 
 

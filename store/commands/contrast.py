@@ -51,7 +51,7 @@ def contrast(
         return
     best = (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     if as_json:
-        print(render.to_json(_json(result, render.records(heads), best, examples)))
+        print(render.to_json(_json(result, render.records(heads), best, examples) | render.fetched(opened)))
         return
     _print(result, heads, best, examples, opened)
 
@@ -96,3 +96,5 @@ def _print(result: Contrast, heads: object, best: tuple[int, int], n: int, store
         console.print(f"{difference:+.3f}  {render.printable(name)}", style="dim", markup=False)
         for number in (a, b):
             console.print("  " + render.printable(store.examples[number].text), markup=False, soft_wrap=True)
+    if fetched := render.fetched_text(store):
+        console.print(fetched, style="dim")

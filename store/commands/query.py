@@ -89,7 +89,7 @@ def search(
     best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     hits = result.top_examples(*best, examples)
     if as_json:
-        print(render.to_json({**render.search_json(result, heads, hits, proof), **render.fetched(second.source)}))
+        print(render.to_json({**render.search_json(result, heads, hits, proof), **render.fetched(first, second)}))
         return
     console = console_for_people()
     console.print(render.heads_table(heads))
@@ -112,7 +112,7 @@ def search(
         )
         console.print(f"{hit.weight:.3f}  {hit.score:.3f}  {render.printable(hit.id)}", style="dim", markup=False)
         console.print(line, soft_wrap=True)
-    if fetched := render.fetched_text(second.source):
+    if fetched := render.fetched_text(first, second):
         console.print(fetched, style="dim")
 
 
