@@ -142,7 +142,7 @@ def _print_verification(result: Verification) -> None:
         first, last = finding.first_example, finding.last_example
         touched = "no example" if first is None else f"examples {first} to {last}"
         console.print(f"  {finding.object}  ({touched})\n    {finding.problem}", soft_wrap=True)
-    if any(finding.segment is not None for finding in result.findings):
+    if any(finding.segment is not None and finding.layer is None for finding in result.findings):
         console.print("Its job writes damaged segments again: headatlas run JOB --repair")
 
 
