@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import FormatError
 from ..schema import FORMAT_NAME, FORMAT_VERSION, ArrayLayout
+from .container import groups_of
 from .shard import Grid, plan_grid
 from .shard_read import Places
 from .zarr_metadata import CHUNK_MAX_BYTES
@@ -72,7 +73,7 @@ def create_datasets(
     datasets = {}
     for path, (layout, attributes) in arrays.items():
         parent, _, name = path.rpartition("/")
-        for group in _parents(path):
+        for group in groups_of(path):
             if group not in groups:
                 outer, _, own = group.rpartition("/")
                 properties = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
@@ -91,11 +92,6 @@ def create_datasets(
         datasets[path] = h5py.h5d.create(groups[parent], name.encode(), kind, space, dcpl=properties)
         _set_attributes(datasets[path], {"axes": " ".join(layout.axes), **attributes})
     return datasets
-
-
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _set_attributes(node: h5py.h5g.GroupID | h5py.h5d.DatasetID, attributes: Mapping[str, str | float]) -> None:

@@ -29,7 +29,7 @@ from ..errors import FormatError, HeadAtlasError, NotFoundError, located
 from ..objects import ObjectDamageError, StoredObject, fsync_folder
 from ..schema import ArrayLayout
 from ..source import ObjectFile, ObjectSource
-from .container import SegmentArray, SegmentListing, Selection, Span, guard_fork, long_axis
+from .container import SegmentArray, SegmentListing, Selection, Span, finished, guard_fork, long_axis
 from .hdf5_metadata import (
     FILE_NAME,
     MOST_RATIO,
@@ -96,30 +96,24 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 def _encoded(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
     """Every chunk, as it is stored, in order; some are encoded ahead."""
-    waiting: list[tuple[str, tuple[int, ...], Future[bytes]]] = []
-    try:
+    tasks: list[Future[tuple[str, tuple[int, ...], bytes]]] = []
+    with finished(tasks):
         for name, item in arrays.items():
             grid = hdf5_grid(item.layout)
             if 0 in grid.shape:
                 continue
             for start in grid.chunk_starts((0,) * len(grid.shape)):
                 assert start is not None  # the file ends with the array
-                waiting.append((name, start, pool.submit(_encode, item.data, grid, start)))
-                if len(waiting) == _AHEAD:
-                    name_, start_, task = waiting.pop(0)
-                    yield name_, start_, task.result()
-        while waiting:
-            name_, start_, task = waiting.pop(0)
-            yield name_, start_, task.result()
-    finally:  # their arrays must not change under them
-        for _, _, task in waiting:
-            if not task.cancel():
-                task.exception()
+                tasks.append(pool.submit(_encode, name, item.data, grid, start))
+                if len(tasks) == _AHEAD:
+                    yield tasks.pop(0).result()
+        while tasks:
+            yield tasks.pop(0).result()
 
 
-def _encode(data: np.ndarray, grid: Grid, start: tuple[int, ...]) -> bytes:
+def _encode(name: str, data: np.ndarray, grid: Grid, start: tuple[int, ...]) -> tuple[str, tuple[int, ...], bytes]:
     body = compressor_of(grid)(cut_chunk(data, start, grid.chunk))
-    return bytes(body) + checksum_bytes(body, grid.checksum)
+    return name, start, bytes(body) + checksum_bytes(body, grid.checksum)
 
 
 def _seal(path: Path) -> StoredObject:
