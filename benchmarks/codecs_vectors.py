@@ -12,7 +12,7 @@ import numpy as np
 
 from headatlas.store.companding import VECTOR_BOUNDS, channel_scale, decode_vectors, encode_vectors
 from headatlas.store.pairs import unpack_pairs
-from headatlas.store.reading.rebuild import rebuild_tile
+from headatlas.store.reading.rebuild import RebuiltRows
 from headatlas.store.reading.vectors import Vectors
 from headatlas.store.schema import Site
 from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
@@ -117,16 +117,7 @@ def rebuild(
             Vectors(decoded[name][at, :, block], VECTOR_BOUNDS[codec], None if scale is None else scale[at, :, block])
             for name, scale in scales.items()
         )
-        tile = rebuild_tile(
-            query,
-            key.repeat(site.n_heads // site.n_kv_heads),
-            truth.logsumexp[at, :, block],
-            site,
-            layer,
-            np.arange(length),
-            0,
-            length,
-            bounded=False,
-        )
+        found = RebuiltRows(query, truth.logsumexp[at, :, block], site, layer, np.arange(length), length)
+        tile = found.tile(key.repeat(site.n_heads // site.n_kv_heads), bounded=False)
         maps[at, :, block] = tile.weights[:, rows]
     return maps.reshape(len(truth.layers), site.n_heads, -1)
