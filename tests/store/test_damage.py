@@ -139,6 +139,15 @@ def test_a_torn_manifest_is_named_and_the_one_before_opens(store_path: Path) -> 
     assert [finding.object for finding in result.findings] == ["manifest-000003.json"]
 
 
+def test_every_byte_around_a_manifests_checksum_counts(store_path: Path) -> None:
+    newest = store_path / "manifest-000003.json"
+    whole = newest.read_bytes()
+    for at in range(90):
+        newest.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(CorruptSegmentError, match="fails its checksum"):
+            open_store(store_path)
+
+
 def test_a_changed_parent_is_found(store_path: Path) -> None:
     """Rewritten with a valid checksum of its own: the chain of hashes tells."""
     from headatlas.store.manifest import read_manifest
