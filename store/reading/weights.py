@@ -14,6 +14,9 @@ from .segment import Segment
 
 CLOSE_VECTORS = ("float32", "float16")
 """Codecs of query and key from which a weight is rebuilt more closely than a byte keeps it."""
+CLOSE_EDGES = 2.0**-14, 0.5
+"""Between these an edge's float16 is closer than what is rebuilt: below it runs out of digits, and what is rebuilt is off by
+a share of w · (1 − w)."""
 
 
 def example_weights(
@@ -45,7 +48,7 @@ def closest_weights(
     """The same as close to the model's as the store can tell, for answers that hang on little: which of two is larger.
 
     Where attention is a byte a weight, incomplete or not kept, weights come from query and key if these have the
-    precision for it, and the strongest from the edges.
+    precision for it, and those of `CLOSE_EDGES` from the edges.
 
     Raises
     ------
@@ -56,7 +59,7 @@ def closest_weights(
     is_coarse = codec is not None and (codec.steps is not None or codec.selection is not None)
     if codec is None or (is_coarse and keep.query_key in CLOSE_VECTORS and why_not_rebuilt(site, keep) is None):
         weights = rebuild_examples(segment, site, layer, examples)
-        _put_edges(weights, segment, site, layer, examples, row_start)
+        _put_edges(weights, segment, site, layer, examples, row_start, between=CLOSE_EDGES)
         return weights
     return example_weights(segment, site, layer, examples, row_start)
 
@@ -68,8 +71,10 @@ def _put_edges(
     layer: int,
     examples: range,
     row_start: Int64[np.ndarray, "query_token"],
+    *,
+    between: tuple[float, float] = (0.0, 1.0),
 ) -> None:
-    """Put the weights that are kept as edges in their places."""
+    """Put the weights that are kept as edges in their places, those in a range."""
     if not segment.spec.keep.edges:
         return
     token = segment.token_offset(site.query_sequence)
@@ -77,7 +82,9 @@ def _put_edges(
     key, weight = (segment.read(f"{site.name}/{n}", (layer, slice(None), rows)) for n in ("edge_key", "edge_weight"))
     length = np.diff(np.append(row_start, weights.shape[1]))[:, None]
     for row, of_head, edges in zip(weights, key, in_order(weight), strict=True):
-        inside = of_head < length  # rows with fewer keys are filled up
+        inside = (
+            (of_head < length) & (edges >= between[0]) & (edges <= between[1])
+        )  # rows with fewer keys are filled up
         row[(row_start[:, None] + of_head)[inside]] = edges[inside]
 
 
