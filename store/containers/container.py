@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -77,6 +77,12 @@ class ArrayEntry(BaseModel):
         if dtype not in _DTYPES:
             raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(_DTYPES)}")
         return dtype
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if len(self.axes) != len(self.shape) or min(self.shape) < 0:
+            raise ValueError(f"shape {self.shape} with axes {self.axes}; expected a name for each, none below 0")
+        return self
 
     @staticmethod
     def of(layout: ArrayLayout) -> ArrayEntry:
