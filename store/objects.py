@@ -103,7 +103,7 @@ class HashedFile:
     def write(self, *buffers: Buffer) -> None:
         """Append flat buffers of bytes, in order."""
         for buffer in buffers:
-            left = memoryview(buffer)
+            left = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
             self.bytes += len(left)
             while len(left) > _PORTION_BYTES - self._n_waiting:
                 room = _PORTION_BYTES - self._n_waiting
