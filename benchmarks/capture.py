@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
             for model in options.models.split(","):
-                for length in options.lengths.split(","):
+                for length in options.lengths.split(",") if parts - {"memory"} else ():
                     place = Path(folder) / f"{model}-{length}"
                     place.mkdir()
                     with open_case(model, length, place) as case:

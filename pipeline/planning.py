@@ -180,7 +180,7 @@ _COMPRESSED = {
     ("query", False): 1.0,
     ("key", False): 1.0,
     ("logsumexp", False): 1.0,
-    ("edge_key", False): 0.42,
+    ("edge_key", False): 0.64,
     ("edge_weight", False): 0.86,
     ("statistics", False): 0.91,
 }
