@@ -92,7 +92,12 @@ class Grid:
         return itertools.product(*map(range, counts))
 
     def chunk_starts(self, index: tuple[int, ...]) -> Iterator[tuple[int, ...] | None]:
-        """Where each inner chunk of a file begins in the array, in C order; None for those outside the array."""
+        """Where each inner chunk of a file begins in the array, in C order; None for those outside the array.
+
+        An array without items has no chunks.
+        """
+        if 0 in self.shape:
+            return
         base = [i * f for i, f in zip(index, self.file_shape, strict=True)]
         axes = [range(b, b + f, c) for b, f, c in zip(base, self.file_shape, self.chunk, strict=True)]
         starts = itertools.product(*axes)
