@@ -15,7 +15,7 @@ from jaxtyping import Float
 from ..errors import NotFoundError
 from ..patterns import Pattern
 from ..schema import Site
-from ..search.scan import RowSupport
+from ..search.support import RowSupport
 from ..search.segment_tokens import segment_matcher, site_vocabulary
 from ..store import Store
 from .definitions import STATISTICS, Average, Statistic, aggregate
