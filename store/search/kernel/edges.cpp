@@ -55,6 +55,19 @@ float widened(uint16_t half) {
     return half & 0x8000 ? -value : value;
 }
 
+// Rows that a pattern chose may lie far apart: what is looked at soon is asked for now.
+template <class Key>
+inline void ask_ahead(const EdgeScan &scan, int64_t r, const Key *keys, const uint16_t *weights) {
+#ifdef __GNUC__
+    if (r + 16 >= scan.n_rows) return;
+    const int64_t at = (int64_t)scan.rows[r + 16].row * scan.k;
+    __builtin_prefetch(keys + at);
+    __builtin_prefetch(weights + at);
+#else
+    (void)scan, (void)r, (void)keys, (void)weights;
+#endif
+}
+
 // What the row's unseen matches may hold: each at most the weakest edge, all together what the edges leave over.
 double missing(const uint16_t *weight, int64_t k, int n_unseen) {
     double sum = 0;
@@ -73,6 +86,7 @@ bool plain(const EdgeScan &scan, int64_t head) {
     bool sound = true;
     for (int64_t r = 0; r < scan.n_rows; ++r) {
         const Row &row = scan.rows[r];
+        ask_ahead(scan, r, keys, weights);
         const Key *key = keys + (int64_t)row.row * scan.k;
         const uint16_t *weight = weights + (int64_t)row.row * scan.k;
         const uint64_t *bits = scan.bits + row.first_word;
@@ -129,6 +143,7 @@ __attribute__((target("avx2,f16c"))) bool avx2(const EdgeScan &scan, int64_t hea
     __m256d low = _mm256_setzero_pd(), high = low;
     for (int64_t r = 0; r < scan.n_rows; ++r) {
         const Row &row = scan.rows[r];
+        ask_ahead(scan, r, keys, weights);
         const Key *key = keys + (int64_t)row.row * scan.k;
         const uint16_t *weight = weights + (int64_t)row.row * scan.k;
         const uint64_t *bits = scan.bits + row.first_word;
