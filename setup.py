@@ -1,9 +1,8 @@
-"""The one thing pyproject.toml cannot say in a stable way: what is compiled with the package, the fused CPU kernel and
-the loop over stored edges.
+"""What pyproject.toml cannot say in a stable way: two libraries that are compiled with the package.
 
-`optional`: without a C++ compiler the install goes on, and torch operations (headatlas.pipeline.kernel.explain) and
-numpy serve. The libraries hold plain C functions for ctypes, no Python module; they choose among instruction sets when
-they run, so no -march here.
+They are the fused CPU kernel and the loop over stored edges. `optional`: without a C++ compiler the install goes on,
+and torch operations (headatlas.pipeline.kernel.explain) and numpy serve. They hold plain C functions for ctypes, no
+Python module, and choose among instruction sets when they run, so no -march here.
 """
 
 from setuptools import Extension, setup

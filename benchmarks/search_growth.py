@@ -78,7 +78,9 @@ def write_random(path: Path, n_examples: int, seed: int = 0) -> None:
         none = [None] * len(lengths)
         tables = SegmentTables(ids, [""] * len(lengths), none, none, tokens={"source": random_tokens(rng, lengths)})
         layouts = segment_layout(spec, {"source": lengths})
-        arrays = {name: random_array(rng, name, layout.shape, layout.dtype, lengths) for name, layout in layouts.items()}
+        arrays = {
+            name: random_array(rng, name, layout.shape, layout.dtype, lengths) for name, layout in layouts.items()
+        }
         writer.write(index, start, tables, arrays)
 
 
@@ -91,7 +93,16 @@ def random_tokens(rng: np.random.Generator, lengths: np.ndarray) -> TokenTable:
     word = (np.arange(n) - np.repeat(offset[:-1], lengths)).astype(np.int32)
     nothing, text = np.zeros(n, np.int32), Column(id_, WORDS)
     return TokenTable(
-        offset, id_, word, nothing, nothing, np.zeros(n, np.uint8), {"text": text, "piece": text}, offset, nothing, nothing
+        offset,
+        id_,
+        word,
+        nothing,
+        nothing,
+        np.zeros(n, np.uint8),
+        {"text": text, "piece": text},
+        offset,
+        nothing,
+        nothing,
     )
 
 

@@ -49,7 +49,8 @@ def loop_seconds(files: PaddedFiles, pattern: str, result: SearchResult) -> tupl
     Token ids are in memory already. One file is read untimed first.
     """
     ids = {
-        start: [example.tokens().id for example in files.store.examples[start : start + BATCH]] for start in files.sampled
+        start: [example.tokens().id for example in files.store.examples[start : start + BATCH]]
+        for start in files.sampled
     }
     found = {}
     np.load(next(iter(files.sampled.values())))

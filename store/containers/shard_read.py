@@ -172,8 +172,7 @@ def _checked(body: bytes, grid: Grid) -> memoryview | bytes:
 
 
 def _frame_bytes(data: memoryview | bytes) -> int:
-    """How many bytes the frame at the beginning takes, by its blocks' headers (RFC 8878, 3.1.1); more than there are
-    for one that is cut."""
+    """How many bytes the frame takes that `data` begins with, by its blocks' headers (RFC 8878, 3.1.1)."""
     at, last = zstandard.frame_header_size(data), False
     while not last and at + 3 <= len(data):
         header = int.from_bytes(data[at : at + 3], "little")

@@ -31,15 +31,24 @@ class EdgeRows:
 
     @staticmethod
     def of(support: RowSupport) -> EdgeRows:
-        """Set the bits of the matches."""
-        n_words = -(-support.n_keys // _WORD)
+        """The rows of a block."""
+        return EdgeRows.make(support.rows, support.n_keys, support.n_matches, support.example, support.key_pos)
+
+    @staticmethod
+    def make(
+        rows: Int64[np.ndarray, "row"],
+        n_keys: Int64[np.ndarray, "row"],
+        n_matches: Int64[np.ndarray, "row"],
+        example: Int64[np.ndarray, "row"],
+        key_pos: Int64[np.ndarray, "match"],
+    ) -> EdgeRows:
+        """Set the bits of matches, which are given row by row."""
+        n_words = -(-n_keys // _WORD)
         first_word = np.cumsum(n_words) - n_words
-        columns = (support.rows, first_word, support.n_keys, support.n_matches, support.example)
         flags = np.zeros(int(n_words.sum()) * _WORD, dtype=bool)
-        row = np.repeat(np.arange(len(support.rows)), support.n_matches)
-        flags[first_word[row] * _WORD + support.key_pos] = True
-        bits = np.packbits(flags, bitorder="little").view("<u8")
-        return EdgeRows(np.stack(columns, axis=1).astype(np.int32), bits)
+        flags[np.repeat(first_word, n_matches) * _WORD + key_pos] = True
+        table = np.stack([rows, first_word, n_keys, n_matches, example], axis=1).astype(np.int32)
+        return EdgeRows(table, np.packbits(flags, bitorder="little").view("<u8"))
 
     @cached_property
     def _flags(self) -> Bool[np.ndarray, "bit"]:

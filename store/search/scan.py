@@ -29,7 +29,7 @@ from .edge_scan import EdgeRows, scan_edges
 from .support import RowSupport
 
 Level = Literal["attention", "edges", "rebuilt"]
-Asked = Literal["auto", "exact", "attention", "edges", "rebuilt"]
+Asked = Literal["auto", "exact", "approximate", "attention", "edges", "rebuilt"]
 BLOCK_WEIGHTS = 12 << 20
 """Weights of one layer in memory at once, about."""
 
@@ -256,7 +256,8 @@ def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
     """The level that answers: what was asked for, or the best one that is kept.
 
     ``"auto"`` takes stored attention, else edges, else rebuilds; ``"exact"`` takes stored attention if every weight was
-    kept, else rebuilds.
+    kept, else rebuilds; ``"approximate"`` takes what bounds the answer for the least reading: edges, else what
+    ``"auto"`` takes.
 
     Raises
     ------
@@ -266,6 +267,8 @@ def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
     if not segments:
         return "attention"
     keep = segments[0].spec.keep
+    if asked == "approximate":
+        asked = "edges" if keep.edges else "auto"
     codec = segments[0].spec.attention_codec
     if codec is not None and asked in (("auto", "attention") if codec.selection else ("auto", "exact", "attention")):
         return "attention"

@@ -1,6 +1,7 @@
-"""Finding and loading the compiled loop. Like the capture kernel it is an extension module only in name: setuptools
-compiles and places it, and goes on without it where no compiler is; it holds plain C functions that ctypes calls, with
-the interpreter's lock released.
+"""Finding and loading the compiled loop.
+
+Like the capture kernel it is an extension module only in name: setuptools compiles and places it, and goes on without
+it where no compiler is; it holds plain C functions that ctypes calls, with the interpreter's lock released.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ class Library:
 
     scan_edges: Any
     has_avx2: bool
+    plain: bool = False
+    """Do without vector instructions."""
 
-    def run(self, call: EdgeScan, *, plain: bool = False) -> bool:
-        """Do one call (`plain`: without vector instructions); False where an edge names a key that its row lacks."""
-        return self.scan_edges(ctypes.byref(call), int(plain)) == 0
+    def run(self, call: EdgeScan) -> bool:
+        """Do one call; False where an edge names a key that its row lacks."""
+        return self.scan_edges(ctypes.byref(call), int(self.plain)) == 0
 
 
 def load(path: Path) -> Library | None:
