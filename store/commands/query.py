@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import ConfigError
+from .cluster import cluster
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,32 +206,6 @@ def searched(
             client=client,
             on_progress=lambda done: progress.update(task, completed=done.n_examples_done),
         )
-
-
-@contextmanager
-def cluster(address: str | None) -> Iterator[Client | None]:
-    """A client of the dask scheduler at `address`; None without one.
-
-    Raises
-    ------
-    ConfigError
-        `distributed` is not installed, or nobody answers at the address.
-    """
-    if address is None:
-        yield None
-        return
-    try:
-        from dask.distributed import Client
-    except ImportError:
-        raise ConfigError("--scheduler needs the package distributed: pip install 'headatlas[distributed]'") from None
-    try:
-        client = Client(address, timeout="10s")
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ConfigError(
-            f"no dask scheduler answers at {address} ({error}); start one with `dask scheduler`"
-        ) from None
-    with client:
-        yield client
 
 
 def _summary(result: SearchResult, store: Store) -> str:
