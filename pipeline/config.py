@@ -26,6 +26,7 @@ from headatlas.store.schema import Keep
 
 from .corpora.options import CorpusConfig
 from .planning import BatchLimits
+from .tokenization import TooLong
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -53,10 +54,20 @@ class TokensConfig(_Section):
     """How text becomes tokens."""
 
     max_tokens: int | None = Field(default=None, gt=0)
-    """Longest sequence; by default what the model allows."""
-    too_long: Literal["truncate", "skip"] = "truncate"
+    """Longest sequence, and length of a window; by default what the model allows."""
+    too_long: TooLong = "truncate"
+    """What becomes of a longer text: its beginning; windows, each an example of its own; or, ``whole``, nothing but a
+    note that it was skipped."""
+    stride: int | None = Field(default=None, gt=0)
+    """Tokens from the beginning of one window to that of the next; by default none is in two windows."""
     special: bool = True
     """Whether the tokenizer adds its special tokens."""
+
+    @model_validator(mode="after")
+    def _stride_of_windows(self) -> TokensConfig:
+        if self.stride is not None and self.too_long != "windows":
+            raise ValueError(f'stride is for windows, but too_long is "{self.too_long}"; set too_long = "windows"')
+        return self
 
 
 class StoreConfig(_Section):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class TokenSequence:
         if len(self) <= n_tokens:
             return self
         return TokenSequence(**{part.name: getattr(self, part.name)[:n_tokens] for part in fields(self)})
+
+    def take(self, rows: Int[np.ndarray, "n"]) -> TokenSequence:
+        """Some tokens, by index."""
+        picked: dict[str, Any] = {}
+        for part in fields(self):
+            column = getattr(self, part.name)
+            picked[part.name] = column[rows] if isinstance(column, np.ndarray) else tuple(column[i] for i in rows)
+        return TokenSequence(**picked)
 
 
 @dataclass(frozen=True)

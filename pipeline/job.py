@@ -139,16 +139,16 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
         loaded.tokenizer,
         max_tokens=config.tokens.max_tokens or limit or 1 << 30,
         on_too_long=config.tokens.too_long,
+        stride=config.tokens.stride,
         add_special_tokens=config.tokens.special,
         has_target=two_sided,
         decoder_start_token_id=getattr(loaded.model.config, "decoder_start_token_id", None) if two_sided else None,
     )
     skipped = {i: result.reason for i, result in enumerate(encoded) if isinstance(result, Skipped)}
-    if len(skipped) == len(corpus):
+    if len(skipped) == len(encoded):
         raise ConfigError(f"none of the {len(corpus)} examples can be encoded: {next(iter(skipped.values()))}.")
     examples = [
-        without_tokens(corpus[i], two_sided) if isinstance(result, Skipped) else result
-        for i, result in enumerate(encoded)
+        without_tokens(corpus[result.index], two_sided) if isinstance(result, Skipped) else result for result in encoded
     ]
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer)
