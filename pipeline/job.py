@@ -21,7 +21,7 @@ from headatlas.store.schema import Keep, TraceSpec
 from headatlas.store.statistics.definitions import STATISTICS
 
 from .config import JobConfig
-from .corpora import Quarantined, describe_corpus, read_corpus
+from .corpora import CorpusOptions, Quarantined, describe_corpus, read_corpus
 from .examples import CorpusExample, EncodedExample, TokenSequence
 from .planning import BatchLimits, ModelShape, SegmentSpec, plan_segments
 from .progress import Event, Stage
@@ -92,8 +92,39 @@ def without_tokens(example: CorpusExample, two_sided: bool) -> EncodedExample:
     return EncodedExample(example, empty_tokens(), empty_tokens() if two_sided else None)
 
 
-def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda event: None) -> Job:
-    """Load the model, read and encode the corpus, find the sites, plan the segments.
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that was read: its examples, what had to be left out, and what tells it from another."""
+
+    examples: list[CorpusExample]
+    quarantined: list[Quarantined]
+    description: dict[str, Any]
+
+
+def open_corpus(options: CorpusOptions, on_event: Callable[[Event], None] = lambda event: None) -> Corpus:
+    """Read a whole corpus.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or holds no example.
+    """
+    on_event(Stage(f"reading corpus {options.path}"))
+    quarantined, examples = list[Quarantined](), list[CorpusExample]()
+    for record in read_corpus(options):
+        if isinstance(record, Quarantined):
+            quarantined.append(record)
+        else:
+            examples.append(record)
+    if not examples:
+        raise ConfigError(f"{options.path} holds no example ({len(quarantined)} records could not be read).")
+    return Corpus(examples, quarantined, {**describe_corpus(options), "n_quarantined": len(quarantined)})
+
+
+def prepare_job(
+    config: JobConfig, on_event: Callable[[Event], None] = lambda event: None, corpus: Corpus | None = None
+) -> Job:
+    """Load the model, read and encode the corpus (unless it is given), find the sites, plan the segments.
 
     Raises
     ------
@@ -120,14 +151,9 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
         revision=settings.revision,
         local_only=settings.local_only,
     )
-    on_event(Stage(f"reading corpus {config.corpus.path}"))
-    records = list(read_corpus(config.corpus))
-    quarantined = [record for record in records if isinstance(record, Quarantined)]
-    corpus = [record for record in records if isinstance(record, CorpusExample)]
-    if not corpus:
-        raise ConfigError(f"{config.corpus.path} holds no example ({len(quarantined)} records could not be read).")
+    corpus = corpus or open_corpus(config.corpus, on_event)
 
-    on_event(Stage(f"encoding {len(corpus)} examples"))
+    on_event(Stage(f"encoding {len(corpus.examples)} examples"))
     two_sided = bool(getattr(loaded.model.config, "is_encoder_decoder", False))
     limit = max_model_tokens(loaded.model, loaded.tokenizer)
     if config.tokens.max_tokens is not None and limit is not None and config.tokens.max_tokens > limit:
@@ -135,7 +161,7 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
             f"tokens.max_tokens is {config.tokens.max_tokens}, but {loaded.identity.name} takes at most {limit}."
         )
     encoded = encode(
-        corpus,
+        corpus.examples,
         loaded.tokenizer,
         max_tokens=config.tokens.max_tokens or limit or 1 << 30,
         on_too_long=config.tokens.too_long,
@@ -146,9 +172,12 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
     )
     skipped = {i: result.reason for i, result in enumerate(encoded) if isinstance(result, Skipped)}
     if len(skipped) == len(encoded):
-        raise ConfigError(f"none of the {len(corpus)} examples can be encoded: {next(iter(skipped.values()))}.")
+        raise ConfigError(
+            f"none of the {len(corpus.examples)} examples can be encoded: {next(iter(skipped.values()))}."
+        )
     examples = [
-        without_tokens(corpus[result.index], two_sided) if isinstance(result, Skipped) else result for result in encoded
+        without_tokens(corpus.examples[result.index], two_sided) if isinstance(result, Skipped) else result
+        for result in encoded
     ]
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer)
@@ -165,8 +194,10 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
         spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
     )
     assert config.store.path is not None, "load_config gives every job a store"
-    job = Job(config, config.store.path, loaded, inputs, sites, spec, examples, skipped, len(quarantined), segments, {})
-    return replace(job, provenance=_describe(job, quarantined))
+    job = Job(
+        config, config.store.path, loaded, inputs, sites, spec, examples, skipped, len(corpus.quarantined), segments, {}
+    )
+    return replace(job, provenance=_describe(job, corpus))
 
 
 def model_shape(loaded: LoadedModel) -> ModelShape:
@@ -183,14 +214,16 @@ def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> in
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), default)
 
 
-def _describe(job: Job, quarantined: list[Quarantined]) -> dict[str, Any]:
+def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
     """Who model, tokenizer and corpus are, what the job asked for, what ran it."""
     tokenizer = job.loaded.tokenizer
     return {
         "model": job.loaded.identity.to_dict(),
         "tokenizer": {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)},
-        "corpus": {**describe_corpus(job.config.corpus), "n_quarantined": len(quarantined)},
-        "quarantined": [{"line": record.line, "reason": record.reason} for record in quarantined[:_LISTED_QUARANTINED]],
+        "corpus": corpus.description,
+        "quarantined": [
+            {"line": record.line, "reason": record.reason} for record in corpus.quarantined[:_LISTED_QUARANTINED]
+        ],
         "config": job.config.identity(),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),
