@@ -111,7 +111,8 @@ def plan(
 
     Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
     """
-    from .job import open_corpus, prepare_job
+    from .encoding import open_corpus
+    from .job import prepare_job
     from .projection import project_job
 
     jobs = _load(config, out, changes, max_examples, sample)

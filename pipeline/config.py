@@ -82,6 +82,17 @@ class TokensConfig(_Section):
         return self
 
 
+class GenerateConfig(_Section):
+    """What the model writes after each example (an encoder–decoder: as its target) before its attention is captured."""
+
+    max_new_tokens: int = Field(default=0, ge=0)
+    """At most; with 0 nothing is written."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token every time; more throws dice."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the throws."""
+
+
 class StoreConfig(_Section):
     """Where and in what portions the traces are written."""
 
@@ -144,9 +155,16 @@ class JobConfig(_Section):
     model: ModelConfig
     corpus: CorpusConfig
     tokens: TokensConfig = TokensConfig()
+    generate: GenerateConfig = GenerateConfig()
     keep: KeepConfig = KeepConfig()
     store: StoreConfig = StoreConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _no_windows_of_prompts(self) -> JobConfig:
+        if self.generate.max_new_tokens and self.tokens.too_long == "windows":
+            raise ValueError('a window of a document is no prompt; set tokens.too_long to "whole" or "truncate"')
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the bytes of segments, besides model, corpus and kept arrays (recorded apart)."""
@@ -154,6 +172,7 @@ class JobConfig(_Section):
             "tokens": self.tokens.model_dump(mode="json"),
             "store": self.store.model_dump(mode="json", exclude={"path"}),
             "run": self.run.model_dump(mode="json", exclude={"threads"}),
+            **({"generate": self.generate.model_dump(mode="json")} if self.generate.max_new_tokens else {}),
         }
 
     def digest(self) -> str:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from headatlas.store.errors import ConfigError
+from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema import Keep, TraceSpec
 from headatlas.store.statistics.definitions import STATISTICS
 
 from .config import JobConfig
-from .corpora import CorpusOptions, Quarantined, describe_corpus, read_corpus
-from .examples import CorpusExample, EncodedExample, TokenSequence
+from .encoding import Corpus, encode_corpus, open_corpus
+from .examples import EncodedExample
 from .planning import BatchLimits, ModelShape, SegmentSpec, plan_segments
 from .progress import Event, Stage
 
@@ -81,46 +81,6 @@ def count_tokens(examples: list[EncodedExample], spec: TraceSpec) -> dict[str, I
     return counts
 
 
-def empty_tokens() -> TokenSequence:
-    """A sequence of no tokens."""
-    none = np.empty(0, dtype=np.int32)
-    return TokenSequence(none, none, none, none, np.empty(0, dtype=np.uint8), (), ())
-
-
-def without_tokens(example: CorpusExample, two_sided: bool) -> EncodedExample:
-    """An example that is listed but not traced."""
-    return EncodedExample(example, empty_tokens(), empty_tokens() if two_sided else None)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A corpus that was read: its examples, what had to be left out, and what tells it from another."""
-
-    examples: list[CorpusExample]
-    quarantined: list[Quarantined]
-    description: dict[str, Any]
-
-
-def open_corpus(options: CorpusOptions, on_event: Callable[[Event], None] = lambda event: None) -> Corpus:
-    """Read a whole corpus.
-
-    Raises
-    ------
-    ConfigError
-        It cannot be read, or holds no example.
-    """
-    on_event(Stage(f"reading corpus {options.path}"))
-    quarantined, examples = list[Quarantined](), list[CorpusExample]()
-    for record in read_corpus(options):
-        if isinstance(record, Quarantined):
-            quarantined.append(record)
-        else:
-            examples.append(record)
-    if not examples:
-        raise ConfigError(f"{options.path} holds no example ({len(quarantined)} records could not be read).")
-    return Corpus(examples, quarantined, {**describe_corpus(options), "n_quarantined": len(quarantined)})
-
-
 def prepare_job(
     config: JobConfig, on_event: Callable[[Event], None] = lambda event: None, corpus: Corpus | None = None
 ) -> Job:
@@ -136,9 +96,8 @@ def prepare_job(
     import torch
 
     from .eager import find_sites, require_keep
-    from .model_inputs import InputBuilder, max_model_tokens
+    from .model_inputs import InputBuilder
     from .sources import load_model
-    from .tokenization import Skipped, encode
 
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
@@ -150,41 +109,21 @@ def prepare_job(
         device=settings.device,
         revision=settings.revision,
         local_only=settings.local_only,
+        images=config.corpus.kind == "images",
     )
     corpus = corpus or open_corpus(config.corpus, on_event)
+    examples, skipped = encode_corpus(config, loaded, corpus, on_event)
 
-    on_event(Stage(f"encoding {len(corpus.examples)} examples"))
-    two_sided = bool(getattr(loaded.model.config, "is_encoder_decoder", False))
-    limit = max_model_tokens(loaded.model, loaded.tokenizer)
-    if config.tokens.max_tokens is not None and limit is not None and config.tokens.max_tokens > limit:
-        raise ConfigError(
-            f"tokens.max_tokens is {config.tokens.max_tokens}, but {loaded.identity.name} takes at most {limit}."
-        )
-    encoded = encode(
-        corpus.examples,
-        loaded.tokenizer,
-        max_tokens=config.tokens.max_tokens or limit or 1 << 30,
-        on_too_long=config.tokens.too_long,
-        stride=config.tokens.stride,
-        add_special_tokens=config.tokens.special,
-        has_target=two_sided,
-        decoder_start_token_id=getattr(loaded.model.config, "decoder_start_token_id", None) if two_sided else None,
-    )
-    skipped = {i: result.reason for i, result in enumerate(encoded) if isinstance(result, Skipped)}
-    if len(skipped) == len(encoded):
-        raise ConfigError(
-            f"none of the {len(corpus.examples)} examples can be encoded: {next(iter(skipped.values()))}."
-        )
-    examples = [
-        without_tokens(corpus.examples[result.index], two_sided) if isinstance(result, Skipped) else result
-        for result in encoded
-    ]
-
-    inputs = InputBuilder(loaded.model, loaded.tokenizer)
+    inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = next(example for i, example in enumerate(examples) if i not in skipped)
     sites = find_sites(loaded.model, inputs.build_probe(first))
     keep = Keep.model_validate(config.keep.model_dump())
     require_keep(loaded.model, sites, keep)
+    if config.generate.max_new_tokens and not any(site.causal for site in sites.sites):
+        kind = type(loaded.model).__name__
+        raise UnsupportedModelError(
+            f"{kind} sees later tokens, so it writes no text; leave generate.max_new_tokens out."
+        )
     if sites.capture == "eager":
         kind = type(loaded.model).__name__
         on_event(Stage(f"{kind} computes attention outside transformers' interface: the maps it returns are captured"))
@@ -216,10 +155,13 @@ def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> in
 
 def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
     """Who model, tokenizer and corpus are, what the job asked for, what ran it."""
-    tokenizer = job.loaded.tokenizer
+    tokenizer, images = job.loaded.tokenizer, job.loaded.images
+    reads = {"class": "" if images is None else images.name}
+    if tokenizer is not None:
+        reads = {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)}
     return {
         "model": job.loaded.identity.to_dict(),
-        "tokenizer": {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)},
+        "tokenizer": reads,
         "corpus": corpus.description,
         "quarantined": [
             {"line": record.line, "reason": record.reason} for record in corpus.quarantined[:_LISTED_QUARANTINED]

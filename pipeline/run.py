@@ -25,9 +25,9 @@ from .collector import Reduction, TorchReduction, TraceCollector
 from .config import JobConfig
 from .eager import forwarding
 from .eager_check import check_eager
-from .examples import CorpusExample, EncodedExample
+from .examples import CorpusExample, EncodedExample, without_tokens
 from .fused import choose_reduction
-from .job import Job, count_tokens, prepare_job, without_tokens
+from .job import Job, count_tokens, prepare_job
 from .model_inputs import ModelInputs
 from .planning import SegmentSpec, plan_batches
 from .progress import (

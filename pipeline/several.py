@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from headatlas.store.errors import ConfigError, HeadAtlasError
 
 from .config import JobConfig
+from .encoding import open_corpus
 from .examples import EncodedExample
-from .job import Job, open_corpus, prepare_job
+from .job import Job, prepare_job
 from .progress import Listener, ModelBegun, ModelFailed
 from .run import JobReport, execute_job
 from .windows import WINDOW_COLUMNS

@@ -168,12 +168,26 @@ def _run_tokenizer(
 
 def _read_sequence(encoding: Any, texts: tuple[str, str], words: tuple[Word, ...]) -> TokenSequence:
     """Spans, words and flags of one encoding."""
-    n_tokens = len(encoding.ids)
-    pieces: list[str] = encoding.tokens
-    which: list[int | None] = encoding.sequence_ids  # None for what the tokenizer added
-    spans = _trim_spans(encoding.offsets, which, pieces, texts)
+    # sequence_ids is None for what the tokenizer added
+    return make_sequence(encoding.ids, encoding.tokens, encoding.offsets, encoding.sequence_ids, texts, words)
+
+
+def make_sequence(
+    ids: Sequence[int],
+    pieces: Sequence[str],
+    offsets: Sequence[tuple[int, int]],
+    which: Sequence[int | None],
+    texts: tuple[str, str],
+    words: tuple[Word, ...],
+    first_generated: int | None = None,
+) -> TokenSequence:
+    """Tokens with spans and words, from the characters `offsets` that they cover of the text `which` (None: special)."""
+    n_tokens = len(ids)
+    spans = _trim_spans(offsets, which, pieces, texts)
     word = _align(spans, which, words)
     flags = np.zeros(n_tokens, np.uint8)
+    if first_generated is not None:
+        flags[first_generated:] = int(TokenFlag.GENERATED)
     seen: set[int] = set()
     covered: list[str] = []
     for i, (start, stop) in enumerate(spans):
@@ -189,7 +203,7 @@ def _read_sequence(encoding: Any, texts: tuple[str, str], words: tuple[Word, ...
             seen.add(word[i])
     edges = np.asarray(spans, np.int32).reshape(n_tokens, 2)
     return TokenSequence(
-        id=np.asarray(encoding.ids, np.int32),
+        id=np.asarray(ids, np.int32),
         word=np.asarray(word, np.int32),
         char_start=edges[:, 0].copy(),
         char_end=edges[:, 1].copy(),
