@@ -65,10 +65,12 @@ def write_continuations(
     pad = tokenizer.pad_token_id
     choices = _choices(model, settings, pad if isinstance(pad, int) else 0)
     ends = end_tokens(model)
+    before, model.generation_config = model.generation_config, choices  # what choices leave open is taken from there
     two_sided = bool(model.config.is_encoder_decoder)
     written: list[list[int]] = [[] for _ in prompts]
     generate: Any = model.generate
     with ExitStack() as stack:
+        stack.callback(setattr, model, "generation_config", before)
         with suppress(UnsupportedModelError):  # what knows no SDPA writes with its own attention
             stack.enter_context(implementation(model, "sdpa"))
         for number, batch in enumerate(
