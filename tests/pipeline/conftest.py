@@ -45,7 +45,7 @@ WORDS = [
 ]
 
 
-def save_tokenizer(folder, single: str, pair: str | None = None):
+def save_tokenizer(folder, single: str, pair: str | None = None, longest: int = 64):
     """A fast word tokenizer that puts special tokens around texts by these templates."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -62,7 +62,7 @@ def save_tokenizer(folder, single: str, pair: str | None = None):
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
-        model_max_length=64,
+        model_max_length=longest,
     )
     fast.save_pretrained(folder)
 
@@ -83,9 +83,13 @@ def folder_of(tmp_path_factory):
 
     def make(name):
         if name not in made:
-            made[name] = tmp_path_factory.mktemp("models") / f"tiny-{name}"
-            save_tokenizer(made[name], "$A [SEP]" if name in ("t5", "bart") else "$A")
-            build_model(name, head=True).save_pretrained(made[name])
+            made[name] = tmp_path_factory.mktemp("models") / f"tiny-{name.replace(' ', '-')}"
+            longest = 8192 if name.startswith("long ") else 64
+            save_tokenizer(made[name], "$A [SEP]" if name in ("t5", "bart") else "$A", longest=longest)
+            model = build_model(name.removeprefix("long "), head=True)
+            if longest > 64:
+                model.config.max_position_embeddings = longest
+            model.save_pretrained(made[name])
         return made[name]
 
     return make
