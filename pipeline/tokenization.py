@@ -234,7 +234,7 @@ def _trim_spans(
                 stop = start + len(trimmed)
                 same = i + 1 < len(offsets) and which[i + 1] == which[i]
                 limit = max(stop, offsets[i + 1][0]) if same else len(text)
-                while stop < limit and unicodedata.combining(text[stop]):
+                while stop < limit and unicodedata.category(text[stop])[0] == "M":
                     stop += 1
         spans.append((start, stop))
     return spans
