@@ -157,3 +157,20 @@ def test_what_writes_nothing_is_refused(tiny_job, tiny_folder):
         run_job(parse_config({**tiny_job, "generate": {"max_new_tokens": 4}}))
     with pytest.raises(ConfigError, match="a window of a document is no prompt"):
         parse_config({**tiny_job, "generate": {"max_new_tokens": 4}, "tokens": {"too_long": "windows"}})
+
+
+def test_corrupt_lines_are_quarantined_and_the_counts_add_up(tiny_job, tmp_path):
+    """Every line of a file is an example of the store or named with its number and reason."""
+    lines = [b'{"text": "the nurse"}', b"{not json", b'{"text": "caf\xe9"}', b'{"text": ""}', b'{"id": 7}', b"[1, 2]"]
+    lines += [b'{"text": "a dog", "id": "last"}', b'{"text": "x\\ud800"}', b""]
+    path = tmp_path / "corrupt.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    report = run_job(parse_config({**tiny_job, "corpus": {"kind": "jsonl", "path": str(path)}}))
+    assert (report.n_examples, report.n_quarantined, report.n_skipped) == (2, 6, 0)
+    store = open_store(tiny_job["store"]["path"])
+    assert store.example_ids() == ["corrupt-000001", "last"]
+    told = store.manifest.provenance["quarantined"]
+    assert [record["line"] for record in told] == [2, 3, 4, 5, 6, 8]
+    for record, reason in zip(told, ("JSON", "utf-8", "empty", "no 'text'", "list", "surrogate"), strict=True):
+        assert reason in record["reason"], record
+    assert store.manifest.provenance["corpus"]["n_quarantined"] == len(told)
