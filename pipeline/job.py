@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from headatlas.store.errors import UnsupportedModelError
-from headatlas.store.schema import Keep, TraceSpec
-from headatlas.store.statistics.definitions import STATISTICS
+from headatlas.store.schema import TraceSpec
 
 from .config import JobConfig
 from .encoding import Corpus, encode_corpus, open_corpus
@@ -96,6 +95,7 @@ def prepare_job(
     import torch
 
     from .eager import find_sites, require_keep
+    from .later_statistics import check_later
     from .model_inputs import InputBuilder
     from .sources import load_model
 
@@ -117,18 +117,18 @@ def prepare_job(
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = next(example for i, example in enumerate(examples) if i not in skipped)
     sites = find_sites(loaded.model, inputs.build_probe(first))
-    keep = Keep.model_validate(config.keep.model_dump())
+    keep = config.keep.stored()
     require_keep(loaded.model, sites, keep)
     if config.generate.max_new_tokens and not any(site.causal for site in sites.sites):
         kind = type(loaded.model).__name__
         raise UnsupportedModelError(
             f"{kind} sees later tokens, so it writes no text; leave generate.max_new_tokens out."
         )
+    check_later(config.keep, sites.sites)
     if sites.capture == "eager":
         kind = type(loaded.model).__name__
         on_event(Stage(f"{kind} computes attention outside transformers' interface: the maps it returns are captured"))
-    names = tuple(STATISTICS) if keep.statistics else ()
-    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=names, capture=sites.capture)
+    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=config.keep.captured, capture=sites.capture)
     segments = plan_segments(
         spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
     )

@@ -30,6 +30,7 @@ from .eager_check import check_eager
 from .examples import CorpusExample, EncodedExample, without_tokens
 from .fused import choose_reduction
 from .job import Job, count_tokens, prepare_job
+from .later_statistics import add_later
 from .model_inputs import ModelInputs
 from .planning import SegmentSpec, example_bytes, plan_batches
 from .progress import (
@@ -135,6 +136,7 @@ def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bo
                 pending = background.submit(write_segment, writer, computed)
             if pending is not None:
                 _report_segment(pending.result(), on_event)
+    add_later(job, on_event)
     manifest = writer.manifest
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - started
