@@ -30,7 +30,8 @@ SCALES = ("sqrt", "linear", "log")
 COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
 MAX_TEXT = 2_000
-MAX_HEADS = 12
+MAX_HEADS = 256
+"""Heads beside the chosen one; the first twelve have colours that were tuned for colour blindness."""
 
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _NUMBER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|\.[0-9]{1,6}")

@@ -26,7 +26,7 @@ const OWN = `
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 `;
 const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/g, LTR = /[A-Za-z\u00c0-\u02af\u0370-\u052f\u3040-\u9fff\uac00-\ud7af]/g;
-const TOP = 26, BADGES = 4, LISTED = 400, PADDING = 4;
+const TOP = 26, BADGES = 4, TOLD = 12, LISTED = 400, PADDING = 4;
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => { painted = ""; draw(); });
@@ -232,8 +232,8 @@ export function render({model, el: host}) {
       ...frame.heads.map((name, h) => {
         let best = -1, most = -1;
         for (let i = 0; i < size(other); i++) { const w = pair(h, found, i); if (w > most && !hidden(other, i)) { most = w; best = i; } }
-        return [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)];
-      })], "click to pin");
+        return {name, best, most};
+      }).sort((a, b) => frame.heads.length > TOLD ? b.most - a.most : 0).slice(0, TOLD).map(({name, best, most}) => [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)])], "click to pin");
   });
   plot.addEventListener("mouseleave", () => { tip.hide(); if (tokens.q) setHover(null); });
   plot.addEventListener("click", event => {

@@ -106,7 +106,7 @@ function startPage(raw, COMPONENTS) {
     picker.on(["share", "keys", "hide_special"], () => { view.update({share: picker.share, keys: picker.keys, hide_special: hide()}); text(); });
     view.on("pin", () => pinned(view.pin));
     list.on("pin", () => pinned(list.pin));
-    list.on("msg", ({add}) => { const names = parseHeads(picker.selected); if (add && !names.includes(add) && names.length < 12) picker.selected = [...names, add].join(","); });
+    list.on("msg", ({add}) => { const names = parseHeads(picker.selected); if (add && !names.includes(add)) picker.selected = [...names, add].join(","); });
     maps(); text();
     place(COMPONENTS.HeadPicker, picker); place(COMPONENTS.HeadView, view); place(COMPONENTS.KeyList, list);
   }
