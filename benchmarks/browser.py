@@ -82,7 +82,9 @@ def fresh(browser: Browser, served: dict[str, Path] | None = None, on_start: str
     Requests that leave this machine are answered with the files `served` names by the end of an address
     (``{"d3.min.js": path}``) and refused else.
     """
-    context: BrowserContext = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    context: BrowserContext = browser.new_context(  # our files forbid what the probe does
+        viewport={"width": 1440, "height": 900}, reduced_motion="reduce", bypass_csp=True
+    )
     context.set_default_timeout(30_000)
 
     def answer(route: Route) -> None:

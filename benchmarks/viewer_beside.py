@@ -61,6 +61,7 @@ class Ours(Way):
     """headatlas."""
 
     def hover(self, page: Page, token: int, limit_s: float) -> float:
+        """Point at a query token."""
         box = page.locator(f".col.q .t[data-index='{token}'] .l").bounding_box()
         assert box
         to = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -68,6 +69,7 @@ class Ours(Way):
         return timed(page, ["mousemove"], lambda: page.mouse.move(*to), shown, limit_s)
 
     def layer(self, page: Page, layer: int, limit_s: float) -> float:
+        """Click the layer's number beside the grid of heads."""
         canvas = page.locator("canvas[data-layers]").first
         top, cell = (float(canvas.get_attribute(f"data-{name}") or 0) for name in ("top", "cell"))
         shown = f"""find('table[data-mirror="edges of the head view"] tr[data-head^="{layer}."]')"""
@@ -79,6 +81,7 @@ class Theirs(Way):
     """BertViz."""
 
     def hover(self, page: Page, token: int, limit_s: float) -> float:
+        """Point at a token of the left column."""
         box = page.locator("#left text").nth(token).bounding_box(timeout=1000 * limit_s)
         assert box
         to = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -86,6 +89,7 @@ class Theirs(Way):
         return timed(page, ["mouseover"], lambda: page.mouse.move(*to), shown, limit_s)
 
     def layer(self, page: Page, layer: int, limit_s: float) -> float:
+        """Choose another layer in the list."""
         page.mouse.move(1400, 5)
         page.evaluate("document.querySelector('#vis svg').dataset.old = '1'")
         choose = "l => { const s = document.querySelector('#layer'); s.value = l; s.dispatchEvent(new Event('change', {bubbles: true})); }"
@@ -119,7 +123,7 @@ def beside_bertviz(stores: dict[str, Store]) -> list[Row]:
                         file = Path(place) / "page.html"
                         write(way, attention, tokens, file, python or "")
                         found = look(browser, way, file, served)
-                    except Exception as error:  # noqa: BLE001 (whatever the page died of is the result)
+                    except Exception as error:
                         gone.add(way.name)
                         print(f"{what}: {first_line(error)}")
                         rows.append(Row(f"first paint · {what}", float("nan"), "ms", None, first_line(error)))
@@ -147,7 +151,7 @@ def first_line(error: BaseException) -> str:
 def read(store: Store, number: int) -> tuple[np.ndarray, list[str]]:
     """All maps of an example, and its tokens."""
     example = store.examples[number]
-    return example.attention().values, example.tokens().text.to_list()
+    return example.attention().values, list(example.tokens().text)
 
 
 def write(way: Way, attention: np.ndarray, tokens: list[str], file: Path, python: str) -> None:

