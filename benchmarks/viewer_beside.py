@@ -126,7 +126,9 @@ def beside_bertviz(stores: dict[str, Store]) -> list[Row]:
                     except Exception as error:
                         gone.add(way.name)
                         print(f"{what}: {first_line(error)}")
-                        rows.append(Row(f"first paint · {what}", float("nan"), "ms", None, first_line(error)))
+                        rows.append(
+                            Row(f"first paint · {what}", 1000 * LIMIT_S, "ms", None, f"given up: {first_line(error)}")
+                        )
                         continue
                     rows += [
                         Row(f"{name} · {what}", statistics.median(ms), "ms", (min(ms), max(ms)))

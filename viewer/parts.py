@@ -17,8 +17,10 @@ from headatlas.store.reading.example import Example
 from headatlas.store.reading.vectors import read_parts
 from headatlas.store.schema import Site
 
-from .frames import Frame, pack, table_frame
+from .frames import Frame, pack, table_frame, to_codes
 
+MAX_EXACT = 100 << 20
+"""Weights that take more bytes than this travel as one byte each."""
 LABELS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross"}
 
 
@@ -58,6 +60,8 @@ def part_frame(
                 "pass the tokens of exactly the input that the model read, special tokens included"
             )
     codes, codec = pack(attention)
+    if codec == "float32" and codes.nbytes > MAX_EXACT:
+        codes, codec, note = to_codes(codes), "sqrt8", ", ".join(filter(None, [note, "weights within .002"]))
     return {
         "label": label,
         "note": note,

@@ -115,8 +115,8 @@ export function render({model, el: host}) {
       if (!table) {
         if (frame.small) ui.root.append(el("section.card", {style: "padding:8px", "data-picture": "small head map", "aria-label": "head map"}, box), live);
         else { card.append(head, el("div.body", {style: "padding:10px 12px;overflow:hidden"}, box)); ui.root.append(card, live); }
-        ui.offer();
         table = mirror(box, `numbers of the ${frame.other ? "other " : frame.small ? "small " : ""}head map`);
+        ui.offer();
       }
       if (fresh) {
         const order = Array.from(frame.values.keys()).sort((a, b) => (frame.values[b] || 0) - (frame.values[a] || 0) || a - b);
