@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from headatlas.store.containers.container import ContainerName
 from headatlas.store.errors import ConfigError
 from headatlas.store.schema import Keep
+from headatlas.store.statistics.definitions import STATISTICS, known_names, statistic_of
 
 from .corpora.options import CorpusConfig
 from .planning import BatchLimits
@@ -98,6 +99,38 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 class KeepConfig(Keep):
     """What is kept; ``false`` and ``"none"`` leave an array out. ``preset`` names one of `PRESETS` to start from."""
+
+    statistics: bool | tuple[str, ...] = True  # pyright: ignore[reportIncompatibleVariableOverride]
+    """True: those that the capture computes; or names of any. What the capture does not compute is computed from the
+    stored attention when all of it is there."""
+
+    @field_validator("statistics", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in ("true", "false"):
+            value = [name.strip() for name in value.split(",")]
+        if isinstance(value, list | tuple):
+            for name in value:
+                if name not in known_names():
+                    statistic_of(str(name))  # says which are known, and which is near
+            return tuple(dict.fromkeys(value)) or False
+        return value
+
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """The statistics that are computed while the model runs, in the order of their definitions."""
+        if isinstance(self.statistics, bool):
+            return tuple(STATISTICS) if self.statistics else ()
+        return tuple(name for name in STATISTICS if name in self.statistics)
+
+    @property
+    def computed_later(self) -> tuple[str, ...]:
+        """The statistics that are computed from what was stored."""
+        return () if isinstance(self.statistics, bool) else tuple(n for n in self.statistics if n not in STATISTICS)
+
+    def stored(self) -> Keep:
+        """What the store's specification says."""
+        return Keep.model_validate({**self.model_dump(), "statistics": bool(self.captured)})
 
     @model_validator(mode="before")
     @classmethod

@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from headatlas.store.errors import ConfigError
-from headatlas.store.schema import Keep, TraceSpec
-from headatlas.store.statistics.definitions import STATISTICS
+from headatlas.store.schema import TraceSpec
 
 from .config import JobConfig
 from .corpora import Quarantined, describe_corpus, read_corpus
@@ -105,6 +104,7 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
     import torch
 
     from .eager import find_sites, require_keep
+    from .later_statistics import check_later
     from .model_inputs import InputBuilder, max_model_tokens
     from .sources import load_model
     from .tokenization import Skipped, encode
@@ -154,13 +154,13 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
     inputs = InputBuilder(loaded.model, loaded.tokenizer)
     first = next(example for i, example in enumerate(examples) if i not in skipped)
     sites = find_sites(loaded.model, inputs.build_probe(first))
-    keep = Keep.model_validate(config.keep.model_dump())
+    keep = config.keep.stored()
     require_keep(loaded.model, sites, keep)
+    check_later(config.keep, sites.sites)
     if sites.capture == "eager":
         kind = type(loaded.model).__name__
         on_event(Stage(f"{kind} computes attention outside transformers' interface: the maps it returns are captured"))
-    names = tuple(STATISTICS) if keep.statistics else ()
-    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=names, capture=sites.capture)
+    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=config.keep.captured, capture=sites.capture)
     segments = plan_segments(
         spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
     )

@@ -28,6 +28,7 @@ from .eager_check import check_eager
 from .examples import CorpusExample, EncodedExample
 from .fused import choose_reduction
 from .job import Job, count_tokens, prepare_job, without_tokens
+from .later_statistics import add_later
 from .model_inputs import ModelInputs
 from .planning import SegmentSpec, plan_batches
 from .progress import (
@@ -132,6 +133,7 @@ def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bo
                 pending = background.submit(write_segment, writer, computed)
             if pending is not None:
                 _report_segment(pending.result(), on_event)
+    add_later(job, on_event)
     manifest = writer.manifest
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - started

@@ -69,11 +69,22 @@ jaxtyping.install_import_hook("headatlas", "headatlas_runtime_checks.checked")
 
 _COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("small", max_examples=25, derandomize="CI" in os.environ, **_COMMON)
-settings.register_profile("long", max_examples=1000, **_COMMON)
+settings.register_profile("long", max_examples=200, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "small"))
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _NO_BROWSER = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _statistics_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is computed from stores is kept for this session alone: an earlier one may have had other formulas."""
+    from headatlas.store.statistics import measured
+
+    own, known = tmp_path_factory.mktemp("statistics"), measured.cache_folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measured, "cache_folder", lambda: known() if "XDG_CACHE_HOME" in os.environ else own)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -45,6 +45,9 @@ def test_defaults(job_file):
         ("run.max_length_ratio=1.5", "run", "max_length_ratio", 1.5),
         ("keep.edges=4", "keep", "edges", 4),
         ("keep.statistics=false", "keep", "statistics", False),
+        ("keep.statistics=[]", "keep", "statistics", False),
+        ("keep.statistics=first, top5,first", "keep", "statistics", ("first", "top5")),
+        ('keep.statistics=["top5", "entropy"]', "keep", "captured", ("entropy",)),
         ("keep.attention=linear:16", "keep", "attention", "linear:16"),
         ("keep.attention=threshold:.010/sqrt:64", "keep", "attention", "threshold:0.01/sqrt6"),
         ("keep.preset=small", "keep", "attention", "sqrt:80"),
@@ -72,6 +75,7 @@ def test_another_corpus_kind_starts_an_empty_section(job_file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("keep.statistics=entropie", r"no statistic 'entropie'; known: .* Did you mean entropy"),
         ("run.batchsize=3", r"unknown key run.batchsize; did you mean run.batch_size\? Known here: batch_size,"),
         ("corpus.max_example=3", r"unknown key corpus.max_example; did you mean corpus.max_examples\?"),
         ("modell.source=x", r"unknown key modell; did you mean model\? Known sections: model, corpus"),
