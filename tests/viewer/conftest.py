@@ -121,7 +121,7 @@ def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Genera
             if f"encoder/{name}" in arrays:
                 arrays[f"encoder/{name}"][:, :, rows] = value
         if "encoder/edge_key" in arrays:
-            arrays["encoder/edge_key"][:, :, rows] = np.iinfo(np.uint16).max
+            arrays["encoder/edge_key"][:, :, rows] = np.iinfo(arrays["encoder/edge_key"].dtype).max
             arrays["encoder/edge_key"][:, :, rows, :kept] = order
             arrays["encoder/edge_weight"][:, :, rows, :kept] = np.take_along_axis(attention, order, -1)
         pairs.append(pack_pairs(attention, causal=False))
