@@ -6,6 +6,7 @@ import { component, select } from "../_js/shell.js";
 
 const CSS = `
 .map { position: relative; height: 100% } .map canvas { cursor: pointer; border-radius: 4px }
+.little .downloads { top: auto; bottom: 4px; right: 4px } .little .downloads > div { top: auto; bottom: 28px }
 .scale { width: 80px; height: 8px; border-radius: 2px; border: 1px solid var(--line-2); position: relative } .scale i { position: absolute; top: -2px; width: 2px; height: 10px; background: var(--ink) }
 `;
 
@@ -113,7 +114,7 @@ export function render({model, el: host}) {
       const fresh = !frame || frame.values !== next.values;
       frame = next;
       if (!table) {
-        if (frame.small) ui.root.append(el("section.card", {style: "padding:8px", "data-picture": "small head map", "aria-label": "head map"}, box), live);
+        if (frame.small) ui.root.append(el("section.card.little", {style: "padding:8px;overflow:visible", "data-picture": "small head map", "aria-label": "head map"}, box), live);
         else { card.append(head, el("div.body", {style: "padding:10px 12px;overflow:hidden"}, box)); ui.root.append(card, live); }
         table = mirror(box, `numbers of the ${frame.other ? "other " : frame.small ? "small " : ""}head map`);
         ui.offer();
