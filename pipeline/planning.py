@@ -15,7 +15,15 @@ from jaxtyping import Int, Int64
 
 from headatlas.store.codecs import AttentionCodec
 from headatlas.store.pairs import row_start
-from headatlas.store.schema import VECTOR_DTYPE, Site, TraceSpec, most_entries, segment_layout, smallest_unsigned
+from headatlas.store.schema import (
+    VECTOR_DTYPE,
+    Site,
+    TraceSpec,
+    edge_key_dtype,
+    most_entries,
+    segment_layout,
+    smallest_unsigned,
+)
 
 BATCH_PRICE_TOKENS = 48
 """What starting a batch costs, in tokens: small batches are not worth it for a few tokens less padding."""
@@ -83,7 +91,7 @@ def example_bytes(spec: TraceSpec, n_tokens: Lengths) -> Int64[np.ndarray, "exam
     lengths = {name: np.asarray(values, dtype=np.int64) for name, values in n_tokens.items()}
     total = np.zeros(len(next(iter(lengths.values()))), dtype=np.int64)
     keep = spec.keep
-    edge_key = 2 if max((int(values.max(initial=0)) for values in lengths.values()), default=0) <= 65_536 else 4
+    edge_key = edge_key_dtype(lengths).itemsize
     for site in spec.sites:
         queries, keys = lengths[site.query_sequence], lengths[site.key_sequence]
         maps = site.n_layers * site.n_heads
@@ -172,7 +180,7 @@ _COMPRESSED = {
     ("query", False): 1.0,
     ("key", False): 1.0,
     ("logsumexp", False): 1.0,
-    ("edge_key", False): 0.42,
+    ("edge_key", False): 0.64,
     ("edge_weight", False): 0.86,
     ("statistics", False): 0.91,
 }

@@ -60,8 +60,10 @@ class PlanOfBatch:
 def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> Plan:
     """What serves the calls with this mask, whose pairs are stored in this band."""
     place = batch.places[site.name]
-    if band is not None and any(run.n_keys > band for run in place.runs):  # kernels write whole rows
-        return Plan(call.mask, None)
+    cut = band if band is not None and any(run.n_keys > band for run in place.runs) else None
+    if cut is not None:
+        for index, run in enumerate(place.runs):
+            batch.check_mask(call, site, site.bands[band][0], index, run, rebuilt=False)
     # Models count a window's own key in or out; the mask decides which it is.
     stated = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
     windows = [None, *(window for window in stated if window > 0)]
@@ -73,17 +75,17 @@ def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) 
         hides = _additive(call)
         if hides is None:
             return Plan(call.mask, None)
-    counts = np.array([(run.n_queries, run.n_keys) for run in place.runs for _ in range(run.start, run.stop)])
     special = batch.special.get(site.key_sequence)
-    flags = np.zeros((len(counts), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
+    flags = np.zeros((len(place.example), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
     places = kernel.Places(
-        lengths=counts[:, 0],
+        lengths=np.array(place.n_queries),
         causal=site.causal,
-        key_lengths=counts[:, 1] if site.name == "cross" else None,
+        key_lengths=np.array(place.n_keys) if site.name == "cross" else None,
         pair_offset=place.pair_start.get(band),
         row_offset=place.query_start,
         column=place.example,
         special=flags,
+        band=cut,
     )
     return Plan(call.mask, places, windows[0] if windows else None, hides)
 

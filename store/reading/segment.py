@@ -20,7 +20,7 @@ from ..errors import ConfigError, FormatError, HeadAtlasError, NotFoundError, Sh
 from ..layers import layer_path
 from ..manifest import SegmentEntry
 from ..objects import ObjectDamageError
-from ..schema import ArrayLayout, TraceSpec, band_array, entries_of, pair_offset, segment_layout
+from ..schema import ArrayLayout, TraceSpec, band_array, entries_of, has_early_edges, pair_offset, segment_layout
 from ..source import ObjectSource
 from ..tables import (
     SegmentTables,
@@ -163,7 +163,8 @@ class Segment:
                 n_entries = entries_of(self.spec, lengths, {path: layout.shape for path, layout in listed.items()})
             except ShapeError as error:
                 raise FormatError(str(error)) from None
-            for path, expected in segment_layout(self.spec, lengths, n_entries).items():
+            early = has_early_edges({path: layout.dtype for path, layout in listed.items()})
+            for path, expected in segment_layout(self.spec, lengths, n_entries, early_edges=early).items():
                 found = listed.get(path)
                 if found != expected:
                     raise FormatError(
