@@ -112,8 +112,8 @@ def _encoded(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tup
 
 
 def _encode(name: str, data: np.ndarray, grid: Grid, start: tuple[int, ...]) -> tuple[str, tuple[int, ...], bytes]:
-    body = compressor_of(grid)(cut_chunk(data, start, grid.chunk))
-    return name, start, bytes(body) + checksum_bytes(body, grid.checksum)
+    body = bytes(compressor_of(grid)(cut_chunk(data, start, grid.chunk)))
+    return name, start, body + checksum_bytes(body, grid.checksum)
 
 
 def _seal(path: Path) -> StoredObject:

@@ -30,4 +30,7 @@ def read_statistics(store: Store, site: Site) -> xr.Dataset:
         parts = [segment.layer_statistic(layer.name, site.name) for segment in store.segments]
         attributes = {"long_name": layer.name, "units": layer.unit, "description": layer.description}
         data[layer.name] = (("layer", "head", "example"), np.concatenate(parts, axis=-1), attributes)
-    return data.assign_coords(id=("example", np.array(store.example_ids(), dtype=object)))
+    ids = [
+        name.encode("utf-8", "backslashreplace").decode() for name in store.example_ids()
+    ]  # pandas takes no surrogate
+    return data.assign_coords(id=("example", np.array(ids, dtype=object)))
