@@ -265,7 +265,10 @@ class Store:
             parts = [segment.layer_statistic(layer.name, found.name) for segment in self.segments]
             attributes = {"long_name": layer.name, "units": layer.unit, "description": layer.description}
             data[layer.name] = (("layer", "head", "example"), np.concatenate(parts, axis=-1), attributes)
-        return data.assign_coords(id=("example", np.array(self.example_ids(), dtype=object)))
+        ids = [
+            name.encode("utf-8", "backslashreplace").decode() for name in self.example_ids()
+        ]  # pandas takes no surrogate
+        return data.assign_coords(id=("example", np.array(ids, dtype=object)))
 
     def attention(self, site: str | None = None) -> xr.DataArray:
         """Attention of every example, decoded when computed: dask-backed, dims (layer, head, pair).
