@@ -281,8 +281,8 @@ class DataSource:
         usable = {}
         for name, item in LIBRARY.items():
             try:
-                self.check_pattern(item.expression, "")
-                usable[name] = item
+                self.check_pattern(item.filled, "")
+                usable[name] = replace(item, expression=item.filled) if item.parameters else item
             except PatternError:
                 continue
         return usable
