@@ -7,6 +7,7 @@ two of them (*Department of the Interior*).
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -51,7 +52,7 @@ def nearest_run(letters: str, words: Sequence[str], at: int) -> tuple[int, int] 
         places = capital[index : index + n]
         if places[0] < at < places[-1]:
             continue
-        if all(b - a <= MAX_BETWEEN + 1 for a, b in zip(places, places[1:], strict=False)) and letters == "".join(
+        if all(b - a <= MAX_BETWEEN + 1 for a, b in itertools.pairwise(places)) and letters == "".join(
             words[place][0] for place in places
         ):
             runs.append((places[0], places[-1] + 1))

@@ -73,7 +73,9 @@ class Definition(Protocol):
     """What stands behind a name: a condition with parameters, each with the value that it has if none is given."""
 
     @property
-    def parameters(self) -> Mapping[str, Value]: ...
+    def parameters(self) -> Mapping[str, Value]:
+        """Its parameters with their defaults."""
+        ...
 
     def bound(self, arguments: Mapping[str, Value]) -> Node:
         """The condition with these parameters filled in."""
