@@ -123,9 +123,7 @@ def _turns(before: Tensor, after: Tensor, angles: Tensor, first: Tensor, second:
     """Whether turning each pair (`first`, `second`) by its angle a token makes `after` of `before`, up to a scale."""
     position = torch.arange(before.shape[-2], dtype=torch.float64, device=before.device)
     turn = torch.polar(torch.ones((), dtype=torch.float64), position[:, None].cpu() * angles.cpu())
-    one, other = (
-        torch.complex(t.double().cpu()[..., first], t.double().cpu()[..., second]) for t in (before, after)
-    )
+    one, other = (torch.complex(t.double().cpu()[..., first], t.double().cpu()[..., second]) for t in (before, after))
     for turned in (one * turn, one * turn.conj()):
         scale = (other * turned.conj()).real.sum() / turned.abs().square().sum().clamp_min(1e-300)
         if (other - scale * turned).abs().max() <= _TOLERANCE * other.abs().max():

@@ -145,9 +145,7 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
     turned = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
     frequency = rotary_frequency(rotation, turned)
-    made = (
-        _site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order
-    )
+    made = (_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order)
     return ModelSites(tuple(made), tuple(calls))
 
 
@@ -198,7 +196,9 @@ def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
-def _site(name: SiteName, calls: list[AttentionCall], rotary: bool, frequency: tuple[float, ...], two_sided: bool) -> Site:
+def _site(
+    name: SiteName, calls: list[AttentionCall], rotary: bool, frequency: tuple[float, ...], two_sided: bool
+) -> Site:
     shapes = {(call.query.shape[1], call.key.shape[1], call.query.shape[3]) for call in calls}
     if len(shapes) > 1:
         raise UnsupportedModelError(

@@ -72,7 +72,9 @@ class Site(_Frozen):
             if len(getattr(self, name)) != self.n_layers:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries; expected {self.n_layers}")
         if self.rotary_frequency and len(self.rotary_frequency) != self.d_head:
-            raise ValueError(f"rotary_frequency has {len(self.rotary_frequency)} entries; expected {self.d_head} or none")
+            raise ValueError(
+                f"rotary_frequency has {len(self.rotary_frequency)} entries; expected {self.d_head} or none"
+            )
         return self
 
     def n_pairs(self, n_queries: int, n_keys: int) -> int:

@@ -102,7 +102,9 @@ class NeuronResult:
         if not len(frequency):
             return pd.DataFrame(columns=pd.Index([*PAIR_COLUMNS, *_COLUMNS]))
         rows, seen = [], -np.sort(-np.unique(frequency[frequency > 0]))
-        members = [np.flatnonzero(frequency == f) for f in seen] + [np.array([d]) for d in np.flatnonzero(frequency == 0)]
+        members = [np.flatnonzero(frequency == f) for f in seen] + [
+            np.array([d]) for d in np.flatnonzero(frequency == 0)
+        ]
         sums = self.example_difference.to_numpy()
         by_pair = np.stack([sums[:, places].sum(axis=1) for places in members])
         low, high = bootstrap_interval(by_pair, self.example_difference["rows"].to_numpy())

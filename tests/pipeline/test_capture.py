@@ -156,7 +156,9 @@ def test_rotary_frequencies_are_those_of_the_formula(name, model_of):
         return
     n_turned, base = ROTATIONS[name]
     angles = [base ** (-2 * i / n_turned) for i in range(n_turned // 2)]
-    turned = [a for a in angles for _ in range(2)] if name == "glm" else [*angles, *angles]  # GLM's pairs lie side by side
+    turned = (
+        [a for a in angles for _ in range(2)] if name == "glm" else [*angles, *angles]
+    )  # GLM's pairs lie side by side
     assert site.rotary_frequency == pytest.approx([*turned, *[0.0] * (8 - n_turned)], rel=1e-5)
 
 
