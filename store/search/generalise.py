@@ -146,7 +146,7 @@ def hypotheses(
     """Expressions that hold for every arc, the fewest bits first; reads tokens of the marked examples alone."""
     marked = [_Marked.of(store, site, number, arcs) for number in dict.fromkeys(arc.example for arc in arcs)]
     view = _View(store, site, vocabulary, library, marked)
-    relations = [_Relation(c, found) for c in view.relations() if (found := view.pairs(c.text)) is not None]
+    relations = [_Relation(c, pairs) for c in view.relations() if (pairs := view.pairs(c.text)) is not None]
     at_query = [(c, view.tokens(c.text, "query")) for c in view.ends("query")]
     at_key = [(c, view.tokens(c.text, "key")) for c in view.ends("key")]
     found: dict[str, Hypothesis] = {}
@@ -239,7 +239,7 @@ class _View:
             found.append((query[matches.query], key[matches.key]))
         return found or None
 
-    def tokens(self, text: str, side: str) -> list[Bool[np.ndarray, "token"]]:
+    def tokens(self, text: str, side: str) -> list[Bool[np.ndarray, "_token"]]:
         """Which tokens of each example an end's condition holds for."""
         matchers = self.matchers(text)
         assert matchers is not None, text
@@ -253,8 +253,8 @@ class _View:
     def count(
         self,
         relation: _Relation | None,
-        at_query: list[Bool[np.ndarray, "token"]] | None,
-        at_key: list[Bool[np.ndarray, "token"]] | None,
+        at_query: list[Bool[np.ndarray, "_token"]] | None,
+        at_key: list[Bool[np.ndarray, "_token"]] | None,
     ) -> list[int]:
         """Pairs of each example for which all three hold."""
         counts = []

@@ -90,7 +90,7 @@ class SimilarHeads:
         NotFoundError
             There is no such head.
         """
-        flat = self.distance.to_numpy().reshape(self.example_distance.shape[:2]).astype(np.float64)
+        flat = self.distance.to_numpy().reshape(len(self.example_distance), -1).astype(np.float64)
         if head is not None:
             layer, index = head
             check_head(self.sites[0], layer, index)
@@ -121,7 +121,7 @@ class SimilarHeads:
     @property
     def median(self) -> float:
         """Of the distances of all pairs of different heads: what two heads taken at random are apart."""
-        flat = self.distance.to_numpy().reshape(self.example_distance.shape[:2])
+        flat = self.distance.to_numpy().reshape(len(self.example_distance), -1)
         return float(np.median(flat[np.triu_indices(len(flat), 1)] if self.same else flat))
 
 
