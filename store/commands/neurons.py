@@ -94,7 +94,12 @@ def _print(result: NeuronResult, dimensions: pd.DataFrame, pairs: pd.DataFrame) 
         f"Head {result.layer}.{result.head}{keys}. Mean score of a matching key less that of the row's other visible keys: "
         f"{render.number(result.score_difference)}, the sum over all dimensions. {result.rows:,} rows in "
         f"{result.n_examples:,} examples, {result.n_matching:,} matching and {result.n_control:,} other pairs, from query "
-        f"and key ({result.codec}).{_left_out(result)}",
+        f"and key ({result.codec}).{_left_out(result)}"
+        + (
+            " Rotary pairs by frequency, 0 the fastest; period: tokens in which the pair turns once."
+            if len(pairs)
+            else ""
+        ),
         style="dim",
         markup=False,
         soft_wrap=True,
@@ -121,8 +126,8 @@ def _table(table: pd.DataFrame, what: str) -> Table:
     """Dimensions, or rotary pairs."""
     from . import render
 
-    named = [("pair", "right"), ("dimensions", "right"), ("tokens a turn", "right")]
-    columns = named if what == "pair" else [("dimension", "right")]
+    named = [("pair", "right"), ("dims", "right"), ("period", "right")]
+    columns = named if what == "pair" else [("dim", "right")]
     values = ("matching", "others", "difference", "95 %", "share")
     drawn = render.plain_table(*columns, *((name, "right") for name in values))
     for row in table.to_dict("records"):

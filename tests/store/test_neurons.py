@@ -135,7 +135,7 @@ def test_the_command_prints_the_same_numbers(tmp_path):
     assert [row["pair"] for row in told["pairs"]] == result.pairs()["pair"].tolist()
     shown = run(store.path, "previous_token", "--head", "0.3", "--top", "3")
     assert "key head 1, shared with head 2" in shown
-    assert "tokens a turn" in shown
+    assert "tokens in which the pair turns once" in shown
     assert "(float16)" in shown
     header, *lines = run(store.path, "previous_token", "--head", "0.3", "--csv").splitlines()
     assert header.startswith("dimension,matching,control,difference")
