@@ -49,9 +49,9 @@ class LayerEntry(_Frozen):
 
     name: str
     path: str
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**53)
     sha256: str = Field(pattern=_DIGEST)
-    data_bytes: int = Field(ge=0)
+    data_bytes: int = Field(ge=0, lt=2**53)
 
 
 def layer_path(name: str, level: Level, place: str) -> str:

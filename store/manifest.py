@@ -46,9 +46,9 @@ class SegmentEntry(_Frozen):
     first_example: int = Field(ge=0)
     n_examples: int = Field(ge=0)
     n_tokens: dict[str, int]
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**53)
     sha256: str = Field(pattern=_DIGEST)
-    data_bytes: int = Field(ge=0)
+    data_bytes: int = Field(ge=0, lt=2**53)
     layers: tuple[LayerEntry, ...] = ()
 
     @model_validator(mode="after")
@@ -193,7 +193,7 @@ def _expected(source: ObjectSource) -> str:
 def _parse(data: bytes, name: str) -> Manifest:
     start = len(_HEAD)
     body = data[start + 65 :]
-    if data[:start] != _HEAD or data[start : start + 64] != hashlib.sha256(body).hexdigest().encode():
+    if data[: start + 65] != _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"':
         raise CorruptSegmentError(
             f"{name} fails its checksum: it was cut or changed. Restore it, or open the snapshot before it with "
             "open_store(path, manifest=NUMBER)."

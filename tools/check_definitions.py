@@ -1,8 +1,9 @@
 """Every statistic, definition and score of a store beside slow loops over its attention: ``make check-definitions``.
 
 MiniLM and SmolLM2 are traced over sentences of EWT dev twice: with attention as float32, where numbers must agree to
-1e-5 (of the largest, where that is above 1), and with the default codec, where each may be as far off as the codec's error of its own weights allows. The
-loops of `slow_definitions.py` see the float32 weights and tokens, and nothing else of headatlas.
+1e-5 (of the largest, where that is above 1), and as a job keeps it by default, where each may be as far off as the
+codec's error of its own weights allows. The loops of `slow_definitions.py` see the float32 weights and tokens, and
+nothing else of headatlas.
 """
 
 from __future__ import annotations
@@ -12,78 +13,23 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from headatlas.store import open_store
 from headatlas.store.reading.example import Example
-from headatlas.store.reading.words import plan_segment, segment_word_attention
-from headatlas.store.search.relations import MINIMUM_DEPENDENTS, WordRows, relation_atlas
-from headatlas.store.search.search import search
 from headatlas.store.statistics.definitions import SINK_FREE, STATISTICS, VARIABILITY, known_names
 from headatlas.store.statistics.measured import measured_statistics
 from headatlas.store.statistics.published import DEFINITIONS, published_table
 from headatlas.store.store import Store
 
 from . import slow_definitions as slow
+from .check_lines import FLIPS, ROUNDING, Line, Sums, report
+from .check_scores import add_scores, add_words, score_lines, word_lines
 from .slow_definitions import Errors, Tokens, Weights
 
-ROUNDING = 1e-5
-FLIPS = 0.001
 MODELS = {"MiniLM": "demo", "SmolLM2": "smollm2"}
-PATTERNS = {
-    "key.position == query.position - 1": lambda t, q, k: k == q - 1,
-    "key.id == query.id and key.position < query.position": lambda t, q, k: k < q and t.ids[k] == t.ids[q],
-    "induction": lambda t, q, k: 0 < k < q and t.ids[k - 1] == t.ids[q],
-    "key.special": lambda t, q, k: t.special[k],
-    "key.word == query.head": lambda t, q, k: t.word[k] >= 0 and t.word[q] >= 0 and t.head[t.word[q]] == t.word[k],
-    'query.upos == "NOUN" and key.upos == "DET"': lambda t, q, k: (_tag(t, q), _tag(t, k)) == ("NOUN", "DET"),
-    "key.word == query.word and key.position != query.position": lambda t, q, k: t.word[k] == t.word[q] >= 0 and k != q,
-}
-
-
-def _tag(t: Tokens, i: int) -> str | None:
-    return t.upos[t.word[i]] if t.word[i] >= 0 else None
-
-
-@dataclass
-class Line:
-    """One thing that was compared."""
-
-    name: str
-    n: int
-    exact: float
-    """Largest difference from the float32 store."""
-    coded: float = 0.0
-    """Largest difference from the store with the default codec."""
-    bound: float = np.inf
-    """What the codec allows there."""
-    share: float = 0.0
-    """Largest difference over its own bound: at most 1."""
-    allowed: float = ROUNDING
-
-    @property
-    def holds(self) -> bool:
-        """Whether both differences are allowed."""
-        return self.exact <= self.allowed and self.share <= 1
-
-
-@dataclass
-class Sums:
-    """Totals of the slow loops over a corpus, [head of the model] a number."""
-
-    values: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """By statistic: each example's mean."""
-    bounds: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    columns: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)
-    """By definition and column: Σ numerator, Σ denominator, Σ error of either."""
-    scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    strongest_words: list[np.ndarray] = field(default_factory=list)
-    """The word that each word looks at most, [head, word] of each example."""
-    right: list[np.ndarray] = field(default_factory=list)
-    """Whether each dependent's head was found, [head, direction, dependent] of each example."""
 
 
 def main() -> int:
@@ -124,7 +70,8 @@ def trace(model: str, codec: str, treebank: Path, n: int | None, work: Path) -> 
     from headatlas.pipeline.run import run_job
 
     out = work / f"{model.lower()}-{codec}-{n or 'all'}"
-    settings = ["corpus.kind=conllu", f"corpus.path={treebank}", f"keep.attention={codec}", "keep.query_key=none"]
+    settings = ["corpus.kind=conllu", f"corpus.path={treebank}", f"keep.attention={codec}"]
+    settings += ["keep.query_key=none"] if codec == "float32" else []
     settings += [f"corpus.max_examples={n}"] if n else []
     config = load_config(MODELS[model], settings)
     config = config.model_copy(update={"store": config.store.model_copy(update={"path": out})})
@@ -175,8 +122,8 @@ def loop_over(store: Store, *, scores: bool = True) -> Sums:
         add_statistics(sums, x, errors, means)
         add_definitions(sums, x, errors, means)
         if scores:
-            _add_scores(sums, x, errors)
-            _add_words(sums, x)
+            add_scores(sums, x, errors)
+            add_words(sums, x)
     return sums
 
 
@@ -238,25 +185,6 @@ def add_definitions(sums: Sums, x: Weights, errors: Errors, means: dict[str, np.
             before = of.setdefault(column, [np.zeros_like(part) for part in parts])
             for total, part in zip(before, parts, strict=True):
                 total += part
-
-
-def _add_scores(sums: Sums, x: Weights, errors: Errors) -> None:
-    t, n_heads = x.tokens, len(x.maps)
-    for pattern, holds in PATTERNS.items():
-        of = sums.scores.setdefault(
-            pattern, {name: np.zeros(n_heads) for name in ("mass", "hits", "bound", "uniform", "rows")}
-        )
-        for q in range(x.n):
-            keys = [k for k in x.keys(q) if holds(t, q, k)]
-            if not keys:
-                continue
-            of["rows"] += 1
-            of["uniform"] += len(keys) / len(x.keys(q))
-            for k in keys:
-                of["mass"] += x.at(q, k)
-                of["bound"] += errors.at(q, k)
-            strongest = np.argmax([x.at(q, k) for k in x.keys(q)], axis=0)
-            of["hits"] += np.isin(strongest, keys)
 
 
 def statistic_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
@@ -327,97 +255,6 @@ def _columns(name: str, sums: dict[str, list[np.ndarray]]) -> tuple[dict[str, np
         value["qk_distance_variance"] = second - value["qk_distance"] ** 2
         bound["qk_distance_variance"] = off + bound["qk_distance"] * (2 * value["qk_distance"] + bound["qk_distance"])
     return value, bound
-
-
-def score_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
-    """Mass, hit rate, baseline and lift of some patterns."""
-    for pattern, of in sums.scores.items():
-        rows = of["rows"]
-        ours, rounded = search(exact, pattern), search(coded, pattern)
-        assert ours.rows == rounded.rows == rows[0], f"{pattern}: {ours.rows} rows, expected {rows[0]:.0f}"
-        if not ours.rows:
-            yield Line(f"mass of {pattern} (no such rows)", 0, 0.0)
-            continue
-        mass, bound = of["mass"] / rows, of["bound"] / rows + ROUNDING
-        found, other = (result.heads["mass"].to_numpy().ravel() for result in (ours, rounded))
-        off = np.abs(other - mass)
-        at = int(np.argmax(off / bound))
-        exactly = float(np.abs(found - mass).max())
-        yield Line(
-            f"mass of {pattern}", len(mass), exactly, float(off.max()), float(bound[at]), float((off / bound).max())
-        )
-        hits = [np.abs(r.heads["hit_rate"].to_numpy().ravel() - of["hits"] / rows) for r in (ours, rounded)]
-        worst = [float(part.mean()) for part in hits]
-        yield Line(f"hit rate of {pattern}", len(mass), worst[0], worst[1], FLIPS, worst[1] / FLIPS, FLIPS)
-        chance = of["uniform"] / rows
-        apart = np.abs(ours.heads["baseline"].to_numpy().ravel() - chance).max()
-        lift = np.abs(ours.heads["lift"].to_numpy().ravel() - mass / chance) / (1 + mass / chance)
-        yield Line(f"baseline, lift of {pattern}", len(mass), float(max(apart, lift.max())))
-
-
-def _add_words(sums: Sums, x: Weights) -> None:
-    maps, heads = slow.word_maps(x), x.tokens.head
-    n = x.tokens.n_words
-    sums.strongest_words.append(maps.argmax(axis=2) if n else np.zeros((len(maps), 0), np.int64))
-    dependents = [i for i in range(n) if 0 <= heads[i] < n and heads[i] != i]
-    right = np.zeros((len(maps), 2, len(dependents)), bool)
-    for at, i in enumerate(dependents):
-        right[:, 0, at] = maps[:, i, :].argmax(axis=1) == heads[i]
-        right[:, 1, at] = maps[:, :, i].argmax(axis=1) == heads[i]
-    sums.right.append(right)
-
-
-def word_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
-    """How often a head's answer is another than from float32: over all heads, and in points of a relation's accuracy."""
-    expected = np.concatenate(sums.right, axis=2)
-    found = [relation_atlas(store).select for store in (exact, coded)]
-    answers = [one.right.reshape(expected.shape) for one in found]
-    flips = [float((one != expected).mean()) for one in answers]
-    yield Line("head of a dependent (flips)", expected.size, flips[0], flips[1], FLIPS, flips[1] / FLIPS, FLIPS)
-    moved, worst, least = [0.0, 0.0], 0.0, 2 * FLIPS
-    for relation in found[0].names:
-        chosen = found[0].of(relation)
-        if len(chosen) < MINIMUM_DEPENDENTS:
-            continue
-        accuracy = expected[..., chosen].mean(axis=-1)
-        best = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
-        apart = [abs(float(one[..., chosen].mean(axis=-1)[best] - accuracy[best])) for one in answers]
-        allowed = max(2 * FLIPS, 1.5 / len(chosen))  # one answer may flip in a rare relation
-        if apart[1] / allowed > worst:
-            worst, least = apart[1] / allowed, allowed
-        moved = [max(before, now) for before, now in zip(moved, apart, strict=True)]
-    yield Line("accuracy of a relation's best head", len(found[0].names), moved[0], moved[1], least, worst)
-    flips = [_flips(sums, store) for store in (exact, coded)]
-    shares = [share for share, _ in flips]
-    yield Line("strongest word of a word (flips)", flips[0][1], shares[0], shares[1], FLIPS, shares[1] / FLIPS, FLIPS)
-
-
-def _flips(sums: Sums, store: Store) -> tuple[float, int]:
-    site, number, differ, total = store.site(), 0, 0, 0
-    for segment in store.segments:
-        examples = range(segment.n_examples)
-        plan = plan_segment(segment, site, examples)
-        rows = WordRows.of(plan)
-        parts = sums.strongest_words[number : number + segment.n_examples]
-        expected = np.concatenate(parts, axis=1).reshape(site.n_layers, site.n_heads, -1)
-        number += segment.n_examples
-        several = np.repeat(plan.n_key_words, plan.n_query_words) > 1
-        for layer in range(site.n_layers):
-            for head, weights in enumerate(segment_word_attention(segment, site, layer, examples, plan)):
-                weights[rows.diagonal] = 0
-                differ += int((rows.strongest(weights) != expected[layer, head])[several].sum())
-                total += int(several.sum())
-    return differ / max(total, 1), total
-
-
-def report(lines: list[Line]) -> bool:
-    """Print the table; whether every line holds."""
-    print(f"{'':56} {'numbers':>9} {'from float32':>13} {'sqrt8':>9} {'allowed':>9} {'of it':>6}")
-    for line in lines:
-        bound = f"{line.bound:9.2g}" if np.isfinite(line.bound) else f"{'':9}"
-        mark = "" if line.holds else "  <-- too far"
-        print(f"{line.name[:56]:56} {line.n:9,} {line.exact:13.1e} {line.coded:9.1e} {bound} {line.share:6.2f}{mark}")
-    return all(line.holds for line in lines)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -76,6 +76,12 @@ class ArrayEntry(BaseModel):
         if dtype not in _DTYPES:
             raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(_DTYPES)}")
         return dtype
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if len(self.axes) != len(self.shape) or min(self.shape) < 0:
+            raise ValueError(f"shape {self.shape} with axes {self.axes}; expected a name for each, none below 0")
+        return self
 
     @staticmethod
     def of(layout: ArrayLayout) -> ArrayEntry:

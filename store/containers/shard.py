@@ -85,7 +85,12 @@ class Grid:
         return itertools.product(*map(range, counts))
 
     def chunk_starts(self, index: tuple[int, ...]) -> Iterator[tuple[int, ...] | None]:
-        """Where each inner chunk of a file begins in the array, in C order; None for those outside the array."""
+        """Where each inner chunk of a file begins in the array, in C order; None for those outside the array.
+
+        An array without items has no chunks.
+        """
+        if 0 in self.shape:
+            return
         base = [i * f for i, f in zip(index, self.file_shape, strict=True)]
         for inner in itertools.product(*map(range, self.chunks_per_shard)):
             start = tuple(b + i * c for b, i, c in zip(base, inner, self.chunk, strict=True))

@@ -8,16 +8,24 @@ from jaxtyping import Float16, Float32, Int64
 from ..companding import decode_attention
 from ..schema import Site
 from .attention import read_pairs
+from .rebuild import why_not_rebuilt
+from .rebuild_block import rebuild_examples
 from .segment import Segment
+
+CLOSE_VECTORS = ("float32", "float16")
+"""Codecs of query and key from which a weight is rebuilt more closely than a byte keeps it."""
+CLOSE_EDGES = 2.0**-14, 0.5
+"""Between these an edge's float16 is closer than what is rebuilt: below it runs out of digits, and what is rebuilt is off by
+a share of w · (1 − w)."""
 
 
 def example_weights(
     segment: Segment, site: Site, layer: int, examples: range, row_start: Int64[np.ndarray, "query_token"]
 ) -> Float32[np.ndarray, "head pair"]:
-    """Weights of all heads of a layer over consecutive examples (rows of the segment), flat.
+    """Stored weights of all heads of a layer over consecutive examples (rows of the segment), flat.
 
-    Weights that are stored as edges too come from there: float16 is closer than a byte, and which of two keys is
-    looked at most often hangs on little; what a sparse codec left out counts as 0. Their order tells equal ones apart. `row_start` is where each query token's pairs begin.
+    Weights that are stored as edges too come from there: float16 is closer than a byte, and their order tells equal ones
+    apart. What a sparse codec left out counts as 0. `row_start` is where each query token's pairs begin.
 
     Raises
     ------
@@ -26,21 +34,58 @@ def example_weights(
     """
     offset = segment.pair_offset(site.name)
     pairs = slice(int(offset[examples.start]), int(offset[examples.stop]))
-    keep = segment.spec.keep
-    stored = read_pairs(segment, site, layer, slice(None), pairs)
-    weights = decode_attention(stored, keep.attention or "float32")
     codec = segment.spec.attention_codec
-    if keep.edges and codec is not None and codec.steps is not None:
-        token = segment.token_offset(site.query_sequence)
-        rows = slice(int(token[examples.start]), int(token[examples.stop]))
-        key, weight = (
-            segment.read(f"{site.name}/{n}", (layer, slice(None), rows)) for n in ("edge_key", "edge_weight")
-        )
-        length = np.diff(np.append(row_start, stored.shape[1]))[:, None]
-        for row, of_head, edges in zip(weights, key, in_order(weight), strict=True):
-            inside = of_head < length  # rows with fewer keys are filled up
-            row[(row_start[:, None] + of_head)[inside]] = edges[inside]
+    stored = read_pairs(segment, site, layer, slice(None), pairs)
+    weights = decode_attention(stored, segment.spec.keep.attention or "float32")
+    if codec is not None and codec.steps is not None:
+        _put_edges(weights, segment, site, layer, examples, row_start)
     return weights
+
+
+def closest_weights(
+    segment: Segment, site: Site, layer: int, examples: range, row_start: Int64[np.ndarray, "query_token"]
+) -> Float32[np.ndarray, "head pair"]:
+    """The same as close to the model's as the store can tell, for answers that hang on little: which of two is larger.
+
+    Where attention is a byte a weight, incomplete or not kept, weights come from query and key if these have the
+    precision for it, and those of `CLOSE_EDGES` from the edges.
+
+    Raises
+    ------
+    NotFoundError
+        Attention was not kept and cannot be rebuilt.
+    """
+    codec, keep = segment.spec.attention_codec, segment.spec.keep
+    is_coarse = codec is not None and (codec.steps is not None or codec.selection is not None)
+    if codec is None or (is_coarse and keep.query_key in CLOSE_VECTORS and why_not_rebuilt(site, keep) is None):
+        weights = rebuild_examples(segment, site, layer, examples)
+        _put_edges(weights, segment, site, layer, examples, row_start, between=CLOSE_EDGES)
+        return weights
+    return example_weights(segment, site, layer, examples, row_start)
+
+
+def _put_edges(
+    weights: Float32[np.ndarray, "head pair"],
+    segment: Segment,
+    site: Site,
+    layer: int,
+    examples: range,
+    row_start: Int64[np.ndarray, "query_token"],
+    *,
+    between: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Put the weights that are kept as edges in their places, those in a range."""
+    if not segment.spec.keep.edges:
+        return
+    token = segment.token_offset(site.query_sequence)
+    rows = slice(int(token[examples.start]), int(token[examples.stop]))
+    key, weight = (segment.read(f"{site.name}/{n}", (layer, slice(None), rows)) for n in ("edge_key", "edge_weight"))
+    length = np.diff(np.append(row_start, weights.shape[1]))[:, None]
+    for row, of_head, edges in zip(weights, key, in_order(weight), strict=True):
+        inside = (
+            (of_head < length) & (edges >= between[0]) & (edges <= between[1])
+        )  # rows with fewer keys are filled up
+        row[(row_start[:, None] + of_head)[inside]] = edges[inside]
 
 
 def in_order(weight: Float16[np.ndarray, "*lead edge"]) -> Float32[np.ndarray, "*lead edge"]:

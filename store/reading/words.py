@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..schema import Site
 from ..tokens import TokenTable
 from .segment import Segment
-from .weights import example_weights
+from .weights import closest_weights
 
 Merge = Literal["mean", "first"]
 
@@ -95,14 +95,14 @@ def segment_word_attention(
 ) -> Float64[np.ndarray, "head word_pair"]:
     """Word-to-word attention of all heads of a layer over consecutive examples (rows of the segment).
 
-    Weights that a sparse codec left out count as 0.
+    Weights that a sparse codec left out count as 0 where query and key cannot tell them; see `closest_weights`.
 
     Raises
     ------
     NotFoundError
-        Attention was not kept.
+        Attention was not kept and cannot be rebuilt.
     """
-    return plan.merge(example_weights(segment, site, layer, examples, plan.row_start))
+    return plan.merge(closest_weights(segment, site, layer, examples, plan.row_start))
 
 
 def plan_segment(segment: Segment, site: Site, examples: range, merge: Merge = "mean") -> WordPairs:

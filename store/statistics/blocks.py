@@ -13,10 +13,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ..errors import NotFoundError
-from ..pairs import pack_pairs
 from ..patterns import Pattern, Vocabulary
-from ..reading.example import Example
-from ..reading.rebuild import require_rebuilt
+from ..reading.rebuild_block import rebuild_examples
 from ..reading.segment import Segment
 from ..reading.weights import example_weights
 from ..schema import Site
@@ -107,11 +105,7 @@ class Block:
                 'Run the job again with keep.attention = "sqrt8", or use statistics that were kept.'
             )
         if keep.attention is None:
-            require_rebuilt(self.site, keep)
-            sites = {self.site.name: self.site}
-            maps = (Example(self.segment, row, sites).attention(layer).to_numpy() for row in self.examples)
-            flat = [pack_pairs(weights, causal=self.site.causal) for weights in maps]
-            return np.concatenate([np.empty((self.site.n_heads, 0)), *flat], axis=1).astype(np.float64)
+            return rebuild_examples(self.segment, self.site, layer, self.examples).astype(np.float64)
         return example_weights(self.segment, self.site, layer, self.examples, self._row_start).astype(np.float64)
 
     @cached_property

@@ -14,6 +14,7 @@ from store_builder import Content, make_contents, make_spec, only_zarr, write_st
 from headatlas.store.containers import shard
 from headatlas.store.containers.shard_read import read_places
 from headatlas.store.errors import CorruptSegmentError, HeadAtlasError
+from headatlas.store.life.drop import drop_from_store
 from headatlas.store.life.verify import verify_store
 from headatlas.store.source import LocalFile
 from headatlas.store.store import open_store
@@ -52,6 +53,18 @@ def test_presence_and_size_are_checked_before_reading(store_path: Path, damage: 
     (finding,) = verify_store(store_path).findings
     assert finding.object == f"segments/000001/{name}"
     assert (finding.segment, finding.first_example, finding.last_example) == (1, 4, 7)
+
+
+def test_damage_in_a_segment_whose_examples_were_all_taken_out(store_path: Path) -> None:
+    """Its arrays have no items and no chunks, but its files are hashed like any other."""
+    drop_from_store(store_path, examples=[4, 5, 6, 7])
+    folder = open_store(store_path).segments[1].folder
+    for victim in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "segment.json"):
+        whole = victim.read_bytes()
+        flip(victim, 4 * len(whole))
+        (finding,) = verify_store(store_path, full=True).findings
+        assert (finding.segment, finding.object) == (1, str(victim.relative_to(store_path)))
+        victim.write_bytes(whole)
 
 
 @pytest.mark.parametrize("at", [5, 12, 20], ids=["frame", "block", "data"])
@@ -124,6 +137,15 @@ def test_a_torn_manifest_is_named_and_the_one_before_opens(store_path: Path) -> 
     result = verify_store(store_path)
     assert result.manifest == 2
     assert [finding.object for finding in result.findings] == ["manifest-000003.json"]
+
+
+def test_every_byte_around_a_manifests_checksum_counts(store_path: Path) -> None:
+    newest = store_path / "manifest-000003.json"
+    whole = newest.read_bytes()
+    for at in range(90):
+        newest.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(CorruptSegmentError, match="fails its checksum"):
+            open_store(store_path)
 
 
 def test_a_changed_parent_is_found(store_path: Path) -> None:

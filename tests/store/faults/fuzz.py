@@ -120,7 +120,7 @@ def _document(data: bytes, rng: random.Random) -> bytes:
         elif action < 0.4 and isinstance(holder[key], int):
             holder[key] = holder[key] * rng.choice((-1, 2, 1000)) + rng.choice((-1, 0, 1))
         else:
-            holder[key] = rng.choice(NASTY)
+            holder[key] = copy.deepcopy(rng.choice(NASTY))
     return json.dumps(document).encode()
 
 

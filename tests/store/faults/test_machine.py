@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -87,12 +88,13 @@ class Stores(RuleBasedStateMachine):
         self.held: list[tuple[Store, Expected]] = []
 
     def teardown(self) -> None:
-        if hasattr(self, "path"):
+        if hasattr(self, "path") and sys.exc_info()[0] is None:  # else what went wrong first would be hidden
             self.check(open_store(self.path), self.expected, range(N_EXAMPLES))
             assert verify_store(self.path, full=True).is_sound
             for store, expected in self.held:
                 self.check(store, expected, range(N_EXAMPLES))
                 store.close()
+        if hasattr(self, "path"):
             shutil.rmtree(self.folder)
 
     def check(self, store: Store, expected: Expected, examples) -> None:

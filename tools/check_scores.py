@@ -1,0 +1,171 @@
+"""Scores of patterns and answers between words beside slow loops; a part of `check_definitions.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from headatlas.store.reading.words import plan_segment, segment_word_attention
+from headatlas.store.search.relations import MINIMUM_DEPENDENTS, WordRows, relation_atlas
+from headatlas.store.search.resampling import random_half
+from headatlas.store.search.search import SearchResult, search
+from headatlas.store.store import Store
+
+from . import slow_definitions as slow
+from . import slow_proof
+from .check_lines import FLIPS, ROUNDING, Line, Sums
+from .slow_definitions import Errors, Tokens, Weights
+
+OFFSETS = range(-8, 9)
+PATTERNS = {
+    "key.position == query.position - 1": lambda t, q, k: k == q - 1,
+    "key.id == query.id and key.position < query.position": lambda t, q, k: k < q and t.ids[k] == t.ids[q],
+    "induction": lambda t, q, k: 0 < k < q and t.ids[k - 1] == t.ids[q],
+    "key.special": lambda t, q, k: t.special[k],
+    "key.word == query.head": lambda t, q, k: t.word[k] >= 0 and t.word[q] >= 0 and t.head[t.word[q]] == t.word[k],
+    'query.upos == "NOUN" and key.upos == "DET"': lambda t, q, k: (_tag(t, q), _tag(t, k)) == ("NOUN", "DET"),
+    "key.word == query.word and key.position != query.position": lambda t, q, k: t.word[k] == t.word[q] >= 0 and k != q,
+}
+
+
+def _tag(t: Tokens, i: int) -> str | None:
+    return t.upos[t.word[i]] if t.word[i] >= 0 else None
+
+
+def add_scores(sums: Sums, x: Weights, errors: Errors) -> None:
+    """Add what an example says about each pattern."""
+    t, n_heads = x.tokens, len(x.maps)
+    for pattern, holds in PATTERNS.items():
+        of = sums.scores.setdefault(pattern, {name: np.zeros(n_heads) for name in ("hits", "bound")})
+        rows, uniform, mass, at_offset = 0, 0.0, np.zeros(n_heads), np.zeros(len(OFFSETS))
+        for q in range(x.n):
+            keys = [k for k in x.keys(q) if holds(t, q, k)]
+            if not keys:
+                continue
+            rows += 1
+            uniform += len(keys) / len(x.keys(q))
+            for k in keys:
+                mass += x.at(q, k)
+                of["bound"] += errors.at(q, k)
+            strongest = np.argmax([x.at(q, k) for k in x.keys(q)], axis=0)
+            of["hits"] += np.isin(strongest, keys)
+            at_offset += [q + offset in keys for offset in OFFSETS]
+        if rows:
+            sums.examples.setdefault(pattern, []).append((rows, mass, uniform, at_offset))
+
+
+def score_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
+    """Mass, hit rate, baselines, intervals and p-values of some patterns."""
+    for pattern in PATTERNS:
+        ours, rounded = search(exact, pattern), search(coded, pattern)
+        if pattern not in sums.examples:
+            assert not ours.rows, f"{pattern}: {ours.rows} rows, expected none"
+            yield Line(f"mass of {pattern} (no such rows)", 0, 0.0)
+            continue
+        of = sums.scores[pattern]
+        n_rows, masses, uniform, at_offset = (np.array(part) for part in zip(*sums.examples[pattern], strict=True))
+        rows = n_rows.sum()
+        assert ours.rows == rounded.rows == rows, f"{pattern}: {ours.rows} rows, expected {rows:.0f}"
+        mass, bound = masses.sum(axis=0) / rows, of["bound"] / rows + ROUNDING
+        found, other = (result.heads["mass"].to_numpy().ravel() for result in (ours, rounded))
+        off = np.abs(other - mass)
+        at = int(np.argmax(off / bound))
+        exactly = float(np.abs(found - mass).max())
+        yield Line(
+            f"mass of {pattern}", len(mass), exactly, float(off.max()), float(bound[at]), float((off / bound).max())
+        )
+        hits = [np.abs(r.heads["hit_rate"].to_numpy().ravel() - of["hits"] / rows) for r in (ours, rounded)]
+        worst = [float(part.mean()) for part in hits]
+        yield Line(f"hit rate of {pattern}", len(mass), worst[0], worst[1], FLIPS, worst[1] / FLIPS, FLIPS)
+        chance = uniform.sum() / rows
+        apart = np.abs(ours.heads["baseline"].to_numpy().ravel() - chance).max()
+        lift = np.abs(ours.heads["lift"].to_numpy().ravel() - mass / chance) / (1 + mass / chance)
+        yield Line(f"baseline, lift of {pattern}", len(mass), float(max(apart, lift.max())))
+        yield from _evidence_lines(pattern, ours, n_rows, masses.T, uniform, at_offset)
+
+
+def _evidence_lines(
+    pattern: str,
+    result: SearchResult,
+    rows: np.ndarray,
+    mass: np.ndarray,
+    uniform: np.ndarray,
+    at_offset: np.ndarray,
+) -> Iterator[Line]:
+    """The proof beside a search; `mass` is [head, example], `at_offset` [example, offset]."""
+    evidence, half = result.evidence, random_half(len(rows))
+    expected = np.zeros(len(rows))
+    for i, first in enumerate(half.tolist()):
+        others = [at_offset[j] for j, same in enumerate(half.tolist()) if same != first]
+        best = max(range(len(OFFSETS)), key=lambda o: (sum(row[o] for row in others), -abs(OFFSETS[o]), -OFFSETS[o]))
+        expected[i] = at_offset[i, best]
+    baseline = expected.sum() / rows.sum()
+    yield Line(f"best fixed offset of {pattern}", 1, abs(evidence.offset_baseline - baseline))
+    low, high = slow_proof.resampled(mass, rows)
+    found = [evidence.heads[name].to_numpy().ravel() for name in ("mass_low", "mass_high")]
+    width = np.maximum(high - low, 1e-9)
+    apart = max(float((np.abs(ends - own) / width).max()) for ends, own in zip(found, (low, high), strict=True))
+    yield Line(f"interval of {pattern} (of its width)", len(mass), apart, allowed=0.2)  # two draws differ by chance
+    if not evidence.is_supported:
+        return
+    p = np.array([max(slow_proof.p_above(m - expected), slow_proof.p_above(m - uniform)) for m in mass])
+    q = slow_proof.benjamini_hochberg(p)
+    off = [np.abs(evidence.heads[n].to_numpy().ravel() - v).max() for n, v in (("p_value", p), ("q_value", q))]
+    yield Line(f"p, false discoveries of {pattern}", len(p), float(max(off)))
+
+
+def add_words(sums: Sums, x: Weights) -> None:
+    """Add each word's strongest word, and which dependents' heads are found."""
+    maps, heads = slow.word_maps(x), x.tokens.head
+    n = x.tokens.n_words
+    sums.strongest_words.append(maps.argmax(axis=2) if n else np.zeros((len(maps), 0), np.int64))
+    dependents = [i for i in range(n) if 0 <= heads[i] < n and heads[i] != i]
+    right = np.zeros((len(maps), 2, len(dependents)), bool)
+    for at, i in enumerate(dependents):
+        right[:, 0, at] = maps[:, i, :].argmax(axis=1) == heads[i]
+        right[:, 1, at] = maps[:, :, i].argmax(axis=1) == heads[i]
+    sums.right.append(right)
+
+
+def word_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
+    """How often a head's answer is another than from float32: over all heads, and in points of a relation's accuracy."""
+    expected = np.concatenate(sums.right, axis=2)
+    found = [relation_atlas(store).select for store in (exact, coded)]
+    answers = [one.right.reshape(expected.shape) for one in found]
+    flips = [float((one != expected).mean()) for one in answers]
+    yield Line("head of a dependent (flips)", expected.size, flips[0], flips[1], FLIPS, flips[1] / FLIPS, FLIPS)
+    moved, worst, least = [0.0, 0.0], 0.0, 2 * FLIPS
+    for relation in found[0].names:
+        chosen = found[0].of(relation)
+        if len(chosen) < MINIMUM_DEPENDENTS:
+            continue
+        accuracy = expected[..., chosen].mean(axis=-1)
+        best = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
+        apart = [abs(float(one[..., chosen].mean(axis=-1)[best] - accuracy[best])) for one in answers]
+        allowed = max(2 * FLIPS, 1 / len(chosen))  # one answer may flip in a rare relation
+        if apart[1] / allowed > worst:
+            worst, least = apart[1] / allowed, allowed
+        moved = [max(before, now) for before, now in zip(moved, apart, strict=True)]
+    yield Line("accuracy of a relation's best head", len(found[0].names), moved[0], moved[1], least, worst)
+    flips = [_flips(sums, store) for store in (exact, coded)]
+    shares = [share for share, _ in flips]
+    yield Line("strongest word of a word (flips)", flips[0][1], shares[0], shares[1], FLIPS, shares[1] / FLIPS, FLIPS)
+
+
+def _flips(sums: Sums, store: Store) -> tuple[float, int]:
+    site, number, differ, total = store.site(), 0, 0, 0
+    for segment in store.segments:
+        examples = range(segment.n_examples)
+        plan = plan_segment(segment, site, examples)
+        rows = WordRows.of(plan)
+        parts = sums.strongest_words[number : number + segment.n_examples]
+        expected = np.concatenate(parts, axis=1).reshape(site.n_layers, site.n_heads, -1)
+        number += segment.n_examples
+        several = np.repeat(plan.n_key_words, plan.n_query_words) > 1
+        for layer in range(site.n_layers):
+            for head, weights in enumerate(segment_word_attention(segment, site, layer, examples, plan)):
+                weights[rows.diagonal] = 0
+                differ += int((rows.strongest(weights) != expected[layer, head])[several].sum())
+                total += int(several.sum())
+    return differ / max(total, 1), total
