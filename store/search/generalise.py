@@ -34,7 +34,8 @@ from .segment_tokens import segment_matcher
 
 MAX_ARCS = 64
 MAX_VALUES = 3
-"""So many different texts or annotations at the arcs' ends make a set; more are not a class."""
+"""So many different texts or annotations at the arcs' ends make a set if there are two arcs or more for each; else they are
+no class, but a list of what was marked."""
 _LONG = 2_048  # tokens of an example from which "anywhere before" is not tried: it has too many pairs
 _TOKEN_CLASSES = (
     '{side}.text matches "^[[:punct:]]+$"',
@@ -362,7 +363,8 @@ class _View:
                 return None
             values |= dict.fromkeys(column.values[code] for code in codes.tolist())
             n_known = max(n_known, len(column.values))
-        if len(values) > MAX_VALUES:
+        n_arcs = sum(len(m.query) for m in self.marked)
+        if len(values) > MAX_VALUES or (len(values) > 1 and n_arcs < 2 * len(values)):
             return None
         listed = tuple(values)
         text = (

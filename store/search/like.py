@@ -10,7 +10,7 @@ head's score for a pattern is
 with m the head's mass over the examples that were not marked and b that of uniform attention: the information that the
 pattern gives about where the head looks (the divergence of a coin of m from a coin of b). A pattern that matches
 nearly everything, or one that the head follows no more than chance, gives none. The pattern that answers is the simplest
-(fewest bits to write) of those whose best head comes within a tenth of the best score and that have enough support.
+(fewest bits to write) of those whose best head comes within a fifth of the best score and that have enough support.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .search import ExampleHit, SearchResult, search
 from .segment_tokens import site_vocabulary
 
 N_CANDIDATES = 8
-_NEAR_BEST = 0.9
+_NEAR_BEST = 0.8
 _PER_RELATION = 3
 
 
