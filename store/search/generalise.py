@@ -36,7 +36,7 @@ MAX_ARCS = 64
 MAX_VALUES = 3
 """So many different texts or annotations at the arcs' ends make a set if there are two arcs or more for each; else they are
 no class, but a list of what was marked."""
-_LONG = 2_048  # tokens of an example from which "anywhere before" is not tried: it has too many pairs
+_MAX_PAIRS = 1 << 21  # matches of a relation in one example; what has more says little
 _TOKEN_CLASSES = (
     '{side}.text matches "^[[:punct:]]+$"',
     '{side}.text matches "^[0-9.,]*[0-9]$"',
@@ -229,15 +229,21 @@ class _View:
         return made
 
     def pairs(self, text: str) -> list[tuple[np.ndarray, np.ndarray]] | None:
-        """Positions of the matches of a relation in each example; None where an arc is not among them."""
+        """Positions of a relation's matches in each example; None where an arc is not among them, or they are too many."""
         found = []
         for m, matcher in zip(self.marked, self.matchers(text) or [], strict=False):
-            matches = matcher.example(0)
+            blocks, n_pairs = [], 0
+            for matches in matcher:
+                blocks.append(matches)
+                n_pairs += len(matches)
+                if n_pairs > _MAX_PAIRS:
+                    return None
             pair = matcher.row_start[m.query] + m.key
-            if not np.isin(pair, matches.pair).all():
+            if not blocks or not np.isin(pair, np.concatenate([b.pair for b in blocks])).all():
                 return None
             query, key = matcher.evaluator.query.position, matcher.evaluator.key.position
-            found.append((query[matches.query], key[matches.key]))
+            places = (np.concatenate([query[b.query] for b in blocks]), np.concatenate([key[b.key] for b in blocks]))
+            found.append(places)
         return found or None
 
     def tokens(self, text: str, side: str) -> list[Bool[np.ndarray, "_token"]]:
@@ -284,9 +290,9 @@ class _View:
         steps = set(apart.tolist())
         if len(steps) == 1:
             yield _offset("position", steps.pop())
-        if (apart < 0).all() and all(len(m.queries) <= _LONG for m in self.marked):
+        if (apart < 0).all():
             yield _Condition("key.position < query.position", 0)
-        if (apart > 0).all() and all(len(m.queries) <= _LONG for m in self.marked):
+        if (apart > 0).all():
             yield _Condition("key.position > query.position", 0)
         words = [m.words for m in self.marked]
         if all((a >= 0).all() and (b >= 0).all() for a, b in words):
@@ -376,6 +382,6 @@ class _View:
 
 
 def _offset(field: str, step: int) -> _Condition:
-    """The condition that the key is `step` tokens or words away; the further, the more bits."""
+    """The condition that the key is `step` tokens or words away; the further, the more bits, and tokens before words."""
     text = f"key.{field} == query.{field}" + (f" {'-' if step < 0 else '+'} {abs(step)}" if step else "")
-    return _Condition(text, 1 + 2 * math.log2(abs(step) + 1))
+    return _Condition(text, (3 if field == "word" else 1) + 2 * math.log2(abs(step) + 1))
