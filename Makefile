@@ -13,7 +13,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long lint types bench bench-capture check-definitions docs models dist screenshots constraints clean again
+.PHONY: help demo test test-long lint types bench bench-capture bench-search bench-viewer check-definitions docs models dist screenshots constraints clean again
 
 help:  ## this list
 	@echo "headatlas: make TARGET"
@@ -48,6 +48,12 @@ bench: .venv/.dev  ## every benchmark, or those named: make bench ARGS=capture; 
 
 bench-capture: .venv/.dev  ## what capturing costs: all of it, or a part: ARGS="--models MiniLM --lengths 512 --threads 1"
 	$(PY) -m benchmarks.capture $(ARGS)
+
+bench-search: .venv/.dev  ## how long questions to 12,544 sentences take, beside a loop of numpy; ARGS=--no-growth: that alone
+	$(PY) -m benchmarks.search $(ARGS)
+
+bench-viewer: .venv/.dev  ## the viewer in a browser, by itself and beside BertViz (docs/benchmarks.md says what that needs)
+	$(PY) -m benchmarks.viewer $(ARGS)
 
 check-definitions: .venv/.dev  ## every statistic and score beside slow loops (ARGS="--all": every sentence of EWT dev)
 	$(PY) -m tools.check_definitions $(ARGS)

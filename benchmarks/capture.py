@@ -3,7 +3,8 @@
 ``python -m benchmarks.capture [--models MiniLM,SmolLM2] [--lengths short,512] [--threads 1,2] [--repeats 3]``. Modes are
 interleaved batch by batch in one process. With one thread CPU time counts, encoding and writing included, since a
 segment is committed inside the timed part; with two, wall time. Rows of a case that is not measured stay as they are in
-build/bench/capture.json, so a long run can be cut into parts.
+build/bench/capture.json, so a long run can be cut into parts: ``--parts speed,naive,lens,memory``. `lens` is
+TransformerLens on the same batches, in the Python that HEADATLAS_BENCH_LENS names (see `capture_lens.py`).
 """
 
 from __future__ import annotations
@@ -11,19 +12,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+
+from headatlas.pipeline.sources import resolve_model
 
 from .capture_cases import KEEPS, MODELS, Capture, Case, Naive, open_case
 from .interleave import Clock, Timing, interleave, speed_ratio
 from .report import FOLDER, Row, report
 
 LENGTHS = ("short", "512")
+PARTS = ("speed", "naive", "lens", "memory")
 REPEATS = int(os.environ.get("HEADATLAS_BENCH_REPEATS", "3"))
+MEMORY = (("MiniLM", 512), ("SmolLM2", 512), ("SmolLM2", 8192))
+MEMORY_GB = 16.0
+"""What a process may take."""
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -33,28 +44,43 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--lengths", default=",".join(LENGTHS), help="some of: %(default)s")
     parser.add_argument("--threads", default="1,2", help="1: CPU time; more: wall time. Default: %(default)s")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of the modes beside plain. Default: %(default)s")
-    parser.add_argument("--naive", action=argparse.BooleanOptionalAction, default=True, help="the naive way too")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of: %(default)s")
     options = parser.parse_args(list(arguments))
+    parts = set(options.parts.split(","))
     before = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
             for model in options.models.split(","):
-                for length in options.lengths.split(","):
+                for length in options.lengths.split(",") if parts - {"memory"} else ():
                     place = Path(folder) / f"{model}-{length}"
                     place.mkdir()
                     with open_case(model, length, place) as case:
                         for n_threads in map(int, options.threads.split(",")):
                             torch.set_num_threads(n_threads)
-                            keep_rows(measure(case, n_threads, options.repeats, naive=options.naive))
+                            if "speed" in parts:
+                                keep_rows(measure(case, n_threads, options.repeats))
+                            if "naive" in parts:
+                                keep_rows(measure_naive(case, n_threads, max(1, options.repeats // 3)))
+                        if "lens" in parts:
+                            keep_rows(measure_lens(case, options.repeats))
     finally:
         torch.set_num_threads(before)
+    if "memory" in parts:
+        for model, tokens in MEMORY:
+            if model in options.models.split(","):
+                keep_rows(measure_memory(model, tokens))
 
 
-def measure(case: Case, n_threads: int, repeats: int, *, naive: bool = True) -> list[Row]:
-    """Rows of one case, and how long they took."""
-    clock: Clock = "cpu" if n_threads == 1 else "wall"
-    how = "CPU time, 1 thread" if n_threads == 1 else f"wall time, {n_threads} threads"
-    suffix = "" if n_threads == 1 else f" · {n_threads} threads"
+def _way(n_threads: int) -> tuple[Clock, str, str]:
+    """What is compared, in words, and what a row's name ends with."""
+    if n_threads == 1:
+        return "cpu", "CPU time, 1 thread", ""
+    return "wall", f"wall time, {n_threads} threads", f" · {n_threads} threads"
+
+
+def measure(case: Case, n_threads: int, repeats: int) -> list[Row]:
+    """Rows of one case beside the bare model, and how long they took."""
+    clock, how, suffix = _way(n_threads)
     started = time.monotonic()
     captures = {name: Capture(case, keep) for name, keep in KEEPS.items()}
     captures["everything, not written"] = Capture(case, KEEPS["everything"], written=False)
@@ -66,23 +92,83 @@ def measure(case: Case, n_threads: int, repeats: int, *, naive: bool = True) -> 
         ratio = speed_ratio(timings, name, "plain", clock)
         rows.append(Row(f"{name} · {case.name}{suffix}", ratio.median, "of its speed", ratio.spread, beside))
     rows.append(_seconds(f"plain · {case.name}{suffix}", timings["plain"], clock))
-    everything = captures["everything"]
-    everything.prepare()
     if n_threads == 1:
+        everything = captures["everything"]
+        everything.prepare()
         stored, raw = sum(everything.stored_bytes.values()), sum(everything.raw_bytes.values())
         rows.append(Row(f"stored · {case.name}", stored / 1e6, "MB", None, f"{raw / 1e6:.1f} MB raw"))
-    if naive:
-        way = Naive(case)
-        timings = interleave({"everything": everything.mode, "naive": way.mode}, case.batches, max(1, repeats // 3))
-        ratio = speed_ratio(timings, "everything", "naive", clock)
-        beside = f"eager output_attentions, float16, np.savez_compressed; {how}"
-        rows.append(Row(f"everything beside naive · {case.name}{suffix}", ratio.median, "×", ratio.spread, beside))
-        if n_threads == 1:
-            ours = sum(n for path, n in everything.stored_bytes.items() if path.endswith("/attention"))
-            beside = f"{way.n_bytes / 1e6:.1f} MB of the naive way; ours {ours / 1e6:.1f} MB"
-            rows.append(Row(f"attention bytes · {case.name}", ours / way.n_bytes, "of naive's", None, beside))
+    for capture in captures.values():
+        capture.close()
     print(f"{case.name}{suffix}: {time.monotonic() - started:.0f} s")
     return rows
+
+
+def measure_naive(case: Case, n_threads: int, repeats: int) -> list[Row]:
+    """Everything, beside what one writes first."""
+    clock, how, suffix = _way(n_threads)
+    everything, way = Capture(case, KEEPS["everything"]), Naive(case)
+    timings = interleave({"everything": everything.mode, "naive": way.mode}, case.batches, repeats)
+    ratio = speed_ratio(timings, "everything", "naive", clock)
+    beside = f"eager output_attentions, float16, np.savez_compressed; {how}"
+    rows = [Row(f"everything beside naive · {case.name}{suffix}", ratio.median, "×", ratio.spread, beside)]
+    if n_threads == 1:
+        everything.prepare()
+        ours = sum(n for path, n in everything.stored_bytes.items() if path.endswith("/attention"))
+        beside = f"{way.n_bytes / 1e6:.1f} MB of the naive way; ours {ours / 1e6:.1f} MB"
+        rows.append(Row(f"attention bytes · {case.name}", ours / way.n_bytes, "of naive's", None, beside))
+    everything.close()
+    return rows
+
+
+def measure_lens(case: Case, repeats: int) -> list[Row]:
+    """TransformerLens, patterns only, beside a plain SDPA forward of the same batches in the same process."""
+    python = os.environ.get("HEADATLAS_BENCH_LENS")
+    if not python:
+        print(
+            "TransformerLens: left out; HEADATLAS_BENCH_LENS names no Python that has it (benchmarks/capture_lens.py)"
+        )
+        return []
+    inputs = [case.job.inputs.build([case.job.examples[i] for i in batch.examples]).arguments for batch in case.batches]
+    arrays: dict[str, Any] = {f"ids{i}": one["input_ids"].numpy() for i, one in enumerate(inputs)}
+    arrays |= {
+        f"mask{i}": one.get("attention_mask", torch.ones_like(one["input_ids"])).numpy() for i, one in enumerate(inputs)
+    }
+    np.savez(case.folder / "batches.npz", **arrays)
+    (site,) = case.job.spec.sites
+    model = resolve_model(case.job.config.model.source).path
+    setting = {"model": str(model), "threads": 1, "repeats": repeats, "layers": site.n_layers}
+    (case.folder / "setting.json").write_text(json.dumps(setting), encoding="utf-8")
+    found = _child([python, str(Path(__file__).with_name("capture_lens.py")), str(case.folder)], {"PYTHONPATH": ""})
+    timings = {name: Timing(**found[name]) for name in ("plain", "lens")}
+    ratio = speed_ratio(timings, "lens", "plain", "cpu")
+    beside = f"plain SDPA forward; transformer-lens {found['version']}, hook_pattern kept in memory; CPU time, 1 thread"
+    return [Row(f"TransformerLens, patterns · {case.name}", ratio.median, "of its speed", ratio.spread, beside)]
+
+
+def measure_memory(model: str, tokens: int) -> list[Row]:
+    """Peak memory of one batch of long texts: ours, written and committed, and the eager way."""
+    rows = []
+    for way in ("ours", "eager"):
+        found = _child([sys.executable, "-m", "benchmarks.capture_memory", way, model, str(tokens), str(MEMORY_GB)])
+        name = f"peak memory, {way} · {model} · {tokens}"
+        if "failed" in found:
+            rows.append(Row(name, MEMORY_GB, "GB were not enough", None, found["failed"]))
+            continue
+        more = (found["peak_bytes"] - found["loaded_bytes"]) / 1e6
+        beside = f"the process; {more:.0f} MB more than with the model loaded, {found['tokens']} tokens"
+        rows.append(Row(name, found["peak_bytes"] / 1e6, "MB", None, beside))
+    return rows
+
+
+def _child(command: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """What a process of its own prints last, as JSON."""
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def keep_rows(rows: list[Row], name: str = "capture") -> None:
@@ -106,6 +192,4 @@ def _seconds(name: str, timing: Timing, clock: Clock) -> Row:
 
 
 if __name__ == "__main__":
-    import sys
-
     main(sys.argv[1:])

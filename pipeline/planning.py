@@ -15,10 +15,23 @@ from jaxtyping import Int, Int64
 
 from headatlas.store.codecs import AttentionCodec
 from headatlas.store.pairs import row_start
-from headatlas.store.schema import VECTOR_DTYPE, Site, TraceSpec, most_entries, segment_layout, smallest_unsigned
+from headatlas.store.schema import (
+    VECTOR_DTYPE,
+    Site,
+    TraceSpec,
+    edge_key_dtype,
+    most_entries,
+    segment_layout,
+    smallest_unsigned,
+)
 
 BATCH_PRICE_TOKENS = 48
 """What starting a batch costs, in tokens: small batches are not worth it for a few tokens less padding."""
+
+DENSE_PAIRS = 1 << 22
+"""Masks of no more pairs than these are made at once (`tiled_mask.py`)."""
+OUTPUT_WEIGHTS = 1 << 24
+"""Weights that are held at once where attention output has to be made of them."""
 
 Lengths = Mapping[str, Int[np.ndarray, "example"]]
 
@@ -83,7 +96,7 @@ def example_bytes(spec: TraceSpec, n_tokens: Lengths) -> Int64[np.ndarray, "exam
     lengths = {name: np.asarray(values, dtype=np.int64) for name, values in n_tokens.items()}
     total = np.zeros(len(next(iter(lengths.values()))), dtype=np.int64)
     keep = spec.keep
-    edge_key = 2 if max((int(values.max(initial=0)) for values in lengths.values()), default=0) <= 65_536 else 4
+    edge_key = edge_key_dtype(lengths).itemsize
     for site in spec.sites:
         queries, keys = lengths[site.query_sequence], lengths[site.key_sequence]
         maps = site.n_layers * site.n_heads
@@ -172,7 +185,7 @@ _COMPRESSED = {
     ("query", False): 1.0,
     ("key", False): 1.0,
     ("logsumexp", False): 1.0,
-    ("edge_key", False): 0.42,
+    ("edge_key", False): 0.64,
     ("edge_weight", False): 0.86,
     ("statistics", False): 0.91,
 }
@@ -278,7 +291,10 @@ def project(
             n_batches += 1
             n_padded += batch.n_padded_tokens
             n_real += batch.n_tokens
-            largest_batch = max(largest_batch, _activation_bytes(batch, model) + _map_bytes(batch, spec, lengths))
+            here = (
+                _activation_bytes(batch, model) + _mask_bytes(batch, spec, lengths) + _map_bytes(batch, spec, lengths)
+            )
+            largest_batch = max(largest_batch, here)
     causal = {site.name: site.causal for site in spec.sites}
     arrays = tuple(
         ArrayProjection(
@@ -311,10 +327,16 @@ def project(
 
 
 def _activation_bytes(batch: BatchPlan, model: ModelShape) -> int:
-    longest = batch.n_padded_tokens // len(batch.examples)
-    vectors = batch.n_padded_tokens * (12 * model.hidden_size + 3 * model.intermediate_size) * model.element_bytes
-    masks = 6 * len(batch.examples) * longest * longest
-    return vectors + masks
+    return batch.n_padded_tokens * (12 * model.hidden_size + 3 * model.intermediate_size) * model.element_bytes
+
+
+def _mask_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
+    """Masks as truth values and as numbers; of many pairs never more than a tile, and then the output's weights too."""
+    longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())
+    pairs = len(batch.examples) * longest * longest
+    n_heads = max(site.n_heads for site in spec.sites)
+    weights = min(pairs * n_heads, OUTPUT_WEIGHTS) if pairs > DENSE_PAIRS else 0
+    return 16 * min(pairs, DENSE_PAIRS) + 12 * weights
 
 
 def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.store.containers.hdf5_metadata import INDEX_BYTES
-from headatlas.store.containers.shard import compressor_of, cut_chunk, plan_grid
+from headatlas.store.containers.shard import chunk_cutter, compressor_of, plan_grid
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.schema import ArrayLayout, segment_layout
 from headatlas.store.store import open_store
@@ -107,11 +107,11 @@ def _count_chunks(job: Job, examples: np.ndarray) -> int:
 def _array_bytes(layout: ArrayLayout, data: np.ndarray) -> int:
     """Bytes of an array's chunks with their checksums, and of the shards' indices."""
     grid = plan_grid(layout)
-    compress = compressor_of(grid)
+    compress, cut = compressor_of(grid), chunk_cutter(data, grid.chunk)
     total = 0
     for index in grid.files():
         starts = [start for start in grid.chunk_starts(index) if start is not None]
-        total += sum(len(compress(cut_chunk(data, start, grid.chunk))) + 4 for start in starts)
+        total += sum(len(compress(cut(start))) + 4 for start in starts)
         if grid.shard is not None:
             total += 16 * math.prod(grid.chunks_per_shard) + 4
     return total

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -46,6 +47,16 @@ class SitePlacement:
     pair_start: dict[int | None, tuple[int, ...]]
     """By band (`Site.bands`): layers with a window have a pair axis of their own."""
     runs: tuple[Run, ...]
+
+    @cached_property
+    def n_queries(self) -> tuple[int, ...]:
+        """Tokens of each row's query sequence."""
+        return tuple(run.n_queries for run in self.runs for _ in range(run.start, run.stop))
+
+    @cached_property
+    def n_keys(self) -> tuple[int, ...]:
+        """Tokens of each row's key sequence."""
+        return tuple(run.n_keys for run in self.runs for _ in range(run.start, run.stop))
 
 
 @dataclass

@@ -238,16 +238,35 @@ def smallest_unsigned(largest: int) -> np.dtype:
     return np.dtype("u1" if largest < 1 << 8 else "u2" if largest < 1 << 16 else "u4")
 
 
+def edge_key_dtype(n_tokens: Mapping[str, Counts], *, early: bool = False) -> np.dtype:
+    """The type of a segment's edge keys; `early`: at least two bytes, as segments were written at first.
+
+    Its largest value fills short rows and is, in one byte, no key of the segment.
+    """
+    longest = max((int(n.max(initial=0)) for n in n_tokens.values()), default=0)
+    return np.dtype("u1" if longest <= 255 and not early else "u2" if longest <= 65_536 else "u4")
+
+
+def has_early_edges(dtypes: Mapping[str, np.dtype]) -> bool:
+    """Whether the edge keys among arrays of these types, by path, have two bytes."""
+    return any(path.endswith("/edge_key") and dtype == np.dtype("u2") for path, dtype in dtypes.items())
+
+
 def segment_layout(
-    spec: TraceSpec, n_tokens: Mapping[str, Counts], n_entries: Mapping[str, int] | None = None
+    spec: TraceSpec,
+    n_tokens: Mapping[str, Counts],
+    n_entries: Mapping[str, int] | None = None,
+    *,
+    early_edges: bool = False,
 ) -> dict[str, ArrayLayout]:
     """The trace arrays of a segment whose examples have these token counts (per sequence), by path.
 
     Token tables and texts are not in here: `segment.py` writes them from a `TokenTable`. How many weights a sparse codec
-    keeps depends on the weights: `n_entries` says it by site, without it there are as many as there may be.
+    keeps depends on the weights: `n_entries` says it by site, without it there are as many as there may be. `early_edges`
+    asks for the type that edge keys had at first (`edge_key_dtype`).
     """
     layouts: list[ArrayLayout] = []
-    edge_key = np.dtype("u2" if max((int(n.max(initial=0)) for n in n_tokens.values()), default=0) <= 65_536 else "u4")
+    edge_key = edge_key_dtype(n_tokens, early=early_edges)
     for site in spec.sites:
         n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
         layers, heads, kv_heads = site.n_layers, site.n_heads, site.n_kv_heads

@@ -28,7 +28,7 @@ from .reading.example import Example as Example
 from .reading.examples import Examples, join_columns
 from .reading.frames import FrameLibrary, as_library, examples_frame, tokens_frame
 from .reading.lazy_traces import lazy_traces
-from .reading.segment import TABLES_MAX_BYTES, Segment, missing_array
+from .reading.segment import EDGES_MAX_BYTES, TABLES_MAX_BYTES, Segment, missing_array
 from .schema import Site, TraceSpec
 from .source import CACHE_BYTES, ObjectSource, open_source
 from .statistics.corpus import statistics_dataset
@@ -45,6 +45,7 @@ def open_store(
     storage_options: Mapping[str, Any] | None = None,
     cache_bytes: int = CACHE_BYTES,
     cache_dir: str | os.PathLike[str] | None = None,
+    edges_bytes: int = EDGES_MAX_BYTES,
 ) -> Store:
     """Open the store at `path`: the newest snapshot, or the one of a manifest number.
 
@@ -62,6 +63,8 @@ def open_store(
     cache_dir
         A folder that keeps whole objects from URLs, under their hash; default the environment variable
         ``HEADATLAS_CACHE_DIR``, and without it only the ranges that are needed are fetched and none is kept on disk.
+    edges_bytes
+        Decoded edges that searches keep in memory, at most; 0: none.
 
     Raises
     ------
@@ -73,12 +76,15 @@ def open_store(
         A URL of an unknown protocol, or a package for it is missing; the server failed.
     """
     kept = None if cache_dir is None else os.fspath(cache_dir)
-    return _opened(os.fspath(path), manifest, dict(storage_options or {}), cache_bytes, kept)
+    return _opened(os.fspath(path), manifest, dict(storage_options or {}), cache_bytes, kept, edges_bytes)
 
 
-def _opened(path: str, manifest: int | None, options: dict[str, Any], cache_bytes: int, cache_dir: str | None) -> Store:
+def _opened(
+    path: str, manifest: int | None, options: dict[str, Any], cache_bytes: int, cache_dir: str | None, edges_bytes: int
+) -> Store:
     source = open_source(path, options, cache_bytes, cache_dir)
-    return Store(source, manifest, reopen=None if source.folder else (path, options, cache_bytes, cache_dir))
+    place = source.location if source.folder else path
+    return Store(source, manifest, reopen=(place, options, cache_bytes, cache_dir, edges_bytes))
 
 
 class Store(Questions):
@@ -89,18 +95,18 @@ class Store(Questions):
         source: ObjectSource,
         manifest: int | None = None,
         *,
-        reopen: tuple[str, dict[str, Any], int, str | None] | None = None,
+        reopen: tuple[str, dict[str, Any], int, str | None, int] | None = None,
     ) -> None:
         self.source = source
-        self._reopen = reopen or (source.location, {}, CACHE_BYTES, None)
+        self._reopen = reopen or (source.location, {}, CACHE_BYTES, None, EDGES_MAX_BYTES)
         self._lease: weakref.finalize | None = None
         with located(source.location):
             self.manifest: Manifest = self._hold(manifest)
         self.spec: TraceSpec = self.manifest.spec
         self.sites: dict[str, Site] = {site.name: site for site in self.spec.sites}
-        cache = ByteCache(TABLES_MAX_BYTES)
+        cache, traces = ByteCache(TABLES_MAX_BYTES), ByteCache(self._reopen[-1])
         self.segments: Sequence[Segment] = tuple(
-            Segment(source, entry, self.spec, cache=cache) for entry in self.manifest.segments
+            Segment(source, entry, self.spec, cache=cache, traces=traces) for entry in self.manifest.segments
         )
         self._starts = np.array([s.first_example for s in self.segments], dtype=np.int64)
         self._columns: dict[str, Column] | None = None
@@ -257,7 +263,10 @@ class Store(Questions):
             parts = [segment.layer_statistic(layer.name, found.name) for segment in self.segments]
             attributes = {"long_name": layer.name, "units": layer.unit, "description": layer.description}
             data[layer.name] = (("layer", "head", "example"), np.concatenate(parts, axis=-1), attributes)
-        return data.assign_coords(id=("example", np.array(self.example_ids(), dtype=object)))
+        ids = [
+            name.encode("utf-8", "backslashreplace").decode() for name in self.example_ids()
+        ]  # pandas takes no surrogate
+        return data.assign_coords(id=("example", np.array(ids, dtype=object)))
 
     def attention(self, site: str | None = None) -> xr.DataArray:
         """Attention of every example, decoded when computed: dask-backed, dims (layer, head, pair).

@@ -76,6 +76,17 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrom
 _NO_BROWSER = pytest.StashKey[bool]()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _statistics_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is computed from stores is kept for this session alone: an earlier one may have had other formulas."""
+    from headatlas.store.statistics import measured
+
+    own, known = tmp_path_factory.mktemp("statistics"), measured.cache_folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measured, "cache_folder", lambda: known() if "XDG_CACHE_HOME" in os.environ else own)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Browser tests come last: Playwright keeps an event loop running in this thread for the rest of the session."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)

@@ -6,8 +6,13 @@ import json
 
 import pytest
 
+from benchmarks import search_growth
 from benchmarks.interleave import Mode, Timing, interleave, rotated, speed_ratio
 from benchmarks.report import Row, report
+from benchmarks.search import PATTERNS
+from benchmarks.search_loop import PaddedFiles, loop_seconds
+from headatlas.store import open_store
+from headatlas.store.search.search import search
 
 
 def test_modes_take_turns_and_the_first_place_rotates() -> None:
@@ -93,3 +98,22 @@ def test_a_spread_holds_its_value_and_a_name_is_a_file_name(tmp_path) -> None:
         Row("x", 2.0, "s", (0.0, 1.0))
     with pytest.raises(ValueError, match="names a file"):
         report("../x", [], tmp_path)
+
+
+def test_the_loop_over_padded_files_sums_what_a_search_does(tmp_path) -> None:
+    search_growth.write_random(tmp_path / "store", 150)
+    store = open_store(tmp_path / "store")
+    files = PaddedFiles.write(store, tmp_path)
+    assert (len(files.sampled), files.n_files) == (3, 3)
+    for pattern in PATTERNS[:2]:
+        loop_seconds(files, pattern, search(store, pattern, level="exact"))  # compares
+    with pytest.raises(AssertionError, match="differ"):
+        loop_seconds(files, PATTERNS[0], search(store, PATTERNS[1], level="exact"))
+
+
+def test_every_kind_of_question_is_asked_of_each_size(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(search_growth, "SIZES", (20, 40))
+    rows = search_growth.growth_rows(tmp_path)
+    assert len(rows) == 10
+    assert rows[-1].name == "token pair · 40 examples"
+    assert list(tmp_path.iterdir()) == []

@@ -81,8 +81,6 @@ HEADS: dict[Theme, tuple[str, ...]] = {
         *("#D09EFD", "#68BE1F", "#D33C8B", "#A67628", "#5AD5CA", "#9F99BB"),
     ),
 }
-MAX_HEADS = 12
-"""Heads shown at once in colours of their own."""
 
 
 def palette() -> dict[str, dict[str, object]]:

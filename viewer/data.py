@@ -7,7 +7,6 @@ session; arrays it hands out are read-only, because many readers share them.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -16,9 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from headatlas.store.errors import HeadAtlasError, NotFoundError, PatternError
+from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
-from headatlas.store.patterns.fields import word_field_names
 from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Site
 from headatlas.store.search.search import ExampleHit, SearchProgress, SearchResult, search
@@ -30,14 +28,13 @@ from .answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, uppe
 from .cache import ByteCache
 from .edges import strongest_edge
 from .labels import visible
+from .selections import containing, frequent_values, having, pair_groups, sound
 from .state import Bounds
 
 if TYPE_CHECKING:
     from .annotations import Notes
     from .library import Library
 
-MAX_VALUES = 24
-"""Values of a field that are proposed."""
 MAX_HITS = 60
 """Examples of a search that are listed for a head."""
 
@@ -69,7 +66,7 @@ class DataSource:
         notes: Notes | None = None,
         search_s: float | None = None,
     ) -> None:
-        self.store, self.damaged = _sound(store)
+        self.store, self.damaged = sound(store)
         self.name, self.served_with = name or visible(store.name), served_with
         self.notes, self.search_s = notes, search_s
         self._cache = ByteCache(cache_bytes)
@@ -166,14 +163,9 @@ class DataSource:
 
     def containing(self, text: str) -> Int64[np.ndarray, "found"]:
         """Positions of the examples whose text or id contains `text`, upper and lower case alike."""
-        return self._cache.get(("containing", text), lambda: self._containing(text.casefold()))
-
-    def _containing(self, text: str) -> Int64[np.ndarray, "found"]:
-        if not text:
-            return _frozen(np.arange(self.n_examples, dtype=np.int64))
-        pairs = zip(self.store.example_texts(), self.ids, strict=True)
-        hits = [i for i, (body, name) in enumerate(pairs) if text in body.casefold() or text in name.casefold()]
-        return _frozen(np.asarray(hits, np.int64))
+        return self._cache.get(
+            ("containing", text), lambda: _frozen(containing(self.store.example_texts(), self.ids, text))
+        )
 
     # heads
 
@@ -257,20 +249,9 @@ class DataSource:
     def field_values(self, site: str) -> dict[str, list[tuple[str, int]]]:
         """The most frequent values of each annotation of words that is text, for completion: every character visible."""
         found = self.site(site)
-
-        def collect() -> dict[str, list[tuple[str, int]]]:
-            counts: dict[str, Counter[str]] = {}
-            for segment in self.store.segments:
-                columns = segment.tokens(found.query_sequence).word_columns
-                for field, name in word_field_names(columns).items():
-                    column = columns[name]
-                    if column.values is not None:
-                        numbers = np.bincount(column.data[column.data >= 0], minlength=len(column.values))
-                        counter = counts.setdefault(field, Counter())
-                        counter.update(dict(zip(column.values, numbers.tolist(), strict=True)))
-            return {f: [(visible(v), n) for v, n in c.most_common(MAX_VALUES)] for f, c in counts.items()}
-
-        return self._cache.get(("values of fields", found.name), collect)
+        return self._cache.get(
+            ("values of fields", found.name), lambda: frequent_values(self.store, found.query_sequence)
+        )
 
     def check_pattern(self, expression: str, site: str) -> None:
         """Read an expression and check its names; PatternError points at the first mistake."""
@@ -358,43 +339,14 @@ class DataSource:
         if "pair" not in columns:
             return []
 
-        def collect() -> dict[object, list[int]]:
-            members: dict[object, list[int]] = {}
-            for other, value in zip(self.numbers.tolist(), columns["pair"].to_list(), strict=True):
-                members.setdefault(value, []).append(other)
-            return members
-
         value = self.example(number).columns.get("pair")
-        groups = self._cache.get(("pairs",), collect)
+        groups = self._cache.get(("pairs",), lambda: pair_groups(self.numbers, columns["pair"]))
         return [] if value in (None, "", -1) else [other for other in groups.get(value, []) if other != number]
 
     def having(self, facets: Mapping[str, str]) -> Int64[np.ndarray, "found"]:
         """Positions of the examples whose annotations, made visible, have these values."""
-
-        def find() -> np.ndarray:
-            columns = self.store.example_columns()
-            keep = np.ones(self.n_examples, bool)
-            for name, value in facets.items():
-                column = columns.get(name)
-                if column is None or column.values is None:
-                    keep[:] = False
-                    continue
-                codes = [code for code, text in enumerate(column.values) if visible(text) == value]
-                keep &= np.isin(column.data, codes)
-            return _frozen(np.flatnonzero(keep).astype(np.int64))
-
-        return self._cache.get(("having", *sorted(facets.items())), find)
-
-
-def _sound(store: Store) -> tuple[Store, tuple[str, ...]]:
-    """The store without segments that are damaged, and what is wrong with those."""
-    damaged: dict[int, str] = {}
-    for segment in store.segments:
-        try:
-            segment.listing  # noqa: B018 (reads it, and looks at every object)
-        except HeadAtlasError as error:
-            damaged[segment.index] = str(error)
-    return (store.without(damaged) if damaged else store), tuple(damaged.values())
+        key = ("having", *sorted(facets.items()))
+        return self._cache.get(key, lambda: _frozen(having(self.store.example_columns(), self.n_examples, facets)))
 
 
 def short(label: str) -> str:

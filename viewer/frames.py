@@ -155,17 +155,20 @@ def neuron_frame(
     window: int | None = None,
     rotary: bool = False,
     position_bias: bool = False,
+    bias: Float32[np.ndarray, "key_pos"] | None = None,
     codec: str = "",
     id: str = "",
 ) -> Frame:
     """One row of one head from its vectors: scores, attention rebuilt from them, attention as stored.
 
-    Where a learned bias by position is added to the scores (`position_bias`) the row cannot be rebuilt from the
-    vectors: `rebuilt` is then empty.
+    A learned bias by position (`position_bias`) is added to the scores where the store kept it (`bias`); where it did
+    not, the row cannot be rebuilt from the vectors and `rebuilt` is empty.
     """
     scores = row_scores(query, keys, scaling=scaling, softcap=softcap)
+    if bias is not None:
+        scores = scores + bias
     seen = keys_seen(len(keys), query_pos, causal=causal, window=window)
-    rebuilt = np.zeros(0) if position_bias else rebuilt_row(scores, logsumexp, seen)
+    rebuilt = np.zeros(0) if position_bias and bias is None else rebuilt_row(scores, logsumexp, seen)
     shown = stored if stored is not None and len(stored) else rebuilt
     focus = int(np.argmax(np.where(seen, shown, -1))) if len(shown) else 0
     return {
@@ -173,6 +176,7 @@ def neuron_frame(
         "query": np.ascontiguousarray(query, np.float32),
         "keys": np.ascontiguousarray(keys, np.float32),
         "scores": scores.astype(np.float32),
+        "bias": np.zeros(0, np.float32) if bias is None else np.ascontiguousarray(bias, np.float32),
         "seen": seen.astype(np.uint8),
         "rebuilt": rebuilt.astype(np.float32),
         "stored": np.zeros(0, np.float32) if stored is None else np.ascontiguousarray(stored, np.float32),

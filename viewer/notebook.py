@@ -16,7 +16,7 @@ from headatlas.store.errors import ConfigError, NotFoundError, ShapeError
 from headatlas.store.reading.example import Example
 from headatlas.store.schema import Site
 
-from .colours import MAX_HEADS, Theme
+from .colours import Theme
 from .export import Kind, View, make_view
 from .frames import Frame, tokens_frame
 from .labels import label, visible
@@ -64,7 +64,7 @@ def head_view(
     prettify_tokens
         Write tokenizer marks (``Ġ``, ``▁``, ``##``) as people read them.
     layer, heads
-        What is shown at first: the layer (the first by default) and heads of it (all by default, at most 12).
+        What is shown at first: the layer (the first by default) and heads of it (all by default).
     include_layers
         Layers to put into the document; all by default.
     html_action
@@ -317,7 +317,7 @@ def _chosen(part: Frame, layer: int | None, heads: Sequence[int] | None) -> str:
     chosen = columns if heads is None else [int(head) for head in heads]
     if not chosen or any(head not in columns for head in chosen):
         raise NotFoundError(f"heads {chosen} are not all here; layer {first} has {columns[0]} to {columns[-1]}.")
-    return ",".join(f"{first}.{head}" for head in chosen[:MAX_HEADS])
+    return ",".join(f"{first}.{head}" for head in chosen)
 
 
 def _name(part: Frame, row: int, column: int) -> str:

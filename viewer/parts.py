@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from headatlas.store.errors import NotFoundError, ShapeError
 from headatlas.store.reading.example import Example
+from headatlas.store.reading.vectors import read_parts
 from headatlas.store.schema import Site
 
-from .frames import Frame, pack, table_frame
+from .frames import Frame, pack, table_frame, to_codes
 
+MAX_EXACT = 100 << 20
+"""Weights that take more bytes than this travel as one byte each."""
 LABELS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross"}
 
 
@@ -57,6 +60,8 @@ def part_frame(
                 "pass the tokens of exactly the input that the model read, special tokens included"
             )
     codes, codec = pack(attention)
+    if codec == "float32" and codes.nbytes > MAX_EXACT:
+        codes, codec, note = to_codes(codes), "sqrt8", ", ".join(filter(None, [note, "weights within .002"]))
     return {
         "label": label,
         "note": note,
@@ -136,9 +141,22 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> Frame:
         "window": [site.window[layer] for layer in layers],
         "rotary": site.rotary,
         "position_bias": site.has_position_bias,
+        "bias": _biases(example, site, layers),
         "codec": keep.query_key,
     }
     return part
+
+
+def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.ndarray, "layer head distance"] | None:
+    """Learned biases by key_pos − query_pos, from the smallest distance of this example; None where none was kept."""
+    n_queries, n_keys = (len(example.tokens(name)) for name in (site.query_sequence, site.key_sequence))
+    kept = []
+    for layer in layers:
+        parts = read_parts(example.segment, site, layer, np.arange(site.n_heads))
+        if parts.bias is None:
+            return None
+        kept.append(parts.bias[:, parts.zero - n_queries + 1 : parts.zero + n_keys])
+    return np.ascontiguousarray(np.stack(kept), np.float32)
 
 
 def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.ndarray, note: str) -> Frame:

@@ -57,8 +57,11 @@ class Auth:
             "basic_auth": self.basic, "oauth_provider": self.oauth, "oauth_key": self.key, "oauth_secret": self.secret,
             "cookie_secret": self.cookie_secret,
         }  # fmt: skip
-        own = {"login_template": str(Path(__file__).parent / "login.html")} if self.basic else {}
-        return {name: value for name, value in given.items() if value} | own  # Panel's page asks a network for a logo
+        here = Path(__file__).parent  # Panel's own pages ask a network for fonts and a logo
+        own = {"logout_template": str(here / "logout.html"), "oauth_error_template": str(here / "refused.html")}
+        if self.basic:
+            own["login_template"] = str(here / "login.html")
+        return {name: value for name, value in given.items() if value} | (own if self.basic or self.oauth else {})
 
 
 @dataclass(frozen=True)

@@ -204,15 +204,17 @@ class Session:
         self._notice()
 
     def _notice(self) -> None:
-        self.notice.frame = {
+        banners = self._banners()
+        frame = {
             "title": "Not in this link:" if len(self.problems) == 1 else "Not taken:",
             "problems": [
                 {"field": visible(p.field), "value": visible(p.value[:200]), "reason": visible(p.reason)}
                 for p in self.problems
             ],
+            "banners": banners,
         }
-        self.notice.frame = {**self.notice.frame, "banners": self._banners()}
-        self.notice.visible = bool(self.problems or self.notice.frame["banners"])
+        if frame != self.notice.frame:  # a frame that is sent costs the server a millisecond, and a click changes ten
+            self.notice.param.update(frame=frame, visible=bool(self.problems or banners))
 
     def _banners(self) -> list[dict[str, Any]]:
         """What holds for the whole store: damage, and segments that came since it was opened."""

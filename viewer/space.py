@@ -146,7 +146,7 @@ def neighbour_plane(found: Sample) -> Plane:
         from umap import UMAP  # type: ignore[import-not-found]
     except ImportError:
         raise NotFoundError(
-            "UMAP is not installed; pip install umap-learn, or stay with principal components."
+            "UMAP is not installed; pip install 'headatlas[umap]', or stay with principal components."
         ) from None
     query, key, factor = balanced(found)
     places = UMAP(n_neighbors=15, min_dist=0.1, random_state=0).fit_transform(np.concatenate([query, key]))

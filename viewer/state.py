@@ -30,12 +30,14 @@ SCALES = ("sqrt", "linear", "log")
 COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
 MAX_TEXT = 2_000
-MAX_HEADS = 12
+MAX_HEADS = 256
+"""Heads beside the chosen one; the first twelve have colours that were tuned for colour blindness."""
 
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _NUMBER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
 _PIN = re.compile(r"([qk])([0-9]{1,9})")
 _HEAD = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
+_SPAN = re.compile(r"(?=.*[0-9])([0-9]{0,7}(\.[0-9]{1,6})?)\.\.([0-9]{0,7}(\.[0-9]{1,6})?)")
 _ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 
 
@@ -107,17 +109,19 @@ class ViewState(param.Parameterized):
     text = param.String(default="", doc="text filter of the example list")
     order = param.Selector(default="corpus", objects=list(ORDERS), doc="order of the example list")
     row = param.Integer(default=0, bounds=(0, None), doc="first row of the example list")
+    lengths = param.String(default="", doc="tokens that listed examples have, as 5..40, 5.. or ..40")
+    scores = param.String(default="", doc="statistic of the chosen head that listed examples have, as .2..1")
     theme = param.Selector(default="auto", objects=list(THEMES))
     store = param.String(default="", doc="name of the store, where several are served")
 
     FIELDS: ClassVar[tuple[str, ...]] = (
         "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
         "share", "keys", "specials", "level", "segments", "weights", "layout", "pooling", "scale", "zoom", "compare",
-        "other_example", "other_head", "other_store", "shade", "where", "text", "order", "row", "theme",
+        "other_example", "other_head", "other_store", "shade", "where", "text", "order", "row", "lengths", "scores", "theme",
     )  # fmt: skip
     HISTORY: ClassVar[frozenset[str]] = frozenset(
         {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin", "level", "segments"}
-        | {"compare", "other_example", "other_head", "other_store", "where"}
+        | {"compare", "other_example", "other_head", "other_store", "where", "lengths", "scores"}
     )
     """A change of one of these is a new history entry; the rest (sliders, sort, colour) replace the current one."""
 
@@ -145,6 +149,16 @@ class ViewState(param.Parameterized):
     def facets(self) -> dict[str, str]:
         """Annotations that listed examples have."""
         return json.loads(self.where) if self.where else {}
+
+    @property
+    def length_span(self) -> tuple[float, float]:
+        """Fewest and most tokens of listed examples; infinite where nothing is asked."""
+        return _span(self.lengths)
+
+    @property
+    def score_span(self) -> tuple[float, float]:
+        """Least and greatest statistic of listed examples."""
+        return _span(self.scores)
 
     @property
     def pinned(self) -> tuple[Literal["q", "k"], int] | None:
@@ -210,6 +224,10 @@ class ViewState(param.Parameterized):
             return str(self._whole("example", value, taken)) if value != "" else ""
         if name == "where":
             return _where(value)
+        if name == "lengths":
+            return _matching(_SPAN, value, "expected fewest..most tokens, such as 5..40, 5.. or ..40")
+        if name == "scores":
+            return _matching(_SPAN, value, "expected least..most, such as .2..0.8 or .5..")
         if name == "share":
             return _share(value)
         if isinstance(parameter, param.Integer):
@@ -256,6 +274,12 @@ class ViewState(param.Parameterized):
         if len(kept) > MAX_HEADS:
             raise ValueError(f"{len(kept)} heads; at most {MAX_HEADS} are shown together")
         return ",".join(dict.fromkeys(kept))
+
+
+def _span(text: str) -> tuple[float, float]:
+    match = _SPAN.fullmatch(text)
+    low, high = (match[1], match[3]) if match else ("", "")
+    return (float(low) if low else float("-inf"), float(high) if high else float("inf"))
 
 
 def query_of_arguments(arguments: Mapping[str, list[bytes]]) -> str:

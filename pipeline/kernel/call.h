@@ -17,8 +17,9 @@ struct Call {
   int64_t query_stride[4], key_stride[4], value_stride[4];
   const int64_t *query_length, *key_length;  // [example]
 
-  // Query q sees the keys q - before ... q + after. `triangle`: codes hold the lower triangle only.
-  int64_t before, after, triangle;
+  // Query q sees the keys q - before ... q + after. Its codes are those of q - kept_before ... q + kept_after, which hold
+  // all that it sees: the lower triangle, a band, or every key.
+  int64_t before, after, kept_before, kept_after;
   double scaling, softcap;  // softcap 0: none
   // Added to the scores after the soft cap, [example, head, query_pos, key_pos] without gaps along key_pos; a stride may be
   // 0. Below `HIDDEN` it hides the key. A sink takes a part of every row of its head and is not stored.
@@ -39,7 +40,7 @@ struct Call {
   double codes_steps;
   float *logsumexp;  // [head, row]
   int64_t logsumexp_stride;
-  void *edge_key;         // [head, row, edge], uint16 or uint32
+  void *edge_key;         // [head, row, edge], uint8, uint16 or uint32
   uint16_t *edge_weight;  // [head, row, edge], float16
   int64_t edge_key_bytes, n_edges, edge_key_stride, edge_weight_stride;
   float *statistics;  // [statistic, head, column]

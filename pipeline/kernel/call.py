@@ -31,11 +31,11 @@ class Destination:
     codes
         [head, pair], the weights as `code_kind` says: uint8 that counts `code_steps` steps of the weight's square root
         ("root", 255: sqrt8) or of the weight ("linear"), or the weight as float16 or float32. The lower triangle row by
-        row for causal attention, else all keys of each query.
+        row for causal attention, else all keys of each query, and of these what lies in the band of the places.
     logsumexp
         float32 [head, row], natural logarithm, of the scaled and capped scores, biases and the sink with them.
     edge_key, edge_weight
-        uint16 or uint32, and float16 [head, row, edge], at most 16 edges a row; both or neither. Strongest first,
+        uint8 (up to 255 keys), uint16 or uint32, and float16 [head, row, edge], at most 16 edges a row; both or neither. Strongest first,
         ties to the lower key; a row that sees fewer keys ends in the largest key number with weight 0.
     statistics
         float32 [statistic, head, column], its first axis named by `statistic_names`.
@@ -85,7 +85,8 @@ def fused_attention(
     scaling
         Multiplies query · key.
     window
-        Causal: queries see the last `window` keys, themselves included. Otherwise: keys at most `window` away.
+        Causal: queries see the last `window` keys, themselves included. Otherwise: keys at most `window` away. Where
+        codes are kept in a band (`Places.band`), no key outside it is seen either.
     softcap
         Scores s become softcap · tanh(s / softcap) after the scaling.
     biases
@@ -136,9 +137,11 @@ def fused_attention(
     call.query_length, call.key_length = places.n_queries.ctypes.data, places.n_keys.ctypes.data
     everything = n_queries + n_keys
     reach = everything if window is None else min(window, everything)
-    call.before = reach - 1 if places.causal and window is not None else reach
-    call.after = 0 if places.causal else reach
-    call.triangle, call.same_tokens = places.causal, places.same_tokens
+    kept = everything if places.band is None else places.band - 1
+    call.before = min(kept, reach - 1 if places.causal and window is not None else reach)
+    call.after = 0 if places.causal else min(kept, reach)
+    call.kept_before, call.kept_after = kept, 0 if places.causal else kept
+    call.same_tokens = places.same_tokens
     call.scaling, call.softcap = scaling, softcap or 0.0
     biases = [bias.contiguous() if bias.stride(-1) != 1 else bias for bias in biases]
     _point_biases(call, biases, sinks)
@@ -262,15 +265,17 @@ def _point_destination(call: Call, into: Destination, places: Places) -> None:
 
 def _point_edges(call: Call, edge_key: np.ndarray, edge_weight: np.ndarray, places: Places) -> None:
     axes = ("head", "row", "edge")
-    key_steps = destination_steps("edge_key", edge_key, ("u2", "u4"), axes, call.n_heads, 2)
+    key_steps = destination_steps("edge_key", edge_key, ("u1", "u2", "u4"), axes, call.n_heads, 2)
     weight_steps = destination_steps("edge_weight", edge_weight, ("f2",), axes, call.n_heads, 2)
     n_edges = edge_key.shape[2]
     if edge_weight.shape[1:] != edge_key.shape[1:] or not 1 <= n_edges <= MAX_EDGES:
         raise ShapeError(
             f"edge_key has shape {edge_key.shape}, edge_weight {edge_weight.shape}; expected the same, 1 ... {MAX_EDGES} edges"
         )
-    if places.longest_key > 65_536 and edge_key.itemsize == 2:
-        raise ShapeError(f"edge_key is {edge_key.dtype}, which cannot number {places.longest_key} keys; use uint32")
+    if places.longest_key > {1: 255, 2: 65_536}.get(edge_key.itemsize, LONGEST):
+        raise ShapeError(
+            f"edge_key is {edge_key.dtype}, which cannot number {places.longest_key} keys; use a wider type"
+        )
     call.edge_key, call.edge_weight = edge_key.ctypes.data, edge_weight.ctypes.data
     call.edge_key_bytes, call.n_edges = edge_key.itemsize, n_edges
     call.edge_key_stride, call.edge_weight_stride = key_steps[0], weight_steps[0]

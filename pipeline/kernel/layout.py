@@ -29,7 +29,7 @@ class Call(ctypes.Structure):
         *((name, _POINTER) for name in ("query", "key", "value")),
         *((name, _INT * 4) for name in ("query_stride", "key_stride", "value_stride")),
         *((name, _POINTER) for name in ("query_length", "key_length")),
-        *((name, _INT) for name in ("before", "after", "triangle")),
+        *((name, _INT) for name in ("before", "after", "kept_before", "kept_after")),
         *((name, ctypes.c_double) for name in ("scaling", "softcap")),
         ("bias", _POINTER * MAX_BIASES),
         ("bias_stride", _INT * 3 * MAX_BIASES),

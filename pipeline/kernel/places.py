@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from headatlas.store.errors import ConfigError, ShapeError
+from headatlas.store.pairs import row_start
 
 Numbers = Sequence[int] | np.ndarray
 LONGEST = 1 << 24
@@ -33,13 +34,15 @@ class Places:
         them are given. No two examples may overlap.
     special
         bool or uint8 [example, key_pos], not zero for special tokens; needed for the statistic `special`.
+    band
+        Codes are kept of the keys less than `band` away from their query.
 
     Raises
     ------
     ShapeError
         Sizes or types do not fit together, or two examples overlap.
     ConfigError
-        `causal` between two sequences.
+        `causal` or a band between two sequences, or an empty band.
     """
 
     lengths: Numbers
@@ -49,6 +52,7 @@ class Places:
     row_offset: Numbers | None = None
     column: Numbers | None = None
     special: np.ndarray | None = None
+    band: int | None = None
     n_queries: np.ndarray = field(init=False, repr=False)
     n_keys: np.ndarray = field(init=False, repr=False)
     longest_query: int = field(init=False)
@@ -61,11 +65,13 @@ class Places:
         n_queries = whole_numbers("lengths", self.lengths, np.size(self.lengths), LONGEST)
         n = len(n_queries)
         n_keys = n_queries if self.key_lengths is None else whole_numbers("key_lengths", self.key_lengths, n, LONGEST)
-        if self.key_lengths is not None and self.causal:
-            raise ConfigError("causal with key_lengths: positions of two sequences cannot be compared")
+        if self.key_lengths is not None and (self.causal or self.band is not None):
+            raise ConfigError("causal or a band with key_lengths: positions of two sequences cannot be compared")
+        if self.band is not None and self.band < 1:
+            raise ConfigError(f"band is {self.band}; it must be at least 1, or None")
         if np.any((n_keys == 0) & (n_queries > 0)):
             raise ShapeError("key_lengths holds 0 for an example that has queries: there is nothing to attend to")
-        pairs = n_queries * (n_queries + 1) // 2 if self.causal else n_queries * n_keys
+        pairs = row_start(n_queries, n_keys, causal=self.causal, window=self.band)
         counts = {"pair_offset": pairs, "row_offset": n_queries, "column": np.ones(n, np.int64)}
         stop: dict[str, int] = {}
         for name, count in counts.items():

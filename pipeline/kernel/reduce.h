@@ -25,6 +25,16 @@ struct Head {
 
   int64_t start(int64_t q) const { return q > call.before ? q - call.before : 0; }
   int64_t stop(int64_t q) const { return call.after >= n_keys - 1 - q ? n_keys : q + call.after + 1; }
+  // The keys whose codes are kept.
+  int64_t kept_start(int64_t q) const { return q > call.kept_before ? q - call.kept_before : 0; }
+  int64_t kept_stop(int64_t q) const { return call.kept_after >= n_keys - 1 - q ? n_keys : q + call.kept_after + 1; }
+  // How many codes the rows before q have.
+  int64_t codes_before(int64_t q) const {
+    const int64_t cut = n_keys - 1 - call.kept_after, rising = cut < 0 ? 0 : cut < q ? cut : q;
+    const int64_t stops = rising * (rising - 1) / 2 + rising * (call.kept_after + 1) + (q - rising) * n_keys;
+    const int64_t last = kept_start(q > 0 ? q - 1 : 0);  // they begin at 0 ... 0, 1, 2 ... last
+    return stops - last * (last + 1) / 2;
+  }
 };
 
 INLINE void add_bias(const float *bias, int64_t start, int64_t stop, float *row) {
@@ -140,25 +150,28 @@ INLINE void store_codes(void *to, Floats h, Floats by) {
   if (KIND == CODES_FLOAT32) store((float *)to, h * h * by);
 }
 
-// h becomes the weight; its code goes to `codes`, whose row has `n` and whose example has `left` from here on.
+// h becomes the weight; the codes of the keys `from` ... `to` - 1 go to `codes`, from where on the example has `left`.
 template <int KIND>
-INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t n, float factor, uint8_t *codes, int64_t left) {
+INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t from, int64_t to, float factor, uint8_t *codes,
+                        int64_t left) {
   constexpr int64_t SIZE = KIND == CODES_FLOAT32 ? 4 : KIND == CODES_FLOAT16 ? 2 : 1;
   const Floats by = fill(factor);
   const int64_t first = floor_lanes(start);
-  if (first > 0) memset(codes, 0, (size_t)(first * SIZE));
+  if (first > from) memset(codes, 0, (size_t)((first - from) * SIZE));
   for (int64_t k = first; k < stop; k += LANES) {
     const Floats h = load(row + k);
     store(row + k, h * h);
-    if (left - k >= LANES) {  // may run into the next row, which is written later
-      store_codes<KIND>(codes + k * SIZE, h, by);
+    const int64_t at = k - from;
+    if (at >= 0 && left - at >= LANES) {  // may run into the next row, which is written later
+      store_codes<KIND>(codes + at * SIZE, h, by);
     } else {
-      uint8_t last[LANES * SIZE];
-      store_codes<KIND>(last, h, by);
-      memcpy(codes + k * SIZE, last, (size_t)((left - k < n - k ? left - k : n - k) * SIZE));
+      uint8_t some[LANES * SIZE];
+      store_codes<KIND>(some, h, by);
+      const int64_t skip = at < 0 ? -at : 0, end = to - k < LANES ? to - k : LANES;
+      memcpy(codes + (at + skip) * SIZE, some + skip * SIZE, (size_t)((end - skip) * SIZE));
     }
   }
-  if (n > stop) memset(codes + stop * SIZE, 0, (size_t)((n - stop) * SIZE));
+  if (to > stop) memset(codes + (stop - from) * SIZE, 0, (size_t)((to - stop) * SIZE));
 }
 
 // The codes of a tile's rows.
@@ -168,13 +181,13 @@ static void write_tile_codes(const Head &head, int64_t first, int n_rows, const 
   const Call &call = head.call;
   uint8_t *const codes =
       (uint8_t *)call.codes + (head.head * call.codes_stride + call.pair_offset[head.example]) * SIZE;
-  const int64_t n_pairs = call.triangle ? head.n_queries * (head.n_queries + 1) / 2 : head.n_queries * head.n_keys;
+  const int64_t n_pairs = head.codes_before(head.n_queries);
   const float steps = (float)call.codes_steps;
   for (int r = 0; r < n_rows; ++r) {
-    const int64_t q = first + r, at = call.triangle ? q * (q + 1) / 2 : q * head.n_keys;
+    const int64_t q = first + r, at = head.codes_before(q);
     const float by = KIND == CODES_ROOT ? steps * __builtin_sqrtf(share[r]) : KIND == CODES_LINEAR ? steps * share[r] : share[r];
     write_codes<KIND>(head.scratch.scores + r * head.width, head.start(q), head.stop(q),
-                      call.triangle ? q + 1 : head.n_keys, by, codes + at * SIZE, n_pairs - at);
+                      head.kept_start(q), head.kept_stop(q), by, codes + at * SIZE, n_pairs - at);
   }
 }
 
@@ -231,7 +244,9 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
     }
     if (!call.edge_key) continue;
     const int32_t *const candidate = few ? nullptr : head.scratch.candidate;
-    if (call.edge_key_bytes == 2)
+    if (call.edge_key_bytes == 1)
+      write_edges<uint8_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
+    else if (call.edge_key_bytes == 2)
       write_edges<uint16_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
     else
       write_edges<uint32_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);

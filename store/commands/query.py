@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
+from .cluster import cluster
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
     from ..patterns import Pattern
+    from ..search.scan import Asked
     from ..search.search import ExampleHit, SearchResult
+    from ..search.tasks import Client
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -68,6 +71,19 @@ def search(
         ),
     ] = "auto",
     patterns: Patterns = None,
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Stop at the bound that the stored edges give: a fraction of the time."),
+    ] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Let the workers of this dask scheduler read, each segment a task; they see the store at the same path.",
+            show_default=False,
+        ),
+    ] = None,
     site: SiteName = None,
     select: Select = None,
     score: Score = None,
@@ -81,13 +97,18 @@ def search(
     from ..search.split import SplitSearch
     from . import render
 
+    if approximate and level != "auto":
+        raise ConfigError(f"--approximate chooses what to read; expected it without --level {level}")
     first, second, expression = _stores_and_expression(store, expression, select, score)
     pattern = read_pattern(expression, patterns)
-    result = searched(second, pattern, site, level)
-    if first is None:
+    with cluster(scheduler) as client:
+        asked = "approximate" if approximate else level
+        result = searched(second, pattern, site, asked, client)
+        chosen = None if first is None else searched(first, pattern, site, asked, client)
+    if chosen is None:
         proof, ranked = result.evidence, result.table(by)
     else:
-        split = SplitSearch(searched(first, pattern, site, level), result)
+        split = SplitSearch(chosen, result)
         proof, ranked = split.evidence, split.table(by)
     heads = first_rows(ranked, top, everything=as_csv or as_json)
     if as_csv:
@@ -183,13 +204,14 @@ def searched(
     store: Store,
     expression: str | Pattern,
     site: str | None,
-    level: Literal["auto", "exact", "attention", "edges", "rebuilt"],
+    level: Asked,
+    client: Client | None = None,
 ) -> SearchResult:
     """Search with a progress bar where a person is looking."""
     from ..search.search import search
 
     if not sys.stderr.isatty():
-        return search(store, expression, site, level)
+        return search(store, expression, site, level, client=client)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -200,6 +222,7 @@ def searched(
             expression,
             site,
             level,
+            client=client,
             on_progress=lambda done: progress.update(task, completed=done.n_examples_done),
         )
 

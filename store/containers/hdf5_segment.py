@@ -105,8 +105,8 @@ def _encoded(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tup
 
 
 def _encode(data: np.ndarray, grid: Grid, start: tuple[int, ...]) -> bytes:
-    body = compressor_of(grid)(cut_chunk(data, start, grid.chunk))
-    return bytes(body) + checksum_bytes(body, grid.checksum)
+    body = bytes(compressor_of(grid)(cut_chunk(data, start, grid.chunk)))
+    return body + checksum_bytes(body, grid.checksum)
 
 
 def _seal(path: Path) -> StoredObject:

@@ -79,16 +79,19 @@ def read_shard(
             _range(places[np.ravel_multi_index(inner, grid.chunks_per_shard)].tolist(), grid, file, starts[-1])
         )
     for start, body in zip(starts, file.read_ranges(ranges), strict=True):
-        try:
-            chunk = decode_chunk(body, grid, decompressor)
-        except CorruptSegmentError as error:
-            raise ChunkDamageError(str(error), start) from None
         source, target = [], []
         for s, at, c in zip(selection, start, grid.chunk, strict=True):
             low, high = max(s.start, at), min(s.stop, at + c)
             source.append(slice(low - at, high - at))
             target.append(slice(low - s.start, high - s.start))
-        out[tuple(target)] = chunk[tuple(source)]
+        place = out[tuple(target)]
+        try:
+            if place.shape == grid.chunk and place.flags.c_contiguous and grid.compressor is not None:
+                decode_into(body, grid, decompressor, place)
+            else:
+                place[...] = decode_chunk(body, grid, decompressor)[tuple(source)]
+        except CorruptSegmentError as error:
+            raise ChunkDamageError(str(error), start) from None
 
 
 def damaged_chunks(file: ObjectFile, grid: Grid, index: tuple[int, ...], places: Places) -> list[tuple[int, ...]]:
@@ -122,19 +125,60 @@ def decode_chunk(body: bytes, grid: Grid, decompressor: zstandard.ZstdDecompress
     CorruptSegmentError
         Checksum, frame or size is wrong.
     """
-    if len(body) < 4 or not _is_sound(body, grid.checksum):
-        raise CorruptSegmentError("a chunk fails its checksum")
-    data: bytes | memoryview = memoryview(body)[:-4]
+    data = _checked(body, grid)
     if grid.compressor is not None:
         try:
-            if zstandard.frame_content_size(data) != grid.chunk_bytes:
-                raise CorruptSegmentError(f"a chunk does not declare {grid.chunk_bytes} bytes of data")
             data = decompressor.decompress(data, max_output_size=grid.chunk_bytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise CorruptSegmentError(f"a chunk cannot be decompressed ({error})") from None
     if len(data) != grid.chunk_bytes:
         raise CorruptSegmentError(f"a chunk has {len(data)} bytes of data; expected {grid.chunk_bytes}")
     return np.frombuffer(data, grid.dtype).reshape(grid.chunk)
+
+
+def decode_into(
+    body: bytes, grid: Grid, decompressor: zstandard.ZstdDecompressor, out: Shaped[np.ndarray, "*shape"]
+) -> None:
+    """One compressed chunk to where it is wanted, with the checks of `decode_chunk`: a third less time than a copy.
+
+    Raises
+    ------
+    CorruptSegmentError
+        Checksum, frame or size is wrong; what `out` holds then means nothing.
+    """
+    data = _checked(body, grid)
+    try:
+        with decompressor.stream_reader(data) as reader:
+            n_bytes = reader.readinto(out.reshape(-1).view(np.uint8).data)
+        is_whole = n_bytes == grid.chunk_bytes and _frame_bytes(data) == len(data)
+    except zstandard.ZstdError as error:
+        raise CorruptSegmentError(f"a chunk cannot be decompressed ({error})") from None
+    if not is_whole:
+        raise CorruptSegmentError(f"a chunk is not one frame of {grid.chunk_bytes} bytes of data")
+
+
+def _checked(body: bytes, grid: Grid) -> memoryview | bytes:
+    """What a stored chunk holds before its checksum, which is compared, as is the size that its frame declares."""
+    if len(body) < 4 or not _is_sound(body, grid.checksum):
+        raise CorruptSegmentError("a chunk fails its checksum")
+    data = memoryview(body)[:-4]
+    if grid.compressor is not None:
+        try:
+            if zstandard.frame_content_size(data) != grid.chunk_bytes:
+                raise CorruptSegmentError(f"a chunk does not declare {grid.chunk_bytes} bytes of data")
+        except zstandard.ZstdError as error:
+            raise CorruptSegmentError(f"a chunk cannot be decompressed ({error})") from None
+    return data
+
+
+def _frame_bytes(data: memoryview | bytes) -> int:
+    """How many bytes the frame takes that `data` begins with, by its blocks' headers (RFC 8878, 3.1.1)."""
+    at, last = zstandard.frame_header_size(data), False
+    while not last and at + 3 <= len(data):
+        header = int.from_bytes(data[at : at + 3], "little")
+        last = bool(header & 1)
+        at += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)  # of a run only the one byte is there
+    return at + (4 if data[4] & 4 else 0) if last else len(data) + 1
 
 
 def _is_sound(body: bytes, checksum: Checksum = "crc32c") -> bool:

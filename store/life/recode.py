@@ -93,7 +93,7 @@ def recoded_traces(segment: Segment, spec: TraceSpec) -> dict[str, np.ndarray]:
         elif name in ("query", "key") and spec.keep.query_key != before.query_key:
             arrays |= _recoded_vectors(segment, spec, spec.site(site), name)
         else:
-            arrays[path] = segment.read(path)
+            arrays[path] = segment.read(path).astype(layouts[path].dtype, copy=False)  # edge keys may be early ones
     return arrays
 
 

@@ -223,8 +223,12 @@ def one_coding(left: Values, right: Values) -> tuple[Values, Values]:
     if len(left.texts) < len(right.texts):
         right, left = one_coding(right, left)
         return left, right
-    index = {text: code for code, text in enumerate(left.texts)}
-    code = np.array([*(index.get(text, -2) for text in right.texts), -1], dtype=np.int64)
+    if len(right.texts) <= 4:  # a constant, mostly: looked for, which takes a twentieth of making an index
+        codes = [left.texts.index(text) if text in left.texts else -2 for text in right.texts]
+    else:
+        index = {text: code for code, text in enumerate(left.texts)}
+        codes = [index.get(text, -2) for text in right.texts]
+    code = np.array([*codes, -1], dtype=np.int64)
     return left, Values("text", np.asarray(code[right.data]), right.missing, left.texts)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, Num
 
 from .evaluate import Domain, Evaluator, Pairs, domain, one_coding
 from .fields import Values
@@ -289,13 +289,12 @@ class _SortedJoin(_Join):
         if query.kind == "text":
             query, key = one_coding(query, key)
         keys = np.flatnonzero(scan.keys if key.missing is None else scan.keys & ~key.missing)
-        # One number for (example, value): values are ranked together so that equal ones get equal ranks.
-        distinct, rank = np.unique(np.concatenate([query.data, key.data[keys]]), return_inverse=True)
-        query_rank, key_rank = rank[: len(query.data)], rank[len(query.data) :]
-        place = key_fields.example[keys] * len(distinct) + key_rank
+        # One number for (example, value), equal for equal values.
+        query_rank, key_rank, n_ranks = _ranks(query.data, key.data[keys])
+        place = key_fields.example[keys] * n_ranks + key_rank
         order = np.argsort(place, kind="stable")
         self._key, place = keys[order], place[order]
-        wanted = query_fields.example * len(distinct) + query_rank
+        wanted = query_fields.example * n_ranks + query_rank
         self._low = np.searchsorted(place, wanted, side="left")
         self._high = np.searchsorted(place, wanted, side="right")
         if query.missing is not None:
@@ -305,3 +304,15 @@ class _SortedJoin(_Join):
     def pairs(self, rows: Int64[np.ndarray, "row"]) -> Pairs:
         at, row = expand(self._low[rows], self._high[rows])
         return Pairs(rows[row], self._key[at])
+
+
+def _ranks(
+    left: Num[np.ndarray, "n"], right: Num[np.ndarray, "m"]
+) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "m"], int]:
+    """Numbers from 0 that are equal where values of either are, and how many there may be."""
+    if left.dtype.kind == right.dtype.kind == "i" and len(left) and len(right):
+        low, high = min(int(left.min()), int(right.min())), max(int(left.max()), int(right.max()))
+        if high - low < 1 << 24:  # token ids, codes, positions: as they are, nothing to sort
+            return left.astype(np.int64) - low, right.astype(np.int64) - low, high - low + 1
+    distinct, rank = np.unique(np.concatenate([left, right]), return_inverse=True)
+    return rank[: len(left)], rank[len(left) :], len(distinct)

@@ -39,7 +39,7 @@ class MemorySegment(Segment):
     def __init__(self, spec: TraceSpec, tables: SegmentTables, arrays: dict[str, np.ndarray]) -> None:
         tables.check()
         self.spec, self.index, self.first_example, self.n_examples = spec, 0, 0, tables.n_examples
-        self._cache = ByteCache(TABLES_MAX_BYTES)
+        self._cache, self.traces = ByteCache(TABLES_MAX_BYTES), ByteCache(0)
         self._layouts: dict[str, ArrayLayout] = {}
         self._arrays: dict[str, np.ndarray] = {}
         for path, made in table_arrays(tables).items():

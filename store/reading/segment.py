@@ -20,7 +20,7 @@ from ..errors import ConfigError, FormatError, HeadAtlasError, NotFoundError, Sh
 from ..layers import layer_path
 from ..manifest import SegmentEntry
 from ..objects import ObjectDamageError
-from ..schema import ArrayLayout, TraceSpec, band_array, entries_of, pair_offset, segment_layout
+from ..schema import ArrayLayout, TraceSpec, band_array, entries_of, has_early_edges, pair_offset, segment_layout
 from ..source import ObjectSource
 from ..tables import (
     SegmentTables,
@@ -41,13 +41,16 @@ __all__ = ["LazyArray", "Segment", "SegmentTables"]
 
 TABLES_MAX_BYTES = 512 << 20
 """Decoded texts, token tables and annotations that a store keeps in memory."""
+EDGES_MAX_BYTES = 1 << 30
+"""Decoded edges that a store keeps in memory, where nothing else is said: 2.3 kB a token of a model of 72 heads."""
 Rows = TypeVar("Rows", bound=Sized)
 
 
 class Segment:
     """One segment of a store. Safe from many threads; arrays are read when asked for.
 
-    Decoded texts, token tables and annotations are kept in `cache`, which the segments of a store share.
+    Decoded texts, token tables and annotations are kept in `cache`, decoded edges in `traces` (without one they are
+    not); the segments of a store share both.
 
     Without `check_presence` damaged segments open too, so that what is left of them can be told.
     """
@@ -60,10 +63,13 @@ class Segment:
         *,
         check_presence: bool = True,
         cache: ByteCache | None = None,
+        traces: ByteCache | None = None,
     ) -> None:
         self.entry, self.spec, self.source, self._check_presence = entry, spec, source, check_presence
         self.index, self.first_example, self.n_examples = entry.index, entry.first_example, entry.n_examples
         self._cache = ByteCache(TABLES_MAX_BYTES) if cache is None else cache
+        self.traces = ByteCache(0) if traces is None else traces
+        """What searches keep of decoded traces (`edges.py`); shared like `cache`."""
 
     def __repr__(self) -> str:
         last = self.first_example + self.n_examples
@@ -157,7 +163,8 @@ class Segment:
                 n_entries = entries_of(self.spec, lengths, {path: layout.shape for path, layout in listed.items()})
             except ShapeError as error:
                 raise FormatError(str(error)) from None
-            for path, expected in segment_layout(self.spec, lengths, n_entries).items():
+            early = has_early_edges({path: layout.dtype for path, layout in listed.items()})
+            for path, expected in segment_layout(self.spec, lengths, n_entries, early_edges=early).items():
                 found = listed.get(path)
                 if found != expected:
                     raise FormatError(

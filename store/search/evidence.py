@@ -20,8 +20,8 @@ import xarray as xr
 from jaxtyping import Float, Int64
 
 from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero, random_half
-from .scan import RowSupport
 from .segment_tokens import segment_matcher
+from .support import RowSupport
 
 if TYPE_CHECKING:
     from .search import SearchResult

@@ -7,7 +7,7 @@ shard is one layer) and in blocks of bounded pairs, so memory depends neither on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -16,79 +16,26 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, Num
 
 from ..companding import decode_attention
-from ..errors import FormatError, NotFoundError, located
+from ..containers.shard import CHUNK_PAIRS
+from ..errors import NotFoundError, located
 from ..patterns.matching import Matcher, Matches
 from ..reading.attention import read_dropped, read_pairs
+from ..reading.edges import read_edges, read_strongest
 from ..reading.rebuild import rebuild_tile, require_rebuilt, why_not_rebuilt
 from ..reading.segment import Segment
 from ..reading.vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
 from ..schema import Site
+from .edge_scan import EdgeRows, scan_edges
+from .support import RowSupport
 
 Level = Literal["attention", "edges", "rebuilt"]
-Asked = Literal["auto", "exact", "attention", "edges", "rebuilt"]
+Asked = Literal["auto", "exact", "approximate", "attention", "edges", "rebuilt"]
 BLOCK_WEIGHTS = 12 << 20
 """Weights of one layer in memory at once, about."""
 
 
 class Stopped(Exception):
     """The caller asked to stop; nothing of the segment counts."""
-
-
-@dataclass(frozen=True)
-class RowSupport:
-    """The rows of a block that have matching keys, and what uniform attention would put on them."""
-
-    matches: Matches
-    matcher: Matcher
-    site: Site
-
-    @cached_property
-    def first(self) -> Int64[np.ndarray, "row"]:
-        """Index of each row's first match."""
-        query = self.matches.query
-        return np.flatnonzero(np.concatenate([[True], query[1:] != query[:-1]])) if len(query) else query
-
-    @cached_property
-    def rows(self) -> Int64[np.ndarray, "row"]:
-        """The query token of each row."""
-        return self.matches.query[self.first]
-
-    @cached_property
-    def n_matches(self) -> Int64[np.ndarray, "row"]:
-        """Matching keys of each row."""
-        return np.diff(np.append(self.first, len(self.matches)))
-
-    @cached_property
-    def n_keys(self) -> Int64[np.ndarray, "row"]:
-        """Keys that each row has."""
-        return np.diff(self.matcher.row_start)[self.rows]
-
-    @cached_property
-    def example(self) -> Int64[np.ndarray, "row"]:
-        """Example of each row, within the segment."""
-        return self.matcher.evaluator.query.example[self.rows]
-
-    @cached_property
-    def first_of_example(self) -> Int64[np.ndarray, "matched_example"]:
-        """Index of the first row of each example that has rows here."""
-        return np.flatnonzero(np.concatenate([[True], self.example[1:] != self.example[:-1]]))
-
-    def uniform(self, window: int | None) -> Float[np.ndarray, "row"]:
-        """Share of each row that uniform attention over its visible keys gives to matching keys.
-
-        A sliding window of w tokens shows a row the keys less than w away.
-        """
-        if window is None:
-            return self.n_matches / self.n_keys
-        query = self.matcher.evaluator.query.position
-        key = self.matcher.evaluator.key.position
-        apart = query[self.matches.query] - key[self.matches.key]
-        near = np.abs(apart) < window
-        inside = np.add.reduceat(near.astype(np.int64), self.first) if len(near) else self.n_matches
-        at = query[self.rows]
-        stop = np.minimum(self.n_keys, at + (1 if self.site.causal else window))
-        visible = stop - np.maximum(0, at - window + 1)
-        return np.divide(inside, visible, out=np.zeros(len(inside)), where=visible > 0)
 
 
 @dataclass
@@ -126,28 +73,39 @@ def scan_segment(
         np.zeros((site.n_layers, site.n_heads)),
     )
     n_tokens = len(matcher.evaluator.query.table)
-    for matches in matcher.blocks(0, n_tokens, BLOCK_WEIGHTS // site.n_heads):
+    for matches in _parts(matcher.blocks(0, n_tokens, BLOCK_WEIGHTS // site.n_heads)):
         support = RowSupport(matches, matcher, site)
         example = support.example[support.first_of_example]
         scores.example_rows[example] += np.diff(np.append(support.first_of_example, len(support.rows)))
         uniform = {window: support.uniform(window).sum() for window in set(site.window)}
+        edge_rows = EdgeRows.of(support) if segment.spec.keep.edges and level != "rebuilt" else None
         for layer in range(site.n_layers):
             if stop():
                 raise Stopped
             scores.uniform[layer] += uniform[site.window[layer]]
+            if level == "edges":
+                assert edge_rows is not None
+                with located(f"{segment.where}, layer {layer}"):
+                    edges = read_edges(segment, site, layer, int(support.rows[0]), int(support.rows[-1]))
+                    scan_edges(edge_rows, edges, scores.mass[layer], scores.hits[layer], scores.slack[layer])
+                continue
             block = _Block(segment, site, support, layer)
-            match level:
-                case "attention":
-                    found = block.by_attention()
-                case "edges":
-                    found = block.by_edges()
-                case "rebuilt":
-                    found = block.by_rebuilding()
+            found = block.by_attention(edge_rows) if level == "attention" else block.by_rebuilding()
             by_example = np.add.reduceat(found.mass, support.first_of_example, axis=1, dtype=np.float64)
             scores.mass[layer][:, example] += by_example
             scores.hits[layer] += found.hits
             scores.slack[layer] += found.slack
     return scores
+
+
+def _parts(blocks: Iterator[Matches]) -> Iterator[Matches]:
+    """Cut blocks between rows so far apart that a chunk of stored attention without a match lies between them."""
+    for block in blocks:
+        far = np.diff(block.pair) > CHUNK_PAIRS
+        cuts = (np.flatnonzero(far & (np.diff(block.query) > 0)) + 1).tolist()
+        for start, stop in itertools.pairwise([0, *cuts, len(block)]):
+            part = slice(start, stop)
+            yield Matches(block.first_pair, block.last_pair, block.pair[part], block.query[part], block.key[part])
 
 
 @dataclass(frozen=True)
@@ -165,7 +123,7 @@ class _Block:
         self.rows, self.matches = support.rows, support.matches
         self.row_start = support.matcher.row_start
 
-    def by_attention(self) -> _Found:
+    def by_attention(self, edge_rows: EdgeRows | None) -> _Found:
         """Exact within the codec; the strongest key comes from the edges where they were kept.
 
         Where a sparse codec left weights out, at least this much; `slack` is what they may add.
@@ -180,9 +138,11 @@ class _Block:
         slack = 0.0 if codec.selection is None else self._missing(matching == 0, codec.selection.largest_missing)
         if len(self.rows) < len(self.matches):
             mass = np.add.reduceat(mass, self.support.first, axis=1)  # [head, row]
-        if self.segment.spec.keep.edges:
-            key = self._edges("edge_key", slice(0, 1))
-            return _Found(mass, self._is_match(key)[:, :, 0].sum(axis=1), slack)
+        if edge_rows is not None:
+            key = read_strongest(self.segment, self.site, self.layer, first, last)
+            with located(f"{self.segment.where}, layer {self.layer}"):
+                hit = edge_rows.is_match(key if key.shape[1] == len(self.rows) else key[:, self.rows - first])
+            return _Found(mass, hit.sum(axis=1), slack)
         return _Found(mass, self._hits_of_maxima(stored, start), slack)
 
     def _missing(self, unseen: Bool[np.ndarray, "head match"], largest: float) -> Float[np.ndarray, "head"]:
@@ -192,19 +152,6 @@ class _Block:
         n_unseen = np.add.reduceat(unseen, self.support.first, axis=1, dtype=np.int64)  # [head, row]
         more = np.minimum(n_unseen * largest, dropped[:, self.rows - first])
         return more.sum(axis=1, dtype=np.float64)
-
-    def by_edges(self) -> _Found:
-        """At least the weight of the stored edges that match; `slack` is what keys without an edge may add."""
-        key, weight = self._edges("edge_key"), self._edges("edge_weight").astype(np.float32)
-        match = self._is_match(key)  # [head, row, edge]
-        # A product with ones: numpy is slow at summing a short last axis.
-        ones = np.ones(key.shape[2], np.float32)
-        mass = (weight * match) @ ones
-        n_unseen = self.support.n_matches - match.astype(np.float32) @ ones
-        # Every unseen key is at most as strong as the weakest edge, and all of them share what the edges leave over.
-        left = np.clip(1.0 - weight @ ones, 0.0, None)
-        more = np.where(n_unseen > 0, np.minimum(n_unseen * weight[:, :, -1], left), 0.0)
-        return _Found(mass, match[:, :, 0].sum(axis=1), more.sum(axis=1, dtype=np.float64))
 
     def by_rebuilding(self) -> _Found:
         """Exact within the rounding of query and key; holds the maps of one example, or of some of its rows."""
@@ -232,12 +179,6 @@ class _Block:
                 at = end
         return _Found(mass, hits)
 
-    def _edges(self, name: str, edges: slice = slice(None)) -> Num[np.ndarray, "head row edge"]:
-        first, last = int(self.rows[0]), int(self.rows[-1])
-        path = f"{self.site.name}/{name}"
-        block = self.segment.read(path, (self.layer, slice(None), slice(first, last + 1), edges))
-        return block if len(self.rows) == last + 1 - first else block[:, self.rows - first]
-
     @cached_property
     def _bits(self) -> Bool[np.ndarray, "pair"]:
         """One truth value for each pair between the first and the last row."""
@@ -245,20 +186,6 @@ class _Block:
         bits = np.zeros(int(self.row_start[last + 1] - self.row_start[first]), dtype=bool)
         bits[self.matches.pair - self.row_start[first]] = True
         return bits
-
-    def _is_match(self, key: Num[np.ndarray, "head row edge"]) -> Bool[np.ndarray, "head row edge"]:
-        """Whether each stored edge is a matching pair; the filling of short rows is none."""
-        n_keys = self.support.n_keys[:, None]
-        inside = key < n_keys
-        if not inside.all():
-            filling = key == np.iinfo(key.dtype).max
-            if not (inside | filling).all() or filling[:, :, 0].any():
-                with located(f"{self.segment.where}, layer {self.layer}"):
-                    raise FormatError(
-                        f"{self.site.name}/edge_key holds a key_pos that its row does not have. Verify the store."
-                    )
-        begin = (self.row_start[self.rows] - self.row_start[self.rows[0]])[:, None]
-        return self._bits[begin + np.where(inside, key, 0)] & inside
 
     def _hits_of_maxima(self, stored: Num[np.ndarray, "head pair"], start: int) -> Int[np.ndarray, "head"]:
         """Rows whose largest stored weight (the first of equal ones) is at a matching key."""
@@ -329,7 +256,8 @@ def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
     """The level that answers: what was asked for, or the best one that is kept.
 
     ``"auto"`` takes stored attention, else edges, else rebuilds; ``"exact"`` takes stored attention if every weight was
-    kept, else rebuilds.
+    kept, else rebuilds; ``"approximate"`` takes what bounds the answer for the least reading: edges, else what
+    ``"auto"`` takes.
 
     Raises
     ------
@@ -339,6 +267,8 @@ def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
     if not segments:
         return "attention"
     keep = segments[0].spec.keep
+    if asked == "approximate":
+        asked = "edges" if keep.edges else "auto"
     codec = segments[0].spec.attention_codec
     if codec is not None and asked in (("auto", "attention") if codec.selection else ("auto", "exact", "attention")):
         return "attention"

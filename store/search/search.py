@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import get_args
@@ -32,20 +31,12 @@ from ..schema import Site
 from ..store import Store
 from .evidence import Chance, Evidence, chance_of, evidence_of
 from .notes import count_texts, missing_texts, note_on, text_lookups
-from .scan import Asked, Level, SegmentScores, Stopped, level_for, scan_segment
+from .scan import Asked, Level, SegmentScores, level_for
 from .segment_tokens import segment_matcher, site_vocabulary
+from .tasks import Client, SearchPlan
+from .tasks import SearchProgress as SearchProgress
 
 RANKINGS = ("mass", "hit_rate", "lift", "offset_lift")
-
-
-@dataclass(frozen=True)
-class SearchProgress:
-    """How far a search is."""
-
-    n_segments_done: int
-    n_segments: int
-    n_examples_done: int
-    n_examples: int
 
 
 @dataclass(frozen=True)
@@ -211,6 +202,7 @@ def search(
     level: Asked = "auto",
     *,
     threads: int = 2,
+    client: Client | None = None,
     on_progress: Callable[[SearchProgress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> SearchResult:
@@ -221,13 +213,18 @@ def search(
     level
         What to read: stored attention, the stored edges (faster, a lower bound of the mass), or query and key, from
         which attention is ``"rebuilt"``. ``"exact"`` takes attention where it was kept and else rebuilds it; ``"auto"``
-        takes attention, else edges, else rebuilds.
+        takes attention, else edges, else rebuilds. ``"approximate"`` stops where a bound is known: edges, else sparse
+        attention; without either it is ``"auto"``.
     threads
         Segments that are read at once.
+    client
+        Who reads the segments instead of threads: a `dask.distributed.Client` (each segment is a task, whose worker
+        opens the store at the same path) or an executor of `concurrent.futures`. The result is the same.
     on_progress
         Called in this thread whenever a segment is done.
     stop
-        Asked between layers; once it answers True the search ends with what is done, and the result says so.
+        Asked between layers (with a client: while it waits); once it answers True the search ends with what is done,
+        and the result says so.
 
     Raises
     ------
@@ -243,7 +240,7 @@ def search(
     answering = level_for(store.segments, found, level)
     vocabulary = site_vocabulary(store, found)
     pattern.check(vocabulary)
-    scans = list(_scan_all(store, found, pattern, vocabulary, answering, threads, on_progress, stop))
+    scans = list(SearchPlan(store, found, pattern, vocabulary, answering).run(threads, client, on_progress, stop))
     codec = store.spec.attention_codec
     is_sparse = codec is not None and codec.selection is not None
     heads, example_mass = _summarise(found, answering, is_sparse, scans)
@@ -260,43 +257,6 @@ def search(
         tuple(_notes(store, found, pattern, vocabulary)),
         time.perf_counter() - began,
     )
-
-
-def _scan_all(
-    store: Store,
-    site: Site,
-    pattern: Pattern,
-    vocabulary: Vocabulary,
-    level: Level,
-    threads: int,
-    on_progress: Callable[[SearchProgress], None],
-    stop: Callable[[], bool],
-) -> Iterator[tuple[Segment, SegmentScores]]:
-    """Scores of the segments in their order, `threads` of them at work at a time, until stopped."""
-
-    def scan(segment: Segment) -> SegmentScores:
-        return scan_segment(segment, site, segment_matcher(segment, site, pattern, vocabulary), level, stop)
-
-    ahead: list[tuple[Segment, Future[SegmentScores]]] = []
-    waiting = iter(store.segments)
-    n_done = n_examples_done = 0
-    with ThreadPoolExecutor(max(1, threads), "search") as pool:
-        try:
-            while True:
-                while len(ahead) <= threads and (segment := next(waiting, None)) is not None:
-                    ahead.append((segment, pool.submit(scan, segment)))
-                if not ahead:
-                    return
-                segment, future = ahead.pop(0)
-                scores = future.result()
-                n_done, n_examples_done = n_done + 1, n_examples_done + segment.n_examples
-                on_progress(SearchProgress(n_done, len(store.segments), n_examples_done, store.n_examples))
-                yield segment, scores
-        except Stopped:
-            return
-        finally:
-            for _, future in ahead:
-                future.cancel()
 
 
 def _summarise(

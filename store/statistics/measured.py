@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from ..schema import Site
 from ..store import Store
 from .blocks import Block, CorpusTokens, iter_blocks
-from .definitions import SINK_FREE, VARIABILITY, Statistic, statistic_of
+from .definitions import SINK_FREE, VARIABILITY, Average, Statistic, aggregate, statistic_of
 from .rows import Rows
 from .variability import corner_rows, variability_sums
 
@@ -61,12 +61,11 @@ def measured_statistics(
         A statistic is not held, and attention was not kept and cannot be rebuilt.
     """
     found = store.site(site)
-    held = store.statistic_names(found.name)
-    result: dict[str, Measured] = {}
+    held = [name for name in dict.fromkeys(names) if name in store.statistic_names(found.name)]
+    result: dict[str, Measured] = _stored(store, found, held) if held else {}
     missing: dict[str, Statistic | None] = {}
     for name in names:
-        if name in held:
-            result |= _stored(store, found, [name])
+        if name in result:
             continue
         statistic = None if name.removesuffix(SINK_FREE) == VARIABILITY else statistic_of(name)
         kept = _load(store, found, name) if cache else None
@@ -79,6 +78,34 @@ def measured_statistics(
         result |= made
         for name, one in made.items() if cache else ():
             _save(store, found, name, one)
+    return {name: result[name] for name in names}
+
+
+def corpus_means(
+    store: Store,
+    names: Sequence[str],
+    site: str | None = None,
+    average: Average = "rows",
+    on_progress: Callable[[int, int], None] = lambda done, planned: None,
+) -> dict[str, Float64[np.ndarray, "layer head"]]:
+    """Corpus means of statistics by name (`aggregate`), which are kept too: a table of a corpus is read, not computed.
+
+    Raises
+    ------
+    ConfigError, NotFoundError
+        As of `measured_statistics`.
+    """
+    found, result = store.site(site), {}
+    shape = found.n_layers, found.n_heads
+    for name in dict.fromkeys(names):
+        kept = kept_array(store, found, f"mean-{average}", name, shape)
+        if kept is not None:
+            result[name] = kept
+    for name, one in measured_statistics(
+        store, [name for name in names if name not in result], found.name, on_progress=on_progress
+    ).items():
+        result[name] = aggregate(one.values, one.rows, average)
+        keep_array(store, found, f"mean-{average}", name, result[name])
     return {name: result[name] for name in names}
 
 
@@ -176,34 +203,59 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "headatlas" / "statistics"
 
 
-def _cache_file(store: Store, site: Site, name: str) -> Path:
-    """One file a snapshot, site and statistic; segments are known by their hashes, so equal contents share it."""
-    parts = [str(_VERSION), site.name, name, *(entry.sha256 for entry in store.manifest.segments)]
+def _cache_file(store: Store, site: Site, kind: str, name: str) -> Path:
+    """One file a snapshot, site, kind and statistic; segments are known by their hashes, so equal contents share it."""
+    entries = store.manifest.segments
+    added = [layer.sha256 for entry in entries for layer in entry.layers if layer.name == name]
+    parts = [str(_VERSION), site.name, kind, name, *(entry.sha256 for entry in entries), *added]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return cache_folder() / f"{name}-{digest[:32]}.npz"
+    return cache_folder() / f"{kind}-{digest[:32]}.npz"
 
 
 def _load(store: Store, site: Site, name: str) -> Measured | None:
     """What was kept, if it can be read and has the right shape."""
-    path = _cache_file(store, site, name)
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            values, rows = kept["values"], kept["rows"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    kept = _read(_cache_file(store, site, "examples", name), "values", "rows")
+    if kept is None:
         return None
+    values, rows = kept
     shape = site.n_layers, site.n_heads, store.n_examples
     right = values.shape == shape and values.dtype == np.float32 and rows.shape == shape[2:] and rows.dtype == np.int64
     return Measured(values, rows) if right else None
 
 
 def _save(store: Store, site: Site, name: str, made: Measured) -> None:
-    path = _cache_file(store, site, name)
+    _write(_cache_file(store, site, "examples", name), values=made.values, rows=made.rows)
+
+
+def kept_array(
+    store: Store, site: Site, kind: str, name: str, shape: tuple[int, ...]
+) -> Float64[np.ndarray, "*shape"] | None:
+    """What `keep_array` kept of this snapshot, if it can be read and has the right shape."""
+    kept = _read(_cache_file(store, site, kind, name), "values")
+    right = kept is not None and kept[0].shape == shape and kept[0].dtype == np.float64
+    return kept[0] if kept is not None and right else None
+
+
+def keep_array(store: Store, site: Site, kind: str, name: str, values: Float64[np.ndarray, "*shape"]) -> None:
+    """Keep a small result about a whole snapshot, computed from it alone."""
+    _write(_cache_file(store, site, kind, name), values=values)
+
+
+def _read(path: Path, *names: str) -> list[np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return [kept[name] for name in names]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _write(path: Path, **arrays: np.ndarray) -> None:
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, private = tempfile.mkstemp(dir=path.parent, suffix=".npz")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, values=made.values, rows=made.rows)
+                np.savez(file, allow_pickle=False, **arrays)
             os.replace(private, path)
         except BaseException:
             Path(private).unlink(missing_ok=True)

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from ..errors import NotFoundError
 from ..patterns import Pattern
 from ..schema import Site
-from ..search.scan import RowSupport
 from ..search.segment_tokens import segment_matcher, site_vocabulary
+from ..search.support import RowSupport
 from ..store import Store
 from .definitions import STATISTICS, Average, Statistic, aggregate
-from .measured import measured_statistics, statistic_rows
+from .measured import corpus_means, keep_array, kept_array, statistic_rows
 
 
 def statistics_table(
@@ -41,12 +41,13 @@ def statistics_table(
         The store kept none, or neither the statistic nor the attention to compute it from.
     """
     found = store.site(site)
-    wanted = list(names) or [str(name) for name in store.statistics(found.name)]
-    measured = measured_statistics(store, wanted, found.name, on_progress=on_progress)
+    wanted = list(names) or list(store.statistic_names(found.name))
+    if not wanted:
+        store.statistics(found.name)  # says what the job must keep
+    means = corpus_means(store, wanted, found.name, average, on_progress)
     layer, head = (grid.ravel() for grid in np.indices((found.n_layers, found.n_heads)))
     columns = {"layer": layer, "head": head}
-    for name, one in measured.items():
-        columns[name] = aggregate(one.values, one.rows, average).ravel()
+    columns |= {name: mean.ravel() for name, mean in means.items()}
     return pd.DataFrame(columns)
 
 
@@ -89,6 +90,15 @@ def uniform_baseline(
 ) -> Float[np.ndarray, "layer"]:
     """What uniform attention would score in `statistic`, for each layer (their windows differ)."""
     assert statistic.pattern is not None, "only the mass of a pattern has a uniform baseline"
+    kept = kept_array(store, site, f"uniform-{average}", statistic.name, (site.n_layers,))
+    if kept is None:
+        kept = _uniform_baseline(store, site, statistic, average)
+        keep_array(store, site, f"uniform-{average}", statistic.name, kept)
+    return kept
+
+
+def _uniform_baseline(store: Store, site: Site, statistic: Statistic, average: Average) -> Float[np.ndarray, "layer"]:
+    assert statistic.pattern is not None
     pattern, vocabulary = Pattern.parse(statistic.pattern), site_vocabulary(store, site)
     windows = list(dict.fromkeys(site.window))
     parts = []

@@ -12,7 +12,9 @@ from headatlas.pipeline.segment_buffers import SegmentBuffers
 from headatlas.pipeline.sites import ModelSites, discover_sites, forward_options
 from headatlas.store.errors import FormatError, NotFoundError, UnsupportedModelError
 from headatlas.store.life.writer import StoreWriter
+from headatlas.store.pairs import pack_pairs
 from headatlas.store.reading import rebuild
+from headatlas.store.reading.rebuild_block import rebuild_examples
 from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, TraceSpec, segment_layout
 from headatlas.store.search.search import search
@@ -96,6 +98,12 @@ def test_rebuilt_attention_is_the_models_own(name, codec, largest, model_of, inp
             for tile in example.iter_tiles(1, [2, 1], site, size=(5, 4)):
                 q, k = tile.query_pos.values, tile.key_pos.values
                 assert np.abs(tile.values - expected[1][[2, 1]][:, q][:, :, k]).max() <= largest
+        (segment,), described = store.segments, store.site(site)
+        for layer in range(described.n_layers):
+            together = rebuild_examples(segment, described, layer, range(len(LENGTHS)))
+            maps = (store.examples[i].attention(layer, site=site).values for i in range(len(LENGTHS)))
+            flat = [pack_pairs(weights, causal=described.causal) for weights in maps]
+            np.testing.assert_allclose(together, np.concatenate(flat, axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t5", "gpt-oss"])

@@ -28,9 +28,11 @@ from headatlas.pipeline.progress import (
 )
 from headatlas.pipeline.run import execute_job, run_job
 from headatlas.store.errors import ConfigError
+from headatlas.store.life.annotate import remove_annotation
 from headatlas.store.life.drop import drop_from_store
 from headatlas.store.life.verify import verify_store
 from headatlas.store.statistics.definitions import STATISTICS
+from headatlas.store.statistics.measured import measured_statistics
 from headatlas.store.statistics.rows import Rows
 from headatlas.store.store import open_store
 
@@ -328,3 +330,25 @@ app(["run", sys.argv[1]])
     assert "Traceback" not in child.stderr
     store = open_store(tiny_job["store"]["path"])
     assert 1 <= len(store.segments) < 5
+
+
+def test_a_list_of_statistics_is_captured_or_computed_from_what_was_stored(tiny_job, tmp_path):
+    whole = run_job(parse_config(at(tiny_job, store={"path": str(tmp_path / "whole")}))).store
+    names = ["top5", "first", "entropy", "entropy_sink_free"]
+    listed = at(tiny_job, keep={"statistics": names, "attention": "float32"})
+    run_job(parse_config(listed))
+    store, data = open_store(tiny_job["store"]["path"]), open_store(whole).statistics()
+    assert store.spec.statistics == ("entropy", "first")
+    assert store.statistic_names() == ("entropy", "first", "top5", "entropy_sink_free")
+    for name in ("entropy", "first"):
+        np.testing.assert_array_equal(store.statistics()[name], data[name])
+    computed = measured_statistics(open_store(whole), ["top5"], cache=False)["top5"]
+    np.testing.assert_allclose(store.statistics()["top5"], computed.values, atol=0.01)  # that one is from sqrt8
+    before = store.manifest.number
+    run_job(parse_config(listed))  # all is there
+    assert store.refresh().manifest.number == before
+    remove_annotation(store.path, "top5")  # as if the job had been cut off before it
+    run_job(parse_config(listed))
+    assert set(store.refresh().statistic_names()) == set(names)
+    with pytest.raises(ConfigError, match="neither attention nor query_key"):
+        run_job(parse_config(at(listed, keep={"attention": "none", "query_key": "none"})))

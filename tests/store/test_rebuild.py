@@ -11,7 +11,8 @@ from store_builder import make_content, make_site, make_spec, write_store
 
 from headatlas.store import companding
 from headatlas.store.errors import BudgetError, ConfigError, FormatError, NotFoundError, ShapeError
-from headatlas.store.reading import rebuild
+from headatlas.store.pairs import pack_pairs
+from headatlas.store.reading import rebuild, rebuild_block
 from headatlas.store.reading.masks import key_span, keys_seen
 from headatlas.store.reading.segment import Segment
 from headatlas.store.schema import Keep, Site
@@ -89,6 +90,19 @@ def test_every_tile_equals_the_slow_softmax(tmp_path: Path, kind: str, codec: st
             np.testing.assert_allclose(tile.values, picked.values, atol=1e-6)
             assert tile.query_pos.equals(picked.query_pos)
             assert tile.key_pos.equals(picked.key_pos)
+
+
+@pytest.mark.parametrize("group_weights", [1, 1 << 20])
+@pytest.mark.parametrize("kind", SITES)
+def test_many_examples_at_once(tmp_path: Path, kind: str, group_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flat as attention is stored, whatever lengths come together."""
+    monkeypatch.setattr(rebuild_block, "_GROUP_WEIGHTS", group_weights)
+    site = make_site(**SITES[kind])
+    store, maps = make_store(tmp_path / "store", site, "float32", [5, 0, 9, 5, 1, 9, 5])
+    for some in (range(7), range(2, 6), range(1, 2)):
+        found = rebuild_block.rebuild_examples(store.segments[0], site, 1, some)
+        expected = [pack_pairs(maps[i][1], causal=site.causal) for i in some]
+        np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", SITES)

@@ -1,14 +1,20 @@
 """Searches against a loop over the original float32 attention, one pair of tokens at a time."""
 
+import multiprocessing
 import threading
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 from traced_corpus import make_site, make_store
 
+from headatlas.store import open_store
 from headatlas.store.codecs import attention_codec
-from headatlas.store.errors import ConfigError, FormatError, NotFoundError, PatternError
+from headatlas.store.containers import shard
+from headatlas.store.errors import ConfigError, CorruptSegmentError, FormatError, NotFoundError, PatternError
+from headatlas.store.life.convert import convert_store
 from headatlas.store.patterns import LIBRARY, Pattern
+from headatlas.store.reading.segment import Segment
 from headatlas.store.schema import Keep
 from headatlas.store.search import scan
 from headatlas.store.search.search import RANKINGS, search
@@ -143,12 +149,47 @@ def test_edges_alone_bound_the_mass_and_give_exact_hit_rates(stores, kind, text)
         np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
 
 
+@pytest.mark.parametrize("container", ["zarr", "hdf5"])
 @pytest.mark.parametrize("text", ["previous_token", "key.special"])
-def test_edges_are_exact_where_every_key_has_one(stores, text):
+def test_edges_are_exact_where_every_key_has_one(stores, tmp_path, text, container):
     traced = stores("full", edges=8)
-    exact, bound = search(traced.store, text), search(traced.store, text, level="edges")
-    np.testing.assert_allclose(bound.heads["mass"], exact.heads["mass"], atol=5e-4)
-    np.testing.assert_allclose(bound.heads["mass_upper"], bound.heads["mass"], atol=1e-12)
+    convert_store(traced.store.path, tmp_path / "store", container=container)
+    exact = search(traced.store, text)
+    for edges_bytes in (0, 1 << 20):  # decoded edges not kept, kept
+        store = open_store(tmp_path / "store", edges_bytes=edges_bytes)
+        for _ in range(2):
+            bound = search(store, text, level="approximate")
+            assert bound.level == "edges"
+            np.testing.assert_allclose(bound.heads["mass"], exact.heads["mass"], atol=5e-4)
+            np.testing.assert_allclose(bound.heads["mass_upper"], bound.heads["mass"], atol=1e-6)
+            np.testing.assert_array_equal(bound.heads["hit_rate"], exact.heads["hit_rate"])
+
+
+def test_edges_are_decoded_once(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "store", lengths=((9, 9), (9, 9)), keep=Keep(query_key=None, edges=8)).store
+    search(store, "previous_token", level="edges")
+    monkeypatch.setattr(Segment, "read_block", lambda self, path, where: pytest.fail(f"{path} was kept"))
+    assert search(store, "next_token", level="edges").rows == 32
+
+
+def test_of_attention_only_chunks_with_a_match_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "CHUNK_PAIRS", 200)
+    monkeypatch.setattr(scan, "CHUNK_PAIRS", 200)
+    traced = make_store(tmp_path / "store", lengths=((20,) * 30,), keep=Keep(attention="float32", query_key=None))
+    read = []
+    block = Segment.read_block
+
+    def noted(self, path, where):
+        read.append((path, where[2].stop - where[2].start))
+        return block(self, path, where)
+
+    monkeypatch.setattr(Segment, "read_block", noted)
+    few = search(traced.store, "example.index in {3, 20} and previous_token")
+    assert sum(n for path, n in read if path.endswith("attention")) == 2 * 2 * 380  # layers, examples, 19 rows of 20
+    assert sum(n for path, n in read if path.endswith("edge_key")) == 2 * 2 * 19
+    every = search(traced.store, "previous_token")
+    assert few.example_mass["example"].to_numpy().tolist() == [3, 20]
+    np.testing.assert_array_equal(few.example_mass, every.example_mass.sel(example=[3, 20]))
 
 
 @pytest.mark.parametrize("codec", ["sqrt8", "float16", "float32"])
@@ -301,6 +342,35 @@ def test_progress_is_told_and_a_search_can_be_stopped(tmp_path):
     assert partial.n_examples == partial.n_examples_searched
     nothing = search(store, "previous_token", stop=lambda: True)
     assert (nothing.is_complete, nothing.rows, nothing.n_examples_searched) == (False, 0, 0)
+
+
+@pytest.fixture(params=["processes", "dask"])
+def client(request):
+    """Somebody else who does the tasks of a search."""
+    if request.param == "processes":
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            yield pool
+        return
+    distributed = pytest.importorskip("dask.distributed")
+    workers = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**workers) as cluster, distributed.Client(cluster) as connected:
+        yield connected
+
+
+def test_the_same_plan_on_other_workers_gives_the_same(tmp_path, client):
+    store = make_store(tmp_path / "store", lengths=((5, 6), (7,), (8, 9), (3,))).store
+    for level in ("attention", "edges"):
+        seen = []
+        here, there = search(store, "induction", level=level), search(store, "induction", level=level, client=client, on_progress=seen.append)  # fmt: skip
+        assert there.heads.identical(here.heads)
+        assert there.example_mass.identical(here.example_mass)
+        assert [p.n_segments_done for p in seen] == [1, 2, 3, 4]
+    answers = iter([False, *[True] * 1000])
+    stopped = search(store, "key.position >= 0", client=client, stop=lambda: next(answers))
+    assert stopped.n_examples_searched <= store.n_examples
+    (tmp_path / "store" / "segments" / "000001" / "encoder" / "attention" / "zarr.json").unlink()
+    with pytest.raises(CorruptSegmentError, match="segment 1"):
+        search(open_store(tmp_path / "store"), "first_token", client=client)
 
 
 def test_what_cannot_be_asked_is_an_error(stores):

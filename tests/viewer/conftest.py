@@ -29,6 +29,13 @@ HOSTILE = [
     "tab\tand\nline",
     "emoji 👩‍🚀 and 漢字 שלום",
 ]
+_BASE = [
+    "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "<svg onload=alert(3)>", "\u202eright", "a\x00b", "\ud83d",
+    "&lt;b&gt;", "${alert(4)}", "{{7*7}}", "<!--", "]]>", "'\"`", "\u2028\u2029", "javascript:alert(5)", "\ufeff", "<style>*{display:none}</style>",
+    "\\u003c", "</style>", "__proto__", "\x1b[31m",
+]  # fmt: skip
+TWO_HUNDRED = [f"{base}{i}" if i else base for i in range(10) for base in _BASE]
+"""Hostile strings, each different."""
 PLAIN = [
     "The nurse told the patient that she would call the doctor again .",
     "A lawyer for the union thinks he agreed .",
@@ -114,7 +121,7 @@ def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Genera
             if f"encoder/{name}" in arrays:
                 arrays[f"encoder/{name}"][:, :, rows] = value
         if "encoder/edge_key" in arrays:
-            arrays["encoder/edge_key"][:, :, rows] = np.iinfo(np.uint16).max
+            arrays["encoder/edge_key"][:, :, rows] = np.iinfo(arrays["encoder/edge_key"].dtype).max
             arrays["encoder/edge_key"][:, :, rows, :kept] = order
             arrays["encoder/edge_weight"][:, :, rows, :kept] = np.take_along_axis(attention, order, -1)
         pairs.append(pack_pairs(attention, causal=False))
@@ -138,10 +145,12 @@ def write_store(
     keep: Keep | None = None,
     rows: list[str] | None = None,
     second: list[str | None] | None = None,
+    ids: list[str] | None = None,
+    genres: list[str] | None = None,
 ) -> Path:
     """Write a store of `n_segments` segments; `planned` more than that leaves the job unfinished.
 
-    `rows` and `second` are texts of its own.
+    `rows`, `second`, `ids` and `genres` are texts, ids and annotations of its own.
     """
     n_examples = len(rows) if rows else n_examples
     spec = TraceSpec(sites=(SITE,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES)
@@ -155,8 +164,8 @@ def write_store(
         start, stop = edges[index], edges[index + 1]
         mine, others = rows[start:stop], pairs[start:stop]
         tables = SegmentTables(
-            [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)], mine, others, [None] * len(mine),
-            {"genre": Column.of_text(["mail" if i % 3 else "<i>news</i>" for i in range(start, stop)])},
+            ids[start:stop] if ids else [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)], mine, others, [None] * len(mine),
+            {"genre": Column.of_text(genres[start:stop] if genres else ["mail" if i % 3 else "<i>news</i>" for i in range(start, stop)])},
             {"source": token_table(mine, others)},
         )  # fmt: skip
         writer.write(index, start, tables, segment_arrays(spec, tables, rng))

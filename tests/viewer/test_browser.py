@@ -30,9 +30,12 @@ PREVIOUS = "key.position == query.position - 1"
 
 
 @contextmanager
-def viewing(store: Path, *options: str) -> Iterator[str]:
-    """Run the command on a free port; gives the address it prints. At the end it may not have written an error."""
-    code = "from headatlas.viewer.cli import app; app()"
+def viewing(store: Path, *options: str, before: str = "") -> Iterator[str]:
+    """Run the command on a free port; gives the address it prints. At the end it may not have written an error.
+
+    `before` is Python that runs first.
+    """
+    code = f"{before}\nfrom headatlas.viewer.cli import app; app()"
     command = [sys.executable, "-c", code, str(store), "--port", "0", "--no-show", *options]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(

@@ -47,9 +47,10 @@ export function mount(model, host, css, changed) {
   const observer = new MutationObserver(restyle), media = matchMedia("(prefers-color-scheme: dark)");
   observer.observe(document.documentElement, {attributes: true, attributeFilter: ["data-theme"]});
   media.addEventListener("change", restyle);
-  queueMicrotask(() => root.querySelectorAll("[data-picture]").forEach(card => downloads(card, model, () => changed(paint))));
+  const offer = () => root.querySelectorAll("[data-picture]").forEach(card => card.querySelector(":scope > .downloads") || downloads(card, model, () => changed(paint)));
+  queueMicrotask(offer);
   model.on("remove", () => { observer.disconnect(); media.removeEventListener("change", restyle); });
-  return {root, paint: () => paint};
+  return {root, paint: () => paint, offer};   // `offer`: for cards that came later
 }
 
 // A menu in the corner of a card that names its picture: `data-picture="head view"`

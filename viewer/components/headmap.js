@@ -6,6 +6,7 @@ import { component, select } from "../_js/shell.js";
 
 const CSS = `
 .map { position: relative; height: 100% } .map canvas { cursor: pointer; border-radius: 4px }
+.little .downloads { top: auto; bottom: 4px; right: 4px } .little .downloads > div { top: auto; bottom: 28px }
 .scale { width: 80px; height: 8px; border-radius: 2px; border: 1px solid var(--line-2); position: relative } .scale i { position: absolute; top: -2px; width: 2px; height: 10px; background: var(--ink) }
 `;
 
@@ -53,8 +54,9 @@ export function render({model, el: host}) {
         g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(x + side - Math.min(4, side / 4), y + Math.min(4, side / 4), cell >= 15 ? 3 : 2, 0, 7); g.fill();
         g.strokeStyle = p.surface; g.lineWidth = 1; g.stroke();
       }
-      for (const [spot, color] of [[selected, p.ink], [hovered, p["ink-2"]]]) {
-        if (!spot) continue;
+      const also = (frame.also || []).map((name, i) => [name.split(".").map(Number), p.head(i + 1)]);   // further heads that are chosen
+      for (const [spot, color] of [...also, [selected, also.length ? p.head(0) : p.ink], [hovered, p["ink-2"]]]) {
+        if (!spot || spot[0] >= layers || spot[1] >= heads) continue;
         const {x, y} = place(...spot), grow = gap ? 2 : 1;
         g.lineWidth = 2; g.strokeStyle = p.surface; rectangle(x - grow, y - grow, side + 2 * grow, side + 2 * grow, round + 1); g.stroke();
         g.strokeStyle = color; rectangle(x - grow / 2, y - grow / 2, side + grow, side + grow, round + 1); g.stroke();
@@ -85,7 +87,7 @@ export function render({model, el: host}) {
       draw();
     };
     model.on("selected", () => mark(parse(model.selected)));
-    const choose = (spot, open) => { mark(spot); ui.go({layer: spot[0], head: spot[1], ...(open ? {page: "examples"} : {})}); live.textContent = sentence(spot); };
+    const choose = (spot, open) => { mark(spot); ui.go(frame.other ? {other_head: spot.join(".")} : {layer: spot[0], head: spot[1], ...(open ? {page: "examples"} : {})}); live.textContent = sentence(spot); };
     canvas.onmousemove = event => {
       const spot = spotAt(event);
       if (String(spot) !== String(hovered)) { hovered = spot; draw(); }
@@ -112,9 +114,10 @@ export function render({model, el: host}) {
       const fresh = !frame || frame.values !== next.values;
       frame = next;
       if (!table) {
-        if (frame.small) ui.root.append(el("section.card", {style: "padding:8px", "aria-label": "head map"}, box), live);
+        if (frame.small) ui.root.append(el("section.card.little", {style: "padding:8px;overflow:visible", "data-picture": "small head map", "aria-label": "head map"}, box), live);
         else { card.append(head, el("div.body", {style: "padding:10px 12px;overflow:hidden"}, box)); ui.root.append(card, live); }
-        table = mirror(box, `numbers of ${frame.small ? "the small" : "the"} head map`);
+        table = mirror(box, `numbers of the ${frame.other ? "other " : frame.small ? "small " : ""}head map`);
+        ui.offer();
       }
       if (fresh) {
         const order = Array.from(frame.values.keys()).sort((a, b) => (frame.values[b] || 0) - (frame.values[a] || 0) || a - b);
@@ -126,7 +129,8 @@ export function render({model, el: host}) {
           order.map(i => ({head: `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, value: frame.values[i].toFixed(6)})));
       }
       canvas.dataset.choice = frame.choice || "";
-      if (!frame.small) head.replaceChildren(el("h2", null, "Layers \u00D7 heads"), select(frame.options, frame.choice, "statistic", v => ui.go({statistic: v})), el("span.grow"), legend());
+      if (!frame.small) head.replaceChildren(el("h2.ell", null, frame.other || "Layers \u00D7 heads"), ...(frame.other ? [el("span.sub.ell", null, frame.about), el("span.grow"), el("button.btn", {onclick: () => ui.go({page: "views", view: "compare", compare: "models"})}, "Compare heads"), el("button.btn.quiet", {"aria-label": "close the other model", onclick: () => ui.go({other_store: ""})}, "\u2715")]
+        : [select(frame.options, frame.choice, "statistic", v => ui.go({statistic: v})), ...(frame.stores?.length ? [select([["", "beside\u2026"], ...frame.stores.map(name => [name, name])], frame.beside, "another store beside", v => ui.go({other_store: v}))] : []), el("span.grow"), legend()]));
       mark(parse(model.selected));
     };
     function legend() {

@@ -3,17 +3,16 @@ import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboa
 import { CSS } from "../_js/style.js";
 
 const OWN = `
-.grid { position: relative; outline-offset: 3px } .chips { display: flex; flex-wrap: wrap; gap: 5px; margin-top: 9px; align-items: center }
+.grid { position: relative; outline-offset: 3px } .chips { display: flex; flex-wrap: wrap; gap: 5px; margin-top: 9px; align-items: center; max-height: 136px; overflow: hidden auto }
 .between { margin-top: 8px } .between select { height: 24px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface) }
-.sect + canvas { margin-top: 2px } .facts p { font-size: 12px; color: var(--ink-2); overflow-wrap: anywhere; white-space: pre-line }
+.heads-of { padding-right: 30px } .sect + canvas { margin-top: 2px } .facts p { font-size: 12px; color: var(--ink-2); overflow-wrap: anywhere; white-space: pre-line }
 `;
-const MAX_HEADS = 12;
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => draw());
   const tip = tooltip(root), title = el("span.r"), canvas = el("canvas", {role: "img"}), chips = el("div.chips"), facts = el("div.facts");
   const grid = el("div.grid", {tabindex: 0, role: "group", "aria-label": "heads: rows are layers, columns are heads"}, canvas);
-  const lines = el("div"), body = el("div.body", null, el("p.sect", null, "Heads", title), grid, chips, lines, facts), card = el("section.card", null, body);
+  const lines = el("div"), body = el("div.body", null, el("p.sect.heads-of", null, "Heads", title), grid, chips, lines, facts), card = el("section.card", {"data-picture": "heads"}, body);
   root.append(card);
   const table = mirror(card, "weight of each head");
   let frame = {}, shape = [0, 0], names = gridNames({shape}), geometry = null, hover = null, width = 0;
@@ -56,22 +55,20 @@ export function render({model, el: host}) {
     selected().forEach((name, i) => ring(name, p.head(i), .25));
     if (hover) ring(hover, p["ink-2"], .75);
     canvas.setAttribute("aria-label", `${layers} layers of ${heads} heads, shown ${model.selected}`);
+    Object.assign(canvas.dataset, {layers, left: margin, top, cell});
     drawChips();
   }
   function drawChips() {
     const p = paint(), chosen = selected();
     chips.replaceChildren(...chosen.map((name, i) => el("button.hchip", {"data-head": name, title: chosen.length > 1 ? "click removes, double click leaves this one alone" : "the head shown",
       onclick: event => { if (chosen.length > 1) once(event, () => set(chosen.filter(n => n !== name))); }, ondblclick: () => { clearTimeout(waiting); set([name]); }}, el("i", {style: `background:${p.head(i)}`}), name)),
-      model.single ? "" : el("button.btn.quiet", {onclick: allOfLayer}, "all of layer"));
+      model.single ? "" : el("button.btn.quiet", {onclick: () => allOfLayer()}, "all of layer"));
   }
   // a click on a chip takes it away, and then a double click has no chip left to hit: wait whether a second one comes
   let waiting = 0;
   const once = (event, act) => { clearTimeout(waiting); if (event.detail) waiting = setTimeout(act, 220); else act(); };
-  const set = chosen => { model.selected = [...new Set(chosen)].slice(0, MAX_HEADS).join(","); };
-  function allOfLayer() {
-    const row = Math.max(0, names.cell(selected()[0] || names.name(0, 0))[0]);
-    set(names.columns.map((_, h) => names.name(row, h)));
-  }
+  const set = chosen => { model.selected = [...new Set(chosen)].join(","); };
+  const allOfLayer = (row = Math.max(0, names.cell(selected()[0] || names.name(0, 0))[0])) => set(names.columns.map((_, h) => names.name(row, h)));
   function choose(name, add) {
     const chosen = selected();
     if (!add || model.single) return set([name]);
@@ -81,15 +78,21 @@ export function render({model, el: host}) {
     const [x, y] = at(event, canvas), h = Math.floor((x - geometry.margin) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
     return l >= 0 && h >= 0 && l < shape[0] && h < shape[1] ? [l, h] : null;
   }
+  // the number of a layer stands for all of its heads
+  function layerAt(event) {
+    const [x, y] = at(event, canvas), l = Math.floor((y - geometry.top) / geometry.cell);
+    return !model.single && x < geometry.margin && l >= 0 && l < shape[0] ? l : null;
+  }
   canvas.addEventListener("mousemove", event => {
-    const found = geometry && hit(event), name = found && names.name(...found);
-    canvas.style.cursor = found ? "pointer" : "default";
+    const found = geometry && hit(event), name = found && names.name(...found), row = geometry && layerAt(event);
+    canvas.style.cursor = found || row !== null ? "pointer" : "default";
     if (name !== hover) { hover = name; draw(); }
+    if (row !== null) return tip.show(event, `Layer ${names.rows[row]}`, [], "click to show all its heads");
     if (!found) return tip.hide();
     tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true], ...(frame.notes?.[name] ? [[`${frame.notes[name].star ? "\u2605 " : ""}${frame.notes[name].note.slice(0, 120)}`, ""]] : [])], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
-  canvas.addEventListener("click", event => { const found = geometry && hit(event); if (found) choose(names.name(...found), event.shiftKey); });
+  canvas.addEventListener("click", event => { const found = geometry && hit(event); if (found) return choose(names.name(...found), event.shiftKey); const row = geometry && layerAt(event); if (row !== null) allOfLayer(row); });
   const move = (dl, dh) => () => {
     const [l, h] = names.cell(selected()[0] || "");
     set([names.name(clamp(l + dl, 0, shape[0] - 1), clamp(h + dh, 0, shape[1] - 1))]);

@@ -26,7 +26,7 @@ const OWN = `
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 `;
 const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/g, LTR = /[A-Za-z\u00c0-\u02af\u0370-\u052f\u3040-\u9fff\uac00-\ud7af]/g;
-const TOP = 26, BADGES = 4, LISTED = 400, PADDING = 4;
+const TOP = 26, BADGES = 4, TOLD = 12, LISTED = 400, PADDING = 4;
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => { painted = ""; draw(); });
@@ -195,7 +195,10 @@ export function render({model, el: host}) {
     if (act) {
       const other = act.side === "q" ? "k" : "q";
       frame.heads.forEach((_, h) => { for (let i = 0; i < size(other); i++) { const w = pair(h, act, i); if (w >= MIN_WEIGHT && !hidden(other, i)) rows.push(act.side === "q" ? [h, act.index, i, w] : [h, i, act.index, w]); } });
-    } else edges.forEach((e, h) => e.value.forEach((w, i) => rows.push([h, e.query[i], e.key[i], w])));
+    } else {
+      const all = Float64Array.from(edges.flatMap(e => e.value)).sort(), least = all.length > LISTED ? all[all.length - LISTED] : 0;
+      edges.forEach((e, h) => e.value.forEach((w, i) => { if (w >= least) rows.push([h, e.query[i], e.key[i], w]); }));
+    }
     rows.sort((a, b) => b[3] - a[3] || a[0] - b[0] || a[1] - b[1] || a[2] - b[2]);
     rows.length = Math.min(rows.length, LISTED);
     table.set(["Head", "Query", "Key", "Weight"], rows.map(([h, q, k, w]) => [frame.heads[h], label("q", q), label("k", k), number(w, 3)]),
@@ -232,8 +235,8 @@ export function render({model, el: host}) {
       ...frame.heads.map((name, h) => {
         let best = -1, most = -1;
         for (let i = 0; i < size(other); i++) { const w = pair(h, found, i); if (w > most && !hidden(other, i)) { most = w; best = i; } }
-        return [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)];
-      })], "click to pin");
+        return {name, best, most};
+      }).sort((a, b) => frame.heads.length > TOLD ? b.most - a.most : 0).slice(0, TOLD).map(({name, best, most}) => [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)])], "click to pin");
   });
   plot.addEventListener("mouseleave", () => { tip.hide(); if (tokens.q) setHover(null); });
   plot.addEventListener("click", event => {

@@ -10,20 +10,21 @@ export function weights(frame) {
 }
 
 export function strongestEdges(weight, head, {rows, columns, causal, share, keys, queryShown, keyShown, offset = 0}) {
-  const query = [], key = [], value = [];
+  const query = [], key = [], value = [], shownKeys = Uint8Array.from({length: columns}, (_, k) => +keyShown(k));
+  const values = new Float64Array(columns);
   let pairs = 0, mass = 0, rowMass = 0;
   for (let q = 0; q < rows; q++) {
     if (!queryShown(q)) continue;
-    const row = [], last = causal ? Math.min(columns, q + offset + 1) : columns;
+    const strong = [], last = causal ? Math.min(columns, q + offset + 1) : columns;
     let total = 0;
     for (let k = 0; k < columns; k++) {
-      const w = weight(head, q, k);
+      const w = values[k] = weight(head, q, k);
       rowMass += w;
-      if (k < last && keyShown(k)) { row.push(k); total += w; }
+      if (k >= last || !shownKeys[k]) continue;
+      pairs++; total += w;
+      if (w >= MIN_WEIGHT) strong.push(k);
     }
-    pairs += row.length; mass += total;
-    const values = new Float64Array(columns);
-    let strong = row.filter(k => (values[k] = weight(head, q, k)) >= MIN_WEIGHT);
+    mass += total;
     strong.sort((a, b) => values[b] - values[a] || a - b);
     let taken = 0;
     for (let i = 0; i < strong.length && i < keys && taken < share * total; i++) {

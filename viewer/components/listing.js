@@ -49,7 +49,7 @@ export function pickerFrame(part, pin, range, hide) {
   const queries = span(range.q).filter(open(part.query, hide)), columns = span(range.k).filter(open(keys, hide));
   for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
     const weight = weightOf(part, [l, h]), others = !inside ? [] : (pin.side === "q" ? columns : queries).filter(i => part.key || i !== pin.index);
-    const strongest = q => columns.reduce((most, k) => Math.max(most, weight(q, k)), 0);
+    const strongest = q => { let most = 0; for (const k of columns) { const w = weight(q, k); if (w > most) most = w; } return most; };
     values[l * heads + h] = inside ? others.reduce((most, i) => Math.max(most, pin.side === "q" ? weight(pin.index, i) : weight(i, pin.index)), 0)
       : queries.reduce((sum, q) => sum + strongest(q), 0) / Math.max(1, queries.length);
   }
@@ -58,10 +58,18 @@ export function pickerFrame(part, pin, range, hide) {
 
 export function strongestFrame(part, cells, range, hide, n = 9) {
   const edges = [], names = partNames(part), keys = keysOf(part), queries = span(range.q).filter(open(part.query, hide)), columns = span(range.k).filter(open(keys, hide));
-  cells.forEach((cell, slot) => { const weight = weightOf(part, cell); for (const q of queries) for (const k of columns) { const w = weight(q, k); if (w > 0) edges.push([slot, q, k, w]); } });
-  edges.sort((a, b) => b[3] - a[3] || a[0] - b[0] || a[1] - b[1] || a[2] - b[2]);
+  let least = 0;   // the weight of the last of the best so far: of equals the first found stays
+  cells.forEach((cell, slot) => { const weight = weightOf(part, cell); for (const q of queries) for (const k of columns) {
+    const w = weight(q, k);
+    if (!(w > least)) continue;
+    let at = edges.length;
+    while (at && edges[at - 1][3] < w) at--;
+    edges.splice(at, 0, [slot, q, k, w]);
+    if (edges.length > n) edges.pop();
+    if (edges.length === n) least = edges[n - 1][3];
+  } });
   return {heads: cells.map(cell => names.name(...cell)), alone: true,
-    edges: edges.slice(0, n).map(([slot, query, key, weight]) => ({slot, query, key, labels: [part.query.labels[query], keys.labels[key]], weight}))};
+    edges: edges.map(([slot, query, key, weight]) => ({slot, query, key, labels: [part.query.labels[query], keys.labels[key]], weight}))};
 }
 
 export function inspectorFrame(part, cells, pin, range, hide, n = cells.length < 3 ? 8 : 6) {
@@ -97,12 +105,13 @@ export function neuronFrame(part, [l, h], q, id) {
   const v = part.vectors, [, heads, rows, n] = part.shape, d = v.d_head, kv = Math.floor(h / v.n_sharing), kvHeads = heads / v.n_sharing, at = (l * heads + h) * rows + q;
   const query = v.query.slice(at * d, (at + 1) * d), from = (l * kvHeads + kv) * n, keys = v.key.slice(from * d, (from + n) * d), logsumexp = v.logsumexp[at];
   const window = v.window[l], softcap = v.softcap[l], scaling = v.scaling[l], scores = new Float32Array(n), seen = new Uint8Array(n);
-  const rebuilt = new Float32Array(v.position_bias ? 0 : n), stored = part.attention ? Float32Array.from({length: n}, (_, k) => weightOf(part, [l, h])(q, k)) : new Float32Array(0);
+  const span = rows + n - 1, bias = v.bias ? v.bias.slice((l * heads + h) * span + rows - 1 - q, (l * heads + h) * span + rows - 1 - q + n) : new Float32Array(0);
+  const rebuilt = new Float32Array(v.position_bias && !bias.length ? 0 : n), stored = part.attention ? Float32Array.from({length: n}, (_, k) => weightOf(part, [l, h])(q, k)) : new Float32Array(0);
   for (let k = 0; k < n; k++) {
     let raw = 0;
     for (let i = 0; i < d; i++) raw += query[i] * keys[k * d + i];
     raw *= scaling;
-    const score = softcap ? softcap * Math.tanh(raw / softcap) : raw, distance = q - k;
+    const score = (softcap ? softcap * Math.tanh(raw / softcap) : raw) + (bias.length ? bias[k] : 0), distance = q - k;
     scores[k] = score;
     seen[k] = part.causal ? +(distance >= 0 && (!window || distance < window)) : +(!window || Math.abs(distance) < window);
     if (rebuilt.length) rebuilt[k] = seen[k] ? Math.exp(Math.min(score - logsumexp, 0)) : 0;
@@ -110,6 +119,6 @@ export function neuronFrame(part, [l, h], q, id) {
   const shown = stored.length ? stored : rebuilt;
   let focus = 0;
   shown.forEach((w, k) => { if (seen[k] && (!seen[focus] || w > shown[focus])) focus = k; });
-  return {id, query, keys, scores, seen, rebuilt, stored, focus, head: partNames(part).name(l, h), query_pos: q, kv_head: v.kv_heads[kv], n_sharing: v.n_sharing,
+  return {id, query, keys, scores, bias, seen, rebuilt, stored, focus, head: partNames(part).name(l, h), query_pos: q, kv_head: v.kv_heads[kv], n_sharing: v.n_sharing,
     scaling, softcap: softcap || 0, rotary: v.rotary, codec: v.codec, logsumexp};
 }

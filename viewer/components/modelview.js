@@ -4,7 +4,6 @@ import { CSS } from "../_js/style.js";
 import { codeColours, mapImage, kept, WEIGHT } from "../_js/maps.js";
 
 const OWN = `.body.flush { padding: 4px 8px 8px } .plot { position: relative; outline-offset: -2px } .stack { position: absolute; left: 0; top: 0; pointer-events: none }`;
-const MAX_HEADS = 12;
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => redraw());
@@ -70,6 +69,7 @@ export function render({model, el: host}) {
       }
     }
     canvas.setAttribute("aria-label", `${layers} layers of ${heads} heads`);
+    canvas.dataset.maps = frame.id;
     mark();
   }
   // rings of the chosen heads, over the maps, so that choosing repaints no map
@@ -105,7 +105,7 @@ export function render({model, el: host}) {
     if (!name) return;
     if (!event.shiftKey) return void (model.enlarged = name);
     const chosen = parseHeads(model.selected);
-    model.selected = (chosen.includes(name) ? chosen.filter(n => n !== name) : [...chosen, name]).slice(0, MAX_HEADS).join(",");
+    model.selected = (chosen.includes(name) ? chosen.filter(n => n !== name) : [...chosen, name]).join(",");
   });
   const move = (dl, dj) => () => {
     if (!names) return;

@@ -47,8 +47,8 @@ export function render({model, el: host}) {
     return most;
   }
   function agreement() {
-    const what = `${frame.query.length} dimensions${frame.codec ? ` \u00B7 ${frame.codec}` : ""}`;
-    if (!frame.rebuilt.length) return `${what} \u00B7 scores carry a learned position bias: attention as stored`;
+    const what = `${frame.query.length} dimensions${frame.codec ? ` \u00B7 ${frame.codec}` : ""}${frame.bias?.length ? " \u00B7 position bias added" : ""}`;
+    if (!frame.rebuilt.length) return `${what} \u00B7 scores carry a position bias that was not kept: attention as stored`;
     return frame.stored.length ? `${what} \u00B7 rebuilt within ${number(worst(), 4)} of the stored attention` : `${what} \u00B7 attention rebuilt from the vectors`;
   }
   function update() {

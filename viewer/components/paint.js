@@ -31,6 +31,14 @@ export function themeOf(model) {
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
 
+// colours of heads after the tuned ones: hues a golden angle apart, in three lightnesses that stand off the surface
+function further(i, theme) {
+  const l = (theme === "light" ? [.44, .6, .52] : [.82, .66, .74])[i % 3], hue = (i * 137.508 + 20) * Math.PI / 180, a = .13 * Math.cos(hue), b = .13 * Math.sin(hue);
+  const [x, y, z] = [l + .3963377774 * a + .2158037573 * b, l - .1055613458 * a - .0638541728 * b, l - .0894841775 * a - 1.291485548 * b].map(v => v ** 3);   // OKLab
+  const linear = [4.0767416621 * x - 3.3077115913 * y + .2309699292 * z, -1.2684380046 * x + 2.6097574011 * y - .3413193965 * z, -.0041960863 * x - .7034186147 * y + 1.707614701 * z];
+  return `#${linear.map(v => Math.round(255 * clamp(v <= .0031308 ? 12.92 * v : 1.055 * v ** (1 / 2.4) - .055, 0, 1)).toString(16).padStart(2, "0")).join("")}`;
+}
+
 const paints = new Map();
 // The colours of a theme: paint.ink, paint["line-2"], paint.seq(.4), paint.signed(-.2), paint.head(0), paint.on(.4)
 export function paintOf(model) {
@@ -43,7 +51,7 @@ export function paintOf(model) {
     up: up.packed, down: down.packed,
     seq: x => up.css[index(x)],
     signed: x => (x < 0 ? down : up).css[index(Math.abs(x))],
-    head: i => heads[i % heads.length],
+    head: i => i < heads.length ? heads[i] : further(i - heads.length, theme),
     // text on a step of the ramp, 4.5:1 everywhere
     on: theme === "light" ? x => x > .675 ? "#FFFFFF" : x > .3 ? "#000000" : tokens.ink
                           : x => x > .52 ? "#000000" : x > .25 ? "#FFFFFF" : tokens.ink,

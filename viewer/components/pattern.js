@@ -15,7 +15,7 @@ const CSS = `
 .bar.going { height: 3px; margin-top: -4px } .modes { width: 150px }
 .c-a { color: var(--accent-ink); font-weight: 400 } .c-s { color: var(--neg) } .c-k { color: var(--ink-3) } .c-e { text-decoration: underline wavy var(--bad); text-underline-offset: 3px }
 .problem { color: var(--bad); padding: 0 0 0 13px; font-size: 12px; min-height: 26px; overflow-wrap: anywhere; white-space: pre-wrap } .arrow { line-height: 12px !important; height: 12px; font-weight: 700 !important; overflow: hidden }
-.lib { display: flex; gap: 6px; overflow: hidden; flex-wrap: wrap; height: 26px }
+.lib { flex: none; display: flex; gap: 6px; overflow: hidden; flex-wrap: wrap; height: 26px }
 .chip { display: inline-flex; align-items: center; height: 24px; padding: 0 9px; border: 1px solid var(--line-2); border-radius: 12px; background: var(--surface); font: 11.5px var(--mono) !important; color: var(--ink-2); white-space: nowrap }
 .chip:hover { border-color: var(--ink-3); color: var(--ink) } .chip[aria-pressed=true] { background: var(--accent-soft); border-color: var(--accent); color: var(--accent-ink); font-weight: 600 !important }
 `;

@@ -1,10 +1,11 @@
 // Every head as a dot: two statistics against each other, shaded by layer. Arrows go to the nearest head that way.
 import { count, number } from "../_js/paint.js";
 import { at, el, fit, mirror, write } from "../_js/dom.js";
+import { within } from "../_js/lasso.js";
 import { component, select } from "../_js/shell.js";
 
 const CSS = `
-.plot { position: relative; height: 100% } .plot canvas { cursor: pointer }
+.plot { position: relative; height: 100% } .plot canvas { cursor: crosshair; touch-action: none } .under .btn { height: 20px; font-size: 11px !important }
 .ramp { width: 80px; height: 8px; border-radius: 2px; border: 1px solid var(--line-2) }
 .under { padding: 0 12px 8px; font-size: 11px; color: var(--ink-3) }
 `;
@@ -16,8 +17,8 @@ export function render({model, el: host}) {
     const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.plot", null, canvas), head = el("header"), under = el("div.row.under"), live = el("span.sr", {"aria-live": "polite"});
     ui.root.append(el("section.card", {"data-picture": "heads by two statistics", "aria-label": "heads by two statistics"}, head, el("div.body", {style: "padding:10px 11px 0;overflow:hidden"}, box), under), live);
     const table = mirror(box, "heads by two statistics");
-    let frame = null, hovered = -1, size = [0, 0];
-    const selected = () => { const [l, h] = model.selected.split(".").map(Number); return frame ? l * frame.n_heads + h : -1; };
+    let frame = null, hovered = -1, size = [0, 0], lasso = null;
+    const chosen = () => frame ? model.selected.split(",").map(text => { const [l, h] = text.split(".").map(Number); return l * frame.n_heads + h; }) : [], selected = () => chosen()[0] ?? -1;
     const name = i => `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`;
     const spot = i => [EDGE.left + frame.x.values[i] / frame.x.high * (size[0] - EDGE.left - EDGE.right), size[1] - EDGE.bottom - frame.y.values[i] / frame.y.high * (size[1] - EDGE.top - EDGE.bottom)];
     const there = i => !Number.isNaN(frame.x.values[i]) && !Number.isNaN(frame.y.values[i]);
@@ -44,11 +45,18 @@ export function render({model, el: host}) {
         g.lineWidth = 1; g.strokeStyle = p.surface; g.stroke();
       }
       for (const [i, x, y, align] of labels(radius)) write(g, name(i), x, y, {color: p["ink-2"], align});
-      for (const [i, color] of [[hovered, p["ink-2"]], [selected(), p.ink]]) {
+      const rings = chosen();
+      for (const [i, color] of [[hovered, p["ink-2"]], ...rings.map((i, n) => [i, rings.length > 1 ? p.head(n) : p.ink])]) {
         if (i < 0 || !there(i)) continue;
         const [x, y] = spot(i);
         g.lineWidth = 2; g.strokeStyle = color; g.beginPath(); g.arc(x, y, radius + 3, 0, 7); g.stroke();
       }
+      if (lasso) { g.strokeStyle = p.accent; g.lineWidth = 1.5; g.beginPath(); lasso.forEach(([x, y], i) => i ? g.lineTo(x, y) : g.moveTo(x, y)); g.stroke(); }
+    }
+    // heads inside the loop: the head that is chosen stays the first where it is among them
+    function take(path) {
+      const held = Array.from(frame.x.values.keys()).filter(i => there(i) && within(path, ...spot(i))), first = held.includes(selected()) ? selected() : held[0];
+      if (held.length) ui.go({layer: Math.floor(first / frame.n_heads), head: first % frame.n_heads, heads: held.filter(i => i !== first).map(name).join(",")});
     }
     // the chosen head and those farthest out are named, where there is room
     function labels(radius) {
@@ -65,6 +73,7 @@ export function render({model, el: host}) {
       return out;
     }
     const inside = ([x, y], [a, b, c, d]) => x > a - 4 && x < c && y > b && y < d;
+    let foot = () => {};
     const tick = v => number(v, frame && v && Math.abs(v) < 10 ? 2 : 0).replace(/0$/, "").replace(/\.0?$/, "") || "0";
     function nearest(x, y, reach) {
       let best = -1, least = reach * reach;
@@ -76,16 +85,21 @@ export function render({model, el: host}) {
       return best;
     }
     const choose = i => { ui.go({layer: Math.floor(i / frame.n_heads), head: i % frame.n_heads}); live.textContent = `Head ${name(i)}: ${frame.x.label} ${number(frame.x.values[i], 3)}, ${frame.y.label} ${number(frame.y.values[i], 3)}`; };
+    canvas.onpointerdown = event => { if (frame && !event.button) { lasso = [at(event, canvas)]; canvas.setPointerCapture(event.pointerId); } };
+    canvas.onpointerup = event => { const path = lasso; lasso = null; if (path && path.length > 3) { take(path); drawn = event.timeStamp; } draw(); };
+    let drawn = -1;
     canvas.onmousemove = event => {
+      if (lasso && event.buttons) { lasso.push(at(event, canvas)); ui.tip.hide(); return void draw(); }
       const i = nearest(...at(event, canvas), 14);
       if (i !== hovered) { hovered = i; draw(); }
       if (i < 0) ui.tip.hide();
-      else ui.tip.show(event, `Head ${name(i)}`, [[frame.x.label, number(frame.x.values[i], 3), "", true], [frame.y.label, number(frame.y.values[i], 3)]], "click to select");
+      else ui.tip.show(event, `Head ${name(i)}`, [[frame.x.label, number(frame.x.values[i], 3), "", true], [frame.y.label, number(frame.y.values[i], 3)]], "click to select \u00B7 drag draws a lasso");
     };
     canvas.onmouseleave = () => { hovered = -1; draw(); ui.tip.hide(); };
-    canvas.onclick = event => { const i = nearest(...at(event, canvas), 20); if (i >= 0) choose(i); };
+    canvas.onclick = event => { if (event.timeStamp - drawn < 50 && drawn >= 0) return; const i = nearest(...at(event, canvas), 20); if (i >= 0) choose(i); };
     canvas.onkeydown = event => {
       if (event.key === "n") { table.toggle(); return; }
+      if (event.key === "Escape") { ui.go({heads: ""}); return; }
       const way = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key], now = selected();
       if (!way || now < 0 || !there(now)) return;
       event.preventDefault();
@@ -98,13 +112,18 @@ export function render({model, el: host}) {
       }
       if (best >= 0) choose(best);
     };
-    model.on("selected", draw);
+    model.on("selected", () => { if (frame) { draw(); foot(); } });
     new ResizeObserver(draw).observe(box);
     return next => {
       frame = next;
       const p = ui.paint(), stops = Array.from({length: 9}, (_, i) => p.seq(.3 + .65 * i / 8)).join(","), last = frame.x.values.length / frame.n_heads - 1;
       head.replaceChildren(el("h2", null, "Heads by two statistics"), el("span.grow"), select(frame.options, frame.x.name, "across", x => ui.go({x})), el("span.dim", null, "\u00D7"), select(frame.options, frame.y.name, "up", y => ui.go({y})));
-      under.replaceChildren(el("span.legend", null, "layer 0", el("span.ramp", {style: `background:linear-gradient(90deg,${stops})`}), String(last)), el("span.grow"), el("span", null, `${count(frame.x.values.length)} heads, ${frame.note}`));
+      foot = () => {
+        const n = chosen().length;
+        under.replaceChildren(el("span.legend", null, "layer 0", el("span.ramp", {style: `background:linear-gradient(90deg,${stops})`}), String(last)), el("span.grow"), ...(n > 1 ? [el("b.strong", {"data-chosen": n}, `${count(n)} heads chosen`),
+          el("button.btn", {onclick: () => ui.go({page: "views", view: "head"})}, "Open"), el("button.btn", {onclick: () => ui.go({heads: ""})}, "Clear")] : [el("span", null, `${count(frame.x.values.length)} heads, ${frame.note}`)]));
+      };
+      foot();
       canvas.setAttribute("aria-label", `${count(frame.x.values.length)} heads: ${frame.x.label} across, ${frame.y.label} up`);
       table.set(["head", frame.x.label, frame.y.label], Array.from(frame.x.values.keys(), i => [name(i), number(frame.x.values[i], 3), number(frame.y.values[i], 3)]));
       draw();

@@ -10,9 +10,9 @@ export function component(model, host, css, setup) {
     const frame = plain(model.frame);
     if (draw && Object.keys(frame).length) draw(frame);
   };
-  const {root, paint} = mount(model, host, CSS + SHELL + css, redraw);
+  const {root, paint, offer} = mount(model, host, CSS + SHELL + css, redraw);
   const send = message => model.send_msg(message);
-  const ui = {root, paint, model, send, go: patch => send({go: patch}), tip: tooltip(root)};
+  const ui = {root, paint, offer, model, send, go: patch => send({go: patch}), tip: tooltip(root)};
   draw = setup(ui);
   model.on("frame", redraw);
   redraw();

@@ -1,5 +1,6 @@
 import { plain, count, clamp } from "../_js/paint.js";
 import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
+import { within } from "../_js/lasso.js";
 import { CSS } from "../_js/style.js";
 
 // A query lies near the keys that it attends to. Form tells the side: queries are rings, keys are filled.
@@ -87,14 +88,6 @@ export function render({model, el: host}) {
       el("span.n", null, isQuery(i) ? "q" : "k"), el("bdi.ell", null, frame.labels[token(i)]), el("span.n", null, `${frame.example[token(i)]} : ${frame.position[token(i)]}`))) : [el("p.dim.sm", null, "Draw around dots to list their tokens; a click opens the example.")]));
     chosenTable.set(["Side", "Token"], chosen.slice(0, 1000).map(i => [isQuery(i) ? "query" : "key", frame.labels[token(i)]]), chosen.slice(0, 1000).map(i => ({example: frame.example[token(i)], position: frame.position[token(i)], side: isQuery(i) ? "q" : "k"})));
   }
-  function inside(x, y) {   // even number of crossings: outside
-    let odd = false;
-    for (let i = 0, j = lasso.length - 1; i < lasso.length; j = i++) {
-      const [xi, yi] = lasso[i], [xj, yj] = lasso[j];
-      if ((yi > y) !== (yj > y) && x < (xj - xi) * (y - yi) / (yj - yi) + xi) odd = !odd;
-    }
-    return odd;
-  }
   function nearest(x, y) {
     let best = null, least = 100;
     for (let i = 0; i < 2 * n(); i++) { const d = (places[2 * i] - x) ** 2 + (places[2 * i + 1] - y) ** 2; if (d < least) { least = d; best = i; } }
@@ -116,7 +109,7 @@ export function render({model, el: host}) {
     if (!path) return;
     if (path.length < 4) { lasso = null; const i = nearest(...at(event, plot)); if (i !== null) choose([i]); return soon(); }
     const found = [];
-    for (let i = 0; i < 2 * n(); i++) if (inside(places[2 * i], places[2 * i + 1])) found.push(i);
+    for (let i = 0; i < 2 * n(); i++) if (within(path, places[2 * i], places[2 * i + 1])) found.push(i);
     choose(found);
     lasso = null; soon();
   });

@@ -75,7 +75,7 @@ function startPage(raw, COMPONENTS) {
 
   function startHead() {
     const view = model({frame: {}, tokens: {}, pin: state.pin, share: state.share, keys: state.keys, hide_special: hide(), renormalise: false, layout: "columns", note: ""}), list = model({frame: {}, pin: state.pin});
-    let shown = "", tokensOf = null;
+    let shown = "", tokensOf = null, weighed = "";
     const inside = ([start, stop], i) => Math.min(stop - 1, Math.max(start, i));
     // a text longer than the window is shown around the pin
     function cut() {
@@ -93,7 +93,8 @@ function startPage(raw, COMPONENTS) {
     }
     function text() {
       const pin = parsePin(view.pin);
-      picker.update({frame: pickerFrame(part(), pin, range(), hide())});
+      const weighing = `${id()} ${state.range} ${view.pin} ${hide()}`;   // the heads' weights, whichever are shown
+      if (weighing !== weighed) { weighed = weighing; picker.update({frame: pickerFrame(part(), pin, range(), hide())}); }
       list.update({frame: pin ? inspectorFrame(part(), cells(), pin, range(), hide()) : strongestFrame(part(), cells(), range(), hide()), pin: view.pin});
     }
     function pinned(value) {
@@ -106,7 +107,7 @@ function startPage(raw, COMPONENTS) {
     picker.on(["share", "keys", "hide_special"], () => { view.update({share: picker.share, keys: picker.keys, hide_special: hide()}); text(); });
     view.on("pin", () => pinned(view.pin));
     list.on("pin", () => pinned(list.pin));
-    list.on("msg", ({add}) => { const names = parseHeads(picker.selected); if (add && !names.includes(add) && names.length < 12) picker.selected = [...names, add].join(","); });
+    list.on("msg", ({add}) => { const names = parseHeads(picker.selected); if (add && !names.includes(add)) picker.selected = [...names, add].join(","); });
     maps(); text();
     place(COMPONENTS.HeadPicker, picker); place(COMPONENTS.HeadView, view); place(COMPONENTS.KeyList, list);
   }
@@ -114,6 +115,7 @@ function startPage(raw, COMPONENTS) {
   function startModel() {
     const name = () => partNames(part()).name(...chosen());
     const view = model({frame: {}, tokens: {}, enlarged: name(), selected: "", hide_special: hide(), scale: "sqrt"}), detail = model({frame: {}, pin: "", hide_special: hide(), scale: "sqrt"});
+    let weighed = "";
     function maps() {
       const key = `${id()} ${state.range}`, window = range();
       view.update({frame: modelFrame(part(), window, key), tokens: {query: cutTokens(part().query, window.q), key: cutTokens(keysOf(part()), window.k), id: key}});
@@ -122,7 +124,8 @@ function startPage(raw, COMPONENTS) {
     function rest() {
       detail.update({frame: detailFrame(part(), chosen(), range(), hide()), hide_special: hide()});
       view.update({enlarged: name(), hide_special: hide()});
-      picker.update({frame: pickerFrame(part(), null, range(), hide())});
+      const weighing = `${id()} ${state.range} ${hide()}`;
+      if (weighing !== weighed) { weighed = weighing; picker.update({frame: pickerFrame(part(), null, range(), hide())}); }
     }
     changed = () => { detail.update({pin: ""}); maps(); };
     view.on("enlarged", () => { picker.selected = view.enlarged; });

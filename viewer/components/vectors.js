@@ -17,7 +17,7 @@ export function rescaled(frame, scale) {
     let raw = 0;
     for (let i = 0; i < d; i++) raw += frame.query[i] * frame.keys[k * d + i] * (scale.has(i) ? scale.get(i) : 1);
     raw *= frame.scaling;
-    scores[k] = frame.softcap ? frame.softcap * Math.tanh(raw / frame.softcap) : raw;
+    scores[k] = (frame.softcap ? frame.softcap * Math.tanh(raw / frame.softcap) : raw) + (frame.bias?.length ? frame.bias[k] : 0);
   }
   // what takes attention besides the keys (a sink) keeps its place in the sum
   let top = frame.logsumexp;

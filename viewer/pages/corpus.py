@@ -26,19 +26,23 @@ class CorpusPage(Page):
     """Facts, head map, inspector."""
 
     name = "corpus"
-    watches: ClassVar[frozenset[str]] = frozenset({"page", "site", "statistic", "x", "y", "pattern", "layer", "head"})
+    watches: ClassVar[frozenset[str]] = frozenset(
+        {"page", "site", "statistic", "x", "y", "pattern", "layer", "head", "heads", "other_store", "other_head"}
+    )
 
     def __init__(self, session: Any) -> None:
         super().__init__(session)
         send = session.receive
         self.facts, self.map, self.inspector = Facts(send), HeadMap(send), Inspector(send)
         self.scatter, self.distribution = Scatter(send), Distribution(send)
+        self.beside = HeadMap(send, visible=False)
         self.view = grid(
             place(self.facts, "1 / 4"),
-            place(self.map),
-            place(self.scatter),
+            place(self.map, "1", "2"),
+            place(self.scatter, "2", "2"),
+            place(self.beside, "2", "2"),
             place(self.inspector, "3", "2 / 4"),
-            place(self.distribution, "1 / 3"),
+            place(self.distribution, "1 / 3", "3"),
             columns="minmax(300px,472fr) minmax(0,576fr) 336px",
             rows="56px minmax(0,1fr) 222px",
         )
@@ -56,13 +60,26 @@ class CorpusPage(Page):
         """Fill a picture only where its numbers changed: a click on a head sends no values again."""
         state = self.state
         values = chosen_values(self.data, state)
-        self.map.selected = self.scatter.selected = f"{state.layer}.{state.head}"
-        drawn = (state.site, values.name, state.pattern)
+        self.map.selected = f"{state.layer}.{state.head}"
+        self.scatter.selected = ",".join(f"{layer}.{head}" for layer, head in state.heads_shown)
+        beside = beside_frame(self.data, state, values)
+        drawn = (state.site, values.name, state.pattern, state.heads, state.other_store)
         if drawn != self._drawn:
             self.map.frame = map_frame(
                 values, options(self.data, state), others(self.data, state, values.name), values.name
-            ) | {"notes": self.data.head_notes(state.site)}
+            ) | {
+                "notes": self.data.head_notes(state.site),
+                "also": [f"{layer}.{head}" for layer, head in state.heads_shown[1:]],
+                "stores": [name for name in self.data.stores if name != self.data.name],
+                "beside": state.other_store if beside else "",
+            }
+            if beside:  # one scale for both, or they cannot be compared
+                high = max(values.high, beside["high"])
+                self.map.frame = {**self.map.frame, "high": high}
+                self.beside.frame = beside | {"high": high}
+            self.scatter.visible, self.beside.visible = not beside, bool(beside)
             self._drawn = drawn
+        self.beside.selected = state.other_head or "0.0"
         scattered = (state.site, state.x, state.y, state.pattern if SEARCH in (state.x, state.y) else "")
         if scattered != self._scattered:
             self.scatter.frame = scatter_frame(self.data, state)
@@ -122,6 +139,19 @@ def map_frame(
         "small": small,
     }
     return frame
+
+
+def beside_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+    """The head map of another store by the same statistic, or its first; empty where none is asked for."""
+    if data.served_with is None or state.other_store in ("", data.name):
+        return {}
+    other = data.served_with[state.other_store]
+    names = other.statistic_names
+    if not names or not other.n_examples:
+        return {}
+    found = other.head_values("", values.name if values.name in names else names[0])
+    about = f"{found.label} over {other.n_examples:,} examples"
+    return map_frame(found, [], [], found.name) | {"other": other.name, "about": about}
 
 
 def shown_tables(data: DataSource, state: ViewState, values: HeadValues) -> list[HeadValues]:

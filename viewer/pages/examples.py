@@ -24,7 +24,21 @@ class ExamplesPage(Page):
 
     name = "examples"
     watches: ClassVar[frozenset[str]] = frozenset(
-        {"page", "site", "statistic", "pattern", "layer", "head", "text", "order", "row", "example", "where"}
+        {
+            "page",
+            "site",
+            "statistic",
+            "pattern",
+            "layer",
+            "head",
+            "text",
+            "order",
+            "row",
+            "example",
+            "where",
+            "lengths",
+            "scores",
+        }
     )
 
     def __init__(self, session: Any) -> None:
@@ -54,9 +68,10 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[s
     found = data.containing(state.text)
     if state.where:
         found = np.intersect1d(found, data.having(state.facets), assume_unique=True)
+    lengths = data.lengths(data.site(state.site).query_sequence)
+    found = found[within(lengths[found], state.length_span) & within(scores[found], state.score_span)]
     found = ordered(scores, found, state.order)
     start = min(state.row, max(0, len(found) - 1)) // PAGE_ROWS * PAGE_ROWS
-    lengths = data.lengths()
     columns = text_columns(data)
     rows = []
     for position in found[start : start + PAGE_ROWS].tolist():
@@ -94,15 +109,33 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[s
         "high": max(values.high, upper_end(finite)) if finite.size else values.high,
         "head": f"{state.layer}.{state.head}",
         "lengths": {"counts": counts.astype(np.int32), "first": int(edges[0]), "last": int(edges[-1])},
+        "spread": spread(scores[found]),
+        "spans": {"lengths": state.lengths, "scores": state.scores},
         "facets": facets(columns, found),
         "where": state.facets,
         "note": "No example has "
         + " and ".join(
             [f"\u201c{visible(state.text)}\u201d in its text or id"] * bool(state.text)
             + ["these annotations"] * bool(state.where)
+            + [f"{state.lengths} tokens"] * bool(state.lengths)
+            + [f"{values.label} {state.scores}"] * bool(state.scores)
         )
         + ".",
     }
+
+
+def within(values: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """Which values lie in a span, ends included; without a span all, also those that are not there."""
+    if span == (-np.inf, np.inf):
+        return np.ones(len(values), bool)
+    return (values >= span[0]) & (values <= span[1])
+
+
+def spread(scores: np.ndarray) -> dict[str, Any]:
+    """A histogram of the scores that are there."""
+    finite = scores[np.isfinite(scores)].astype(np.float64)
+    counts, edges = np.histogram(finite, bins=24) if finite.size else (np.zeros(24, np.int64), np.zeros(2))
+    return {"counts": counts.astype(np.int32), "first": float(edges[0]), "last": float(edges[-1])}
 
 
 def text_columns(data: DataSource) -> dict[str, list[Any]]:

@@ -13,14 +13,16 @@ from jaxtyping import Float32
 
 from ..components.headview import HeadView
 from ..components.keylist import KeyList
-from ..frames import head_frame, message_frame, sides_frame
-from ..geometry import window
+from ..frames import Head, head_frame, head_name, message_frame, sides_frame
+from ..geometry import MAX_WINDOW, window
 from ..parts import sentence_ranges
 from ..units import Level, Units, merged, units_of
 from .reader import Reader
 from .viewpage import ViewPage, three
 
 _MAPS = {"site", "example", "layer", "head", "heads", "level", "segments"}
+MAX_DRAWN, MAX_READ = 8 << 20, 64 << 20
+"""Weights of all heads together that are drawn, and that are read: of a long text fewer heads show than were chosen."""
 _RANGES = {"all": 0, "aa": 1, "ab": 2, "ba": 3, "bb": 4}
 
 
@@ -34,6 +36,7 @@ class HeadViewPage(ViewPage):
         self.lines, self.keys = HeadView(), KeyList()
         self._shown: tuple[str, int, int] = ("", -1, -1)
         self._units: tuple[Units, Units] | None = None
+        self._most = 1
         self.picker.choices = True
         self.lines.document = lambda: self.document("head")
         self.link(self.picker, level="level", segments="segments", weights="weights", layout="layout")
@@ -41,6 +44,15 @@ class HeadViewPage(ViewPage):
         self.keys.param.watch(self._pin_unit, "pin")
         self.keys.on_msg(self.heard)
         return three(self.picker, self.lines, self.keys)
+
+    @property
+    def heads(self) -> list[Head]:
+        """The heads shown, in the order of their colours, as many as fit."""
+        return super().heads[: self._most]
+
+    @property
+    def _selection(self) -> str:
+        return ",".join(head_name(head) for head in self.state.heads_shown)
 
     def _pin_unit(self, event: Any) -> None:
         """Pin the first token of a unit."""
@@ -68,6 +80,9 @@ class HeadViewPage(ViewPage):
         queries = units_of(reader.example, site.query_sequence, level)
         keys = queries if reader.same_text else units_of(reader.example, site.key_sequence, level)
         self._units = units = (queries, keys)
+        n_queries, n_keys = reader.shape
+        drawn = min(n_queries, MAX_WINDOW) * min(n_keys, MAX_WINDOW)
+        self._most = max(1, min(MAX_DRAWN // max(1, drawn), MAX_READ // max(1, n_queries * n_keys)))
         maps = merged(reader.maps(self.heads), queries, keys)
         ranges = sentence_ranges(maps.shape[1], maps.shape[2], queries.second if reader.same_text else None)
         chosen = ranges[_RANGES[state.segments]] if len(ranges) > 1 else ranges[0]
@@ -123,6 +138,8 @@ class HeadViewPage(ViewPage):
 
     def _note(self, reader: Reader, level: Level) -> str:
         notes = [] if level == "token" else [f"between {level}s"]
+        if (n := len(self.state.heads_shown)) > self._most:
+            notes.append(f"{self._most} of {n} heads: the text is long")
         if reader.is_rebuilt:
             notes.append("rebuilt from query and key")
         elif len(self.data.store.sites) > 1:

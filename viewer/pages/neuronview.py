@@ -63,7 +63,7 @@ class NeuronViewPage(ViewPage):
             query, keys, logsumexp, self._stored(reader, query_pos), head=head, query_pos=query_pos,
             kv_head=reader.example.kv_head(head[1], site.name), n_sharing=site.n_heads // site.n_kv_heads,
             scaling=site.scaling[layer], softcap=site.softcap[layer], causal=site.causal, window=site.window[layer],
-            rotary=site.rotary, position_bias=site.has_position_bias, codec=reader.keep.query_key, id=reader.id,
+            rotary=site.rotary, position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key, id=reader.id,
         )  # fmt: skip
         self.vectors.param.update(pin=self.state.pin, hide_special=self.hide_special)
 
@@ -85,6 +85,9 @@ class NeuronViewPage(ViewPage):
         facts = [("Key head", shared), ("Vectors", vectors)]
         if window := site.window[layer]:
             facts.append(("Mask", f"Layer {layer} sees a window of {window} tokens."))
+        if site.has_position_bias:
+            kept = reader.bias((layer, head), 0) is not None
+            facts.append(("Position bias", "Added to each score." if kept else "Not kept by this store."))
         if site.has_sinks:
             facts.append(("Sink", "A learned sink takes what the keys do not."))
         self.picker.facts = facts

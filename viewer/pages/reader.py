@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import NotFoundError
 from headatlas.store.reading.rebuild import why_not_rebuilt
+from headatlas.store.reading.vectors import read_parts
 from headatlas.store.schema import Site
 from headatlas.store.store import Example, Store
 
@@ -147,6 +148,12 @@ class Reader:
 
     def _pyramid_key(self, head: Head) -> tuple[object, ...]:
         return "pyramid", self.example.index, self.site.name, *head
+
+    def bias(self, head: Head, query_pos: int) -> Float32[np.ndarray, "key_pos"] | None:
+        """What a learned bias by position adds to the scores of a row; None where there is none, or it was not kept."""
+        parts = read_parts(self.example.segment, self.site, head[0], np.array([head[1]]))
+        bias = parts.bias_at(np.array([query_pos]), np.arange(self.shape[1]))
+        return None if bias is None else bias[0, 0]
 
     def vectors(
         self, head: Head, query_pos: int

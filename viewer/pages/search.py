@@ -53,7 +53,7 @@ class SearchPage(Page):
             place(self.results, "1", "3"),
             place(self.state_card, "1", "3"),
         ]
-        self.view = grid(*cells, rows="150px 34px minmax(0,1fr)", gap="8px")
+        self.view = grid(*cells, rows="158px 34px minmax(0,1fr)", gap="8px")
         self._asked: tuple[str, str] | None = None
         self._answer: SearchResult | None = None
         self._error: HeadAtlasError | None = None

@@ -80,13 +80,18 @@ class SpaceViewPage(ViewPage):
             self._placed = (wanted, *result)
             self._show()
 
-        self.space.frame = message_frame("Placing tokens", f"Queries and keys of head {head[0]}.{head[1]}.")
+        shown = self._placed
+        if method == "umap" and shown is not None and shown[0] == (site.name, head, "pca"):
+            self._show(" \u00b7 UMAP is being computed")  # the plane at once, the other when it is there
+        else:
+            self.space.frame = message_frame("Placing tokens", f"Queries and keys of head {head[0]}.{head[1]}.")
         background(work, done)
 
-    def _show(self) -> None:
+    def _show(self, note: str = "") -> None:
         assert self._placed is not None
         (site, head, _), found, plane = self._placed
-        self.space.frame = space_frame(found, plane, head, self.state.shade, self.data.site(site))
+        frame = space_frame(found, plane, head, self.state.shade, self.data.site(site))
+        self.space.frame = frame | {"facts": frame["facts"] + note}
 
     def _open(self, event: Any) -> None:
         """Open the example of a chosen token in the head view."""

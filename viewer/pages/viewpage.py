@@ -16,7 +16,6 @@ from jaxtyping import Float32
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..colours import MAX_HEADS
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
 from ..data import DataSource
@@ -86,7 +85,7 @@ class ViewPage(ABC):
     @property
     def heads(self) -> list[Head]:
         """The heads shown, in the order of their colours."""
-        return list(self.state.heads_shown)[:MAX_HEADS]
+        return list(self.state.heads_shown)
 
     @property
     def hide_special(self) -> bool:
@@ -117,7 +116,7 @@ class ViewPage(ABC):
         """Show one head more (or say nothing where it is shown already)."""
         shown = [head_name(head) for head in self.heads]
         if name not in shown:
-            self.tell(heads=",".join([*shown[1:], name][: MAX_HEADS - 1]))
+            self.tell(heads=",".join([*shown[1:], name]))
 
     def heard(self, event: Any) -> None:
         """Do what a side panel asks: ``{"add": "5.8"}``, ``{"go": "neuron"}``."""

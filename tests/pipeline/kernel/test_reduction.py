@@ -21,9 +21,6 @@ EVERYWHERE = [
     "gpt-oss", "t5",
 ]  # fmt: skip
 
-WINDOWED = {"mistral", "qwen2", "gemma2", "gemma3", "modernbert", "gpt-oss"}
-"""Attention of their layers is kept in bands, where a text is longer than the window: torch operations write those."""
-
 
 def agreement(library, model, inputs, keep=None, dtype=torch.float32):
     model, keep = model.to(dtype), keep or Keep()
@@ -42,18 +39,11 @@ def batch(name, inputs_of):
 
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_serves_every_layer_and_agrees(name, library, model_of, inputs_of):
-    keep = Keep(attention=None) if name in WINDOWED else None
-    found, reduction = agreement(library, model_of(name), batch(name, inputs_of), keep)
+    """Where a window is narrower than the text, in bands too."""
+    found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
     assert found.difference is None
     assert reduction.n_fused > 0
     assert reduction.n_torch == 0
-
-
-def test_bands_are_for_torch_operations(library, model_of, inputs_of):
-    found, reduction = agreement(library, model_of("gemma2"), batch("gemma2", inputs_of))
-    assert found.difference is None
-    assert reduction.n_fused > 0
-    assert reduction.n_torch > 0
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt-oss", "t5"])
@@ -104,8 +94,7 @@ def test_vectors_that_cannot_be_kept_are_told(value, library):
 @pytest.mark.parametrize("name", ["llama", "gpt-oss"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_widened_and_the_output_left_alone(name, dtype, library, model_of, inputs_of):
-    keep = Keep(attention=None) if name in WINDOWED else None
-    found, reduction = agreement(library, model_of(name), batch(name, inputs_of), keep, dtype=dtype)
+    found, reduction = agreement(library, model_of(name), batch(name, inputs_of), dtype=dtype)
     assert found.difference is None
     assert (reduction.n_fused > 0, reduction.n_torch) == (True, 0)
 
@@ -132,7 +121,7 @@ def test_a_mask_of_its_own_is_added(name, library, model_of, inputs_of):
     inputs = batch(name, inputs_of)
     inputs["attention_mask"] = inputs["attention_mask"].clone()
     inputs["attention_mask"][0, 4] = 0
-    keep = Keep(attention=None if name in WINDOWED else "sqrt8", query_key=None)
+    keep = Keep(query_key=None)
     found, reduction = agreement(library, model_of(name), inputs, keep)
     assert found.difference is None
     assert (reduction.n_fused > 0, reduction.n_torch) == (True, 0)

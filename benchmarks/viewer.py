@@ -1,0 +1,304 @@
+"""The viewer as its reader sees it, in a real browser, and beside BertViz: ``make bench-viewer``.
+
+A server with its own process serves small stores (`viewer_stores`); a Chromium without a GPU on the same machine opens them.
+Times go from the start of a page, or the event, to the paint that shows the answer (`browser`). HEADATLAS_BENCH_VIEWER names
+a folder that keeps the stores; without it they are captured anew each time. ``--own`` leaves BertViz out, ``--beside`` the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .browser import Work, fresh, launched, program, timed, took
+from .report import Row, report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST_DRAWS, CLICKS, SESSIONS = 5, 20, 50
+SECONDS = int(os.environ.get("HEADATLAS_BENCH_SECONDS", "15"))
+HEAD_VIEW = 'table[data-mirror="edges of the head view"]'
+GOALS = {
+    "first draw": 1500, "click to head view": 60, "hover 512": 16, "model view": 100, "table page": 200,
+    "50 sessions median": 100, "50 sessions p95": 200, "50 sessions memory": 2, "pan 8192": 100,
+}  # fmt: skip
+"""Milliseconds; memory in MB a session."""
+
+
+def main() -> None:
+    """Measure and write build/bench/viewer.json."""
+    from headatlas.store import open_store
+
+    from .viewer_beside import beside_bertviz
+    from .viewer_stores import make_stores
+
+    if program() is None:
+        print("The viewer is left out: no Chromium was found (HEADATLAS_CHROMIUM).")
+        return
+    with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as made:
+        stores = make_stores(Path(os.environ.get("HEADATLAS_BENCH_VIEWER") or made))
+        rows: list[Row] = []
+        if "--beside" not in sys.argv:
+            rows += own(stores)
+        if "--own" not in sys.argv:
+            models = {"MiniLM": stores["minilm"], "GPT-2 shape": stores["gpt2"]}
+            rows += beside_bertviz({name: open_store(path) for name, path in models.items()})
+        report("viewer", rows)
+
+
+def own(stores: dict[str, Path]) -> list[Row]:
+    """The viewer by itself."""
+    rows: list[Row] = []
+    with launched() as browser:
+        with serving(stores["sentences"]) as server:
+            rows += first_draw(browser, server)
+        with serving(*(stores[name] for name in ("sentences", "minilm", "gpt2", "many", "document"))) as server:
+            rows += clicks(browser, server)
+            rows += hovers(browser, server)
+            rows += model_view(browser, server)
+            rows += table_page(browser, server)
+            rows += pan(browser, server)
+    with serving(stores["sentences"]) as server:
+        rows += sessions(server)
+    return rows
+
+
+class Server:
+    """A viewer that runs: its address and process."""
+
+    def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
+        self.url, self.process = url, process
+
+    def cpu_ms(self) -> float:
+        """Processor milliseconds so far; NaN where the system does not say."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            return float("nan")
+        return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_mb(self) -> float:
+        """Resident memory of the server; NaN where the system does not say."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return float("nan")
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        return int(found[1]) / 1000 if found else float("nan")
+
+
+@contextmanager
+def serving(*stores: Path) -> Iterator[Server]:
+    """`headatlas view` on a free port."""
+    code = "from headatlas.viewer.cli import app; app()"
+    command = [sys.executable, "-c", code, *map(str, stores), "--port", "0", "--no-show"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    ) as process:
+        try:
+            assert process.stdout is not None
+            found = next((m for line in process.stdout if (m := re.search(r"is at (http://\S+)", line))), None)
+            assert found, "the viewer did not start"
+            Thread(target=process.stdout.read, daemon=True).start()  # it says good-bye, and someone must read that
+            yield Server(found[1], process)
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def row(name: str, ms: list[float], beside: str, unit: str = "ms") -> Row:
+    """The median with the smallest and largest, and the goal where there is one."""
+    goal = f", goal {GOALS[name]:,}" if name in GOALS else ""
+    print(f"{name}: median {np.median(ms):.1f} {unit}, largest {max(ms):.1f}{goal}", flush=True)
+    return Row(name, float(np.median(ms)), unit, (min(ms), max(ms)), beside + goal)
+
+
+class Meter:
+    """Times one thing some times in one page: latencies, and processor time of server and page."""
+
+    def __init__(self, server: Server, page: Page) -> None:
+        self.server, self.page, self.ms = server, page, []
+        self._server_ms, self._work = server.cpu_ms(), Work(page)
+
+    def time(self, types: list[str], act: Callable[[], object], condition: str) -> None:
+        """Once more."""
+        self.ms.append(timed(self.page, types, act, condition))
+
+    def rows(self, name: str, beside: str) -> list[Row]:
+        """The latency, and the work of one of them."""
+        n = len(self.ms)
+        here, there = self._work.so_far_ms() / n, (self.server.cpu_ms() - self._server_ms) / n
+        print(f"{name}: {there:.1f} ms of the server's processor, {here:.1f} ms of the page's", flush=True)
+        work = Row(f"{name}, processor", here + there, "ms", None, f"server {there:.1f}, page {here:.1f}")
+        return [row(name, self.ms, beside), work]
+
+
+def first_draw(browser: Browser, server: Server) -> list[Row]:
+    """The corpus page with an empty cache, from the address to the drawn head map."""
+    ms = []
+    for _ in range(FIRST_DRAWS):
+        with fresh(browser, on_start="find('canvas[data-selected][data-cell]')") as page:
+            page.goto(server.url)
+            ms.append(took(page))
+    cold = Row("first draw, first of a server", ms[0], "ms", None, "nothing of the store was read before")
+    return [row("first draw", ms, f"corpus page, empty cache, {FIRST_DRAWS} openings"), cold]
+
+
+def ready(page: Page, address: str, condition: str) -> None:
+    """Open an address and wait until it is drawn and quiet."""
+    page.goto(address)
+    page.wait_for_function(f"(find => {condition})(s => probe.find(s))")
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(400)
+
+
+def clicks(browser: Browser, server: Server) -> list[Row]:
+    """A head chosen in the grid beside the head view; and in the corpus page's map, until the inspector names it."""
+    rows = []
+    with fresh(browser) as page:
+        ready(page, f"{server.url}?page=views&view=head&example=9", f"find('{HEAD_VIEW} tr[data-head]')")
+        meter = Meter(server, page)
+        canvas = page.locator("canvas[data-layers]").first
+        left, top, cell = (float(canvas.get_attribute(f"data-{name}") or 0) for name in ("left", "top", "cell"))
+        for layer, head in cells():
+            place = {"x": left + (head + 0.5) * cell, "y": top + (layer + 0.5) * cell}
+            shown = f"find('{HEAD_VIEW} tr[data-head=\"{layer}.{head}\"]')"
+            meter.time(["click"], lambda p=place: canvas.click(position=p), shown)  # type: ignore[misc]
+        rows += meter.rows("click to head view", f"MiniLM, one sentence, {CLICKS} heads")
+    with fresh(browser) as page:
+        ready(page, server.url, "find('canvas[data-selected][data-cell]')")
+        meter = Meter(server, page)
+        canvas = page.locator("canvas[data-cell][data-selected]").first
+        left, top, cell = (float(canvas.get_attribute(f"data-{name}") or 0) for name in ("left", "top", "cell"))
+        for layer, head in cells():
+            place = {"x": left + (head + 0.5) * cell, "y": top + (layer + 0.5) * cell}
+            shown = f"find('section[aria-label=head] h2')?.textContent === 'Head {layer}.{head}'"
+            meter.time(["click"], lambda p=place: canvas.click(position=p), shown)  # type: ignore[misc]
+        return rows + meter.rows("click to inspector", f"corpus page, {CLICKS} heads")
+
+
+def cells() -> list[tuple[int, int]]:
+    """Heads to click, none twice in a row."""
+    return [(5 * i % 6, (7 * i + 1) % 12) for i in range(CLICKS)]
+
+
+def hovers(browser: Browser, server: Server) -> list[Row]:
+    """A token under the pointer, at 512 tokens: one head, and all twelve of a layer."""
+    rows = []
+    heads = ",".join(f"0.{head}" for head in range(1, 12))
+    for name, chosen in (("hover 512, one head", ""), ("hover 512", f"&heads={heads}")):
+        with fresh(browser) as page:
+            query = f"?store=minilm&page=views&view=head&example=4&layer=0&head=0&specials=show{chosen}"
+            ready(page, server.url + query, f"find('{HEAD_VIEW} tr[data-head]')")
+            meter = Meter(server, page)
+            for token in range(3, 3 + CLICKS):
+                box = page.locator(f".col.q .t[data-index='{token}'] .l").bounding_box()
+                assert box
+                to = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+                shown = f"""find(".t.me[data-side='q'][data-index='{token}']")"""
+                meter.time(["mousemove"], lambda to=to: page.mouse.move(*to), shown)  # type: ignore[misc]
+            rows += meter.rows(name, f"MiniLM, {'12 heads' if chosen else 'one head'}, {CLICKS} tokens")
+    return rows
+
+
+def model_view(browser: Browser, server: Server) -> list[Row]:
+    """Twelve layers of twelve heads at 64 tokens: the next example, and the view opened."""
+    opening: list[float] = []
+    with fresh(browser) as page:
+        for number in range(5, 8):
+            query = f"?store=gpt2&page=views&view=head&example={number}&specials=show"
+            ready(page, server.url + query, f"find('{HEAD_VIEW} tr[data-head]')")
+            shown = "find('canvas[data-maps]')"
+            opening.append(timed(page, ["keydown"], lambda: page.keyboard.press("2"), shown))
+        ready(
+            page, f"{server.url}?store=gpt2&page=views&view=model&example=5&specials=show", "find('canvas[data-maps]')"
+        )
+        meter = Meter(server, page)
+        for step in range(14):
+            old = page.evaluate("probe.find('canvas[data-maps]').dataset.maps")
+            shown = f"find('canvas[data-maps]').dataset.maps !== {old!r}"
+            key = "j" if step // 7 % 2 == 0 else "k"
+            meter.time(["keydown"], lambda key=key: page.keyboard.press(key), shown)  # type: ignore[misc]
+            page.wait_for_timeout(150)
+        rows = meter.rows("model view", "12 × 12 × 64, the next example")
+    return [*rows, row("model view, opened", opening, "from the head view")]
+
+
+def table_page(browser: Browser, server: Server) -> list[Row]:
+    """The next page of 10,000 examples, in corpus order and by a statistic."""
+    rows = []
+    for name, order in (("table page", ""), ("table page, ordered", "&order=strongest")):
+        with fresh(browser) as page:
+            ready(page, f"{server.url}?store=many&page=examples{order}", "find('a.er')")
+            meter = Meter(server, page)
+            button = page.get_by_label("next page")
+            for _ in range(CLICKS):
+                old = page.locator("[data-rows]").inner_text()
+                shown = f"find('[data-rows]').textContent !== {old!r}"
+                meter.time(["click"], button.click, shown)
+            rows += meter.rows(name, "of 10,000 examples")
+    return rows
+
+
+def pan(browser: Browser, server: Server) -> list[Row]:
+    """A drag in the matrix of 8,192 tokens, until every tile of the new window is drawn."""
+    with fresh(browser) as page:
+        query = "?store=document&page=views&view=matrix&specials=show&layer=1&head=2&zoom=5000,4000,700"
+        ready(page, server.url + query, "find(\"canvas[data-missing='0']\")")
+        box = page.locator("canvas[data-missing]").bounding_box()
+        assert box
+        x, y = box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.7
+        page.mouse.move(x, y)
+        page.mouse.down()
+        meter = Meter(server, page)
+        for step in range(1, CLICKS + 1):
+            old = page.evaluate("probe.find('canvas[data-missing]').dataset.column")
+            shown = f"(c => c.dataset.column !== {old!r} && c.dataset.missing === '0')(find('canvas[data-missing]'))"
+            to = x - 28 * step, y - 12 * step
+            meter.time(["pointermove"], lambda to=to: page.mouse.move(*to), shown)  # type: ignore[misc]
+        page.mouse.up()
+        rows = meter.rows("pan 8192", f"{CLICKS} steps of 28 pixels, query and key stored")
+    return [*rows, Row("pan 8192 p95", float(np.percentile(meter.ms, 95)), "ms", None, "tiles made meanwhile included")]
+
+
+def sessions(server: Server) -> list[Row]:
+    """Fifty readers at a click a second each, and what their sessions take."""
+    client = [sys.executable, "-m", "benchmarks.viewer_load", server.url]
+    for n in (2, SESSIONS):  # the first readers fill what all share
+        before = server.memory_mb()
+        command = [*client, str(n), str(SECONDS if n == SESSIONS else 3), "6", "12"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "open\n"
+            opened = server.memory_mb()
+            process.stdin.write("\n")
+            process.stdin.flush()
+            ms = json.loads(process.stdout.readline())
+            ended = server.memory_mb()
+    beside = f"{SESSIONS} sessions, a click a second each for {SECONDS} s"
+    mb = (max(opened, ended) - before) / SESSIONS
+    p95 = float(np.percentile(ms, 95))
+    print(f"50 sessions p95: {p95:.1f} ms (goal 200); {mb:.2f} MB a session (goal 2)", flush=True)
+    return [
+        row("50 sessions median", ms, beside),
+        Row("50 sessions p95", p95, "ms", None, f"{beside}, goal 200"),
+        Row("50 sessions memory", mb, "MB", None, "a session, goal 2"),
+    ]
+
+
+if __name__ == "__main__":
+    main()

