@@ -22,6 +22,7 @@ from .errors import ConfigError, NotFoundError, located
 from .layers import Layer
 from .life.private import hold_manifest
 from .manifest import Manifest, read_manifest
+from .questions import Questions
 from .reading.cache import ByteCache
 from .reading.example import Example as Example
 from .reading.examples import Examples, join_columns
@@ -35,9 +36,6 @@ from .tokens import Column
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from .patterns import Pattern
-    from .search.search import SearchResult
 
 
 def open_store(
@@ -90,7 +88,7 @@ def _opened(
     return Store(source, manifest, reopen=(place, options, cache_bytes, cache_dir, edges_bytes))
 
 
-class Store:
+class Store(Questions):
     """A snapshot of a trace store. Safe from many threads; pickles as its place and manifest number."""
 
     def __init__(
@@ -360,20 +358,6 @@ class Store:
         return add_statistic(
             self, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace
         )
-
-    def search(self, pattern: str | Pattern, site: str | None = None) -> SearchResult:
-        """Rank the heads of a site by how much of their attention follows a pattern.
-
-        `headatlas.store.search.search.search` is the same with progress, cancelling and a choice of what is read.
-
-        Raises
-        ------
-        PatternError
-            The expression cannot be read, or names something unknown.
-        """
-        from .search.search import search  # reads stores itself
-
-        return search(self, pattern, site)
 
     def example_numbers(self) -> np.ndarray:
         """The numbers of the committed examples, ascending, int64."""

@@ -67,17 +67,19 @@ def search_json(
             "minimum_rows": proof.minimum_rows,
         },
         "heads": records(heads),
-        "examples": [
-            {
-                "example": hit.example,
-                "id": hit.id,
-                "layer": hit.layer,
-                "head": hit.head,
-                "score": plain(hit.score),
-                "edge": {"query_pos": hit.query_pos, "key_pos": hit.key_pos, "weight": plain(hit.weight)},
-            }
-            for hit in hits
-        ],
+        "examples": [hit_json(hit) for hit in hits],
+    }
+
+
+def hit_json(hit: ExampleHit) -> dict[str, Any]:
+    """One example of a head, for programs."""
+    return {
+        "example": hit.example,
+        "id": hit.id,
+        "layer": hit.layer,
+        "head": hit.head,
+        "score": plain(hit.score),
+        "edge": {"query_pos": hit.query_pos, "key_pos": hit.key_pos, "weight": plain(hit.weight)},
     }
 
 

@@ -38,10 +38,15 @@ class Tile:
     max_absolute_error: float | None
 
 
+def missing_vectors(site: Site) -> str:
+    """What to say where query and key were not kept."""
+    return f'query and key of {site.name} were not kept. Run the job again with keep.query_key = "float16".'
+
+
 def why_not_rebuilt(site: Site, keep: Keep) -> str | None:
     """Why attention of a site cannot be rebuilt, and what to do; None where it can."""
     if keep.query_key is None:
-        return f'query and key of {site.name} were not kept. Run the job again with keep.query_key = "float16".'
+        return missing_vectors(site)
     if site.has_position_bias and "position_bias" not in site.score_parts:
         return (
             f"the scores of {site.name} are not query · key alone (a learned bias is added), and the bias is not "
