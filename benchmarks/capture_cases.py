@@ -160,8 +160,11 @@ class Capture:
         if self._path is not None and self._path.exists():
             self.stored_bytes = stored_bytes(self._path)
             shutil.rmtree(self._path)
-        self._path = self.case.folder / uuid.uuid4().hex
+        self._path, first = self.case.folder / uuid.uuid4().hex, self._buffers is None
         self._buffers = SegmentBuffers(self.job.spec, self.job.n_tokens, self._pool)
+        if first:  # a job's memory is that of the segments before: pages are not new
+            for array in self._buffers.arrays.values():
+                array.fill(0)
 
     def step(self, batch: BatchPlan) -> None:
         """Run and reduce one batch."""

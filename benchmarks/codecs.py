@@ -95,6 +95,7 @@ def measure_model(name: str) -> list[Measured]:
     """All codecs of one model, at every length that it takes."""
     source, step = MODELS[name]
     loaded = load_model(source)
+    assert loaded.tokenizer is not None
     tokens = torch.tensor(loaded.tokenizer(running_text(), add_special_tokens=False, verbose=False)["input_ids"])
     longest = getattr(loaded.model.config, "max_position_embeddings", max(LENGTHS))
     lines: list[Measured] = []

@@ -80,9 +80,10 @@ sixth of SmolLM2. Names and exact definitions: [format.md](format.md).
 | `"long"` | `attention = "none"`, the rest as above | documents: bytes grow with tokens, not with their square |
 | `"exact"` | `attention = "float32"`, `query_key = "float32"` | tests, and models whose maps you want bit by bit |
 
-`headatlas run JOB --set keep.preset=small`; any setting beside the preset comes first. Codes in a byte, edges and key
+`statistics` may be a list, `["entropy", "first", "induction"]`: what the capture does not compute is added from the stored
+attention at the end. `headatlas run JOB --set keep.preset=small`; any setting beside the preset comes first. Codes in a byte and key
 positions are compressed by zstd with few matches (`window_log` 17, `hash_log` 8, `chain_log` 6, `min_match` 7, strategy
-fast), other attention by zstd level 1, vectors not at all. All of it are ordinary zstd frames behind Zarr's plain `zstd`
+fast), other attention by zstd level 1, vectors and the weights of edges not at all. All of it are ordinary zstd frames behind Zarr's plain `zstd`
 codec or HDF5's filter 32015: no reader needs to know the settings.
 
 The whole attention of MiniLM on EWT dev (2,001 sentences), captured once in float32 and converted by

@@ -14,8 +14,10 @@ from headatlas.store.reading.masks import keys_seen
 from headatlas.store.schema import Site
 
 from .capture import AttentionCall
+from .planning import DENSE_PAIRS
 from .reduction import LOWEST
 from .segment_buffers import Run, SitePlacement
+from .tiled_mask import AdditiveRows, row_blocks
 
 
 @dataclass
@@ -33,13 +35,15 @@ class Batch:
         default_factory=dict
     )
     """Biases by distance, by site, ids of bias and mask and index of the run; both are held, so that ids stay their own."""
-    _masks: dict[tuple[int, int], tuple[Tensor, Tensor | None, bool]] = field(default_factory=dict)
+    _masks: dict[tuple[int, int], tuple[Tensor, Tensor | AdditiveRows | None, bool]] = field(default_factory=dict)
     _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool, bool]] = field(default_factory=dict)
 
-    def mask_of(self, call: AttentionCall, site: Site, index: int, run: Run) -> tuple[Tensor | None, bool]:
+    def mask_of(
+        self, call: AttentionCall, site: Site, index: int, run: Run
+    ) -> tuple[Tensor | AdditiveRows | None, bool]:
         """(additive mask or None, whether later keys are hidden besides) of one run.
 
-        Layers share masks, so answers are kept.
+        Layers share masks, so answers are kept. A large mask is given a tile at a time.
 
         Raises
         ------
@@ -54,22 +58,8 @@ class Batch:
             return None, call.causal
         known = self._masks.get((id(call.mask), index))
         if known is None:
-            crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
-            open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
-            if site.causal and bool(open_.triu(1).any()):
-                raise UnsupportedModelError(
-                    f"{call.module} attends to later tokens, but did not when the model was probed."
-                )
-            if crop.dtype != torch.bool:
-                additive = crop.float().clamp(min=LOWEST)
-                known = (call.mask, additive if bool(additive.any()) else None, False)
-            elif bool(crop.all()):
-                known = (call.mask, None, False)
-            elif run.n_queries == run.n_keys and bool((crop == torch.ones_like(crop).tril()).all()):
-                known = (call.mask, None, True)
-            else:
-                known = (call.mask, torch.zeros(crop.shape, device=crop.device).masked_fill_(~crop, LOWEST), False)
-            self._masks[id(call.mask), index] = known  # holds the mask, so that its id stays its own
+            # holds the mask, so that its id stays its own
+            known = self._masks[id(call.mask), index] = (call.mask, *_read_mask(call, site, run))
         return known[1], known[2]
 
     def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run, *, rebuilt: bool) -> None:
@@ -86,15 +76,17 @@ class Batch:
         else:
             known = self._derivable.get((id(call.mask), index, window))
             if known is None:
-                crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
-                queries, keys = np.arange(run.n_queries), np.arange(run.n_keys)
-                seen = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
-                open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
-                # an open key may not be biased either
-                differs = torch.where(seen, ~open_ if crop.dtype == torch.bool else crop != 0, open_)
-                outside = open_ & ~seen
-                # holds the mask, so that its id stays its own
-                known = (call.mask, not bool(differs.any()), not bool(outside.any()))
+                same = inside = True
+                keys = np.arange(run.n_keys)
+                for rows in row_blocks(run.n_queries, run.n_keys):
+                    crop = call.mask[run.start : run.stop, :, rows, : run.n_keys]
+                    queries = np.arange(rows.start, rows.stop)
+                    seen = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
+                    open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+                    # an open key may not be biased either
+                    differs = torch.where(seen, ~open_ if crop.dtype == torch.bool else crop != 0, open_)
+                    same, inside = same and not bool(differs.any()), inside and not bool((open_ & ~seen).any())
+                known = (call.mask, same, inside)  # holds the mask, so that its id stays its own
                 self._derivable[id(call.mask), index, window] = known
             _, same, inside = known
         if not rebuilt and not inside:
@@ -112,3 +104,30 @@ class Batch:
     def fail(self, row: int, place: SitePlacement, reason: str) -> None:
         """Record why an example must not be stored; the first reason stays."""
         self.failures.setdefault(place.example[row], reason)
+
+
+def _read_mask(call: AttentionCall, site: Site, run: Run) -> tuple[Tensor | AdditiveRows | None, bool]:
+    """What `Batch.mask_of` says of one run."""
+    assert call.mask is not None
+    is_open = is_triangle = True
+    for rows in row_blocks(run.n_queries, run.n_keys):
+        crop = call.mask[run.start : run.stop, :, rows, : run.n_keys]
+        shown = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+        if site.causal and bool(shown.triu(1 + rows.start).any()):
+            raise UnsupportedModelError(
+                f"{call.module} attends to later tokens, but did not when the model was probed."
+            )
+        is_open = is_open and bool((crop if crop.dtype == torch.bool else crop == 0).all())
+        triangle = torch.ones(crop.shape[2:], dtype=torch.bool, device=crop.device).tril(rows.start)
+        is_triangle = is_triangle and crop.dtype == torch.bool and bool((crop == triangle).all())
+    if is_open:
+        return None, False
+    if is_triangle and run.n_queries == run.n_keys:
+        return None, True
+    shape = (run.stop - run.start, call.mask.shape[1], run.n_queries, run.n_keys)
+    if call.mask.dtype == torch.bool:
+        additive = AdditiveRows(call.mask, shape, run.start, LOWEST)
+        large = shape[0] * shape[1] * run.n_queries * run.n_keys > DENSE_PAIRS
+        return additive if large else additive[:, :, :, :], False  # pyright: ignore[reportArgumentType]
+    crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
+    return crop.float().clamp(min=LOWEST), False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,9 +18,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from headatlas.store.errors import UnsupportedModelError
+
+from .planning import OUTPUT_WEIGHTS
+from .tiled_mask import TiledMask, tiled_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -118,6 +120,39 @@ def attention_output(call: AttentionCall) -> Float[Tensor, "batch query head d_v
     return (weights @ call.value.repeat_interleave(call.n_groups, dim=1)).transpose(1, 2).contiguous()
 
 
+def _output_by_rows(
+    module: nn.Module, call: AttentionCall, **options: Any
+) -> Float[Tensor, "batch query head d_value"]:
+    """The attention output, a few rows at a time, so that neither weights nor mask are held whole."""
+    n_rows = max(1, OUTPUT_WEIGHTS // (call.query.shape[0] * call.query.shape[1] * call.key.shape[2]))
+    parts: list[Tensor] = []
+    for start in range(0, call.query.shape[2], n_rows):
+        stop = min(start + n_rows, call.query.shape[2])
+        n_keys = stop if call.causal else call.key.shape[2]
+        mask = None if call.mask is None else call.mask[:, :, start:stop, :n_keys]
+        if call.causal:
+            mask = torch.ones((1, 1, stop - start, n_keys), dtype=torch.bool, device=call.query.device).tril(start)
+        bias = call.position_bias
+        part = replace(
+            call,
+            query=call.query[:, :, start:stop],
+            key=call.key[:, :, :n_keys],
+            value=call.value[:, :, :n_keys],
+            mask=mask,
+            causal=False,
+            position_bias=None if bias is None else bias[:, :, start:stop, :n_keys],
+        )
+        if call.softcap is not None or call.sinks is not None:
+            parts.append(attention_output(part))
+            continue
+        vectors = (part.query, part.key, part.value)
+        made = sdpa_attention_forward(
+            module, *vectors, mask, scaling=call.scaling, is_causal=False, position_bias=part.position_bias, **options
+        )
+        parts.append(made[0])
+    return torch.cat(parts, dim=1)
+
+
 def capture_attention(
     module: nn.Module,
     query: Tensor,
@@ -153,7 +188,13 @@ def capture_attention(
     if route is not None:
         _check_call(call, kwargs)
         output = route.receiver.receive(call)
-    if output is None and softcap is None and s_aux is None:
+    if output is not None:
+        return output, None
+    n_weights = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
+    plain = softcap is None and s_aux is None
+    if isinstance(attention_mask, TiledMask) or (not plain and n_weights > OUTPUT_WEIGHTS):
+        return _output_by_rows(module, call, dropout=dropout, **kwargs), None
+    if plain:
         return sdpa_attention_forward(
             module,
             query,
@@ -166,7 +207,7 @@ def capture_attention(
             position_bias=position_bias,
             **kwargs,
         )
-    return attention_output(call) if output is None else output, None
+    return attention_output(call), None
 
 
 def _check_call(call: AttentionCall, kwargs: dict[str, Any]) -> None:
@@ -185,7 +226,7 @@ def _check_call(call: AttentionCall, kwargs: dict[str, Any]) -> None:
 
 
 AttentionInterface.register(IMPLEMENTATION, capture_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, tiled_mask)
 
 
 @contextmanager

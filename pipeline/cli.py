@@ -37,6 +37,16 @@ MaxOption = Annotated[
     int | None,
     typer.Option("--max-examples", metavar="N", min=1, help="Take the first N examples only.", show_default=False),
 ]
+SampleOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sample",
+        metavar="N",
+        min=1,
+        help="Take N examples at random (corpus.seed decides which), in their order; --max-examples counts these.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -46,6 +56,7 @@ def run(
     out: OutOption = None,
     changes: SetOption = None,
     max_examples: MaxOption = None,
+    sample: SampleOption = None,
     as_json: JsonOption = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Write again what is damaged (every byte is compared) or was dropped.")
@@ -54,27 +65,30 @@ def run(
 ) -> None:
     """Run a model over a corpus and write its attention to a store; the same command again goes on where it stopped.
 
+    A job file may name several models: each gets a store of its own, STORE/NAME, with the same examples in all.
+
     Example: [bold]headatlas run demo --out traces/demo[/bold]
     """
     from .progress import open_display
 
-    job = _load(config, out, changes, max_examples)
+    jobs = _load(config, out, changes, max_examples, sample)
     display = open_display(quiet)
     try:
-        from .run import run_job
+        from .several import run_jobs
 
-        report = run_job(job, display, repair=repair)
+        reports = run_jobs(jobs, display, repair=repair)
     except KeyboardInterrupt:
         display.close()
+        stores = ", ".join(str(job.store.path) for job in jobs)
         print(
-            f"\nheadatlas: stopped. Every committed segment is safe in {job.store.path}; the same command goes on from there.",
+            f"\nheadatlas: stopped. Every committed segment is safe in {stores}; the same command goes on from there.",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
     finally:
         display.close()
     if as_json:
-        print(json.dumps(asdict(report), indent=1))
+        _print_json([asdict(report) for report in reports])
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -83,12 +97,13 @@ def plan(
     out: OutOption = None,
     changes: SetOption = None,
     max_examples: MaxOption = None,
+    sample: SampleOption = None,
     as_json: JsonOption = False,
     timed: Annotated[bool, typer.Option("--timed/--untimed", help="Run one batch to estimate the time.")] = True,
-    sample: Annotated[
+    measure: Annotated[
         int,
         typer.Option(
-            "--sample", metavar="N", min=0, help="Capture N examples to measure the bytes on disk (0: guess them)."
+            "--measure", metavar="N", min=0, help="Capture N examples to measure the bytes on disk (0: guess them)."
         ),
     ] = 192,
 ) -> None:
@@ -96,25 +111,39 @@ def plan(
 
     Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
     """
+    from .encoding import open_corpus
     from .job import prepare_job
     from .projection import project_job
 
-    job = prepare_job(_load(config, out, changes, max_examples))
-    projection = project_job(job, timed, sample)
+    jobs = _load(config, out, changes, max_examples, sample)
+    corpus = open_corpus(jobs[0].corpus)
+    found = []
+    for one in jobs:
+        job = prepare_job(one, corpus=corpus)
+        projection = project_job(job, timed, measure)
+        if as_json:
+            found.append(_projection_json(projection, job))
+        else:
+            _print_projection(projection, job)
     if as_json:
-        print(json.dumps(_projection_json(projection, job), indent=1))
-    else:
-        _print_projection(projection, job)
+        _print_json(found)
 
 
-def _load(config: str, out: Path | None, changes: list[str] | None, max_examples: int | None) -> JobConfig:
-    from .config import load_config
+def _load(
+    config: str, out: Path | None, changes: list[str] | None, max_examples: int | None, sample: int | None
+) -> list[JobConfig]:
+    from .config import load_jobs
 
     overrides = list(changes or ())
-    if max_examples is not None:
-        overrides.append(f"corpus.max_examples={max_examples}")
-    job = load_config(config, overrides)
-    return job if out is None else job.model_copy(update={"store": job.store.model_copy(update={"path": out})})
+    for name, value in (("max_examples", max_examples), ("sample", sample)):
+        if value is not None:
+            overrides.append(f"corpus.{name}={value}")
+    return load_jobs(config, overrides, out)
+
+
+def _print_json(found: list[dict[str, Any]]) -> None:
+    """One object; of several models a list."""
+    print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
 
 
 def _projection_json(projection: JobProjection, job: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .reduction import LARGEST, LOWEST, STATISTIC_NAMES, Tile, TileRequest, Weig
 from .score_parts import store_parts
 from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
 from .sites import CallSequence, ModelSites
+from .tiled_mask import AdditiveRows
 from .vector_codes import write_channels
 
 TILE_WEIGHTS = 1 << 18
@@ -236,7 +237,7 @@ def _cut(
     site: Site,
     batch: Batch,
     run: Run,
-    mask: Tensor | None,
+    mask: Tensor | AdditiveRows | None,
     triangular: bool,
     rows: slice,
     heads: slice,

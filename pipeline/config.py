@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import re
 import tomllib
 import types
 import typing
@@ -27,6 +28,7 @@ from headatlas.store.statistics.definitions import STATISTICS, known_names, stat
 
 from .corpora.options import CorpusConfig
 from .planning import BatchLimits
+from .tokenization import TooLong
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -40,6 +42,8 @@ class ModelConfig(_Section):
 
     source: str
     """A hub name, a folder, ``package:NAME/path`` or a GGUF file."""
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")
+    """In a job of several models the folder of its store; by default from the end of `source`."""
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
@@ -49,15 +53,45 @@ class ModelConfig(_Section):
     local_only: bool = False
     """Never ask the hub."""
 
+    @property
+    def short_name(self) -> str:
+        """`name`, or the end of `source` that says most: of a path its last folder, ``model`` excepted."""
+        if self.name is not None:
+            return self.name
+        parts = [part for part in re.split(r"[/\\:]", self.source) if part.strip(".~") not in ("", "package", "gguf")]
+        told = [part for part in parts if part.lower() != "model"] or parts or ["model"]
+        return re.sub(r"[^\w.-]", "_", re.sub(r"(?i)\.gguf$", "", told[-1]))[:64]
+
 
 class TokensConfig(_Section):
     """How text becomes tokens."""
 
     max_tokens: int | None = Field(default=None, gt=0)
-    """Longest sequence; by default what the model allows."""
-    too_long: Literal["truncate", "skip"] = "truncate"
+    """Longest sequence, and length of a window; by default what the model allows."""
+    too_long: TooLong = "truncate"
+    """What becomes of a longer text: its beginning; windows, each an example of its own; or, ``whole``, nothing but a
+    note that it was skipped."""
+    stride: int | None = Field(default=None, gt=0)
+    """Tokens from the beginning of one window to that of the next; by default none is in two windows."""
     special: bool = True
     """Whether the tokenizer adds its special tokens."""
+
+    @model_validator(mode="after")
+    def _stride_of_windows(self) -> TokensConfig:
+        if self.stride is not None and self.too_long != "windows":
+            raise ValueError(f'stride is for windows, but too_long is "{self.too_long}"; set too_long = "windows"')
+        return self
+
+
+class GenerateConfig(_Section):
+    """What the model writes after each example (an encoder–decoder: as its target) before its attention is captured."""
+
+    max_new_tokens: int = Field(default=0, ge=0)
+    """At most; with 0 nothing is written."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token every time; more throws dice."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the throws."""
 
 
 class StoreConfig(_Section):
@@ -154,9 +188,16 @@ class JobConfig(_Section):
     model: ModelConfig
     corpus: CorpusConfig
     tokens: TokensConfig = TokensConfig()
+    generate: GenerateConfig = GenerateConfig()
     keep: KeepConfig = KeepConfig()
     store: StoreConfig = StoreConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _no_windows_of_prompts(self) -> JobConfig:
+        if self.generate.max_new_tokens and self.tokens.too_long == "windows":
+            raise ValueError('a window of a document is no prompt; set tokens.too_long to "whole" or "truncate"')
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the bytes of segments, besides model, corpus and kept arrays (recorded apart)."""
@@ -164,19 +205,35 @@ class JobConfig(_Section):
             "tokens": self.tokens.model_dump(mode="json"),
             "store": self.store.model_dump(mode="json", exclude={"path"}),
             "run": self.run.model_dump(mode="json", exclude={"threads"}),
+            **({"generate": self.generate.model_dump(mode="json")} if self.generate.max_new_tokens else {}),
         }
 
     def digest(self) -> str:
         """SHA-256 of everything in the file that decides the bytes of segments."""
-        document = self.model_dump(mode="json", exclude={"store": {"path"}, "run": {"threads"}})
+        document = self.model_dump(mode="json", exclude={"model": {"name"}, "store": {"path"}, "run": {"threads"}})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def load_config(name: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
-    """Read a job file, or the one of that name which ships with headatlas (``demo``).
+def load_config(name: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> JobConfig:
+    """The one job of a job file, see `load_jobs`.
+
+    Raises
+    ------
+    ConfigError
+        As `load_jobs`, or the file names several models.
+    """
+    jobs = load_jobs(name, overrides, out)
+    if len(jobs) > 1:
+        raise ConfigError(f"{name} names {len(jobs)} models; expected one. `headatlas run` takes such a file.")
+    return jobs[0]
+
+
+def load_jobs(name: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> list[JobConfig]:
+    """Read a job file, or the one of that name which ships with headatlas (``demo``): a job for each of its models.
 
     `overrides` are ``section.key=value`` with the value in TOML (a bare word is text). Another ``corpus.kind`` than
-    the file's starts an empty corpus section: options of one kind mean nothing to another.
+    the file's starts an empty corpus section: options of one kind mean nothing to another. `out` takes the place of
+    ``store.path``, in which several models (``[[model]]`` instead of ``[model]``) have a folder each.
 
     Raises
     ------
@@ -195,16 +252,24 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     kinds = [value for keys, value in changes if keys == ("corpus", "kind")]
     if kinds and isinstance(corpus, dict) and kinds[-1] != corpus.get("kind"):
         document["corpus"] = {}
+    models: Any = document.get("model")
+    several = isinstance(models, list) and len(models) > 0
     for keys, value in changes:
-        section = document.setdefault(keys[0], {})
-        if not isinstance(section, dict):
-            raise ConfigError(f"{path}: {keys[0]} is {section!r}; expected a section [{keys[0]}].")
-        section[keys[1]] = value
-    config = parse_config(document, str(path))
-    if config.store.path is None:
-        store = config.store.model_copy(update={"path": Path("traces") / path.stem})
-        config = config.model_copy(update={"store": store})
-    return config
+        section: Any = document.setdefault(keys[0], {})
+        for part in models if several and keys[0] == "model" else [section]:
+            if not isinstance(part, dict):
+                raise ConfigError(f"{path}: {keys[0]} is {section!r}; expected a section [{keys[0]}].")
+            part[keys[1]] = value
+    jobs = [parse_config({**document, "model": one}, str(path)) for one in models] if several else []
+    jobs = jobs or [parse_config(document, str(path))]
+    folder = out or jobs[0].store.path or Path("traces") / path.stem
+    names = [job.model.short_name for job in jobs]
+    if several and (twice := sorted({one for one in names if names.count(one) > 1})):
+        raise ConfigError(f"{path}: two models would write to {folder / twice[0]}; give each a name under [[model]].")
+    return [
+        job.model_copy(update={"store": job.store.model_copy(update={"path": folder / one if several else folder})})
+        for job, one in zip(jobs, names, strict=True)
+    ]
 
 
 def parse_config(document: dict[str, Any], where: str = "job") -> JobConfig:

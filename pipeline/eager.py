@@ -79,6 +79,8 @@ def discover_eager_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -
         output = model(**inputs, output_attentions=True, **forward_options(model))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UnsupportedModelError(f"In eager mode {name} does not return attention: {error}") from error
+    if "input_ids" not in inputs:
+        raise UnsupportedModelError(f"In eager mode models that read text are captured, and {name} does not.")
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
     found: dict[SiteName, Sequence[Tensor]] = {}
     if two_sided:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from headatlas.store.errors import ConfigError
+from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema import TraceSpec
 
 from .config import JobConfig
-from .corpora import Quarantined, describe_corpus, read_corpus
-from .examples import CorpusExample, EncodedExample, TokenSequence
+from .encoding import Corpus, encode_corpus, open_corpus
+from .examples import EncodedExample
 from .planning import BatchLimits, ModelShape, SegmentSpec, plan_segments
 from .progress import Event, Stage
 
@@ -80,19 +80,10 @@ def count_tokens(examples: list[EncodedExample], spec: TraceSpec) -> dict[str, I
     return counts
 
 
-def empty_tokens() -> TokenSequence:
-    """A sequence of no tokens."""
-    none = np.empty(0, dtype=np.int32)
-    return TokenSequence(none, none, none, none, np.empty(0, dtype=np.uint8), (), ())
-
-
-def without_tokens(example: CorpusExample, two_sided: bool) -> EncodedExample:
-    """An example that is listed but not traced."""
-    return EncodedExample(example, empty_tokens(), empty_tokens() if two_sided else None)
-
-
-def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda event: None) -> Job:
-    """Load the model, read and encode the corpus, find the sites, plan the segments.
+def prepare_job(
+    config: JobConfig, on_event: Callable[[Event], None] = lambda event: None, corpus: Corpus | None = None
+) -> Job:
+    """Load the model, read and encode the corpus (unless it is given), find the sites, plan the segments.
 
     Raises
     ------
@@ -105,9 +96,8 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
 
     from .eager import find_sites, require_keep
     from .later_statistics import check_later
-    from .model_inputs import InputBuilder, max_model_tokens
+    from .model_inputs import InputBuilder
     from .sources import load_model
-    from .tokenization import Skipped, encode
 
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
@@ -119,43 +109,21 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
         device=settings.device,
         revision=settings.revision,
         local_only=settings.local_only,
+        images=config.corpus.kind == "images",
     )
-    on_event(Stage(f"reading corpus {config.corpus.path}"))
-    records = list(read_corpus(config.corpus))
-    quarantined = [record for record in records if isinstance(record, Quarantined)]
-    corpus = [record for record in records if isinstance(record, CorpusExample)]
-    if not corpus:
-        raise ConfigError(f"{config.corpus.path} holds no example ({len(quarantined)} records could not be read).")
+    corpus = corpus or open_corpus(config.corpus, on_event)
+    examples, skipped = encode_corpus(config, loaded, corpus, on_event)
 
-    on_event(Stage(f"encoding {len(corpus)} examples"))
-    two_sided = bool(getattr(loaded.model.config, "is_encoder_decoder", False))
-    limit = max_model_tokens(loaded.model, loaded.tokenizer)
-    if config.tokens.max_tokens is not None and limit is not None and config.tokens.max_tokens > limit:
-        raise ConfigError(
-            f"tokens.max_tokens is {config.tokens.max_tokens}, but {loaded.identity.name} takes at most {limit}."
-        )
-    encoded = encode(
-        corpus,
-        loaded.tokenizer,
-        max_tokens=config.tokens.max_tokens or limit or 1 << 30,
-        on_too_long=config.tokens.too_long,
-        add_special_tokens=config.tokens.special,
-        has_target=two_sided,
-        decoder_start_token_id=getattr(loaded.model.config, "decoder_start_token_id", None) if two_sided else None,
-    )
-    skipped = {i: result.reason for i, result in enumerate(encoded) if isinstance(result, Skipped)}
-    if len(skipped) == len(corpus):
-        raise ConfigError(f"none of the {len(corpus)} examples can be encoded: {next(iter(skipped.values()))}.")
-    examples = [
-        without_tokens(corpus[i], two_sided) if isinstance(result, Skipped) else result
-        for i, result in enumerate(encoded)
-    ]
-
-    inputs = InputBuilder(loaded.model, loaded.tokenizer)
+    inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = next(example for i, example in enumerate(examples) if i not in skipped)
     sites = find_sites(loaded.model, inputs.build_probe(first))
     keep = config.keep.stored()
     require_keep(loaded.model, sites, keep)
+    if config.generate.max_new_tokens and not any(site.causal for site in sites.sites):
+        kind = type(loaded.model).__name__
+        raise UnsupportedModelError(
+            f"{kind} sees later tokens, so it writes no text; leave generate.max_new_tokens out."
+        )
     check_later(config.keep, sites.sites)
     if sites.capture == "eager":
         kind = type(loaded.model).__name__
@@ -165,8 +133,10 @@ def prepare_job(config: JobConfig, on_event: Callable[[Event], None] = lambda ev
         spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
     )
     assert config.store.path is not None, "load_config gives every job a store"
-    job = Job(config, config.store.path, loaded, inputs, sites, spec, examples, skipped, len(quarantined), segments, {})
-    return replace(job, provenance=_describe(job, quarantined))
+    job = Job(
+        config, config.store.path, loaded, inputs, sites, spec, examples, skipped, len(corpus.quarantined), segments, {}
+    )
+    return replace(job, provenance=_describe(job, corpus))
 
 
 def model_shape(loaded: LoadedModel) -> ModelShape:
@@ -183,14 +153,19 @@ def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> in
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), default)
 
 
-def _describe(job: Job, quarantined: list[Quarantined]) -> dict[str, Any]:
+def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
     """Who model, tokenizer and corpus are, what the job asked for, what ran it."""
-    tokenizer = job.loaded.tokenizer
+    tokenizer, images = job.loaded.tokenizer, job.loaded.images
+    reads = {"class": "" if images is None else images.name}
+    if tokenizer is not None:
+        reads = {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)}
     return {
         "model": job.loaded.identity.to_dict(),
-        "tokenizer": {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)},
-        "corpus": {**describe_corpus(job.config.corpus), "n_quarantined": len(quarantined)},
-        "quarantined": [{"line": record.line, "reason": record.reason} for record in quarantined[:_LISTED_QUARANTINED]],
+        "tokenizer": reads,
+        "corpus": corpus.description,
+        "quarantined": [
+            {"line": record.line, "reason": record.reason} for record in corpus.quarantined[:_LISTED_QUARANTINED]
+        ],
         "config": job.config.identity(),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),

@@ -16,6 +16,7 @@ _HASH_BLOCK_BYTES = 2**20
 
 _IDENTITY_FILES = (
     "config.json",
+    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

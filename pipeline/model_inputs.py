@@ -19,6 +19,8 @@ from .examples import EncodedExample, TokenSequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .images import ImageReader
+
 
 @dataclass(frozen=True)
 class ModelInputs:
@@ -31,18 +33,25 @@ class ModelInputs:
 class InputBuilder:
     """Builds the inputs of one model."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, images: ImageReader | None = None
+    ) -> None:
         accepted = inspect.signature(model.forward).parameters
         pad = tokenizer.pad_token_id if tokenizer is not None else None
         pad = pad if pad is not None else getattr(model.config, "pad_token_id", None)
         self._pad = int(pad) if isinstance(pad, int) else 0
         self._device = model.device
+        self._images = images
         self._two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
         self._segments = "token_type_ids" in accepted and getattr(model.config, "type_vocab_size", 0) > 1
 
     def build(self, examples: Sequence[EncodedExample]) -> ModelInputs:
-        """Pad a batch on the right to its longest example."""
+        """Pad a batch on the right to its longest example; images are all of one size."""
         sources = [example.source for example in examples]
+        if self._images is not None:
+            special = torch.from_numpy(np.stack([(s.flags & TokenFlag.SPECIAL) != 0 for s in sources]))
+            pixels = self._images.pixels([example.example for example in examples])
+            return ModelInputs({"pixel_values": pixels}, {"source": special.to(self._device)})
         ids, mask, special = self._pad_batch(sources)
         arguments = {"input_ids": ids, "attention_mask": mask}
         flags: dict[str, Tensor] = {"source": special}
@@ -57,7 +66,9 @@ class InputBuilder:
         return ModelInputs(arguments, flags)
 
     def build_probe(self, example: EncodedExample) -> dict[str, Tensor]:
-        """A few tokens of one example, three of the source and two of the target, to find the model's sites with."""
+        """What finds the model's sites: three tokens of an example's source and two of its target, or its image."""
+        if self._images is not None:
+            return {"pixel_values": self._images.pixels([example.example])}
         sides = [(example.source, "", 3), (example.target if self._two_sided else None, "decoder_", 2)]
         arguments: dict[str, Tensor] = {}
         for tokens, prefix, length in sides:

@@ -28,6 +28,11 @@ from headatlas.store.schema import (
 BATCH_PRICE_TOKENS = 48
 """What starting a batch costs, in tokens: small batches are not worth it for a few tokens less padding."""
 
+DENSE_PAIRS = 1 << 22
+"""Masks of no more pairs than these are made at once (`tiled_mask.py`)."""
+OUTPUT_WEIGHTS = 1 << 24
+"""Weights that are held at once where attention output has to be made of them."""
+
 Lengths = Mapping[str, Int[np.ndarray, "example"]]
 
 
@@ -286,7 +291,10 @@ def project(
             n_batches += 1
             n_padded += batch.n_padded_tokens
             n_real += batch.n_tokens
-            largest_batch = max(largest_batch, _activation_bytes(batch, model) + _map_bytes(batch, spec, lengths))
+            here = (
+                _activation_bytes(batch, model) + _mask_bytes(batch, spec, lengths) + _map_bytes(batch, spec, lengths)
+            )
+            largest_batch = max(largest_batch, here)
     causal = {site.name: site.causal for site in spec.sites}
     arrays = tuple(
         ArrayProjection(
@@ -319,10 +327,16 @@ def project(
 
 
 def _activation_bytes(batch: BatchPlan, model: ModelShape) -> int:
-    longest = batch.n_padded_tokens // len(batch.examples)
-    vectors = batch.n_padded_tokens * (12 * model.hidden_size + 3 * model.intermediate_size) * model.element_bytes
-    masks = 6 * len(batch.examples) * longest * longest
-    return vectors + masks
+    return batch.n_padded_tokens * (12 * model.hidden_size + 3 * model.intermediate_size) * model.element_bytes
+
+
+def _mask_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
+    """Masks as truth values and as numbers; of many pairs never more than a tile, and then the output's weights too."""
+    longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())
+    pairs = len(batch.examples) * longest * longest
+    n_heads = max(site.n_heads for site in spec.sites)
+    weights = min(pairs * n_heads, OUTPUT_WEIGHTS) if pairs > DENSE_PAIRS else 0
+    return 16 * min(pairs, DENSE_PAIRS) + 12 * weights
 
 
 def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:

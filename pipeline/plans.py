@@ -17,7 +17,9 @@ from headatlas.store.schema import Site
 from . import kernel
 from .batch import Batch
 from .capture import AttentionCall
+from .planning import DENSE_PAIRS
 from .reduction import LOWEST
+from .tiled_mask import AdditiveRows, row_blocks
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -96,25 +98,38 @@ def _additive(call: AttentionCall) -> Tensor | None:
     if mask is None or mask.ndim != 4 or mask.shape[2:] != (call.query.shape[2], call.key.shape[2]):
         return None
     if mask.dtype == torch.bool:
+        if mask.numel() > DENSE_PAIRS:  # as numbers it would take the most of all; torch operations take tiles of it
+            return None
         return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, LOWEST)
     return mask.float().clamp(min=LOWEST)
 
 
 def _is_visible(
-    mask: Tensor | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
+    mask: Tensor | AdditiveRows | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
 ) -> bool:
     """Whether a run's mask (additive, or None) shows each query the keys that causality and the window do, and no others."""
     hides_nothing = n_queries == 1 and n_keys == 1
     reaches_all = window is None or window >= n_keys
     if mask is None and reaches_all:
         return triangular == causal or hides_nothing
-    device = None if mask is None else mask.device
-    distance = torch.arange(n_queries, device=device)[:, None] - torch.arange(n_keys, device=device)  # query - key
+    tiles = row_blocks(n_queries, n_keys)
+    return all(_is_visible_in(mask, triangular, rows, n_keys, causal, window) for rows in tiles)
+
+
+def _is_visible_in(
+    mask: Tensor | AdditiveRows | None, triangular: bool, rows: slice, n_keys: int, causal: bool, window: int | None
+) -> bool:
+    """The same of some rows."""
+    every = slice(None)
+    tile = None if mask is None else mask[every, every, rows, every]
+    device = None if tile is None else tile.device
+    query = torch.arange(rows.start, rows.stop, device=device, dtype=torch.int32)
+    distance = query[:, None] - torch.arange(n_keys, device=device, dtype=torch.int32)
     expected = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     if window is not None:
         expected &= distance < window if causal else distance.abs() <= window
-    if mask is None:
+    if tile is None:
         shown = distance >= 0 if triangular else torch.ones_like(expected)
         return bool((shown == expected).all())
-    hidden = torch.finfo(mask.dtype).min / 2
-    return bool(((mask == 0) | (mask < hidden)).all()) and bool(((mask == 0) == expected).all())
+    hidden = torch.finfo(tile.dtype).min / 2
+    return bool(((tile == 0) | (tile < hidden)).all()) and bool(((tile == 0) == expected).all())

@@ -23,6 +23,23 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class ModelBegun:
+    """The next of several models has its turn; `number` counts from 1."""
+
+    number: int
+    n_models: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ModelFailed:
+    """A model could not be captured; the others go on."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class JobStarted:
     """Everything is ready; `n_done` examples are in the store from before."""
 
@@ -100,6 +117,8 @@ class JobDone:
 
 Event = (
     Stage
+    | ModelBegun
+    | ModelFailed
     | JobStarted
     | CheckPassed
     | BatchDone
@@ -156,6 +175,10 @@ def describe(event: Event) -> str | None:
     match event:
         case Stage(text=text):
             return text
+        case ModelBegun():
+            return f"model {event.number} of {event.n_models}: {event.name}"
+        case ModelFailed():
+            return f"{event.name} failed: {event.reason}"
         case JobStarted():
             before = f", {event.n_done:,} of them there from before" if event.n_done else ""
             return (
@@ -218,13 +241,14 @@ class LogLines:
 
 
 class ProgressBar:
-    """A bar with rates and the time left, lines above it for what matters."""
+    """A bar with rates and the time left for each model, lines above for what matters."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress: Progress = Progress(
+            TextColumn("{task.description}"),
             TextColumn("{task.percentage:>3.0f}%"),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
@@ -233,13 +257,16 @@ class ProgressBar:
             console=Console(stderr=True),
         )
         self._task: TaskID | None = None
+        self._model = ""
         self._rates = Rates()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
+        if isinstance(event, ModelBegun):
+            self._model = event.name
         if isinstance(event, JobStarted):
             self._rates = Rates()
-            self._task = self._progress.add_task("", total=event.n_examples, completed=event.n_done, rates="")
+            self._task = self._progress.add_task(self._model, total=event.n_examples, completed=event.n_done, rates="")
             self._progress.start()
         self._rates.add(event)
         if (line := describe(event)) is not None:

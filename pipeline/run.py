@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from headatlas.store.errors import BudgetError
 from headatlas.store.life.writer import Replacement, StoreWriter
 from headatlas.store.manifest import Dropped, SegmentEntry, Skipped
 from headatlas.store.schema import SequenceName
@@ -25,12 +27,12 @@ from .collector import Reduction, TorchReduction, TraceCollector
 from .config import JobConfig
 from .eager import forwarding
 from .eager_check import check_eager
-from .examples import CorpusExample, EncodedExample
+from .examples import CorpusExample, EncodedExample, without_tokens
 from .fused import choose_reduction
-from .job import Job, count_tokens, prepare_job, without_tokens
+from .job import Job, count_tokens, prepare_job
 from .later_statistics import add_later
 from .model_inputs import ModelInputs
-from .planning import SegmentSpec, plan_batches
+from .planning import SegmentSpec, example_bytes, plan_batches
 from .progress import (
     BatchDone,
     BatchHalved,
@@ -43,6 +45,7 @@ from .progress import (
     SegmentDone,
     SegmentRestarted,
     Stage,
+    format_bytes,
 )
 from .repair import find_repairs
 from .segment_buffers import BufferPool, SegmentBuffers
@@ -228,7 +231,10 @@ def _fill(
     job: Job, examples: list[EncodedExample], collector: TraceCollector, pool: BufferPool, on_event: Listener
 ) -> SegmentBuffers:
     n_tokens = count_tokens(examples, job.spec)
-    buffers = SegmentBuffers(job.spec, n_tokens, pool)
+    try:
+        buffers = SegmentBuffers(job.spec, n_tokens, pool)
+    except MemoryError as error:
+        raise _no_memory(job, n_tokens) from error
     failures: dict[int, str] = {}
     with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
         for batch in plan_batches(n_tokens, job.limits):
@@ -249,6 +255,17 @@ def _fill(
         raise UnstorableExamples(failures)
     buffers.check_filled()
     return buffers
+
+
+def _no_memory(job: Job, n_tokens: dict[str, np.ndarray]) -> Exception:
+    """What to say where the traces of a segment have no room: its only example goes, several can be parted."""
+    n_bytes = format_bytes(int(example_bytes(job.spec, n_tokens).sum()))
+    rows = np.flatnonzero(next(iter(n_tokens.values())))
+    if len(rows) > 1:
+        return BudgetError(
+            f"there is no memory for the {n_bytes} of a segment; lower store.segment_bytes (of a new store), or free some."
+        )
+    return UnstorableExamples({int(rows[0]): f"out of memory: its traces take {n_bytes}, too much for this machine"})
 
 
 def _run_batch(

@@ -28,7 +28,7 @@ from .capture import AttentionCall, attention_output, capturing, implementation
 from .collector import TraceCollector
 from .eager import read_attentions
 from .model_inputs import ModelInputs
-from .segment_buffers import SegmentBuffers, SitePlacement
+from .segment_buffers import SegmentBuffers
 from .sites import ModelSites, forward_options
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ HIDDEN_BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of hidden states between SDPA and eager attention, as a share of the largest hidden state."""
 CHECK_BYTES = 256 << 20
 """What the eager attention of all checked examples may take."""
+_REBUILT_WEIGHTS = 1 << 20
+"""Weights that are rebuilt and compared at once: a dozen arrays of float64."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +130,27 @@ def check_capture(
                     )
                 largest, total, count = max(largest, worst), total + float(difference.sum()), count + difference.size
                 if why_not_rebuilt(site, spec.keep) is None:
-                    found, allowed = _rebuild(buffers, site, layer, i, n, m, batch.places[site.name], codec, kept)
-                    over = np.abs(found - expected) - allowed - largest_bound
-                    if float(over.max()) > 0:
-                        raise UnsupportedModelError(
-                            f"{type(model).__name__}: attention rebuilt from stored query and key ({codec}) differs from the model's "
-                            f"own by {float(np.abs(found - expected).max()):.3g} ({site.name} layer {layer}, example {i}), more than "
-                            'rounding explains. Keep attention instead (keep.query_key = "none").'
+                    for block in _row_blocks(n, site.n_heads * m):
+                        rows = slice(place.query_start[i] + block.start, place.query_start[i] + block.stop)
+                        found, allowed = _rebuild(
+                            buffers,
+                            site,
+                            layer,
+                            place.example[i],
+                            rows,
+                            block.start,
+                            place.key_start[i],
+                            kept[:, block],
+                            codec,
                         )
-                    rebuilt = max(rebuilt or 0.0, float(np.abs(found - expected).max()))
+                        moved = np.abs(found - expected[:, block])
+                        if float((moved - allowed - largest_bound).max()) > 0:
+                            raise UnsupportedModelError(
+                                f"{type(model).__name__}: attention rebuilt from stored query and key ({codec}) differs from the "
+                                f"model's own by {float(moved.max()):.3g} ({site.name} layer {layer}, example {i}), more than "
+                                'rounding explains. Keep attention instead (keep.query_key = "none").'
+                            )
+                        rebuilt = max(rebuilt or 0.0, float(moved.max()))
     mean = total / max(count, 1)
     if mean > mean_bound:
         raise UnsupportedModelError(
@@ -200,28 +214,37 @@ def _output_hooks_removed(model: PreTrainedModel) -> Iterator[None]:
                 delattr(module, flag)
 
 
+def _row_blocks(n_rows: int, row_weights: int) -> Iterator[slice]:
+    """Rows of maps, as many at a time as float64 arithmetic on them may take."""
+    step = max(1, _REBUILT_WEIGHTS // row_weights)
+    return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+
+
 def _rebuild(
     buffers: SegmentBuffers,
     site: Site,
     layer: int,
     example: int,
-    n: int,
-    m: int,
-    place: SitePlacement,
-    codec: str,
+    rows: slice,
+    first_row: int,
+    first_key: int,
     kept: np.ndarray,
+    codec: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attention from stored query, key and logsumexp, and how far rounding of the vectors may move each weight."""
+    """Some rows of attention from stored query, key and logsumexp, and how far rounding of the vectors may move each weight.
+
+    `rows` are those of the buffers, the first of them the example's `first_row`; `kept` is the captured attention of them, ``[head, row, key]``.
+    """
     arrays = buffers.sites[site.name]
     assert arrays.query is not None
     assert arrays.key is not None
     assert arrays.logsumexp is not None
-    rows = slice(place.query_start[example], place.query_start[example] + n)
-    keys = slice(place.key_start[example], place.key_start[example] + m)
-    query, query_error = _decode(arrays.query, arrays.query_scale, layer, place.example[example], rows, codec)
+    n, m = kept.shape[1:]
+    keys = slice(first_key, first_key + m)
+    query, query_error = _decode(arrays.query, arrays.query_scale, layer, example, rows, codec)
     key, key_error = (
         side.repeat(site.n_heads // site.n_kv_heads, axis=0)
-        for side in _decode(arrays.key, arrays.key_scale, layer, place.example[example], keys, codec)
+        for side in _decode(arrays.key, arrays.key_scale, layer, example, keys, codec)
     )
     scores = query @ key.transpose(0, 2, 1) * site.scaling[layer]
     moved = query_error @ np.abs(key).transpose(0, 2, 1) + (np.abs(query) + query_error) @ key_error.transpose(0, 2, 1)
@@ -230,7 +253,7 @@ def _rebuild(
     if softcap is not None:
         scores = np.tanh(scores / softcap) * softcap  # moves less than its argument
     if arrays.position_bias is not None:
-        distance = np.arange(m) - np.arange(n)[:, None]
+        distance = np.arange(m) - np.arange(first_row, first_row + n)[:, None]
         scores = scores + arrays.position_bias[layer][:, distance + arrays.zero_distance]
     hidden = kept <= 0
     weights = np.where(hidden, 0.0, np.exp(np.minimum(scores - arrays.logsumexp[layer, :, rows][:, :, None], 0.0)))

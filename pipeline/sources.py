@@ -36,6 +36,8 @@ from .model_folder import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from .images import ImageReader
+
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -87,11 +89,13 @@ class ModelDescription:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device, its tokenizer, and who it is."""
+    """A model in evaluation mode on its device, what makes its inputs, and who it is."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     identity: ModelIdentity
+    images: ImageReader | None = None
+    """Of a model that reads images: what takes the place of the tokenizer."""
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -257,9 +261,12 @@ def load_model(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_only: bool = False,
+    head: bool = False,
+    images: bool = False,
 ) -> LoadedModel:
     """Load a model without its output head, ready to run: evaluation mode, no gradients, eager attention.
 
+    With `head` it has the one that writes text; with `images` it reads images instead of text.
     `device` ``auto`` is CUDA where there is any, else the CPU; `dtype` ``auto`` is what the weights were saved in.
 
     Raises
@@ -268,16 +275,19 @@ def load_model(
         As `describe_model`; weights are missing from the folder (they would be random), or the device is not there.
     """
     import torch
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     folder = resolve_model(source, revision=revision, cache_dir=cache_dir, local_only=local_only)
     config = _open_config(folder)
     read_weight_files(folder.path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind: Any = AutoModel
+    if head:
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with quiet_transformers():
-            model, report = AutoModel.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder.path,
                 config=config,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -301,7 +311,12 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"model.device {device!r} cannot be used: {error}") from error
     model.eval().requires_grad_(False)
-    return LoadedModel(model, load_tokenizer(folder), identify_model(folder, config, type(model).__name__))
+    identity = identify_model(folder, config, type(model).__name__)
+    if images:
+        from .images import load_image_reader
+
+        return LoadedModel(model, None, identity, load_image_reader(folder, model))
+    return LoadedModel(model, load_tokenizer(folder), identity)
 
 
 def identify_model(folder: ModelFolder, config: PreTrainedConfig, architecture: str) -> ModelIdentity:

@@ -29,6 +29,7 @@ def build_token_table(examples: Sequence[EncodedExample], sequence: SequenceName
         example.example.words if sequence == "source" else split_words(example.example.target or "")
         for example in examples
     ]
+    more = dict.fromkeys(name for s in sequences for name in s.columns)
     flat_words = [word for of_example in words for word in of_example]
     word_columns: dict[str, Column] = {}
     if sequence == "source":
@@ -44,6 +45,7 @@ def build_token_table(examples: Sequence[EncodedExample], sequence: SequenceName
         columns={
             "text": Column.of_text(text for s in sequences for text in s.text),
             "piece": Column.of_text(piece for s in sequences for piece in s.piece),
+            **{name: Column(_join([_numbers(s, name) for s in sequences], np.int32)) for name in more},
         },
         word_offset=_offsets(words),
         word_char_start=np.asarray([word.char_start for word in flat_words], np.int32),
@@ -67,6 +69,11 @@ def _sequence_of(example: EncodedExample, sequence: SequenceName) -> TokenSequen
         return example.source
     assert example.target is not None, "encoded without has_target"
     return example.target
+
+
+def _numbers(sequence: TokenSequence, name: str) -> np.ndarray:
+    """A column of one sequence, missing where it has none."""
+    return sequence.columns.get(name, np.full(len(sequence), MISSING, np.int32))
 
 
 def _offsets(rows: Sequence[TokenSequence] | Sequence[tuple[Word, ...]]) -> np.ndarray:

@@ -24,10 +24,13 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.tokens import MISSING, TokenFlag
 
 from .examples import CorpusExample, EncodedExample, TokenSequence, Word
+from .windows import cut_windows
 from .words import split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TooLong = Literal["truncate", "windows", "whole"]
 
 _BATCH_EXAMPLES = 1024
 _BOUNDARY_SIGNS = frozenset("▁Ġ")
@@ -47,7 +50,8 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
-    on_too_long: Literal["truncate", "skip"] = "truncate",
+    on_too_long: TooLong = "truncate",
+    stride: int | None = None,
     add_special_tokens: bool = True,
     has_target: bool = False,
     decoder_start_token_id: int | None = None,
@@ -57,10 +61,14 @@ def encode(
     Examples without words get them (`EncodedExample.example` has them then). With `has_target` the target text
     becomes what the decoder reads: `decoder_start_token_id` first, where there is one, and no end token.
 
+    Of what has more than `max_tokens` the beginning is taken ("truncate"), or nothing ("whole"); "windows" makes several
+    results of a single text, `stride` tokens apart (by default as many as a window has, so that none is in two).
+
     Raises
     ------
     ConfigError
-        The tokenizer has no fast version, or `max_tokens` leaves no room beside the special tokens.
+        The tokenizer has no fast version, `max_tokens` leaves no room beside the special tokens, or windows `stride`
+        tokens apart would leave some out.
     """
     if not tokenizer.is_fast:
         raise ConfigError(
@@ -69,16 +77,22 @@ def encode(
     n_special = tokenizer.num_special_tokens_to_add(pair=False) if add_special_tokens else 0
     if max_tokens <= n_special:
         raise ConfigError(f"max_tokens {max_tokens} leaves no room beside {n_special} special tokens; allow more")
+    room = max_tokens - n_special
+    if stride is not None and not 0 < stride <= room:
+        raise ConfigError(
+            f"a stride of {stride} leaves tokens out: a window has room for {room} beside {n_special} special ones; "
+            f"expected 1 to {room}"
+        )
     results: list[EncodedExample | Skipped] = []
     for start in range(0, len(examples), _BATCH_EXAMPLES):
         batch = examples[start : start + _BATCH_EXAMPLES]
         reasons = [_unfit(example, has_target) for example in batch]
         fit = [example for example, reason in zip(batch, reasons, strict=True) if reason is None]
         settings = {"max_tokens": max_tokens, "on_too_long": on_too_long, "add_special_tokens": add_special_tokens}
-        encoded = iter(_encode_batch(fit, tokenizer, has_target, decoder_start_token_id, **settings))
+        encoded = iter(_encode_batch(fit, tokenizer, has_target, decoder_start_token_id, stride or room, **settings))
         for i, (example, reason) in enumerate(zip(batch, reasons, strict=True)):
             outcome = next(encoded) if reason is None else reason
-            results.append(outcome if isinstance(outcome, EncodedExample) else Skipped(start + i, example.id, outcome))
+            results += outcome if isinstance(outcome, list) else [Skipped(start + i, example.id, outcome)]
     return results
 
 
@@ -96,30 +110,36 @@ def _encode_batch(
     tokenizer: PreTrainedTokenizerBase,
     has_target: bool,
     decoder_start_token_id: int | None,
+    stride: int,
     **settings: Any,
-) -> Iterator[EncodedExample | str]:
+) -> Iterator[list[EncodedExample] | str]:
     sources = _run_tokenizer(tokenizer, [(e.text, e.text_pair) for e in examples], is_target=False, **settings)
     targets: list[Any] = [None] * len(examples)
     if has_target:
         targets = _run_tokenizer(tokenizer, [(e.target or "", None) for e in examples], is_target=True, **settings)
-    max_tokens, may_cut = settings["max_tokens"], settings["on_too_long"] == "truncate"
+    max_tokens, policy = settings["max_tokens"], settings["on_too_long"]
     for example, source, target in zip(examples, sources, targets, strict=True):
         sides = (source,) if target is None else (source, target)
         n_tokens = max(len(side.ids) for side in sides)
-        if n_tokens > max_tokens:
-            yield f"{n_tokens} tokens, at most {max_tokens} are allowed" + (" and cutting failed" if may_cut else "")
+        windowed = policy == "windows" and example.text_pair is None and target is None
+        if n_tokens > max_tokens and not windowed:
+            why = {"truncate": " and cutting failed", "windows": "; windows are made of single texts only"}
+            yield f"{n_tokens} tokens, at most {max_tokens} are allowed{why.get(policy, '')}"
         elif any(not len(side.ids) for side in sides):
             yield "no tokens"
         else:
             words = example.words or split_words(example.text) + split_words(example.text_pair or "", second=True)
             worded = replace(example, words=words)
             sequence = _read_sequence(source, (example.text, example.text_pair or ""), words)
+            if windowed:
+                yield cut_windows(worded, sequence, max_tokens, stride)
+                continue
             after = None
             if target is not None:
                 text = example.target or ""
                 after = _read_sequence(target, (text, ""), split_words(text))
                 after = _shift_right(after, decoder_start_token_id, max_tokens, tokenizer)
-            yield EncodedExample(worded, sequence, after, truncated=any(bool(side.overflowing) for side in sides))
+            yield [EncodedExample(worded, sequence, after, truncated=any(bool(side.overflowing) for side in sides))]
 
 
 def _run_tokenizer(
@@ -148,12 +168,26 @@ def _run_tokenizer(
 
 def _read_sequence(encoding: Any, texts: tuple[str, str], words: tuple[Word, ...]) -> TokenSequence:
     """Spans, words and flags of one encoding."""
-    n_tokens = len(encoding.ids)
-    pieces: list[str] = encoding.tokens
-    which: list[int | None] = encoding.sequence_ids  # None for what the tokenizer added
-    spans = _trim_spans(encoding.offsets, which, pieces, texts)
+    # sequence_ids is None for what the tokenizer added
+    return make_sequence(encoding.ids, encoding.tokens, encoding.offsets, encoding.sequence_ids, texts, words)
+
+
+def make_sequence(
+    ids: Sequence[int],
+    pieces: Sequence[str],
+    offsets: Sequence[tuple[int, int]],
+    which: Sequence[int | None],
+    texts: tuple[str, str],
+    words: tuple[Word, ...],
+    first_generated: int | None = None,
+) -> TokenSequence:
+    """Tokens with spans and words, from the characters `offsets` that they cover of the text `which` (None: special)."""
+    n_tokens = len(ids)
+    spans = _trim_spans(offsets, which, pieces, texts)
     word = _align(spans, which, words)
     flags = np.zeros(n_tokens, np.uint8)
+    if first_generated is not None:
+        flags[first_generated:] = int(TokenFlag.GENERATED)
     seen: set[int] = set()
     covered: list[str] = []
     for i, (start, stop) in enumerate(spans):
@@ -169,7 +203,7 @@ def _read_sequence(encoding: Any, texts: tuple[str, str], words: tuple[Word, ...
             seen.add(word[i])
     edges = np.asarray(spans, np.int32).reshape(n_tokens, 2)
     return TokenSequence(
-        id=np.asarray(encoding.ids, np.int32),
+        id=np.asarray(ids, np.int32),
         word=np.asarray(word, np.int32),
         char_start=edges[:, 0].copy(),
         char_end=edges[:, 1].copy(),
@@ -200,7 +234,7 @@ def _trim_spans(
                 stop = start + len(trimmed)
                 same = i + 1 < len(offsets) and which[i + 1] == which[i]
                 limit = max(stop, offsets[i + 1][0]) if same else len(text)
-                while stop < limit and unicodedata.combining(text[stop]):
+                while stop < limit and unicodedata.category(text[stop])[0] == "M":
                     stop += 1
         spans.append((start, stop))
     return spans

@@ -107,7 +107,7 @@ def _encode(
         [example],
         tokenizer,
         max_tokens=limit,
-        on_too_long="skip",
+        on_too_long="whole",
         add_special_tokens=add_special_tokens,
         has_target=two_sided,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None) if two_sided else None,

@@ -23,6 +23,7 @@ class TokenFlag(IntFlag):
     SPECIAL = 1  # added by the tokenizer: [CLS], <s>, ...
     SECOND = 2  # belongs to the second text of a pair
     CONTINUATION = 4  # not the first token of its word
+    GENERATED = 8  # written by the model
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,18 @@ LENGTHS: tuple[int, ...] = (9, 6, 3)
 TARGET_LENGTHS: tuple[int, ...] = (5, 7, 2)
 
 
-def build_model(name: str) -> PreTrainedModel:
-    """A random model of one architecture, in evaluation mode, with attention far from uniform."""
+def build_model(name: str, head: bool = False) -> PreTrainedModel:
+    """A random model of one architecture, in evaluation mode, with attention far from uniform; `head`: one that writes."""
     import transformers
 
     what = ARCHITECTURES[name]
     config = getattr(transformers, f"{what.family}Config")(**what.settings)
     torch.manual_seed(0)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{what.family}Model")(config)
+    writing = "ForConditionalGeneration" if what.kind == "two texts" else "ForCausalLM"
+    if what.family == "GPT2":
+        writing = "LMHeadModel"
+    model = getattr(transformers, f"{what.family}{writing if head else 'Model'}")(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "embed" not in parameter_name.lower():

@@ -98,8 +98,14 @@ class TemplatesCorpus(CorpusOptions):
     """How many distinct sentences to generate."""
 
 
+class ImageCorpus(CorpusOptions):
+    """Images: those of a folder and the folders in it, or of a text file that names one a line."""
+
+    kind: Literal["images"] = "images"
+
+
 CorpusConfig = Annotated[
-    TextCorpus | JsonlCorpus | DelimitedCorpus | ParquetCorpus | ConlluCorpus | TemplatesCorpus,
+    TextCorpus | JsonlCorpus | DelimitedCorpus | ParquetCorpus | ConlluCorpus | TemplatesCorpus | ImageCorpus,
     Field(discriminator="kind"),
 ]
 """The corpus section of a job file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from headatlas.pipeline.examples import CorpusExample
 from headatlas.pipeline.model_folder import hash_file
 
 from .conllu import read_conllu
+from .images import read_images
 from .jsonl import read_jsonl
 from .options import CorpusOptions
 from .records import Quarantined, UniqueIds, corpus_files, open_bytes
@@ -28,6 +29,7 @@ _READERS: dict[str, Callable[[Any], Iterator[CorpusExample | Quarantined]]] = {
     "parquet": read_parquet,
     "conllu": read_conllu,
     "templates": read_templates,
+    "images": read_images,
 }
 
 
@@ -56,9 +58,16 @@ def read_corpus(options: CorpusOptions) -> Iterator[CorpusExample | Quarantined]
             return
 
 
-def describe_corpus(options: CorpusOptions) -> dict[str, Any]:
-    """What tells two corpora apart, as plain values for JSON: file name, SHA-256, and the options less the folder."""
+def describe_corpus(options: CorpusOptions, examples: Sequence[CorpusExample] = ()) -> dict[str, Any]:
+    """What tells two corpora apart, as plain values for JSON: file name, SHA-256, and the options less the folder.
+
+    The SHA-256 of images is that of their paths and hashes in `examples`, which were read from them.
+    """
     settings = options.model_dump(mode="json", exclude={"path"})
+    if getattr(options, "kind", None) == "images":
+        seen = [(e.text, e.columns["image_sha256"]) for e in examples]
+        whole = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in seen).encode()).hexdigest()
+        return {"name": options.path.name, "sha256": whole, "options": settings}
     if getattr(options, "unit", None) == "file" and options.path.is_dir():
         files = {file.name: _hash(file) for file in corpus_files(options.path)}
         whole = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in files.items()).encode()).hexdigest()

@@ -41,6 +41,7 @@ TOKEN_FIELDS: dict[str, Field] = {
         Field("special", "bool", "whether the tokenizer added it ([CLS], <s>)"),
         Field("segment", "number", "0 in the first text of a pair, 1 in the second"),
         Field("continuation", "bool", "whether it goes on with the word of the token before"),
+        Field("generated", "bool", "whether the model wrote it"),
         Field("word", "number", "which word of the example it belongs to, from 0; missing for special tokens"),
         Field("word_text", "text", "its whole word"),
         Field("length", "number", "how many tokens the example has"),
@@ -173,6 +174,8 @@ class TokenFields:
                 return Values("number", table.second.astype(np.int64))
             case "continuation":
                 return Values("bool", (table.flags & TokenFlag.CONTINUATION) != 0)
+            case "generated":
+                return Values("bool", (table.flags & TokenFlag.GENERATED) != 0)
             case "word":
                 return Values("number", table.word.astype(np.int64), table.word < 0)
             case "word_text":

@@ -113,6 +113,7 @@ def table_frame(table: TokenTable, first_example: int) -> pd.DataFrame:
         "special": table.special,
         "second": table.second,
         "continuation": (table.flags & TokenFlag.CONTINUATION) != 0,
+        "generated": (table.flags & TokenFlag.GENERATED) != 0,
     }
     of_word = table.word_offset[:-1][example] + table.word  # row of the word table
     n_words = np.diff(table.word_offset)[example]

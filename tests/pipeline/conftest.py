@@ -45,18 +45,16 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    """A folder with a tiny random BERT and a fast word tokenizer."""
+def save_tokenizer(folder, single: str, pair: str | None = None, longest: int = 64):
+    """A fast word tokenizer that puts special tokens around texts by these templates."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    folder = tmp_path_factory.mktemp("model") / "tiny-bert"
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single=single, pair=pair or f"{single} $B:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -64,12 +62,37 @@ def tiny_folder(tmp_path_factory):
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
-        model_max_length=64,
+        model_max_length=longest,
     )
     fast.save_pretrained(folder)
-    model = build_model("bert")
-    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A folder with a tiny random BERT and a fast word tokenizer."""
+    folder = tmp_path_factory.mktemp("model") / "tiny-bert"
+    save_tokenizer(folder, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
+    build_model("bert").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """Makes the folder of a tiny random model by architecture, with its output head, and that tokenizer."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("models") / f"tiny-{name.replace(' ', '-')}"
+            longest = 8192 if name.startswith("long ") else 64
+            save_tokenizer(made[name], "$A [SEP]" if name in ("t5", "bart") else "$A", longest=longest)
+            model = build_model(name.removeprefix("long "), head=True)
+            if longest > 64:
+                model.config.max_position_embeddings = longest
+            model.save_pretrained(made[name])
+        return made[name]
+
+    return make
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""A process that captures a short and a long document of a tiny causal model and prints its largest memory after each.
+"""A process that captures short and long documents of a tiny model and prints its largest memory after each, in bytes.
 
-Run by `test_long_documents.py` as: long_document.py (from the root of the repository).
+Run by `test_long_documents.py` as: long_document.py MODEL N_TOKENS ... (from the root of the repository). A second
+document of half the length is in each batch where N_TOKENS ends with "+".
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ import json
 import resource
 import sys
 from pathlib import Path
-
-SHORT_AND_LONG = (2048, 12288)
 
 
 def main() -> None:
@@ -28,20 +27,24 @@ def main() -> None:
     from tools.tiny_models import build_model
 
     torch.set_num_threads(1)
-    model = build_model("llama")
-    ids = torch.arange(SHORT_AND_LONG[1])[None] % 20
-    sites = discover_sites(model, {"input_ids": ids[:, :4], "attention_mask": torch.ones_like(ids[:, :4])})
+    name, sizes = sys.argv[1], sys.argv[2:]
+    model = build_model(name)
+    probe = torch.arange(4)[None]
+    sites = discover_sites(model, {"input_ids": probe, "attention_mask": torch.ones_like(probe)})
     spec = TraceSpec(sites=sites.sites, keep=Keep(attention=None), statistics=tuple(STATISTICS))
     peaks = []
-    for n_tokens in SHORT_AND_LONG:
-        buffers = SegmentBuffers(spec, {"source": np.array([n_tokens])})
+    for size in sizes:
+        longest = int(size.removesuffix("+"))
+        lengths = [longest // 2, longest] if size.endswith("+") else [longest]
+        mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+        ids = torch.arange(longest) % 20 * mask
+        buffers = SegmentBuffers(spec, {"source": np.array(lengths)})
         collector = TraceCollector(spec, sites, choose_reduction(spec.keep, spec.statistics))
-        special = {"source": torch.zeros((1, n_tokens), dtype=torch.bool)}
         with torch.inference_mode(), capturing(model, collector):
-            collector.begin(buffers, [0], special)
-            part = ids[:, :n_tokens]
-            model(input_ids=part, attention_mask=torch.ones_like(part), **forward_options(model))
+            batch = collector.begin(buffers, range(len(lengths)), {"source": torch.zeros(mask.shape, dtype=torch.bool)})
+            model(input_ids=ids, attention_mask=mask, **forward_options(model))
             collector.finish()
+        assert not batch.failures, batch.failures
         buffers.check_filled()
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     print(json.dumps(peaks))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headatlas.pipeline.config import MAX_FILE_BYTES, load_config, parse_config
+from headatlas.pipeline.config import MAX_FILE_BYTES, JobConfig, _corpus_kinds, load_config, parse_config
 from headatlas.store.errors import ConfigError
 
 JOB = """
@@ -148,3 +148,14 @@ def test_identity_is_what_decides_the_bytes(job_file):
         assert load_config(job_file, [change]).digest() != base.digest()
         assert load_config(job_file, [change]).identity() != base.identity()
     assert load_config(job_file, ["keep.edges=3"]).digest() != base.digest()
+
+
+def test_every_setting_is_on_the_page_of_job_files(repository):
+    page = (repository / "docs" / "jobs.md").read_text(encoding="utf-8")
+    sections = {title: text for title, _, text in (part.partition("]") for part in page.split("\n## [")[1:])}
+    assert set(sections) == set(JobConfig.model_fields)
+    for name, field in JobConfig.model_fields.items():
+        models = set(_corpus_kinds().values()) if name == "corpus" else {field.annotation}
+        keys = {key for model in models for key in model.model_fields} | ({"preset"} if name == "keep" else set())
+        rows = [line.split("|")[1] for line in sections[name].splitlines() if line.startswith("| `")]
+        assert {part.strip(" `") for row in rows for part in row.split(",")} == keys, name

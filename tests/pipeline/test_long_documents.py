@@ -14,15 +14,60 @@ from headatlas.pipeline.examples import CorpusExample, EncodedExample, TokenSequ
 from headatlas.pipeline.kernel import available
 
 CHILD = Path(__file__).with_name("long_document.py")
-LONG = 12288
+
+
+def peaks(repository: Path, model: str, *sizes: str) -> list[int]:
+    """Largest memory of a process of its own after capturing documents of each size, in bytes."""
+    command = [sys.executable, str(CHILD), model, *sizes]
+    child = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 @pytest.mark.skipif(not available(), reason="the kernel is not compiled; torch operations are tested for their tiles")
-def test_capture_takes_memory_by_the_tokens(repository: Path) -> None:
-    """A tiny causal model in a process of its own: its largest memory after 2,048 and after 12,288 tokens."""
-    child = subprocess.run([sys.executable, str(CHILD)], cwd=repository, capture_output=True, text=True, check=True)
-    short, long = json.loads(child.stdout.splitlines()[-1])
-    assert long - short < LONG**2 / 2, "half of the bytes of the smallest mask"
+@pytest.mark.parametrize("model", ["mistral", "modernbert"])
+def test_capture_takes_memory_by_the_tokens(model: str, repository: Path) -> None:
+    """Tiny models, causal or not, with windows or without, and one of two documents padded to the other's length."""
+    short, long = peaks(repository, model, "4096+", "8192+")
+    assert long - short < 8192**2, "half of the bytes of the smallest mask of both"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not available(), reason="the kernel is not compiled")
+@pytest.mark.parametrize("model", ["llama", "mistral"])
+def test_memory_grows_linearly_up_to_32768_tokens(model: str, repository: Path) -> None:
+    """Twice the tokens, at most about twice the memory beside what the process takes anyway."""
+    first, half, whole = peaks(repository, model, "4096", "16384", "32768")
+    assert whole - first < 32768**2 / 4, "a quarter of the bytes of the smallest mask"
+    assert whole - first < 1.5 * (32768 - 4096) / (16384 - 4096) * (half - first)
+
+
+RUN = """
+import json, resource, sys
+from headatlas.pipeline.config import parse_config
+from headatlas.pipeline.job import prepare_job
+from headatlas.pipeline.projection import project_job
+from headatlas.pipeline.run import execute_job
+
+job = prepare_job(parse_config(json.loads(sys.argv[1])))
+projected = project_job(job, timed=False).peak_bytes
+execute_job(job)
+print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, projected]))
+"""
+
+
+@pytest.mark.parametrize("case", ["short texts, everything", "long documents, query and key"])
+def test_a_job_takes_no_more_memory_than_was_projected(case: str, tiny_job: dict, folder_of, tmp_path: Path) -> None:
+    """Measured over a process of its own, from before the model is loaded; and the projection is no blank cheque."""
+    text = " ".join(["the nurse said that she left"] * (10 if case.startswith("short") else 700))
+    corpus = tmp_path / "long.txt"
+    corpus.write_text((text + "\n") * (1500 if case.startswith("short") else 4), encoding="utf-8")
+    job = {**tiny_job, "corpus": {"kind": "text", "path": str(corpus)}, "run": {"threads": 1}}
+    job["store"] = {"path": str(tmp_path / "store"), "segment_bytes": 64 << 20}
+    if case.startswith("long"):
+        job |= {"model": {"source": str(folder_of("long mistral"))}, "keep": {"preset": "long"}}
+    child = subprocess.run([sys.executable, "-c", RUN, json.dumps(job)], capture_output=True, text=True, check=True)
+    measured, projected = json.loads(child.stdout.splitlines()[-1])
+    assert measured <= projected < 3 * measured
 
 
 def test_the_beginning_of_an_example() -> None:

@@ -25,7 +25,7 @@ struct Row {
 };
 
 struct EdgeScan {
-    const void *key;          // [head][row][k], uint16 or uint32
+    const void *key;          // [head][row][k], uint8, uint16 or uint32
     const uint16_t *weight;   // the same, half precision
     int64_t key_bytes, k, n_heads;
     int64_t key_stride, weight_stride;  // items from head to head
@@ -116,6 +116,10 @@ bool plain(const EdgeScan &scan, int64_t head) {
 
 template <class Key>
 __attribute__((target("avx2"))) inline __m256i eight_keys(const Key *key);
+template <>
+__attribute__((target("avx2"))) inline __m256i eight_keys(const uint8_t *key) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)key));
+}
 template <>
 __attribute__((target("avx2"))) inline __m256i eight_keys(const uint16_t *key) {
     return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)key));
@@ -237,5 +241,9 @@ EXPORTED int headatlas_has_avx2() { return has_avx2(); }
 // 0: done. 1: an edge names a key that its row does not have.
 EXPORTED int headatlas_scan_edges(const EdgeScan *scan, int plain_only) {
     const bool vectors = !plain_only && scan->k % 8 == 0 && has_avx2();
-    return scan->key_bytes == 2 ? !all_heads<uint16_t>(*scan, vectors) : !all_heads<uint32_t>(*scan, vectors);
+    switch (scan->key_bytes) {
+        case 1: return !all_heads<uint8_t>(*scan, vectors);
+        case 2: return !all_heads<uint16_t>(*scan, vectors);
+        default: return !all_heads<uint32_t>(*scan, vectors);
+    }
 }

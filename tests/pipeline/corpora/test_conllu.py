@@ -176,3 +176,67 @@ def test_a_treebank(data_dir: Path, name: str, n_sentences: int, n_words: int):
     for example in examples:
         assert list(example.word_columns["form"]) == spans(example)
         assert example.word_columns["head"].count(-1) == 1  # pyright: ignore[reportArgumentType]
+
+
+def row(number: str, form: str, head: str = "0", misc: str = "_") -> str:
+    return f"{number}\t{form}\t{form}\tX\t_\t_\t{head}\t{'root' if head == '0' else 'dep'}\t_\t{misc}"
+
+
+TRAPS = {
+    "an empty node before the first word": (
+        "# text = go on\n0.1\tI\tI\tPRON\t_\t_\t_\t_\t1:nsubj\t_\n" + row("1", "go") + "\n" + row("2", "on", "1"),
+        "go on",
+        ["go", "on"],
+    ),
+    "a multiword token whose space the range tells, not its words": (
+        "1-2\tdel\t_\t_\t_\t_\t_\t_\t_\tSpaceAfter=No\n"
+        + "\n".join([row("1", "de", "3"), row("2", "el", "3", "SpaceAfter=Yes"), row("3", "mar")]),
+        "delmar",
+        ["del", "del", "mar"],
+    ),
+    "words with spaces inside, and two spaces between": (
+        "# text = 10 000  vil\n" + row("1", "10 000", "2") + "\n" + row("2", "vil"),
+        "10 000  vil",
+        ["10 000", "vil"],
+    ),
+    "SpaceAfter=No among other features": (
+        row("1", "a", "2", "Gloss=x|SpaceAfter=No|Lang=en") + "\n" + row("2", "b", "0", "SpaceAfter=No"),
+        "ab",
+        ["a", "b"],
+    ),
+    "comments without a value, with more than one sign of equality, and between words": (
+        "# just a remark\n#text=x\n# text = x = y\n#\n" + row("1", "x"),
+        "x",
+        ["x"],
+    ),
+    "a comment sign that is a word": ("# text = # 1\n" + row("1", "#", "2") + "\n" + row("2", "1"), "# 1", ["#", "1"]),
+    "no-break spaces and a mark of its own": (
+        "# text = a\u00a0b e\u0301\n" + "\n".join([row("1", "a"), row("2", "b", "1"), row("3", "e\u0301", "1")]),
+        "a\u00a0b e\u0301",
+        ["a", "b", "e\u0301"],
+    ),
+    "a character beyond the first plane counts once": (
+        "# text = \U0001f600 ok\n" + row("1", "\U0001f600", "2") + "\n" + row("2", "ok"),
+        "\U0001f600 ok",
+        ["\U0001f600", "ok"],
+    ),
+}
+
+
+@pytest.mark.parametrize("ends", ["\n\n", "\n", "", "\r\n\r\n", "\n \n\t\n"], ids=repr)
+@pytest.mark.parametrize("trap", TRAPS)
+def test_traps(tmp_path: Path, trap: str, ends: str):
+    """Each sentence twice, with every way a file may end; a byte order mark in front."""
+    content, text, words = TRAPS[trap]
+    content = content.replace("\n", "\r\n") if "\r" in ends else content
+    items = read(tmp_path, "\ufeff" + content + ("\r\n\r\n" if "\r" in ends else "\n\n") + content + ends)
+    assert len(items) == 2
+    for item in items:
+        assert isinstance(item, CorpusExample), item
+        assert (item.text, spans(item)) == (text, words)
+    assert items[0].id != items[1].id
+
+
+def test_the_same_sent_id_twice_gives_two_ids(tmp_path: Path):
+    sentence = "# sent_id = s\n# sent_id = t\n" + row("1", "a") + "\n\n"
+    assert [item.id for item in read(tmp_path, sentence * 3) if isinstance(item, CorpusExample)] == ["s", "s#2", "s#3"]

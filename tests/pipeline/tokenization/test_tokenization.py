@@ -163,7 +163,7 @@ def test_skipping_says_why_and_keeps_the_order(tokenizers):
         CorpusExample("c", "bad \ud800 text"),
         CorpusExample("d", "clock"),
     ]
-    results = encode(examples, tokenizers["wordpiece"], max_tokens=20, on_too_long="skip")
+    results = encode(examples, tokenizers["wordpiece"], max_tokens=20, on_too_long="whole")
     assert [type(result) for result in results] == [EncodedExample, Skipped, Skipped, EncodedExample]
     assert isinstance(results[1], Skipped)
     assert isinstance(results[2], Skipped)
