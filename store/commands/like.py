@@ -78,7 +78,7 @@ def like(
     if as_csv:
         print_csv(heads)
     elif as_json:
-        print(render.to_json({**_json(result, heads, hits), **render.fetched(opened.source)}))
+        print(render.to_json({**_json(result, heads, hits), **render.fetched(opened)}))
     else:
         _print(result, heads, best, hits)
 

@@ -57,7 +57,7 @@ def neurons(
         print_csv(dimensions)
     elif as_json:
         told = {"neurons": _about(result), "dimensions": render.records(dimensions), "pairs": render.records(pairs)}
-        print(render.to_json({**told, **render.fetched(opened.source)}))
+        print(render.to_json({**told, **render.fetched(opened)}))
     else:
         _print(result, dimensions, pairs)
 
