@@ -58,8 +58,9 @@ bench-viewer: .venv/.dev  ## the viewer in a browser, by itself and beside BertV
 check-definitions: .venv/.dev  ## every statistic and score beside slow loops (ARGS="--all": every sentence of EWT dev)
 	$(PY) -m tools.check_definitions $(ARGS)
 
-docs: .venv/.dev  ## the generated pages: docs/cli.md
+docs: .venv/.dev  ## the generated pages: docs/cli.md, docs/patterns.md with its pictures
 	$(PY) tools/cli_reference.py docs/cli.md
+	$(PY) -m tools.patterns_page docs/patterns.md
 
 models: .venv/.dev  ## docs/models.md: every architecture, built small, captured, compared with its eager attention
 	$(PY) -m tools.models_page docs/models.md

@@ -5,32 +5,31 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 
-import numpy as np
-
 from headatlas.pipeline.config import PRESETS
 from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 from .report import machine_facts
 
-COLUMNS = ("bits", "max", "mean", "dropped", "encode", "decode", *STATISTIC_NAMES)
+ATTENTION_COSTS = ("bits", "max", "mean", "dropped", "encode", "decode")
+VECTOR_COSTS = ("bits", "max", "mean", "encode", "decode", "a weight", "max weight", "mean weight", "rebuild")
 _CHANGE = {"entropy": "nats, worst head", "distance": "tokens, worst head"}
-UNITS = (
-    "bits a weight", "weight", "weight", "of a row", "MB/s", "MB/s",
-    *(_CHANGE.get(name, "weight, worst head") for name in STATISTIC_NAMES),
-)  # fmt: skip
-N_COSTS = 6
-"""How many of the columns are not statistics."""
+UNITS = {
+    "bits": "bits a number", "max": "largest error", "mean": "mean error", "dropped": "of a row", "encode": "MB/s",
+    "decode": "MB/s", "a weight": "bits a weight", "max weight": "largest error", "mean weight": "mean error",
+    "rebuild": "MB/s", **{name: _CHANGE.get(name, "weight, worst head") for name in STATISTIC_NAMES},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One line of the table."""
+    """One line of a table: a codec of attention, or of query and key."""
 
     codec: str
     model: str
     length: int
-    values: tuple[float, ...]
-    """In the order of `COLUMNS`; NaN where there is nothing to tell."""
+    values: dict[str, float]
+    """By column: the costs above, and how far each statistic moves."""
+    is_vectors: bool
 
 
 def page(lines: list[Measured], sizes: dict[str, tuple[int, float]], n_tokens: int) -> str:
@@ -45,31 +44,45 @@ def page(lines: list[Measured], sizes: dict[str, tuple[int, float]], n_tokens: i
         f"| `{codec}` | {presets.get(codec, '')} | {n_bytes / 1e6:.1f} | 1/{exact / n_bytes:.1f} | {error:.2g} |"
         for codec, (n_bytes, error) in sizes.items()
     ]
+    attention, vectors = ([line for line in lines if line.is_vectors == which] for which in (False, True))
     return PAGE.format(
         date=datetime.date.today().isoformat(),
         machine=f"{machine['cpu']}, one thread; {versions}",
         tokens=f"{n_tokens:,}",
-        costs=_table(lines, slice(0, N_COSTS)),
-        statistics=_table(lines, slice(N_COSTS, None)),
+        costs=_table(attention, ATTENTION_COSTS),
+        vectors=_table(vectors, VECTOR_COSTS),
+        statistics=_table(lines, STATISTIC_NAMES),
         treebank="\n".join(treebank),
+        rebuilt_error=_largest(vectors, "float16", "max weight"),
     )
 
 
-def _table(lines: list[Measured], columns: slice) -> str:
-    names = COLUMNS[columns]
-    table = [f"| codec | model | tokens | {' | '.join(names)} |", "|---|---|" + "--:|" * (len(names) + 1)]
+def _largest(lines: list[Measured], codec: str, column: str) -> str:
+    """The largest number of a column over all lines of a codec, for a sentence."""
+    return f"{max(line.values[column] for line in lines if line.codec == codec):.2g}"
+
+
+def _table(lines: list[Measured], columns: tuple[str, ...]) -> str:
+    table = [f"| codec | model | tokens | {' | '.join(columns)} |", "|---|---|" + "--:|" * (len(columns) + 1)]
     for line in lines:
-        values = line.values[columns]
-        cells = ("" if np.isnan(v) else f"{v:.0f}" if v >= 99.5 else f"{v:.2g}" for v in values)
-        table.append(f"| `{line.codec}` | {line.model} | {line.length} | {' | '.join(cells)} |")
+        cells = (_cell(line.values.get(column)) for column in columns)
+        name = f"q·k {line.codec}" if line.is_vectors else line.codec
+        table.append(f"| `{name}` | {line.model} | {line.length} | {' | '.join(cells)} |")
     return "\n".join(table)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.2g}"
 
 
 PAGE = """# Codecs: what each costs and loses
 
-Made by `python -m benchmarks.codecs --docs` on {date} ({machine}). Sentences of the English Web Treebank, one after the
-other, in blocks of so many tokens, about {tokens} tokens a line; all layers of MiniLM (which takes 512 tokens), every
-sixth of SmolLM2. Names and exact definitions: [format.md](format.md).
+Made by `make bench` (alone: `make bench ARGS=codecs`) on {date} ({machine}).
+Sentences of the English Web Treebank, one after the other, in blocks of so many tokens, {tokens} tokens a line and at least
+one block; all layers of MiniLM (which takes 512 tokens), every sixth of SmolLM2.
+Names and exact definitions: [format.md](format.md).
 
 ## Which to choose
 
@@ -97,40 +110,49 @@ The whole attention of MiniLM on EWT dev (2,001 sentences), captured once in flo
 hundreds of keys are made of weights below its first step: they become 0, and entropy and distance with them. See the
 `linear8` lines at 256 tokens and more. Linear codes are for short texts, or where only strong weights matter.
 
-**Why 255 steps, and 79.** `sqrt7` takes about one bit a weight less and doubles the largest error to 1/127; `sqrt6` again.
-Any of them ranks heads alike; the default should also serve the views, where 1/255 is one shade of grey. `small` has as
+**Why 255 steps, and 79.** `sqrt7` takes about one bit a weight less and doubles the largest error to 1/127. Both
+rank heads alike; the default should also serve the views, where 1/255 is one shade of grey. `small` has as
 many levels as fit into a seventh of float32 on sentences; `linear8` is smaller still there, but see above.
 
 **When to leave weights out.** `top_k:K` and `threshold:T` keep the strong weights of each row and say of each row how much
-they left out (*dropped*). On long texts they are a tenth of the default. But a statistic or a sum over all keys computed
-from them is wrong by what was dropped, which on long rows is a third to a half: searches give the mass as a span, and the
+they left out (*dropped*). On texts of 512 tokens and more they are a quarter to a sixteenth of the default. But a statistic or
+a sum over all keys computed from them is wrong by what was dropped, there an eighth to more than a half: searches give the mass as a span, and the
 statistics that a store keeps beside it are computed before. Take them for strong edges on long texts, with `statistics`
 kept; on sentences a dense codec of 16 levels (`linear:16`) takes a third of their bytes.
 
 **When to leave attention out.** Query, key and logsumexp take the same bytes a token whatever the length, so their bits a
 weight fall as texts grow, and in float16 the rebuilt attention is nearer to the model's than that of `sqrt8`: below, at
-most .0025 off. Each row is divided by the sum of its rebuilt weights; without that the same lines were up to .016 off. The
+most {rebuilt_error} off. Each row is divided by the sum of its rebuilt weights; without that the same lines were up to .016 off. The
 price is time: a tile is computed, not read. `bfloat16` rounds eight times as coarsely: take it only where float16
-overflows. `int8` halves the bytes again and is another three times as coarse: enough to see what a head does, not to
-measure it; statistics that are kept were computed before. What cannot be rebuilt (a bias that depends on more than the
+overflows. `int8` halves the bytes again and is another three to four times as coarse: enough to see what a head does, not
+to measure it; statistics that are kept were computed before. What cannot be rebuilt (a bias that depends on more than the
 distance of two tokens) says so when it is asked for; a model that hides other keys than its causal and window settings say
 is refused at capture.
 
-## Bits, errors, speed
+## Attention: bits, errors, speed
 
 - **bits**: on disk, for each weight that a site has (causal sites: of the lower triangle). float32 takes 32.
 - **max**, **mean**: absolute error of a weight, those that are left out included. **dropped**: mean mass of a row that a
   sparse codec leaves out.
 - **encode**, **decode**: MB of float32 attention a second, rounding and zstd, on a machine that others used too: compare
   the lines with each other. Sparse codecs are encoded as `convert` does, in numpy; a capture does it on the device.
-- `q·k` lines: attention rebuilt from query, key and logsumexp; bits of all three. Decode is rebuilding.
 
 {costs}
 
+## Query and key: bits, errors, speed
+
+- **bits**: on disk, for each number of query and key; they are not compressed. `int8` with its scales.
+- **max**, **mean**: absolute error of such a number. **encode**, **decode**: MB of float32 vectors a second.
+- **a weight**: bits of query, key and logsumexp for each weight that a site has, to hold against the table above.
+- **max weight**, **mean weight**: absolute error of the attention that is rebuilt from them. **rebuild**: MB of float32
+  attention a second.
+
+{vectors}
+
 ## Change of each statistic
 
-The head whose mean changes most, where statistics are computed from what was stored: entropy in nats, distance in tokens,
-all others in weight. Statistics that a store keeps are computed before rounding.
+The head whose mean changes most, where statistics are computed from what was stored (`q·k`: from rebuilt attention):
+entropy in nats, distance in tokens, all others in weight. Statistics that a store keeps are computed before rounding.
 
 {statistics}
 """

@@ -1,8 +1,8 @@
 """Many readers of one viewer: bare web sockets that open sessions and click in the head map, once a second each.
 
 ``python -m benchmarks.viewer_load URL SESSIONS SECONDS LAYERS HEADS`` prints the milliseconds of every click as JSON; it
-is a process of its own, so that the server's work is not measured with its readers'. A click is answered when a message
-comes whose new address names the clicked head.
+is a process of its own, so that the server's work is not measured with its readers'. A click is answered when the
+message comes with which the inspector names the head.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Reader:
         await self.send("PATCH-DOC", {"events": [change]})
 
     async def click(self, layer: int, head: int) -> None:
-        """Choose a head and wait for the address that names it."""
+        """Choose a head and wait until the inspector names it."""
         started = time.perf_counter()
         patch = {"type": "map", "entries": [["layer", layer], ["head", head]]}
         data = {"type": "map", "entries": [["go", patch]]}
         await self.event("data_event", model={"id": self.head_map}, data=data)
-        wanted = re.compile(rf"layer={layer}&head={head}(?![0-9])")
+        wanted = re.compile(rf"layer {layer}, head {head}(?![0-9])")  # what the inspector says
         async with asyncio.timeout(ANSWER_S):
             while not wanted.search((await self.message())[1]):
                 pass

@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from headatlas.store.commands.life import AsJson, StorePath
+
 app = typer.Typer(rich_markup_mode="rich")
 
 
 @app.command(rich_help_panel="Store")
 def annotate(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a trace store.", show_default=False)],
+    store: StorePath,
     file: Annotated[
         Path | None,
         typer.Argument(
@@ -36,7 +38,7 @@ def annotate(
     description: Annotated[str, typer.Option(help="Kept with the layer.")] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a layer of that name.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take the layer of that name out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Add an annotation of examples, words or tokens to a written store. Nothing is written anew.
 

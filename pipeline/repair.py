@@ -21,13 +21,19 @@ Repairs = dict[int, SegmentEntry | Dropped]
 def find_repairs(writer: StoreWriter, on_event: Callable[[Event], None] = lambda event: None) -> Repairs:
     """The segments in which a full verification finds damage, and those that were dropped.
 
+    Layers beside segments come from elsewhere: a damaged one is told, with what to do.
+
     Raises
     ------
     CorruptSegmentError
         The newest manifest itself is damaged.
     """
     on_event(Stage("verifying every byte of the store"))
-    damaged = {finding.segment for finding in verify_store(writer.path, full=True).findings}
+    findings = verify_store(writer.path, full=True).findings
+    for finding in findings:
+        if finding.layer is not None:
+            on_event(Stage(f"not repaired: {finding.object}: {finding.problem}"))
+    damaged = {finding.segment for finding in findings if finding.layer is None}
     dropped = {row.index: row for row in writer.manifest.dropped}
     found: Repairs = dropped | {entry.index: entry for entry in writer.manifest.segments if entry.index in damaged}
     for rows, what in ((found.keys() - dropped.keys(), "are damaged"), (dropped.keys(), "were dropped")):

@@ -17,6 +17,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema import CaptureMode, Site, SiteName
 
 from .capture import SUPPORTED, AttentionCall, capturing
+from .rotary import rotary_frequency, watching_rotation
 from .score_parts import find_parts, has_bias
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         No attention, or not all layers, went through the interface; or layers differ in shape.
     """
     recorder = _Recorder()
-    with capturing(model, recorder):
+    with capturing(model, recorder), watching_rotation(model) as rotation:
         model(**inputs, **forward_options(model))
     if not recorder.calls:
         raise UnsupportedModelError(
@@ -142,7 +143,10 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     order: list[SiteName] = [name for name in get_args(SiteName) if name in by_site]
     # A decoder that is given encoder states has two sequences too, whatever its configuration calls it.
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
-    return ModelSites(tuple(_site(name, by_site[name], rotary, two_sided) for name in order), tuple(calls))
+    turned = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
+    frequency = rotary_frequency(rotation, turned)
+    made = (_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order)
+    return ModelSites(tuple(made), tuple(calls))
 
 
 def forward_options(model: PreTrainedModel) -> dict[str, Any]:
@@ -192,7 +196,9 @@ def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
-def _site(name: SiteName, calls: list[AttentionCall], rotary: bool, two_sided: bool) -> Site:
+def _site(
+    name: SiteName, calls: list[AttentionCall], rotary: bool, frequency: tuple[float, ...], two_sided: bool
+) -> Site:
     shapes = {(call.query.shape[1], call.key.shape[1], call.query.shape[3]) for call in calls}
     if len(shapes) > 1:
         raise UnsupportedModelError(
@@ -212,6 +218,7 @@ def _site(name: SiteName, calls: list[AttentionCall], rotary: bool, two_sided: b
         softcap=tuple(call.softcap for call in calls),
         window=tuple(call.window for call in calls),
         rotary=rotary,
+        rotary_frequency=frequency,
         has_sinks=any(call.sinks is not None for call in calls),
         has_position_bias=any(has_bias(call) for call in calls),
         score_parts=find_parts(calls),

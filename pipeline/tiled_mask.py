@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from transformers.masking_utils import and_masks, padding_mask_function, prepare_padding_mask, sdpa_mask
 
 from .planning import DENSE_PAIRS
@@ -25,7 +26,7 @@ class TiledMask(torch.Tensor):
     function: MaskFunction
     offsets: tuple[int, int]
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
     def __new__(
@@ -71,7 +72,7 @@ class TiledMask(torch.Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Operations that know nothing of this class get the whole mask."""
-        plain = torch.utils._pytree.tree_map_only(TiledMask, TiledMask.dense, (args, kwargs or {}))
+        plain = tree_map_only(TiledMask, TiledMask.dense, (args, kwargs or {}))
         return func(*plain[0], **plain[1])
 
 

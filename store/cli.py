@@ -33,6 +33,9 @@ _OWN = (
     "headatlas.store.commands.statistics",
     "headatlas.store.commands.relations",
     "headatlas.store.commands.contrast",
+    "headatlas.store.commands.like",
+    "headatlas.store.commands.neurons",
+    "headatlas.store.commands.similar",
     "headatlas.store.commands.life",
     "headatlas.store.cli",
     "headatlas.viewer.cli",
@@ -142,7 +145,7 @@ def _print_verification(result: Verification) -> None:
         first, last = finding.first_example, finding.last_example
         touched = "no example" if first is None else f"examples {first} to {last}"
         console.print(f"  {finding.object}  ({touched})\n    {finding.problem}", soft_wrap=True)
-    if any(finding.segment is not None for finding in result.findings):
+    if any(finding.segment is not None and finding.layer is None for finding in result.findings):
         console.print("Its job writes damaged segments again: headatlas run JOB --repair")
 
 
@@ -210,7 +213,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     for path, (stored, raw) in arrays.items():
         table.add_row(path, size_text(stored), size_text(raw), f"{raw / stored:.2f}" if stored and raw else "")
     console.print(table)
-    if fetched := fetched_text(opened.source):
+    if fetched := fetched_text(opened):
         console.print(fetched)
 
 

@@ -43,6 +43,17 @@ class Layer(_Frozen):
         """The array, or the group of the column's arrays, that it adds to a segment."""
         return layer_path(self.name, self.level, self.place)
 
+    @property
+    def remedy(self) -> str:
+        """What to do about a damaged one."""
+        again = f"headatlas annotate STORE FILE --name {self.name} --replace"
+        if self.level == "statistic":
+            again = f'Store.add_statistic("{self.name}", values, replace=True)'
+        return (
+            f"No job makes layer {self.name} again. Restore the object, or add the layer again ({again}), or take it out "
+            f"(headatlas annotate STORE --name {self.name} --remove)."
+        )
+
 
 class LayerEntry(_Frozen):
     """A layer of one segment: `bytes` and `sha256` are those of its segment.json, `data_bytes` of all it lists."""

@@ -12,7 +12,7 @@ import datetime
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from .schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec
 from .source import ObjectSource, source_of
 
 MANIFEST_MAX_BYTES = 256 << 20
+KEPT_MANIFESTS = 16
+"""How many of the newest manifests a commit leaves alone."""
 _HEAD = b'{"checksum": "'
 _DIGEST = r"^[0-9a-f]{64}$"
 
@@ -172,13 +174,31 @@ def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tupl
         if number is None:
             number = numbers[-1]
         elif number not in numbers:
-            raise NotFoundError(f"{source.location} has no manifest {number}; it has {numbers[0]} to {numbers[-1]}.")
+            raise NotFoundError(
+                f"{source.location} has no manifest {number}; it has {_spans(numbers)}.{_why_gone(number, numbers)}"
+            )
     name = manifest_name(number)
     data = source.read_small(name, MANIFEST_MAX_BYTES)
     manifest = _parse(data, name)
     if manifest.number != number:
         raise FormatError(f"{name} says it is number {manifest.number}; it was renamed. Do not trust this store.")
     return manifest, hashlib.sha256(data).hexdigest()
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: 0, 3 to 18."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    stops = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in zip(starts, stops, strict=True))
+
+
+def _why_gone(number: int, numbers: Sequence[int]) -> str:
+    if not 0 <= number < numbers[-1]:
+        return ""
+    return (
+        f" Commits leave the newest {KEPT_MANIFESTS} snapshots and those that somebody has open; an older number is gone "
+        "where the newest has all of its segments. Open the newest; to come back to a state, copy the store or keep it open."
+    )
 
 
 def _expected(source: ObjectSource) -> str:

@@ -56,6 +56,9 @@ class Site(_Frozen):
     window: tuple[Annotated[int, Field(gt=0)] | None, ...]
     rotary: bool = False
     """Whether query and key carry a rotary position embedding (dimensions then come in pairs)."""
+    rotary_frequency: tuple[float, ...] = ()
+    """Of each dimension of a head: the angle in radians by which it turns from a token to the next, 0 where it does not
+    turn. The two of a pair have the same. Empty where it is not known, or layers differ."""
     has_sinks: bool = False
     """Rows sum to less than 1: a learned sink takes the rest."""
     has_position_bias: bool = False
@@ -68,6 +71,10 @@ class Site(_Frozen):
         for name in ("scaling", "softcap", "window"):
             if len(getattr(self, name)) != self.n_layers:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries; expected {self.n_layers}")
+        if self.rotary_frequency and len(self.rotary_frequency) != self.d_head:
+            raise ValueError(
+                f"rotary_frequency has {len(self.rotary_frequency)} entries; expected {self.d_head} or none"
+            )
         return self
 
     def n_pairs(self, n_queries: int, n_keys: int) -> int:

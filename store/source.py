@@ -49,6 +49,10 @@ class ObjectFile(Protocol):
         """What `read_at` gives for each range, in order; as few requests as can be."""
         ...
 
+    def prefetch(self, ranges: Sequence[Range]) -> None:
+        """Ranges that will be read next, as they are here: over a network they are fetched at once."""
+        ...
+
     def __enter__(self) -> ObjectFile: ...
 
     def __exit__(
@@ -107,8 +111,11 @@ class ObjectSource(Protocol):
         """
         ...
 
-    def open_seekable(self, folder: str, item: StoredObject) -> str | io.BufferedReader:
-        """What a library that opens files itself is given: a path, or an object with read and seek."""
+    def open_seekable(self, folder: str, item: StoredObject, head_bytes: int) -> str | io.BufferedReader:
+        """What a library that opens files itself is given: a path, or an object with read and seek.
+
+        It will want the first `head_bytes`: over a network they come at once.
+        """
         ...
 
     def prefetch(self, folder: str, items: Sequence[StoredObject]) -> None:
@@ -132,6 +139,9 @@ class LocalFile:
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
         """See `ObjectFile.read_ranges`."""
         return (os.pread(self._fd, n_bytes, offset) for offset, n_bytes in ranges)
+
+    def prefetch(self, ranges: Sequence[Range]) -> None:
+        """See `ObjectFile.prefetch`: the system does."""
 
     def __enter__(self) -> LocalFile:
         return self
@@ -178,7 +188,7 @@ class LocalSource:
         """See `ObjectSource.open`."""
         return LocalFile(f"{self.location}/{folder}/{item.path}")
 
-    def open_seekable(self, folder: str, item: StoredObject) -> str | io.BufferedReader:
+    def open_seekable(self, folder: str, item: StoredObject, head_bytes: int) -> str | io.BufferedReader:
         """See `ObjectSource.open_seekable`: the path."""
         return f"{self.location}/{folder}/{item.path}"
 

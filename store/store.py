@@ -22,22 +22,20 @@ from .errors import ConfigError, NotFoundError, located
 from .layers import Layer
 from .life.private import hold_manifest
 from .manifest import Manifest, read_manifest
+from .questions import Questions
 from .reading.cache import ByteCache
 from .reading.example import Example as Example
 from .reading.examples import Examples, join_columns
 from .reading.frames import FrameLibrary, as_library, examples_frame, tokens_frame
 from .reading.lazy_traces import lazy_traces
-from .reading.segment import EDGES_MAX_BYTES, TABLES_MAX_BYTES, Segment, missing_array
+from .reading.segment import EDGES_MAX_BYTES, TABLES_MAX_BYTES, Segment
+from .reading.statistics import read_statistics
 from .schema import Site, TraceSpec
 from .source import CACHE_BYTES, ObjectSource, open_source
-from .statistics.corpus import statistics_dataset
 from .tokens import Column
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from .patterns import Pattern
-    from .search.search import SearchResult
 
 
 def open_store(
@@ -57,7 +55,8 @@ def open_store(
         A folder, or a URL of any protocol that fsspec knows: ``s3://bucket/traces``, ``https://host/traces``. Stores
         are read from URLs, not written.
     manifest
-        The number of a snapshot.
+        The number of a snapshot. One that is not among the newest 16 may be gone after any commit, unless it is open
+        somewhere.
     storage_options
         For fsspec, with a URL: credentials, ``{"endpoint_url": "http://127.0.0.1:9000"}``. They go into pickles.
     cache_bytes
@@ -89,7 +88,7 @@ def _opened(
     return Store(source, manifest, reopen=(place, options, cache_bytes, cache_dir, edges_bytes))
 
 
-class Store:
+class Store(Questions):
     """A snapshot of a trace store. Safe from many threads; pickles as its place and manifest number."""
 
     def __init__(
@@ -111,7 +110,6 @@ class Store:
             Segment(source, entry, self.spec, cache=cache, traces=traces) for entry in self.manifest.segments
         )
         self._starts = np.array([s.first_example for s in self.segments], dtype=np.int64)
-        self._columns: dict[str, Column] | None = None
 
     def __repr__(self) -> str:
         return f"Store({self.location!r}, manifest {self.manifest.number}, {self.n_examples} examples)"
@@ -235,12 +233,14 @@ class Store:
 
     def example_columns(self) -> dict[str, Column]:
         """Every example's annotations; a column that some segments lack is missing (-1, None) there. Kept."""
-        if self._columns is None:
-            parts = [segment.columns() for segment in self.segments]
-            names = dict.fromkeys(name for part in parts for name in part)
-            lengths = [segment.n_examples for segment in self.segments]
-            self._columns = {name: join_columns([part.get(name) for part in parts], lengths) for name in names}
         return self._columns
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        parts = [segment.columns() for segment in self.segments]
+        lengths = [segment.n_examples for segment in self.segments]
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: join_columns([part.get(name) for part in parts], lengths) for name in names}
 
     def statistics(self, site: str | None = None) -> xr.Dataset:
         """One float32 variable a statistic, dims (layer, head, example), with units; NaN where no row counts.
@@ -252,23 +252,7 @@ class Store:
         NotFoundError
             Statistics were not kept.
         """
-        found = self.site(site)
-        added = [layer for layer in self.layers if layer.level == "statistic" and layer.place == found.name]
-        if not self.spec.keep.statistics and not added:
-            raise NotFoundError(f"{self.location}: {missing_array(f'{found.name}/statistics', self.spec)}")
-        names = self.spec.statistics if self.spec.keep.statistics else ()
-        empty = np.empty((len(names), found.n_layers, found.n_heads, 0), np.float32)
-        parts = [segment.statistics(found.name) for segment in self.segments if names]
-        values = np.concatenate([empty, *parts], axis=-1) if names else empty
-        data = statistics_dataset(values, names, found, {"example": self.example_numbers()})
-        for layer in added:
-            parts = [segment.layer_statistic(layer.name, found.name) for segment in self.segments]
-            attributes = {"long_name": layer.name, "units": layer.unit, "description": layer.description}
-            data[layer.name] = (("layer", "head", "example"), np.concatenate(parts, axis=-1), attributes)
-        ids = [
-            name.encode("utf-8", "backslashreplace").decode() for name in self.example_ids()
-        ]  # pandas takes no surrogate
-        return data.assign_coords(id=("example", np.array(ids, dtype=object)))
+        return read_statistics(self, self.site(site))
 
     def attention(self, site: str | None = None) -> xr.DataArray:
         """Attention of every example, decoded when computed: dask-backed, dims (layer, head, pair).
@@ -374,20 +358,6 @@ class Store:
         return add_statistic(
             self, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace
         )
-
-    def search(self, pattern: str | Pattern, site: str | None = None) -> SearchResult:
-        """Rank the heads of a site by how much of their attention follows a pattern.
-
-        `headatlas.store.search.search.search` is the same with progress, cancelling and a choice of what is read.
-
-        Raises
-        ------
-        PatternError
-            The expression cannot be read, or names something unknown.
-        """
-        from .search.search import search  # reads stores itself
-
-        return search(self, pattern, site)
 
     def example_numbers(self) -> np.ndarray:
         """The numbers of the committed examples, ascending, int64."""

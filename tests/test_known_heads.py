@@ -12,6 +12,7 @@ import pytest
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.run import run_job
 from headatlas.store import open_store
+from headatlas.store.search.neurons import neurons
 from headatlas.store.statistics.definitions import aggregate
 from headatlas.store.statistics.measured import measured_statistics
 from headatlas.store.statistics.published import published_table
@@ -52,6 +53,16 @@ def test_heads_set_by_hand_are_ranked_first_with_mass_1(tmp_path):
     induction = store.search("induction").table().iloc[0]
     assert induction["offset_lift"] > 5  # copies come back after many different distances
     assert induction["q_value"] < 1e-6
+    # The induction head compares tokens by their id, the other positions: each in a dimension of its own.
+    repeated = next(ids for ids in repeated_tokens(1, np.arange(1, N_TOKENS)))
+    token = next(i for i in repeated if repeated.count(i) == 2)
+    for pattern, head, dimension in (
+        (f'induction and query.text == "w{token}"', INDUCTION, token),
+        ("previous_token and query.position == 7", PREVIOUS, 7),
+    ):
+        carried = neurons(store, pattern, *head).table().iloc[0]
+        assert carried["dimension"] == dimension
+        assert carried["share"] > 0.95
     for name, head in (("previous", PREVIOUS), ("induction", INDUCTION)):
         one = measured_statistics(store, [name], cache=False)[name]
         mean = aggregate(one.values, one.rows)

@@ -109,6 +109,8 @@ def take(address: str, names: list[str], folder: Path) -> list[str]:
             page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
             page.goto(f"{address}?{urlencode(PICTURES[name])}")
             page.locator(DRAWN[str(PICTURES[name]["page"])]).first.wait_for(state="attached", timeout=60_000)
+            if PICTURES[name].get("view") == "space":  # placed in the background
+                page.locator("canvas[data-shade]").wait_for(timeout=60_000)
             page.wait_for_load_state("networkidle")
             page.wait_for_timeout(1_000)  # the last frame arrives over the web socket, which counts as no request
             page.screenshot(path=folder / f"{name}.png")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -262,8 +263,8 @@ class DataSource:
         usable = {}
         for name, item in LIBRARY.items():
             try:
-                self.check_pattern(item.expression, "")
-                usable[name] = item
+                self.check_pattern(item.filled, "")
+                usable[name] = replace(item, expression=item.filled) if item.parameters else item
             except PatternError:
                 continue
         return usable

@@ -149,7 +149,7 @@ def neighbour_plane(found: Sample) -> Plane:
             "UMAP is not installed; pip install 'headatlas[umap]', or stay with principal components."
         ) from None
     query, key, factor = balanced(found)
-    places = UMAP(n_neighbors=15, min_dist=0.1, random_state=0).fit_transform(np.concatenate([query, key]))
+    places = UMAP(n_neighbors=15, min_dist=0.1, random_state=0, n_jobs=1).fit_transform(np.concatenate([query, key]))
     places = np.asarray(places, np.float32)
     return Plane(places[: len(query)], places[len(query) :], float("nan"), factor)
 

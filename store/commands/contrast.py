@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .query import AsCsv, AsJson, SiteName, StorePath, Top, first_rows, searched
+from .query import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, first_rows, read_pattern, searched
 
 if TYPE_CHECKING:
     from ..search.contrast import Contrast
@@ -29,6 +29,7 @@ def contrast(
     ] = None,
     top: Top = None,
     examples: Annotated[int, typer.Option("--examples", min=0, help="How many pairs of the head.")] = 3,
+    patterns: Patterns = None,
     site: SiteName = None,
     as_csv: AsCsv = False,
     as_json: AsJson = False,
@@ -43,7 +44,7 @@ def contrast(
 
     opened = open_store(store)
     pairs = measure.minimal_pairs(opened, pair, variant, between)
-    result = measure.contrast(searched(opened, expression, site, "auto"), pairs)
+    result = measure.contrast(searched(opened, read_pattern(expression, patterns), site, "auto"), pairs)
     ranked = result.table()
     heads = first_rows(ranked, top, everything=as_csv or as_json)
     if as_csv:
@@ -51,7 +52,7 @@ def contrast(
         return
     best = (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     if as_json:
-        print(render.to_json(_json(result, render.records(heads), best, examples)))
+        print(render.to_json(_json(result, render.records(heads), best, examples) | render.fetched(opened)))
         return
     _print(result, heads, best, examples, opened)
 
@@ -96,3 +97,5 @@ def _print(result: Contrast, heads: object, best: tuple[int, int], n: int, store
         console.print(f"{difference:+.3f}  {render.printable(name)}", style="dim", markup=False)
         for number in (a, b):
             console.print("  " + render.printable(store.examples[number].text), markup=False, soft_wrap=True)
+    if fetched := render.fetched_text(store):
+        console.print(fetched, style="dim")

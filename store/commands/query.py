@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -14,14 +15,16 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from ..patterns import Pattern
     from ..search.scan import Asked
-    from ..search.search import SearchResult
+    from ..search.search import ExampleHit, SearchResult
     from ..search.tasks import Client
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
 _PANEL = "Query"
-_TOP = 12
+TOP = 12
+"""Rows of a table for people."""
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a trace store.", show_default=False)]
 SiteName = Annotated[
@@ -32,7 +35,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs; a
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print the heads as CSV; all of them unless --top is given.")]
 Select = Annotated[str | None, typer.Option("--select", metavar="STORE", help="Choose on this store…", show_default=False)]  # fmt: skip
 Score = Annotated[str | None, typer.Option("--score", metavar="STORE", help="…and report on this one.", show_default=False)]  # fmt: skip
-Top = Annotated[int | None, typer.Option("--top", min=0, help=f"How many heads; default {_TOP} for people.", show_default=False)]  # fmt: skip
+Top = Annotated[int | None, typer.Option("--top", min=0, help=f"How many heads; default {TOP} for people.", show_default=False)]  # fmt: skip
+
+Patterns = Annotated[Path | None, typer.Option("--patterns", metavar="FILE", help="A TOML file of named patterns to use beside the built-in ones.", show_default=False)]  # fmt: skip
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -65,6 +70,7 @@ def search(
             "attention is rebuilt; exact: attention, else rebuilt."
         ),
     ] = "auto",
+    patterns: Patterns = None,
     approximate: Annotated[
         bool,
         typer.Option("--approximate", help="Stop at the bound that the stored edges give: a fraction of the time."),
@@ -94,10 +100,11 @@ def search(
     if approximate and level != "auto":
         raise ConfigError(f"--approximate chooses what to read; expected it without --level {level}")
     first, second, expression = _stores_and_expression(store, expression, select, score)
+    pattern = read_pattern(expression, patterns)
     with cluster(scheduler) as client:
         asked = "approximate" if approximate else level
-        result = searched(second, expression, site, asked, client)
-        chosen = None if first is None else searched(first, expression, site, asked, client)
+        result = searched(second, pattern, site, asked, client)
+        chosen = None if first is None else searched(first, pattern, site, asked, client)
     if chosen is None:
         proof, ranked = result.evidence, result.table(by)
     else:
@@ -110,7 +117,7 @@ def search(
     best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     hits = result.top_examples(*best, examples)
     if as_json:
-        print(render.to_json({**render.search_json(result, heads, hits, proof), **render.fetched(second.source)}))
+        print(render.to_json({**render.search_json(result, heads, hits, proof), **render.fetched(first, second)}))
         return
     console = console_for_people()
     console.print(render.heads_table(heads))
@@ -120,39 +127,40 @@ def search(
     console.print(render.evidence_text(proof), style="dim", soft_wrap=True)
     if first is not None:
         console.print(f"Ranked and offset chosen on {render.printable(first.location)}.", style="dim", soft_wrap=True)
-    if hits:
-        console.print(
-            f"\nExamples of head {best[0]}.{best[1]}: \\[query] «key», weight of that edge, mass of the example"
-        )
-    for hit in hits:
-        tokens = second.examples[hit.example]
-        query = tokens.tokens(result.site.query_sequence)
-        same = result.site.key_sequence == result.site.query_sequence
-        line = render.edge_text(
-            query, query if same else tokens.tokens(result.site.key_sequence), hit.query_pos, hit.key_pos
-        )
-        console.print(f"{hit.weight:.3f}  {hit.score:.3f}  {render.printable(hit.id)}", style="dim", markup=False)
-        console.print(line, soft_wrap=True)
-    if fetched := render.fetched_text(second.source):
+    print_hits(console, result, best, hits)
+    if fetched := render.fetched_text(first, second):
         console.print(fetched, style="dim")
 
 
 @app.command(rich_help_panel=_PANEL)
-def patterns(as_json: AsJson = False) -> None:
-    """List the built-in patterns: each may be used by its name in an expression.
+def patterns(
+    patterns: Annotated[
+        Path | None,
+        typer.Option(
+            "--patterns", metavar="FILE", help="Also those of a TOML file; it is checked.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the named patterns: each may be used by its name in an expression, with its parameters in parentheses.
 
     Example: [bold]headatlas patterns[/bold]
     """
-    from ..patterns import LIBRARY
+    from ..patterns import LIBRARY, read_patterns
+    from ..patterns.tree import value_text
     from . import render
 
+    library = LIBRARY if patterns is None else read_patterns(patterns)
     if as_json:
-        keys = ("name", "label", "expression", "description")
-        print(render.to_json({"patterns": [{key: getattr(p, key) for key in keys} for p in LIBRARY.values()]}))
+        keys = ("name", "label", "expression", "description", "parameters")
+        print(render.to_json({"patterns": [{key: getattr(p, key) for key in keys} for p in library.values()]}))
         return
+    from rich.text import Text
+
     console = console_for_people()
-    for pattern in LIBRARY.values():
-        console.print(f"[bold]{pattern.name}[/bold]  {pattern.description}", soft_wrap=True)
+    for pattern in library.values():
+        given = ", ".join(f"{name}={value_text(value)}" for name, value in pattern.parameters.items())
+        console.print(Text(pattern.name, "bold") + Text(f"({given})" if given else ""), Text(render.printable(pattern.description)), sep="  ", soft_wrap=True)  # fmt: skip
         console.print(f"  {pattern.expression}", style="blue", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -185,8 +193,19 @@ def _stores_and_expression(
     return *chosen_stores(store, select, score), expression
 
 
+def read_pattern(expression: str, patterns: Path | None) -> Pattern:
+    """Read an expression, with the named patterns of a file if one is given."""
+    from ..patterns import LIBRARY, Pattern, read_patterns
+
+    return Pattern.parse(expression, LIBRARY if patterns is None else read_patterns(patterns))
+
+
 def searched(
-    store: Store, expression: str, site: str | None, level: Asked, client: Client | None = None
+    store: Store,
+    expression: str | Pattern,
+    site: str | None,
+    level: Asked,
+    client: Client | None = None,
 ) -> SearchResult:
     """Search with a progress bar where a person is looking."""
     from ..search.search import search
@@ -206,6 +225,23 @@ def searched(
             client=client,
             on_progress=lambda done: progress.update(task, completed=done.n_examples_done),
         )
+
+
+def print_hits(console: Console, result: SearchResult, head: tuple[int, int], hits: list[ExampleHit]) -> None:
+    """Print examples of a head, each with its strongest matching edge."""
+    from . import render
+
+    if hits:
+        console.print(
+            f"\nExamples of head {head[0]}.{head[1]}: \\[query] «key», weight of that edge, mass of the example"
+        )
+    for hit in hits:
+        tokens = result.store.examples[hit.example]
+        query = tokens.tokens(result.site.query_sequence)
+        same = result.site.key_sequence == result.site.query_sequence
+        key = query if same else tokens.tokens(result.site.key_sequence)
+        console.print(f"{hit.weight:.3f}  {hit.score:.3f}  {render.printable(hit.id)}", style="dim", markup=False)
+        console.print(render.edge_text(query, key, hit.query_pos, hit.key_pos), soft_wrap=True)
 
 
 def _summary(result: SearchResult, store: Store) -> str:
@@ -242,7 +278,7 @@ def head_of(text: str) -> tuple[int, int]:
 
 def first_rows(heads: pd.DataFrame, top: int | None, *, everything: bool) -> pd.DataFrame:
     """As many rows as were asked for; without a number all of them for programs, twelve for people."""
-    return heads.head(len(heads) if top is None and everything else _TOP if top is None else top)
+    return heads.head(len(heads) if top is None and everything else TOP if top is None else top)
 
 
 def print_csv(heads: pd.DataFrame) -> None:

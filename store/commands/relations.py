@@ -61,7 +61,7 @@ def relations(
         figure.write_text(relations_figure(supported, _title(first, second)), encoding="utf-8")
     table = atlas.table(every_head=True) if every_head else best
     if as_json:
-        print(render.to_json(render.relations_json(table)))
+        print(render.to_json(render.relations_json(table) | render.fetched(first, second)))
     elif as_csv:
         print(table.to_csv(index=False, lineterminator="\n"), end="")
     else:
@@ -133,3 +133,5 @@ def _print(atlas: RelationAtlas, table: pd.DataFrame, few: pd.DataFrame, first: 
             markup=False,
             soft_wrap=True,
         )
+    if fetched := render.fetched_text(first, second):
+        console.print(fetched, style="dim")

@@ -20,7 +20,7 @@ from ..patterns.lexer import printable
 if TYPE_CHECKING:
     from ..search.evidence import Evidence
     from ..search.search import ExampleHit, SearchResult
-    from ..source import ObjectSource
+    from ..store import Store
     from ..tokens import TokenTable
 
 BAR_WIDTH = 12
@@ -67,17 +67,19 @@ def search_json(
             "minimum_rows": proof.minimum_rows,
         },
         "heads": records(heads),
-        "examples": [
-            {
-                "example": hit.example,
-                "id": hit.id,
-                "layer": hit.layer,
-                "head": hit.head,
-                "score": plain(hit.score),
-                "edge": {"query_pos": hit.query_pos, "key_pos": hit.key_pos, "weight": plain(hit.weight)},
-            }
-            for hit in hits
-        ],
+        "examples": [hit_json(hit) for hit in hits],
+    }
+
+
+def hit_json(hit: ExampleHit) -> dict[str, Any]:
+    """One example of a head, for programs."""
+    return {
+        "example": hit.example,
+        "id": hit.id,
+        "layer": hit.layer,
+        "head": hit.head,
+        "score": plain(hit.score),
+        "edge": {"query_pos": hit.query_pos, "key_pos": hit.key_pos, "weight": plain(hit.weight)},
     }
 
 
@@ -197,14 +199,19 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}" if math.isfinite(share) else "–"
 
 
-def fetched(source: ObjectSource) -> dict[str, int]:
-    """For programs: what came over a network so far; nothing for a folder."""
-    return {} if source.folder else {"bytes_fetched": source.bytes_fetched, "requests": source.n_requests}
+def fetched(*stores: Store | None) -> dict[str, int]:
+    """For programs: what came over a network so far for these stores; nothing for folders."""
+    remote = [store.source for store in stores if store is not None and store.source.folder is None]
+    if not remote:
+        return {}
+    sums = sum(source.bytes_fetched for source in remote), sum(source.n_requests for source in remote)
+    return dict(zip(("bytes_fetched", "requests"), sums, strict=True))
 
 
-def fetched_text(source: ObjectSource) -> str:
+def fetched_text(*stores: Store | None) -> str:
     """The same for people."""
-    return "" if source.folder else f"{size_text(source.bytes_fetched)} fetched in {source.n_requests:,} requests."
+    told = fetched(*stores)
+    return f"{size_text(told['bytes_fetched'])} fetched in {told['requests']:,} requests." if told else ""
 
 
 def specialised_table(heads: pd.DataFrame) -> Table:

@@ -100,7 +100,7 @@ def stats(
     heads = first_rows(heads, top, everything=as_csv or as_json)
     if as_json:
         told = {"definition": definition} if definition else {}
-        print(render.to_json({**told, "heads": render.records(heads), **render.fetched(opened.source)}))
+        print(render.to_json({**told, "heads": render.records(heads), **render.fetched(opened)}))
     elif as_csv:
         print_csv(heads)
     else:
@@ -116,7 +116,7 @@ def stats(
         console.print(
             f"{len(heads)} of {found.n_layers * found.n_heads} heads of {found.name}, over {opened.n_examples:,} "
             f"examples, {_weighing(definition, average)}. {incomplete_text(opened)} "
-            f"{render.fetched_text(opened.source)}".rstrip(),
+            f"{render.fetched_text(opened)}".rstrip(),
             style="dim",
             soft_wrap=True,
         )

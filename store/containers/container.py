@@ -8,11 +8,12 @@ sha256): what the files claim about themselves is held against it before anythin
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -128,6 +129,25 @@ class SegmentListing(BaseModel):
             Not a listing, or one of a newer format.
         """
         return parse_document(SegmentListing, data, "segment.json")
+
+
+@contextmanager
+def finished(tasks: list[Future[Any]]) -> Iterator[None]:
+    """When the block ends, by an error too, no task runs any more: arrays must not change under them."""
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()
+
+
+def groups_of(path: str) -> list[str]:
+    """The groups that an array lies in, outermost first."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 @runtime_checkable

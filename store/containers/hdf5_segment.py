@@ -9,6 +9,7 @@ of its own, so that a flipped bit in an index is noticed too.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,18 @@ from ..errors import FormatError, HeadAtlasError, NotFoundError, located
 from ..objects import ObjectDamageError, StoredObject, fsync_folder
 from ..schema import ArrayLayout
 from ..source import ObjectFile, ObjectSource
-from .container import SegmentArray, SegmentListing, Selection, Span, guard_fork, long_axis
-from .hdf5_metadata import FILE_NAME, check_dataset, create_datasets, hdf5_grid, open_dataset, open_file, read_index
+from .container import SegmentArray, SegmentListing, Selection, Span, finished, guard_fork, long_axis
+from .hdf5_metadata import (
+    FILE_NAME,
+    MOST_RATIO,
+    check_dataset,
+    create_datasets,
+    hdf5_grid,
+    metadata_bytes,
+    open_dataset,
+    open_file,
+    read_index,
+)
 from .shard import Grid, checksum_bytes, compressor_of, cut_chunk
 from .shard_read import ChunkDamageError, Places, damaged_chunks, read_shard
 
@@ -50,8 +62,9 @@ class Hdf5Container:
 
         path = folder / FILE_NAME
         with _disk_errors(path):
+            head_bytes = metadata_bytes(item.layout for item in arrays.values())
             with _library:
-                file = h5py.File(path, "x", libver=("v110", "v110"))
+                file = h5py.File(path, "x", libver=("v110", "v110"), meta_block_size=head_bytes)
             try:
                 datasets = create_datasets(
                     file, {name: (item.layout, item.attributes) for name, item in arrays.items()}
@@ -83,30 +96,24 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 def _encoded(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
     """Every chunk, as it is stored, in order; some are encoded ahead."""
-    waiting: list[tuple[str, tuple[int, ...], Future[bytes]]] = []
-    try:
+    tasks: list[Future[tuple[str, tuple[int, ...], bytes]]] = []
+    with finished(tasks):
         for name, item in arrays.items():
             grid = hdf5_grid(item.layout)
             if 0 in grid.shape:
                 continue
             for start in grid.chunk_starts((0,) * len(grid.shape)):
                 assert start is not None  # the file ends with the array
-                waiting.append((name, start, pool.submit(_encode, item.data, grid, start)))
-                if len(waiting) == _AHEAD:
-                    name_, start_, task = waiting.pop(0)
-                    yield name_, start_, task.result()
-        while waiting:
-            name_, start_, task = waiting.pop(0)
-            yield name_, start_, task.result()
-    finally:  # their arrays must not change under them
-        for _, _, task in waiting:
-            if not task.cancel():
-                task.exception()
+                tasks.append(pool.submit(_encode, name, item.data, grid, start))
+                if len(tasks) == _AHEAD:
+                    yield tasks.pop(0).result()
+        while tasks:
+            yield tasks.pop(0).result()
 
 
-def _encode(data: np.ndarray, grid: Grid, start: tuple[int, ...]) -> bytes:
+def _encode(name: str, data: np.ndarray, grid: Grid, start: tuple[int, ...]) -> tuple[str, tuple[int, ...], bytes]:
     body = bytes(compressor_of(grid)(cut_chunk(data, start, grid.chunk)))
-    return body + checksum_bytes(body, grid.checksum)
+    return name, start, body + checksum_bytes(body, grid.checksum)
 
 
 def _seal(path: Path) -> StoredObject:
@@ -136,6 +143,13 @@ class Hdf5Reader:
         self._objects = {item.path: item for item in listing.objects}
         self._opened: dict[str, _Opened] = {}
 
+    @cached_property
+    def _head_bytes(self) -> int:
+        """Where metadata may end, of the arrays that fit into the file: a listing may claim anything."""
+        layouts = [entry.layout() for entry in self._layouts.values()]
+        most = MOST_RATIO * self._objects[FILE_NAME].bytes
+        return metadata_bytes(layout for layout in layouts if layout.raw_bytes <= most)
+
     def read(self, path: str, selection: Selection) -> np.ndarray:
         """See `ContainerReader.read`."""
         guard_fork()
@@ -154,7 +168,10 @@ class Hdf5Reader:
         return out
 
     def prefetch(self, paths: Sequence[str]) -> None:
-        """See `ContainerReader.prefetch`: what is near in the file comes together anyway."""
+        """See `ContainerReader.prefetch`: the chunks of all of them."""
+        places = [self._open(path).places for path in paths]
+        with self._file() as file:
+            file.prefetch([(int(offset), int(n_bytes)) for rows in places for offset, n_bytes in rows])
 
     def stored_bytes(self, path: str) -> int:
         """See `ContainerReader.stored_bytes`."""
@@ -192,11 +209,12 @@ class Hdf5Reader:
     @contextmanager
     def _dataset(self, path: str) -> Iterator[h5py.h5d.DatasetID]:
         """A dataset of the file, open while the block runs; what the library raises becomes damage."""
-        with located(path), _library:
+        with located(path), contextlib.ExitStack() as stack:
             file: Any = None
             place: Any = None
             try:
-                place = self._source.open_seekable(self._folder, self._objects[FILE_NAME])
+                place = self._source.open_seekable(self._folder, self._objects[FILE_NAME], self._head_bytes)
+                stack.enter_context(_library)  # after what had to be fetched
                 file = open_file(place)
                 yield open_dataset(file, path)
             except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundE
 from ..objects import HashedFile, ObjectDamageError, StoredObject, fsync_folder, write_object
 from ..schema import ArrayLayout
 from ..source import ObjectFile, ObjectSource
-from .container import SegmentArray, SegmentListing, Selection, Span, guard_fork, long_axis
+from .container import SegmentArray, SegmentListing, Selection, Span, finished, groups_of, guard_fork, long_axis
 from .shard import Grid, file_name, plan_grid, write_file
 from .shard_read import ChunkDamageError, damaged_chunks, read_places, read_shard
 from .zarr_metadata import METADATA_MAX_BYTES, array_metadata, read_metadata
@@ -33,36 +33,37 @@ class ZarrContainer:
 
     def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> list[StoredObject]:
         """See `Container.write`; one task of the pool writes one file."""
-        groups = {"": None} | {g: None for path in arrays for g in _parents(path)}
+        groups = {"": None} | {group: None for path in arrays for group in groups_of(path)}
         folders = list(groups)
-        tasks = []
         nodes: dict[
             str, dict[str, Any]
         ] = {}  # all metadata again in the root, so that plain zarr need not list folders
         for group in groups:
             (folder / group).mkdir(exist_ok=True)
-        for path, item in arrays.items():
-            grid = plan_grid(item.layout)
-            nodes[path] = array_metadata(item.layout, grid, item.attributes)
-            (folder / path).mkdir()
-            tasks.append(pool.submit(write_object, folder, f"{path}/zarr.json", json.dumps(nodes[path]).encode()))
-            made = {path: None}
-            for index in grid.files():
-                name = f"{path}/{file_name(index)}"
-                for parent in _parents(name):
-                    if parent not in made and len(parent) > len(path):
-                        made[parent] = None
-                        (folder / parent).mkdir()
-                tasks.append(pool.submit(_write_array_file, folder, name, item.data, grid, index))
-            folders += made
-        del groups[""]
-        for group in groups:
-            nodes[group] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-            tasks.append(pool.submit(write_object, folder, f"{group}/zarr.json", json.dumps(nodes[group]).encode()))
-        consolidated = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(nodes.items()))}
-        root = {"zarr_format": 3, "node_type": "group", "attributes": {}, "consolidated_metadata": consolidated}
-        tasks.append(pool.submit(write_object, folder, "zarr.json", json.dumps(root).encode()))
-        objects = _results(tasks)
+        tasks: list[Future[StoredObject]] = []
+        with finished(tasks):
+            for path, item in arrays.items():
+                grid = plan_grid(item.layout)
+                nodes[path] = array_metadata(item.layout, grid, item.attributes)
+                (folder / path).mkdir()
+                tasks.append(pool.submit(_write_node, folder, path, nodes[path]))
+                made = {path: None}
+                for index in grid.files():
+                    name = f"{path}/{file_name(index)}"
+                    for parent in groups_of(name):
+                        if parent not in made and len(parent) > len(path):
+                            made[parent] = None
+                            (folder / parent).mkdir()
+                    tasks.append(pool.submit(_write_array_file, folder, name, item.data, grid, index))
+                folders += made
+            del groups[""]
+            for group in groups:
+                nodes[group] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+                tasks.append(pool.submit(_write_node, folder, group, nodes[group]))
+            consolidated = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(nodes.items()))}
+            root = {"zarr_format": 3, "node_type": "group", "attributes": {}, "consolidated_metadata": consolidated}
+            tasks.append(pool.submit(_write_node, folder, "", root))
+            objects = [task.result() for task in tasks]
         list(pool.map(lambda name: fsync_folder(folder / name), folders))
         return objects
 
@@ -71,22 +72,8 @@ class ZarrContainer:
         return ZarrReader(source, folder, listing)
 
 
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
-
-
-def _results(tasks: list[Any]) -> list[StoredObject]:
-    """All results; the first error once no task runs any more (their arrays must not change under them)."""
-    try:
-        return [task.result() for task in tasks]
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            if not task.cancelled():
-                task.exception()
-        raise
+def _write_node(root: Path, path: str, node: Mapping[str, Any]) -> StoredObject:
+    return write_object(root, f"{path}/zarr.json".lstrip("/"), json.dumps(node).encode())
 
 
 def _write_array_file(root: Path, name: str, data: np.ndarray, grid: Grid, index: tuple[int, ...]) -> StoredObject:

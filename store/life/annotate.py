@@ -173,7 +173,7 @@ def _column(segment: Segment, layer: Layer, found: Mapping[int, Any], kind: Lite
     if layer.level == "example":
         values = [found.get(row) for row in range(segment.n_examples)]
     else:
-        table = segment.tokens(layer.place)
+        table = segment.without_layers().tokens(layer.place)  # the layer that is replaced may be damaged
         lengths = (np.diff(table.word_offset) if layer.level == "word" else table.n_tokens).tolist()
         for row, length in enumerate(lengths):
             own = _items(layer.name, found[row]) if row in found else [None] * length

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import uuid
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..containers.container import SegmentArray, SegmentListing
-from ..errors import ConfigError, HeadAtlasError
+from ..errors import ConfigError
 from ..layers import Layer, LayerEntry, layer_folder, statistic_layer
-from ..manifest import Manifest, SegmentEntry, write_durable
-from ..objects import check_objects, fsync_folder
+from ..manifest import Manifest, SegmentEntry
+from ..objects import check_hashes, fsync_folder
 from ..reading.segment import Segment
+from .placing import place, seal
 from .private import private_folder
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ def write_layers(
         own = private / uuid.uuid4().hex
         own.mkdir()
         listing = writer.draft(own, entry.index, entry.first_example, entry.n_examples, entry.n_tokens, arrays)
-        document = listing.to_bytes()
-        write_durable(own / "segment" / "segment.json", document)
-        fsync_folder(own / "segment")
+        document = seal(own / "segment", listing)
         sha256 = hashlib.sha256(document).hexdigest()
-        _place(writer.path, own, layer_folder(entry.index, sha256), document)
+        target = writer.path / layer_folder(entry.index, sha256)
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            fsync_folder(writer.path)
+        place(own / "segment", target, own, partial(_is_whole, target, document, listing))
         made.append(
             LayerEntry(
                 name=name,
@@ -66,24 +68,12 @@ def write_layers(
     return tuple(made)
 
 
-def _place(store: Path, own: Path, folder: str, document: bytes) -> None:
-    """Rename a draft to its place; if the same is there already, whole, that one stays."""
-    target = store / folder
-    if not target.parent.is_dir():
-        target.parent.mkdir(exist_ok=True)
-        fsync_folder(store)
-    try:
-        os.rename(own / "segment", target)
-    except OSError:
-        if not target.exists():
-            raise
-        with contextlib.suppress(OSError, HeadAtlasError):
-            if (target / "segment.json").read_bytes() == document:
-                check_objects(target, SegmentListing.from_bytes(document).objects)
-                return
-        os.rename(target, own / "damaged")  # left by a crash, and not whole: out of the way
-        os.rename(own / "segment", target)
-    fsync_folder(target.parent)
+def _is_whole(target: Path, document: bytes, listing: SegmentListing) -> bool | None:
+    """Whether the layer that is in its place already is the same, byte for byte."""
+    if (target / "segment.json").read_bytes() != document:
+        return None
+    check_hashes(target, listing.objects)
+    return True
 
 
 def commit_layers(

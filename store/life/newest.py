@@ -20,11 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, HeadAtlasError
-from ..manifest import LayerEntry, Manifest, manifest_name, manifest_numbers, publish, read_manifest
+from ..manifest import KEPT_MANIFESTS, LayerEntry, Manifest, manifest_name, manifest_numbers, publish, read_manifest
 from .private import lease_manifest
 
-KEPT_MANIFESTS = 16
-"""How many of the newest manifests a commit leaves alone."""
 _TRIES = 1000
 
 

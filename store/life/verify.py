@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, RemoteError
@@ -30,6 +30,8 @@ class Finding:
     segment: int | None = None
     first_example: int | None = None
     last_example: int | None = None
+    layer: str | None = None
+    """The layer that the object is of; None: the segment's own."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ def verify_store(
 
             found = [finding for finding in pool.map(check, objects) if finding]
             for layer in segment.layers.values():
-                beside = _check_layer(segment, layer, full)
+                remedy = next((row.remedy for row in manifest.layers if row.name == layer.entry.name), "")
+                beside = [
+                    replace(finding, problem=f"{finding.problem} {remedy}".rstrip(), layer=layer.entry.name)
+                    for finding in _check_layer(segment, layer, full)
+                ]
                 found += beside
                 n_objects += 0 if beside else len(layer.read_listing().objects) + 1
                 n_bytes += layer.entry.bytes + layer.entry.data_bytes

@@ -5,16 +5,14 @@ renamed into ``segments/``; that folder fsynced; manifest N + 1 linked. A crash 
 committed untouched and at most a folder that nothing lists. Equal segments have equal bytes, so writing one twice, or
 in two processes at once, is harmless: who comes second drops its own.
 
-Private folders are in `private.py`.
+Private folders are in `private.py`, how a draft gets to its place in `placing.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..containers.container import ArrayEntry, SegmentArray, SegmentListing, container_of
-from ..errors import ConfigError, CorruptSegmentError, HeadAtlasError, ShapeError, located
+from ..errors import ConfigError, located
 from ..manifest import (
     Dropped,
     Manifest,
@@ -34,23 +32,22 @@ from ..manifest import (
     now,
     publish,
     segment_path,
-    write_durable,
 )
-from ..objects import check_hashes, fsync_folder
+from ..objects import check_hashes
 from ..reading.segment import Segment
-from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec, entries_of, segment_layout
+from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec
 from ..source import LocalSource, copy_objects, local_folder
-from ..tables import SegmentTables, table_arrays
+from ..tables import SegmentTables
 from .attributes import array_attributes
+from .contents import segment_contents, trace_contents
 from .identity import check_identity
 from .layers import LayerContents, write_layers
 from .newest import Newest
+from .placing import place, seal
 from .private import create_folders, dead_folders, private_folder
 
 STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
 """The points of a commit that `on_step` is told about, in order."""
-
-_TRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,7 @@ class StoreWriter:
         """
         with located(f"{self.path}, segment {index}"):
             notes = tuple(Skipped.model_validate(row if isinstance(row, Skipped) else dict(row)) for row in skipped)
-            contents = self._contents(table, arrays)
+            contents = segment_contents(self.manifest.spec, table, arrays)
             n_tokens = {name: len(tokens) for name, tokens in table.tokens.items()}
             return self._write(index, first_example, table.n_examples, n_tokens, contents, notes)
 
@@ -189,7 +186,7 @@ class StoreWriter:
                 contents[path] = SegmentArray(layout, segment.read(path), array_attributes(segment.spec, path))
         if recoded is not None:
             lengths = {name: np.diff(segment.token_offset(name)) for name in segment.spec.sequences}
-            contents |= self._traces(lengths, recoded)
+            contents |= trace_contents(self.manifest.spec, lengths, recoded)
         entry = segment.entry
         with located(f"{self.path}, segment {segment.index}"):
             notes = tuple(skipped)
@@ -238,12 +235,10 @@ class StoreWriter:
 
     def _finish(self, private: Path, listing: SegmentListing, *, instead: bool = False) -> SegmentEntry:
         """Put a draft in its place, whole and flushed; nothing lists it yet."""
-        draft, document = private / "segment", listing.to_bytes()
-        write_durable(draft / "segment.json", document)
-        fsync_folder(draft)
+        draft = private / "segment"
+        entry = _entry_of(listing, seal(draft, listing), instead=instead)
         self.on_step("listing-written")
-        entry = self._place(draft, private, _entry_of(listing, document, instead=instead))
-        fsync_folder(self.path / "segments")
+        entry = place(draft, self.path / entry.path, private, lambda: self._there(entry)) or entry
         self.on_step("renamed")
         return entry
 
@@ -289,7 +284,7 @@ class StoreWriter:
                 own = private / f"{before.index}"
                 own.mkdir()
                 n_tokens = {name: len(tokens) for name, tokens in part.tables.tokens.items()}
-                contents = self._contents(part.tables, part.arrays)
+                contents = segment_contents(self.manifest.spec, part.tables, part.arrays)
                 listing = self.draft(own, before.index, before.first_example, before.n_examples, n_tokens, contents)
                 after = self._finish(own, listing, instead=True)
                 if part.layers is not None:
@@ -336,64 +331,19 @@ class StoreWriter:
             ),
         }
 
-    def _contents(self, table: SegmentTables, arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
-        """Everything to be written, checked."""
-        spec = self.manifest.spec
-        table.check()
-        if set(table.tokens) != set(spec.sequences):
-            raise ShapeError(f"token tables for {sorted(table.tokens)}; expected {sorted(spec.sequences)}.")
-        contents = table_arrays(table)
-        lengths = {name: tokens.n_tokens for name, tokens in table.tokens.items()}
-        return contents | self._traces(lengths, arrays)
-
-    def _traces(self, lengths: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> dict[str, SegmentArray]:
-        """The traces of examples of these lengths, checked."""
-        spec, contents = self.manifest.spec, {}
-        n_entries = entries_of(spec, lengths, {path: data.shape for path, data in arrays.items()})
-        layouts = segment_layout(spec, lengths, n_entries)
-        if set(arrays) != set(layouts):
-            odd = sorted(set(arrays) ^ set(layouts))
-            raise ShapeError(f"arrays {', '.join(odd)} are missing or unknown; expected {', '.join(layouts)}.")
-        for path, layout in layouts.items():
-            data = arrays[path]
-            if data.shape != layout.shape or data.dtype != layout.dtype:
-                raise ShapeError(f"{path} is {data.dtype} {data.shape}; expected {layout.dtype} {layout.shape}.")
-            contents[path] = SegmentArray(layout, data, array_attributes(spec, path))
-        return contents
-
-    def _place(self, draft: Path, private: Path, entry: SegmentEntry) -> SegmentEntry:
-        """Rename the draft to its place; if a segment with its hashes is there already, that one counts."""
-        target = self.path / entry.path
-        for _ in range(_TRIES):
-            try:
-                os.rename(draft, target)
-                return entry
-            except OSError:
-                if not target.exists():
-                    raise
-            there = self._segment_there(entry)
-            if there is not None:
-                return there
-            with contextlib.suppress(FileNotFoundError):  # left by a crash, and not whole: out of the way
-                os.rename(target, private / f"damaged-{uuid.uuid4().hex}")
-        raise CorruptSegmentError(f"{target} cannot be replaced. Remove it by hand, and run the job again.")
-
-    def _segment_there(self, entry: SegmentEntry) -> SegmentEntry | None:
-        """The segment that another process put in this place, or None if it is not whole."""
+    def _there(self, entry: SegmentEntry) -> SegmentEntry | None:
+        """The segment that another process put in the place of this one, or None if it is not whole."""
         folder = self.path / entry.path
-        try:
-            document = (folder / "segment.json").read_bytes()
-            instead = entry.path != segment_path(entry.index)
-            found = _entry_of(SegmentListing.from_bytes(document), document, instead=instead)
-            if instead and found != entry:
-                return None
-            same = ("index", "first_example", "n_examples", "n_tokens")
-            if any(getattr(found, name) != getattr(entry, name) for name in same):
-                return None
-            check_hashes(folder, SegmentListing.from_bytes(document).objects)
-            _ = Segment(LocalSource(self.path), found, self.manifest.spec).layouts
-        except (OSError, HeadAtlasError):
+        document = (folder / "segment.json").read_bytes()
+        instead = entry.path != segment_path(entry.index)
+        found = _entry_of(SegmentListing.from_bytes(document), document, instead=instead)
+        if instead and found != entry:
             return None
+        same = ("index", "first_example", "n_examples", "n_tokens")
+        if any(getattr(found, name) != getattr(entry, name) for name in same):
+            return None
+        check_hashes(folder, SegmentListing.from_bytes(document).objects)
+        _ = Segment(LocalSource(self.path), found, self.manifest.spec).layouts
         return found
 
     def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:

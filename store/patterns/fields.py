@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int64
 
 from ..errors import FormatError, ShapeError
 from ..tokens import MISSING, Column, TokenFlag, TokenTable
+from .acronyms import expansions
 from .tree import Step
 
 Kind = Literal["number", "text", "bool"]
@@ -45,8 +46,12 @@ TOKEN_FIELDS: dict[str, Field] = {
         Field("word", "number", "which word of the example it belongs to, from 0; missing for special tokens"),
         Field("word_text", "text", "its whole word"),
         Field("length", "number", "how many tokens the example has"),
+        Field("expansion_start", "number", "of an acronym, the first of the words that it is made of; else missing"),
+        Field("expansion_stop", "number", "of an acronym, the word after the last of them"),
     )
 }
+FROM_TEXTS = frozenset({"word_text", "expansion_start", "expansion_stop"})
+"""Fields that are read off the words' texts."""
 EXAMPLE_FIELDS: dict[str, Field] = {
     field.name: field
     for field in (
@@ -120,7 +125,7 @@ class TokenFields:
     table
         The tokens.
     texts
-        Needed for `word_text` only; without it a word's text is put together from its tokens.
+        Needed for `FROM_TEXTS` only; without it a word's text is put together from its tokens.
     """
 
     def __init__(self, table: TokenTable, texts: Texts | None = None) -> None:
@@ -179,7 +184,10 @@ class TokenFields:
             case "word":
                 return Values("number", table.word.astype(np.int64), table.word < 0)
             case "word_text":
-                return self._of_words(self._word_texts())
+                return self._of_words(self._word_texts)
+            case "expansion_start" | "expansion_stop":
+                found = self._expansions[name == "expansion_stop"]
+                return self._of_words(Column(found))
         if name in table.columns:
             return column_values(table.columns[name], kind)
         if name in self._words:
@@ -213,6 +221,12 @@ class TokenFields:
         assert folded.values is not None
         return Values("text", folded.take(text.data.astype(np.int64)).data, text.data < 0, folded.values)
 
+    @cached_property
+    def _expansions(self) -> tuple[np.ndarray, np.ndarray]:
+        words = [text if isinstance(text, str) else "" for text in self._word_texts.to_list()]
+        return expansions(words, self.table.word_offset.astype(np.int64))
+
+    @cached_property
     def _word_texts(self) -> Column:
         table, n_words = self.table, len(self.table.word_char_start)
         row, tokens = self._word_row, np.flatnonzero(self.table.word >= 0)

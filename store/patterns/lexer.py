@@ -19,7 +19,7 @@ MAX_DIGITS = 12
 
 LexemeKind = Literal["name", "keyword", "number", "string", "symbol", "end"]
 KEYWORDS = frozenset({"and", "or", "not", "in", "matches", "true", "false"})
-SYMBOLS = ("==", "!=", "<=", ">=", "<", ">", "+", "-", "*", "(", ")", "{", "}", "[", "]", ",", ".")
+SYMBOLS = ("==", "!=", "<=", ">=", "<", ">", "=", "+", "-", "*", "(", ")", "{", "}", "[", "]", ",", ".")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
 _HEX_ESCAPES = {"u": 4, "U": 8}
 _MEANT = {"=": "==", "&": "and", "|": "or", "!": "not", "~": "not", "“": '"', "”": '"', "‘": "'", "’": "'", "≤": "<=", "≥": ">=", "≠": "!=", "−": "-", "×": "*"}  # fmt: skip
@@ -87,11 +87,17 @@ def _next(expression: str, start: int) -> Lexeme:
     for symbol in SYMBOLS:
         if expression.startswith(symbol, start):
             return Lexeme("symbol", symbol, start, start + len(symbol))
+    raise meaningless(expression, start)
+
+
+def meaningless(expression: str, start: int) -> PatternError:
+    """Make the error for a sign that means nothing where it stands; says what may have been meant."""
+    first = expression[start]
     stop = start + (2 if expression[start : start + 2] in ("&&", "||") else 1)
     meant = _MEANT.get(first)
     code_point = f"U+{ord(first):04X} {unicodedata.name(first, 'without a name')}"
     shown = f"'{first}' ({code_point})" if first.isprintable() else code_point
-    raise error(
+    return error(
         f"{shown} means nothing here" + (f"; write {meant}" if meant else ""),
         expression,
         start,

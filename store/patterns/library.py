@@ -1,28 +1,44 @@
-"""The built-in patterns, written in the language itself; any of them may be used inside an expression by its name."""
+"""The built-in patterns, written in the language itself; any of them may be used inside an expression by its name.
+
+`UNIVERSAL_RELATIONS` are the relations of Universal Dependencies 2: the values that `dependent_of` and `dependents_of`
+take, from treebanks of any language.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from .parser import parse
-from .tree import Node
+from .parser import Definition, parse
+from .tree import Node, Value, expanded, to_text
 
 
 @dataclass(frozen=True)
 class LibraryPattern:
-    """A named pattern."""
+    """A named pattern. Its `expression` may name its parameters; each has the value that it has if none is given."""
 
     name: str
     label: str
     expression: str
     description: str
+    parameters: Mapping[str, Value] = field(default_factory=dict, hash=False)
+    names: Mapping[str, Definition] = field(default_factory=dict, hash=False, repr=False, compare=False)
+    """The patterns that its expression may call."""
 
     @cached_property
     def node(self) -> Node:
-        """Its syntax tree."""
-        return parse(self.expression, {})
+        """Its syntax tree, every parameter at its default."""
+        return self.bound({})
+
+    @cached_property
+    def filled(self) -> str:
+        """Its expression with every parameter at its default and nothing called by name: readable on its own."""
+        return to_text(expanded(self.node))
+
+    def bound(self, arguments: Mapping[str, Value]) -> Node:
+        """Its syntax tree with these arguments."""
+        return parse(self.expression, self.names, {**self.parameters, **arguments})
 
 
 _ALL = (
@@ -53,6 +69,12 @@ _ALL = (
         "tokens look at punctuation marks",
     ),
     LibraryPattern(
+        "delimiter",
+        "Delimiters",
+        'key.special or key.text matches "^[.,;:!?…。、]+$"',
+        "tokens look at what separates: full stops, commas, [SEP]",
+    ),
+    LibraryPattern(
         "duplicate_token",
         "Earlier copy",
         "key.id == query.id and key.position < query.position",
@@ -63,6 +85,13 @@ _ALL = (
         "Induction",
         "key.previous.id == query.id and key.position < query.position",
         "a token looks at what followed its earlier copies: what comes next, if the text repeats",
+    ),
+    LibraryPattern(
+        "local",
+        "A few tokens back",
+        "0 < query.position - key.position <= n",
+        "a token looks at one of the n tokens before it",
+        {"n": 3},
     ),
     LibraryPattern(
         "same_word",
@@ -77,6 +106,18 @@ _ALL = (
         "tokens of one text look at the other text",
     ),
     LibraryPattern(
+        "a_to_b",
+        "Sentence A to B",
+        "query.segment == 0 and key.segment == 1 and not key.special and not query.special",
+        "tokens of the first text of a pair look at the second",
+    ),
+    LibraryPattern(
+        "b_to_a",
+        "Sentence B to A",
+        "query.segment == 1 and key.segment == 0 and not key.special and not query.special",
+        "tokens of the second text of a pair look at the first",
+    ),
+    LibraryPattern(
         "to_head",
         "Dependent to head",
         "key.word == query.head",
@@ -87,6 +128,20 @@ _ALL = (
         "Head to dependent",
         "key.head == query.word",
         "a word looks at the words that depend on it",
+    ),
+    LibraryPattern(
+        "dependent_of",
+        "A relation, dependent to head",
+        "key.word == query.head and query.relation == relation",
+        "a word with this relation looks at the word that it depends on",
+        {"relation": "nsubj"},
+    ),
+    LibraryPattern(
+        "dependents_of",
+        "A relation, head to dependent",
+        "key.head == query.word and key.relation == relation",
+        "a word looks at the words that depend on it with this relation",
+        {"relation": "nsubj"},
     ),
     LibraryPattern(
         "subject_of",
@@ -113,10 +168,28 @@ _ALL = (
         "an article or determiner looks at its noun",
     ),
     LibraryPattern(
+        "to_determiner",
+        "Noun to determiner",
+        'key.head == query.word and key.deprel == "det"',
+        "a noun looks at its article or determiner",
+    ),
+    LibraryPattern(
         "modifier_of",
         "Modifier to noun",
         'key.word == query.head and query.deprel in {"amod", "nmod", "nummod", "compound"}',
         "an adjective, number or noun looks at the noun it modifies",
+    ),
+    LibraryPattern(
+        "to_modifier",
+        "Noun to modifier",
+        'key.head == query.word and key.deprel in {"amod", "nmod", "nummod", "compound"}',
+        "a noun looks at the adjectives, numbers and nouns that modify it",
+    ),
+    LibraryPattern(
+        "pronoun_to_antecedent",
+        "Pronoun to antecedent",
+        'key.word == query.antecedent and query.upos in {"PRON", "DET"}',
+        "a pronoun looks at the word that it stands for",
     ),
     LibraryPattern(
         "coreferent",
@@ -124,10 +197,29 @@ _ALL = (
         "key.coref == query.coref and key.word < query.word",
         "a mention looks at an earlier mention of the same thing",
     ),
+    LibraryPattern(
+        "acronym_to_words",
+        "Acronym to its words",
+        'query.expansion_start <= key.word < query.expansion_stop and key.word_text matches "^\\p{Lu}"',
+        "an acronym looks at the words whose initials it is made of",
+    ),
+    LibraryPattern(
+        "copy_of_next",
+        "Copy of what comes next",
+        "key.id == query.next.id and key.position < query.position",
+        "a token looks at an earlier copy of the token that follows it: what a model would copy to write it",
+    ),
+    LibraryPattern(
+        "needle",
+        "Retrieval from a needle",
+        "key.id == query.next.id and key.position < query.position and key.needle == 1",
+        "the same, where words are annotated as the needle (1) in a haystack",
+    ),
 )
 LIBRARY: dict[str, LibraryPattern] = {pattern.name: pattern for pattern in _ALL}
-
-
-def library_nodes(library: Mapping[str, LibraryPattern] = LIBRARY) -> dict[str, Node]:
-    """Trees of the library by name, for the parser."""
-    return {name: pattern.node for name, pattern in library.items()}
+UNIVERSAL_RELATIONS: tuple[str, ...] = (
+    "acl", "advcl", "advmod", "amod", "appos", "aux", "case", "cc", "ccomp", "clf", "compound", "conj", "cop", "csubj",
+    "dep", "det", "discourse", "dislocated", "expl", "fixed", "flat", "goeswith", "iobj", "list", "mark", "nmod", "nsubj",
+    "nummod", "obj", "obl", "orphan", "parataxis", "punct", "reparandum", "vocative", "xcomp",
+)  # fmt: skip
+"""All but `root`, which has no head."""

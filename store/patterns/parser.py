@@ -6,14 +6,18 @@
     conjunction = negation { "and" negation }
     negation    = "not" negation | comparison
     comparison  = sum { ("==" | "!=" | "<" | "<=" | ">" | ">=") sum }
-                | sum ["not"] "in" "{" constant { "," constant } "}"
+                | sum ["not"] "in" set
                 | sum ["not"] "matches" string
     sum         = product { ("+" | "-") product }
     product     = factor { "*" factor }
     factor      = "-" factor | "(" expression ")" | constant | reference
     constant    = ["-"] number | string | "true" | "false"
-    reference   = ("query" | "key") { ".previous" | ".next" } field | "example" field | NAME
+    reference   = ("query" | "key") { ".previous" | ".next" } field | "example" field | call
     field       = "." NAME | "[" string "]"
+    set         = "{" constant { "," constant } "}"
+    call        = NAME [ "(" [ NAME "=" (constant | set) { "," NAME "=" (constant | set) } ] ")" ]
+
+Inside a named pattern its parameters are names too: of a constant, of a set, or of a regular expression.
 
 Nothing here knows which columns a store has: `check` does that against a vocabulary. Nesting is bounded, so neither
 this parser nor any later walk over the tree can run out of stack.
@@ -23,10 +27,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 from ..errors import PatternError
-from .lexer import Lexeme, error, lex, unquote
+from .lexer import Lexeme, error, lex, meaningless, unquote
 from .tree import (
     COMPARISONS,
     OPERATORS,
@@ -42,10 +46,13 @@ from .tree import (
     Node,
     Not,
     Reference,
+    Scalar,
     Span,
     Step,
+    Value,
     junction,
     outside_limits,
+    value_text,
 )
 
 MAX_DEPTH = 40
@@ -62,11 +69,24 @@ def nearest(name: str, known: list[str]) -> tuple[list[str], list[str]]:
     return close, close + [k for k in known if k not in close]
 
 
-class _Parser:
-    """Parses one expression; `names` are the library patterns that may be called."""
+class Definition(Protocol):
+    """What stands behind a name: a condition with parameters, each with the value that it has if none is given."""
 
-    def __init__(self, expression: str, names: Mapping[str, Node]) -> None:
-        self.expression, self.names = expression, names
+    @property
+    def parameters(self) -> Mapping[str, Value]:
+        """Its parameters with their defaults."""
+        ...
+
+    def bound(self, arguments: Mapping[str, Value]) -> Node:
+        """The condition with these parameters filled in."""
+        ...
+
+
+class _Parser:
+    """Parses one expression; `names` are the patterns that may be called, `scope` the parameters that are filled in."""
+
+    def __init__(self, expression: str, names: Mapping[str, Definition], scope: Mapping[str, Value]) -> None:
+        self.expression, self.names, self.scope = expression, names, scope
         self.lexemes = lex(expression)
         self.at = 0
         self.depth = 0
@@ -107,6 +127,8 @@ class _Parser:
         return error(message, self.expression, lexeme.start, lexeme.stop, suggestions)
 
     def unexpected(self, expected: str) -> PatternError:
+        if self.is_now("="):
+            return meaningless(self.expression, self.now.start)
         found = "the expression ends here" if self.now.kind == "end" else f"unexpected {self.now.text}"
         return self.wrong(f"{found}; expected {expected}", self.now)
 
@@ -164,20 +186,31 @@ class _Parser:
             self.take()
         if self.is_now("matches"):
             self.take()
-            if self.now.kind != "string":
+            given = self.scope.get(self.now.text) if self.now.kind == "name" else None
+            if self.now.kind != "string" and not isinstance(given, str):
                 raise self.unexpected("a regular expression in quotes")
-            regex = self.take().text[1:-1]
+            written = self.take().text
+            regex = given if isinstance(given, str) else written[1:-1]
             return Matches(operand, regex, negated, span=self.span(operand))
         if not self.is_now("in"):
             raise self.unexpected("in or matches after not")
         self.take()
+        given = self.scope.get(self.now.text) if self.now.kind == "name" else None
+        if isinstance(given, tuple):
+            name = self.take()
+            values = tuple(Constant(value, span=self.span(name)) for value in given)
+        else:
+            values = self.set()
+        return Member(operand, values, negated, span=self.span(operand))
+
+    def set(self) -> tuple[Constant, ...]:
         self.expect("{", 'to open the set, as in  query.text in {"he", "she"}')
         values = [self.constant()]
         while self.is_now(","):
             self.take()
             values.append(self.constant())
         self.expect("}", "to close the set")
-        return Member(operand, tuple(values), negated, span=self.span(operand))
+        return tuple(values)
 
     def sum(self) -> Node:
         return self.chain(("+", "-"), self.product)
@@ -228,6 +261,10 @@ class _Parser:
             return Constant(unquote(self.take(), self.expression), span=self.span(first))
         if self.is_now("true", "false"):
             return Constant(self.take().text == "true", span=self.span(first))
+        given = self.scope.get(first.text) if first.kind == "name" else None
+        if given is not None and not isinstance(given, tuple):
+            self.take()
+            return Constant(given, span=self.span(first))
         raise self.unexpected("a number, a text in quotes, true or false")
 
     def reference(self) -> Node:
@@ -258,9 +295,16 @@ class _Parser:
         return Reference(side, name, tuple(steps), span=self.span(first))
 
     def named(self, lexeme: Lexeme) -> Node:
-        body = self.names.get(lexeme.text)
-        if body is not None:
-            return Named(lexeme.text, body, span=self.span(lexeme))
+        given = self.scope.get(lexeme.text)
+        if isinstance(given, tuple):
+            raise self.wrong(f"{lexeme.text} is a set; a set may stand only after in", lexeme)
+        if given is not None:
+            return Constant(given, span=self.span(lexeme))
+        definition = self.names.get(lexeme.text)
+        if definition is not None:
+            arguments = self.arguments(lexeme.text, definition.parameters) if self.is_now("(") else {}
+            body = definition.bound(arguments)
+            return Named(lexeme.text, body, tuple(arguments.items()), span=self.span(lexeme))
         close, ordered = nearest(lexeme.text, [*self.names, *SIDES])
         meant = f"did you mean {close[0]}? " if close else ""
         patterns = ", ".join(name for name in ordered if name not in SIDES)
@@ -271,9 +315,61 @@ class _Parser:
             tuple(close),
         )
 
+    def arguments(self, name: str, parameters: Mapping[str, Value]) -> dict[str, Value]:
+        """Read ``(n=3, words={"he", "she"})``; each value must be of its parameter's kind."""
+        self.take()
+        found: dict[str, Value] = {}
+        while not self.is_now(")"):
+            if found:
+                self.expect(",", "or ) after an argument")
+            lexeme = self.now
+            if lexeme.kind != "name" or lexeme.text not in parameters or lexeme.text in found:
+                raise self.wrong_argument(name, parameters, lexeme, lexeme.text in found)
+            self.take()
+            self.expect("=", f"and a value after {lexeme.text}")
+            value = self.argument()
+            if not is_like(value, parameters[lexeme.text]):
+                expected = value_text(parameters[lexeme.text])
+                raise self.wrong(f"{lexeme.text} is {value_text(value)}; expected something like {expected}", lexeme)
+            found[lexeme.text] = value
+        self.take()
+        return found
 
-def parse(expression: str, names: Mapping[str, Node]) -> Node:
-    """Parse `expression`; see the grammar above.
+    def argument(self) -> Value:
+        given = self.scope.get(self.now.text) if self.now.kind == "name" else None
+        if isinstance(given, tuple):
+            self.take()
+            return given
+        if self.is_now("{"):
+            return tuple(constant.value for constant in self.set())
+        return self.constant().value
+
+    def wrong_argument(
+        self, name: str, parameters: Mapping[str, Value], lexeme: Lexeme, is_double: bool
+    ) -> PatternError:
+        known = ", ".join(f"{parameter}={value_text(value)}" for parameter, value in parameters.items())
+        if lexeme.kind != "name":
+            return self.unexpected(f"an argument of {name} ({known or 'it has none'})")
+        if is_double:
+            return self.wrong(f"{lexeme.text} is given twice", lexeme)
+        close = tuple(nearest(lexeme.text, list(parameters))[0])
+        return self.wrong(f"{name} has no parameter {lexeme.text!r}; it has {known or 'none'}", lexeme, close)
+
+
+def is_like(value: Value, example: Value) -> bool:
+    """Whether a value may stand for a parameter: numbers for a number, text for text, sets for a set of them."""
+    if isinstance(value, tuple) or isinstance(example, tuple):
+        both = isinstance(value, tuple) and isinstance(example, tuple)
+        return both and all(is_like(one, example[0]) for one in value)  # type: ignore[index,union-attr]
+    return _kind(value) == _kind(example)
+
+
+def _kind(value: Scalar) -> str:
+    return "text" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number"
+
+
+def parse(expression: str, names: Mapping[str, Definition], scope: Mapping[str, Value] | None = None) -> Node:
+    """Parse `expression`; see the grammar above. `scope` are parameters that names stand for.
 
     Raises
     ------
@@ -281,6 +377,6 @@ def parse(expression: str, names: Mapping[str, Node]) -> Node:
         With the characters at fault, and what was expected there.
     """
     try:
-        return _Parser(expression, names).parse()
+        return _Parser(expression, names, scope or {}).parse()
     except RecursionError:  # the caller's own stack was nearly full
         raise PatternError("the expression is nested too deeply to be read here", expression) from None

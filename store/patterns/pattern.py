@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import ConfigError
-from .library import LIBRARY, LibraryPattern, library_nodes
+from .library import LIBRARY, LibraryPattern
 from .parser import parse
 from .tree import Node, to_text
 from .vocabulary import Vocabulary, check
@@ -23,6 +23,8 @@ class Pattern:
     node: Node
     expression: str
     """As it was written; errors point into it."""
+    library: Mapping[str, LibraryPattern] = field(default_factory=lambda: LIBRARY, repr=False)
+    """The patterns that it may name; see `read_patterns` for those of a file."""
 
     @staticmethod
     def parse(expression: str | Pattern, library: Mapping[str, LibraryPattern] = LIBRARY) -> Pattern:
@@ -37,7 +39,7 @@ class Pattern:
             return expression
         if not isinstance(expression, str):
             raise ConfigError(f"a pattern is written as text; got {type(expression).__name__}")
-        return Pattern(parse(expression, library_nodes(library)), expression)
+        return Pattern(parse(expression, library), expression, library)
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Check every name and kind against what a store has; PatternError points at the first mistake."""
@@ -53,10 +55,16 @@ class Pattern:
         return hash(self.node)
 
     def __and__(self, other: Pattern) -> Pattern:
-        return Pattern.parse(f"({self}) and ({other})")
+        return self._joined(f"({self}) and ({other})", other)
 
     def __or__(self, other: Pattern) -> Pattern:
-        return Pattern.parse(f"({self}) or ({other})")
+        return self._joined(f"({self}) or ({other})", other)
 
     def __invert__(self) -> Pattern:
-        return Pattern.parse(f"not ({self})")
+        return Pattern.parse(f"not ({self})", self.library)
+
+    def _joined(self, expression: str, other: Pattern) -> Pattern:
+        for name, pattern in other.library.items():
+            if self.library.get(name, pattern) != pattern:
+                raise ConfigError(f"the two patterns know another {name!r} each; expected one file of patterns")
+        return Pattern.parse(expression, {**self.library, **other.library})

@@ -7,7 +7,7 @@ canonical text: it is what URLs, caches and results carry.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import ClassVar, Literal
 
@@ -70,12 +70,18 @@ class Reference(Node):
     steps: tuple[Step, ...] = ()
 
 
+Scalar = int | float | str | bool
+Value = Scalar | tuple[Scalar, ...]
+"""Of a parameter: a constant, or the constants of a set."""
+
+
 @dataclass(frozen=True)
 class Named(Node):
-    """A library pattern called by its name."""
+    """A named pattern; in `body` its parameters are filled in, `arguments` are those that were written."""
 
     name: str
     body: Node
+    arguments: tuple[tuple[str, Value], ...] = ()
     below: ClassVar[tuple[str, ...]] = ("body",)
 
 
@@ -204,8 +210,9 @@ def _text(node: Node) -> str:
         case Reference(side=side, steps=steps, name=name):
             dotted = name.isidentifier() and name not in KEYWORDS and name not in STEPS
             return ".".join((side, *steps)) + (f".{name}" if dotted else f"[{quote(name)}]")
-        case Named(name=name):
-            return name
+        case Named(name=name, arguments=arguments):
+            written = ", ".join(f"{parameter}={value_text(value)}" for parameter, value in arguments)
+            return f"{name}({written})" if written else name
         case Negate(operand=operand):
             return "-" + to_text(operand, _MINUS)
         case Arithmetic(operator=operator, left=left, right=right):
@@ -215,8 +222,8 @@ def _text(node: Node) -> str:
             rest = (f" {o} {to_text(x, _SUM)}" for o, x in zip(operators, operands[1:], strict=True))
             return to_text(operands[0], _SUM) + "".join(rest)
         case Member(operand=operand, values=values, negated=negated):
-            listed = ", ".join(_constant(constant.value) for constant in values)
-            return f"{to_text(operand, _SUM)} {'not ' * negated}in {{{listed}}}"
+            listed = value_text(tuple(constant.value for constant in values))
+            return f"{to_text(operand, _SUM)} {'not ' * negated}in {listed}"
         case Matches(operand=operand, regex=regex, negated=negated):
             return f"{to_text(operand, _SUM)} {'not ' * negated}matches {quote_regex(regex)}"
         case Not(operand=operand):
@@ -227,7 +234,25 @@ def _text(node: Node) -> str:
             raise AssertionError(f"unknown node {type(node).__name__}")
 
 
-def _constant(value: int | float | str | bool) -> str:
+def value_text(value: Value) -> str:
+    """A constant, or a set of them, as it is written in an expression."""
+    return "{" + ", ".join(map(_constant, value)) + "}" if isinstance(value, tuple) else _constant(value)
+
+
+def expanded(node: Node) -> Node:
+    """The same condition without names: the bodies of named patterns stand in their place."""
+    if isinstance(node, Named):
+        return expanded(node.body)
+    if isinstance(node, Junction):
+        return junction(node.operator, [expanded(child) for child in node.operands], node.span)
+    changed = {}
+    for name in node.below:
+        value = getattr(node, name)
+        changed[name] = tuple(map(expanded, value)) if isinstance(value, tuple) else expanded(value)
+    return replace(node, **changed) if changed else node
+
+
+def _constant(value: Scalar) -> str:
     if isinstance(value, str):
         return quote(value)
     if isinstance(value, bool):

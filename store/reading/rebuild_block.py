@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int
 from ..errors import located
 from ..pairs import pack_pairs
 from ..schema import Site
-from .rebuild import rebuild_tile, require_rebuilt
+from .rebuild import RebuiltRows, require_rebuilt
 from .segment import Segment
 from .vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
 
@@ -44,18 +44,16 @@ def rebuild_examples(segment: Segment, site: Site, layer: int, examples: range) 
         q = (query_offset[examples.start + group] - rows.start)[:, None] + np.arange(n_queries)
         k = (key_offset[examples.start + group] - keys.start)[:, None] + np.arange(n_keys)
         with located(f"{segment.where}, layer {layer}, example {segment.first_example + examples.start + group[0]}"):
-            tile = rebuild_tile(
+            found = RebuiltRows(
                 _stacked(query, q),
-                _stacked(key, k),
                 logsumexp[:, q].reshape(-1, n_queries),
                 site,
                 layer,
                 np.arange(n_queries),
-                0,
                 n_keys,
-                parts=_repeated(parts, len(group)),
-                bounded=False,
+                _repeated(parts, len(group)),
             )
+            tile = found.tile(_stacked(key, k), bounded=False)
         flat = pack_pairs(tile.weights, causal=site.causal).reshape(site.n_heads, len(group), -1)
         start = pair_offset[examples.start + group] - pair_offset[examples.start]
         out[:, start[:, None] + np.arange(flat.shape[2])] = flat

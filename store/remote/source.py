@@ -6,6 +6,7 @@ reading. Every byte that is used is checked when it comes: small objects by hash
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ class RemoteSource:
 
     def fetch(self, wanted: Sequence[Wanted]) -> list[bytes | FileNotFoundError]:
         """Ranges from the server, counted."""
+        if not wanted:
+            return []
         answers = self._transport.fetch(wanted)
         with self._lock:
             self.n_requests += len(wanted)
@@ -132,9 +135,10 @@ class RemoteSource:
                 raise part
             yield part
 
-    def open_seekable(self, folder: str, item: StoredObject) -> str | io.BufferedReader:
+    def open_seekable(self, folder: str, item: StoredObject, head_bytes: int) -> str | io.BufferedReader:
         """See `ObjectSource.open_seekable`."""
         file = self.open(folder, item)
+        file.prefetch(_blocks(0, min(head_bytes, REQUEST_BYTES), file.size))
         return io.BufferedReader(_Blocks(file), BLOCK_BYTES)
 
     def prefetch(self, folder: str, items: Sequence[StoredObject]) -> None:
@@ -174,6 +178,13 @@ class RemoteFile:
                 stop += 1
             yield from self._window(ranges[at:stop])
             at = stop
+
+    def prefetch(self, ranges: Sequence[Range]) -> None:
+        """See `ObjectFile.prefetch`; nothing where it could not be kept."""
+        if sum(n_bytes for _, n_bytes in ranges) <= self._source.cache.max_bytes // 2:
+            with contextlib.suppress(FileNotFoundError):  # told where it is read
+                for _ in self.read_ranges(ranges):
+                    pass
 
     def _window(self, ranges: Sequence[Range]) -> list[bytes]:
         cache, found = self._source.cache, {}
@@ -253,8 +264,8 @@ class _Blocks(io.RawIOBase):
         stop = min(self._at + len(view), self._file.size)
         if stop <= self._at:
             return 0
-        first = self._at // BLOCK_BYTES * BLOCK_BYTES
-        blocks = [(at, min(BLOCK_BYTES, self._file.size - at)) for at in range(first, stop, BLOCK_BYTES)]
+        blocks = _blocks(self._at, stop, self._file.size)
+        first = blocks[0][0]
         try:
             data = b"".join(self._file.read_ranges(blocks))[self._at - first : stop - first]
         except BaseException as error:
@@ -268,6 +279,12 @@ class _Blocks(io.RawIOBase):
         if not self.closed:
             self._file.__exit__(None, None, None)
         super().close()
+
+
+def _blocks(start: int, stop: int, size: int) -> list[Range]:
+    """The whole blocks of a file that hold `start:stop`."""
+    first = start // BLOCK_BYTES * BLOCK_BYTES
+    return [(at, min(BLOCK_BYTES, size - at)) for at in range(first, min(stop, size), BLOCK_BYTES)]
 
 
 def _join(folder: str, path: str) -> str:

@@ -21,7 +21,7 @@ from ..errors import NotFoundError, located
 from ..patterns.matching import Matcher, Matches
 from ..reading.attention import read_dropped, read_pairs
 from ..reading.edges import read_edges, read_strongest
-from ..reading.rebuild import rebuild_tile, require_rebuilt, why_not_rebuilt
+from ..reading.rebuild import RebuiltRows, require_rebuilt, why_not_rebuilt
 from ..reading.segment import Segment
 from ..reading.vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
 from ..schema import Site
@@ -245,11 +245,11 @@ class _Vectors:
         rows = slice(tokens.start - self.first_row, tokens.stop - self.first_row)
         start = key_start - self.first_key
         key = self.key.part(slice(start, start + seen)).repeat(site.n_heads // site.n_kv_heads)
-        pieces = self.query.part(rows), key, self.logsumexp[:, rows]
+        found = RebuiltRows(
+            self.query.part(rows), self.logsumexp[:, rows], site, self.block.layer, query_pos, n_keys, self.parts
+        )
         with located(f"{self.block.segment.where}, tokens {tokens.start} to {tokens.stop - 1}"):
-            return rebuild_tile(
-                *pieces, site, self.block.layer, query_pos, 0, n_keys, parts=self.parts, bounded=False
-            ).weights
+            return found.tile(key, bounded=False).weights
 
 
 def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:

@@ -152,11 +152,7 @@ class SearchResult:
         return matcher.evaluator.query.position[found.query], matcher.evaluator.key.position[found.key]
 
     def _of_head(self, layer: int, head: int) -> Float32[np.ndarray, "example"]:
-        if not (0 <= layer < self.site.n_layers and 0 <= head < self.site.n_heads):
-            raise NotFoundError(
-                f"no head {layer}.{head}; {self.site.name} has layers 0:{self.site.n_layers} "
-                f"and heads 0:{self.site.n_heads}"
-            )
+        check_head(self.site, layer, head)
         return self.example_mass.to_numpy()[layer, head]
 
     def _hit(self, number: int, layer: int, head: int, score: float, rows: int) -> ExampleHit:
@@ -182,6 +178,20 @@ class SearchResult:
             float(weights[best]),
             example.tokens(self.site.query_sequence).text[q],
             example.tokens(self.site.key_sequence).text[k],
+        )
+
+
+def check_head(site: Site, layer: int, head: int) -> None:
+    """Check that a site has a head.
+
+    Raises
+    ------
+    NotFoundError
+        It has not.
+    """
+    if not (0 <= layer < site.n_layers and 0 <= head < site.n_heads):
+        raise NotFoundError(
+            f"no head {layer}.{head}; {site.name} has layers 0:{site.n_layers} and heads 0:{site.n_heads}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..patterns import Pattern, Vocabulary
 from ..patterns.evaluate import Evaluator
-from ..patterns.fields import Texts, TokenFields
+from ..patterns.fields import FROM_TEXTS, Texts, TokenFields
 from ..patterns.matching import Layout, Matcher
 from ..patterns.tree import Reference, walk
 from ..reading.segment import Segment
@@ -28,7 +28,7 @@ def segment_matcher(
     """Make the matcher of a checked pattern over a segment, or over its example `row` alone (then example 0)."""
     rows = slice(0, segment.n_examples) if row is None else slice(row, row + 1)
     references = [node for node in walk(pattern.node) if isinstance(node, Reference)]
-    with_texts = any(reference.name == "word_text" for reference in references)
+    with_texts = any(reference.name in FROM_TEXTS for reference in references)
     query = _fields(segment, site.query_sequence, rows, with_texts)
     same = site.key_sequence == site.query_sequence
     key = query if same else _fields(segment, site.key_sequence, rows, with_texts)

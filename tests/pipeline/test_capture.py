@@ -137,6 +137,31 @@ def test_what_happens_to_scores_is_described(model_of, inputs_of):
     ]
 
 
+ROTATIONS = {  # dimensions of a head of 8 that turn, and the base of their frequencies; None: layers differ
+    "llama": (8, 10_000),
+    "nomicbert": (8, 1_000),
+    "phi": (4, 10_000),
+    "gpt-neox": (2, 10_000),
+    "glm": (4, 10_000),
+    "gemma3": None,
+    "bert": None,
+}
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_rotary_frequencies_are_those_of_the_formula(name, model_of):
+    (site,) = discover_sites(model_of(name), build_probe(name)).sites
+    if ROTATIONS[name] is None:
+        assert site.rotary_frequency == ()
+        return
+    n_turned, base = ROTATIONS[name]
+    angles = [base ** (-2 * i / n_turned) for i in range(n_turned // 2)]
+    turned = (
+        [a for a in angles for _ in range(2)] if name == "glm" else [*angles, *angles]
+    )  # GLM's pairs lie side by side
+    assert site.rotary_frequency == pytest.approx([*turned, *[0.0] * (8 - n_turned)], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", [*EAGER, *REFUSED])
 def test_models_outside_the_interface_are_refused(name, model_of, inputs_of):
     model = model_of(name)

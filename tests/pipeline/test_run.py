@@ -149,6 +149,14 @@ def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
         assert store.examples[i].text == fresh.examples[i].text
     assert run_job(parse_config(tiny_job), repair=True).n_segments_written == 0
 
+    store.annotate("mood", {0: 3})  # what somebody added is not the job's to make again
+    victim = next(file for file in sorted((path / "layers").rglob("*")) if file.is_file() and file.parent.name == "c")
+    victim.write_bytes(victim.read_bytes()[::-1])
+    events = []
+    assert run_job(parse_config(tiny_job), events.append, repair=True).n_segments_written == 0
+    (told,) = [event for event in events if "not repaired" in str(event)]
+    assert "--name mood --replace" in str(told)
+
 
 @pytest.mark.parametrize("n_batches", [1, 7])
 def test_killed_and_resumed_is_the_same_as_undisturbed(n_batches, tiny_job, tmp_path):

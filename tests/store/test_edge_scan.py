@@ -10,7 +10,7 @@ from headatlas.store.errors import FormatError
 from headatlas.store.reading.edges import Edges
 from headatlas.store.search import edge_scan
 from headatlas.store.search.edge_scan import EdgeRows, scan_edges
-from headatlas.store.search.kernel import installed
+from headatlas.store.search.kernel import installed, library
 
 N_HEADS, N_ROWS, N_EXAMPLES = 3, 40, 9
 
@@ -87,3 +87,15 @@ def test_an_edge_that_its_row_cannot_have_is_refused(way, k, edge):
     sums = np.zeros((N_HEADS, N_EXAMPLES)), np.zeros(N_HEADS, np.int64), np.zeros(N_HEADS)
     with pytest.raises(FormatError, match="a key_pos that its row does not have"):
         scan_edges(EdgeRows.make(**vars(support)), edges, *sums, library=way)
+
+
+def test_a_library_of_another_source_is_not_used(tmp_path, monkeypatch):
+    broken = tmp_path / "_edges.so"
+    broken.write_bytes(b"not a library")
+    assert library.load(broken) is None
+    path = library.installed_path()
+    if path is None:
+        pytest.skip("the loop was not compiled")
+    assert library.load(path) is not None
+    monkeypatch.setattr(library, "_VERSION", 1)
+    assert library.load(path) is None

@@ -160,17 +160,18 @@ def test_rows_that_do_not_add_up_are_told(tmp_path: Path) -> None:
         for side in (example.query, example.key)
     ]
     rows = np.arange(23)
-    assert rebuild.rebuild_tile(*vectors, logsumexp, site, 0, rows, 0, 23).weights.shape == (1, 23, 23)
+    query, key = vectors
+    assert rebuild.RebuiltRows(query, logsumexp, site, 0, rows, 23).tile(key).weights.shape == (1, 23, 23)
     narrower = make_site(window=(3, None))
     for wrong in ((logsumexp - 0.1, site), (logsumexp + 0.1, site), (logsumexp, narrower)):
         for bounded in (True, False):
             with pytest.raises(FormatError, match="add up to"):
-                rebuild.rebuild_tile(*vectors, wrong[0], wrong[1], 0, rows, 0, 23, bounded=bounded)
-    keys = rebuild.Vectors(vectors[1].values[:, :20], vectors[1].bound)
+                rebuild.RebuiltRows(query, wrong[0], wrong[1], 0, rows, 23).tile(key, bounded=bounded)
+    keys = rebuild.Vectors(key.values[:, :20], key.bound)
     with pytest.raises(ShapeError, match="pass the sums"):
-        rebuild.rebuild_tile(vectors[0], keys, logsumexp, site, 0, rows, 0, 23)
+        rebuild.RebuiltRows(query, logsumexp, site, 0, rows, 23).tile(keys)
     sinks = make_site(has_sinks=True)
-    rebuild.rebuild_tile(*vectors, logsumexp + 0.1, sinks, 0, rows, 0, 23)  # a sink may take the rest
+    rebuild.RebuiltRows(query, logsumexp + 0.1, sinks, 0, rows, 23).tile(key)  # a sink may take the rest
 
 
 def test_what_cannot_be_rebuilt_says_so(tmp_path: Path) -> None:

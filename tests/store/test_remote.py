@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import fsspec.config
+import h5py
+import hdf5plugin  # noqa: F401  registers zstd
 import numpy as np
 import pytest
 import zarr
@@ -77,7 +80,6 @@ def same_answers(here: Store, there: Store) -> None:
     assert there.tokens_frame().equals(here.tokens_frame())
 
 
-@pytest.mark.parametrize("container", ["zarr"])
 def test_s3_gives_the_same_answers(folder: Path, s3: dict[str, Any], container: str, monkeypatch, capsys) -> None:
     """Search, statistics and attention, by an ordinary S3 server; the bytes that came are printed."""
     url = f"s3://bucket/{container}/traces"
@@ -92,8 +94,12 @@ def test_s3_gives_the_same_answers(folder: Path, s3: dict[str, Any], container: 
     assert len(pickle.dumps(store)) < 800
     assert copy.examples[7].attention().identical(store.examples[7].attention())
     assert verify_store(store.source, full=True).is_sound
-    group = zarr.open_group(f"{url}/segments/000001", mode="r", zarr_format=3, storage_options=s3)  # zarr's own reader
-    assert np.array_equal(group["encoder/attention"][1, 2], store.segments[1].read("encoder/attention", (1, 2)))  # type: ignore[index]
+    plain: Any  # the libraries' own readers
+    if container == "zarr":
+        plain = zarr.open_group(f"{url}/segments/000001", mode="r", zarr_format=3, storage_options=s3)
+    else:
+        plain = h5py.File(fsspec.filesystem("s3", **s3).open(f"{url}/segments/000001/segment.h5"))
+    assert np.array_equal(plain["encoder/attention"][1, 2], store.segments[1].read("encoder/attention", (1, 2)))
     monkeypatch.setitem(fsspec.config.conf, "s3", s3)  # as FSSPEC_S3_ENDPOINT_URL and its like do
     told = json.loads(CliRunner().invoke(app, ["info", url, "--json"]).stdout)
     assert told["n_examples"] == 8
@@ -121,6 +127,26 @@ def test_http_gives_the_same_answers(folder: Path, server: RangeServer) -> None:
     with pytest.raises(NotFoundError, match=r"latest\.json"):
         open_store(server.url)
     assert open_store(server.url, manifest=newest + 1).n_examples == 8
+
+
+@pytest.mark.parametrize("container", ["hdf5"])
+def test_hdf5_is_asked_for_seldom(folder: Path, server: RangeServer) -> None:
+    """A segment's metadata in one request, whole tables in a second; what was kept is not asked for again."""
+    store = open_store(server.url)
+    segment = store.segments[0]
+
+    def requests(read: Callable[[], object]) -> int:
+        before = server.asked.count("segments/000000/segment.h5")
+        read()
+        return server.asked.count("segments/000000/segment.h5") - before
+
+    assert requests(lambda: segment.layouts) == 2  # metadata, lengths of the examples
+    assert requests(segment.tokens) == 1
+    assert requests(lambda: [segment.reader.stored_bytes(path) for path in segment.layouts]) == 0
+    assert requests(lambda: segment.read("encoder/attention")) == 1
+    assert requests(lambda: segment.read("encoder/attention", 1)) == 0
+    small = open_store(server.url, cache_bytes=1).segments[0]  # keeps nothing, and reads right all the same
+    assert np.array_equal(small.read("encoder/attention"), segment.read("encoder/attention"))
 
 
 @pytest.mark.parametrize("container", ["zarr"])

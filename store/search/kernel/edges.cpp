@@ -236,6 +236,9 @@ bool all_heads(const EdgeScan &scan, bool vectors) {
 
 EXPORTED int64_t headatlas_edge_scan_bytes() { return sizeof(EdgeScan); }
 
+// Counted up when a call means something else: a library of another source is not used.
+EXPORTED int headatlas_edge_scan_version() { return 2; }
+
 EXPORTED int headatlas_has_avx2() { return has_avx2(); }
 
 // 0: done. 1: an edge names a key that its row does not have.

@@ -14,6 +14,9 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
+_VERSION = 2
+"""As in edges.cpp."""
+
 
 class EdgeScan(ctypes.Structure):
     """One call: edges of a layer, rows, where sums go. As in edges.cpp, field by field."""
@@ -54,19 +57,27 @@ def load(path: Path) -> Library | None:
     """Load a compiled loop; None if it is no library for this machine, or of another version of the source."""
     try:
         library = ctypes.CDLL(str(path))
-        size, scan, avx2 = (getattr(library, f"headatlas_{name}") for name in ("edge_scan_bytes", "scan_edges", "has_avx2"))  # fmt: skip
+        size, version, scan, avx2 = (
+            getattr(library, f"headatlas_{name}")
+            for name in ("edge_scan_bytes", "edge_scan_version", "scan_edges", "has_avx2")
+        )
     except (OSError, AttributeError):
         return None
     size.restype = ctypes.c_int64
     scan.argtypes = [ctypes.POINTER(EdgeScan), ctypes.c_int]
-    if size() != ctypes.sizeof(EdgeScan) or sys.byteorder != "little":
+    if size() != ctypes.sizeof(EdgeScan) or version() != _VERSION or sys.byteorder != "little":
         return None
     return Library(scan, bool(avx2()))
+
+
+def installed_path() -> Path | None:
+    """Where the install put the compiled loop; None where it was left out."""
+    folder = Path(__file__).parent
+    return next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_edges{suffix}").is_file()), None)
 
 
 @cache
 def installed() -> Library | None:
     """The loop that came with this install, loaded once; None where it was not compiled."""
-    folder = Path(__file__).parent
-    path = next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_edges{suffix}").is_file()), None)
+    path = installed_path()
     return load(path) if path else None

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from headatlas.store.errors import ConfigError, HeadAtlasError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern
-from headatlas.store.patterns.library import library_nodes
 from headatlas.store.patterns.parser import parse
 from headatlas.store.patterns.tree import (
     COMPARISONS,
@@ -56,6 +55,9 @@ def written_regex(text):
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
+CALLED = Named("local", LIBRARY["local"].bound({"n": -7}), (("n", -7),))
+
+
 def parts(children):
     return st.one_of(
         st.builds(Negate, children),
@@ -78,14 +80,14 @@ def parts(children):
     )
 
 
-library = st.sampled_from(list(library_nodes().items())).map(lambda item: Named(*item))
+library = st.sampled_from([Named(name, item.node) for name, item in LIBRARY.items()] + [CALLED])
 trees = st.recursive(references | constants | library, parts, max_leaves=12)
 
 
 @given(trees)
 def test_canonical_text_reads_back_as_the_same_tree(tree):
     text = to_text(tree)
-    again = parse(text, library_nodes())
+    again = parse(text, LIBRARY)
     assert again == tree
     assert to_text(again) == text
 
@@ -144,7 +146,8 @@ def test_patterns_compose():
 @pytest.mark.parametrize("name", LIBRARY)
 def test_library_patterns_are_canonical_and_described(name):
     pattern = LIBRARY[name]
-    assert str(Pattern.parse(pattern.expression)) == pattern.expression
+    assert str(Pattern.parse(pattern.filled)) == pattern.filled
+    assert pattern.parameters or pattern.filled == pattern.expression
     assert pattern.name == name
     assert pattern.label
     assert pattern.description

@@ -142,6 +142,18 @@ def test_with_a_position_bias_nothing_is_rebuilt():
     assert frame["focus"] == 1
 
 
+def test_a_position_bias_that_was_kept_is_part_of_the_scores():
+    keys, bias = np.float32([[1, 0], [0, 1], [1, 1]]), np.float32([0.5, -1.0, 2.0])
+    scores = keys @ np.float32([2, 1]) * 0.5 + bias
+    row = np.exp(scores) / np.exp(scores).sum()
+    frame = frames.neuron_frame(
+        np.float32([2, 1]), keys, float(np.log(np.exp(scores).sum())), None,
+        head=(0, 0), query_pos=1, scaling=0.5, position_bias=True, bias=bias,
+    )  # fmt: skip
+    np.testing.assert_allclose(frame["scores"], scores, atol=1e-6)
+    np.testing.assert_allclose(frame["rebuilt"], row, atol=1e-6)
+
+
 def test_messages_hold_no_acting_character():
     frame = frames.message_frame("gone \u202e", "line\nnext \x00")
     assert frame == {"message": {"title": "gone ‹RLO›", "text": "line\nnext ‹NUL›"}}
