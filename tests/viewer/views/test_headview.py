@@ -129,8 +129,8 @@ def test_a_pin_from_python_shows_and_a_new_frame_follows_its_tokens(serve):
     first, second = random_attention((1, 6, 6), seed=1), random_attention((1, 9, 9), seed=2)
     made = []
     served = serve(lambda: made.append(make_view(first)) or made[-1])
-    view = made[-1]
     served.page.locator(".col.q .t").nth(5).wait_for()
+    view = made[-1]
     view.pin = "q4"
     served.page.locator(".t.me[data-index='4']").wait_for()
     other = make_view(second, [f"u{i}" for i in range(9)])
