@@ -93,7 +93,7 @@ class HashedFile:
         try:
             self._portion = _spare.pop()
         except IndexError:
-            self._portion = memoryview(mmap.mmap(-1, _PORTION_BYTES))
+            self._portion = memoryview(mmap.mmap(-1, _PORTION_BYTES, mmap.MAP_PRIVATE))  # not a forked process's too
         self._n_waiting = 0
         self._direct = False
         self._hash = hashlib.sha256()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from headatlas.store.containers.shard import chunk_cutter, cut_chunk
-from headatlas.store.objects import HashedFile
+from headatlas.store.objects import HashedFile, write_object
 
 PORTION = 4 << 20
 
@@ -72,3 +73,26 @@ def test_chunks_are_cut_alike(chunk: tuple[int, ...], fortran: bool) -> None:
     for start in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))):
         at = tuple(int(i * c) for i, c in zip(start, chunk, strict=True))
         np.testing.assert_array_equal(cut(at), cut_chunk(array, at, chunk))
+
+
+def test_forked_processes_do_not_write_into_each_other(tmp_path: Path) -> None:
+    """A portion that was used before the fork is there in both processes, and no longer the same memory."""
+    context = multiprocessing.get_context("fork")
+    begun, others_done = context.Event(), context.Event()
+    write_object(tmp_path, "before", b"x")
+
+    def write_slowly() -> None:
+        with HashedFile(tmp_path / "child") as file:
+            file.write(b"child " * 1000)
+            begun.set()
+            others_done.wait(60)
+
+    child = context.Process(target=write_slowly)
+    child.start()
+    assert begun.wait(60)
+    write_object(tmp_path, "parent", b"parent" * 1000)
+    others_done.set()
+    child.join()
+    assert child.exitcode == 0
+    assert (tmp_path / "parent").read_bytes() == b"parent" * 1000
+    assert (tmp_path / "child").read_bytes() == b"child " * 1000

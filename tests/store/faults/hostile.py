@@ -178,7 +178,7 @@ ZARR_FORGERIES: dict[str, Forgery] = {
             "source/token/id/c/0",
             crc(b"".join(zstandard.ZstdCompressor().compress(bytes(n)) for n in (48, 1 << 24))),
         ),
-        "cannot be decompressed",
+        "not one frame",
     ),
     "index: a chunk is absent": (_index(ABSENT, ABSENT, ABSENT, ABSENT), "absent"),
     "index: far outside": (_index(2**63, 100, 0, 100), "outside"),

@@ -65,7 +65,7 @@ _FILES: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "too short": (lambda f: chunked(f, sealed(bytes(CHUNK_BYTES - 2))), "94 bytes of data"),
     "too long": (lambda f: chunked(f, sealed(bytes(9999))), "is too long"),
     "bomb": (lambda f: chunked(f, sealed(BOMB[:1100]), compression=hdf5plugin.Zstd()), "does not declare 96"),
-    "two frames": (lambda f: chunked(f, sealed(FRAME + FRAME), compression=hdf5plugin.Zstd()), "cannot be decompr"),
+    "two frames": (lambda f: chunked(f, sealed(FRAME + FRAME), compression=hdf5plugin.Zstd()), "not one frame"),
     "no frame": (lambda f: chunked(f, sealed(bytes(99)), compression=hdf5plugin.Zstd()), "cannot be decompressed"),
 }
 
