@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from .patterns import Pattern
+    from .reading.words import Merge
     from .search.like import LikeResult
     from .search.neurons import NeuronResult
     from .search.search import SearchResult
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 class Questions:
     """The questions; the modules themselves take more options (progress, cancelling, seeds, levels)."""
 
-    def search(self, pattern: str | Pattern, site: str | None = None) -> SearchResult:
-        """Rank the heads of a site by how much of their attention follows a pattern.
+    def search(self, pattern: str | Pattern, site: str | None = None, *, words: Merge | None = None) -> SearchResult:
+        """Rank the heads of a site by how much of their attention follows a pattern, between tokens or between `words`.
 
         `headatlas.store.search.search.search` is the same with progress, cancelling and a choice of what is read.
 
@@ -29,7 +30,7 @@ class Questions:
         """
         from .search.search import search  # reads stores itself
 
-        return search(cast("Store", self), pattern, site)
+        return search(cast("Store", self), pattern, site, words=words)
 
     def like(self, arcs: str | Sequence[str] | Sequence[tuple[int, int, int]], site: str | None = None) -> LikeResult:
         """Which heads draw the marked arcs and do the same everywhere: ``store.like("12:5>2 12:7>4")``.

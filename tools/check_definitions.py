@@ -26,7 +26,8 @@ from headatlas.store.store import Store
 
 from . import slow_definitions as slow
 from .check_lines import FLIPS, ROUNDING, Line, Sums, report
-from .check_scores import add_scores, add_words, score_lines, word_lines
+from .check_scores import add_scores, score_lines
+from .check_words import add_words, word_lines, word_search_lines
 from .slow_definitions import Errors, Tokens, Weights
 
 MODELS = {"MiniLM": "demo", "SmolLM2": "smollm2"}
@@ -111,6 +112,7 @@ def check(exact: Store, coded: Store) -> list[Line]:
     lines += definition_lines(sums, exact, coded)
     lines += score_lines(sums, exact, coded)
     lines += word_lines(sums, exact, coded)
+    lines += word_search_lines(sums, exact, coded)
     return lines
 
 
@@ -123,7 +125,7 @@ def loop_over(store: Store, *, scores: bool = True) -> Sums:
         add_definitions(sums, x, errors, means)
         if scores:
             add_scores(sums, x, errors)
-            add_words(sums, x)
+            add_words(sums, x, errors)
     return sums
 
 

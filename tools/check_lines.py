@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from headatlas.store.reading.words import Merge
+
 ROUNDING = 1e-5
 FLIPS = 0.001
 
@@ -46,6 +48,8 @@ class Sums:
     """By pattern, of each example that matches: rows, mass of each head, uniform mass, rows right at each offset."""
     strongest_words: list[np.ndarray] = field(default_factory=list)
     """The word that each word looks at most, [head, word] of each example."""
+    word_scores: dict[tuple[str, Merge], list[np.ndarray]] = field(default_factory=dict)
+    """By pattern and merging of words, [head]: rows, mass, error of the mass, hits, uniform mass."""
     right: list[np.ndarray] = field(default_factory=list)
     """Whether each dependent's head was found, [head, direction, dependent] of each example."""
 

@@ -1,4 +1,4 @@
-"""Scores of patterns and answers between words beside slow loops; a part of `check_definitions.py`."""
+"""Scores of patterns beside slow loops; a part of `check_definitions.py`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from headatlas.store.reading.words import plan_segment, segment_word_attention
-from headatlas.store.search.relations import MINIMUM_DEPENDENTS, WordRows, relation_atlas
 from headatlas.store.search.resampling import random_half
 from headatlas.store.search.search import SearchResult, search
 from headatlas.store.store import Store
 
-from . import slow_definitions as slow
 from . import slow_proof
 from .check_lines import FLIPS, ROUNDING, Line, Sums
 from .slow_definitions import Errors, Tokens, Weights
@@ -113,59 +110,3 @@ def _evidence_lines(
     q = slow_proof.benjamini_hochberg(p)
     off = [np.abs(evidence.heads[n].to_numpy().ravel() - v).max() for n, v in (("p_value", p), ("q_value", q))]
     yield Line(f"p, false discoveries of {pattern}", len(p), float(max(off)))
-
-
-def add_words(sums: Sums, x: Weights) -> None:
-    """Add each word's strongest word, and which dependents' heads are found."""
-    maps, heads = slow.word_maps(x), x.tokens.head
-    n = x.tokens.n_words
-    sums.strongest_words.append(maps.argmax(axis=2) if n else np.zeros((len(maps), 0), np.int64))
-    dependents = [i for i in range(n) if 0 <= heads[i] < n and heads[i] != i]
-    right = np.zeros((len(maps), 2, len(dependents)), bool)
-    for at, i in enumerate(dependents):
-        right[:, 0, at] = maps[:, i, :].argmax(axis=1) == heads[i]
-        right[:, 1, at] = maps[:, :, i].argmax(axis=1) == heads[i]
-    sums.right.append(right)
-
-
-def word_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
-    """How often a head's answer is another than from float32: over all heads, and in points of a relation's accuracy."""
-    expected = np.concatenate(sums.right, axis=2)
-    found = [relation_atlas(store).select for store in (exact, coded)]
-    answers = [one.right.reshape(expected.shape) for one in found]
-    flips = [float((one != expected).mean()) for one in answers]
-    yield Line("head of a dependent (flips)", expected.size, flips[0], flips[1], FLIPS, flips[1] / FLIPS, FLIPS)
-    moved, worst, least = [0.0, 0.0], 0.0, 2 * FLIPS
-    for relation in found[0].names:
-        chosen = found[0].of(relation)
-        if len(chosen) < MINIMUM_DEPENDENTS:
-            continue
-        accuracy = expected[..., chosen].mean(axis=-1)
-        best = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
-        apart = [abs(float(one[..., chosen].mean(axis=-1)[best] - accuracy[best])) for one in answers]
-        allowed = max(2 * FLIPS, 1 / len(chosen))  # one answer may flip in a rare relation
-        if apart[1] / allowed > worst:
-            worst, least = apart[1] / allowed, allowed
-        moved = [max(before, now) for before, now in zip(moved, apart, strict=True)]
-    yield Line("accuracy of a relation's best head", len(found[0].names), moved[0], moved[1], least, worst)
-    flips = [_flips(sums, store) for store in (exact, coded)]
-    shares = [share for share, _ in flips]
-    yield Line("strongest word of a word (flips)", flips[0][1], shares[0], shares[1], FLIPS, shares[1] / FLIPS, FLIPS)
-
-
-def _flips(sums: Sums, store: Store) -> tuple[float, int]:
-    site, number, differ, total = store.site(), 0, 0, 0
-    for segment in store.segments:
-        examples = range(segment.n_examples)
-        plan = plan_segment(segment, site, examples)
-        rows = WordRows.of(plan)
-        parts = sums.strongest_words[number : number + segment.n_examples]
-        expected = np.concatenate(parts, axis=1).reshape(site.n_layers, site.n_heads, -1)
-        number += segment.n_examples
-        several = np.repeat(plan.n_key_words, plan.n_query_words) > 1
-        for layer in range(site.n_layers):
-            for head, weights in enumerate(segment_word_attention(segment, site, layer, examples, plan)):
-                weights[rows.diagonal] = 0
-                differ += int((rows.strongest(weights) != expected[layer, head])[several].sum())
-                total += int(several.sum())
-    return differ / max(total, 1), total

@@ -391,15 +391,3 @@ DIVIDED_BY_MASS = (
     "induction_head",
 )
 """Columns whose denominator is attention too (and `to_TAG`)."""
-
-
-def word_maps(x: Weights) -> np.ndarray:
-    """Attention between words: columns summed, rows averaged, the diagonal 0; [head, word, word]."""
-    t = x.tokens
-    pieces = [[i for i, word in enumerate(t.word) if word == w] for w in range(t.n_words)]
-    maps = np.zeros((len(x.maps), t.n_words, t.n_words))
-    for i, rows in enumerate(pieces):
-        for j, columns in enumerate(pieces):
-            if i != j and rows:
-                maps[:, i, j] = sum(x.at(q, k) for q in rows for k in columns) / len(rows) if columns else 0
-    return maps

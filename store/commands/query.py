@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..patterns import Pattern
+    from ..reading.words import Merge
     from ..search.scan import Asked
     from ..search.search import ExampleHit, SearchResult
     from ..search.tasks import Client
@@ -75,6 +76,13 @@ def search(
         bool,
         typer.Option("--approximate", help="Stop at the bound that the stored edges give: a fraction of the time."),
     ] = False,
+    words: Annotated[
+        Literal["mean", "first"] | None,
+        typer.Option(
+            help="Ask about words: columns of a word's tokens are summed, its rows averaged, or its first token's row taken.",
+            show_default=False,
+        ),
+    ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
@@ -99,12 +107,14 @@ def search(
 
     if approximate and level != "auto":
         raise ConfigError(f"--approximate chooses what to read; expected it without --level {level}")
+    if words and (approximate or level not in ("auto", "exact")):
+        raise ConfigError("--words reads all that it takes to be exact; expected it without --level and --approximate")
     first, second, expression = _stores_and_expression(store, expression, select, score)
     pattern = read_pattern(expression, patterns)
     with cluster(scheduler) as client:
         asked = "approximate" if approximate else level
-        result = searched(second, pattern, site, asked, client)
-        chosen = None if first is None else searched(first, pattern, site, asked, client)
+        result = searched(second, pattern, site, asked, client, words)
+        chosen = None if first is None else searched(first, pattern, site, asked, client, words)
     if chosen is None:
         proof, ranked = result.evidence, result.table(by)
     else:
@@ -124,7 +134,7 @@ def search(
     for note in result.notes:
         console.print(f"Note: {render.printable(note)}", style="yellow", markup=False, soft_wrap=True)
     console.print(_summary(result, second), style="dim", soft_wrap=True)
-    console.print(render.evidence_text(proof), style="dim", soft_wrap=True)
+    console.print(render.evidence_text(proof, "tokens" if words is None else "words"), style="dim", soft_wrap=True)
     if first is not None:
         console.print(f"Ranked and offset chosen on {render.printable(first.location)}.", style="dim", soft_wrap=True)
     print_hits(console, result, best, hits)
@@ -206,12 +216,13 @@ def searched(
     site: str | None,
     level: Asked,
     client: Client | None = None,
+    words: Merge | None = None,
 ) -> SearchResult:
     """Search with a progress bar where a person is looking."""
     from ..search.search import search
 
     if not sys.stderr.isatty():
-        return search(store, expression, site, level, client=client)
+        return search(store, expression, site, level, words=words, client=client)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -222,6 +233,7 @@ def searched(
             expression,
             site,
             level,
+            words=words,
             client=client,
             on_progress=lambda done: progress.update(task, completed=done.n_examples_done),
         )
@@ -236,10 +248,7 @@ def print_hits(console: Console, result: SearchResult, head: tuple[int, int], hi
             f"\nExamples of head {head[0]}.{head[1]}: \\[query] «key», weight of that edge, mass of the example"
         )
     for hit in hits:
-        tokens = result.store.examples[hit.example]
-        query = tokens.tokens(result.site.query_sequence)
-        same = result.site.key_sequence == result.site.query_sequence
-        key = query if same else tokens.tokens(result.site.key_sequence)
+        query, key = result.tokens(hit.example)
         console.print(f"{hit.weight:.3f}  {hit.score:.3f}  {render.printable(hit.id)}", style="dim", markup=False)
         console.print(render.edge_text(query, key, hit.query_pos, hit.key_pos), soft_wrap=True)
 
@@ -253,9 +262,12 @@ def _summary(result: SearchResult, store: Store) -> str:
         "edges": f"stored edges ({store.spec.keep.edges} a row): mass is at least the first number, at most the second",
         "rebuilt": f"attention rebuilt from query and key ({store.spec.keep.query_key})",
     }
+    rows, how = "rows with a matching key", ""
+    if result.words is not None:
+        rows, how = "words with a matching word", f", rows of a word {'averaged' if result.words == 'mean' else 'of its first token'}"  # fmt: skip
     return (
-        f"{result.rows:,} rows with a matching key in {result.n_examples:,} of {result.n_examples_searched:,} examples, "
-        f"from {source[result.level]}, {result.seconds:.2f} s. {incomplete_text(store)}"
+        f"{result.rows:,} {rows} in {result.n_examples:,} of {result.n_examples_searched:,} examples, "
+        f"from {source[result.level]}{how}, {result.seconds:.2f} s. {incomplete_text(store)}"
     )
 
 

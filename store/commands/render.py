@@ -56,6 +56,7 @@ def search_json(
             "pattern": str(result.pattern),
             "site": result.site.name,
             "level": result.level,
+            "words": result.words,
             "rows": result.rows,
             "examples": result.n_examples,
             "examples_searched": result.n_examples_searched,
@@ -145,7 +146,7 @@ def heads_table(heads: pd.DataFrame) -> Table:
     return table
 
 
-def evidence_text(proof: Evidence) -> str:
+def evidence_text(proof: Evidence, unit: str = "tokens") -> str:
     """In words what the proof of a search is measured against."""
     if not proof.is_supported:
         return (
@@ -154,7 +155,7 @@ def evidence_text(proof: Evidence) -> str:
         )
     offsets = " or ".join(f"{offset:+d}" for offset in proof.offsets)
     return (
-        f"Best fixed offset: {offsets} tokens, mass {number(proof.offset_baseline)}. q: false-discovery rate of "
+        f"Best fixed offset: {offsets} {unit}, mass {number(proof.offset_baseline)}. q: false-discovery rate of "
         "being above that and above uniform attention."
     )
 

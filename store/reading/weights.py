@@ -55,13 +55,18 @@ def closest_weights(
     NotFoundError
         Attention was not kept and cannot be rebuilt.
     """
-    codec, keep = segment.spec.attention_codec, segment.spec.keep
-    is_coarse = codec is not None and (codec.steps is not None or codec.selection is not None)
-    if codec is None or (is_coarse and keep.query_key in CLOSE_VECTORS and why_not_rebuilt(site, keep) is None):
+    if is_rebuilt(segment, site):
         weights = rebuild_examples(segment, site, layer, examples)
         _put_edges(weights, segment, site, layer, examples, row_start, between=CLOSE_EDGES)
         return weights
     return example_weights(segment, site, layer, examples, row_start)
+
+
+def is_rebuilt(segment: Segment, site: Site) -> bool:
+    """Whether `closest_weights` are those rebuilt from query and key."""
+    codec, keep = segment.spec.attention_codec, segment.spec.keep
+    is_coarse = codec is not None and (codec.steps is not None or codec.selection is not None)
+    return codec is None or (is_coarse and keep.query_key in CLOSE_VECTORS and why_not_rebuilt(site, keep) is None)
 
 
 def _put_edges(

@@ -9,6 +9,7 @@ first token; both are here. Flat like everything of a segment: the word pairs of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -46,6 +47,35 @@ class WordPairs:
         sizes = self.n_query_words * self.n_key_words
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
+    @cached_property
+    def row_length(self) -> Int64[np.ndarray, "query_word"]:
+        """Key words of each query word's example."""
+        return np.repeat(self.n_key_words, self.n_query_words)
+
+    @cached_property
+    def begin(self) -> Int64[np.ndarray, "query_word"]:
+        """Where the row of each query word begins among the word pairs."""
+        return np.cumsum(self.row_length) - self.row_length
+
+    @cached_property
+    def row_of_pair(self) -> Int64[np.ndarray, "word_pair"]:
+        """The query word of each word pair, counted over all examples."""
+        return np.repeat(np.arange(len(self.row_length)), self.row_length)
+
+    def strongest(self, weights: Float64[np.ndarray, "word_pair"]) -> Int64[np.ndarray, "query_word"]:
+        """Key word with the largest weight of each row, the first of equal ones; 0 in a row without key words."""
+        found = np.zeros(len(self.begin), np.int64)
+        if not len(weights):
+            return found
+        there = np.flatnonzero(self.row_length)
+        largest = np.zeros(len(self.begin))
+        largest[there] = np.maximum.reduceat(weights, self.begin[there])
+        at = np.flatnonzero(weights == largest[self.row_of_pair])
+        row = self.row_of_pair[at]
+        first = at[np.concatenate([[True], row[1:] != row[:-1]])]
+        found[there] = first - self.begin[there]
+        return found
+
     def merge(self, attention: Num[np.ndarray, "head pair"]) -> Float64[np.ndarray, "head word_pair"]:
         """Word-to-word attention out of decoded token pairs; rows of a word without tokens are 0.
 
@@ -55,7 +85,7 @@ class WordPairs:
         for row, weights in zip(merged, attention, strict=True):
             row[:] = np.bincount(self.cell, weights[self.pair], merged.shape[1])
         if self.n_rows.max(initial=1) > 1:
-            merged /= np.repeat(np.maximum(self.n_rows, 1), np.repeat(self.n_key_words, self.n_query_words))
+            merged /= np.repeat(np.maximum(self.n_rows, 1), self.row_length)
         return merged
 
 
@@ -112,6 +142,18 @@ def plan_segment(segment: Segment, site: Site, examples: range, merge: Merge = "
         for name in (site.query_sequence, site.key_sequence)
     )
     return word_pairs(query, key, causal=site.causal, merge=merge)
+
+
+def example_blocks(
+    pair_offset: Int64[np.ndarray, "boundary"], most: int, start: int = 0, stop: int | None = None
+) -> Iterator[range]:
+    """Runs of the examples `start:stop` of a segment with at most so many token pairs (or one example)."""
+    stop = len(pair_offset) - 1 if stop is None else stop
+    while start < stop:
+        end = int(np.searchsorted(pair_offset, pair_offset[start] + most, side="right")) - 1
+        end = min(stop, max(start + 1, end))
+        yield range(start, end)
+        start = end
 
 
 def merge_example(

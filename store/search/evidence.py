@@ -22,6 +22,7 @@ from jaxtyping import Float, Int64
 from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero, random_half
 from .segment_tokens import segment_matcher
 from .support import RowSupport
+from .words import WordSupport
 
 if TYPE_CHECKING:
     from .search import SearchResult
@@ -94,11 +95,14 @@ def chance_of(result: SearchResult) -> Chance:
     place = np.full(2 * MAX_OFFSET + 1, -1)
     place[np.array(OFFSETS) + MAX_OFFSET] = np.arange(len(OFFSETS))
     for segment in searched:
-        matcher = segment_matcher(segment, site, result.pattern, result.vocabulary)
+        words = result.words
+        matcher = segment_matcher(segment, site, result.pattern, result.vocabulary, words=words is not None)
         query, key = matcher.evaluator.query, matcher.evaluator.key
         column = np.searchsorted(numbers, segment.first_example + np.arange(segment.n_examples))
         for matches in matcher:
             support = RowSupport(matches, matcher, site)
+            if words is not None:
+                support = WordSupport(matches, matcher, site, segment, words)
             example = column[support.example]
             for sums, window in zip(uniform, windows, strict=True):
                 sums += np.bincount(example, support.uniform(window), len(numbers))

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
 from ..reading.segment import Segment
-from ..reading.words import Merge, WordPairs, plan_segment, segment_word_attention
+from ..reading.words import Merge, WordPairs, example_blocks, plan_segment, segment_word_attention
 from ..schema import Site
 from ..store import Store
 from ..tokens import Column, TokenTable
@@ -205,13 +205,8 @@ def relation_atlas(
 def _scan(store: Store, site: Site, merge: Merge, subtypes: bool) -> Iterator[tuple[Dependents, int]]:
     """Dependents of each block of examples, and how many examples it has."""
     for segment in store.segments:
-        offset = segment.pair_offset(site.name)
-        start = 0
-        while start < segment.n_examples:
-            limit = offset[start] + _BLOCK_WEIGHTS // site.n_heads
-            stop = max(start + 1, int(np.searchsorted(offset, limit, side="right")) - 1)
-            yield _scan_block(segment, site, range(start, stop), merge, subtypes), stop - start
-            start = stop
+        for examples in example_blocks(segment.pair_offset(site.name), _BLOCK_WEIGHTS // site.n_heads):
+            yield _scan_block(segment, site, examples, merge, subtypes), len(examples)
 
 
 def _join(store: Store, parts: Sequence[Dependents]) -> Dependents:
@@ -244,12 +239,12 @@ def _scan_block(segment: Segment, site: Site, examples: range, merge: Merge, sub
     last = n_words[example] - 1
     at_offset = np.stack([word + offset == head for offset in OFFSETS])
     plan = plan_segment(segment, site, examples, merge)
-    rows = WordRows.of(plan)
+    square = SquareMaps.of(plan)
     right = np.zeros((site.n_layers, site.n_heads, 2, len(kept)), dtype=bool)
     for layer in range(site.n_layers):
         for of_head, weights in zip(right[layer], segment_word_attention(segment, site, layer, examples, plan), strict=True):  # fmt: skip
-            weights[rows.diagonal] = 0
-            for direction, found in enumerate((rows.strongest(weights), rows.strongest(weights[rows.transposed]))):
+            weights[square.diagonal] = 0
+            for direction, found in enumerate((plan.strongest(weights), plan.strongest(weights[square.transposed]))):
                 of_head[direction] = found[kept] == head
     chance = np.stack([_chance(word, head, last, site.causal), _chance(last - word, last - head, last, site.causal)])
     values = relation.values or ()
@@ -290,32 +285,19 @@ def _chance(
 
 
 @dataclass(frozen=True)
-class WordRows:
-    """The flat word pairs of some examples as rows, as they are and transposed."""
+class SquareMaps:
+    """Places in the flat word pairs of some examples whose query words are their key words."""
 
-    begin: Int64[np.ndarray, "row"]
-    row_of_cell: Int64[np.ndarray, "word_pair"]
     diagonal: Int64[np.ndarray, "row"]
     transposed: Int64[np.ndarray, "word_pair"]
     """Where the pair (j, i) lies, for each pair (i, j)."""
 
     @staticmethod
-    def of(plan: WordPairs) -> WordRows:
-        """Rows of a plan of square maps."""
-        n = np.repeat(plan.n_key_words, plan.n_query_words)  # [row]
-        begin = np.cumsum(n) - n
-        row_of_cell = np.repeat(np.arange(len(n)), n)
-        first_row = np.repeat(np.cumsum(plan.n_query_words) - plan.n_query_words, plan.n_query_words)
-        word = np.arange(len(n)) - first_row
-        column = np.arange(len(row_of_cell)) - begin[row_of_cell]
-        transposed = begin[first_row[row_of_cell] + column] + word[row_of_cell]
-        return WordRows(begin, row_of_cell, begin + word, transposed)
-
-    def strongest(self, weights: Float64[np.ndarray, "word_pair"]) -> Int64[np.ndarray, "row"]:
-        """Column of the largest weight of each row, the first of equal ones."""
-        if not len(weights):
-            return np.empty(0, np.int64)
-        largest = np.maximum.reduceat(weights, self.begin)
-        at = np.flatnonzero(weights == largest[self.row_of_cell])
-        row = self.row_of_cell[at]
-        return at[np.concatenate([[True], row[1:] != row[:-1]])] - self.begin
+    def of(plan: WordPairs) -> SquareMaps:
+        """The places in a plan of square maps."""
+        n_words = plan.n_query_words
+        first_row = np.repeat(np.cumsum(n_words) - n_words, n_words)
+        word = np.arange(len(first_row)) - first_row
+        row = plan.row_of_pair
+        column = np.arange(len(row)) - plan.begin[row]
+        return SquareMaps(plan.begin + word, plan.begin[first_row[row] + column] + word[row])

@@ -52,6 +52,13 @@ class SegmentScores:
     slack: Float[np.ndarray, "layer head"]
     """How much more mass there may be (0 where every weight was kept)."""
 
+    @staticmethod
+    def none(site: Site, n_examples: int) -> SegmentScores:
+        """Sums over no rows."""
+        shape = site.n_layers, site.n_heads
+        mass, hits, slack = np.zeros((*shape, n_examples)), np.zeros(shape, np.int64), np.zeros(shape)
+        return SegmentScores(np.zeros(n_examples, np.int64), mass, hits, np.zeros(site.n_layers), slack)
+
 
 def scan_segment(
     segment: Segment, site: Site, matcher: Matcher, level: Level, stop: Callable[[], bool] = lambda: False
@@ -65,13 +72,7 @@ def scan_segment(
     CorruptSegmentError, FormatError
         What is stored cannot be right.
     """
-    scores = SegmentScores(
-        np.zeros(segment.n_examples, np.int64),
-        np.zeros((site.n_layers, site.n_heads, segment.n_examples)),
-        np.zeros((site.n_layers, site.n_heads), np.int64),
-        np.zeros(site.n_layers),
-        np.zeros((site.n_layers, site.n_heads)),
-    )
+    scores = SegmentScores.none(site, segment.n_examples)
     n_tokens = len(matcher.evaluator.query.table)
     for matches in _parts(matcher.blocks(0, n_tokens, BLOCK_WEIGHTS // site.n_heads)):
         support = RowSupport(matches, matcher, site)

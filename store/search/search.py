@@ -22,19 +22,23 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
 from ..patterns import Pattern, Vocabulary
+from ..patterns.matching import Matcher
 from ..reading.segment import Segment
+from ..reading.words import Merge, plan_segment, segment_word_attention
 from ..schema import Site
 from ..store import Store
+from ..tokens import TokenTable
 from .evidence import Chance, Evidence, chance_of, evidence_of
 from .notes import count_texts, missing_texts, note_on, text_lookups
 from .scan import Asked, Level, SegmentScores, level_for
 from .segment_tokens import segment_matcher, site_vocabulary
 from .tasks import Client, SearchPlan
 from .tasks import SearchProgress as SearchProgress
+from .words import word_level
 
 RANKINGS = ("mass", "hit_rate", "lift", "offset_lift")
 
@@ -79,6 +83,8 @@ class SearchResult:
     """False where the search was stopped before its end."""
     vocabulary: Vocabulary = field(repr=False)
     notes: tuple[str, ...] = ()
+    words: Merge | None = None
+    """How tokens were merged to words; then rows, keys and positions are those of words. None: they are tokens'."""
     seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -146,10 +152,17 @@ class SearchResult:
 
     def matches(self, example: int) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
         """Query positions and key positions of the matching pairs of one example."""
+        return _positions(self._matcher(example))
+
+    def tokens(self, example: int) -> tuple[TokenTable, TokenTable]:
+        """What the positions of one example count: tokens or words of its query and key (the same where they are)."""
+        evaluator = self._matcher(example).evaluator
+        return evaluator.query.table, evaluator.key.table
+
+    def _matcher(self, example: int) -> Matcher:
         segment = self.store.segment_of(example)
-        matcher = segment_matcher(segment, self.site, self.pattern, self.vocabulary, example - segment.first_example)
-        found = matcher.example(0)
-        return matcher.evaluator.query.position[found.query], matcher.evaluator.key.position[found.key]
+        row, words = example - segment.first_example, self.words is not None
+        return segment_matcher(segment, self.site, self.pattern, self.vocabulary, row, words=words)
 
     def _of_head(self, layer: int, head: int) -> Float32[np.ndarray, "example"]:
         check_head(self.site, layer, head)
@@ -157,8 +170,12 @@ class SearchResult:
 
     def _hit(self, number: int, layer: int, head: int, score: float, rows: int) -> ExampleHit:
         example = self.store.examples[number]
-        query_pos, key_pos = self.matches(number)
-        if self.level != "edges":
+        matcher = self._matcher(number)
+        query_pos, key_pos = _positions(matcher)
+        query, key = matcher.evaluator.query.table, matcher.evaluator.key.table
+        if self.words is not None:
+            weights = self._word_weights(number, layer, head)[query.word[query_pos], key.word[key_pos]]
+        elif self.level != "edges":
             weights = example.weights_at(layer, head, query_pos, key_pos, self.site.name)
         else:
             edges = example.edges(layer, head, self.site.name)
@@ -176,9 +193,22 @@ class SearchResult:
             q,
             k,
             float(weights[best]),
-            example.tokens(self.site.query_sequence).text[q],
-            example.tokens(self.site.key_sequence).text[k],
+            query.text[q],
+            key.text[k],
         )
+
+    def _word_weights(self, number: int, layer: int, head: int) -> Float64[np.ndarray, "query_word key_word"]:
+        assert self.words is not None
+        segment = self.store.segment_of(number)
+        examples = range(number - segment.first_example, number - segment.first_example + 1)
+        plan = plan_segment(segment, self.site, examples, self.words)
+        flat = segment_word_attention(segment, self.site, layer, examples, plan)[head]
+        return flat.reshape(int(plan.n_query_words[0]), int(plan.n_key_words[0]))
+
+
+def _positions(matcher: Matcher) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
+    found = matcher.example(0)
+    return matcher.evaluator.query.position[found.query], matcher.evaluator.key.position[found.key]
 
 
 def check_head(site: Site, layer: int, head: int) -> None:
@@ -201,6 +231,7 @@ def search(
     site: str | None = None,
     level: Asked = "auto",
     *,
+    words: Merge | None = None,
     threads: int = 2,
     client: Client | None = None,
     on_progress: Callable[[SearchProgress], None] = lambda progress: None,
@@ -215,6 +246,9 @@ def search(
         which attention is ``"rebuilt"``. ``"exact"`` takes attention where it was kept and else rebuilds it; ``"auto"``
         takes attention, else edges, else rebuilds. ``"approximate"`` stops where a bound is known: edges, else sparse
         attention; without either it is ``"auto"``.
+    words
+        Merge tokens to words first: columns are summed, rows averaged (``"mean"``) or the ``"first"`` token's. The
+        pattern is then about words. Answered as exactly as the store can, so `level` is ``"auto"`` or ``"exact"``.
     threads
         Segments that are read at once.
     client
@@ -232,15 +266,25 @@ def search(
         The pattern cannot be read, or names something that the store does not have.
     NotFoundError
         No such site, or the store did not keep what the level reads.
+    ConfigError
+        No such level or merging, or a level that cannot answer about words.
     """
     if level not in get_args(Asked):
         raise ConfigError(f"level is {level!r}; expected one of {', '.join(get_args(Asked))}")
+    if words is not None and (words not in get_args(Merge) or level not in ("auto", "exact")):
+        raise ConfigError(
+            f"words is {words!r} at level {level!r}; expected 'mean' or 'first', at level 'auto' or 'exact'"
+        )
     began = time.perf_counter()
     found, pattern = store.site(site), Pattern.parse(pattern)
     answering = level_for(store.segments, found, level)
+    if words is not None and store.segments:
+        answering = word_level(store.segments[0], found)
     vocabulary = site_vocabulary(store, found)
     pattern.check(vocabulary)
-    scans = list(SearchPlan(store, found, pattern, vocabulary, answering).run(threads, client, on_progress, stop))
+    scans = list(
+        SearchPlan(store, found, pattern, vocabulary, answering, words).run(threads, client, on_progress, stop)
+    )
     codec = store.spec.attention_codec
     is_sparse = codec is not None and codec.selection is not None
     heads, example_mass = _summarise(found, answering, is_sparse, scans)
@@ -254,7 +298,8 @@ def search(
         sum(segment.n_examples for segment, _ in scans),
         len(scans) == len(store.segments),
         vocabulary,
-        tuple(_notes(store, found, pattern, vocabulary)),
+        tuple(_notes(store, found, pattern, vocabulary, words is not None)),
+        words,
         time.perf_counter() - began,
     )
 
@@ -302,14 +347,14 @@ def _summarise(
     return heads, example_mass
 
 
-def _notes(store: Store, site: Site, pattern: Pattern, vocabulary: Vocabulary) -> Iterator[str]:
+def _notes(store: Store, site: Site, pattern: Pattern, vocabulary: Vocabulary, words: bool) -> Iterator[str]:
     lookups = set(text_lookups(pattern.node))
     for segment in store.segments:
         if not lookups:
             return
-        lookups = missing_texts(lookups, segment_matcher(segment, site, pattern, vocabulary).evaluator)
+        lookups = missing_texts(lookups, segment_matcher(segment, site, pattern, vocabulary, words=words).evaluator)
     for reference, text in sorted(lookups, key=lambda lookup: (lookup[0].name, lookup[1])):
         counts: Counter[str] = Counter()
         for segment in store.segments:
-            counts += count_texts(reference, segment_matcher(segment, site, pattern, vocabulary).evaluator)
+            counts += count_texts(reference, segment_matcher(segment, site, pattern, vocabulary, words=words).evaluator)
         yield note_on(reference, text, counts)

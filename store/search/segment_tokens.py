@@ -11,6 +11,7 @@ from ..reading.segment import Segment
 from ..schema import SequenceName, Site, pair_offset
 from ..store import Store
 from ..tokens import Column
+from .word_tokens import word_tokens
 
 
 def site_vocabulary(store: Store, site: Site) -> Vocabulary:
@@ -23,15 +24,28 @@ def site_vocabulary(store: Store, site: Site) -> Vocabulary:
 
 
 def segment_matcher(
-    segment: Segment, site: Site, pattern: Pattern, vocabulary: Vocabulary, row: int | None = None
+    segment: Segment,
+    site: Site,
+    pattern: Pattern,
+    vocabulary: Vocabulary,
+    row: int | None = None,
+    *,
+    words: bool = False,
 ) -> Matcher:
-    """Make the matcher of a checked pattern over a segment, or over its example `row` alone (then example 0)."""
+    """Make the matcher of a checked pattern over a segment, or over its example `row` alone (then example 0).
+
+    With `words` its rows and keys are words, see `words.py`.
+    """
     rows = slice(0, segment.n_examples) if row is None else slice(row, row + 1)
     references = [node for node in walk(pattern.node) if isinstance(node, Reference)]
-    with_texts = any(reference.name in FROM_TEXTS for reference in references)
+    with_texts = words or any(reference.name in FROM_TEXTS for reference in references)
     query = _fields(segment, site.query_sequence, rows, with_texts)
     same = site.key_sequence == site.query_sequence
     key = query if same else _fields(segment, site.key_sequence, rows, with_texts)
+    if words:
+        numbers: dict[tuple[int, ...], int] = {}
+        query = _words(query, numbers)
+        key = query if same else _words(key, numbers)
     examples: dict[str, Column] = {}
     if any(reference.side == "example" for reference in references):
         examples = {name: column[rows] for name, column in segment.columns().items()}
@@ -51,3 +65,8 @@ def _fields(segment: Segment, sequence: SequenceName, rows: slice, with_texts: b
     if sequence == "target":
         return TokenFields(table, Texts(segment.texts("target_text")[rows]))
     return TokenFields(table, Texts(segment.texts("text")[rows], segment.texts("text_pair")[rows]))
+
+
+def _words(fields: TokenFields, numbers: dict[tuple[int, ...], int]) -> TokenFields:
+    assert fields.texts is not None
+    return TokenFields(word_tokens(fields.table, fields.texts, numbers), fields.texts)

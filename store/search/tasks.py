@@ -16,10 +16,12 @@ from typing import Any, Protocol
 
 from ..patterns import Pattern, Vocabulary
 from ..reading.segment import Segment
+from ..reading.words import Merge
 from ..schema import Site
 from ..store import Store
 from .scan import Level, SegmentScores, Stopped, scan_segment
 from .segment_tokens import segment_matcher
+from .words import scan_words
 
 _POLL_S = 0.1
 _AHEAD = 64
@@ -66,10 +68,15 @@ class SearchPlan:
     pattern: Pattern
     vocabulary: Vocabulary
     level: Level
+    words: Merge | None = None
+    """How tokens are merged to words; None: they are not."""
 
     def scan(self, segment: Segment, stop: Callable[[], bool] = lambda: False) -> SegmentScores:
         """One task, in this process."""
-        matcher = segment_matcher(segment, self.site, self.pattern, self.vocabulary)
+        words = self.words is not None
+        matcher = segment_matcher(segment, self.site, self.pattern, self.vocabulary, words=words)
+        if self.words is not None:
+            return scan_words(segment, self.site, matcher, self.words, stop)
         return scan_segment(segment, self.site, matcher, self.level, stop)
 
     def run(
@@ -84,7 +91,7 @@ class SearchPlan:
             with ThreadPoolExecutor(max(1, threads), "search") as pool:
                 yield from self._results(lambda s: pool.submit(self.scan, s, stop), threads + 1, on_progress, stop)
         else:
-            question = self.site, self.pattern, self.vocabulary, self.level
+            question = self.site, self.pattern, self.vocabulary, self.level, self.words
             packed = pickle.dumps((pickle.dumps(self.store), question))
             yield from self._results(lambda s: client.submit(scan_there, packed, s.index), _AHEAD, on_progress, stop)
 
