@@ -60,7 +60,9 @@ class Questions:
 
         return neurons(cast("Store", self), pattern, layer, head, site)
 
-    def similar(self, other: Store | None = None, site: str | None = None, *, n_examples: int = 200) -> SimilarHeads:
+    def similar(
+        self, other: Store | None = None, site: str | None = None, *, sink_free: bool = False, n_examples: int = 200
+    ) -> SimilarHeads:
         """How far apart heads are that look at words, those of this store among each other or from another model's.
 
         `headatlas.store.search.similar.similar` is the same with progress, a seed and the other merging of tokens.
@@ -72,4 +74,4 @@ class Questions:
         """
         from .search.similar import similar
 
-        return similar(cast("Store", self), other, site, n_examples=n_examples)
+        return similar(cast("Store", self), other, site, sink_free=sink_free, n_examples=n_examples)

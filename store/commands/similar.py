@@ -36,6 +36,12 @@ def similar(
     merge: Annotated[
         Literal["mean", "first"], typer.Option(help="A word's row: the mean of its tokens' rows, or its first token's.")
     ] = "mean",
+    sink_free: Annotated[
+        bool,
+        typer.Option(
+            "--sink-free", help="Leave out the first token and special tokens, and divide rows by what is left."
+        ),
+    ] = False,
     top: Top = None,
     site: SiteName = None,
     as_csv: AsCsv = False,
@@ -50,7 +56,7 @@ def similar(
 
     chosen = head_of(head) if head else None
     first, second = open_store(store), None if other is None else open_store(other)
-    result = _compared(first, second, site, merge, examples)
+    result = _compared(first, second, site, merge, examples, sink_free)
     table = result.table(chosen, top if top is not None or as_csv or as_json else TOP)
     table = first_rows(table, top, everything=as_csv or as_json)
     if as_csv:
@@ -62,12 +68,17 @@ def similar(
 
 
 def _compared(
-    first: Store, second: Store | None, site: str | None, merge: Literal["mean", "first"], n_examples: int
+    first: Store,
+    second: Store | None,
+    site: str | None,
+    merge: Literal["mean", "first"],
+    n_examples: int,
+    sink_free: bool,
 ) -> SimilarHeads:
     from ..search.similar import similar as compare
 
     if not sys.stderr.isatty():
-        return compare(first, second, site, merge, n_examples=n_examples)
+        return compare(first, second, site, merge, sink_free=sink_free, n_examples=n_examples)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -78,6 +89,7 @@ def _compared(
             second,
             site,
             merge,
+            sink_free=sink_free,
             n_examples=n_examples,
             on_progress=lambda done, planned: progress.update(task, completed=done, total=planned),
         )
@@ -91,6 +103,7 @@ def _about(result: SimilarHeads) -> dict[str, Any]:
         "other": result.other.location,
         "measure": "Jensen-Shannon distance of word rows, bits",
         "merge": result.merge,
+        "sink_free": result.sink_free,
         "rows": result.rows,
         "examples": result.n_examples,
         "shared": result.n_shared,
@@ -119,7 +132,7 @@ def _print(result: SimilarHeads, table: pd.DataFrame) -> None:
     console.print(
         f"Jensen-Shannon distance of word rows in bits (0 the same, 1 nothing in common); median of all pairs "
         f"{render.number(result.median)}. {result.rows:,} words in {result.n_examples:,} of {result.n_shared:,} examples, "
-        f"tokens merged by {result.merge}.{whose} Refused: {refused or 'none'}.",
+        f"tokens merged by {result.merge}{', without first and special tokens' if result.sink_free else ''}.{whose} Refused: {refused or 'none'}.",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -89,8 +89,12 @@ class WordPairs:
         return merged
 
 
-def word_pairs(query: TokenTable, key: TokenTable, *, causal: bool, merge: Merge = "mean") -> WordPairs:
+def word_pairs(
+    query: TokenTable, key: TokenTable, *, causal: bool, merge: Merge = "mean", sink_free: bool = False
+) -> WordPairs:
     """Plan the merge of the flat token pairs of the examples of two token tables (the same one within one text).
+
+    With `sink_free` what goes to the first token of an example is left out too, like special tokens.
 
     Raises
     ------
@@ -115,7 +119,7 @@ def word_pairs(query: TokenTable, key: TokenTable, *, causal: bool, merge: Merge
     row = np.repeat(rows, length)
     key_pos = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
     key_word = key.word.astype(np.int64)[key.token_offset[:-1][example[row]] + key_pos]
-    kept = key_word >= 0
+    kept = (key_word >= 0) & (key_pos > 0) if sink_free else key_word >= 0
     row, key_pos, key_word = row[kept], key_pos[kept], key_word[kept]
     return WordPairs(n_query_words, n_key_words, row_start[row] + key_pos, row_cell[row] + key_word, row_start, n_rows)
 
@@ -135,13 +139,15 @@ def segment_word_attention(
     return plan.merge(closest_weights(segment, site, layer, examples, plan.row_start))
 
 
-def plan_segment(segment: Segment, site: Site, examples: range, merge: Merge = "mean") -> WordPairs:
+def plan_segment(
+    segment: Segment, site: Site, examples: range, merge: Merge = "mean", *, sink_free: bool = False
+) -> WordPairs:
     """The merge plan of consecutive examples (rows of the segment); it serves every layer."""
     query, key = (
         segment.tokens(name).examples(examples.start, examples.stop)
         for name in (site.query_sequence, site.key_sequence)
     )
-    return word_pairs(query, key, causal=site.causal, merge=merge)
+    return word_pairs(query, key, causal=site.causal, merge=merge, sink_free=sink_free)
 
 
 def example_blocks(
@@ -157,10 +163,15 @@ def example_blocks(
 
 
 def merge_example(
-    maps: Float[np.ndarray, "*lead query_pos key_pos"], query: TokenTable, key: TokenTable, merge: Merge = "mean"
+    maps: Float[np.ndarray, "*lead query_pos key_pos"],
+    query: TokenTable,
+    key: TokenTable,
+    merge: Merge = "mean",
+    *,
+    sink_free: bool = False,
 ) -> Float64[np.ndarray, "*lead query_word key_word"]:
     """Word-to-word attention out of the whole maps of one example."""
-    plan = word_pairs(query, key, causal=False, merge=merge)
+    plan = word_pairs(query, key, causal=False, merge=merge, sink_free=sink_free)
     lead, n_pairs = maps.shape[:-2], maps.shape[-2] * maps.shape[-1]
     n_heads = int(np.prod(lead, dtype=np.int64))
     merged = plan.merge(maps.reshape(n_heads, n_pairs))

@@ -2,7 +2,8 @@
 
 Tokenizers cut words differently, so heads are compared by their word-to-word attention (`reading/words.py`): columns
 summed over the key word's tokens, rows averaged over the query word's. What a row puts on special tokens is one more
-column, so that each row is a distribution again. The distance of two heads is the mean over rows of
+column, so that each row is a distribution again; or, free of sinks, the first token and special tokens are left out and
+what remains of a row is divided by its sum. The distance of two heads is the mean over rows of
 
     JS(p, q) = H((p + q) / 2) − (H(p) + H(q)) / 2        in bits: 0 where they are the same, 1 where they share nothing
 
@@ -47,6 +48,8 @@ class SimilarHeads:
     other: Store
     sites: tuple[Site, Site]
     merge: Merge
+    sink_free: bool
+    """Whether the first token and special tokens were left out."""
     distance: xr.DataArray
     """Mean Jensen–Shannon distance in bits, dims (layer, head, other_layer, other_head)."""
     example_distance: Float32[np.ndarray, "head other_head example"] = field(repr=False)
@@ -131,6 +134,7 @@ def similar(
     site: str | None = None,
     merge: Merge = "mean",
     *,
+    sink_free: bool = False,
     n_examples: int = N_EXAMPLES,
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
@@ -139,6 +143,9 @@ def similar(
 
     Parameters
     ----------
+    sink_free
+        Leave out what goes to the first token and to special tokens, and divide each row by what is left. Rows that see
+        nothing else do not count.
     n_examples
         How many examples are drawn; all of them where there are fewer.
     on_progress
@@ -167,9 +174,9 @@ def similar(
     shape = sites[0].n_layers * sites[0].n_heads, sites[1].n_layers * sites[1].n_heads
     sums, rows, done = np.zeros((*shape, len(drawn)), np.float32), np.zeros(len(drawn), np.int64), 0
     for block in _blocks(store, sites[0], drawn):
-        maps = _rows_of(store, sites[0], drawn[block, 0], merge)
-        others = maps if other is None else _rows_of(other, sites[1], drawn[block, 1], merge)
-        kept = maps.has_tokens & others.has_tokens
+        maps = _rows_of(store, sites[0], drawn[block, 0], merge, sink_free)
+        others = maps if other is None else _rows_of(other, sites[1], drawn[block, 1], merge, sink_free)
+        kept = maps.counts & others.counts
         rows[block] = np.bincount(maps.example_of_row[kept], minlength=block.stop - block.start)
         of_block = divergence(maps, others, kept)
         first = np.flatnonzero(np.diff(maps.example_of_row, prepend=-1))
@@ -188,6 +195,7 @@ def similar(
         other or store,
         sites,
         merge,
+        sink_free,
         distance,
         sums[:, :, used],
         drawn[used, 0],
@@ -255,14 +263,16 @@ class WordMaps:
     weights: Float32[np.ndarray, "head cell"]
     row_start: Int64[np.ndarray, "row"]
     example_of_row: Int64[np.ndarray, "row"]
-    has_tokens: Bool[np.ndarray, "row"]
-    """Whether the query word has tokens: where a text was cut it may have none."""
+    counts: Bool[np.ndarray, "row"]
+    """Whether the query word has tokens (where a text was cut it may have none) and, free of sinks, sees others."""
 
 
-def _rows_of(store: Store, site: Site, numbers: Int64[np.ndarray, "example"], merge: Merge) -> WordMaps:
+def _rows_of(
+    store: Store, site: Site, numbers: Int64[np.ndarray, "example"], merge: Merge, sink_free: bool
+) -> WordMaps:
     """Word rows of all heads over some examples, which may lie in several segments."""
     maps: list[Float32[np.ndarray, "head word word"]] = [np.empty((0, 0, 0), np.float32)] * len(numbers)
-    has_tokens: list[Bool[np.ndarray, "word"]] = [np.empty(0, bool)] * len(numbers)
+    counts: list[Bool[np.ndarray, "word"]] = [np.empty(0, bool)] * len(numbers)
     for segment in store.segments:
         at = np.flatnonzero((numbers >= segment.first_example) & (numbers < segment.first_example + segment.n_examples))
         local = numbers[at] - segment.first_example
@@ -271,13 +281,14 @@ def _rows_of(store: Store, site: Site, numbers: Int64[np.ndarray, "example"], me
             span = range(int(local[order[run.start]]), int(local[order[run.stop - 1]]) + 1)
             wanted = local[order[run]]
             for index, found in zip(
-                at[order[run]].tolist(), _read(store, segment, site, span, wanted, merge), strict=True
+                at[order[run]].tolist(), _read(store, segment, site, span, wanted, merge, sink_free), strict=True
             ):
-                maps[index], has_tokens[index] = found
+                maps[index], counts[index] = found
     n_words = [m.shape[1] for m in maps]
     flat = []
     for m in maps:
-        rest = np.clip(1 - m.sum(axis=2, dtype=np.float64), 0, None).astype(np.float32)
+        to_all = 0 if sink_free else 1
+        rest = np.clip(to_all - m.sum(axis=2, dtype=np.float64), 0, None).astype(np.float32)
         whole = np.concatenate([m, rest[:, :, None]], axis=2)
         flat.append((whole / np.maximum(whole.sum(axis=2, keepdims=True), 1e-30)).reshape(len(m), -1))
     length = np.repeat([n + 1 for n in n_words], n_words)
@@ -285,7 +296,7 @@ def _rows_of(store: Store, site: Site, numbers: Int64[np.ndarray, "example"], me
         np.concatenate(flat, axis=1),
         np.cumsum(length) - length,
         np.repeat(np.arange(len(n_words)), n_words),
-        np.concatenate(has_tokens),
+        np.concatenate(counts),
     )
 
 
@@ -300,31 +311,46 @@ def _runs(segment: Segment, site: Site, rows: Int64[np.ndarray, "example"]) -> I
 
 
 def _read(
-    store: Store, segment: Segment, site: Site, span: range, wanted: Int64[np.ndarray, "example"], merge: Merge
+    store: Store,
+    segment: Segment,
+    site: Site,
+    span: range,
+    wanted: Int64[np.ndarray, "example"],
+    merge: Merge,
+    sink_free: bool,
 ) -> Iterator[tuple[Float32[np.ndarray, "head word word"], Bool[np.ndarray, "word"]]]:
-    """Word maps of all heads of the wanted examples of a span of a segment, and which words have tokens."""
+    """Word maps of all heads of the wanted examples of a span of a segment, and which of their rows count."""
     tables = [segment.tokens(site.query_sequence).example(row) for row in wanted.tolist()]
+    counts = [_counts(table, site, merge, sink_free) for table in tables]
     if segment.spec.keep.attention is None:
-        for row, table in zip(wanted.tolist(), tables, strict=True):
+        for row, table, of_example in zip(wanted.tolist(), tables, counts, strict=True):
             example = store.examples[segment.first_example + row]
-            layers = [merge_example(example.attention(layer, site=site.name).to_numpy(), table, table, merge) for layer in range(site.n_layers)]  # fmt: skip
-            yield np.concatenate(layers).astype(np.float32), _has_tokens(table)
+            layers = [merge_example(example.attention(layer, site=site.name).to_numpy(), table, table, merge, sink_free=sink_free) for layer in range(site.n_layers)]  # fmt: skip
+            yield np.concatenate(layers).astype(np.float32), of_example
         return
-    plan = plan_segment(segment, site, span, merge)
-    found = [np.empty((site.n_layers * site.n_heads, len(n), len(n)), np.float32) for n in map(_has_tokens, tables)]
+    plan = plan_segment(segment, site, span, merge, sink_free=sink_free)
+    found = [np.empty((site.n_layers * site.n_heads, len(rows), len(rows)), np.float32) for rows in counts]
     for layer in range(site.n_layers):
         weights = segment_word_attention(segment, site, layer, span, plan)
         heads = slice(layer * site.n_heads, (layer + 1) * site.n_heads)
         for row, maps in zip(wanted.tolist(), found, strict=True):
             cells = slice(int(plan.start[row - span.start]), int(plan.start[row - span.start + 1]))
             maps[heads] = weights[:, cells].reshape(site.n_heads, *maps.shape[1:])
-    yield from zip(found, map(_has_tokens, tables), strict=True)
+    yield from zip(found, counts, strict=True)
 
 
-def _has_tokens(table: TokenTable) -> Bool[np.ndarray, "word"]:
-    present = np.zeros(int(table.word_offset[-1]), bool)
-    present[table.word[table.word >= 0]] = True
-    return present
+def _counts(table: TokenTable, site: Site, merge: Merge, sink_free: bool) -> Bool[np.ndarray, "word"]:
+    """Which word rows of an example count: those of tokens, one of which sees more than sinks if these are left out."""
+    counts = np.zeros(int(table.word_offset[-1]), bool)
+    tokens = np.flatnonzero(table.word >= 0)
+    if merge == "first":
+        tokens = tokens[np.unique(table.word[tokens], return_index=True)[1]]
+    if sink_free:
+        others = ~table.special & (table.position > 0)
+        n_seen = np.cumsum(others) if site.causal else np.full(len(table), others.sum())
+        tokens = tokens[n_seen[tokens] > 0]
+    counts[table.word[tokens]] = True
+    return counts
 
 
 def divergence(
