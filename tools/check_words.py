@@ -16,14 +16,14 @@ from . import slow_words as slow
 from .check_lines import FLIPS, ROUNDING, Line, Sums
 from .slow_definitions import Errors, Tokens, Weights
 
-PATTERNS: dict[str, Callable[[Tokens, int, int], bool]] = {
-    "key.position == query.position - 1": lambda t, i, j: j == i - 1,
-    "key.word == query.head": lambda t, i, j: t.head[i] == j,
-    "key.id == query.id and key.position < query.position": lambda t, i, j: (
-        j < i and slow.ids_of(t, i) == slow.ids_of(t, j)
+PATTERNS: dict[str, Callable[[Tokens, dict[int, int], int, int], bool]] = {
+    "key.position == query.position - 1": lambda t, place, i, j: place[j] == place[i] - 1,
+    "key.word == query.head": lambda t, place, i, j: t.head[i] == j,
+    "key.id == query.id and key.position < query.position": lambda t, place, i, j: (
+        place[j] < place[i] and slow.ids_of(t, i) == slow.ids_of(t, j)
     ),
 }
-"""Conditions on words; EWT's sentences are whole, so every word has tokens and its number is its position."""
+"""Conditions on words; the place of a word is its number among those that have tokens."""
 
 
 def add_words(sums: Sums, x: Weights, errors: Errors) -> None:
@@ -40,9 +40,10 @@ def add_words(sums: Sums, x: Weights, errors: Errors) -> None:
     sums.right.append(right)
     off = {merge: slow.word_maps(errors, merge) for merge in get_args(Merge)}
     knows_nothing = {merge: slow.uniform_word_map(x, merge) for merge in get_args(Merge)}
+    place = {word: at for at, word in enumerate(w for w, tokens in enumerate(slow.pieces(t)) if tokens)}
     for pattern, holds in PATTERNS.items():
-        for i in range(n):
-            words = [j for j in range(i + 1 if x.causal else n) if holds(t, i, j)]
+        for i in place:
+            words = [j for j in place if (j <= i or not x.causal) and holds(t, place, i, j)]
             if not words:
                 continue
             for merge, of_words in maps.items():

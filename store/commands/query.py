@@ -14,6 +14,7 @@ from .cluster import cluster
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
+    from rich.table import Table
 
     from ..patterns import Pattern
     from ..reading.words import Merge
@@ -26,6 +27,8 @@ app = typer.Typer(rich_markup_mode="rich")
 _PANEL = "Query"
 TOP = 12
 """Rows of a table for people."""
+_WIDEST = 2_000
+"""Characters of a table's line, at most."""
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a trace store.", show_default=False)]
 SiteName = Annotated[
@@ -130,7 +133,7 @@ def search(
         print(render.to_json({**render.search_json(result, heads, hits, proof), **render.fetched(first, second)}))
         return
     console = console_for_people()
-    console.print(render.heads_table(heads))
+    print_table(console, render.heads_table(heads))
     for note in result.notes:
         console.print(f"Note: {render.printable(note)}", style="yellow", markup=False, soft_wrap=True)
     console.print(_summary(result, second), style="dim", soft_wrap=True)
@@ -303,3 +306,13 @@ def console_for_people() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table whole: one wider than the terminal is not cut, since rich would leave out columns of it."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    wide = console if needed <= console.width else Console(file=console.file, width=needed)
+    wide.print(table)

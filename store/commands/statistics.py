@@ -21,6 +21,7 @@ from .query import (
     head_of,
     incomplete_text,
     print_csv,
+    print_table,
 )
 
 if TYPE_CHECKING:
@@ -108,11 +109,8 @@ def stats(
         found = opened.site(site)
         added = [layer for layer in opened.layers if layer.level == "statistic" and layer.place == found.name]
         units = {layer.name: layer.unit for layer in added}
-        console.print(
-            render_statistics.statistics_rich_table(heads, columns, units)
-            if columns
-            else render.specialised_table(heads)
-        )
+        table = render_statistics.statistics_rich_table(heads, columns, units) if columns else render.specialised_table(heads)  # fmt: skip
+        print_table(console, table)
         console.print(
             f"{len(heads)} of {found.n_layers * found.n_heads} heads of {found.name}, over {opened.n_examples:,} "
             f"examples, {_weighing(definition, average)}. {incomplete_text(opened)} "
@@ -178,7 +176,7 @@ def _print_spread(
         return
     console = console_for_people()
     for name, frame in zip(names, ranked, strict=True):
-        console.print(render_statistics.spread_table(frame, name))
+        print_table(console, render_statistics.spread_table(frame, name))
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -50,6 +50,12 @@ def test_search_json_has_the_documented_shape(traced):
     assert masses == pytest.approx(np.sort(result.heads["mass"].to_numpy().ravel())[::-1].tolist())
 
 
+def test_a_table_wider_than_the_terminal_keeps_its_columns(traced):
+    wide = run("stats", traced.store.path, "--definition", "headvis", width=40).splitlines()[1]
+    assert wide.split()[0] == "head"
+    assert wide.split()[-1] == "induction_score"
+
+
 def test_search_without_a_match_is_still_json(traced):
     told = json.loads(run("search", traced.store.path, 'query.text == "nobody"', "--json", "--top", 1))
     assert told["examples"] == []
