@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .query import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, first_rows, read_pattern, searched
+from .query import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, first_rows, print_table, read_pattern, searched
 
 if TYPE_CHECKING:
     from ..search.contrast import Contrast
@@ -19,8 +19,11 @@ app = typer.Typer(rich_markup_mode="rich")
 def contrast(
     store: StorePath,
     expression: Annotated[
-        str, typer.Argument(metavar="EXPR", help="The pattern whose mass is compared.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            metavar="EXPR", help="The pattern whose mass is compared; none: attention itself.", show_default=False
+        ),
+    ] = None,
     pair: Annotated[str, typer.Option(help="Annotation that both members of a pair share.")] = "pair",
     variant: Annotated[str, typer.Option(help="Annotation that tells the members apart.")] = "variant",
     between: Annotated[
@@ -34,7 +37,7 @@ def contrast(
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the members of minimal pairs: which heads follow a pattern more in one than in the other.
+    """Compare the members of minimal pairs: which heads follow a pattern more in one, or attend otherwise.
 
     Example: [bold]headatlas contrast traces/demo 'query.upos == "PRON" and key.entity == "occupation"' --between f m[/bold]
     """
@@ -44,7 +47,10 @@ def contrast(
 
     opened = open_store(store)
     pairs = measure.minimal_pairs(opened, pair, variant, between)
-    result = measure.contrast(searched(opened, read_pattern(expression, patterns), site, "auto"), pairs)
+    if expression is None:
+        result = measure.attention_contrast(opened, pairs, site)
+    else:
+        result = measure.contrast(searched(opened, read_pattern(expression, patterns), site, "auto"), pairs)
     ranked = result.table()
     heads = first_rows(ranked, top, everything=as_csv or as_json)
     if as_csv:
@@ -63,7 +69,7 @@ def _json(result: Contrast, heads: list[dict], best: tuple[int, int], n: int) ->
         for name, first, second, difference in result.driving_pairs(*best, n)
     ]
     about = {
-        "pattern": str(result.search.pattern),
+        "pattern": None if result.search is None else str(result.search.pattern),
         "first": result.pairs.variants[0],
         "second": result.pairs.variants[1],
         "pairs": len(result.kept),
@@ -80,12 +86,16 @@ def _print(result: Contrast, heads: object, best: tuple[int, int], n: int, store
 
     console = Console()
     first, second = map(render.printable, result.pairs.variants)
-    console.print(render.contrast_table(heads, first, second))  # type: ignore[arg-type]
+    print_table(console, render.contrast_table(heads, first, second))  # type: ignore[arg-type]
     refused = "; ".join(f"{count:,} {reason}" for reason, count in result.pairs.refused.items())
     without = len(result.pairs.names) - len(result.kept)
+    what = f"mass in {second} less mass in {first}. Without a matching row in both: {without:,}."
+    if result.search is None:
+        what = (
+            f"share of attention that lies elsewhere in {second} than in {first}. q: of moving more than the mean head."
+        )
     console.print(
-        f"{len(result.kept):,} pairs, mass in {second} less mass in {first}. Without a matching row in both: {without:,}. "
-        f"Refused: {refused or 'none'}.",
+        f"{len(result.kept):,} pairs, {what} Refused: {refused or 'none'}.",
         style="dim",
         markup=False,
         soft_wrap=True,

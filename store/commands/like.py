@@ -20,6 +20,7 @@ from .query import (
     head_of,
     print_csv,
     print_hits,
+    print_table,
 )
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _print(result: LikeResult, heads: pd.DataFrame, best: tuple[int, int], hits:
             render.number(row["baseline"]),
             render.lift(row["lift"]),
         )
-    console.print(drawn)
+    print_table(console, drawn)
     bound = ", a lower bound" if "mass_upper" in chosen.result.heads else ""
     console.print(
         f"Pattern: {render.printable(chosen.hypothesis.expression)}. {result.n_hypotheses:,} patterns hold for "

@@ -17,6 +17,7 @@ from .query import (
     first_rows,
     head_of,
     print_csv,
+    print_table,
     read_pattern,
 )
 
@@ -86,8 +87,8 @@ def _print(result: NeuronResult, dimensions: pd.DataFrame, pairs: pd.DataFrame) 
 
     console = console_for_people()
     if len(pairs):
-        console.print(_table(pairs, "pair"))
-    console.print(_table(dimensions, "dimension"))
+        print_table(console, _table(pairs, "pair"))
+    print_table(console, _table(dimensions, "dimension"))
     shared = ", ".join(map(str, result.sharing))
     keys = f", key head {result.kv_head}, shared with head{'s' * (len(result.sharing) > 1)} {shared}" if shared else ""
     console.print(

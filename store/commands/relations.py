@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .query import Score, Select, SiteName, chosen_stores
+from .query import Score, Select, SiteName, chosen_stores, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +115,7 @@ def _print(atlas: RelationAtlas, table: pd.DataFrame, few: pd.DataFrame, first: 
     from . import render
 
     console = Console()
-    console.print(render.relations_table(table))
+    print_table(console, render.relations_table(table))
     chosen = "on the same data: optimistic" if first is None else f"on {first.location}"
     console.print(
         f"{len(atlas.score.example):,} dependents in {second.n_examples:,} examples. Heads chosen {chosen}. "

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .query import TOP, AsCsv, AsJson, SiteName, StorePath, Top, console_for_people, first_rows, head_of, print_csv
+from .query import (
+    TOP,
+    AsCsv,
+    AsJson,
+    SiteName,
+    StorePath,
+    Top,
+    console_for_people,
+    first_rows,
+    head_of,
+    print_csv,
+    print_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +138,7 @@ def _print(result: SimilarHeads, table: pd.DataFrame) -> None:
             render.interval(row["low"], row["high"]),
             render.number(row["distance"] / result.median, 2) if result.median else "–",
         )
-    console.print(drawn)
+    print_table(console, drawn)
     refused = "; ".join(f"{count:,} {reason}" for reason, count in result.refused.items())
     whose = "" if result.same else f" Heads of {result.store.name}, like those of {result.other.name}."
     console.print(

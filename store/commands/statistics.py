@@ -222,8 +222,8 @@ def head(
         print(render.to_json(told))
         return
     console = console_for_people()
-    console.print(render_statistics.offsets_table(profile))
-    console.print(render_statistics.token_pairs_table(table))
+    print_table(console, render_statistics.offsets_table(profile))
+    print_table(console, render_statistics.token_pairs_table(table))
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -252,8 +252,8 @@ def compare(
         print(render.to_json({"metrics": render.records(result.metrics), "heads": render.records(result.heads)}))
         return
     console = console_for_people()
-    console.print(render_statistics.comparison_table(result.metrics))
-    console.print(render_statistics.differences_table(result.heads))
+    print_table(console, render_statistics.comparison_table(result.metrics))
+    print_table(console, render_statistics.differences_table(result.heads))
 
 
 @app.command("export-headvis", rich_help_panel="Store")

@@ -3,13 +3,17 @@
 Two examples with the same value of a pair column are a pair; the variant column says which member is which. Only pairs
 that align are compared: as many tokens, the same words at the same positions, and all differing tokens within one word.
 The others are counted with their reason, never guessed at. Every pair weighs alike.
+
+Without a pattern the attention itself is compared: the rows of both members are distributions over the same places, and
+their distance is the share of the mass that lies elsewhere (total variation).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -118,16 +122,18 @@ def _difference(a: TokenTable, b: TokenTable) -> str:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A pattern's mass in the second members less that in the first, for every head."""
+    """For every head a pattern's mass in the second members less that in the first; or how far attention moved."""
 
-    search: SearchResult
+    search: SearchResult | None
+    """None: attention itself was compared."""
     pairs: MinimalPairs
     kept: Int64[np.ndarray, "kept"]
     """Indices of the pairs whose members both have a matching row."""
     difference: Float[np.ndarray, "layer head kept"]
     heads: xr.Dataset
-    """`difference`, `low`, `high` (95 % bootstrap over pairs), `mass_first`, `mass_second`, `p_value` (two-sided paired
-    t test), `q_value` (false-discovery rate over heads); dims (layer, head)."""
+    """`difference`, `low`, `high` (95 % bootstrap over pairs), `mass_first`, `mass_second` (NaN of attention itself),
+    `p_value` (paired t test over pairs: two-sided of a pattern; of attention itself one-sided, above the mean of all heads),
+    `q_value` (false-discovery rate over heads); dims (layer, head)."""
 
     def table(self) -> pd.DataFrame:
         """One row a head, the largest difference (of either sign) first."""
@@ -157,12 +163,62 @@ def contrast(result: SearchResult, pairs: MinimalPairs, seed: int = 0) -> Contra
     mass = result.example_mass.to_numpy().astype(np.float64)
     first, second = mass[:, :, at_first[kept]], mass[:, :, at_second[kept]]
     difference = second - first  # [layer, head, kept]
-    ones = np.ones(len(kept))
-    low, high = bootstrap_interval(difference, ones, seed=seed)
     above = p_above_zero(difference)
     two_sided = 2 * np.minimum(above, 1 - above) if len(kept) >= MINIMUM_EXAMPLES else np.full(above.shape, np.nan)
     unchanged = np.all(difference == 0, axis=-1) & np.isfinite(two_sided)
     two_sided[unchanged] = 1.0
+
+    return _contrast(result, pairs, kept, difference, (first, second), two_sided, result.heads.coords, seed)
+
+
+def attention_contrast(
+    store: Store,
+    pairs: MinimalPairs,
+    site: str | None = None,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, planned: None,
+) -> Contrast:
+    """How far the attention of every head moves between the members of minimal pairs: 0 not at all, 1 all of it.
+
+    Of a pair: the mean over query positions of half the sum of the absolute differences. `p_value` tells heads that move
+    more than the mean head does. With fewer than five pairs there is no test.
+
+    Raises
+    ------
+    ConfigError
+        The site joins two texts: pairs align in one.
+    NotFoundError
+        Attention was not kept and cannot be rebuilt.
+    """
+    found = store.site(site)
+    if found.query_sequence != found.key_sequence:
+        raise ConfigError(f"site {found.name} joins two texts; pairs align in one: expected another --site")
+    shape = found.n_layers, found.n_heads
+    difference = np.zeros((*shape, len(pairs.names)))
+    for at, members in enumerate(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)):
+        for layer in range(found.n_layers):
+            one, other = (store.examples[number].attention(layer, site=found.name).to_numpy() for number in members)
+            difference[layer, :, at] = np.abs(one - other).sum(axis=-1, dtype=np.float64).mean(axis=-1) / 2
+        on_progress(at + 1, len(pairs.names))
+    p_value = np.full(shape, np.nan)
+    if len(pairs.names) >= MINIMUM_EXAMPLES:
+        p_value = p_above_zero(difference - difference.mean(axis=(0, 1)))
+    coords = {"layer": np.arange(shape[0]), "head": np.arange(shape[1])}
+    kept, unknown = np.arange(len(pairs.names)), np.full(difference.shape, np.nan)
+    return _contrast(None, pairs, kept, difference, (unknown, unknown), p_value, coords, seed)
+
+
+def _contrast(
+    result: SearchResult | None,
+    pairs: MinimalPairs,
+    kept: Int64[np.ndarray, "kept"],
+    difference: Float[np.ndarray, "layer head kept"],
+    members: tuple[Float[np.ndarray, "layer head kept"], Float[np.ndarray, "layer head kept"]],
+    p_value: Float[np.ndarray, "layer head"],
+    coords: Mapping[Any, Any],
+    seed: int,
+) -> Contrast:
+    low, high = bootstrap_interval(difference, np.ones(len(kept)), seed=seed)
 
     def mean(values: np.ndarray) -> np.ndarray:
         return values.mean(axis=-1) if len(kept) else np.full(values.shape[:-1], np.nan)
@@ -171,12 +227,12 @@ def contrast(result: SearchResult, pairs: MinimalPairs, seed: int = 0) -> Contra
         "difference": mean(difference),
         "low": low,
         "high": high,
-        "mass_first": mean(first),
-        "mass_second": mean(second),
-        "p_value": two_sided,
-        "q_value": false_discovery_rate(two_sided),
+        "mass_first": mean(members[0]),
+        "mass_second": mean(members[1]),
+        "p_value": p_value,
+        "q_value": false_discovery_rate(p_value),
     }
-    heads = xr.Dataset({n: (("layer", "head"), v) for n, v in columns.items()}, dict(result.heads.coords))
+    heads = xr.Dataset({n: (("layer", "head"), v) for n, v in columns.items()}, dict(coords))
     return Contrast(result, pairs, kept, difference, heads)
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from headatlas.store.commands.contrast import app
 from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.search.contrast import contrast, minimal_pairs
+from headatlas.store.search.contrast import attention_contrast, contrast, minimal_pairs
 from headatlas.store.search.search import search
 
 CHAIN = [(-1, "root"), (0, "obj"), (1, "obj"), (2, "obj")]
@@ -81,6 +81,32 @@ def test_differences_equal_a_loop_over_the_pairs(made):
     name, first, second, difference = result.driving_pairs(0, 1)[0]
     assert difference == pytest.approx(expected[:, 0, 1].max(), abs=1e-6)
     assert (name, second) == (f"p{first // 2}", first + 1)
+
+
+def test_attention_itself_is_compared_row_by_row(made):
+    store, kept = made
+    result = attention_contrast(store, minimal_pairs(store))
+    expected = np.zeros((2, 3, 12))
+    for pair in range(12):
+        one, other = (kept[number][0].astype(float) for number in (2 * pair, 2 * pair + 1))
+        for layer, head in np.ndindex(2, 3):
+            rows = [0.5 * sum(abs(a - b)) for a, b in zip(one[layer, head], other[layer, head], strict=True)]
+            expected[layer, head, pair] = sum(rows) / len(rows)
+    np.testing.assert_allclose(result.difference, expected, atol=1e-6)
+    assert float(result.heads["difference"][0, 0]) == 0
+    above = expected - expected.mean(axis=(0, 1))
+    with np.errstate(invalid="ignore"):
+        t = above.mean(axis=-1) / (above.std(axis=-1, ddof=1) / np.sqrt(12))
+    assert ((result.heads["p_value"].to_numpy() < 0.05) == (t > 1.795885)).all()  # of 11 degrees, one-sided
+    assert np.isnan(result.heads["mass_first"]).all()
+    name, first, _, largest = result.driving_pairs(0, 1, 1)[0]
+    assert (name, largest) == (f"p{first // 2}", pytest.approx(expected[0, 1].max(), abs=1e-6))
+    alone = typer.Typer()
+    alone.add_typer(app)
+    alone.callback()(lambda: None)
+    told = json.loads(CliRunner().invoke(alone, ["contrast", str(store.path), "--json"]).stdout)
+    assert (told["contrast"]["pattern"], told["heads"][0]["mass_first"]) == (None, None)
+    assert told["heads"][0]["difference"] == pytest.approx(expected.mean(axis=-1).max(), abs=1e-6)
 
 
 def test_the_order_of_variants_turns_the_sign(made):
