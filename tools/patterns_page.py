@@ -55,6 +55,10 @@ as Python: at most 10,000 characters, 40 levels.
 `query.previous` and `query.next` are the neighbouring tokens (`query.previous.id`). At a cross-attention site `query` is a
 token of the target, `key` one of the source.
 
+Between words (`headatlas search … --words mean`, or `first`; `store.search(pattern, words="mean")`) `query` and `key` are words:
+`position`, `previous` and `length` count words, `text` is the whole word, attention is summed over the key word's tokens and
+averaged over the query word's ([what exactly](definitions.md#scores-of-a-search)).
+
 ## In Python
 
 ```python
