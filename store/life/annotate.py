@@ -13,6 +13,7 @@ from ..containers.container import SegmentArray
 from ..errors import ConfigError, NotFoundError, ShapeError
 from ..layers import Layer, Level, column_layer, statistic_layer
 from ..manifest import now
+from ..patterns.fields import EXAMPLE_FIELDS, TOKEN_FIELDS
 from ..reading.segment import Segment
 from ..source import local_folder
 from ..store import Store, open_store
@@ -114,6 +115,8 @@ def _new_layer(store: Store, name: str, level: Level, place: str, replace: bool)
     column_component(name)
     if level != "statistic" and not name.isidentifier():
         raise ConfigError(f"name {name!r}; expected a letter, then letters, digits and _, for expressions to name it.")
+    if name in {"token": TOKEN_FIELDS, "example": EXAMPLE_FIELDS}.get(level, {}):
+        raise ConfigError(f"name {name!r} is that of a field which every {level} has; expected another.")
     there = {layer.name: layer for layer in store.layers}
     if name in there and not replace:
         raise ConfigError(f"{store.location} has a layer {name!r}; expected a new name. Replace it: replace=True.")

@@ -23,7 +23,7 @@ from ..source import local_folder
 from ..sparse import entries_of_rows
 from ..store import Store, open_store
 from ..tables import SegmentTables
-from ..tokens import MISSING, Column, TokenTable
+from ..tokens import Column, TokenTable
 from .writer import Replacement, StoreWriter
 
 
@@ -165,8 +165,7 @@ def _blanked(rows: list[str | None], keep: np.ndarray) -> list[str | None]:
 def _missing(column: Column, keep: np.ndarray) -> Column:
     if column.is_text:
         return Column.of_text(_blanked([None if v is None else str(v) for v in column.to_list()], keep))
-    nothing = np.nan if column.data.dtype.kind == "f" else MISSING
-    return Column(np.where(keep, column.data, nothing).astype(column.data.dtype))
+    return Column(np.where(keep, column.data, column.missing).astype(column.data.dtype))
 
 
 def _without_tokens(table: TokenTable, keep: np.ndarray) -> TokenTable:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, RemoteError
+from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, RemoteError
 from ..manifest import Manifest, SegmentEntry, read_manifest
 from ..numbers import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
 from ..objects import StoredObject
@@ -74,6 +74,8 @@ def verify_store(
         The store is of a newer format version.
     CorruptSegmentError
         No manifest is left that can be read.
+    RemoteError
+        The network or its server failed, which says nothing of the store.
     """
     source = open_source(path) if isinstance(path, str | os.PathLike) else path
     findings: list[Finding] = []
@@ -86,6 +88,8 @@ def verify_store(
             segment = Segment(source, entry, manifest.spec, check_presence=False)
             try:
                 objects = segment.listing.objects
+            except RemoteError:
+                raise
             except HeadAtlasError as error:
                 findings.append(_finding(entry, f"{entry.path}/segment.json", str(error), _all_of(entry)))
                 continue
@@ -127,6 +131,8 @@ def _newest_readable(source: ObjectSource, findings: list[Finding]) -> Manifest:
             return read_manifest(source, number)[0]
         except CorruptSegmentError as error:
             findings.append(Finding(manifest_name(number), str(error)))
+        except NotFoundError:  # gone since it was listed
+            continue
     return read_manifest(source)[0]  # raises: there is none at all, or none that can be read
 
 
@@ -140,6 +146,8 @@ def _check_latest(source: ObjectSource) -> Iterator[Finding]:
         latest = None
     try:
         sound = latest is not None and read_manifest(source, latest.number)[1] == latest.sha256
+    except RemoteError:
+        raise
     except HeadAtlasError:
         sound = False
     if not sound:
@@ -153,6 +161,8 @@ def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding
         expected, name = manifest.parent.sha256, manifest_name(manifest.parent.number)
         try:
             manifest, found = read_manifest(source, manifest.parent.number)
+        except RemoteError:
+            raise
         except HeadAtlasError as error:
             yield Finding(name, str(error))
             return
