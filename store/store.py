@@ -25,11 +25,13 @@ from .life.private import hold_manifest
 from .manifest import Manifest, read_manifest
 from .questions import Questions
 from .reading.cache import ByteCache
+from .reading.committed import CommittedSegment
+from .reading.edges import EDGES_MAX_BYTES
 from .reading.example import Example as Example
 from .reading.examples import Examples, join_columns
 from .reading.frames import FrameLibrary, as_library, examples_frame, tokens_frame
 from .reading.lazy_traces import lazy_traces
-from .reading.segment import EDGES_MAX_BYTES, TABLES_MAX_BYTES, Segment
+from .reading.segment import TABLES_MAX_BYTES
 from .reading.statistics import read_statistics
 from .schema import Site, TraceSpec
 from .source import CACHE_BYTES, ObjectSource, open_source
@@ -107,8 +109,8 @@ class Store(Questions):
         self.spec: TraceSpec = self.manifest.spec
         self.sites: dict[str, Site] = {site.name: site for site in self.spec.sites}
         cache, traces = ByteCache(TABLES_MAX_BYTES), ByteCache(opening.edges_bytes)
-        self.segments: Sequence[Segment] = tuple(
-            Segment(source, entry, self.spec, cache=cache, traces=traces)
+        self.segments: Sequence[CommittedSegment] = tuple(
+            CommittedSegment(source, entry, self.spec, cache=cache, traces=traces)
             for entry in self.manifest.segments
             if entry.index not in opening.without
         )
@@ -367,7 +369,7 @@ class Store(Questions):
         spans = [np.arange(s.first_example, s.first_example + s.n_examples) for s in self.segments]
         return np.concatenate([np.empty(0, np.int64), *spans]).astype(np.int64)
 
-    def segment_of(self, example: int) -> Segment:
+    def segment_of(self, example: int) -> CommittedSegment:
         """The segment that holds an example.
 
         Raises

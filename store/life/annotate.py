@@ -14,7 +14,7 @@ from ..errors import ConfigError, NotFoundError, ShapeError
 from ..layers import Layer, Level, column_layer, statistic_layer
 from ..manifest import now
 from ..patterns.fields import EXAMPLE_FIELDS, TOKEN_FIELDS
-from ..reading.segment import Segment
+from ..reading.committed import CommittedSegment
 from ..source import local_folder
 from ..store import Store, open_store
 from ..tables import column_component
@@ -125,7 +125,7 @@ def _new_layer(store: Store, name: str, level: Level, place: str, replace: bool)
     return Layer(name=name, level=level, place=place, created=now())
 
 
-def _names(segment: Segment) -> set[str]:
+def _names(segment: CommittedSegment) -> set[str]:
     names = {*segment.columns(), "id", "text", *segment.spec.statistics}
     for sequence in segment.spec.sequences:
         table = segment.tokens(sequence)
@@ -170,7 +170,9 @@ def _items(name: str, value: Any) -> Sequence[Value]:
     return list(value)
 
 
-def _column(segment: Segment, layer: Layer, found: Mapping[int, Any], kind: Literal["text", "int", "float"]) -> Column:
+def _column(
+    segment: CommittedSegment, layer: Layer, found: Mapping[int, Any], kind: Literal["text", "int", "float"]
+) -> Column:
     """The column of a segment; rows of examples without a value are missing."""
     values: list[Any] = []
     if layer.level == "example":
@@ -199,6 +201,6 @@ def _commit(store: Store, layer: Layer, contents: Iterable[tuple[int, Any]]) -> 
     return store.refresh()
 
 
-def _writer(path: Path, segments: Sequence[Segment]) -> StoreWriter:
+def _writer(path: Path, segments: Sequence[CommittedSegment]) -> StoreWriter:
     """A writer in the container that the store has."""
     return StoreWriter(path, container=segments[0].read_listing().container if segments else "zarr", threads=1)

@@ -16,7 +16,7 @@ from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundE
 from ..manifest import Manifest, SegmentEntry, read_manifest
 from ..numbers import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
 from ..objects import StoredObject
-from ..reading.segment import Segment
+from ..reading.committed import CommittedSegment
 from ..reading.segment_layer import SegmentLayer
 from ..source import ObjectSource, object_parts, open_source
 
@@ -85,7 +85,7 @@ def verify_store(
         findings += [*_check_parents(source, manifest), *_check_latest(source)]
     with ThreadPoolExecutor(4, thread_name_prefix="headatlas-verify") as pool:
         for entry in manifest.segments:
-            segment = Segment(source, entry, manifest.spec, check_presence=False)
+            segment = CommittedSegment(source, entry, manifest.spec, check_presence=False)
             try:
                 objects = segment.listing.objects
             except RemoteError:
@@ -96,7 +96,7 @@ def verify_store(
             n_objects += len(objects) + 1
             n_bytes += entry.bytes + sum(item.bytes for item in objects)
 
-            def check(item: StoredObject, segment: Segment = segment) -> Finding | None:
+            def check(item: StoredObject, segment: CommittedSegment = segment) -> Finding | None:
                 return _check_object(segment, item, full, on_bytes)
 
             found = [finding for finding in pool.map(check, objects) if finding]
@@ -170,7 +170,9 @@ def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding
             yield Finding(name, f"was changed: its sha256 is {found[:16]}…; manifest after it says {expected[:16]}….")
 
 
-def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]) -> Finding | None:
+def _check_object(
+    segment: CommittedSegment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]
+) -> Finding | None:
     problem = _problem(segment, item, segment.entry.path, full)
     on_bytes(item.bytes)
     if problem is None:
@@ -179,7 +181,7 @@ def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Ca
     return _finding(segment.entry, f"{segment.entry.path}/{item.path}", problem, examples)
 
 
-def _check_layer(segment: Segment, layer: SegmentLayer, full: bool) -> list[Finding]:
+def _check_layer(segment: CommittedSegment, layer: SegmentLayer, full: bool) -> list[Finding]:
     """What is wrong with a layer of a segment; all its examples are touched."""
     path, touched = layer.entry.path, _all_of(segment.entry)
     try:
@@ -196,7 +198,7 @@ def _check_layer(segment: Segment, layer: SegmentLayer, full: bool) -> list[Find
     return findings
 
 
-def _problem(segment: Segment, item: StoredObject, folder: str, full: bool) -> str | None:
+def _problem(segment: CommittedSegment, item: StoredObject, folder: str, full: bool) -> str | None:
     """What is wrong with an object of a folder; None: nothing."""
     try:
         segment.source.check_object(folder, item)
@@ -209,7 +211,7 @@ def _problem(segment: Segment, item: StoredObject, folder: str, full: bool) -> s
         return f"cannot be read ({error.strerror})"
 
 
-def _hash_problem(segment: Segment, item: StoredObject, folder: str) -> str | None:
+def _hash_problem(segment: CommittedSegment, item: StoredObject, folder: str) -> str | None:
     digest = hashlib.sha256()
     for part in object_parts(segment.source, folder, item):
         digest.update(part)
@@ -219,7 +221,7 @@ def _hash_problem(segment: Segment, item: StoredObject, folder: str) -> str | No
     return f"was changed: its sha256 is {found[:16]}…; expected {item.sha256[:16]}…."
 
 
-def _check_shapes(segment: Segment) -> Iterator[Finding]:
+def _check_shapes(segment: CommittedSegment) -> Iterator[Finding]:
     """That the arrays fit the specification; tables are decoded."""
     try:
         for sequence in segment.spec.sequences:
