@@ -92,7 +92,9 @@ def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Lev
     for place in places:
         if place in frame and place != column:
             if level not in (None, place):
-                raise ConfigError(f"{path} has a column {place!r}, so its rows are {place}s; expected no level {level!r}.")
+                raise ConfigError(
+                    f"{path} has a column {place!r}, so its rows are {place}s; expected no level {level!r}."
+                )
             return place, _rows_by_example(path, list(rows), frame[place].tolist(), place)
     values: dict[str, Any] = {}
     for name, value in rows:

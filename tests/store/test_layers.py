@@ -187,6 +187,23 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
     assert "layer twice" in CliRunner().invoke(app, ["info", str(folder)], env={"COLUMNS": "200"}).stdout
 
 
+@pytest.mark.parametrize(
+    ("ending", "text", "options", "told"),
+    [
+        ("csv", "id,word,twice\n{id},,1\n", (), "word"),
+        ("csv", "id,word,twice\n{id},first,1\n", (), "word"),
+        ("jsonl", '{{"id": "{id}", "word": 0, "twice": 1}}\n', ("--level", "token"), "token"),
+    ],
+)
+def test_tables_that_name_no_word_are_refused(
+    folder: Path, tmp_path: Path, ending: str, text: str, options: tuple[str, ...], told: str
+) -> None:
+    file = tmp_path / f"layer.{ending}"
+    file.write_text(text.format(id=open_store(folder).examples[0].id))
+    done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", *options])
+    assert isinstance(done.exception, ConfigError) and told in str(done.exception), done.exception
+
+
 def test_conllu_and_stats(folder: Path, tmp_path: Path) -> None:
     store, _ = annotated(folder)
     file, lines = tmp_path / "parsed.conllu", []

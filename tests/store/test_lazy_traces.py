@@ -13,6 +13,7 @@ from headatlas.store.containers.zarr_segment import ZarrReader
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.reading.cache import ByteCache
 from headatlas.store.reading.committed import CommittedSegment
+from headatlas.store.reading.segment import Segment
 from headatlas.store.schema import Keep
 from headatlas.store.store import open_store
 
