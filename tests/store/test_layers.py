@@ -201,7 +201,8 @@ def test_tables_that_name_no_word_are_refused(
     file = tmp_path / f"layer.{ending}"
     file.write_text(text.format(id=open_store(folder).examples[0].id))
     done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", *options])
-    assert isinstance(done.exception, ConfigError) and told in str(done.exception), done.exception
+    assert isinstance(done.exception, ConfigError)
+    assert told in str(done.exception)
 
 
 def test_conllu_and_stats(folder: Path, tmp_path: Path) -> None:
