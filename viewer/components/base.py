@@ -22,7 +22,7 @@ import param
 from panel.custom import JSComponent
 from panel.io.model import apply_changes_without_dispatch
 from panel.io.resources import component_resource_path
-from panel.io.state import state
+from panel.io.state import set_curdoc, state
 
 from headatlas.store.errors import HeadAtlasError
 
@@ -107,9 +107,9 @@ class ESMView(JSComponent):
     def _step(self) -> AbstractContextManager[object]:
         return step(next((model.document for model, _ in self._models.values()), None))
 
-    def _process_event(self, event: Any) -> None:
-        with self._step():
-            super()._process_event(event)
+    def _process_bokeh_event(self, doc: Any, event: Any) -> None:
+        with set_curdoc(doc), self._step():  # without Panel's process-wide mark that it is busy: a third of a click
+            self._process_event(event)
 
     def _process_events(self, events: dict[str, Any]) -> None:
         with self._step():
