@@ -23,12 +23,14 @@ from panel.custom import JSComponent
 from panel.io.model import apply_changes_without_dispatch
 from panel.io.resources import component_resource_path
 from panel.io.state import set_curdoc, state
+from panel.viewable import Viewable
+from param.parameterized import no_instance_params
 
 from headatlas.store.errors import HeadAtlasError
 
 from ..background import background
 from ..colours import THEMES, palette
-from .splice import FOLDER, IMPORT, splice
+from .splice import FOLDER, IMPORT, files_of, splice
 from .wire import outbox_of, step
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,10 @@ class ESMView(JSComponent):
     frame = param.Dict(default={}, doc="What to draw: scalars, strings and arrays; {} draws nothing.")
     theme = param.Selector(default="auto", objects=["auto", *THEMES], doc="auto: as the page around it.")
     label = param.String(default="", doc="Accessible name of the picture.")
+
+    def __init__(self, **params: Any) -> None:
+        no_instance_params(type(self))  # Panel asks for each of some forty: a copy of each costs a session its memory
+        super().__init__(**params)
 
     _js: ClassVar[list[str]] = sorted(path.name for path in FOLDER.glob("*.js"))  # what the server hands out
     _constants: ClassVar[dict[str, Any]] = {"palette": palette()}
@@ -119,7 +125,7 @@ class ESMView(JSComponent):
     def _render_esm(cls, compiled: Any = True, server: bool = False) -> str:
         """The URL of the file on a server, else its source with the shared files spliced in."""
         if server and cls._bundle in ESMView._js:
-            return ("" if state.rel_path else "./") + component_resource_path(ESMView, "_js", str(cls._bundle))
+            return address(str(cls._bundle))
         source = super()._render_esm(compiled=compiled, server=server)
         return splice(source) if IMPORT.search(source) else source
 
@@ -128,3 +134,14 @@ class ESMView(JSComponent):
 def data_names(kind: type[ESMView]) -> frozenset[str]:
     """The parameters of a component that are its own: what it draws and what is chosen in it."""
     return frozenset(name for name in kind.param if issubclass(kind.param[name].owner, ESMView) and name != "name")
+
+
+def address(file: str) -> str:
+    """Where the server has a component's file, from the page on."""
+    return ("" if state.rel_path else "./") + component_resource_path(ESMView, "_js", file)
+
+
+def modules(view: Viewable) -> list[str]:
+    """Addresses of all files that the components of a layout run."""
+    bundles = dict.fromkeys(str(component._bundle) for component in view.select(ESMView))
+    return [address(file) for file in dict.fromkeys(file for bundle in bundles for file in files_of(bundle))]
