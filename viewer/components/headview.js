@@ -39,7 +39,7 @@ export function render({model, el: host}) {
   root.append(card);
   const table = mirror(card, "edges of the head view");
 
-  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [], fresh = false;
+  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [], fresh = false, taken = [], laid = "";
   const start = side => side === "q" ? frame.query_start : frame.key_start, size = side => frame.shape[side === "q" ? 1 : 2];
   const hidden = (side, i) => model.hide_special && !!tokens[side].special[i + start(side)];
   const label = (side, i) => tokens[side].labels[i + start(side)] ?? "";
@@ -56,15 +56,22 @@ export function render({model, el: host}) {
   const pair = (h, act, i) => act.side === "q" ? weight(h, act.index, i) : weight(h, i, act.index);
 
   function take() {
+    if (model.frame === taken[0] && model.tokens === taken[1]) return;   // both came in one message
+    const before = model.tokens === taken[1] ? tokens : {}, was = frame;
+    taken = [model.frame, model.tokens];
     frame = plain(model.frame); tokens = {};
-    const given = plain(model.tokens);
+    const given = before.q ? {...before.given} : plain(model.tokens);
     if (frame.message || !frame.attention) return message();
     if (given.id !== frame.id || !given.query) return;   // the other half of a change is still on its way
-    tokens.q = given.query; tokens.k = given.key || given.query;
+    tokens = {q: given.query, k: given.key || given.query, given};
     heading.textContent = frame.title || "Head view";
-    weight = shownWeights(); hover = null; fresh = true;
+    // another head between the same tokens: they stand where they are
+    const same = before.q && ["query_start", "key_start"].every(name => frame[name] === was[name]) && String(frame.shape.slice(1)) === String(was.shape.slice(1));
+    weight = shownWeights(); hover = null;
     plot.hidden = false; body.querySelector(".message")?.remove();
-    choose(); build(); draw();
+    choose();
+    if (!same) { fresh = true; build(); }
+    draw();
   }
   // with `renormalise`, what a row gives to the keys that are shown adds up to 1
   function shownWeights() {
@@ -96,9 +103,12 @@ export function render({model, el: host}) {
       });
       columns[side].replaceChildren(...nodes[side]);
     }
-    marked = [];
+    marked = []; laid = "";
   }
   function layout() {
+    const wanted = `${width} ${body.clientHeight} ${body.clientWidth} ${model.layout} ${model.hide_special}`;
+    if (laid === wanted) return;
+    laid = wanted;
     plot.classList.toggle("flat", flat());
     if (flat()) return layoutFlat();
     const n = Math.max(size("q"), size("k")), room = Math.max(200, body.clientHeight - 12);

@@ -10,6 +10,10 @@ export function render({model, el: host}) {
   let travelled = 0, pushed = 0;
   const url = query => location.pathname + (query ? `?${query}` : "");
   const present = () => location.search.replace(/^\?/, "");
+  // a history entry is a call to another process, which may take longer than the picture: it waits for the picture
+  const waiting = [];
+  const push = query => { if (waiting.push(query) === 1) requestAnimationFrame(() => setTimeout(write)); };
+  const write = () => { for (const query of waiting.splice(0)) history.pushState(null, "", url(query)); };
   const replace = debounced(200, query => { if (query !== present()) history.replaceState(null, "", url(query)); });
   const dress = () => {
     const theme = plain(model.frame).theme;
@@ -22,9 +26,9 @@ export function render({model, el: host}) {
     dress();
     if (frame.reload) return location.reload();
     if (frame.query === undefined || frame.heard < travelled) return;   // an answer to a step that was left again
-    const push = frame.pushes > pushed && frame.query !== present();
+    const fresh = frame.pushes > pushed && frame.query !== (waiting.at(-1) ?? present());
     pushed = frame.pushes;
-    if (push) { replace.drop(); history.pushState(null, "", url(frame.query)); }
+    if (fresh) { replace.drop(); push(frame.query); }
     else replace(frame.query);
   };
   const back = () => model.send_msg({travel: present(), step: ++travelled});
