@@ -10,10 +10,17 @@ export function render({model, el: host}) {
   let travelled = 0, pushed = 0;
   const url = query => location.pathname + (query ? `?${query}` : "");
   const present = () => location.search.replace(/^\?/, "");
-  // a history entry is a call to another process, which may take longer than the picture: it waits for the picture
+  // history and title are calls to another process, which may take longer than the picture: they wait for the picture
   const waiting = [];
-  const push = query => { if (waiting.push(query) === 1) requestAnimationFrame(() => setTimeout(write)); };
-  const write = () => { for (const query of waiting.splice(0)) history.pushState(null, "", url(query)); };
+  let due = false;
+  const later = () => { if (!due) { due = true; requestAnimationFrame(() => setTimeout(write)); } };
+  const push = query => { waiting.push(query); later(); };
+  const write = () => {
+    due = false;
+    for (const query of waiting.splice(0)) history.pushState(null, "", url(query));
+    const {title} = plain(model.frame);
+    if (title && title !== document.title) document.title = title;
+  };
   const replace = debounced(200, query => { if (query !== present()) history.replaceState(null, "", url(query)); });
   const dress = () => {
     const theme = plain(model.frame).theme;
@@ -22,7 +29,7 @@ export function render({model, el: host}) {
   };
   const follow = () => {
     const frame = plain(model.frame);
-    if (frame.title) document.title = frame.title;
+    later();
     dress();
     if (frame.reload) return location.reload();
     if (frame.query === undefined || frame.heard < travelled) return;   // an answer to a step that was left again
