@@ -143,5 +143,5 @@ def address(file: str) -> str:
 
 def modules(view: Viewable) -> list[str]:
     """Addresses of all files that the components of a layout run."""
-    bundles = dict.fromkeys(str(component._bundle) for component in view.select(ESMView))
+    bundles = dict.fromkeys(str(part._bundle) for part in view.select(ESMView) if isinstance(part, ESMView))
     return [address(file) for file in dict.fromkeys(file for bundle in bundles for file in files_of(bundle))]

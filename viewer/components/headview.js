@@ -3,8 +3,8 @@ import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboa
 import { CSS } from "../_js/style.js";
 import { weights, strongestEdges, paintLines, MIN_WEIGHT } from "../_js/lines.js";
 
-// Two canvases under two columns of text: `base` holds all drawn edges (or, greyed, their context) and is painted when
-// the frame or a slider changes; `top` holds the lines of one token and is repainted on hover, so it is only as large as
+// Two canvases under two columns of text: `base` holds the drawn edges (or, greyed, their context) around what is seen and is
+// painted when the frame, a slider or the scroll asks for others; `top` holds the lines of one token and is repainted on hover, so it is only as large as
 // what can be seen of the plot. Tokens are elements.
 const OWN = `
 .plot { position: relative; min-height: 100%; outline-offset: -3px; cursor: default }
@@ -153,14 +153,20 @@ export function render({model, el: host}) {
     layout(); paintBase(); paintTop(); list();
     if (fresh) { fresh = false; body.scrollTop = 0; body.scrollLeft = flat() && plot.dataset.direction === "rtl" ? geometry.height : 0; reveal(); }
   }
-  // all edges in colour, or grey behind those of one token
+  // All edges in colour, or grey behind those of one token: what is seen and half as much on each side. Lines are drawn by
+  // a processor here and there, and those of a long text take seconds where the canvas is as long as the text.
+  let drawn = [0, 0];
   function paintBase() {
+    const seen = flat() ? body.clientWidth : body.clientHeight, from = Math.max(0, flat() ? body.scrollLeft : body.scrollTop - PADDING), until = Math.min(geometry.height, from + seen);
     const act = active(), wanted = `${act ? "grey" : "colour"} ${geometry.across} ${geometry.height} ${model.layout}`;
-    if (painted === wanted) return;
+    if (painted === wanted && drawn[0] <= from && drawn[1] >= until) return;
     painted = wanted;
-    const p = paint(), g = canvasOf(base, geometry.across, geometry.height), {left: x1, right: x2, y} = geometry, middle = (edges.length - 1) / 2;
+    drawn = [Math.max(0, Math.floor(from - seen / 2)), Math.min(geometry.height, Math.ceil(until + seen / 2))];
+    base.style.top = flat() ? "0" : `${drawn[0]}px`; base.style.left = flat() ? `${drawn[0]}px` : "0";
+    const p = paint(), g = canvasOf(base, geometry.across, drawn[1] - drawn[0]), {left: x1, right: x2, y} = geometry, middle = (edges.length - 1) / 2;
+    g.translate(0, -drawn[0]);
     edges.forEach((e, h) => {
-      const shift = (h - middle) * .8, lines = {x1, x2, y1: i => y(i) + shift, y2: i => y(i) + shift};
+      const shift = (h - middle) * .8, lines = {x1, x2, y1: i => y(i) + shift, y2: i => y(i) + shift, within: drawn};
       if (act) paintLines(g, e, {...lines, color: p["line-2"], alpha: w => clamp(.14 + .5 * w, .14, .5), width: () => 1, from: .06});
       else paintLines(g, e, {...lines, color: ink(h), alpha: w => clamp(.12 + .83 * w, .12, .95), width: w => .8 + 2.6 * w});
     });
@@ -295,7 +301,7 @@ export function render({model, el: host}) {
     const found = tokens.q && geometry && hit(event);
     if (found) pinTo({side: found.side, index: found.index + start(found.side)});
   });
-  body.addEventListener("scroll", onceAFrame(() => { if (tokens.q && geometry) paintTop(); }));
+  body.addEventListener("scroll", onceAFrame(() => { if (tokens.q && geometry) { paintBase(); paintTop(); } }));
   function pinTo(pin) { model.pin = pin && formatPin(pin) !== model.pin ? formatPin(pin) : ""; }
   keyboard(model, plot, {
     Escape: () => { if (model.pin) model.pin = ""; },
