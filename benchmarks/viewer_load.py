@@ -92,19 +92,22 @@ async def opened(url: str) -> Reader:
         header, content = await reader.message()
         if header["msgtype"] == "PULL-DOC-REPLY":
             break
-    reader.head_map = head_map(json.loads(content)["doc"])
+    document = json.loads(content)["doc"]
+    reader.head_map = model_of(document, "headmap.js")
     await reader.event("document_ready")
+    listens = {"type": "map", "entries": [["listens", True]]}
+    await reader.event("data_event", model={"id": model_of(document, "router.js")}, data=listens)
     return reader
 
 
-def head_map(document: Any) -> str:
-    """The id of the model of the head map: the component whose file is headmap.js."""
+def model_of(document: Any, file: str) -> str:
+    """The id of the first component with this file."""
     found: list[str] = []
 
     def look(node: Any) -> None:
         if isinstance(node, dict):
             attributes = node.get("attributes")
-            if isinstance(attributes, dict) and "headmap.js" in str(attributes.get("esm", "")):
+            if isinstance(attributes, dict) and file in str(attributes.get("esm", "")):
                 found.append(node["id"])
             for value in node.values():
                 look(value)
@@ -113,7 +116,7 @@ def head_map(document: Any) -> str:
                 look(value)
 
     look(document)
-    assert found, "the page has no head map"
+    assert found, f"the page has no {file}"
     return found[0]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import panel as pn
 
 from .colours import css_variables
+from .components.base import modules
 from .library import Library
 from .session import Session
 from .state import query_of_arguments
@@ -22,16 +23,28 @@ _TEMPLATE = """
 {% block postamble %}
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <meta name="referrer" content="no-referrer">
-<style>@STYLE@</style>
+{% for module in modules %}<link rel="modulepreload" href="{{ module }}">
+{% endfor %}{% for sheet in sheets %}<link rel="preload" as="style" href="{{ sheet }}">
+{% endfor %}<style>@STYLE@</style>
 <script>
 (() => {
   const asked = new URLSearchParams(location.search).get("theme");
   const dark = asked === "dark" || (asked !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
   document.documentElement.dataset.theme = dark ? "dark" : "light";
+  // Panel imports through a shim that fetches and rewrites every file; ours are plain, and the head of the page has asked for them
+  const native = Object.assign(url => import(new URL(url, document.baseURI)), {addImportMap() {}});
+  Object.defineProperty(window, "importShim", {get: () => native, set() {}});
 })();
 </script>
 {% endblock %}
 """
+
+
+_SHEETS = [
+    f"static/extensions/panel/{name}.css?v={pn.__version__}"
+    for name in ("css/loading", "css/listpanel", "bundled/theme/default", "bundled/theme/native")
+]
+"""Panel's rules for its layouts, which its elements ask for one after the other."""
 
 
 def page_template() -> str:
@@ -52,6 +65,8 @@ def make_app(library: Library) -> Callable[[], pn.viewable.Viewable]:
         document = pn.state.curdoc
         if document is not None:
             document.template = template  # type: ignore[assignment]  (Panel renders text as an extension of its own page)
+            document.template_variables["modules"] = modules(session.view)  # else fetched one after the other
+            document.template_variables["sheets"] = _SHEETS
             document.template_variables["app_favicon"] = ""
             document.template_variables["apple_icon"] = ""
             document.title = "headatlas"

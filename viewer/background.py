@@ -8,6 +8,8 @@ from typing import Any
 
 import panel as pn
 
+from .components.wire import step
+
 
 def background(work: Callable[[], Any], done: Callable[[Any], None]) -> None:
     """Run `work` in a thread and hand its result to `done` in this session; at once where there is no server."""
@@ -17,7 +19,9 @@ def background(work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         return
 
     async def run() -> None:
-        done(await asyncio.to_thread(work))
+        found = await asyncio.to_thread(work)
+        with step(document):
+            done(found)
 
     # Not before the page has loaded: what changes between sending the page and its first connection is lost.
     pn.state.onload(lambda: pn.state.execute(run))

@@ -7,10 +7,10 @@ session; arrays it hands out are read-only, because many readers share them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .annotations import Notes
     from .library import Library
 
+Answer = TypeVar("Answer")
 MAX_HITS = 60
 """Examples of a search that are listed for a head."""
 
@@ -103,6 +104,10 @@ class DataSource:
         start["store"] = self.stores[0]
         sites = {name: (site.n_layers, site.n_heads) for name, site in self.store.sites.items()}
         return Bounds(sites, (*names, SEARCH), self.example_numbers, start, self.stores)
+
+    def once(self, key: Hashable, make: Callable[[], Answer]) -> Answer:
+        """An answer that is the same for every session, kept; who gets it does not change it."""
+        return self._cache.get(("once", key), make)
 
     # examples
 
@@ -207,10 +212,16 @@ class DataSource:
 
         if not self.statistic_names:
             return []
-        profile = self._cache.get(("profile", self.site(site).name), make)
-        likeness = np.exp(-3 * np.sqrt(np.square(profile - profile[layer, head]).mean(axis=-1)))
-        order = [divmod(int(i), likeness.shape[1]) for i in np.argsort(-likeness, axis=None, kind="stable")[: n + 1]]
-        return [(spot, float(likeness[spot])) for spot in order if spot != (layer, head)][:n]
+
+        def rank() -> list[tuple[tuple[int, int], float]]:
+            profile = self._cache.get(("profile", self.site(site).name), make)
+            likeness = np.exp(-3 * np.sqrt(np.square(profile - profile[layer, head]).mean(axis=-1)))
+            order = [
+                divmod(int(i), likeness.shape[1]) for i in np.argsort(-likeness, axis=None, kind="stable")[: n + 1]
+            ]
+            return [(spot, float(likeness[spot])) for spot in order if spot != (layer, head)][:n]
+
+        return self._cache.get(("like", self.site(site).name, layer, head, n), rank)
 
     def has_attention(self, site: str) -> bool:
         """Whether attention of a site was kept or can be rebuilt."""

@@ -41,6 +41,13 @@ _SPAN = re.compile(r"(?=.*[0-9])([0-9]{0,7}(\.[0-9]{1,6})?)\.\.([0-9]{0,7}(\.[0-
 _ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 
 
+_FIELDS = (
+    "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
+    "share", "keys", "specials", "level", "segments", "weights", "layout", "pooling", "scale", "zoom", "compare",
+    "other_example", "other_head", "other_store", "shade", "where", "text", "order", "row", "lengths", "scores", "theme",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What the store has, so that a choice can be checked: per site (layers, heads), statistics, examples.
@@ -114,11 +121,7 @@ class ViewState(param.Parameterized):
     theme = param.Selector(default="auto", objects=list(THEMES))
     store = param.String(default="", doc="name of the store, where several are served")
 
-    FIELDS: ClassVar[tuple[str, ...]] = (
-        "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
-        "share", "keys", "specials", "level", "segments", "weights", "layout", "pooling", "scale", "zoom", "compare",
-        "other_example", "other_head", "other_store", "shade", "where", "text", "order", "row", "lengths", "scores", "theme",
-    )  # fmt: skip
+    FIELDS: ClassVar[tuple[str, ...]] = _FIELDS
     HISTORY: ClassVar[frozenset[str]] = frozenset(
         {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin", "level", "segments"}
         | {"compare", "other_example", "other_head", "other_store", "where", "lengths", "scores"}
@@ -132,6 +135,7 @@ class ViewState(param.Parameterized):
         start = {"site": next(iter(self._bounds.sites), ""), "statistic": first, "x": first, "y": first}
         self.param.update(**{**start, **self._bounds.start})
         self._start = {name: getattr(self, name) for name in self.FIELDS}
+        self._parts: dict[str, str] | None = None
         self.param.update(**params)
 
     @property
@@ -168,13 +172,22 @@ class ViewState(param.Parameterized):
 
     def to_query(self, **changed: Any) -> str:
         """Write the query (without ``?``) that brings this state, with `changed` fields, back; empty for the start."""
-        parts = []
-        for name in self.FIELDS:
-            value = changed.get(name, getattr(self, name))
-            if value != self._start[name]:
-                text = f"{value:.6g}" if isinstance(value, float) else str(value)
-                parts.append(f"{name}={quote(text, safe='.,:')}")
-        return "&".join(parts)
+        if self._parts is None:  # a page asks for some twenty links of one state
+            self._parts = {name: self._part(name, getattr(self, name)) for name in self.FIELDS}
+        parts = self._parts | {name: self._part(name, value) for name, value in changed.items()}
+        return "&".join(filter(None, parts.values()))
+
+    def _part(self, name: str, value: Any) -> str:
+        """One field as it stands in a query; empty where it is as at the start."""
+        if value == self._start[name]:
+            return ""
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        return f"{name}={quote(text, safe='.,:')}"
+
+    @param.depends(*_FIELDS, watch=True)
+    def _forget_parts(self) -> None:
+        """Before anybody else hears of a change: the query is another one."""
+        self._parts = None
 
     def from_query(self, query: str) -> list[Problem]:
         """Become the state of `query`: fields it does not name go back to the start. Returns what was not taken."""

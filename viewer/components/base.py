@@ -5,26 +5,33 @@ a JSON list of 512 × 512 numbers takes two seconds) and choices travel up as sm
 There is no build step and no dependency: on a server each file has one address below `ESMView`, whichever component
 asks for it, so that a browser fetches and runs it once; where there is no server (a notebook) the imports are spliced in.
 
-Two members of Panel that are not public are used, each with a test: `_bundle` (the file is served by URL instead of
-being inlined into every session) and `_priority_changes` (skips the 50 ms wait of changes that come from the browser).
+Members of Panel that are not public are used, each with a test: `_bundle` (the file is served by URL instead of being
+inlined into every session), `_priority_changes` (skips the 50 ms wait of changes that come from the browser; here also:
+what the browser changes) and `_param_change` (on a page that listens, changes of data take the way of `wire.py`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, ClassVar
 
 import param
 from panel.custom import JSComponent
+from panel.io.model import apply_changes_without_dispatch
 from panel.io.resources import component_resource_path
-from panel.io.state import state
+from panel.io.state import set_curdoc, state
+from panel.viewable import Viewable
+from param.parameterized import no_instance_params
 
 from headatlas.store.errors import HeadAtlasError
 
 from ..background import background
 from ..colours import THEMES, palette
-from .splice import FOLDER, IMPORT, splice
+from .splice import FOLDER, IMPORT, files_of, splice
+from .wire import outbox_of, step
 
 logger = logging.getLogger(__name__)
 __all__ = ["FOLDER", "ESMView", "splice"]
@@ -40,6 +47,10 @@ class ESMView(JSComponent):
     frame = param.Dict(default={}, doc="What to draw: scalars, strings and arrays; {} draws nothing.")
     theme = param.Selector(default="auto", objects=["auto", *THEMES], doc="auto: as the page around it.")
     label = param.String(default="", doc="Accessible name of the picture.")
+
+    def __init__(self, **params: Any) -> None:
+        no_instance_params(type(self))  # Panel asks for each of some forty: a copy of each costs a session its memory
+        super().__init__(**params)
 
     _js: ClassVar[list[str]] = sorted(path.name for path in FOLDER.glob("*.js"))  # what the server hands out
     _constants: ClassVar[dict[str, Any]] = {"palette": palette()}
@@ -66,10 +77,71 @@ class ESMView(JSComponent):
                 logger.info("%s as it stands: %s", type(self).__name__, error)
         return frozen_view(self, type(self).__name__).data
 
+    def _param_change(self, *events: param.parameterized.Event) -> None:
+        left = [event for event in events if not self._put(event)]
+        if left:
+            super()._param_change(*left)
+
+    def _put(self, event: param.parameterized.Event) -> bool:
+        """Put a change of data into its page's outbox; whether it is done with."""
+        if event.name not in data_names(type(self)):
+            return False
+        places = [(ref, model, outbox_of(model.document)) for ref, (model, _) in self._models.items()]
+        if not all(outbox for _, _, outbox in places):
+            return False
+        for ref, model, outbox in places:
+            if event.name in self._priority_changes and not self._keep(ref, model, event):
+                continue
+            if outbox is not None:
+                outbox.put(model.id, event.name, event.new)
+        return True
+
+    def _keep(self, ref: str, model: Any, event: param.parameterized.Event) -> bool:
+        """Give the server's model what the browser may change too; whether the browser must still hear of it."""
+        document, name, missing = model.document, event.name, object()
+        if self._in_process__events.get(document, {}).get(name, missing) == event.new:
+            return False
+        if getattr(model.data, name) != event.new:
+            changing = self._changing.get(ref, [])
+            self._changing[ref] = [*changing, name]
+            try:
+                apply_changes_without_dispatch(document, model.data, {name: event.new})
+            finally:
+                self._changing[ref] = changing
+        return True
+
+    def _step(self) -> AbstractContextManager[object]:
+        return step(next((model.document for model, _ in self._models.values()), None))
+
+    def _process_bokeh_event(self, doc: Any, event: Any) -> None:
+        with set_curdoc(doc), self._step():  # without Panel's process-wide mark that it is busy: a third of a click
+            self._process_event(event)
+
+    def _process_events(self, events: dict[str, Any]) -> None:
+        with self._step():
+            super()._process_events(events)
+
     @classmethod
     def _render_esm(cls, compiled: Any = True, server: bool = False) -> str:
         """The URL of the file on a server, else its source with the shared files spliced in."""
         if server and cls._bundle in ESMView._js:
-            return ("" if state.rel_path else "./") + component_resource_path(ESMView, "_js", str(cls._bundle))
+            return address(str(cls._bundle))
         source = super()._render_esm(compiled=compiled, server=server)
         return splice(source) if IMPORT.search(source) else source
+
+
+@cache
+def data_names(kind: type[ESMView]) -> frozenset[str]:
+    """The parameters of a component that are its own: what it draws and what is chosen in it."""
+    return frozenset(name for name in kind.param if issubclass(kind.param[name].owner, ESMView) and name != "name")
+
+
+def address(file: str) -> str:
+    """Where the server has a component's file, from the page on."""
+    return ("" if state.rel_path else "./") + component_resource_path(ESMView, "_js", file)
+
+
+def modules(view: Viewable) -> list[str]:
+    """Addresses of all files that the components of a layout run."""
+    bundles = dict.fromkeys(str(part._bundle) for part in view.select(ESMView) if isinstance(part, ESMView))
+    return [address(file) for file in dict.fromkeys(file for bundle in bundles for file in files_of(bundle))]

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import param
+from panel.io.state import state
 
 from .base import ESMView
+from .wire import open_outbox
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -34,9 +36,16 @@ class Card(ESMView):
 
 
 class Router(Card):
-    """The address bar, the document's title and theme."""
+    """The address bar, the document's title and theme; once it says that it listens, changes of all components."""
 
     _esm = _bundle = "router.js"
+
+    def _handle_msg(self, data: Any) -> None:
+        document = state.curdoc
+        if isinstance(data, dict) and data.get("listens") is True and document is not None:
+            open_outbox(document, self._send_msg)
+        else:
+            super()._handle_msg(data)
 
 
 class TopBar(Card):

@@ -146,17 +146,29 @@ export function onceAFrame(callback) {
 
 // A table behind a picture: what a canvas shows as text, for screen readers, the `n` key and the tests
 export function mirror(root, caption) {
-  const table = el("table.mirror", {"data-mirror": caption});
+  const head = el("thead"), body = el("tbody"), table = el("table.mirror", {"data-mirror": caption}, el("caption", null, caption), head, body);
   root.append(table);
-  let rows = [];
+  let rows = [], known = [], titles = null;
+  const text = cell => cell === undefined || cell === null || cell === false ? "" : String(cell);
   return {
     table,
-    // columns: names; data: arrays of cells; attributes: one object of data-* a row
+    // columns: names; data: arrays of cells; attributes: one object of data-* a row. Only what differs is written.
     set(columns, data, attributes = []) {
       rows = data;
-      table.replaceChildren(el("caption", null, caption), el("thead", null, el("tr", null, columns.map(c => el("th", null, c)))),
-        el("tbody", null, data.map((cells, i) => el("tr", attributes[i] && Object.fromEntries(
-          Object.entries(attributes[i]).map(([k, v]) => [`data-${k}`, v])), cells.map(c => el("td", null, c))))));
+      if (titles !== columns.join("\n")) {
+        titles = columns.join("\n"); known = [];
+        head.replaceChildren(el("tr", null, columns.map(c => el("th", null, c))));
+        body.replaceChildren();
+      }
+      known.splice(data.length).forEach(row => row.node.remove());
+      data.forEach((cells, i) => {
+        if (!known[i]) { known[i] = {node: el("tr", null, cells.map(() => el("td"))), cells: [], about: {}}; body.append(known[i].node); }
+        const row = known[i], about = attributes[i] || {};
+        cells.forEach((cell, j) => { const now = text(cell); if (row.cells[j] !== now) { row.cells[j] = now; row.node.children[j].textContent = now; } });
+        for (const name of Object.keys(row.about)) if (!(name in about)) row.node.removeAttribute(`data-${name}`);
+        for (const [name, value] of Object.entries(about)) if (row.about[name] !== value) row.node.setAttribute(`data-${name}`, value);
+        row.about = about;
+      });
     },
     toggle() { table.classList.toggle("open"); },
     get rows() { return rows; },

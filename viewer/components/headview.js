@@ -3,26 +3,26 @@ import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboa
 import { CSS } from "../_js/style.js";
 import { weights, strongestEdges, paintLines, MIN_WEIGHT } from "../_js/lines.js";
 
-// Two canvases under two columns of text: `base` holds all drawn edges (or, greyed, their context) and is painted when
-// the frame or a slider changes; `top` holds the lines of one token and is repainted on hover, so it is only as large as
+// Two canvases under two columns of text: `base` holds the drawn edges (or, greyed, their context) around what is seen and is
+// painted when the frame, a slider or the scroll asks for others; `top` holds the lines of one token and is repainted on hover, so it is only as large as
 // what can be seen of the plot. Tokens are elements.
 const OWN = `
 .plot { position: relative; min-height: 100%; outline-offset: -3px; cursor: default }
 .plot canvas { position: absolute; left: 0; top: 0; pointer-events: none } .plot canvas.top { position: sticky }
 .body.flush { padding: 4px 0 0 }
 .col { position: absolute; top: 0; bottom: 0; width: 0 }
-.t { position: absolute; display: flex; align-items: center; gap: 5px; white-space: nowrap; color: var(--ink); cursor: pointer }
+.t { position: absolute; contain: layout style; display: flex; align-items: center; gap: 5px; white-space: nowrap; color: var(--ink); cursor: pointer }
 .col.q .t { right: 4px; flex-direction: row-reverse } .col.k .t { left: 4px }
 .t .l { padding: 0 5px; border-radius: 3px; unicode-bidi: isolate; max-width: 150px; overflow: hidden; text-overflow: ellipsis; line-height: inherit }
 .t.cont .l, .t.sp .l { color: var(--ink-3) } .t.hid .l { color: var(--line-2) }
 .active .t .l { color: var(--ink-3) } .active .t.hid .l { color: var(--line-2) } .active .t.on .l { color: var(--ink) } .active .t.strong .l { font-weight: 600 }
 .active .t.me .l { color: var(--ink); font-weight: 600; background: var(--accent-soft); box-shadow: inset 0 0 0 1.5px var(--accent) }
 .col.k .t.me .l { background: var(--accent); color: var(--on-accent) }
-.bd { display: inline-flex; align-items: center; gap: 3px; width: 36px; font-size: 11px; font-weight: 500; color: var(--ink); font-variant-numeric: tabular-nums }
+.bd { display: flex; flex: none; contain: strict; align-items: center; gap: 3px; width: 36px; height: 14px; line-height: 14px; font-size: 11px; font-weight: 500; color: var(--ink); font-variant-numeric: tabular-nums }
 .bd i { width: 8px; height: 8px; border-radius: 2px; flex: none }
 .head-l { position: absolute; top: 6px; font-size: 12px; font-weight: 600; color: var(--ink-2) }
 .plot.flat .col { bottom: auto } .plot.flat .t { writing-mode: vertical-rl; justify-content: flex-start } .plot.flat .col.q .t { right: auto; flex-direction: row-reverse; justify-content: flex-start } .plot.flat .col.k .t { left: auto }
-.plot.flat .t .l { max-width: none; max-height: 130px; padding: 5px 0 } .plot.flat .bd { writing-mode: horizontal-tb; width: auto; justify-content: center } .plot.flat .bd i { display: none }
+.plot.flat .t .l { max-width: none; max-height: 130px; padding: 5px 0 } .plot.flat .bd { writing-mode: horizontal-tb; width: 24px; justify-content: center } .plot.flat .bd i { display: none }
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 `;
 const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/g, LTR = /[A-Za-z\u00c0-\u02af\u0370-\u052f\u3040-\u9fff\uac00-\ud7af]/g;
@@ -39,9 +39,11 @@ export function render({model, el: host}) {
   root.append(card);
   const table = mirror(card, "edges of the head view");
 
-  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [], fresh = false;
+  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [], fresh = false, taken = [], laid = "";
   const start = side => side === "q" ? frame.query_start : frame.key_start, size = side => frame.shape[side === "q" ? 1 : 2];
-  const hidden = (side, i) => model.hide_special && !!tokens[side].special[i + start(side)];
+  // what special tokens hide: looked up once, since a hover asks for every token of every head
+  let hide = model.hide_special;
+  const hidden = (side, i) => hide && !!tokens[side].special[i + start(side)];
   const label = (side, i) => tokens[side].labels[i + start(side)] ?? "";
   // the token that matters now, counted from the start of the window
   function active() {
@@ -54,17 +56,34 @@ export function render({model, el: host}) {
   const runsLeft = () => { const text = tokens.q.labels.join(" "); return (text.match(RTL) || []).length > (text.match(LTR) || []).length; };
   const canvasOf = (canvas, ...size) => { const g = fit(canvas, ...(flat() ? size.reverse() : size)); if (flat()) g.transform(0, 1, 1, 0, 0, 0); return g; };
   const pair = (h, act, i) => act.side === "q" ? weight(h, act.index, i) : weight(h, i, act.index);
+  // weights between one token and all of the other side, head after head: picture and tooltip read the same
+  let met = {};
+  function meets(act) {
+    if (met.weight !== weight || met.side !== act.side || met.index !== act.index) {
+      const n = size(act.side === "q" ? "k" : "q"), values = new Float64Array(n * frame.heads.length);
+      for (let h = 0, at = 0; h < frame.heads.length; h++) for (let i = 0; i < n; i++) values[at++] = pair(h, act, i);
+      met = {weight, ...act, values, n};
+    }
+    return met;
+  }
 
   function take() {
+    if (model.frame === taken[0] && model.tokens === taken[1]) return;   // both came in one message
+    const before = model.tokens === taken[1] ? tokens : {}, was = frame;
+    taken = [model.frame, model.tokens];
     frame = plain(model.frame); tokens = {};
-    const given = plain(model.tokens);
+    const given = before.q ? {...before.given} : plain(model.tokens);
     if (frame.message || !frame.attention) return message();
     if (given.id !== frame.id || !given.query) return;   // the other half of a change is still on its way
-    tokens.q = given.query; tokens.k = given.key || given.query;
+    tokens = {q: given.query, k: given.key || given.query, given};
     heading.textContent = frame.title || "Head view";
-    weight = shownWeights(); hover = null; fresh = true;
+    // another head between the same tokens: they stand where they are
+    const same = before.q && ["query_start", "key_start"].every(name => frame[name] === was[name]) && String(frame.shape.slice(1)) === String(was.shape.slice(1));
+    weight = shownWeights(); hover = null;
     plot.hidden = false; body.querySelector(".message")?.remove();
-    choose(); build(); draw();
+    choose();
+    if (!same) { fresh = true; build(); }
+    draw();
   }
   // with `renormalise`, what a row gives to the keys that are shown adds up to 1
   function shownWeights() {
@@ -96,9 +115,12 @@ export function render({model, el: host}) {
       });
       columns[side].replaceChildren(...nodes[side]);
     }
-    marked = [];
+    marked = []; laid = "";
   }
   function layout() {
+    const wanted = `${width} ${body.clientHeight} ${body.clientWidth} ${model.layout} ${model.hide_special}`;
+    if (laid === wanted) return;
+    laid = wanted;
     plot.classList.toggle("flat", flat());
     if (flat()) return layoutFlat();
     const n = Math.max(size("q"), size("k")), room = Math.max(200, body.clientHeight - 12);
@@ -131,47 +153,82 @@ export function render({model, el: host}) {
     layout(); paintBase(); paintTop(); list();
     if (fresh) { fresh = false; body.scrollTop = 0; body.scrollLeft = flat() && plot.dataset.direction === "rtl" ? geometry.height : 0; reveal(); }
   }
-  // all edges in colour, or grey behind those of one token
+  // All edges in colour, or grey behind those of one token: what is seen and half as much on each side. Lines are drawn by
+  // a processor here and there, and those of a long text take seconds where the canvas is as long as the text.
+  let drawn = [0, 0];
   function paintBase() {
+    const seen = flat() ? body.clientWidth : body.clientHeight, from = Math.max(0, flat() ? body.scrollLeft : body.scrollTop - PADDING), until = Math.min(geometry.height, from + seen);
     const act = active(), wanted = `${act ? "grey" : "colour"} ${geometry.across} ${geometry.height} ${model.layout}`;
-    if (painted === wanted) return;
+    if (painted === wanted && drawn[0] <= from && drawn[1] >= until) return;
     painted = wanted;
-    const p = paint(), g = canvasOf(base, geometry.across, geometry.height), {left: x1, right: x2, y} = geometry, middle = (edges.length - 1) / 2;
+    drawn = [Math.max(0, Math.floor(from - seen / 2)), Math.min(geometry.height, Math.ceil(until + seen / 2))];
+    base.style.top = flat() ? "0" : `${drawn[0]}px`; base.style.left = flat() ? `${drawn[0]}px` : "0";
+    const p = paint(), g = canvasOf(base, geometry.across, drawn[1] - drawn[0]), {left: x1, right: x2, y} = geometry, middle = (edges.length - 1) / 2;
+    g.translate(0, -drawn[0]);
     edges.forEach((e, h) => {
-      const shift = (h - middle) * .8, lines = {x1, x2, y1: i => y(i) + shift, y2: i => y(i) + shift};
+      const shift = (h - middle) * .8, lines = {x1, x2, y1: i => y(i) + shift, y2: i => y(i) + shift, within: drawn};
       if (act) paintLines(g, e, {...lines, color: p["line-2"], alpha: w => clamp(.14 + .5 * w, .14, .5), width: () => 1, from: .06});
       else paintLines(g, e, {...lines, color: ink(h), alpha: w => clamp(.12 + .83 * w, .12, .95), width: w => .8 + 2.6 * w});
     });
   }
   function paintTop() {
-    const p = paint(), g = canvasOf(top, geometry.across, Math.min(geometry.height, flat() ? body.clientWidth : body.clientHeight)), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
-    for (const node of marked) { node.classList.remove("me", "on", "strong"); node.querySelectorAll(".bd").forEach(b => b.remove()); }
+    const from = flat() ? body.scrollLeft : body.scrollTop - PADDING, seen = flat() ? body.clientWidth : body.clientHeight;   // before anything changes: else it is a layout
+    const p = paint(), g = canvasOf(top, geometry.across, Math.min(geometry.height, seen)), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
+    for (const node of marked) node.classList.remove("me", "on", "strong");
+    for (const node of badges.splice(0)) { node.remove(); spare.push(node); }
     marked = [];
-    g.translate(0, -Math.max(0, flat() ? body.scrollLeft : body.scrollTop - PADDING));
+    g.translate(0, -Math.max(0, from));
     plot.classList.toggle("active", !!act);
     heads[2].style.visibility = act || flat() ? "hidden" : "";
     if (!act) return flat() ? null : received(g, p);
     const other = act.side === "q" ? "k" : "q", all = [], mark = (node, ...names) => { node.classList.add(...names); marked.push(node); };
-    for (let i = 0; i < size(other); i++) {
+    const strongest = [-1, -1, -1, -1];
+    const {values, n: m} = meets(act);
+    for (let i = 0; i < m; i++) {
       if (hidden(other, i)) continue;
-      const row = frame.heads.map((_, h) => pair(h, act, i)), peak = Math.max(...row), node = nodes[other][i];
-      row.forEach((w, h) => { if (w >= MIN_WEIGHT) all.push([act.side === "q" ? act.index : i, act.side === "q" ? i : act.index, w, h]); });
-      if (peak < .02) continue;
+      let best = 0;
+      const [q, k] = act.side === "q" ? [act.index, i] : [i, act.index], node = nodes[other][i];
+      for (let h = 0; h < n; h++) {
+        const w = values[h * m + i];
+        if (w > values[best * m + i]) best = h;
+        if (w < MIN_WEIGHT) continue;
+        (all[h] ||= []).push([q, k, w]);
+        if (w >= strongest[2]) { strongest[0] = q; strongest[1] = k; strongest[2] = w; strongest[3] = h; }
+      }
+      const peak = values[best * m + i];
+      if (peak < .02 || geometry.y(i) < from - 200 || geometry.y(i) > from + seen + 200) continue;   // a scroll comes here again
       mark(node, "on", ...(peak > .15 ? ["strong"] : []));
-      const best = row.indexOf(peak), shown = n > BADGES ? [best] : row.keys();
-      for (const h of shown) node.append(el("span.bd", {"data-head": frame.heads[h], "data-weight": row[h].toFixed(4)},
-        el("i", {style: `background:${ink(h)};opacity:${clamp(row[h] * 1.25, .25, 1)}`}), number(row[h])));
+      for (let h = 0; h < n; h++) if (n <= BADGES || h === best) node.append(badge(h, values[h * m + i]));
     }
     mark(nodes[act.side][act.index], "me");
-    all.sort((a, b) => a[2] - b[2]);
-    for (const [q, k, w, h] of all) {
-      const shift = (h - (n - 1) / 2) * Math.min(3.2, geometry.row / n), bend = (x2 - x1) * .36, a = y(q) + shift, b = y(k) + shift;
-      g.strokeStyle = ink(h); g.globalAlpha = clamp(.35 + .65 * w, .35, 1); g.lineWidth = .8 + 2.6 * w;
-      g.beginPath(); g.moveTo(x1, a); g.bezierCurveTo(x1 + bend, a, x2 - bend, b, x2, b); g.stroke();
-    }
+    // weak lines first, those of a head and a strength as one path
+    const bend = (x2 - x1) * .36, paths = Array.from({length: 16 * n}, () => null);
+    all.forEach((lines, h) => {
+      const shift = (h - (n - 1) / 2) * Math.min(3.2, geometry.row / n);
+      for (const [q, k, w] of lines) {
+        const at = Math.min(15, Math.floor(w * 16)) * n + h, path = paths[at] ||= g.newPath ? g.newPath() : new Path2D(), a = y(q) + shift, b = y(k) + shift;
+        path.moveTo(x1, a); path.bezierCurveTo(x1 + bend, a, x2 - bend, b, x2, b);
+      }
+    });
+    paths.forEach((path, at) => {
+      if (!path) return;
+      const w = (Math.floor(at / n) + .5) / 16;
+      g.strokeStyle = ink(at % n); g.globalAlpha = clamp(.35 + .65 * w, .35, 1); g.lineWidth = .8 + 2.6 * w;
+      g.stroke(path);
+    });
     g.globalAlpha = 1;
-    const best = all.at(-1);
-    live.textContent = best ? `${label("q", best[0])} to ${label("k", best[1])}, ${number(best[2])}, head ${frame.heads[best[3]]}` : "no weight above .01";
+    const [q, k, w, h] = strongest;
+    live.textContent = h >= 0 ? `${label("q", q)} to ${label("k", k)}, ${number(w)}, head ${frame.heads[h]}` : "no weight above .01";
+  }
+  // numbers beside tokens: made once, used again by the next token
+  const badges = [], spare = [];
+  function badge(h, w) {
+    const node = spare.pop() || el("span.bd", null, el("i"), "");
+    badges.push(node);
+    node.dataset.head = frame.heads[h]; node.dataset.weight = w.toFixed(4);
+    node.firstChild.style.cssText = `background:${ink(h)};opacity:${clamp(w * 1.25, .25, 1)}`;
+    node.lastChild.data = number(w);
+    return node;
   }
   let sums = {};
   function received(g, p) {
@@ -234,7 +291,8 @@ export function render({model, el: host}) {
     tip.show(event, `${side === "q" ? "query" : "key"} ${label(side, index)}`, [["Position", String(index + start(side))], ...(piece ? [["Piece", piece]] : []),
       ...frame.heads.map((name, h) => {
         let best = -1, most = -1;
-        for (let i = 0; i < size(other); i++) { const w = pair(h, found, i); if (w > most && !hidden(other, i)) { most = w; best = i; } }
+        const {values, n} = meets(found);
+        for (let i = 0; i < n; i++) { const w = values[h * n + i]; if (w > most && !hidden(other, i)) { most = w; best = i; } }
         return {name, best, most};
       }).sort((a, b) => frame.heads.length > TOLD ? b.most - a.most : 0).slice(0, TOLD).map(({name, best, most}) => [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)])], "click to pin");
   });
@@ -243,7 +301,7 @@ export function render({model, el: host}) {
     const found = tokens.q && geometry && hit(event);
     if (found) pinTo({side: found.side, index: found.index + start(found.side)});
   });
-  body.addEventListener("scroll", onceAFrame(() => { if (tokens.q && geometry) paintTop(); }));
+  body.addEventListener("scroll", onceAFrame(() => { if (tokens.q && geometry) { paintBase(); paintTop(); } }));
   function pinTo(pin) { model.pin = pin && formatPin(pin) !== model.pin ? formatPin(pin) : ""; }
   keyboard(model, plot, {
     Escape: () => { if (model.pin) model.pin = ""; },
@@ -275,7 +333,7 @@ export function render({model, el: host}) {
 
   model.on(["frame", "tokens"], take);
   model.on("pin", pinned);
-  model.on(["share", "keys", "hide_special", "renormalise"], () => { if (tokens.q) { sums = {}; weight = shownWeights(); choose(); draw(); } });
+  model.on(["share", "keys", "hide_special", "renormalise"], () => { hide = model.hide_special; if (tokens.q) { sums = {}; weight = shownWeights(); choose(); draw(); } });
   model.on("layout", () => { if (tokens.q) { painted = ""; draw(); } });
   model.on("note", () => { sub.textContent = model.note; });
   sub.textContent = model.note;

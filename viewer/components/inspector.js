@@ -25,31 +25,40 @@ export function render({model, el: host}) {
     let noted = "", of = null;
     const keep = () => { if (of !== null && remark.value !== noted) { noted = remark.value; ui.send({note: {text: remark.value}}); } };
     remark.addEventListener("change", keep);
+    const strips = new Map();   // rows by statistic: they stay, their numbers change
+    const made = s => {
+      const strip = {now: s, canvas: el("canvas", {"aria-hidden": "true"}), label: el("span.ell"), value: el("span.v"), rank: el("span.k")};
+      const tip = event => ui.tip.show(event, strip.now.label, [["This head", number(strip.now.value, 3), "", true], ["Rank", `${strip.now.rank} of ${count(strip.now.of)}`]], "ticks: all heads \u00B7 click colours the map");
+      strip.node = el("button.strip", {"data-statistic": s.name, onclick: () => ui.go({statistic: s.name}), onmousemove: tip, onmouseleave: ui.tip.hide}, strip.label, strip.canvas, strip.value, strip.rank);
+      strips.set(s.name, strip);
+      return strip;
+    };
+    const write = (strip, s) => {
+      strip.now = s;
+      strip.node.classList.toggle("on", s.on);
+      strip.node.setAttribute("aria-pressed", String(s.on));
+      strip.label.textContent = s.label; strip.value.textContent = number(s.value); strip.rank.textContent = s.rank ? `#${s.rank}` : "\u2013";
+    };
     return frame => {
       if (of !== frame.head || ui.root.getRootNode().activeElement !== remark) { remark.value = noted = frame.note?.note || ""; of = frame.head; }
-      const p = ui.paint(), canvases = [], table = plain(model.table);
+      const p = ui.paint(), table = plain(model.table), shown = frame.statistics.map(s => strips.get(s.name) || made(s));
       head.replaceChildren(el("h2", {style: "font-size:15px"}, `Head ${frame.head}`), el("span.sub.ell", null, frame.sub));
-      const strips = frame.statistics.map(s => {
-        const canvas = el("canvas", {"aria-hidden": "true"});
-        canvases.push([canvas, s]);
-        const tip = event => ui.tip.show(event, s.label, [["This head", number(s.value, 3), "", true], ["Rank", `${s.rank} of ${count(s.of)}`]], "ticks: all heads \u00B7 click colours the map");
-        return el(`button.strip${s.on ? ".on" : ""}`, {"data-statistic": s.name, "aria-pressed": String(s.on), onclick: () => ui.go({statistic: s.name}), onmousemove: tip, onmouseleave: ui.tip.hide},
-          el("span.ell", null, s.label), canvas, el("span.v", null, number(s.value)), el("span.k", null, s.rank ? `#${s.rank}` : "\u2013"));
-      });
+      frame.statistics.forEach((s, i) => write(shown[i], s));
       body.replaceChildren(
         el("div.row", {style: "margin-bottom:10px"}, frame.tag ? el("span.tag.accent", null, frame.tag) : null,
           frame.note ? el("button.starred", {"aria-label": "star this head", "aria-pressed": String(frame.note.star), disabled: !frame.note.writable, onclick: () => ui.send({note: {star: !frame.note.star}})}, frame.note.star ? "\u2605" : "\u2606") : null, el("span.grow"),
           link(ui, ".btn", frame.list.query, frame.list.patch, {"data-action": "examples"}, "Examples"),
           frame.open ? link(ui, ".btn.primary", frame.open.query, frame.open.patch, {"data-action": "open"}, "Open example") : null),
         frame.note && (frame.note.writable || frame.note.note) ? remark : "",
-        el("div.sect", {style: "margin-top:8px"}, "Statistics", el("span.r", null, `value, rank of ${count(frame.n)}`)), ...strips,
+        el("div.sect", {style: "margin-top:8px"}, "Statistics", el("span.r", null, `value, rank of ${count(frame.n)}`)), ...shown.map(strip => strip.node),
         ...(frame.examples.length ? [el("hr"), el("div.sect", null, "Strongest examples", el("span.r", null, frame.examples_of)),
           el("div", null, frame.examples.map(example => link(ui, ".exm", example.query, example.patch, {"data-example": example.patch.example},
             el("span.l", null, example.parts.map(part => piece(part, p))), el("span.num.strong", {style: "text-align:right"}, number(example.score)))))] : []),
         ...(frame.like.length ? [el("hr", {style: "margin-top:6px"}), el("div.sect", null, "Similar heads", el("span.r", null, "by profile of statistics")),
           el("div", null, frame.like.map(other => el("button.like", {onclick: () => ui.go({layer: other.layer, head: other.index})}, el("b", null, other.head),
             el("div.bar", null, el("i", {style: `width:${100 * other.score}%`})), el("span.num", {style: "text-align:right"}, number(other.score)))))] : []));
-      for (const [canvas, s] of canvases) strip(canvas, s, table[s.name] || [], p);
+      const width = shown.length ? Math.max(60, shown[0].node.clientWidth - 118 - 80 - 32) : 0;   // once: each look after a change is a layout
+      for (const {canvas, now} of shown) paintStrip(canvas, width, now, table[now.name] || [], p);
     };
   });
 }
@@ -61,8 +70,8 @@ export function piece([text, kind, weight], p) {
   return el("span.tok.k", {dir: "auto", style: `background:${p.seq(v)};color:${p.on(v)}`}, text);
 }
 
-function strip(canvas, s, values, p) {
-  const width = Math.max(60, canvas.parentElement.clientWidth - 118 - 80 - 32), g = fit(canvas, width, 16);
+function paintStrip(canvas, width, s, values, p) {
+  const g = fit(canvas, width, 16);
   const x = v => 4 + Math.max(0, Math.min(1, v / (s.high || 1))) * (width - 8);
   g.fillStyle = p.line; g.fillRect(0, 8, width, 1);
   g.fillStyle = p["ink-3"]; g.globalAlpha = values.length > 300 ? .12 : .28;

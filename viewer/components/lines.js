@@ -35,16 +35,18 @@ export function strongestEdges(weight, head, {rows, columns, causal, share, keys
   return {query, key, value, pairs, mass, rowMass, drawn: value.length, drawnMass: value.reduce((s, w) => s + w, 0)};
 }
 
-// One path for each of 16 strengths: 130,000 lines are 16 strokes. `y1`, `y2` give heights by position.
-export function paintLines(context, edges, {x1, x2, y1, y2, color, alpha, width, from = 0}) {
+// One path for each of 16 strengths: 130,000 lines are 16 strokes. `y1`, `y2` give heights by position; lines that pass
+// `within` [from, until] on one side are left out.
+export function paintLines(context, edges, {x1, x2, y1, y2, color, alpha, width, from = 0, within = [-Infinity, Infinity]}) {
   const paths = new Map(), bend = (x2 - x1) * .36;
   for (let i = 0; i < edges.value.length; i++) {
     const w = edges.value[i];
     if (w < from) continue;
+    const a = y1(edges.query[i]), b = y2(edges.key[i]);
+    if (Math.max(a, b) < within[0] - 4 || Math.min(a, b) > within[1] + 4) continue;
     const bucket = Math.min(15, Math.floor(w * 16));
     let path = paths.get(bucket);
     if (!path) paths.set(bucket, path = context.newPath ? context.newPath() : new Path2D());
-    const a = y1(edges.query[i]), b = y2(edges.key[i]);
     path.moveTo(x1, a);
     path.bezierCurveTo(x1 + bend, a, x2 - bend, b, x2, b);
   }

@@ -20,6 +20,22 @@ export function mapImage(code, rows, columns, colours, {keepRows, keepColumns, c
   return canvas;
 }
 
+// Maps side by side as one canvas of one pixel a cell: `codes` from `start` on are `n` maps of rows x columns
+export function mapStrip(codes, start, n, rows, columns, colours, keepRows, keepColumns) {
+  const canvas = document.createElement("canvas"), across = keepColumns.length;
+  canvas.width = Math.max(1, n * across); canvas.height = Math.max(1, keepRows.length);
+  const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height), pixels = new Uint32Array(image.data.buffer);
+  for (let i = 0; i < keepRows.length; i++) {
+    let to = i * canvas.width;
+    for (let j = 0; j < n; j++) {
+      const row = start + (j * rows + keepRows[i]) * columns;
+      for (let c = 0; c < across; c++) pixels[to++] = colours[codes[row + keepColumns[c]]];
+    }
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
 // Which cells of one side stay when special tokens are hidden; a cell of a long example stands for several tokens
 export function kept(special, cells, n, hide) {
   const keep = [];

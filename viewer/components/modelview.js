@@ -1,7 +1,7 @@
 import { plain, number, count, clamp, SCALES, parseHeads, gridNames } from "../_js/paint.js";
 import { el, mount, fit, write, tooltip, at, onWidth, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
-import { codeColours, mapImage, kept, WEIGHT } from "../_js/maps.js";
+import { codeColours, mapStrip, kept, WEIGHT } from "../_js/maps.js";
 
 const OWN = `.body.flush { padding: 4px 8px 8px } .plot { position: relative; outline-offset: -2px } .stack { position: absolute; left: 0; top: 0; pointer-events: none }`;
 
@@ -14,7 +14,10 @@ export function render({model, el: host}) {
   const table = mirror(card, "strongest cell of each head");
   let frame = {}, names = null, tokens = {}, width = 0, geometry = null, hover = null, strongest = [], keep = {q: [], k: []};
 
+  let taken = [];
   function take() {
+    if (model.frame === taken[0] && model.tokens === taken[1]) return;   // both came in one message
+    taken = [model.frame, model.tokens];
     frame = plain(model.frame);
     const given = plain(model.tokens);
     if (frame.message || !frame.codes) return message();
@@ -28,7 +31,6 @@ export function render({model, el: host}) {
     if (frame.message) body.append(el("div.message", null, el("b", null, frame.message.title), frame.message.text));
     table.set(["Head", "Query", "Key", "Weight"], []);
   }
-  const code = (l, h) => { const [, heads, rows, cols] = frame.shape, start = (l * heads + h) * rows * cols; return (r, c) => frame.codes[start + r * cols + c]; };
   // token range that a cell stands for, as text
   const span = (side, i) => {
     const cells = frame.shape[side === "q" ? 2 : 3], n = side === "q" ? frame.n_queries : frame.n_keys, from = Math.floor(i * n / cells), to = Math.max(from + 1, Math.floor((i + 1) * n / cells));
@@ -39,9 +41,11 @@ export function render({model, el: host}) {
     keep = {q: kept(tokens.q.special, rows, frame.n_queries, model.hide_special), k: kept(tokens.k.special, cols, frame.n_keys, model.hide_special)};
     strongest = [];
     for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
-      const at = code(l, h);
       let best = -1, q = -1, k = -1;
-      for (const r of keep.q) for (const c of keep.k) { const v = at(r, c); if (v > best) { best = v; q = r; k = c; } }
+      for (const r of keep.q) {
+        const from = ((l * heads + h) * rows + r) * cols;
+        for (const c of keep.k) { const v = frame.codes[from + c]; if (v > best) { best = v; q = r; k = c; } }
+      }
       strongest.push({name: names.name(l, h), q, k, weight: best < 0 ? 0 : WEIGHT[best]});
     }
     counts.textContent = `${count(layers * heads)} heads \u00B7 rows attend to columns${rows < frame.n_queries || cols < frame.n_keys ? ` \u00B7 each pixel the strongest of ${Math.ceil(frame.n_queries / rows)} \u00D7 ${Math.ceil(frame.n_keys / cols)}` : ""}`;
@@ -57,14 +61,15 @@ export function render({model, el: host}) {
     const height = top + layers * (h + gap), g = fit(canvas, width, height);
     const colours = codeColours(p, SCALES[model.scale]), every = w >= 18 ? 1 : 4;
     plot.style.height = `${height}px`;
-    g.imageSmoothingEnabled = false;
+    const across = keep.k.length, down = keep.q.length;
+    g.imageSmoothingEnabled = across > w * devicePixelRatio;
     for (let j = 0; j < heads; j += every) write(g, names.columns[j], left + j * (w + gap) + w / 2, 10, {align: "center", color: p["ink-3"]});
     for (let l = 0; l < layers; l++) {
       write(g, names.rows[l], left - 8, top + l * (h + gap) + h / 2, {align: "right", color: p["ink-3"]});
+      const strip = mapStrip(frame.codes, l * heads * frame.shape[2] * frame.shape[3], heads, frame.shape[2], frame.shape[3], colours, keep.q, keep.k);
       for (let j = 0; j < heads; j++) {
-        const x = Math.round(left + j * (w + gap)), y = Math.round(top + l * (h + gap)), image = mapImage(code(l, j), frame.shape[2], frame.shape[3], colours, {keepRows: keep.q, keepColumns: keep.k});
-        g.imageSmoothingEnabled = image.width > w * devicePixelRatio;
-        g.drawImage(image, x, y, Math.round(w), Math.round(h));
+        const x = Math.round(left + j * (w + gap)), y = Math.round(top + l * (h + gap));
+        if (across && down) g.drawImage(strip, j * across, 0, across, down, x, y, Math.round(w), Math.round(h));
         g.strokeStyle = p.line; g.lineWidth = 1; g.strokeRect(x - .5, y - .5, Math.round(w) + 1, Math.round(h) + 1);
       }
     }

@@ -74,7 +74,8 @@ export function number(x, digits = 2) {
   return (x < 0 && +text !== 0 ? MINUS : "") + (text.startsWith("0.") ? text.slice(1) : text);
 }
 export const signedNumber = (x, digits = 1) => number(x, digits).replace(/^\./, "0.").replace(`${MINUS}.`, `${MINUS}0.`);
-export const count = n => n.toLocaleString("en-US");
+const COUNT = new Intl.NumberFormat("en-US");
+export const count = n => COUNT.format(n);
 export const percent = x => `${Math.round(x * 100)} %`;
 
 // "q14", "k3", "" <-> {side, index} | null

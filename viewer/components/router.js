@@ -2,6 +2,7 @@
 // a picture replaces the present one after 200 ms. Back and Forward send the query they restored to Python.
 import { plain } from "../_js/paint.js";
 import { debounced } from "../_js/shell.js";
+import { apply, unpacked } from "../_js/wire.js";
 
 // frame: {query, pushes: how many history entries were asked for (two frames may arrive as one), title, theme: "auto"|"light"|"dark", heard: number of Back/Forward steps Python has answered}
 export function render({model, el: host}) {
@@ -9,6 +10,17 @@ export function render({model, el: host}) {
   let travelled = 0, pushed = 0;
   const url = query => location.pathname + (query ? `?${query}` : "");
   const present = () => location.search.replace(/^\?/, "");
+  // history and title are calls to another process, which may take longer than the picture: they wait for the picture
+  const waiting = [];
+  let due = false;
+  const later = () => { if (!due) { due = true; requestAnimationFrame(() => setTimeout(write)); } };
+  const push = query => { waiting.push(query); later(); };
+  const write = () => {
+    due = false;
+    for (const query of waiting.splice(0)) history.pushState(null, "", url(query));
+    const {title} = plain(model.frame);
+    if (title && title !== document.title) document.title = title;
+  };
   const replace = debounced(200, query => { if (query !== present()) history.replaceState(null, "", url(query)); });
   const dress = () => {
     const theme = plain(model.frame).theme;
@@ -17,13 +29,13 @@ export function render({model, el: host}) {
   };
   const follow = () => {
     const frame = plain(model.frame);
-    if (frame.title) document.title = frame.title;
+    later();
     dress();
     if (frame.reload) return location.reload();
     if (frame.query === undefined || frame.heard < travelled) return;   // an answer to a step that was left again
-    const push = frame.pushes > pushed && frame.query !== present();
+    const fresh = frame.pushes > pushed && frame.query !== (waiting.at(-1) ?? present());
     pushed = frame.pushes;
-    if (push) { replace.drop(); history.pushState(null, "", url(frame.query)); }
+    if (fresh) { replace.drop(); push(frame.query); }
     else replace(frame.query);
   };
   const back = () => model.send_msg({travel: present(), step: ++travelled});
@@ -31,6 +43,9 @@ export function render({model, el: host}) {
   media.addEventListener("change", dress);
   model.on("frame", follow);
   model.on("remove", () => { removeEventListener("popstate", back); media.removeEventListener("change", dress); });
+  // changes of every component come here in one message (wire.py)
+  model.on("msg:custom", data => apply(model.document, unpacked(plain(data))));
+  model.send_msg({listens: true});
   host.style.display = "none";
   follow();
 }

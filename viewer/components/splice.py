@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 IMPORT = re.compile(r"""^import \{[^}]*\} from ["']\.\./_js/(?P<file>[a-z_]+\.js)["'];?\n""", re.MULTILINE)
 _EXPORT = re.compile(r"^export ", re.MULTILINE)
+
+
+@cache
+def files_of(file: str) -> tuple[str, ...]:
+    """A component's file and all that it imports, as names in the folder."""
+    needed = [match["file"] for match in IMPORT.finditer((FOLDER / file).read_text("utf-8"))]
+    return tuple(dict.fromkeys([file, *(name for inner in needed for name in files_of(inner))]))
 
 
 def splice(source: str) -> str:

@@ -210,6 +210,21 @@ def note_frame(data: DataSource, state: ViewState) -> dict[str, Any] | None:
 
 def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[dict[str, Any]]:
     """The examples where the chosen number of the chosen head is highest, each with its strongest edge."""
+    rows = []
+    for quoted in data.once(("strongest", *_which(data, state, values)), lambda: _quoted(data, state, values)):
+        patch = {"page": "views", "example": quoted["example"], "pin": quoted["pin"]}
+        row = {"query": state.to_query(**patch), "patch": patch, "parts": quoted["parts"], "score": quoted["score"]}
+        rows.append(row)
+    return rows
+
+
+def _which(data: DataSource, state: ViewState, values: HeadValues) -> tuple[object, ...]:
+    """What numbers of one head are of: its site, the head, the statistic or the pattern."""
+    site = data.site(state.site).name
+    return site, state.layer, state.head, values.name, state.pattern if values.name == SEARCH else ""
+
+
+def _quoted(data: DataSource, state: ViewState, values: HeadValues) -> list[dict[str, Any]]:
     if values.name == SEARCH:
         found = data.search_examples(state.pattern, state.site, state.layer, state.head)[:N_EXAMPLES]
         ranked = [(hit.example, hit.score, Edge(hit.query_pos, hit.key_pos, hit.weight)) for hit in found]
@@ -220,13 +235,12 @@ def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -
     rows = []
     for number, score, given in ranked:
         edge = given or data.strongest_edge(state.site, number, state.layer, state.head, values.name)
-        patch = {"page": "views", "example": number, "pin": f"q{edge.query_pos}" if edge else ""}
         parts = (
             snippet(data.example(number), data.site(state.site), edge)
             if edge
             else [[data.shown_text(number)[:60], "", 0.0]]
         )
-        rows.append({"query": state.to_query(**patch), "patch": patch, "parts": parts, "score": score})
+        rows.append({"example": number, "pin": f"q{edge.query_pos}" if edge else "", "parts": parts, "score": score})
     return rows
 
 
@@ -250,23 +264,29 @@ def scatter_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
 
 def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
     """The chosen number of the chosen head over the examples: counts in bins, median and middle half."""
-    scores = scores_over_examples(data, state, values)
-    finite = scores[np.isfinite(scores)]
-    high = upper_end(finite) if finite.size else values.high
-    counts = np.histogram(finite, bins=N_BINS, range=(0, high))[0]
-    quartiles = np.percentile(finite, [25, 50, 75]) if finite.size else np.full(3, np.nan)
     patch = {"page": "examples", "order": "strongest", "row": 0}
+    spread = data.once(("spread", *_which(data, state, values)), lambda: _spread(data, state, values))
     return {
         "title": f"{values.label} of head {state.layer}.{state.head}",
         "unit": values.unit,
-        "counts": counts.tolist(),
-        "high": high,
-        "quartiles": [float(q) for q in quartiles],
+        **spread,
         "corpus": float(values.values[state.layer, state.head]),
-        "n": int(finite.size),
         "n_all": data.n_examples,
         "query": state.to_query(**patch),
         "patch": patch,
+    }
+
+
+def _spread(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+    scores = scores_over_examples(data, state, values)
+    finite = scores[np.isfinite(scores)]
+    high = upper_end(finite) if finite.size else values.high
+    quartiles = np.percentile(finite, [25, 50, 75]) if finite.size else np.full(3, np.nan)
+    return {
+        "counts": np.histogram(finite, bins=N_BINS, range=(0, high))[0].tolist(),
+        "high": high,
+        "quartiles": [float(q) for q in quartiles],
+        "n": int(finite.size),
     }
 
 
