@@ -18,7 +18,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 def peaks(repository: Path, model: str, *sizes: str) -> list[int]:
-    """Largest memory of a process of its own after capturing documents of each size, in bytes."""
+    """How much memory the capture of documents of each size took at most, in a process of its own, in bytes."""
     command = [sys.executable, str(CHILD), model, *sizes]
     child = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     return json.loads(child.stdout.splitlines()[-1])
@@ -38,10 +38,9 @@ def test_capture_takes_memory_by_the_tokens(model: str, repository: Path) -> Non
 @pytest.mark.skipif(not available(), reason="the kernel is not compiled")
 @pytest.mark.parametrize("model", ["llama", "mistral"])
 def test_memory_grows_linearly_up_to_32768_tokens(model: str, repository: Path) -> None:
-    """Twice the tokens, at most about twice the memory beside what the process takes anyway."""
-    first, half, whole = peaks(repository, model, "4096", "16384", "32768")
-    assert whole - first < 32768**2 / 4, "a quarter of the bytes of the smallest mask"
-    assert whole - first < 1.5 * (32768 - 4096) / (16384 - 4096) * (half - first)
+    """Eight times the tokens, and less than a bit more for each pair of them: nothing is held that grows with their square."""
+    first, whole = peaks(repository, model, "4096", "32768")
+    assert 0 < whole - first < 32768**2 / 8
 
 
 RUN = """
