@@ -26,7 +26,7 @@ from .batch import Batch
 from .capture import AttentionCall
 from .collector import TorchReduction
 from .kernel.layout import CODE_KINDS, MAX_EDGES, STATISTIC_NAMES
-from .plans import PlanOfBatch
+from .plans import Plan, PlanOfBatch
 from .segment_buffers import SiteArrays
 
 if TYPE_CHECKING:
@@ -61,18 +61,30 @@ class KernelVectors(TorchReduction):
     def __init__(self, keep: Keep, statistics: Sequence[str], library: kernel.Library | None = None) -> None:
         super().__init__(keep, statistics)
         self._library = library
+        self._prepared: dict[tuple[int, torch.Size], kernel.PreparedVectors] = {}
 
     def write_vectors(
         self, vectors: Tensor, out: np.ndarray, starts: tuple[int, ...], lengths: tuple[int, ...], codec: str
     ) -> float:
         """Write ``[example, head, position, d_head]`` to ``[head, row, d_head]``; the largest absolute value, or NaN."""
-        if not kernel.is_served(vectors):
+        n_threads, places = torch.get_num_threads(), _vector_places(lengths, starts)
+        prepared = self._prepared.get(
+            (id(places), vectors.shape)
+        )  # it holds the places, so that their id stays their own
+        if prepared is not None and prepared.fits(vectors, out, n_threads):
+            prepared.move(vectors, out)
+        elif kernel.is_served(vectors):
+            prepared = kernel.prepare_vectors(vectors, places, out, codec, n_threads=n_threads, library=self._library)
+            if len(self._prepared) >= _MOST_PREPARED:
+                self._prepared.clear()
+            self._prepared[id(places), vectors.shape] = prepared
+        else:
             return super().write_vectors(vectors, out, starts, lengths, codec)
-        places = _vector_places(lengths, starts)
-        largest = kernel.store_vectors(
-            vectors, places, out, codec, n_threads=torch.get_num_threads(), library=self._library
-        )
-        return float(largest.max(initial=0))
+        return float(prepared.run(vectors.numel()).max(initial=0))
+
+
+_MOST_PREPARED = 8
+"""Of one batch, and of its queries and keys, there are two."""
 
 
 @lru_cache(maxsize=16)
@@ -116,8 +128,25 @@ class FusedReduction:
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
         self.n_fused += 1
-        place = batch.places[site.name]
         self._torch.store_vectors(call, site, layer, batch, arrays)
+        made = plan.made
+        if made is not None and made.fits(call, layer, arrays):
+            made.move(call, layer)
+        else:
+            made = self._prepare(call, site, layer, arrays, plan)
+            plan.made = made if made.addresses else None
+        output = made.prepared.run()
+        if not made.valid.all():
+            place = batch.places[site.name]
+            for row, head in np.argwhere(~made.valid):
+                reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
+                batch.fail(int(row), place, reason)
+        arrays.n_filled += len(batch.places[site.name].example)
+        return output
+
+    def _prepare(self, call: AttentionCall, site: Site, layer: int, arrays: SiteArrays, plan: Plan) -> LayerCalls:
+        """Check the call of one layer, and find what is elsewhere in the others."""
+        assert plan.places is not None, "torch operations serve"
         valid = np.ones(call.query.shape[:2], bool)
 
         def of_layer(array: np.ndarray | None) -> np.ndarray | None:
@@ -126,7 +155,7 @@ class FusedReduction:
         exact = call.query.dtype == torch.float32
         biases = [bias.float() for bias in (plan.hides, call.position_bias) if bias is not None]
         steps = attention_codec(self.keep.attention).steps if self.keep.attention else None
-        output = kernel.fused_attention(
+        prepared = kernel.prepare_attention(
             call.query.float(),
             call.key.float(),
             call.value.float(),
@@ -151,9 +180,50 @@ class FusedReduction:
             n_threads=torch.get_num_threads(),
             library=self.library,
         )
-        if not valid.all():
-            for row, head in np.argwhere(~valid):
-                reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
-                batch.fail(int(row), place, reason)
-        arrays.n_filled += len(place.example)
-        return output
+        alike = exact and not biases and call.sinks is None
+        numbers = (call.scaling, call.softcap)
+        return LayerCalls(prepared, valid, numbers, arrays, _layer_addresses(site, layer, arrays) if alike else {})
+
+
+@dataclass
+class LayerCalls:
+    """A checked call of one layer, and where the arrays of the layers lie that can be served like it."""
+
+    prepared: kernel.PreparedAttention
+    valid: np.ndarray
+    numbers: tuple[float, float | None]
+    """Scaling and soft cap."""
+    arrays: SiteArrays
+    addresses: dict[int, dict[str, int]]
+    """By layer: fields of the kernel's call that are its own."""
+
+    def fits(self, call: AttentionCall, layer: int, arrays: SiteArrays) -> bool:
+        """Whether the call of another layer differs from the first in where its tensors and arrays lie, and in nothing else."""
+        return (
+            arrays is self.arrays
+            and layer in self.addresses
+            and call.position_bias is None
+            and call.sinks is None
+            and (call.scaling, call.softcap) == self.numbers
+            and self.prepared.n_threads == torch.get_num_threads()
+            and self.prepared.fits(call.query, call.key, call.value)
+        )
+
+    def move(self, call: AttentionCall, layer: int) -> None:
+        """Serve that layer next."""
+        self.prepared.move(call.query, call.key, call.value, self.addresses[layer])
+
+
+def _layer_addresses(site: Site, layer: int, arrays: SiteArrays) -> dict[int, dict[str, int]]:
+    """Where the arrays of each layer begin whose pairs lie in the band of `layer`, by the fields of the kernel's call."""
+    band = site.band(layer)
+    codes = arrays.attention_bands.get(band)
+    layers = range(site.n_layers) if codes is None else site.bands[band]
+    axes = {"logsumexp": 0, "edge_key": 0, "edge_weight": 0, "statistics": 1}
+    kept = {name: (getattr(arrays, name), axis) for name, axis in axes.items()}
+    steps = {name: (a.ctypes.data, a.strides[axis]) for name, (a, axis) in kept.items() if a is not None}
+    found = {one: {name: base + one * step for name, (base, step) in steps.items()} for one in layers}
+    if codes is not None:
+        for index, one in enumerate(layers):
+            found[one]["codes"] = codes.ctypes.data + index * codes.strides[0]
+    return found

@@ -7,6 +7,7 @@ never guessed. Any other is added to the scores.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from .planning import DENSE_PAIRS
 from .reduction import LOWEST
 from .tiled_mask import AdditiveRows, row_blocks
 
+if TYPE_CHECKING:
+    from .fused import LayerCalls
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -32,6 +36,8 @@ class Plan:
     places: kernel.Places | None
     window: int | None = None
     hides: Tensor | None = None
+    made: LayerCalls | None = None
+    """How the layer before was served, if other layers can be served so."""
 
 
 @dataclass

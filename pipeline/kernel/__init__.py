@@ -6,21 +6,26 @@ instruction set serves, or `None`; `explain` says why. What it does not cover (g
 edges) is for torch operations.
 """
 
-from .call import Destination, fused_attention
+from .call import Destination, fused_attention, prepare_attention
 from .library import INSTRUCTIONS, Library, available, explain, load
 from .places import Places
-from .vectors import VectorPlaces, is_served, store_vectors
+from .prepared import PreparedAttention, PreparedVectors
+from .vectors import VectorPlaces, is_served, prepare_vectors, store_vectors
 
 __all__ = [
     "INSTRUCTIONS",
     "Destination",
     "Library",
     "Places",
+    "PreparedAttention",
+    "PreparedVectors",
     "VectorPlaces",
     "available",
     "explain",
     "fused_attention",
     "is_served",
     "load",
+    "prepare_attention",
+    "prepare_vectors",
     "store_vectors",
 ]

@@ -20,6 +20,7 @@ from headatlas.store.errors import ConfigError, ShapeError
 from .layout import CODE_KINDS, MAX_BIASES, MAX_EDGES, STATISTIC_NAMES, Call
 from .library import Instructions, Library, explain, installed
 from .places import LONGEST, Places
+from .prepared import PreparedAttention, traits
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,42 @@ def fused_attention(
     MemoryError
         No room for scratch memory, or no threads to be had.
     """
+    return prepare_attention(
+        query,
+        key,
+        value,
+        places,
+        scaling=scaling,
+        window=window,
+        softcap=softcap,
+        biases=biases,
+        sinks=sinks,
+        into=into,
+        output=output,
+        n_threads=n_threads,
+        instructions=instructions,
+        library=library,
+    ).run()
+
+
+def prepare_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    places: Places,
+    *,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    biases: Sequence[torch.Tensor] = (),
+    sinks: torch.Tensor | None = None,
+    into: Destination | None = None,
+    output: bool = True,
+    n_threads: int = 1,
+    instructions: Instructions | None = None,
+    library: Library | None = None,
+) -> PreparedAttention:
+    """`fused_attention` up to the call itself; see there."""
     library = library or installed()
     if library is None:
         raise ConfigError(f"no fused kernel here ({explain()})")
@@ -150,13 +187,16 @@ def fused_attention(
     call.statistic_row[:] = _NOT_WANTED
     if into is not None:
         _point_destination(call, into, places)
-    result = None
-    if output:
-        result = torch.empty((n_examples, n_queries, n_heads, d_value), dtype=torch.float32)
-        call.output, call.output_stride[:] = result.data_ptr(), result.stride()[:3]
-    if n_examples and n_heads:
-        library.run(call, instructions, n_threads)  # into, places, biases and the tensors outlive this
-    return result
+    return PreparedAttention(
+        call,
+        library,
+        instructions,
+        n_threads,
+        (traits(query), traits(key), traits(value)),
+        (n_examples, n_queries, n_heads, d_value) if output else None,
+        tensors=(query, key, value),
+        held=(places, biases, sinks),
+    )
 
 
 _NOT_WANTED = (-1,) * len(STATISTIC_NAMES)

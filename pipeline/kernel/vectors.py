@@ -17,6 +17,7 @@ from .call import destination_steps
 from .layout import VECTOR_CODECS, Vectors
 from .library import Instructions, Library, explain, installed
 from .places import LONGEST, Numbers, check_apart, whole_numbers
+from .prepared import PreparedVectors, array_traits, traits
 
 _DTYPES = {"float32": "f4", "float16": "f2", "bfloat16": "u2"}
 
@@ -87,6 +88,23 @@ def store_vectors(
     ConfigError
         Unknown codec, or no compiled kernel is there.
     """
+    prepared = prepare_vectors(
+        vectors, places, into, codec, n_threads=n_threads, instructions=instructions, library=library
+    )
+    return prepared.run(vectors.numel())
+
+
+def prepare_vectors(
+    vectors: torch.Tensor,
+    places: VectorPlaces,
+    into: np.ndarray,
+    codec: str,
+    *,
+    n_threads: int = 1,
+    instructions: Instructions | None = None,
+    library: Library | None = None,
+) -> PreparedVectors:
+    """`store_vectors` up to the call itself; see there."""
     library = library or installed()
     if library is None:
         raise ConfigError(f"no fused kernel here ({explain()})")
@@ -116,9 +134,8 @@ def store_vectors(
     call.length, call.start = np.asarray(places.lengths).ctypes.data, np.asarray(places.starts).ctypes.data
     call.to, call.to_stride[:] = into.ctypes.data, steps[:2]
     call.codec, call.largest = VECTOR_CODECS.index(codec), largest.ctypes.data
-    if vectors.numel():
-        library.run(call, instructions, n_threads)  # into, places and vectors outlive this
-    return largest.view(np.float32)
+    found = (*traits(vectors), *array_traits(into))
+    return PreparedVectors(call, library, instructions, n_threads, found, largest, held=(places,))
 
 
 def is_served(vectors: torch.Tensor) -> bool:

@@ -49,16 +49,38 @@ def test_serves_every_layer_and_agrees(name, library, model_of, inputs_of):
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt-oss", "t5"])
 def test_every_query_and_key_goes_through_the_kernel(name, library, model_of, inputs_of, monkeypatch):
     """Also where torch operations serve the attention."""
-    shapes, right = [], kernel.store_vectors
-
-    def counted(vectors, *args, **kwargs):
-        shapes.append(vectors.shape[1])
-        return right(vectors, *args, **kwargs)
-
-    monkeypatch.setattr(kernel, "store_vectors", counted)
+    calls = counted(monkeypatch, kernel.PreparedVectors, "run")
     found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
     assert found.difference is None
-    assert len(shapes) == 2 * (reduction.n_fused + reduction.n_torch)
+    assert len(calls) == 2 * (reduction.n_fused + reduction.n_torch)
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [("bert", True), ("llama", True), ("gpt2 scaled by layer", False), ("gpt-oss", False), ("t5", False)],
+)
+def test_a_call_is_checked_once_for_layers_that_are_alike(name, shares, library, model_of, inputs_of, monkeypatch):
+    """Other scalings, sinks and biases are checked each time; moved calls that stay where they were are noticed."""
+    checked = counted(monkeypatch, kernel, "prepare_attention"), counted(monkeypatch, kernel, "prepare_vectors")
+    found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
+    assert found.difference is None
+    assert len(checked[0]) == (1 if shares else reduction.n_fused) < 1 + reduction.n_fused
+    if shares:
+        assert len(checked[1]) == (1 if name == "bert" else 2)  # keys of llama are fewer than its queries
+        monkeypatch.setattr(fused_module.LayerCalls, "move", lambda self, call, layer: None)
+        assert agreement(library, model_of(name), batch(name, inputs_of))[0].difference is not None
+
+
+def counted(monkeypatch, owner, name):
+    """A list that grows with each call."""
+    calls, right = [], getattr(owner, name)
+
+    def call(*args, **options):
+        calls.append(name)
+        return right(*args, **options)
+
+    monkeypatch.setattr(owner, name, call)
+    return calls
 
 
 @pytest.mark.parametrize("layout", ["by token", "by head", "gaps"])
@@ -133,17 +155,22 @@ def test_a_mask_of_its_own_is_added(name, library, model_of, inputs_of):
     ids=lambda spoil: next(iter(spoil)),
 )
 def test_a_kernel_that_differs_is_noticed(spoil, library, model_of, inputs_of, monkeypatch):
-    right = kernel.fused_attention
+    right = kernel.prepare_attention
     monkeypatch.setattr(
-        fused_module.kernel, "fused_attention", lambda *tensors, **options: right(*tensors, **(options | spoil))
+        fused_module.kernel, "prepare_attention", lambda *tensors, **options: right(*tensors, **(options | spoil))
     )
     found, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
     assert found.difference is not None
 
 
 def test_a_wrong_output_is_noticed(library, model_of, inputs_of, monkeypatch):
-    right = kernel.fused_attention
-    monkeypatch.setattr(fused_module.kernel, "fused_attention", lambda *t, **options: right(*t, **options) * 1.1)
+    right = kernel.PreparedAttention.run
+
+    def wrong(self):
+        output = right(self)
+        return None if output is None else output * 1.1
+
+    monkeypatch.setattr(kernel.PreparedAttention, "run", wrong)
     found, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
     assert found.difference is not None
 
