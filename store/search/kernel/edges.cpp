@@ -168,6 +168,7 @@ __attribute__((target("avx2,f16c"))) bool avx2(const EdgeScan &scan, int64_t hea
         const uint16_t *weight = weights + (int64_t)row.row * scan.k;
         const uint64_t *bits = scan.bits + row.first_word;
         const __m256i last_key = _mm256_set1_epi32(row.n_keys - 1);
+        __m256d sum = _mm256_setzero_pd();
         int seen = 0;
         for (int64_t j = 0; j < scan.k; j += 8) {
             const __m256i at = eight_keys(key + j);
@@ -192,21 +193,16 @@ __attribute__((target("avx2,f16c"))) bool avx2(const EdgeScan &scan, int64_t hea
                 if (!(_mm256_movemask_ps(_mm256_castsi256_ps(inside)) & 1)) unsound = one;
             }
             seen += __builtin_popcount((unsigned)found);
-            const __m256 weight8 = _mm256_and_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weight + j))),
-                                                 _mm256_castsi256_ps(match));
+            const __m256 all = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weight + j)));
+            const __m256 weight8 = _mm256_and_ps(all, _mm256_castsi256_ps(match));
+            sum = _mm256_add_pd(sum, _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(all)),
+                                                   _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1))));
             low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(weight8)));
             high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(weight8, 1)));
         }
-        if (seen < row.n_matches) {
-            __m256d sum = _mm256_setzero_pd();
-            for (int64_t j = 0; j < scan.k; j += 8) {
-                const __m256 all = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weight + j)));
-                sum = _mm256_add_pd(sum, _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(all)),
-                                                       _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1))));
-            }
-            slack += std::min((double)(row.n_matches - seen) * _cvtsh_ss(weight[scan.k - 1]),
-                              std::max(0.0, 1.0 - total(sum)));
-        }
+        // without a branch, which half of the rows would take: nothing unseen adds nothing
+        slack += std::min(std::max(0, row.n_matches - seen) * (double)_cvtsh_ss(weight[scan.k - 1]),
+                          std::max(0.0, 1.0 - total(sum)));
         if (r + 1 == scan.n_rows || scan.rows[r + 1].example != row.example) {
             mass[row.example] += total(_mm256_add_pd(low, high));
             low = high = _mm256_setzero_pd();
