@@ -230,7 +230,9 @@ def test_codes_are_summed_and_the_strongest_key_is_that_of_the_edges(stores, kin
             np.testing.assert_allclose(result.example_mass.sel(example=example), np.mean(rows, axis=0), atol=1e-6)
     read = scan.read_pairs
     monkeypatch.setattr(scan, "read_pairs", lambda *where: read(*where) | 128)
-    with pytest.raises(CorruptSegmentError, match=r"segment 0, layer 0: attention holds the code \d+; sqrt7 ends at 127"):
+    with pytest.raises(
+        CorruptSegmentError, match=r"segment 0, layer 0: attention holds the code \d+; sqrt7 ends at 127"
+    ):
         search(store, "key.special")
 
 
