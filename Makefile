@@ -49,7 +49,7 @@ bench: .venv/.dev  ## every benchmark, or those named: make bench ARGS=capture; 
 bench-capture: .venv/.dev  ## what capturing costs: all of it, or a part: ARGS="--models MiniLM --lengths 512 --threads 1"
 	$(PY) -m benchmarks.capture $(ARGS)
 
-bench-search: .venv/.dev  ## how long questions to 12,544 sentences take, beside a loop of numpy; ARGS=--no-growth: that alone
+bench-search: .venv/.dev  ## how long questions to 12,544 sentences take, beside a loop of numpy; ARGS=--no-growth: that alone; ARGS=--growth: how it grows
 	$(PY) -m benchmarks.search $(ARGS)
 
 bench-viewer: .venv/.dev  ## the viewer in a browser, by itself and beside BertViz (docs/benchmarks.md says what that needs)

@@ -27,7 +27,7 @@ from headatlas.pipeline.sources import resolve_model
 
 from .capture_cases import KEEPS, MODELS, Capture, Case, Naive, open_case
 from .interleave import Clock, Timing, interleave, speed_ratio
-from .report import FOLDER, Row, report
+from .report import Row, keep_rows
 
 LENGTHS = ("short", "512")
 PARTS = ("speed", "naive", "lens", "memory")
@@ -58,17 +58,17 @@ def main(arguments: Sequence[str] = ()) -> None:
                         for n_threads in map(int, options.threads.split(",")):
                             torch.set_num_threads(n_threads)
                             if "speed" in parts:
-                                keep_rows(measure(case, n_threads, options.repeats))
+                                keep_rows(measure(case, n_threads, options.repeats), "capture")
                             if "naive" in parts:
-                                keep_rows(measure_naive(case, n_threads, max(1, options.repeats // 3)))
+                                keep_rows(measure_naive(case, n_threads, max(1, options.repeats // 3)), "capture")
                         if "lens" in parts:
-                            keep_rows(measure_lens(case, options.repeats))
+                            keep_rows(measure_lens(case, options.repeats), "capture")
     finally:
         torch.set_num_threads(before)
     if "memory" in parts:
         for model, tokens in MEMORY:
             if model in options.models.split(","):
-                keep_rows(measure_memory(model, tokens))
+                keep_rows(measure_memory(model, tokens), "capture")
 
 
 def _way(n_threads: int) -> tuple[Clock, str, str]:
@@ -169,21 +169,6 @@ def _child(command: list[str], environment: dict[str, str] | None = None) -> dic
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def keep_rows(rows: list[Row], name: str = "capture") -> None:
-    """Report rows, together with the other rows that an earlier run left."""
-    path = FOLDER / f"{name}.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    new = {row.name for row in rows}
-    kept = [
-        Row(**{**row, "spread": None if row["spread"] is None else tuple(row["spread"])})
-        for row in known
-        if row["name"] not in new
-    ]
-    report(name, [*kept, *rows], shown=False)
-    report(f"{name}-part", rows)
-    (FOLDER / f"{name}-part.json").unlink()
 
 
 def _seconds(name: str, timing: Timing, clock: Clock) -> Row:

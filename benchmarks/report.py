@@ -46,6 +46,30 @@ def report(name: str, rows: Sequence[Row], folder: Path = FOLDER, *, shown: bool
     """
     if not re.fullmatch(r"[a-z0-9-]+", name):
         raise ValueError(f"{name!r} names a file: small letters, digits and hyphens only")
+    if shown:
+        _show(name, rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    content = {"name": name, "machine": machine_facts(), "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def keep_rows(rows: Sequence[Row], name: str, folder: Path = FOLDER) -> Path:
+    """Report rows, and keep the other rows of `folder`/`name`.json that an earlier run left; returns that file."""
+    path = folder / f"{name}.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    new = {row.name for row in rows}
+    kept = [
+        Row(**{**row, "spread": None if row["spread"] is None else tuple(row["spread"])})
+        for row in known
+        if row["name"] not in new
+    ]
+    _show(name, rows)
+    return report(name, [*kept, *rows], folder, shown=False)
+
+
+def _show(name: str, rows: Sequence[Row]) -> None:
     machine = machine_facts()
     table = Table(title=f"{name} · {machine['cpu']}, {machine['cores']} cores", title_justify="left")
     table.add_column("what")
@@ -56,14 +80,7 @@ def report(name: str, rows: Sequence[Row], folder: Path = FOLDER, *, shown: bool
     for row in rows:
         spread = "" if row.spread is None else f"{row.spread[0]:.4g} – {row.spread[1]:.4g}"
         table.add_row(row.name, f"{row.value:.4g}", row.unit, spread, row.compared_with or "")
-    if shown:
-        Console().print(table)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    content = {"name": name, "machine": machine, "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    Console().print(table)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """How long questions to a corpus take: statistics, edges, attention, a rare pair of tokens; beside a loop of numpy.
 
 EWT's training set (12,544 sentences) through MiniLM's 72 heads. Every repeat asks patterns that were not asked before.
-What is read is in the page cache; *cached* means decoded edges in the store's memory. Wall time of the whole answer,
+What is read is in the page cache; *cached* means decoded edges in the store's memory (of which `exact` takes the
+strongest keys; attention is read in any case). Wall time of the whole answer,
 two threads; the CPU time beside it says what another job on the machine added. The loop is what a user would write:
 files of float16 padded to the longest of 64 sentences, cut, masked and summed one sentence at a time; some files are
 timed and taken for all. Its sums must equal ours.
 
 ``HEADATLAS_BENCH_SEARCH_STORE`` names a store to take (attention, edges and statistics must be kept); else one is made
 and kept in ``build/bench/search-store`` (minutes, 3.3 GB). ``ARGS=--no-growth`` leaves out how times grow from 1,000 to
-100,000 examples (a store of random numbers, 1.6 GB, removed again).
+100,000 examples (a store of random numbers, 1.6 GB, removed again), ``ARGS=--growth`` measures that alone; the rows of
+the other part stay in build/bench/search.json.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from headatlas.store.search.scan import Asked
 from headatlas.store.search.search import SearchResult, search
 from headatlas.store.statistics.specialisation import statistics_table
 
-from .report import FOLDER, Row, report
+from .report import FOLDER, Row, keep_rows
 from .search_growth import growth_rows
 from .search_loop import PaddedFiles, loop_seconds
 
@@ -70,15 +72,22 @@ class Clock:
 
 def main(arguments: Iterable[str] = ()) -> None:
     """Measure every kind of question and write build/bench/search.json."""
+    asked, rows = set(arguments), list[Row]()
+    with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
+        if "--growth" not in asked:
+            rows += corpus_rows(Path(folder))
+        if "--no-growth" not in asked:
+            rows += growth_rows(Path(folder))
+    keep_rows(rows, "search")
+
+
+def corpus_rows(folder: Path) -> list[Row]:
+    """Every kind of question to the treebank, and the loop beside them."""
     store = open_store(os.environ.get("HEADATLAS_BENCH_SEARCH_STORE") or made_store())
     clocks = measure(store)
     beside = f"{store.n_examples:,} examples, {sum(store.n_tokens.values()):,} tokens, median of {len(PATTERNS)}"
     rows = [row for name, clock in clocks.items() for row in clock.rows(name, beside)]
-    with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
-        rows += loop_rows(store, Path(folder), clocks)
-        if "--no-growth" not in arguments:
-            rows += growth_rows(Path(folder))
-    report("search", rows)
+    return rows + loop_rows(store, folder, clocks)
 
 
 def made_store() -> Path:
@@ -107,7 +116,10 @@ def ask(store: Store, pattern: str, level: Asked = "auto") -> SearchResult:
 
 def measure(store: Store) -> dict[str, Clock]:
     """Every kind of question by its row's name; the kinds take turns."""
-    clocks = {name: Clock() for name in ("statistics", "edges · warm disk", "edges · cached", "exact", "token pair")}
+    clocks = {
+        name: Clock()
+        for name in ("statistics", "edges · warm disk", "edges · cached", "exact", "exact · cached", "token pair")
+    }
     bare = open_store(store.location, edges_bytes=0)
     for warm in (store, bare):  # tables, page cache, and for one of them decoded edges
         ask(warm, "key.position == query.position", "edges")
@@ -119,6 +131,7 @@ def measure(store: Store) -> dict[str, Clock]:
         clocks["edges · warm disk"].time(lambda pattern=pattern: ask(bare, pattern, "edges"))
         clocks["edges · cached"].time(lambda pattern=pattern: ask(store, pattern, "edges"))
         clocks["exact"].time(lambda pattern=pattern: ask(bare, pattern, "exact"))
+        clocks["exact · cached"].time(lambda pattern=pattern: ask(store, pattern, "exact"))
         rare = f'query.lower == "{query}" and key.lower == "{key}"'
         clocks["token pair"].time(lambda rare=rare: ask(store, rare, "exact"))
     return clocks
@@ -135,7 +148,7 @@ def loop_rows(store: Store, folder: Path, clocks: dict[str, Clock]) -> list[Row]
         clock.cpu_s.append(cpu)
     told = f"{len(files.sampled)} of {files.n_files} files of {files.n_bytes / 1e6 / len(files.sampled):.0f} MB timed"
     rows += clock.rows("loop", told)
-    for name in ("edges · warm disk", "edges · cached", "exact"):
+    for name in ("edges · warm disk", "edges · cached", "exact", "exact · cached"):
         ratios = [loop / ours for loop, ours in zip(clock.wall_s, clocks[name].wall_s, strict=False)]
         rows.append(Row(f"loop / {name}", statistics.median(ratios), "times", (min(ratios), max(ratios)), "wall time"))
         ratios = [loop / ours for loop, ours in zip(clock.cpu_s, clocks[name].cpu_s, strict=False)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64, Num, UInt8
@@ -64,6 +65,14 @@ class Column:
 
     def __getitem__(self, rows: slice) -> Column:
         return Column(self.data[rows], self.values)
+
+    @cached_property
+    def folded(self) -> Column:
+        """The texts case-folded, coded anew; kept, because folding takes longer than to search what it gives."""
+        assert self.values is not None
+        used, row = np.unique(self.data, return_inverse=True)
+        texts = [None if code < 0 else self.values[code].casefold() for code in used.tolist()]
+        return Column.of_text(texts).take(row)
 
     @property
     def missing(self) -> int | float:

@@ -18,6 +18,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import google_crc32c
@@ -76,12 +77,12 @@ class Grid:
         """Items of one file along each axis."""
         return self.shard or self.chunk
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of a decoded chunk."""
         return math.prod(self.chunk) * self.dtype.itemsize
 
-    @property
+    @cached_property
     def chunks_per_shard(self) -> tuple[int, ...]:
         """Inner chunks of a shard along each axis."""
         return tuple(s // c for s, c in zip(self.file_shape, self.chunk, strict=True))

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import zstandard
 from jaxtyping import Shaped, UInt64
 
 from ..errors import CorruptSegmentError
-from ..source import ObjectFile, Range
+from ..source import LocalFile, ObjectFile, Range
 from .container import Selection
 from .shard import MISSING_CHUNK, Checksum, Grid, checksum_bytes
 
@@ -68,30 +69,48 @@ def read_shard(
     """
     decompressor = zstandard.ZstdDecompressor()
     base = [i * f for i, f in zip(index, grid.file_shape, strict=True)]
-    touched = [
-        range((max(s.start, b) - b) // c, -(-(min(s.stop, b + f) - b) // c))
-        for s, b, f, c in zip(selection, base, grid.file_shape, grid.chunk, strict=True)
-    ]
-    starts, ranges = [], []
-    for inner in itertools.product(*touched):
-        starts.append(tuple(b + i * c for b, i, c in zip(base, inner, grid.chunk, strict=True)))
-        ranges.append(
-            _range(places[np.ravel_multi_index(inner, grid.chunks_per_shard)].tolist(), grid, file, starts[-1])
-        )
-    for start, body in zip(starts, file.read_ranges(ranges), strict=True):
-        source, target = [], []
-        for s, at, c in zip(selection, start, grid.chunk, strict=True):
-            low, high = max(s.start, at), min(s.stop, at + c)
-            source.append(slice(low - at, high - at))
-            target.append(slice(low - s.start, high - s.start))
-        place = out[tuple(target)]
+    axes = [_cuts(*axis) for axis in zip(selection, base, grid.file_shape, grid.chunk, strict=True)]
+    block = tuple(slice((axis[0].start - b) // c, (axis[-1].start - b) // c + 1) if axis else slice(0, 0)
+                  for axis, b, c in zip(axes, base, grid.chunk, strict=True))  # fmt: skip
+    chunks = list(itertools.product(*axes))
+    ranges = _ranges(places.reshape(*grid.chunks_per_shard, 2)[block].reshape(-1, 2), grid, file, chunks)
+    is_whole = all(cut.is_whole for axis in axes for cut in axis)
+    local = file if grid.compressor is None and isinstance(file, LocalFile) and is_whole else None
+    bodies = file.read_ranges(ranges) if local is None else itertools.repeat(b"")
+    for cuts, (offset, n_bytes), body in zip(chunks, ranges, bodies, strict=local is None):
+        place = out[tuple([cut.target for cut in cuts])]
         try:
-            if place.shape == grid.chunk and place.flags.c_contiguous and grid.compressor is not None:
+            if local is not None and place.flags.c_contiguous:
+                read_into(local, offset, n_bytes, grid, place)
+            elif grid.compressor is not None and place.shape == grid.chunk and place.flags.c_contiguous:
                 decode_into(body, grid, decompressor, place)
             else:
-                place[...] = decode_chunk(body, grid, decompressor)[tuple(source)]
+                data = body or file.read_at(offset, n_bytes)
+                place[...] = decode_chunk(data, grid, decompressor)[tuple([cut.source for cut in cuts])]
         except CorruptSegmentError as error:
-            raise ChunkDamageError(str(error), start) from None
+            raise ChunkDamageError(str(error), tuple(cut.start for cut in cuts)) from None
+
+
+class _Cut(NamedTuple):
+    """What of a row of chunks along one axis is wanted."""
+
+    start: int
+    """Where they begin in the array."""
+    source: slice
+    target: slice
+    """Within what is asked for."""
+    is_whole: bool
+
+
+def _cuts(wanted: slice, base: int, length: int, chunk: int) -> list[_Cut]:
+    """The chunks of a shard that begins at `base` which hold items `wanted` of one axis."""
+    first, last = max(wanted.start, base), min(wanted.stop, base + length)
+    cuts = []
+    for start in range(base + (first - base) // chunk * chunk, last, chunk):
+        low, high = max(wanted.start, start), min(wanted.stop, start + chunk)
+        source, target = slice(low - start, high - start), slice(low - wanted.start, high - wanted.start)
+        cuts.append(_Cut(start, source, target, high - low == chunk))
+    return cuts
 
 
 def damaged_chunks(file: ObjectFile, grid: Grid, index: tuple[int, ...], places: Places) -> list[tuple[int, ...]]:
@@ -106,13 +125,27 @@ def damaged_chunks(file: ObjectFile, grid: Grid, index: tuple[int, ...], places:
     return bad
 
 
+def _ranges(places: Places, grid: Grid, file: ObjectFile, chunks: list[tuple[_Cut, ...]]) -> list[Range]:
+    """Where chunks lie, as `_range` says; all are looked at at once."""
+    offset, n_bytes = places[:, 0], places[:, 1]
+    size = np.uint64(file.size)
+    fits = (n_bytes <= _most_bytes(grid)) & (offset <= size) & (n_bytes <= size - np.minimum(offset, size))
+    for at in np.flatnonzero(~fits).tolist():
+        _range(places[at].tolist(), grid, file, tuple(cut.start for cut in chunks[at]))
+    return list(map(tuple, places.tolist()))
+
+
+def _most_bytes(grid: Grid) -> int:
+    """Bytes of the longest chunk there can be: one that does not compress grows by a few bytes a block."""
+    return grid.chunk_bytes + grid.chunk_bytes // 128 + 1024
+
+
 def _range(place: list[int], grid: Grid, file: ObjectFile, start: tuple[int, ...]) -> Range:
     """Where a chunk lies, if it can be a chunk of this grid in this file."""
     offset, n_bytes = place
     if offset == MISSING_CHUNK and n_bytes == MISSING_CHUNK:
         raise ChunkDamageError("a chunk is absent and would read as zeros", start)
-    # a chunk that does not compress grows by a few bytes a block; more than that is no chunk of this grid
-    if n_bytes > grid.chunk_bytes + grid.chunk_bytes // 128 + 1024 or offset + n_bytes > file.size:
+    if n_bytes > _most_bytes(grid) or offset + n_bytes > file.size:
         raise ChunkDamageError(f"a chunk of {n_bytes} bytes at {offset} is too long or outside the shard", start)
     return offset, n_bytes
 
@@ -134,6 +167,21 @@ def decode_chunk(body: bytes, grid: Grid, decompressor: zstandard.ZstdDecompress
     if len(data) != grid.chunk_bytes:
         raise CorruptSegmentError(f"a chunk has {len(data)} bytes of data; expected {grid.chunk_bytes}")
     return np.frombuffer(data, grid.dtype).reshape(grid.chunk)
+
+
+def read_into(file: LocalFile, offset: int, n_bytes: int, grid: Grid, out: Shaped[np.ndarray, "*shape"]) -> None:
+    """A chunk that is not compressed from its file to where it is wanted, with the checks of `decode_chunk`.
+
+    Raises
+    ------
+    CorruptSegmentError
+        Checksum or size is wrong; what `out` holds then means nothing.
+    """
+    flat, check = out.reshape(-1).view(np.uint8), bytearray(4)
+    if n_bytes != len(flat) + 4:
+        raise CorruptSegmentError(f"a chunk has {n_bytes - 4} bytes of data; expected {len(flat)}")
+    if file.read_into(offset, (flat.data, check)) < n_bytes or checksum_bytes(flat, grid.checksum) != check:
+        raise CorruptSegmentError("a chunk fails its checksum")
 
 
 def decode_into(

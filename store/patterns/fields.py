@@ -172,7 +172,7 @@ class TokenFields:
             case "text" | "piece":
                 return column_values(table.columns[name])
             case "lower":
-                return self._folded()
+                return column_values(table.columns["text"].folded)
             case "special":
                 return Values("bool", table.special)
             case "segment":
@@ -213,13 +213,6 @@ class TokenFields:
         outside = self._word_row < 0
         missing = outside if values.missing is None else outside | values.missing
         return Values(values.kind, values.data, missing, values.texts)
-
-    def _folded(self) -> Values:
-        text = self.table.columns["text"]
-        assert text.values is not None
-        folded = Column.of_text(value.casefold() for value in text.values)
-        assert folded.values is not None
-        return Values("text", folded.take(text.data.astype(np.int64)).data, text.data < 0, folded.values)
 
     @cached_property
     def _expansions(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
-"""What the stored edges of a layer put on matching keys, for the rows of a block that have any.
+"""What stored edges or codes of a layer put on matching keys, for the rows of a block that have any.
 
-The pattern was evaluated once, on tokens; here it is one bit a pair, in words of 64 a row, which every head looks up.
-A compiled loop does that (`kernel/edges.cpp`: some ns a row); without it numpy does the same, ten times slower.
+The pattern was evaluated once, on tokens; here it is one bit a pair, in words of 64 a row, which every head looks up,
+or the list of the pairs, whose codes every head adds up. Compiled loops do that (`kernel/edges.cpp`: some ns a row);
+without them numpy does the same, ten times slower.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64, UInt, UInt64
+from jaxtyping import Bool, Float64, Int32, Int64, UInt, UInt8, UInt64
 
 from ..errors import FormatError
 from ..reading.edges import Edges
-from .kernel import EdgeScan, Library, installed
+from .kernel import CodeScan, EdgeScan, Library, installed
 from .support import RowSupport
 
 _WORD = 64
@@ -92,17 +93,100 @@ def scan_edges(
         An edge names a key that its row does not have.
     """
     library = library or installed()
-    if library is None or not _plain_memory(edges, mass, hits, slack):
+    if library is None or not (_rows_follow(edges.key) and _rows_follow(edges.weight) and _flat(mass, hits, slack)):
         _scan_numpy(rows, edges, mass, hits, slack)
     elif not library.run(_call(rows, edges, mass, hits, slack)):
         raise _unsound()
 
 
-def _plain_memory(edges: Edges, *sums: np.ndarray) -> bool:
-    """Whether rows lie one after the other, and sums where the loop writes them."""
-    return all(
-        array.strides[1:] == (array.shape[2] * array.itemsize, array.itemsize) for array in (edges.key, edges.weight)
-    ) and all(array.strides[-1] == array.itemsize for array in sums)
+def scan_codes(
+    rows: EdgeRows,
+    pair: Int64[np.ndarray, "match"],
+    codes: UInt8[np.ndarray, "head pair"],
+    weight: Float64[np.ndarray, "code"],
+    strongest: UInt[np.ndarray, "head token"],
+    first_token: int,
+    mass: Float64[np.ndarray, "head example"],
+    hits: Int64[np.ndarray, "head"],
+    library: Library | None = None,
+) -> None:
+    """Add what stored codes of one layer say about `rows`: to the mass of each example and to hits.
+
+    Parameters
+    ----------
+    pair
+        Where each match of the rows lies in `codes`.
+    weight
+        What each of the 256 codes means.
+    strongest
+        Key of the strongest edge of each query token, from `first_token` on.
+
+    Raises
+    ------
+    FormatError
+        An edge names a key that its row does not have.
+    """
+    library = library or installed()
+    if library is None or not _flat(pair, codes, weight, mass, hits):
+        _codes_numpy(rows, pair, codes, weight, strongest, first_token, mass, hits)
+    elif not library.run(_codes_call(rows, pair, codes, weight, strongest, first_token, mass, hits)):
+        raise _unsound()
+
+
+def _codes_call(
+    rows: EdgeRows,
+    pair: np.ndarray,
+    codes: np.ndarray,
+    weight: np.ndarray,
+    strongest: np.ndarray,
+    first_token: int,
+    mass: np.ndarray,
+    hits: np.ndarray,
+) -> CodeScan:
+    head_stride, row_stride = (stride // strongest.itemsize for stride in strongest.strides)
+    return CodeScan(
+        codes.ctypes.data,
+        codes.strides[0],
+        len(codes),
+        pair.ctypes.data,
+        weight.ctypes.data,
+        rows.table.ctypes.data,
+        len(rows.table),
+        mass.ctypes.data,
+        mass.strides[0] // mass.itemsize,
+        strongest.ctypes.data - first_token * strongest.strides[1],  # rows are numbered from the segment's first
+        strongest.itemsize,
+        head_stride,
+        row_stride,
+        rows.bits.ctypes.data,
+        hits.ctypes.data,
+    )
+
+
+def _codes_numpy(
+    rows: EdgeRows,
+    pair: np.ndarray,
+    codes: np.ndarray,
+    weight: np.ndarray,
+    strongest: np.ndarray,
+    first_token: int,
+    mass: np.ndarray,
+    hits: np.ndarray,
+) -> None:
+    hits += rows.is_match(strongest[:, rows.table[:, 0] - first_token]).sum(axis=1)
+    example = np.repeat(rows.table[:, 4], rows.table[:, 3])
+    first = _first_of_example(example)
+    mass[:, example[first]] += np.add.reduceat(weight[np.take(codes, pair, axis=1)], first, axis=1)
+
+
+def _rows_follow(edges: np.ndarray) -> bool:
+    """Whether rows lie one after the other, as the loop reads them."""
+    return edges.strides[1:] == (edges.shape[2] * edges.itemsize, edges.itemsize)
+
+
+def _flat(*arrays: np.ndarray) -> bool:
+    """Whether items of the last axis lie one after the other."""
+    return all(array.strides[-1] == array.itemsize for array in arrays)
 
 
 def _call(rows: EdgeRows, edges: Edges, mass: np.ndarray, hits: np.ndarray, slack: np.ndarray) -> EdgeScan:
@@ -141,8 +225,12 @@ def _scan_numpy(rows: EdgeRows, edges: Edges, mass: np.ndarray, hits: np.ndarray
     more = np.where(n_unseen > 0, np.minimum(n_unseen * weight[:, :, -1], left), 0.0)
     slack += more.sum(axis=1, dtype=np.float64)
     hits += match[:, :, 0].sum(axis=1)
-    first = np.flatnonzero(np.concatenate([[True], example[1:] != example[:-1]]))
+    first = _first_of_example(example)
     mass[:, example[first]] += np.add.reduceat((weight * match) @ ones, first, axis=1, dtype=np.float64)
+
+
+def _first_of_example(example: Int32[np.ndarray, "item"]) -> Int64[np.ndarray, "example"]:
+    return np.flatnonzero(np.concatenate([[True], example[1:] != example[:-1]]))
 
 
 def _unsound() -> FormatError:

@@ -25,7 +25,7 @@ from ..reading.rebuild import RebuiltRows, require_rebuilt, why_not_rebuilt
 from ..reading.segment import Segment
 from ..reading.vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
 from ..schema import Site
-from .edge_scan import EdgeRows, scan_edges
+from .edge_scan import EdgeRows, scan_codes, scan_edges
 from .support import RowSupport
 
 Level = Literal["attention", "edges", "rebuilt"]
@@ -91,6 +91,10 @@ def scan_segment(
                     scan_edges(edge_rows, edges, scores.mass[layer], scores.hits[layer], scores.slack[layer])
                 continue
             block = _Block(segment, site, support, layer)
+            if level == "attention" and edge_rows is not None and block.is_codes:
+                with located(f"{segment.where}, layer {layer}"):
+                    block.by_codes(edge_rows, scores.mass[layer], scores.hits[layer])
+                continue
             found = block.by_attention(edge_rows) if level == "attention" else block.by_rebuilding()
             by_example = np.add.reduceat(found.mass, support.first_of_example, axis=1, dtype=np.float64)
             scores.mass[layer][:, example] += by_example
@@ -123,6 +127,37 @@ class _Block:
         self.segment, self.site, self.support, self.layer = segment, site, support, layer
         self.rows, self.matches = support.rows, support.matches
         self.row_start = support.matcher.row_start
+
+    @property
+    def is_codes(self) -> bool:
+        """Whether attention is a byte a weight, of every pair."""
+        codec = self.segment.spec.attention_codec
+        return codec is not None and codec.steps is not None and codec.selection is None
+
+    def by_codes(
+        self, edge_rows: EdgeRows, mass: Float[np.ndarray, "head example"], hits: Int[np.ndarray, "head"]
+    ) -> None:
+        """What `by_attention` finds where attention is codes and edges were kept, added to mass and hits in one loop."""
+        codec = self.segment.spec.attention_codec
+        assert codec is not None
+        first, last = int(self.rows[0]), int(self.rows[-1])
+        start, stop = int(self.row_start[first]), int(self.row_start[last + 1])
+        codes = read_pairs(self.segment, self.site, self.layer, slice(None), slice(start, stop))
+        key = read_strongest(self.segment, self.site, self.layer, first, last)
+        pair = self.matches.pair - start
+        with located(f"{self.segment.where}, layer {self.layer}"):
+            scan_codes(edge_rows, pair, codes, self._weight_of_code, key, first, mass, hits)
+            if np.isnan(mass).any():
+                decode_attention(np.take(codes, pair, axis=1), codec.name)  # raises
+
+    @cached_property
+    def _weight_of_code(self) -> Float[np.ndarray, "code"]:
+        """What each byte means; NaN where the codec has no such code."""
+        codec = self.segment.spec.attention_codec
+        assert codec is not None
+        assert codec.steps is not None
+        known = np.arange(codec.steps.n_steps + 1, dtype=np.uint8)
+        return np.append(decode_attention(known, codec.name), np.full(256 - len(known), np.nan)).astype(np.float64)
 
     def by_attention(self, edge_rows: EdgeRows | None) -> _Found:
         """Exact within the codec; the strongest key comes from the edges where they were kept.

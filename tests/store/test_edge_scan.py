@@ -1,4 +1,4 @@
-"""The loop over stored edges, compiled and in numpy, against a loop over single edges."""
+"""The loops over stored edges and codes, compiled and in numpy, against loops over single edges and pairs."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import pytest
 from headatlas.store.errors import FormatError
 from headatlas.store.reading.edges import Edges
 from headatlas.store.search import edge_scan
-from headatlas.store.search.edge_scan import EdgeRows, scan_edges
+from headatlas.store.search.edge_scan import EdgeRows, scan_codes, scan_edges
 from headatlas.store.search.kernel import installed, library
 
 N_HEADS, N_ROWS, N_EXAMPLES = 3, 40, 9
@@ -87,6 +87,42 @@ def test_an_edge_that_its_row_cannot_have_is_refused(way, k, edge):
     sums = np.zeros((N_HEADS, N_EXAMPLES)), np.zeros(N_HEADS, np.int64), np.zeros(N_HEADS)
     with pytest.raises(FormatError, match="a key_pos that its row does not have"):
         scan_edges(EdgeRows.make(**vars(support)), edges, *sums, library=way)
+
+
+@pytest.fixture
+def codes_of(way):
+    """Codes of all pairs of some rows, and what `scan_codes` and a loop over single pairs make of them."""
+
+    def ask(dtype, step=1, spoilt=None):
+        rng = np.random.default_rng(7)
+        support, matches, edges = make(rng, 3, dtype, first_row=11)
+        length = rng.integers(300, 330, N_ROWS)
+        start = np.cumsum(length) - length
+        codes = rng.integers(0, 256, (N_HEADS, int(length.sum())), dtype=np.uint8)
+        weight = rng.random(256)
+        pair = np.concatenate([start[row] + keys for row, keys in matches.items()])
+        strongest = np.repeat(edges.key[:, :, 0], step, axis=1)[:, ::step]  # as one edge of several, or alone
+        if spoilt is not None:
+            strongest[1, next(iter(matches))] = spoilt
+        mass, hits = np.ones((N_HEADS, N_EXAMPLES)), np.ones(N_HEADS, np.int64)
+        scan_codes(EdgeRows.make(**vars(support)), pair, codes, weight, strongest, 11, mass, hits, library=way)
+        by_pair, by_key = np.ones(mass.shape), np.ones(hits.shape, int)
+        for head in range(N_HEADS):
+            for (row, keys), example in zip(matches.items(), support.example, strict=True):
+                by_pair[head, example] += sum(weight[codes[head, start[row] + at]] for at in keys)
+                by_key[head] += int(strongest[head, row]) in keys
+        np.testing.assert_allclose(mass, by_pair, rtol=1e-12)
+        np.testing.assert_array_equal(hits, by_key)
+
+    return ask
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+def test_codes_are_summed_as_by_the_loop_over_single_pairs(codes_of, dtype):
+    codes_of(dtype)
+    codes_of(dtype, step=8)
+    with pytest.raises(FormatError, match="a key_pos that its row does not have"):
+        codes_of(dtype, spoilt=np.iinfo(dtype).max)
 
 
 def test_a_library_of_another_source_is_not_used(tmp_path, monkeypatch):

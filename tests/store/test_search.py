@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
+from dask import distributed
 from traced_corpus import make_site, make_store
 
 from headatlas.store import open_store
@@ -16,7 +17,7 @@ from headatlas.store.life.convert import convert_store
 from headatlas.store.patterns import LIBRARY, Pattern
 from headatlas.store.reading.committed import CommittedSegment
 from headatlas.store.schema import Keep
-from headatlas.store.search import scan
+from headatlas.store.search import edge_scan, scan
 from headatlas.store.search.search import RANKINGS, search
 
 # The same condition in the pattern language and in Python over (query table, key table, q, k).
@@ -210,6 +211,31 @@ def test_without_edges_the_strongest_key_comes_from_the_stored_weights(stores, c
         np.testing.assert_allclose(result.heads["mass"], exact, atol=bound + 1e-6)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("kind", SITES)
+def test_codes_are_summed_and_the_strongest_key_is_that_of_the_edges(stores, kind, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(edge_scan, "installed", lambda: None)
+    site, traced = SITES[kind], stores(kind, attention="sqrt7", edges=3)
+    store = traced.store
+    stored = [store.examples[i].attention(site=site.name).to_numpy() for i in range(store.n_examples)]
+    decoded = type(traced)(store, {site.name: stored}, traced.tokens)
+    for text in ("duplicate_token", "key.special"):
+        mass, _, _ = slow_search(decoded, site, CONDITIONS[text])
+        _, hits, _ = slow_search(traced, site, CONDITIONS[text])
+        n_rows = sum(map(len, mass.values()))
+        result = search(store, text)
+        np.testing.assert_allclose(result.heads["hit_rate"], hits / n_rows, atol=1e-12)
+        for example, rows in mass.items():
+            np.testing.assert_allclose(result.example_mass.sel(example=example), np.mean(rows, axis=0), atol=1e-6)
+    read = scan.read_pairs
+    monkeypatch.setattr(scan, "read_pairs", lambda *where: read(*where) | 128)
+    with pytest.raises(
+        CorruptSegmentError, match=r"segment 0, layer 0: attention holds the code \d+; sqrt7 ends at 127"
+    ):
+        search(store, "key.special")
+
+
 @pytest.mark.parametrize("codec", ["top_k:2/float32", "threshold:0.4/float32"])
 @pytest.mark.parametrize("kind", ["full", "sliding"])
 def test_sparse_attention_bounds_the_mass_and_gives_exact_hit_rates(stores, kind, codec):
@@ -351,7 +377,6 @@ def client(request):
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
             yield pool
         return
-    distributed = pytest.importorskip("dask.distributed")
     workers = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**workers) as cluster, distributed.Client(cluster) as connected:
         yield connected

@@ -1,5 +1,5 @@
-"""The compiled loop over stored edges; numpy serves where it was not compiled (`..edge_scan`)."""
+"""The compiled loops over stored edges and codes; numpy serves where they were not compiled (`..edge_scan`)."""
 
-from .library import EdgeScan, Library, installed, load
+from .library import CodeScan, EdgeScan, Library, installed, load
 
-__all__ = ["EdgeScan", "Library", "installed", "load"]
+__all__ = ["CodeScan", "EdgeScan", "Library", "installed", "load"]

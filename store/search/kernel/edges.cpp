@@ -1,5 +1,6 @@
-// The inner loop of a search over stored edges: of every head of a layer, how much the edges of chosen rows put on keys
-// whose bit is set. One call does one block of rows; plain C, called through ctypes, no Python and no threads in here.
+// The inner loops of a search: of every head of a layer, how much chosen rows put on keys whose bit is set, by their
+// edges or by stored codes of attention. One call does one block of rows; plain C, called through ctypes, no Python and
+// no threads in here.
 //
 // A row's bits are whole words of 64, so a row of at most 64 keys is one word, and eight edges are looked up by two
 // vector shifts. Weights (IEEE half) are widened exactly and added in double, example by example, in the rows' order:
@@ -36,6 +37,21 @@ struct EdgeScan {
     int64_t mass_stride;
     int64_t *hits;        // [head], added to
     double *slack;        // [head], added to
+};
+
+struct CodeScan {
+    const uint8_t *codes;  // [head][pair]
+    int64_t code_stride, n_heads;
+    const int64_t *pair;   // of each match, within the codes of a head; matches lie row by row
+    const double *weight;  // of each of the 256 codes
+    const Row *rows;
+    int64_t n_rows;
+    double *mass;  // [head][example], added to
+    int64_t mass_stride;
+    const void *strongest;  // key of each row of each head, uint8, uint16 or uint32
+    int64_t key_bytes, head_stride, row_stride;  // in items
+    const uint64_t *bits;
+    int64_t *hits;  // [head], added to
 };
 
 }  // extern "C"
@@ -152,6 +168,7 @@ __attribute__((target("avx2,f16c"))) bool avx2(const EdgeScan &scan, int64_t hea
         const uint16_t *weight = weights + (int64_t)row.row * scan.k;
         const uint64_t *bits = scan.bits + row.first_word;
         const __m256i last_key = _mm256_set1_epi32(row.n_keys - 1);
+        __m256d sum = _mm256_setzero_pd();
         int seen = 0;
         for (int64_t j = 0; j < scan.k; j += 8) {
             const __m256i at = eight_keys(key + j);
@@ -176,21 +193,16 @@ __attribute__((target("avx2,f16c"))) bool avx2(const EdgeScan &scan, int64_t hea
                 if (!(_mm256_movemask_ps(_mm256_castsi256_ps(inside)) & 1)) unsound = one;
             }
             seen += __builtin_popcount((unsigned)found);
-            const __m256 weight8 = _mm256_and_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weight + j))),
-                                                 _mm256_castsi256_ps(match));
+            const __m256 all = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weight + j)));
+            const __m256 weight8 = _mm256_and_ps(all, _mm256_castsi256_ps(match));
+            sum = _mm256_add_pd(sum, _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(all)),
+                                                   _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1))));
             low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(weight8)));
             high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(weight8, 1)));
         }
-        if (seen < row.n_matches) {
-            __m256d sum = _mm256_setzero_pd();
-            for (int64_t j = 0; j < scan.k; j += 8) {
-                const __m256 all = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weight + j)));
-                sum = _mm256_add_pd(sum, _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(all)),
-                                                       _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1))));
-            }
-            slack += std::min((double)(row.n_matches - seen) * _cvtsh_ss(weight[scan.k - 1]),
-                              std::max(0.0, 1.0 - total(sum)));
-        }
+        // without a branch, which half of the rows would take: nothing unseen adds nothing
+        slack += std::min(std::max(0, row.n_matches - seen) * (double)_cvtsh_ss(weight[scan.k - 1]),
+                          std::max(0.0, 1.0 - total(sum)));
         if (r + 1 == scan.n_rows || scan.rows[r + 1].example != row.example) {
             mass[row.example] += total(_mm256_add_pd(low, high));
             low = high = _mm256_setzero_pd();
@@ -226,6 +238,36 @@ bool all_heads(const EdgeScan &scan, bool vectors) {
     return sound;
 }
 
+void add_codes(const CodeScan &scan, int64_t head) {
+    const uint8_t *codes = scan.codes + head * scan.code_stride;
+    double *mass = scan.mass + head * scan.mass_stride;
+    const int64_t *pair = scan.pair;
+    for (int64_t r = 0; r < scan.n_rows; ++r) {
+        const Row &row = scan.rows[r];
+        double sum = 0;
+        for (const int64_t *end = pair + row.n_matches; pair < end; ++pair) sum += scan.weight[codes[*pair]];
+        mass[row.example] += sum;
+    }
+}
+
+template <class Key>
+bool add_hits(const CodeScan &scan, int64_t head) {
+    const Key *keys = (const Key *)scan.strongest + head * scan.head_stride;
+    int64_t hits = 0;
+    bool sound = true;
+    for (int64_t r = 0; r < scan.n_rows; ++r) {
+        const Row &row = scan.rows[r];
+        const uint32_t at = keys[row.row * scan.row_stride];
+        if (at < (uint32_t)row.n_keys) {
+            hits += scan.bits[row.first_word + (at >> 6)] >> (at & 63) & 1;
+        } else {
+            sound = false;
+        }
+    }
+    scan.hits[head] += hits;
+    return sound;
+}
+
 }  // namespace
 
 #if defined(_WIN32)
@@ -234,10 +276,10 @@ bool all_heads(const EdgeScan &scan, bool vectors) {
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 #endif
 
-EXPORTED int64_t headatlas_edge_scan_bytes() { return sizeof(EdgeScan); }
+EXPORTED int64_t headatlas_edge_scan_bytes() { return sizeof(EdgeScan) + sizeof(CodeScan); }
 
 // Counted up when a call means something else: a library of another source is not used.
-EXPORTED int headatlas_edge_scan_version() { return 2; }
+EXPORTED int headatlas_edge_scan_version() { return 3; }
 
 EXPORTED int headatlas_has_avx2() { return has_avx2(); }
 
@@ -249,4 +291,18 @@ EXPORTED int headatlas_scan_edges(const EdgeScan *scan, int plain_only) {
         case 2: return !all_heads<uint16_t>(*scan, vectors);
         default: return !all_heads<uint32_t>(*scan, vectors);
     }
+}
+
+// As above, from codes.
+EXPORTED int headatlas_scan_codes(const CodeScan *scan) {
+    bool sound = true;
+    for (int64_t head = 0; head < scan->n_heads; ++head) {
+        add_codes(*scan, head);
+        switch (scan->key_bytes) {
+            case 1: sound &= add_hits<uint8_t>(*scan, head); break;
+            case 2: sound &= add_hits<uint16_t>(*scan, head); break;
+            default: sound &= add_hits<uint32_t>(*scan, head);
+        }
+    }
+    return !sound;
 }
