@@ -34,7 +34,7 @@ export function render({model, el: host}) {
       const at = v => `${100 * Math.max(0, Math.min(1, v / (frame.high || 1)))}%`, scroll = list.scrollTop;
       card.classList.toggle("stale", !!frame.stale);
       head.replaceChildren(el("h2", null, "Heads"), el("span.grow"),
-        el("span.legend.key", null, el("i"), "uniform"), frame.offset === null ? null : el("span.legend.key", {title: `a head that always looks ${frame.offsets} tokens away`}, el("i.long"), `offset ${frame.offsets}: ${number(frame.offset)}`), segmented(MEASURES, frame.measure, "rank by", v => ui.go({measure: v})));
+        el("span.legend.key", null, el("i"), "uniform"), ...(frame.offset === null ? [] : [el("span.legend.key", {title: `a head that always looks ${frame.offsets} tokens away`}, el("i.long"), `offset ${frame.offsets}: ${number(frame.offset)}`)]), segmented(MEASURES, frame.measure, "rank by", v => ui.go({measure: v})));
       titles.replaceChildren(el("span.n", null, "#"), el("span", null, "head"), el("span.axis", null, [0, .25, .5, .75, 1].map(x => el("span", null, x ? number(x * frame.high).replace(/\.00$/, "") : "0"))),
         ...[["mass", "mean attention on matching keys"], ["hit", "share of rows whose strongest key matches"], ["lift", "mass over uniform attention"], ["/offset", "mass over the best fixed offset"]].map(([t, title]) => el("span.n", {title}, t)));
       list.replaceChildren(...frame.rows.map(row => {

@@ -291,13 +291,13 @@ def waiting_frame(
 def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale: bool) -> dict[str, Any]:
     """On what the answer rests."""
     above = int((answer.heads["lift"].values > 1).sum())
-    beyond = int((answer.evidence.heads["offset_lift"].values > 1).sum())
+    beyond, offset = int((answer.evidence.heads["offset_lift"].values > 1).sum()), answer.evidence.offset_baseline
     figures = [
         [f"{answer.rows:,}", "query rows with a match"],
         [f"{answer.n_examples:,}", f"of {data.n_examples:,} examples"],
         [f"{answer.heads['mass'].size:,}", "heads"],
         [f"{above:,}", "above uniform attention"],
-        [f"{beyond:,}", "above the best fixed offset"],
+        *([[f"{beyond:,}", "above the best fixed offset"]] if np.isfinite(offset) else []),
     ]
     took = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
     return {
@@ -318,7 +318,12 @@ def heads_frame(
     table = {name: answer.heads[name].values for name in ("mass", "hit_rate", "baseline", "lift")}
     beside = {
         name: proof.heads[given].values
-        for name, given in (("low", "mass_low"), ("high", "mass_high"), ("offset_lift", "offset_lift"), ("q", "q_value"))
+        for name, given in (
+            ("low", "mass_low"),
+            ("high", "mass_high"),
+            ("offset_lift", "offset_lift"),
+            ("q", "q_value"),
+        )
     }
     order = np.argsort(-np.nan_to_num(table[state.measure], nan=-1.0), axis=None, kind="stable")[:MAX_HEADS]
     n_heads = table["mass"].shape[1]
