@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from headatlas.store.store import Store, open_store
+from headatlas.viewer.data import DataSource
+from headatlas.viewer.space import has_umap, neighbour_plane, sample
 
 from .conftest import write_store
 from .test_browser import PREVIOUS, opened, viewing, wait_query
@@ -116,3 +118,68 @@ def test_an_encoder_decoder_is_looked_at_site_by_site(page: Page, url: str, tran
     opened(page, url, "store=pairs&site=decoder&page=views&view=matrix&layer=1")
     page.get_by_label("which attention").wait_for()
     assert page.get_by_label("which attention").input_value() == "decoder"
+
+
+def test_the_head_view_is_walked_by_keys_and_says_what_it_shows(page: Page, url: str, store: Store) -> None:
+    opened(page, url, "page=views&example=9&layer=0&head=1")
+    plot = page.locator("[aria-label^='head view']").last
+    plot.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowDown")
+    wait_query(page, pin="q3")
+    weights = store.examples[9].attention(0, 1).values[3]
+    tokens = store.examples[9].tokens().text
+    page.locator("[data-picture='head view'] [aria-live]", has_text=tokens[3]).wait_for()
+    said = page.locator("[data-picture='head view'] [aria-live]").inner_text()
+    assert tokens[int(weights.argmax())] in said
+    assert f"{weights.max():.2f}".lstrip("0") in said
+    page.keyboard.press("ArrowRight")
+    wait_query(page, pin="k3")
+    page.keyboard.press("n")
+    page.locator("table.mirror.open[data-mirror='edges of the head view']").wait_for()
+    page.keyboard.press("Escape")
+    wait_query(page, pin="")
+
+
+def test_keys_are_listed_and_can_be_turned_off(page: Page, url: str) -> None:
+    opened(page, url, "page=views&example=9")
+    page.keyboard.press("?")
+    listed = page.get_by_role("dialog", name="keys")
+    listed.wait_for()
+    for word in ("search", "light or dark", "release the pin"):
+        assert word in listed.inner_text()
+    listed.locator("[data-control=keys]").uncheck()
+    page.keyboard.press("Escape")
+    listed.wait_for(state="hidden")
+    page.keyboard.press("2")
+    page.keyboard.press("t")
+    page.get_by_label("keys", exact=True).first.click()
+    assert "view=" not in page.url
+    assert "theme=" not in page.url
+    listed.locator("[data-control=keys]").check()
+    page.get_by_role("button", name="Close").click()
+    page.keyboard.press("2")
+    wait_query(page, view="model")
+
+
+def test_umap_is_offered_where_it_is_installed(page: Page, store_path: Path) -> None:
+    with viewing(store_path, before="import sys; sys.modules['umap'] = None") as address:  # as where it is not
+        opened(page, address, "page=views&view=space&layer=1&head=2")
+        button = page.locator("[data-method=umap]")
+        button.wait_for()
+        assert button.is_disabled()
+        assert "pip install 'headatlas[umap]'" in (button.get_attribute("title") or "")
+        page.goto("about:blank")
+
+
+@pytest.mark.skipif(not has_umap(), reason="umap-learn is not installed")
+def test_umap_takes_the_place_of_the_plane_when_it_is_ready(page: Page, url: str, store: Store) -> None:
+    opened(page, url, "page=views&view=space&layer=1&head=2")
+    plane = rows(page, "query-key space")
+    page.locator("[data-method=umap]").click()
+    page.get_by_text("UMAP is being computed").wait_for()
+    assert rows(page, "query-key space") == plane  # the plane stays until then
+    page.get_by_text("examples \u00b7 UMAP").wait_for(timeout=120_000)
+    expected = neighbour_plane(sample(DataSource(store), store.site(), (1, 2)))
+    for row, (x, y) in zip(rows(page, "query-key space")[:50], expected.query[:50].tolist(), strict=True):
+        assert (float(row["x"]), float(row["y"])) == pytest.approx((x, y), abs=0.05)

@@ -34,7 +34,7 @@ export function render({model, el: host}) {
       ranks = {heads, at, scores, title};
     }
     sub.textContent = ranks ? `ordered by ${ranks.title}` : "row = layer, column = head";
-    order.hidden = !!model.alone;
+    order.style.display = model.alone ? "none" : "";
     order.replaceChildren(...ORDERS.map(([value, text]) => el("button", {"aria-pressed": String(model.arrange === value), "data-arrange": value, disabled: value === "search" && !model.searched, title: value === "search" && !model.searched ? "no search was made" : null, onclick: () => { model.arrange = value; }}, text)));
   }
   function message() {
