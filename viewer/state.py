@@ -182,6 +182,8 @@ class ViewState(param.Parameterized):
         """Become the state of `query`: fields it does not name go back to the start. Returns what was not taken."""
         wanted: dict[str, Any] = {name: value for name, value in self._start.items() if name != "theme"}
         problems: list[Problem] = []
+        if self._bounds.examples is not None and not self._bounds.examples:
+            del wanted["example"]  # an empty store has no first one
         for part in query.removeprefix("?").split("&"):
             name, _, value = part.partition("=")
             if name:
@@ -255,8 +257,9 @@ class ViewState(param.Parameterized):
         limit = {"layer": layers, "head": heads}.get(name)
         if limit is not None and number >= limit:
             raise ValueError(f"this store has {name} 0 to {limit - 1}")
-        if name == "example" and self._bounds.examples is not None and number not in self._bounds.examples:
-            raise ValueError(_absent(self._bounds.examples))
+        examples = self._bounds.examples
+        if name == "example" and examples is not None and number not in examples:
+            raise ValueError(_absent(examples))
         if name == "keys" and not 1 <= number <= 64:
             raise ValueError("expected 1 to 64")
         return number
