@@ -17,11 +17,12 @@ from torch import Tensor
 from headatlas.store.errors import ConfigError
 from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Keep, Site, TraceSpec
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 from .batch import Batch
 from .capture import AttentionCall
 from .placing import store_tile
-from .reduction import LARGEST, LOWEST, STATISTIC_NAMES, Tile, TileRequest, WeightTile, reduce_tile, reduce_weights
+from .reduction import LARGEST, LOWEST, Tile, TileRequest, WeightTile, reduce_tile, reduce_weights
 from .score_parts import store_parts
 from .segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
 from .sites import CallSequence, ModelSites

@@ -16,13 +16,14 @@ from torch import Tensor
 from headatlas.store.codecs import attention_codec
 from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Keep, Site
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 from .batch import Batch
 from .capture import AttentionCall
 from .collector import TorchReduction
 from .kernel import Places
 from .plans import Plan, PlanOfBatch
-from .reduction import LARGEST, STATISTIC_NAMES
+from .reduction import LARGEST
 from .score_parts import store_parts
 from .segment_buffers import SiteArrays
 

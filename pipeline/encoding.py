@@ -118,19 +118,11 @@ def _continue_all(
 ) -> None:
     """Put what the model writes behind every prompt (or, of an encoder–decoder, as its target) in its place."""
     from .generation import answer_example, continue_example, end_tokens, write_continuations
-    from .sources import load_model
+    from .sources import load_asked
 
     rows = [i for i in range(len(examples)) if i not in skipped]
     on_event(Stage(f"writing {len(rows)} continuations of at most {config.generate.max_new_tokens} tokens"))
-    settings = config.model
-    writer = load_model(
-        settings.source,
-        dtype=settings.dtype,
-        device=settings.device,
-        revision=settings.revision,
-        local_only=settings.local_only,
-        head=True,
-    )
+    writer = load_asked(config.model, head=True)
     assert writer.tokenizer is not None
     prompts = [examples[i].source for i in rows]
     written = write_continuations(writer.model, writer.tokenizer, prompts, config.generate, config.run.limits)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from headatlas.store.codecs import attention_codec
-from headatlas.store.schema import Keep, Site
+from headatlas.store.schema import CaptureMode, Keep, Site
 
 from . import kernel
 from .batch import Batch
@@ -34,9 +34,14 @@ if TYPE_CHECKING:
 
 
 def choose_reduction(
-    keep: Keep, statistics: Sequence[str], device: torch.device | None = None
+    keep: Keep, statistics: Sequence[str], device: torch.device | None = None, capture: CaptureMode = "interface"
 ) -> FusedReduction | TritonReduction | TorchReduction:
-    """The kernel of this device if it is there and knows how to keep all this, else torch operations."""
+    """The kernel of this device if it is there and knows how to keep all this, else torch operations.
+
+    Maps that a model in eager mode returns are for torch operations.
+    """
+    if capture == "eager":
+        return TorchReduction(keep, statistics)
     codec = attention_codec(keep.attention) if keep.attention else None
     if device is not None and device.type == "cuda":
         in_steps = codec is None or (codec.selection is None and codec.steps is not None)

@@ -97,20 +97,12 @@ def prepare_job(
     from .eager import find_sites, require_keep
     from .later_statistics import check_later
     from .model_inputs import InputBuilder
-    from .sources import load_model
+    from .sources import load_asked
 
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     on_event(Stage(f"reading model {config.model.source}"))
-    settings = config.model
-    loaded = load_model(
-        settings.source,
-        dtype=settings.dtype,
-        device=settings.device,
-        revision=settings.revision,
-        local_only=settings.local_only,
-        images=config.corpus.kind == "images",
-    )
+    loaded = load_asked(config.model, images=config.corpus.kind == "images")
     corpus = corpus or open_corpus(config.corpus, on_event)
     examples, skipped = encode_corpus(config, loaded, corpus, on_event)
 

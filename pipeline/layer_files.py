@@ -91,6 +91,10 @@ def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Lev
     places: tuple[Literal["word", "token"], ...] = ("word", "token")
     for place in places:
         if place in frame and place != column:
+            if level not in (None, place):
+                raise ConfigError(
+                    f"{path} has a column {place!r}, so its rows are {place}s; expected no level {level!r}."
+                )
             return place, _rows_by_example(path, list(rows), frame[place].tolist(), place)
     values: dict[str, Any] = {}
     for name, value in rows:
@@ -128,9 +132,15 @@ def _rows_by_example(
     found: dict[str, dict[int, Any]] = {}
     for (name, value), place in zip(rows, places, strict=True):
         own = found.setdefault(name, {})
-        if int(place) in own:
-            raise ConfigError(f"{path} has {level} {place} of example {name!r} twice; expected it once.")
-        own[int(place)] = _plain(value)
+        try:
+            at = int(place)
+        except (ValueError, TypeError):
+            raise ConfigError(
+                f"{path}: {level} is {place!r} in a row of example {name!r}; expected a number from 0."
+            ) from None
+        if at in own:
+            raise ConfigError(f"{path} has {level} {at} of example {name!r} twice; expected it once.")
+        own[at] = _plain(value)
     for name, own in found.items():
         if sorted(own) != list(range(len(own))):
             raise ConfigError(

@@ -120,31 +120,6 @@ def hash_model_files(folder: Path) -> dict[str, str]:
     return {path.name: hash_file(path) for path in sorted([*paths, *read_weight_files(folder)])}
 
 
-def count_parameters(folder: Path) -> int:
-    """Numbers in all weight files, from their headers alone.
-
-    Raises
-    ------
-    ConfigError
-        A weight file is not a safetensors file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    total = 0
-    for path in read_weight_files(folder):
-        try:
-            with safe_open(path, framework="np") as file:
-                names = list(file.keys())
-                for name in names:
-                    count = 1
-                    for n in file.get_slice(name).get_shape():
-                        count *= n
-                    total += count
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path} is not a safetensors file: {error}") from error
-    return total
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and only errors from transformers inside the block: this program has its own progress."""

@@ -53,9 +53,9 @@ def seconds_per_token(job: Job) -> float:
     chosen = [int(i) for i in order[max(0, middle - half) : middle + half]] or [int(order[0])]
     examples = [job.examples[i] for i in chosen]
     lengths = {name: counts[chosen] for name, counts in n_tokens.items()}
-    eager = job.spec.capture == "eager"
-    reduction = None if eager else choose_reduction(job.spec.keep, job.spec.statistics)
-    collector = TraceCollector(job.spec, job.sites, reduction)
+    spec = job.spec
+    reduction = choose_reduction(spec.keep, spec.statistics, job.loaded.model.device, spec.capture)
+    collector = TraceCollector(spec, job.sites, reduction)
     buffers = SegmentBuffers(job.spec, lengths)
     batches = plan_batches(lengths, job.limits)
     seconds = 0.0

@@ -30,7 +30,6 @@ LARGEST = {
 }
 """What a kept vector may hold at most."""
 
-STATISTIC_NAMES = ("entropy", "distance", "maximum", "self", "previous", "next", "first", "special")
 _SORT_BITS = 7
 """Key positions of up to this many bits share a 32-bit integer with the weight, which loses up to 5 of its 23 bits."""
 
@@ -232,20 +231,6 @@ def causal_bias(first_row: int, n_rows: int, n_keys: int, device: torch.device) 
 @lru_cache(maxsize=128)
 def _cached_causal_bias(first_row: int, n_rows: int, n_keys: int) -> Float[Tensor, "query key"]:
     return torch.full((n_rows, n_keys), LOWEST).triu(first_row + 1)
-
-
-_TRIANGLES: dict[tuple[int, int, torch.device], Tensor] = {}
-
-
-def lower_triangle(n_rows: int, n_keys: int, device: torch.device) -> Tensor:
-    """Flat indices of the pairs a causal map stores."""
-    known = _TRIANGLES.get((n_rows, n_keys, device))
-    if known is None:
-        query, key = torch.tril_indices(n_rows, n_keys, device=device)
-        known = query * n_keys + key
-        if n_rows <= 128:
-            _TRIANGLES[n_rows, n_keys, device] = known
-    return known
 
 
 @lru_cache(maxsize=128)

@@ -305,31 +305,32 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
     """Hold the capture against eager attention on a few examples of what comes next; what then serves, and its name."""
-    plain = TorchReduction(job.spec.keep, job.spec.statistics)
-    eager = job.spec.capture == "eager"
+    spec, model = job.spec, job.loaded.model
+    plain = TorchReduction(spec.keep, spec.statistics)
+    eager = spec.capture == "eager"
     on_event(Stage(f"checking the capture against {'the softmaxes of the model' if eager else 'eager attention'}"))
     for segment in left:
         examples = job.examples[segment.examples]
-        n_tokens = count_tokens(examples, job.spec)
+        n_tokens = count_tokens(examples, spec)
         if not next(iter(n_tokens.values())).any():
             continue
-        chosen = choose_examples(job.spec.sites, n_tokens)
-        checked = [examples[i].beginning(most_checked_tokens(job.spec.sites)) for i in chosen]
-        lengths = {name: counts.tolist() for name, counts in count_tokens(checked, job.spec).items()}
+        chosen = choose_examples(spec.sites, n_tokens)
+        checked = [examples[i].beginning(most_checked_tokens(spec.sites)) for i in chosen]
+        lengths = {name: counts.tolist() for name, counts in count_tokens(checked, spec).items()}
         inputs = job.inputs.build(checked)
         if eager:
-            report = check_eager(job.loaded.model, job.sites, inputs, lengths)
+            report = check_eager(model, job.sites, inputs, lengths)
         else:
-            report = check_capture(job.loaded.model, job.sites, job.spec.keep, inputs, lengths)
+            report = check_capture(model, job.sites, spec.keep, inputs, lengths)
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
         if eager:
             on_event(Stage("capturing in eager mode, with torch operations: query and key cannot be seen"))
             return plain, "eager mode, torch operations"
-        fused = choose_reduction(job.spec.keep, job.spec.statistics, job.loaded.model.device)
+        fused = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
         if isinstance(fused, TorchReduction):
             on_event(Stage(f"capturing with {kernel.explain()}"))
             return plain, "torch operations"
-        agreement = check_agreement(job.loaded.model, job.sites, job.spec, inputs, lengths, fused)
+        agreement = check_agreement(model, job.sites, spec, inputs, lengths, fused)
         if agreement.difference:
             on_event(
                 Stage(f"capturing with torch operations: the {fused.name} differs from them ({agreement.difference})")

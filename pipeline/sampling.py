@@ -44,13 +44,15 @@ def measure_sample(job: Job, projection: JobProjection, n_examples: int = SAMPLE
     chosen = choose_sample(np.sum(np.stack(list(job.n_tokens.values())), axis=0), n_examples)
     whole = SegmentSpec(0, 0, len(chosen))
     part = replace(job, examples=[job.examples[i] for i in chosen], skipped={}, segments=(whole,))
-    collector = TraceCollector(job.spec, job.sites, choose_reduction(job.spec.keep, job.spec.statistics))
+    spec = job.spec
+    reduction = choose_reduction(spec.keep, spec.statistics, job.loaded.model.device, spec.capture)
+    collector = TraceCollector(spec, job.sites, reduction)
     computed = compute_segment(part, whole, collector, BufferPool())
     raw = {path: array.nbytes for path, array in computed.buffers.arrays.items()}
     with tempfile.TemporaryDirectory(prefix="headatlas-plan-") as folder:
         writer = StoreWriter.create(
             Path(folder) / "sample",
-            spec=job.spec,
+            spec=spec,
             provenance=job.provenance,
             n_examples_planned=whole.n_examples,
             n_segments_planned=1,

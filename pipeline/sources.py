@@ -26,7 +26,6 @@ from headatlas.store.errors import ConfigError
 
 from .model_folder import (
     check_config,
-    count_parameters,
     hash_file,
     hash_model_files,
     quiet_transformers,
@@ -36,6 +35,7 @@ from .model_folder import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from .config import ModelConfig
     from .images import ImageReader
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -74,17 +74,6 @@ class ModelIdentity:
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """What planning needs, from the configuration and the headers of the weight files alone."""
-
-    folder: ModelFolder
-    config: PreTrainedConfig
-    n_parameters: int
-    weight_bytes: int
-    """Bytes of the weight files."""
 
 
 @dataclass(frozen=True)
@@ -223,26 +212,6 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def describe_model(
-    source: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_only: bool = False,
-) -> ModelDescription:
-    """Configuration and size of a model, its weights unread (a hub model is downloaded all the same).
-
-    Raises
-    ------
-    ConfigError
-        As `resolve_model`, or the folder is not a model that transformers knows.
-    """
-    folder = resolve_model(source, revision=revision, cache_dir=cache_dir, local_only=local_only)
-    config = _open_config(folder)
-    weight_bytes = sum(path.stat().st_size for path in read_weight_files(folder.path))
-    return ModelDescription(folder, config, count_parameters(folder.path), weight_bytes)
-
-
 def _open_config(folder: ModelFolder) -> PreTrainedConfig:
     from transformers import AutoConfig
 
@@ -251,6 +220,19 @@ def _open_config(folder: ModelFolder) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ConfigError(f"model {folder.name!r}: transformers cannot open its configuration: {error}") from error
+
+
+def load_asked(settings: ModelConfig, *, head: bool = False, images: bool = False) -> LoadedModel:
+    """The model that a job's settings ask for; arguments and errors are those of `load_model`."""
+    return load_model(
+        settings.source,
+        dtype=settings.dtype,
+        device=settings.device,
+        revision=settings.revision,
+        local_only=settings.local_only,
+        head=head,
+        images=images,
+    )
 
 
 def load_model(
@@ -272,7 +254,8 @@ def load_model(
     Raises
     ------
     ConfigError
-        As `describe_model`; weights are missing from the folder (they would be random), or the device is not there.
+        As `resolve_model`; the folder is not a model that transformers knows, weights are missing from it (they would be
+        random), or the device is not there.
     """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM

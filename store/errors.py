@@ -104,9 +104,11 @@ class BudgetError(HeadAtlasError):
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Put `where` in front of the message of any headatlas error raised inside the block."""
+    """Put `where` in front of the message of any headatlas error raised inside the block that does not begin with it."""
     try:
         yield
     except HeadAtlasError as error:
+        if str(error).startswith(where):
+            raise
         error.args = (f"{where}: {error}", *error.args[1:])
         raise

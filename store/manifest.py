@@ -167,22 +167,29 @@ def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tupl
         The manifest was cut or changed.
     """
     source = source_of(store)
-    if source.folder is not None or number is None:
+    if number is None:
         numbers = source.manifest_numbers()
         if not numbers:
-            raise NotFoundError(f"{source.location} holds no manifest-NNNNNN.json; expected {_expected(source)}")
-        if number is None:
-            number = numbers[-1]
-        elif number not in numbers:
-            raise NotFoundError(
-                f"{source.location} has no manifest {number}; it has {_spans(numbers)}.{_why_gone(number, numbers)}"
-            )
+            raise _no_manifest(source, number)
+        number = numbers[-1]
     name = manifest_name(number)
-    data = source.read_small(name, MANIFEST_MAX_BYTES)
+    try:
+        data = source.read_small(name, MANIFEST_MAX_BYTES)
+    except CorruptSegmentError:  # it is not there
+        raise _no_manifest(source, number) from None
     manifest = _parse(data, name)
     if manifest.number != number:
         raise FormatError(f"{name} says it is number {manifest.number}; it was renamed. Do not trust this store.")
     return manifest, hashlib.sha256(data).hexdigest()
+
+
+def _no_manifest(source: ObjectSource, number: int | None) -> NotFoundError:
+    """What to say where a manifest is not, or none is."""
+    numbers = source.manifest_numbers()
+    if not numbers:
+        return NotFoundError(f"{source.location} holds no manifest-NNNNNN.json; expected {_expected(source)}")
+    why = "" if number is None else _why_gone(number, numbers)
+    return NotFoundError(f"{source.location} has no manifest {number}; found: {_spans(numbers)}.{why}")
 
 
 def _spans(numbers: Sequence[int]) -> str:

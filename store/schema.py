@@ -16,7 +16,7 @@ from jaxtyping import Int
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from .codecs import AttentionCodec, attention_bound, attention_codec
-from .errors import ShapeError
+from .errors import NotFoundError, ShapeError
 from .pairs import row_start
 
 FORMAT_NAME = "headatlas"
@@ -141,8 +141,6 @@ class TraceSpec(_Frozen):
 
     def site(self, name: str) -> Site:
         """The site of that name."""
-        from .errors import NotFoundError
-
         for site in self.sites:
             if site.name == name:
                 return site
@@ -261,7 +259,7 @@ def segment_layout(
 ) -> dict[str, ArrayLayout]:
     """The trace arrays of a segment whose examples have these token counts (per sequence), by path.
 
-    Token tables and texts are not in here: `segment.py` writes them from a `TokenTable`. How many weights a sparse codec
+    Token tables and texts are not in here: `tables.table_arrays` makes them of `SegmentTables`. How many weights a sparse codec
     keeps depends on the weights: `n_entries` says it by site, without it there are as many as there may be. `early_edges`
     asks for the type that edge keys had at first (`edge_key_dtype`).
     """

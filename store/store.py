@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -24,11 +25,13 @@ from .life.private import hold_manifest
 from .manifest import Manifest, read_manifest
 from .questions import Questions
 from .reading.cache import ByteCache
+from .reading.committed import CommittedSegment
+from .reading.edges import EDGES_MAX_BYTES
 from .reading.example import Example as Example
 from .reading.examples import Examples, join_columns
 from .reading.frames import FrameLibrary, as_library, examples_frame, tokens_frame
 from .reading.lazy_traces import lazy_traces
-from .reading.segment import EDGES_MAX_BYTES, TABLES_MAX_BYTES, Segment
+from .reading.segment import TABLES_MAX_BYTES
 from .reading.statistics import read_statistics
 from .schema import Site, TraceSpec
 from .source import CACHE_BYTES, ObjectSource, open_source
@@ -77,37 +80,39 @@ def open_store(
         A URL of an unknown protocol, or a package for it is missing; the server failed.
     """
     kept = None if cache_dir is None else os.fspath(cache_dir)
-    return _opened(os.fspath(path), manifest, dict(storage_options or {}), cache_bytes, kept, edges_bytes)
+    return Store(Opening(os.fspath(path), dict(storage_options or {}), cache_bytes, kept, edges_bytes), manifest)
 
 
-def _opened(
-    path: str, manifest: int | None, options: dict[str, Any], cache_bytes: int, cache_dir: str | None, edges_bytes: int
-) -> Store:
-    source = open_source(path, options, cache_bytes, cache_dir)
-    place = source.location if source.folder else path
-    return Store(source, manifest, reopen=(place, options, cache_bytes, cache_dir, edges_bytes))
+@dataclass(frozen=True)
+class Opening:
+    """How a store is opened, see `open_store`."""
+
+    path: str
+    storage_options: Mapping[str, Any]
+    cache_bytes: int
+    cache_dir: str | None
+    edges_bytes: int
+    without: frozenset[int] = frozenset()
+    """Indices of the segments that are left out."""
 
 
 class Store(Questions):
-    """A snapshot of a trace store. Safe from many threads; pickles as its place and manifest number."""
+    """A snapshot of a trace store. Safe from many threads; pickles as how it was opened and its manifest number."""
 
-    def __init__(
-        self,
-        source: ObjectSource,
-        manifest: int | None = None,
-        *,
-        reopen: tuple[str, dict[str, Any], int, str | None, int] | None = None,
-    ) -> None:
-        self.source = source
-        self._reopen = reopen or (source.location, {}, CACHE_BYTES, None, EDGES_MAX_BYTES)
+    def __init__(self, opening: Opening, manifest: int | None = None) -> None:
+        source = open_source(opening.path, opening.storage_options, opening.cache_bytes, opening.cache_dir)
+        self.source: ObjectSource = source
+        self._opening = opening if source.folder is None else replace(opening, path=source.location)
         self._lease: weakref.finalize | None = None
         with located(source.location):
             self.manifest: Manifest = self._hold(manifest)
         self.spec: TraceSpec = self.manifest.spec
         self.sites: dict[str, Site] = {site.name: site for site in self.spec.sites}
-        cache, traces = ByteCache(TABLES_MAX_BYTES), ByteCache(self._reopen[-1])
-        self.segments: Sequence[Segment] = tuple(
-            Segment(source, entry, self.spec, cache=cache, traces=traces) for entry in self.manifest.segments
+        cache, traces = ByteCache(TABLES_MAX_BYTES), ByteCache(opening.edges_bytes)
+        self.segments: Sequence[CommittedSegment] = tuple(
+            CommittedSegment(source, entry, self.spec, cache=cache, traces=traces)
+            for entry in self.manifest.segments
+            if entry.index not in opening.without
         )
         self._starts = np.array([s.first_example for s in self.segments], dtype=np.int64)
 
@@ -115,7 +120,7 @@ class Store(Questions):
         return f"Store({self.location!r}, manifest {self.manifest.number}, {self.n_examples} examples)"
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
-        return _opened, (self._reopen[0], self.manifest.number, *self._reopen[1:])
+        return Store, (self._opening, self.manifest.number)
 
     @property
     def location(self) -> str:
@@ -165,15 +170,13 @@ class Store(Questions):
             self._lease()
 
     def refresh(self) -> Store:
-        """The newest snapshot of the same store; this one stays as it is."""
-        return _opened(self._reopen[0], None, *self._reopen[1:])
+        """The newest snapshot of the same store, whole; this one stays as it is."""
+        return Store(replace(self._opening, without=frozenset()))
 
     def without(self, segments: Collection[int]) -> Store:
         """The same snapshot as if the segments of these indices were not committed: what damage leaves."""
-        rest = _opened(self._reopen[0], self.manifest.number, *self._reopen[1:])
-        rest.segments = tuple(segment for segment in rest.segments if segment.index not in segments)
-        rest._starts = np.array([segment.first_example for segment in rest.segments], dtype=np.int64)
-        return rest
+        left_out = self._opening.without.union(segments)
+        return Store(replace(self._opening, without=left_out), self.manifest.number)
 
     def site(self, name: str | None = None) -> Site:
         """The site of that name; without a name the first."""
@@ -187,7 +190,8 @@ class Store(Questions):
     @property
     def n_tokens(self) -> dict[str, int]:
         """Tokens that are committed, by sequence."""
-        return {name: sum(entry.n_tokens[name] for entry in self.manifest.segments) for name in self.spec.sequences}
+        entries = [segment.entry for segment in self.segments]
+        return {name: sum(entry.n_tokens[name] for entry in entries) for name in self.spec.sequences}
 
     @property
     def is_complete(self) -> bool:
@@ -197,7 +201,8 @@ class Store(Questions):
     @property
     def bytes_on_disk(self) -> int:
         """Bytes of all listed objects of this snapshot."""
-        return sum(row.bytes + row.data_bytes for entry in self.manifest.segments for row in (entry, *entry.layers))
+        entries = [segment.entry for segment in self.segments]
+        return sum(row.bytes + row.data_bytes for entry in entries for row in (entry, *entry.layers))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -232,7 +237,7 @@ class Store(Questions):
         return [text for segment in self.segments for text in segment.texts()]
 
     def example_columns(self) -> dict[str, Column]:
-        """Every example's annotations; a column that some segments lack is missing (-1, None) there. Kept."""
+        """Every example's annotations; a column that some segments lack is missing (None, -1, NaN of floats) there. Kept."""
         return self._columns
 
     @cached_property
@@ -364,7 +369,7 @@ class Store(Questions):
         spans = [np.arange(s.first_example, s.first_example + s.n_examples) for s in self.segments]
         return np.concatenate([np.empty(0, np.int64), *spans]).astype(np.int64)
 
-    def segment_of(self, example: int) -> Segment:
+    def segment_of(self, example: int) -> CommittedSegment:
         """The segment that holds an example.
 
         Raises

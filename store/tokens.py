@@ -30,7 +30,8 @@ class TokenFlag(IntFlag):
 class Column:
     """One value a row. `values is None`: `data` are the numbers; else `data` are codes into `values`, -1 = missing.
 
-    Integer columns mark missing rows with -1 as well (positions, word indices and counts are never negative).
+    Whole numbers mark missing rows with -1 as well (positions, word indices and counts are never negative), floats with
+    NaN.
     """
 
     data: Num[np.ndarray, "row"]
@@ -64,6 +65,11 @@ class Column:
     def __getitem__(self, rows: slice) -> Column:
         return Column(self.data[rows], self.values)
 
+    @property
+    def missing(self) -> int | float:
+        """What `data` holds where a row is missing."""
+        return np.nan if self.data.dtype.kind == "f" else MISSING
+
     def to_list(self) -> list[str | None] | list[int] | list[float]:
         """Rows as Python values; missing text is None."""
         if self.values is None:
@@ -73,11 +79,9 @@ class Column:
     def take(self, rows: Int[np.ndarray, "n"]) -> Column:
         """Rows by index; a negative index gives a missing row."""
         inside = rows >= 0
-        if not len(self.data):
-            return Column(np.full(rows.shape, MISSING, dtype=self.data.dtype), self.values)
-        return Column(
-            np.where(inside, self.data[np.where(inside, rows, 0)], MISSING).astype(self.data.dtype), self.values
-        )
+        taken = np.full(rows.shape, self.missing, dtype=self.data.dtype)
+        taken[inside] = self.data[rows[inside]]
+        return Column(taken, self.values)
 
 
 @dataclass(frozen=True)

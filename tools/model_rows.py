@@ -14,11 +14,11 @@ from headatlas.pipeline.eager import find_sites
 from headatlas.pipeline.eager_check import check_eager
 from headatlas.pipeline.fused import FusedReduction, choose_reduction
 from headatlas.pipeline.model_inputs import ModelInputs
-from headatlas.pipeline.reduction import STATISTIC_NAMES
 from headatlas.pipeline.selfcheck import check_capture, eager_attention
 from headatlas.pipeline.sites import ModelSites, forward_options
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema import Keep, Site, TraceSpec
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 from .tiny_models import build_inputs, build_model, build_probe, sequence_lengths
 

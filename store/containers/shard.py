@@ -42,7 +42,7 @@ TABLE_CHUNK = 1 << 22  # items of a plain chunk
 MISSING_CHUNK = 2**64 - 1
 
 _PARAMETERS = {
-    # facts: 5.4 bits a weight at 700 MB/s where level 1 needs 5.3 at 520; window of one chunk
+    # 5.4 bits a weight at 700 MB/s where level 1 needs 5.3 at 520; window of one chunk
     "h8": zstandard.ZstdCompressionParameters(
         window_log=17,
         hash_log=8,

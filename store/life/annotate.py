@@ -13,7 +13,8 @@ from ..containers.container import SegmentArray
 from ..errors import ConfigError, NotFoundError, ShapeError
 from ..layers import Layer, Level, column_layer, statistic_layer
 from ..manifest import now
-from ..reading.segment import Segment
+from ..patterns.fields import EXAMPLE_FIELDS, TOKEN_FIELDS
+from ..reading.committed import CommittedSegment
 from ..source import local_folder
 from ..store import Store, open_store
 from ..tables import column_component
@@ -114,6 +115,8 @@ def _new_layer(store: Store, name: str, level: Level, place: str, replace: bool)
     column_component(name)
     if level != "statistic" and not name.isidentifier():
         raise ConfigError(f"name {name!r}; expected a letter, then letters, digits and _, for expressions to name it.")
+    if name in {"token": TOKEN_FIELDS, "example": EXAMPLE_FIELDS}.get(level, {}):
+        raise ConfigError(f"name {name!r} is that of a field which every {level} has; expected another.")
     there = {layer.name: layer for layer in store.layers}
     if name in there and not replace:
         raise ConfigError(f"{store.location} has a layer {name!r}; expected a new name. Replace it: replace=True.")
@@ -122,7 +125,7 @@ def _new_layer(store: Store, name: str, level: Level, place: str, replace: bool)
     return Layer(name=name, level=level, place=place, created=now())
 
 
-def _names(segment: Segment) -> set[str]:
+def _names(segment: CommittedSegment) -> set[str]:
     names = {*segment.columns(), "id", "text", *segment.spec.statistics}
     for sequence in segment.spec.sequences:
         table = segment.tokens(sequence)
@@ -167,7 +170,9 @@ def _items(name: str, value: Any) -> Sequence[Value]:
     return list(value)
 
 
-def _column(segment: Segment, layer: Layer, found: Mapping[int, Any], kind: Literal["text", "int", "float"]) -> Column:
+def _column(
+    segment: CommittedSegment, layer: Layer, found: Mapping[int, Any], kind: Literal["text", "int", "float"]
+) -> Column:
     """The column of a segment; rows of examples without a value are missing."""
     values: list[Any] = []
     if layer.level == "example":
@@ -196,6 +201,6 @@ def _commit(store: Store, layer: Layer, contents: Iterable[tuple[int, Any]]) -> 
     return store.refresh()
 
 
-def _writer(path: Path, segments: Sequence[Segment]) -> StoreWriter:
+def _writer(path: Path, segments: Sequence[CommittedSegment]) -> StoreWriter:
     """A writer in the container that the store has."""
     return StoreWriter(path, container=segments[0].read_listing().container if segments else "zarr", threads=1)

@@ -17,13 +17,13 @@ from ..containers.container import SegmentArray, long_axis
 from ..errors import ConfigError, NotFoundError
 from ..layers import Layer, column_layer, statistic_layer
 from ..manifest import Dropped, Skipped
-from ..reading.segment import Segment
+from ..reading.committed import CommittedSegment
 from ..schema import SequenceName, entries_of, segment_layout, zero_distance
 from ..source import local_folder
 from ..sparse import entries_of_rows
 from ..store import Store, open_store
 from ..tables import SegmentTables
-from ..tokens import MISSING, Column, TokenTable
+from ..tokens import Column, TokenTable
 from .writer import Replacement, StoreWriter
 
 
@@ -97,7 +97,7 @@ def _emptied(store: Store, wanted: dict[int, set[int]]) -> Iterator[Replacement]
 
 
 def _layers_apart(
-    tables: SegmentTables, segment: Segment, layers: Sequence[Layer], keep: Sequence[bool]
+    tables: SegmentTables, segment: CommittedSegment, layers: Sequence[Layer], keep: Sequence[bool]
 ) -> tuple[SegmentTables, dict[str, dict[str, SegmentArray]]]:
     """The tables as the segment itself has them, and the layers beside it, of examples that are kept."""
     beside: dict[str, dict[str, SegmentArray]] = {}
@@ -116,7 +116,7 @@ def _layers_apart(
     return tables, beside
 
 
-def without_examples(segment: Segment, rows: set[int]) -> tuple[SegmentTables, dict[str, np.ndarray]]:
+def without_examples(segment: CommittedSegment, rows: set[int]) -> tuple[SegmentTables, dict[str, np.ndarray]]:
     """The contents of a segment of which some examples have no text, no tokens and no traces any more."""
     keep = np.array([row not in rows for row in range(segment.n_examples)], dtype=bool)
     spec = segment.spec
@@ -165,8 +165,7 @@ def _blanked(rows: list[str | None], keep: np.ndarray) -> list[str | None]:
 def _missing(column: Column, keep: np.ndarray) -> Column:
     if column.is_text:
         return Column.of_text(_blanked([None if v is None else str(v) for v in column.to_list()], keep))
-    nothing = np.nan if column.data.dtype.kind == "f" else MISSING
-    return Column(np.where(keep, column.data, nothing).astype(column.data.dtype))
+    return Column(np.where(keep, column.data, column.missing).astype(column.data.dtype))
 
 
 def _without_tokens(table: TokenTable, keep: np.ndarray) -> TokenTable:

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..layers import Layer, LayerEntry, layer_folder, statistic_layer
 from ..manifest import Manifest, SegmentEntry
 from ..objects import check_hashes, fsync_folder
-from ..reading.segment import Segment
+from ..reading.committed import CommittedSegment
 from .placing import place, seal
 from .private import private_folder
 
@@ -25,7 +25,7 @@ LayerContents = Mapping[str, Mapping[str, SegmentArray]]
 """The arrays of the layers of a segment: by layer, by path."""
 
 
-def read_layers(segment: Segment, layers: Iterable[Layer]) -> dict[str, dict[str, SegmentArray]]:
+def read_layers(segment: CommittedSegment, layers: Iterable[Layer]) -> dict[str, dict[str, SegmentArray]]:
     """What a segment has of some layers, to be written beside another one."""
     contents: dict[str, dict[str, SegmentArray]] = {}
     for info in layers:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..manifest import Skipped, read_manifest
-from ..reading.segment import Segment
+from ..reading.committed import CommittedSegment
 from ..source import local_folder
 from ..store import Store, open_store
 from .identity import check_same
@@ -97,7 +97,7 @@ def merge_stores(
     return Merge(str(result.path), len(stores), len(result.segments), result.n_examples, append)
 
 
-_Placed = tuple[Segment, int, int, list[Skipped]]
+_Placed = tuple[CommittedSegment, int, int, list[Skipped]]
 
 
 def _check(first: Store, store: Store, append: bool) -> None:
@@ -115,7 +115,7 @@ def _check(first: Store, store: Store, append: bool) -> None:
 
 def _united(stores: Sequence[Store]) -> list[_Placed]:
     """The segments of parts of one job, under their own numbers."""
-    found: dict[int, tuple[Store, Segment]] = {}
+    found: dict[int, tuple[Store, CommittedSegment]] = {}
     for store in stores:
         for segment in store.segments:
             before = found.get(segment.index)
@@ -154,7 +154,7 @@ def _appended(stores: Sequence[Store]) -> list[_Placed]:
     ]
 
 
-def _skipped_in(store: Store, segment: Segment, shift: int) -> list[Skipped]:
+def _skipped_in(store: Store, segment: CommittedSegment, shift: int) -> list[Skipped]:
     """What is noted of examples of a segment, under their new numbers."""
     inside = range(segment.first_example, segment.first_example + segment.n_examples)
     return [

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import ConfigError, CorruptSegmentError
+from ..errors import ConfigError, CorruptSegmentError, NotFoundError
 from ..manifest import Manifest, manifest_numbers, read_manifest
 from ..numbers import LATEST_NAME, manifest_name
 from ..objects import fsync_folder
@@ -110,7 +110,7 @@ def hold_manifest(store: Path, number: int | None) -> tuple[Manifest, int | None
         newest = manifest_numbers(store)[-1:]
         try:
             found = read_manifest(store, number)[0]
-        except CorruptSegmentError:
+        except (NotFoundError, CorruptSegmentError):
             if number is None and manifest_numbers(store)[-1:] != newest:  # collected meanwhile
                 continue
             raise

@@ -16,7 +16,7 @@ from ..companding import channel_scale, decode_attention, encode_vectors
 from ..encoding import attention_arrays
 from ..errors import ConfigError
 from ..reading.attention import read_pairs
-from ..reading.segment import Segment
+from ..reading.committed import CommittedSegment
 from ..reading.vectors import decode_block
 from ..schema import VECTOR_DTYPE, ArrayLayout, Earlier, Keep, Site, TraceSpec, segment_layout
 
@@ -79,7 +79,7 @@ def _reason(error: ValueError) -> str:
     return str(first["msg"]).removeprefix("Value error, ")
 
 
-def recoded_traces(segment: Segment, spec: TraceSpec) -> dict[str, np.ndarray]:
+def recoded_traces(segment: CommittedSegment, spec: TraceSpec) -> dict[str, np.ndarray]:
     """All traces of a segment as `spec` (a `recoded_spec` of its own) wants them, by path."""
     lengths = {name: np.diff(segment.token_offset(name)) for name in segment.spec.sequences}
     arrays: dict[str, np.ndarray] = {}
@@ -97,7 +97,7 @@ def recoded_traces(segment: Segment, spec: TraceSpec) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _recoded_vectors(segment: Segment, spec: TraceSpec, site: Site, name: str) -> dict[str, np.ndarray]:
+def _recoded_vectors(segment: CommittedSegment, spec: TraceSpec, site: Site, name: str) -> dict[str, np.ndarray]:
     """Query or key of one site, and the scales that come with ``int8``."""
     path, codec = f"{site.name}/{name}", spec.keep.query_key or "float32"
     vectors = decode_block(segment, site, name, (slice(None),) * 4)  # [layer, head, token, d_head]
@@ -115,7 +115,7 @@ def _recoded_vectors(segment: Segment, spec: TraceSpec, site: Site, name: str) -
 
 
 def _recoded_attention(
-    segment: Segment,
+    segment: CommittedSegment,
     spec: TraceSpec,
     site: Site,
     layouts: Mapping[str, ArrayLayout],

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, RemoteError
+from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, RemoteError
 from ..manifest import Manifest, SegmentEntry, read_manifest
 from ..numbers import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
 from ..objects import StoredObject
-from ..reading.segment import Segment
+from ..reading.committed import CommittedSegment
 from ..reading.segment_layer import SegmentLayer
 from ..source import ObjectSource, object_parts, open_source
 
@@ -74,6 +74,8 @@ def verify_store(
         The store is of a newer format version.
     CorruptSegmentError
         No manifest is left that can be read.
+    RemoteError
+        The network or its server failed, which says nothing of the store.
     """
     source = open_source(path) if isinstance(path, str | os.PathLike) else path
     findings: list[Finding] = []
@@ -83,16 +85,18 @@ def verify_store(
         findings += [*_check_parents(source, manifest), *_check_latest(source)]
     with ThreadPoolExecutor(4, thread_name_prefix="headatlas-verify") as pool:
         for entry in manifest.segments:
-            segment = Segment(source, entry, manifest.spec, check_presence=False)
+            segment = CommittedSegment(source, entry, manifest.spec, check_presence=False)
             try:
                 objects = segment.listing.objects
+            except RemoteError:
+                raise
             except HeadAtlasError as error:
                 findings.append(_finding(entry, f"{entry.path}/segment.json", str(error), _all_of(entry)))
                 continue
             n_objects += len(objects) + 1
             n_bytes += entry.bytes + sum(item.bytes for item in objects)
 
-            def check(item: StoredObject, segment: Segment = segment) -> Finding | None:
+            def check(item: StoredObject, segment: CommittedSegment = segment) -> Finding | None:
                 return _check_object(segment, item, full, on_bytes)
 
             found = [finding for finding in pool.map(check, objects) if finding]
@@ -127,6 +131,8 @@ def _newest_readable(source: ObjectSource, findings: list[Finding]) -> Manifest:
             return read_manifest(source, number)[0]
         except CorruptSegmentError as error:
             findings.append(Finding(manifest_name(number), str(error)))
+        except NotFoundError:  # gone since it was listed
+            continue
     return read_manifest(source)[0]  # raises: there is none at all, or none that can be read
 
 
@@ -140,6 +146,8 @@ def _check_latest(source: ObjectSource) -> Iterator[Finding]:
         latest = None
     try:
         sound = latest is not None and read_manifest(source, latest.number)[1] == latest.sha256
+    except RemoteError:
+        raise
     except HeadAtlasError:
         sound = False
     if not sound:
@@ -153,6 +161,8 @@ def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding
         expected, name = manifest.parent.sha256, manifest_name(manifest.parent.number)
         try:
             manifest, found = read_manifest(source, manifest.parent.number)
+        except RemoteError:
+            raise
         except HeadAtlasError as error:
             yield Finding(name, str(error))
             return
@@ -160,7 +170,9 @@ def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding
             yield Finding(name, f"was changed: its sha256 is {found[:16]}…; manifest after it says {expected[:16]}….")
 
 
-def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]) -> Finding | None:
+def _check_object(
+    segment: CommittedSegment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]
+) -> Finding | None:
     problem = _problem(segment, item, segment.entry.path, full)
     on_bytes(item.bytes)
     if problem is None:
@@ -169,7 +181,7 @@ def _check_object(segment: Segment, item: StoredObject, full: bool, on_bytes: Ca
     return _finding(segment.entry, f"{segment.entry.path}/{item.path}", problem, examples)
 
 
-def _check_layer(segment: Segment, layer: SegmentLayer, full: bool) -> list[Finding]:
+def _check_layer(segment: CommittedSegment, layer: SegmentLayer, full: bool) -> list[Finding]:
     """What is wrong with a layer of a segment; all its examples are touched."""
     path, touched = layer.entry.path, _all_of(segment.entry)
     try:
@@ -186,7 +198,7 @@ def _check_layer(segment: Segment, layer: SegmentLayer, full: bool) -> list[Find
     return findings
 
 
-def _problem(segment: Segment, item: StoredObject, folder: str, full: bool) -> str | None:
+def _problem(segment: CommittedSegment, item: StoredObject, folder: str, full: bool) -> str | None:
     """What is wrong with an object of a folder; None: nothing."""
     try:
         segment.source.check_object(folder, item)
@@ -199,7 +211,7 @@ def _problem(segment: Segment, item: StoredObject, folder: str, full: bool) -> s
         return f"cannot be read ({error.strerror})"
 
 
-def _hash_problem(segment: Segment, item: StoredObject, folder: str) -> str | None:
+def _hash_problem(segment: CommittedSegment, item: StoredObject, folder: str) -> str | None:
     digest = hashlib.sha256()
     for part in object_parts(segment.source, folder, item):
         digest.update(part)
@@ -209,7 +221,7 @@ def _hash_problem(segment: Segment, item: StoredObject, folder: str) -> str | No
     return f"was changed: its sha256 is {found[:16]}…; expected {item.sha256[:16]}…."
 
 
-def _check_shapes(segment: Segment) -> Iterator[Finding]:
+def _check_shapes(segment: CommittedSegment) -> Iterator[Finding]:
     """That the arrays fit the specification; tables are decoded."""
     try:
         for sequence in segment.spec.sequences:

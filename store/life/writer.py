@@ -34,7 +34,7 @@ from ..manifest import (
     segment_path,
 )
 from ..objects import check_hashes
-from ..reading.segment import Segment
+from ..reading.committed import CommittedSegment
 from ..schema import FORMAT_NAME, FORMAT_VERSION, TraceSpec
 from ..source import LocalSource, copy_objects, local_folder
 from ..tables import SegmentTables
@@ -169,7 +169,10 @@ class StoreWriter:
             return self._write(index, first_example, table.n_examples, n_tokens, contents, notes)
 
     def copy(
-        self, segment: Segment, skipped: Iterable[Skipped] = (), recoded: Mapping[str, np.ndarray] | None = None
+        self,
+        segment: CommittedSegment,
+        skipped: Iterable[Skipped] = (),
+        recoded: Mapping[str, np.ndarray] | None = None,
     ) -> SegmentEntry:
         """Write and commit a segment of another store under its own number: the same arrays, in this container.
 
@@ -242,7 +245,9 @@ class StoreWriter:
         self.on_step("renamed")
         return entry
 
-    def adopt(self, segment: Segment, index: int, first_example: int, skipped: Iterable[Skipped] = ()) -> SegmentEntry:
+    def adopt(
+        self, segment: CommittedSegment, index: int, first_example: int, skipped: Iterable[Skipped] = ()
+    ) -> SegmentEntry:
         """Write and commit a segment of another store under other numbers: the same files, each against its hash.
 
         Raises
@@ -343,7 +348,7 @@ class StoreWriter:
         if any(getattr(found, name) != getattr(entry, name) for name in same):
             return None
         check_hashes(folder, SegmentListing.from_bytes(document).objects)
-        _ = Segment(LocalSource(self.path), found, self.manifest.spec).layouts
+        _ = CommittedSegment(LocalSource(self.path), found, self.manifest.spec).layouts
         return found
 
     def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:

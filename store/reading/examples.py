@@ -71,7 +71,7 @@ class Examples:
 
 
 def join_columns(parts: Sequence[Column | None], lengths: Sequence[int]) -> Column:
-    """One column out of the segments' own."""
+    """One column out of the segments' own; where a segment has none, its rows are missing (None, -1, NaN of floats)."""
     present = [part for part in parts if part is not None]
     if any(part.is_text for part in present):
         rows: list[str | None] = []
@@ -79,7 +79,8 @@ def join_columns(parts: Sequence[Column | None], lengths: Sequence[int]) -> Colu
             values = [None] * length if part is None else part.to_list()
             rows += [value if value is None or isinstance(value, str) else str(value) for value in values]
         return Column.of_text(rows)
+    dtype = np.result_type(*[part.data.dtype for part in present])
     data = [np.full(n, MISSING) if part is None else part.data for part, n in zip(parts, lengths, strict=True)]
-    kinds = {part.data.dtype for part in present}
-    dtype = kinds.pop() if len(kinds) == 1 else np.result_type(*[part.data.dtype for part in present])
+    if dtype.kind == "f":
+        data = [rows if rows.dtype.kind == "f" else np.where(rows == MISSING, np.nan, rows) for rows in data]
     return Column(np.concatenate(data).astype(dtype))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 FrameLibrary = Literal["pandas", "polars"]
+OWN_COLUMNS = ("text", "piece")
+"""Columns of a token table that are no annotations."""
 
 
 def as_library(frame: pd.DataFrame, library: FrameLibrary) -> pd.DataFrame | pl.DataFrame:
@@ -106,7 +108,7 @@ def table_frame(table: TokenTable, first_example: int) -> pd.DataFrame:
         "example": example + first_example,
         "position": table.position,
         "id": table.id,
-        **{name: values_of(column) for name, column in table.columns.items()},
+        **{name: values_of(table.columns[name]) for name in OWN_COLUMNS},
         "word": table.word,
         "char_start": table.char_start,
         "char_end": table.char_end,
@@ -118,19 +120,22 @@ def table_frame(table: TokenTable, first_example: int) -> pd.DataFrame:
     of_word = table.word_offset[:-1][example] + table.word  # row of the word table
     n_words = np.diff(table.word_offset)[example]
     has_word = (table.word >= 0) & (table.word < n_words)
-    annotations = {name: _of_words(column, of_word, has_word) for name, column in table.word_columns.items()}
-    return _beside(pd.DataFrame(data), annotations)
+    of_tokens = {name: values_of(column) for name, column in table.columns.items() if name not in OWN_COLUMNS}
+    of_words = {name: _of_words(column, of_word, has_word) for name, column in table.word_columns.items()}
+    return _beside(_beside(pd.DataFrame(data), of_tokens), of_words)
 
 
 def _beside(frame: pd.DataFrame, annotations: dict[str, np.ndarray | pd.Series]) -> pd.DataFrame:
-    named = {f"_{name}" if name in frame else name: values for name, values in annotations.items()}
-    return frame.assign(**named)
+    """Annotations as further columns; one that is called like a column of the frame gets a line in front."""
+    for name, values in annotations.items():
+        frame[f"_{name}" if name in frame else name] = values
+    return frame
 
 
 def _of_words(column: Column, row: np.ndarray, has_word: np.ndarray) -> np.ndarray | pd.Series:
     """A word's annotation for each token; missing (None, NaN, -1) for tokens without a word."""
     values = np.asarray(values_of(column))
-    missing = None if column.is_text else np.nan if values.dtype.kind == "f" else -1
+    missing = None if column.is_text else column.missing
     found = np.full(len(row), missing, dtype=values.dtype)
     found[has_word] = values[row[has_word]]
     return pd.Series(found, dtype=object) if column.is_text else found

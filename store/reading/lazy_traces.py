@@ -157,7 +157,8 @@ def _chunked(part: _Part, chunks: Any, label: str) -> Any:
     import dask.array as da
     from dask.base import tokenize
 
-    token = tokenize(part.store.location, part.store.manifest.number, part.segment, label)
+    segment = part.store.segments[part.segment]
+    token = tokenize(part.store.location, part.store.manifest.number, segment.index, label)
     meta = np.empty((0,) * part.ndim, part.dtype)
     return da.from_array(part, chunks, name=f"headatlas-{token}", asarray=False, fancy=False, meta=meta)
 

@@ -12,10 +12,8 @@ import numpy as np
 from ..errors import ConfigError
 from ..schema import ArrayLayout, TraceSpec, entries_of, segment_layout
 from ..tables import SegmentTables, table_arrays
-from .cache import ByteCache
 from .example import Example
-from .segment import TABLES_MAX_BYTES, Segment
-from .segment_layer import SegmentLayer
+from .segment import Segment
 
 
 class MemorySegment(Segment):
@@ -38,8 +36,7 @@ class MemorySegment(Segment):
 
     def __init__(self, spec: TraceSpec, tables: SegmentTables, arrays: dict[str, np.ndarray]) -> None:
         tables.check()
-        self.spec, self.index, self.first_example, self.n_examples = spec, 0, 0, tables.n_examples
-        self._cache, self.traces = ByteCache(TABLES_MAX_BYTES), ByteCache(0)
+        super().__init__(spec, 0, 0, tables.n_examples, "in memory")
         self._layouts: dict[str, ArrayLayout] = {}
         self._arrays: dict[str, np.ndarray] = {}
         for path, made in table_arrays(tables).items():
@@ -58,20 +55,8 @@ class MemorySegment(Segment):
     def __repr__(self) -> str:
         return f"MemorySegment({self.n_examples} examples)"
 
-    @cached_property
-    def where(self) -> str:
-        """For messages."""
-        return "in memory"
-
-    @cached_property
-    def layouts(self) -> dict[str, ArrayLayout]:
-        """Every array by path."""
+    def _read_layouts(self) -> dict[str, ArrayLayout]:
         return self._layouts
-
-    @cached_property
-    def layers(self) -> dict[str, SegmentLayer]:
-        """None: only stores have them."""
-        return {}
 
     def _table(self, path: str) -> np.ndarray:
         return self._arrays[path]

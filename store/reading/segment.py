@@ -1,183 +1,90 @@
-"""A committed segment: its listing, its tables, and slices of its arrays.
+"""The examples of a segment: their tables, and slices of their arrays, wherever these are.
 
-Opening touches nothing. The first use reads `segment.json` (its hash is in the manifest), checks that every object is
-there with its size, and holds the listed arrays against the shapes that the specification and the examples' lengths
-demand. After that a read decodes the chunks that it needs and no others.
+`CommittedSegment` reads them from a store, `MemorySegment` has them; `Example`, searches and views know one interface.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sized
+from contextlib import AbstractContextManager
 from functools import cached_property
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from ..containers.container import ContainerReader, SegmentListing, guard_fork
-from ..errors import ConfigError, FormatError, HeadAtlasError, NotFoundError, ShapeError, located
+from ..containers.container import guard_fork
+from ..errors import FormatError, NotFoundError, located
 from ..layers import layer_path
-from ..manifest import SegmentEntry
-from ..objects import ObjectDamageError
-from ..schema import ArrayLayout, TraceSpec, band_array, entries_of, has_early_edges, pair_offset, segment_layout
-from ..source import ObjectSource
-from ..tables import (
-    SegmentTables,
-    check_offset,
-    examples_of_rows,
-    read_columns,
-    read_optional_text,
-    read_text,
-    read_token_table,
-)
+from ..schema import ArrayLayout, TraceSpec, band_array, pair_offset
+from ..tables import read_columns, read_optional_text, read_text, read_token_table
 from ..tokens import Column, TokenTable
 from .cache import ByteCache
 from .lazy_array import Index, LazyArray
-from .listed import Listed, open_arrays, read_listing, read_whole
-from .segment_layer import SegmentLayer
 
-__all__ = ["LazyArray", "Segment", "SegmentTables"]
+if TYPE_CHECKING:
+    from .segment_layer import SegmentLayer
 
 TABLES_MAX_BYTES = 512 << 20
 """Decoded texts, token tables and annotations that a store keeps in memory."""
-EDGES_MAX_BYTES = 1 << 30
-"""Decoded edges that a store keeps in memory, where nothing else is said: 2.3 kB a token of a model of 72 heads."""
 Rows = TypeVar("Rows", bound=Sized)
 
 
-class Segment:
-    """One segment of a store. Safe from many threads; arrays are read when asked for.
+class Segment(ABC):
+    """The examples of one segment. Safe from many threads; arrays are read when asked for.
 
-    Decoded texts, token tables and annotations are kept in `cache`, decoded edges in `traces` (without one they are
-    not); the segments of a store share both.
-
-    Without `check_presence` damaged segments open too, so that what is left of them can be told.
+    Decoded texts, token tables and annotations are kept in `cache`; `traces` is for what searches decode (`edges.py`),
+    without one nothing is kept of that. The segments of a store share both. `where` is for messages.
     """
 
     def __init__(
         self,
-        source: ObjectSource,
-        entry: SegmentEntry,
         spec: TraceSpec,
+        index: int,
+        first_example: int,
+        n_examples: int,
+        where: str,
         *,
-        check_presence: bool = True,
         cache: ByteCache | None = None,
         traces: ByteCache | None = None,
     ) -> None:
-        self.entry, self.spec, self.source, self._check_presence = entry, spec, source, check_presence
-        self.index, self.first_example, self.n_examples = entry.index, entry.first_example, entry.n_examples
+        self.spec, self.index, self.first_example, self.n_examples = spec, index, first_example, n_examples
+        self.where = where
+        self.layers: dict[str, SegmentLayer] = {}
+        """The annotation layers beside it, by name."""
         self._cache = ByteCache(TABLES_MAX_BYTES) if cache is None else cache
         self.traces = ByteCache(0) if traces is None else traces
-        """What searches keep of decoded traces (`edges.py`); shared like `cache`."""
-
-    def __repr__(self) -> str:
-        last = self.first_example + self.n_examples
-        return f"Segment({self.index}, examples {self.first_example}:{last}, {self.source.location})"
-
-    @property
-    def folder(self) -> Path:
-        """Its folder on this machine.
-
-        Raises
-        ------
-        ConfigError
-            The store was opened from a URL.
-        """
-        if self.source.folder is None:
-            raise ConfigError(f"{self.source.location} is a URL; expected a store in a folder.")
-        return self.source.folder / self.entry.path
 
     @cached_property
-    def where(self) -> str:
-        """For messages: the store and this segment."""
-        return f"{self.source.location}, segment {self.index}"
+    def layouts(self) -> dict[str, ArrayLayout]:
+        """Every array of the segment by path, traces held against the specification and the examples' lengths."""
+        return self._read_layouts()
 
-    @cached_property
-    def listing(self) -> SegmentListing:
-        """What segment.json lists; read and checked on first use.
+    @abstractmethod
+    def _read_layouts(self) -> dict[str, ArrayLayout]: ...
 
-        Raises
-        ------
-        CorruptSegmentError
-            An object is missing or has another size, or segment.json is not the committed one.
-        FormatError
-            The listing does not agree with the manifest, or something in the segment is a link.
-        """
-        with located(self.where):
-            listing = self.read_listing()
-            if self._check_presence:
-                try:
-                    self.source.check_segment(self.entry.path, listing.objects)
-                except ObjectDamageError as error:
-                    lenient = Segment(self.source, self.entry, self.spec, check_presence=False)
-                    error.args = (f"{error} {examples_text(lenient.examples_of_object(error.object_path))}",)
-                    raise
-            return listing
+    @abstractmethod
+    def read_block(self, path: str, selection: tuple[slice, ...]) -> np.ndarray:
+        """Items of an array by slices of step 1 inside its bounds, errors with their place."""
 
-    def read_listing(self) -> SegmentListing:
-        """segment.json alone, held against the manifest; the objects are not looked at."""
-        entry = self.entry
-        own = Listed(
-            entry.path, entry.bytes, entry.sha256, self.index, self.first_example, self.n_examples, entry.n_tokens
-        )
-        return read_listing(self.source, own)
+    @abstractmethod
+    def _table(self, path: str) -> np.ndarray:
+        """A table array or the statistics, whole."""
 
-    @cached_property
-    def reader(self) -> ContainerReader:
-        """The container's reader over the checked listing."""
-        with located(self.where):
-            return open_arrays(self.source, self.entry.path, self.listing)
+    @abstractmethod
+    def _prefetch(self, paths: list[str]) -> None:
+        """Arrays that will be read whole: over a network they are fetched at once."""
 
-    @cached_property
-    def layers(self) -> dict[str, SegmentLayer]:
-        """The annotation layers beside it, by name."""
-        return {entry.name: SegmentLayer(self, entry) for entry in self.entry.layers}
+    def _located(self) -> AbstractContextManager[None]:
+        """Adds the place to errors raised inside the block."""
+        return located(self.where)
 
     @cached_property
     def _layer_of(self) -> dict[str, SegmentLayer]:
         """Which layer has an array."""
         with self._located():
             return {path: layer for layer in self.layers.values() for path in layer.layouts}
-
-    def without_layers(self) -> Segment:
-        """The segment as it was written."""
-        bare = self.entry.model_copy(update={"layers": ()})
-        return Segment(self.source, bare, self.spec, check_presence=self._check_presence)
-
-    @cached_property
-    def layouts(self) -> dict[str, ArrayLayout]:
-        """Every array of the segment by path, traces held against the specification and the examples' lengths."""
-        listed = {entry.path: entry.layout() for entry in self.listing.arrays}
-        with self._located():
-            lengths = {}
-            for sequence in self.spec.sequences:
-                offset = self._whole(listed, f"{sequence}/token_offset")
-                if len(offset) != self.n_examples + 1:
-                    raise FormatError(
-                        f"{sequence}/token_offset has {len(offset)} entries; expected {self.n_examples + 1}."
-                    )
-                check_offset(offset, self.entry.n_tokens.get(sequence, -1), f"{sequence}/token_offset")
-                lengths[sequence] = np.diff(offset)
-            try:
-                n_entries = entries_of(self.spec, lengths, {path: layout.shape for path, layout in listed.items()})
-            except ShapeError as error:
-                raise FormatError(str(error)) from None
-            early = has_early_edges({path: layout.dtype for path, layout in listed.items()})
-            for path, expected in segment_layout(self.spec, lengths, n_entries, early_edges=early).items():
-                found = listed.get(path)
-                if found != expected:
-                    raise FormatError(
-                        f"array {path} is listed as {found and (found.dtype.name, found.shape)}; expected "
-                        f"{(expected.dtype.name, expected.shape)} from the specification and the examples' lengths."
-                    )
-        return listed
-
-    def _whole(self, layouts: dict[str, ArrayLayout], path: str) -> np.ndarray:
-        return read_whole(self.reader, layouts, path)
-
-    def _table(self, path: str) -> np.ndarray:
-        return read_whole(self.reader, self.layouts, path)
 
     def _table_or_layer(self, path: str) -> np.ndarray:
         """A table array of the segment or of a layer, whole."""
@@ -189,9 +96,6 @@ class Segment:
         paths = [path for path in self.layouts if path.startswith(f"{place}/")]
         self._prefetch(paths)
         return [*paths, *(path for path in self._layer_of if path.startswith(f"{place}/"))]
-
-    def _prefetch(self, paths: list[str]) -> None:
-        self.reader.prefetch(paths)
 
     def tokens(self, sequence: str = "source") -> TokenTable:
         """The token table of a sequence; kept after the first call.
@@ -252,11 +156,6 @@ class Segment:
             A chunk that is needed fails its checksum; the object and the examples in it are named.
         """
         return self.array(path)[selection]
-
-    def read_block(self, path: str, selection: tuple[slice, ...]) -> np.ndarray:
-        """Items of an array by slices of step 1 inside its bounds, errors with their place."""
-        with self._located():
-            return self.reader.read(path, selection)
 
     def statistics(self, site: str) -> Float32[np.ndarray, "statistic layer head example"]:
         """All statistics of a site."""
@@ -322,68 +221,6 @@ class Segment:
         for name, column in columns.items():
             self._counted(column.data, f"column/{name}")
         return columns
-
-    def examples_of(self, array: str, start: int = 0, stop: int | None = None) -> range:
-        """The examples (numbers in the store) that items `start:stop` of an array's long axis belong to."""
-        everything = range(self.first_example, self.first_example + self.n_examples)
-        site, _, name = array.partition("/")
-        if stop is None or not any(site == s.name for s in self.spec.sites):
-            return everything
-        try:
-            axis = self.layouts[array].axes[-1 if name == "statistics" else 2]
-            if axis == "entry":
-                return everything
-            if axis == "pair":
-                found = examples_of_rows(self.stored_pair_offset(array), start, stop)
-            elif axis == "example":
-                found = range(start, stop)
-            elif axis in ("distance", "sink"):
-                return everything
-            else:
-                spec = self.spec.site(site)
-                sequence = spec.key_sequence if axis == "key_token" else spec.query_sequence
-                found = examples_of_rows(self._offsets[sequence], start, stop)
-        except HeadAtlasError:  # the offsets themselves are damaged
-            return everything
-        return range(self.first_example + found.start, self.first_example + found.stop)
-
-    def examples_of_object(self, object_path: str, *, damaged: bool = False) -> range:
-        """The examples that a file of this segment serves; with `damaged` those of its chunks that cannot be decoded."""
-        try:
-            spans = (self.reader.damaged_spans if damaged else self.reader.spans)(object_path)
-        except HeadAtlasError:
-            spans = []
-        touched = [self.examples_of(*span) for span in spans] or [self.examples_of("")]
-        return range(min(found.start for found in touched), max(found.stop for found in touched))
-
-    def _located(self) -> _Located:
-        return _Located(self)
-
-
-class _Located:
-    """Adds the segment, and for damage the examples it touches, to errors raised inside the block."""
-
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
-
-    def __enter__(self) -> None:
-        guard_fork()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, HeadAtlasError) or str(error).startswith(self._segment.where):
-            return
-        message = f"{self._segment.where}: {error}"
-        if isinstance(error, ObjectDamageError):
-            touched = self._segment.examples_of(error.array, error.start, error.stop)
-            message += f" {examples_text(touched)}"
-        error.args = (message, *error.args[1:])
-
-
-def examples_text(examples: range) -> str:
-    """For messages: which examples a damaged object touches."""
-    if not examples:
-        return "No example is touched."
-    return f"Examples {examples.start} to {examples.stop - 1} are touched."
 
 
 def missing_array(path: str, spec: TraceSpec) -> str:

@@ -14,13 +14,13 @@ from ..schema import ArrayLayout
 from .listed import Listed, open_arrays, read_listing, read_whole
 
 if TYPE_CHECKING:
-    from .segment import Segment
+    from .committed import CommittedSegment
 
 
 class SegmentLayer:
     """The arrays of one layer of one segment; read and checked when first asked for."""
 
-    def __init__(self, segment: Segment, entry: LayerEntry) -> None:
+    def __init__(self, segment: CommittedSegment, entry: LayerEntry) -> None:
         self.entry, self._segment = entry, segment
 
     @cached_property

@@ -30,13 +30,13 @@ def check_same_heads(select: Store, score: Store, site: str | None = None) -> No
     shape_a, shape_b = (f"{s.name}, {s.n_layers} layers × {s.n_heads} heads" for s in (a, b))
     if shape_a != shape_b:
         raise ConfigError(
-            f"{select.path} has {shape_a}; {score.path} has {shape_b}; expected two traces of one model. "
+            f"{select.location} has {shape_a}; {score.location} has {shape_b}; expected two traces of one model. "
             "Trace both texts with the same model."
         )
     files_a, files_b = (_model(store) for store in (select, score))
     if files_a != files_b:
         raise ConfigError(
-            f"{select.path} and {score.path} are traces of different models ({_name(select)}, {_name(score)}), so "
+            f"{select.location} and {score.location} are traces of different models ({_name(select)}, {_name(score)}), so "
             "head 0.0 of one says nothing about head 0.0 of the other. Trace both texts with the same model."
         )
 

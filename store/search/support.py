@@ -14,7 +14,7 @@ from ..schema import Site
 
 @dataclass(frozen=True)
 class RowSupport:
-    """The rows of a block that have matching keys, and what uniform attention would put on them."""
+    """The matches of one block at a site, by row (query token)."""
 
     matches: Matches
     matcher: Matcher

@@ -205,7 +205,7 @@ def cache_folder() -> Path:
 
 def _cache_file(store: Store, site: Site, kind: str, name: str) -> Path:
     """One file a snapshot, site, kind and statistic; segments are known by their hashes, so equal contents share it."""
-    entries = store.manifest.segments
+    entries = [segment.entry for segment in store.segments]
     added = [layer.sha256 for entry in entries for layer in entry.layers if layer.name == name]
     parts = [str(_VERSION), site.name, kind, name, *(entry.sha256 for entry in entries), *added]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -7,7 +7,8 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Int64
 
-from ..errors import ConfigError, NotFoundError
+from ..errors import ConfigError
+from ..search.search import check_head
 from ..store import Store
 from .blocks import Block, CorpusTokens, iter_blocks
 
@@ -81,10 +82,7 @@ def token_pairs(
         There is no such head.
     """
     found = store.site(site)
-    if not (0 <= layer < found.n_layers and 0 <= head < found.n_heads):
-        raise NotFoundError(
-            f"no head {layer}.{head}; {found.name} has layers 0:{found.n_layers} and heads 0:{found.n_heads}"
-        )
+    check_head(found, layer, head)
     corpus = CorpusTokens.of(store, found)
     names: dict[tuple[str, bool], int] = {}
     code = np.empty(0, np.int64)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NotFoundError
 from ..store import Store
 from .blocks import Block, CorpusTokens, iter_blocks
 from .definitions import Average
@@ -165,9 +165,11 @@ def published_table(
     ConfigError
         No such definition.
     NotFoundError
-        Attention was not kept and cannot be rebuilt.
+        Attention was not kept and cannot be rebuilt, or no example is committed.
     """
     definition, found = definition_of(name), store.site(site)
+    if not store.n_examples:
+        raise NotFoundError(f"{store.location} has no example yet; expected some. Run its job first.")
     corpus = CorpusTokens.of(store, found)
     mean = mean_corner(store, found, without_first, corpus) if definition.needs_mean else None
     shape = found.n_layers, found.n_heads

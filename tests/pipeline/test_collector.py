@@ -12,7 +12,7 @@ import torch
 from headatlas.pipeline import collector as collector_module
 from headatlas.pipeline.capture import capturing, implementation
 from headatlas.pipeline.collector import TraceCollector
-from headatlas.pipeline.reduction import STATISTIC_NAMES, strongest_keys
+from headatlas.pipeline.reduction import strongest_keys
 from headatlas.pipeline.segment_buffers import SegmentBuffers
 from headatlas.pipeline.sites import discover_sites, forward_options
 from headatlas.store.codecs import ATTENTION_CODECS, attention_codec
@@ -21,6 +21,7 @@ from headatlas.store.encoding import attention_arrays
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.pairs import n_pairs, pack_pairs, unpack_pairs
 from headatlas.store.schema import Keep, TraceSpec
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 LENGTHS, TARGET_LENGTHS = (9, 6, 6, 1), (5, 7, 2, 2)
 

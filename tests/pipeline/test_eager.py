@@ -15,6 +15,7 @@ from headatlas.pipeline.job import prepare_job
 from headatlas.pipeline.model_inputs import ModelInputs
 from headatlas.pipeline.planning import BatchLimits, plan_batches
 from headatlas.pipeline.progress import Stage
+from headatlas.pipeline.projection import project_job
 from headatlas.pipeline.run import run_job
 from headatlas.pipeline.segment_buffers import SegmentBuffers
 from headatlas.pipeline.sites import forward_options
@@ -92,6 +93,14 @@ def test_a_job_keeps_attention_and_says_so(mpnet_job):
     np.testing.assert_allclose(maps.sum("key_pos"), 1, atol=0.05)
     assert "eager mode" in CliRunner().invoke(app, ["info", report.store]).output
     assert run_job(config).n_segments_written == 0
+
+
+def test_its_plan_is_measured(mpnet_job):
+    """Bytes on disk come from a sample that went through the model, as it returned them."""
+    job = prepare_job(parse_config({**mpnet_job, "keep": {"query_key": "none"}}))
+    projection = project_job(job, timed=True, n_sampled=4)
+    assert projection.besides, "measured, not guessed"
+    assert {array.path for array in projection.arrays} >= {"encoder/attention", "encoder/edge_key"}
 
 
 def test_every_layer_must_be_there(inputs_of, monkeypatch):

@@ -15,10 +15,10 @@ from headatlas.store.life.writer import StoreWriter
 from headatlas.store.pairs import pack_pairs
 from headatlas.store.reading import rebuild
 from headatlas.store.reading.rebuild_block import rebuild_examples
-from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, TraceSpec, segment_layout
 from headatlas.store.search.search import search
 from headatlas.store.store import open_store
+from headatlas.store.tables import SegmentTables
 from headatlas.store.tokens import Column, TokenTable
 
 LENGTHS = (17, 12, 12, 1)

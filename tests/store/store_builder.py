@@ -16,8 +16,8 @@ from headatlas.store import companding
 from headatlas.store.encoding import attention_arrays
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.manifest import manifest_name
-from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, Site, TraceSpec, pair_offset, segment_layout
+from headatlas.store.tables import SegmentTables
 from headatlas.store.tokens import Column, TokenTable
 
 PROVENANCE: dict[str, Any] = {

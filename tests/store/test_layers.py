@@ -23,6 +23,7 @@ from headatlas.store.life.drop import drop_from_store
 from headatlas.store.life.merge import merge_stores
 from headatlas.store.life.verify import verify_store
 from headatlas.store.patterns import Pattern
+from headatlas.store.reading.frames import table_frame
 
 
 @pytest.fixture
@@ -99,6 +100,19 @@ def test_layers_live_with_their_store(folder: Path, tmp_path: Path) -> None:
         remove_annotation(folder, "kind")
 
 
+def test_annotations_in_frames(folder: Path) -> None:
+    """A float that some segments lack is NaN there; what is called like a column of the frame stands beside it."""
+    store = open_store(folder).annotate("grade", {0: 0.5, 2: -1.0})
+    assert np.array_equal(store.example_columns()["grade"].data, [0.5, np.nan, -1, *[np.nan] * 3], equal_nan=True)
+    assert np.isnan(store.examples_frame()["grade"].iloc[4])
+    assert np.isnan(store.example_columns()["grade"].take(np.array([-1])).data).all()
+    table = store.segments[0].tokens()
+    table.columns["position"], table.columns["self"] = table.columns["text"], table.columns["piece"]
+    frame = table_frame(table, 0)
+    assert frame["position"].tolist() == table.position.tolist()
+    assert (frame["_position"].tolist(), frame["self"].tolist()) == (table.text, table.piece)
+
+
 def test_layers_are_checked(folder: Path) -> None:
     store, values = annotated(folder)
     for wrong, error, match in (
@@ -107,6 +121,8 @@ def test_layers_are_checked(folder: Path) -> None:
         (lambda: store.annotate("a b", {0: "x"}), ConfigError, "expressions"),
         (lambda: store.annotate("mixed", {0: "x", 1: 2}), ConfigError, "text and numbers"),
         (lambda: store.annotate("short", {1: [1]}, level="word"), ShapeError, "one a word"),
+        (lambda: store.annotate("position", {0: [1, 2, 3]}, level="token"), ConfigError, "every token has"),
+        (lambda: store.annotate("index", {0: 1}), ConfigError, "every example has"),
         (lambda: store.annotate("lost", {"nobody": 1}), NotFoundError, "nobody"),
         (lambda: store.add_statistic("entropy", values), ConfigError, "from its corpus or capture"),
         (lambda: store.add_statistic("odd", values[:, :, :3]), ShapeError, "layer, head and example"),
@@ -169,6 +185,24 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
     found = store.refresh().search(Pattern.parse("query.twice == 2 * query.word and key.position == 0"))
     assert found.rows == int((store.tokens_frame()["word"] >= 0).sum())
     assert "layer twice" in CliRunner().invoke(app, ["info", str(folder)], env={"COLUMNS": "200"}).stdout
+
+
+@pytest.mark.parametrize(
+    ("ending", "text", "options", "told"),
+    [
+        ("csv", "id,word,twice\n{id},,1\n", (), "word"),
+        ("csv", "id,word,twice\n{id},first,1\n", (), "word"),
+        ("jsonl", '{{"id": "{id}", "word": 0, "twice": 1}}\n', ("--level", "token"), "token"),
+    ],
+)
+def test_tables_that_name_no_word_are_refused(
+    folder: Path, tmp_path: Path, ending: str, text: str, options: tuple[str, ...], told: str
+) -> None:
+    file = tmp_path / f"layer.{ending}"
+    file.write_text(text.format(id=open_store(folder).examples[0].id))
+    done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", *options])
+    assert isinstance(done.exception, ConfigError)
+    assert told in str(done.exception)
 
 
 def test_conllu_and_stats(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from store_builder import make_contents, make_site, make_spec, write_store
 from headatlas.store.containers.zarr_segment import ZarrReader
 from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.reading.cache import ByteCache
+from headatlas.store.reading.committed import CommittedSegment
 from headatlas.store.reading.segment import Segment
 from headatlas.store.schema import Keep
 from headatlas.store.store import open_store
@@ -147,7 +148,7 @@ def test_tables_are_kept_within_bytes(path: Path) -> None:
     assert all(segment._cache is cache for segment in store.segments)
     assert 0 < cache.n_bytes <= cache.max_bytes
     small = ByteCache(1)
-    alone = Segment(store.source, store.manifest.segments[0], store.spec, cache=small)
+    alone = CommittedSegment(store.source, store.manifest.segments[0], store.spec, cache=small)
     assert alone.tokens() is not alone.tokens()
     assert alone.texts() == store.segments[0].texts()
     assert small.n_bytes == 0

@@ -51,7 +51,7 @@ def test_a_commit_leaves_the_newest_few(tmp_path: Path, many: list[Content]) -> 
     store = open_store(tmp_path / "traces")
     assert (store.is_complete, store.n_examples) == (True, N_SEGMENTS)
     assert verify_store(tmp_path / "traces", full=True).is_sound
-    with pytest.raises(NotFoundError, match=r"has no manifest 3; it has .*keep it open"):
+    with pytest.raises(NotFoundError, match=r"has no manifest 3; found: .*keep it open"):
         open_store(tmp_path / "traces", manifest=3)
 
 

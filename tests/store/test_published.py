@@ -7,7 +7,9 @@ sentences, words of several tokens, texts of no, one and two tokens, heads missi
 from __future__ import annotations
 
 import json
+import pickle
 
+import dask
 import numpy as np
 import pytest
 from traced_corpus import make_site, make_store
@@ -18,9 +20,9 @@ from headatlas.store.errors import ConfigError, FormatError, NotFoundError, Shap
 from headatlas.store.schema import Keep
 from headatlas.store.statistics import measured
 from headatlas.store.statistics.corpus import QUANTILES, corpus_summary
-from headatlas.store.statistics.definitions import known_names
+from headatlas.store.statistics.definitions import head_statistics, known_names
 from headatlas.store.statistics.headvis import METRICS, compare_headvis, export_headvis, rank_correlation, read_headvis
-from headatlas.store.statistics.measured import measured_statistics, statistic_rows
+from headatlas.store.statistics.measured import corpus_means, measured_statistics, statistic_rows
 from headatlas.store.statistics.profiles import offset_profiles, token_pairs
 from headatlas.store.statistics.published import published_table
 from tools.check_definitions import definition_lines, loop_over, statistic_lines
@@ -35,6 +37,33 @@ def keep(codec):
 @pytest.fixture
 def traced(tmp_path):
     return make_store(tmp_path / "store", lengths=LENGTHS)
+
+
+def test_a_store_without_a_segment_has_numbers_of_its_own(traced, tmp_path, monkeypatch):
+    """What is kept of one is not taken for the whole store, by statistics, dask or a pickle."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = traced.store
+    rest = store.without({1})
+    part, whole = (corpus_means(one, ["entropy"])["entropy"] for one in (rest, store))
+    exact = [head_statistics(m, t.special, ["entropy"], cross=False)[0] for m, t in zip([a[0] for a in traced.attention["encoder"]], traced.tokens["source"], strict=True) if len(t)]  # fmt: skip
+    lengths = [len(table) for table in traced.tokens["source"] if len(table)]
+    np.testing.assert_allclose(whole[0], np.average(exact, axis=0, weights=lengths), rtol=1e-5)
+    np.testing.assert_allclose(part[0], np.average(exact[:4], axis=0, weights=lengths[:4]), rtol=1e-5)
+    again = pickle.loads(pickle.dumps(rest))
+    assert [s.index for s in again.segments] == [0]
+    assert (again.n_examples, again.n_tokens, again.is_complete) == (4, {"source": sum(LENGTHS[0])}, False)
+    assert again.bytes_on_disk < store.bytes_on_disk
+    last, both = dask.compute(store.without({0}).attention().data, store.attention().data)  # one graph
+    assert np.array_equal(last, both[:, :, -last.shape[2] :])
+    assert store.without({0}).without({1}).n_examples == 0
+    assert rest.refresh().n_examples == 8
+
+
+def test_a_store_that_is_still_empty(traced):
+    """There is nothing to measure yet, and the message says so."""
+    store = traced.store.without({0, 1})
+    with pytest.raises(NotFoundError, match="no example yet"):
+        published_table(store, "headvis")
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -13,8 +13,8 @@ from headatlas.store import companding
 from headatlas.store.errors import BudgetError, ConfigError, FormatError, NotFoundError, ShapeError
 from headatlas.store.pairs import pack_pairs
 from headatlas.store.reading import rebuild, rebuild_block
+from headatlas.store.reading.committed import CommittedSegment
 from headatlas.store.reading.masks import key_span, keys_seen
-from headatlas.store.reading.segment import Segment
 from headatlas.store.schema import Keep, Site
 from headatlas.store.store import open_store
 
@@ -135,13 +135,13 @@ def test_weights_at_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_tile_reads_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = make_store(tmp_path / "store", make_site(), "float16")
     asked: list[tuple[str, int, int]] = []
-    read = Segment.read_block
+    read = CommittedSegment.read_block
 
-    def counted(self: Segment, path: str, selection: tuple[slice, ...]) -> np.ndarray:
+    def counted(self: CommittedSegment, path: str, selection: tuple[slice, ...]) -> np.ndarray:
         asked.append((path, selection[2].start, selection[2].stop))
         return read(self, path, selection)
 
-    monkeypatch.setattr(Segment, "read_block", counted)
+    monkeypatch.setattr(CommittedSegment, "read_block", counted)
     store.examples[2].attention(0, 1, query=slice(10, 14), key=slice(2, 5))
     own = [("decoder/key", 8, 11), ("decoder/logsumexp", 16, 20), ("decoder/query", 16, 20)]
     assert sorted(set(asked)) == sorted([*own, ("decoder/key", 6, 20)])  # the keys that the rows see, for their sums

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zarr
 from range_server import RangeServer, serve
-from traced_corpus import make_store
+from traced_corpus import make_site, make_store
 from typer.testing import CliRunner
 
 from headatlas.store import open_store
@@ -30,6 +30,7 @@ from headatlas.store.life.drop import drop_from_store
 from headatlas.store.life.verify import verify_store
 from headatlas.store.life.writer import StoreWriter
 from headatlas.store.numbers import LATEST_NAME
+from headatlas.store.search.split import check_same_heads
 from headatlas.store.store import Store
 
 PATTERN = "key.position == query.position - 1"
@@ -176,6 +177,38 @@ def test_servers_that_misbehave_are_refused(folder: Path, server: RangeServer) -
         assert finding.object.endswith("encoder/attention/c/0/0/0")
     shard.write_bytes(whole)
     assert open_store(server.url).examples[1].attention(0).size
+
+
+@pytest.mark.parametrize("container", ["zarr"])
+def test_a_snapshot_that_is_not_there(folder: Path, server: RangeServer) -> None:
+    """Asked for by number: the same error for a URL as for a folder, and no word of damage."""
+    for place in (folder, server.url):
+        with pytest.raises(NotFoundError, match=r"has no manifest 77; found: .*3"):
+            open_store(place, manifest=77)
+    assert open_store(server.url, manifest=1).n_examples == 3
+
+
+@pytest.mark.parametrize("container", ["zarr"])
+def test_a_network_that_fails_is_not_damage(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` says of a store that it cannot be reached, not that its segments are damaged."""
+    store = open_store(server.url)
+    fetch = store.source.fetch  # type: ignore[attr-defined]
+
+    def fails(wanted):
+        if any(item.path.endswith("segment.json") for item in wanted):
+            raise RemoteError("the server went away")
+        return fetch(wanted)
+
+    monkeypatch.setattr(store.source, "fetch", fails)
+    with pytest.raises(RemoteError, match="segment 0: the server went away"):
+        verify_store(store.source)
+
+
+@pytest.mark.parametrize("container", ["zarr"])
+def test_other_models_behind_urls(folder: Path, server: RangeServer, tmp_path: Path) -> None:
+    make_store(tmp_path / "other", (make_site(n_heads=4, n_kv_heads=4),))
+    with serve(tmp_path / "other") as other, pytest.raises(ConfigError, match=r"3 heads; http.*4 heads"):
+        check_same_heads(open_store(server.url), open_store(other.url))
 
 
 @pytest.mark.parametrize("container", ["zarr"])

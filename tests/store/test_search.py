@@ -14,7 +14,7 @@ from headatlas.store.containers import shard
 from headatlas.store.errors import ConfigError, CorruptSegmentError, FormatError, NotFoundError, PatternError
 from headatlas.store.life.convert import convert_store
 from headatlas.store.patterns import LIBRARY, Pattern
-from headatlas.store.reading.segment import Segment
+from headatlas.store.reading.committed import CommittedSegment
 from headatlas.store.schema import Keep
 from headatlas.store.search import scan
 from headatlas.store.search.search import RANKINGS, search
@@ -168,7 +168,7 @@ def test_edges_are_exact_where_every_key_has_one(stores, tmp_path, text, contain
 def test_edges_are_decoded_once(tmp_path, monkeypatch):
     store = make_store(tmp_path / "store", lengths=((9, 9), (9, 9)), keep=Keep(query_key=None, edges=8)).store
     search(store, "previous_token", level="edges")
-    monkeypatch.setattr(Segment, "read_block", lambda self, path, where: pytest.fail(f"{path} was kept"))
+    monkeypatch.setattr(CommittedSegment, "read_block", lambda self, path, where: pytest.fail(f"{path} was kept"))
     assert search(store, "next_token", level="edges").rows == 32
 
 
@@ -177,13 +177,13 @@ def test_of_attention_only_chunks_with_a_match_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "CHUNK_PAIRS", 200)
     traced = make_store(tmp_path / "store", lengths=((20,) * 30,), keep=Keep(attention="float32", query_key=None))
     read = []
-    block = Segment.read_block
+    block = CommittedSegment.read_block
 
     def noted(self, path, where):
         read.append((path, where[2].stop - where[2].start))
         return block(self, path, where)
 
-    monkeypatch.setattr(Segment, "read_block", noted)
+    monkeypatch.setattr(CommittedSegment, "read_block", noted)
     few = search(traced.store, "example.index in {3, 20} and previous_token")
     assert sum(n for path, n in read if path.endswith("attention")) == 2 * 2 * 380  # layers, examples, 19 rows of 20
     assert sum(n for path, n in read if path.endswith("edge_key")) == 2 * 2 * 19

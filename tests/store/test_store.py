@@ -205,7 +205,7 @@ def test_snapshots(tmp_path: Path, contents: list[Content]) -> None:
     assert store.refresh().examples[5].id == "example-5"
     assert store.refresh().is_complete
     assert [len(open_store(tmp_path / "traces", manifest=n).segments) for n in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(NotFoundError, match="has no manifest 9; it has 0 to 3"):
+    with pytest.raises(NotFoundError, match="has no manifest 9; found: 0 to 3"):
         open_store(tmp_path / "traces", manifest=9)
 
 

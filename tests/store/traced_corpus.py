@@ -9,10 +9,10 @@ import numpy as np
 
 from headatlas.store.encoding import attention_arrays
 from headatlas.store.life.writer import StoreWriter
-from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
 from headatlas.store.store import Store, open_store
+from headatlas.store.tables import SegmentTables
 from headatlas.store.tokens import Column, TokenFlag, TokenTable
 
 WORDS = ["the", "The", "nurse", "doctor", "she", "Straße", "."]

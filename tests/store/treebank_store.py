@@ -9,9 +9,9 @@ from traced_corpus import make_site
 
 from headatlas.store import companding
 from headatlas.store.life.writer import StoreWriter
-from headatlas.store.reading.segment import SegmentTables
 from headatlas.store.schema import Keep, TraceSpec, segment_layout
 from headatlas.store.store import Store, open_store
+from headatlas.store.tables import SegmentTables
 from headatlas.store.tokens import Column, TokenFlag, TokenTable
 
 Tree = list[tuple[int, str]]

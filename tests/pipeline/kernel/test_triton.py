@@ -13,9 +13,9 @@ from headatlas.pipeline.collector import TorchReduction
 from headatlas.pipeline.device_reduction import TritonReduction
 from headatlas.pipeline.fused import choose_reduction
 from headatlas.pipeline.model_inputs import ModelInputs
-from headatlas.pipeline.reduction import STATISTIC_NAMES
 from headatlas.pipeline.sites import discover_sites
 from headatlas.store.schema import Keep, TraceSpec
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 interpreted = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install headatlas[gpu]"

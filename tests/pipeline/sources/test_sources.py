@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headatlas.pipeline.model_folder import hash_file, read_weight_files
-from headatlas.pipeline.sources import cache_folder, describe_model, load_model, load_tokenizer, resolve_model
+from headatlas.pipeline.sources import cache_folder, load_model, load_tokenizer, resolve_model
 from headatlas.store.errors import ConfigError
 
 
@@ -58,16 +58,6 @@ def test_dtypes(make_model):
     folder = str(make_model())
     assert load_model(folder, dtype="bfloat16").model.dtype is torch.bfloat16
     assert load_model(folder, dtype="auto").model.dtype is torch.float32
-
-
-def test_description_needs_no_weights(make_model):
-    folder = make_model("decoder")
-    described = describe_model(str(folder))
-    model = load_model(str(folder)).model
-    head = described.n_parameters - sum(parameter.numel() for parameter in model.parameters())
-    assert head == 16 * 8  # the output head, which is not loaded
-    assert described.weight_bytes == (folder / "model.safetensors").stat().st_size
-    assert described.config.num_key_value_heads == 2
 
 
 def test_weights_in_several_files(make_model):
