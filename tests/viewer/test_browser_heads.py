@@ -179,7 +179,7 @@ def test_umap_takes_the_place_of_the_plane_when_it_is_ready(page: Page, url: str
     page.locator("[data-method=umap]").click()
     page.get_by_text("UMAP is being computed").wait_for()
     assert rows(page, "query-key space") == plane  # the plane stays until then
-    page.get_by_text("examples \u00b7 UMAP").wait_for(timeout=120_000)
+    page.get_by_text("examples \u00b7 UMAP").wait_for(timeout=300_000)
     expected = neighbour_plane(sample(DataSource(store), store.site(), (1, 2)))
     for row, (x, y) in zip(rows(page, "query-key space")[:50], expected.query[:50].tolist(), strict=True):
         assert (float(row["x"]), float(row["y"])) == pytest.approx((x, y), abs=0.05)
