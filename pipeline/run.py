@@ -294,13 +294,17 @@ def _run_batch(
     return batch.failures
 
 
+_NO_ROOM = (
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",  # oneDNN, without saying why: it finds no room for the code that it generates
+    "could not create a memory object",
+)
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "can't allocate memory" in text
-        or "not enough memory" in text
-    )
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in _NO_ROOM)
 
 
 def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
