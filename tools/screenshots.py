@@ -29,7 +29,7 @@ _EDGE = {"page": "views", "example": 58, "layer": 1, "head": 3, "pin": "q4"}
 _STATES: dict[str, dict[str, str | int]] = {
     "viewer": {**_EDGE, "view": "head", "heads": "3.1"},
     "corpus": {"page": "corpus", "statistic": "special", "layer": 4, "head": 5},
-    "search": {"page": "search", "pattern": "key.word == query.antecedent"},
+    "search": {"page": "search", "pattern": "key.lower == query.lower and key.position != query.position"},
     "search-mistake": {"page": "search", "pattern": 'key.word == query.head and query.deprell == "nsubj"'},
     "examples": {
         "page": "examples",
@@ -112,7 +112,7 @@ def take(address: str, names: list[str], folder: Path) -> list[str]:
             if PICTURES[name].get("view") == "space":  # placed in the background
                 page.locator("canvas[data-shade]").wait_for(timeout=60_000)
             page.wait_for_load_state("networkidle")
-            page.wait_for_timeout(1_000)  # the last frame arrives over the web socket, which counts as no request
+            page.wait_for_timeout(2_000)  # the last frame arrives over the web socket, which counts as no request
             page.screenshot(path=folder / f"{name}.png")
             print(f"wrote {folder / name}.png")
             page.close()

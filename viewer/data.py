@@ -287,7 +287,7 @@ class DataSource:
         on_progress: Callable[[SearchProgress], None] = lambda progress: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> SearchResult:
-        """Score every head for a pattern; kept per expression once it is complete.
+        """Score every head for a pattern, with the evidence for the scores; kept per expression once it is complete.
 
         Raises
         ------
@@ -305,6 +305,7 @@ class DataSource:
 
         def make() -> SearchResult:
             found = search(self.store, expression, name, on_progress=on_progress, stop=ended)
+            _ = found.evidence  # here, where a thread waits for it: pages ask for it in the server's loop
             if not found.is_complete:
                 raise SearchStoppedError(found)
             return found

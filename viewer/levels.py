@@ -22,6 +22,8 @@ def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
     dims = f"all {site.d_head}"
     corpus = {"search": "search", "examples": "filtered" if state.text else "examples"}.get(state.page, data.name)
     return {
+        "sites": list(data.store.sites) if len(data.store.sites) > 1 else [],
+        "site": site.name,
         "levels": [
             _level(state, "Corpus", corpus, {"page": "corpus"}, on=not on_views),
             {
@@ -52,7 +54,7 @@ def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
                 on=on_views and state.view == "neuron",
                 off=not on_views,
             ),
-        ]
+        ],
     }
 
 

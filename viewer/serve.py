@@ -57,10 +57,8 @@ class Auth:
             "basic_auth": self.basic, "oauth_provider": self.oauth, "oauth_key": self.key, "oauth_secret": self.secret,
             "cookie_secret": self.cookie_secret,
         }  # fmt: skip
-        here = Path(__file__).parent  # Panel's own pages ask a network for fonts and a logo
-        own = {"logout_template": str(here / "logout.html"), "oauth_error_template": str(here / "refused.html")}
-        if self.basic:
-            own["login_template"] = str(here / "login.html")
+        door = str(Path(__file__).parent / "door.html")  # Panel's own pages ask a network for fonts and a logo
+        own = {"logout_template": door, "oauth_error_template": door} | ({"login_template": door} if self.basic else {})
         return {name: value for name, value in given.items() if value} | (own if self.basic or self.oauth else {})
 
 

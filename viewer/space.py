@@ -8,6 +8,7 @@ both are brought to one mean length before principal components of both together
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,11 @@ def principal_plane(found: Sample) -> Plane:
     return Plane(places[: len(query)], places[len(query) :], shown, factor)
 
 
+def has_umap() -> bool:
+    """Whether UMAP is installed; it is asked for without loading it."""
+    return importlib.util.find_spec("umap") is not None
+
+
 def neighbour_plane(found: Sample) -> Plane:
     """UMAP of the same vectors, where that library is installed.
 
@@ -172,6 +178,7 @@ def space_frame(found: Sample, plane: Plane, head: Head, shade: str, site: Site)
         "options": [[name, name] for name in names],
         "groups": groups,
         "group_of": scale,
+        "umap": has_umap(),
         "facts": f"{len(found.label):,} tokens of {len(np.unique(found.example)):,} examples"
         + (
             f" \u00b7 {plane.shown:.0%} of the variance".replace("%", " %")

@@ -27,6 +27,7 @@ WEIGHTS = ("stored", "renormalised")
 LAYOUTS = ("columns", "rows")
 POOLINGS = ("maximum", "mean")
 SCALES = ("sqrt", "linear", "log")
+ARRANGEMENTS = ("layer", "weight", "search")
 COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
 MAX_TEXT = 2_000
@@ -43,7 +44,7 @@ _ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 
 _FIELDS = (
     "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
-    "share", "keys", "specials", "level", "segments", "weights", "layout", "pooling", "scale", "zoom", "compare",
+    "share", "keys", "specials", "level", "segments", "weights", "layout", "pooling", "scale", "zoom", "arrange", "compare",
     "other_example", "other_head", "other_store", "shade", "where", "text", "order", "row", "lengths", "scores", "theme",
 )  # fmt: skip
 
@@ -107,6 +108,7 @@ class ViewState(param.Parameterized):
     pooling = param.Selector(default="maximum", objects=list(POOLINGS), doc="of a matrix that is zoomed out")
     scale = param.Selector(default="sqrt", objects=list(SCALES), doc="of the matrix's colours")
     zoom = param.String(default="", doc="first row, first column and width of the matrix's window")
+    arrange = param.Selector(default="layer", objects=list(ARRANGEMENTS), doc="order of the model view's heads")
     compare = param.Selector(default="examples", objects=list(COMPARISONS))
     other_example = param.String(default="", doc="number of the example that is compared with; empty: its pair's other")
     other_head = param.String(default="", doc="layer.head that is compared with, of `other_store` where models are")
@@ -193,6 +195,8 @@ class ViewState(param.Parameterized):
         """Become the state of `query`: fields it does not name go back to the start. Returns what was not taken."""
         wanted: dict[str, Any] = {name: value for name, value in self._start.items() if name != "theme"}
         problems: list[Problem] = []
+        if self._bounds.examples is not None and not self._bounds.examples:
+            del wanted["example"]  # an empty store has no first one
         for part in query.removeprefix("?").split("&"):
             name, _, value = part.partition("=")
             if name:
@@ -212,6 +216,8 @@ class ViewState(param.Parameterized):
                 taken[name] = self._checked(name, value, taken)
             except ValueError as error:
                 problems.append(Problem(name, _shown(value), str(error)))
+        if taken.get("site", self.site) != self.site:
+            taken = self._moved(taken["site"]) | taken
         self.param.update(**taken)
         return problems
 
@@ -264,11 +270,25 @@ class ViewState(param.Parameterized):
         limit = {"layer": layers, "head": heads}.get(name)
         if limit is not None and number >= limit:
             raise ValueError(f"this store has {name} 0 to {limit - 1}")
-        if name == "example" and self._bounds.examples is not None and number not in self._bounds.examples:
-            raise ValueError(_absent(self._bounds.examples))
+        examples = self._bounds.examples
+        if name == "example" and examples is not None and number not in examples:
+            raise ValueError(_absent(examples))
         if name == "keys" and not 1 <= number <= 64:
             raise ValueError("expected 1 to 64")
         return number
+
+    def _moved(self, site: str) -> dict[str, Any]:
+        """What becomes of the other choices at another site: heads that it has not are let go, and so is the pin."""
+        layers, heads = self._bounds.sites.get(site, (None, None))
+        if layers is None or heads is None:
+            return {"pin": ""}
+        others = [head for head in self.heads_shown[1:] if head[0] < layers and head[1] < heads]
+        return {
+            "pin": "",
+            "layer": min(self.layer, layers - 1),
+            "head": min(self.head, heads - 1),
+            "heads": ",".join(f"{layer}.{head}" for layer, head in others),
+        }
 
     def _site_shape(self, taken: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
         return self._bounds.sites.get(taken.get("site", self.site), (None, None))

@@ -46,6 +46,12 @@ SITE = Site(
     scaling=(D_HEAD**-0.5,) * LAYERS, softcap=(None,) * LAYERS, window=(None,) * LAYERS,
 )  # fmt: skip
 
+DECODER = SITE.model_copy(
+    update={"name": "decoder", "n_layers": 2, "scaling": (D_HEAD**-0.5,) * 2, "softcap": (None,) * 2, "window": (None,) * 2}
+    | {"causal": True, "query_sequence": "target", "key_sequence": "target"}
+)  # fmt: skip
+CROSS = DECODER.model_copy(update={"name": "cross", "causal": False, "key_sequence": "source"})
+
 
 def texts(n: int) -> list[str]:
     """Texts of n examples: hostile ones first."""
@@ -103,38 +109,58 @@ def vectors(rng: np.random.Generator, n_tokens: int) -> tuple[np.ndarray, np.nda
 
 def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Every array of a segment from random vectors: attention, edges and statistics follow from query and key."""
-    tokens = tables.tokens["source"]
-    arrays = {p: np.zeros(a.shape, a.dtype) for p, a in segment_layout(spec, {"source": tokens.n_tokens}).items()}
-    pairs = []
-    for i, n in enumerate(tokens.n_tokens.tolist()):
-        rows = slice(int(tokens.token_offset[i]), int(tokens.token_offset[i + 1]))
-        query, key = vectors(rng, n)
-        scores = np.einsum("lhqd,lhkd->lhqk", query, key) * D_HEAD**-0.5
-        logsumexp = np.logaddexp.reduce(scores, axis=-1)
-        attention = np.exp(scores - logsumexp[..., None]).astype(np.float32)
-        order = np.argsort(-attention, axis=-1, kind="stable")[..., :EDGES]
-        kept = order.shape[-1]
-        values = {
-            "query": encode_vectors(query, "float16"), "key": encode_vectors(key, "float16"), "logsumexp": logsumexp,
-        }  # fmt: skip
-        for name, value in values.items():
-            if f"encoder/{name}" in arrays:
-                arrays[f"encoder/{name}"][:, :, rows] = value
-        if "encoder/edge_key" in arrays:
-            arrays["encoder/edge_key"][:, :, rows] = np.iinfo(arrays["encoder/edge_key"].dtype).max
-            arrays["encoder/edge_key"][:, :, rows, :kept] = order
-            arrays["encoder/edge_weight"][:, :, rows, :kept] = np.take_along_axis(attention, order, -1)
-        pairs.append(pack_pairs(attention, causal=False))
-        if "encoder/statistics" in arrays:
-            special = tokens.special[rows]
-            for layer in range(LAYERS):
-                arrays["encoder/statistics"][:, layer, :, i] = head_statistics(attention[layer], special)
-    if (codec := spec.attention_codec) is not None:
-        flat, counts = np.concatenate(pairs, axis=2), tokens.n_tokens
-        arrays |= attention_arrays(
-            SITE, codec, segment_layout(spec, {"source": counts}), counts, counts, flat.__getitem__
-        )
+    counts = {name: table.n_tokens for name, table in tables.tokens.items()}
+    layout = segment_layout(spec, counts)
+    arrays = {p: np.zeros(a.shape, a.dtype) for p, a in layout.items()}
+    for site in spec.sites:
+        pairs = [site_arrays(arrays, site, tables, i, rng) for i in range(tables.n_examples)]
+        if (codec := spec.attention_codec) is not None:
+            flat, (n_queries, n_keys) = (
+                np.concatenate(pairs, axis=2),
+                (counts[site.query_sequence], counts[site.key_sequence]),
+            )
+            arrays |= attention_arrays(site, codec, layout, n_queries, n_keys, flat.__getitem__)
     return arrays
+
+
+def site_arrays(
+    arrays: dict[str, np.ndarray], site: Site, tables: SegmentTables, i: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Fill in one example at one site; returns its packed attention."""
+    name, queries, keys = site.name, tables.tokens[site.query_sequence], tables.tokens[site.key_sequence]
+    rows, columns = (slice(int(t.token_offset[i]), int(t.token_offset[i + 1])) for t in (queries, keys))
+    n_queries, n_keys = rows.stop - rows.start, columns.stop - columns.start
+    query, key = (v[: site.n_layers] for v in vectors(rng, max(n_queries, n_keys)))
+    query, key = query[:, :, :n_queries], key[:, :, :n_keys]
+    scores = np.einsum("lhqd,lhkd->lhqk", query, key) * D_HEAD**-0.5
+    if site.causal:
+        scores = np.where(np.tri(n_queries, n_keys, dtype=bool), scores, -np.inf)
+    logsumexp = np.logaddexp.reduce(scores, axis=-1)
+    attention = np.exp(scores - logsumexp[..., None]).astype(np.float32)
+    values = {
+        "query": (rows, encode_vectors(query, "float16")), "key": (columns, encode_vectors(key, "float16")),
+        "logsumexp": (rows, logsumexp),
+    }  # fmt: skip
+    for array, (place, value) in values.items():
+        if f"{name}/{array}" in arrays:
+            arrays[f"{name}/{array}"][:, :, place] = value
+    if f"{name}/edge_key" in arrays:
+        order = np.argsort(-attention, axis=-1, kind="stable")[..., :EDGES]
+        weight, kept, none = (
+            np.take_along_axis(attention, order, -1),
+            order.shape[-1],
+            np.iinfo(arrays[f"{name}/edge_key"].dtype).max,
+        )
+        arrays[f"{name}/edge_key"][:, :, rows] = none
+        arrays[f"{name}/edge_key"][:, :, rows, :kept] = np.where(weight > 0, order, none)
+        arrays[f"{name}/edge_weight"][:, :, rows, :kept] = weight
+    if f"{name}/statistics" in arrays:
+        special = keys.special[columns]
+        for layer in range(site.n_layers):
+            arrays[f"{name}/statistics"][:, layer, :, i] = head_statistics(
+                attention[layer], special, cross=site.query_sequence != site.key_sequence
+            )
+    return pack_pairs(attention, causal=site.causal)
 
 
 def write_store(
@@ -147,13 +173,17 @@ def write_store(
     second: list[str | None] | None = None,
     ids: list[str] | None = None,
     genres: list[str] | None = None,
+    targets: list[str] | None = None,
 ) -> Path:
     """Write a store of `n_segments` segments; `planned` more than that leaves the job unfinished.
 
-    `rows`, `second`, `ids` and `genres` are texts, ids and annotations of its own.
+    `rows`, `second`, `ids` and `genres` are texts, ids and annotations of its own; with `targets` it is an
+    encoder–decoder's.
     """
     n_examples = len(rows) if rows else n_examples
-    spec = TraceSpec(sites=(SITE,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES)
+    spec = TraceSpec(
+        sites=(SITE, DECODER, CROSS) if targets else (SITE,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES
+    )
     writer = StoreWriter.create(
         path, spec=spec, provenance={"model": {"name": "tiny-<b>random</b>"}, "corpus": {"name": "hostile"}},
         n_examples_planned=n_examples, n_segments_planned=planned or n_segments, threads=1,
@@ -163,10 +193,11 @@ def write_store(
     for index in range(n_segments):
         start, stop = edges[index], edges[index + 1]
         mine, others = rows[start:stop], pairs[start:stop]
+        theirs: list[str | None] = [*targets[start:stop]] if targets else [None] * len(mine)
         tables = SegmentTables(
-            ids[start:stop] if ids else [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)], mine, others, [None] * len(mine),
+            ids[start:stop] if ids else [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)], mine, others, theirs,
             {"genre": Column.of_text(genres[start:stop] if genres else ["mail" if i % 3 else "<i>news</i>" for i in range(start, stop)])},
-            {"source": token_table(mine, others)},
+            {"source": token_table(mine, others)} | ({"target": token_table(targets[start:stop])} if targets else {}),
         )  # fmt: skip
         writer.write(index, start, tables, segment_arrays(spec, tables, rng))
     return path

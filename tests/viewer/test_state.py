@@ -118,3 +118,17 @@ def test_arguments_of_a_request_keep_their_bytes():
     query = query_of_arguments({"pattern": [b'key.text == "a&b=%"'], "layer": [b"1", b"2"]})
     assert state.from_query(query) == []
     assert (state.pattern, state.layer) == ('key.text == "a&b=%"', 2)
+
+
+def test_an_empty_store_does_not_refuse_what_nobody_asked_for():
+    state = ViewState(Bounds(sites={"encoder": (6, 12)}, examples=range(0)))
+    assert state.from_query("page=examples") == []
+    assert [problem.field for problem in state.from_query("example=3")] == ["example"]
+
+
+def test_another_site_lets_go_what_it_has_not():
+    state = ViewState(BOUNDS)
+    assert state.apply({"layer": 5, "head": 7, "heads": "1.2,4.11", "pin": "q3"}) == []
+    assert state.apply({"site": "cross"}) == []
+    assert (state.layer, state.head, state.heads, state.pin) == (1, 2, "1.2", "")
+    assert [problem.field for problem in state.apply({"site": "encoder", "layer": 9})] == ["layer"]

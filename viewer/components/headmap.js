@@ -5,6 +5,7 @@ import { at, el, fit, mirror, write } from "../_js/dom.js";
 import { component, select } from "../_js/shell.js";
 
 const CSS = `
+.maphead .sel { min-width: 64px; max-width: 148px } .maphead .legend { flex: none } .maphead .scale { width: 56px }
 .map { position: relative; height: 100% } .map canvas { cursor: pointer; border-radius: 4px }
 .little .downloads { top: auto; bottom: 4px; right: 4px } .little .downloads > div { top: auto; bottom: 28px }
 .scale { width: 80px; height: 8px; border-radius: 2px; border: 1px solid var(--line-2); position: relative } .scale i { position: absolute; top: -2px; width: 2px; height: 10px; background: var(--ink) }
@@ -16,7 +17,7 @@ export function render({model, el: host}) {
   const parse = text => text.split(".").map(Number);
   component(model, host, CSS, ui => {
     const canvas = el("canvas", {tabindex: 0, role: "img"}), box = el("div.map", null, canvas), live = el("span.sr", {"aria-live": "polite"});
-    const head = el("header"), card = el("section.card", {"data-picture": "head map"});
+    const head = el("header.maphead"), card = el("section.card", {"data-picture": "head map"});
     let table = null, frame = null, selected = parse(model.selected), geometry = null, hovered = null, ranks = null, top = null;
 
     function place(layer, h) { return {x: geometry.left + h * geometry.cell, y: geometry.top + layer * geometry.cell}; }
@@ -129,7 +130,7 @@ export function render({model, el: host}) {
           order.map(i => ({head: `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, value: frame.values[i].toFixed(6)})));
       }
       canvas.dataset.choice = frame.choice || "";
-      if (!frame.small) head.replaceChildren(el("h2.ell", null, frame.other || "Layers \u00D7 heads"), ...(frame.other ? [el("span.sub.ell", null, frame.about), el("span.grow"), el("button.btn", {onclick: () => ui.go({page: "views", view: "compare", compare: "models"})}, "Compare heads"), el("button.btn.quiet", {"aria-label": "close the other model", onclick: () => ui.go({other_store: ""})}, "\u2715")]
+      if (!frame.small) head.replaceChildren(...(frame.stores?.length ? [] : [el("h2.ell", null, frame.other || "Layers \u00D7 heads")]), ...(frame.other ? [el("span.sub.ell", null, frame.about), el("span.grow"), el("button.btn", {onclick: () => ui.go({page: "views", view: "compare", compare: "models"})}, "Compare heads"), el("button.btn.quiet", {"aria-label": "close the other model", onclick: () => ui.go({other_store: ""})}, "\u2715")]
         : [select(frame.options, frame.choice, "statistic", v => ui.go({statistic: v})), ...(frame.stores?.length ? [select([["", "beside\u2026"], ...frame.stores.map(name => [name, name])], frame.beside, "another store beside", v => ui.go({other_store: v}))] : []), el("span.grow"), legend()]));
       mark(parse(model.selected));
     };

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import param
 
+from ..state import ARRANGEMENTS
 from .base import ESMView
 
 
@@ -14,13 +15,18 @@ class ModelView(ESMView):
 
     `frame` is `frames.model_frame` or `frames.message_frame`; `tokens` as in `HeadView`. `enlarged` names the head
     shown large at the side; `selected` lists the heads of the head view, marked in their colours (Shift click adds).
+    `arrange` is the order: by layer, or by the scores of `ranking` (``{scores: float32 [layer * head], title}``), best
+    first; ``"search"`` can be chosen where `searched` says so.
     """
 
     tokens = param.Dict(default={})
     enlarged = param.String(default="")
     selected = param.String(default="")
     hide_special = param.Boolean(default=True)
+    arrange = param.Selector(default="layer", objects=list(ARRANGEMENTS))
+    ranking = param.Dict(default={})
+    searched = param.Boolean(default=False)
     scale = param.Selector(default="sqrt", objects=["linear", "sqrt", "log"])
 
     _esm = _bundle = "modelview.js"
-    _priority_changes: ClassVar[list[str]] = ["enlarged", "selected", "hide_special"]
+    _priority_changes: ClassVar[list[str]] = ["enlarged", "selected", "hide_special", "arrange"]

@@ -83,6 +83,13 @@ export function walk(container, rows) {
 
 export const typing = event => /^(INPUT|SELECT|TEXTAREA)$/.test(event.composedPath()[0]?.tagName || "");
 
+// Keys that work wherever the focus is can be turned off, for this browser: speech and tremor type them by accident
+const SWITCH = "headatlas single keys";
+export const singleKeys = () => { try { return localStorage.getItem(SWITCH) !== "off"; } catch { return true; } };
+export const setSingleKeys = on => { try { localStorage.setItem(SWITCH, on ? "on" : "off"); } catch { /* a browser that keeps nothing */ } };
+// whether a key pressed somewhere is meant for the page
+export const global = event => !event.ctrlKey && !event.metaKey && !event.altKey && !event.defaultPrevented && !typing(event) && singleKeys();
+
 const SHELL = `
 .ha a { color: inherit; text-decoration: none }
 .ha kbd { font: 11px/1 var(--mono); border: 1px solid var(--line-2); border-radius: 4px; padding: 3px 5px; color: var(--ink-2); background: var(--surface) }

@@ -6,7 +6,7 @@ import { CSS } from "../_js/style.js";
 // A query lies near the keys that it attends to. Form tells the side: queries are rings, keys are filled.
 const OWN = `
 .two { display: grid; grid-template-columns: minmax(0,1fr) 300px; gap: 12px; height: 100% } .plot { position: relative; height: 100%; outline-offset: -3px; cursor: crosshair; touch-action: none } .body.flush { padding: 0; overflow: hidden }
-.tools { display: flex; gap: 8px; align-items: center; margin-left: auto } .pickc { height: 24px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); font-size: 12px !important } .tools .seg button { height: 22px; padding: 0 9px }
+.tools { display: flex; gap: 8px; align-items: center; margin-left: auto } .pickc { height: 24px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); font-size: 12px !important } .tools .seg button { height: 22px; padding: 0 9px } .tools .seg button:disabled { color: var(--ink-3); opacity: .7; cursor: help }
 .key { display: flex; flex-wrap: wrap; gap: 4px 12px; padding: 6px 12px; border-top: 1px solid var(--line); font-size: 11px; color: var(--ink-2) } .key span { display: inline-flex; gap: 5px; align-items: center } .key i { width: 9px; height: 9px; border-radius: 50%; display: inline-block; box-sizing: border-box }
 .hit { display: grid; grid-template-columns: 18px minmax(0,1fr) auto; gap: 6px; width: 100%; height: 24px; align-items: center; border: 0; background: none; text-align: left; font-size: 12px; padding: 0 2px } .hit:hover { background: var(--surface-2) } .hit .n { color: var(--ink-3); font-variant-numeric: tabular-nums } bdi { unicode-bidi: isolate }
 `;
@@ -39,7 +39,7 @@ export function render({model, el: host}) {
   function head() {
     const select = el("select.pickc", {"aria-label": "colour by", onchange: event => { model.shade = event.target.value; }}, frame.options.map(([value, text]) => el("option", {value}, text)));
     select.value = frame.shade;
-    tools.replaceChildren(el("span.dim.sm", null, "colour"), select, el("div.seg", {role: "group", "aria-label": "method"}, [["pca", "PCA"], ["umap", "UMAP"]].map(([value, text]) => el("button", {"aria-pressed": String(model.method === value), "data-method": value, onclick: () => { model.method = value; }}, text))));
+    tools.replaceChildren(el("span.dim.sm", null, "colour"), select, el("div.seg", {role: "group", "aria-label": "method"}, [["pca", "PCA"], ["umap", "UMAP"]].map(([value, text]) => el("button", {"aria-pressed": String(model.method === value), "data-method": value, disabled: value === "umap" && !frame.umap, title: value === "umap" && !frame.umap ? "UMAP is not installed: pip install 'headatlas[umap]'" : null, onclick: () => { model.method = value; }}, text))));
   }
   const color = (i, p) => {
     const group = frame.group_of[token(i)];

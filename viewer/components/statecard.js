@@ -3,7 +3,7 @@ import { el } from "../_js/dom.js";
 import { component, link } from "../_js/shell.js";
 
 const CSS = `
-.st { height: 100%; justify-content: center; gap: 10px; padding: 24px 28px } .st h3 { margin: 0; font-size: 15px; font-weight: 600 } .st p { color: var(--ink-2); max-width: 80ch; white-space: pre-line; overflow-wrap: anywhere }
+.st { height: 100%; justify-content: flex-start; gap: 10px; padding: 40px 28px } .st h3 { margin: 0; font-size: 15px; font-weight: 600 } .st p { color: var(--ink-2); max-width: 80ch; white-space: pre-line; overflow-wrap: anywhere }
 .sk { height: 12px; border-radius: 4px; background: linear-gradient(90deg,var(--surface-2),var(--surface-3),var(--surface-2)); background-size: 200% 100%; visibility: hidden; animation: appear 0s .15s forwards }
 @keyframes appear { to { visibility: visible } }
 @media (prefers-reduced-motion: no-preference) { .sk { animation: appear 0s .15s forwards, slide 1.4s linear infinite } @keyframes slide { to { background-position: -200% 0 } } }

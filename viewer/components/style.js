@@ -14,8 +14,8 @@ export const CSS = `
 .card { background: var(--surface); border: 1px solid var(--line); border-radius: 8px; display: flex; flex-direction: column;
   min-width: 0; min-height: 0; height: 100%; overflow: hidden }
 .card > header { display: flex; align-items: center; gap: 8px; min-height: 40px; padding: 0 12px; border-bottom: 1px solid var(--line); flex: none }
-.card > header h2 { font-weight: 600; white-space: nowrap } .card > header .sub { color: var(--ink-3); font-size: 12px }
-.card > header .count { margin-left: auto; font-size: 11px; color: var(--ink-2); white-space: nowrap }
+.card > header h2 { font-weight: 600; white-space: nowrap; min-width: 0; overflow: hidden; text-overflow: ellipsis } .card > header .sub { color: var(--ink-3); font-size: 12px; flex-shrink: 2; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.card > header .count { margin-left: auto; flex-shrink: 5; min-width: 0; overflow: hidden; text-overflow: ellipsis; font-size: 11px; color: var(--ink-2); white-space: nowrap }
 .body { padding: 12px; min-height: 0; flex: 1; position: relative; overflow: auto; scrollbar-width: thin; scrollbar-color: var(--line-2) transparent }
 .sect { font-size: 12px; font-weight: 600; color: var(--ink-2); margin: 0 0 6px; display: flex; align-items: center; gap: 8px }
 .sect .r { margin-left: auto; font-weight: 400; color: var(--ink-3); overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
@@ -51,7 +51,7 @@ export const CSS = `
 .downloads summary::-webkit-details-marker { display: none } .downloads summary:hover, .downloads[open] summary { background: var(--surface-2); color: var(--ink) }
 .downloads > div { position: absolute; right: 0; top: 28px; background: var(--surface); border: 1px solid var(--line-2); border-radius: 6px; box-shadow: var(--shadow); padding: 4px; display: grid; min-width: 74px }
 .downloads > div button { border: 0; background: none; text-align: left; padding: 4px 8px; border-radius: 4px } .downloads > div button:hover { background: var(--surface-2) }
-.mirror { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; border-collapse: collapse; bottom: 0 }
+.mirror { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; border-collapse: collapse; display: block; left: 0; bottom: 0 }
 .mirror.open { position: absolute; inset: 44px 8px 8px 8px; width: auto; height: auto; overflow: auto; clip-path: none; display: block; z-index: 20; padding: 8px;
   background: var(--surface); border: 1px solid var(--line-2); border-radius: 8px; font-size: 12px }
 .mirror caption { text-align: left; font-weight: 600; padding: 0 0 6px } .mirror th { text-align: left; color: var(--ink-3); font-weight: 500; padding: 2px 16px 2px 0 }

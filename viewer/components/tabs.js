@@ -1,6 +1,6 @@
 // The views of one example. 1 to 6 switch, Esc releases the pin, h l step through heads, j k through examples.
 import { el } from "../_js/dom.js";
-import { component, link, typing } from "../_js/shell.js";
+import { component, global, link, typing } from "../_js/shell.js";
 
 const CSS = `
 .viewtabs { display: flex; align-items: stretch; height: 36px; background: var(--surface); border: 1px solid var(--line); border-radius: 8px; padding: 0 6px }
@@ -15,11 +15,12 @@ export function render({model, el: host}) {
     ui.root.append(bar);
     let frame = null;
     const keys = event => {
-      if (!frame || !frame.visible || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || typing(event)) return;
+      if (!frame || !frame.visible) return;
+      if (event.key === "Escape" && !typing(event)) return void ui.go({pin: ""});
+      if (!global(event)) return;
       const view = frame.views[+event.key - 1], step = frame.steps[event.key];
       if (view) ui.go({view: view.view});
       else if (step) ui.go(step);
-      else if (event.key === "Escape") ui.go({pin: ""});
     };
     document.addEventListener("keydown", keys);
     model.on("remove", () => document.removeEventListener("keydown", keys));

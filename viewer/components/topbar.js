@@ -1,6 +1,7 @@
-// Pages, the search box, the name of the store, light or dark. Keys: / searches, t changes the theme, g c|s|e|v a page.
+// Pages, the search box, the name of the store, light or dark, the list of keys. Keys: / searches, t changes the theme,
+// g c|s|e|v a page, ? lists them all.
 import { el } from "../_js/dom.js";
-import { component, icon, link, select, typing } from "../_js/shell.js";
+import { component, global, icon, link, select, setSingleKeys, singleKeys } from "../_js/shell.js";
 
 const CSS = `
 .top { display: flex; align-items: center; gap: 16px; height: 48px; padding: 0 16px; background: var(--surface); border-bottom: 1px solid var(--line) }
@@ -13,8 +14,13 @@ const CSS = `
 .find input { width: 100%; height: 32px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--bg); padding: 0 36px 0 30px }
 .store { height: 32px; display: flex; align-items: center; border: 1px solid var(--line-2); border-radius: 6px; padding: 0 10px; font-weight: 500; max-width: 240px; min-width: 0 }
 .store.several { border: 0; padding: 0 } .store.several select { height: 32px; font-size: 13px !important }
+.help { position: fixed; inset: 0; margin: auto; width: 460px; max-width: 90vw; height: fit-content; border: 1px solid var(--line-2); border-radius: 8px; background: var(--surface); color: var(--ink); box-shadow: var(--shadow); padding: 16px 20px } .help::backdrop { background: #0006 }
+.help h2 { font-size: 15px; font-weight: 600 } .help dl { display: grid; grid-template-columns: 150px 1fr; gap: 4px 12px; margin: 6px 0 12px } .help dt, .help dd { margin: 0; font-size: 12px } .help .sect { margin-top: 12px }
 @media (max-width: 1000px) { .find { width: 200px } .store { display: none } }
 `;
+const HELP = [["everywhere", [["/", "search"], ["g c, g s, g e, g v", "Corpus, Search, Examples, Views"], ["t", "light or dark"], ["?", "this list"], ["Tab", "from picture to picture"]]],
+  ["on a picture that has the focus", [["\u2190 \u2191 \u2192 \u2193", "walk: heads, rows, cells, tokens"], ["Enter", "choose"], ["n", "its numbers as a table"]]],
+  ["in the views", [["1 \u2026 6", "the view"], ["h l", "head before, after"], ["j k", "example after, before"], ["Esc", "release the pin"]]]];
 const KEYS = {c: "corpus", s: "search", e: "examples", v: "views"};
 
 // frame: {page, pages: [{page, label, query}], store, stores: [[name, query]], theme}
@@ -25,19 +31,26 @@ export function render({model, el: host}) {
         if (event.key === "Enter" && input.value.trim()) ui.send({find: input.value});
         if (event.key === "Escape") input.blur();
       }});
+    const off = el("input", {type: "checkbox", "data-control": "keys", onchange: () => setSingleKeys(off.checked)});
+    const help = el("dialog.help", {"aria-label": "keys"}, el("div.row", null, el("h2", null, "Keys"), el("span.grow"), el("button.btn", {onclick: () => help.close()}, "Close")),
+      HELP.map(([where, keys]) => [el("p.sect", null, where), el("dl", null, keys.map(([key, what]) => [el("dt", null, el("kbd", null, key)), el("dd", null, what)]))]),
+      el("label.ck", null, off, "keys work without Ctrl or Alt (but Tab, Esc and those of a picture)"));
+    const ask = () => { off.checked = singleKeys(); help.showModal(); };
+    const helper = el("button.btn.quiet.icon", {"aria-label": "keys", title: "keys (?)", onclick: ask}, icon("help"));
     const nav = el("nav.nav", {"aria-label": "pages"}), store = el("span.store.ell"), switcher = el("button.btn.quiet.icon", {"aria-label": "light or dark", onclick: flip});
     const logo = el("span.logo", {"aria-hidden": "true"}, arcs());
     ui.root.append(el("header.top", null, el("div.brand", null, logo, "headatlas"), nav, el("span.grow"),
-      el("div.find", null, icon("search"), input, el("kbd", null, "/")), store, switcher));
+      el("div.find", null, icon("search"), input, el("kbd", null, "/")), store, helper, switcher), help);
     function flip() { ui.go({theme: document.documentElement.dataset.theme === "dark" ? "light" : "dark"}); }
     let awaiting = 0;
     const keys = event => {
-      if (event.ctrlKey || event.metaKey || event.altKey || typing(event)) return;
+      if (!global(event) || help.open) return;
       const page = awaiting && Date.now() - awaiting < 900 ? KEYS[event.key] : null;
       awaiting = event.key === "g" ? Date.now() : 0;
       if (page) ui.go({page});
       else if (event.key === "/") { event.preventDefault(); input.focus(); input.select(); }
       else if (event.key === "t") flip();
+      else if (event.key === "?") ask();
     };
     document.addEventListener("keydown", keys);
     model.on("remove", () => document.removeEventListener("keydown", keys));

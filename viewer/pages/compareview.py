@@ -108,7 +108,10 @@ class CompareViewPage(ViewPage):
         if kind == "examples":
             number = int(state.other_example) if state.other_example else self._partner(reader)
             second = reader_of(data, number, reader.site.name)
-            spots, names = (head, head), (visible(reader.example.id), visible(second.example.id))
+            spots, names = (
+                (head, head),
+                tuple(f"{one.example.index} \u00b7 {visible(one.example.id)}" for one in (reader, second)),
+            )
         elif kind == "heads":
             second, other = reader, other or _next_head(reader, head)
             spots, names = (head, other), (f"head {head_name(head)}", f"head {head_name(other)}")

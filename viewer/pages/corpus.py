@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float32
 
-from headatlas.store.errors import HeadAtlasError
-
 from ..answers import SEARCH, Edge, HeadValues, upper_end
 from ..components.card import Distribution, Facts, HeadMap, Inspector, Scatter
 from ..data import DataSource
@@ -17,6 +15,7 @@ from ..quotes import snippet
 from ..state import ViewState
 from .facts import facts_frame
 from .page import Page, grid, place
+from .searched import answered
 
 N_EXAMPLES = 4
 N_BINS = 48
@@ -59,6 +58,7 @@ class CorpusPage(Page):
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill a picture only where its numbers changed: a click on a head sends no values again."""
         state = self.state
+        waits = waits_for_search(self, state.statistic, state.x, state.y)
         values = chosen_values(self.data, state)
         self.map.selected = f"{state.layer}.{state.head}"
         self.scatter.selected = ",".join(f"{layer}.{head}" for layer, head in state.heads_shown)
@@ -80,7 +80,8 @@ class CorpusPage(Page):
             self.scatter.visible, self.beside.visible = not beside, bool(beside)
             self._drawn = drawn
         self.beside.selected = state.other_head or "0.0"
-        scattered = (state.site, state.x, state.y, state.pattern if SEARCH in (state.x, state.y) else "")
+        searched = state.pattern if SEARCH in (state.x, state.y) else ""
+        scattered = (state.site, state.x, state.y, searched, waits)
         if scattered != self._scattered:
             self.scatter.frame = scatter_frame(self.data, state)
             self._scattered = scattered
@@ -91,12 +92,25 @@ class CorpusPage(Page):
             self._tabled = drawn
         self.inspector.frame = inspector_frame(self.data, state, values)
         self.distribution.frame = distribution_frame(self.data, state, values)
-        return "a search" if values.name == SEARCH else "stored statistics"
+        return "a search" if values.name == SEARCH else "stored statistics" + waits
+
+
+def waits_for_search(page: Page, *names: str) -> str:
+    """Ask for the search where it is one of `names`, and refresh the page when it is answered; says so meanwhile."""
+    state = page.state
+    if SEARCH not in names or not state.pattern:
+        return ""
+
+    def again() -> None:
+        page.session.answered(page.refresh(frozenset()), 0.0)
+
+    found = answered(page.data, state.pattern, state.site, again)
+    return "" if found else ", while the search runs"
 
 
 def options(data: DataSource, state: ViewState) -> list[list[str]]:
     """What the map can be coloured by."""
-    listed = [[name, data.head_values(state.site, name).label] for name in data.statistic_names]
+    listed = [[name, data.head_values(state.site, name).label] for name in known_names(data, state)]
     return [*listed, [SEARCH, f"search: {state.pattern[:40]}"]] if state.pattern else listed
 
 
@@ -106,18 +120,22 @@ def chosen_values(data: DataSource, state: ViewState) -> HeadValues:
 
 
 def named_values(data: DataSource, state: ViewState, name: str) -> HeadValues:
-    """A statistic, or the mass of the present search; the first statistic where that has no answer."""
-    if name == SEARCH and state.pattern:
-        try:
-            return data.search_values(state.pattern, state.site)
-        except HeadAtlasError:
-            pass
-    return data.head_values(state.site, name if name in data.statistic_names else data.statistic_names[0])
+    """A statistic, or the mass of the present search; the first statistic where that has no answer (yet)."""
+    if name == SEARCH and state.pattern and data.has_answer(state.pattern, state.site):
+        return data.search_values(state.pattern, state.site)
+    known = known_names(data, state)
+    return data.head_values(state.site, name if name in known else known[0])
+
+
+def known_names(data: DataSource, state: ViewState) -> list[str]:
+    """The statistics that say anything at the chosen site: between two texts there is no previous token."""
+    names = data.statistic_names
+    return [n for n in names if np.isfinite(data.head_values(state.site, n).values).any()] or list(names)
 
 
 def others(data: DataSource, state: ViewState, besides: str) -> list[dict[str, Any]]:
     """Two more statistics for the tooltip."""
-    tables = [data.head_values(state.site, name) for name in data.statistic_names if name != besides]
+    tables = [data.head_values(state.site, name) for name in known_names(data, state) if name != besides]
     return [{"label": t.label, "values": t.values.ravel()} for t in tables[:2]]
 
 
@@ -156,7 +174,7 @@ def beside_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict
 
 def shown_tables(data: DataSource, state: ViewState, values: HeadValues) -> list[HeadValues]:
     """The statistics that the inspector lists; a search beside them while it colours the map."""
-    tables = [data.head_values(state.site, name) for name in data.statistic_names]
+    tables = [data.head_values(state.site, name) for name in known_names(data, state)]
     return tables + ([values] if values.name == SEARCH else [])
 
 

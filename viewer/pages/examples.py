@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int64
 
-from ..answers import HeadValues, upper_end
+from ..answers import SEARCH, HeadValues, upper_end
 from ..components.card import ExampleList
 from ..data import DataSource
 from ..labels import visible
 from ..state import ViewState
-from .corpus import chosen_values, options, scores_over_examples
+from .corpus import chosen_values, options, scores_over_examples, waits_for_search
 from .page import Page, grid, place
 
 PAGE_ROWS = 22
@@ -48,9 +48,10 @@ class ExamplesPage(Page):
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill one page of rows."""
+        waits = waits_for_search(self, self.state.statistic)
         values = chosen_values(self.data, self.state)
         self.list.frame = list_frame(self.data, self.state, values)
-        return "stored statistics"
+        return "a search" if values.name == SEARCH else "stored statistics" + waits
 
 
 def ordered(scores: np.ndarray, found: Int64[np.ndarray, "found"], order: str) -> Int64[np.ndarray, "found"]:

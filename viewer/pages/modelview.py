@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import panel as pn
 
 from headatlas.store.statistics.definitions import STATISTICS
@@ -13,6 +14,7 @@ from ..components.modelview import ModelView
 from ..details import detail_frame
 from ..frames import head_name, message_frame, model_frame, sides_frame
 from .reader import Reader
+from .searched import answered
 from .viewpage import ViewPage, three
 
 
@@ -20,6 +22,7 @@ class ModelViewPage(ViewPage):
     """Picker, thumbnails, one head."""
 
     name: ClassVar[str] = "model"
+    watches: ClassVar[tuple[str, ...]] = (*ViewPage.watches, "arrange", "pattern")
 
     def layout(self) -> pn.viewable.Viewable:
         """Build the layout, once."""
@@ -28,6 +31,7 @@ class ModelViewPage(ViewPage):
         self.picker.lines = False
         self.maps.document = lambda: self.document("model")
         self.link(self.detail, pin="pin")
+        self.link(self.maps, arrange="arrange")
         self.maps.param.watch(self._enlarge, "enlarged")
         self.maps.param.watch(self._selected, "selected")
         self.detail.on_msg(self.heard)
@@ -53,6 +57,19 @@ class ModelViewPage(ViewPage):
             )  # fmt: skip
         self.detail.param.update(pin=self.state.pin, hide_special=self.hide_special)
         self.pick(reader)
+        self._rank()
+
+    def _rank(self) -> None:
+        """Hand over the scores that order the maps: the picker's weights, or the search of the address."""
+        state, picked = self.state, self.picker.frame
+        ranking: dict[str, Any] = {}
+        if state.arrange == "weight":
+            ranking = {"scores": picked["values"].ravel(), "title": picked["title"]}
+        elif state.arrange == "search" and state.pattern:
+            found = answered(self.data, state.pattern, state.site, self._rank)
+            if found is not None:
+                ranking = {"scores": np.nan_to_num(found.values).ravel(), "title": f"mass of {state.pattern[:40]}"}
+        self.maps.param.update(arrange=state.arrange, searched=bool(state.pattern), ranking=ranking)
 
     def _facts(self, reader: Reader) -> list[tuple[str, float, str]]:
         """Statistics of the chosen head on this example."""

@@ -291,11 +291,13 @@ def waiting_frame(
 def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale: bool) -> dict[str, Any]:
     """On what the answer rests."""
     above = int((answer.heads["lift"].values > 1).sum())
+    beyond, offset = int((answer.evidence.heads["offset_lift"].values > 1).sum()), answer.evidence.offset_baseline
     figures = [
         [f"{answer.rows:,}", "query rows with a match"],
         [f"{answer.n_examples:,}", f"of {data.n_examples:,} examples"],
         [f"{answer.heads['mass'].size:,}", "heads"],
-        [f"{above:,}", "above baseline"],
+        [f"{above:,}", "above uniform attention"],
+        *([[f"{beyond:,}", "above the best fixed offset"]] if np.isfinite(offset) else []),
     ]
     took = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
     return {
@@ -311,14 +313,24 @@ def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale:
 def heads_frame(
     answer: SearchResult, state: ViewState, stale: bool, notes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Heads by the chosen measure, best first."""
+    """Heads by the chosen measure, best first, each with its interval; the baselines are for all."""
+    proof = answer.evidence
     table = {name: answer.heads[name].values for name in ("mass", "hit_rate", "baseline", "lift")}
+    beside = {
+        name: proof.heads[given].values
+        for name, given in (
+            ("low", "mass_low"),
+            ("high", "mass_high"),
+            ("offset_lift", "offset_lift"),
+            ("q", "q_value"),
+        )
+    }
     order = np.argsort(-np.nan_to_num(table[state.measure], nan=-1.0), axis=None, kind="stable")[:MAX_HEADS]
     n_heads = table["mass"].shape[1]
     rows = []
     for rank, flat in enumerate(order.tolist(), 1):
         spot = divmod(flat, n_heads)
-        figures = {name: float(values[spot]) for name, values in table.items()}
+        figures = {name: float(values[spot]) for name, values in (table | beside).items()}
         chosen = spot == (state.layer, state.head)
         rows.append(
             {
@@ -332,8 +344,18 @@ def heads_frame(
                 "on": chosen,
             }
         )
-    high = upper_end(np.concatenate([table["mass"].ravel(), table["baseline"].ravel()]).astype(np.float32))
-    return {"rows": rows, "high": high, "measure": state.measure, "n_heads": table["mass"].size, "stale": stale}
+    offset = proof.offset_baseline
+    scale = np.concatenate([table["mass"].ravel(), beside["high"].ravel(), table["baseline"].ravel(), [offset]])
+    return {
+        "rows": rows,
+        "high": upper_end(scale.astype(np.float32)),
+        "measure": state.measure,
+        "n_heads": table["mass"].size,
+        "stale": stale,
+        "offset": offset if np.isfinite(offset) else None,
+        "offsets": " and ".join(f"{step:+d}".replace("-", "\u2212") if step else "0" for step in proof.offsets),
+        "ranked": proof.is_supported,
+    }
 
 
 def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: bool) -> dict[str, Any]:

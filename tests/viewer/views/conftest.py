@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -14,7 +15,7 @@ class Served:
     """One page and all that it said: requests to others, console errors, script errors."""
 
     def __init__(self, page, url: str) -> None:
-        self.page, self.url = page, url
+        self.page, self.url, self.ready = page, url, Event()
         self.outside: list[str] = []
         self.errors: list[str] = []
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
@@ -30,7 +31,14 @@ class Served:
             route.abort()
 
     def open(self, path: str = "/") -> None:
+        """Open the page, and wait until its session says so: what Python changes before that does not arrive."""
+        self.ready.clear()
         self.page.goto(self.url + path)
+        for _ in range(1500):
+            if self.ready.is_set():
+                return
+            self.page.wait_for_timeout(20)
+        pytest.fail("the page did not load")
 
     def check(self) -> None:
         assert self.outside == []
@@ -56,6 +64,7 @@ def serve(browser) -> Iterator[Callable[..., Served]]:
             port = probe.getsockname()[1]
 
         def app():
+            pn.state.onload(lambda: served.ready.set())
             return make()
 
         server = pn.serve(
