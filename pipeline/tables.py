@@ -57,8 +57,8 @@ def build_token_table(examples: Sequence[EncodedExample], sequence: SequenceName
 def build_example_columns(examples: Sequence[CorpusExample]) -> dict[str, Column]:
     """The annotations of whole examples as columns.
 
-    A column whose values are all numbers stays numeric (where some are missing: float64 with NaN); any other is text,
-    numbers in it written out.
+    A column whose values are all numbers stays numeric (float64 with NaN where some are missing, float64 where some are
+    negative, for -1 marks a missing whole number); any other is text, numbers in it written out.
     """
     names = dict.fromkeys(name for example in examples for name in example.columns)
     return {name: _example_column([example.columns.get(name) for example in examples]) for name in names}
@@ -101,7 +101,7 @@ def _example_column(values: list[str | int | float | None]) -> Column:
     if not numbers or len(numbers) < n_present:
         return Column.of_text(None if value is None else str(value) for value in values)
     if all(isinstance(value, int) for value in numbers):
-        if n_present == len(values) and _INT32.min <= min(numbers) and max(numbers) <= _INT32.max:
+        if n_present == len(values) and min(numbers) >= 0 and max(numbers) <= _INT32.max:  # -1 would read as missing
             return Column(np.asarray(numbers, np.int32))
         if max(map(abs, numbers)) > _EXACT_FLOAT:  # a float64 would change it
             return Column.of_text(None if value is None else str(value) for value in values)

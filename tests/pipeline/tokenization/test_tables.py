@@ -81,7 +81,8 @@ def columns_of(**rows: list) -> dict[str, list]:
 def test_columns_of_examples_keep_their_kind():
     made = columns_of(
         text=["a", None, "absent"],
-        whole=[1, -2, 3],
+        whole=[1, 2, 3],
+        polarity=[1, -1, 0],
         gaps=[1, None, 3],
         real=[1, 2.5, 3],
         mixed=[1, "b", 2.5],
@@ -90,7 +91,8 @@ def test_columns_of_examples_keep_their_kind():
         nothing=[None, None, None],
     )
     assert made["text"] == ("i", ["a", None, None])
-    assert made["whole"] == ("i", [1, -2, 3])
+    assert made["whole"] == ("i", [1, 2, 3])
+    assert made["polarity"] == ("f", [1, -1, 0]), "the whole number -1 marks a missing row"
     assert made["gaps"][0] == "f"
     assert np.array_equal(made["gaps"][1], [1, np.nan, 3], equal_nan=True)
     assert made["real"] == ("f", [1, 2.5, 3])
