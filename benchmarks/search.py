@@ -15,6 +15,7 @@ the other part stay in build/bench/search.json.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import os
 import shutil
@@ -72,11 +73,15 @@ class Clock:
 
 def main(arguments: Iterable[str] = ()) -> None:
     """Measure every kind of question and write build/bench/search.json."""
-    asked, rows = set(arguments), list[Row]()
+    parser = argparse.ArgumentParser(prog="make bench-search", description=__doc__.splitlines()[0] if __doc__ else None)
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--no-growth", action="store_true", help="only the questions to the treebank")
+    part.add_argument("--growth", action="store_true", help="only how times grow from 1,000 to 100,000 examples")
+    asked, rows = parser.parse_args(list(arguments)), list[Row]()
     with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
-        if "--growth" not in asked:
+        if not asked.growth:
             rows += corpus_rows(Path(folder))
-        if "--no-growth" not in asked:
+        if not asked.no_growth:
             rows += growth_rows(Path(folder))
     keep_rows(rows, "search")
 
