@@ -117,8 +117,11 @@ def convert_store(
         contents = [(segment.index, read_layers(segment, source.layers)) for segment in source.segments]
         commit_layers(writer, source.layers, contents)
     gone = [row for row in manifest.dropped if row not in writer.manifest.dropped]
-    if gone:
-        writer.replace([], dropped=gone)
+    noted = [
+        row for row in manifest.skipped if row not in writer.manifest.skipped
+    ]  # where no segment is left to carry it
+    if gone or noted:
+        writer.replace([], dropped=gone, skipped=noted)
     result = open_store(place)
     return Conversion(
         path=source.location,

@@ -14,6 +14,7 @@ from headatlas.store.commands.life import app
 from headatlas.store.containers.container import CONTAINERS
 from headatlas.store.errors import ConfigError, CorruptSegmentError
 from headatlas.store.life.convert import convert_store
+from headatlas.store.life.drop import drop_from_store
 from headatlas.store.life.verify import verify_store
 from headatlas.store.manifest import read_manifest
 from headatlas.store.store import open_store
@@ -65,6 +66,18 @@ def test_skipped_examples_stay_skipped(tmp_path: Path, contents: list[Content], 
 
 class CutOffError(Exception):
     pass
+
+
+def test_what_was_taken_out_stays_noted_where_nothing_is_left(store_path: Path, container: str, tmp_path: Path) -> None:
+    """Found by the state machine: no segment, so none that carried the notes along."""
+    drop_from_store(store_path, examples=[1])
+    source = open_store(store_path)
+    drop_from_store(store_path, segments=[segment.index for segment in source.segments])
+    convert_store(store_path, tmp_path / "out", container)
+    before, after = open_store(store_path).manifest, open_store(tmp_path / "out").manifest
+    assert after.skipped == before.skipped
+    assert [row.example for row in after.skipped] == [1]
+    assert after.dropped == before.dropped
 
 
 @pytest.mark.parametrize("step", ["arrays-written", "listing-written", "renamed", "manifest-linked", "committed"])
