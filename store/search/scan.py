@@ -145,10 +145,9 @@ class _Block:
         codes = read_pairs(self.segment, self.site, self.layer, slice(None), slice(start, stop))
         key = read_strongest(self.segment, self.site, self.layer, first, last)
         pair = self.matches.pair - start
-        with located(f"{self.segment.where}, layer {self.layer}"):
-            scan_codes(edge_rows, pair, codes, self._weight_of_code, key, first, mass, hits)
-            if np.isnan(mass).any():
-                decode_attention(np.take(codes, pair, axis=1), codec.name)  # raises
+        scan_codes(edge_rows, pair, codes, self._weight_of_code, key, first, mass, hits)
+        if np.isnan(mass).any():
+            decode_attention(np.take(codes, pair, axis=1), codec.name)  # raises
 
     @cached_property
     def _weight_of_code(self) -> Float[np.ndarray, "code"]:
