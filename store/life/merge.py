@@ -1,19 +1,21 @@
 """One store out of several of the same model and specification: their segments, file for file.
 
 Parts of one job (same corpus, same plan) keep their numbers. Stores of different corpora are appended, examples and
-segments numbered on, where that is asked for; an id may not occur twice.
+segments numbered on, where that is asked for; an id may not occur twice. What was taken out stays out, unless another
+part of the job has it.
 """
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
 from ..errors import ConfigError
-from ..manifest import Skipped, read_manifest
+from ..manifest import Dropped, Skipped, read_manifest
 from ..reading.committed import CommittedSegment
 from ..source import local_folder
 from ..store import Store, open_store
@@ -66,6 +68,7 @@ def merge_stores(
     for store in stores[1:]:
         _check(first, store, append)
     segments = _appended(stores) if append else _united(stores)
+    gone, noted = _without_segment(stores, append, segments)
     manifests = [store.manifest for store in stores]
     parts = [
         {name: manifest.provenance.get(name) for name in _JOB}
@@ -93,6 +96,10 @@ def merge_stores(
     if layers:
         found = [(index, read_layers(segment, layers.values())) for segment, index, _, _ in segments]
         commit_layers(writer, layers.values(), found)
+    gone = [row for row in gone if row not in writer.manifest.dropped]
+    noted = [row for row in noted if row not in writer.manifest.skipped]
+    if gone or noted:
+        writer.replace([], dropped=gone, skipped=noted)
     result = open_store(out)
     return Merge(str(result.path), len(stores), len(result.segments), result.n_examples, append)
 
@@ -145,13 +152,42 @@ def _appended(stores: Sequence[Store]) -> list[_Placed]:
                 "Drop the examples from one of the stores."
             )
         owner |= dict.fromkeys(own, store)
-    examples = list(accumulate([store.manifest.n_examples_planned for store in stores], initial=0))
-    indices = list(accumulate([store.manifest.n_segments_planned for store in stores], initial=0))
     return [
         (segment, index + segment.index, example + segment.first_example, _skipped_in(store, segment, example))
-        for store, index, example in zip(stores, indices, examples, strict=False)
+        for store, index, example in _shifts(stores, append=True)
         for segment in store.segments
     ]
+
+
+def _shifts(stores: Sequence[Store], append: bool) -> list[tuple[Store, int, int]]:
+    """Each store, and what is added to the numbers of its segments and of its examples."""
+    if not append:
+        return [(store, 0, 0) for store in stores]
+    indices = accumulate([store.manifest.n_segments_planned for store in stores], initial=0)
+    examples = accumulate([store.manifest.n_examples_planned for store in stores], initial=0)
+    return list(zip(stores, indices, examples, strict=False))
+
+
+def _without_segment(
+    stores: Sequence[Store], append: bool, segments: Sequence[_Placed]
+) -> tuple[list[Dropped], list[Skipped]]:
+    """Which segments stay taken out, and what is noted of examples that no segment carries, under new numbers."""
+    there = {index for _, index, _, _ in segments}
+    starts = [first for _, _, first, _ in segments]
+    ends = [first + segment.n_examples for segment, _, first, _ in segments]
+    gone: dict[int, Dropped] = {}
+    noted: dict[int, Skipped] = {}
+    for store, index, example in _shifts(stores, append):
+        for row in store.manifest.dropped:
+            new = {"index": row.index + index, "first_example": row.first_example + example}
+            if new["index"] not in there:
+                gone.setdefault(new["index"], row.model_copy(update=new))
+        for row in store.manifest.skipped:
+            number = row.example + example
+            place = bisect_right(starts, number) - 1
+            if place < 0 or number >= ends[place]:
+                noted.setdefault(number, row.model_copy(update={"example": number}))
+    return [gone[index] for index in sorted(gone)], [noted[number] for number in sorted(noted)]
 
 
 def _skipped_in(store: Store, segment: CommittedSegment, shift: int) -> list[Skipped]:

@@ -267,6 +267,31 @@ def test_different_corpora_are_appended(tmp_path: Path, store_path: Path, contai
     assert store.manifest.number == open_store(tmp_path / "out").manifest.number
 
 
+@pytest.mark.parametrize("append", [True, False])
+def test_what_was_taken_out_stays_out(tmp_path: Path, contents: list[Content], container: str, append: bool) -> None:
+    """Also where no segment is left to carry the notes: a job that goes on must not write it again."""
+    one = part(tmp_path / "one", contents, (0, 1), container)
+    other = part(tmp_path / "two", contents, (2,), container)
+    if append:
+        other = other_corpus(tmp_path / "other", container)
+    drop_from_store(one, examples=[5])
+    drop_from_store(one, segments=[1])
+    drop_from_store(other, segments=[0 if append else 2])
+    merge_stores([one, other], tmp_path / "out", append=append)
+    manifest = open_store(tmp_path / "out").manifest
+    assert [row.index for row in manifest.segments] == ([0, 4] if append else [0])
+    gone = [(row.index, row.first_example, row.n_examples) for row in manifest.dropped]
+    assert gone == ([(1, 4, 4), (3, 12, 4)] if append else [(1, 4, 4), (2, 8, 4)])
+    assert [row.example for row in manifest.skipped] == ([5, 13] if append else [5])
+    back = part(tmp_path / "back", contents, (1,), container)
+    if not append:  # a part that has the segment brings it back, without what was noted of it elsewhere
+        merge_stores([one, other, back], tmp_path / "whole")
+        manifest = open_store(tmp_path / "whole").manifest
+        assert [row.index for row in manifest.segments] == [0, 1]
+        assert [row.index for row in manifest.dropped] == [2]
+        assert manifest.skipped == ()
+
+
 def other_corpus(path: Path, container: str, name: str = "other") -> Path:
     from dataclasses import replace
 

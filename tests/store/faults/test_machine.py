@@ -318,6 +318,8 @@ class Stores(RuleBasedStateMachine):
         work()
         store = open_store(out)
         assert store.example_ids() == open_store(self.path).example_ids() + open_store(self.other).example_ids()
+        assert {row.index for row in store.manifest.dropped} == self.expected.dropped
+        assert {row.example for row in store.manifest.skipped} == self.expected.noted
         assert same(traces(store, N_EXAMPLES), self.other_reference[0])
         for index in self.expected.segments:
             example = index * PER_SEGMENT
