@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from headatlas.pipeline.kernel import Destination, Places, explain, fused_attention
+from headatlas.pipeline.kernel import Destination, Places, explain, prepare_attention
 from headatlas.pipeline.kernel.layout import STATISTIC_NAMES
 from headatlas.pipeline.kernel.library import installed
 
@@ -115,7 +115,7 @@ def make_modes(shape: Shape) -> tuple[dict[str, Callable[[], object]], int]:
 
     def fused(**kept: np.ndarray | tuple[str, ...]) -> Callable[[], object]:
         into = Destination(**kept)  # type: ignore[arg-type]
-        return lambda: fused_attention(query, key, value, places, scaling=scaling, into=into)
+        return lambda: prepare_attention(query, key, value, places, scaling=scaling, into=into).run()
 
     def sdpa() -> Tensor:
         out = scaled_dot_product_attention(

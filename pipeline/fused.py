@@ -80,7 +80,7 @@ class KernelVectors(TorchReduction):
             self._prepared[id(places), vectors.shape] = prepared
         else:
             return super().write_vectors(vectors, out, starts, lengths, codec)
-        return float(prepared.run(vectors.numel()).max(initial=0))
+        return float(prepared.run().max(initial=0))
 
 
 _MOST_PREPARED = 8

@@ -24,7 +24,7 @@ BLOCK_QUERIES, BLOCK_KEYS = 16, 64
 
 @dataclass(frozen=True)
 class DeviceCall:
-    """One call of a right padded batch on the device; see `headatlas.pipeline.kernel.fused_attention` for the names.
+    """One call of a right padded batch on the device; see `headatlas.pipeline.kernel.prepare_attention` for the names.
 
     `pair_start` and `row_start` count within the batch. `special` is int8 [example, key_pos].
     """

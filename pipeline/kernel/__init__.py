@@ -1,16 +1,17 @@
 """The fused CPU kernel: attention and all that is kept of it in one pass, compiled with the package where possible.
 
-`fused_attention` stands in for scaled_dot_product_attention and writes statistics, codes, logsumexp and the strongest
-keys straight to their places in a segment; `store_vectors` does so with queries and keys. `available` says which
+`prepare_attention` stands in for scaled_dot_product_attention and writes statistics, codes, logsumexp and the strongest
+keys straight to their places in a segment; `prepare_vectors` does so with queries and keys. Both check a call, which may
+then be made again elsewhere (`prepared.py`). `available` says which
 instruction set serves, or `None`; `explain` says why. What it does not cover (gradients, other devices, more than 16
 edges) is for torch operations.
 """
 
-from .call import Destination, fused_attention, prepare_attention
+from .call import Destination, prepare_attention
 from .library import INSTRUCTIONS, Library, available, explain, load
 from .places import Places
 from .prepared import PreparedAttention, PreparedVectors
-from .vectors import VectorPlaces, is_served, prepare_vectors, store_vectors
+from .vectors import VectorPlaces, is_served, prepare_vectors
 
 __all__ = [
     "INSTRUCTIONS",
@@ -22,10 +23,8 @@ __all__ = [
     "VectorPlaces",
     "available",
     "explain",
-    "fused_attention",
     "is_served",
     "load",
     "prepare_attention",
     "prepare_vectors",
-    "store_vectors",
 ]

@@ -1,4 +1,4 @@
-"""`fused_attention`: every size, type, stride and bound is checked here, then pointers are passed.
+"""`prepare_attention`: every size, type, stride and bound is checked here, before pointers are passed.
 
 The C side trusts what it is told, so this module decides nothing and doubts everything: a wrong call raises
 `ShapeError` or `ConfigError` before any memory is touched. Arrays in the signatures are plain on purpose: these checks
@@ -55,7 +55,7 @@ class Destination:
     valid: np.ndarray | None = None
 
 
-def fused_attention(
+def prepare_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -71,8 +71,8 @@ def fused_attention(
     n_threads: int = 1,
     instructions: Instructions | None = None,
     library: Library | None = None,
-) -> torch.Tensor | None:
-    """Attention of a right padded batch, and what is kept of it, in one pass.
+) -> PreparedAttention:
+    """Attention of a right padded batch, and what is kept of it, in one pass: checked here, made by `run` of the result.
 
     Parameters
     ----------
@@ -106,8 +106,9 @@ def fused_attention(
 
     Returns
     -------
-    Tensor or None
-        float32 [example, query_pos, head, d_value], contiguous, rows of padding zero.
+    PreparedAttention
+        Its `run` gives the output, float32 [example, query_pos, head, d_value], contiguous, rows of padding zero; None where it
+        is not wanted.
 
     Raises
     ------
@@ -118,42 +119,6 @@ def fused_attention(
     MemoryError
         No room for scratch memory, or no threads to be had.
     """
-    return prepare_attention(
-        query,
-        key,
-        value,
-        places,
-        scaling=scaling,
-        window=window,
-        softcap=softcap,
-        biases=biases,
-        sinks=sinks,
-        into=into,
-        output=output,
-        n_threads=n_threads,
-        instructions=instructions,
-        library=library,
-    ).run()
-
-
-def prepare_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    places: Places,
-    *,
-    scaling: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    biases: Sequence[torch.Tensor] = (),
-    sinks: torch.Tensor | None = None,
-    into: Destination | None = None,
-    output: bool = True,
-    n_threads: int = 1,
-    instructions: Instructions | None = None,
-    library: Library | None = None,
-) -> PreparedAttention:
-    """`fused_attention` up to the call itself; see there."""
     library = library or installed()
     if library is None:
         raise ConfigError(f"no fused kernel here ({explain()})")
@@ -195,7 +160,7 @@ def prepare_attention(
         (traits(query), traits(key), traits(value)),
         (n_examples, n_queries, n_heads, d_value) if output else None,
         tensors=(query, key, value),
-        held=(places, biases, sinks),
+        held=(places, biases, sinks, into),
     )
 
 

@@ -25,7 +25,7 @@ def traits(tensor: torch.Tensor) -> tuple[object, ...]:
 
 @dataclass
 class PreparedAttention:
-    """A checked call of the attention kernel; the caller keeps the arrays it writes to.
+    """A checked call of the attention kernel; the caller keeps the arrays that it is moved to.
 
     `tensors` are query, key and value until it was run, `held` is what else it reads.
     """
@@ -52,7 +52,7 @@ class PreparedAttention:
             setattr(self.call, name, address)
 
     def run(self) -> torch.Tensor | None:
-        """Make the call; see `fused_attention`."""
+        """Make the call; see `prepare_attention`."""
         result = None
         if self.output_shape is not None:
             result = torch.empty(self.output_shape, dtype=torch.float32)
@@ -65,7 +65,7 @@ class PreparedAttention:
 
 @dataclass
 class PreparedVectors:
-    """A checked call that stores vectors; the caller keeps them, and the array they go to, until it was run."""
+    """A checked call that stores vectors; `ends` are these and the array they go to, until it was run."""
 
     call: Vectors
     library: Library
@@ -74,6 +74,7 @@ class PreparedVectors:
     traits: tuple[object, ...]
     largest: np.ndarray
     """int32 [example]: bits of the largest absolute values."""
+    ends: tuple[object, ...]
     held: tuple[object, ...]
 
     def fits(self, vectors: torch.Tensor, into: np.ndarray, n_threads: int) -> bool:
@@ -82,13 +83,14 @@ class PreparedVectors:
 
     def move(self, vectors: torch.Tensor, into: np.ndarray) -> None:
         """Point it at others that fit."""
+        self.ends = (vectors, into)
         self.call.source, self.call.to = vectors.data_ptr(), into.ctypes.data
 
-    def run(self, n_vectors: int) -> np.ndarray:
-        """Make the call, if there are vectors; float32 [example], the largest absolute values, valid until the next."""
+    def run(self) -> np.ndarray:
+        """Make the call; float32 [example], the largest absolute values, valid until the next."""
         self.largest.fill(0)
-        if n_vectors:
-            self.library.run(self.call, self.instructions, self.n_threads)
+        self.library.run(self.call, self.instructions, self.n_threads)
+        self.ends = ()
         return self.largest.view(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""`store_vectors`: queries or keys of one layer from the model's tensor to their places, in the type they are kept in.
+"""`prepare_vectors`: queries or keys of one layer from the model's tensor to their places, in the type they are kept in.
 
 As in `call`, everything is checked here and nothing in C.
 """
@@ -48,7 +48,7 @@ class VectorPlaces:
         object.__setattr__(self, "starts", starts)
 
 
-def store_vectors(
+def prepare_vectors(
     vectors: torch.Tensor,
     places: VectorPlaces,
     into: np.ndarray,
@@ -57,8 +57,10 @@ def store_vectors(
     n_threads: int = 1,
     instructions: Instructions | None = None,
     library: Library | None = None,
-) -> np.ndarray:
-    """Write the vectors of a right padded batch to their rows; padding is neither read nor stored.
+) -> PreparedVectors:
+    """Write the vectors of a right padded batch to their rows: checked here, made by `run` of the result.
+
+    Padding is neither read nor stored.
 
     Parameters
     ----------
@@ -78,8 +80,9 @@ def store_vectors(
 
     Returns
     -------
-    ndarray
-        float32 [example]: the largest absolute value of each example, infinite or NaN where one is; 0 without vectors.
+    PreparedVectors
+        Its `run` gives float32 [example]: the largest absolute value of each example, infinite or NaN where one is; 0 without
+        vectors.
 
     Raises
     ------
@@ -88,23 +91,6 @@ def store_vectors(
     ConfigError
         Unknown codec, or no compiled kernel is there.
     """
-    prepared = prepare_vectors(
-        vectors, places, into, codec, n_threads=n_threads, instructions=instructions, library=library
-    )
-    return prepared.run(vectors.numel())
-
-
-def prepare_vectors(
-    vectors: torch.Tensor,
-    places: VectorPlaces,
-    into: np.ndarray,
-    codec: str,
-    *,
-    n_threads: int = 1,
-    instructions: Instructions | None = None,
-    library: Library | None = None,
-) -> PreparedVectors:
-    """`store_vectors` up to the call itself; see there."""
     library = library or installed()
     if library is None:
         raise ConfigError(f"no fused kernel here ({explain()})")
@@ -135,7 +121,7 @@ def prepare_vectors(
     call.to, call.to_stride[:] = into.ctypes.data, steps[:2]
     call.codec, call.largest = VECTOR_CODECS.index(codec), largest.ctypes.data
     found = (*traits(vectors), *array_traits(into))
-    return PreparedVectors(call, library, instructions, n_threads, found, largest, held=(places,))
+    return PreparedVectors(call, library, instructions, n_threads, found, largest, (vectors, into), held=(places,))
 
 
 def is_served(vectors: torch.Tensor) -> bool:

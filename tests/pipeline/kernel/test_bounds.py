@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.kernel import Destination, Library, Places, fused_attention
+from headatlas.pipeline.kernel import Destination, Library, Places, prepare_attention
 from headatlas.store.errors import ConfigError, ShapeError
 
 LENGTHS, HEADS, KV_HEADS, LONGEST, D = (5, 3), 4, 2, 6, 8
@@ -34,7 +34,7 @@ def arrays() -> Destination:
 def attempt(library: Library, into=None, places=None, tensors_=None, **options):
     places = places or Places(LENGTHS, causal=True, **GOOD_PLACES)
     options = {"scaling": 1.0} | options
-    return fused_attention(*(tensors_ or tensors()), places, into=into or arrays(), library=library, **options)
+    return prepare_attention(*(tensors_ or tensors()), places, into=into or arrays(), library=library, **options).run()
 
 
 def test_the_call_that_the_others_spoil_is_right(library):

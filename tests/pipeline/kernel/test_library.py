@@ -32,7 +32,7 @@ def test_without_a_kernel_it_says_what_serves_and_why():
     )
     tensors = [torch.zeros(1, 1, 2, 8)] * 3
     with pytest.raises(ConfigError, match=r"no fused kernel here .*not compiled"):
-        kernel.fused_attention(*tensors, kernel.Places([2], causal=True), scaling=1.0)
+        kernel.prepare_attention(*tensors, kernel.Places([2], causal=True), scaling=1.0)
 
 
 def test_a_file_that_is_no_library_is_explained(monkeypatch, tmp_path):
@@ -72,11 +72,11 @@ def test_a_forked_child_can_use_threads(library: Library):
     code = f"""
 import os, torch
 from pathlib import Path
-from headatlas.pipeline.kernel import Places, fused_attention, load
+from headatlas.pipeline.kernel import Places, load, prepare_attention
 torch.set_num_threads(1)
 library = load(Path({str(library.path)!r}))
 tensors = [torch.ones(4, 2, 9, 8)] * 3
-run = lambda: fused_attention(*tensors, Places([9] * 4, causal=True), scaling=1.0, n_threads=3, library=library)
+run = prepare_attention(*tensors, Places([9] * 4, causal=True), scaling=1.0, n_threads=3, library=library).run
 expected = run()
 child = os.fork()
 if child == 0:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.kernel import INSTRUCTIONS, VectorPlaces, store_vectors
+from headatlas.pipeline.kernel import INSTRUCTIONS, VectorPlaces, prepare_vectors
 from headatlas.store.errors import ConfigError, ShapeError
 
 LENGTHS, STARTS, N_ROWS = (5, 40, 1, 0), (41, 1, 46, 3), 50
@@ -63,7 +63,8 @@ def test_equals_torch(library, instructions, codec, d_head, layout):
     for row, (n, start) in enumerate(zip(LENGTHS, STARTS, strict=True)):
         expected[:, start : start + n] = cast(x[row, :, :n], codec)
         sizes.append(float(x[row, :, :n].abs().max()) if n else 0.0)
-    largest = store_vectors(x, VectorPlaces(LENGTHS, STARTS), into, codec, instructions=instructions, library=library)
+    places = VectorPlaces(LENGTHS, STARTS)
+    largest = prepare_vectors(x, places, into, codec, instructions=instructions, library=library).run()
     np.testing.assert_array_equal(into.view(np.uint8), expected.view(np.uint8))
     np.testing.assert_array_equal(largest, np.float32(sizes))
 
@@ -74,7 +75,8 @@ def test_threads_change_nothing(library):
     found = []
     for n_threads in (1, 2, 5):
         into = np.zeros((2, 1469, 64), np.float16)
-        found.append((into, store_vectors(x, places, into, "float16", n_threads=n_threads, library=library)))
+        prepared = prepare_vectors(x, places, into, "float16", n_threads=n_threads, library=library)
+        found.append((into, prepared.run()))
     for into, largest in found[1:]:
         np.testing.assert_array_equal(into, found[0][0])
         np.testing.assert_array_equal(largest, found[0][1])
@@ -87,7 +89,7 @@ def test_what_is_not_finite_shows(library, value, place):
     x = numbers(33, "by token")
     x[place] = value
     into = np.zeros((3, N_ROWS, 33), np.float16)
-    largest = store_vectors(x, VectorPlaces(LENGTHS, STARTS), into, "float16", library=library)
+    largest = prepare_vectors(x, VectorPlaces(LENGTHS, STARTS), into, "float16", library=library).run()
     assert np.isfinite(largest).tolist() == [True, False, True, True]
     assert np.isnan(largest[1]) == np.isnan(value)
 
@@ -115,7 +117,7 @@ def test_wrong_arguments(library, wrong):
     into = np.zeros((3, N_ROWS, 8), np.float16)
     call = {"vectors": torch.ones((4, 3, 40, 8)), "into": into, "codec": "float16", "n_threads": 1, **change}
     with pytest.raises((ShapeError, ConfigError), match=message):
-        store_vectors(places=VectorPlaces(LENGTHS, STARTS), library=library, **call)
+        prepare_vectors(places=VectorPlaces(LENGTHS, STARTS), library=library, **call)
     assert not into.any()
 
 
@@ -123,7 +125,7 @@ def test_read_only_destination(library):
     into = np.zeros((3, N_ROWS, 8), np.float16)
     into.flags.writeable = False
     with pytest.raises(ShapeError, match="cannot be written"):
-        store_vectors(torch.ones((4, 3, 40, 8)), VectorPlaces(LENGTHS, STARTS), into, "float16", library=library)
+        prepare_vectors(torch.ones((4, 3, 40, 8)), VectorPlaces(LENGTHS, STARTS), into, "float16", library=library)
 
 
 @pytest.mark.parametrize(
