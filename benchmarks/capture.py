@@ -3,34 +3,40 @@
 ``python -m benchmarks.capture [--models MiniLM,SmolLM2] [--lengths short,512] [--threads 1,2] [--repeats 3]``. Modes are
 interleaved batch by batch in one process. With one thread CPU time counts, encoding and writing included, since a
 segment is committed inside the timed part; with two, wall time. Rows of a case that is not measured stay as they are in
-build/bench/capture.json, so a long run can be cut into parts: ``--parts speed,naive,lens,memory``. `lens` is
+build/bench/capture.json, so a long run can be cut into parts: ``--parts speed,naive,order,lens,memory``. `naive` is the
+naive way on the batches that a job makes, `order` the same on batches in the corpus's own order, where sentences of all
+lengths stand together: there a pass is cut into as many parts as fit, and ours and the naive way take turns by parts. `lens` is
 TransformerLens on the same batches, in the Python that HEADATLAS_BENCH_LENS names (see `capture_lens.py`).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from headatlas.pipeline.planning import BatchPlan
 from headatlas.pipeline.sources import resolve_model
 
 from .capture_cases import KEEPS, MODELS, Capture, Case, Naive, open_case
-from .interleave import Clock, Timing, interleave, speed_ratio
+from .interleave import Clock, Mode, Timing, interleave, speed_ratio
 from .report import Row, keep_rows
 
 LENGTHS = ("short", "512")
-PARTS = ("speed", "naive", "lens", "memory")
+PARTS = ("speed", "naive", "order", "lens", "memory")
+TURNS = 4
+"""Parts of a pass, where two ways have batches of their own."""
 REPEATS = int(os.environ.get("HEADATLAS_BENCH_REPEATS", "3"))
 MEMORY = (("MiniLM", 512), ("SmolLM2", 512), ("SmolLM2", 8192))
 MEMORY_GB = 16.0
@@ -61,6 +67,8 @@ def main(arguments: Sequence[str] = ()) -> None:
                                 keep_rows(measure(case, n_threads, options.repeats), "capture")
                             if "naive" in parts:
                                 keep_rows(measure_naive(case, n_threads, max(1, options.repeats // 3)), "capture")
+                            if "order" in parts and length == "short":  # texts of one length need no padding anyway
+                                keep_rows(measure_file_order(case, n_threads, max(1, options.repeats // 3)), "capture")
                         if "lens" in parts:
                             keep_rows(measure_lens(case, options.repeats), "capture")
     finally:
@@ -113,11 +121,53 @@ def measure_naive(case: Case, n_threads: int, repeats: int) -> list[Row]:
     rows = [Row(f"everything beside naive · {case.name}{suffix}", ratio.median, "×", ratio.spread, beside)]
     if n_threads == 1:
         everything.prepare()
-        ours = sum(n for path, n in everything.stored_bytes.items() if path.endswith("/attention"))
-        beside = f"{way.n_bytes / 1e6:.1f} MB of the naive way; ours {ours / 1e6:.1f} MB"
-        rows.append(Row(f"attention bytes · {case.name}", ours / way.n_bytes, "of naive's", None, beside))
+        rows.append(_bytes_beside(f"attention bytes · {case.name}", everything, way))
     everything.close()
     return rows
+
+
+def measure_file_order(case: Case, n_threads: int, repeats: int) -> list[Row]:
+    """Everything on the batches of a job, beside the naive way on the same examples as the corpus has them."""
+    clock, how, suffix = _way(n_threads)
+    everything, way, batches = Capture(case, KEEPS["everything"]), Naive(case), case.file_batches
+    n_parts = min(TURNS, len(case.batches), len(batches))
+    ours, theirs = _parts(case.batches, n_parts), _parts(batches, n_parts)
+    modes: dict[str, Mode[int]] = {
+        "everything": Mode(lambda part: _each(everything.step, ours[part]), everything.prepare, everything.finish),
+        "naive": Mode(lambda part: _each(way.step, theirs[part]), way.prepare),
+    }
+    timings = interleave(modes, range(n_parts), repeats)
+    ratio = speed_ratio(timings, "everything", "naive", clock)
+    padded = sum(batch.n_padded_tokens for batch in batches) / case.n_tokens
+    beside = (
+        f"eager output_attentions, float16, np.savez_compressed, {len(batches[0].examples)} texts a batch as they come, "
+        f"{padded:.2f} x the tokens with padding; {how}"
+    )
+    name = f"{case.name}{suffix}"
+    rows = [Row(f"everything beside naive in file order · {name}", ratio.median, "×", ratio.spread, beside)]
+    if n_threads == 1:
+        everything.prepare()
+        rows.append(_bytes_beside(f"attention bytes beside naive in file order · {case.name}", everything, way))
+    everything.close()
+    return rows
+
+
+def _bytes_beside(name: str, everything: Capture, way: Naive) -> Row:
+    """Ours of attention alone, and all files of the naive way."""
+    ours = sum(n for path, n in everything.stored_bytes.items() if path.endswith("/attention"))
+    beside = f"{way.n_bytes / 1e6:.1f} MB of the naive way; ours {ours / 1e6:.1f} MB"
+    return Row(name, ours / way.n_bytes, "of naive's", None, beside)
+
+
+def _parts(batches: Sequence[BatchPlan], n_parts: int) -> list[Sequence[BatchPlan]]:
+    """Runs of batches, about as many in each."""
+    cuts = [len(batches) * i // n_parts for i in range(n_parts + 1)]
+    return [batches[start:stop] for start, stop in itertools.pairwise(cuts)]
+
+
+def _each(step: Callable[[BatchPlan], object], batches: Sequence[BatchPlan]) -> None:
+    for batch in batches:
+        step(batch)
 
 
 def measure_lens(case: Case, repeats: int) -> list[Row]:

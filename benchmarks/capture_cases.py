@@ -57,6 +57,8 @@ KEEPS = {
 }
 MAX_TOKENS = {"MiniLM": 2048, "SmolLM2": 1024}
 """Of a batch of long texts: what a small machine has room for."""
+FILE_BATCH = {"MiniLM": 64, "SmolLM2": 32}
+"""Examples of a batch where they are taken as the corpus has them."""
 _CHARACTERS = 12  # more than any tokenizer here needs for a token
 
 
@@ -64,11 +66,17 @@ _CHARACTERS = 12  # more than any tokenizer here needs for a token
 class Case:
     """A model and its batches. Each way of running has a model of its own, so that nothing is switched while timed."""
 
-    name: str
+    model: str
+    length: str
     job: Job
     batches: list[BatchPlan]
     folder: Path
     receiver: Switch
+
+    @property
+    def name(self) -> str:
+        """As rows name it."""
+        return f"{self.model} · {self.length}"
 
     @cached_property
     def bare(self) -> PreTrainedModel:
@@ -81,6 +89,17 @@ class Case:
     def n_tokens(self) -> int:
         """Tokens of all batches, without padding."""
         return sum(batch.n_tokens for batch in self.batches)
+
+    @property
+    def file_batches(self) -> list[BatchPlan]:
+        """The same examples in the corpus's own order, so many a batch, each padded to the longest of its batch."""
+        (counts,) = count_tokens(self.job.examples, self.job.spec).values()
+        plans = []
+        for start in range(0, len(counts), FILE_BATCH[self.model]):
+            some = counts[start : start + FILE_BATCH[self.model]]
+            which = tuple(range(start, start + len(some)))
+            plans.append(BatchPlan(which, int(some.sum()), len(some) * int(some.max())))
+        return plans
 
     def run(self, model: PreTrainedModel, batch: BatchPlan, **more: Any) -> Any:
         """A forward pass of a batch, and what the model returns."""
@@ -120,7 +139,7 @@ def open_case(model: str, length: str, folder: Path, n_examples: int | None = No
     batches = list(plan_batches(count_tokens(job.examples, job.spec), config.run.limits))
     receiver = Switch()
     with torch.inference_mode(), capturing(job.loaded.model, receiver):
-        yield Case(f"{model} · {length}", job, batches, folder, receiver)
+        yield Case(model, length, job, batches, folder, receiver)
 
 
 @dataclass
