@@ -22,7 +22,7 @@ def test_the_most_is_said_once(told, seen):
 
 
 def test_other_errors_pass():
-    with pytest.raises(KeyError, match="^'key'$"), located("traces"):
+    with pytest.raises(KeyError, match=r"^'key'$"), located("traces"):
         raise KeyError("key")
 
 
