@@ -89,7 +89,7 @@ def test_output_is_that_of_torch(library, causal):
 def test_instruction_sets_agree(library, case):
     results = [run(case, library, instructions=name) for name in library.instructions]
     for out, arrays in results[1:]:
-        np.testing.assert_allclose(out, results[0][0], atol=1e-5)
+        np.testing.assert_allclose(out, results[0][0], atol=4e-5, rtol=4e-5)  # `check` allows each half of that
         if attention_codec(case.codec).steps is not None:
             assert np.abs(arrays.codes.astype(int) - results[0][1].codes).max(initial=0) <= 1
         else:
