@@ -4,9 +4,9 @@
 interleaved batch by batch in one process. With one thread CPU time counts, encoding and writing included, since a
 segment is committed inside the timed part; with two, wall time. Rows of a case that is not measured stay as they are in
 build/bench/capture.json, so a long run can be cut into parts: ``--parts speed,naive,order,lens,memory``. `naive` is the
-naive way on the batches that a job makes, `order` the same on batches in the corpus's own order, where sentences of all
-lengths stand together: there a pass is cut into as many parts as fit, and ours and the naive way take turns by parts. `lens` is
-TransformerLens on the same batches, in the Python that HEADATLAS_BENCH_LENS names (see `capture_lens.py`).
+naive way on the batches that a job makes, `order` the same in the corpus's own order, where sentences of all lengths stand
+together: a pass is cut into quarters, and ours and the naive way take turns with them. `lens` is TransformerLens on the
+same batches, in the Python that HEADATLAS_BENCH_LENS names (see `capture_lens.py`).
 """
 
 from __future__ import annotations
