@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import quote, unquote_to_bytes
 
 import param
+from param.parameterized import batch_call_watchers
 
 PAGES = ("corpus", "search", "examples", "views")
 VIEWS = ("head", "model", "neuron", "matrix", "compare", "space")
@@ -218,7 +219,10 @@ class ViewState(param.Parameterized):
                 problems.append(Problem(name, _shown(value), str(error)))
         if taken.get("site", self.site) != self.site:
             taken = self._moved(taken["site"]) | taken
-        self.param.update(**taken)
+        with batch_call_watchers(self):
+            for name, value in taken.items():
+                if getattr(self, name) != value:
+                    setattr(self, name, value)
         return problems
 
     def _checked(self, name: str, value: Any, taken: Mapping[str, Any]) -> Any:
