@@ -67,7 +67,9 @@ class ESMView(JSComponent):
         with batch_call_watchers(self):
             for name, value in values.items():
                 known = getattr(self, name)
-                same = not known and not value if isinstance(value, dict) else known == value  # of arrays `==` is no answer
+                same = (
+                    not known and not value if isinstance(value, dict) else known == value
+                )  # of arrays `==` is no answer
                 if type(known) is not type(value) or not same:
                     setattr(self, name, value)
 
@@ -151,7 +153,12 @@ def data_names(kind: type[ESMView]) -> frozenset[str]:
 
 def address(file: str) -> str:
     """Where the server has a component's file, from the page on."""
-    return ("" if state.rel_path else "./") + component_resource_path(ESMView, "_js", file)
+    return _address(state.rel_path or "", file)
+
+
+@cache
+def _address(below: str, file: str) -> str:
+    return ("" if below else "./") + component_resource_path(ESMView, "_js", file)  # looks for the folder on the disk
 
 
 def modules(view: Viewable) -> list[str]:
