@@ -28,6 +28,7 @@ WEIGHTS = ("stored", "renormalised")
 LAYOUTS = ("columns", "rows")
 POOLINGS = ("maximum", "mean")
 SCALES = ("sqrt", "linear", "log")
+SAMPLES = ("strongest", "deciles", "random", "weakest")
 ARRANGEMENTS = ("layer", "weight", "search")
 COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
@@ -46,7 +47,7 @@ _ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 _FIELDS = (
     "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
     "share", "keys", "specials", "level", "segments", "weights", "layout", "pooling", "scale", "zoom", "arrange", "compare",
-    "other_example", "other_head", "other_store", "shade", "where", "text", "order", "row", "lengths", "scores", "theme",
+    "other_example", "other_head", "other_store", "shade", "sample", "where", "text", "order", "row", "lengths", "scores", "theme",
 )  # fmt: skip
 
 
@@ -121,6 +122,7 @@ class ViewState(param.Parameterized):
     row = param.Integer(default=0, bounds=(0, None), doc="first row of the example list")
     lengths = param.String(default="", doc="tokens that listed examples have, as 5..40, 5.. or ..40")
     scores = param.String(default="", doc="statistic of the chosen head that listed examples have, as .2..1")
+    sample = param.Selector(default="strongest", objects=list(SAMPLES), doc="which examples of a search are listed")
     theme = param.Selector(default="auto", objects=list(THEMES))
     store = param.String(default="", doc="name of the store, where several are served")
 

@@ -15,17 +15,17 @@ import panel as pn
 from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.search.search import SearchProgress, SearchResult
 
-from ..answers import Edge, SearchStoppedError, mass_of, upper_end
+from ..answers import SearchStoppedError, mass_of, upper_end
 from ..background import background
 from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
 from ..data import DataSource
 from ..frames import table_frame
 from ..guess import MAX_ARCS, Arc, guesses
 from ..labels import visible
-from ..quotes import around
 from ..state import ViewState
 from .corpus import map_frame
 from .facts import error_bound
+from .kwic import kwic_frame
 from .page import Page, grid, place, show
 
 MAX_HEADS = 250
@@ -38,7 +38,9 @@ class SearchPage(Page):
     """Pattern, map, summary, ranked heads, ranked examples."""
 
     name = "search"
-    watches: ClassVar[frozenset[str]] = frozenset({"page", "site", "pattern", "measure", "layer", "head", "example"})
+    watches: ClassVar[frozenset[str]] = frozenset(
+        {"page", "site", "pattern", "measure", "layer", "head", "example", "sample"}
+    )
 
     def __init__(self, session: Any) -> None:
         super().__init__(session)
@@ -355,31 +357,4 @@ def heads_frame(
         "offset": offset if np.isfinite(offset) else None,
         "offsets": " and ".join(f"{step:+d}".replace("-", "\u2212") if step else "0" for step in proof.offsets),
         "ranked": proof.is_supported,
-    }
-
-
-def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: bool) -> dict[str, Any]:
-    """The examples that show the pattern best in the chosen head, with their strongest matching edge."""
-    site = data.site(state.site)
-    hits = data.hits_of(answer, state.layer, state.head)
-    rows = []
-    for hit in hits:
-        patch = {"page": "views", "view": "head", "example": hit.example, "pin": f"q{hit.query_pos}"}
-        quoted = around(data.example(hit.example), site, Edge(hit.query_pos, hit.key_pos, hit.weight))
-        rows.append(
-            {
-                "id": visible(hit.id),
-                "score": hit.score,
-                "weight": hit.weight,
-                "query": state.to_query(**patch),
-                "patch": patch,
-                **quoted,
-            }
-        )
-    return {
-        "title": f"Examples for head {state.layer}.{state.head}",
-        "sub": f"{answer.n_examples:,} with a match",
-        "rows": rows,
-        "stale": stale,
-        "note": "No example has a match in this head.",
     }
