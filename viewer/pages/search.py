@@ -39,7 +39,7 @@ class SearchPage(Page):
 
     name = "search"
     watches: ClassVar[frozenset[str]] = frozenset(
-        {"page", "site", "pattern", "measure", "layer", "head", "example", "sample"}
+        {"page", "site", "pattern", "measure", "layer", "head", "example", "sample", "arcs"}
     )
 
     def __init__(self, session: Any) -> None:
@@ -63,7 +63,6 @@ class SearchPage(Page):
         self._busy = False
         self._progress: SearchProgress | None = None
         self._cancel = Event()
-        self._arcs: list[Arc] | None = None
         if pn.state.curdoc is not None:
             pn.state.on_session_destroyed(lambda context: self._cancel.set())
 
@@ -81,8 +80,7 @@ class SearchPage(Page):
         if message.get("cancel"):
             self._cancel.set()
         elif "arcs" in message:
-            self._arcs = arcs_of(message["arcs"])
-            self._fill_box()
+            self.session.go({"arcs": arcs_text(arcs_of(message["arcs"]))})
 
     def _ask(self, asked: tuple[str, str]) -> None:
         site, expression = asked
@@ -171,7 +169,8 @@ class SearchPage(Page):
         frame = box_frame(self.data, self.state, self._error, self._busy)
         progress = self._progress
         frame["progress"] = [progress.n_examples_done, progress.n_examples] if progress and self._busy else None
-        frame["drawn"] = None if self._arcs is None else drawn_frame(self.data, self.state, self._arcs)
+        arcs = arcs_of_text(self.state.arcs)
+        frame["drawn"] = None if arcs is None else drawn_frame(self.data, self.state, arcs)
         self.box.frame = frame
 
 
@@ -186,6 +185,17 @@ def arcs_of(given: Any) -> list[Arc] | None:
             if type(query) is int and type(key) is int and 0 <= query < MAX_DRAWN and 0 <= key < MAX_DRAWN:
                 arcs.append((query, key))
     return arcs
+
+
+def arcs_text(arcs: list[Arc] | None) -> str:
+    """Arcs as the address names them."""
+    return "" if arcs is None else ",".join(f"{query}>{key}" for query, key in arcs) or "none"
+
+
+def arcs_of_text(text: str) -> list[Arc] | None:
+    """The same read; None where nothing is drawn."""
+    pairs = [arc.split(">") for arc in text.split(",")] if text not in ("", "none") else []
+    return [(int(query), int(key)) for query, key in pairs] if text else None
 
 
 def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> dict[str, Any]:
