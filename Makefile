@@ -5,6 +5,8 @@ PYTHON ?=
 VIEW ?= 1
 PORT ?= 5006
 ARGS ?=
+# The tests run in as many processes as there are cores, up to eight (each loads torch); ARGS="-n0" for one.
+JOBS := -n logical --maxprocesses 8 --dist worksteal
 
 PY := .venv/bin/python
 PARTS := pipeline store viewer configs
@@ -28,10 +30,10 @@ ifneq ($(VIEW),0)
 endif
 
 test: lint types  ## every check: lint, types, import contracts, unit, property and browser tests (ARGS: for pytest)
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest $(JOBS) -m "not slow" $(ARGS)
 
 test-long: lint types  ## the same with the slow tests and many more examples a property
-	HYPOTHESIS_PROFILE=long $(PY) -m pytest $(ARGS)
+	HYPOTHESIS_PROFILE=long $(PY) -m pytest $(JOBS) $(ARGS)
 
 lint: .venv/.dev  ## format, lint and the contracts between the parts
 	$(PY) -m ruff format --check .

@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from headatlas.store.commands.life import AsJson, StorePath
+from headatlas.store.commands.options import AsJson, StoreFolder
 
 app = typer.Typer(rich_markup_mode="rich")
 
 
 @app.command(rich_help_panel="Store")
 def annotate(
-    store: StorePath,
+    store: StoreFolder,
     file: Annotated[
         Path | None,
         typer.Argument(

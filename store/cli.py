@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .commands.options import AsJson, StorePath
 from .commands.render import fetched_text, size_text
 from .errors import HeadAtlasError, PatternError
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _OWN = (
     "headatlas.pipeline.cli",
     "headatlas.pipeline.annotate",
-    "headatlas.store.commands.query",
+    "headatlas.store.commands.search",
     "headatlas.store.commands.statistics",
     "headatlas.store.commands.relations",
     "headatlas.store.commands.contrast",
@@ -40,8 +41,6 @@ _OWN = (
     "headatlas.store.cli",
     "headatlas.viewer.cli",
 )
-StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a trace store.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 app = typer.Typer(rich_markup_mode="rich")
 

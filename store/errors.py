@@ -104,11 +104,19 @@ class BudgetError(HeadAtlasError):
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Put `where` in front of the message of any headatlas error raised inside the block that does not begin with it."""
+    """Put `where` in front of the message of any headatlas error raised inside the block.
+
+    A message that begins with it stays; one that begins with a part of it ("store, segment 0" of "store, segment 0,
+    layer 2") gets the whole instead.
+    """
     try:
         yield
     except HeadAtlasError as error:
-        if str(error).startswith(where):
+        told = str(error)
+        if told.startswith(where):
             raise
-        error.args = (f"{where}: {error}", *error.args[1:])
+        parts = where.split(", ")
+        places = (", ".join(parts[:n]) + ": " for n in range(len(parts) - 1, 0, -1))
+        told = next((told.removeprefix(place) for place in places if told.startswith(place)), told)
+        error.args = (f"{where}: {told}", *error.args[1:])
         raise

@@ -73,7 +73,6 @@ settings.register_profile("long", max_examples=200, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "small"))
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_NO_BROWSER = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -87,16 +86,20 @@ def _statistics_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield
 
 
+pytest_plugins = ["tests.fault_table"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: Playwright keeps an event loop running in this thread for the rest of the session."""
+    """Browser tests come last: they take long, and most of the rest is wanted first."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say it where it cannot be overlooked when no browser test could run."""
-    if config.stash.get(_NO_BROWSER, False):
+    message = _no_browser_message()
+    if any(message in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])):
         terminalreporter.section("NO BROWSER TEST WAS RUN", red=True, bold=True)
-        terminalreporter.line(_no_browser_message())
+        terminalreporter.line(message)
 
 
 def _no_browser_message() -> str:
@@ -149,7 +152,7 @@ def smollm2_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def chromium(request: pytest.FixtureRequest) -> str:
+def chromium() -> str:
     """Program file of the system's Chromium; without one the test is skipped, or fails where a browser is required."""
     named = os.environ.get("HEADATLAS_CHROMIUM")
     found = shutil.which(named) if named else next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
@@ -157,13 +160,15 @@ def chromium(request: pytest.FixtureRequest) -> str:
         return found
     if os.environ.get("HEADATLAS_REQUIRE_BROWSER") == "1":
         pytest.fail(_no_browser_message(), pytrace=False)
-    request.config.stash[_NO_BROWSER] = True
     pytest.skip(_no_browser_message())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
-    """A headless Chromium for the session; take `page` unless you need several contexts."""
+    """A headless Chromium; take `page` unless you need several contexts.
+
+    A module's own: while Playwright runs there is an event loop in this thread, which tests of other modules may not want.
+    """
     from playwright.sync_api import sync_playwright
 
     arguments = ["--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--font-render-hinting=none"]

@@ -35,7 +35,7 @@ TOKENS: dict[Theme, dict[str, str]] = {
         "bad": "#B3261E",
         "bad-soft": "#FCEBEA",
         "good": "#1B7A43",
-        "neg": "#B8560F",
+        "neg": "#A84C0B",
         "pos": "#2B57C9",
         "shadow": "0 6px 24px rgba(23,28,38,.14), 0 1px 3px rgba(23,28,38,.10)",
     },

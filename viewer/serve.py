@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import os
 import re
 import socket
 import threading
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .library import Library
 
 _ORIGIN = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
+_GENERIC = ("PANEL_OAUTH_AUTHORIZE_URL", "PANEL_OAUTH_TOKEN_URL", "PANEL_OAUTH_USER_URL")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~\-]+)*")
 
 
@@ -52,7 +54,15 @@ class Auth:
             )
 
     def for_panel(self) -> dict[str, Any]:
-        """What `panel.io.server.get_server` is told."""
+        """What `panel.io.server.get_server` is told.
+
+        Raises
+        ------
+        ConfigError
+            Panel knows no such provider, or is not told where the ``generic`` one is.
+        """
+        if self.oauth:
+            _check_provider(self.oauth)
         given = {
             "basic_auth": self.basic, "oauth_provider": self.oauth, "oauth_key": self.key, "oauth_secret": self.secret,
             "cookie_secret": self.cookie_secret,
@@ -60,6 +70,17 @@ class Auth:
         door = str(Path(__file__).parent / "door.html")  # Panel's own pages ask a network for fonts and a logo
         own = {"logout_template": door, "oauth_error_template": door} | ({"login_template": door} if self.basic else {})
         return {name: value for name, value in given.items() if value} | (own if self.basic or self.oauth else {})
+
+
+def _check_provider(name: str) -> None:
+    from panel.auth import AUTH_PROVIDERS
+
+    known = sorted(set(AUTH_PROVIDERS) - {"basic", "password", "pam"})
+    if name not in known:
+        raise ConfigError(f"oauth is {name!r}; expected one of {', '.join(known)}")
+    unset = [place for place in _GENERIC if not os.environ.get(place)]
+    if name == "generic" and unset:
+        raise ConfigError(f"a generic provider needs its addresses; set {', '.join(unset)}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .query import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, first_rows, print_table, read_pattern, searched
+from .options import HeadsAsCsv, HeadsAsJson, Patterns, SiteName, StorePath, Top, read_pattern
+from .printing import first_rows, print_table
+from .search import searched
 
 if TYPE_CHECKING:
     from ..search.contrast import Contrast
@@ -34,8 +36,8 @@ def contrast(
     examples: Annotated[int, typer.Option("--examples", min=0, help="How many pairs of the head.")] = 3,
     patterns: Patterns = None,
     site: SiteName = None,
-    as_csv: AsCsv = False,
-    as_json: AsJson = False,
+    as_csv: HeadsAsCsv = False,
+    as_json: HeadsAsJson = False,
 ) -> None:
     """Compare the members of minimal pairs: which heads follow a pattern more in one, or attend otherwise.
 

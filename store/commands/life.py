@@ -11,18 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..containers.container import ContainerName
+from .options import AsJson, StoreFolder, StorePath
 from .render import size_text
-
-StoreUrl = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a trace store.", show_default=False)]
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a trace store.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 app = typer.Typer(rich_markup_mode="rich")
 
 
 @app.command(rich_help_panel="Store")
 def convert(
-    store: StoreUrl,
+    store: StorePath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.", show_default=False)],
     container: Annotated[
         ContainerName | None,
@@ -83,7 +80,7 @@ def _codec(text: str) -> tuple[str, str]:
 
 @app.command(rich_help_panel="Store")
 def drop(
-    store: StorePath,
+    store: StoreFolder,
     examples: Annotated[
         list[str] | None,
         typer.Option("--examples", metavar="ID", help="Numbers, spans like 10:20, or ids; again for more."),
@@ -120,7 +117,7 @@ def _examples(text: str) -> list[int | str]:
 
 @app.command(rich_help_panel="Store")
 def gc(
-    store: StorePath,
+    store: StoreFolder,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots stay.")] = 1,
     grace: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Younger snapshots stay too.")] = 24.0,

@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .query import (
-    AsCsv,
-    AsJson,
-    Patterns,
-    SiteName,
-    StorePath,
-    Top,
-    console_for_people,
-    first_rows,
-    head_of,
-    print_csv,
-    print_hits,
-    print_table,
-)
+from .options import ExamplesShown, HeadsAsCsv, HeadsAsJson, HeadShown, Patterns, SiteName, StorePath, Top, head_of
+from .printing import console_for_people, first_rows, print_csv, print_hits, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,13 +33,8 @@ def like(
         ),
     ],
     top: Top = None,
-    examples: Annotated[int, typer.Option("--examples", min=0, help="How many examples of the head.")] = 5,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head", metavar="LAYER.HEAD", help="Show this head's examples; default the best.", show_default=False
-        ),
-    ] = None,
+    examples: ExamplesShown = 5,
+    head: HeadShown = None,
     candidates: Annotated[
         int, typer.Option("--candidates", min=1, help="How many patterns that hold for the arcs are searched for.")
     ] = 8,
@@ -60,8 +43,8 @@ def like(
     ] = "auto",
     patterns: Patterns = None,
     site: SiteName = None,
-    as_csv: AsCsv = False,
-    as_json: AsJson = False,
+    as_csv: HeadsAsCsv = False,
+    as_json: HeadsAsJson = False,
 ) -> None:
     """Query by example: mark arcs, get the heads that draw them there and do the same over the whole corpus.
 

@@ -6,20 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .query import (
-    AsCsv,
-    AsJson,
-    Patterns,
-    SiteName,
-    StorePath,
-    Top,
-    console_for_people,
-    first_rows,
-    head_of,
-    print_csv,
-    print_table,
-    read_pattern,
-)
+from .options import HeadsAsCsv, HeadsAsJson, Patterns, SiteName, StorePath, Top, head_of, read_pattern
+from .printing import console_for_people, first_rows, print_csv, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,8 +28,8 @@ def neurons(
     top: Top = None,
     patterns: Patterns = None,
     site: SiteName = None,
-    as_csv: AsCsv = False,
-    as_json: AsJson = False,
+    as_csv: HeadsAsCsv = False,
+    as_json: HeadsAsJson = False,
 ) -> None:
     """Show which dimensions of a head's query and key tell a pattern's keys from the other keys of the same rows.
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .query import Score, Select, SiteName, chosen_stores, print_table
+from .options import Score, Select, SiteName, chosen_stores
+from .printing import print_table
 
 if TYPE_CHECKING:
     import pandas as pd

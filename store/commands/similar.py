@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .query import (
-    TOP,
-    AsCsv,
-    AsJson,
-    SiteName,
-    StorePath,
-    Top,
-    console_for_people,
-    first_rows,
-    head_of,
-    print_csv,
-    print_table,
-)
+from .options import HeadsAsCsv, HeadsAsJson, SiteName, StorePath, Top, head_of
+from .printing import TOP, console_for_people, first_rows, print_csv, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,8 +45,8 @@ def similar(
     ] = False,
     top: Top = None,
     site: SiteName = None,
-    as_csv: AsCsv = False,
-    as_json: AsJson = False,
+    as_csv: HeadsAsCsv = False,
+    as_json: HeadsAsJson = False,
 ) -> None:
     """Find heads that behave alike, in one model or across two over the same corpus, matched on words.
 

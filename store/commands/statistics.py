@@ -10,19 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
-from .query import (
-    AsCsv,
-    AsJson,
-    SiteName,
-    StorePath,
-    Top,
-    console_for_people,
-    first_rows,
-    head_of,
-    incomplete_text,
-    print_csv,
-    print_table,
-)
+from .options import HeadsAsCsv, HeadsAsJson, SiteName, StorePath, Top, head_of
+from .printing import console_for_people, first_rows, incomplete_text, print_csv, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,8 +53,8 @@ def stats(
         typer.Option(help="Weigh every token alike (rows) or every example alike."),
     ] = "rows",
     site: SiteName = None,
-    as_csv: AsCsv = False,
-    as_json: AsJson = False,
+    as_csv: HeadsAsCsv = False,
+    as_json: HeadsAsJson = False,
 ) -> None:
     """Rank heads by statistics, stored or computed from attention; without one: what each head does more than chance would.
 
@@ -189,7 +178,7 @@ def head(
         bool, typer.Option("--special/--no-special", help="List pairs with a special token too.")
     ] = False,
     site: SiteName = None,
-    as_json: AsJson = False,
+    as_json: HeadsAsJson = False,
 ) -> None:
     """Where one head's weight goes over the whole corpus: to which distances, and from which tokens to which.
 
@@ -237,7 +226,7 @@ def compare(
     ],
     top: Annotated[int, typer.Option("--top", min=0, help="How many heads of each metric.")] = 3,
     site: SiteName = None,
-    as_json: AsJson = False,
+    as_json: HeadsAsJson = False,
 ) -> None:
     """Hold a store's heads against published HeadVis metrics: rank correlation and the largest differences.
 

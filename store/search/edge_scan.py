@@ -99,62 +99,55 @@ def scan_edges(
         raise _unsound()
 
 
+@dataclass(frozen=True)
+class CodedPairs:
+    """Stored codes of one layer, which of them match, and the strongest key of each query token."""
+
+    codes: UInt8[np.ndarray, "head pair"]
+    match: Int64[np.ndarray, "match"]
+    """Where in `codes` each match of the rows lies."""
+    weight: Float64[np.ndarray, "256"]
+    """What each code means."""
+    strongest: UInt[np.ndarray, "head token"]
+    first_token: int
+    """The query token that `strongest` begins with."""
+
+
 def scan_codes(
     rows: EdgeRows,
-    pair: Int64[np.ndarray, "match"],
-    codes: UInt8[np.ndarray, "head pair"],
-    weight: Float64[np.ndarray, "code"],
-    strongest: UInt[np.ndarray, "head token"],
-    first_token: int,
+    pairs: CodedPairs,
     mass: Float64[np.ndarray, "head example"],
     hits: Int64[np.ndarray, "head"],
     library: Library | None = None,
 ) -> None:
     """Add what stored codes of one layer say about `rows`: to the mass of each example and to hits.
 
-    Parameters
-    ----------
-    pair
-        Where each match of the rows lies in `codes`.
-    weight
-        What each of the 256 codes means.
-    strongest
-        Key of the strongest edge of each query token, from `first_token` on.
-
     Raises
     ------
     FormatError
-        An edge names a key that its row does not have.
+        The strongest key of a row is one that it does not have.
     """
     library = library or installed()
-    if library is None or not _flat(pair, codes, weight, mass, hits):
-        _codes_numpy(rows, pair, codes, weight, strongest, first_token, mass, hits)
-    elif not library.run(_codes_call(rows, pair, codes, weight, strongest, first_token, mass, hits)):
+    if library is None or not _flat(pairs.match, pairs.codes, pairs.weight, mass, hits):
+        _codes_numpy(rows, pairs, mass, hits)
+    elif not library.run(_codes_call(rows, pairs, mass, hits)):
         raise _unsound()
 
 
-def _codes_call(
-    rows: EdgeRows,
-    pair: np.ndarray,
-    codes: np.ndarray,
-    weight: np.ndarray,
-    strongest: np.ndarray,
-    first_token: int,
-    mass: np.ndarray,
-    hits: np.ndarray,
-) -> CodeScan:
+def _codes_call(rows: EdgeRows, pairs: CodedPairs, mass: np.ndarray, hits: np.ndarray) -> CodeScan:
+    codes, strongest = pairs.codes, pairs.strongest
     head_stride, row_stride = (stride // strongest.itemsize for stride in strongest.strides)
     return CodeScan(
         codes.ctypes.data,
         codes.strides[0],
         len(codes),
-        pair.ctypes.data,
-        weight.ctypes.data,
+        pairs.match.ctypes.data,
+        pairs.weight.ctypes.data,
         rows.table.ctypes.data,
         len(rows.table),
         mass.ctypes.data,
         mass.strides[0] // mass.itemsize,
-        strongest.ctypes.data - first_token * strongest.strides[1],  # rows are numbered from the segment's first
+        strongest.ctypes.data - pairs.first_token * strongest.strides[1],  # rows are numbered from the segment's first
         strongest.itemsize,
         head_stride,
         row_stride,
@@ -163,20 +156,12 @@ def _codes_call(
     )
 
 
-def _codes_numpy(
-    rows: EdgeRows,
-    pair: np.ndarray,
-    codes: np.ndarray,
-    weight: np.ndarray,
-    strongest: np.ndarray,
-    first_token: int,
-    mass: np.ndarray,
-    hits: np.ndarray,
-) -> None:
-    hits += rows.is_match(strongest[:, rows.table[:, 0] - first_token]).sum(axis=1)
+def _codes_numpy(rows: EdgeRows, pairs: CodedPairs, mass: np.ndarray, hits: np.ndarray) -> None:
+    hits += rows.is_match(pairs.strongest[:, rows.table[:, 0] - pairs.first_token]).sum(axis=1)
     example = np.repeat(rows.table[:, 4], rows.table[:, 3])
     first = _first_of_example(example)
-    mass[:, example[first]] += np.add.reduceat(weight[np.take(codes, pair, axis=1)], first, axis=1)
+    weights = pairs.weight[np.take(pairs.codes, pairs.match, axis=1)]
+    mass[:, example[first]] += np.add.reduceat(weights, first, axis=1)
 
 
 def _rows_follow(edges: np.ndarray) -> bool:

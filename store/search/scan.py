@@ -25,7 +25,7 @@ from ..reading.rebuild import RebuiltRows, require_rebuilt, why_not_rebuilt
 from ..reading.segment import Segment
 from ..reading.vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
 from ..schema import Site
-from .edge_scan import EdgeRows, scan_codes, scan_edges
+from .edge_scan import CodedPairs, EdgeRows, scan_codes, scan_edges
 from .support import RowSupport
 
 Level = Literal["attention", "edges", "rebuilt"]
@@ -145,7 +145,7 @@ class _Block:
         codes = read_pairs(self.segment, self.site, self.layer, slice(None), slice(start, stop))
         key = read_strongest(self.segment, self.site, self.layer, first, last)
         pair = self.matches.pair - start
-        scan_codes(edge_rows, pair, codes, self._weight_of_code, key, first, mass, hits)
+        scan_codes(edge_rows, CodedPairs(codes, pair, self._weight_of_code, key, first), mass, hits)
         if np.isnan(mass).any():
             decode_attention(np.take(codes, pair, axis=1), codec.name)  # raises
 

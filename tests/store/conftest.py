@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,57 +19,6 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 from store_builder import SEGMENT, Content, make_contents, make_spec, seal_manifest, write_store
 
 from headatlas.store.containers.container import CONTAINERS
-
-_faults: dict[str, list[int]] = {}
-
-
-@contextlib.contextmanager
-def _case(name: str, container: str) -> Iterator[None]:
-    counts = _faults.setdefault(f"{name} ({container})" if container else name, [0, 0])
-    counts[0] += 1
-    try:
-        yield
-    except BaseException:
-        counts[1] += 1
-        raise
-
-
-@pytest.fixture
-def count_fault() -> Callable[[str, int, int], None]:
-    """Add a row to the table: fault, cases, violations."""
-
-    def count(name: str, cases: int, violations: int) -> None:
-        counts = _faults.setdefault(name, [0, 0])
-        counts[0] += cases
-        counts[1] += violations
-
-    return count
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault(name): the test is one case of the table of faults")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    mark = item.get_closest_marker("fault")
-    if mark is None:
-        return (yield)
-    parameters = getattr(item, "callspec", None)
-    with _case(mark.args[0], parameters.params.get("container", "") if parameters else ""):
-        return (yield)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _faults:
-        return
-    terminalreporter.section("faults the store was put through")
-    width = max(map(len, _faults))
-    terminalreporter.write_line(f"{'fault':{width}}  {'cases':>6}  violations")
-    for name, (cases, violations) in sorted(_faults.items()):
-        terminalreporter.write_line(f"{name:{width}}  {cases:>6}  {violations:>10}")
-    cases, violations = (sum(column) for column in zip(*_faults.values(), strict=True))
-    terminalreporter.write_line(f"{'all':{width}}  {cases:>6}  {violations:>10}")
 
 
 @pytest.fixture(scope="session")

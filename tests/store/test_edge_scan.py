@@ -9,7 +9,7 @@ import pytest
 from headatlas.store.errors import FormatError
 from headatlas.store.reading.edges import Edges
 from headatlas.store.search import edge_scan
-from headatlas.store.search.edge_scan import EdgeRows, scan_codes, scan_edges
+from headatlas.store.search.edge_scan import CodedPairs, EdgeRows, scan_codes, scan_edges
 from headatlas.store.search.kernel import installed, library
 
 N_HEADS, N_ROWS, N_EXAMPLES = 3, 40, 9
@@ -105,7 +105,8 @@ def codes_of(way):
         if spoilt is not None:
             strongest[1, next(iter(matches))] = spoilt
         mass, hits = np.ones((N_HEADS, N_EXAMPLES)), np.ones(N_HEADS, np.int64)
-        scan_codes(EdgeRows.make(**vars(support)), pair, codes, weight, strongest, 11, mass, hits, library=way)
+        pairs = CodedPairs(codes, pair, weight, strongest, 11)
+        scan_codes(EdgeRows.make(**vars(support)), pairs, mass, hits, library=way)
         by_pair, by_key = np.ones(mass.shape), np.ones(hits.shape, int)
         for head in range(N_HEADS):
             for (row, keys), example in zip(matches.items(), support.example, strict=True):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_search import CONDITIONS, SITES, slow_search, visible
+from slow_search import CONDITIONS, SITES, slow_search, visible
 from traced_corpus import make_site, make_store
 
 from headatlas.store.errors import ConfigError

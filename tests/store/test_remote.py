@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from headatlas.store import open_store
 from headatlas.store.cli import app
-from headatlas.store.commands.query import app as query_app
+from headatlas.store.commands.search import app as query_app
 from headatlas.store.commands.statistics import app as stats_app
 from headatlas.store.errors import ConfigError, CorruptSegmentError, FormatError, NotFoundError, RemoteError
 from headatlas.store.life.collect import collect_store

@@ -9,7 +9,7 @@ from test_words import slow_words
 from traced_corpus import make_site, make_store
 from typer.testing import CliRunner
 
-from headatlas.store.commands.query import app
+from headatlas.store.commands.search import app
 from headatlas.store.errors import ConfigError
 from headatlas.store.patterns.fields import Texts
 from headatlas.store.schema import Keep

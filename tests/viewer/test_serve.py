@@ -6,7 +6,7 @@ import pytest
 
 from headatlas.store.errors import ConfigError
 from headatlas.viewer.library import Library
-from headatlas.viewer.serve import ServerOptions, is_loopback, make_server, send_at_once
+from headatlas.viewer.serve import Auth, ServerOptions, is_loopback, make_server, send_at_once
 
 
 @pytest.mark.parametrize("origin", ["*", "http://a.example", "a b", "", "a.example:port"])
@@ -42,6 +42,18 @@ def test_wrong_numbers_and_paths_are_refused():
         ServerOptions(port=70_000)
     with pytest.raises(ConfigError, match="prefix"):
         ServerOptions(prefix="/a?b")
+
+
+def test_a_provider_of_logins_must_be_known_and_found(monkeypatch):
+    def auth(name):
+        return Auth(oauth=name, key="key", secret="secret", cookie_secret="of sixteen letters or more")
+
+    with pytest.raises(ConfigError, match=r"oauth is 'gihtub'; expected one of .*github"):
+        auth("gihtub").for_panel()
+    monkeypatch.setenv("PANEL_OAUTH_TOKEN_URL", "https://login.example/token")
+    with pytest.raises(ConfigError, match="set PANEL_OAUTH_AUTHORIZE_URL, PANEL_OAUTH_USER_URL"):
+        auth("generic").for_panel()
+    assert auth("github").for_panel()["oauth_provider"] == "github"
 
 
 def test_every_interface_needs_an_origin(store):

@@ -10,38 +10,32 @@ import typer
 
 from ..errors import ConfigError
 from .cluster import cluster
+from .options import (
+    ExamplesShown,
+    HeadsAsCsv,
+    HeadsAsJson,
+    HeadShown,
+    Patterns,
+    Score,
+    Select,
+    SiteName,
+    Top,
+    chosen_stores,
+    head_of,
+    read_pattern,
+)
+from .printing import console_for_people, first_rows, incomplete_text, print_csv, print_hits, print_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from rich.console import Console
-    from rich.table import Table
-
     from ..patterns import Pattern
     from ..reading.words import Merge
     from ..search.scan import Asked
-    from ..search.search import ExampleHit, SearchResult
+    from ..search.search import SearchResult
     from ..search.tasks import Client
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
 _PANEL = "Query"
-TOP = 12
-"""Rows of a table for people."""
-_WIDEST = 2_000
-"""Characters of a table's line, at most."""
-
-StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a trace store.", show_default=False)]
-SiteName = Annotated[
-    str | None,
-    typer.Option("--site", help="Which attention: encoder, decoder or cross; default the first.", show_default=False),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs; all heads unless --top is given.")]
-AsCsv = Annotated[bool, typer.Option("--csv", help="Print the heads as CSV; all of them unless --top is given.")]
-Select = Annotated[str | None, typer.Option("--select", metavar="STORE", help="Choose on this store…", show_default=False)]  # fmt: skip
-Score = Annotated[str | None, typer.Option("--score", metavar="STORE", help="…and report on this one.", show_default=False)]  # fmt: skip
-Top = Annotated[int | None, typer.Option("--top", min=0, help=f"How many heads; default {TOP} for people.", show_default=False)]  # fmt: skip
-
-Patterns = Annotated[Path | None, typer.Option("--patterns", metavar="FILE", help="A TOML file of named patterns to use beside the built-in ones.", show_default=False)]  # fmt: skip
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -57,13 +51,8 @@ def search(
         ),
     ] = None,
     top: Top = None,
-    examples: Annotated[int, typer.Option("--examples", min=0, help="How many examples of the head.")] = 5,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head", metavar="LAYER.HEAD", help="Show this head's examples; default the best.", show_default=False
-        ),
-    ] = None,
+    examples: ExamplesShown = 5,
+    head: HeadShown = None,
     by: Annotated[
         Literal["mass", "hit_rate", "lift", "offset_lift"], typer.Option(help="What heads are ranked by.")
     ] = "mass",
@@ -98,8 +87,8 @@ def search(
     site: SiteName = None,
     select: Select = None,
     score: Score = None,
-    as_csv: AsCsv = False,
-    as_json: AsJson = False,
+    as_csv: HeadsAsCsv = False,
+    as_json: HeadsAsJson = False,
 ) -> None:
     """Rank heads by how much of their attention follows a pattern, and show the examples that show it best.
 
@@ -153,7 +142,7 @@ def patterns(
             "--patterns", metavar="FILE", help="Also those of a TOML file; it is checked.", show_default=False
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: HeadsAsJson = False,
 ) -> None:
     """List the named patterns: each may be used by its name in an expression, with its parameters in parentheses.
 
@@ -177,24 +166,6 @@ def patterns(
         console.print(f"  {pattern.expression}", style="blue", markup=False, highlight=False, soft_wrap=True)
 
 
-def chosen_stores(store: str | None, select: str | None, score: str | None) -> tuple[Store | None, Store]:
-    """The store to choose on (None: the other one) and the store to report on; STORE stands for the one not named."""
-    from ..search.split import check_same_heads
-    from ..store import open_store
-
-    if store is not None and select is not None and score is not None:
-        raise ConfigError(f"STORE is {store}, and --select and --score name both stores; expected only those two")
-    first, second = select or store, score or store
-    if first is None or second is None:
-        raise ConfigError("no store to work on; expected STORE, or --select STORE --score STORE")
-    opened = open_store(second)
-    if first == second:
-        return None, opened
-    chosen = open_store(first)
-    check_same_heads(chosen, opened)
-    return chosen, opened
-
-
 def _stores_and_expression(
     store: str, expression: str | None, select: str | None, score: str | None
 ) -> tuple[Store | None, Store, str]:
@@ -204,13 +175,6 @@ def _stores_and_expression(
             raise ConfigError(f"one argument, {store!r}; expected STORE EXPR, such as traces/demo induction")
         return *chosen_stores(None, select, score), store
     return *chosen_stores(store, select, score), expression
-
-
-def read_pattern(expression: str, patterns: Path | None) -> Pattern:
-    """Read an expression, with the named patterns of a file if one is given."""
-    from ..patterns import LIBRARY, Pattern, read_patterns
-
-    return Pattern.parse(expression, LIBRARY if patterns is None else read_patterns(patterns))
 
 
 def searched(
@@ -242,20 +206,6 @@ def searched(
         )
 
 
-def print_hits(console: Console, result: SearchResult, head: tuple[int, int], hits: list[ExampleHit]) -> None:
-    """Print examples of a head, each with its strongest matching edge."""
-    from . import render
-
-    if hits:
-        console.print(
-            f"\nExamples of head {head[0]}.{head[1]}: \\[query] «key», weight of that edge, mass of the example"
-        )
-    for hit in hits:
-        query, key = result.tokens(hit.example)
-        console.print(f"{hit.weight:.3f}  {hit.score:.3f}  {render.printable(hit.id)}", style="dim", markup=False)
-        console.print(render.edge_text(query, key, hit.query_pos, hit.key_pos), soft_wrap=True)
-
-
 def _summary(result: SearchResult, store: Store) -> str:
     attention = f"stored attention ({store.spec.keep.attention})"
     if result.level == "attention" and "mass_upper" in result.heads:
@@ -272,47 +222,3 @@ def _summary(result: SearchResult, store: Store) -> str:
         f"{result.rows:,} {rows} in {result.n_examples:,} of {result.n_examples_searched:,} examples, "
         f"from {source[result.level]}{how}, {result.seconds:.2f} s. {incomplete_text(store)}"
     )
-
-
-def incomplete_text(store: Store) -> str:
-    """How much of the job is there, if not all."""
-    if store.is_complete:
-        return ""
-    return (
-        f"The store is not complete: {store.n_examples:,} of {store.manifest.n_examples_planned:,} examples are there."
-    )
-
-
-def head_of(text: str) -> tuple[int, int]:
-    """Layer and head of ``4.11``."""
-    layer, _, head = text.partition(".")
-    if not (layer.isdecimal() and head.isdecimal()):
-        raise ConfigError(f"the head is {text!r}; expected LAYER.HEAD, such as 4.11")
-    return int(layer), int(head)
-
-
-def first_rows(heads: pd.DataFrame, top: int | None, *, everything: bool) -> pd.DataFrame:
-    """As many rows as were asked for; without a number all of them for programs, twelve for people."""
-    return heads.head(len(heads) if top is None and everything else TOP if top is None else top)
-
-
-def print_csv(heads: pd.DataFrame) -> None:
-    """Print a table as CSV."""
-    print(heads.to_csv(index=False, lineterminator="\n"), end="")
-
-
-def console_for_people() -> Console:
-    """Make the console that tables are printed on."""
-    from rich.console import Console
-
-    return Console()
-
-
-def print_table(console: Console, table: Table) -> None:
-    """Print a table whole: one wider than the terminal is not cut, since rich would leave out columns of it."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
-    wide = console if needed <= console.width else Console(file=console.file, width=needed)
-    wide.print(table)

@@ -9,7 +9,8 @@ import pytest
 from traced_corpus import make_site, make_store
 from typer.testing import CliRunner
 
-from headatlas.store.commands import query, statistics
+from headatlas.store.commands import search as search_command
+from headatlas.store.commands import statistics
 from headatlas.store.errors import ConfigError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY
 from headatlas.store.schema import Keep
@@ -24,7 +25,7 @@ def traced(tmp_path):
 
 
 def run(*arguments, width=100):
-    app = statistics.app if arguments[0] == "stats" else query.app
+    app = statistics.app if arguments[0] == "stats" else search_command.app
     result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": str(width), "NO_COLOR": "1"})
     if result.exception:
         raise result.exception

@@ -1,0 +1,68 @@
+"""What searches are compared with: loops over the original float32 attention, one pair of tokens at a time."""
+
+from collections.abc import Callable
+
+import numpy as np
+from traced_corpus import Traced, make_site, make_store
+
+from headatlas.store.schema import Keep
+
+# The same condition in the pattern language and in Python over (query table, key table, q, k).
+CONDITIONS = {
+    "previous_token": lambda a, b, q, k: k == q - 1,
+    "key.special": lambda a, b, q, k: b.special[k],
+    "duplicate_token": lambda a, b, q, k: b.id[k] == a.id[q] and k < q,
+    'query.text in {"the", "she"} or key.position == 0': lambda a, b, q, k: a.text[q] in ("the", "she") or k == 0,
+    "query.position - key.position >= 2 and query.id < 3": lambda a, b, q, k: q - k >= 2 and a.id[q] < 3,
+    'query.text == "nobody"': lambda a, b, q, k: False,
+}
+SITES = {
+    "full": make_site(),
+    "causal": make_site("decoder", causal=True),
+    "sliding": make_site("decoder", causal=True, window=(2, None)),
+    "local": make_site("encoder", window=(2, None)),
+    "cross": make_site("cross", query_sequence="target"),
+}
+
+
+def stores_of(tmp_path_factory) -> Callable[..., Traced]:
+    """Stores by site and what they keep, made once."""
+    made = {}
+
+    def store_of(kind, **keep):
+        key = kind, tuple(keep.items())
+        if key not in made:
+            kept = Keep(**({"query_key": None, "attention": "float32", "edges": 3} | keep))
+            path = tmp_path_factory.mktemp("store") / "store"
+            made[key] = make_store(path, (SITES[kind],), kept, lengths=((3, 7, 5), (1, 0, 8), (6,)))
+        return made[key]
+
+    return store_of
+
+
+def visible(site, layer, n_keys, q):
+    keys = range(q + 1) if site.causal else range(n_keys)
+    window = site.window[layer]
+    return [k for k in keys if window is None or abs(q - k) < window]
+
+
+def slow_search(traced, site, holds):
+    """Per head: masses of rows (by example), hits, uniform masses, counted pair by pair."""
+    examples = traced.attention[site.name]
+    mass, hits, uniform = {}, np.zeros((site.n_layers, site.n_heads)), np.zeros(site.n_layers)
+    for index, maps in enumerate(examples):
+        query, key = traced.tokens[site.query_sequence][index], traced.tokens[site.key_sequence][index]
+        for q in range(len(query)):
+            keys = [k for k in range(q + 1 if site.causal else len(key)) if holds(query, key, q, k)]
+            if not keys:
+                continue
+            row = np.zeros((site.n_layers, site.n_heads))
+            for layer in range(site.n_layers):
+                seen = visible(site, layer, len(key), q)
+                uniform[layer] += len(set(keys) & set(seen)) / len(seen) if seen else 0
+                for head in range(site.n_heads):
+                    weights = maps[layer, head, q].tolist()
+                    row[layer, head] = sum(weights[k] for k in keys)
+                    hits[layer, head] += weights.index(max(weights)) in keys
+            mass.setdefault(index, []).append(row)
+    return mass, hits, uniform
