@@ -2,18 +2,19 @@
 
 A server with its own process serves small stores (`viewer_stores`); a Chromium without a GPU on the same machine opens them.
 Times go from the start of a page, or the event, to the paint that shows the answer (`browser`). HEADATLAS_BENCH_VIEWER names
-a folder that keeps the stores; without it they are captured anew each time. ``--own`` leaves BertViz out, ``--beside`` the rest.
+a folder that keeps the stores; without it they are captured anew each time (minutes).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -22,14 +23,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .browser import Work, fresh, launched, program, timed, took
-from .report import Row, report
+from .report import Row, keep_rows
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST_DRAWS, CLICKS, SESSIONS = 5, 20, 50
-SECONDS = int(os.environ.get("HEADATLAS_BENCH_SECONDS", "15"))
+FIRST_DRAWS, CLICKS, SESSIONS, SECONDS = 5, 20, 50, 15
+PARTS = ("first", "clicks", "hover", "model", "table", "pan", "sessions")
 HEAD_VIEW = 'table[data-mirror="edges of the head view"]'
 GOALS = {
     "first draw": 1500, "click to head view": 60, "hover 512": 16, "model view": 100, "table page": 200,
@@ -38,41 +39,76 @@ GOALS = {
 """Milliseconds; memory in MB a session."""
 
 
-def main() -> None:
+def main(arguments: Iterable[str] = ()) -> None:
     """Measure and write build/bench/viewer.json."""
+    asked = chosen(arguments)
+    if program() is None:
+        print("The viewer is left out: no Chromium was found (HEADATLAS_CHROMIUM).")
+        return
     from headatlas.store import open_store
 
     from .viewer_beside import beside_bertviz
     from .viewer_stores import make_stores
 
-    if program() is None:
-        print("The viewer is left out: no Chromium was found (HEADATLAS_CHROMIUM).")
-        return
     with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as made:
         stores = make_stores(Path(os.environ.get("HEADATLAS_BENCH_VIEWER") or made))
         rows: list[Row] = []
-        if "--beside" not in sys.argv:
-            rows += own(stores)
-        if "--own" not in sys.argv:
+        if not asked.beside:
+            rows += own(stores, asked)
+        if not asked.own:
             models = {"MiniLM": stores["minilm"], "GPT-2 shape": stores["gpt2"]}
             rows += beside_bertviz({name: open_store(path) for name, path in models.items()})
-        report("viewer", rows)
+    keep_rows(rows, "viewer")
 
 
-def own(stores: dict[str, Path]) -> list[Row]:
-    """The viewer by itself."""
+def chosen(arguments: Iterable[str]) -> argparse.Namespace:
+    """What a command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="make bench-viewer",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+        epilog='Example: HEADATLAS_BENCH_VIEWER=build/bench/viewer make bench-viewer ARGS="--only hover,clicks"',
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--own", action="store_true", help="without BertViz")
+    which.add_argument("--beside", action="store_true", help="only beside BertViz")
+    which.add_argument(
+        "--only",
+        type=_parts,
+        metavar="PART,…",
+        help=f"without BertViz, and of the viewer only these: {', '.join(PARTS)}; other rows of build/bench/viewer.json stay",
+    )
+    parser.add_argument("--sessions", type=int, default=SESSIONS, help=f"readers at once ({SESSIONS})")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help=f"how long each of them clicks ({SECONDS})")
+    asked = parser.parse_args(list(arguments))
+    if asked.sessions < 1 or asked.seconds < 1:
+        parser.error("--sessions and --seconds are 1 or more")
+    asked.own, asked.only = asked.own or asked.only is not None, asked.only or PARTS
+    return asked
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    return parts
+
+
+def own(stores: dict[str, Path], asked: argparse.Namespace) -> list[Row]:
+    """The viewer by itself, as far as it is `asked`."""
     rows: list[Row] = []
+    in_one_page = {"clicks": clicks, "hover": hovers, "model": model_view, "table": table_page, "pan": pan}
     with launched() as browser:
+        if "first" in asked.only:
+            with serving(stores["sentences"]) as server:
+                rows += first_draw(browser, server)
+        if parts := [part for part in in_one_page if part in asked.only]:
+            with serving(*(stores[name] for name in ("sentences", "minilm", "gpt2", "many", "document"))) as server:
+                for part in parts:
+                    rows += in_one_page[part](browser, server)
+    if "sessions" in asked.only:
         with serving(stores["sentences"]) as server:
-            rows += first_draw(browser, server)
-        with serving(*(stores[name] for name in ("sentences", "minilm", "gpt2", "many", "document"))) as server:
-            rows += clicks(browser, server)
-            rows += hovers(browser, server)
-            rows += model_view(browser, server)
-            rows += table_page(browser, server)
-            rows += pan(browser, server)
-    with serving(stores["sentences"]) as server:
-        rows += sessions(server)
+            rows += sessions(server, asked.sessions, asked.seconds)
     return rows
 
 
@@ -274,12 +310,12 @@ def pan(browser: Browser, server: Server) -> list[Row]:
     return [*rows, Row("pan 8192 p95", float(np.percentile(meter.ms, 95)), "ms", None, "tiles made meanwhile included")]
 
 
-def sessions(server: Server) -> list[Row]:
-    """Fifty readers at a click a second each, and what their sessions take."""
+def sessions(server: Server, n_sessions: int, seconds: int) -> list[Row]:
+    """Many readers at a click a second each, and what their sessions take."""
     client = [sys.executable, "-m", "benchmarks.viewer_load", server.url]
-    for n in (2, SESSIONS):  # the first readers fill what all share
+    for n, lasting in ((2, 3), (n_sessions, seconds)):  # the first readers fill what all share
         before = server.memory_mb()
-        command = [*client, str(n), str(SECONDS if n == SESSIONS else 3), "6", "12"]
+        command = [*client, str(n), str(lasting), "6", "12"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -289,16 +325,17 @@ def sessions(server: Server) -> list[Row]:
             process.stdin.flush()
             ms = json.loads(process.stdout.readline())
             ended = server.memory_mb()
-    beside = f"{SESSIONS} sessions, a click a second each for {SECONDS} s"
-    mb = (max(opened, ended) - before) / SESSIONS
+    beside = f"{n_sessions} sessions, a click a second each for {seconds} s"
+    mb = (max(opened, ended) - before) / n_sessions
     p95 = float(np.percentile(ms, 95))
-    print(f"50 sessions p95: {p95:.1f} ms (goal 200); {mb:.2f} MB a session (goal 2)", flush=True)
-    return [
-        row("50 sessions median", ms, beside),
-        Row("50 sessions p95", p95, "ms", None, f"{beside}, goal 200"),
-        Row("50 sessions memory", mb, "MB", None, "a session, goal 2"),
-    ]
+    named = f"{n_sessions} sessions"
+    rows = [row(f"{named} median", ms, beside)]
+    for name, value, unit in ((f"{named} p95", p95, "ms"), (f"{named} memory", mb, "MB")):
+        goal = f", goal {GOALS[name]}" if name in GOALS else ""
+        print(f"{name}: {value:.2f} {unit}{goal}", flush=True)
+        rows.append(Row(name, value, unit, None, beside + goal))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

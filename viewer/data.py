@@ -28,7 +28,7 @@ from .answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, uppe
 from .cache import ByteCache
 from .edges import strongest_edge
 from .labels import visible
-from .selections import containing, frequent_values, having, pair_groups, sound
+from .selections import containing, frequent_values, having, pair_groups, sampled, sound
 from .state import Bounds
 
 if TYPE_CHECKING:
@@ -326,10 +326,14 @@ class DataSource:
         """The examples that show the pattern best in one head, best first, at most `MAX_HITS`."""
         return self.hits_of(self.search(expression, site), layer, head)
 
-    def hits_of(self, found: SearchResult, layer: int, head: int) -> list[ExampleHit]:
-        """The same of an answer, which may be one that was stopped."""
-        key = ("hits", found.site.name, found.pattern.expression, found.n_examples_searched, layer, head)
-        return self._cache.get(key, lambda: found.top_examples(layer, head, MAX_HITS))
+    def hits_of(
+        self, found: SearchResult, layer: int, head: int, sample: str = "strongest", n: int = MAX_HITS
+    ) -> list[ExampleHit]:
+        """The same of an answer, which may be one that was stopped; or another `sampled` part of its ranking."""
+        key = ("hits", found.site.name, found.pattern.expression, found.n_examples_searched, layer, head, sample, n)
+        return self._cache.get(
+            key, lambda: found.hits(layer, head, sampled(found.ranked_examples(layer, head), sample, n))
+        )
 
     def search_scores(self, expression: str, site: str, layer: int, head: int) -> Float32[np.ndarray, "example"]:
         """Mass of one head on every example, by position; NaN where nothing matched."""

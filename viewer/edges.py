@@ -21,7 +21,7 @@ def strongest_edge(
     """
     keep = example.segment.spec.keep
     if keep.attention or (not keep.edges and has_attention):
-        weights = example.attention(layer, head, found.name).values
+        weights = example.head_map(layer, head, found.name)
     elif keep.edges:
         edges = example.edges(layer, head, found.name)
         weights = np.zeros(

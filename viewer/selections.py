@@ -76,3 +76,17 @@ def frequent_values(store: Store, sequence: str) -> dict[str, list[tuple[str, in
                 counter = counts.setdefault(field, Counter())
                 counter.update(dict(zip(column.values, numbers.tolist(), strict=True)))
     return {field: [(visible(v), n) for v, n in found.most_common(MAX_VALUES)] for field, found in counts.items()}
+
+
+def sampled(ranked: Int64[np.ndarray, "example"], sample: str, n: int) -> Int64[np.ndarray, "chosen"]:
+    """At most `n` of a ranking: its ends, `n` at even steps (as many of each tenth), or `n` drawn once and for all.
+
+    ``weakest`` begins with the weakest; the others keep the order of the ranking.
+    """
+    if sample == "weakest":
+        return ranked[::-1][:n]
+    if sample == "strongest" or len(ranked) <= n:
+        return ranked[:n]
+    if sample == "deciles":
+        return ranked[((np.arange(n) + 0.5) * len(ranked) / n).astype(np.int64)]
+    return ranked[np.sort(np.random.default_rng(0).choice(len(ranked), n, replace=False))]

@@ -235,6 +235,18 @@ def free_port(address: str, port: int = 0) -> int:
         return int(probe.getsockname()[1])
 
 
+def make_ready(library: Library) -> None:
+    """Make one page and forget it: modules are loaded and the map is read before somebody waits for them."""
+    from bokeh.document import Document
+    from panel.io.state import set_curdoc
+
+    from .session import Session
+
+    document = Document()
+    with set_curdoc(document):
+        document.add_root(Session(library.first).view.get_root(document))
+
+
 def serve(
     library: Library,
     options: ServerOptions,
@@ -244,6 +256,7 @@ def serve(
 ) -> None:
     """Serve until interrupted."""
     server, url = make_server(library, options)
+    make_ready(library)
     announce(f"headatlas: {', '.join(library.names)} is at {url}  (Ctrl-C ends)")
     server.start()
     if show:

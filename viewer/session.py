@@ -214,7 +214,7 @@ class Session:
             "banners": banners,
         }
         if frame != self.notice.frame:  # a frame that is sent costs the server a millisecond, and a click changes ten
-            self.notice.param.update(frame=frame, visible=bool(self.problems or banners))
+            self.notice.give(frame=frame, visible=bool(self.problems or banners))
 
     def _banners(self) -> list[dict[str, Any]]:
         """What holds for the whole store: damage, and segments that came since it was opened."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import quote, unquote_to_bytes
 
 import param
+from param.parameterized import batch_call_watchers
 
 PAGES = ("corpus", "search", "examples", "views")
 VIEWS = ("head", "model", "neuron", "matrix", "compare", "space")
@@ -27,6 +28,7 @@ WEIGHTS = ("stored", "renormalised")
 LAYOUTS = ("columns", "rows")
 POOLINGS = ("maximum", "mean")
 SCALES = ("sqrt", "linear", "log")
+SAMPLES = ("strongest", "deciles", "random", "weakest")
 ARRANGEMENTS = ("layer", "weight", "search")
 COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
@@ -39,13 +41,14 @@ _NUMBER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
 _PIN = re.compile(r"([qk])([0-9]{1,9})")
 _HEAD = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
 _SPAN = re.compile(r"(?=.*[0-9])([0-9]{0,7}(\.[0-9]{1,6})?)\.\.([0-9]{0,7}(\.[0-9]{1,6})?)")
+_ARCS = re.compile(r"none|[0-9]{1,3}>[0-9]{1,3}(,[0-9]{1,3}>[0-9]{1,3}){0,11}")
 _ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 
 
 _FIELDS = (
     "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
     "share", "keys", "specials", "level", "segments", "weights", "layout", "pooling", "scale", "zoom", "arrange", "compare",
-    "other_example", "other_head", "other_store", "shade", "where", "text", "order", "row", "lengths", "scores", "theme",
+    "other_example", "other_head", "other_store", "shade", "sample", "arcs", "where", "text", "order", "row", "lengths", "scores", "theme",
 )  # fmt: skip
 
 
@@ -120,6 +123,8 @@ class ViewState(param.Parameterized):
     row = param.Integer(default=0, bounds=(0, None), doc="first row of the example list")
     lengths = param.String(default="", doc="tokens that listed examples have, as 5..40, 5.. or ..40")
     scores = param.String(default="", doc="statistic of the chosen head that listed examples have, as .2..1")
+    sample = param.Selector(default="strongest", objects=list(SAMPLES), doc="which examples of a search are listed")
+    arcs = param.String(default="", doc="arcs drawn on the example, as 7>5,3>2; none: before the first one")
     theme = param.Selector(default="auto", objects=list(THEMES))
     store = param.String(default="", doc="name of the store, where several are served")
 
@@ -218,7 +223,10 @@ class ViewState(param.Parameterized):
                 problems.append(Problem(name, _shown(value), str(error)))
         if taken.get("site", self.site) != self.site:
             taken = self._moved(taken["site"]) | taken
-        self.param.update(**taken)
+        with batch_call_watchers(self):
+            for name, value in taken.items():
+                if getattr(self, name) != value:
+                    setattr(self, name, value)
         return problems
 
     def _checked(self, name: str, value: Any, taken: Mapping[str, Any]) -> Any:
@@ -237,6 +245,10 @@ class ViewState(param.Parameterized):
             return _one_of(value, ("", *self._bounds.stores)) if self._bounds.stores else _text(value)
         if name == "zoom":
             return _matching(_ZOOM, value, "expected row,column,width of the matrix's window, such as 0,120,64")
+        if name == "arcs":
+            return _matching(
+                _ARCS, value, "expected at most 12 arcs as query>key, separated by commas, such as 7>5,3>2"
+            )
         if name == "other_head":
             return _matching(_HEAD, value, "expected layer.head, such as 5.8")
         if name == "other_example":

@@ -80,10 +80,9 @@ class Example:
         """Attention weights, float32, dims (layer, head, query_pos, key_pos) less those picked by an integer.
 
         `query` and `key` are slices of positions (step 1): only their rows are read, and to rebuild rows the keys that
-        they see. Attributes say where the weights
-        come from (`source`: stored, or rebuilt from query, key and logsumexp where attention was not kept) and how far
-        any of them may be from what the model computed (`max_absolute_error`). Zero where the mask hides a key, and where
-        a sparse codec kept no weight: `dropped` tells how much of each row that is.
+        they see. Attributes say where the weights come from (`source`: stored, or rebuilt from query, key and logsumexp)
+        and how far any may be from what the model computed (`max_absolute_error`). Zero where the mask hides a key, and
+        where a sparse codec kept no weight: `dropped` tells how much of each row that is.
 
         Raises
         ------
@@ -93,27 +92,19 @@ class Example:
             More than 2 GiB of weights: ask for a tile, or go over them with `iter_tiles`.
         """
         found = self._site(site)
-        n_queries, n_keys = self._length(found.query_sequence), self._length(found.key_sequence)
-        rows, columns = _span(query, n_queries, "query"), _span(key, n_keys, "key")
-        layers, heads = _pick(layer, found.n_layers, "layer"), _pick(head, found.n_heads, "head")
-        n_bytes = 4 * len(layers) * len(heads) * (rows.stop - rows.start) * (columns.stop - columns.start)
-        if n_bytes > WEIGHTS_MAX_BYTES:
-            raise BudgetError(
-                f"{len(layers)} x {len(heads)} maps of {rows.stop - rows.start} x {columns.stop - columns.start} weights "
-                f"take {n_bytes >> 20} MiB; expected at most {WEIGHTS_MAX_BYTES >> 20}. Ask for fewer heads or for "
-                "slices (query=, key=), or go over the map with iter_tiles()."
-            )
-        codec = self.segment.spec.keep.attention
-        if codec is None and self.segment.spec.keep.query_key is not None:
-            maps, bound, labels = self._rebuilt(found, layer, head, rows, columns)
-            source = "rebuilt"
-        else:
-            maps, labels = self._stored(found, layer, head, rows, columns, n_keys)
-            bound, source = self.segment.spec.attention_error, "stored"
+        rows = _span(query, self._length(found.query_sequence), "query")
+        columns = _span(key, self._length(found.key_sequence), "key")
+        maps, bound, labels = self._weights(found, layer, head, rows, columns)
         dims = (*labels.dims, "query_pos", "key_pos")
         positions = {"query_pos": np.arange(rows.start, rows.stop), "key_pos": np.arange(columns.start, columns.stop)}
-        attributes = {"long_name": "attention weight", "source": source, "max_absolute_error": bound}
+        attributes = {"long_name": "attention weight", "source": self._source, "max_absolute_error": bound}
         return xr.DataArray(maps, {**labels.coords, **positions}, dims, "attention", attributes)
+
+    def head_map(self, layer: int, head: int, site: str | None = None) -> Float32[np.ndarray, "query_pos key_pos"]:
+        """One head's whole map as a bare array: `attention` without labels, which cost more than a sentence's map."""
+        found = self._site(site)
+        rows, columns = (slice(0, self._length(name)) for name in (found.query_sequence, found.key_sequence))
+        return self._weights(found, layer, head, rows, columns)[0]
 
     def dropped(self, layer: Which = None, head: Which = None, site: str | None = None) -> xr.DataArray:
         """How much of each row a sparse codec left out, at most: float32 in [0, 1], dims (layer, head, query_pos).
@@ -248,6 +239,11 @@ class Example:
                 data[name] = (("layer", "head"), added, {"long_name": name})
         return data
 
+    @property
+    def _source(self) -> str:
+        keep = self.segment.spec.keep
+        return "rebuilt" if keep.attention is None and keep.query_key is not None else "stored"
+
     def _site(self, name: str | None) -> Site:
         if name is None:
             return next(iter(self._sites.values()))
@@ -261,10 +257,25 @@ class Example:
         start, stop = int(offset[self.row]), int(offset[self.row + 1])
         return slice(start, stop), stop - start
 
+    def _weights(
+        self, site: Site, layer: Which, head: Which, rows: slice, columns: slice
+    ) -> tuple[np.ndarray, float, _Labels]:
+        """Weights of a tile, stored or rebuilt, and how far any may be from the model's."""
+        layers, heads = _pick(layer, site.n_layers, "layer"), _pick(head, site.n_heads, "head")
+        n_rows, n_columns = rows.stop - rows.start, columns.stop - columns.start
+        if (n_bytes := 4 * len(layers) * len(heads) * n_rows * n_columns) > WEIGHTS_MAX_BYTES:
+            raise BudgetError(
+                f"{len(layers)} x {len(heads)} maps of {n_rows} x {n_columns} weights take {n_bytes >> 20} MiB; expected at "
+                f"most {WEIGHTS_MAX_BYTES >> 20}. Ask for fewer heads or slices (query=, key=), or go over the map with iter_tiles()."
+            )
+        read = self._rebuilt if self._source == "rebuilt" else self._stored
+        return read(site, layer, head, rows, columns)
+
     def _stored(
-        self, site: Site, layer: Which, head: Which, rows: slice, columns: slice, n_keys: int
-    ) -> tuple[np.ndarray, _Labels]:
+        self, site: Site, layer: Which, head: Which, rows: slice, columns: slice
+    ) -> tuple[np.ndarray, float, _Labels]:
         """Stored weights of a tile: the pairs of whole rows are read, and cut."""
+        n_keys = self._length(site.key_sequence)
         first = int(self.segment.pair_offset(site.name)[self.row])
         pairs = pair_rows(rows.start, rows.stop, n_keys, causal=site.causal)
         at = slice(first + pairs.start, first + pairs.stop)
@@ -279,7 +290,7 @@ class Example:
                 out[...] = unpack_rows(weights, rows, n_keys, causal=site.causal)[..., columns]
         labels = _Labels({"layer": (layer, layers), "head": (head, heads)})
         picked = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
-        return maps[picked], labels
+        return maps[picked], self.segment.spec.attention_error, labels
 
     def _row_reader(self, site: Site, layer: int, heads: Int[np.ndarray, "head"], rows: slice) -> RowReader:
         """The reader of some rows; the last one is kept, so that tiles of the same rows share what they need."""

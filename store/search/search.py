@@ -142,12 +142,15 @@ class SearchResult:
 
     def top_examples(self, layer: int, head: int, n: int = 10, start: int = 0) -> list[ExampleHit]:
         """Examples `start` to `start + n` of the head's ranking, each with its strongest matching edge."""
-        wanted = self.ranked_examples(layer, head)[start : start + n].tolist()
+        return self.hits(layer, head, self.ranked_examples(layer, head)[start : start + n])
+
+    def hits(self, layer: int, head: int, examples: Int64[np.ndarray, "example"]) -> list[ExampleHit]:
+        """Examples with a match, by number, each with its strongest matching edge in one head."""
         position = dict(zip(self.example_mass["example"].to_numpy().tolist(), range(self.n_examples), strict=True))
         mass, rows = self._of_head(layer, head), self.example_mass["rows"].to_numpy()
         return [
             self._hit(number, layer, head, float(mass[position[number]]), int(rows[position[number]]))
-            for number in wanted
+            for number in examples.tolist()
         ]
 
     def matches(self, example: int) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:

@@ -15,6 +15,7 @@ import pytest
 
 from headatlas.store.schema import Keep
 from headatlas.store.store import Store, open_store
+from headatlas.viewer.selections import sampled
 
 from .conftest import write_store
 from .test_browser import PREVIOUS, opened, viewing, wait_query
@@ -209,3 +210,28 @@ def test_pages_of_logins_ask_for_nothing_elsewhere(store_path: Path, monkeypatch
             assert "headatlas" in body, path
             assert "://" not in body, path
             assert "<b>" not in body
+
+
+def test_other_parts_of_a_ranking_stand_beside_the_strongest(page: Page, url: str, store: Store) -> None:
+    found = store.search(PREVIOUS)
+    ranking = found.ranked_examples(0, 1).tolist()
+    opened(page, url, f"page=search&pattern={quote(PREVIOUS)}&layer=0&head=1")
+    rows = page.locator("table[data-mirror='ranked examples'] tbody tr")
+    page.locator(".kw").first.wait_for()
+    shown = {
+        "Weakest": sampled(np.array(ranking), "weakest", 60).tolist(),
+        "Deciles": sampled(np.array(ranking), "deciles", 60).tolist(),
+        "Random": sampled(np.array(ranking), "random", 60).tolist(),
+    }
+    assert shown["Weakest"] != ranking[:60]
+    for name, numbers in shown.items():
+        page.get_by_role("button", name=name, exact=True).click()
+        wait_query(page, sample=name.lower())
+        page.locator(f".kw[data-example='{numbers[0]}']").first.wait_for()
+        page.get_by_role("button", name=name, exact=True, pressed=True).wait_for()
+        assert [int(v) for v in page.locator(".kw").evaluate_all("ks => ks.map(k => k.dataset.example)")] == numbers
+        told = rows.evaluate_all("rows => rows.map(row => [Number(row.dataset.rank), Number(row.dataset.score)])")
+        hits = found.hits(0, 1, np.array(numbers))
+        assert told == [[ranking.index(hit.example) + 1, pytest.approx(hit.score, abs=1e-6)] for hit in hits]
+    page.reload()
+    page.get_by_role("button", name="Random", exact=True, pressed=True).wait_for()

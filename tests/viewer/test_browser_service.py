@@ -71,6 +71,9 @@ def test_a_drawn_arc_becomes_a_pattern_and_names_are_completed(page: Page, url: 
         page.locator(f".w[data-side=q][data-index='{key}']").click()
     guess = page.locator(f"[data-guess='{PREVIOUS}']")
     guess.wait_for()
+    wait_query(page, arcs="2>1,3>2")
+    page.reload()
+    guess.wait_for()  # what is drawn is in the address
     guess.click()
     wait_query(page, pattern=PREVIOUS)
     assert page.locator("[data-mass]").first.get_attribute("data-head") == "0.1"

@@ -13,7 +13,8 @@ from headatlas.store.store import open_store
 from headatlas.viewer.answers import HeadValues, upper_end
 from headatlas.viewer.data import SEARCH, DataSource, short
 from headatlas.viewer.edges import matching
-from headatlas.viewer.state import ViewState
+from headatlas.viewer.selections import sampled
+from headatlas.viewer.state import SAMPLES, ViewState
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,17 @@ def test_what_a_statistic_is_the_mass_of():
     assert matching("special", (2, 3), special).tolist() == [[True, False, False]] * 2
     assert matching("entropy", (2, 3), special).all()
     assert short("Attention to the previous token") == "Previous token"
+
+
+def test_a_sample_of_a_ranking_has_as_many_of_each_tenth() -> None:
+    ranked = np.random.default_rng(3).permutation(1000)
+    place = np.argsort(ranked)
+    assert sampled(ranked, "strongest", 60).tolist() == ranked[:60].tolist()
+    assert sampled(ranked, "weakest", 60).tolist() == ranked[:-61:-1].tolist()
+    assert np.bincount(place[sampled(ranked, "deciles", 60)] // 100).tolist() == [6] * 10
+    drawn = place[sampled(ranked, "random", 60)]
+    assert len(set(drawn.tolist())) == 60
+    assert (np.diff(drawn) > 0).all()
+    assert drawn.max() > 500
+    assert sampled(ranked, "random", 60).tolist() == sampled(ranked, "random", 60).tolist()
+    assert all(sorted(sampled(ranked[:7], name, 60)) == sorted(ranked[:7]) for name in SAMPLES)

@@ -24,7 +24,7 @@ from panel.io.model import apply_changes_without_dispatch
 from panel.io.resources import component_resource_path
 from panel.io.state import set_curdoc, state
 from panel.viewable import Viewable
-from param.parameterized import no_instance_params
+from param.parameterized import batch_call_watchers, no_instance_params
 
 from headatlas.store.errors import HeadAtlasError
 
@@ -48,6 +48,10 @@ class ESMView(JSComponent):
     theme = param.Selector(default="auto", objects=["auto", *THEMES], doc="auto: as the page around it.")
     label = param.String(default="", doc="Accessible name of the picture.")
 
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        cls._busy__ignore = cls._priority_changes  # else each of them marks the process as busy, for all sessions
+
     def __init__(self, **params: Any) -> None:
         no_instance_params(type(self))  # Panel asks for each of some forty: a copy of each costs a session its memory
         super().__init__(**params)
@@ -57,6 +61,17 @@ class ESMView(JSComponent):
     _priority_changes: ClassVar[list[str]] = []
 
     __abstract = True
+
+    def give(self, **values: Any) -> None:
+        """Set what differs, in one step (`param.update` reads all parameters of a component first, to be able to go back)."""
+        with batch_call_watchers(self):
+            for name, value in values.items():
+                known = getattr(self, name)
+                same = (
+                    not known and not value if isinstance(value, dict) else known == value
+                )  # of arrays `==` is no answer
+                if type(known) is not type(value) or not same:
+                    setattr(self, name, value)
 
     document: Callable[[], str] | None = None
     """Makes the page that a download holds; None: this component as it stands."""
@@ -138,7 +153,12 @@ def data_names(kind: type[ESMView]) -> frozenset[str]:
 
 def address(file: str) -> str:
     """Where the server has a component's file, from the page on."""
-    return ("" if state.rel_path else "./") + component_resource_path(ESMView, "_js", file)
+    return _address(state.rel_path or "", file)
+
+
+@cache
+def _address(below: str, file: str) -> str:
+    return ("" if below else "./") + component_resource_path(ESMView, "_js", file)  # looks for the folder on the disk
 
 
 def modules(view: Viewable) -> list[str]:

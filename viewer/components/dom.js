@@ -99,22 +99,30 @@ export function write(context, text, x, y, {color, size = 11, weight = 400, alig
 export function tooltip(root) {
   const node = el("div.tip", {role: "tooltip"});
   root.append(node);
-  const hide = () => { node.style.display = "none"; };
-  const show = (event, title, rows = [], foot = "") => {
-    node.replaceChildren(el("div.tip-title", null, title),
-      el("div.tip-rows", null, rows.map(([label, value, note, hot]) => [
-        el(`span.tip-label${hot ? ".hot" : ""}`, null, label), el(`span.tip-value${hot ? ".hot" : ""}`, null, value),
-        el("span.tip-note", null, note || "")])),
-      foot ? el("div.tip-foot", null, foot) : "");
-    node.style.display = "block";
-    const box = node.getBoundingClientRect();
-    let x = event.clientX + 14, y = event.clientY + 16;
-    if (x + box.width > innerWidth - 8) x = event.clientX - box.width - 12;
-    if (y + box.height > innerHeight - 8) y = event.clientY - box.height - 12;
-    node.style.left = `${Math.max(6, x)}px`; node.style.top = `${Math.max(6, y)}px`;
+  let box = null;
+  const tip = {
+    about: null,   // what it tells of, where the caller says so: over the same it needs to be moved only
+    hide() { node.style.display = "none"; tip.about = null; },
+    show(event, title, rows = [], foot = "", about = null) {
+      node.replaceChildren(el("div.tip-title", null, title),
+        el("div.tip-rows", null, rows.map(([label, value, note, hot]) => [
+          el(`span.tip-label${hot ? ".hot" : ""}`, null, label), el(`span.tip-value${hot ? ".hot" : ""}`, null, value),
+          el("span.tip-note", null, note || "")])),
+        foot ? el("div.tip-foot", null, foot) : "");
+      node.style.display = "block";
+      box = node.getBoundingClientRect();
+      tip.about = about;
+      tip.move(event);
+    },
+    move(event) {
+      let x = event.clientX + 14, y = event.clientY + 16;
+      if (x + box.width > innerWidth - 8) x = event.clientX - box.width - 12;
+      if (y + box.height > innerHeight - 8) y = event.clientY - box.height - 12;
+      node.style.left = `${Math.max(6, x)}px`; node.style.top = `${Math.max(6, y)}px`;
+    },
   };
-  hide();
-  return {show, hide};
+  tip.hide();
+  return tip;
 }
 
 export function at(event, node = event.currentTarget) {

@@ -5,15 +5,17 @@ import { weights, strongestEdges, paintLines, MIN_WEIGHT } from "../_js/lines.js
 
 // Two canvases under two columns of text: `base` holds the drawn edges (or, greyed, their context) around what is seen and is
 // painted when the frame, a slider or the scroll asks for others; `top` holds the lines of one token and is repainted on hover, so it is only as large as
-// what can be seen of the plot. Tokens are elements.
+// what can be seen of the plot. Tokens are elements, in blocks: the browser passes over those that are out of sight, at each hover too.
 const OWN = `
 .plot { position: relative; min-height: 100%; outline-offset: -3px; cursor: default }
 .plot canvas { position: absolute; left: 0; top: 0; pointer-events: none } .plot canvas.top { position: sticky }
 .body.flush { padding: 4px 0 0 }
 .col { position: absolute; top: 0; bottom: 0; width: 0 }
 .t { position: absolute; contain: layout style; display: flex; align-items: center; gap: 5px; white-space: nowrap; color: var(--ink); cursor: pointer }
+.bl { position: absolute; content-visibility: auto }
 .col.q .t { right: 4px; flex-direction: row-reverse } .col.k .t { left: 4px }
-.t .l { padding: 0 5px; border-radius: 3px; unicode-bidi: isolate; max-width: 150px; overflow: hidden; text-overflow: ellipsis; line-height: inherit }
+.t .l { padding: 0 5px; border-radius: 3px; unicode-bidi: isolate; line-height: inherit }
+.t .l.cut { max-width: 150px; overflow: hidden; text-overflow: ellipsis }
 .t.cont .l, .t.sp .l { color: var(--ink-3) } .t.hid .l { color: var(--line-2) }
 .active .t .l { color: var(--ink-3) } .active .t.hid .l { color: var(--line-2) } .active .t.on .l { color: var(--ink) } .active .t.strong .l { font-weight: 600 }
 .active .t.me .l { color: var(--ink); font-weight: 600; background: var(--accent-soft); box-shadow: inset 0 0 0 1.5px var(--accent) }
@@ -21,12 +23,12 @@ const OWN = `
 .bd { display: flex; flex: none; contain: strict; align-items: center; gap: 3px; width: 36px; height: 14px; line-height: 14px; font-size: 11px; font-weight: 500; color: var(--ink); font-variant-numeric: tabular-nums }
 .bd i { width: 8px; height: 8px; border-radius: 2px; flex: none }
 .head-l { position: absolute; top: 6px; font-size: 12px; font-weight: 600; color: var(--ink-2) }
-.plot.flat .col { bottom: auto } .plot.flat .t { writing-mode: vertical-rl; justify-content: flex-start } .plot.flat .col.q .t { right: auto; flex-direction: row-reverse; justify-content: flex-start } .plot.flat .col.k .t { left: auto }
-.plot.flat .t .l { max-width: none; max-height: 130px; padding: 5px 0 } .plot.flat .bd { writing-mode: horizontal-tb; width: 24px; justify-content: center } .plot.flat .bd i { display: none }
+.plot.flat .col { bottom: auto } .plot.flat .t { writing-mode: vertical-rl; justify-content: flex-start } .plot.flat .col.q .t { right: auto; bottom: 0; flex-direction: row-reverse; justify-content: flex-start } .plot.flat .col.k .t { left: auto; top: 0 }
+.plot.flat .t .l { padding: 5px 0 } .plot.flat .t .l.cut { max-width: none; max-height: 130px } .plot.flat .bd { writing-mode: horizontal-tb; width: 24px; justify-content: center } .plot.flat .bd i { display: none }
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 `;
 const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/g, LTR = /[A-Za-z\u00c0-\u02af\u0370-\u052f\u3040-\u9fff\uac00-\ud7af]/g;
-const TOP = 26, BADGES = 4, TOLD = 12, LISTED = 400, PADDING = 4;
+const TOP = 26, BADGES = 4, BLOCK = 32, SURELY_SHORT = 9, TOLD = 12, LISTED = 400, PADDING = 4;
 
 export function render({model, el: host}) {
   const {root, paint} = mount(model, host, CSS + OWN, () => { painted = ""; draw(); });
@@ -39,7 +41,7 @@ export function render({model, el: host}) {
   root.append(card);
   const table = mirror(card, "edges of the head view");
 
-  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, marked = [], fresh = false, taken = [], laid = "";
+  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, blocks = {q: [], k: []}, marked = [], fresh = false, taken = [], laid = "";
   const start = side => side === "q" ? frame.query_start : frame.key_start, size = side => frame.shape[side === "q" ? 1 : 2];
   // what special tokens hide: looked up once, since a hover asks for every token of every head
   let hide = model.hide_special;
@@ -111,9 +113,10 @@ export function render({model, el: host}) {
     for (const side of ["q", "k"]) {
       nodes[side] = Array.from({length: size(side)}, (_, i) => {
         const text = label(side, i), classes = (tokens[side].special[i + start(side)] ? ".sp" : text.startsWith("+") ? ".cont" : "");
-        return el(`div.t${classes}`, {"data-side": side, "data-index": i + start(side)}, el("span.l", {dir: "auto"}, text));
+        return el(`div.t${classes}`, {"data-side": side, "data-index": i + start(side)}, el(text.length > SURELY_SHORT ? "span.l.cut" : "span.l", {dir: "auto"}, text));   // to cut is a layer of its own each
       });
-      columns[side].replaceChildren(...nodes[side]);
+      blocks[side] = Array.from({length: Math.ceil(size(side) / BLOCK)}, (_, b) => el("div.bl", null, nodes[side].slice(b * BLOCK, (b + 1) * BLOCK)));
+      columns[side].replaceChildren(...blocks[side]);
     }
     marked = []; laid = "";
   }
@@ -129,10 +132,14 @@ export function render({model, el: host}) {
     plot.style.height = `${geometry.height}px`; plot.style.width = "";
     columns.q.style.left = columns.q.style.right = ""; columns.q.style.left = `${left - 6}px`; columns.k.style.left = `${right + 2}px`;
     [left - 14, right + 11, right + 118].forEach((x, i) => { Object.assign(heads[i].style, {left: `${x}px`, top: "", transform: i ? "" : "translateX(-100%)"}); });
-    for (const side of ["q", "k"]) nodes[side].forEach((node, i) => {
-      node.style.cssText = `top:${TOP + row * i}px;height:${row}px;font-size:${geometry.font}px;line-height:${row - 1}px`;
-      node.classList.toggle("hid", hidden(side, i));
-    });
+    for (const side of ["q", "k"]) {
+      const across = side === "q" ? `right:0;width:${left - 6}px` : `left:0;width:${Math.max(0, width - right - 2)}px`;
+      place(side, (from, n) => `${across};top:${TOP + row * from}px;height:${row * n}px`, (i, from) => `top:${row * (i - from)}px;height:${row}px;font-size:${geometry.font}px;line-height:${row - 1}px`);
+    }
+  }
+  function place(side, ofBlock, ofToken) {
+    blocks[side].forEach((block, b) => { block.style.cssText = ofBlock(b * BLOCK, block.children.length); });
+    nodes[side].forEach((node, i) => { node.style.cssText = ofToken(i, i - i % BLOCK); node.classList.toggle("hid", hidden(side, i)); });
   }
   // the same with the axes exchanged: `row` is the width of a token, `left` and `right` are heights
   function layoutFlat() {
@@ -143,10 +150,12 @@ export function render({model, el: host}) {
     plot.dataset.direction = mirrored ? "rtl" : "ltr";
     columns.q.style.cssText = "left:0;top:0"; columns.k.style.cssText = "left:0;top:0";
     [[left - 20, 4], [right + 4, 4]].forEach(([y, x], i) => { Object.assign(heads[i].style, {left: `${x}px`, top: `${y}px`, transform: ""}); });
-    for (const side of ["q", "k"]) nodes[side].forEach((node, i) => {
-      node.style.cssText = `left:${geometry.y(i) - row / 2}px;width:${row}px;font-size:${geometry.font}px;line-height:${row - 4}px;${side === "q" ? `top:${left - 4}px;transform:translateY(-100%)` : `top:${right + 4}px`}`;
-      node.classList.toggle("hid", hidden(side, i));
-    });
+    const first = (from, m) => Math.min(geometry.y(from), geometry.y(from + m - 1)) - row / 2;
+    for (const side of ["q", "k"]) {
+      const along = side === "q" ? `top:0;height:${left - 4}px` : `top:${right + 4}px;height:${Math.max(0, room - right - 4)}px`;
+      place(side, (from, m) => `${along};left:${first(from, m)}px;width:${row * m}px`,
+        (i, from) => `left:${geometry.y(i) - row / 2 - first(from, Math.min(BLOCK, size(side) - from))}px;width:${row}px;font-size:${geometry.font}px;line-height:${row - 4}px`);
+    }
   }
   function draw() {
     if (!width || !tokens.q) return;
@@ -287,6 +296,7 @@ export function render({model, el: host}) {
     setHover(found);
     plot.style.cursor = found ? "pointer" : "default";
     if (!found) return tip.hide();
+    if (tip.about === met) return tip.move(event);   // the same token of the same picture
     const {side, index} = found, other = side === "q" ? "k" : "q", piece = tokens[side].pieces[index + start(side)];
     tip.show(event, `${side === "q" ? "query" : "key"} ${label(side, index)}`, [["Position", String(index + start(side))], ...(piece ? [["Piece", piece]] : []),
       ...frame.heads.map((name, h) => {
@@ -294,7 +304,7 @@ export function render({model, el: host}) {
         const {values, n} = meets(found);
         for (let i = 0; i < n; i++) { const w = values[h * n + i]; if (w > most && !hidden(other, i)) { most = w; best = i; } }
         return {name, best, most};
-      }).sort((a, b) => frame.heads.length > TOLD ? b.most - a.most : 0).slice(0, TOLD).map(({name, best, most}) => [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)])], "click to pin");
+      }).sort((a, b) => frame.heads.length > TOLD ? b.most - a.most : 0).slice(0, TOLD).map(({name, best, most}) => [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)])], "click to pin", met);
   });
   plot.addEventListener("mouseleave", () => { tip.hide(); if (tokens.q) setHover(null); });
   plot.addEventListener("click", event => {

@@ -1,7 +1,7 @@
 // Ranked examples, one a row, aligned on the query token (keyword in context); the key is shaded by its weight.
-import { count, number, SCALES } from "../_js/paint.js";
+import { number, SCALES } from "../_js/paint.js";
 import { el, mirror } from "../_js/dom.js";
-import { component, link, walk } from "../_js/shell.js";
+import { component, link, segmented, walk } from "../_js/shell.js";
 
 const CSS = `
 .kw { display: grid; grid-template-columns: 92px 1fr 74px; gap: 10px; align-items: center; height: 31px; padding: 0 12px; border-bottom: 1px solid var(--line); font-size: 13px } .kw:hover, .kw:focus { background: var(--surface-2) }
@@ -14,7 +14,7 @@ const CSS = `
 .foot { padding: 6px 12px; border-top: 1px solid var(--line); font-size: 11px; color: var(--ink-3) }
 `;
 
-// frame: {title, sub, rows: [{id, score, weight, query, patch, before: [[text, kind, weight]], token: text, self: bool, after: [...]}], stale, note}
+// frame: {title, sub, sample, samples, told, n, rows: [{id, rank, score, weight, query, patch, before: [[text, kind, weight]], token: text, self: bool, after: [...]}], stale, note}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const head = el("header"), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0", role: "list"}), foot = el("div.row.foot");
@@ -27,17 +27,17 @@ export function render({model, el: host}) {
       const part = ([text, kind, weight]) => kind === "key" ? el("span.tok.k", {dir: "auto", style: shade(weight), "data-key": text}, text) : el("span", {dir: "auto"}, text);
       card.classList.toggle("stale", !!frame.stale);
       head.replaceChildren(el("h2", null, frame.title), el("span.sub.ell", null, frame.sub), el("span.grow"),
-        el("span.legend", null, el("span.tok.q", null, "query"), el("span.tok.k", {style: shade(.75)}, "key"), "depth = weight"));
+        segmented(frame.samples.map(name => [name, name[0].toUpperCase() + name.slice(1)]), frame.sample, "which examples", sample => ui.go({sample})));
       list.replaceChildren(...frame.rows.map(row => link(ui, ".kw", row.query, row.patch, {role: "listitem", "data-example": row.patch.example, "data-weight": row.weight.toFixed(4), "data-pin": row.patch.pin},
         el("span.xs.dim.num.ell", {title: row.id, dir: "auto"}, row.id),
         el("span.words", null, el("span.l", null, row.before.map(part)),
           el("span.q2", null, el("span.tok.q", {dir: "auto", style: row.self ? shade(row.weight) : "", "data-query": row.token}, row.token), el("span.r", null, row.after.map(part)))),
-        el("span.w", {title: `weight ${number(row.weight, 3)}, score of the example ${number(row.score, 3)}`},
+        el("span.w", {title: `weight ${number(row.weight, 3)}, score of the example ${number(row.score, 3)}, rank ${row.rank} of ${frame.n}`},
           el("span.bar", null, el("i", {style: `width:${100 * row.weight}%`})), el("span.num.strong.sm", {style: "text-align:right"}, number(row.weight))))));
-      table.set(["Id", "Score", "Weight", "Before", "Query", "After"], frame.rows.map(row => [row.id, number(row.score, 3), number(row.weight, 3), joined(row.before), row.token, joined(row.after)]),
-        frame.rows.map(row => ({score: row.score.toFixed(6), weight: row.weight.toFixed(6)})));
+      table.set(["Id", "Rank", "Score", "Weight", "Before", "Query", "After"], frame.rows.map(row => [row.id, row.rank, number(row.score, 3), number(row.weight, 3), joined(row.before), row.token, joined(row.after)]),
+        frame.rows.map(row => ({rank: row.rank, score: row.score.toFixed(6), weight: row.weight.toFixed(6)})));
       if (!frame.rows.length) list.append(el("div.message", null, frame.note || "No example."));
-      foot.replaceChildren(el("span", null, frame.rows.length ? `${count(frame.rows.length)} strongest` : ""), el("span.grow"), el("span", null, el("kbd", null, "j"), " ", el("kbd", null, "k"), " move  ", el("kbd", null, "Enter"), " open"));
+      foot.replaceChildren(el("span", null, frame.told), el("span.legend", null, el("span.tok.q", null, "query"), el("span.tok.k", {style: shade(.75)}, "key"), "depth = weight"), el("span.grow"), el("span", null, el("kbd", null, "j"), " ", el("kbd", null, "k"), " move  ", el("kbd", null, "Enter"), " open"));
     };
   });
 }

@@ -51,8 +51,8 @@ export const CSS = `
 .downloads summary::-webkit-details-marker { display: none } .downloads summary:hover, .downloads[open] summary { background: var(--surface-2); color: var(--ink) }
 .downloads > div { position: absolute; right: 0; top: 28px; background: var(--surface); border: 1px solid var(--line-2); border-radius: 6px; box-shadow: var(--shadow); padding: 4px; display: grid; min-width: 74px }
 .downloads > div button { border: 0; background: none; text-align: left; padding: 4px 8px; border-radius: 4px } .downloads > div button:hover { background: var(--surface-2) }
-.mirror { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; border-collapse: collapse; display: block; left: 0; bottom: 0 }
-.mirror.open { position: absolute; inset: 44px 8px 8px 8px; width: auto; height: auto; overflow: auto; clip-path: none; display: block; z-index: 20; padding: 8px;
+.mirror { position: absolute; contain: strict; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; border-collapse: collapse; display: block; left: 0; bottom: 0 }
+.mirror.open { position: absolute; contain: none; inset: 44px 8px 8px 8px; width: auto; height: auto; overflow: auto; clip-path: none; display: block; z-index: 20; padding: 8px;
   background: var(--surface); border: 1px solid var(--line-2); border-radius: 8px; font-size: 12px }
 .mirror caption { text-align: left; font-weight: 600; padding: 0 0 6px } .mirror th { text-align: left; color: var(--ink-3); font-weight: 500; padding: 2px 16px 2px 0 }
 .mirror td { padding: 2px 16px 2px 0; border-top: 1px solid var(--line); font-variant-numeric: tabular-nums; unicode-bidi: isolate }

@@ -191,7 +191,7 @@ class CompareViewPage(ViewPage):
             number[positions] = np.arange(len(positions))
             numbered.append(number.tolist())
         id = f"{side.name} {side.reader.id} {self.state.compare}"
-        view.param.update(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
+        view.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
         view.tokens = sides_frame(side.queries.frame, None if side.reader.same_text else side.keys.frame, id)
         frame = head_frame(map_[None], [side.head], causal=side.reader.site.causal, id=id)
         view.frame = {

@@ -88,14 +88,14 @@ class HeadViewPage(ViewPage):
         chosen = ranges[_RANGES[state.segments]] if len(ranges) > 1 else ranges[0]
         spans, pin = self._window(chosen), self._unit_pin()
         shown = (f"{reader.id} {level} {chosen['label']}", spans[0].start, spans[1].start)
-        self.picker.param.update(
+        self.picker.give(
             level=state.level,
             segments=state.segments,
             weights=state.weights,
             layout=state.layout,
             pairs=len(ranges) > 1,
         )
-        self.lines.param.update(
+        self.lines.give(
             share=state.share, keys=state.keys, hide_special=self.hide_special, pin=pin, layout=state.layout,
             renormalise=state.weights == "renormalised",
         )  # fmt: skip

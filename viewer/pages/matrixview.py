@@ -29,7 +29,7 @@ class MatrixViewPage(ViewPage):
     def layout(self) -> pn.viewable.Viewable:
         """Build the layout, once."""
         self.map, self.keys = Matrix(), KeyList()
-        self.picker.param.update(lines=False, single=True)
+        self.picker.give(lines=False, single=True)
         self._shown, self._reader, self._pyramid = "", None, None
         self.link(self.map, pin="pin", zoom="zoom", pooling="pooling", scale="scale")
         self.link(self.keys, pin="pin")
@@ -46,7 +46,7 @@ class MatrixViewPage(ViewPage):
         """Fill the components; a long map is made in the background."""
         head, state = self.heads[0], self.state
         shown = f"{reader.id}/{head_name(head)}"
-        self.map.param.update(
+        self.map.give(
             pin=state.pin, zoom=state.zoom, pooling=state.pooling, scale=state.scale, hide_special=self.hide_special
         )
         self.pick(reader)

@@ -49,13 +49,13 @@ class ModelViewPage(ViewPage):
             self.maps.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
             self.maps.frame = model_frame(reader.codes(), causal=reader.site.causal, id=reader.id)
             self._shown = reader.id
-        self.maps.param.update(enlarged=head_name(chosen), selected=self._selection, hide_special=self.hide_special)
+        self.maps.give(enlarged=head_name(chosen), selected=self._selection, hide_special=self.hide_special)
         if changed & {"site", "example", "layer", "head", "specials", "view", "page"}:
             self.detail.frame = detail_frame(
                 reader.maps([chosen])[0], chosen, reader.queries, reader.keys,
                 causal=reader.site.causal, facts=self._facts(reader), hide_special=self.hide_special,
             )  # fmt: skip
-        self.detail.param.update(pin=self.state.pin, hide_special=self.hide_special)
+        self.detail.give(pin=self.state.pin, hide_special=self.hide_special)
         self.pick(reader)
         self._rank()
 
@@ -69,7 +69,7 @@ class ModelViewPage(ViewPage):
             found = answered(self.data, state.pattern, state.site, self._rank)
             if found is not None:
                 ranking = {"scores": np.nan_to_num(found.values).ravel(), "title": f"mass of {state.pattern[:40]}"}
-        self.maps.param.update(arrange=state.arrange, searched=bool(state.pattern), ranking=ranking)
+        self.maps.give(arrange=state.arrange, searched=bool(state.pattern), ranking=ranking)
 
     def _facts(self, reader: Reader) -> list[tuple[str, float, str]]:
         """Statistics of the chosen head on this example."""

@@ -21,7 +21,7 @@ class NeuronViewPage(ViewPage):
     def layout(self) -> pn.viewable.Viewable:
         """Build the layout, once."""
         self.vectors = NeuronView()
-        self.picker.param.update(lines=False, single=True)
+        self.picker.give(lines=False, single=True)
         self.vectors.param.watch(self._pin, "pin")
         self._tokens_of = ""
         self.vectors.document = lambda: self.document("neuron")
@@ -65,7 +65,7 @@ class NeuronViewPage(ViewPage):
             scaling=site.scaling[layer], softcap=site.softcap[layer], causal=site.causal, window=site.window[layer],
             rotary=site.rotary, position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key, id=reader.id,
         )  # fmt: skip
-        self.vectors.param.update(pin=self.state.pin, hide_special=self.hide_special)
+        self.vectors.give(pin=self.state.pin, hide_special=self.hide_special)
 
     def _stored(self, reader: Reader, query_pos: int) -> Any:
         if reader.keep.attention is None:

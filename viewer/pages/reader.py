@@ -80,7 +80,7 @@ class Reader:
         NotFoundError
             The store kept neither attention nor what it can be rebuilt from.
         """
-        return np.stack([self.example.attention(layer, head, self.site.name).values for layer, head in heads])
+        return np.stack([self.example.head_map(layer, head, self.site.name) for layer, head in heads])
 
     def _layer(self, layer: int) -> Float32[np.ndarray, "head query_pos key_pos"]:
         return self.example.attention(layer, None, self.site.name).values

@@ -15,17 +15,17 @@ import panel as pn
 from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.search.search import SearchProgress, SearchResult
 
-from ..answers import Edge, SearchStoppedError, mass_of, upper_end
+from ..answers import SearchStoppedError, mass_of, upper_end
 from ..background import background
 from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
 from ..data import DataSource
 from ..frames import table_frame
 from ..guess import MAX_ARCS, Arc, guesses
 from ..labels import visible
-from ..quotes import around
 from ..state import ViewState
 from .corpus import map_frame
 from .facts import error_bound
+from .kwic import kwic_frame
 from .page import Page, grid, place, show
 
 MAX_HEADS = 250
@@ -38,7 +38,9 @@ class SearchPage(Page):
     """Pattern, map, summary, ranked heads, ranked examples."""
 
     name = "search"
-    watches: ClassVar[frozenset[str]] = frozenset({"page", "site", "pattern", "measure", "layer", "head", "example"})
+    watches: ClassVar[frozenset[str]] = frozenset(
+        {"page", "site", "pattern", "measure", "layer", "head", "example", "sample", "arcs"}
+    )
 
     def __init__(self, session: Any) -> None:
         super().__init__(session)
@@ -61,7 +63,6 @@ class SearchPage(Page):
         self._busy = False
         self._progress: SearchProgress | None = None
         self._cancel = Event()
-        self._arcs: list[Arc] | None = None
         if pn.state.curdoc is not None:
             pn.state.on_session_destroyed(lambda context: self._cancel.set())
 
@@ -79,8 +80,7 @@ class SearchPage(Page):
         if message.get("cancel"):
             self._cancel.set()
         elif "arcs" in message:
-            self._arcs = arcs_of(message["arcs"])
-            self._fill_box()
+            self.session.go({"arcs": arcs_text(arcs_of(message["arcs"]))})
 
     def _ask(self, asked: tuple[str, str]) -> None:
         site, expression = asked
@@ -169,7 +169,8 @@ class SearchPage(Page):
         frame = box_frame(self.data, self.state, self._error, self._busy)
         progress = self._progress
         frame["progress"] = [progress.n_examples_done, progress.n_examples] if progress and self._busy else None
-        frame["drawn"] = None if self._arcs is None else drawn_frame(self.data, self.state, self._arcs)
+        arcs = arcs_of_text(self.state.arcs)
+        frame["drawn"] = None if arcs is None else drawn_frame(self.data, self.state, arcs)
         self.box.frame = frame
 
 
@@ -184,6 +185,17 @@ def arcs_of(given: Any) -> list[Arc] | None:
             if type(query) is int and type(key) is int and 0 <= query < MAX_DRAWN and 0 <= key < MAX_DRAWN:
                 arcs.append((query, key))
     return arcs
+
+
+def arcs_text(arcs: list[Arc] | None) -> str:
+    """Arcs as the address names them."""
+    return "" if arcs is None else ",".join(f"{query}>{key}" for query, key in arcs) or "none"
+
+
+def arcs_of_text(text: str) -> list[Arc] | None:
+    """The same read; None where nothing is drawn."""
+    pairs = [arc.split(">") for arc in text.split(",")] if text not in ("", "none") else []
+    return [(int(query), int(key)) for query, key in pairs] if text else None
 
 
 def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> dict[str, Any]:
@@ -355,31 +367,4 @@ def heads_frame(
         "offset": offset if np.isfinite(offset) else None,
         "offsets": " and ".join(f"{step:+d}".replace("-", "\u2212") if step else "0" for step in proof.offsets),
         "ranked": proof.is_supported,
-    }
-
-
-def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: bool) -> dict[str, Any]:
-    """The examples that show the pattern best in the chosen head, with their strongest matching edge."""
-    site = data.site(state.site)
-    hits = data.hits_of(answer, state.layer, state.head)
-    rows = []
-    for hit in hits:
-        patch = {"page": "views", "view": "head", "example": hit.example, "pin": f"q{hit.query_pos}"}
-        quoted = around(data.example(hit.example), site, Edge(hit.query_pos, hit.key_pos, hit.weight))
-        rows.append(
-            {
-                "id": visible(hit.id),
-                "score": hit.score,
-                "weight": hit.weight,
-                "query": state.to_query(**patch),
-                "patch": patch,
-                **quoted,
-            }
-        )
-    return {
-        "title": f"Examples for head {state.layer}.{state.head}",
-        "sub": f"{answer.n_examples:,} with a match",
-        "rows": rows,
-        "stale": stale,
-        "note": "No example has a match in this head.",
     }

@@ -59,6 +59,7 @@ class ViewPage(ABC):
         self.state, self.data = state, data
         self.picker = HeadPicker()
         self._stale = set(self.watches)
+        self._picked: tuple[Any, ...] = ()
         self._layout = self.layout()
         self.link(self.picker, share="share", keys="keys")
         self.picker.param.watch(lambda e: self.tell(specials="hide" if e.new else "show"), "hide_special")
@@ -136,7 +137,7 @@ class ViewPage(ABC):
         changed, self._stale = self._stale, set()
         try:
             reader = reader_of(self.data, self.state.example, self.state.site)
-            self.picker.param.update(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
+            self.picker.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
             self.picker.selected = self._selection
             self.refresh(reader, changed)
         except HeadAtlasError as error:
@@ -166,7 +167,11 @@ class ViewPage(ABC):
 
     def pick(self, reader: Reader) -> None:
         """Fill the grid of heads: how much each gives to one other token."""
-        pin, none = self.pinned(reader), np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
+        pin, notes = self.pinned(reader), self.data.head_notes(self.state.site)
+        asked = reader.id, pin, self.hide_special, notes
+        if asked == self._picked:
+            return
+        none = np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
         if not reader.has_attention:
             values, title = none, "attention was not kept"
         elif pin is None and reader.n_weights > PICK_WEIGHTS:
@@ -181,7 +186,8 @@ class ViewPage(ABC):
                 shown = shown & (np.arange(row.shape[2]) != position)
             values = row[:, :, shown].max(axis=-1, initial=0)
             title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
-        self.picker.frame = {**picker_frame(values, title), "notes": self.data.head_notes(self.state.site)}
+        self.picker.frame = {**picker_frame(values, title), "notes": notes}
+        self._picked = asked
 
     def write(
         self,
@@ -220,7 +226,7 @@ class ViewPage(ABC):
                 n=8 if len(maps) < 3 else 6,
                 hide_special=self.hide_special,
             )
-        keys.param.update(frame=frame, pin="" if pin is None else f"{pin[0]}{pin[1]}")
+        keys.give(frame=frame, pin="" if pin is None else f"{pin[0]}{pin[1]}")
 
     def _unit_row(
         self, reader: Reader, side: str, position: int, units: tuple[Units, Units]

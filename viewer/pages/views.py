@@ -49,7 +49,7 @@ class ViewsPage(Page):
         if drawn != self._drawn:
             self.text.frame = text_frame(self.data, state.example, state.site)
             self._drawn = drawn
-        self.text.param.update(pin=state.pin, weights=self._weights())
+        self.text.give(pin=state.pin, weights=self._weights())
         self.tabs.frame = self._tabs_frame(visible=True)
         spec = self.data.store.spec
         if spec.keep.attention is None:
