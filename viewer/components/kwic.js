@@ -32,12 +32,12 @@ export function render({model, el: host}) {
         el("span.xs.dim.num.ell", {title: row.id, dir: "auto"}, row.id),
         el("span.words", null, el("span.l", null, row.before.map(part)),
           el("span.q2", null, el("span.tok.q", {dir: "auto", style: row.self ? shade(row.weight) : "", "data-query": row.token}, row.token), el("span.r", null, row.after.map(part)))),
-        el("span.w", {title: `weight ${number(row.weight, 3)}, score of the example ${number(row.score, 3)}, rank ${row.rank} of ${frame.n}`},
-          el("span.bar", null, el("i", {style: `width:${100 * row.weight}%`})), el("span.num.strong.sm", {style: "text-align:right"}, number(row.weight))))));
-      table.set(["Id", "Rank", "Score", "Weight", "Before", "Query", "After"], frame.rows.map(row => [row.id, row.rank, number(row.score, 3), number(row.weight, 3), joined(row.before), row.token, joined(row.after)]),
+        el("span.w", {title: `mass of the example ${number(row.score, 3)}, rank ${row.rank} of ${frame.n}; weight of this edge ${number(row.weight, 3)}`},
+          el("span.bar", null, el("i", {style: `width:${100 * row.score}%`})), el("span.num.strong.sm", {style: "text-align:right"}, number(row.score))))));
+      table.set(["Id", "Rank", "Mass", "Weight", "Before", "Query", "After"], frame.rows.map(row => [row.id, row.rank, number(row.score, 3), number(row.weight, 3), joined(row.before), row.token, joined(row.after)]),
         frame.rows.map(row => ({rank: row.rank, score: row.score.toFixed(6), weight: row.weight.toFixed(6)})));
       if (!frame.rows.length) list.append(el("div.message", null, frame.note || "No example."));
-      foot.replaceChildren(el("span", null, frame.told), el("span.legend", null, el("span.tok.q", null, "query"), el("span.tok.k", {style: shade(.75)}, "key"), "depth = weight"), el("span.grow"), el("span", null, el("kbd", null, "j"), " ", el("kbd", null, "k"), " move  ", el("kbd", null, "Enter"), " open"));
+      foot.replaceChildren(el("span", null, frame.told), el("span.legend", null, el("span.tok.q", null, "query"), el("span.tok.k", {style: shade(.75)}, "key"), "depth = weight, bar = mass of the example"), el("span.grow"), el("span", null, el("kbd", null, "j"), " ", el("kbd", null, "k"), " move  ", el("kbd", null, "Enter"), " open"));
     };
   });
 }
