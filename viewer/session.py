@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 GROWING_MS = 3_000
 """How often a session of a job that still runs looks for new segments."""
 _HEAD = re.compile(r"\s*([0-9]{1,6})\.([0-9]{1,6})\s*")
+_BOTH = ["left", "right"]
+DRAWERS_OF = {
+    "corpus": ["right"], "head": _BOTH, "model": _BOTH, "matrix": _BOTH, "compare": _BOTH, "neuron": ["left"], "space": ["left"],
+}  # fmt: skip
+"""Of each page or view the sides whose cards are drawers in a narrow window."""
 LABELS = {"corpus": "Corpus", "search": "Search", "examples": "Examples", "views": "Views"}
 
 
@@ -71,7 +76,7 @@ class Session:
                 "display": "grid",
                 "grid-template-rows": rows,
                 "height": "100vh",
-                "min-width": "1024px",
+                "min-width": "720px",
                 "min-height": "680px",
                 "gap": "0",
             },
@@ -194,6 +199,7 @@ class Session:
             "store": self.data.name,
             "stores": [[name, f"store={quote(name)}&page={state.page}&view={state.view}"] for name in self.data.stores],
             "theme": state.theme,
+            "drawers": DRAWERS_OF.get(state.view if state.page == "views" else state.page, []),
         }
         self.levels.frame = level_frame(self.data, state)
         source, seconds = self._answer

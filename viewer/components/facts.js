@@ -6,6 +6,9 @@ const CSS = `
 .figures { flex-direction: row; align-items: center; height: 56px; padding: 0 4px; overflow: hidden }
 .fact { padding: 0 18px; border-left: 1px solid var(--line); line-height: 1.25; white-space: nowrap; min-width: 0 } .fact:first-child { border: 0; padding-left: 12px }
 .fact b { display: block; font-size: 16px; font-weight: 600; letter-spacing: -.01em; font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; max-width: 260px; unicode-bidi: isolate }
+/* where room is short, names give way, figures do not */
+.fact[data-fact=Examples], .fact[data-fact=Tokens], .fact[data-fact=Heads], .fact[data-fact="Size on disk"], .fact[data-fact="Codec error"] { flex: none }
+@media (max-width: 1279px) { .fact { padding: 0 12px } .fact b { font-size: 14px } } @media (max-width: 900px) { .fact[data-fact=Kept], .fact[data-fact="Codec error"] { display: none } }
 .fact span { font-size: 11px; color: var(--ink-3) }
 .figures .tag { margin-right: 42px } .figures .downloads { top: 15px }
 `;

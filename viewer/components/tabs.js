@@ -5,7 +5,7 @@ import { component, global, link, typing } from "../_js/shell.js";
 const CSS = `
 .viewtabs { display: flex; align-items: stretch; height: 36px; background: var(--surface); border: 1px solid var(--line); border-radius: 8px; padding: 0 6px }
 .viewtabs a { display: flex; align-items: center; gap: 7px; padding: 0 12px; color: var(--ink-2); font-weight: 500; border-bottom: 2px solid transparent; border-top: 2px solid transparent } .viewtabs a[aria-selected=true] { color: var(--ink); font-weight: 600; border-bottom-color: var(--accent) }
-.viewtabs a kbd { font-size: 10px; padding: 2px 4px; opacity: .8 } .hint { font-size: 11px; color: var(--ink-3); gap: 6px; padding-right: 6px }
+.viewtabs a kbd { font-size: 10px; padding: 2px 4px; opacity: .8 } @media (max-width: 1100px) { .hint { display: none !important } } .hint { font-size: 11px; color: var(--ink-3); gap: 6px; padding-right: 6px }
 `;
 
 // frame: {view, views: [{view, label, query}], steps: {h, l, j, k: patch|null}, visible}

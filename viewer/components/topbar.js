@@ -16,14 +16,15 @@ const CSS = `
 .store.several { border: 0; padding: 0 } .store.several select { height: 32px; font-size: 13px !important }
 .help { position: fixed; inset: 0; margin: auto; width: 460px; max-width: 90vw; height: fit-content; border: 1px solid var(--line-2); border-radius: 8px; background: var(--surface); color: var(--ink); box-shadow: var(--shadow); padding: 16px 20px } .help::backdrop { background: #0006 }
 .help h2 { font-size: 15px; font-weight: 600 } .help dl { display: grid; grid-template-columns: 150px 1fr; gap: 4px 12px; margin: 6px 0 12px } .help dt, .help dd { margin: 0; font-size: 12px } .help .sect { margin-top: 12px }
-@media (max-width: 1000px) { .find { width: 200px } .store { display: none } }
+@media (max-width: 1000px) { .find { width: 200px } .store { display: none } .brand { font-size: 0; gap: 0 } .nav a { padding: 0 8px } }
+.side { display: none } @media (max-width: 1279px) { .side.right:not([hidden]) { display: inline-flex } } @media (max-width: 959px) { .side.left:not([hidden]) { display: inline-flex } }
 `;
 const HELP = [["everywhere", [["/", "search"], ["g c, g s, g e, g v", "Corpus, Search, Examples, Views"], ["t", "light or dark"], ["?", "this list"], ["Tab", "from picture to picture"]]],
   ["on a picture that has the focus", [["\u2190 \u2191 \u2192 \u2193", "walk: heads, rows, cells, tokens"], ["Enter", "choose"], ["n", "its numbers as a table"]]],
   ["in the views", [["1 \u2026 6", "the view"], ["h l", "head before, after"], ["j k", "example after, before"], ["Esc", "release the pin"]]]];
 const KEYS = {c: "corpus", s: "search", e: "examples", v: "views"};
 
-// frame: {page, pages: [{page, label, query}], store, stores: [[name, query]], theme}
+// frame: {page, pages: [{page, label, query}], store, stores: [[name, query]], theme, drawers: ["left", "right"]}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const input = el("input", {type: "search", placeholder: "Pattern, text, head or example", "aria-label": "search", maxlength: 2000,
@@ -37,13 +38,21 @@ export function render({model, el: host}) {
       el("label.ck", null, off, "keys work without Ctrl or Alt (but Tab, Esc and those of a picture)"));
     const ask = () => { off.checked = singleKeys(); help.showModal(); };
     const helper = el("button.btn.quiet.icon", {"aria-label": "keys", title: "keys (?)", onclick: ask}, icon("help"));
+    const open = document.documentElement.dataset;
+    const sides = {left: "heads", right: "details"};
+    const drawers = Object.entries(sides).map(([side, label]) => el(`button.btn.side.${side}`, {"aria-expanded": "false", "data-side": side, onclick: () => drawer(open.drawer === side ? "" : side)}, label[0].toUpperCase() + label.slice(1)));
+    function drawer(side) {
+      if (side) open.drawer = side; else delete open.drawer;
+      for (const button of drawers) button.setAttribute("aria-expanded", String(button.dataset.side === side));
+    }
     const nav = el("nav.nav", {"aria-label": "pages"}), store = el("span.store.ell"), switcher = el("button.btn.quiet.icon", {"aria-label": "light or dark", onclick: flip});
     const logo = el("span.logo", {"aria-hidden": "true"}, arcs());
     ui.root.append(el("header.top", null, el("div.brand", null, logo, "headatlas"), nav, el("span.grow"),
-      el("div.find", null, icon("search"), input, el("kbd", null, "/")), store, helper, switcher), help);
+      el("div.find", null, icon("search"), input, el("kbd", null, "/")), store, drawers, helper, switcher), help);
     function flip() { ui.go({theme: document.documentElement.dataset.theme === "dark" ? "light" : "dark"}); }
     let awaiting = 0;
     const keys = event => {
+      if (event.key === "Escape" && open.drawer) drawer("");
       if (!global(event) || help.open) return;
       const page = awaiting && Date.now() - awaiting < 900 ? KEYS[event.key] : null;
       awaiting = event.key === "g" ? Date.now() : 0;
@@ -61,6 +70,8 @@ export function render({model, el: host}) {
       store.replaceChildren(several ? select(frame.stores.map(([name]) => [name, name]), frame.store, "store", name => { location.search = `?${frame.stores.find(s => s[0] === name)[1]}`; }) : frame.store);
       store.classList.toggle("several", several);
       store.title = frame.store;
+      for (const button of drawers) button.hidden = !frame.drawers.includes(button.dataset.side);
+      if (open.drawer && !frame.drawers.includes(open.drawer)) drawer("");
       switcher.replaceChildren(icon(document.documentElement.dataset.theme === "dark" ? "moon" : "sun"));
     };
   });

@@ -25,7 +25,7 @@ from ..labels import visible
 from ..units import Units, merged, units_of
 from .page import grid, place
 from .reader import Reader, reader_of
-from .viewpage import ViewPage
+from .viewpage import ViewPage, three
 
 ALL_WEIGHTS = 24 << 20
 """Up to this many weights every head of both sides is compared."""
@@ -75,7 +75,7 @@ class CompareViewPage(ViewPage):
         self.delta.param.watch(lambda event: self._pin_row(str(event.new)), "pin")
         self.what.on_msg(self._chosen)
         middle = grid(place(self.first), place(self.second), columns="minmax(0,1fr) minmax(0,1fr)")
-        return grid(place(self.what), place(middle), place(self.delta), columns="248px minmax(0,1fr) 296px")
+        return three(self.what, middle, self.delta)
 
     # choices
 

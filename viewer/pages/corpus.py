@@ -14,7 +14,7 @@ from ..labels import visible_lines
 from ..quotes import snippet
 from ..state import ViewState
 from .facts import facts_frame
-from .page import Page, grid, place
+from .page import Page, drawer, grid, place
 from .searched import answered
 
 N_EXAMPLES = 4
@@ -36,14 +36,15 @@ class CorpusPage(Page):
         self.scatter, self.distribution = Scatter(send), Distribution(send)
         self.beside = HeadMap(send, visible=False)
         self.view = grid(
-            place(self.facts, "1 / 4"),
+            place(self.facts, "1 / -1"),
             place(self.map, "1", "2"),
             place(self.scatter, "2", "2"),
             place(self.beside, "2", "2"),
-            place(self.inspector, "3", "2 / 4"),
+            drawer(self.inspector, "right", "3", "2 / 4"),
             place(self.distribution, "1 / 3", "3"),
             columns="minmax(300px,472fr) minmax(0,576fr) 336px",
             rows="56px minmax(0,1fr) 222px",
+            narrow={"right": "minmax(300px,472fr) minmax(0,576fr)"},
         )
         self.facts.frame = facts_frame(self.data)
         self._drawn: tuple[str, ...] = ()

@@ -8,9 +8,8 @@ import panel as pn
 
 from ..components.neuronview import NeuronView
 from ..frames import message_frame, neuron_frame, sides_frame
-from .page import grid, place
 from .reader import Reader
-from .viewpage import ViewPage
+from .viewpage import ViewPage, two
 
 
 class NeuronViewPage(ViewPage):
@@ -25,7 +24,7 @@ class NeuronViewPage(ViewPage):
         self.vectors.param.watch(self._pin, "pin")
         self._tokens_of = ""
         self.vectors.document = lambda: self.document("neuron")
-        return grid(place(self.picker), place(self.vectors), columns="232px minmax(0,1fr)")
+        return two(self.picker, self.vectors)
 
     def _pin(self, event: Any) -> None:
         if event.new != self.state.pin:

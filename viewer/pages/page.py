@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import panel as pn
@@ -14,8 +15,15 @@ if TYPE_CHECKING:
     from ..session import Session
 
 GAP = "12px"
+DRAWERS = {"right": 1279, "left": 959}
+"""Where a window is at most so many pixels wide, cards at this side lie over the others, shown when asked for."""
 # Panel's scroll button would take a cell.
-_RULES = ".scroll-button { display: none } :host(.hidden) { display: none !important }"
+_RULES = ".scroll-button { display: none } :host(.hidden) { display: none !important }" + "".join(
+    f"""
+@media (max-width: {width}px) {{ .drawer-{side} {{ position: fixed !important; {side}: 16px; top: 98px; bottom: 38px; z-index: 40;
+  width: 320px !important; height: auto !important; visibility: var(--drawer-{side}, hidden); box-shadow: var(--shadow) }} }}"""
+    for side, width in DRAWERS.items()
+)
 
 
 class Page(ABC):
@@ -44,9 +52,13 @@ class Page(ABC):
 
 
 def grid(
-    *cards: pn.viewable.Viewable, columns: str = "minmax(0,1fr)", rows: str = "minmax(0,1fr)", **styles: str
+    *cards: pn.viewable.Viewable,
+    columns: str = "minmax(0,1fr)",
+    rows: str = "minmax(0,1fr)",
+    narrow: Mapping[str, str] | None = None,
+    **styles: str,
 ) -> pn.Column:
-    """Lay cards out in a CSS grid that fills its place."""
+    """Lay cards out in a CSS grid that fills its place; `narrow` has the columns where cards at a side are drawers."""
     css = {
         "display": "grid",
         "grid-template-columns": columns,
@@ -56,7 +68,11 @@ def grid(
         "min-height": "0",
         **styles,
     }
-    return pn.Column(*cards, styles=css, stylesheets=[_RULES], sizing_mode="stretch_both", margin=0)
+    rules = _RULES + "".join(
+        f"\n@media (max-width: {DRAWERS[side]}px) {{ :host {{ grid-template-columns: {there} !important }} }}"
+        for side, there in (narrow or {}).items()
+    )
+    return pn.Column(*cards, styles=css, stylesheets=[rules], sizing_mode="stretch_both", margin=0)
 
 
 def show(view: pn.Column, on: bool) -> None:
@@ -78,3 +94,9 @@ def place(card: pn.viewable.Viewable, column: str = "auto", row: str = "auto") -
     }
     card.param.update(styles={**(card.styles or {}), **cell}, sizing_mode="stretch_both", margin=0)
     return card
+
+
+def drawer(card: pn.viewable.Viewable, side: str, column: str = "auto", row: str = "auto") -> pn.viewable.Viewable:
+    """Put a card into a cell at a side, which it leaves where the window is narrow; the top bar's button shows it then."""
+    card.css_classes = [*card.css_classes, f"drawer-{side}"]
+    return place(card, column, row)

@@ -12,9 +12,8 @@ from ..background import background
 from ..components.space import Space
 from ..frames import Head, message_frame
 from ..space import Plane, Sample, neighbour_plane, principal_plane, sample, space_frame
-from .page import grid, place
 from .reader import Reader
-from .viewpage import ViewPage
+from .viewpage import ViewPage, two
 
 
 class SpaceViewPage(ViewPage):
@@ -42,7 +41,7 @@ class SpaceViewPage(ViewPage):
         self.link(self.space, shade="shade")
         self.space.param.watch(lambda event: self._place(), "method")
         self.space.on_msg(self._open)
-        return grid(place(self.picker), place(self.space), columns="232px minmax(0,1fr)")
+        return two(self.picker, self.space)
 
     @property
     def heads(self) -> list[Head]:

@@ -25,7 +25,7 @@ from ..frames import Head, head_name, picker_frame
 from ..parts import example_part, neuron_part, vectors_facts
 from ..state import ViewState
 from ..units import Units
-from .page import grid, place
+from .page import drawer, grid, place
 from .reader import Reader, reader_of
 
 logger = logging.getLogger(__name__)
@@ -267,4 +267,15 @@ def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Flo
 
 def three(left: pn.viewable.Viewable, middle: pn.viewable.Viewable, right: pn.viewable.Viewable) -> pn.Column:
     """Picker, picture, list."""
-    return grid(place(left), place(middle), place(right), columns="232px minmax(0,1fr) 296px")
+    return grid(
+        drawer(left, "left"),
+        place(middle),
+        drawer(right, "right"),
+        columns="232px minmax(0,1fr) 296px",
+        narrow={"right": "232px minmax(0,1fr)", "left": "minmax(0,1fr)"},
+    )
+
+
+def two(left: pn.viewable.Viewable, middle: pn.viewable.Viewable) -> pn.Column:
+    """Picker and picture."""
+    return grid(drawer(left, "left"), place(middle), columns="232px minmax(0,1fr)", narrow={"left": "minmax(0,1fr)"})
