@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -10,12 +10,13 @@ import xarray as xr
 from jaxtyping import Float32, Int
 
 from .. import companding
-from ..errors import BudgetError, ConfigError, NotFoundError, located
+from ..errors import BudgetError, ConfigError, located
 from ..layers import layer_path
 from ..pairs import pair_rows, unpack_rows
 from ..schema import Site
 from ..tokens import TokenTable
 from .attention import read_dropped, read_pairs
+from .choice import Labels, Which, pick, span_of
 from .masks import key_span
 from .rebuild import RowReader, require_rebuilt
 from .segment import Segment
@@ -24,8 +25,6 @@ from .words import Merge, merge_example
 WEIGHTS_MAX_BYTES = 2 << 30
 _PAIR_WEIGHTS = 1 << 20
 _KEPT_ROWS = 1024
-Which = int | slice | Sequence[int] | None
-"""A choice of layers or heads: one (its dimension is dropped), some, or all (None)."""
 
 
 class Example:
@@ -92,8 +91,8 @@ class Example:
             More than 2 GiB of weights: ask for a tile, or go over them with `iter_tiles`.
         """
         found = self._site(site)
-        rows = _span(query, self._length(found.query_sequence), "query")
-        columns = _span(key, self._length(found.key_sequence), "key")
+        rows = span_of(query, self._length(found.query_sequence), "query")
+        columns = span_of(key, self._length(found.key_sequence), "key")
         maps, bound, labels = self._weights(found, layer, head, rows, columns)
         dims = (*labels.dims, "query_pos", "key_pos")
         positions = {"query_pos": np.arange(rows.start, rows.stop), "key_pos": np.arange(columns.start, columns.stop)}
@@ -119,12 +118,12 @@ class Example:
         found = self._site(site)
         if not self.segment.spec.keep.attention:
             self.segment.array(f"{found.name}/attention")  # says what the job must keep
-        layers, heads = _pick(layer, found.n_layers, "layer"), _pick(head, found.n_heads, "head")
+        layers, heads = pick(layer, found.n_layers, "layer"), pick(head, found.n_heads, "head")
         rows, n_rows = self._rows(found.query_sequence)
         data = np.zeros((len(layers), len(heads), n_rows), np.float32)
         for out, one in zip(data, layers.tolist(), strict=True):
             out[...] = read_dropped(self.segment, found, one, slice(None), rows)[heads]
-        labels = _Labels({"layer": (layer, layers), "head": (head, heads)})
+        labels = Labels({"layer": (layer, layers), "head": (head, heads)})
         picked = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
         coords = {**labels.coords, "query_pos": np.arange(n_rows)}
         return xr.DataArray(data[picked], coords, (*labels.dims, "query_pos"), "dropped", {"units": "attention"})
@@ -142,7 +141,7 @@ class Example:
             raise ConfigError(f"size is {size}; expected at least one row and one key.")
         for row in range(0, n_queries, size[0]):
             rows = np.arange(row, min(row + size[0], n_queries))
-            first, stop = key_span(found, int(_pick(layer, found.n_layers, "layer")[0]), rows, n_keys)
+            first, stop = key_span(found, int(pick(layer, found.n_layers, "layer")[0]), rows, n_keys)
             for column in range(0, n_keys, size[1]):
                 if column < stop.max() and column + size[1] > first.min():
                     spans = slice(row, row + len(rows)), slice(column, min(column + size[1], n_keys))
@@ -259,9 +258,9 @@ class Example:
 
     def _weights(
         self, site: Site, layer: Which, head: Which, rows: slice, columns: slice
-    ) -> tuple[np.ndarray, float, _Labels]:
+    ) -> tuple[np.ndarray, float, Labels]:
         """Weights of a tile, stored or rebuilt, and how far any may be from the model's."""
-        layers, heads = _pick(layer, site.n_layers, "layer"), _pick(head, site.n_heads, "head")
+        layers, heads = pick(layer, site.n_layers, "layer"), pick(head, site.n_heads, "head")
         n_rows, n_columns = rows.stop - rows.start, columns.stop - columns.start
         if (n_bytes := 4 * len(layers) * len(heads) * n_rows * n_columns) > WEIGHTS_MAX_BYTES:
             raise BudgetError(
@@ -273,13 +272,13 @@ class Example:
 
     def _stored(
         self, site: Site, layer: Which, head: Which, rows: slice, columns: slice
-    ) -> tuple[np.ndarray, float, _Labels]:
+    ) -> tuple[np.ndarray, float, Labels]:
         """Stored weights of a tile: the pairs of whole rows are read, and cut."""
         n_keys = self._length(site.key_sequence)
         first = int(self.segment.pair_offset(site.name)[self.row])
         pairs = pair_rows(rows.start, rows.stop, n_keys, causal=site.causal)
         at = slice(first + pairs.start, first + pairs.stop)
-        layers, heads = _pick(layer, site.n_layers, "layer"), _pick(head, site.n_heads, "head")
+        layers, heads = pick(layer, site.n_layers, "layer"), pick(head, site.n_heads, "head")
         codec = self.segment.spec.keep.attention or "float32"
         maps = np.zeros((len(layers), len(heads), rows.stop - rows.start, columns.stop - columns.start), np.float32)
         span = slice(int(heads.min()), int(heads.max()) + 1) if len(heads) else slice(0, 0)
@@ -288,7 +287,7 @@ class Example:
                 stored = read_pairs(self.segment, site, one, span, at)
                 weights = companding.decode_attention(stored[heads - span.start], codec)
                 out[...] = unpack_rows(weights, rows, n_keys, causal=site.causal)[..., columns]
-        labels = _Labels({"layer": (layer, layers), "head": (head, heads)})
+        labels = Labels({"layer": (layer, layers), "head": (head, heads)})
         picked = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
         return maps[picked], self.segment.spec.attention_error, labels
 
@@ -307,10 +306,10 @@ class Example:
 
     def _rebuilt(
         self, site: Site, layer: Which, head: Which, rows: slice, columns: slice
-    ) -> tuple[np.ndarray, float, _Labels]:
+    ) -> tuple[np.ndarray, float, Labels]:
         """Weights of a tile from query, key and logsumexp, and their largest error."""
         require_rebuilt(site, self.segment.spec.keep)
-        layers, heads = _pick(layer, site.n_layers, "layer"), _pick(head, site.n_heads, "head")
+        layers, heads = pick(layer, site.n_layers, "layer"), pick(head, site.n_heads, "head")
         maps = np.zeros((len(layers), len(heads), rows.stop - rows.start, columns.stop - columns.start), np.float32)
         bound = 0.0
         for out, one in zip(maps, layers.tolist(), strict=True):
@@ -319,7 +318,7 @@ class Example:
                     tile = self._row_reader(site, one, heads, rows).tile(columns)
                 out[...] = tile.weights
                 bound = max(bound, tile.max_absolute_error or 0.0)
-        labels = _Labels({"layer": (layer, layers), "head": (head, heads)})
+        labels = Labels({"layer": (layer, layers), "head": (head, heads)})
         dropped = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
         return maps[dropped], bound, labels
 
@@ -339,9 +338,9 @@ class Example:
 
     def _read(
         self, path: str, site: Site, layer: Which, head: Which, n_heads: int, head_dim: str, rows: slice
-    ) -> tuple[np.ndarray, _Labels]:
+    ) -> tuple[np.ndarray, Labels]:
         """A block of a trace array [layer, head, rows, ...], and its first dimensions after picking."""
-        layers, heads = _pick(layer, site.n_layers, "layer"), _pick(head, n_heads, head_dim)
+        layers, heads = pick(layer, site.n_layers, "layer"), pick(head, n_heads, head_dim)
         array = self.segment.array(path)
         if not len(layers) or not len(heads):
             block = np.empty((len(layers), len(heads), rows.stop - rows.start, *array.shape[3:]), array.dtype)
@@ -355,52 +354,6 @@ class Example:
                 else array[spans[0], span, rows]
             )
             block = block[:, heads - span.start] if len(heads) != span.stop - span.start else block
-        labels = _Labels({"layer": (layer, layers), head_dim: (head, heads)})
+        labels = Labels({"layer": (layer, layers), head_dim: (head, heads)})
         dropped = tuple(0 if isinstance(which, int | np.integer) else slice(None) for which in (layer, head))
         return block[dropped], labels
-
-
-class _Labels:
-    """Dimensions and coordinates that are left after integers dropped theirs."""
-
-    def __init__(self, picked: dict[str, tuple[Which, np.ndarray]]) -> None:
-        self.dims = tuple(dim for dim, (which, _) in picked.items() if not isinstance(which, int | np.integer))
-        self.coords = {dim: (found if dim in self.dims else int(found[0])) for dim, (_, found) in picked.items()}
-
-
-def _pick(which: Which, length: int, name: str) -> np.ndarray:
-    """The indices that a choice means.
-
-    Raises
-    ------
-    NotFoundError
-        An index is outside.
-    """
-    if which is None:
-        return np.arange(length)
-    if isinstance(which, slice):
-        return np.arange(length)[which]
-    try:
-        wanted = np.atleast_1d(np.asarray(which, dtype=np.int64))
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name} {which!r}; expected an integer, a slice or a list of integers.") from None
-    for index in wanted.tolist():
-        if not -length <= index < length:
-            raise NotFoundError(f"{name} {index} is outside 0:{length}.")
-    return np.where(wanted < 0, wanted + length, wanted)
-
-
-def _span(which: slice | None, length: int, name: str) -> slice:
-    """The positions that a slice means, with numpy's meaning of its bounds.
-
-    Raises
-    ------
-    ConfigError
-        Not a slice of step 1.
-    """
-    if which is None:
-        return slice(0, length)
-    if not isinstance(which, slice) or which.step not in (None, 1):
-        raise ConfigError(f"{name} is {which!r}; expected a slice of positions of step 1, such as slice(0, 64).")
-    start, stop, _ = which.indices(length)
-    return slice(start, max(start, stop))
