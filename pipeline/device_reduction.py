@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headatlas.store.codecs import attention_codec
+from headatlas.store.pairs import first_key, row_start
 from headatlas.store.reading.rebuild import why_not_rebuilt
 from headatlas.store.schema import Keep, Site
 from headatlas.store.statistics.definitions import STATISTIC_NAMES
@@ -66,7 +67,7 @@ class TritonReduction:
         """Start everything kept of one call on its way into `arrays`."""
         band = arrays.band(site, layer)
         plan = self._plans.of(call, site, band, batch)
-        if plan.places is None or plan.places.band is not None:  # it writes whole rows
+        if plan.places is None:
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
         self.n_fused += 1
@@ -95,15 +96,15 @@ class TritonReduction:
         everything = call.query.shape[2] + call.key.shape[2]
         reach = everything if plan.window is None else min(plan.window, everything)
         before = reach - 1 if site.causal and plan.window is not None else reach
-        n_queries, n_keys, pair_start, row_start, special = own.on_device
+        n_queries, n_keys, pair_of_row, row_starts, special = own.on_device
         result = reduce_on_device(
             DeviceCall(
                 query=call.query,
                 key=call.key,
                 n_queries=n_queries,
                 n_keys=n_keys,
-                pair_start=pair_start,
-                row_start=row_start,
+                pair_of_row=pair_of_row,
+                row_start=row_starts,
                 n_pairs=own.n_pairs,
                 n_rows=own.n_rows,
                 scaling=call.scaling,
@@ -111,6 +112,7 @@ class TritonReduction:
                 same_tokens=plan.places.same_tokens,
                 before=before,
                 after=0 if site.causal else reach,
+                band=everything if plan.places.band is None else plan.places.band,
                 softcap=call.softcap,
                 biases=tuple(b.float().to(device) for b in (plan.hides, call.position_bias) if b is not None),
                 sinks=None if call.sinks is None else call.sinks.float().contiguous(),
@@ -199,12 +201,16 @@ class TritonReduction:
         known = self._places.get(id(places))
         if known is None:
             rows, keys = places.n_queries, places.n_keys
-            pairs = rows * (rows + 1) // 2 if places.causal else rows * keys
-            pair_start, row_start = (np.concatenate([[0], np.cumsum(n)]).astype(np.int64) for n in (pairs, rows))
+            shape = {"causal": places.causal, "window": places.band}
+            pairs = row_start(rows, keys, **shape)
+            pair_starts, row_starts = (np.concatenate([[0], np.cumsum(n)]).astype(np.int64) for n in (pairs, rows))
+            query_pos = np.arange(row_starts[-1]) - np.repeat(row_starts[:-1], rows)
+            pair_of_row = np.repeat(pair_starts[:-1], rows) + row_start(query_pos, np.repeat(keys, rows), **shape)
+            pair_of_row -= first_key(query_pos, window=places.band)
             special = np.zeros((len(rows), 1), np.uint8) if places.special is None else places.special
-            arrays = (rows, keys, pair_start[:-1], row_start[:-1], special.view(np.int8))
+            arrays = (rows, keys, pair_of_row, row_starts[:-1], special.view(np.int8))
             on_device = tuple(torch.from_numpy(array.copy()).to(device) for array in arrays)
-            known = _BatchPlaces(places, int(pair_start[-1]), int(row_start[-1]), pair_start, row_start, on_device)
+            known = _BatchPlaces(places, int(pair_starts[-1]), int(row_starts[-1]), pair_starts, row_starts, on_device)
             self._places[id(places)] = known  # holds the places, so that their id stays theirs
         return known
 

@@ -26,14 +26,15 @@ BLOCK_QUERIES, BLOCK_KEYS = 16, 64
 class DeviceCall:
     """One call of a right padded batch on the device; see `headatlas.pipeline.kernel.prepare_attention` for the names.
 
-    `pair_start` and `row_start` count within the batch. `special` is int8 [example, key_pos].
+    `row_start` [example] counts within the batch. `pair_of_row` [row of the batch] is where the row's pair with key 0 lies, or
+    would lie, and pairs further than `band` apart are not stored. `special` is int8 [example, key_pos].
     """
 
     query: Tensor
     key: Tensor
     n_queries: Tensor
     n_keys: Tensor
-    pair_start: Tensor
+    pair_of_row: Tensor
     row_start: Tensor
     n_pairs: int
     n_rows: int
@@ -42,6 +43,7 @@ class DeviceCall:
     same_tokens: bool
     before: int
     after: int
+    band: int
     softcap: float | None = None
     biases: tuple[Tensor, ...] = ()
     sinks: Tensor | None = None
@@ -107,7 +109,7 @@ def _reduce(
     codes_at, logsumexp_at, edge_key_at, edge_weight_at, sums_at, valid_at,
     query_0, query_1, query_2, key_0, key_1, key_2,
     bias_00, bias_01, bias_02, bias_10, bias_11, bias_12,
-    n_pairs, n_rows_all, n_examples, n_heads, n_groups, longest_key, d_head, scaling, softcap, before, after, n_steps,
+    n_pairs, n_rows_all, n_examples, n_heads, n_groups, longest_key, d_head, scaling, softcap, before, after, band, n_steps,
     CAUSAL: tl.constexpr, SAME: tl.constexpr, BIASES: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
     CODES: tl.constexpr, ROOT: tl.constexpr, LOGSUMEXP: tl.constexpr, N_EDGES: tl.constexpr, EDGES: tl.constexpr,
     STATISTICS: tl.constexpr, UPCAST: tl.constexpr,
@@ -176,9 +178,10 @@ def _reduce(
         if CODES:
             value = tl.sqrt(weight) if ROOT else weight
             code = tl.floor(value * n_steps + 0.5).to(tl.uint8)
-            at = rows[:, None] * (rows[:, None] + 1) // 2 if CAUSAL else rows[:, None] * n_keys
-            place = head.to(tl.int64) * n_pairs + tl.load(pair_at + example) + at + keys[None, :]
-            stored = real[:, None] & (keys < n_keys)[None, :]
+            at = tl.load(pair_at + row_place, mask=real, other=0)
+            place = head.to(tl.int64) * n_pairs + at[:, None] + keys[None, :]
+            apart = rows[:, None] - keys[None, :]
+            stored = real[:, None] & (keys < n_keys)[None, :] & (apart < band) & (apart > -band)
             if CAUSAL:
                 stored = stored & (keys[None, :] <= rows[:, None])
             tl.store(codes_at + place, code, mask=stored)
@@ -257,12 +260,12 @@ def reduce_on_device(call: DeviceCall, wanted: Wanted) -> DeviceResult:
     )
     launch: Any = _reduce  # what the decorator made of it
     launch[(n_blocks, n_heads, n_examples)](
-        query, key, call.n_queries, call.n_keys, call.pair_start, call.row_start, *biases,
+        query, key, call.n_queries, call.n_keys, call.pair_of_row, call.row_start, *biases,
         logsumexp if call.sinks is None else call.sinks, special,
         codes, logsumexp, edge_key, edge_weight, sums, valid,
         *query.stride()[:3], *key.stride()[:3], *strides[0], *strides[1],
         call.n_pairs, call.n_rows, n_examples, n_heads, n_heads // key.shape[1], key.shape[2], d_head,
-        call.scaling, call.softcap or 1.0, call.before, call.after, float(wanted.n_steps),
+        call.scaling, call.softcap or 1.0, call.before, call.after, call.band, float(wanted.n_steps),
         CAUSAL=call.causal, SAME=call.same_tokens, BIASES=len(call.biases), SOFTCAP=call.softcap is not None,
         SINKS=call.sinks is not None, CODES=wanted.n_steps > 0, ROOT=wanted.root, LOGSUMEXP=wanted.logsumexp,
         N_EDGES=wanted.n_edges, EDGES=triton.next_power_of_2(max(1, wanted.n_edges)), STATISTICS=wanted.statistics,
