@@ -47,6 +47,8 @@ def test_below_1280_the_details_are_a_drawer(page: Page, url: str, query: str) -
     page.keyboard.press("Escape")
     page.locator(".drawer-right").first.wait_for(state="hidden")
     assert button.get_attribute("aria-expanded") == "false"
+    page.wait_for_timeout(300)
+    assert ("pin=q1" in page.url) == ("pin=q1" in query)  # it was not released too
 
 
 def test_below_960_the_heads_are_one_too(page: Page, url: str) -> None:

@@ -52,7 +52,6 @@ export function render({model, el: host}) {
     function flip() { ui.go({theme: document.documentElement.dataset.theme === "dark" ? "light" : "dark"}); }
     let awaiting = 0;
     const keys = event => {
-      if (event.key === "Escape" && open.drawer) drawer("");
       if (!global(event) || help.open) return;
       const page = awaiting && Date.now() - awaiting < 900 ? KEYS[event.key] : null;
       awaiting = event.key === "g" ? Date.now() : 0;
@@ -61,8 +60,14 @@ export function render({model, el: host}) {
       else if (event.key === "t") flip();
       else if (event.key === "?") ask();
     };
+    const close = event => {   // before others hear of it: Esc also releases the pin
+      if (event.key !== "Escape" || !open.drawer || help.open) return;
+      drawer("");
+      event.stopPropagation();
+    };
     document.addEventListener("keydown", keys);
-    model.on("remove", () => document.removeEventListener("keydown", keys));
+    document.addEventListener("keydown", close, true);
+    model.on("remove", () => { document.removeEventListener("keydown", keys); document.removeEventListener("keydown", close, true); });
     return frame => {
       nav.replaceChildren(...frame.pages.map(({page, label, query}) =>
         link(ui, "", query, {page}, {"aria-current": page === frame.page ? "page" : null, "data-page": page}, label)));

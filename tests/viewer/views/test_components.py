@@ -7,7 +7,7 @@ import pytest
 
 from headatlas.viewer import details, frames
 
-from .data import random_attention
+from .data import random_attention, wait_for
 
 pytestmark = pytest.mark.browser
 LABELS = ["‹CLS›", "the", "nurse", "said", "she", "‹SEP›"]
@@ -19,15 +19,6 @@ def mirrored(page, name):
     table = page.locator(f"table[data-mirror='{name}']")
     table.locator("tbody tr").first.wait_for(state="attached")
     return table.locator("tbody tr").evaluate_all("rows => rows.map(r => ({...r.dataset}))")
-
-
-def wait_for(page, condition, timeout=5.0):
-    """Let the page run until Python sees what it sent."""
-    for _ in range(int(timeout / 0.02)):
-        if condition():
-            return
-        page.wait_for_timeout(20)
-    raise AssertionError("did not happen in time")
 
 
 def test_picker_chooses_adds_isolates_and_slides(serve):

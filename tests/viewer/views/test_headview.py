@@ -9,7 +9,7 @@ from headatlas.viewer import frames
 from headatlas.viewer.geometry import strongest_edges
 from headatlas.viewer.labels import label
 
-from .data import random_attention
+from .data import random_attention, wait_for
 
 pytestmark = pytest.mark.browser
 HEADS = [(5, 8), (5, 10)]
@@ -102,23 +102,23 @@ def test_pin_hover_and_escape(serve):
     }
     page.mouse.move(400, 5)
     page.locator(".t.me[data-side='q'][data-index='3']").wait_for()
-    assert made[-1].pin == "q3"
-    assert rows_of(page) == pytest.approx(pinned, abs=1e-6)
+    wait_for(page, lambda: made[-1].pin == "q3")
+    wait_for(page, lambda: rows_of(page) == pytest.approx(pinned, abs=1e-6))
     assert page.locator("[aria-live]").inner_text().startswith("t3 to ")
     page.keyboard.press("Escape")
     page.locator(".plot:not(.active)").wait_for()
-    assert made[-1].pin == ""
+    wait_for(page, lambda: made[-1].pin == "")
     page.locator(".t[data-side='k'][data-index='2']").click()
     page.mouse.move(400, 5)
     page.locator(".t.me[data-side='k'][data-index='2']").wait_for()
-    assert made[-1].pin == "k2"
+    wait_for(page, lambda: made[-1].pin == "k2")
     received = {
         (frames.head_name(h), q, 2): float(attention[i, q, 2])
         for i, h in enumerate(HEADS)
         for q in range(8)
         if attention[i, q, 2] >= 0.01
     }
-    assert rows_of(page) == pytest.approx(received, abs=1e-6)
+    wait_for(page, lambda: rows_of(page) == pytest.approx(received, abs=1e-6))
     page.keyboard.press("ArrowDown")
     page.locator(".t.me[data-side='k'][data-index='3']").wait_for()
     page.keyboard.press("n")

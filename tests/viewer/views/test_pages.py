@@ -16,6 +16,7 @@ from headatlas.viewer.pages.reader import reader_of
 from headatlas.viewer.state import ViewState
 
 from ..conftest import write_store
+from .data import wait_for
 from .test_headview import rows_of
 
 EXAMPLE = 9  # "They met ." or one of its kind: long enough, no hostile text
@@ -182,10 +183,10 @@ def test_the_page_in_a_browser_shows_the_stores_numbers_and_pins(serve, data):
     assert rows_of(page) == pytest.approx(expected, abs=1e-6)
     page.locator(".col.k .t[data-index='1'] .l").click()
     page.locator(".pinned .tok.k").wait_for()
-    assert states[-1].pin == "k1"
+    wait_for(page, lambda: states[-1].pin == "k1")
     page.keyboard.press("Escape")
     page.get_by_text("Strongest edges").wait_for()
-    assert states[-1].pin == ""
+    wait_for(page, lambda: states[-1].pin == "")
     served.shot("headpage")
 
 

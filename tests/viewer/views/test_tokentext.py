@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from .data import wait_for
+
 pytestmark = pytest.mark.browser
 LINE = {"parts": [["‹CLS›", 0], ["The", 1], [" ", -1], ["nurse", 2], [" ", -1], ["she", 3]], "side": "qk"}
 
@@ -26,7 +28,7 @@ def test_click_pins_and_weights_shade(serve):
     token = page.locator("[data-token='3']")
     token.click()
     page.locator("[data-token='2'][data-weight='0.6400']").wait_for()
-    assert made[-1].pin == "q3"
+    wait_for(page, lambda: made[-1].pin == "q3")
     assert token.get_attribute("aria-pressed") == "true"
     assert page.locator(".lines").inner_text() == "‹CLS›The nurse she"
     served.shot("tokentext")
