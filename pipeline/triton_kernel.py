@@ -29,7 +29,7 @@ class DeviceCall:
     """One call of a right padded batch on the device; see `headatlas.pipeline.kernel.prepare_attention` for the names.
 
     `row_start` [example] counts within the batch. `pair_of_row` [row of the batch] is where the row's pair with key 0 lies, or
-    would lie, and pairs further than `band` apart are not stored. `special` is int8 [example, key_pos].
+    would lie; pairs `band` or more positions apart are not stored. `special` is int8 [example, key_pos].
     """
 
     query: Tensor
@@ -157,6 +157,8 @@ def _reduce(
     log_total = tl.log(total)
     good = (total > 0) & (total < float("inf")) & (largest > -1e37) & (largest < float("inf"))
     row_place = tl.load(row_at + example) + rows
+    if CODES:
+        pairs_at = head.to(tl.int64) * n_pairs + tl.load(pair_at + row_place, mask=real, other=0)
     if LOGSUMEXP:
         tl.store(logsumexp_at + head * n_rows_all + row_place, top + log_total, mask=real)
     tl.store(
@@ -177,16 +179,14 @@ def _reduce(
         seen = scores > -1e37
         log_weight = scores - (top + log_total)[:, None]
         weight = tl.where(seen, tl.exp(log_weight), 0.0)
+        offset = rows[:, None] - keys[None, :]
         if CODES:
             value = tl.sqrt(weight) if ROOT else weight
             code = tl.floor(value * n_steps + 0.5).to(tl.uint8)
-            at = tl.load(pair_at + row_place, mask=real, other=0)
-            place = head.to(tl.int64) * n_pairs + at[:, None] + keys[None, :]
-            apart = rows[:, None] - keys[None, :]
-            stored = real[:, None] & (keys < n_keys)[None, :] & (apart < band) & (apart > -band)
+            stored = real[:, None] & (keys < n_keys)[None, :] & (offset < band) & (offset > -band)
             if CAUSAL:
-                stored = stored & (keys[None, :] <= rows[:, None])
-            tl.store(codes_at + place, code, mask=stored)
+                stored = stored & (offset >= 0)
+            tl.store(codes_at + pairs_at[:, None] + keys[None, :], code, mask=stored)
         if N_EDGES > 0:
             # in the order of weights, ties to the lower key; no two are equal
             bits = weight.to(tl.int32, bitcast=True).to(tl.int64) * 4294967296
@@ -197,7 +197,6 @@ def _reduce(
                 best = tl.where((best == least[:, None]) & (strongest > least)[:, None], strongest[:, None], best)
                 ranked = tl.where(ranked == strongest[:, None], -1000, ranked)
         if STATISTICS:
-            offset = rows[:, None] - keys[None, :]
             entropy -= tl.sum(tl.where(seen, weight * log_weight, 0.0), 1)
             distance += tl.sum(weight * tl.abs(offset).to(tl.float32), 1)
             beginning += tl.sum(tl.where(keys[None, :] == 0, weight, 0.0), 1)

@@ -51,7 +51,11 @@ def agreement(name, model_of, inputs_of, keep=None, lengths=LENGTHS, **options):
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes padding too
 @pytest.mark.parametrize(
-    "name", ["gpt-oss", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bert", "mistral", "gemma2", "t5", "bart"))]
+    "name",
+    [
+        "gpt-oss",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("bert", "modernbert", "mistral", "gemma2", "t5", "bart")),
+    ],
 )
 def test_agrees_with_torch_operations(name, model_of, inputs_of):
     """Causal or not, grouped keys, window, soft cap, sinks, a learned bias, two sequences."""
