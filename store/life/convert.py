@@ -116,12 +116,7 @@ def convert_store(
     if source.layers:
         contents = [(segment.index, read_layers(segment, source.layers)) for segment in source.segments]
         commit_layers(writer, source.layers, contents)
-    gone = [row for row in manifest.dropped if row not in writer.manifest.dropped]
-    noted = [
-        row for row in manifest.skipped if row not in writer.manifest.skipped
-    ]  # where no segment is left to carry it
-    if gone or noted:
-        writer.replace([], dropped=gone, skipped=noted)
+    writer.take_out(skipped=manifest.skipped, dropped=manifest.dropped)  # where no segment is left to carry it
     result = open_store(place)
     return Conversion(
         path=source.location,

@@ -96,10 +96,7 @@ def merge_stores(
     if layers:
         found = [(index, read_layers(segment, layers.values())) for segment, index, _, _ in segments]
         commit_layers(writer, layers.values(), found)
-    gone = [row for row in gone if row not in writer.manifest.dropped]
-    noted = [row for row in noted if row not in writer.manifest.skipped]
-    if gone or noted:
-        writer.replace([], dropped=gone, skipped=noted)
+    writer.take_out(skipped=noted, dropped=gone)
     result = open_store(out)
     return Merge(str(result.path), len(stores), len(result.segments), result.n_examples, append)
 

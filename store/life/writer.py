@@ -299,6 +299,13 @@ class StoreWriter:
                 placed[before.index] = (before, after.model_copy(update={"layers": layers}))
             return self.change(private, lambda newest: self._replaced(newest, placed, skipped, dropped))
 
+    def take_out(self, *, skipped: Iterable[Skipped], dropped: Iterable[Dropped]) -> None:
+        """Commit what was taken out of the stores that this one is made of, as far as it is not noted yet."""
+        noted, gone = set(self.manifest.skipped), set(self.manifest.dropped)
+        more, others = [row for row in skipped if row not in noted], [row for row in dropped if row not in gone]
+        if more or others:
+            self.replace([], skipped=more, dropped=others)
+
     def change(self, private: Path, changes: Callable[[Manifest], dict[str, Any] | None]) -> Manifest:
         """Commit other fields of the newest manifest; `changes` is asked again when another writer was faster.
 
