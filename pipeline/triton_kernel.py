@@ -157,8 +157,9 @@ def _reduce(
     log_total = tl.log(total)
     good = (total > 0) & (total < float("inf")) & (largest > -1e37) & (largest < float("inf"))
     row_place = tl.load(row_at + example) + rows
+    pairs_at = tl.zeros((BLOCK_Q,), tl.int64) + head.to(tl.int64) * n_pairs
     if CODES:
-        pairs_at = head.to(tl.int64) * n_pairs + tl.load(pair_at + row_place, mask=real, other=0)
+        pairs_at += tl.load(pair_at + row_place, mask=real, other=0)
     if LOGSUMEXP:
         tl.store(logsumexp_at + head * n_rows_all + row_place, top + log_total, mask=real)
     tl.store(

@@ -1,6 +1,9 @@
 """The Triton kernel, run by Triton's interpreter on the CPU: it stores what torch operations store."""
 
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -103,6 +106,21 @@ def test_a_kernel_that_differs_is_noticed(model_of, inputs_of, monkeypatch):
     monkeypatch.setattr(triton_kernel, "reduce_on_device", wrong)
     found, _ = agreement("llama", model_of, inputs_of)
     assert found.difference is not None
+
+
+@interpreted
+def test_it_compiles_for_gpus(tmp_path):
+    """To machine code, by the compiler that a GPU would be given it by; tensor cores where query and key are of half width."""
+    script = Path(__file__).with_name("compile_triton.py")
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert len(report) == 8
+    for name, binary in report.items():
+        assert binary["elf"], name
+        assert binary["shared"] <= 48 * 1024, name  # what every GPU gives a block
+        assert binary["tensor_cores"] == ("float32" not in name), name
 
 
 def test_a_gpu_is_served_by_triton_where_it_is_installed(monkeypatch):
