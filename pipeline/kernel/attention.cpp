@@ -18,6 +18,7 @@
 #include <new>
 #include <thread>
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #if defined(__x86_64__)
@@ -116,12 +117,10 @@ class Pool {
   int64_t number_ = 0;
 };
 
-// A forked child has the pool's memory but not its threads: it starts with a new one and leaves the old one be.
 static std::atomic<Pool *> the_pool{nullptr};
+static std::atomic<bool> forked{false};
 
 static Pool &pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
-  (void)registered;
   Pool *found = the_pool.load();
   if (!found) {
     Pool *fresh = new Pool;
@@ -129,6 +128,20 @@ static Pool &pool() {
     delete fresh;
   }
   return *found;
+}
+
+// Calls work() on n_threads threads, of which n_useful find something to do. They are those that PyTorch's OpenMP keeps,
+// where there is one: after each of the model's matrix products they spin for milliseconds, and threads of our own would
+// have to share their cores with them. A team of another size would be made anew, so all of them are called.
+// A forked child has the memory of either pool, but not its threads: it starts with a new one of ours.
+static void on_threads(int n_threads, int64_t n_useful, const std::function<void()> &work) {
+  if (n_threads <= 1 || n_useful <= 1) return work();
+  using Parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr), forked.store(true); });
+  static const Parallel team = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+  (void)registered;
+  if (!team || forked.load()) return pool().run(n_useful < n_threads ? (int)n_useful : n_threads, work);
+  team([](void *some) { (*(const std::function<void()> *)some)(); }, (void *)&work, (unsigned)n_threads, 0);
 }
 
 }  // namespace headatlas
@@ -174,12 +187,14 @@ EXPORT int headatlas_attention(const Call *call, int isa, int n_threads) {
   // The scratch type differs by instruction set, so the loop over tasks does too.
 #define TASKS(ISA)                                                                                               \
   [&] {                                                                                                          \
+    int64_t task = next.fetch_add(1);                                                                            \
+    if (task >= n_tasks) return;                                                                                 \
     const int64_t bytes = headatlas::ISA::lay_out(*call, longest, nullptr, nullptr) * (int64_t)sizeof(float);     \
     void *memory = std::aligned_alloc(64, (size_t)bytes);                                                        \
     if (!memory) return short_of_memory.store(true);                                                             \
     headatlas::ISA::Scratch scratch;                                                                             \
     headatlas::ISA::lay_out(*call, longest, (float *)memory, &scratch);                                          \
-    for (int64_t task; (task = next.fetch_add(1)) < n_tasks;)                                                    \
+    for (; task < n_tasks; task = next.fetch_add(1))                                                             \
       headatlas::ISA::reduce_heads(*call, task / tasks_per_example, task % tasks_per_example * per_task, per_task, \
                                    scratch);                                                                     \
     std::free(memory);                                                                                           \
@@ -190,15 +205,10 @@ EXPORT int headatlas_attention(const Call *call, int isa, int n_threads) {
   if (isa == AVX512) work = TASKS(avx512);
 #endif
 #undef TASKS
-  if (n_threads > n_tasks) n_threads = (int)n_tasks;
-  if (n_threads <= 1) {
-    work();
-  } else {
-    try {
-      headatlas::pool().run(n_threads, work);
-    } catch (...) {  // no thread to be had
-      return NO_MEMORY;
-    }
+  try {
+    headatlas::on_threads(n_threads, n_tasks, work);
+  } catch (...) {  // no thread to be had
+    return NO_MEMORY;
   }
   return short_of_memory.load() ? NO_MEMORY : DONE;
 }
@@ -235,14 +245,8 @@ EXPORT int headatlas_vectors(const Vectors *call, int isa, int n_threads) {
       }
     }
   };
-  if (n_threads > n_tasks) n_threads = (int)n_tasks;
-  if (n_threads > n_worth) n_threads = (int)n_worth;
-  if (n_threads <= 1) {
-    work();
-    return DONE;
-  }
   try {
-    headatlas::pool().run(n_threads, work);
+    headatlas::on_threads(n_threads, n_tasks < n_worth ? n_tasks : n_worth, work);
   } catch (...) {  // no thread to be had
     return NO_MEMORY;
   }
