@@ -203,7 +203,7 @@ class Capture:
             provenance=job.provenance,
             n_examples_planned=len(job.examples),
             n_segments_planned=1,
-            threads=torch.get_num_threads(),
+            threads=None if torch.get_num_threads() > 1 else 1,
         )
         write_segment(writer, ComputedSegment(job.segments[0], job.examples, self._segment(), {}))
 

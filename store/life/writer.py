@@ -68,7 +68,8 @@ class StoreWriter:
     ) -> None:
         self.path, self.on_step = path, on_step
         self._container = container_of(container)
-        self._threads = threads or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+        n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+        self._threads = threads or min(8, 2 * n_processors)
         self._newest = Newest(path, lambda step: self.on_step(step))
         self._notes: dict[str, list[str]] = {}
 
@@ -87,7 +88,8 @@ class StoreWriter:
     ) -> StoreWriter:
         """Create a store, or open an existing one of the same job to go on with it.
 
-        `provenance` must be plain JSON values. `threads` encode at once (default: the processors, at most 8).
+        `provenance` must be plain JSON values. `threads` encode and write at once (default: two a processor, since one waits
+        for the disk while the other encodes; at most 8).
         `on_step` is called at each of `STEPS`.
 
         Raises
