@@ -141,7 +141,9 @@ def has_umap() -> bool:
 
 
 def neighbour_plane(found: Sample) -> Plane:
-    """UMAP of the same vectors, where that library is installed.
+    """UMAP of the same vectors, where that library is installed; it starts from their principal components.
+
+    Its usual start, the graph's eigenvectors, is drawn anew each time where the graph falls into parts.
 
     Raises
     ------
@@ -155,7 +157,8 @@ def neighbour_plane(found: Sample) -> Plane:
             "UMAP is not installed; pip install 'headatlas[umap]', or stay with principal components."
         ) from None
     query, key, factor = balanced(found)
-    places = UMAP(n_neighbors=15, min_dist=0.1, random_state=0, n_jobs=1).fit_transform(np.concatenate([query, key]))
+    way = UMAP(n_neighbors=15, min_dist=0.1, init="pca", random_state=0, n_jobs=1)
+    places = way.fit_transform(np.concatenate([query, key]))
     places = np.asarray(places, np.float32)
     return Plane(places[: len(query)], places[len(query) :], float("nan"), factor)
 

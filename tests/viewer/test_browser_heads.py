@@ -173,6 +173,7 @@ def test_umap_is_offered_where_it_is_installed(page: Page, store_path: Path) -> 
 
 
 @pytest.mark.skipif(not has_umap(), reason="umap-learn is not installed")
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")  # a kind of UMAP that is not used here
 def test_umap_takes_the_place_of_the_plane_when_it_is_ready(page: Page, url: str, store: Store) -> None:
     opened(page, url, "page=views&view=space&layer=1&head=2")
     plane = rows(page, "query-key space")
