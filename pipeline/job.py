@@ -81,9 +81,12 @@ def count_tokens(examples: list[EncodedExample], spec: TraceSpec) -> dict[str, I
 
 
 def prepare_job(
-    config: JobConfig, on_event: Callable[[Event], None] = lambda event: None, corpus: Corpus | None = None
+    config: JobConfig,
+    on_event: Callable[[Event], None] = lambda event: None,
+    corpus: Corpus | None = None,
+    loaded: LoadedModel | None = None,
 ) -> Job:
-    """Load the model, read and encode the corpus (unless it is given), find the sites, plan the segments.
+    """Load the model, read the corpus (unless they are given), encode it, find the sites, plan the segments.
 
     Raises
     ------
@@ -101,8 +104,9 @@ def prepare_job(
 
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    on_event(Stage(f"reading model {config.model.source}"))
-    loaded = load_asked(config.model, images=config.corpus.kind == "images")
+    if loaded is None:
+        on_event(Stage(f"reading model {config.model.source}"))
+        loaded = load_asked(config.model, images=config.corpus.kind == "images")
     corpus = corpus or open_corpus(config.corpus, on_event)
     examples, skipped = encode_corpus(config, loaded, corpus, on_event)
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from benchmarks import search_growth
+from benchmarks import capture_device, search_growth
+from benchmarks.capture_cases import KEEPS
 from benchmarks.interleave import Mode, Timing, interleave, rotated, speed_ratio
 from benchmarks.report import Row, report
 from benchmarks.search import PATTERNS
@@ -64,6 +65,22 @@ def test_ratios_compare_repeats_pair_by_pair() -> None:
     ratio = speed_ratio(timings, "ours", beside="plain")
     assert (ratio.median, ratio.spread) == (0.8, (0.5, 0.8))
     assert speed_ratio(timings, "ours", beside="plain", clock="wall").median == 3.0
+
+
+def test_what_covers_a_line_twice_counts_once() -> None:
+    assert capture_device.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+    assert capture_device.covered([]) == 0
+
+
+def test_the_benchmark_of_a_gpu_measures_every_way(tmp_path, monkeypatch) -> None:
+    kept = {}
+    monkeypatch.setattr(capture_device, "keep_rows", lambda rows, name: kept.update({row.name: row for row in rows}))
+    capture_device.main(["--device", "cpu", "--small", "--models", "Llama-3-8B", "--lengths", "32", "--repeats", "1"])
+    ways = [f"{keep}{how}" for keep in KEEPS for how in ("", ", not written")]
+    assert set(kept) == {f"{way} · Llama-3-8B · 32 · cpu" for way in (*ways, "plain")}
+    assert all(row.value > 0 for row in kept.values())
+    assert kept["plain · Llama-3-8B · 32 · cpu"].unit == "s"
+    assert "2 texts, 64 tokens" in (kept["everything · Llama-3-8B · 32 · cpu"].compared_with or "")
 
 
 @pytest.mark.parametrize("by", [0, 1, 2, 3, 7])

@@ -1,0 +1,139 @@
+"""What capture costs on a GPU: random weights in the shapes of BERT-base, GPT-2 and Llama-3-8B, bfloat16.
+
+``python -m benchmarks.capture_device [--models BERT-base,GPT-2] [--lengths 128,512,4096] [--repeats 5]``. Ways of keeping
+traces take turns with a plain SDPA forward of the same batches, batch by batch in one process; wall time, the device waited for
+after each. *Not written*: traces are in the host's memory, where a job's next segment would be computed while this one is
+written. The device's idle share of a pass is what no kernel and no copy on it covers. Where no GPU is, it says so and
+measures nothing; ``--device cpu --small`` runs the same code on tiny models. Llama-3-8B takes 40 GB of the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+
+from headatlas.pipeline.sources import LoadedModel, ModelIdentity, load_model
+
+from .capture_cases import KEEPS, MODELS, Capture, Case, open_case
+from .interleave import Mode, interleave, speed_ratio
+from .report import Row, keep_rows
+
+BATCH_TOKENS = 8192
+"""Of a batch and of a case: many texts of 128 tokens, two of 4,096."""
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256,
+}  # fmt: skip
+
+
+def make_model(name: str, n_tokens: int, device: torch.device, *, small: bool = False) -> LoadedModel:
+    """A model of a known shape and random weights, for texts of up to `n_tokens`, with the tokenizer of MiniLM."""
+    from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig
+
+    tokenizer = load_model(MODELS["MiniLM"], device="cpu").tokenizer
+    assert tokenizer is not None, "MiniLM reads text"
+    tokenizer.model_max_length = n_tokens
+    longest = {"max_position_embeddings": n_tokens}
+    known: dict[str, Callable[[], Any]] = {
+        "BERT-base": lambda: BertConfig(**longest, **(SMALL if small else {})),
+        "GPT-2": lambda: GPT2Config(
+            n_positions=n_tokens, **({"n_embd": 64, "n_layer": 2, "n_head": 4} if small else {})
+        ),
+        "Llama-3-8B": lambda: LlamaConfig(**longest, **(SMALL | {"num_key_value_heads": 2} if small else LLAMA)),
+    }
+    config = known[name]()
+    config.pad_token_id = tokenizer.pad_token_id
+    with device:
+        model = AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval()
+    return LoadedModel(model, tokenizer, ModelIdentity(name, type(model).__name__, config.model_type))
+
+
+def measure(case: Case, device: torch.device, repeats: int) -> list[Row]:
+    """Rows of one case beside the bare model."""
+
+    def waiting(step: Callable[..., object]) -> Callable[..., None]:
+        def stepped(*items: Any) -> None:
+            step(*items)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        return stepped
+
+    captures = {name: Capture(case, keep) for name, keep in KEEPS.items()}
+    captures |= {f"{name}, not written": Capture(case, keep, written=False) for name, keep in KEEPS.items()}
+    modes = {"plain": Mode(waiting(case.plain_mode.step))}
+    modes |= {name: Mode(waiting(c.step), c.prepare, c.finish if c.written else None) for name, c in captures.items()}
+    timings = interleave(modes, case.batches, repeats)
+    where = f"{device.type}, bfloat16"
+    beside = f"plain SDPA forward, {len(case.job.examples)} texts, {case.n_tokens:,} tokens, wall time, {where}"
+    rows = []
+    for name, capture in captures.items():
+        ratio = speed_ratio(timings, name, "plain", "wall")
+        rows.append(Row(f"{name} · {case.name} · {device.type}", ratio.median, "of its speed", ratio.spread, beside))
+        if device.type == "cuda" and not capture.written:
+            capture.prepare()
+            share = idle_share(lambda step=modes[name].step: [step(batch) for batch in case.batches])
+            rows.append(Row(f"idle, {name} · {case.name} · cuda", share, "of the time", None, f"of a pass; {where}"))
+        capture.close()
+    seconds = sorted(timings["plain"].wall_s)
+    spread = (seconds[0], seconds[-1])
+    rows.append(Row(f"plain · {case.name} · {device.type}", seconds[len(seconds) // 2], "s", spread, where))
+    return rows
+
+
+def idle_share(work: Callable[[], object]) -> float:
+    """The share of the time of `work` that nothing on the device covers, 0 to 1."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        started = time.perf_counter()
+        work()
+        microseconds = (time.perf_counter() - started) * 1e6
+    on_device = [event.time_range for event in profiler.events() or () if event.device_type == DeviceType.CUDA]
+    return max(0.0, 1 - covered((one.start, one.end) for one in on_device) / microseconds)
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """How much of a line these (start, stop) cover; what several cover counts once."""
+    total, reached = 0.0, float("-inf")
+    for start, stop in sorted(intervals):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Measure what is asked for and keep the rows in build/bench/capture-device.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.capture_device", description=__doc__)
+    parser.add_argument("--models", default="BERT-base,GPT-2,Llama-3-8B", help="some of: %(default)s")
+    parser.add_argument("--lengths", default="128,512,4096", help="tokens of a text. Default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="of every way. Default: %(default)s")
+    parser.add_argument("--device", default="cuda", help="default: %(default)s")
+    parser.add_argument("--small", action="store_true", help="tiny models, two texts: does it run?")
+    options = parser.parse_args(list(arguments))
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("capture on a GPU: left out; PyTorch sees none here")
+        return
+    with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
+        for model in options.models.split(","):
+            for n_tokens in map(int, options.lengths.split(",")):
+                place = Path(folder) / f"{model}-{n_tokens}"
+                place.mkdir()
+                loaded = make_model(model, n_tokens, device, small=options.small)
+                n_examples = 2 if options.small else max(1, BATCH_TOKENS // n_tokens)
+                with open_case(model, str(n_tokens), place, n_examples, loaded, BATCH_TOKENS) as case:
+                    keep_rows(measure(case, device, options.repeats), "capture-device")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
