@@ -203,10 +203,15 @@ class Capture:
         self.case.receiver.collector = self._collector
         self._collector.begin(self._segment(), batch.examples, inputs.special)
         self.job.loaded.model(**inputs.arguments, **forward_options(self.job.loaded.model))
-        self._collector.finish()
+        self._collector.end_pass()
+
+    def settle(self) -> None:
+        """Wait until what the batches left is in the segment."""
+        self._collector.settle()
 
     def finish(self) -> None:
         """Write and commit the segment."""
+        self.settle()
         job = self.job
         assert self._path is not None, "prepare comes first"
         writer = StoreWriter.create(
@@ -281,6 +286,7 @@ def _sentences(n_examples: int) -> dict[str, object]:
 def _documents(n_examples: int, n_tokens: int, folder: Path) -> dict[str, object]:
     """A file of running text, one document a line, each longer than any model here sees."""
     text, length = running_text(), _CHARACTERS * n_tokens
+    text *= 1 + n_examples * length // len(text)  # again and again where that many are asked for
     starts = range(0, len(text) - length, length)[:n_examples]
     path = folder / "documents.txt"
     path.write_text("\n".join(text[at : at + length] for at in starts) + "\n", encoding="utf-8")

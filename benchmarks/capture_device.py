@@ -1,10 +1,11 @@
 """What capture costs on a GPU: random weights in the shapes of BERT-base, GPT-2 and Llama-3-8B, bfloat16.
 
 ``python -m benchmarks.capture_device [--models BERT-base,GPT-2] [--lengths 128,512,4096] [--repeats 5]``. Ways of keeping
-traces take turns with a plain SDPA forward of the same batches, batch by batch in one process; wall time, the device waited for
-after each. *Not written*: traces are in the host's memory, where a job's next segment would be computed while this one is
-written. The device's idle share of a pass is what no kernel and no copy on it covers. Where no GPU is, it says so and
-measures nothing; ``--device cpu --small`` runs the same code on tiny models. Llama-3-8B takes 40 GB of the device.
+traces take turns with a plain SDPA forward of the same batches in one process, a pass over all of them at a time; wall time, until
+the device is done and every trace is in its place. *Not written*: traces are in the host's memory, where a job's next segment
+would be computed while this one is written. The device's idle share of a pass is what no kernel and no copy on it covers. Where no
+GPU is, it says so and measures nothing; ``--device cpu --small`` runs the same code on tiny models. Llama-3-8B takes 40 GB of
+the device, and at 4,096 tokens 110 GB of the host's memory, or half of that with ``--batches 1``.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 
+from headatlas.pipeline.planning import BatchPlan
 from headatlas.pipeline.sources import LoadedModel, ModelIdentity, load_model
 
 from .capture_cases import KEEPS, MODELS, Capture, Case, open_case
@@ -27,9 +28,10 @@ from .interleave import Mode, interleave, speed_ratio
 from .report import Row, keep_rows
 
 BATCH_TOKENS = 8192
-"""Of a batch and of a case: many texts of 128 tokens, two of 4,096."""
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = {
+"""Of a batch: many texts of 128 tokens, two of 4,096."""
+SMALL: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL_GPT2: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4}
+LLAMA: dict[str, Any] = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "vocab_size": 128256,
 }  # fmt: skip
@@ -42,15 +44,15 @@ def make_model(name: str, n_tokens: int, device: torch.device, *, small: bool = 
     tokenizer = load_model(MODELS["MiniLM"], device="cpu").tokenizer
     assert tokenizer is not None, "MiniLM reads text"
     tokenizer.model_max_length = n_tokens
-    longest = {"max_position_embeddings": n_tokens}
-    known: dict[str, Callable[[], Any]] = {
-        "BERT-base": lambda: BertConfig(**longest, **(SMALL if small else {})),
-        "GPT-2": lambda: GPT2Config(
-            n_positions=n_tokens, **({"n_embd": 64, "n_layer": 2, "n_head": 4} if small else {})
-        ),
-        "Llama-3-8B": lambda: LlamaConfig(**longest, **(SMALL | {"num_key_value_heads": 2} if small else LLAMA)),
+    longest: dict[str, Any] = {"max_position_embeddings": n_tokens}
+    grouped = SMALL | {"num_key_value_heads": 2} if small else LLAMA
+    known: dict[str, tuple[Any, dict[str, Any]]] = {
+        "BERT-base": (BertConfig, longest | (SMALL if small else {})),
+        "GPT-2": (GPT2Config, {"n_positions": n_tokens} | (SMALL_GPT2 if small else {})),
+        "Llama-3-8B": (LlamaConfig, longest | grouped),
     }
-    config = known[name]()
+    kind, shape = known[name]
+    config = kind(**shape)
     config.pad_token_id = tokenizer.pad_token_id
     with device:
         model = AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval()
@@ -60,19 +62,26 @@ def make_model(name: str, n_tokens: int, device: torch.device, *, small: bool = 
 def measure(case: Case, device: torch.device, repeats: int) -> list[Row]:
     """Rows of one case beside the bare model."""
 
-    def waiting(step: Callable[..., object]) -> Callable[..., None]:
-        def stepped(*items: Any) -> None:
-            step(*items)
+    def passing(
+        step: Callable[[BatchPlan], object], settle: Callable[[], None] = lambda: None
+    ) -> Callable[[Sequence[BatchPlan]], None]:
+        def run(batches: Sequence[BatchPlan]) -> None:
+            for batch in batches:
+                step(batch)
+            settle()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-        return stepped
+        return run
 
     captures = {name: Capture(case, keep) for name, keep in KEEPS.items()}
     captures |= {f"{name}, not written": Capture(case, keep, written=False) for name, keep in KEEPS.items()}
-    modes = {"plain": Mode(waiting(case.plain_mode.step))}
-    modes |= {name: Mode(waiting(c.step), c.prepare, c.finish if c.written else None) for name, c in captures.items()}
-    timings = interleave(modes, case.batches, repeats)
+    modes = {"plain": Mode(passing(case.plain_mode.step))}
+    modes |= {
+        name: Mode(passing(c.step, c.settle), c.prepare, c.finish if c.written else None)
+        for name, c in captures.items()
+    }
+    timings = interleave(modes, [case.batches], repeats)
     where = f"{device.type}, bfloat16"
     beside = f"plain SDPA forward, {len(case.job.examples)} texts, {case.n_tokens:,} tokens, wall time, {where}"
     rows = []
@@ -81,7 +90,7 @@ def measure(case: Case, device: torch.device, repeats: int) -> list[Row]:
         rows.append(Row(f"{name} · {case.name} · {device.type}", ratio.median, "of its speed", ratio.spread, beside))
         if device.type == "cuda" and not capture.written:
             capture.prepare()
-            share = idle_share(lambda step=modes[name].step: [step(batch) for batch in case.batches])
+            share = idle_share(lambda run=modes[name].step: run(case.batches))
             rows.append(Row(f"idle, {name} · {case.name} · cuda", share, "of the time", None, f"of a pass; {where}"))
         capture.close()
     seconds = sorted(timings["plain"].wall_s)
@@ -98,7 +107,7 @@ def idle_share(work: Callable[[], object]) -> float:
         started = time.perf_counter()
         work()
         microseconds = (time.perf_counter() - started) * 1e6
-    on_device = [event.time_range for event in profiler.events() or () if event.device_type == DeviceType.CUDA]
+    on_device = [event.time_range for event in profiler.events() or () if event.device_type.name == "CUDA"]
     return max(0.0, 1 - covered((one.start, one.end) for one in on_device) / microseconds)
 
 
@@ -116,6 +125,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capture_device", description=__doc__)
     parser.add_argument("--models", default="BERT-base,GPT-2,Llama-3-8B", help="some of: %(default)s")
     parser.add_argument("--lengths", default="128,512,4096", help="tokens of a text. Default: %(default)s")
+    parser.add_argument("--batches", type=int, default=2, help="of 8,192 tokens, a pass. Default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="of every way. Default: %(default)s")
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
     parser.add_argument("--small", action="store_true", help="tiny models, two texts: does it run?")
@@ -130,7 +140,7 @@ def main(arguments: Sequence[str] = ()) -> None:
                 place = Path(folder) / f"{model}-{n_tokens}"
                 place.mkdir()
                 loaded = make_model(model, n_tokens, device, small=options.small)
-                n_examples = 2 if options.small else max(1, BATCH_TOKENS // n_tokens)
+                n_examples = 2 if options.small else options.batches * max(1, BATCH_TOKENS // n_tokens)
                 with open_case(model, str(n_tokens), place, n_examples, loaded, BATCH_TOKENS) as case:
                     keep_rows(measure(case, device, options.repeats), "capture-device")
 

@@ -43,8 +43,12 @@ class Reduction(Protocol):
         """Write everything kept of one call into `arrays`; return the attention output if it was computed anyway."""
         ...
 
-    def finish(self) -> None:
-        """End a forward pass: everything begun by `reduce` must be in its place."""
+    def end_pass(self) -> None:
+        """A forward pass is over; what `reduce` began of it may still be on its way while the next one runs."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until everything that passes began is in its place, and every failure is in its batch."""
         ...
 
 
@@ -117,8 +121,11 @@ class TorchReduction:
         names = frozenset(self._statistics) if self.keep.statistics else frozenset[str]()
         return names - {"self", "previous", "next"} if site.name == "cross" else names
 
-    def finish(self) -> None:
+    def end_pass(self) -> None:
         """Nothing is left to do."""
+
+    def settle(self) -> None:
+        """Nothing is on its way."""
 
     def store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write query and key in the codec they are kept in."""
@@ -205,11 +212,20 @@ class TraceCollector:
         assert isinstance(self._reduction, TorchReduction), "maps are reduced by torch operations"
         self._reduction.reduce_weights(weights, site, where.layer, self._batch, arrays)
 
-    def finish(self) -> None:
-        """Check that the forward pass was complete."""
+    def end_pass(self) -> None:
+        """Check that the forward pass was complete. The next may begin; traces are in the buffers after `settle`."""
         self._sequence.finish()
-        self._reduction.finish()
+        self._reduction.end_pass()
         self._batch = None
+
+    def settle(self) -> None:
+        """Wait until all traces of the passes so far are in the buffers, and their failures in the batches."""
+        self._reduction.settle()
+
+    def finish(self) -> None:
+        """`end_pass` and `settle`: for a single pass."""
+        self.end_pass()
+        self.settle()
 
 
 def cut_run(run: Run, site: Site, device: torch.device) -> Iterator[tuple[slice, slice, slice]]:

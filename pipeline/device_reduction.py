@@ -1,12 +1,14 @@
 """The Triton kernel as a reduction: for models on a GPU.
 
-Each layer's results are copied to pinned memory on a stream of their own while the next layers run; when the forward pass
-is done, what was copied goes to its places in the segment. Calls the kernel does not cover are for torch operations.
+Each layer's results are copied to pinned memory on a stream of their own while the next layers run. What was copied goes to
+its places in the segment on a thread of its own while the next batch runs: at most two batches are in pinned memory.
+Calls the kernel does not cover are for torch operations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,12 +53,15 @@ class TritonReduction:
     n_torch: int = 0
     _plans: PlanOfBatch = field(default_factory=PlanOfBatch)
     _places: dict[int, _BatchPlaces] = field(default_factory=dict)
+    _batch: Batch | None = None
     _waiting: list[Callable[[], None]] = field(default_factory=list)
     _copies: torch.cuda.Stream | None = None
+    _placing: Future[None] | None = None
 
     def __post_init__(self) -> None:
         """Keep torch operations at hand."""
         self._torch = TorchReduction(self.keep, self.statistics)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headatlas-place")
 
     @property
     def name(self) -> str:
@@ -65,6 +70,9 @@ class TritonReduction:
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Start everything kept of one call on its way into `arrays`."""
+        if batch is not self._batch:
+            self._forget()  # a pass that was given up, for want of memory
+            self._batch = batch
         band = arrays.band(site, layer)
         plan = self._plans.of(call, site, band, batch)
         if plan.places is None:
@@ -76,13 +84,25 @@ class TritonReduction:
         arrays.n_filled += len(batch.places[site.name].example)
         return None
 
-    def finish(self) -> None:
-        """Put what was copied in its places; called after every forward pass."""
+    def end_pass(self) -> None:
+        """Have what was copied put in its places, once the batch before is done with that."""
+        copied = None
         if self._copies is not None:
-            self._copies.synchronize()
-        waiting, self._waiting = self._waiting, []
-        for store in waiting:
-            store()
+            copied = torch.cuda.Event()
+            copied.record(self._copies)
+        waiting = self._waiting
+        self._forget()
+        self.settle()
+        self._placing = self._thread.submit(_place, copied, waiting)
+
+    def settle(self) -> None:
+        """Wait until everything is in its place; an error there is raised here."""
+        placing, self._placing = self._placing, None
+        if placing is not None:
+            placing.result()
+
+    def _forget(self) -> None:
+        self._batch, self._waiting = None, []
         self._places.clear()
 
     def _attention(
@@ -226,6 +246,15 @@ class TritonReduction:
             host.copy_(value, non_blocking=True)
         value.record_stream(self._copies)
         return host
+
+
+def _place(copied: torch.cuda.Event | None, waiting: list[Callable[[], None]]) -> None:
+    """Wait for the copies of a batch, then store each; its pinned memory is free again after it."""
+    if copied is not None:
+        copied.synchronize()
+    waiting.reverse()
+    while waiting:
+        waiting.pop()()
 
 
 _BY_ROW = ("logsumexp", "edge_key", "edge_weight")

@@ -143,15 +143,21 @@ def _site(name: SiteName, maps: Sequence[Tensor], two_sided: bool) -> Site:
 def forwarding(
     model: PreTrainedModel, sites: ModelSites, collector: TraceCollector
 ) -> Iterator[Callable[[ModelInputs], None]]:
-    """What runs the model on a batch that the collector was told of by `begin`, and lets it `finish`."""
+    """What runs the model on a batch that the collector was told of by `begin`.
+
+    The traces of all batches are in the buffers, and their failures known, when the block has ended.
+    """
     if sites.capture == "interface":
 
         def run(inputs: ModelInputs) -> None:
             model(**inputs.arguments, **forward_options(model))
-            collector.finish()
+            collector.end_pass()
 
-        with capturing(model, collector):
-            yield run
+        try:
+            with capturing(model, collector):
+                yield run
+        finally:
+            collector.settle()
     else:
         if model.training:
             raise UnsupportedModelError(

@@ -118,8 +118,11 @@ class FusedReduction:
         """What serves."""
         return kernel.explain()
 
-    def finish(self) -> None:
+    def end_pass(self) -> None:
         """Nothing is left to do."""
+
+    def settle(self) -> None:
+        """Nothing is on its way."""
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write everything kept of one call into `arrays`; the attention output if the kernel served."""

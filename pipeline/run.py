@@ -7,6 +7,8 @@ back to the start without it, so nothing doubtful is ever written. What is repai
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -236,6 +238,7 @@ def _fill(
     except MemoryError as error:
         raise _no_memory(job, n_tokens) from error
     failures: dict[int, str] = {}
+    of_batches: list[dict[int, str]] = []  # may grow until the block ends
     with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
         for batch in plan_batches(n_tokens, job.limits):
             waiting: list[Sequence[int]] = [batch.examples]
@@ -243,7 +246,7 @@ def _fill(
                 part = waiting.pop()
                 reasons = _run_batch(job, examples, part, buffers, collector, forward)
                 if reasons is not None:
-                    failures.update(reasons)
+                    of_batches.append(reasons)
                     on_event(BatchDone(len(part), sum(int(counts[i]) for counts in n_tokens.values() for i in part)))
                 elif len(part) > 1:
                     on_event(BatchHalved(len(part)))
@@ -251,6 +254,8 @@ def _fill(
                 else:
                     size = max(int(counts[part[0]]) for counts in n_tokens.values())
                     failures[part[0]] = f"out of memory: {size} tokens are too many for this machine, even alone"
+    for reasons in of_batches:
+        failures.update(reasons)
     if failures:
         raise UnstorableExamples(failures)
     buffers.check_filled()
@@ -276,7 +281,7 @@ def _run_batch(
     collector: TraceCollector,
     forward: Callable[[ModelInputs], None],
 ) -> dict[int, str] | None:
-    """Run one batch; the examples that must not be stored, or None when memory ran out."""
+    """Run one batch; the examples that must not be stored, all of them once the collector settled; None: no memory."""
     before = {name: arrays.n_filled for name, arrays in buffers.sites.items()}
     model = job.loaded.model
     try:
@@ -288,10 +293,19 @@ def _run_batch(
             raise
         for name, count in before.items():
             buffers.sites[name].n_filled = count
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _give_back(model.device)
         return None
     return batch.failures
+
+
+def _give_back(device: torch.device) -> None:
+    """Let the system have what was freed: allocators keep it, and code made for a batch of another shape finds no room."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+        if trim is not None:
+            trim(0)
 
 
 _NO_ROOM = (

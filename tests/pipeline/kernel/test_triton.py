@@ -5,17 +5,21 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from headatlas import pipeline
 from headatlas.pipeline.agreement import check_agreement
-from headatlas.pipeline.collector import TorchReduction
+from headatlas.pipeline.collector import TorchReduction, TraceCollector
 from headatlas.pipeline.device_reduction import TritonReduction
+from headatlas.pipeline.eager import forwarding
 from headatlas.pipeline.fused import choose_reduction
 from headatlas.pipeline.model_inputs import ModelInputs
+from headatlas.pipeline.segment_buffers import SegmentBuffers
 from headatlas.pipeline.sites import discover_sites
 from headatlas.store.schema import Keep, TraceSpec
 from headatlas.store.statistics.definitions import STATISTIC_NAMES
@@ -106,6 +110,81 @@ def test_a_kernel_that_differs_is_noticed(model_of, inputs_of, monkeypatch):
     monkeypatch.setattr(triton_kernel, "reduce_on_device", wrong)
     found, _ = agreement("llama", model_of, inputs_of)
     assert found.difference is not None
+
+
+def begun(reduction, model_of, inputs_of, name="llama"):
+    """A collector over one batch, what runs its model, and the buffers it fills."""
+    model, inputs = model_of(name), inputs_of(name, *LENGTHS.values())
+    sites = discover_sites(model, {key: values[:1, :3] for key, values in inputs.items()})
+    spec = TraceSpec(sites=sites.sites, keep=Keep(), statistics=STATISTIC_NAMES)
+    buffers = SegmentBuffers(spec, {"source": np.array(LENGTHS["source"])})
+    collector = TraceCollector(spec, sites, reduction)
+    special = {"source": torch.zeros((3, 6), dtype=torch.bool)}
+    return collector, lambda: forwarding(model, sites, collector), buffers, ModelInputs(inputs, special), model
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_traces_go_to_their_places_while_the_next_pass_runs(model_of, inputs_of):
+    """A pass ends before they are there; they are when the block ends."""
+    reduction, held = TritonReduction(Keep(), STATISTIC_NAMES), threading.Event()
+    reduction._thread.submit(held.wait)
+    collector, block, buffers, inputs, _ = begun(reduction, model_of, inputs_of)
+    before = {name: array.copy() for name, array in buffers.arrays.items()}
+    with torch.inference_mode(), block() as forward:
+        collector.begin(buffers, range(3), inputs.special)
+        forward(inputs)
+        for name, array in buffers.arrays.items():
+            np.testing.assert_array_equal(array, before[name])
+        held.set()
+    expected_of, torch_block, expected, inputs, _ = begun(None, model_of, inputs_of)
+    with torch.inference_mode(), torch_block() as forward:
+        expected_of.begin(expected, range(3), inputs.special)
+        forward(inputs)
+    assert np.abs(buffers.arrays["decoder/attention"].astype(int) - expected.arrays["decoder/attention"]).max() <= 1
+    for name in ("decoder/query", "decoder/key", "decoder/edge_key"):
+        np.testing.assert_array_equal(buffers.arrays[name], expected.arrays[name])
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_pass_that_was_given_up_leaves_nothing_behind(model_of, inputs_of):
+    reduction = TritonReduction(Keep(), STATISTIC_NAMES)
+    collector, block, buffers, inputs, model = begun(reduction, model_of, inputs_of)
+    hook = model.layers[-1].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError))
+    with torch.inference_mode(), block() as forward:
+        given_up = collector.begin(buffers, range(3), inputs.special)
+        with pytest.raises(MemoryError):
+            forward(inputs)
+        hook.remove()
+        with torch.no_grad():
+            model.layers[0].self_attn.q_proj.weight.fill_(float("nan"))
+        waiting = len(reduction._waiting)
+        batch = collector.begin(buffers, range(3), inputs.special)
+        forward(inputs)
+    assert waiting > 0
+    assert set(batch.failures) == {0, 1, 2}
+    assert given_up.failures == {}
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_an_error_on_the_way_is_raised_when_the_block_ends(model_of, inputs_of, monkeypatch):
+    reduction = TritonReduction(Keep(), STATISTIC_NAMES)
+    collector, block, buffers, inputs, _ = begun(reduction, model_of, inputs_of)
+
+    def store(*_):
+        raise OSError("no place")
+
+    monkeypatch.setattr(reduction._torch, "store_statistics", store)
+
+    def run():
+        with torch.inference_mode(), block() as forward:
+            collector.begin(buffers, range(3), inputs.special)
+            forward(inputs)
+
+    with pytest.raises(OSError, match="no place"):
+        run()
 
 
 @interpreted
