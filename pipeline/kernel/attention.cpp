@@ -119,6 +119,8 @@ class Pool {
 
 static std::atomic<Pool *> the_pool{nullptr};
 static std::atomic<bool> forked{false};
+// When the library is loaded, so that no fork goes unseen.
+[[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr), forked.store(true); });
 
 static Pool &pool() {
   Pool *found = the_pool.load();
@@ -137,9 +139,7 @@ static Pool &pool() {
 static void on_threads(int n_threads, int64_t n_useful, const std::function<void()> &work) {
   if (n_threads <= 1 || n_useful <= 1) return work();
   using Parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr), forked.store(true); });
   static const Parallel team = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
-  (void)registered;
   if (!team || forked.load()) return pool().run(n_useful < n_threads ? (int)n_useful : n_threads, work);
   team([](void *some) { (*(const std::function<void()> *)some)(); }, (void *)&work, (unsigned)n_threads, 0);
 }
