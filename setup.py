@@ -1,31 +1,41 @@
-"""What pyproject.toml cannot say in a stable way: two libraries that are compiled with the package.
+"""Build steps that pyproject.toml cannot express: the packages of the four parts, and two compiled libraries.
 
-They are the fused CPU kernel and the loop over stored edges. `optional`: without a C++ compiler the install goes on,
-and torch operations (headatlas.pipeline.kernel.explain) and numpy serve. They hold plain C functions for ctypes, no
-Python module, and choose among instruction sets when they run, so no -march here.
+The parts lie at the top level and are imported as `headatlas.pipeline` and so on; every folder with an `__init__.py`
+below them is a package. The libraries are the CPU attention kernel and the loops over stored edges. They are optional:
+without a C++ compiler the install continues, and torch operations and numpy serve instead. They contain plain C
+functions for ctypes, no Python module, and choose the instruction set at run time, so no -march is given.
 """
 
-from setuptools import Extension, setup
+from pathlib import Path
 
-FOLDER = "pipeline/kernel"
+from setuptools import Extension, find_packages, setup
+
+PARTS = ("pipeline", "store", "viewer", "configs")
+CAPTURE_KERNEL = Path("pipeline/reduce/kernel")
+EDGE_KERNEL = Path("store/queries/kernel")
+COMPILE_ARGUMENTS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
 
 setup(
+    packages=[
+        f"headatlas.{name}" for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))
+    ],
+    package_dir={f"headatlas.{part}": part for part in PARTS},
     ext_modules=[
         Extension(
-            "headatlas.pipeline.kernel._attention",
-            sources=[f"{FOLDER}/attention.cpp"],
-            depends=[f"{FOLDER}/{name}.h" for name in ("call", "edges", "lanes", "products", "reduce", "vectors")],
+            "headatlas.pipeline.reduce.kernel._attention",
+            sources=[str(CAPTURE_KERNEL / "attention.cpp")],
+            depends=sorted(map(str, CAPTURE_KERNEL.glob("*.h"))),
             language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-g0"],
+            extra_compile_args=[*COMPILE_ARGUMENTS, "-pthread"],
             extra_link_args=["-pthread"],
             optional=True,
         ),
         Extension(
-            "headatlas.store.search.kernel._edges",
-            sources=["store/search/kernel/edges.cpp"],
+            "headatlas.store.queries.kernel._edges",
+            sources=[str(EDGE_KERNEL / "edges.cpp")],
             language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"],
+            extra_compile_args=COMPILE_ARGUMENTS,
             optional=True,
         ),
-    ]
+    ],
 )

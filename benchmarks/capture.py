@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from headatlas.pipeline.planning import BatchPlan
-from headatlas.pipeline.sources import resolve_model
+from headatlas.pipeline.models.sources import resolve_model
+from headatlas.pipeline.tokens.batch_plan import BatchPlan
 
 from .capture_cases import KEEPS, MODELS, Capture, Case, Naive, open_case
 from .interleave import Clock, Mode, Timing, interleave, speed_ratio

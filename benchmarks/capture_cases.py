@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from headatlas.pipeline.capture import AttentionCall, capturing
-from headatlas.pipeline.collector import TraceCollector
+from headatlas.pipeline.calls.attention_hook import AttentionCall, capturing
+from headatlas.pipeline.calls.segment_buffers import BufferPool, SegmentBuffers
+from headatlas.pipeline.capture.collector import TraceCollector
+from headatlas.pipeline.capture.sites import forward_options
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.fused import choose_reduction
-from headatlas.pipeline.job import Job, count_tokens, prepare_job
-from headatlas.pipeline.planning import BatchPlan, plan_batches
-from headatlas.pipeline.run import ComputedSegment, write_segment
-from headatlas.pipeline.segment_buffers import BufferPool, SegmentBuffers
-from headatlas.pipeline.sites import forward_options
-from headatlas.store.life.writer import StoreWriter
-from headatlas.store.schema import Keep
+from headatlas.pipeline.job.prepare import Job, count_tokens, prepare_job
+from headatlas.pipeline.job.run import ComputedSegment, write_segment
+from headatlas.pipeline.reduce.fused_reduction import choose_reduction
+from headatlas.pipeline.tokens.batch_plan import BatchPlan, plan_batches
+from headatlas.store.schema.traces import Keep
+from headatlas.store.writing.store_writer import StoreWriter
 
 from .codecs import running_text
 from .interleave import Mode
@@ -38,7 +38,7 @@ from .interleave import Mode
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from headatlas.pipeline.sources import LoadedModel
+    from headatlas.pipeline.models.sources import LoadedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
@@ -120,7 +120,7 @@ class Switch:
     collector: TraceCollector
 
     def receive(self, call: AttentionCall) -> torch.Tensor | None:
-        """See `headatlas.pipeline.capture.Receiver`."""
+        """See `headatlas.pipeline.calls.attention_hook.Receiver`."""
         return self.collector.receive(call)
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from headatlas.pipeline.planning import BatchPlan
-from headatlas.pipeline.sources import LoadedModel, ModelIdentity, load_model
+from headatlas.pipeline.models.sources import LoadedModel, ModelIdentity, load_model
+from headatlas.pipeline.tokens.batch_plan import BatchPlan
 
 from .capture_cases import KEEPS, MODELS, Capture, Case, open_case
 from .interleave import Mode, interleave, speed_ratio

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from headatlas.store.schema import Keep
+from headatlas.store.schema.traces import Keep
 
 from .capture_cases import MAX_TOKENS, Capture, open_case
 

@@ -22,21 +22,21 @@ import zstandard
 from rich.console import Console
 from rich.table import Table
 
-from headatlas.pipeline.capture import capturing
-from headatlas.pipeline.collector import TraceCollector
+from headatlas.pipeline.calls.attention_hook import capturing
+from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
+from headatlas.pipeline.capture.collector import TraceCollector
+from headatlas.pipeline.capture.sites import discover_sites, forward_options
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.run import run_job
-from headatlas.pipeline.segment_buffers import SegmentBuffers
-from headatlas.pipeline.sites import discover_sites, forward_options
-from headatlas.pipeline.sources import load_model
-from headatlas.store.codecs import attention_codec
-from headatlas.store.companding import decode_attention
-from headatlas.store.containers.shard import compressor_of, plan_grid
-from headatlas.store.encoding import attention_arrays
-from headatlas.store.life.convert import convert_store
-from headatlas.store.pairs import row_start
-from headatlas.store.schema import ArrayLayout, Keep, Site, TraceSpec, pair_offset, segment_layout
+from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.models.sources import load_model
+from headatlas.store.codecs.attention_arrays import attention_arrays
+from headatlas.store.codecs.attention_codecs import attention_codec
+from headatlas.store.codecs.companding import decode_attention
+from headatlas.store.codecs.pairs import row_start
+from headatlas.store.containers.shard_writer import compressor_of, plan_grid
+from headatlas.store.schema.traces import ArrayLayout, Keep, Site, TraceSpec, pair_offset, segment_layout
 from headatlas.store.store import open_store
+from headatlas.store.writing.convert import convert_store
 
 from .codecs_page import UNITS, Measured, page
 from .codecs_vectors import Truth, changes, errors, measure_vectors

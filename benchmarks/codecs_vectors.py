@@ -10,11 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headatlas.store.companding import VECTOR_BOUNDS, channel_scale, decode_vectors, encode_vectors
-from headatlas.store.pairs import unpack_pairs
-from headatlas.store.reading.rebuild import RebuiltRows
-from headatlas.store.reading.vectors import Vectors
-from headatlas.store.schema import Site
+from headatlas.store.codecs.companding import (
+    VECTOR_BOUNDS,
+    channel_scale,
+    decode_vectors,
+    encode_vectors,
+)
+from headatlas.store.codecs.pairs import unpack_pairs
+from headatlas.store.reading.attention_rebuild import RebuiltRows
+from headatlas.store.reading.stored_vectors import Vectors
+from headatlas.store.schema.traces import Site
 from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
 
 

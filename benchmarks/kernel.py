@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from headatlas.pipeline.kernel import Destination, Places, explain, prepare_attention
-from headatlas.pipeline.kernel.layout import STATISTIC_NAMES
-from headatlas.pipeline.kernel.library import installed
+from headatlas.pipeline.reduce.kernel import Destination, Places, explain, prepare_attention
+from headatlas.pipeline.reduce.kernel.layout import STATISTIC_NAMES
+from headatlas.pipeline.reduce.kernel.library import installed
 
 from .interleave import Mode, interleave, speed_ratio
 from .report import Row, report

@@ -25,11 +25,11 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from headatlas.store import Store, open_store
-from headatlas.store.cli import app
-from headatlas.store.commands.statistics import app as statistics_app
-from headatlas.store.life.convert import convert_store
-from headatlas.store.remote.source import RemoteSource
-from headatlas.store.search.search import search
+from headatlas.store.commands.main import app
+from headatlas.store.commands.stats import app as statistics_app
+from headatlas.store.files.remote.remote_source import RemoteSource
+from headatlas.store.queries.pattern_search import search
+from headatlas.store.writing.convert import convert_store
 
 from .reads import make_store
 from .report import Row, report

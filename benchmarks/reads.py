@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from headatlas.store import Store, open_store
-from headatlas.store.companding import decode_attention
-from headatlas.store.life.convert import convert_store
-from headatlas.store.life.writer import StoreWriter
-from headatlas.store.manifest import manifest_name, manifest_numbers
-from headatlas.store.reading.attention import read_pairs
-from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
-from headatlas.store.tables import SegmentTables
-from headatlas.store.tokens import TokenTable
+from headatlas.store.codecs.companding import decode_attention
+from headatlas.store.files.manifest import manifest_name, manifest_numbers
+from headatlas.store.reading.pair_attention import read_pairs
+from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.store.schema.token_table import TokenTable
+from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
+from headatlas.store.writing.convert import convert_store
+from headatlas.store.writing.store_writer import StoreWriter
 
 from .interleave import Mode, Timing, interleave, speed_ratio
 from .report import Row, machine_facts, report
@@ -91,7 +91,7 @@ def main() -> None:
 def make_store(path: Path) -> Path:
     """MiniLM over EWT's development set, or the demo's grammar without it."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.run import run_job
+    from headatlas.pipeline.job.run import run_job
 
     data = Path(os.environ.get("HEADATLAS_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
     sentences = data / "ud-english-ewt" / "en_ewt-ud-dev.conllu"

@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headatlas.store import Store, open_store
-from headatlas.store.search.scan import Asked
-from headatlas.store.search.search import SearchResult, search
+from headatlas.store.queries.pattern_search import SearchResult, search
+from headatlas.store.queries.segment_scan import Asked
 from headatlas.store.statistics.specialisation import statistics_table
 
 from .report import FOLDER, Row, keep_rows
@@ -98,7 +98,7 @@ def corpus_rows(folder: Path) -> list[Row]:
 def made_store() -> Path:
     """EWT's training set through MiniLM; the demo's grammar where the treebank cannot be found."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.run import run_job
+    from headatlas.pipeline.job.run import run_job
 
     place = FOLDER / "search-store"
     data = Path(os.environ.get("HEADATLAS_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.store import Store, open_store
-from headatlas.store.life.writer import StoreWriter
-from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
-from headatlas.store.search.search import search
+from headatlas.store.queries.pattern_search import search
+from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.store.schema.token_table import Column, TokenTable
+from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.statistics.specialisation import statistics_table
-from headatlas.store.tables import SegmentTables
-from headatlas.store.tokens import Column, TokenTable
+from headatlas.store.writing.store_writer import StoreWriter
 
 from .report import Row
 

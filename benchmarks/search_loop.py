@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.store import Store
-from headatlas.store.search.search import SearchResult
+from headatlas.store.queries.pattern_search import SearchResult
 
 BATCH = 64
 N_FILES = 12

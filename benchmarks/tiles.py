@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.store import Store, open_store
-from headatlas.store.containers import shard_read
+from headatlas.store.containers import shard_reader as shard_read
 
 from .report import Row, report
 
@@ -33,7 +33,7 @@ def main() -> None:
 def make_store(folder: Path) -> Path:
     """A few long documents."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.run import run_job
+    from headatlas.pipeline.job.run import run_job
 
     grammar = (Path(__file__).resolve().parents[1] / "configs" / "demo.grammar").read_text(encoding="utf-8")
     for number in range(3):

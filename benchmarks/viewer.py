@@ -139,7 +139,7 @@ class Server:
 @contextmanager
 def serving(*stores: Path) -> Iterator[Server]:
     """`headatlas view` on a free port."""
-    code = "from headatlas.viewer.cli import app; app()"
+    code = "from headatlas.viewer.commands import app; app()"
     command = [sys.executable, "-c", code, *map(str, stores), "--port", "0", "--no-show"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}

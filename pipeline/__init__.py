@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .tracing import trace
+    from .job.tracing import trace
 
 __all__ = ["trace"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """Load `trace` when it is first asked for: the package itself stays cheap to import."""
     if name != "trace":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .tracing import trace
+    from .job.tracing import trace
 
     return trace

@@ -23,12 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headatlas.store.containers.container import ContainerName
 from headatlas.store.errors import ConfigError
-from headatlas.store.schema import Keep
+from headatlas.store.schema.traces import Keep
 from headatlas.store.statistics.definitions import STATISTICS, known_names, statistic_of
 
-from .corpora.options import CorpusConfig
-from .planning import BatchLimits
-from .tokenization import TooLong
+from .corpora.corpus_options import CorpusConfig
+from .tokens.batch_plan import BatchLimits
+from .tokens.tokenizer import TooLong
 
 MAX_FILE_BYTES = 1 << 20
 

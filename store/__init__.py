@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import HeadAtlasError as HeadAtlasError
     from .patterns import Pattern as Pattern
+    from .queries.pattern_search import SearchResult as SearchResult
     from .reading.example import Example as Example
-    from .search.search import SearchResult as SearchResult
     from .store import Store as Store
     from .store import open_store as open_store
 

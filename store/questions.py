@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from .patterns import Pattern
-    from .reading.words import Merge
-    from .search.like import LikeResult
-    from .search.neurons import NeuronResult
-    from .search.search import SearchResult
-    from .search.similar import SimilarHeads
+    from .queries.head_similarity import SimilarHeads
+    from .queries.pattern_search import SearchResult
+    from .queries.query_by_example import LikeResult
+    from .queries.vector_dimensions import NeuronResult
+    from .reading.word_attention import Merge
     from .store import Store
 
 
@@ -21,14 +21,14 @@ class Questions:
     def search(self, pattern: str | Pattern, site: str | None = None, *, words: Merge | None = None) -> SearchResult:
         """Rank the heads of a site by how much of their attention follows a pattern, between tokens or between `words`.
 
-        `headatlas.store.search.search.search` is the same with progress, cancelling and a choice of what is read.
+        `headatlas.store.queries.pattern_search.search` is the same with progress, cancelling and a choice of what is read.
 
         Raises
         ------
         PatternError
             The expression cannot be read, or names something unknown.
         """
-        from .search.search import search  # reads stores itself
+        from .queries.pattern_search import search  # reads stores itself
 
         return search(cast("Store", self), pattern, site, words=words)
 
@@ -42,7 +42,7 @@ class Questions:
         ConfigError, NotFoundError
             An arc cannot be read, or there is no such example or position.
         """
-        from .search.like import like
+        from .queries.query_by_example import like
 
         return like(cast("Store", self), arcs, site)
 
@@ -56,7 +56,7 @@ class Questions:
         PatternError
             The expression cannot be read, or names something unknown.
         """
-        from .search.neurons import neurons
+        from .queries.vector_dimensions import neurons
 
         return neurons(cast("Store", self), pattern, layer, head, site)
 
@@ -65,13 +65,13 @@ class Questions:
     ) -> SimilarHeads:
         """How far apart heads are that look at words, those of this store among each other or from another model's.
 
-        `headatlas.store.search.similar.similar` is the same with progress, a seed and the other merging of tokens.
+        `headatlas.store.queries.head_similarity.similar` is the same with progress, a seed and the other merging of tokens.
 
         Raises
         ------
         NotFoundError
             No example is in both stores with the same words.
         """
-        from .search.similar import similar
+        from .queries.head_similarity import similar
 
         return similar(cast("Store", self), other, site, sink_free=sink_free, n_examples=n_examples)

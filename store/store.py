@@ -20,22 +20,22 @@ import xarray as xr
 from jaxtyping import Shaped
 
 from .errors import ConfigError, NotFoundError, located
-from .layers import Layer
-from .life.private import hold_manifest
-from .manifest import Manifest, read_manifest
+from .files.byte_cache import ByteCache
+from .files.leases import hold_manifest
+from .files.manifest import Manifest, read_manifest
+from .files.object_source import CACHE_BYTES, ObjectSource, open_source
+from .files.overlays import Layer
 from .questions import Questions
-from .reading.cache import ByteCache
-from .reading.committed import CommittedSegment
-from .reading.edges import EDGES_MAX_BYTES
+from .reading.committed_segment import CommittedSegment
+from .reading.data_frames import FrameLibrary, as_library, examples_frame, tokens_frame
 from .reading.example import Example as Example
 from .reading.examples import Examples, join_columns
-from .reading.frames import FrameLibrary, as_library, examples_frame, tokens_frame
 from .reading.lazy_traces import lazy_traces
 from .reading.segment import TABLES_MAX_BYTES
-from .reading.statistics import read_statistics
-from .schema import Site, TraceSpec
-from .source import CACHE_BYTES, ObjectSource, open_source
-from .tokens import Column
+from .reading.statistic_arrays import read_statistics
+from .reading.stored_edges import EDGES_MAX_BYTES
+from .schema.token_table import Column
+from .schema.traces import Site, TraceSpec
 
 if TYPE_CHECKING:
     import polars as pl
@@ -335,7 +335,7 @@ class Store(Questions):
         NotFoundError, ShapeError
             There is no such example, or it has another number of words or tokens.
         """
-        from .life.annotate import annotate_store
+        from .writing.annotate import annotate_store
 
         return annotate_store(
             self.path, name, values, level=level, sequence=sequence, description=description, replace=replace
@@ -358,7 +358,7 @@ class Store(Questions):
         ConfigError, ShapeError
             The name is taken, or the shape is another.
         """
-        from .life.annotate import add_statistic
+        from .writing.annotate import add_statistic
 
         return add_statistic(
             self, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace

@@ -78,7 +78,7 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrom
 @pytest.fixture(scope="session", autouse=True)
 def _statistics_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is computed from stores is kept for this session alone: an earlier one may have had other formulas."""
-    from headatlas.store.statistics import measured
+    from headatlas.store.statistics import measurement as measured
 
     own, known = tmp_path_factory.mktemp("statistics"), measured.cache_folder
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ from benchmarks.report import Row, report
 from benchmarks.search import PATTERNS
 from benchmarks.search_loop import PaddedFiles, loop_seconds
 from headatlas.store import open_store
-from headatlas.store.search.search import search
+from headatlas.store.queries.pattern_search import search
 
 
 def test_modes_take_turns_and_the_first_place_rotates() -> None:

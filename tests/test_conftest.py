@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from headatlas.pipeline.examples import TokenSequence
+from headatlas.pipeline.corpora.examples import TokenSequence
 
 
 def _sequence(n_char_end: int) -> TokenSequence:

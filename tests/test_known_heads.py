@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.run import run_job
+from headatlas.pipeline.job.run import run_job
 from headatlas.store import open_store
-from headatlas.store.search.neurons import neurons
+from headatlas.store.queries.vector_dimensions import neurons
 from headatlas.store.statistics.definitions import aggregate
-from headatlas.store.statistics.measured import measured_statistics
+from headatlas.store.statistics.measurement import measured_statistics
 from headatlas.store.statistics.published import published_table
 from tools.handmade_gpt2 import INDUCTION, N_TOKENS, PREVIOUS, repeated_tokens, save_handmade_gpt2
 
@@ -75,7 +75,7 @@ def test_smollm2_shows_its_induction_and_previous_token_heads(smollm2_gguf, tmp_
     """On random tokens only a head that finds copies can score; published work on Llamas has both kinds in the middle."""
     from transformers import AutoTokenizer
 
-    from headatlas.pipeline.sources import resolve_model
+    from headatlas.pipeline.models.sources import resolve_model
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(str(smollm2_gguf)).path)
     ids = np.array(sorted(i for piece, i in tokenizer.get_vocab().items() if re.fullmatch("Ġ[a-z]{3,}", piece)))

@@ -57,9 +57,9 @@ def test_the_wheel_holds_every_file_of_the_parts(repository, files, tmp_path) ->
     ("module", "absent"),
     [
         ("headatlas.store", ("torch", "transformers", "panel", "bokeh")),
-        ("headatlas.store.cli", ("torch", "transformers", "panel", "bokeh")),
-        ("headatlas.pipeline.cli", ("torch", "transformers", "panel", "bokeh")),
-        ("headatlas.viewer.cli", ("torch", "transformers", "panel", "bokeh")),
+        ("headatlas.store.commands.main", ("torch", "transformers", "panel", "bokeh")),
+        ("headatlas.pipeline.commands.run", ("torch", "transformers", "panel", "bokeh")),
+        ("headatlas.viewer.commands", ("torch", "transformers", "panel", "bokeh")),
     ],
 )
 def test_importing_stays_cheap(repository, module, absent) -> None:
@@ -131,7 +131,7 @@ def test_no_machine_path_and_no_registry_host(repository, files) -> None:
 
 VIOLATIONS = {
     "store": "from ..pipeline import examples\nimport torch",
-    "viewer": "import headatlas.pipeline.examples",
+    "viewer": "import headatlas.pipeline.corpora.examples",
     "pipeline": "def later():\n    import panel",
 }
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from headatlas.store.patterns import LIBRARY
-from headatlas.store.patterns.library import UNIVERSAL_RELATIONS
+from headatlas.store.patterns.named_patterns import UNIVERSAL_RELATIONS
 from tools.pattern_examples import RELATION_PHRASES, SENTENCE, TEXT_OF, phrase
 from tools.pattern_pictures import matching_pairs, pattern_picture
 

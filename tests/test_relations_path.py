@@ -72,7 +72,7 @@ def test_relations_of_minilm_equal_an_independent_loop(
     treebank, n, store = data_dir / "ud-english-ewt" / "en_ewt-ud-dev.conllu", 30, tmp_path / "ewt"
 
     def run(*arguments: object) -> str:
-        command = [sys.executable, "-m", "headatlas.store.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "headatlas.store.commands.main", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
 
     run(

@@ -26,7 +26,7 @@ def run_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     folder = tmp_path_factory.mktemp("commands")
 
     def run(*arguments: object) -> str:
-        command = [sys.executable, "-m", "headatlas.store.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "headatlas.store.commands.main", *map(str, arguments)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=3000, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -91,7 +91,7 @@ def test_treebank_through_minilm(
 def test_treebank_through_smollm2(
     run_command: Callable[..., str], data_dir: Path, smollm2_gguf: Path, tmp_path: Path
 ) -> None:
-    from headatlas.pipeline.sources import resolve_model
+    from headatlas.pipeline.models.sources import resolve_model
 
     treebank = data_dir / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
     store = tmp_path / "ewt"

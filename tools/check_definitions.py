@@ -20,7 +20,7 @@ import numpy as np
 from headatlas.store import open_store
 from headatlas.store.reading.example import Example
 from headatlas.store.statistics.definitions import SINK_FREE, STATISTICS, VARIABILITY, known_names
-from headatlas.store.statistics.measured import measured_statistics
+from headatlas.store.statistics.measurement import measured_statistics
 from headatlas.store.statistics.published import DEFINITIONS, published_table
 from headatlas.store.store import Store
 
@@ -68,7 +68,7 @@ def _treebank() -> Path:
 def trace(model: str, codec: str, treebank: Path, n: int | None, work: Path) -> Store:
     """The store of a model over the first `n` sentences; one that is there already is used."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.run import run_job
+    from headatlas.pipeline.job.run import run_job
 
     out = work / f"{model.lower()}-{codec}-{n or 'all'}"
     settings = ["corpus.kind=conllu", f"corpus.path={treebank}", f"keep.attention={codec}"]

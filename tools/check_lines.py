@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from headatlas.store.reading.words import Merge
+from headatlas.store.reading.word_attention import Merge
 
 ROUNDING = 1e-5
 FLIPS = 0.001

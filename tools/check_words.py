@@ -7,9 +7,9 @@ from typing import get_args
 
 import numpy as np
 
-from headatlas.store.reading.words import Merge, plan_segment, segment_word_attention
-from headatlas.store.search.relations import MINIMUM_DEPENDENTS, SquareMaps, relation_atlas
-from headatlas.store.search.search import search
+from headatlas.store.queries.dependency_relations import MINIMUM_DEPENDENTS, SquareMaps, relation_atlas
+from headatlas.store.queries.pattern_search import search
+from headatlas.store.reading.word_attention import Merge, plan_segment, segment_word_attention
 from headatlas.store.store import Store
 
 from . import slow_words as slow

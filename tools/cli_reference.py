@@ -27,7 +27,7 @@ def reference() -> str:
     """The whole page."""
     import typer
 
-    from headatlas.store.cli import own_apps
+    from headatlas.store.commands.main import own_apps
 
     root = typer.Typer(rich_markup_mode=None, add_completion=False)
     for part in own_apps():  # a plug-in documents itself

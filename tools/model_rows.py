@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headatlas.pipeline.agreement import check_agreement
-from headatlas.pipeline.capture import AttentionCall, attention_weights, capturing
-from headatlas.pipeline.eager import find_sites
-from headatlas.pipeline.eager_check import check_eager
-from headatlas.pipeline.fused import FusedReduction, choose_reduction
-from headatlas.pipeline.model_inputs import ModelInputs
-from headatlas.pipeline.selfcheck import check_capture, eager_attention
-from headatlas.pipeline.sites import ModelSites, forward_options
+from headatlas.pipeline.calls.attention_hook import AttentionCall, attention_weights, capturing
+from headatlas.pipeline.capture.eager import find_sites
+from headatlas.pipeline.capture.kernel_agreement import check_agreement
+from headatlas.pipeline.capture.sites import ModelSites, forward_options
+from headatlas.pipeline.checks.eager_check import check_eager
+from headatlas.pipeline.checks.selfcheck import check_capture, eager_attention
+from headatlas.pipeline.reduce.fused_reduction import FusedReduction, choose_reduction
+from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.store.errors import UnsupportedModelError
-from headatlas.store.schema import Keep, Site, TraceSpec
+from headatlas.store.schema.traces import Keep, Site, TraceSpec
 from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 from .tiny_models import build_inputs, build_model, build_probe, sequence_lengths

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from headatlas.pipeline import kernel
+from headatlas.pipeline.reduce import kernel
 
 from .architectures import ARCHITECTURES
 from .model_rows import EagerRow, RefusedRow, ServedRow, measure

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headatlas.store.tokens import Column, TokenFlag, TokenTable
+from headatlas.store.schema.token_table import Column, TokenFlag, TokenTable
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 
 from headatlas.store.patterns import Pattern, Vocabulary
 from headatlas.store.patterns.evaluate import Evaluator
-from headatlas.store.patterns.fields import Texts, TokenFields
 from headatlas.store.patterns.matching import Layout, Matcher
+from headatlas.store.patterns.token_fields import Texts, TokenFields
 
 from .pattern_examples import Text, phrase, token_table
 

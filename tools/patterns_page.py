@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from headatlas.store.patterns import LIBRARY, LibraryPattern
-from headatlas.store.patterns.fields import EXAMPLE_FIELDS, TOKEN_FIELDS
-from headatlas.store.patterns.library import UNIVERSAL_RELATIONS
+from headatlas.store.patterns.named_patterns import UNIVERSAL_RELATIONS
+from headatlas.store.patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS
 from headatlas.store.patterns.tree import value_text
 
 from .pattern_examples import RELATION_PHRASES, SENTENCE, TEXT_OF

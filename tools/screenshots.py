@@ -67,7 +67,16 @@ def serving(store: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "-m", "headatlas.store.cli", "view", str(store), "--port", str(port), "--no-show"]
+    command = [
+        sys.executable,
+        "-m",
+        "headatlas.store.commands.main",
+        "view",
+        str(store),
+        "--port",
+        str(port),
+        "--no-show",
+    ]
     server = subprocess.Popen(command, cwd=ROOT)
     try:
         give_up = time.monotonic() + START_LIMIT_S

@@ -19,10 +19,10 @@ import numpy as np
 
 from headatlas.store.errors import BudgetError
 
-from .colours import palette
 from .components.splice import bundle
-from .frames import Frame
-from .labels import visible
+from .frames.view_frames import Frame
+from .theme.colours import palette
+from .theme.token_labels import visible
 
 if TYPE_CHECKING:
     from .components.base import ESMView

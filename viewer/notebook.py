@@ -14,13 +14,13 @@ from jaxtyping import Float
 
 from headatlas.store.errors import ConfigError, NotFoundError, ShapeError
 from headatlas.store.reading.example import Example
-from headatlas.store.schema import Site
+from headatlas.store.schema.traces import Site
 
-from .colours import Theme
 from .export import Kind, View, make_view
-from .frames import Frame, tokens_frame
-from .labels import label, visible
-from .parts import example_part, neuron_part, part_frame, vectors_facts
+from .frames.view_frames import Frame, tokens_frame
+from .frames.whole_example import example_part, neuron_part, part_frame, vectors_facts
+from .theme.colours import Theme
+from .theme.token_labels import label, visible
 
 Action = Literal["view", "return"]
 DisplayMode = Literal["auto"] | Theme

@@ -5,7 +5,8 @@ Importing this loads neither torch nor transformers.
 
 from __future__ import annotations
 
-from .options import (
+from .corpus import describe_corpus, read_corpus
+from .corpus_options import (
     ConlluCorpus,
     CorpusConfig,
     CorpusOptions,
@@ -16,7 +17,6 @@ from .options import (
     TemplatesCorpus,
     TextCorpus,
 )
-from .read import describe_corpus, read_corpus
 from .records import Quarantined
 
 __all__ = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from headatlas.pipeline.examples import CorpusExample
+from headatlas.pipeline.corpora.examples import CorpusExample
 
+from .corpus_options import JsonlCorpus
 from .fields import RecordReader
-from .options import JsonlCorpus
 from .records import Quarantined, iter_lines
 
 

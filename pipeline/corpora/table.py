@@ -6,11 +6,11 @@ import csv
 from collections.abc import Iterator
 from typing import Any
 
-from headatlas.pipeline.examples import CorpusExample
+from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.store.errors import ConfigError
 
+from .corpus_options import DelimitedCorpus, ParquetCorpus
 from .fields import RecordReader
-from .options import DelimitedCorpus, ParquetCorpus
 from .records import MAX_RECORD_BYTES, Quarantined, iter_lines
 
 _BATCH_ROWS = 1024

@@ -11,11 +11,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from headatlas.pipeline.examples import CorpusExample, Word
+from headatlas.pipeline.corpora.examples import CorpusExample, Word
 from headatlas.store.errors import ConfigError
 
+from .corpus_options import TemplatesCorpus
 from .grammar import Grammar, Lexicon, Part, Rule, read_grammar
-from .options import TemplatesCorpus
 from .records import Quarantined, default_id
 
 _MAX_DEPTH = 40

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from headatlas.pipeline.examples import CorpusExample
+from headatlas.pipeline.corpora.examples import CorpusExample
 
-from .options import TextCorpus
+from .corpus_options import TextCorpus
 from .records import (
     MAX_RECORD_BYTES,
     Quarantined,

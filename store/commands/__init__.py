@@ -1,1 +1,1 @@
-"""The store's commands; `headatlas.store.cli` collects them with those of the other parts."""
+"""The store's commands; `headatlas.store.commands.main` collects them with those of the other parts."""

@@ -11,7 +11,7 @@ from .printing import first_rows, print_table
 from .search import searched
 
 if TYPE_CHECKING:
-    from ..search.contrast import Contrast
+    from ..queries.minimal_pairs import Contrast
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -43,9 +43,9 @@ def contrast(
 
     Example: [bold]headatlas contrast traces/demo 'query.upos == "PRON" and key.entity == "occupation"' --between f m[/bold]
     """
-    from ..search import contrast as measure
+    from ..queries import minimal_pairs as measure
     from ..store import open_store
-    from . import render
+    from . import tables as render
 
     opened = open_store(store)
     pairs = measure.minimal_pairs(opened, pair, variant, between)
@@ -84,7 +84,7 @@ def _json(result: Contrast, heads: list[dict], best: tuple[int, int], n: int) ->
 def _print(result: Contrast, heads: object, best: tuple[int, int], n: int, store: Store) -> None:
     from rich.console import Console
 
-    from . import render
+    from . import tables as render
 
     console = Console()
     first, second = map(render.printable, result.pairs.variants)

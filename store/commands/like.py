@@ -14,8 +14,8 @@ from .printing import console_for_people, first_rows, print_csv, print_hits, pri
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..search.like import LikeResult
-    from ..search.search import ExampleHit
+    from ..queries.pattern_search import ExampleHit
+    from ..queries.query_by_example import LikeResult
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -51,7 +51,7 @@ def like(
     Example: [bold]headatlas like traces/demo '12:5>2 12:7>4'[/bold]
     """
     from ..store import open_store
-    from . import render
+    from . import tables as render
 
     opened = open_store(store)
     result = _found(opened, arcs, site, candidates, level, patterns)
@@ -76,7 +76,7 @@ def _found(
     patterns: Path | None,
 ) -> LikeResult:
     from ..patterns import LIBRARY, read_patterns
-    from ..search.like import like as find
+    from ..queries.query_by_example import like as find
 
     library = LIBRARY if patterns is None else read_patterns(patterns)
     if not sys.stderr.isatty():
@@ -98,7 +98,7 @@ def _found(
 
 
 def _json(result: LikeResult, heads: pd.DataFrame, hits: list[ExampleHit]) -> dict[str, Any]:
-    from . import render
+    from . import tables as render
 
     chosen = result.chosen
     about = {
@@ -122,7 +122,7 @@ def _json(result: LikeResult, heads: pd.DataFrame, hits: list[ExampleHit]) -> di
 def _print(result: LikeResult, heads: pd.DataFrame, best: tuple[int, int], hits: list[ExampleHit]) -> None:
     from rich.text import Text
 
-    from . import render
+    from . import tables as render
 
     console, chosen = console_for_people(), result.chosen
     _print_arcs(result)
@@ -174,7 +174,7 @@ def _print(result: LikeResult, heads: pd.DataFrame, best: tuple[int, int], hits:
 
 
 def _print_arcs(result: LikeResult) -> None:
-    from . import render
+    from . import tables as render
 
     console = console_for_people()
     for arc in result.arcs:

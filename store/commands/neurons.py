@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-    from ..search.neurons import NeuronResult
+    from ..queries.vector_dimensions import NeuronResult
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -35,9 +35,9 @@ def neurons(
 
     Example: [bold]headatlas neurons traces/demo previous_token --head 2.4[/bold]
     """
-    from ..search.neurons import neurons as measure
+    from ..queries.vector_dimensions import neurons as measure
     from ..store import open_store
-    from . import render
+    from . import tables as render
 
     opened = open_store(store)
     result = measure(opened, read_pattern(expression, patterns), *head_of(head), site)
@@ -52,7 +52,7 @@ def neurons(
 
 
 def _about(result: NeuronResult) -> dict[str, Any]:
-    from . import render
+    from . import tables as render
 
     return {
         "pattern": str(result.pattern),
@@ -71,7 +71,7 @@ def _about(result: NeuronResult) -> dict[str, Any]:
 
 
 def _print(result: NeuronResult, dimensions: pd.DataFrame, pairs: pd.DataFrame) -> None:
-    from . import render
+    from . import tables as render
 
     console = console_for_people()
     if len(pairs):
@@ -113,7 +113,7 @@ def _left_out(result: NeuronResult) -> str:
 
 def _table(table: pd.DataFrame, what: str) -> Table:
     """Dimensions, or rotary pairs."""
-    from . import render
+    from . import tables as render
 
     named = [("pair", "right"), ("dims", "right"), ("period", "right")]
     columns = named if what == "pair" else [("dim", "right")]

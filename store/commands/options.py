@@ -33,7 +33,7 @@ HeadShown = Annotated[str | None, typer.Option("--head", metavar="LAYER.HEAD", h
 
 def chosen_stores(store: str | None, select: str | None, score: str | None) -> tuple[Store | None, Store]:
     """The store to choose on (None: the other one) and the store to report on; STORE stands for the one not named."""
-    from ..search.split import check_same_heads
+    from ..queries.held_out import check_same_heads
     from ..store import open_store
 
     if store is not None and select is not None and score is not None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ..search.search import ExampleHit, SearchResult
+    from ..queries.pattern_search import ExampleHit, SearchResult
     from ..store import Store
 
 TOP = 12
@@ -56,7 +56,7 @@ def print_table(console: Console, table: Table) -> None:
 
 def print_hits(console: Console, result: SearchResult, head: tuple[int, int], hits: list[ExampleHit]) -> None:
     """Print examples of a head, each with its strongest matching edge."""
-    from . import render
+    from . import tables as render
 
     if hits:
         console.print(

@@ -14,7 +14,7 @@ from .printing import print_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..search.relations import Merge, RelationAtlas
+    from ..queries.dependency_relations import Merge, RelationAtlas
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -50,9 +50,9 @@ def relations(
 
     Example: [bold]headatlas relations traces/ewt[/bold]
     """
-    from ..search.relations import by_support
-    from ..search.relations_figure import relations_figure
-    from . import render
+    from ..queries.dependency_relations import by_support
+    from ..queries.relations_figure import relations_figure
+    from . import tables as render
 
     first, second = chosen_stores(store, select, score)
     atlas = _atlas(first, second, site, merge, subtypes)
@@ -71,7 +71,7 @@ def relations(
 
 def _atlas(first: Store | None, second: Store, site: str | None, merge: Merge, subtypes: bool) -> RelationAtlas:
     """Compute the atlas, with a progress bar where a person is looking."""
-    from ..search.relations import relation_atlas
+    from ..queries.dependency_relations import relation_atlas
 
     stores = (second, None) if first is None else (first, second)
     if not sys.stderr.isatty():
@@ -113,7 +113,7 @@ def _corpus(store: Store) -> str:
 def _print(atlas: RelationAtlas, table: pd.DataFrame, few: pd.DataFrame, first: Store | None, second: Store) -> None:
     from rich.console import Console
 
-    from . import render
+    from . import tables as render
 
     console = Console()
     print_table(console, render.relations_table(table))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
-from .cluster import cluster
 from .options import (
     ExamplesShown,
     HeadsAsCsv,
@@ -25,13 +24,14 @@ from .options import (
     read_pattern,
 )
 from .printing import console_for_people, first_rows, incomplete_text, print_csv, print_hits, print_table
+from .scheduler import cluster
 
 if TYPE_CHECKING:
     from ..patterns import Pattern
-    from ..reading.words import Merge
-    from ..search.scan import Asked
-    from ..search.search import SearchResult
-    from ..search.tasks import Client
+    from ..queries.pattern_search import SearchResult
+    from ..queries.search_plan import Client
+    from ..queries.segment_scan import Asked
+    from ..reading.word_attention import Merge
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -94,8 +94,8 @@ def search(
 
     Example: [bold]headatlas search traces/demo 'induction and not key.special'[/bold]
     """
-    from ..search.split import SplitSearch
-    from . import render
+    from ..queries.held_out import SplitSearch
+    from . import tables as render
 
     if approximate and level != "auto":
         raise ConfigError(f"--approximate chooses what to read; expected it without --level {level}")
@@ -150,7 +150,7 @@ def patterns(
     """
     from ..patterns import LIBRARY, read_patterns
     from ..patterns.tree import value_text
-    from . import render
+    from . import tables as render
 
     library = LIBRARY if patterns is None else read_patterns(patterns)
     if as_json:
@@ -186,7 +186,7 @@ def searched(
     words: Merge | None = None,
 ) -> SearchResult:
     """Search with a progress bar where a person is looking."""
-    from ..search.search import search
+    from ..queries.pattern_search import search
 
     if not sys.stderr.isatty():
         return search(store, expression, site, level, words=words, client=client)

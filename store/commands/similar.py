@@ -13,7 +13,7 @@ from .printing import TOP, console_for_people, first_rows, print_csv, print_tabl
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..search.similar import SimilarHeads
+    from ..queries.head_similarity import SimilarHeads
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -53,7 +53,7 @@ def similar(
     Example: [bold]headatlas similar traces/ewt traces/ewt-smollm2 --head 2.0[/bold]
     """
     from ..store import open_store
-    from . import render
+    from . import tables as render
 
     chosen = head_of(head) if head else None
     first, second = open_store(store), None if other is None else open_store(other)
@@ -76,7 +76,7 @@ def _compared(
     n_examples: int,
     sink_free: bool,
 ) -> SimilarHeads:
-    from ..search.similar import similar as compare
+    from ..queries.head_similarity import similar as compare
 
     if not sys.stderr.isatty():
         return compare(first, second, site, merge, sink_free=sink_free, n_examples=n_examples)
@@ -97,7 +97,7 @@ def _compared(
 
 
 def _about(result: SimilarHeads) -> dict[str, Any]:
-    from . import render
+    from . import tables as render
 
     return {
         "store": result.store.location,
@@ -114,7 +114,7 @@ def _about(result: SimilarHeads) -> dict[str, Any]:
 
 
 def _print(result: SimilarHeads, table: pd.DataFrame) -> None:
-    from . import render
+    from . import tables as render
 
     console = console_for_people()
     columns = (("distance", "right"), ("95 %", "right"), ("/median", "right"))

@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..documents import format_document, parse_document
 from ..errors import ConfigError, FormatError
-from ..objects import StoredObject, check_path
-from ..schema import ArrayLayout
-from ..source import ObjectSource
+from ..files.hashed_files import StoredObject, check_path
+from ..files.json_documents import format_document, parse_document
+from ..files.object_source import ObjectSource
+from ..schema.traces import ArrayLayout
 
 MAX_AXES = 6
 _DTYPES = ("uint8", "uint16", "uint32", "int32", "int64", "float16", "float32", "float64")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import FormatError
-from ..schema import FORMAT_NAME, FORMAT_VERSION, ArrayLayout
+from ..schema.traces import FORMAT_NAME, FORMAT_VERSION, ArrayLayout
 from .container import groups_of
-from .shard import Grid, plan_grid
-from .shard_read import Places
+from .shard_reader import Places
+from .shard_writer import Grid, plan_grid
 from .zarr_metadata import CHUNK_MAX_BYTES
 
 if TYPE_CHECKING:

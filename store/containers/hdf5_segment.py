@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import FormatError, HeadAtlasError, NotFoundError, located
-from ..objects import ObjectDamageError, StoredObject, fsync_folder
-from ..schema import ArrayLayout
-from ..source import ObjectFile, ObjectSource
+from ..files.hashed_files import ObjectDamageError, StoredObject, fsync_folder
+from ..files.object_source import ObjectFile, ObjectSource
+from ..schema.traces import ArrayLayout
 from .container import SegmentArray, SegmentListing, Selection, Span, finished, guard_fork, long_axis
 from .hdf5_metadata import (
     FILE_NAME,
@@ -41,8 +41,8 @@ from .hdf5_metadata import (
     open_file,
     read_index,
 )
-from .shard import Grid, checksum_bytes, compressor_of, cut_chunk
-from .shard_read import ChunkDamageError, Places, damaged_chunks, read_shard
+from .shard_reader import ChunkDamageError, Places, damaged_chunks, read_shard
+from .shard_writer import Grid, checksum_bytes, compressor_of, cut_chunk
 
 if TYPE_CHECKING:
     import h5py

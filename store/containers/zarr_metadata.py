@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import FormatError
-from ..schema import ArrayLayout
-from .shard import Grid
+from ..schema.traces import ArrayLayout
+from .shard_writer import Grid
 
 METADATA_MAX_BYTES = 1 << 20
 CHUNK_MAX_BYTES = 64 << 20

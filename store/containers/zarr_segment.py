@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
-from ..objects import HashedFile, ObjectDamageError, StoredObject, fsync_folder, write_object
-from ..schema import ArrayLayout
-from ..source import ObjectFile, ObjectSource
+from ..files.hashed_files import HashedFile, ObjectDamageError, StoredObject, fsync_folder, write_object
+from ..files.object_source import ObjectFile, ObjectSource
+from ..schema.traces import ArrayLayout
 from .container import SegmentArray, SegmentListing, Selection, Span, finished, groups_of, guard_fork, long_axis
-from .shard import Grid, file_name, plan_grid, write_file
-from .shard_read import ChunkDamageError, damaged_chunks, read_places, read_shard
+from .shard_reader import ChunkDamageError, damaged_chunks, read_places, read_shard
+from .shard_writer import Grid, file_name, plan_grid, write_file
 from .zarr_metadata import METADATA_MAX_BYTES, array_metadata, read_metadata
 
 

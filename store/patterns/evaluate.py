@@ -17,23 +17,11 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from ..errors import ShapeError
-from ..tokens import Column
-from .fields import TokenFields, Values, column_values
+from ..schema.token_table import Column
 from .lexer import error
 from .regex import matching_texts
-from .tree import (
-    Arithmetic,
-    Compare,
-    Constant,
-    Junction,
-    Matches,
-    Member,
-    Named,
-    Negate,
-    Node,
-    Not,
-    Reference,
-)
+from .token_fields import TokenFields, Values, column_values
+from .tree import Arithmetic, Compare, Constant, Junction, Matches, Member, Named, Negate, Node, Not, Reference
 from .vocabulary import Vocabulary
 
 _COMPARE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, Num
 
 from .evaluate import Domain, Evaluator, Pairs, domain, one_coding
-from .fields import Values
+from .token_fields import Values
 from .tree import Arithmetic, Compare, Junction, Named, Negate, Node, Reference
 
 BLOCK_PAIRS = 1 << 20

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
-from .library import LIBRARY, LibraryPattern
+from .named_patterns import LIBRARY, LibraryPattern
 from .parser import parse
 from .tree import Node, to_text
 from .vocabulary import Vocabulary, check

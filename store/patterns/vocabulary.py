@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import PatternError
-from ..tokens import Column, TokenTable
-from .fields import EXAMPLE_FIELDS, TOKEN_FIELDS, Field, Kind, column_kind, word_field_names
+from ..schema.token_table import Column, TokenTable
 from .lexer import error
 from .parser import nearest
 from .regex import compile_regex
+from .token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS, Field, Kind, column_kind, word_field_names
 from .tree import (
     Arithmetic,
     Compare,

@@ -9,18 +9,18 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float32, Int
 
-from .. import companding
+from ..codecs import companding
+from ..codecs.pairs import pair_rows, unpack_rows
 from ..errors import BudgetError, ConfigError, located
-from ..layers import layer_path
-from ..pairs import pair_rows, unpack_rows
-from ..schema import Site
-from ..tokens import TokenTable
-from .attention import read_dropped, read_pairs
-from .choice import Labels, Which, pick, span_of
-from .masks import key_span
-from .rebuild import RowReader, require_rebuilt
+from ..files.overlays import layer_path
+from ..schema.token_table import TokenTable
+from ..schema.traces import Site
+from .attention_rebuild import RowReader, require_rebuilt
+from .axis_selection import Labels, Which, pick, span_of
+from .pair_attention import read_dropped, read_pairs
 from .segment import Segment
-from .words import Merge, merge_example
+from .visible_keys import key_span
+from .word_attention import Merge, merge_example
 
 WEIGHTS_MAX_BYTES = 2 << 30
 _PAIR_WEIGHTS = 1 << 20

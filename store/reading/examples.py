@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from ..errors import NotFoundError
-from ..tokens import MISSING, Column
+from ..schema.token_table import MISSING, Column
 from .example import Example
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from types import EllipsisType
 import numpy as np
 
 from ..errors import ConfigError, NotFoundError
-from ..schema import ArrayLayout
+from ..schema.traces import ArrayLayout
 
 Index = int | slice | EllipsisType
 

@@ -14,11 +14,11 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Shaped
 
-from ..companding import decode_attention
-from ..pairs import pair_positions
-from ..schema import Keep, SequenceName, Site
-from .attention import read_pairs
-from .vectors import decode_block
+from ..codecs.companding import decode_attention
+from ..codecs.pairs import pair_positions
+from ..schema.traces import Keep, SequenceName, Site
+from .pair_attention import read_pairs
+from .stored_vectors import decode_block
 
 if TYPE_CHECKING:
     from ..store import Store

@@ -16,15 +16,15 @@ from jaxtyping import Float32, Int64
 
 from ..containers.container import guard_fork
 from ..errors import FormatError, NotFoundError, located
-from ..layers import layer_path
-from ..schema import ArrayLayout, TraceSpec, band_array, pair_offset
-from ..tables import read_columns, read_optional_text, read_text, read_token_table
-from ..tokens import Column, TokenTable
-from .cache import ByteCache
+from ..files.byte_cache import ByteCache
+from ..files.overlays import layer_path
+from ..schema.text_tables import read_columns, read_optional_text, read_text, read_token_table
+from ..schema.token_table import Column, TokenTable
+from ..schema.traces import ArrayLayout, TraceSpec, band_array, pair_offset
 from .lazy_array import Index, LazyArray
 
 if TYPE_CHECKING:
-    from .segment_layer import SegmentLayer
+    from .segment_overlay import SegmentLayer
 
 TABLES_MAX_BYTES = 512 << 20
 """Decoded texts, token tables and annotations that a store keeps in memory."""

@@ -14,14 +14,14 @@ from jaxtyping import Float64, Int64
 
 from ..errors import NotFoundError
 from ..patterns import Pattern, Vocabulary
-from ..reading.rebuild_block import rebuild_examples
+from ..patterns.segment_matcher import segment_matcher, site_vocabulary
+from ..reading.block_rebuild import rebuild_examples
+from ..reading.block_weights import example_weights
 from ..reading.segment import Segment
-from ..reading.weights import example_weights
-from ..schema import Site
-from ..search.segment_tokens import segment_matcher, site_vocabulary
+from ..schema.token_table import TokenTable
+from ..schema.traces import Site
 from ..store import Store
-from ..tokens import TokenTable
-from .rows import RowPlan, Rows
+from .flat_rows import RowPlan, Rows
 
 BLOCK_WEIGHTS = 3 << 20
 """Weights of one layer in memory at once, about."""

@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Float32, Int64
 
 from ..errors import ConfigError
-from ..schema import Site
+from ..schema.traces import Site
 from .definitions import FURTHER, STATISTICS, Average, aggregate
 
 

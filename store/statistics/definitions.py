@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from ..errors import ConfigError, ShapeError
-from .rows import RowPlan, Rows
+from .flat_rows import RowPlan, Rows
 
 if TYPE_CHECKING:
     from .blocks import Block
@@ -199,13 +199,13 @@ def _matching(expression: str) -> Callable[[Block], Pairs]:
 
 
 def _same_sentence(block: Block) -> Pairs:
-    from .sentences import same_sentence_pairs
+    from .sentence_pairs import same_sentence_pairs
 
     return same_sentence_pairs(block)
 
 
 def _rarest(block: Block) -> Pairs:
-    from .rarity import rarest_pairs
+    from .token_rarity import rarest_pairs
 
     return rarest_pairs(block)
 

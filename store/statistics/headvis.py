@@ -20,7 +20,7 @@ import pandas as pd
 from jaxtyping import Float, Float64, Int64
 
 from ..errors import ConfigError, FormatError, NotFoundError, ShapeError
-from ..schema import Site
+from ..schema.traces import Site
 from ..store import Store
 from .blocks import iter_blocks
 from .published import DEFINITIONS, published_table

@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Int64
 
 from ..errors import ConfigError
-from ..search.search import check_head
+from ..queries.pattern_search import check_head
 from ..store import Store
 from .blocks import Block, CorpusTokens, iter_blocks
 

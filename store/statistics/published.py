@@ -18,18 +18,8 @@ from ..errors import ConfigError, NotFoundError
 from ..store import Store
 from .blocks import Block, CorpusTokens, iter_blocks
 from .definitions import Average
-from .published_sums import (
-    Sums,
-    clark,
-    finish_headvis,
-    finish_voita,
-    headvis,
-    olsson,
-    transformerlens,
-    vig,
-    voita,
-)
-from .rows import Rows
+from .flat_rows import Rows
+from .published_sums import Sums, clark, finish_headvis, finish_voita, headvis, olsson, transformerlens, vig, voita
 from .variability import FIRST, mean_corner, without_first
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..tokens import Column
+from ..schema.token_table import Column
 from .blocks import Block
 from .definitions import entropy_of
-from .rarity import rarest_pairs
-from .rows import Rows
+from .flat_rows import Rows
+from .token_rarity import rarest_pairs
 from .variability import corner_cells, in_corner, without_first
 
 Sums = dict[str, tuple[np.ndarray, np.ndarray]]

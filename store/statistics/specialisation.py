@@ -14,12 +14,12 @@ from jaxtyping import Float
 
 from ..errors import NotFoundError
 from ..patterns import Pattern
-from ..schema import Site
-from ..search.segment_tokens import segment_matcher, site_vocabulary
-from ..search.support import RowSupport
+from ..patterns.matching_rows import RowSupport
+from ..patterns.segment_matcher import segment_matcher, site_vocabulary
+from ..schema.traces import Site
 from ..store import Store
 from .definitions import STATISTICS, Average, Statistic, aggregate
-from .measured import corpus_means, keep_array, kept_array, statistic_rows
+from .measurement import corpus_means, keep_array, kept_array, statistic_rows
 
 
 def statistics_table(

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from ..schema import Site
+from ..schema.traces import Site
 from ..store import Store
 from .blocks import Block, CorpusTokens, iter_blocks
-from .rows import RowPlan, Rows
+from .flat_rows import RowPlan, Rows
 
 FIRST = 10
 Prepare = Callable[[Rows], Rows]

@@ -93,7 +93,7 @@ def status(name: str) -> int:
 def main(folder: str) -> None:
     from headatlas.store import open_store
     from headatlas.store.errors import HeadAtlasError
-    from headatlas.store.search.search import search
+    from headatlas.store.queries.pattern_search import search
 
     store = open_store(folder)
     for level in ("attention", "edges"):

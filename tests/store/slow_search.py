@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from traced_corpus import Traced, make_site, make_store
 
-from headatlas.store.schema import Keep
+from headatlas.store.schema.traces import Keep
 
 # The same condition in the pattern language and in Python over (query table, key table, q, k).
 CONDITIONS = {

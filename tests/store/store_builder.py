@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headatlas.store import companding
-from headatlas.store.encoding import attention_arrays
-from headatlas.store.life.writer import StoreWriter
-from headatlas.store.manifest import manifest_name
-from headatlas.store.schema import Keep, Site, TraceSpec, pair_offset, segment_layout
-from headatlas.store.tables import SegmentTables
-from headatlas.store.tokens import Column, TokenTable
+from headatlas.store.codecs import companding
+from headatlas.store.codecs.attention_arrays import attention_arrays
+from headatlas.store.files.manifest import manifest_name
+from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.store.schema.token_table import Column, TokenTable
+from headatlas.store.schema.traces import Keep, Site, TraceSpec, pair_offset, segment_layout
+from headatlas.store.writing.store_writer import StoreWriter
 
 PROVENANCE: dict[str, Any] = {
     "model": {"source": "random", "revision": "0"},

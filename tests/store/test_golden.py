@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from golden import DATA, facts
 
-from headatlas.store.life.convert import convert_store
-from headatlas.store.life.drop import drop_from_store
-from headatlas.store.life.verify import verify_store
-from headatlas.store.schema import FORMAT_VERSION
+from headatlas.store.schema.traces import FORMAT_VERSION
 from headatlas.store.store import open_store
+from headatlas.store.writing.convert import convert_store
+from headatlas.store.writing.drop import drop_from_store
+from headatlas.store.writing.verify import verify_store
 
 EXPECTED = {name: want for file in sorted(DATA.glob("v*.json")) for name, want in json.loads(file.read_text()).items()}
 

@@ -24,9 +24,9 @@ from store_builder import (
     write_store,
 )
 
-from headatlas.store.codecs import attention_codec
+from headatlas.store.codecs.attention_codecs import attention_codec
 from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.schema import Keep
+from headatlas.store.schema.traces import Keep
 from headatlas.store.store import Store, open_store
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from headatlas.store.encoding import attention_arrays
-from headatlas.store.life.writer import StoreWriter
-from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
+from headatlas.store.codecs.attention_arrays import attention_arrays
+from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.store.schema.token_table import Column, TokenFlag, TokenTable
+from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
 from headatlas.store.store import Store, open_store
-from headatlas.store.tables import SegmentTables
-from headatlas.store.tokens import Column, TokenFlag, TokenTable
+from headatlas.store.writing.store_writer import StoreWriter
 
 WORDS = ["the", "The", "nurse", "doctor", "she", "Straße", "."]
 UPOS = ["DET", "NOUN", "PRON", None]

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from traced_corpus import make_site
 
-from headatlas.store import companding
-from headatlas.store.life.writer import StoreWriter
-from headatlas.store.schema import Keep, TraceSpec, segment_layout
+from headatlas.store.codecs import companding
+from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.store.schema.token_table import Column, TokenFlag, TokenTable
+from headatlas.store.schema.traces import Keep, TraceSpec, segment_layout
 from headatlas.store.store import Store, open_store
-from headatlas.store.tables import SegmentTables
-from headatlas.store.tokens import Column, TokenFlag, TokenTable
+from headatlas.store.writing.store_writer import StoreWriter
 
 Tree = list[tuple[int, str]]
 """Of each word the index of its head (-1: root) and its relation."""

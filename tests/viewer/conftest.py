@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headatlas.store.companding import encode_vectors
-from headatlas.store.encoding import attention_arrays
-from headatlas.store.life.writer import StoreWriter
-from headatlas.store.pairs import pack_pairs
-from headatlas.store.schema import Keep, Site, TraceSpec, segment_layout
+from headatlas.store.codecs.attention_arrays import attention_arrays
+from headatlas.store.codecs.companding import encode_vectors
+from headatlas.store.codecs.pairs import pack_pairs
+from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.store.schema.token_table import Column, TokenFlag, TokenTable
+from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
 from headatlas.store.store import Store, open_store
-from headatlas.store.tables import SegmentTables
-from headatlas.store.tokens import Column, TokenFlag, TokenTable
+from headatlas.store.writing.store_writer import StoreWriter
+
+from .served_page import serve as serve  # a fixture
 
 LAYERS, HEADS, D_HEAD, EDGES = 3, 4, 32, 4
 HOSTILE = [

@@ -28,8 +28,8 @@ from param.parameterized import batch_call_watchers, no_instance_params
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..background import background
-from ..colours import THEMES, palette
+from ..theme.colours import THEMES, palette
+from .background import background
 from .splice import FOLDER, IMPORT, files_of, splice
 from .wire import outbox_of, step
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import param
 
-from ..state import ARRANGEMENTS
+from ..state.reader_state import ARRANGEMENTS
 from .base import ESMView
 
 

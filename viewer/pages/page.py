@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import panel as pn
 
-from ..data import DataSource
-from ..state import ViewState
+from ..data.store_data import DataSource
+from ..state.reader_state import ViewState
 
 if TYPE_CHECKING:
-    from ..session import Session
+    from .session import Session
 
 GAP = "12px"
 DRAWERS = {"right": 1279, "left": 959}

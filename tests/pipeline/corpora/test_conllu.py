@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from headatlas.pipeline.corpora import ConlluCorpus, Quarantined, read_corpus
 from headatlas.pipeline.corpora.conllu import find_cycle
-from headatlas.pipeline.examples import CorpusExample
+from headatlas.pipeline.corpora.examples import CorpusExample
 
 GOOD = """\
 # newdoc id = letters-1

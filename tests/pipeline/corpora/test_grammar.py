@@ -5,8 +5,8 @@ import pytest
 
 from headatlas.pipeline.corpora import TemplatesCorpus, read_corpus, templates
 from headatlas.pipeline.corpora.conllu import find_cycle
+from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.pipeline.corpora.grammar import MAX_GRAMMAR_BYTES, read_grammar
-from headatlas.pipeline.examples import CorpusExample
 from headatlas.store.errors import ConfigError
 
 SMALL = """\

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headatlas.pipeline.corpora import DelimitedCorpus, ParquetCorpus, Quarantined, read_corpus
-from headatlas.pipeline.examples import CorpusExample
+from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.store.errors import ConfigError
 
 

@@ -16,8 +16,8 @@ from headatlas.pipeline.corpora import (
     describe_corpus,
     read_corpus,
 )
+from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.pipeline.corpora.records import MAX_COLUMNS, MAX_RECORD_BYTES, ColumnNames, UniqueIds
-from headatlas.pipeline.examples import CorpusExample
 from headatlas.store.errors import ConfigError
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from store_builder import Content, make_contents, make_site, make_spec, open_writer, segment_bytes
 
-from headatlas.store.codecs import ATTENTION_CODECS
-from headatlas.store.companding import VECTOR_BOUNDS
+from headatlas.store.codecs.attention_codecs import ATTENTION_CODECS
+from headatlas.store.codecs.companding import VECTOR_BOUNDS
 from headatlas.store.errors import HeadAtlasError
-from headatlas.store.life.verify import verify_store
-from headatlas.store.manifest import manifest_numbers
-from headatlas.store.schema import Keep
+from headatlas.store.files.manifest import manifest_numbers
+from headatlas.store.schema.traces import Keep
 from headatlas.store.store import Store, open_store
+from headatlas.store.writing.verify import verify_store
 
 N_SEGMENTS = 3
 rng = random.Random(7)

@@ -13,7 +13,7 @@ import google_crc32c
 import zstandard
 from store_builder import SEGMENT
 
-from headatlas.store.manifest import manifest_name
+from headatlas.store.files.manifest import manifest_name
 
 
 class Forger:

@@ -16,12 +16,12 @@ from pathlib import Path
 from fault_stores import check_survivor, checked_in_child, fresh, in_child, lean_contents, undisturbed, write_lean
 from store_builder import segment_bytes
 
-from headatlas.store.life.collect import COLLECT_STEPS, collect_store
-from headatlas.store.life.convert import convert_store
-from headatlas.store.life.drop import drop_from_store
-from headatlas.store.life.verify import verify_store
-from headatlas.store.life.writer import STEPS
 from headatlas.store.store import open_store
+from headatlas.store.writing.convert import convert_store
+from headatlas.store.writing.drop import drop_from_store
+from headatlas.store.writing.garbage_collection import COLLECT_STEPS, collect_store
+from headatlas.store.writing.store_writer import STEPS
+from headatlas.store.writing.verify import verify_store
 
 Result = dict[str, tuple[int, list[str]]]
 

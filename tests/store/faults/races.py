@@ -16,9 +16,9 @@ from fault_stores import fresh, in_child, lean_contents, one_case, undisturbed
 from store_builder import open_writer, segment_bytes
 
 from headatlas.store.containers.container import CONTAINERS
-from headatlas.store.life.private import private_folder
-from headatlas.store.life.writer import StoreWriter
-from headatlas.store.manifest import Dropped, SegmentEntry, manifest_numbers, read_manifest, segment_path
+from headatlas.store.files.leases import private_folder
+from headatlas.store.files.manifest import Dropped, SegmentEntry, manifest_numbers, read_manifest, segment_path
+from headatlas.store.writing.store_writer import StoreWriter
 
 RACERS, ROUNDS = 4, 20
 

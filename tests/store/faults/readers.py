@@ -12,10 +12,10 @@ import numpy as np
 from fault_stores import N_SEGMENTS, in_child, lean_contents, one_case, write_lean
 from store_builder import Content
 
-from headatlas.store.life.collect import collect_store
-from headatlas.store.life.drop import drop_from_store, without_examples
-from headatlas.store.life.writer import Replacement, StoreWriter
 from headatlas.store.store import Store, open_store
+from headatlas.store.writing.drop import drop_from_store, without_examples
+from headatlas.store.writing.garbage_collection import collect_store
+from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
 READERS, PER_SNAPSHOT = 3, 10
 

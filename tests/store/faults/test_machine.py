@@ -28,15 +28,15 @@ from store_builder import PROVENANCE, Content, open_writer, write_store
 
 from headatlas.store.containers.container import CONTAINERS
 from headatlas.store.errors import ConfigError, NotFoundError
-from headatlas.store.life import private
-from headatlas.store.life.collect import COLLECT_STEPS, collect_store
-from headatlas.store.life.convert import convert_store
-from headatlas.store.life.drop import drop_from_store
-from headatlas.store.life.merge import merge_stores
-from headatlas.store.life.verify import verify_store
-from headatlas.store.life.writer import STEPS, Replacement, StoreWriter
-from headatlas.store.manifest import Dropped, SegmentEntry, manifest_numbers
+from headatlas.store.files import leases as private
+from headatlas.store.files.manifest import Dropped, SegmentEntry, manifest_numbers
 from headatlas.store.store import Store, open_store
+from headatlas.store.writing.convert import convert_store
+from headatlas.store.writing.drop import drop_from_store
+from headatlas.store.writing.garbage_collection import COLLECT_STEPS, collect_store
+from headatlas.store.writing.merge import merge_stores
+from headatlas.store.writing.store_writer import STEPS, Replacement, StoreWriter
+from headatlas.store.writing.verify import verify_store
 
 N_SEGMENTS, PER_SEGMENT = 4, 2
 N_EXAMPLES = N_SEGMENTS * PER_SEGMENT

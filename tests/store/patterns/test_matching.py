@@ -12,8 +12,8 @@ from traced_corpus import WORDS, make_table
 from headatlas.store.errors import FormatError, PatternError
 from headatlas.store.patterns import LIBRARY, Pattern, Vocabulary
 from headatlas.store.patterns.evaluate import Evaluator
-from headatlas.store.patterns.fields import Texts, TokenFields
 from headatlas.store.patterns.matching import Layout, Matcher
+from headatlas.store.patterns.token_fields import Texts, TokenFields
 from headatlas.store.patterns.tree import (
     Arithmetic,
     Compare,
@@ -26,7 +26,7 @@ from headatlas.store.patterns.tree import (
     Not,
     Reference,
 )
-from headatlas.store.tokens import Column, TokenFlag
+from headatlas.store.schema.token_table import Column, TokenFlag
 
 # Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")

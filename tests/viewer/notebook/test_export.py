@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from headatlas.store.errors import BudgetError
-from headatlas.viewer import details, export, frames, head_view, model_view, neuron_view
-from headatlas.viewer.geometry import strongest_edges
+from headatlas.viewer import export, head_view, model_view, neuron_view
+from headatlas.viewer.frames import detail_frames as details
+from headatlas.viewer.frames import view_frames as frames
+from headatlas.viewer.frames.geometry import strongest_edges
 
 from ..conftest import TWO_HUNDRED
-from ..views.data import random_attention
+from ..view_data import random_attention
 
 EXAMPLE = 9
 TOKENS = ["[CLS]", "the", "nurse", "re", "##sched", "##uled", "[SEP]", "they", "met", "[SEP]"]
@@ -276,7 +278,7 @@ def test_two_hundred_hostile_tokens_do_nothing_and_all_show(opened, prettify):
     view = head_view([attention], hostile, prettify_tokens=prettify, html_action="return")
     found = opened(view)
     found.page.locator("[data-drawn]").wait_for()
-    from headatlas.viewer.labels import label, visible
+    from headatlas.viewer.theme.token_labels import label, visible
 
     expected = [label(text) if prettify else visible(text) for text in hostile]
     assert found.page.locator(".col.q .l").evaluate_all("ls => ls.map(l => l.textContent)") == expected

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from headatlas.store.errors import ConfigError, NotFoundError, ShapeError
-from headatlas.store.schema import Keep
+from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
 from headatlas.viewer import head_view, model_view, neuron_view
 from headatlas.viewer.notebook import read_tokens
 
-from ..views.data import random_attention
+from ..view_data import random_attention
 
 TOKENS = ["[CLS]", "the", "nurse", "[SEP]"]
 

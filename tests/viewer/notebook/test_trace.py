@@ -12,7 +12,7 @@ import pytest
 
 from headatlas.store.reading.example import Example
 from headatlas.viewer import head_view, model_view, neuron_view
-from headatlas.viewer.geometry import strongest_edges
+from headatlas.viewer.frames.geometry import strongest_edges
 
 TEXT, PAIR = "The nurse said that she would be late.", "She called the doctor."
 

@@ -1,0 +1,1 @@
+"""One attention call of a running model: the hook, its batch, its masks, and the buffers it ends in."""

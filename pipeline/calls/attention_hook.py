@@ -1,0 +1,303 @@
+"""See every attention call of a transformers model while it runs unchanged.
+
+One function is registered with transformers' `AttentionInterface`. For each call it hands the tensors that meet in the
+softmax to a receiver and lets PyTorch's SDPA compute the output, so hidden states are those of the plain model. The name
+is registered for masks too: a name the mask interface does not know gets no mask at all, silently. It must not contain
+"sdpa" or "flash", which transformers treats specially.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from headatlas.store.errors import UnsupportedModelError
+
+from ..tokens.batch_plan import OUTPUT_WEIGHTS
+from .lazy_mask import TiledMask, tiled_mask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+IMPLEMENTATION = "headatlas_capture"
+
+SUPPORTED = (
+    "Supported are the models that call transformers' attention interface, among them BERT, RoBERTa, ELECTRA, DistilBERT, "
+    "ALBERT, ESM, ModernBERT, NomicBERT, GPT-2, GPT-NeoX, OPT, Llama, Mistral, Mixtral, Qwen2, Qwen3, Phi, Phi-3, OLMo2, "
+    "Gemma, Gemma 2, Gemma 3, Granite, StarCoder2, StableLM, SmolLM3, GLM, GPT-OSS, DeepSeek-V3, BART, mBART and T5."
+)
+
+_LOWEST = torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What meets in one call of the attention function; all tensors belong to the model and must not be changed.
+
+    `mask` is boolean (True: may attend) or additive; None with `causal` means the lower triangle. A sliding window is
+    already inside the mask; `window` only tells its width. Keys are grouped: query head h uses key head
+    ``h // (head / kv_head)``.
+    """
+
+    module: str
+    query: Shaped[Tensor, "batch head query d_head"]
+    key: Shaped[Tensor, "batch kv_head key d_head"]
+    value: Shaped[Tensor, "batch kv_head key d_value"]
+    mask: Tensor | None
+    causal: bool
+    scaling: float
+    softcap: float | None = None
+    window: int | None = None
+    position_bias: Tensor | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def n_groups(self) -> int:
+        """Query heads that share one key head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+
+class Receiver(Protocol):
+    """Where calls go."""
+
+    def receive(self, call: AttentionCall) -> Tensor | None:
+        """Take one call.
+
+        Returns
+        -------
+        The attention output ``[batch, query, head, d_value]`` where the receiver has computed it anyway, else None: SDPA
+        does it then.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Route:
+    receiver: Receiver
+    module: str
+
+
+_ROUTES: dict[int, _Route] = {}
+"""By id of the attention module, while a capture is installed on its model."""
+
+
+def attention_weights(call: AttentionCall) -> Float[Tensor, "batch head query key"]:
+    """Attention of a whole call in float32, padding included; rows sum to 1, or less where a sink takes the rest.
+
+    The plain definition, kept for the cases SDPA cannot do and as the reference that faster reductions are held to.
+    """
+    key = call.key.float().repeat_interleave(call.n_groups, dim=1)
+    scores = call.query.float() @ key.transpose(-1, -2) * call.scaling  # [batch, head, query, key]
+    if call.softcap is not None:
+        scores = torch.tanh(scores / call.softcap) * call.softcap
+    if call.position_bias is not None:
+        scores = scores + call.position_bias.float()
+    if call.mask is not None and call.mask.dtype == torch.bool:
+        scores = scores.masked_fill(~call.mask, _LOWEST)
+    elif call.mask is not None:
+        scores = scores + call.mask.float().clamp(min=_LOWEST)
+    elif call.causal:
+        scores = scores.masked_fill(
+            torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1), _LOWEST
+        )
+    if call.sinks is None:
+        return torch.softmax(scores, dim=-1)
+    sink = call.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
+
+
+def attention_output(call: AttentionCall) -> Float[Tensor, "batch query head d_value"]:
+    """What eager attention makes of a call: its weights, in the model's precision, times the values."""
+    weights = attention_weights(call).to(call.value.dtype)
+    return (weights @ call.value.repeat_interleave(call.n_groups, dim=1)).transpose(1, 2).contiguous()
+
+
+def _output_by_rows(
+    module: nn.Module, call: AttentionCall, **options: Any
+) -> Float[Tensor, "batch query head d_value"]:
+    """The attention output, a few rows at a time, so that neither weights nor mask are held whole."""
+    n_rows = max(1, OUTPUT_WEIGHTS // (call.query.shape[0] * call.query.shape[1] * call.key.shape[2]))
+    parts: list[Tensor] = []
+    for start in range(0, call.query.shape[2], n_rows):
+        stop = min(start + n_rows, call.query.shape[2])
+        n_keys = stop if call.causal else call.key.shape[2]
+        mask = None if call.mask is None else call.mask[:, :, start:stop, :n_keys]
+        if call.causal:
+            mask = torch.ones((1, 1, stop - start, n_keys), dtype=torch.bool, device=call.query.device).tril(start)
+        bias = call.position_bias
+        part = replace(
+            call,
+            query=call.query[:, :, start:stop],
+            key=call.key[:, :, :n_keys],
+            value=call.value[:, :, :n_keys],
+            mask=mask,
+            causal=False,
+            position_bias=None if bias is None else bias[:, :, start:stop, :n_keys],
+        )
+        if call.softcap is not None or call.sinks is not None:
+            parts.append(attention_output(part))
+            continue
+        vectors = (part.query, part.key, part.value)
+        made = sdpa_attention_forward(
+            module, *vectors, mask, scaling=call.scaling, is_causal=False, position_bias=part.position_bias, **options
+        )
+        parts.append(made[0])
+    return torch.cat(parts, dim=1)
+
+
+def capture_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers calls; the signature is its interface's."""
+    route = _ROUTES.get(id(module))
+    output: Tensor | None = None
+    causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", True))
+    call = AttentionCall(
+        module=route.module if route else type(module).__name__,
+        query=query,
+        key=key,
+        value=value,
+        mask=attention_mask,
+        causal=causal and attention_mask is None and query.shape[2] > 1,
+        scaling=float(scaling) if scaling is not None else query.shape[-1] ** -0.5,
+        softcap=softcap,
+        window=sliding_window,
+        position_bias=position_bias,
+        sinks=s_aux,
+    )
+    if route is not None:
+        _check_call(call, kwargs)
+        output = route.receiver.receive(call)
+    if output is not None:
+        return output, None
+    n_weights = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
+    plain = softcap is None and s_aux is None
+    if isinstance(attention_mask, TiledMask) or (not plain and n_weights > OUTPUT_WEIGHTS):
+        return _output_by_rows(module, call, dropout=dropout, **kwargs), None
+    if plain:
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            position_bias=position_bias,
+            **kwargs,
+        )
+    return attention_output(call), None
+
+
+def _check_call(call: AttentionCall, kwargs: dict[str, Any]) -> None:
+    """Refuse what the captured tensors would not describe."""
+    n_queries, n_keys = call.query.shape[2], call.key.shape[2]
+    if any(name.startswith(("cu_seq_lens", "cu_seqlens")) and value is not None for name, value in kwargs.items()):
+        raise UnsupportedModelError(f"{call.module} packs several sequences into one row; pass them as a padded batch.")
+    if call.causal and n_queries != n_keys:
+        raise UnsupportedModelError(
+            f"{call.module} attends causally from {n_queries} queries to {n_keys} keys: a cache is in use. Run with use_cache=False."
+        )
+    if call.query.shape[1] % call.key.shape[1]:
+        raise UnsupportedModelError(
+            f"{call.module} has {call.query.shape[1]} query heads over {call.key.shape[1]} key heads."
+        )
+
+
+AttentionInterface.register(IMPLEMENTATION, capture_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, tiled_mask)
+
+
+@contextmanager
+def capturing(model: PreTrainedModel, receiver: Receiver) -> Iterator[None]:
+    """Send every attention call of `model` to `receiver` inside the block; afterwards the model is as it was.
+
+    Blocks may be nested: the inner receiver gets the calls.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model is in training mode (dropout), or does not go through the attention interface.
+    """
+    if model.training:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is in training mode, where attention is dropped at random; call model.eval()."
+        )
+    with implementation(model, IMPLEMENTATION):
+        before = {id(module): _ROUTES.get(id(module)) for module in model.modules()}
+        for name, module in model.named_modules():
+            _ROUTES[id(module)] = _Route(receiver, name)
+        try:
+            yield
+        finally:
+            for module, route in before.items():
+                if route is None:
+                    _ROUTES.pop(module, None)
+                else:
+                    _ROUTES[module] = route
+
+
+@contextmanager
+def implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Run `model` with the attention implementation `name` inside the block.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model cannot be switched.
+    """
+    configs = _attention_configs(model)
+    before = [(config, config._attn_implementation_internal) for config in configs]
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not call transformers' attention interface, so its attention cannot be captured. {SUPPORTED}"
+        )
+    try:
+        try:
+            model.set_attn_implementation(name)
+        except (ValueError, KeyError, ImportError) as error:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does not run with {name!r} attention: {error} {SUPPORTED}"
+            ) from error
+        yield
+    finally:
+        for config, value in before:
+            config._attn_implementation_internal = value
+
+
+def _attention_configs(model: PreTrainedModel) -> list[Any]:
+    """Every configuration object that holds an attention implementation, each once."""
+    found: dict[int, Any] = {}
+    waiting = [module.config for module in model.modules() if hasattr(module, "config")]
+    while waiting:
+        config = waiting.pop()
+        if id(config) in found or not hasattr(config, "_attn_implementation_internal"):
+            continue
+        found[id(config)] = config
+        waiting.extend(
+            getattr(config, name)
+            for name in getattr(config, "sub_configs", {})
+            if getattr(config, name, None) is not None
+        )
+    return list(found.values())

@@ -1,0 +1,147 @@
+"""Masks that are computed where they are looked at, so that tokens² truth values are never held.
+
+transformers makes one truth value for every pair of positions where a window or padding hides some: a gigabyte for one
+text of 32,768 tokens. What it makes them from is a function of positions. A `TiledMask` keeps that function: a slice of it
+is a small tensor, and any other operation of a model on it gets the whole mask, as if it had been made at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from transformers.masking_utils import and_masks, padding_mask_function, prepare_padding_mask, sdpa_mask
+
+from ..tokens.batch_plan import DENSE_PAIRS
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class TiledMask(torch.Tensor):
+    """A boolean mask ``[batch, 1, query, key]`` (True: may attend) that holds no numbers."""
+
+    function: MaskFunction
+    offsets: tuple[int, int]
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
+
+    @staticmethod
+    def __new__(
+        cls: type[TiledMask],
+        function: MaskFunction,
+        shape: tuple[int, int, int],
+        offsets: tuple[int, int],
+        device: torch.device,
+    ) -> TiledMask:
+        """`function` of batch row, head, query and key position; `shape` without the heads."""
+        batch, n_queries, n_keys = shape
+        make: Any = torch.Tensor._make_wrapper_subclass  # pyright: ignore[reportAttributeAccessIssue]
+        mask = make(cls, (batch, 1, n_queries, n_keys), dtype=torch.bool, device=device)
+        mask.function, mask.offsets = function, offsets
+        return mask
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Without the numbers."""
+        return f"TiledMask{tuple(self.shape)}"
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """A part by slices of whole steps; anything else is read off the whole mask."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if len(parts) > 4 or not all(isinstance(part, slice) and part.step in (None, 1) for part in parts):
+            return self.dense()[index]
+        whole = [*parts, *[slice(None)] * (4 - len(parts))]
+        rows, heads, queries, keys = (range(*part.indices(n)) for part, n in zip(whole, self.shape, strict=True))
+        first_query, first_key = self.offsets
+        made = self.function(
+            torch.arange(rows.start, rows.stop, device=self.device)[:, None, None, None],
+            torch.arange(heads.start, heads.stop, device=self.device)[None, :, None, None],
+            torch.arange(queries.start, queries.stop, device=self.device)[None, None, :, None] + first_query,
+            torch.arange(keys.start, keys.stop, device=self.device)[None, None, None, :] + first_key,
+        )
+        return made.expand(len(rows), len(heads), len(queries), len(keys))
+
+    def dense(self) -> Tensor:
+        """The whole mask."""
+        return self[:, :, :, :]
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Operations that know nothing of this class get the whole mask."""
+        plain = tree_map_only(TiledMask, TiledMask.dense, (args, kwargs or {}))
+        return func(*plain[0], **plain[1])
+
+
+def tiled_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Any = None,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """What `sdpa_mask` of transformers returns (the signature is its own), without the numbers where they are many."""
+    known: dict[str, Any] = {
+        "batch_size": batch_size,
+        "kv_length": kv_length,
+        "q_offset": q_offset,
+        "kv_offset": kv_offset,
+        "mask_function": mask_function,
+        "attention_mask": attention_mask,
+        "use_vmap": use_vmap,
+        "device": device,
+        **kwargs,
+    }
+    if use_vmap or batch_size * q_length * kv_length <= DENSE_PAIRS or not isinstance(q_offset, int):
+        return sdpa_mask(q_length=q_length, **known)
+    padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    if _hides_nothing(padding, q_length, kv_length, q_offset, kv_offset, kwargs):
+        return None
+    function = mask_function if padding is None else and_masks(mask_function, padding_mask_function(padding))
+    return TiledMask(function, (batch_size, q_length, kv_length), (q_offset, kv_offset), torch.device(device))
+
+
+def _hides_nothing(
+    padding: Tensor | None, q_length: int, kv_length: int, q_offset: int, kv_offset: int, options: dict[str, Any]
+) -> bool:
+    """Whether `sdpa_mask` would return None: what `is_causal` says, or nothing at all, is hidden."""
+    from transformers import masking_utils
+
+    local = options.get("local_size")
+    if options.get("allow_is_causal_skip", True) and masking_utils._ignore_causal_mask_sdpa(
+        padding, q_length, kv_length, q_offset, kv_offset, local
+    ):
+        return True
+    return bool(
+        options.get("allow_is_bidirectional_skip", False)
+        and masking_utils._ignore_bidirectional_mask_sdpa(padding, kv_length, local)
+    )
+
+
+def row_blocks(n_queries: int, n_keys: int) -> Iterator[slice]:
+    """Rows of a mask, a few at a time."""
+    n_rows = max(1, DENSE_PAIRS // max(1, n_keys))
+    for start in range(0, n_queries, n_rows):
+        yield slice(start, min(start + n_rows, n_queries))
+
+
+class AdditiveRows:
+    """A boolean mask as numbers to add to scores, a tile at a time; `[rows, heads, queries, keys]` by slices."""
+
+    def __init__(self, mask: Tensor, shape: tuple[int, ...], first: int, lowest: float) -> None:
+        self._mask, self._first, self._lowest = mask, first, lowest
+        self.shape = shape
+
+    def __getitem__(self, index: tuple[slice, slice, slice, slice]) -> Tensor:
+        inside = (slice(*part.indices(n)[:2]) for part, n in zip(index, self.shape, strict=True))
+        rows, heads, queries, keys = inside
+        shown = self._mask[self._first + rows.start : self._first + rows.stop, heads, queries, keys]
+        return torch.zeros(shown.shape, device=shown.device).masked_fill_(~shown, self._lowest)

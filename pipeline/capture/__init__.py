@@ -1,0 +1,1 @@
+"""The attention sites of a model and the collector of their calls; models in eager mode."""

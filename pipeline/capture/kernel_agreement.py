@@ -1,0 +1,114 @@
+"""Before the fused kernel fills a segment, it has to store what torch operations store.
+
+The self-check holds torch operations against the model's eager attention; this holds the kernel against them, on the
+same examples, through the very code that fills segments. The kernel also computes the attention output, so what later
+layers see is compared too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from headatlas.store.schema.traces import TraceSpec
+
+from ..calls.attention_hook import capturing
+from ..calls.segment_buffers import SegmentBuffers
+from ..tokens.model_inputs import ModelInputs
+from .collector import Reduction, TorchReduction, TraceCollector
+from .sites import ModelSites, forward_options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MOST_CODES_OFF = 0.01
+"""Share of sqrt8 codes that may differ, by one; rounding alone moves about one in 10,000."""
+TOLERANCES = {
+    "logsumexp": (1e-4, 1e-4),
+    "statistics": (1e-4, 1e-4),
+    "edge_weight": (5e-3, 1e-4),
+    "attention": (2e-3, 1e-5),
+    "query": (5e-3, 5e-3),
+    "key": (5e-3, 5e-3),
+    "query_scale": (5e-3, 1e-4),
+    "key_scale": (5e-3, 1e-4),
+    "position_bias": (0, 1e-6),
+    "sinks": (0, 0),
+}
+"""Relative and absolute, by array. Vectors are compared as stored, in half precision. Edge keys may differ in ties."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """`difference` says where the two first differ by more than rounding; None: nowhere."""
+
+    difference: str | None
+
+
+@torch.no_grad()
+def check_agreement(
+    model: PreTrainedModel,
+    sites: ModelSites,
+    spec: TraceSpec,
+    inputs: ModelInputs,
+    lengths: Mapping[str, Sequence[int]],
+    reduction: Reduction,
+) -> Agreement:
+    """Run one batch with torch operations and with `reduction`, and compare every array."""
+    filled = [
+        _fill(model, sites, spec, inputs, lengths, r) for r in (TorchReduction(spec.keep, spec.statistics), reduction)
+    ]
+    (expected, expected_failures), (found, failures) = filled
+    if failures != expected_failures:
+        return Agreement(
+            f"examples {sorted(failures)} cannot be stored, by torch operations {sorted(expected_failures)}"
+        )
+    for path, array in expected.arrays.items():
+        difference = _compare(path.split("/", 1)[1], found.arrays[path], array)
+        if difference:
+            return Agreement(f"{path}: {difference}")
+    return Agreement(None)
+
+
+def _fill(
+    model: PreTrainedModel,
+    sites: ModelSites,
+    spec: TraceSpec,
+    inputs: ModelInputs,
+    lengths: Mapping[str, Sequence[int]],
+    reduction: Reduction,
+) -> tuple[SegmentBuffers, set[int]]:
+    buffers = SegmentBuffers(spec, {name: np.asarray(values, np.int64) for name, values in lengths.items()})
+    collector = TraceCollector(spec, sites, reduction)
+    with capturing(model, collector):
+        batch = collector.begin(buffers, range(len(next(iter(lengths.values())))), inputs.special)
+        model(**inputs.arguments, **forward_options(model))
+        collector.finish()
+    return buffers, set(batch.failures)
+
+
+def _compare(name: str, found: np.ndarray, expected: np.ndarray) -> str | None:
+    if name.startswith("attention") and expected.dtype == np.uint8:
+        off = np.abs(found.astype(np.int16) - expected)
+        if off.max(initial=0) > 1:
+            return f"a code differs by {off.max()}; at most 1 is rounding"
+        share = float(np.mean(off)) if off.size else 0.0
+        return f"{share:.2%} of the codes differ" if share > MOST_CODES_OFF else None
+    if name in ("query", "key") and expected.dtype == np.uint8:
+        off = np.abs(found.astype(np.int16) - expected).max(initial=0)
+        return f"a code differs by {off}; at most 1 is rounding" if off > 1 else None
+    if name not in TOLERANCES:
+        return None
+    relative, absolute = TOLERANCES[name]
+    if expected.dtype == np.uint16:  # bfloat16
+        found, expected = ((array.astype(np.uint32) << 16).view(np.float32) for array in (found, expected))
+        relative *= 4
+    close = np.isclose(found, expected, rtol=relative, atol=absolute, equal_nan=True)
+    if close.all():
+        return None
+    worst = float(np.nanmax(np.abs(found.astype(np.float64) - expected)[~close], initial=0))
+    return f"{int((~close).sum())} of {close.size} numbers differ, by up to {worst:.3g}"

@@ -1,0 +1,225 @@
+"""Which attention a model has: found by running it once on a few tokens, never by trusting names or layer numbers.
+
+The probe records every call in order. That order, module by module, is what each later forward pass must repeat: a model
+that calls more, fewer or other modules is refused. The probe gives the two sides of an encoder–decoder different lengths,
+so cross attention shows by its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+
+from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema.traces import CaptureMode, Site, SiteName
+
+from ..calls.attention_hook import SUPPORTED, AttentionCall, capturing
+from ..calls.rotary import rotary_frequency, watching_rotation
+from ..calls.score_terms import find_parts, has_bias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class SiteCall:
+    """One attention call of a forward pass: the module, and the site and layer it is stored as."""
+
+    module: str
+    site: SiteName
+    layer: int
+
+
+@dataclass(frozen=True)
+class ModelSites:
+    """The sites of a model and the order in which a forward pass calls them."""
+
+    sites: tuple[Site, ...]
+    calls: tuple[SiteCall, ...]
+    capture: CaptureMode = "interface"
+
+    def site(self, name: SiteName) -> Site:
+        """The site of that name."""
+        return next(site for site in self.sites if site.name == name)
+
+
+class CallSequence:
+    """Matches the calls of one forward pass with the expected ones, in order."""
+
+    def __init__(self, sites: ModelSites) -> None:
+        self._expected = sites.calls
+        self._n_seen = 0
+
+    def next(self, module: str) -> SiteCall:
+        """Where the call of this module belongs.
+
+        Raises
+        ------
+        UnsupportedModelError
+            The model called another module than in the probe, or once too often.
+        """
+        if self._n_seen >= len(self._expected):
+            raise UnsupportedModelError(
+                f"{module} was called after all {len(self._expected)} expected attention calls."
+            )
+        expected = self._expected[self._n_seen]
+        if expected.module != module:
+            raise UnsupportedModelError(
+                f"attention call {self._n_seen} came from {module}, expected {expected.module}: the order of layers changed."
+            )
+        self._n_seen += 1
+        return expected
+
+    def finish(self) -> None:
+        """Check that the forward pass made every call, and get ready for the next.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Calls are missing.
+        """
+        seen, self._n_seen = self._n_seen, 0
+        if seen != len(self._expected):
+            raise UnsupportedModelError(
+                f"the model made {seen} attention calls in a forward pass, expected {len(self._expected)}."
+            )
+
+    def restart(self) -> None:
+        """Forget a forward pass that broke off."""
+        self._n_seen = 0
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.calls: list[AttentionCall] = []
+
+    def receive(self, call: AttentionCall) -> None:
+        self.calls.append(call)
+
+
+@torch.no_grad()
+def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelSites:
+    """Run `model` once on `inputs` and describe its attention.
+
+    `inputs` should be one short example of at least two tokens, with different lengths on the two sides of an
+    encoder–decoder.
+
+    Raises
+    ------
+    UnsupportedModelError
+        No attention, or not all layers, went through the interface; or layers differ in shape.
+    """
+    recorder = _Recorder()
+    with capturing(model, recorder), watching_rotation(model) as rotation:
+        model(**inputs, **forward_options(model))
+    if not recorder.calls:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be captured. {SUPPORTED}"
+        )
+    names: list[SiteName] = [_site_name(model, call) for call in recorder.calls]
+    by_site: dict[SiteName, list[AttentionCall]] = {}
+    calls: list[SiteCall] = []
+    modules = dict(model.named_modules())
+    for name, call in zip(names, recorder.calls, strict=True):
+        layer = len(by_site.setdefault(name, []))
+        stated = getattr(modules[call.module], "layer_idx", None)
+        if isinstance(stated, int) and stated != layer:
+            raise UnsupportedModelError(
+                f"{call.module} is call {layer} of the {name} site but says it is layer {stated}: some layers do not go through the attention interface. {SUPPORTED}"
+            )
+        by_site[name].append(call)
+        calls.append(SiteCall(call.module, name, layer))
+    for name, found in by_site.items():
+        expected = count_layers(model, name)
+        if expected is not None and expected != len(found):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has {expected} {name} layers but made {len(found)} attention calls there. {SUPPORTED}"
+            )
+    rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
+    order: list[SiteName] = [name for name in get_args(SiteName) if name in by_site]
+    # A decoder that is given encoder states has two sequences too, whatever its configuration calls it.
+    two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
+    turned = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
+    frequency = rotary_frequency(rotation, turned)
+    made = (_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order)
+    return ModelSites(tuple(made), tuple(calls))
+
+
+def forward_options(model: PreTrainedModel) -> dict[str, Any]:
+    """Arguments of every forward pass: no cache, no extra outputs."""
+    options: dict[str, Any] = {"return_dict": True}
+    if getattr(model.config, "use_cache", None) is not None or getattr(model.config, "is_encoder_decoder", False):
+        options["use_cache"] = False
+    return options
+
+
+def _site_name(model: PreTrainedModel, call: AttentionCall) -> SiteName:
+    if getattr(model.config, "is_encoder_decoder", False):
+        path = call.module.split(".")
+        if "encoder" in path and "decoder" not in path:
+            return "encoder"
+        if call.query.shape[2] != call.key.shape[2]:
+            return "cross"
+        cross = any(word in call.module.lower() for word in ("cross", "encoder_attn", "encdec"))
+        return "cross" if cross else "decoder"
+    if "crossattention" in call.module.lower():
+        return "cross"
+    return "decoder" if is_causal(call) else "encoder"
+
+
+def is_causal(call: AttentionCall) -> bool:
+    """Whether no query of the call sees a later key."""
+    if call.mask is None:
+        return call.causal
+    if call.mask.shape[-1] != call.mask.shape[-2] or call.mask.shape[-1] < 2:
+        return False
+    open_ = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
+    return not bool(open_.triu(1).any())
+
+
+def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:
+    """How many layers the configuration promises for a site; None where it does not say."""
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        names = (
+            ("encoder_layers", "num_layers", "num_hidden_layers")
+            if site == "encoder"
+            else ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+        )
+    else:
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+
+
+def _site(
+    name: SiteName, calls: list[AttentionCall], rotary: bool, frequency: tuple[float, ...], two_sided: bool
+) -> Site:
+    shapes = {(call.query.shape[1], call.key.shape[1], call.query.shape[3]) for call in calls}
+    if len(shapes) > 1:
+        raise UnsupportedModelError(
+            f"the {name} layers have different shapes (heads, key heads, d_head): {sorted(shapes)}; one shape is expected."
+        )
+    n_heads, n_kv_heads, d_head = shapes.pop()
+    return Site(
+        name=name,
+        n_layers=len(calls),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        d_head=d_head,
+        causal=name != "cross" and all(is_causal(call) for call in calls),
+        query_sequence="target" if two_sided and name != "encoder" else "source",
+        key_sequence="target" if two_sided and name == "decoder" else "source",
+        scaling=tuple(call.scaling for call in calls),
+        softcap=tuple(call.softcap for call in calls),
+        window=tuple(call.window for call in calls),
+        rotary=rotary,
+        rotary_frequency=frequency,
+        has_sinks=any(call.sinks is not None for call in calls),
+        has_position_bias=any(has_bias(call) for call in calls),
+        score_parts=find_parts(calls),
+    )

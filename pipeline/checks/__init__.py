@@ -1,0 +1,1 @@
+"""The capture compared with the model's own attention."""

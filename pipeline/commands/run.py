@@ -1,0 +1,200 @@
+"""The commands `headatlas run` and `headatlas plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..config import JobConfig
+    from ..tokens.batch_plan import JobProjection
+
+app = typer.Typer(rich_markup_mode="rich")
+_PANEL = "Pipeline"
+
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A job file, or the name of one that ships with headatlas (demo, prose, smollm2).",
+        show_default=False,
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="STORE", help="Folder to write to, instead of store.path.", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated.", show_default=False),
+]
+MaxOption = Annotated[
+    int | None,
+    typer.Option("--max-examples", metavar="N", min=1, help="Take the first N examples only.", show_default=False),
+]
+SampleOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sample",
+        metavar="N",
+        min=1,
+        help="Take N examples at random (corpus.seed decides which), in their order; --max-examples counts these.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command(rich_help_panel=_PANEL)
+def run(
+    config: ConfigArgument,
+    out: OutOption = None,
+    changes: SetOption = None,
+    max_examples: MaxOption = None,
+    sample: SampleOption = None,
+    as_json: JsonOption = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write again what is damaged (every byte is compared) or was dropped.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Run a model over a corpus and write its attention to a store; the same command again goes on where it stopped.
+
+    A job file may name several models: each gets a store of its own, STORE/NAME, with the same examples in all.
+
+    Example: [bold]headatlas run demo --out traces/demo[/bold]
+    """
+    from ..progress import open_display
+
+    jobs = _load(config, out, changes, max_examples, sample)
+    display = open_display(quiet)
+    try:
+        from ..job.multi_model import run_jobs
+
+        reports = run_jobs(jobs, display, repair=repair)
+    except KeyboardInterrupt:
+        display.close()
+        stores = ", ".join(str(job.store.path) for job in jobs)
+        print(
+            f"\nheadatlas: stopped. Every committed segment is safe in {stores}; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    finally:
+        display.close()
+    if as_json:
+        _print_json([asdict(report) for report in reports])
+
+
+@app.command(rich_help_panel=_PANEL)
+def plan(
+    config: ConfigArgument,
+    out: OutOption = None,
+    changes: SetOption = None,
+    max_examples: MaxOption = None,
+    sample: SampleOption = None,
+    as_json: JsonOption = False,
+    timed: Annotated[bool, typer.Option("--timed/--untimed", help="Run one batch to estimate the time.")] = True,
+    measure: Annotated[
+        int,
+        typer.Option(
+            "--measure", metavar="N", min=0, help="Capture N examples to measure the bytes on disk (0: guess them)."
+        ),
+    ] = 192,
+) -> None:
+    """Show what a job would take: examples, tokens, segments, bytes on disk by array, memory and time. Writes no store.
+
+    Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
+    """
+    from ..job.prepare import prepare_job
+    from ..job.projection import project_job
+    from ..tokens.encoding import open_corpus
+
+    jobs = _load(config, out, changes, max_examples, sample)
+    corpus = open_corpus(jobs[0].corpus)
+    found = []
+    for one in jobs:
+        job = prepare_job(one, corpus=corpus)
+        projection = project_job(job, timed, measure)
+        if as_json:
+            found.append(_projection_json(projection, job))
+        else:
+            _print_projection(projection, job)
+    if as_json:
+        _print_json(found)
+
+
+def _load(
+    config: str, out: Path | None, changes: list[str] | None, max_examples: int | None, sample: int | None
+) -> list[JobConfig]:
+    from ..config import load_jobs
+
+    overrides = list(changes or ())
+    for name, value in (("max_examples", max_examples), ("sample", sample)):
+        if value is not None:
+            overrides.append(f"corpus.{name}={value}")
+    return load_jobs(config, overrides, out)
+
+
+def _print_json(found: list[dict[str, Any]]) -> None:
+    """One object; of several models a list."""
+    print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
+
+
+def _projection_json(projection: JobProjection, job: Any) -> dict[str, Any]:
+    return {
+        "store": str(job.path),
+        "model": job.loaded.identity.name,
+        "n_skipped": len(job.skipped),
+        "n_quarantined": job.n_quarantined,
+        **asdict(projection),
+        "raw_bytes": projection.raw_bytes,
+        "stored_bytes": projection.stored_bytes,
+        "peak_bytes": projection.peak_bytes,
+    }
+
+
+def _print_projection(projection: JobProjection, job: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..progress import format_bytes, format_seconds
+
+    console = Console()
+    tokens = ", ".join(f"{count:,} {name} tokens" for name, count in projection.n_tokens.items())
+    sites = "; ".join(f"{site.name}: {site.n_layers} layers x {site.n_heads} heads" for site in job.spec.sites)
+    console.print(f"[bold]{job.loaded.identity.name}[/bold] ({sites}) → {job.path}", highlight=False)
+    console.print(
+        f"{projection.n_examples:,} examples, {tokens}, in {projection.n_segments} segments and {projection.n_batches} batches "
+        f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
+        highlight=False,
+    )
+    for count, what in (
+        (len(job.skipped), "examples cannot be encoded"),
+        (job.n_quarantined, "records cannot be read"),
+    ):
+        if count:
+            console.print(f"{count:,} {what}", highlight=False)
+    origin = "from a sample" if projection.besides else "a guess"
+    table = Table("array", "raw", f"on disk ({origin})", box=None, header_style="bold")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for array in (*projection.arrays, *projection.besides):
+        raw, stored = format_bytes(array.raw_bytes), format_bytes(array.stored_bytes)
+        about = ("\u2264 ", "about ") if array.is_estimate else ("", "")
+        table.add_row(array.path, about[0] + raw, about[1] + stored)
+    table.add_row("all", format_bytes(projection.raw_bytes), format_bytes(projection.stored_bytes), style="bold")
+    console.print(table)
+    if any(array.is_estimate for array in projection.arrays):
+        console.print(
+            f"How many weights {job.spec.keep.attention} keeps depends on the weights: its bytes are an estimate.",
+            highlight=False,
+        )
+    parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in projection.memory.items())
+    console.print(f"peak memory at most {format_bytes(projection.peak_bytes)} ({parts})", highlight=False)
+    if projection.time_s is not None:
+        console.print(f"about {format_seconds(projection.time_s)}, from one timed batch", highlight=False)

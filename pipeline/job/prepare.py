@@ -1,0 +1,178 @@
+"""From a job file to everything a run needs: model, sites, encoded examples, segments, and who they are.
+
+Nothing is written here, so `headatlas plan` and `headatlas run` share it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema.traces import TraceSpec
+
+from ..config import JobConfig
+from ..corpora.examples import EncodedExample
+from ..progress import Event, Stage
+from ..tokens.batch_plan import BatchLimits, ModelShape, SegmentSpec, plan_segments
+from ..tokens.encoding import Corpus, encode_corpus, open_corpus
+
+if TYPE_CHECKING:
+    from ..capture.sites import ModelSites
+    from ..models.sources import LoadedModel
+    from ..tokens.model_inputs import InputBuilder
+
+_LIBRARIES = ("headatlas", "torch", "transformers", "tokenizers", "numpy", "zarr")
+_LISTED_QUARANTINED = 100
+EAGER_BATCH_BYTES = 512 << 20
+"""What the maps of one batch may take in eager mode, all layers together, unless one example alone takes more."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is ready to run.
+
+    Examples that cannot be stored (`skipped`: why, by index) keep their place, with text and without tokens, so that
+    example i of the corpus is example i of the store.
+    """
+
+    config: JobConfig
+    path: Path
+    loaded: LoadedModel
+    inputs: InputBuilder
+    sites: ModelSites
+    spec: TraceSpec
+    examples: list[EncodedExample]
+    skipped: dict[int, str]
+    n_quarantined: int
+    segments: tuple[SegmentSpec, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def limits(self) -> BatchLimits:
+        """How large a batch may be; smaller where all layers' maps are in memory at once."""
+        limits = self.config.run.limits
+        if self.spec.capture == "interface":
+            return limits
+        maps = sum(site.n_layers * site.n_heads for site in self.spec.sites)
+        return replace(limits, max_pairs=max(1, EAGER_BATCH_BYTES // (4 * maps)))
+
+    @property
+    def n_tokens(self) -> dict[str, Int64[np.ndarray, "example"]]:
+        """Token counts of every example, by sequence."""
+        return count_tokens(self.examples, self.spec)
+
+
+def count_tokens(examples: list[EncodedExample], spec: TraceSpec) -> dict[str, Int64[np.ndarray, "example"]]:
+    """Token counts, by the sequences the model has."""
+    counts: dict[str, Int64[np.ndarray, "example"]] = {}
+    for sequence in spec.sequences:
+        sides = (example.source if sequence == "source" else example.target for example in examples)
+        counts[sequence] = np.asarray([0 if side is None else len(side) for side in sides], dtype=np.int64)
+    return counts
+
+
+def prepare_job(
+    config: JobConfig,
+    on_event: Callable[[Event], None] = lambda event: None,
+    corpus: Corpus | None = None,
+    loaded: LoadedModel | None = None,
+) -> Job:
+    """Load the model, read the corpus (unless they are given), encode it, find the sites, plan the segments.
+
+    Raises
+    ------
+    ConfigError
+        Model or corpus cannot be read, or no example is left.
+    UnsupportedModelError
+        The model's attention cannot be captured.
+    """
+    import torch
+
+    from ..capture.eager import find_sites, require_keep
+    from ..models.sources import load_asked
+    from ..tokens.model_inputs import InputBuilder
+    from .deferred_statistics import check_later
+
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    if loaded is None:
+        on_event(Stage(f"reading model {config.model.source}"))
+        loaded = load_asked(config.model, images=config.corpus.kind == "images")
+    corpus = corpus or open_corpus(config.corpus, on_event)
+    examples, skipped = encode_corpus(config, loaded, corpus, on_event)
+
+    inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
+    first = next(example for i, example in enumerate(examples) if i not in skipped)
+    sites = find_sites(loaded.model, inputs.build_probe(first))
+    keep = config.keep.stored()
+    require_keep(loaded.model, sites, keep)
+    if config.generate.max_new_tokens and not any(site.causal for site in sites.sites):
+        kind = type(loaded.model).__name__
+        raise UnsupportedModelError(
+            f"{kind} sees later tokens, so it writes no text; leave generate.max_new_tokens out."
+        )
+    check_later(config.keep, sites.sites)
+    if sites.capture == "eager":
+        kind = type(loaded.model).__name__
+        on_event(Stage(f"{kind} computes attention outside transformers' interface: the maps it returns are captured"))
+    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=config.keep.captured, capture=sites.capture)
+    segments = plan_segments(
+        spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
+    )
+    assert config.store.path is not None, "load_config gives every job a store"
+    job = Job(
+        config, config.store.path, loaded, inputs, sites, spec, examples, skipped, len(corpus.quarantined), segments, {}
+    )
+    return replace(job, provenance=_describe(job, corpus))
+
+
+def model_shape(loaded: LoadedModel) -> ModelShape:
+    """What the memory projection needs of a model."""
+    hidden = _first_size(loaded, ("hidden_size", "d_model", "dim", "n_embd"), 1024)
+    inner = _first_size(loaded, ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner"), 4 * hidden)
+    parameters = list(loaded.model.parameters())
+    return ModelShape(sum(p.nbytes for p in parameters), hidden, inner, parameters[0].element_size())
+
+
+def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> int:
+    """The first of these numbers that the model's configuration has (families name them differently)."""
+    config = loaded.model.config.get_text_config()
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), default)
+
+
+def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
+    """Who model, tokenizer and corpus are, what the job asked for, what ran it."""
+    tokenizer, images = job.loaded.tokenizer, job.loaded.images
+    reads = {"class": "" if images is None else images.name}
+    if tokenizer is not None:
+        reads = {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)}
+    return {
+        "model": job.loaded.identity.to_dict(),
+        "tokenizer": reads,
+        "corpus": corpus.description,
+        "quarantined": [
+            {"line": record.line, "reason": record.reason} for record in corpus.quarantined[:_LISTED_QUARANTINED]
+        ],
+        "config": job.config.identity(),
+        "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
+        "device": str(job.loaded.model.device),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "processors": os.cpu_count()},
+        "capture": job.spec.capture,
+        "dtype": str(job.loaded.model.dtype).removeprefix("torch."),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

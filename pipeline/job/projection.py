@@ -1,0 +1,76 @@
+"""Time and memory of a prepared job, with a short timed trial of the real thing."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from ..calls.segment_buffers import SegmentBuffers
+from ..capture.collector import TILE_WEIGHTS, TraceCollector
+from ..capture.eager import forwarding
+from ..checks.selfcheck import CHECK_BYTES
+from ..reduce.fused_reduction import choose_reduction
+from ..tokens.batch_plan import JobProjection, plan_batches, project
+from .prepare import Job, model_shape
+from .size_sample import measure_sample
+
+_TRIAL_TOKENS = 2048
+WRITING_SHARE = 1.15
+"""Writing and bookkeeping beside computing."""
+
+
+def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjection:
+    """What the job will take; `timed` runs one batch of typical length twice to estimate the time.
+
+    With `n_sampled` examples captured and written the bytes on disk are measured, else they are a guess.
+    """
+    n_tokens = job.n_tokens
+    check = min(CHECK_BYTES, 3 * _attention_bytes(job, n_tokens))
+    projection = project(
+        job.spec,
+        n_tokens,
+        job.segments,
+        job.limits,
+        model_shape(job.loaded),
+        4 * TILE_WEIGHTS,
+        check,
+        seconds_per_token(job) if timed else None,
+    )
+    return measure_sample(job, projection, n_sampled) if n_sampled else projection
+
+
+def seconds_per_token(job: Job) -> float:
+    """Seconds of capture for each token, from a batch around the middle of the lengths."""
+    n_tokens = job.n_tokens
+    total = np.sum(np.stack(list(n_tokens.values())), axis=0)
+    order = np.argsort(total, kind="stable")
+    order = order[total[order] > 0]
+    # Half of all tokens are in shorter examples, half in longer ones.
+    middle = int(np.searchsorted(np.cumsum(total[order]), total.sum() / 2))
+    half = max(1, _TRIAL_TOKENS // max(1, int(total[order[min(middle, len(order) - 1)]])) // 2)
+    chosen = [int(i) for i in order[max(0, middle - half) : middle + half]] or [int(order[0])]
+    examples = [job.examples[i] for i in chosen]
+    lengths = {name: counts[chosen] for name, counts in n_tokens.items()}
+    spec = job.spec
+    reduction = choose_reduction(spec.keep, spec.statistics, job.loaded.model.device, spec.capture)
+    collector = TraceCollector(spec, job.sites, reduction)
+    buffers = SegmentBuffers(job.spec, lengths)
+    batches = plan_batches(lengths, job.limits)
+    seconds = 0.0
+    for _ in range(2):  # the first time warms up
+        started = time.perf_counter()
+        with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
+            for batch in batches:
+                inputs = job.inputs.build([examples[i] for i in batch.examples])
+                collector.begin(buffers, batch.examples, inputs.special)
+                forward(inputs)
+        seconds = time.perf_counter() - started
+    return WRITING_SHARE * seconds / int(sum(counts.sum() for counts in lengths.values()))
+
+
+def _attention_bytes(job: Job, n_tokens: dict[str, np.ndarray]) -> int:
+    maps = sum(site.n_layers * site.n_heads for site in job.spec.sites)
+    longest = max(int(counts.max(initial=0)) for counts in n_tokens.values())
+    return 4 * 8 * maps * longest * longest

@@ -1,0 +1,368 @@
+"""Running a job: segment by segment, each written in the background while the next is computed.
+
+What is committed stays; what is not leaves no trace; running the same job again goes on where it stopped and ends with
+the same bytes. An example that cannot be stored (out of memory alone, scores that are not finite) takes its segment
+back to the start without it, so nothing doubtful is ever written. What is repaired goes the same way (`repair.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from headatlas.store.errors import BudgetError
+from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped
+from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.store.schema.traces import SequenceName
+from headatlas.store.writing.store_writer import Replacement, StoreWriter
+
+from ..calls.segment_buffers import BufferPool, SegmentBuffers
+from ..capture.collector import Reduction, TorchReduction, TraceCollector
+from ..capture.eager import forwarding
+from ..capture.kernel_agreement import check_agreement
+from ..checks.eager_check import check_eager
+from ..checks.selfcheck import check_capture, choose_examples, most_checked_tokens
+from ..config import JobConfig
+from ..corpora.examples import CorpusExample, EncodedExample, without_tokens
+from ..progress import (
+    BatchDone,
+    BatchHalved,
+    CheckPassed,
+    Event,
+    ExampleSkipped,
+    JobDone,
+    JobStarted,
+    Listener,
+    SegmentDone,
+    SegmentRestarted,
+    Stage,
+    format_bytes,
+)
+from ..reduce import kernel
+from ..reduce.fused_reduction import choose_reduction
+from ..tokens.batch_plan import SegmentSpec, example_bytes, plan_batches
+from ..tokens.model_inputs import ModelInputs
+from ..tokens.segment_tables import build_example_columns, build_token_table
+from .deferred_statistics import add_later
+from .prepare import Job, count_tokens, prepare_job
+from .repair import find_repairs
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """How a job ended."""
+
+    store: str
+    n_examples: int
+    n_segments: int
+    n_segments_written: int
+    n_skipped: int
+    n_quarantined: int
+    n_bytes: int
+    seconds: float
+
+
+class UnstorableExamples(Exception):
+    """Examples of a segment, by index within it, that must not be stored, with the reasons."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+
+@dataclass
+class ComputedSegment:
+    """A segment ready to be written; `buffers` stay valid until the one after the next is begun."""
+
+    segment: SegmentSpec
+    examples: list[EncodedExample]
+    buffers: SegmentBuffers
+    skipped: dict[int, str]
+    """Reasons by index within the corpus."""
+    instead_of: SegmentEntry | Dropped | None = None
+    """What it takes the place of, if it is written again."""
+
+
+def run_job(config: JobConfig, on_event: Listener = lambda event: None, *, repair: bool = False) -> JobReport:
+    """Run a job, or what is left of it; with `repair` also what is damaged and what was dropped.
+
+    KeyboardInterrupt passes through after the segment that was being written is committed.
+
+    Raises
+    ------
+    HeadAtlasError
+        The job cannot run, the model fails the self-check, or the store belongs to another job.
+    """
+    return execute_job(prepare_job(config, on_event), on_event, repair=repair)
+
+
+def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bool = False) -> JobReport:
+    """Compute and write the segments that are not in the store yet, or with `repair` not sound."""
+    started = time.monotonic()
+    writer = StoreWriter.create(
+        job.path,
+        spec=job.spec,
+        provenance=job.provenance,
+        n_examples_planned=len(job.examples),
+        n_segments_planned=len(job.segments),
+        container=job.config.store.container,
+    )
+    repairs = find_repairs(writer, on_event) if repair else {}
+    done = writer.committed - repairs.keys()
+    left = [segment for segment in job.segments if segment.index not in done]
+    n_done = sum(segment.n_examples for segment in job.segments if segment.index in done)
+    on_event(
+        JobStarted(str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(done))
+    )
+    if left:
+        reduction, served_by = _check(job, left, on_event)
+        writer.note("reduction", served_by)
+        collector = TraceCollector(job.spec, job.sites, reduction)
+        pools = (BufferPool(), BufferPool())
+        pending: Future[SegmentEntry] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
+            for number, segment in enumerate(left):
+                computed = compute_segment(
+                    job, segment, collector, pools[number % 2], on_event, _noted(writer, segment)
+                )
+                computed.instead_of = repairs.get(segment.index)
+                if pending is not None:
+                    _report_segment(pending.result(), on_event)
+                pending = background.submit(write_segment, writer, computed)
+            if pending is not None:
+                _report_segment(pending.result(), on_event)
+    add_later(job, on_event)
+    manifest = writer.manifest
+    n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
+    seconds = time.monotonic() - started
+    on_event(JobDone(str(job.path), len(job.examples), len(manifest.skipped), job.n_quarantined, n_bytes, seconds))
+    return JobReport(
+        str(job.path),
+        len(job.examples),
+        len(job.segments),
+        len(left),
+        len(manifest.skipped),
+        job.n_quarantined,
+        n_bytes,
+        seconds,
+    )
+
+
+def _noted(writer: StoreWriter, segment: SegmentSpec) -> dict[int, str]:
+    """The examples of a segment that the store notes as skipped already, with the reasons."""
+    inside = range(segment.first_example, segment.first_example + segment.n_examples)
+    return {row.example: row.reason for row in writer.manifest.skipped if row.example in inside}
+
+
+def compute_segment(
+    job: Job,
+    segment: SegmentSpec,
+    collector: TraceCollector,
+    pool: BufferPool,
+    on_event: Listener = lambda event: None,
+    taken_out: Mapping[int, str] | None = None,
+) -> ComputedSegment:
+    """Run the model over one segment's examples.
+
+    Of those in `taken_out` (reasons by index within the corpus) that could be stored only the id is kept.
+    """
+    examples = list(job.examples[segment.examples])
+    skipped = {
+        i: reason
+        for i, reason in job.skipped.items()
+        if segment.first_example <= i < segment.first_example + segment.n_examples
+    }
+    for index, reason in skipped.items():
+        on_event(ExampleSkipped(index, job.examples[index].example.id, reason))
+    while True:
+        try:
+            computed = ComputedSegment(segment, examples, _fill(job, examples, collector, pool, on_event), skipped)
+        except UnstorableExamples as found:
+            for index, reason in sorted(found.reasons.items()):
+                skipped[segment.first_example + index] = reason
+                on_event(ExampleSkipped(segment.first_example + index, examples[index].example.id, reason))
+                examples[index] = without_tokens(examples[index].example, examples[index].target is not None)
+            on_event(SegmentRestarted(segment.index, len(found.reasons)))
+            continue
+        gone = {index: reason for index, reason in (taken_out or {}).items() if index not in skipped}
+        if not gone:
+            return computed
+        for index in gone:
+            bare = CorpusExample(job.examples[index].example.id, "")
+            examples[index - segment.first_example] = without_tokens(bare, job.examples[index].target is not None)
+        skipped |= gone
+        on_event(SegmentRestarted(segment.index, len(gone)))
+
+
+def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntry:
+    """Commit a computed segment."""
+    tables = segment_tables(computed.examples, computed.buffers.spec.sequences)
+    notes = [
+        {"example": index, "id": computed.examples[index - computed.segment.first_example].example.id, "reason": reason}
+        for index, reason in sorted(computed.skipped.items())
+    ]
+    index, arrays = computed.segment.index, computed.buffers.arrays
+    if computed.instead_of is None:
+        return writer.write(index, computed.segment.first_example, tables, arrays, notes)
+    rows = [Skipped.model_validate(note) for note in notes]
+    manifest = writer.replace([Replacement(computed.instead_of, tables, arrays)], skipped=rows)
+    return next(entry for entry in manifest.segments if entry.index == index)
+
+
+def segment_tables(encoded: Sequence[EncodedExample], sequences: Sequence[SequenceName]) -> SegmentTables:
+    """Ids, texts, annotations and tokens of a segment."""
+    examples = [one.example for one in encoded]
+    return SegmentTables(
+        ids=[example.id for example in examples],
+        texts=[example.text for example in examples],
+        text_pairs=[example.text_pair for example in examples],
+        target_texts=[example.target for example in examples],
+        columns=build_example_columns(examples),
+        tokens={sequence: build_token_table(encoded, sequence) for sequence in sequences},
+    )
+
+
+def _fill(
+    job: Job, examples: list[EncodedExample], collector: TraceCollector, pool: BufferPool, on_event: Listener
+) -> SegmentBuffers:
+    n_tokens = count_tokens(examples, job.spec)
+    try:
+        buffers = SegmentBuffers(job.spec, n_tokens, pool)
+    except MemoryError as error:
+        raise _no_memory(job, n_tokens) from error
+    failures: dict[int, str] = {}
+    of_batches: list[dict[int, str]] = []  # may grow until the block ends
+    with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
+        for batch in plan_batches(n_tokens, job.limits):
+            waiting: list[Sequence[int]] = [batch.examples]
+            while waiting:
+                part = waiting.pop()
+                reasons = _run_batch(job, examples, part, buffers, collector, forward)
+                if reasons is not None:
+                    of_batches.append(reasons)
+                    on_event(BatchDone(len(part), sum(int(counts[i]) for counts in n_tokens.values() for i in part)))
+                elif len(part) > 1:
+                    on_event(BatchHalved(len(part)))
+                    waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+                else:
+                    size = max(int(counts[part[0]]) for counts in n_tokens.values())
+                    failures[part[0]] = f"out of memory: {size} tokens are too many for this machine, even alone"
+    for reasons in of_batches:
+        failures.update(reasons)
+    if failures:
+        raise UnstorableExamples(failures)
+    buffers.check_filled()
+    return buffers
+
+
+def _no_memory(job: Job, n_tokens: dict[str, np.ndarray]) -> Exception:
+    """What to say where the traces of a segment have no room: its only example goes, several can be parted."""
+    n_bytes = format_bytes(int(example_bytes(job.spec, n_tokens).sum()))
+    rows = np.flatnonzero(next(iter(n_tokens.values())))
+    if len(rows) > 1:
+        return BudgetError(
+            f"there is no memory for the {n_bytes} of a segment; lower store.segment_bytes (of a new store), or free some."
+        )
+    return UnstorableExamples({int(rows[0]): f"out of memory: its traces take {n_bytes}, too much for this machine"})
+
+
+def _run_batch(
+    job: Job,
+    examples: list[EncodedExample],
+    part: Sequence[int],
+    buffers: SegmentBuffers,
+    collector: TraceCollector,
+    forward: Callable[[ModelInputs], None],
+) -> dict[int, str] | None:
+    """Run one batch; the examples that must not be stored, all of them once the collector settled; None: no memory."""
+    before = {name: arrays.n_filled for name, arrays in buffers.sites.items()}
+    model = job.loaded.model
+    try:
+        inputs = job.inputs.build([examples[i] for i in part])
+        batch = collector.begin(buffers, part, inputs.special)
+        forward(inputs)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        for name, count in before.items():
+            buffers.sites[name].n_filled = count
+        _give_back(model.device)
+        return None
+    return batch.failures
+
+
+def _give_back(device: torch.device) -> None:
+    """Let the system have what was freed: allocators keep it, and code made for a batch of another shape finds no room."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+        if trim is not None:
+            trim(0)
+
+
+_NO_ROOM = (
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",  # oneDNN, without saying why: it finds no room for the code that it generates
+    "could not create a memory object",
+)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in _NO_ROOM)
+
+
+def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
+    """Hold the capture against eager attention on a few examples of what comes next; what then serves, and its name."""
+    spec, model = job.spec, job.loaded.model
+    plain = TorchReduction(spec.keep, spec.statistics)
+    eager = spec.capture == "eager"
+    on_event(Stage(f"checking the capture against {'the softmaxes of the model' if eager else 'eager attention'}"))
+    for segment in left:
+        examples = job.examples[segment.examples]
+        n_tokens = count_tokens(examples, spec)
+        if not next(iter(n_tokens.values())).any():
+            continue
+        chosen = choose_examples(spec.sites, n_tokens)
+        checked = [examples[i].beginning(most_checked_tokens(spec.sites)) for i in chosen]
+        lengths = {name: counts.tolist() for name, counts in count_tokens(checked, spec).items()}
+        inputs = job.inputs.build(checked)
+        if eager:
+            report = check_eager(model, job.sites, inputs, lengths)
+        else:
+            report = check_capture(model, job.sites, spec.keep, inputs, lengths)
+        on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
+        if eager:
+            on_event(Stage("capturing in eager mode, with torch operations: query and key cannot be seen"))
+            return plain, "eager mode, torch operations"
+        fused = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
+        if isinstance(fused, TorchReduction):
+            on_event(Stage(f"capturing with {kernel.explain()}"))
+            return plain, "torch operations"
+        agreement = check_agreement(model, job.sites, spec, inputs, lengths, fused)
+        if agreement.difference:
+            on_event(
+                Stage(f"capturing with torch operations: the {fused.name} differs from them ({agreement.difference})")
+            )
+            return plain, "torch operations"
+        share = f"{fused.n_fused} of {fused.n_fused + fused.n_torch} layers"
+        served_by = f"{fused.name}, {share}" if fused.n_fused else "torch operations"
+        on_event(Stage(f"capturing with {'the ' if fused.n_fused else ''}{served_by}"))
+        return fused, served_by
+    return plain, "torch operations"
+
+
+def _report_segment(entry: SegmentEntry, on_event: Listener) -> None:
+    on_event(SegmentDone(entry.index, entry.n_examples, entry.data_bytes + entry.bytes))
+
+
+__all__ = ["ComputedSegment", "Event", "JobReport", "compute_segment", "execute_job", "run_job", "write_segment"]

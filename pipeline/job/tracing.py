@@ -1,0 +1,131 @@
+"""One input of a model, traced into memory: for a notebook, without a corpus, a job file or a store.
+
+It goes through the capture that jobs use, the self-check against the model's own eager attention included; nothing is
+rounded (attention, query and key as float32; attention alone of a model that is captured in eager mode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from headatlas.store.errors import ConfigError, UnsupportedModelError
+from headatlas.store.reading.example import Example
+from headatlas.store.reading.memory_segment import MemorySegment
+from headatlas.store.schema.text_tables import SegmentTables
+from headatlas.store.schema.traces import Keep, TraceSpec
+from headatlas.store.statistics.definitions import STATISTICS
+
+from ..calls.segment_buffers import SegmentBuffers
+from ..capture.collector import TraceCollector
+from ..capture.eager import find_sites, forwarding
+from ..checks.eager_check import check_eager
+from ..checks.selfcheck import check_capture
+from ..corpora.examples import CorpusExample, EncodedExample
+from ..tokens.model_inputs import InputBuilder, max_model_tokens
+from ..tokens.segment_tables import build_token_table
+from ..tokens.tokenizer import encode
+from .prepare import count_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+KEEP = Keep(attention="float32", query_key="float32", edges=8, statistics=True)
+
+
+def trace(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    text_pair: str | None = None,
+    *,
+    target: str | None = None,
+    add_special_tokens: bool = True,
+) -> Example:
+    """Run a model on one text and keep its attention, queries, keys and statistics.
+
+    The model may be loaded with any attention implementation; it is left as it was. `target` is what the decoder of an
+    encoder–decoder reads.
+
+    Returns
+    -------
+    An example as a store gives it (`attention()`, `query()`, `key()`, `tokens()`, ...); the views take it.
+
+    Raises
+    ------
+    ConfigError
+        The text is too long for the model, or cannot be encoded; or `target` is missing or of no use.
+    UnsupportedModelError
+        The model's attention cannot be captured faithfully.
+    """
+    two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
+    if two_sided != (target is not None):
+        raise ConfigError(
+            f"{type(model).__name__} is an encoder–decoder: pass target=, what its decoder reads."
+            if two_sided
+            else f"{type(model).__name__} has no decoder of its own: leave target out, or pass text_pair."
+        )
+    with torch.inference_mode(), _evaluating(model):
+        encoded = _encode(model, tokenizer, CorpusExample("trace", text, text_pair, target), add_special_tokens)
+        builder = InputBuilder(model, tokenizer)
+        sites = find_sites(model, builder.build_probe(encoded))
+        keep = KEEP if sites.capture == "interface" else KEEP.model_copy(update={"query_key": None})
+        spec = TraceSpec(sites=sites.sites, keep=keep, statistics=tuple(STATISTICS), capture=sites.capture)
+        n_tokens = count_tokens([encoded], spec)
+        inputs = builder.build([encoded])
+        lengths = {name: [int(n[0])] for name, n in n_tokens.items()}
+        if sites.capture == "eager":
+            check_eager(model, sites, inputs, lengths)
+        else:
+            check_capture(model, sites, keep, inputs, lengths)
+        buffers, collector = SegmentBuffers(spec, n_tokens), TraceCollector(spec, sites)
+        with forwarding(model, sites, collector) as forward:
+            batch = collector.begin(buffers, [0], inputs.special)
+            forward(inputs)
+        if batch.failures:
+            raise UnsupportedModelError(f"{type(model).__name__}: {next(iter(batch.failures.values()))}.")
+        buffers.check_filled()
+    tables = SegmentTables(
+        ["trace"],
+        [text],
+        [text_pair],
+        [target],
+        tokens={sequence: build_token_table([encoded], sequence) for sequence in spec.sequences},
+    )
+    return MemorySegment(spec, tables, buffers.arrays).examples[0]
+
+
+def _encode(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: CorpusExample, add_special_tokens: bool
+) -> EncodedExample:
+    two_sided = example.target is not None
+    limit = max_model_tokens(model, tokenizer) or 1 << 30
+    (encoded,) = encode(
+        [example],
+        tokenizer,
+        max_tokens=limit,
+        on_too_long="whole",
+        add_special_tokens=add_special_tokens,
+        has_target=two_sided,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None) if two_sided else None,
+    )
+    if not isinstance(encoded, EncodedExample):
+        raise ConfigError(f"the text cannot be traced: {encoded.reason}.")
+    if not len(encoded.source) or (encoded.target is not None and not len(encoded.target)):
+        raise ConfigError("the text has no tokens; pass one that has.")
+    return encoded
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,1 @@
+"""Model sources: from a folder, hub name, package or GGUF file to a loaded model."""

@@ -1,0 +1,141 @@
+"""How a kernel is to serve the calls of a batch: where its examples lie, and what is left of its mask.
+
+A mask that is what lengths, causality and a sliding window say need not be read: each is compared with that, once a batch,
+never guessed. Any other is added to the scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headatlas.store.schema.traces import Site
+
+from ..calls.attention_hook import AttentionCall
+from ..calls.batch import Batch
+from ..calls.lazy_mask import AdditiveRows, row_blocks
+from ..tokens.batch_plan import DENSE_PAIRS
+from . import kernel
+from .torch_reduction import LOWEST
+
+if TYPE_CHECKING:
+    from .fused_reduction import LayerCalls
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Plan:
+    """How one batch's calls of one kind are served; `places` None: by torch operations. `hides` is added to the scores."""
+
+    mask: Tensor | None  # held, so that its id stays its own
+    places: kernel.Places | None
+    window: int | None = None
+    hides: Tensor | None = None
+    made: LayerCalls | None = None
+    """How the layer before was served, if other layers can be served so."""
+
+
+@dataclass
+class PlanOfBatch:
+    """The plans of one batch; they are made anew for the next."""
+
+    _batch: Batch | None = None
+    _plans: dict[tuple[str, int, bool, int | None, int | None], Plan] = field(default_factory=dict)
+
+    def of(self, call: AttentionCall, site: Site, band: int | None, batch: Batch) -> Plan:
+        """How to serve a call whose pairs are stored in this band; `places` None: by torch operations."""
+        if self._batch is not batch:
+            self._batch = batch
+            self._plans.clear()
+        kind = (site.name, id(call.mask), call.causal, call.window, band)
+        plan = self._plans.get(kind)
+        if plan is None:
+            plan = self._plans[kind] = _make_plan(call, site, band, batch)
+        # What differs from layer to layer is looked at every time.
+        if call.query.dtype not in _DTYPES or call.value.dtype != call.query.dtype:
+            return Plan(None, None)
+        bias = call.position_bias
+        if bias is not None and (bias.ndim != 4 or bias.shape[2:] != (call.query.shape[2], call.key.shape[2])):
+            return Plan(None, None)
+        return plan
+
+
+def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> Plan:
+    """What serves the calls with this mask, whose pairs are stored in this band."""
+    place = batch.places[site.name]
+    cut = band if band is not None and any(run.n_keys > band for run in place.runs) else None
+    if cut is not None:
+        for index, run in enumerate(place.runs):
+            batch.check_mask(call, site, site.bands[band][0], index, run, rebuilt=False)
+    # Models count a window's own key in or out; the mask decides which it is.
+    stated = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
+    windows = [None, *(window for window in stated if window > 0)]
+    for index, run in enumerate(place.runs):
+        mask, triangular = batch.mask_of(call, site, index, run)
+        windows = [w for w in windows if _is_visible(mask, triangular, run.n_queries, run.n_keys, site.causal, w)]
+    hides = None
+    if not windows:
+        hides = _additive(call)
+        if hides is None:
+            return Plan(call.mask, None)
+    special = batch.special.get(site.key_sequence)
+    flags = np.zeros((len(place.example), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
+    places = kernel.Places(
+        lengths=np.array(place.n_queries),
+        causal=site.causal,
+        key_lengths=np.array(place.n_keys) if site.name == "cross" else None,
+        pair_offset=place.pair_start.get(band),
+        row_offset=place.query_start,
+        column=place.example,
+        special=flags,
+        band=cut,
+    )
+    return Plan(call.mask, places, windows[0] if windows else None, hides)
+
+
+def _additive(call: AttentionCall) -> Tensor | None:
+    """A mask as numbers to add to the scores; None where there is none of the call's shape."""
+    mask = call.mask
+    if mask is None or mask.ndim != 4 or mask.shape[2:] != (call.query.shape[2], call.key.shape[2]):
+        return None
+    if mask.dtype == torch.bool:
+        if mask.numel() > DENSE_PAIRS:  # as numbers it would take the most of all; torch operations take tiles of it
+            return None
+        return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, LOWEST)
+    return mask.float().clamp(min=LOWEST)
+
+
+def _is_visible(
+    mask: Tensor | AdditiveRows | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
+) -> bool:
+    """Whether a run's mask (additive, or None) shows each query the keys that causality and the window do, and no others."""
+    hides_nothing = n_queries == 1 and n_keys == 1
+    reaches_all = window is None or window >= n_keys
+    if mask is None and reaches_all:
+        return triangular == causal or hides_nothing
+    tiles = row_blocks(n_queries, n_keys)
+    return all(_is_visible_in(mask, triangular, rows, n_keys, causal, window) for rows in tiles)
+
+
+def _is_visible_in(
+    mask: Tensor | AdditiveRows | None, triangular: bool, rows: slice, n_keys: int, causal: bool, window: int | None
+) -> bool:
+    """The same of some rows."""
+    every = slice(None)
+    tile = None if mask is None else mask[every, every, rows, every]
+    device = None if tile is None else tile.device
+    query = torch.arange(rows.start, rows.stop, device=device, dtype=torch.int32)
+    distance = query[:, None] - torch.arange(n_keys, device=device, dtype=torch.int32)
+    expected = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        expected &= distance < window if causal else distance.abs() <= window
+    if tile is None:
+        shown = distance >= 0 if triangular else torch.ones_like(expected)
+        return bool((shown == expected).all())
+    hidden = torch.finfo(tile.dtype).min / 2
+    return bool(((tile == 0) | (tile < hidden)).all()) and bool(((tile == 0) == expected).all())

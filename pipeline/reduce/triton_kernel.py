@@ -1,0 +1,284 @@
+"""One Triton kernel for what is kept of attention on a GPU: statistics, strongest keys, packed codes, logsumexp.
+
+A program takes some query rows of one head of one example and goes over the row's keys twice: first for the largest score
+and the sum, then for everything else; the second reading comes from the cache. Codes go straight to their places among the
+batch's pairs (lower triangle where the site is causal, no padding), so what is copied to the host is what is stored. The
+attention output is left to SDPA. `TRITON_INTERPRET=1` runs the same code on the CPU, which is how it is tested.
+"""
+
+# Triton may be missing; and its reductions are annotated as if they might return pairs.
+# pyright: reportMissingImports=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportIndexIssue=false
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
+
+BLOCK_QUERIES, BLOCK_KEYS = 16, 64
+
+
+@dataclass(frozen=True)
+class DeviceCall:
+    """One call of a right padded batch on the device; see `headatlas.pipeline.reduce.kernel.prepare_attention` for the names.
+
+    `row_start` [example] counts within the batch. `pair_of_row` [row of the batch] is where the row's pair with key 0 lies, or
+    would lie; pairs `band` or more positions apart are not stored. `special` is int8 [example, key_pos].
+    """
+
+    query: Tensor
+    key: Tensor
+    n_queries: Tensor
+    n_keys: Tensor
+    pair_of_row: Tensor
+    row_start: Tensor
+    n_pairs: int
+    n_rows: int
+    scaling: float
+    causal: bool
+    same_tokens: bool
+    before: int
+    after: int
+    band: int
+    softcap: float | None = None
+    biases: tuple[Tensor, ...] = ()
+    sinks: Tensor | None = None
+    special: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to compute: steps of the code (0: none), whether of the square root, edges a row, logsumexp, statistics."""
+
+    n_steps: int
+    root: bool
+    n_edges: int
+    logsumexp: bool
+    statistics: bool
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """Results on the device. Statistics are sums over rows, [statistic, example, head], in the order of `STATISTIC_NAMES`."""
+
+    codes: Tensor | None
+    logsumexp: Tensor | None
+    edge_key: Tensor | None
+    edge_weight: Tensor | None
+    sums: Tensor | None
+    valid: Tensor
+
+
+@triton.jit
+def _scores(
+    query, key_at, key_stride, bias_0, bias_0_stride, bias_1, bias_1_stride, rows, keys, n_rows, n_keys, d_head,
+    scaling, softcap, before, after,
+    BLOCK_D: tl.constexpr, BIASES: tl.constexpr, SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Scores of some rows against some keys, hidden ones the lowest float32."""
+    depth = tl.arange(0, BLOCK_D)
+    key = tl.load(
+        key_at + keys[:, None] * key_stride + depth[None, :],
+        mask=(keys < n_keys)[:, None] & (depth < d_head)[None, :],
+        other=0.0,
+    )
+    if UPCAST:
+        key = key.to(tl.float32)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
+    if SOFTCAP:
+        scores = softcap * (1.0 - 2.0 / (tl.exp(2.0 * scores / softcap) + 1.0))
+    inside = (rows < n_rows)[:, None] & (keys < n_keys)[None, :]
+    if BIASES >= 1:
+        bias = tl.load(bias_0 + rows[:, None] * bias_0_stride + keys[None, :], mask=inside, other=0.0)
+        scores = tl.where(bias < -1e37, -3.4028234e38, scores + bias)
+    if BIASES >= 2:
+        bias = tl.load(bias_1 + rows[:, None] * bias_1_stride + keys[None, :], mask=inside, other=0.0)
+        scores = tl.where(bias < -1e37, -3.4028234e38, scores + bias)
+    distance = rows[:, None] - keys[None, :]
+    seen = inside & (distance <= before) & (distance >= -after)
+    return tl.where(seen, scores, -3.4028234e38)
+
+
+@triton.jit
+def _reduce(
+    query_at, key_at, n_queries_at, n_keys_at, pair_at, row_at, bias_0, bias_1, sinks_at, special_at,
+    codes_at, logsumexp_at, edge_key_at, edge_weight_at, sums_at, valid_at,
+    query_0, query_1, query_2, key_0, key_1, key_2,
+    bias_00, bias_01, bias_02, bias_10, bias_11, bias_12,
+    n_pairs, n_rows_all, n_examples, n_heads, n_groups, longest_key, d_head, scaling, softcap, before, after, band, n_steps,
+    CAUSAL: tl.constexpr, SAME: tl.constexpr, BIASES: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+    CODES: tl.constexpr, ROOT: tl.constexpr, LOGSUMEXP: tl.constexpr, N_EDGES: tl.constexpr, EDGES: tl.constexpr,
+    STATISTICS: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    block, head, example = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    n_rows, n_keys = tl.load(n_queries_at + example), tl.load(n_keys_at + example)
+    rows = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    real = rows < n_rows
+    depth = tl.arange(0, BLOCK_D)
+    query = tl.load(
+        query_at + example * query_0 + head * query_1 + rows[:, None] * query_2 + depth[None, :],
+        mask=real[:, None] & (depth < d_head)[None, :],
+        other=0.0,
+    )
+    if UPCAST:
+        query = query.to(tl.float32)
+    key_at += example * key_0 + (head // n_groups) * key_1
+    bias_0 += example * bias_00 + head * bias_01
+    bias_1 += example * bias_10 + head * bias_11
+    stop = n_keys
+    if CAUSAL:
+        stop = tl.minimum(n_keys, (block + 1) * BLOCK_Q)
+
+    top = tl.full((BLOCK_Q,), -3.4028234e38, tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    for first in range(0, stop, BLOCK_K):
+        scores = _scores(
+            query, key_at, key_2, bias_0, bias_02, bias_1, bias_12, rows, first + tl.arange(0, BLOCK_K), n_rows, n_keys,
+            d_head, scaling, softcap, before, after, BLOCK_D, BIASES, SOFTCAP, UPCAST,
+        )  # fmt: skip
+        larger = tl.maximum(top, tl.max(scores, 1))
+        total = total * tl.exp(top - larger) + tl.sum(
+            tl.where(scores > -1e37, tl.exp(scores - larger[:, None]), 0.0), 1
+        )
+        top = larger
+    largest = top
+    if SINKS:
+        sink = tl.load(sinks_at + head)
+        top = tl.maximum(top, sink)
+        total = total * tl.exp(largest - top) + tl.exp(sink - top)
+    total = tl.where(real, total, 1.0)
+    log_total = tl.log(total)
+    good = (total > 0) & (total < float("inf")) & (largest > -1e37) & (largest < float("inf"))
+    row_place = tl.load(row_at + example) + rows
+    pairs_at = tl.zeros((BLOCK_Q,), tl.int64) + head.to(tl.int64) * n_pairs
+    if CODES:
+        pairs_at += tl.load(pair_at + row_place, mask=real, other=0)
+    if LOGSUMEXP:
+        tl.store(logsumexp_at + head * n_rows_all + row_place, top + log_total, mask=real)
+    tl.store(
+        valid_at + (block * n_examples + example) * n_heads + head, tl.min(tl.where(real, good, True).to(tl.int32), 0)
+    )
+
+    best = -1 - tl.zeros((BLOCK_Q, EDGES), tl.int64) - tl.arange(0, EDGES)[None, :]
+    entropy, distance = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
+    own, previous = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
+    following, beginning = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
+    special = tl.zeros((BLOCK_Q,), tl.float32)
+    for first in range(0, stop, BLOCK_K):
+        keys = first + tl.arange(0, BLOCK_K)
+        scores = _scores(
+            query, key_at, key_2, bias_0, bias_02, bias_1, bias_12, rows, keys, n_rows, n_keys,
+            d_head, scaling, softcap, before, after, BLOCK_D, BIASES, SOFTCAP, UPCAST,
+        )  # fmt: skip
+        seen = scores > -1e37
+        log_weight = scores - (top + log_total)[:, None]
+        weight = tl.where(seen, tl.exp(log_weight), 0.0)
+        offset = rows[:, None] - keys[None, :]
+        if CODES:
+            value = tl.sqrt(weight) if ROOT else weight
+            code = tl.floor(value * n_steps + 0.5).to(tl.uint8)
+            stored = real[:, None] & (keys < n_keys)[None, :] & (offset < band) & (offset > -band)
+            if CAUSAL:
+                stored = stored & (offset >= 0)
+            tl.store(codes_at + pairs_at[:, None] + keys[None, :], code, mask=stored)
+        if N_EDGES > 0:
+            # in the order of weights, ties to the lower key; no two are equal
+            bits = weight.to(tl.int32, bitcast=True).to(tl.int64) * 4294967296
+            ranked = tl.where(seen, bits + (4294967295 - keys[None, :].to(tl.int64)), -1000)
+            for _ in range(N_EDGES):
+                strongest = tl.max(ranked, 1)
+                least = tl.min(best, 1)
+                best = tl.where((best == least[:, None]) & (strongest > least)[:, None], strongest[:, None], best)
+                ranked = tl.where(ranked == strongest[:, None], -1000, ranked)
+        if STATISTICS:
+            entropy -= tl.sum(tl.where(seen, weight * log_weight, 0.0), 1)
+            distance += tl.sum(weight * tl.abs(offset).to(tl.float32), 1)
+            beginning += tl.sum(tl.where(keys[None, :] == 0, weight, 0.0), 1)
+            if SAME:
+                own += tl.sum(tl.where(offset == 0, weight, 0.0), 1)
+                previous += tl.sum(tl.where(offset == 1, weight, 0.0), 1)
+                following += tl.sum(tl.where(offset == -1, weight, 0.0), 1)
+            flag = tl.load(special_at + example * longest_key + keys, mask=keys < n_keys, other=0)
+            special += tl.sum(tl.where(flag[None, :] != 0, weight, 0.0), 1)
+
+    if N_EDGES > 0:
+        for edge in range(N_EDGES):
+            strongest = tl.max(best, 1)
+            best = tl.where(best == strongest[:, None], -2000, best)
+            there = strongest >= 0
+            key = tl.where(there, 4294967295 - strongest % 4294967296, -1).to(tl.int32)
+            weight = (strongest // 4294967296).to(tl.int32).to(tl.float32, bitcast=True)
+            at = (head * n_rows_all + row_place) * N_EDGES + edge
+            tl.store(edge_key_at + at, key, mask=real)
+            tl.store(edge_weight_at + at, tl.where(there, weight, 0.0).to(tl.float16), mask=real)
+    if STATISTICS:
+        # entropy, distance, maximum, self, previous, next, first, special
+        step = n_examples * n_heads
+        at = sums_at + (block * 8 * n_examples + example) * n_heads + head
+        tl.store(at, tl.sum(tl.where(real, entropy, 0.0), 0))
+        tl.store(at + step, tl.sum(tl.where(real, distance, 0.0), 0))
+        tl.store(at + 2 * step, tl.sum(tl.where(real, tl.exp(largest - top - log_total), 0.0), 0))
+        tl.store(at + 3 * step, tl.sum(tl.where(real, own, 0.0), 0))
+        tl.store(at + 4 * step, tl.sum(tl.where(real, previous, 0.0), 0))
+        tl.store(at + 5 * step, tl.sum(tl.where(real, following, 0.0), 0))
+        tl.store(at + 6 * step, tl.sum(tl.where(real, beginning, 0.0), 0))
+        tl.store(at + 7 * step, tl.sum(tl.where(real, special, 0.0), 0))
+
+
+def reduce_on_device(call: DeviceCall, wanted: Wanted) -> DeviceResult:
+    """Launch the kernel; results are ready when the stream gets there.
+
+    Statistics are summed in a fixed order, so equal inputs give equal bytes.
+    """
+    query = call.query if call.query.stride(3) == 1 else call.query.contiguous()
+    key = call.key if call.key.stride(3) == 1 else call.key.contiguous()
+    n_examples, n_heads, longest_query, d_head = query.shape
+    device, n_blocks = query.device, triton.cdiv(longest_query, BLOCK_QUERIES)
+
+    def made(on: bool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape if on else (1,), dtype=dtype, device=device)
+
+    codes = made(wanted.n_steps > 0, (n_heads, call.n_pairs), torch.uint8)
+    logsumexp = made(wanted.logsumexp, (n_heads, call.n_rows), torch.float32)
+    edge_shape = (n_heads, call.n_rows, wanted.n_edges)
+    edge_key, edge_weight = (made(wanted.n_edges > 0, edge_shape, t) for t in (torch.int32, torch.float16))
+    sums = made(wanted.statistics, (n_blocks, len(STATISTIC_NAMES), n_examples, n_heads), torch.float32)
+    valid = torch.empty((n_blocks, n_examples, n_heads), dtype=torch.int32, device=device)
+    biases = [bias if bias.stride(3) == 1 else bias.contiguous() for bias in call.biases]
+    strides = [[0 if n == 1 else s for n, s in zip(b.shape[:3], b.stride()[:3], strict=True)] for b in biases]
+    biases += [logsumexp] * (2 - len(biases))
+    strides += [[0, 0, 0]] * (2 - len(strides))
+    special = (
+        torch.zeros((n_examples, key.shape[2]), dtype=torch.int8, device=device)
+        if call.special is None
+        else call.special
+    )
+    launch: Any = _reduce  # what the decorator made of it
+    launch[(n_blocks, n_heads, n_examples)](
+        query, key, call.n_queries, call.n_keys, call.pair_of_row, call.row_start, *biases,
+        logsumexp if call.sinks is None else call.sinks, special,
+        codes, logsumexp, edge_key, edge_weight, sums, valid,
+        *query.stride()[:3], *key.stride()[:3], *strides[0], *strides[1],
+        call.n_pairs, call.n_rows, n_examples, n_heads, n_heads // key.shape[1], key.shape[2], d_head,
+        call.scaling, call.softcap or 1.0, call.before, call.after, call.band, float(wanted.n_steps),
+        CAUSAL=call.causal, SAME=call.same_tokens, BIASES=len(call.biases), SOFTCAP=call.softcap is not None,
+        SINKS=call.sinks is not None, CODES=wanted.n_steps > 0, ROOT=wanted.root, LOGSUMEXP=wanted.logsumexp,
+        N_EDGES=wanted.n_edges, EDGES=triton.next_power_of_2(max(1, wanted.n_edges)), STATISTICS=wanted.statistics,
+        UPCAST=query.dtype == torch.float32 or device.type == "cpu",
+        BLOCK_Q=BLOCK_QUERIES, BLOCK_K=BLOCK_KEYS, BLOCK_D=max(16, triton.next_power_of_2(d_head)),
+    )  # fmt: skip
+    return DeviceResult(
+        codes if wanted.n_steps else None,
+        logsumexp if wanted.logsumexp else None,
+        edge_key if wanted.n_edges else None,
+        edge_weight if wanted.n_edges else None,
+        sums.sum(0) if wanted.statistics else None,
+        valid.amin(0) > 0,
+    )

@@ -1,0 +1,260 @@
+"""The Triton kernel as a reduction: for models on a GPU.
+
+Each layer's results are copied to pinned memory on a stream of their own while the next layers run. What was copied goes to
+its places in the segment on a thread of its own while the next batch runs: at most two batches are in pinned memory.
+Calls the kernel does not cover are for torch operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headatlas.store.codecs.attention_codecs import attention_codec
+from headatlas.store.codecs.pairs import first_key, row_start
+from headatlas.store.reading.attention_rebuild import why_not_rebuilt
+from headatlas.store.schema.traces import Keep, Site
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
+
+from ..calls.attention_hook import AttentionCall
+from ..calls.batch import Batch
+from ..calls.score_terms import store_parts
+from ..calls.segment_buffers import SiteArrays
+from ..capture.collector import TorchReduction
+from .kernel import Places
+from .kernel_plans import Plan, PlanOfBatch
+from .torch_reduction import LARGEST
+
+
+@dataclass
+class _BatchPlaces:
+    """Where the examples of a batch lie among its own pairs and rows, on the device."""
+
+    places: Places
+    n_pairs: int
+    n_rows: int
+    pair_start: np.ndarray
+    row_start: np.ndarray
+    on_device: tuple[Tensor, ...]
+
+
+@dataclass
+class TritonReduction:
+    """`Reduction` by the Triton kernel; counts the calls it served and those it left to torch."""
+
+    keep: Keep
+    statistics: Sequence[str]
+    n_fused: int = 0
+    n_torch: int = 0
+    _plans: PlanOfBatch = field(default_factory=PlanOfBatch)
+    _places: dict[int, _BatchPlaces] = field(default_factory=dict)
+    _batch: Batch | None = None
+    _waiting: list[Callable[[], None]] = field(default_factory=list)
+    _copies: torch.cuda.Stream | None = None
+    _placing: Future[None] | None = None
+
+    def __post_init__(self) -> None:
+        """Keep torch operations at hand."""
+        self._torch = TorchReduction(self.keep, self.statistics)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headatlas-place")
+
+    @property
+    def name(self) -> str:
+        """What serves."""
+        return "Triton kernel"
+
+    def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
+        """Start everything kept of one call on its way into `arrays`."""
+        if batch is not self._batch:
+            self._forget()  # a pass that was given up, for want of memory
+            self._batch = batch
+        band = arrays.band(site, layer)
+        plan = self._plans.of(call, site, band, batch)
+        if plan.places is None:
+            self.n_torch += 1
+            return self._torch.reduce(call, site, layer, batch, arrays)
+        self.n_fused += 1
+        self._vectors(call, site, layer, batch, arrays)
+        self._attention(call, site, layer, batch, arrays, plan)
+        arrays.n_filled += len(batch.places[site.name].example)
+        return None
+
+    def end_pass(self) -> None:
+        """Have what was copied put in its places, once the batch before is done with that."""
+        copied = None
+        if self._copies is not None:
+            copied = torch.cuda.Event()
+            copied.record(self._copies)
+        waiting = self._waiting
+        self._forget()
+        self.settle()
+        self._placing = self._thread.submit(_place, copied, waiting)
+
+    def settle(self) -> None:
+        """Wait until everything is in its place; an error there is raised here."""
+        placing, self._placing = self._placing, None
+        if placing is not None:
+            placing.result()
+
+    def _forget(self) -> None:
+        self._batch, self._waiting = None, []
+        self._places.clear()
+
+    def _attention(
+        self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays, plan: Plan
+    ) -> None:
+        from .triton_kernel import DeviceCall, Wanted, reduce_on_device
+
+        assert plan.places is not None, "the caller saw it"
+        steps = attention_codec(self.keep.attention).steps if self.keep.attention else None
+        own, device = self._of_batch(plan.places, call.query.device), call.query.device
+        everything = call.query.shape[2] + call.key.shape[2]
+        reach = everything if plan.window is None else min(plan.window, everything)
+        before = reach - 1 if site.causal and plan.window is not None else reach
+        n_queries, n_keys, pair_of_row, row_starts, special = own.on_device
+        result = reduce_on_device(
+            DeviceCall(
+                query=call.query,
+                key=call.key,
+                n_queries=n_queries,
+                n_keys=n_keys,
+                pair_of_row=pair_of_row,
+                row_start=row_starts,
+                n_pairs=own.n_pairs,
+                n_rows=own.n_rows,
+                scaling=call.scaling,
+                causal=site.causal,
+                same_tokens=plan.places.same_tokens,
+                before=before,
+                after=0 if site.causal else reach,
+                band=everything if plan.places.band is None else plan.places.band,
+                softcap=call.softcap,
+                biases=tuple(b.float().to(device) for b in (plan.hides, call.position_bias) if b is not None),
+                sinks=None if call.sinks is None else call.sinks.float().contiguous(),
+                special=special,
+            ),
+            Wanted(
+                n_steps=steps.n_steps if steps else 0,
+                root=bool(steps and steps.root),
+                n_edges=self.keep.edges or 0,
+                logsumexp=self.keep.query_key is not None,
+                statistics=self.keep.statistics,
+            ),
+        )
+        found = {name: self._to_host(value) for name, value in vars(result).items() if value is not None}
+        place, band, codes = batch.places[site.name], arrays.band(site, layer), arrays.attention_of(site, layer)
+
+        def of_layer(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[layer]
+
+        def store() -> None:
+            numbers = {name: value.numpy() for name, value in found.items()}
+            for row, head in np.argwhere(~numbers["valid"]):
+                reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
+                batch.fail(int(row), place, reason)
+            targets = (
+                ("codes", codes, own.pair_start, place.pair_start.get(band, ())),
+                *((name, of_layer(getattr(arrays, name)), own.row_start, place.query_start) for name in _BY_ROW),
+            )
+            for name, out, starts, to in targets:
+                if out is None or name not in numbers:
+                    continue
+                source = numbers[name] if name != "edge_key" else numbers[name].astype(out.dtype)  # -1: the largest
+                for i, start in enumerate(to):
+                    n = int(starts[i + 1] - starts[i])
+                    out[:, start : start + n] = source[:, starts[i] : starts[i + 1]]
+            if arrays.statistics is not None:
+                absent = ("self", "previous", "next") if site.name == "cross" else ()
+                summed = zip(STATISTIC_NAMES, found["sums"], strict=True)
+                sums: dict[str, Tensor] = {name: value for name, value in summed if name not in absent}
+                self._torch.store_statistics(sums, layer, place, arrays.statistics)
+
+        self._waiting.append(store)
+
+    def _vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
+        codec, place = self.keep.query_key, batch.places[site.name]
+        if codec is None or arrays.query is None or arrays.key is None:
+            return
+        if arrays.query_scale is not None:  # by channel: torch operations
+            self._torch.store_vectors(call, site, layer, batch, arrays)
+            return
+        store_parts(call, site, layer, batch, arrays)
+        if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
+            for index, run in enumerate(place.runs):
+                batch.check_mask(call, site, layer, index, run, rebuilt=True)
+        queries = [run.n_queries for run in place.runs for _ in range(run.start, run.stop)]
+        keys = [run.n_keys for run in place.runs for _ in range(run.start, run.stop)]
+        for name, vectors, out, starts, lengths in (
+            ("query", call.query, arrays.query, place.query_start, queries),
+            ("key", call.key, arrays.key, place.key_start, keys),
+        ):
+            positions = torch.arange(vectors.shape[2], device=vectors.device)
+            real = positions < torch.tensor(lengths, device=vectors.device)[:, None]  # [example, position]
+            largest = self._to_host((vectors.abs().amax(dim=(1, 3)) * real).amax(dim=1).float())
+            kept = vectors.to(getattr(torch, codec))
+            stored = self._to_host(kept.view(torch.int16) if codec == "bfloat16" else kept)
+
+            def store(
+                name: str = name,
+                out: np.ndarray = out,
+                starts: tuple[int, ...] = starts,
+                lengths: list[int] = lengths,
+                largest: Tensor = largest,
+                stored: Tensor = stored,
+            ) -> None:
+                numbers = stored.numpy().view(out.dtype)
+                for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
+                    out[layer, :, start : start + n] = numbers[row, :, :n]
+                    size = float(largest[row])
+                    if not size <= LARGEST[codec]:
+                        reason = f"{name} holds {size:g}, more than {codec} can ({LARGEST[codec]:g})"
+                        batch.fail(row, place, f"{site.name} layer {layer}: {reason}")
+
+            self._waiting.append(store)
+
+    def _of_batch(self, places: Places, device: torch.device) -> _BatchPlaces:
+        known = self._places.get(id(places))
+        if known is None:
+            rows, keys = places.n_queries, places.n_keys
+            shape = {"causal": places.causal, "window": places.band}
+            pairs = row_start(rows, keys, **shape)
+            pair_starts, row_starts = (np.concatenate([[0], np.cumsum(n)]).astype(np.int64) for n in (pairs, rows))
+            query_pos = np.arange(row_starts[-1]) - np.repeat(row_starts[:-1], rows)
+            pair_of_row = np.repeat(pair_starts[:-1], rows) + row_start(query_pos, np.repeat(keys, rows), **shape)
+            pair_of_row -= first_key(query_pos, window=places.band)
+            special = np.zeros((len(rows), 1), np.uint8) if places.special is None else places.special
+            arrays = (rows, keys, pair_of_row, row_starts[:-1], special.view(np.int8))
+            on_device = tuple(torch.from_numpy(array.copy()).to(device) for array in arrays)
+            known = _BatchPlaces(places, int(pair_starts[-1]), int(row_starts[-1]), pair_starts, row_starts, on_device)
+            self._places[id(places)] = known  # holds the places, so that their id stays theirs
+        return known
+
+    def _to_host(self, value: Tensor) -> Tensor:
+        """A copy in pinned memory, there once the stream of copies has been waited for."""
+        if value.device.type != "cuda":
+            return value.contiguous()
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(value.device)
+        self._copies.wait_stream(torch.cuda.current_stream(value.device))
+        with torch.cuda.stream(self._copies):
+            host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            host.copy_(value, non_blocking=True)
+        value.record_stream(self._copies)
+        return host
+
+
+def _place(copied: torch.cuda.Event | None, waiting: list[Callable[[], None]]) -> None:
+    """Wait for the copies of a batch, then store each; its pinned memory is free again after it."""
+    if copied is not None:
+        copied.synchronize()
+    waiting.reverse()
+    while waiting:
+        waiting.pop()()
+
+
+_BY_ROW = ("logsumexp", "edge_key", "edge_weight")

@@ -1,0 +1,1 @@
+"""Records to token sequences, and token counts to batches."""

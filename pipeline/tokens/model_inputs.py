@@ -1,0 +1,123 @@
+"""From encoded examples to the tensors a model takes: padded on the right, with masks and segment ids."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from headatlas.store.schema.token_table import TokenFlag
+
+from ..corpora.examples import EncodedExample, TokenSequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..models.image_processor import ImageReader
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """Arguments of a forward pass, and which tokens are special, by sequence."""
+
+    arguments: dict[str, Tensor]
+    special: dict[str, Bool[Tensor, "batch token"]]
+
+
+class InputBuilder:
+    """Builds the inputs of one model."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, images: ImageReader | None = None
+    ) -> None:
+        accepted = inspect.signature(model.forward).parameters
+        pad = tokenizer.pad_token_id if tokenizer is not None else None
+        pad = pad if pad is not None else getattr(model.config, "pad_token_id", None)
+        self._pad = int(pad) if isinstance(pad, int) else 0
+        self._device = model.device
+        self._images = images
+        self._two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
+        self._segments = "token_type_ids" in accepted and getattr(model.config, "type_vocab_size", 0) > 1
+
+    def build(self, examples: Sequence[EncodedExample]) -> ModelInputs:
+        """Pad a batch on the right to its longest example; images are all of one size."""
+        sources = [example.source for example in examples]
+        if self._images is not None:
+            special = torch.from_numpy(np.stack([(s.flags & TokenFlag.SPECIAL) != 0 for s in sources]))
+            pixels = self._images.pixels([example.example for example in examples])
+            return ModelInputs({"pixel_values": pixels}, {"source": special.to(self._device)})
+        ids, mask, special = self._pad_batch(sources)
+        arguments = {"input_ids": ids, "attention_mask": mask}
+        flags: dict[str, Tensor] = {"source": special}
+        if self._segments:
+            arguments["token_type_ids"] = self._segment_ids(sources, ids)
+        if self._two_sided:
+            targets = [example.target for example in examples if example.target is not None]
+            assert len(targets) == len(examples), "examples of an encoder–decoder are encoded with a target"
+            ids, mask, special = self._pad_batch(targets)
+            arguments |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+            flags["target"] = special
+        return ModelInputs(arguments, flags)
+
+    def build_probe(self, example: EncodedExample) -> dict[str, Tensor]:
+        """What finds the model's sites: three tokens of an example's source and two of its target, or its image."""
+        if self._images is not None:
+            return {"pixel_values": self._images.pixels([example.example])}
+        sides = [(example.source, "", 3), (example.target if self._two_sided else None, "decoder_", 2)]
+        arguments: dict[str, Tensor] = {}
+        for tokens, prefix, length in sides:
+            if tokens is not None:
+                ids = np.resize(tokens.id, length).astype(np.int64)
+                arguments[f"{prefix}input_ids"] = torch.from_numpy(ids)[None].to(self._device)
+                arguments[f"{prefix}attention_mask"] = torch.ones((1, length), dtype=torch.int64, device=self._device)
+        return arguments
+
+    def _pad_batch(self, sequences: Sequence[TokenSequence]) -> tuple[Tensor, Tensor, Tensor]:
+        longest = max(len(sequence) for sequence in sequences)
+        ids = np.full((len(sequences), longest), self._pad, dtype=np.int64)
+        mask = np.zeros((len(sequences), longest), dtype=np.int64)
+        special = np.zeros((len(sequences), longest), dtype=bool)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = sequence.id
+            mask[row, : len(sequence)] = 1
+            special[row, : len(sequence)] = (sequence.flags & TokenFlag.SPECIAL) != 0
+        on_device = (torch.from_numpy(array).to(self._device) for array in (ids, mask, special))
+        ids_tensor, mask_tensor, special_tensor = on_device
+        return ids_tensor, mask_tensor, special_tensor
+
+    def _segment_ids(self, sequences: Sequence[TokenSequence], ids: Tensor) -> Tensor:
+        """0 for the first text, 1 from the second text's first token on (its closing special token too)."""
+        segment = np.zeros(tuple(ids.shape), dtype=np.int64)
+        for row, sequence in enumerate(sequences):
+            second = np.flatnonzero(sequence.flags & TokenFlag.SECOND)
+            if len(second):
+                segment[row, second[0] : len(sequence)] = 1
+        return torch.from_numpy(segment).to(self._device)
+
+
+def max_model_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The longest sequence the model was made for; None where nothing says so."""
+    limits = [
+        getattr(model.config.get_text_config(), name, None)
+        for name in ("max_position_embeddings", "n_positions", "max_source_positions")
+    ]
+    stated = tokenizer.model_max_length
+    found = [limit for limit in (*limits, stated) if isinstance(limit, int) and 0 < limit < 10**9]
+    if not found:
+        return None
+    longest = min(found)
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from padding_idx + 1
+        if (
+            name.endswith("position_embeddings")
+            and isinstance(module, torch.nn.Embedding)
+            and module.padding_idx is not None
+        ):
+            longest = min(longest, module.num_embeddings - module.padding_idx - 1)
+    return longest

@@ -1,0 +1,108 @@
+"""From encoded examples to the flat columns of a segment."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from headatlas.store.schema.token_table import MISSING, Column, TokenTable
+from headatlas.store.schema.traces import SequenceName
+
+from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from .word_split import split_words
+
+_INT32 = np.iinfo(np.int32)
+_EXACT_FLOAT = 2**53
+
+
+def build_token_table(examples: Sequence[EncodedExample], sequence: SequenceName = "source") -> TokenTable:
+    """The tokens and words of one sequence of many examples, one after the other.
+
+    Annotations of words that only some examples have are missing (None, -1) in the others. The target sequence has
+    words without annotations.
+    """
+    sequences = [_sequence_of(example, sequence) for example in examples]
+    words: list[tuple[Word, ...]] = [
+        example.example.words if sequence == "source" else split_words(example.example.target or "")
+        for example in examples
+    ]
+    more = dict.fromkeys(name for s in sequences for name in s.columns)
+    flat_words = [word for of_example in words for word in of_example]
+    word_columns: dict[str, Column] = {}
+    if sequence == "source":
+        names = dict.fromkeys(name for example in examples for name in example.example.word_columns)
+        word_columns = {name: _word_column(name, [example.example for example in examples]) for name in names}
+    return TokenTable(
+        token_offset=_offsets(sequences),
+        id=_join([s.id for s in sequences], np.int32),
+        word=_join([s.word for s in sequences], np.int32),
+        char_start=_join([s.char_start for s in sequences], np.int32),
+        char_end=_join([s.char_end for s in sequences], np.int32),
+        flags=_join([s.flags for s in sequences], np.uint8),
+        columns={
+            "text": Column.of_text(text for s in sequences for text in s.text),
+            "piece": Column.of_text(piece for s in sequences for piece in s.piece),
+            **{name: Column(_join([_numbers(s, name) for s in sequences], np.int32)) for name in more},
+        },
+        word_offset=_offsets(words),
+        word_char_start=np.asarray([word.char_start for word in flat_words], np.int32),
+        word_char_end=np.asarray([word.char_end for word in flat_words], np.int32),
+        word_columns=word_columns,
+    )
+
+
+def build_example_columns(examples: Sequence[CorpusExample]) -> dict[str, Column]:
+    """The annotations of whole examples as columns.
+
+    A column whose values are all numbers stays numeric (float64 with NaN where some are missing, float64 where some are
+    negative, for -1 marks a missing whole number); any other is text, numbers in it written out.
+    """
+    names = dict.fromkeys(name for example in examples for name in example.columns)
+    return {name: _example_column([example.columns.get(name) for example in examples]) for name in names}
+
+
+def _sequence_of(example: EncodedExample, sequence: SequenceName) -> TokenSequence:
+    if sequence == "source":
+        return example.source
+    assert example.target is not None, "encoded without has_target"
+    return example.target
+
+
+def _numbers(sequence: TokenSequence, name: str) -> np.ndarray:
+    """A column of one sequence, missing where it has none."""
+    return sequence.columns.get(name, np.full(len(sequence), MISSING, np.int32))
+
+
+def _offsets(rows: Sequence[TokenSequence] | Sequence[tuple[Word, ...]]) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum([len(row) for row in rows], dtype=np.int64)])
+
+
+def _join(parts: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *parts])
+
+
+def _word_column(name: str, examples: Sequence[CorpusExample]) -> Column:
+    rows = [example.word_columns.get(name) or [None] * len(example.words) for example in examples]
+    flat = list(itertools.chain.from_iterable(rows))
+    kinds = set(map(type, flat))
+    if str in kinds or kinds <= {type(None)}:
+        mixed = not kinds <= {str, type(None)}
+        texts = [value if value is None else str(value) for value in flat] if mixed else flat
+        return Column.of_text(cast("list[str | None]", texts))
+    return Column(np.asarray([MISSING if value is None else value for value in flat], np.int32))
+
+
+def _example_column(values: list[str | int | float | None]) -> Column:
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    n_present = sum(value is not None for value in values)
+    if not numbers or len(numbers) < n_present:
+        return Column.of_text(None if value is None else str(value) for value in values)
+    if all(isinstance(value, int) for value in numbers):
+        if n_present == len(values) and min(numbers) >= 0 and max(numbers) <= _INT32.max:  # -1 would read as missing
+            return Column(np.asarray(numbers, np.int32))
+        if max(map(abs, numbers)) > _EXACT_FLOAT:  # a float64 would change it
+            return Column.of_text(None if value is None else str(value) for value in values)
+    return Column(np.asarray([np.nan if value is None else value for value in values], np.float64))

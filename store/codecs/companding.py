@@ -1,0 +1,131 @@
+"""How weights and vectors become the numbers on disk, and back.
+
+What each attention codec means, and its largest error, is `codecs.py`: here are the arrays. Attention weights lie in
+[0, 1]; with steps of a square root small weights, of which long rows are made, keep their relative size, with linear
+steps the largest error is half as large. Vectors are stored as they are in half precision; `bfloat16` travels as the
+upper 16 bits of a float32, because no array library names it. `int8` has 254 steps for each channel (one dimension of one
+head of one example), whose `scale` is kept beside the codes.
+
+The bounds hold for every float32 input in range; `tests/store/test_companding.py` tries to break them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Float32, Num, Shaped, UInt16
+
+from ..errors import CorruptSegmentError, ShapeError
+from ..schema.traces import VECTOR_DTYPE
+from .attention_codecs import CodecBound, attention_codec
+
+_FLOAT16_MAX = 65_504.0
+
+VECTOR_BOUNDS: dict[str, CodecBound] = {
+    "float16": CodecBound("IEEE float16", 2.0**-25, 2.0**-11),
+    "bfloat16": CodecBound("bfloat16: the upper 16 bits of an IEEE float32", 2.0**-134, 2.0**-8),
+    "float32": CodecBound("IEEE float32", 0.0),
+    "int8": CodecBound("(code - 128) * scale of its example, head and dimension", 0.0, 0.0, 0.5 + 2.0**-14),
+}
+"""Codecs of query and key by name."""
+
+
+def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:
+    """Attention weights in [0, 1] as stored numbers of the codec's dtype; a sparse codec's are those of its values.
+
+    Values up to 1e-3 outside the range, as rounding gives them, are moved to its border.
+
+    Raises
+    ------
+    ShapeError
+        A weight is NaN or further outside [0, 1]: those are never stored as if they were valid.
+    """
+    weights = np.asarray(weights, dtype=np.float32)
+    if weights.size and not (weights.min() >= -1e-3 and weights.max() <= 1.001):
+        raise ShapeError(
+            f"attention holds values from {weights.min()} to {weights.max()}; expected 0 to 1. "
+            "Check the model's mask and precision."
+        )
+    weights = np.clip(weights, 0.0, 1.0)
+    found = attention_codec(codec)
+    if (steps := found.steps) is not None:
+        position = np.sqrt(weights) if steps.root else weights
+        return np.floor(position * np.float32(steps.n_steps) + np.float32(0.5)).astype(np.uint8)
+    return weights.astype(found.dtype)
+
+
+def decode_attention(stored: Num[np.ndarray, "*shape"], codec: str) -> Float32[np.ndarray, "*shape"]:
+    """Attention weights, float32, from stored numbers; within the codec's bound of what was encoded.
+
+    Raises
+    ------
+    CorruptSegmentError
+        A code that the codec does not have.
+    """
+    if (steps := attention_codec(codec).steps) is None:
+        return stored.astype(np.float32, copy=False)
+    weights = stored.astype(np.float32)
+    if steps.root:
+        weights *= weights  # exact: below 2**16
+    weights /= np.float32(steps.n_steps ** (2 if steps.root else 1))
+    if steps.n_steps < 255 and stored.size and int(stored.max()) > steps.n_steps:
+        raise CorruptSegmentError(
+            f"attention holds the code {int(stored.max())}; {codec} ends at {steps.n_steps}. Verify the store."
+        )
+    return weights
+
+
+INT8_STEPS = 127
+INT8_ZERO = 128
+INT8_SMALLEST_SCALE = 2.0**-126
+
+
+def channel_scale(vectors: Float32[np.ndarray, "*head position d_head"]) -> Float32[np.ndarray, "*head 1 d_head"]:
+    """The scale of each channel of one example for `int8`: its largest absolute value is 127 steps."""
+    largest = np.abs(vectors).max(axis=-2, keepdims=True, initial=0.0)
+    return np.maximum(largest / np.float32(INT8_STEPS), np.float32(INT8_SMALLEST_SCALE))
+
+
+def encode_vectors(
+    vectors: Float[np.ndarray, "*shape"], codec: str, scale: Float32[np.ndarray, "..."] | None = None
+) -> Shaped[np.ndarray, "*shape"]:
+    """Query or key vectors as stored numbers (`VECTOR_DTYPE[codec]`), rounded to nearest, ties to even.
+
+    `int8` needs the `channel_scale` of the vectors.
+
+    Raises
+    ------
+    ShapeError
+        A value is not finite, or too large for float16.
+    """
+    vectors = np.asarray(vectors, dtype=np.float32)
+    largest = float(np.abs(vectors).max(initial=0.0))
+    if not np.isfinite(largest):
+        raise ShapeError("query or key holds a value that is not finite; expected finite numbers. Check the model.")
+    if codec == "int8":
+        assert scale is not None, "int8 comes with its scale"
+        return (np.rint(vectors / scale) + INT8_ZERO).astype(np.uint8)
+    if codec == "bfloat16":
+        bits = vectors.view(np.uint32).astype(np.uint64)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    if codec == "float16" and largest > _FLOAT16_MAX:
+        raise ShapeError(
+            f"query or key holds {largest:g}; float16 ends at {_FLOAT16_MAX:g}. "
+            'Keep them with keep.query_key = "bfloat16" or "float32".'
+        )
+    return vectors.astype(VECTOR_DTYPE[codec])
+
+
+def decode_vectors(
+    stored: Shaped[np.ndarray, "*shape"], codec: str, scale: Float32[np.ndarray, "..."] | None = None
+) -> Float32[np.ndarray, "*shape"]:
+    """Query or key vectors, float32, from stored numbers; for `int8` with a scale that broadcasts to their shape."""
+    if codec == "int8":
+        assert scale is not None, "int8 comes with its scale"
+        return (stored.astype(np.float32) - np.float32(INT8_ZERO)) * scale
+    if codec == "bfloat16":
+        return _from_bfloat16(stored)
+    return stored.astype(np.float32, copy=False)
+
+
+def _from_bfloat16(stored: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)

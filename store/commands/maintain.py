@@ -1,0 +1,179 @@
+"""Commands that make stores out of stores, and take things out of them: convert, drop, gc, merge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..containers.container import ContainerName
+from .options import AsJson, StoreFolder, StorePath
+from .tables import size_text
+
+app = typer.Typer(rich_markup_mode="rich")
+
+
+@app.command(rich_help_panel="Store")
+def convert(
+    store: StorePath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.", show_default=False)],
+    container: Annotated[
+        ContainerName | None,
+        typer.Option(help="Zarr v3 groups, or one HDF5 file a segment; default as it is.", show_default=False),
+    ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[KIND=]NAME",
+            help="Another codec of attention, or with query_key=NAME of query and key; again for more.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="What stays (attention, query_key, edges, statistics); again for more. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a store into another container or other codecs; all else stays bit for bit.
+
+    Errors of codecs add up; the new store states their sum. Cut off, the same call goes on where it stopped.
+
+    Example: [bold]headatlas convert traces/demo traces/demo-small --codec sqrt7 --keep attention --keep edges[/bold]
+    """
+    from ..writing.convert import convert_store
+
+    with _progress() as progress:
+        task = progress.add_task("convert", total=None)
+        result = convert_store(
+            store,
+            out,
+            container,
+            codecs=dict(_codec(text) for text in codec or ()),
+            keep=keep,
+            on_segment=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    there = f" ({result.n_segments_there} were there)" if result.n_segments_there else ""
+    _say(
+        f"{result.out}: {result.n_examples:,} examples in {result.n_segments} segments{there}, container {result.container}, "
+        f"{size_text(result.bytes_after)} (before: {size_text(result.bytes_before)})."
+    )
+    if codec and result.attention:
+        _say(f"Attention in {result.attention}: at most {result.attention_error:.2g} from what the model computed.")
+
+
+def _codec(text: str) -> tuple[str, str]:
+    kind, equals, name = text.partition("=")
+    return (kind, name) if equals else ("attention", text)
+
+
+@app.command(rich_help_panel="Store")
+def drop(
+    store: StoreFolder,
+    examples: Annotated[
+        list[str] | None,
+        typer.Option("--examples", metavar="ID", help="Numbers, spans like 10:20, or ids; again for more."),
+    ] = None,
+    segments: Annotated[
+        list[int] | None, typer.Option("--segments", metavar="N", help="Numbers of segments; again for more.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Noted for each example.")] = "dropped",
+    as_json: AsJson = False,
+) -> None:
+    """Take examples or segments out: a new snapshot without them. `gc` frees the space.
+
+    Example: [bold]headatlas drop traces/demo --examples 17 --examples 20:24[/bold]
+    """
+    from ..writing.drop import drop_from_store
+
+    wanted = [which for text in examples or () for which in _examples(text)]
+    result = drop_from_store(store, examples=wanted, segments=segments or (), reason=reason)
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    _say(
+        f"{result.path}: manifest {result.manifest} is without {len(result.examples)} examples and "
+        f"{len(result.segments)} segments. Older snapshots still have them until headatlas gc."
+    )
+
+
+def _examples(text: str) -> list[int | str]:
+    start, colon, stop = text.partition(":")
+    if colon and start.isdecimal() and stop.isdecimal():
+        return list(range(int(start), int(stop)))
+    return [int(text) if text.isdecimal() else text]
+
+
+@app.command(rich_help_panel="Store")
+def gc(
+    store: StoreFolder,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots stay.")] = 1,
+    grace: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Younger snapshots stay too.")] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old snapshots, and what no snapshot uses any more. What an open reader uses stays.
+
+    Example: [bold]headatlas gc traces/demo --dry-run[/bold]
+    """
+    from ..writing.garbage_collection import collect_store
+
+    result = collect_store(store, keep=keep, grace_s=3600 * grace, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    verb = "would remove" if dry_run else "removed"
+    held = f" Readers hold {len(result.held)} more." if result.held else ""
+    _say(
+        f"{result.path}: {verb} {len(result.manifests)} manifests and {len(result.segments)} segments, "
+        f"{size_text(result.bytes)}.{held}"
+    )
+
+
+@app.command(rich_help_panel="Store")
+def merge(
+    stores: Annotated[
+        list[str], typer.Argument(metavar="STORE", help="Two stores or more: folders or URLs.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the new store.", show_default=False)],
+    append: Annotated[bool, typer.Option("--append", help="Different corpora, one after the other.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make one store of several of the same model: parts of one job, or with --append different corpora.
+
+    Example: [bold]headatlas merge traces/a traces/b --out traces/both[/bold]
+    """
+    from ..writing.merge import merge_stores
+
+    with _progress() as progress:
+        task = progress.add_task("merge", total=None)
+        result = merge_stores(
+            stores,
+            out,
+            append=append,
+            on_segment=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    _say(f"{result.out}: {result.n_examples:,} examples in {result.n_segments} segments of {result.n_stores} stores.")
+
+
+def _say(text: str) -> None:
+    Console(highlight=False, markup=False).print(text, soft_wrap=True)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,280 @@
+"""The commands about statistics: `stats`, `head`, `compare` and `export-headvis`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..errors import ConfigError
+from .options import HeadsAsCsv, HeadsAsJson, SiteName, StorePath, Top, head_of
+from .printing import console_for_people, first_rows, incomplete_text, print_csv, print_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..store import Store
+
+app = typer.Typer(rich_markup_mode="rich")
+_PANEL = "Query"
+
+
+@app.command(rich_help_panel=_PANEL)
+def stats(
+    store: StorePath,
+    statistic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--statistic",
+            help="Rank by this one; repeat for more columns, or separate by commas. With the ending _sink_free: of rows "
+            "without their first and special tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    definition: Annotated[
+        str | None,
+        typer.Option(
+            "--definition",
+            metavar="NAME",
+            help="Count as another tool does: clark, vig, voita, olsson, transformerlens or headvis.",
+            show_default=False,
+        ),
+    ] = None,
+    spread: Annotated[
+        bool,
+        typer.Option("--spread", help="Deviation and quantiles over examples too; a histogram with --json."),
+    ] = False,
+    top: Top = None,
+    average: Annotated[
+        Literal["rows", "examples"],
+        typer.Option(help="Weigh every token alike (rows) or every example alike."),
+    ] = "rows",
+    site: SiteName = None,
+    as_csv: HeadsAsCsv = False,
+    as_json: HeadsAsJson = False,
+) -> None:
+    """Rank heads by statistics, stored or computed from attention; without one: what each head does more than chance would.
+
+    Example: [bold]headatlas stats traces/demo --statistic entropy,entropy_sink_free --top 5[/bold]
+    """
+    from ..statistics.definitions import known_names
+    from ..statistics.published import published_table
+    from ..statistics.specialisation import specialised_heads, statistics_table
+    from ..store import open_store
+    from . import statistics_tables as render_statistics
+    from . import tables as render
+
+    opened = open_store(store)
+    names = list(dict.fromkeys(name for given in statistic or () for name in given.split(",") if name))
+    if definition and (names or spread):
+        raise ConfigError("--definition has columns of its own; expected it without --statistic and --spread")
+    if spread and not names:
+        raise ConfigError(
+            f"--spread is of some statistics; expected --statistic with some of {', '.join(known_names())}"
+        )
+    with _progress() as report:
+        if definition:
+            heads = published_table(opened, definition, site, report)
+            columns = [str(name) for name in heads if name not in ("layer", "head")]
+        elif spread:
+            _print_spread(opened, names, average, site, top, report, as_csv=as_csv, as_json=as_json)
+            return
+        elif names:
+            heads, columns = statistics_table(opened, names, site, average, report), names
+        else:
+            heads, columns = specialised_heads(opened, site, average), []
+    if columns:
+        heads = heads.sort_values(columns[0], ascending=False, kind="stable", na_position="last")
+    heads = first_rows(heads, top, everything=as_csv or as_json)
+    if as_json:
+        told = {"definition": definition} if definition else {}
+        print(render.to_json({**told, "heads": render.records(heads), **render.fetched(opened)}))
+    elif as_csv:
+        print_csv(heads)
+    else:
+        console = console_for_people()
+        found = opened.site(site)
+        added = [layer for layer in opened.layers if layer.level == "statistic" and layer.place == found.name]
+        units = {layer.name: layer.unit for layer in added}
+        table = render_statistics.statistics_rich_table(heads, columns, units) if columns else render.specialised_table(heads)  # fmt: skip
+        print_table(console, table)
+        console.print(
+            f"{len(heads)} of {found.n_layers * found.n_heads} heads of {found.name}, over {opened.n_examples:,} "
+            f"examples, {_weighing(definition, average)}. {incomplete_text(opened)} "
+            f"{render.fetched_text(opened)}".rstrip(),
+            style="dim",
+            soft_wrap=True,
+        )
+        for layer in added:
+            told = f" ({layer.unit})" if layer.unit else ""
+            line = f"Added later: {layer.name}{told}. {layer.description}".rstrip(" ")
+            console.print(render.printable(line), style="dim", markup=False, soft_wrap=True)
+
+
+def _weighing(definition: str | None, average: str) -> str:
+    from ..statistics.published import DEFINITIONS
+
+    if definition:
+        known = DEFINITIONS[definition]
+        return f"as {known.source} counts: every {'token' if known.average == 'rows' else 'example'} alike"
+    return f"every {'token' if average == 'rows' else 'example'} alike"
+
+
+def _print_spread(
+    store: Store,
+    names: list[str],
+    average: Literal["rows", "examples"],
+    site: str | None,
+    top: int | None,
+    report: Callable[[int, int], None],
+    *,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
+    from ..statistics.corpus import corpus_summary, summary_frame
+    from ..statistics.measurement import measured_statistics
+    from . import statistics_tables as render_statistics
+    from . import tables as render
+
+    measured = measured_statistics(store, names, site, on_progress=report)
+    summary = corpus_summary(
+        {name: one.values for name, one in measured.items()},
+        {name: one.rows for name, one in measured.items()},
+        average,
+    )
+    frames = [summary_frame(summary, name) for name in names]
+    ranked = [first_rows(frame, top, everything=as_csv or as_json) for frame in frames]
+    if as_json:
+        told = []
+        for name, frame in zip(names, ranked, strict=True):
+            of_one = summary.sel(statistic=name)
+            heads = render.records(frame)
+            for row in heads:
+                row["histogram"] = of_one["histogram"].sel(layer=row["layer"], head=row["head"]).to_numpy().tolist()
+            told.append({"statistic": name, "bin_edge": of_one["bin_edge"].to_numpy().tolist(), "heads": heads})
+        print(render.to_json({"statistics": told}))
+        return
+    if as_csv:
+        import pandas as pd
+
+        joined: pd.DataFrame = pd.concat(
+            [frame.assign(statistic=name) for name, frame in zip(names, ranked, strict=True)], ignore_index=True
+        )
+        print_csv(joined)
+        return
+    console = console_for_people()
+    for name, frame in zip(names, ranked, strict=True):
+        print_table(console, render_statistics.spread_table(frame, name))
+
+
+@app.command(rich_help_panel=_PANEL)
+def head(
+    store: StorePath,
+    which: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="Which head, such as 4.11.", show_default=False)],
+    pairs: Annotated[int, typer.Option("--pairs", min=0, help="How many token pairs.")] = 12,
+    reach: Annotated[int, typer.Option("--reach", min=0, help="Offsets from minus this to this.")] = 64,
+    special: Annotated[
+        bool, typer.Option("--special/--no-special", help="List pairs with a special token too.")
+    ] = False,
+    site: SiteName = None,
+    as_json: HeadsAsJson = False,
+) -> None:
+    """Where one head's weight goes over the whole corpus: to which distances, and from which tokens to which.
+
+    Example: [bold]headatlas head traces/demo 0.2[/bold]
+    """
+    from ..statistics.profiles import offset_profiles, token_pairs
+    from ..store import open_store
+    from . import statistics_tables as render_statistics
+    from . import tables as render
+
+    opened = open_store(store)
+    layer, number = head_of(which)
+    table = token_pairs(opened, layer, number, pairs, site, special=special)
+    profile = offset_profiles(opened, site, reach).sel(layer=layer, head=number)
+    if as_json:
+        told = {
+            "layer": layer,
+            "head": number,
+            "offsets": [
+                {
+                    "offset": int(at),
+                    **{name: render.plain(profile[name].sel(offset=at).item()) for name in ("mass", "share")},
+                    "rows": int(profile["rows"].sel(offset=at)),
+                }
+                for at in profile["offset"].to_numpy()
+            ],
+            "beyond": render.plain(profile["beyond"].item()),
+            "pairs": render.records(table),
+            "pairs_forgotten": table.attrs["forgotten"],
+        }
+        print(render.to_json(told))
+        return
+    console = console_for_people()
+    print_table(console, render_statistics.offsets_table(profile))
+    print_table(console, render_statistics.token_pairs_table(table))
+
+
+@app.command(rich_help_panel=_PANEL)
+def compare(
+    store: StorePath,
+    reference: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REF", help="A HeadVis metric file, scatter_data.json, or an exported folder.", show_default=False
+        ),
+    ],
+    top: Annotated[int, typer.Option("--top", min=0, help="How many heads of each metric.")] = 3,
+    site: SiteName = None,
+    as_json: HeadsAsJson = False,
+) -> None:
+    """Hold a store's heads against published HeadVis metrics: rank correlation and the largest differences.
+
+    Example: [bold]headatlas compare traces/gpt2 headvis_ref_openai-community-gpt2.json[/bold]
+    """  # fmt: skip
+    from ..statistics.headvis import compare_headvis, read_headvis
+    from ..store import open_store
+    from . import statistics_tables as render_statistics
+    from . import tables as render
+
+    result = compare_headvis(open_store(store), read_headvis(reference), site, top)
+    if as_json:
+        print(render.to_json({"metrics": render.records(result.metrics), "heads": render.records(result.heads)}))
+        return
+    console = console_for_people()
+    print_table(console, render_statistics.comparison_table(result.metrics))
+    print_table(console, render_statistics.differences_table(result.heads))
+
+
+@app.command("export-headvis", rich_help_panel="Store")
+def export(
+    store: StorePath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    site: SiteName = None,
+) -> None:
+    """Write a store's heads as the files that HeadVis shows: config.json, scatter_data.json, heads/L0H0.json and so on.
+
+    Example: [bold]headatlas export-headvis traces/demo build/headvis[/bold]
+    """
+    from ..statistics.headvis import export_headvis
+    from ..store import open_store
+
+    with _progress("heads") as report:
+        n_heads = export_headvis(open_store(store), out, site, on_progress=report)
+    print(f"{n_heads} heads in {out}")
+
+
+@contextmanager
+def _progress(unit: str = "examples") -> Iterator[Callable[[int, int], None]]:
+    """A bar on the error stream while something is computed; none where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(unit, total=None)
+        yield lambda done, planned: progress.update(task, completed=done, total=planned)

@@ -1,0 +1,281 @@
+"""Answers as text: tables with small bars for people, CSV and JSON for programs.
+
+Corpus text may hold anything, terminal escapes too: everything printed goes through `printable`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ..patterns.lexer import printable
+
+if TYPE_CHECKING:
+    from ..queries.evidence import Evidence
+    from ..queries.pattern_search import ExampleHit, SearchResult
+    from ..schema.token_table import TokenTable
+    from ..store import Store
+
+BAR_WIDTH = 12
+CONTEXT_TOKENS = 8
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy as one of JSON; what is missing or not finite becomes null."""
+    if value is pd.NA:
+        return None
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table for JSON."""
+    return [{str(k): plain(v) for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def to_json(value: Any) -> str:
+    """JSON that every reader accepts: no NaN."""
+    return json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
+
+
+def search_json(
+    result: SearchResult, heads: pd.DataFrame, hits: Sequence[ExampleHit], proof: Evidence | None = None
+) -> dict[str, Any]:
+    """What `headatlas search --json` prints."""
+    proof = proof or result.evidence
+    return {
+        "search": {
+            "pattern": str(result.pattern),
+            "site": result.site.name,
+            "level": result.level,
+            "words": result.words,
+            "rows": result.rows,
+            "examples": result.n_examples,
+            "examples_searched": result.n_examples_searched,
+            "complete": result.is_complete,
+            "notes": list(result.notes),
+            "offset_baseline": plain(proof.offset_baseline),
+            "offsets": list(proof.offsets),
+            "supported": proof.is_supported,
+            "minimum_rows": proof.minimum_rows,
+        },
+        "heads": records(heads),
+        "examples": [hit_json(hit) for hit in hits],
+    }
+
+
+def hit_json(hit: ExampleHit) -> dict[str, Any]:
+    """One example of a head, for programs."""
+    return {
+        "example": hit.example,
+        "id": hit.id,
+        "layer": hit.layer,
+        "head": hit.head,
+        "score": plain(hit.score),
+        "edge": {"query_pos": hit.query_pos, "key_pos": hit.key_pos, "weight": plain(hit.weight)},
+    }
+
+
+def relations_json(table: pd.DataFrame) -> dict[str, Any]:
+    """What `headatlas relations --json` prints."""
+    rows = []
+    for row in records(table):
+        low, high = row.pop("low"), row.pop("high")
+        rows.append({**row, "interval": [low, high]})
+    order = ["relation", "n", "layer", "head", "direction", "accuracy", "interval", "baseline", "offset_baseline"]
+    return {"relations": [{name: row[name] for name in (*order, "offset")} for row in rows]}
+
+
+def bar(share: float, width: int = BAR_WIDTH) -> Text:
+    """A share from 0 to 1 as a bar of text."""
+    share = min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
+    whole, part = divmod(round(share * width * 8), 8)
+    return Text(("█" * whole + (_EIGHTHS[part] if part else "")).ljust(width), "blue")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for a table; a dash where there is none."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def lift(value: float, digits: int = 1) -> str:
+    """A lift for a table."""
+    return f"{value:.{digits}f}×" if math.isfinite(value) else "–"
+
+
+def interval(low: float, high: float) -> str:
+    """An interval of shares for a table."""
+    return f"{number(low)}–{number(high)}" if math.isfinite(low) else "–"
+
+
+def probability(value: float) -> str:
+    """A p-value or false-discovery rate for a table."""
+    if not math.isfinite(value):
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def heads_table(heads: pd.DataFrame) -> Table:
+    """Ranked heads of a search: the rows of `SearchResult.table` or `SplitSearch.table`."""
+    chosen = next((str(name) for name in heads if str(name).startswith("selected_")), None)
+    columns = ["95 %", "hit rate", "uniform", "lift", "/offset", "q", *(["chosen"] if chosen else [])]
+    bounded = "mass_upper" in heads
+    bars = [] if chosen or bounded else [("", "left")]
+    table = plain_table(("head", "right"), ("mass", "right"), *bars, *((title, "right") for title in columns))
+    for row in heads.to_dict("records"):
+        mass = number(row["mass"]) + (f"–{number(row['mass_upper'])}" if bounded else "")
+        cells = [
+            interval(row["mass_low"], row["mass_high"]),
+            number(row["hit_rate"]),
+            number(row["baseline"]),
+            lift(row["lift"]),
+            lift(row["offset_lift"], 2),
+            probability(row["q_value"]),
+        ]
+        cells += [number(row[chosen])] if chosen else []
+        drawn = [bar(row["mass"], 6)] if bars else []
+        table.add_row(f"{row['layer']}.{row['head']}", mass, *drawn, *cells)
+    return table
+
+
+def evidence_text(proof: Evidence, unit: str = "tokens") -> str:
+    """In words what the proof of a search is measured against."""
+    if not proof.is_supported:
+        return (
+            f"Too few rows or examples to rank heads on (at least {proof.minimum_rows} rows in "
+            f"{proof.minimum_examples} examples): reported, not ranked."
+        )
+    offsets = " or ".join(f"{offset:+d}" for offset in proof.offsets)
+    return (
+        f"Best fixed offset: {offsets} {unit}, mass {number(proof.offset_baseline)}. q: false-discovery rate of "
+        "being above that and above uniform attention."
+    )
+
+
+def relations_table(table: pd.DataFrame) -> Table:
+    """The rows of `RelationAtlas.table`."""
+    columns = (("head", "right"), ("accuracy", "right"), ("95 %", "right"), ("chance", "right"))
+    drawn = plain_table(("relation", "left"), ("n", "right"), *columns, ("offset", "right"), ("gain", "right"))
+    for row in table.to_dict("records"):
+        arrow = "→" if row["direction"] == "to_head" else "←"
+        drawn.add_row(
+            printable(row["relation"]),
+            f"{row['n']:,}",
+            f"{row['layer']}.{row['head']} {arrow}",
+            percent(row["accuracy"]),
+            f"{percent(row['low'])}–{percent(row['high'])}",
+            percent(row["baseline"]),
+            f"{percent(row['offset_baseline'])} ({row['offset']:+d})",
+            f"{100 * (row['accuracy'] - row['offset_baseline']):+.1f}",
+        )
+    return drawn
+
+
+def contrast_table(heads: pd.DataFrame, first: str, second: str) -> Table:
+    """The rows of `Contrast.table`."""
+    columns = (("difference", "right"), ("95 %", "right"), (first, "right"), (second, "right"), ("q", "right"))
+    table = plain_table(("head", "right"), *columns)
+    for row in heads.to_dict("records"):
+        table.add_row(
+            f"{row['layer']}.{row['head']}",
+            f"{row['difference']:+.3f}" if math.isfinite(row["difference"]) else "–",
+            f"{row['low']:+.3f} to {row['high']:+.3f}" if math.isfinite(row["low"]) else "–",
+            number(row["mass_first"]),
+            number(row["mass_second"]),
+            probability(row["q_value"]),
+        )
+    return table
+
+
+def percent(share: float) -> str:
+    """A share in percent, without the sign."""
+    return f"{100 * share:.1f}" if math.isfinite(share) else "–"
+
+
+def fetched(*stores: Store | None) -> dict[str, int]:
+    """For programs: what came over a network so far for these stores; nothing for folders."""
+    remote = [store.source for store in stores if store is not None and store.source.folder is None]
+    if not remote:
+        return {}
+    sums = sum(source.bytes_fetched for source in remote), sum(source.n_requests for source in remote)
+    return dict(zip(("bytes_fetched", "requests"), sums, strict=True))
+
+
+def fetched_text(*stores: Store | None) -> str:
+    """The same for people."""
+    told = fetched(*stores)
+    return f"{size_text(told['bytes_fetched'])} fetched in {told['requests']:,} requests." if told else ""
+
+
+def specialised_table(heads: pd.DataFrame) -> Table:
+    """The most specialised heads."""
+    columns = ("head", "right"), ("behaviour", "left"), ("share", "right"), ("", "left"), ("uniform", "right"), ("lift", "right")  # fmt: skip
+    table = plain_table(*columns, ("entropy", "right"))
+    for row in heads.to_dict("records"):
+        cells = number(row["baseline"]), lift(row["lift"]), number(row.get("entropy", math.nan), 2)
+        table.add_row(
+            f"{row['layer']}.{row['head']}", row["behaviour"], number(row["value"]), bar(row["value"]), *cells
+        )
+    return table
+
+
+def plain_table(*columns: tuple[str, str]) -> Table:
+    """A table without lines but one below its head; columns are (title, justification)."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for title, justify in columns:
+        table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    return table
+
+
+def edge_text(query: TokenTable, key: TokenTable, query_pos: int, key_pos: int) -> Text:
+    """An example around an edge: the query token in [brackets], the key token in «guillemets» and reversed.
+
+    Query and key of two different texts stand one after the other.
+    """
+    if query is key:
+        return _marked(query, {query_pos: "query", key_pos: "both" if key_pos == query_pos else "key"})
+    return _marked(query, {query_pos: "query"}) + Text(" → ") + _marked(key, {key_pos: "key"})
+
+
+def _marked(tokens: TokenTable, marks: dict[int, str]) -> Text:
+    shown = set()
+    for position in marks:
+        shown |= set(range(max(0, position - CONTEXT_TOKENS), min(len(tokens), position + CONTEXT_TOKENS + 1)))
+    texts, end, last = tokens.text, None, -1
+    line = Text()
+    for position in sorted(shown):
+        special = bool(tokens.special[position])
+        if position != last + 1:
+            line.append("… " if last < 0 else " … ", "dim")
+        elif last >= 0 and (special or end is None or tokens.char_start[position] > end):
+            line.append(" ")
+        text, mark = printable(texts[position]), marks.get(position)
+        if mark in ("query", "both"):
+            line.append(
+                f"[{text}]" if mark == "query" else f"[«{text}»]", "bold blue" if mark == "query" else "reverse"
+            )
+        elif mark == "key":
+            line.append(f"«{text}»", "reverse")
+        else:
+            line.append(text, "dim" if special else "")
+        end, last = (None if special else int(tokens.char_end[position])), position
+    if last + 1 < len(tokens):
+        line.append(" …", "dim")
+    return line
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

@@ -1,0 +1,241 @@
+"""What the fields of ``query.`` and ``key.`` mean: one array over the tokens of a segment for each.
+
+A `Values` is an array with its kind and its missing rows; text stays dictionary-encoded, so that comparing,
+case-folding or matching a regular expression happens once for each distinct text and not for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from ..errors import FormatError, ShapeError
+from ..schema.token_table import MISSING, Column, TokenFlag, TokenTable
+from .acronyms import expansions
+from .tree import Step
+
+Kind = Literal["number", "text", "bool"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A name that may follow ``query.``, ``key.`` or ``example.``."""
+
+    name: str
+    kind: Kind
+    description: str
+
+
+TOKEN_FIELDS: dict[str, Field] = {
+    field.name: field
+    for field in (
+        Field("position", "number", "place in the example, from 0"),
+        Field("text", "text", "what the token covers in the text; the piece for special tokens"),
+        Field("lower", "text", "the text, case-folded"),
+        Field("piece", "text", "the tokenizer's own spelling"),
+        Field("id", "number", "the tokenizer's number of the token"),
+        Field("special", "bool", "whether the tokenizer added it ([CLS], <s>)"),
+        Field("segment", "number", "0 in the first text of a pair, 1 in the second"),
+        Field("continuation", "bool", "whether it goes on with the word of the token before"),
+        Field("generated", "bool", "whether the model wrote it"),
+        Field("word", "number", "which word of the example it belongs to, from 0; missing for special tokens"),
+        Field("word_text", "text", "its whole word"),
+        Field("length", "number", "how many tokens the example has"),
+        Field("expansion_start", "number", "of an acronym, the first of the words that it is made of; else missing"),
+        Field("expansion_stop", "number", "of an acronym, the word after the last of them"),
+    )
+}
+FROM_TEXTS = frozenset({"word_text", "expansion_start", "expansion_stop"})
+"""Fields that are read off the words' texts."""
+EXAMPLE_FIELDS: dict[str, Field] = {
+    field.name: field
+    for field in (
+        Field("id", "text", "the example's id"),
+        Field("index", "number", "the example's place in the store, from 0"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Values:
+    """One value a token (or pair, or a single one), with its kind.
+
+    `data` are numbers (int64 or float64), truth values, or codes into `texts`. `missing` marks rows without a value
+    (None: there are none); truth values are never missing, they are false.
+    """
+
+    kind: Kind
+    data: np.ndarray
+    missing: np.ndarray | None = None
+    texts: tuple[str, ...] = ()
+
+    def take(self, rows: np.ndarray) -> Values:
+        """Rows by index."""
+        return Values(self.kind, self.data[rows], None if self.missing is None else self.missing[rows], self.texts)
+
+
+def column_kind(column: Column) -> Kind:
+    """Kind of the values of an annotation column."""
+    return "text" if column.is_text else "number"
+
+
+def column_values(column: Column, kind: Kind | None = None) -> Values:
+    """Values of an annotation column; code or number -1, NaN and infinities are missing.
+
+    A column that other segments hold as text (`kind`) is read as text.
+    """
+    if column.values is None and kind == "text":
+        numbers = column_values(column)
+        assert numbers.missing is not None
+        rows = zip(numbers.data.tolist(), numbers.missing.tolist(), strict=True)
+        column = Column.of_text(None if missing else str(number) for number, missing in rows)
+    if column.values is not None:
+        return Values("text", column.data, column.data < 0, column.values)
+    if column.data.dtype.kind == "f":
+        return Values("number", column.data, ~np.isfinite(column.data))
+    return Values("number", column.data.astype(np.int64), column.data == MISSING)
+
+
+def word_field_names(columns: Mapping[str, Column]) -> dict[str, str]:
+    """Map field names to word columns: a column called like a token field is reached as ``word_NAME``."""
+    names = {}
+    for name in columns:
+        names[f"word_{name}" if name in TOKEN_FIELDS else name] = name
+    return {field: name for field, name in names.items() if field not in TOKEN_FIELDS}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts that the words of a sequence lie in: one an example, and the second ones of pairs."""
+
+    first: Sequence[str]
+    second: Sequence[str] | None = None
+
+
+class TokenFields:
+    """The fields of one token sequence, computed when first asked for.
+
+    Parameters
+    ----------
+    table
+        The tokens.
+    texts
+        Needed for `FROM_TEXTS` only; without it a word's text is put together from its tokens.
+    """
+
+    def __init__(self, table: TokenTable, texts: Texts | None = None) -> None:
+        if texts is not None and len(texts.first) != table.n_examples:
+            raise ShapeError(f"{len(texts.first)} texts for {table.n_examples} examples; expected one each")
+        self.table, self.texts = table, texts
+        self.position: Int64[np.ndarray, "token"] = table.position.astype(np.int64)
+        self.example: Int64[np.ndarray, "token"] = np.repeat(np.arange(table.n_examples), table.n_tokens)
+        self._fields: dict[str, Values] = {}
+        self._words = word_field_names(table.word_columns)
+
+    def values(self, name: str, steps: tuple[Step, ...] = (), kind: Kind | None = None) -> Values:
+        """Compute one value a token; `kind` is what the store's vocabulary says of an annotation column."""
+        found = self._fields.get(name)
+        if found is None:
+            found = self._fields[name] = self._compute(name, kind)
+        if not steps:
+            return found
+        at, inside = self._step(steps)
+        shifted = found.take(at)
+        if found.kind == "bool":
+            return Values("bool", shifted.data & inside)
+        return Values(
+            found.kind, shifted.data, ~inside if shifted.missing is None else ~inside | shifted.missing, found.texts
+        )
+
+    def _step(self, steps: tuple[Step, ...]) -> tuple[Int64[np.ndarray, "token"], Bool[np.ndarray, "token"]]:
+        """Index of the token that `steps` lead to, and whether it is still in the example."""
+        moves = [-1 if step == "previous" else 1 for step in steps]
+        reached = np.cumsum([0, *moves])
+        last = self.table.n_tokens[self.example] - 1
+        inside = (self.position + reached.min() >= 0) & (self.position + reached.max() <= last)
+        return np.where(inside, np.arange(len(self.table)) + reached[-1], 0), inside
+
+    def _compute(self, name: str, kind: Kind | None) -> Values:
+        table = self.table
+        match name:
+            case "position":
+                return Values("number", self.position)
+            case "length":
+                return Values("number", table.n_tokens.astype(np.int64)[self.example])
+            case "id":
+                return Values("number", table.id.astype(np.int64))
+            case "text" | "piece":
+                return column_values(table.columns[name])
+            case "lower":
+                return column_values(table.columns["text"].folded)
+            case "special":
+                return Values("bool", table.special)
+            case "segment":
+                return Values("number", table.second.astype(np.int64))
+            case "continuation":
+                return Values("bool", (table.flags & TokenFlag.CONTINUATION) != 0)
+            case "generated":
+                return Values("bool", (table.flags & TokenFlag.GENERATED) != 0)
+            case "word":
+                return Values("number", table.word.astype(np.int64), table.word < 0)
+            case "word_text":
+                return self._of_words(self._word_texts)
+            case "expansion_start" | "expansion_stop":
+                found = self._expansions[name == "expansion_stop"]
+                return self._of_words(Column(found))
+        if name in table.columns:
+            return column_values(table.columns[name], kind)
+        if name in self._words:
+            return self._of_words(table.word_columns[self._words[name]], kind)
+        data = np.full(len(table), MISSING, dtype=np.int64)
+        return Values(kind or "number", data, np.ones(len(table), dtype=bool))
+
+    @cached_property
+    def _word_row(self) -> Int64[np.ndarray, "token"]:
+        """Row of each token's word in the word columns, -1 without one."""
+        word = self.table.word.astype(np.int64)
+        n_words = np.diff(self.table.word_offset)[self.example]
+        if (word >= n_words).any():
+            token = int(np.flatnonzero(word >= n_words)[0])
+            raise FormatError(
+                f"token {token} is said to belong to word {word[token]} of an example of {n_words[token]} words; "
+                "expected a smaller number. Verify the store."
+            )
+        return np.where(word >= 0, self.table.word_offset[self.example] + word, -1)
+
+    def _of_words(self, column: Column, kind: Kind | None = None) -> Values:
+        values = column_values(column.take(self._word_row), kind)
+        outside = self._word_row < 0
+        missing = outside if values.missing is None else outside | values.missing
+        return Values(values.kind, values.data, missing, values.texts)
+
+    @cached_property
+    def _expansions(self) -> tuple[np.ndarray, np.ndarray]:
+        words = [text if isinstance(text, str) else "" for text in self._word_texts.to_list()]
+        return expansions(words, self.table.word_offset.astype(np.int64))
+
+    @cached_property
+    def _word_texts(self) -> Column:
+        table, n_words = self.table, len(self.table.word_char_start)
+        row, tokens = self._word_row, np.flatnonzero(self.table.word >= 0)
+        if self.texts is None:
+            pieces: list[list[str]] = [[] for _ in range(n_words)]
+            text = table.columns["text"].to_list()
+            for token in tokens.tolist():
+                pieces[row[token]].append(str(text[token]))
+            return Column.of_text("".join(piece) for piece in pieces)
+        second = np.zeros(n_words, dtype=bool)
+        second[row[tokens]] = table.second[tokens]
+        example = np.repeat(np.arange(table.n_examples), np.diff(table.word_offset))
+        words = zip(
+            example.tolist(), second.tolist(), table.word_char_start.tolist(), table.word_char_end.tolist(), strict=True
+        )
+        other = self.texts.second if self.texts.second is not None else self.texts.first
+        return Column.of_text(
+            (other if of_second else self.texts.first)[e][start:stop] for e, of_second, start, stop in words
+        )

@@ -1,0 +1,153 @@
+"""Examples and tokens of a store as pandas frames, annotations beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from ..errors import ConfigError
+from ..schema.token_table import Column, TokenFlag, TokenTable
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from ..store import Store
+    from .segment import Segment
+
+
+FrameLibrary = Literal["pandas", "polars"]
+OWN_COLUMNS = ("text", "piece")
+"""Columns of a token table that are no annotations."""
+
+
+def as_library(frame: pd.DataFrame, library: FrameLibrary) -> pd.DataFrame | pl.DataFrame:
+    """A frame as it is, or as one of polars; numbers are shared where they can be.
+
+    A named index becomes a column. Lone surrogates, which polars cannot hold, become U+FFFD.
+
+    Raises
+    ------
+    ConfigError
+        Another library, or polars is not installed.
+    """
+    if library == "pandas":
+        return frame
+    if library != "polars":
+        raise ConfigError(f"as_ is {library!r}; expected 'pandas' or 'polars'.")
+    try:
+        import polars as pl
+    except ImportError:
+        raise ConfigError("polars is not installed. Run: pip install 'headatlas[polars]'") from None
+    flat = frame if frame.index.name is None else frame.reset_index()
+    columns = {}
+    for name in flat:
+        values = flat[name].to_numpy()
+        if values.dtype == object:
+            columns[str(name)] = pl.Series(str(name), [_sayable(value) for value in values], dtype=pl.String)
+        else:
+            columns[str(name)] = pl.Series(str(name), values)
+    return pl.DataFrame(columns)
+
+
+def _sayable(text: object) -> str | None:
+    return None if not isinstance(text, str) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def examples_frame(store: Store) -> pd.DataFrame:
+    """One row an example, by number. An annotation called like a column of ours gets a line in front (``_text``)."""
+    frames = [_segment_examples(segment) for segment in store.segments]
+    columns = store.example_columns()
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"example": np.empty(0, np.int64)})
+    for name in ("text_pair", "target_text"):
+        if name in frame and bool(np.all(frame[name].isna())):
+            frame = frame.drop(columns=name)
+    frame = _beside(frame, {name: values_of(column) for name, column in columns.items()})
+    return frame.set_index("example")
+
+
+def _segment_examples(segment: Segment) -> pd.DataFrame:
+    first, n = segment.first_example, segment.n_examples
+    data: dict[str, object] = {"example": np.arange(first, first + n), "id": segment.ids(), "text": segment.texts()}
+    for name in ("text_pair", "target_text"):
+        data[name] = pd.Series(segment.optional_texts(name), dtype=object)
+    for sequence in segment.spec.sequences:
+        name = "n_tokens" if sequence == "source" else f"n_{sequence}_tokens"
+        data[name] = np.diff(segment.token_offset(sequence))
+    return pd.DataFrame({**data, "segment": segment.index})
+
+
+def tokens_frame(store: Store, sequence: str = "source", examples: slice | None = None) -> pd.DataFrame:
+    """One row a token of the examples whose numbers are in a slice (step 1), in order.
+
+    Raises
+    ------
+    ConfigError
+        A slice with another step.
+    NotFoundError
+        No such sequence.
+    """
+    wanted = slice(None) if examples is None else examples
+    if wanted.step not in (None, 1):
+        raise ConfigError(f"examples is {wanted!r}; expected a slice of step 1.")
+    start, stop, _ = wanted.indices(store.manifest.n_examples_planned)
+    frames = []
+    for segment in store.segments:
+        low = max(start - segment.first_example, 0)
+        high = min(stop - segment.first_example, segment.n_examples)
+        if low < high:
+            frames.append(table_frame(segment.tokens(sequence).examples(low, high), segment.first_example + low))
+    return pd.concat(frames, ignore_index=True) if frames else table_frame(_no_tokens(), 0)
+
+
+def table_frame(table: TokenTable, first_example: int) -> pd.DataFrame:
+    """One row a token of a table whose first example has this number."""
+    example = np.repeat(np.arange(table.n_examples), table.n_tokens)
+    data: dict[str, object] = {
+        "example": example + first_example,
+        "position": table.position,
+        "id": table.id,
+        **{name: values_of(table.columns[name]) for name in OWN_COLUMNS},
+        "word": table.word,
+        "char_start": table.char_start,
+        "char_end": table.char_end,
+        "special": table.special,
+        "second": table.second,
+        "continuation": (table.flags & TokenFlag.CONTINUATION) != 0,
+        "generated": (table.flags & TokenFlag.GENERATED) != 0,
+    }
+    of_word = table.word_offset[:-1][example] + table.word  # row of the word table
+    n_words = np.diff(table.word_offset)[example]
+    has_word = (table.word >= 0) & (table.word < n_words)
+    of_tokens = {name: values_of(column) for name, column in table.columns.items() if name not in OWN_COLUMNS}
+    of_words = {name: _of_words(column, of_word, has_word) for name, column in table.word_columns.items()}
+    return _beside(_beside(pd.DataFrame(data), of_tokens), of_words)
+
+
+def _beside(frame: pd.DataFrame, annotations: dict[str, np.ndarray | pd.Series]) -> pd.DataFrame:
+    """Annotations as further columns; one that is called like a column of the frame gets a line in front."""
+    for name, values in annotations.items():
+        frame[f"_{name}" if name in frame else name] = values
+    return frame
+
+
+def _of_words(column: Column, row: np.ndarray, has_word: np.ndarray) -> np.ndarray | pd.Series:
+    """A word's annotation for each token; missing (None, NaN, -1) for tokens without a word."""
+    values = np.asarray(values_of(column))
+    missing = None if column.is_text else column.missing
+    found = np.full(len(row), missing, dtype=values.dtype)
+    found[has_word] = values[row[has_word]]
+    return pd.Series(found, dtype=object) if column.is_text else found
+
+
+def values_of(column: Column) -> np.ndarray | pd.Series:
+    """A column's rows: text as objects (None where missing), numbers as they are stored."""
+    return pd.Series(column.to_list(), dtype=object) if column.is_text else column.data
+
+
+def _no_tokens() -> TokenTable:
+    none = np.empty(0, np.int32)
+    offset, nothing = np.zeros(1, np.int64), Column.of_text([])
+    columns = {"text": nothing, "piece": nothing}
+    return TokenTable(offset, none, none, none, none, np.empty(0, np.uint8), columns, offset, none, none)

@@ -1,0 +1,86 @@
+"""A layer of one segment, read: the arrays that its column or statistic adds."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..containers.container import ContainerReader, SegmentListing
+from ..errors import FormatError, located
+from ..files.overlays import LayerEntry
+from ..schema.traces import ArrayLayout
+from .listed_arrays import Listed, open_arrays, read_listing, read_whole
+
+if TYPE_CHECKING:
+    from .committed_segment import CommittedSegment
+
+
+class SegmentLayer:
+    """The arrays of one layer of one segment; read and checked when first asked for."""
+
+    def __init__(self, segment: CommittedSegment, entry: LayerEntry) -> None:
+        self.entry, self._segment = entry, segment
+
+    @cached_property
+    def listing(self) -> SegmentListing:
+        """What its segment.json lists.
+
+        Raises
+        ------
+        CorruptSegmentError
+            It is not the committed one, or an object is missing or has another size.
+        """
+        with located(f"layer {self.entry.name}"):
+            listing = self.read_listing()
+            self._segment.source.check_segment(self.entry.path, listing.objects)
+            return listing
+
+    def read_listing(self) -> SegmentListing:
+        """segment.json alone, held against the manifest."""
+        main = self._segment.entry
+        own = Listed(
+            self.entry.path,
+            self.entry.bytes,
+            self.entry.sha256,
+            main.index,
+            main.first_example,
+            main.n_examples,
+            main.n_tokens,
+        )
+        return read_listing(self._segment.source, own)
+
+    @cached_property
+    def reader(self) -> ContainerReader:
+        """The container's reader."""
+        return open_arrays(self._segment.source, self.entry.path, self.listing)
+
+    @cached_property
+    def layouts(self) -> dict[str, ArrayLayout]:
+        """Every array, by path: a column, or statistics as long as the segment.
+
+        Raises
+        ------
+        FormatError
+            Something else, or an array that the segment has itself.
+        """
+        listed = {entry.path: entry.layout() for entry in self.listing.arrays}
+        sites = {site.name: site for site in self._segment.spec.sites}
+        for path, layout in listed.items():
+            site, kind, _ = (*path.split("/"), "", "")[:3]
+            known = "/column/" in path and len(layout.shape) == 1
+            if kind == "statistic" and site in sites:
+                expected = (sites[site].n_layers, sites[site].n_heads, self._segment.n_examples)  # pyright: ignore[reportArgumentType]
+                known = layout.dtype == np.float32 and layout.shape == expected
+            if not known or path in self._segment.layouts:
+                raise FormatError(
+                    f"layer {self.entry.name} lists {path} {layout.dtype.name} {layout.shape}; expected a column or a "
+                    "statistic that its segment does not have. Do not trust this store."
+                )
+        return listed
+
+    def read(self, path: str) -> np.ndarray:
+        """An array, whole."""
+        with located(f"layer {self.entry.name}"):
+            return read_whole(self.reader, self.layouts, path)

@@ -1,0 +1,178 @@
+"""Attention between words: what the tokens of one word put on the tokens of another.
+
+Columns are summed over the key word's tokens, rows are averaged over the query word's tokens (or taken from its first
+token), so a word's row sums to 1 less what went to special tokens. Special tokens and tokens of no word are dropped
+without renormalising. This is the merging of Clark et al. 2019, whose paper says mean and whose released code takes the
+first token; both are here. Flat like everything of a segment: the word pairs of an example are row-major
+(query word, key word) and those of all examples lie one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64, Num
+
+from ..errors import ConfigError
+from ..schema.token_table import TokenTable
+from ..schema.traces import Site
+from .block_weights import closest_weights
+from .segment import Segment
+
+Merge = Literal["mean", "first"]
+
+
+@dataclass(frozen=True)
+class WordPairs:
+    """Where each token pair of some consecutive examples goes when tokens are merged to words."""
+
+    n_query_words: Int64[np.ndarray, "example"]
+    n_key_words: Int64[np.ndarray, "example"]
+    pair: Int64[np.ndarray, "kept_pair"]
+    """The token pairs that count, ascending, from the first pair of the first example."""
+    cell: Int64[np.ndarray, "kept_pair"]
+    """The word pair that each belongs to."""
+    row_start: Int64[np.ndarray, "query_token"]
+    """Where each query token's row of pairs begins."""
+    n_rows: Int64[np.ndarray, "query_word"]
+    """Token rows that are averaged for each query word; 0 for a word without tokens."""
+
+    @cached_property
+    def start(self) -> Int64[np.ndarray, "boundary"]:
+        """Where each example's word pairs begin."""
+        sizes = self.n_query_words * self.n_key_words
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+
+    @cached_property
+    def row_length(self) -> Int64[np.ndarray, "query_word"]:
+        """Key words of each query word's example."""
+        return np.repeat(self.n_key_words, self.n_query_words)
+
+    @cached_property
+    def begin(self) -> Int64[np.ndarray, "query_word"]:
+        """Where the row of each query word begins among the word pairs."""
+        return np.cumsum(self.row_length) - self.row_length
+
+    @cached_property
+    def row_of_pair(self) -> Int64[np.ndarray, "word_pair"]:
+        """The query word of each word pair, counted over all examples."""
+        return np.repeat(np.arange(len(self.row_length)), self.row_length)
+
+    def strongest(self, weights: Float64[np.ndarray, "word_pair"]) -> Int64[np.ndarray, "query_word"]:
+        """Key word with the largest weight of each row, the first of equal ones; 0 in a row without key words."""
+        found = np.zeros(len(self.begin), np.int64)
+        if not len(weights):
+            return found
+        there = np.flatnonzero(self.row_length)
+        largest = np.zeros(len(self.begin))
+        largest[there] = np.maximum.reduceat(weights, self.begin[there])
+        at = np.flatnonzero(weights == largest[self.row_of_pair])
+        row = self.row_of_pair[at]
+        first = at[np.concatenate([[True], row[1:] != row[:-1]])]
+        found[there] = first - self.begin[there]
+        return found
+
+    def merge(self, attention: Num[np.ndarray, "head pair"]) -> Float64[np.ndarray, "head word_pair"]:
+        """Word-to-word attention out of decoded token pairs; rows of a word without tokens are 0.
+
+        Weights are summed first (in float64 exact for all codecs of 8 and 16 bits) and divided once.
+        """
+        merged = np.empty((len(attention), int(self.start[-1])))
+        for row, weights in zip(merged, attention, strict=True):
+            row[:] = np.bincount(self.cell, weights[self.pair], merged.shape[1])
+        if self.n_rows.max(initial=1) > 1:
+            merged /= np.repeat(np.maximum(self.n_rows, 1), self.row_length)
+        return merged
+
+
+def word_pairs(
+    query: TokenTable, key: TokenTable, *, causal: bool, merge: Merge = "mean", sink_free: bool = False
+) -> WordPairs:
+    """Plan the merge of the flat token pairs of the examples of two token tables (the same one within one text).
+
+    With `sink_free` what goes to the first token of an example is left out too, like special tokens.
+
+    Raises
+    ------
+    ConfigError
+        `merge` is neither ``"mean"`` nor ``"first"``.
+    """
+    if merge not in get_args(Merge):
+        raise ConfigError(f"merge is {merge!r}; expected 'mean' (average the word's rows) or 'first' (its first token)")
+    n_query_words, n_key_words = (np.diff(table.word_offset).astype(np.int64) for table in (query, key))
+    example = np.repeat(np.arange(query.n_examples), query.n_tokens)
+    n_keys = (query.position + 1 if causal else key.n_tokens[example]).astype(np.int64)
+    row_start = np.cumsum(n_keys) - n_keys
+    first_cell = np.cumsum(n_query_words * n_key_words) - n_query_words * n_key_words
+    word = query.word.astype(np.int64)
+    flat_word = query.word_offset[:-1][example] + word
+    rows = np.flatnonzero(word >= 0)
+    if merge == "first":
+        rows = rows[np.unique(flat_word[rows], return_index=True)[1]]
+    n_rows = np.bincount(flat_word[rows], minlength=int(query.word_offset[-1]))
+    row_cell = first_cell[example] + word * n_key_words[example]
+    length = n_keys[rows]
+    row = np.repeat(rows, length)
+    key_pos = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+    key_word = key.word.astype(np.int64)[key.token_offset[:-1][example[row]] + key_pos]
+    kept = (key_word >= 0) & (key_pos > 0) if sink_free else key_word >= 0
+    row, key_pos, key_word = row[kept], key_pos[kept], key_word[kept]
+    return WordPairs(n_query_words, n_key_words, row_start[row] + key_pos, row_cell[row] + key_word, row_start, n_rows)
+
+
+def segment_word_attention(
+    segment: Segment, site: Site, layer: int, examples: range, plan: WordPairs
+) -> Float64[np.ndarray, "head word_pair"]:
+    """Word-to-word attention of all heads of a layer over consecutive examples (rows of the segment).
+
+    Weights that a sparse codec left out count as 0 where query and key cannot tell them; see `closest_weights`.
+
+    Raises
+    ------
+    NotFoundError
+        Attention was not kept and cannot be rebuilt.
+    """
+    return plan.merge(closest_weights(segment, site, layer, examples, plan.row_start))
+
+
+def plan_segment(
+    segment: Segment, site: Site, examples: range, merge: Merge = "mean", *, sink_free: bool = False
+) -> WordPairs:
+    """The merge plan of consecutive examples (rows of the segment); it serves every layer."""
+    query, key = (
+        segment.tokens(name).examples(examples.start, examples.stop)
+        for name in (site.query_sequence, site.key_sequence)
+    )
+    return word_pairs(query, key, causal=site.causal, merge=merge, sink_free=sink_free)
+
+
+def example_blocks(
+    pair_offset: Int64[np.ndarray, "boundary"], most: int, start: int = 0, stop: int | None = None
+) -> Iterator[range]:
+    """Runs of the examples `start:stop` of a segment with at most so many token pairs (or one example)."""
+    stop = len(pair_offset) - 1 if stop is None else stop
+    while start < stop:
+        end = int(np.searchsorted(pair_offset, pair_offset[start] + most, side="right")) - 1
+        end = min(stop, max(start + 1, end))
+        yield range(start, end)
+        start = end
+
+
+def merge_example(
+    maps: Float[np.ndarray, "*lead query_pos key_pos"],
+    query: TokenTable,
+    key: TokenTable,
+    merge: Merge = "mean",
+    *,
+    sink_free: bool = False,
+) -> Float64[np.ndarray, "*lead query_word key_word"]:
+    """Word-to-word attention out of the whole maps of one example."""
+    plan = word_pairs(query, key, causal=False, merge=merge, sink_free=sink_free)
+    lead, n_pairs = maps.shape[:-2], maps.shape[-2] * maps.shape[-1]
+    n_heads = int(np.prod(lead, dtype=np.int64))
+    merged = plan.merge(maps.reshape(n_heads, n_pairs))
+    return merged.reshape(*lead, int(plan.n_query_words[0]), int(plan.n_key_words[0]))

@@ -1,0 +1,45 @@
+"""Which tokens of an example stand in one sentence.
+
+Words may say so by an annotation ``sentence``. Without it a sentence ends with a token of full stops, question or
+exclamation marks, and with the text of a pair; an abbreviation's full stop ends one too, which a corpus that knows
+better can avoid by the annotation.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from jaxtyping import Int64
+
+from ..schema.token_table import TokenTable
+from .blocks import Block
+
+_END = re.compile(r"[.!?…。！？]+")
+
+
+def sentence_of(table: TokenTable) -> Int64[np.ndarray, "token"]:
+    """The sentence of each token, counted from 0 within its example; -1 for special tokens and tokens of none."""
+    example = np.repeat(np.arange(table.n_examples), table.n_tokens)
+    given = table.word_columns.get("sentence")
+    if given is not None:
+        flat = np.where(table.word >= 0, table.word_offset[example] + table.word, -1)
+        return np.where(flat >= 0, given.take(flat).data, -1).astype(np.int64)
+    text = table.columns["text"]
+    assert text.values is not None, "texts are text"
+    ends = np.array([bool(_END.fullmatch(value.strip())) for value in text.values] + [False])[text.data]
+    border = np.zeros(len(table), bool)  # whether a sentence begins here
+    if len(table):
+        border[1:] = (ends[:-1] & ~table.special[:-1] & ~ends[1:]) | (table.second[1:] != table.second[:-1])
+    number = np.cumsum(border)
+    first = np.concatenate([number, [0]])[table.token_offset[:-1]][example]
+    return np.where(table.special, -1, number - first).astype(np.int64)
+
+
+def same_sentence_pairs(block: Block) -> Int64[np.ndarray, "match"]:
+    """The pairs whose query and key stand in one sentence."""
+    if not block.plan.one_text:
+        return np.empty(0, np.int64)
+    sentence = sentence_of(block.query)
+    query = sentence[block.plan.query][block.plan.row]
+    return np.flatnonzero((query >= 0) & (query == sentence[block.plan.key]))

@@ -1,0 +1,41 @@
+"""What the files of a segment say of their arrays themselves: codec, definition, largest error."""
+
+from __future__ import annotations
+
+from ..codecs.companding import VECTOR_BOUNDS
+from ..schema.traces import TraceSpec, band_array
+
+_SPARSE = {
+    "attention_key": "key position of each kept weight, ascending within a row; rows follow each other",
+    "attention_count": "how many weights of each row are kept; what follows the last row's means nothing",
+    "attention_dropped": "mass of each row that is not kept, rounded up to float16",
+}
+
+
+def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
+    """What the file itself says of a trace array, for readers without headatlas."""
+    name = path.rpartition("/")[2]
+    if name in _SPARSE:
+        return {"definition": _SPARSE[name]}
+    if name.startswith("attention") and (codec := spec.attention_codec) is not None:
+        facts = {"codec": codec.name, "definition": codec.bound.definition, "max_absolute_error": spec.attention_error}
+        if codec.selection is None:
+            bands = spec.site(path.partition("/")[0]).bands
+            layers = next(layers for band, layers in bands.items() if band_array(band) == name)
+            facts |= {"layers": ", ".join(map(str, layers))} if len(bands) > 1 else {}
+        return facts
+    if name in ("query", "key") and spec.keep.query_key:
+        bound = VECTOR_BOUNDS[spec.keep.query_key]
+        said = {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
+        return said | ({"max_error_in_scales": bound.scaled} if bound.scaled else {})
+    if name in ("query_scale", "key_scale"):
+        return {"definition": "largest absolute value of an example, head and dimension, over 127"}
+    if name == "position_bias":
+        return {"definition": "added to the scores of a layer and head, by key_pos - query_pos"}
+    if name == "sinks":
+        return {"definition": "score of the sink of a layer and head"}
+    if name == "logsumexp":
+        return {"definition": "natural logarithm of the sum of exp of a row's scaled and masked scores"}
+    if name == "statistics":
+        return {"statistics": ", ".join(spec.statistics)}
+    return {}

@@ -1,0 +1,198 @@
+"""Taking examples or whole segments out of a store: a new manifest without them.
+
+Examples keep their numbers. One that is dropped stays as an id without text, tokens and traces, noted among the skipped,
+in a segment written anew; what was there before is still listed by older manifests until `gc` removes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..codecs.sparse_rows import entries_of_rows
+from ..containers.container import SegmentArray, long_axis
+from ..errors import ConfigError, NotFoundError
+from ..files.manifest import Dropped, Skipped
+from ..files.object_source import local_folder
+from ..files.overlays import Layer, column_layer, statistic_layer
+from ..reading.committed_segment import CommittedSegment
+from ..schema.text_tables import SegmentTables
+from ..schema.token_table import Column, TokenTable
+from ..schema.traces import SequenceName, entries_of, segment_layout, zero_distance
+from ..store import Store, open_store
+from .store_writer import Replacement, StoreWriter
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What `drop_from_store` did."""
+
+    path: str
+    manifest: int
+    examples: tuple[int, ...]
+    segments: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def drop_from_store(
+    path: str | os.PathLike[str],
+    *,
+    examples: Collection[int | str] = (),
+    segments: Collection[int] = (),
+    reason: str = "dropped",
+    **options: Any,
+) -> Drop:
+    """Take examples (numbers or ids) and segments out of the newest snapshot, in one commit.
+
+    `options` are those of a `StoreWriter`. Examples that are skipped already stay so.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such example or segment.
+    """
+    store = open_store(local_folder(path))
+    by_index = {segment.index: segment for segment in store.segments}
+    for index in segments:
+        if index not in by_index:
+            raise NotFoundError(f"{store.path}: no segment {index}; there are {', '.join(map(str, by_index))}.")
+    there = {row.example for row in store.manifest.skipped}
+    wanted: dict[int, set[int]] = {}
+    for which in examples:
+        found = store.examples[which].index if isinstance(which, str) else int(which)
+        segment = store.segment_of(found)
+        if segment.index not in segments and found not in there:
+            wanted.setdefault(segment.index, set()).add(found - segment.first_example)
+    gone = [by_index[index].entry for index in sorted(set(segments))]
+    if not wanted and not gone:
+        raise ConfigError(f"{store.path}: nothing to drop; expected examples or segments that are still there.")
+    container = next(iter(by_index.values())).read_listing().container if wanted else "zarr"
+    writer = StoreWriter(store.path, **({"container": container, "threads": None} | options))
+    skipped = [
+        Skipped(example=by_index[index].first_example + row, id=by_index[index].ids()[row], reason=reason)
+        for index, rows in sorted(wanted.items())
+        for row in sorted(rows)
+    ]
+    dropped = [Dropped(index=e.index, first_example=e.first_example, n_examples=e.n_examples) for e in gone]
+    manifest = writer.replace(_emptied(store, wanted), skipped=skipped, dropped=dropped)
+    return Drop(
+        str(store.path), manifest.number, tuple(row.example for row in skipped), tuple(row.index for row in dropped)
+    )
+
+
+def _emptied(store: Store, wanted: dict[int, set[int]]) -> Iterator[Replacement]:
+    for segment in store.segments:
+        if segment.index in wanted:
+            tables, arrays = without_examples(segment, wanted[segment.index])
+            keep = [row not in wanted[segment.index] for row in range(segment.n_examples)]
+            tables, layers = _layers_apart(tables, segment, store.layers, keep)
+            yield Replacement(segment.entry, tables, arrays, layers)
+
+
+def _layers_apart(
+    tables: SegmentTables, segment: CommittedSegment, layers: Sequence[Layer], keep: Sequence[bool]
+) -> tuple[SegmentTables, dict[str, dict[str, SegmentArray]]]:
+    """The tables as the segment itself has them, and the layers beside it, of examples that are kept."""
+    beside: dict[str, dict[str, SegmentArray]] = {}
+    for layer in layers:
+        if layer.name not in segment.layers:
+            continue
+        if layer.level == "statistic":
+            values = segment.layer_statistic(layer.name, layer.place)
+            beside[layer.name] = statistic_layer(layer, np.where(keep, values, np.float32(np.nan)).astype(np.float32))
+        else:
+            columns = tables.columns
+            if layer.level != "example":
+                table = next(table for name, table in tables.tokens.items() if name == layer.place)
+                columns = table.word_columns if layer.level == "word" else table.columns
+            beside[layer.name] = column_layer(layer, columns.pop(layer.name))
+    return tables, beside
+
+
+def without_examples(segment: CommittedSegment, rows: set[int]) -> tuple[SegmentTables, dict[str, np.ndarray]]:
+    """The contents of a segment of which some examples have no text, no tokens and no traces any more."""
+    keep = np.array([row not in rows for row in range(segment.n_examples)], dtype=bool)
+    spec = segment.spec
+    before: dict[SequenceName, TokenTable] = {name: segment.tokens(name) for name in spec.sequences}
+    tables = SegmentTables(
+        ids=segment.ids(),
+        texts=[text if kept else "" for text, kept in zip(segment.texts(), keep, strict=True)],
+        text_pairs=_blanked(segment.optional_texts("text_pair"), keep),
+        target_texts=_blanked(segment.optional_texts("target_text"), keep),
+        columns={name: _missing(column, keep) for name, column in segment.columns().items()},
+        tokens={name: _without_tokens(table, keep) for name, table in before.items()},
+    )
+    arrays = {}
+    for path, layout in segment.layouts.items():
+        if path.partition("/")[0] not in spec.site_names:
+            continue
+        data, site = segment.read(path), spec.site(path.partition("/")[0])
+        axis = layout.axes[long_axis(layout)]
+        if axis == "example" and path.endswith("/statistics"):
+            data = np.where(keep, data, np.float32(np.nan))
+        elif axis == "example":  # scales
+            data = data * keep[:, None]
+        elif axis == "distance":
+            tokens = before[site.query_sequence].n_tokens
+            first = zero_distance(tokens) - zero_distance(tokens * keep)
+            longest = {name: int((table.n_tokens * keep).max(initial=0)) for name, table in before.items()}
+            data = data[:, :, first : first + max(0, longest[site.query_sequence] + longest[site.key_sequence] - 1)]
+        elif axis in ("pair", "query_token", "key_token"):
+            sequence = site.key_sequence if axis == "key_token" else site.query_sequence
+            lengths = np.diff(segment.stored_pair_offset(path)) if axis == "pair" else before[sequence].n_tokens
+            data = data[:, :, np.repeat(keep, lengths)]
+        elif axis == "entry":
+            kept_rows = np.repeat(keep, before[site.query_sequence].n_tokens)
+            data = entries_of_rows(data, segment.read(f"{site.name}/attention_count"), kept_rows)
+        arrays[path] = data
+    n_tokens = {str(name): table.n_tokens for name, table in tables.tokens.items()}
+    layouts = segment_layout(spec, n_tokens, entries_of(spec, n_tokens, {path: a.shape for path, a in arrays.items()}))
+    arrays = {path: arrays[path].astype(layout.dtype) for path, layout in layouts.items()}
+    return tables, arrays
+
+
+def _blanked(rows: list[str | None], keep: np.ndarray) -> list[str | None]:
+    return [row if kept else None for row, kept in zip(rows, keep, strict=True)]
+
+
+def _missing(column: Column, keep: np.ndarray) -> Column:
+    if column.is_text:
+        return Column.of_text(_blanked([None if v is None else str(v) for v in column.to_list()], keep))
+    return Column(np.where(keep, column.data, column.missing).astype(column.data.dtype))
+
+
+def _without_tokens(table: TokenTable, keep: np.ndarray) -> TokenTable:
+    tokens = np.flatnonzero(np.repeat(keep, table.n_tokens))
+    n_words = np.diff(table.word_offset)
+    words = np.flatnonzero(np.repeat(keep, n_words))
+    return TokenTable(
+        token_offset=_offset(table.n_tokens * keep),
+        id=table.id[tokens],
+        word=table.word[tokens],
+        char_start=table.char_start[tokens],
+        char_end=table.char_end[tokens],
+        flags=table.flags[tokens],
+        columns={name: _taken(column, tokens) for name, column in table.columns.items()},
+        word_offset=_offset(n_words * keep),
+        word_char_start=table.word_char_start[words],
+        word_char_end=table.word_char_end[words],
+        word_columns={name: _taken(column, words) for name, column in table.word_columns.items()},
+    )
+
+
+def _taken(column: Column, rows: np.ndarray) -> Column:
+    """Rows of a column; texts that no row has any more are gone."""
+    if not column.is_text:
+        return column.take(rows)
+    return Column.of_text([None if value is None else str(value) for value in column.take(rows).to_list()])
+
+
+def _offset(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

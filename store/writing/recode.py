@@ -1,0 +1,134 @@
+"""A segment's traces in other codecs, or fewer of them: what `convert` writes.
+
+What is kept in the same codec is copied number for number. A codec that changes is decoded and encoded, layer by layer;
+the specification notes the codecs that were there before, and the errors of all add up.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..codecs.attention_arrays import attention_arrays
+from ..codecs.companding import channel_scale, decode_attention, encode_vectors
+from ..errors import ConfigError
+from ..reading.committed_segment import CommittedSegment
+from ..reading.pair_attention import read_pairs
+from ..reading.stored_vectors import decode_block
+from ..schema.traces import VECTOR_DTYPE, ArrayLayout, Earlier, Keep, Site, TraceSpec, segment_layout
+
+_CODED = ("attention", "query_key")
+
+
+def recoded_spec(spec: TraceSpec, codecs: Mapping[str, str], keep: Collection[str] | None = None) -> TraceSpec:
+    """The specification of a store that is converted.
+
+    Parameters
+    ----------
+    codecs
+        The new codec of ``attention`` or ``query_key``; what is not named keeps its own.
+    keep
+        Which of ``attention``, ``query_key``, ``edges`` and ``statistics`` stay; None: all.
+
+    Raises
+    ------
+    ConfigError
+        There is no such codec or kind, it was not kept, or what is asked for cannot be made of it.
+    """
+    kinds = list(Keep.model_fields)
+    for name in (*codecs, *(keep or ())):
+        if name not in kinds:
+            raise ConfigError(f"{name!r} is not kept in a store; expected {', '.join(kinds)}.")
+    changes: dict[str, Any] = {
+        name: False if name == "statistics" else None for name in kinds if keep and name not in keep
+    }
+    earlier: dict[str, tuple[str, ...]] = {name: getattr(spec.earlier, name) for name in _CODED}
+    for name in _CODED:
+        before = getattr(spec.keep, name)
+        if name in changes:
+            earlier[name] = ()
+        elif name in codecs:
+            if before is None:
+                raise ConfigError(f"{name} was not kept in this store; expected one that has it. Run the job again.")
+            changes[name] = codecs[name]
+    try:
+        kept = Keep.model_validate(spec.keep.model_dump() | changes)
+    except ValueError as error:
+        raise ConfigError(
+            f"{', '.join(codecs.values())} is no codec of {', '.join(codecs)}: {_reason(error)}."
+        ) from None
+    for name in _CODED:
+        before, after = getattr(spec.keep, name), getattr(kept, name)
+        if after is not None and after != before and before != "float32":
+            earlier[name] = (*earlier[name], before)
+    found, other = spec.attention_codec, kept.attention
+    if found is not None and found.selection is not None and other not in (None, found.name):
+        raise ConfigError(
+            f"attention is kept in {found.name}: the weights that it left out are gone. Convert the store that this one "
+            f"was made from, or run the job again with keep.attention = {other!r}."
+        )
+    statistics = spec.statistics if kept.statistics else ()
+    return spec.model_copy(update={"keep": kept, "earlier": Earlier(**earlier), "statistics": statistics})
+
+
+def _reason(error: ValueError) -> str:
+    first = error.errors()[0] if hasattr(error, "errors") else {"msg": str(error)}  # type: ignore[attr-defined]
+    return str(first["msg"]).removeprefix("Value error, ")
+
+
+def recoded_traces(segment: CommittedSegment, spec: TraceSpec) -> dict[str, np.ndarray]:
+    """All traces of a segment as `spec` (a `recoded_spec` of its own) wants them, by path."""
+    lengths = {name: np.diff(segment.token_offset(name)) for name in segment.spec.sequences}
+    arrays: dict[str, np.ndarray] = {}
+    layouts, before = segment_layout(spec, lengths), segment.spec.keep
+    for path in layouts:
+        site, _, name = path.partition("/")
+        if path in arrays or (name.endswith("_scale") and spec.keep.query_key != before.query_key):
+            continue  # made with the vectors
+        if name.startswith("attention") and spec.keep.attention != before.attention:
+            arrays |= _recoded_attention(segment, spec, spec.site(site), layouts, lengths)
+        elif name in ("query", "key") and spec.keep.query_key != before.query_key:
+            arrays |= _recoded_vectors(segment, spec, spec.site(site), name)
+        else:
+            arrays[path] = segment.read(path).astype(layouts[path].dtype, copy=False)  # edge keys may be early ones
+    return arrays
+
+
+def _recoded_vectors(segment: CommittedSegment, spec: TraceSpec, site: Site, name: str) -> dict[str, np.ndarray]:
+    """Query or key of one site, and the scales that come with ``int8``."""
+    path, codec = f"{site.name}/{name}", spec.keep.query_key or "float32"
+    vectors = decode_block(segment, site, name, (slice(None),) * 4)  # [layer, head, token, d_head]
+    if codec != "int8":
+        return {path: encode_vectors(vectors, codec)}
+    offset = segment.token_offset(site.query_sequence if name == "query" else site.key_sequence)
+    codes = np.empty(vectors.shape, VECTOR_DTYPE[codec])
+    scale = np.zeros((*vectors.shape[:2], segment.n_examples, site.d_head), np.float32)
+    for example, (start, stop) in enumerate(itertools.pairwise(offset.tolist())):
+        if start < stop:
+            own = vectors[:, :, start:stop]
+            scale[:, :, example : example + 1] = of_example = channel_scale(own)
+            codes[:, :, start:stop] = encode_vectors(own, codec, of_example)
+    return {path: codes, f"{path}_scale": scale}
+
+
+def _recoded_attention(
+    segment: CommittedSegment,
+    spec: TraceSpec,
+    site: Site,
+    layouts: Mapping[str, ArrayLayout],
+    lengths: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The arrays of attention of one site; one layer is decoded at a time."""
+    codec, n_pairs = spec.attention_codec, int(segment.pair_offset(site.name)[-1])
+    assert codec is not None
+    old = segment.spec.keep.attention or "float32"
+
+    def weights_of(layer: int) -> np.ndarray:
+        return decode_attention(read_pairs(segment, site, layer, slice(None), slice(0, n_pairs)), old)
+
+    n_queries, n_keys = lengths[site.query_sequence], lengths[site.key_sequence]
+    error = segment.spec.attention_error
+    return attention_arrays(site, codec, layouts, n_queries, n_keys, weights_of, error=error)

@@ -1,0 +1,52 @@
+"""What is written of a segment: its tables and traces as arrays with a layout, each held against the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..containers.container import SegmentArray
+from ..errors import ShapeError
+from ..schema.text_tables import SegmentTables, table_arrays
+from ..schema.traces import TraceSpec, entries_of, segment_layout
+from .array_attributes import array_attributes
+
+
+def segment_contents(
+    spec: TraceSpec, tables: SegmentTables, arrays: Mapping[str, np.ndarray]
+) -> dict[str, SegmentArray]:
+    """Everything of a segment, by path: tables first, then the traces `arrays`.
+
+    Raises
+    ------
+    ShapeError
+        An array is missing, unknown, or has another shape or type; tables disagree in length.
+    """
+    tables.check()
+    if set(tables.tokens) != set(spec.sequences):
+        raise ShapeError(f"token tables for {sorted(tables.tokens)}; expected {sorted(spec.sequences)}.")
+    lengths = {name: tokens.n_tokens for name, tokens in tables.tokens.items()}
+    return table_arrays(tables) | trace_contents(spec, lengths, arrays)
+
+
+def trace_contents(
+    spec: TraceSpec, lengths: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
+) -> dict[str, SegmentArray]:
+    """The traces of examples of these lengths, by path.
+
+    Raises
+    ------
+    ShapeError
+        An array is missing, unknown, or has another shape or type.
+    """
+    n_entries = entries_of(spec, lengths, {path: data.shape for path, data in arrays.items()})
+    layouts = segment_layout(spec, lengths, n_entries)
+    if set(arrays) != set(layouts):
+        odd = sorted(set(arrays) ^ set(layouts))
+        raise ShapeError(f"arrays {', '.join(odd)} are missing or unknown; expected {', '.join(layouts)}.")
+    for path, layout in layouts.items():
+        data = arrays[path]
+        if data.shape != layout.shape or data.dtype != layout.dtype:
+            raise ShapeError(f"{path} is {data.dtype} {data.shape}; expected {layout.dtype} {layout.shape}.")
+    return {path: SegmentArray(layout, arrays[path], array_attributes(spec, path)) for path, layout in layouts.items()}

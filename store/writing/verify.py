@@ -1,0 +1,240 @@
+"""Is a store what its writers made? Quick: every object is there with its size. Full: every byte has its hash.
+
+Findings name the object and the examples it touches: for a damaged shard those of the chunks that cannot be decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, RemoteError
+from ..files.hashed_files import StoredObject
+from ..files.manifest import Manifest, SegmentEntry, read_manifest
+from ..files.manifest_names import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
+from ..files.object_source import ObjectSource, object_parts, open_source
+from ..reading.committed_segment import CommittedSegment
+from ..reading.segment_overlay import SegmentLayer
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One damaged object; `first_example` to `last_example` (both included) are touched, None where none is."""
+
+    object: str
+    problem: str
+    segment: int | None = None
+    first_example: int | None = None
+    last_example: int | None = None
+    layer: str | None = None
+    """The layer that the object is of; None: the segment's own."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_store` looked at and found."""
+
+    path: str
+    full: bool
+    manifest: int
+    n_segments: int
+    n_objects: int
+    n_bytes: int
+    findings: tuple[Finding, ...]
+    bytes_fetched: int = 0
+    """Over a network."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.findings
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self) | {"is_sound": self.is_sound}
+
+
+def verify_store(
+    path: str | os.PathLike[str] | ObjectSource,
+    *,
+    full: bool = False,
+    on_bytes: Callable[[int], None] = lambda n: None,
+) -> Verification:
+    """Check the newest snapshot of a store; `on_bytes` hears of progress, from several threads.
+
+    Raises
+    ------
+    NotFoundError
+        There is no store.
+    FormatError
+        The store is of a newer format version.
+    CorruptSegmentError
+        No manifest is left that can be read.
+    RemoteError
+        The network or its server failed, which says nothing of the store.
+    """
+    source = open_source(path) if isinstance(path, str | os.PathLike) else path
+    findings: list[Finding] = []
+    manifest = _newest_readable(source, findings)
+    n_objects = n_bytes = 0
+    if full:
+        findings += [*_check_parents(source, manifest), *_check_latest(source)]
+    with ThreadPoolExecutor(4, thread_name_prefix="headatlas-verify") as pool:
+        for entry in manifest.segments:
+            segment = CommittedSegment(source, entry, manifest.spec, check_presence=False)
+            try:
+                objects = segment.listing.objects
+            except RemoteError:
+                raise
+            except HeadAtlasError as error:
+                findings.append(_finding(entry, f"{entry.path}/segment.json", str(error), _all_of(entry)))
+                continue
+            n_objects += len(objects) + 1
+            n_bytes += entry.bytes + sum(item.bytes for item in objects)
+
+            def check(item: StoredObject, segment: CommittedSegment = segment) -> Finding | None:
+                return _check_object(segment, item, full, on_bytes)
+
+            found = [finding for finding in pool.map(check, objects) if finding]
+            for layer in segment.layers.values():
+                remedy = next((row.remedy for row in manifest.layers if row.name == layer.entry.name), "")
+                beside = [
+                    replace(finding, problem=f"{finding.problem} {remedy}".rstrip(), layer=layer.entry.name)
+                    for finding in _check_layer(segment, layer, full)
+                ]
+                found += beside
+                n_objects += 0 if beside else len(layer.read_listing().objects) + 1
+                n_bytes += layer.entry.bytes + layer.entry.data_bytes
+            findings += found
+            if not found:
+                findings += _check_shapes(segment)
+    return Verification(
+        source.location,
+        full,
+        manifest.number,
+        len(manifest.segments),
+        n_objects,
+        n_bytes,
+        tuple(findings),
+        source.bytes_fetched,
+    )
+
+
+def _newest_readable(source: ObjectSource, findings: list[Finding]) -> Manifest:
+    """The newest manifest that can be read; those that cannot are findings."""
+    for number in reversed(source.manifest_numbers()):
+        try:
+            return read_manifest(source, number)[0]
+        except CorruptSegmentError as error:
+            findings.append(Finding(manifest_name(number), str(error)))
+        except NotFoundError:  # gone since it was listed
+            continue
+    return read_manifest(source)[0]  # raises: there is none at all, or none that can be read
+
+
+def _check_latest(source: ObjectSource) -> Iterator[Finding]:
+    """That `latest.json`, if there is one, names a manifest that is there."""
+    try:
+        latest = Latest.from_bytes(source.read_small(LATEST_NAME, LATEST_MAX_BYTES))
+    except CorruptSegmentError:  # none: older stores have none, and only servers without listings need it
+        return
+    except FormatError:
+        latest = None
+    try:
+        sound = latest is not None and read_manifest(source, latest.number)[1] == latest.sha256
+    except RemoteError:
+        raise
+    except HeadAtlasError:
+        sound = False
+    if not sound:
+        yield Finding(LATEST_NAME, "was changed, or names no manifest. Any commit, or headatlas gc, makes it again.")
+
+
+def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding]:
+    """That each manifest that is still there is the one its follower names."""
+    numbers = set(source.manifest_numbers())
+    while manifest.parent is not None and manifest.parent.number in numbers:
+        expected, name = manifest.parent.sha256, manifest_name(manifest.parent.number)
+        try:
+            manifest, found = read_manifest(source, manifest.parent.number)
+        except RemoteError:
+            raise
+        except HeadAtlasError as error:
+            yield Finding(name, str(error))
+            return
+        if found != expected:
+            yield Finding(name, f"was changed: its sha256 is {found[:16]}…; manifest after it says {expected[:16]}….")
+
+
+def _check_object(
+    segment: CommittedSegment, item: StoredObject, full: bool, on_bytes: Callable[[int], None]
+) -> Finding | None:
+    problem = _problem(segment, item, segment.entry.path, full)
+    on_bytes(item.bytes)
+    if problem is None:
+        return None
+    examples = segment.examples_of_object(item.path, damaged=full)
+    return _finding(segment.entry, f"{segment.entry.path}/{item.path}", problem, examples)
+
+
+def _check_layer(segment: CommittedSegment, layer: SegmentLayer, full: bool) -> list[Finding]:
+    """What is wrong with a layer of a segment; all its examples are touched."""
+    path, touched = layer.entry.path, _all_of(segment.entry)
+    try:
+        objects = layer.read_listing().objects
+    except RemoteError:
+        raise
+    except HeadAtlasError as error:
+        return [_finding(segment.entry, f"{path}/segment.json", str(error), touched)]
+    findings = []
+    for item in objects:
+        problem = _problem(segment, item, path, full)
+        if problem is not None:
+            findings.append(_finding(segment.entry, f"{path}/{item.path}", problem, touched))
+    return findings
+
+
+def _problem(segment: CommittedSegment, item: StoredObject, folder: str, full: bool) -> str | None:
+    """What is wrong with an object of a folder; None: nothing."""
+    try:
+        segment.source.check_object(folder, item)
+        return _hash_problem(segment, item, folder) if full else None
+    except RemoteError:
+        raise
+    except HeadAtlasError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _hash_problem(segment: CommittedSegment, item: StoredObject, folder: str) -> str | None:
+    digest = hashlib.sha256()
+    for part in object_parts(segment.source, folder, item):
+        digest.update(part)
+    found = digest.hexdigest()
+    if found == item.sha256:
+        return None
+    return f"was changed: its sha256 is {found[:16]}…; expected {item.sha256[:16]}…."
+
+
+def _check_shapes(segment: CommittedSegment) -> Iterator[Finding]:
+    """That the arrays fit the specification; tables are decoded."""
+    try:
+        for sequence in segment.spec.sequences:
+            segment.tokens(sequence)
+        segment.ids()
+    except (FormatError, CorruptSegmentError) as error:
+        yield _finding(segment.entry, f"{segment.entry.path}/segment.json", str(error), _all_of(segment.entry))
+
+
+def _finding(entry: SegmentEntry, name: str, problem: str, examples: range) -> Finding:
+    first, last = (examples.start, examples.stop - 1) if examples else (None, None)
+    return Finding(name, problem, entry.index, first, last)
+
+
+def _all_of(entry: SegmentEntry) -> range:
+    return range(entry.first_example, entry.first_example + entry.n_examples)

@@ -1,0 +1,146 @@
+"""Models outside the attention interface: their returned maps fill a store, and nothing that is no map does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
+from headatlas.pipeline.capture.collector import TraceCollector
+from headatlas.pipeline.capture.eager import discover_eager_sites, find_sites, forwarding
+from headatlas.pipeline.capture.sites import forward_options
+from headatlas.pipeline.checks.eager_check import check_eager
+from headatlas.pipeline.config import parse_config
+from headatlas.pipeline.job.prepare import prepare_job
+from headatlas.pipeline.job.projection import project_job
+from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.progress import Stage
+from headatlas.pipeline.tokens.batch_plan import BatchLimits, plan_batches
+from headatlas.pipeline.tokens.model_inputs import ModelInputs
+from headatlas.store.commands.main import app
+from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema.traces import Keep, TraceSpec
+from headatlas.store.statistics.definitions import STATISTICS, head_statistics
+from headatlas.store.store import open_store
+from tools.tiny_models import build_model, build_probe
+
+LENGTHS = (9, 6, 6, 1)
+
+
+@pytest.fixture
+def mpnet_job(tiny_job, tiny_folder, tmp_path):
+    """The tiny job with a model that does not go through the interface."""
+    import shutil
+
+    folder = tmp_path / "tiny-mpnet"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    build_model("mpnet").save_pretrained(folder)
+    return {**tiny_job, "model": {"source": str(folder)}}
+
+
+@pytest.mark.parametrize("name", ["bloom", "deberta-v2"])
+def test_what_is_stored_is_what_the_model_returned(name, inputs_of):
+    model, inputs = build_model(name), inputs_of(name, LENGTHS)
+    sites = discover_eager_sites(model, build_probe(name))
+    (site,) = sites.sites
+    assert site.causal == (name == "bloom")
+    keep = Keep(attention="float32", query_key=None, edges=3)
+    spec = TraceSpec(sites=sites.sites, keep=keep, statistics=tuple(STATISTICS), capture="eager")
+    buffers = SegmentBuffers(spec, {"source": np.asarray(LENGTHS, np.int64)})
+    for array in buffers.arrays.values():
+        array.view(np.uint8)[...] = 0xA5  # what is not written shows
+    special = torch.arange(max(LENGTHS))[None].expand(len(LENGTHS), -1) % 3 == 0
+    collector = TraceCollector(spec, sites)
+    with torch.no_grad(), forwarding(model, sites, collector) as forward:
+        batch = collector.begin(buffers, range(len(LENGTHS)), {"source": special})
+        forward(ModelInputs(inputs, {}))
+    assert not batch.failures
+    buffers.check_filled()
+    with torch.no_grad():
+        eager = model(**inputs, output_attentions=True, **forward_options(model)).attentions
+    arrays, place = buffers.sites[site.name], batch.places[site.name]
+    assert arrays.attention is not None
+    assert arrays.statistics is not None
+    assert arrays.edge_weight is not None
+    for i, n in enumerate(LENGTHS):
+        for layer, maps in enumerate(eager):
+            expected = maps[i, :, :n, :n].numpy()
+            pairs = arrays.attention[layer, :, place.pair_start[None][i] :][:, : site.n_pairs(n, n)]
+            kept = expected[:, *np.tril_indices(n)] if site.causal else expected.reshape(len(expected), -1)
+            np.testing.assert_array_equal(pairs, kept)
+            wanted = head_statistics(expected, special[i, :n].numpy(), spec.statistics)
+            np.testing.assert_allclose(arrays.statistics[:, layer, :, i], wanted, rtol=1e-4, atol=1e-5)
+            rows = slice(place.query_start[i], place.query_start[i] + n)
+            strongest = arrays.edge_weight[layer, :, rows, 0].astype(np.float32)
+            np.testing.assert_allclose(strongest, expected.max(axis=-1), atol=1e-3)
+
+
+def test_a_job_keeps_attention_and_says_so(mpnet_job):
+    with pytest.raises(UnsupportedModelError, match=r"--set keep.query_key=none"):
+        prepare_job(parse_config(mpnet_job))
+    events = []
+    config = parse_config({**mpnet_job, "keep": {"attention": "sqrt8", "query_key": "none"}})
+    report = run_job(config, events.append)
+    assert report.n_segments_written == 5
+    assert any("eager mode" in event.text for event in events if isinstance(event, Stage))
+    store = open_store(report.store)
+    assert store.spec.capture == store.manifest.provenance["capture"] == "eager"
+    maps = store.examples[7].attention()
+    np.testing.assert_allclose(maps.sum("key_pos"), 1, atol=0.05)
+    assert "eager mode" in CliRunner().invoke(app, ["info", report.store]).output
+    assert run_job(config).n_segments_written == 0
+
+
+def test_its_plan_is_measured(mpnet_job):
+    """Bytes on disk come from a sample that went through the model, as it returned them."""
+    job = prepare_job(parse_config({**mpnet_job, "keep": {"query_key": "none"}}))
+    projection = project_job(job, timed=True, n_sampled=4)
+    assert projection.besides, "measured, not guessed"
+    assert {array.path for array in projection.arrays} >= {"encoder/attention", "encoder/edge_key"}
+
+
+def test_every_layer_must_be_there(inputs_of, monkeypatch):
+    model, inputs = build_model("mpnet"), inputs_of("mpnet")
+    sites = find_sites(model, build_probe("mpnet"))
+    forward = model.forward
+
+    def one_less(*arguments, **options):
+        output = forward(*arguments, **options)
+        output["attentions"] = output.attentions[:-1]
+        return output
+
+    monkeypatch.setattr(model, "forward", one_less)
+    with pytest.raises(UnsupportedModelError, match="1 maps for 2 encoder layers"):
+        discover_eager_sites(model, build_probe("mpnet"))
+    with pytest.raises(UnsupportedModelError, match="1 eager attention maps for 2 encoder layers"):
+        check_eager(model, sites, ModelInputs(inputs, {}), {"source": [9, 6, 3]})
+
+
+@pytest.mark.parametrize("wrong", ["uniform", "twice the same"])
+def test_maps_that_are_no_softmax_of_the_model_are_refused(wrong, inputs_of, monkeypatch):
+    model, inputs = build_model("mpnet"), inputs_of("mpnet")
+    sites = find_sites(model, build_probe("mpnet"))
+    forward = model.forward
+
+    def other(*arguments, **options):
+        output = forward(*arguments, **options)
+        mask = inputs["attention_mask"][:, None, None].float()
+        uniform = (mask / mask.sum(-1, keepdim=True)).expand_as(output.attentions[1])
+        output["attentions"] = (output.attentions[0], uniform if wrong == "uniform" else output.attentions[0])
+        return output
+
+    monkeypatch.setattr(model, "forward", other)
+    with pytest.raises(UnsupportedModelError, match="layer 1 is none of the"):
+        check_eager(model, sites, ModelInputs(inputs, {}), {"source": [9, 6, 3]})
+
+
+def test_batches_are_small_where_all_maps_are_held():
+    lengths = {"source": np.full(64, 100)}
+    batches = plan_batches(lengths, BatchLimits(max_pairs=250_000))
+    assert sorted(len(batch.examples) for batch in batches) == [14, 25, 25]
+    assert len(plan_batches(lengths, BatchLimits())) == 1
+    assert len(plan_batches(lengths, BatchLimits(max_pairs=1))) == 64

@@ -1,0 +1,70 @@
+"""Planned bytes against those of a real run, array by array."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headatlas.pipeline.config import JobConfig, load_config
+from headatlas.pipeline.job.prepare import prepare_job
+from headatlas.pipeline.job.projection import project_job
+from headatlas.pipeline.job.run import execute_job
+from headatlas.pipeline.job.size_sample import SAMPLE_EXAMPLES, choose_sample
+from headatlas.store.store import Store, open_store
+
+
+def stored_bytes(store: Store) -> Counter[str]:
+    """Bytes of every array on disk."""
+    found: Counter[str] = Counter()
+    for segment in store.segments:
+        for path in segment.layouts:
+            found[path] += segment.reader.stored_bytes(path)
+    return found
+
+
+def check(config: JobConfig, least: int) -> None:
+    """Each array and the whole store within 5 %, from a sample of the usual size that is not the whole corpus."""
+    job = prepare_job(config)
+    assert len(job.examples) >= least
+    projection = project_job(job, timed=False, n_sampled=SAMPLE_EXAMPLES)
+    execute_job(job)
+    store = open_store(job.path)
+    stored = stored_bytes(store)
+    planned = {array.path: array.stored_bytes for array in projection.arrays}
+    assert planned == pytest.approx({path: stored[path] for path in planned}, rel=0.05)
+    tables = sum(n for path, n in stored.items() if path not in planned)
+    besides = {array.path: array.stored_bytes for array in projection.besides}
+    expected = {"texts, tokens, annotations": tables, "metadata": store.bytes_on_disk - stored.total()}
+    assert besides == pytest.approx(expected, rel=0.05)
+    assert projection.stored_bytes == pytest.approx(store.bytes_on_disk, rel=0.05)
+
+
+@pytest.mark.parametrize("container", ["zarr", "hdf5"])
+def test_generated_sentences(minilm_dir: Path, tmp_path: Path, container: str) -> None:
+    changes = ["corpus.examples=600", f"store.path={tmp_path / 'store'}", f"store.container={container}"]
+    check(load_config("demo", [*changes, f"model.source={minilm_dir}"]), least=3 * SAMPLE_EXAMPLES)
+
+
+def test_a_treebank(minilm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    sentences = data_dir / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
+    corpus = ["corpus.kind=conllu", f"corpus.path={sentences}", "corpus.max_examples=600"]
+    changes = [*corpus, f"model.source={minilm_dir}", f"store.path={tmp_path / 'store'}"]
+    check(load_config("demo", changes), least=3 * SAMPLE_EXAMPLES)
+
+
+def test_a_sample_is_runs_of_neighbours_all_over_the_corpus() -> None:
+    lengths = np.full(1000, 20)
+    lengths[::50] = 0
+    chosen = np.array(choose_sample(lengths, 192))
+    assert len(chosen) == 192
+    assert (np.diff(chosen) > 0).all()
+    assert (lengths[chosen] > 0).all()
+    assert (np.diff(chosen) > 2).sum() == 192 / 8 - 1
+    assert chosen[0] < 50
+    assert chosen[-1] > 950
+    assert choose_sample(np.array([0, 9, 0]), 100) == [1]
+    assert choose_sample(np.full(5, 9), 100) == [0, 1, 2, 3, 4]
+    assert len(choose_sample(np.full(50, 8000), 100)) == 1, "one long example is enough"

@@ -1,0 +1,38 @@
+"""Compiles the kernel as it is in this checkout, once for each state of its source, as an install would."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import pytest
+
+from headatlas.pipeline.reduce.kernel import Library, load
+
+ROOT = Path(__file__).parents[4]
+SOURCES = sorted(path for pattern in ("*.cpp", "*.h") for path in (ROOT / "pipeline/reduce/kernel").glob(pattern))
+
+
+def compiled_kernel(into: Path) -> Path:
+    """Build only the extension, with the settings of setup.py."""
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
+    command += ["--build-lib", str(into), "--build-temp", str(into / "objects")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    path = into / "headatlas/pipeline/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
+    assert path.is_file(), f"the compiler is there, but the kernel was not built:\n{done.stdout}\n{done.stderr}"
+    return path
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine: the fused kernel cannot be built")
+    settings = (ROOT / "setup.py").read_bytes()
+    state = hashlib.sha256(settings + b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
+    into = ROOT / "build/kernel" / state
+    path = into / "headatlas/pipeline/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
+    return load(path if path.is_file() else compiled_kernel(into))

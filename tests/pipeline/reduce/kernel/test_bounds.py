@@ -1,0 +1,199 @@
+"""A wrong call raises, names what is wrong, and touches nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from headatlas.pipeline.reduce.kernel import Destination, Library, Places, prepare_attention
+from headatlas.store.errors import ConfigError, ShapeError
+
+LENGTHS, HEADS, KV_HEADS, LONGEST, D = (5, 3), 4, 2, 6, 8
+N_PAIRS, N_ROWS = 5 * 6 // 2 + 3 * 4 // 2, 8
+GOOD_PLACES = {"pair_offset": [0, 15], "row_offset": [3, 0], "column": [1, 0], "special": np.zeros((2, LONGEST), bool)}
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn((2, n, LONGEST, D), generator=generator) for n in (HEADS, KV_HEADS, KV_HEADS)]
+
+
+def arrays() -> Destination:
+    return Destination(
+        codes=np.full((HEADS, N_PAIRS), 77, np.uint8),
+        logsumexp=np.full((HEADS, N_ROWS), 77, np.float32),
+        edge_key=np.full((HEADS, N_ROWS, 4), 77, np.uint16),
+        edge_weight=np.full((HEADS, N_ROWS, 4), 77, np.float16),
+        statistics=np.full((2, HEADS, 2), 77, np.float32),
+        statistic_names=("entropy", "special"),
+        valid=np.full((2, HEADS), True),
+    )
+
+
+def attempt(library: Library, into=None, places=None, tensors_=None, **options):
+    places = places or Places(LENGTHS, causal=True, **GOOD_PLACES)
+    options = {"scaling": 1.0} | options
+    return prepare_attention(*(tensors_ or tensors()), places, into=into or arrays(), library=library, **options).run()
+
+
+def test_the_call_that_the_others_spoil_is_right(library):
+    out = attempt(library)
+    assert out.shape == (2, LONGEST, HEADS, D)
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+WRONG_ARRAYS = {
+    "codes, one pair short": ("codes", lambda: np.zeros((HEADS, N_PAIRS - 1), np.uint8)),
+    "codes, a head short": ("codes", lambda: np.zeros((HEADS - 1, N_PAIRS), np.uint8)),
+    "codes, signed": ("codes", lambda: np.zeros((HEADS, N_PAIRS), np.int8)),
+    "codes, three axes": ("codes", lambda: np.zeros((1, HEADS, N_PAIRS), np.uint8)),
+    "codes, every other": ("codes", lambda: np.zeros((HEADS, 2 * N_PAIRS), np.uint8)[:, ::2]),
+    "codes, backwards": ("codes", lambda: np.zeros((HEADS, N_PAIRS), np.uint8)[:, ::-1]),
+    "codes, read only": ("codes", lambda: read_only(np.zeros((HEADS, N_PAIRS), np.uint8))),
+    "logsumexp, a row short": ("logsumexp", lambda: np.zeros((HEADS, N_ROWS - 1), np.float32)),
+    "logsumexp, float64": ("logsumexp", lambda: np.zeros((HEADS, N_ROWS), np.float64)),
+    "logsumexp, foreign bytes": ("logsumexp", lambda: np.zeros((HEADS, N_ROWS), ">f4")),
+    "edge_key, other number of edges": ("edge_key", lambda: np.zeros((HEADS, N_ROWS, 5), np.uint16)),
+    "edge_key, int64": ("edge_key", lambda: np.zeros((HEADS, N_ROWS, 4), np.int64)),
+    "edge_key, gaps": ("edge_key", lambda: np.zeros((HEADS, N_ROWS, 8), np.uint16)[:, :, :4]),
+    "edge_weight, a row short": ("edge_weight", lambda: np.zeros((HEADS, N_ROWS - 1, 4), np.float16)),
+    "edge_weight, float32": ("edge_weight", lambda: np.zeros((HEADS, N_ROWS, 4), np.float32)),
+    "edge_weight, none": ("edge_weight", lambda: None),
+    "statistics, a column short": ("statistics", lambda: np.zeros((2, HEADS, 1), np.float32)),
+    "statistics, rows without a name": ("statistics", lambda: np.zeros((3, HEADS, 2), np.float32)),
+    "statistics, odd strides": ("statistics", lambda: np.zeros((2, HEADS, 2), [("a", "f4"), ("b", "u1")])["a"]),
+    "valid, transposed": ("valid", lambda: np.zeros((HEADS, 2), bool)),
+    "valid, bytes": ("valid", lambda: np.zeros((2, HEADS), np.uint8)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ARRAYS)
+def test_wrong_arrays(library, wrong):
+    name, make = WRONG_ARRAYS[wrong]
+    into = arrays()
+    with pytest.raises(ShapeError, match="edge_" if name == "edge_weight" else name):
+        attempt(library, replace(into, **{name: make()}))
+    assert (into.codes == 77).all()
+    assert (into.logsumexp == 77).all()
+    assert (into.edge_key == 77).all()
+
+
+def test_more_than_sixteen_edges(library):
+    edge_key, edge_weight = np.zeros((HEADS, N_ROWS, 17), np.uint16), np.zeros((HEADS, N_ROWS, 17), np.float16)
+    with pytest.raises(ShapeError, match=r"1 \.\.\. 16 edges"):
+        attempt(library, replace(arrays(), edge_key=edge_key, edge_weight=edge_weight))
+
+
+@pytest.mark.parametrize("names", [("entropy", "entropy"), ("entropy",)])
+def test_wrong_names(library, names):
+    with pytest.raises(ShapeError, match="statistics"):
+        attempt(library, replace(arrays(), statistic_names=names))
+
+
+def test_unknown_statistic(library):
+    with pytest.raises(ConfigError, match=r"'entropies'.*entropy"):
+        attempt(library, replace(arrays(), statistic_names=("entropies", "special")))
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"pair_offset": [0, 16]}, "pair_offset.*22.*room for 21"),
+        ({"pair_offset": [0, 14]}, "same places"),
+        ({"pair_offset": [-1, 15]}, "pair_offset holds -1"),
+        ({"pair_offset": np.array([0.0, 15.0])}, "whole numbers"),
+        ({"pair_offset": [0]}, "shape"),
+        ({"pair_offset": None}, "pair_offset is missing"),
+        ({"pair_offset": [0, 2**62]}, "pair_offset holds"),
+        ({"row_offset": [4, 0]}, "row_offset.*9.*room for 8"),
+        ({"row_offset": [2, 0]}, "same places"),
+        ({"column": [2, 0]}, "column.*3.*room for 2"),
+        ({"column": [1, 1]}, "same places"),
+        ({"special": np.zeros((2, LONGEST - 1), bool)}, "special has 5 key positions"),
+        ({"special": np.zeros((1, LONGEST), bool)}, "special has 1 rows"),
+        ({"special": np.zeros((2, LONGEST), np.int64)}, "special must be"),
+        ({"special": None}, "special needs"),
+        ({"lengths": (5, 7), "row_offset": [7, 0]}, "lengths reach 7"),
+        ({"lengths": (5, 3, 1)}, "shape"),
+        ({"lengths": (-1, 3)}, "lengths holds -1"),
+        ({"lengths": (5, 0), "causal": False, "key_lengths": (0, 0)}, "nothing to attend to"),
+    ],
+)
+def test_wrong_places(library, changed, match):
+    with pytest.raises(ShapeError, match=match):
+        attempt(library, places=Places(**({"lengths": LENGTHS, "causal": True} | GOOD_PLACES | changed)))
+
+
+def test_places_cannot_be_changed_after_the_check():
+    offsets = np.array([0, 15])
+    places = Places(LENGTHS, causal=True, pair_offset=offsets)
+    offsets[1] = 10**9
+    assert places.pair_offset[1] == 15
+    with pytest.raises(ValueError, match="read-only"):
+        places.pair_offset[1] = 10**9
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "match"),
+    [
+        (0, lambda t: t.double(), "query is torch.float64"),
+        (1, lambda t: t.bfloat16(), "key is torch.bfloat16"),
+        (2, lambda t: t.to("meta"), "value is torch.float32 on meta"),
+        (0, lambda t: t[0], "query has shape"),
+        (0, lambda t: t[:, :3], "3 query heads cannot share 2"),
+        (1, lambda t: t[:, :, :, :7], "do not fit together"),
+        (1, lambda t: t[:, :, :4], "do not fit together"),
+        (1, lambda t: t[:1], "do not fit together"),
+        (2, lambda t: t[:, :1], "do not fit together"),
+        (2, lambda t: t[:, :, :, :0], "d_value 0"),
+        (0, lambda t: t[:, :, :4], "lengths reach 5"),
+    ],
+)
+def test_wrong_tensors(library, index, change, match):
+    given = tensors()
+    given[index] = change(given[index])
+    with pytest.raises(ShapeError, match=match):
+        attempt(library, tensors_=given)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scaling": float("nan")}, {"softcap": 0.0}, {"softcap": -1.0}, {"window": 0}, {"n_threads": 0}],
+    ids=str,
+)
+def test_wrong_options(library, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        attempt(library, **options)
+
+
+def test_instructions_the_processor_lacks(library):
+    with pytest.raises(ConfigError, match="'avx2': this processor runs plain"):
+        attempt(replace(library, instructions=("plain",)), instructions="avx2")
+
+
+def test_two_sequences_have_no_order(library):
+    with pytest.raises(ConfigError, match="key_lengths"):
+        Places(LENGTHS, causal=True, key_lengths=LENGTHS)
+    with pytest.raises(ConfigError, match="window"):
+        attempt(library, Destination(), Places(LENGTHS, causal=False, key_lengths=LENGTHS), window=3)
+
+
+def test_gradients_are_refused(library):
+    given = tensors()
+    given[0].requires_grad_()
+    with pytest.raises(ConfigError, match="gradients"):
+        attempt(library, tensors_=given)
+    with torch.no_grad():
+        attempt(library, tensors_=given)
+
+
+def test_expanded_tensors_are_read_as_they_are(library):
+    query, key, value = tensors()
+    narrow = [query[:, :1].expand_as(query), key[:, :1].expand_as(key), value[:1].expand_as(value)]
+    whole = [tensor.contiguous() for tensor in narrow]
+    assert torch.equal(attempt(library, tensors_=narrow), attempt(library, tensors_=whole))

@@ -1,0 +1,105 @@
+"""Whether the kernel is found, said, and left out cleanly."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headatlas.pipeline.reduce import kernel
+from headatlas.pipeline.reduce.kernel import Library, load
+from headatlas.pipeline.reduce.kernel import library as finding
+from headatlas.store.errors import ConfigError
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch):
+    monkeypatch.setattr(finding, "installed_path", lambda: None)
+    finding._installed.cache_clear()
+    yield
+    finding._installed.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_without_a_kernel_it_says_what_serves_and_why():
+    import torch
+
+    assert kernel.available() is None
+    assert (
+        kernel.explain()
+        == "torch operations: the fused kernel was not compiled; install a C++ compiler, then headatlas again"
+    )
+    tensors = [torch.zeros(1, 1, 2, 8)] * 3
+    with pytest.raises(ConfigError, match=r"no fused kernel here .*not compiled"):
+        kernel.prepare_attention(*tensors, kernel.Places([2], causal=True), scaling=1.0)
+
+
+def test_a_file_that_is_no_library_is_explained(monkeypatch, tmp_path):
+    broken = tmp_path / "_attention.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(finding, "installed_path", lambda: broken)
+    finding._installed.cache_clear()
+    try:
+        assert kernel.available() is None
+        assert "does not load" in kernel.explain()
+    finally:
+        finding._installed.cache_clear()
+
+
+def test_an_installed_kernel_says_its_instructions(monkeypatch, library):
+    monkeypatch.setattr(finding, "installed_path", lambda: library.path)
+    finding._installed.cache_clear()
+    try:
+        assert kernel.available() == library.instructions[-1]
+        assert kernel.explain() == f"fused kernel, {library.instructions[-1]}"
+    finally:
+        finding._installed.cache_clear()
+
+
+def test_another_version_of_the_source_is_refused(monkeypatch, library):
+    shorter = type("Call", (finding.ctypes.Structure,), {"_fields_": finding.Call._fields_[:-1]})
+    monkeypatch.setattr(finding, "Call", shorter)
+    with pytest.raises(ConfigError, match="another version"):
+        load(library.path)
+
+
+def test_plain_instructions_always_work(library: Library):
+    assert library.instructions[0] == "plain"
+
+
+def test_a_forked_child_can_use_threads(library: Library):
+    code = f"""
+import os, torch
+from pathlib import Path
+from headatlas.pipeline.reduce.kernel import Places, load, prepare_attention
+torch.set_num_threads(1)
+library = load(Path({str(library.path)!r}))
+tensors = [torch.ones(4, 2, 9, 8)] * 3
+run = prepare_attention(*tensors, Places([9] * 4, causal=True), scaling=1.0, n_threads=3, library=library).run
+expected = run()
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(run(), expected) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_compiler_leaves_the_kernel_out_and_goes_on(tmp_path):
+    root = Path(__file__).parents[4]
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        str(tmp_path / "lib"),
+        "--build-temp",
+        str(tmp_path),
+    ]
+    nowhere = os.environ | {"CC": "/nowhere/cc", "CXX": "/nowhere/c++"}
+    done = subprocess.run(command, cwd=root, env=nowhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("_attention*.so"))

@@ -1,0 +1,253 @@
+"""A store behind a URL gives what the folder gives; servers that misbehave are refused; what came is kept."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import fsspec.config
+import h5py
+import hdf5plugin  # noqa: F401  registers zstd
+import numpy as np
+import pytest
+import zarr
+from range_server import RangeServer, serve
+from traced_corpus import make_site, make_store
+from typer.testing import CliRunner
+
+from headatlas.store import open_store
+from headatlas.store.commands.main import app
+from headatlas.store.commands.search import app as query_app
+from headatlas.store.commands.stats import app as stats_app
+from headatlas.store.errors import ConfigError, CorruptSegmentError, FormatError, NotFoundError, RemoteError
+from headatlas.store.files.manifest_names import LATEST_NAME
+from headatlas.store.queries.held_out import check_same_heads
+from headatlas.store.store import Store
+from headatlas.store.writing.convert import convert_store
+from headatlas.store.writing.drop import drop_from_store
+from headatlas.store.writing.garbage_collection import collect_store
+from headatlas.store.writing.store_writer import StoreWriter
+from headatlas.store.writing.verify import verify_store
+
+PATTERN = "key.position == query.position - 1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, container: str) -> Path:
+    """A small store, three segments, in each container in turn."""
+    path = tmp_path / "traces"
+    if container == "zarr":
+        make_store(path, lengths=((3, 7, 5), (1, 8, 6), (9, 4)))
+    else:
+        make_store(tmp_path / "first", lengths=((3, 7, 5), (1, 8, 6), (9, 4)))
+        convert_store(tmp_path / "first", path, "hdf5")
+    return path
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[RangeServer]:
+    with serve(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, Any]]:
+    """Options for an S3-compatible server of this machine, with a bucket ``bucket``."""
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    options = {"endpoint_url": f"http://{host}:{port}", "key": "key", "secret": "secret"}
+    fsspec.filesystem("s3", **options).mkdir("bucket")
+    try:
+        yield options
+    finally:
+        running.stop()
+
+
+def same_answers(here: Store, there: Store) -> None:
+    assert there.example_texts() == here.example_texts()
+    assert there.statistics().identical(here.statistics())
+    assert there.search(PATTERN).table("mass").equals(here.search(PATTERN).table("mass"))
+    for number in (1, 7):
+        one, other = here.examples[number], there.examples[number]
+        assert other.attention().identical(one.attention())
+        assert other.edges(1).identical(one.edges(1))
+    assert there.tokens_frame().equals(here.tokens_frame())
+
+
+def test_s3_gives_the_same_answers(folder: Path, s3: dict[str, Any], container: str, monkeypatch, capsys) -> None:
+    """Search, statistics and attention, by an ordinary S3 server; the bytes that came are printed."""
+    url = f"s3://bucket/{container}/traces"
+    fsspec.filesystem("s3", **s3).put(str(folder), url, recursive=True)
+    store = open_store(url, storage_options=s3)
+    same_answers(open_store(folder), store)
+    fetched = store.bytes_fetched
+    assert 0 < fetched < 1.5 * store.bytes_on_disk
+    store.search(PATTERN)
+    assert store.bytes_fetched == fetched  # all of it was kept
+    copy: Store = pickle.loads(pickle.dumps(store))
+    assert len(pickle.dumps(store)) < 800
+    assert copy.examples[7].attention().identical(store.examples[7].attention())
+    assert verify_store(store.source, full=True).is_sound
+    plain: Any  # the libraries' own readers
+    if container == "zarr":
+        plain = zarr.open_group(f"{url}/segments/000001", mode="r", zarr_format=3, storage_options=s3)
+    else:
+        plain = h5py.File(fsspec.filesystem("s3", **s3).open(f"{url}/segments/000001/segment.h5"))
+    assert np.array_equal(plain["encoder/attention"][1, 2], store.segments[1].read("encoder/attention", (1, 2)))
+    monkeypatch.setitem(fsspec.config.conf, "s3", s3)  # as FSSPEC_S3_ENDPOINT_URL and its like do
+    told = json.loads(CliRunner().invoke(app, ["info", url, "--json"]).stdout)
+    assert told["n_examples"] == 8
+    assert 0 < told["bytes_fetched"] < fetched
+    found = json.loads(CliRunner().invoke(query_app, ["search", url, PATTERN, "--json"]).stdout)
+    assert found["bytes_fetched"] > 0
+    assert "fetched in" in CliRunner().invoke(stats_app, ["stats", url]).stdout
+    with capsys.disabled():
+        print(f" {fetched:,} of {store.bytes_on_disk:,} bytes in {store.n_requests} requests", end="")
+
+
+def test_http_gives_the_same_answers(folder: Path, server: RangeServer) -> None:
+    """A server that cannot list: the newest manifest is found from `latest.json` on, behind as it may be."""
+    store = open_store(server.url)
+    same_answers(open_store(folder), store)
+    assert store.bytes_fetched <= server.sent
+    newest = store.manifest.number
+    drop_from_store(folder, examples=[-1 + open_store(folder).n_examples])
+    (folder / LATEST_NAME).write_bytes(b"{")
+    assert open_store(server.url).manifest.number == newest + 1  # from 0 on
+    collect_store(folder, grace_s=-1)
+    assert open_store(server.url).manifest.number == newest + 1  # 0 is gone; a collection says where to begin
+    assert verify_store(open_store(server.url).source, full=True).is_sound
+    (folder / LATEST_NAME).unlink()
+    with pytest.raises(NotFoundError, match=r"latest\.json"):
+        open_store(server.url)
+    assert open_store(server.url, manifest=newest + 1).n_examples == 8
+
+
+@pytest.mark.parametrize("container", ["hdf5"])
+def test_hdf5_is_asked_for_seldom(folder: Path, server: RangeServer) -> None:
+    """A segment's metadata in one request, whole tables in a second; what was kept is not asked for again."""
+    store = open_store(server.url)
+    segment = store.segments[0]
+
+    def requests(read: Callable[[], object]) -> int:
+        before = server.asked.count("segments/000000/segment.h5")
+        read()
+        return server.asked.count("segments/000000/segment.h5") - before
+
+    assert requests(lambda: segment.layouts) == 2  # metadata, lengths of the examples
+    assert requests(segment.tokens) == 1
+    assert requests(lambda: [segment.reader.stored_bytes(path) for path in segment.layouts]) == 0
+    assert requests(lambda: segment.read("encoder/attention")) == 1
+    assert requests(lambda: segment.read("encoder/attention", 1)) == 0
+    small = open_store(server.url, cache_bytes=1).segments[0]  # keeps nothing, and reads right all the same
+    assert np.array_equal(small.read("encoder/attention"), segment.read("encoder/attention"))
+
+
+@pytest.mark.parametrize("container", ["zarr"])
+def test_servers_that_misbehave_are_refused(folder: Path, server: RangeServer) -> None:
+    errors = {
+        "gzip": (FormatError, "compressed"),
+        "broken": (RemoteError, "503"),
+        "flood": (CorruptSegmentError, "checksum"),
+    }
+    for mode, (error, match) in errors.items():
+        server.mode = mode
+        with pytest.raises(error, match=match):
+            open_store(server.url, manifest=0)
+    server.mode = "ranges"
+    store = open_store(server.url)
+    server.mode = "whole"
+    with pytest.raises(FormatError, match="ignored the range"):
+        store.examples[1].attention()
+    server.mode = "ranges"
+    shard = folder / "segments/000000/encoder/attention/c/0/0/0"
+    whole = shard.read_bytes()
+    for damaged in (whole[:-9], None):
+        shard.unlink() if damaged is None else shard.write_bytes(damaged)
+        with pytest.raises(CorruptSegmentError, match=r"object encoder/attention/c/0/0/0.*are touched"):
+            open_store(server.url).examples[1].attention(0)
+        (finding,) = verify_store(open_store(server.url).source).findings
+        assert finding.object.endswith("encoder/attention/c/0/0/0")
+    shard.write_bytes(whole)
+    assert open_store(server.url).examples[1].attention(0).size
+
+
+@pytest.mark.parametrize("container", ["zarr"])
+def test_a_snapshot_that_is_not_there(folder: Path, server: RangeServer) -> None:
+    """Asked for by number: the same error for a URL as for a folder, and no word of damage."""
+    for place in (folder, server.url):
+        with pytest.raises(NotFoundError, match=r"has no manifest 77; found: .*3"):
+            open_store(place, manifest=77)
+    assert open_store(server.url, manifest=1).n_examples == 3
+
+
+@pytest.mark.parametrize("container", ["zarr"])
+def test_a_network_that_fails_is_not_damage(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` says of a store that it cannot be reached, not that its segments are damaged."""
+    store = open_store(server.url)
+    fetch = store.source.fetch  # type: ignore[attr-defined]
+
+    def fails(wanted):
+        if any(item.path.endswith("segment.json") for item in wanted):
+            raise RemoteError("the server went away")
+        return fetch(wanted)
+
+    monkeypatch.setattr(store.source, "fetch", fails)
+    with pytest.raises(RemoteError, match="segment 0: the server went away"):
+        verify_store(store.source)
+
+
+@pytest.mark.parametrize("container", ["zarr"])
+def test_other_models_behind_urls(folder: Path, server: RangeServer, tmp_path: Path) -> None:
+    make_store(tmp_path / "other", (make_site(n_heads=4, n_kv_heads=4),))
+    with serve(tmp_path / "other") as other, pytest.raises(ConfigError, match=r"3 heads; http.*4 heads"):
+        check_same_heads(open_store(server.url), open_store(other.url))
+
+
+@pytest.mark.parametrize("container", ["zarr"])
+def test_objects_are_kept_on_disk_by_their_hash(folder: Path, server: RangeServer, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    same_answers(open_store(folder), open_store(server.url, cache_dir=kept))
+    again = open_store(server.url, cache_dir=kept)
+    opened = again.bytes_fetched
+    same_answers(open_store(folder), again)
+    assert again.bytes_fetched == opened  # latest.json and the manifest alone
+    for victim in [path for path in kept.glob("??/*") if path.stat().st_size > 2000][:3]:
+        victim.write_bytes(victim.read_bytes()[::-1])
+    same_answers(open_store(folder), open_store(server.url, cache_dir=kept))
+
+
+@pytest.mark.parametrize("container", ["zarr"])
+def test_urls(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory, files, and what cannot be opened or written."""
+    fsspec.filesystem("memory").put(str(folder), "/traces", recursive=True)
+    store = open_store("memory://traces")
+    same_answers(open_store(folder), store)
+    assert store.name == "traces"
+    assert open_store(folder.as_uri()).path == folder
+    with pytest.raises(NotFoundError, match="holds no manifest"):
+        open_store("memory://nothing")
+    with pytest.raises(ConfigError, match="lost a slash"):
+        open_store(Path("memory://traces"))
+    with pytest.raises(ConfigError, match="Protocol not known"):
+        open_store("nonsense://traces")
+    for write in (
+        lambda: store.annotate("mark", {0: 1}),
+        lambda: drop_from_store("memory://traces", examples=[0]),
+        lambda: collect_store("memory://traces"),
+        lambda: convert_store(folder, "memory://other", "hdf5"),
+        lambda: StoreWriter.create(
+            "s3://b/x", spec=store.spec, provenance={}, n_examples_planned=0, n_segments_planned=0
+        ),
+    ):
+        with pytest.raises(ConfigError, match="is a URL; expected"):
+            write()
+    convert_store("memory://traces", tmp_path / "copy", "hdf5")
+    same_answers(open_store(folder), open_store(tmp_path / "copy"))

@@ -1,0 +1,212 @@
+"""Heads that behave alike: against a loop over words, within one store and across two of other tokens and heads."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import typer
+from traced_corpus import make_site, make_store
+from treebank_store import tree_table, write_trees
+from typer.testing import CliRunner
+
+from headatlas.store.commands.similar import app
+from headatlas.store.errors import ConfigError, NotFoundError
+from headatlas.store.queries import head_similarity as module
+from headatlas.store.queries.head_similarity import similar
+from headatlas.store.schema.traces import Keep
+
+TREES = [[(-1, "root"), *[(0, "dep")] * (n - 1)] for n in (3, 1, 4, 5, 2, 3)]
+
+
+def attention_of(seed, shape, causal, alike=None):
+    """Random maps; one head may look at the word's first token, whatever the tokens are."""
+    rng = np.random.default_rng(seed)
+
+    def maps(tokens):
+        n = len(tokens)
+        weights = rng.random((*shape, n, n)) ** 3
+        if alike is not None:
+            weights[alike] = 1e-3
+            words = tokens.word[tokens.word >= 0]
+            if len(words) and words.max() > 0:
+                weights[alike][:, tokens.word == 1] += 5
+        if causal:
+            weights *= np.tril(np.ones((n, n)))
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    return maps
+
+
+def pieces(example, word):
+    return 1 + (example + word) % 3
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("similar")
+    first = write_trees(
+        folder / "first", [TREES[:2], TREES[2:]], attention_of(1, (2, 3), False, alike=(1, 2)), n_layers=2, n_heads=3
+    )
+
+    def table(trees):
+        return tree_table(trees, pieces, special=False)
+
+    second = write_trees(
+        folder / "second", [TREES[:5], TREES[5:]], attention_of(2, (3, 2), True, alike=(2, 0)), table,
+        name="decoder", causal=True, n_layers=3, n_heads=2, n_kv_heads=2,
+    )  # fmt: skip
+    return first, second
+
+
+def word_rows(maps, tokens, merge, sink_free=False):
+    """Word rows by loops: sum over the key word's tokens, mean of the query word's; special tokens in the last place.
+
+    Free of sinks, no token counts that is the first or special, and rows are divided by their sum.
+    """
+    n_words = int(tokens.word_offset[-1])
+    rows = np.zeros((*maps.shape[:2], n_words, n_words + 1))
+    for i in range(n_words):
+        of_word = [q for q in range(len(tokens)) if tokens.word[q] == i]
+        of_word = of_word[:1] if merge == "first" else of_word
+        for q in of_word:
+            for k in range(len(tokens)):
+                if sink_free and (k == 0 or tokens.word[k] < 0):
+                    continue
+                rows[:, :, i, tokens.word[k] if tokens.word[k] >= 0 else n_words] += maps[:, :, q, k] / len(of_word)
+    if sink_free:
+        rows /= np.maximum(rows.sum(axis=-1, keepdims=True), 1e-30)
+    return rows
+
+
+def slow_distance(p, q):
+    total = 0.0
+    for a, b in zip(p.tolist(), q.tolist(), strict=True):
+        middle = (a + b) / 2
+        total += sum(0.5 * x * math.log2(x / middle) for x in (a, b) if x > 0)
+    return total
+
+
+def slow(one, other, merge, sink_free=False):
+    found = None
+    for (a, tokens_a), (b, tokens_b) in zip(one, other, strict=True):
+        p, q = word_rows(a, tokens_a, merge, sink_free), word_rows(b, tokens_b, merge, sink_free)
+        seen = (p.sum(axis=(0, 1, 3)) > 0) & (q.sum(axis=(0, 1, 3)) > 0)
+        p, q = p[:, :, seen], q[:, :, seen]
+        sums = np.array([[sum(slow_distance(x, y) for x, y in zip(of_p, of_q, strict=True)) for of_q in (head for layer in q for head in layer)] for of_p in (head for layer in p for head in layer)])  # fmt: skip
+        found = sums[..., None] if found is None else np.concatenate([found, sums[..., None]], axis=2)
+    return found
+
+
+@pytest.mark.parametrize("merge", ["mean", "first"])
+def test_distances_equal_the_slow_loop(stores, merge, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK_CELLS", 30)  # several blocks a segment
+    (a, kept_a), (b, kept_b) = stores
+    for store, other, kept in ((a, None, kept_a), (a, b, kept_b), (b, a, kept_a)):
+        result = similar(store, other, merge=merge)
+        expected = slow(kept_a if store is a else kept_b, kept, merge)
+        np.testing.assert_allclose(result.example_distance, expected, atol=2e-5)
+        assert (result.rows, result.n_examples, result.refused) == (18, 6, {})
+        mean = expected.sum(axis=2) / 18
+        np.testing.assert_allclose(result.distance.to_numpy().reshape(mean.shape), mean, atol=2e-6)
+        assert result.distance.dims == ("layer", "head", "other_layer", "other_head")
+
+
+@pytest.mark.parametrize("merge", ["mean", "first"])
+def test_distances_without_sinks_equal_the_slow_loop(stores, merge):
+    (a, kept_a), (b, kept_b) = stores
+    for store, other, kept in ((a, None, kept_a), (a, b, kept_b), (b, None, kept_b)):
+        result = similar(store, other, merge=merge, sink_free=True)
+        own = kept_a if store is a else kept_b
+        expected = slow(own, kept, merge, sink_free=True)
+        found = np.zeros(expected.shape)  # an example without rows to compare is left out
+        found[:, :, result.example] = result.example_distance
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert result.rows < 18  # in a causal model the first word sees nothing else
+
+
+def test_alike_heads_of_two_models_find_each_other(stores):
+    (a, _), (b, _) = stores
+    across = similar(a, b).table()
+    assert across.iloc[0][["layer", "head", "other_layer", "other_head"]].tolist() == [1, 2, 2, 0]
+    assert len(across) == 6
+    assert ((across["low"] <= across["distance"]) & (across["distance"] <= across["high"])).all()
+    within = similar(a)
+    assert len(within.table()) == 15  # each pair once
+    np.testing.assert_array_equal(np.diag(within.distance.to_numpy().reshape(6, 6)), 0)
+    of_head = within.table((1, 2))
+    assert len(of_head) == 5
+    assert (of_head["layer"] == 1).all()
+    assert (of_head["distance"].diff().dropna() >= 0).all()
+    assert similar(a, b).table((1, 2), 1)["other_layer"].tolist() == [2]
+
+
+def test_a_sample_is_the_same_for_the_same_seed(stores):
+    (a, _), _ = stores
+    one, again, other = (similar(a, n_examples=3, seed=seed) for seed in (4, 4, 5))
+    assert one.n_examples == 3
+    assert one.n_shared == 6
+    assert one.example.tolist() == again.example.tolist() != other.example.tolist()
+    np.testing.assert_array_equal(one.distance, again.distance)
+    assert one.table()["low"].isna().all()  # too few examples for an interval
+
+
+def test_what_does_not_align_is_refused_and_counted(tmp_path, stores):
+    (a, _), _ = stores
+
+    def spelled(trees):  # the words of the third example are cut at other characters
+        table = tree_table(trees)
+        end = table.word_char_end.copy()
+        end[table.word_offset[2] : table.word_offset[3]] = 1
+        return dataclasses.replace(table, word_char_end=end)
+
+    other, _ = write_trees(
+        tmp_path / "other", [TREES[:4]], attention_of(3, (2, 3), False), spelled, n_layers=2, n_heads=3
+    )
+    result = similar(a, other)
+    assert (result.n_shared, result.refused) == (3, {"with other words": 1, "in one store only": 2})
+    alone, _ = write_trees(tmp_path / "alone", [[[]]], attention_of(3, (2, 3), False), n_layers=2, n_heads=3)
+    with pytest.raises(NotFoundError, match="1 without words"):
+        similar(alone)
+    with pytest.raises(ConfigError, match="at least 1"):
+        similar(a, n_examples=0)
+    with pytest.raises(NotFoundError, match=r"no head 5\.0"):
+        result.table((5, 0))
+
+
+def test_attention_that_was_not_kept_is_rebuilt(tmp_path):
+    keep = {"edges": None, "statistics": False}
+    whole, rebuilt = (
+        make_store(tmp_path / name, keep=Keep(attention=attention, query_key=vectors, **keep)).store
+        for name, attention, vectors in (("whole", "float32", None), ("rebuilt", None, "float32"))
+    )
+    np.testing.assert_allclose(similar(rebuilt).distance, similar(whole).distance, atol=1e-5)
+    cross = make_store(tmp_path / "cross", (make_site("cross", query_sequence="target"),)).store
+    with pytest.raises(ConfigError, match="joins two texts"):
+        similar(cross)
+
+
+def test_the_command_and_the_method_say_the_same(stores):
+    (a, _), (b, _) = stores
+    alone = typer.Typer()
+    alone.add_typer(app)
+    alone.callback()(lambda: None)
+
+    def run(*arguments):
+        result = CliRunner().invoke(alone, ["similar", *map(str, arguments)], env={"COLUMNS": "110", "NO_COLOR": "1"})
+        assert result.exception is None, result.output
+        return result.output
+
+    told = json.loads(run(a.path, b.path, "--json"))
+    assert told["similar"] | {"rows": 18, "examples": 6, "shared": 6, "refused": {}, "merge": "mean"} == told["similar"]
+    found = a.similar(b)
+    assert [pair["distance"] for pair in told["pairs"]] == pytest.approx(found.table()["distance"].tolist())
+    without = json.loads(run(a.path, b.path, "--json", "--sink-free"))
+    expected = a.similar(b, sink_free=True).table()["distance"].tolist()
+    assert without["similar"]["sink_free"]
+    assert [pair["distance"] for pair in without["pairs"]] == pytest.approx(expected)
+    shown = run(a.path, "--head", "1.2", "--top", "2")
+    assert "1.2" in shown
+    assert "18 words in 6 of 6 examples" in shown
+    assert run(a.path, "--csv").splitlines()[0] == "layer,head,other_layer,other_head,distance,low,high"

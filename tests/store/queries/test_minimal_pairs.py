@@ -1,0 +1,180 @@
+"""Minimal pairs against a loop over the pairs, and every reason for which a pair is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import typer
+from treebank_store import tree_table, write_trees
+from typer.testing import CliRunner
+
+from headatlas.store.commands.contrast import app
+from headatlas.store.errors import ConfigError, NotFoundError
+from headatlas.store.queries.minimal_pairs import attention_contrast, contrast, minimal_pairs
+from headatlas.store.queries.pattern_search import search
+
+CHAIN = [(-1, "root"), (0, "obj"), (1, "obj"), (2, "obj")]
+PATTERN = "key.position == query.position - 1 and query.position > 1"
+
+
+def chain_table(trees):
+    """Chains of words whose second word's token tells the variant: 1 in even examples, 2 in odd ones."""
+    table = tree_table(trees)
+    ids = np.full(len(table), 9, np.int32)
+    ids[table.token_offset[:-1] + 2] = 1 + np.arange(len(trees)) % 2
+    return dataclasses.replace(table, id=ids)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Twelve pairs; head 0.1 looks back more where the token is 2, head 0.0 alike, the others at random."""
+    rng = np.random.default_rng(2)
+    state = {}
+
+    def attention_of(tokens):
+        n = len(tokens)
+        second = bool((tokens.id == 2).any())
+        weights = rng.random((2, 3, n, n)) + 0.1
+        if not second:
+            state["first"] = weights[0, 0].copy()
+        weights[0, 0] = state["first"]
+        weights /= weights.sum(axis=-1, keepdims=True)
+        q = np.arange(1, n)
+        weights[0, 1] = 0
+        weights[0, 1, q, q - 1] = 0.5 + 0.3 * second + 0.02 * rng.random()
+        return weights
+
+    names = [f"p{i // 2}" for i in range(24)]
+    variants = ["he", "she"] * 12
+    path = tmp_path_factory.mktemp("pairs") / "store"
+    columns = {"pair": names, "variant": variants}
+    return write_trees(path, [[CHAIN] * 10, [CHAIN] * 14], attention_of, chain_table, columns=columns)
+
+
+def test_differences_equal_a_loop_over_the_pairs(made):
+    store, kept = made
+    pairs = minimal_pairs(store)
+    assert pairs.variants == ("he", "she")
+    assert (pairs.first.tolist(), pairs.second.tolist()) == (list(range(0, 24, 2)), list(range(1, 24, 2)))
+    assert pairs.refused == {}
+    result = contrast(search(store, PATTERN), pairs)
+
+    def mass(example):
+        maps = kept[example][0].astype(float)
+        rows = range(2, maps.shape[2])
+        return np.mean([maps[:, :, q, q - 1] for q in rows], axis=0)
+
+    expected = np.array([mass(2 * i + 1) - mass(2 * i) for i in range(12)])
+    np.testing.assert_allclose(result.difference, np.moveaxis(expected, 0, -1), atol=1e-6)
+    np.testing.assert_allclose(result.heads["difference"], expected.mean(axis=0), atol=1e-6)
+    with np.errstate(invalid="ignore"):  # head 0.0: 0 / 0
+        t = expected.mean(axis=0) / (expected.std(axis=0, ddof=1) / np.sqrt(12))
+    heads = result.heads
+    assert ((heads["p_value"].to_numpy() < 0.05) == (np.abs(np.nan_to_num(t)) > 2.200985)).all()  # of 11 degrees
+    assert float(heads["q_value"][0, 1]) < 1e-6
+    assert float(heads["difference"][0, 0]) == 0
+    assert float(heads["p_value"][0, 0]) == 1
+    best = result.table().iloc[0]
+    assert (best["layer"], best["head"], best["pairs"]) == (0, 1, 12)
+    assert best["low"] < best["difference"] < best["high"]
+    name, first, second, difference = result.driving_pairs(0, 1)[0]
+    assert difference == pytest.approx(expected[:, 0, 1].max(), abs=1e-6)
+    assert (name, second) == (f"p{first // 2}", first + 1)
+
+
+def test_attention_itself_is_compared_row_by_row(made):
+    store, kept = made
+    result = attention_contrast(store, minimal_pairs(store))
+    expected = np.zeros((2, 3, 12))
+    for pair in range(12):
+        one, other = (kept[number][0].astype(float) for number in (2 * pair, 2 * pair + 1))
+        for layer, head in np.ndindex(2, 3):
+            rows = [0.5 * sum(abs(a - b)) for a, b in zip(one[layer, head], other[layer, head], strict=True)]
+            expected[layer, head, pair] = sum(rows) / len(rows)
+    np.testing.assert_allclose(result.difference, expected, atol=1e-6)
+    assert float(result.heads["difference"][0, 0]) == 0
+    above = expected - expected.mean(axis=(0, 1))
+    with np.errstate(invalid="ignore"):
+        t = above.mean(axis=-1) / (above.std(axis=-1, ddof=1) / np.sqrt(12))
+    assert ((result.heads["p_value"].to_numpy() < 0.05) == (t > 1.795885)).all()  # of 11 degrees, one-sided
+    assert np.isnan(result.heads["mass_first"]).all()
+    name, first, _, largest = result.driving_pairs(0, 1, 1)[0]
+    assert (name, largest) == (f"p{first // 2}", pytest.approx(expected[0, 1].max(), abs=1e-6))
+    alone = typer.Typer()
+    alone.add_typer(app)
+    alone.callback()(lambda: None)
+    told = json.loads(CliRunner().invoke(alone, ["contrast", str(store.path), "--json"]).stdout)
+    assert (told["contrast"]["pattern"], told["heads"][0]["mass_first"]) == (None, None)
+    assert told["heads"][0]["difference"] == pytest.approx(expected.mean(axis=-1).max(), abs=1e-6)
+
+
+def test_the_order_of_variants_turns_the_sign(made):
+    store, _ = made
+    found = search(store, PATTERN)
+    ahead, back = (contrast(found, minimal_pairs(store, between=b)) for b in (("he", "she"), ("she", "he")))
+    np.testing.assert_allclose(ahead.heads["difference"], -back.heads["difference"])
+    np.testing.assert_allclose(ahead.heads["p_value"], back.heads["p_value"], atol=1e-12)
+
+
+def test_pairs_that_do_not_align_are_refused_and_counted(tmp_path):
+    trees = [CHAIN, CHAIN, CHAIN, CHAIN[:3], CHAIN, CHAIN, CHAIN, CHAIN, CHAIN, CHAIN, CHAIN, CHAIN, CHAIN]
+    names = ["good", "good", "short", "short", "same", "same", "two", "two", "alone", "many", "many", "many", None]
+    variants = ["a", "b", "a", "b", "a", "b", "a", "b", "a", "a", "b", "b", "a"]
+
+    def table(trees):
+        made = tree_table(trees)
+        ids = np.full(len(made), 9, np.int32)
+        offset = made.token_offset
+        ids[offset[1] + 2] = 5
+        ids[offset[7] + 1 : offset[7] + 3] = 5
+        return dataclasses.replace(made, id=ids)
+
+    def uniform(tokens):
+        return np.full((1, 1, len(tokens), len(tokens)), 1 / len(tokens))
+
+    columns = {"pair": names, "variant": variants}
+    store, _ = write_trees(
+        tmp_path / "store", [trees], uniform, table, columns=columns, n_layers=1, n_heads=1, n_kv_heads=1
+    )
+    pairs = minimal_pairs(store)
+    assert pairs.names == ["good"]
+    assert pairs.refused == {
+        "another number of tokens": 1,
+        "no difference": 1,
+        "more than one word differs": 1,
+        "one member missing": 1,
+        "several members of one variant": 1,
+    }
+    few = contrast(search(store, "previous_token"), pairs)
+    assert np.isnan(few.heads["p_value"]).all()
+    assert float(few.heads["difference"][0, 0]) == 0
+    nothing = contrast(search(store, "query.position > 99"), pairs)
+    assert len(nothing.kept) == 0
+    assert np.isnan(nothing.heads["difference"]).all()
+    assert nothing.driving_pairs(0, 0) == []
+    with pytest.raises(ConfigError, match=r"'c'.*expected two different ones of 'a', 'b'"):
+        minimal_pairs(store, between=("a", "c"))
+    with pytest.raises(NotFoundError, match="no annotation 'gender'"):
+        minimal_pairs(store, variant="gender")
+
+
+def test_the_command(made):
+    store, _ = made
+    program = typer.Typer()
+    program.add_typer(app)
+    program.callback()(lambda: None)
+
+    def run(*arguments):
+        result = CliRunner().invoke(program, ["contrast", str(store.path), PATTERN, *arguments])
+        assert result.exception is None, result.output
+        return result.output
+
+    told = json.loads(run("--json", "--examples", "2"))
+    assert told["contrast"] | {"first": "he", "second": "she", "pairs": 12, "refused": {}} == told["contrast"]
+    assert (told["heads"][0]["layer"], told["heads"][0]["head"], len(told["heads"])) == (0, 1, 6)
+    assert len(told["pairs"]) == 2
+    people = run("--top", "2", "--between", "she", "he")
+    assert "12 pairs, mass in he less mass in she" in people
+    assert "Pairs that drive head 0.1" in people
+    assert run("--csv").splitlines()[0] == "layer,head,difference,low,high,mass_first,mass_second,p_value,q_value,pairs"

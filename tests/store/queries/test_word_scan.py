@@ -1,0 +1,188 @@
+"""Searches between words against a loop over words."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from traced_corpus import make_site, make_store
+from typer.testing import CliRunner
+
+from headatlas.store.commands.search import app
+from headatlas.store.errors import ConfigError
+from headatlas.store.patterns.token_fields import Texts
+from headatlas.store.queries import word_scan as module
+from headatlas.store.queries.pattern_search import search
+from headatlas.store.schema.traces import Keep
+from headatlas.store.schema.word_table import word_tokens
+
+from ..reading.test_word_attention import SITES as WHOLE_SITES
+from ..reading.test_word_attention import slow_words
+
+SITES = WHOLE_SITES | {"sliding": make_site("decoder", causal=True, window=(2, None))}
+LENGTHS = ((3, 9, 5), (1, 0, 12), (6, 8))
+
+
+@dataclasses.dataclass
+class Word:
+    """What the loop knows of a word: its number and its tokens."""
+
+    number: int
+    tokens: list[int]
+    ids: tuple[int, ...]
+    upos: str | None
+    head: int
+
+
+def words_of(table):
+    """The words of one example that have tokens, in order."""
+    found = []
+    for number in range(int(table.word_offset[-1])):
+        tokens = [t for t in range(len(table)) if table.word[t] == number]
+        if tokens:
+            upos, head = (table.word_columns[name].to_list()[number] for name in ("upos", "head"))
+            found.append(Word(number, tokens, tuple(table.id[tokens].tolist()), upos, head))
+    return found
+
+
+CONDITIONS = {
+    "previous_token": lambda a, b, i, j: j == i - 1,
+    "duplicate_token": lambda a, b, i, j: j < i and a[i].ids == b[j].ids,
+    'key.upos == "NOUN" or key.position == 0': lambda a, b, i, j: b[j].upos == "NOUN" or j == 0,
+    "key.word == query.head": lambda a, b, i, j: a[i].head == b[j].number,
+    "key.special": lambda a, b, i, j: False,
+}
+
+
+def uniform_map(site, layer, n_queries, n_keys):
+    """What a head of the layer that knows nothing does, token by token."""
+    weights = np.zeros((n_queries, n_keys))
+    for q in range(n_queries):
+        seen = [k for k in range(q + 1 if site.causal else n_keys) if site.window[layer] is None or abs(q - k) < site.window[layer]]  # fmt: skip
+        for k in seen:
+            weights[q, k] = 1 / len(seen)
+    return weights
+
+
+def slow_search(traced, site, holds, merge):
+    """Per head: rows of each example with their masses, hits, uniform masses."""
+    rows, hits, uniform = {}, np.zeros((site.n_layers, site.n_heads)), np.zeros(site.n_layers)
+    for number, maps in enumerate(traced.attention[site.name]):
+        query, key = (traced.tokens[s][number] for s in (site.query_sequence, site.key_sequence))
+        a, b = words_of(query), words_of(key)
+        matching = {i: [j for j in range(len(b)) if (j <= i or not site.causal) and holds(a, b, i, j)] for i in range(len(a))}  # fmt: skip
+        matching = {i: found for i, found in matching.items() if found}
+        if not matching:
+            continue
+        masses = np.zeros((site.n_layers, site.n_heads, len(matching)))
+        for layer in range(site.n_layers):
+            know_nothing = slow_words(uniform_map(site, layer, len(query), len(key)), query, key, merge)
+            for head in range(site.n_heads):
+                merged = slow_words(maps[layer, head], query, key, merge)
+                for at, (i, found) in enumerate(matching.items()):
+                    row = merged[a[i].number].tolist()
+                    masses[layer, head, at] = sum(row[b[j].number] for j in found)
+                    hits[layer, head] += row.index(max(row)) in [b[j].number for j in found]
+            uniform[layer] += sum(
+                know_nothing[a[i].number, b[j].number] for i, found in matching.items() for j in found
+            )
+        rows[number] = masses
+    return rows, hits, uniform
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    made = {}
+
+    def store_of(kind):
+        if kind not in made:
+            keep = Keep(attention="float32", query_key=None, edges=3)
+            made[kind] = make_store(tmp_path_factory.mktemp("words") / "store", (SITES[kind],), keep, LENGTHS)
+        return made[kind]
+
+    return store_of
+
+
+@pytest.mark.parametrize("text", CONDITIONS)
+@pytest.mark.parametrize("kind", SITES)
+def test_a_search_between_words_equals_the_loop(stores, monkeypatch, kind, text):
+    merge = ("mean", "first")[(list(SITES).index(kind) + list(CONDITIONS).index(text)) % 2]
+    monkeypatch.setattr(module, "BLOCK_WEIGHTS", 150)  # several blocks a segment
+    site, traced = SITES[kind], stores(kind)
+    rows, hits, uniform = slow_search(traced, site, CONDITIONS[text], merge)
+    n_rows = sum(masses.shape[2] for masses in rows.values())
+    result = search(traced.store, text, words=merge)
+    assert (result.level, result.words, result.rows) == ("attention", merge, n_rows)
+    assert result.example_mass["example"].to_numpy().tolist() == sorted(rows)
+    if not rows:
+        assert text == "key.special"
+        return
+    every = np.concatenate([rows[number] for number in sorted(rows)], axis=2)
+    np.testing.assert_allclose(result.heads["mass"], every.mean(axis=2), atol=1e-6)
+    np.testing.assert_allclose(result.heads["hit_rate"], hits / n_rows, atol=1e-12)
+    np.testing.assert_allclose(result.heads["baseline"][:, 0], uniform / n_rows, atol=1e-12)
+    np.testing.assert_allclose(result.chance.uniform.sum(axis=1), uniform, atol=1e-9)
+    for number, mass in zip(sorted(rows), result.example_mass.transpose("example", ...).to_numpy(), strict=True):
+        np.testing.assert_allclose(mass, rows[number].mean(axis=2), atol=1e-6)
+
+
+def test_an_example_of_the_answer_shows_words(stores):
+    traced = stores("full")
+    result = search(traced.store, "previous_token", words="mean")
+    (hit,) = result.top_examples(0, 0, 1)
+    query, key = result.tokens(hit.example)
+    table, maps = traced.tokens["source"][hit.example], traced.attention["encoder"][hit.example]
+    expected = slow_words(maps[0, 0], table, table, "mean")
+    assert hit.weight == pytest.approx(expected[query.word[hit.query_pos], key.word[hit.key_pos]], abs=1e-6)
+    assert hit.weight == pytest.approx(max(expected[i + 1, i] for i in range(len(expected) - 1)), abs=1e-6)
+    text = traced.store.examples[hit.example].text
+    spans = zip(query.char_start.tolist(), query.char_end.tolist(), query.second.tolist(), strict=True)
+    assert query.text == [
+        "" if second else text[start:stop] for start, stop, second in spans
+    ]  # there is no second text
+    assert (hit.query_text, hit.key_text) == (query.text[hit.query_pos], key.text[hit.key_pos])
+    assert not query.special.any()
+
+
+def test_words_of_several_tokens_have_numbers_of_their_own(stores):
+    """Single tokens keep the tokenizer's number, in both tables of a pattern the same."""
+    tables = stores("cross").tokens
+    numbers = {}
+    for sequence in ("source", "target"):
+        for table in tables[sequence]:
+            text = "one text that is long enough for every word of it"
+            merged = word_tokens(table, Texts([text]), numbers)
+            for at, word in enumerate(words_of(table)):
+                assert merged.word[at] == word.number
+                assert merged.id[at] == (word.ids[0] if len(word.ids) == 1 else numbers[word.ids])
+                assert merged.piece[at] == "".join(table.piece[t] for t in word.tokens)
+    assert numbers
+    assert sorted(numbers.values()) == list(range(-len(numbers), 0))
+
+
+def test_what_a_sparse_codec_left_out_is_bounded(tmp_path):
+    traced = make_store(tmp_path / "store", keep=Keep(attention="top_k:2", query_key=None, edges=None), lengths=LENGTHS)
+    for merge in ("mean", "first"):
+        result = search(traced.store, "key.word <= query.word", words=merge)
+        rows, _, _ = slow_search(traced, make_site(), lambda a, b, i, j: b[j].number <= a[i].number, merge)
+        mass = np.concatenate([rows[number] for number in sorted(rows)], axis=2).mean(axis=2)
+        assert (result.heads["mass"].to_numpy() <= mass + 0.004).all()
+        assert (result.heads["mass_upper"].to_numpy() >= mass - 0.004).all()
+        assert (result.heads["mass"].to_numpy() < mass - 0.01).any()
+
+
+def test_levels_that_cannot_answer_are_refused(stores, without_shape_checks):
+    store = stores("full").store
+    with pytest.raises(ConfigError, match="expected 'mean' or 'first', at level 'auto' or 'exact'"):
+        search(store, "previous_token", level="edges", words="mean")
+    with pytest.raises(ConfigError, match="'middle'"):
+        search(store, "previous_token", words="middle")
+
+
+def test_the_command(stores):
+    path = str(stores("full").store.path)
+    found = CliRunner().invoke(app, ["search", path, "previous_token", "--words", "first"])
+    assert found.exit_code == 0, found.output
+    assert "words with a matching word" in found.output
+    assert "of its first token" in found.output
+    refused = CliRunner().invoke(app, ["search", path, "previous_token", "--words", "first", "--level", "edges"])
+    assert isinstance(refused.exception, ConfigError)

@@ -1,0 +1,211 @@
+"""Every way of damaging a committed object is noticed: on reading, and by verify, which names object and examples."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from store_builder import Content, make_contents, make_spec, only_zarr, write_store
+
+from headatlas.store.containers import shard_reader as shard_read
+from headatlas.store.containers import shard_writer as shard
+from headatlas.store.containers.shard_reader import read_places
+from headatlas.store.errors import CorruptSegmentError, HeadAtlasError
+from headatlas.store.files.object_source import LocalFile
+from headatlas.store.store import open_store
+from headatlas.store.writing.drop import drop_from_store
+from headatlas.store.writing.verify import verify_store
+
+
+def objects(path: Path) -> list[Path]:
+    """Every file of the middle segment besides its listing."""
+    return sorted(p for p in (path / "segments/000001").rglob("*") if p.is_file() and p.name != "segment.json")
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "missing": lambda p: p.unlink(),
+    "empty": lambda p: p.write_bytes(b""),
+    "cut by one": lambda p: p.write_bytes(p.read_bytes()[:-1]),
+    "cut in half": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+    "longer": lambda p: p.write_bytes(p.read_bytes() + b"\0"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_presence_and_size_are_checked_before_reading(store_path: Path, damage: str) -> None:
+    """What the message says; every object in turn is in `faults/objects.py`. Some of these zarr alone reads as zeros."""
+    found = objects(store_path)
+    victim = found[len(found) // 2]
+    DAMAGES[damage](victim)
+    name = str(victim.relative_to(store_path / "segments/000001"))
+    with pytest.raises(CorruptSegmentError, match=r"segment 1: object .*[Ee]xamples 4 to 7 are touched") as caught:
+        open_store(store_path).segments[1].tokens()
+    assert name in str(caught.value)
+    (finding,) = verify_store(store_path).findings
+    assert finding.object == f"segments/000001/{name}"
+    assert (finding.segment, finding.first_example, finding.last_example) == (1, 4, 7)
+
+
+def test_damage_in_a_segment_whose_examples_were_all_taken_out(store_path: Path) -> None:
+    """Its arrays have no items and no chunks, but its files are hashed like any other."""
+    drop_from_store(store_path, examples=[4, 5, 6, 7])
+    folder = open_store(store_path).segments[1].folder
+    for victim in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "segment.json"):
+        whole = victim.read_bytes()
+        flip(victim, 4 * len(whole))
+        (finding,) = verify_store(store_path, full=True).findings
+        assert (finding.segment, finding.object) == (1, str(victim.relative_to(store_path)))
+        victim.write_bytes(whole)
+
+
+@pytest.mark.parametrize("at", [5, 12, 20], ids=["frame", "block", "data"])
+def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Not the whole segment: examples 2 and 3 share the chunk that was hit, the rest stays readable."""
+    monkeypatch.setattr(shard, "CHUNK_ROWS", 8)
+    contents = make_contents(make_spec(), n_segments=1, n_examples=6)
+    write_store(tmp_path / "traces", contents)
+    store = open_store(tmp_path / "traces")
+    segment, offset = store.segments[0], store.segments[0].token_offset("source")
+    victim = segment.folder / "decoder/edge_key/c/0/0/0/0"
+    grid = segment.reader._open("decoder/edge_key").grid  # type: ignore[attr-defined]
+    rows = grid.chunk[2]
+    with LocalFile(str(victim)) as file:
+        places = read_places(file, grid)
+    _, n_heads, per_head, _ = grid.chunks_per_shard
+    flip(victim, 8 * (int(places[n_heads * per_head + 1, 0]) + at))  # the second chunk of head 0 of layer 1
+    first = int(np.searchsorted(offset, rows, side="right")) - 1
+    last = int(np.searchsorted(offset, 2 * rows, side="left")) - 1
+    assert 0 < last < 5
+    with pytest.raises(
+        CorruptSegmentError, match=f"edge_key/c/0/0/0/0: a chunk.*Examples {first} to {last} are touched"
+    ):
+        segment.read("decoder/edge_key")
+    assert np.array_equal(
+        segment.read("decoder/edge_key", (1, 0, slice(0, rows))), contents[0].arrays["decoder/edge_key"][1, 0, :rows]
+    )
+    (finding,) = verify_store(tmp_path / "traces", full=True).findings
+    assert (finding.first_example, finding.last_example) == (first, last)
+
+
+def test_swapped_objects_are_found_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards of equal size hold valid chunks: only the hash binds a shard to its name."""
+    monkeypatch.setattr(shard, "LAYERS_BYTES", 1)  # a shard for each layer
+    write_store(tmp_path / "traces", make_contents(make_spec(), n_segments=1))
+    names = [f"segments/000000/decoder/query/c/{layer}/0/0/0" for layer in (0, 1)]
+    one, other = (tmp_path / "traces" / name for name in names)
+    assert one.stat().st_size == other.stat().st_size
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    assert verify_store(tmp_path / "traces").is_sound
+    found = {finding.object for finding in verify_store(tmp_path / "traces", full=True).findings}
+    assert found == set(names)
+
+
+def test_a_segment_that_is_gone(store_path: Path) -> None:
+    shutil.rmtree(store_path / "segments/000002")
+    store = open_store(store_path)
+    assert store.examples[0].id == "example-0"
+    with pytest.raises(CorruptSegmentError, match="segments/000002 is missing"):
+        store.example_ids()
+    (finding,) = verify_store(store_path).findings
+    assert (finding.first_example, finding.last_example) == (8, 11)
+
+
+def test_an_older_listing_is_not_taken(store_path: Path) -> None:
+    """segment.json of another segment, whole in itself."""
+    shutil.copy(store_path / "segments/000000/segment.json", store_path / "segments/000001/segment.json")
+    with pytest.raises(CorruptSegmentError, match=r"segments/000001/segment\.json was cut or changed"):
+        open_store(store_path).segments[1].tokens()
+
+
+def test_a_torn_manifest_is_named_and_the_one_before_opens(store_path: Path) -> None:
+    newest = store_path / "manifest-000003.json"
+    newest.write_bytes(newest.read_bytes()[:-40])
+    with pytest.raises(CorruptSegmentError, match=r"manifest-000003\.json fails its checksum.*open_store"):
+        open_store(store_path)
+    assert len(open_store(store_path, manifest=2).segments) == 2
+    result = verify_store(store_path)
+    assert result.manifest == 2
+    assert [finding.object for finding in result.findings] == ["manifest-000003.json"]
+
+
+def test_every_byte_around_a_manifests_checksum_counts(store_path: Path) -> None:
+    newest = store_path / "manifest-000003.json"
+    whole = newest.read_bytes()
+    for at in range(90):
+        newest.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(CorruptSegmentError, match="fails its checksum"):
+            open_store(store_path)
+
+
+def test_a_changed_parent_is_found(store_path: Path) -> None:
+    """Rewritten with a valid checksum of its own: the chain of hashes tells."""
+    from headatlas.store.files.manifest import read_manifest
+
+    manifest, _ = read_manifest(store_path, 1)
+    changed = manifest.model_copy(update={"created": "1970-01-01T00:00:00+00:00"})
+    (store_path / "manifest-000001.json").write_bytes(changed.to_bytes())
+    assert verify_store(store_path).is_sound
+    assert [f.object for f in verify_store(store_path, full=True).findings] == ["manifest-000001.json"]
+
+
+@only_zarr
+def test_without_our_checks_zarr_reads_zeros(store_path: Path, contents: list[Content]) -> None:
+    """Why presence is checked: if this fails one day, the library has learned to."""
+    shutil.rmtree(store_path / "segments/000000/decoder/query/c/0")
+    group = zarr.open_group(store_path / "segments/000000", mode="r", zarr_format=3)
+    assert not np.any(group["decoder/query"][0])
+    assert np.any(contents[0].arrays["decoder/query"][0])
+
+
+@only_zarr
+def test_an_object_lost_after_opening_is_noticed(store_path: Path) -> None:
+    """Presence was checked, then the shard vanished before its first read."""
+    segment = open_store(store_path).segments[0]
+    segment.tokens()
+    os.unlink(segment.folder / "decoder/key/c/0/0/0/0")
+    with pytest.raises(HeadAtlasError, match=r"decoder/key/c/0/0/0/0.*Examples 0 to 3 are touched"):
+        segment.read("decoder/key")
+
+
+@only_zarr
+def test_flips_after_the_first_read_are_noticed(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chunk is compared with its checksum on every read, whole or in part."""
+    segment = open_store(store_path).segments[0]
+    expected = segment.read("decoder/query")
+    victim = segment.folder / "decoder/query/c/0/0/0/0"
+    before = victim.read_bytes()
+    read_into, n_whole = shard_read.read_into, []
+    monkeypatch.setattr(shard_read, "read_into", lambda *where: n_whole.append(where) or read_into(*where))
+    for bit in range(0, 8 * 4 * 16, 61):
+        flip(victim, bit)
+        for tokens in (slice(0, 2), slice(None)):
+            with pytest.raises(CorruptSegmentError, match="decoder/query/c/0/0/0/0"):
+                segment.read("decoder/query", (0, slice(None), tokens))
+        victim.write_bytes(before)
+    assert n_whole, "whole chunks go straight to where they are wanted"
+    assert np.array_equal(segment.read("decoder/query"), expected)
+
+
+@only_zarr
+def test_zarrs_does_not_compare_checksums_of_parts(store_path: Path) -> None:
+    """Why chunks are decoded here: if this fails one day, zarrs has learned to, and could be the reader."""
+    victim = store_path / "segments/000000/decoder/query/c/0/0/0/0"
+    flip(victim, 100)
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "codec_pipeline.strict": True}):
+        group = zarr.open_group(store_path / "segments/000000", mode="r", zarr_format=3)
+        part = group["decoder/query"][0, 0:1, 0:2]
+    assert np.isfinite(part).all()
+    with pytest.raises(CorruptSegmentError, match="fails its checksum"):
+        open_store(store_path).segments[0].read("decoder/query", (0, slice(0, 1), slice(0, 2)))

@@ -1,0 +1,121 @@
+"""Word-to-word attention against loops over tokens, and by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from traced_corpus import make_site, make_store
+
+from headatlas.store.errors import ConfigError
+from headatlas.store.reading.word_attention import merge_example, plan_segment, segment_word_attention
+from headatlas.store.schema.traces import Keep
+
+SITES = {
+    "full": make_site(),
+    "causal": make_site("decoder", causal=True),
+    "cross": make_site("cross", query_sequence="target"),
+}
+
+
+def slow_words(weights, query, key, merge):
+    """One head of one example, word by word."""
+    n_query, n_key = len(query.word_char_start), len(key.word_char_start)
+    words = np.zeros((n_query, n_key))
+    for i in range(n_query):
+        rows = [q for q in range(len(query)) if query.word[q] == i]
+        rows = rows[:1] if merge == "first" else rows
+        for j in range(n_key):
+            sums = [sum(float(weights[q, k]) for k in range(len(key)) if key.word[k] == j) for q in rows]
+            words[i, j] = sum(sums) / len(sums) if sums else 0
+    return words
+
+
+@pytest.mark.parametrize("merge", ["mean", "first"])
+@pytest.mark.parametrize("kind", SITES)
+def test_words_of_a_segment_and_of_an_example_equal_the_loop(tmp_path, kind, merge):
+    site = SITES[kind]
+    traced = make_store(tmp_path / "store", (site,), lengths=((9, 1, 0, 2, 12), (6, 8)))
+    store = traced.store
+    for segment in store.segments:
+        for examples in (range(segment.n_examples), range(1, segment.n_examples)):
+            plan = plan_segment(segment, site, examples, merge)
+            for layer in range(site.n_layers):
+                flat = segment_word_attention(segment, site, layer, examples, plan)
+                for position, row in enumerate(examples):
+                    number = segment.first_example + row
+                    query, key = (traced.tokens[s][number] for s in (site.query_sequence, site.key_sequence))
+                    for head in range(site.n_heads):
+                        expected = slow_words(traced.attention[site.name][number][layer, head], query, key, merge)
+                        found = flat[head, plan.start[position] : plan.start[position + 1]]
+                        np.testing.assert_allclose(found, expected.ravel(), atol=1e-12)
+                        words = store.examples[number].word_attention(layer, head, merge=merge)
+                        np.testing.assert_allclose(words, expected, atol=1e-12)
+    assert store.examples[0].word_attention(layer=[1]).dims == ("layer", "head", "query_word", "key_word")
+
+
+@pytest.mark.parametrize("kind", SITES)
+def test_edges_are_preferred_to_bytes(tmp_path, kind):
+    """With an edge for every key the words are as close as float16 is, not as a byte."""
+    site = SITES[kind]
+    keep = Keep(attention="sqrt8", query_key=None, edges=8)
+    traced = make_store(tmp_path / "store", (site,), keep, lengths=((7, 1, 0, 5, 6), (4, 7)))
+    largest = {"edges": 0.0, "bytes": 0.0}
+    for segment in traced.store.segments:
+        examples = range(segment.n_examples)
+        plan = plan_segment(segment, site, examples)
+        for layer in range(site.n_layers):
+            flat = segment_word_attention(segment, site, layer, examples, plan)
+            for row in examples:
+                number = segment.first_example + row
+                query, key = (traced.tokens[s][number] for s in (site.query_sequence, site.key_sequence))
+                exact = merge_example(traced.attention[site.name][number][layer], query, key).reshape(site.n_heads, -1)
+                coarse = traced.store.examples[number].word_attention(layer).to_numpy().reshape(site.n_heads, -1)
+                found = flat[:, plan.start[row] : plan.start[row + 1]]
+                largest["edges"] = max(largest["edges"], np.abs(found - exact).max(initial=0))
+                largest["bytes"] = max(largest["bytes"], np.abs(coarse - exact).max(initial=0))
+    assert largest["edges"] < 1e-3 < largest["bytes"]
+
+
+def test_two_pieces_sum_average_and_first_differ(tmp_path):
+    """[CLS] un ##do it [SEP] by hand."""
+    traced = make_store(tmp_path / "store", lengths=((5,),))
+    table = traced.tokens["source"][0]
+    table = dataclasses.replace(
+        table,
+        word=np.array([-1, 0, 0, 1, -1], np.int32),
+        word_offset=np.array([0, 2]),
+        word_char_start=np.zeros(2, np.int32),
+        word_char_end=np.ones(2, np.int32),
+        word_columns={},
+    )
+    weights = np.array(
+        [
+            [1.0, 0, 0, 0, 0],
+            [0.1, 0.2, 0.3, 0.4, 0],
+            [0, 0.5, 0.25, 0, 0.25],
+            [0, 0.125, 0.125, 0.25, 0.5],
+            [0, 0, 0, 0, 1],
+        ]
+    )
+    np.testing.assert_allclose(merge_example(weights, table, table), [[0.625, 0.2], [0.25, 0.25]])
+    np.testing.assert_allclose(merge_example(weights, table, table, "first"), [[0.5, 0.4], [0.25, 0.25]])
+    lead = merge_example(np.stack([weights] * 6).reshape(2, 3, 5, 5), table, table)
+    assert lead.shape == (2, 3, 2, 2)
+
+
+def test_rows_sum_to_one_less_what_special_tokens_get(tmp_path):
+    traced = make_store(
+        tmp_path / "store", keep=Keep(attention="float32", query_key=None, edges=None), lengths=((14,),)
+    )
+    tokens = traced.tokens["source"][0]
+    words = traced.store.examples[0].word_attention(0, 1).to_numpy()
+    maps = traced.attention["encoder"][0][0, 1].astype(np.float64)
+    to_special = maps[:, tokens.special].sum(axis=1)
+    for word, row in enumerate(words):
+        assert row.sum() == pytest.approx(1 - to_special[tokens.word == word].mean(), abs=1e-6)
+
+
+def test_an_unknown_merge_is_refused(tmp_path, without_shape_checks):
+    example = make_store(tmp_path / "store").store.examples[0]
+    with pytest.raises(ConfigError, match="'middle'"):
+        example.word_attention(merge="middle")

@@ -1,0 +1,237 @@
+"""Choices of many in a real browser: heads by a lasso, examples by length and value, a second model, a search cancelled."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import pytest
+
+from headatlas.store.schema.traces import Keep
+from headatlas.store.store import Store, open_store
+from headatlas.viewer.data.example_filters import sampled
+
+from ..conftest import write_store
+from .test_corpus_and_url import PREVIOUS, opened, viewing, wait_query
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+pytestmark = pytest.mark.browser
+SLOW = """
+import time
+from headatlas.viewer import data
+real = data.search
+def slowly(store, expression, site, *, on_progress, stop):
+    def told(progress):
+        on_progress(progress)
+        time.sleep(.4)
+    return real(store, expression, site, on_progress=told, stop=stop)
+data.search = slowly
+"""
+"""The real search, with a pause after each segment."""
+
+
+@pytest.fixture(scope="module")
+def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("traces") / "other", n_examples=20, n_segments=1, keep=Keep(edges=4))
+
+
+@pytest.fixture(scope="module")
+def url(store_path: Path, other_store: Path) -> Iterator[str]:
+    with viewing(store_path, str(other_store)) as address:
+        yield address
+
+
+def drag(page: Page, canvas: Locator, corners: list[tuple[float, float]]) -> None:
+    """Draw through corners given in shares of a canvas."""
+    box = canvas.bounding_box()
+    assert box
+    places = [(box["x"] + 2 + x * (box["width"] - 4), box["y"] + 2 + y * (box["height"] - 4)) for x, y in corners]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+
+
+def test_a_lasso_chooses_heads_and_any_number_is_drawn_in_its_own_colour(page: Page, url: str, store: Store) -> None:
+    opened(page, url)
+    canvas = page.locator("[data-picture='heads by two statistics'] canvas")
+    canvas.wait_for()
+    page.wait_for_timeout(300)
+    drag(page, canvas, [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
+    page.locator("[data-chosen='12']").wait_for()
+    every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    page.get_by_role("button", name="Open", exact=True).click()
+    wait_query(page, page="views")
+    page.locator(".hchip").nth(11).wait_for()
+    assert sorted(page.locator(".hchip").all_inner_texts()) == every
+    opened(page, url, f"page=views&example=9&layer=0&head=0&heads={','.join(every)}&share=1&keys=64&specials=show")
+    page.locator("table[data-mirror='edges of the head view'] tr[data-head='2.3']").first.wait_for(state="attached")
+    colours = page.locator(".hchip i").evaluate_all("is => is.map(i => i.style.background)")
+    assert len(set(colours)) == 12
+    found = page.evaluate(
+        """async ([url, palette]) => { const {paintOf} = await import(new URL(url, document.baseURI).href);
+        return ["light", "dark"].map(theme => { const p = paintOf({theme, esm_constants: {palette}}); return Array.from({length: 144}, (_, i) => p.head(i)); }) }""",
+        ["./components/headatlas.viewer.components.base/ESMView/_js/paint.js", _palette()],
+    )
+    assert [len(set(theme)) for theme in found] == [144, 144]
+    assert all(len(colour) == 7 and colour.startswith("#") for theme in found for colour in theme)
+    opened(page, url)
+    page.locator("canvas[data-selected]").first.wait_for()
+
+
+def _palette() -> dict[str, dict[str, object]]:
+    from headatlas.viewer.theme.colours import palette
+
+    return palette()
+
+
+def test_examples_are_chosen_by_length_and_by_value(page: Page, url: str, store: Store) -> None:
+    lengths = np.concatenate([segment.tokens("source").n_tokens for segment in store.segments])
+    entropy = store.statistics()["entropy"].values[1, 2]
+    middle = float(f"{np.median(entropy):.3f}")
+    opened(page, url, f"page=examples&statistic=entropy&layer=1&head=2&lengths=6..20&scores=..{middle}")
+    expected = np.flatnonzero((lengths >= 6) & (lengths <= 20) & (entropy <= middle))
+    assert 0 < len(expected) < len(lengths)
+    page.locator(f"[data-found='{len(expected)}']").wait_for()
+    shown = page.locator("a.er").evaluate_all("rows => rows.map(r => +r.dataset.example)")
+    assert shown == expected[:22].tolist()
+    page.locator("[data-span=scores]").click()
+    wait_query(page, scores="", lengths="6..20")
+    page.get_by_label("fewest tokens").fill("10")
+    page.get_by_label("fewest tokens").press("Enter")
+    wait_query(page, lengths="10..20")
+    page.locator(f"[data-found='{int(((lengths >= 10) & (lengths <= 20)).sum())}']").wait_for()
+    page.get_by_role("button", name="Clear all").click()
+    wait_query(page, lengths="")
+    page.locator("[data-found='60']").wait_for()
+    drag(page, page.locator("canvas[data-brush=lengths]"), [(0, 0.5), (0.3, 0.5), (0.4, 0.5)])
+    page.locator("[data-span=lengths]").wait_for()
+    least, most = (float(page.get_by_label(f"{end} tokens").input_value()) for end in ("fewest", "most"))
+    page.locator(f"[data-found='{int(((lengths >= least) & (lengths <= most)).sum())}']").wait_for()
+    opened(page, url, "page=examples&lengths=many")
+    page.get_by_text("expected fewest..most tokens").wait_for()
+
+
+def test_a_second_model_stands_beside_the_first(page: Page, url: str, other_store: Path) -> None:
+    opened(page, url, "statistic=maximum")
+    page.get_by_label("another store beside").select_option("other")
+    wait_query(page, other_store="other")
+    second = page.locator("table[data-mirror='numbers of the other head map'] tbody tr")
+    second.first.wait_for(state="attached")
+    other = open_store(other_store)
+    values = other.statistics()["maximum"].values
+    lengths = other.segments[0].tokens("source").n_tokens
+    mean = (values * lengths).sum(-1) / lengths.sum()
+    for head, value in second.evaluate_all("rows => rows.map(r => [r.dataset.head, +r.dataset.value])"):
+        layer, index = map(int, head.split("."))
+        assert value == pytest.approx(mean[layer, index], abs=1e-5)
+    page.get_by_role("button", name="Compare heads").click()
+    wait_query(page, page="views", view="compare", compare="models")
+    page.get_by_role("heading", name="other ").first.wait_for()
+
+
+def test_what_stands_beside_the_pictures_is_downloaded_too(page: Page, url: str, tmp_path: Path) -> None:
+    def table(name: str) -> list[dict[str, str]]:
+        page.get_by_label(f"download {name}", exact=True).click()
+        with page.expect_download() as waiting:
+            page.locator(".downloads[open] [data-format]", has_text="CSV").click()
+        waiting.value.save_as(tmp_path / "table.csv")
+        return list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text("utf-8"))))
+
+    opened(page, url)
+    facts = {row["What"]: row["Value"] for row in table("store")}
+    assert facts["Examples"] == "60"
+    opened(page, url, "page=views&example=9")
+    page.locator("table[data-mirror='weight of each head'] tbody tr").first.wait_for(state="attached")
+    assert len(table("heads")) == 12
+    opened(page, url, f"page=search&pattern={quote(PREVIOUS)}")
+    page.locator("[data-mass]").first.wait_for()
+    assert table("small head map")[0]["head"] == "0.1"
+
+
+def test_a_search_tells_how_far_it_is_and_is_cancelled(page: Page, tmp_path: Path) -> None:
+    path = write_store(tmp_path / "slow", n_segments=12)
+    with viewing(path, before=SLOW) as address:
+        opened(page, address, "page=search")
+        field = page.get_by_label("pattern", exact=True).last
+        field.fill(PREVIOUS)
+        field.press("Enter")
+        going = page.locator("[role=progressbar]")
+        page.wait_for_function("true")
+        seen = set()
+        for _ in range(200):
+            seen.add(int(going.get_attribute("aria-valuenow") or 0))
+            if len(seen - {0}) > 1:
+                break
+            page.wait_for_timeout(50)
+        assert len(seen - {0}) > 1, seen  # the bar moved
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Run", exact=True).wait_for()
+        partial = page.locator("[data-partial]")
+        partial.wait_for()
+        n = int(partial.inner_text().split("after ")[1].split(" of")[0])
+        assert 0 < n < 60
+        best = page.locator("[data-mass]").first
+        assert best.get_attribute("data-head") == "0.1"  # what was searched counts
+        page.goto("about:blank")
+
+
+def test_pages_of_logins_ask_for_nothing_elsewhere(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADATLAS_COOKIE_SECRET", "of sixteen letters or more")
+    options = ("--oauth", "github", "--oauth-key", "key", "--oauth-secret", "secret")
+    with viewing(store_path, *options) as address:
+        place = urlsplit(address)
+
+        def asked(path: str) -> tuple[int, str, str]:
+            connection = HTTPConnection(place.hostname or "", place.port, timeout=20)
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            found = answer.status, answer.getheader("Location") or "", answer.read().decode()
+            connection.close()
+            return found
+
+        status, where, _ = asked("/")
+        assert status == 302
+        assert where.startswith("./login")
+        status, where, _ = asked("/login")
+        assert status == 302
+        assert where.startswith("https://github.com/login/oauth/authorize?")  # the provider, and nobody else
+        for path in ("/login?code=x&state=wrong", "/login?error=access_denied&error_description=%3Cb%3Eno", "/logout"):
+            _, _, body = asked(path)
+            assert "headatlas" in body, path
+            assert "://" not in body, path
+            assert "<b>" not in body
+
+
+def test_other_parts_of_a_ranking_stand_beside_the_strongest(page: Page, url: str, store: Store) -> None:
+    found = store.search(PREVIOUS)
+    ranking = found.ranked_examples(0, 1).tolist()
+    opened(page, url, f"page=search&pattern={quote(PREVIOUS)}&layer=0&head=1")
+    rows = page.locator("table[data-mirror='ranked examples'] tbody tr")
+    page.locator(".kw").first.wait_for()
+    shown = {
+        "Weakest": sampled(np.array(ranking), "weakest", 60).tolist(),
+        "Deciles": sampled(np.array(ranking), "deciles", 60).tolist(),
+        "Random": sampled(np.array(ranking), "random", 60).tolist(),
+    }
+    assert shown["Weakest"] != ranking[:60]
+    for name, numbers in shown.items():
+        page.get_by_role("button", name=name, exact=True).click()
+        wait_query(page, sample=name.lower())
+        page.locator(f".kw[data-example='{numbers[0]}']").first.wait_for()
+        page.get_by_role("button", name=name, exact=True, pressed=True).wait_for()
+        assert [int(v) for v in page.locator(".kw").evaluate_all("ks => ks.map(k => k.dataset.example)")] == numbers
+        told = rows.evaluate_all("rows => rows.map(row => [Number(row.dataset.rank), Number(row.dataset.score)])")
+        hits = found.hits(0, 1, np.array(numbers))
+        assert told == [[ranking.index(hit.example) + 1, pytest.approx(hit.score, abs=1e-6)] for hit in hits]
+    page.reload()
+    page.get_by_role("button", name="Random", exact=True, pressed=True).wait_for()

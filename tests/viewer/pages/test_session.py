@@ -1,0 +1,155 @@
+"""A session without a browser: what messages do to the state, and what the cards are given."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import headatlas.viewer.components.card as cards
+from headatlas.viewer.data.store_data import DataSource
+from headatlas.viewer.pages.session import Session, looks_like_pattern, took
+
+PREVIOUS = "key.position == query.position - 1"
+
+
+@pytest.fixture(scope="module")
+def data(store):
+    return DataSource(store)
+
+
+@pytest.fixture
+def session(data):
+    return Session(data)
+
+
+def test_a_click_on_a_head_sends_no_values_again(session):
+    page = session._pages["corpus"]
+    before = page.map.frame
+    session.receive({"go": {"layer": 2, "head": 3}})
+    assert page.map.frame is before
+    assert (page.map.selected, page.inspector.frame["head"]) == ("2.3", "2.3")
+    assert not any(
+        isinstance(value, np.ndarray) for row in page.inspector.frame["statistics"] for value in row.values()
+    )
+
+
+def test_the_head_map_holds_the_corpus_means(session, data):
+    frame = session._pages["corpus"].map.frame
+    np.testing.assert_array_equal(frame["values"], data.head_values("", "previous").values.ravel())
+    assert frame["choice"] == "previous"
+    assert ["previous", "Previous token"] in frame["options"]
+
+
+def test_choices_push_and_pictures_replace(session):
+    session.receive({"go": {"layer": 1}})
+    pushes = session.router.frame["pushes"]
+    assert (pushes, session.router.frame["query"]) == (1, "layer=1")
+    session.receive({"go": {"statistic": "first"}})
+    assert session.router.frame["pushes"] == pushes
+    assert "statistic=first" in session.router.frame["query"]
+
+
+def test_going_back_is_no_new_entry(session):
+    session.receive({"go": {"layer": 1}})
+    session.receive({"travel": "", "step": 1})
+    assert session.state.layer == 0
+    assert session.router.frame["heard"] == 1
+    assert session.router.frame["query"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2.3", {"layer": 2, "head": 3}),
+        ("ex-011", {"page": "views", "example": 11}),
+        (PREVIOUS, {"page": "search", "pattern": PREVIOUS}),
+        ("first_token", {"page": "search", "pattern": "key.position == 0"}),
+        ("the nurse", {"page": "examples", "text": "the nurse"}),
+    ],
+)
+def test_the_search_box_understands(session, text, expected):
+    session.receive({"find": text})
+    assert {name: getattr(session.state, name) for name in expected} == expected
+    assert session.problems == []
+
+
+def test_what_is_not_there_is_named_and_put_away(session):
+    session.receive({"find": "99.0"})
+    assert [p["field"] for p in session.notice.frame["problems"]] == ["layer"]
+    assert session.notice.visible
+    session.receive({"dismiss": True})
+    assert session.notice.frame["problems"] == []
+    assert not session.notice.visible
+
+
+@pytest.mark.parametrize(
+    "message", [{}, {"go": 3}, {"travel": None}, {"run": []}, {"x": 1}, {"go": {"layer": {"a": 1}}}]
+)
+def test_messages_of_another_shape_do_nothing(session, message):
+    before = session.state.to_query()
+    session.receive(message)
+    assert session.state.to_query() == before
+
+
+def test_a_search_chooses_its_strongest_head_only_if_none_was_named(data):
+    session = Session(data, "page=search&pattern=self_token")
+    assert (session.state.layer, session.state.head) == (1, 2)
+    session = Session(data, "page=search&pattern=self_token&layer=2&head=0")
+    assert (session.state.layer, session.state.head) == (2, 0)
+
+
+def test_the_ranked_examples_are_those_of_the_search(data):
+    session = Session(data, f"page=search&pattern={PREVIOUS.replace('=', '%3D')}&layer=0&head=1")
+    page = session._pages["search"]
+    rows = page.examples.frame["rows"]
+    assert [r["patch"]["example"] for r in rows] == [hit.example for hit in data.search_examples(PREVIOUS, "", 0, 1)]
+    assert page.heads.frame["rows"][0]["head"] == "0.1"
+    assert page.heads.frame["rows"][0]["mass"] == pytest.approx(float(data.search(PREVIOUS, "").heads["mass"][0, 1]))
+
+
+def test_a_mistake_keeps_the_last_answer_dimmed(data):
+    session = Session(data, "page=search&pattern=self_token")
+    session.receive({"run": "key.positon == 0"})
+    page = session._pages["search"]
+    assert page.box.frame["error"]["start"] == 0
+    assert page.heads.frame["stale"]
+    assert page.summary.frame["stale"] == "of the last valid pattern"
+
+
+def test_the_example_list_filters_and_orders_all_examples(data):
+    session = Session(data, "page=examples&text=nurse&order=strongest&statistic=entropy&layer=1&head=1")
+    frame = session._pages["examples"].list.frame
+    values = [row["value"] for row in frame["rows"]]
+    assert frame["n_found"] == len(frame["rows"]) == 17
+    assert values == sorted(values, reverse=True)
+    session.receive({"go": {"text": "", "row": 44}})
+    frame = session._pages["examples"].list.frame
+    assert (frame["start"], len(frame["rows"]), frame["n_found"]) == (44, 16, 60)
+
+
+COMPONENTS = [
+    kind
+    for kind in vars(cards).values()
+    if isinstance(kind, type) and issubclass(kind, cards.Card) and kind is not cards.Card
+]
+
+
+@pytest.mark.parametrize("kind", COMPONENTS, ids=lambda kind: kind.__name__)
+def test_no_rule_of_a_component_is_called_like_it(kind):
+    """Panel puts the class's name in small letters on the component's element."""
+    folder = Path(cards.__file__).parent
+    files = [kind._bundle, "style.js", "shell.js"]
+    rules = {
+        rule
+        for file in files
+        for rule in re.findall(r"\.([a-z][a-z0-9]*)\b(?=[^`;(){}]*\{ )", (folder / file).read_text("utf-8"))
+    }
+    assert {"btn", "card"} <= rules
+    assert kind.__name__.lower() not in rules
+
+
+def test_small_words():
+    assert (took(0.0042), took(1.23)) == ("4 ms", "1.2 s")
+    assert looks_like_pattern("key.special")
+    assert not looks_like_pattern("the key to the door")

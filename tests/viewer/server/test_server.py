@@ -1,0 +1,85 @@
+"""Where the viewer listens and who may open it."""
+
+import socket
+
+import pytest
+
+from headatlas.store.errors import ConfigError
+from headatlas.viewer.data.served_stores import Library
+from headatlas.viewer.server.server import Auth, ServerOptions, is_loopback, make_server, send_at_once
+
+
+@pytest.mark.parametrize("origin", ["*", "http://a.example", "a b", "", "a.example:port"])
+def test_an_origin_is_a_host(origin):
+    with pytest.raises(ConfigError, match="expected host or host:port"):
+        ServerOptions(origins=(origin,))
+
+
+@pytest.mark.parametrize(
+    ("address", "prefix", "url"),
+    [
+        ("127.0.0.1", "", "http://127.0.0.1:80/"),
+        ("::1", "a/b", "http://[::1]:80/a/b/"),
+        ("0.0.0.0", "/x/", "http://127.0.0.1:80/x/"),
+    ],
+)
+def test_the_address_to_open(address, prefix, url):
+    assert ServerOptions(address=address, prefix=prefix).url(80) == url
+
+
+def test_only_named_origins_may_open_it():
+    assert ServerOptions().allowed_origins(5006) == ["localhost:5006", "127.0.0.1:5006"]
+    assert ServerOptions(address="10.0.0.1", origins=("atlas.example",)).allowed_origins(80) == [
+        "10.0.0.1:80",
+        "atlas.example",
+    ]
+    assert ServerOptions(address="0.0.0.0").allowed_origins(80) == []
+    assert (is_loopback("::1"), is_loopback("localhost"), is_loopback("10.0.0.1")) == (True, True, False)
+
+
+def test_wrong_numbers_and_paths_are_refused():
+    with pytest.raises(ConfigError, match="port is 70000"):
+        ServerOptions(port=70_000)
+    with pytest.raises(ConfigError, match="prefix"):
+        ServerOptions(prefix="/a?b")
+
+
+def test_a_provider_of_logins_must_be_known_and_found(monkeypatch):
+    def auth(name):
+        return Auth(oauth=name, key="key", secret="secret", cookie_secret="of sixteen letters or more")
+
+    with pytest.raises(ConfigError, match=r"oauth is 'gihtub'; expected one of .*github"):
+        auth("gihtub").for_panel()
+    monkeypatch.setenv("PANEL_OAUTH_TOKEN_URL", "https://login.example/token")
+    with pytest.raises(ConfigError, match="set PANEL_OAUTH_AUTHORIZE_URL, PANEL_OAUTH_USER_URL"):
+        auth("generic").for_panel()
+    assert auth("github").for_panel()["oauth_provider"] == "github"
+
+
+def test_every_interface_needs_an_origin(store):
+    with pytest.raises(ConfigError, match="--origin HOST"):
+        make_server(Library([store]), ServerOptions(address="0.0.0.0"))
+
+
+def test_a_taken_port_is_named(store):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            make_server(Library([store]), ServerOptions(port=port))
+
+
+def test_web_sockets_send_at_once():
+    from bokeh.server.views.ws import WSHandler
+
+    send_at_once()
+    send_at_once()  # once is enough
+    asked = []
+
+    class Handler:
+        set_nodelay = asked.append
+
+    with pytest.raises(AttributeError):  # the rest of Bokeh's own `open` needs a request
+        WSHandler.open(Handler())
+    assert asked == [True]

@@ -1,0 +1,70 @@
+"""How tokens are written: nothing acts, nothing is lost, everything can travel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headatlas.store.schema.token_table import Column, TokenFlag, TokenTable
+from headatlas.viewer.theme.token_labels import label, running_text, token_labels, visible
+
+ANY = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
+
+
+@given(ANY)
+def test_visible_text_travels_and_holds_no_acting_character(text):
+    shown = visible(text)
+    shown.encode("utf-8")
+    assert not set(shown) & set("\x00\n\t\r\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u200e\u200f\ufeff")
+    assert bool(shown) == bool(text)
+
+
+@given(ANY, ANY)
+def test_different_characters_are_written_differently(one, other):
+    if one != other and not set(one + other) & set("‹›↵⇥"):
+        assert visible(one) != visible(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "special", "continuation", "expected"),
+    [
+        ("[CLS]", True, False, "‹CLS›"),
+        ("<|endoftext|>", True, False, "‹endoftext›"),
+        ("uled", False, True, "+uled"),
+        (" the", False, False, "the"),
+        ("\n", False, False, "↵"),
+        ("  ", False, False, "␣␣"),
+        ("", False, False, "∅"),
+        ("a\x00b", False, False, "a‹NUL›b"),
+        ("\ud83d", False, False, "‹U+D83D›"),
+        ("\u202ex", False, False, "‹RLO›x"),
+        ("👩\u200d🚀", False, False, "👩\u200d🚀"),
+        ("<b>", False, False, "<b>"),
+    ],
+)
+def test_labels(text, special, continuation, expected):
+    assert label(text, special=special, continuation=continuation) == expected
+
+
+def make_table(spans, special, texts, second=None):
+    n = len(spans)
+    whole = lambda values: np.asarray(values, np.int32)  # noqa: E731
+    flags = [TokenFlag.SPECIAL if s else TokenFlag(0) for s in special]
+    flags = [f | (TokenFlag.SECOND if second and second[i] else 0) for i, f in enumerate(flags)]
+    return TokenTable(
+        np.array([0, n]), whole(range(n)), whole([-1 if s else i for i, s in enumerate(special)]), whole([a for a, _ in spans]), whole([b for _, b in spans]),
+        np.asarray(flags, np.uint8), {"text": Column.of_text(texts), "piece": Column.of_text(texts)}, np.array([0, n]), whole([0] * n), whole([0] * n),
+    )  # fmt: skip
+
+
+def test_running_text_reads_as_the_text():
+    table = make_table([(0, 0), (0, 3), (4, 6), (6, 7), (7, 7)], [1, 0, 0, 0, 1], ["[CLS]", "The", "ca", "t", "[SEP]"])
+    assert running_text(table, "The cat") == [("‹CLS›", 0), ("The", 1), (" ", -1), ("ca", 2), ("t", 3), ("‹SEP›", 4)]
+    assert token_labels(table) == ["‹CLS›", "The", "ca", "t", "‹SEP›"]
+
+
+def test_running_text_of_a_pair_and_of_byte_pieces():
+    table = make_table([(0, 2), (0, 1), (0, 1)], [0, 0, 0], ["ab", "é", "é"], second=[0, 1, 1])
+    assert running_text(table, "ab", "é") == [("ab", 0), ("é", 1), ("·", 2)]

@@ -1,0 +1,58 @@
+"""The command `headatlas view`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def view(
+    store: Annotated[list[str], typer.Argument(help="Folder or URL of a store; name several to compare models.")],
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 5006,
+    address: Annotated[
+        str, typer.Option(help="Address to listen on; the default is reached from this machine only.")
+    ] = "127.0.0.1",
+    show: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    prefix: Annotated[str, typer.Option(help="Path below which the viewer lies, behind a proxy.")] = "",
+    origin: Annotated[
+        list[str] | None, typer.Option(help="HOST:PORT of a page that may open the viewer; repeat for more.")
+    ] = None,
+    notes: Annotated[
+        Path | None,
+        typer.Option(help="File for stars and notes on heads; default: STORE.notes.json beside each store."),
+    ] = None,
+    search_s: Annotated[float, typer.Option(help="Seconds that one search may take.")] = 120.0,
+    max_sessions: Annotated[int, typer.Option(help="Readers at once.")] = 200,
+    basic_auth: Annotated[
+        str, typer.Option(help='A password, or a JSON file {"user": "password"}.', envvar="HEADATLAS_BASIC_AUTH")
+    ] = "",
+    oauth: Annotated[str, typer.Option(help="Provider of logins: github, google, azure, generic and others.")] = "",
+    oauth_key: Annotated[str, typer.Option(help="Key of the provider.", envvar="HEADATLAS_OAUTH_KEY")] = "",
+    oauth_secret: Annotated[str, typer.Option(help="Secret of the provider.", envvar="HEADATLAS_OAUTH_SECRET")] = "",
+    cookie_secret: Annotated[
+        str, typer.Option(help="Signs the cookies of logins.", envvar="HEADATLAS_COOKIE_SECRET")
+    ] = "",
+) -> None:
+    """Look at stores in the browser: heads, examples, one example closely. Nothing leaves this machine."""
+    from headatlas.store.errors import ConfigError
+
+    from .data.bookmarks import Notes, notes_path
+    from .data.served_stores import Library
+    from .server.server import Auth, ServerOptions, serve
+
+    if notes is not None and len(store) > 1:
+        raise ConfigError("--notes names one file for several stores; leave it out, or show one store")
+    auth = Auth(basic_auth, oauth, oauth_key, oauth_secret, cookie_secret)
+    options = ServerOptions(port, address, tuple(origin or ()), prefix, auth, max_sessions)
+
+    def notes_of(folder: Path | None) -> Notes | None:
+        place = notes or (folder and notes_path(folder))
+        return Notes(place) if place else None
+
+    library = Library.open(store, notes_of, search_s)
+    serve(library, options, show=show)

@@ -1,0 +1,67 @@
+"""The facts of a store as the strip on the corpus page shows them."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from headatlas.store.schema.traces import TraceSpec
+
+from ..theme.token_labels import visible
+from .store_data import DataSource
+
+
+def facts_frame(data: DataSource) -> dict[str, Any]:
+    """Figures with their labels, and whether the job has ended."""
+    store, keep = data.store, data.store.spec.keep
+    kept = [
+        name
+        for name, is_kept in [("attention", keep.attention), ("q\u00b7k", keep.query_key), ("edges", keep.edges)]
+        if is_kept
+    ]
+    sites = list(store.sites.values())
+    heads = (
+        " + ".join(f"{s.n_layers} \u00d7 {s.n_heads}" for s in sites)
+        + f" = {sum(s.n_layers * s.n_heads for s in sites):,}"
+    )
+    facts = [
+        [_named(store.manifest.provenance.get("model")) or "model", "Model"],
+        [_named(store.manifest.provenance.get("corpus")) or data.name, "Corpus"],
+        [f"{data.n_examples:,}", "Examples"],
+        [f"{sum(store.n_tokens.values()):,}", "Tokens"],
+        [heads, "Heads"],
+        [", ".join(kept) or "statistics", "Kept"],
+        [size(store.bytes_on_disk), "Size on disk"],
+        [error_bound(store.spec), "Codec error"],
+    ]
+    planned = store.manifest.n_segments_planned
+    tag = ["complete", "accent"] if store.is_complete else [f"{len(store.segments)} of {planned} segments", "warn"]
+    return {"facts": facts, "tag": tag}
+
+
+def error_bound(spec: TraceSpec) -> str:
+    """The largest error of a stored weight, as people write it."""
+    if spec.keep.attention is None:
+        return "\u2013"
+    bound = spec.attention_error
+    return "exact" if bound == 0 else "\u2264 " + f"{bound:.2g}".replace("0.", ".", 1)
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in the unit that people read."""
+    amount = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if amount >= 10 or unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def _named(identity: Any) -> str:
+    """A short name out of a provenance entry: its name, or the end of its path or source."""
+    if isinstance(identity, dict):
+        if identity.get("name"):
+            return visible(str(identity["name"]))
+        identity = next((identity[key] for key in ("source", "path", "kind") if identity.get(key)), "")
+    text = str(identity or "")
+    return visible(PurePath(text.rstrip("/")).name or text)

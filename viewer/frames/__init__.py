@@ -1,0 +1,1 @@
+"""Arrays to frames for the browser."""

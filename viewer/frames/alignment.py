@@ -1,0 +1,115 @@
+"""Two maps side by side: which rows and columns belong together, their difference, and which heads differ most.
+
+Units are aligned by their texts: equal runs, and runs of the same length between them (the word that differs in a minimal
+pair). What has no partner is left out of the difference. The same head of two examples is compared token by token; two
+models, whose tokenizers differ, word by word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+
+from .view_frames import Frame, Head, head_name
+
+LISTED = 14
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Pairs of positions that belong together, ascending."""
+
+    first: Int64[np.ndarray, "pair"]
+    second: Int64[np.ndarray, "pair"]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def rows(self, n_first: int, n_second: int) -> tuple[list[int], list[int]]:
+        """The number of the pair that each position of either side is in, -1 for none."""
+        sides = np.full(n_first, -1), np.full(n_second, -1)
+        sides[0][self.first] = sides[1][self.second] = np.arange(len(self))
+        return sides[0].tolist(), sides[1].tolist()
+
+
+def align(first: Sequence[str], second: Sequence[str]) -> Alignment:
+    """Align two texts by their units.
+
+    >>> pairs = align("the nurse said she left".split(), "the nurse said he left early".split())
+    >>> pairs.first.tolist(), pairs.second.tolist()
+    ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    """
+    pairs: list[tuple[int, int]] = []
+    for tag, a, b, c, d in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
+        if tag == "equal" or (tag == "replace" and b - a == d - c):
+            pairs += zip(range(a, b), range(c, d), strict=True)
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    return Alignment(found[:, 0], found[:, 1])
+
+
+def difference(
+    first: Float[np.ndarray, "*lead q1 k1"],
+    second: Float[np.ndarray, "*lead q2 k2"],
+    queries: Alignment,
+    keys: Alignment,
+) -> Float32[np.ndarray, "*lead query_pair key_pair"]:
+    """Second less first, where both have a weight."""
+    cut = [
+        side[..., rows[:, None], columns[None, :]]
+        for side, rows, columns in ((first, queries.first, keys.first), (second, queries.second, keys.second))
+    ]
+    return (cut[1] - cut[0]).astype(np.float32)
+
+
+def changes(
+    delta: Float32[np.ndarray, "layer head query_pair key_pair"],
+    query_shown: Bool[np.ndarray, "query_pair"],
+    key_shown: Bool[np.ndarray, "key_pair"],
+) -> Float32[np.ndarray, "layer head"]:
+    """How much of a row moves, for each head: half the absolute difference of a row, averaged over rows (0 to 1)."""
+    cut = np.abs(delta[:, :, query_shown][:, :, :, key_shown])
+    return (cut.sum(axis=-1) / 2).mean(axis=-1) if cut.size else np.zeros(delta.shape[:2], np.float32)
+
+
+def change_list(values: Float32[np.ndarray, "layer head"], *, least: bool = False) -> list[Frame]:
+    """The heads that change most (or `least`), with how much."""
+    order = np.argsort(values if least else -values, axis=None, kind="stable")[:LISTED]
+    heads: list[Head] = [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order]
+    return [{"head": head_name(head), "value": float(values[head])} for head in heads]
+
+
+def difference_frame(
+    delta: Float32[np.ndarray, "query_pair key_pair"],
+    labels: tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]],
+    *,
+    title: str,
+    row: int | None,
+    weights: tuple[Float32[np.ndarray, "key_pair"], Float32[np.ndarray, "key_pair"]] | None,
+    hidden: tuple[Bool[np.ndarray, "query_pair"], Bool[np.ndarray, "key_pair"]],
+) -> Frame:
+    """The signed picture and the row of the pin.
+
+    `labels` are (queries, keys) of the first and of the second side; `weights` the pinned row of both.
+    """
+    rows: list[Frame] = []
+    if weights is not None:
+        moved = np.where(hidden[1], -1, np.abs(weights[1] - weights[0]))
+        for k in np.argsort(-moved, kind="stable")[:8].tolist():
+            if moved[k] >= 0:
+                names = [labels[0][1][k], labels[1][1][k]]
+                rows.append({"labels": names, "key": k, "a": float(weights[0][k]), "b": float(weights[1][k])})
+    shown = np.where(hidden[0][:, None] | hidden[1][None, :], 0, delta)
+    return {
+        "title": title,
+        "delta": np.ascontiguousarray(delta, np.float32),
+        "shape": list(delta.shape),
+        "most": float(np.abs(shown).max(initial=0.0)),
+        "labels": [list(side) for side in labels],
+        "hidden": [side.astype(np.uint8) for side in hidden],
+        "row": row,
+        "rows": rows,
+    }

@@ -1,0 +1,165 @@
+"""The examples page: all examples, filtered by text and ordered by a statistic of the chosen head, a page at a time."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int64
+
+from ..components.card import ExampleList
+from ..data.search_answers import SEARCH, HeadValues, upper_end
+from ..data.store_data import DataSource
+from ..state.reader_state import ViewState
+from ..theme.token_labels import visible
+from .corpus_page import chosen_values, options, scores_over_examples, waits_for_search
+from .page import Page, grid, place
+
+PAGE_ROWS = 22
+MAX_COLUMNS, MAX_FACET_VALUES = 2, 6
+
+
+class ExamplesPage(Page):
+    """Filter and list."""
+
+    name = "examples"
+    watches: ClassVar[frozenset[str]] = frozenset(
+        {
+            "page",
+            "site",
+            "statistic",
+            "pattern",
+            "layer",
+            "head",
+            "text",
+            "order",
+            "row",
+            "example",
+            "where",
+            "lengths",
+            "scores",
+        }
+    )
+
+    def __init__(self, session: Any) -> None:
+        super().__init__(session)
+        self.list = ExampleList(session.receive)
+        self.view = grid(place(self.list))
+
+    def refresh(self, changed: frozenset[str]) -> str:
+        """Fill one page of rows."""
+        waits = waits_for_search(self, self.state.statistic)
+        values = chosen_values(self.data, self.state)
+        self.list.frame = list_frame(self.data, self.state, values)
+        return "a search" if values.name == SEARCH else "stored statistics" + waits
+
+
+def ordered(scores: np.ndarray, found: Int64[np.ndarray, "found"], order: str) -> Int64[np.ndarray, "found"]:
+    """Positions `found` in corpus order, or by score with those without a score last."""
+    if order == "corpus":
+        return found
+    value = scores[found].astype(np.float64)
+    rank = np.where(np.isfinite(value), -value if order == "strongest" else value, np.inf)
+    return found[np.argsort(rank, kind="stable")]
+
+
+def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+    """The frame of the list: one page of rows, and facts about all rows that were found."""
+    scores = scores_over_examples(data, state, values)
+    found = data.containing(state.text)
+    if state.where:
+        found = np.intersect1d(found, data.having(state.facets), assume_unique=True)
+    lengths = data.lengths(data.site(state.site).query_sequence)
+    found = found[within(lengths[found], state.length_span) & within(scores[found], state.score_span)]
+    found = ordered(scores, found, state.order)
+    start = min(state.row, max(0, len(found) - 1)) // PAGE_ROWS * PAGE_ROWS
+    columns = text_columns(data)
+    rows = []
+    for position in found[start : start + PAGE_ROWS].tolist():
+        number = int(data.numbers[position])
+        patch = {"page": "views", "example": number, "pin": ""}
+        rows.append(
+            {
+                "id": visible(data.ids[position]),
+                "text": data.shown_text(number)[:300],
+                "columns": [
+                    visible(str(column[position])) if column[position] is not None else ""
+                    for column in columns.values()
+                ],
+                "tokens": int(lengths[position]),
+                "value": float(scores[position]),
+                "on": number == state.example,
+                "query": state.to_query(**patch),
+                "patch": patch,
+            }
+        )
+    counts, edges = np.histogram(lengths[found], bins=24) if len(found) else (np.zeros(24, np.int64), np.array([0, 0]))
+    finite = scores[np.isfinite(scores)]
+    return {
+        "rows": rows,
+        "columns": [visible(name) for name in columns],
+        "start": start,
+        "page_rows": PAGE_ROWS,
+        "n_found": len(found),
+        "n_all": data.n_examples,
+        "text": visible(state.text),
+        "order": state.order,
+        "statistics": options(data, state),
+        "statistic": values.name,
+        "label": values.label,
+        "high": max(values.high, upper_end(finite)) if finite.size else values.high,
+        "head": f"{state.layer}.{state.head}",
+        "lengths": {"counts": counts.astype(np.int32), "first": int(edges[0]), "last": int(edges[-1])},
+        "spread": spread(scores[found]),
+        "spans": {"lengths": state.lengths, "scores": state.scores},
+        "facets": facets(columns, found),
+        "where": state.facets,
+        "note": "No example has "
+        + " and ".join(
+            [f"\u201c{visible(state.text)}\u201d in its text or id"] * bool(state.text)
+            + ["these annotations"] * bool(state.where)
+            + [f"{state.lengths} tokens"] * bool(state.lengths)
+            + [f"{values.label} {state.scores}"] * bool(state.scores)
+        )
+        + ".",
+    }
+
+
+def within(values: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """Which values lie in a span, ends included; without a span all, also those that are not there."""
+    if span == (-np.inf, np.inf):
+        return np.ones(len(values), bool)
+    return (values >= span[0]) & (values <= span[1])
+
+
+def spread(scores: np.ndarray) -> dict[str, Any]:
+    """A histogram of the scores that are there."""
+    finite = scores[np.isfinite(scores)].astype(np.float64)
+    counts, edges = np.histogram(finite, bins=24) if finite.size else (np.zeros(24, np.int64), np.zeros(2))
+    return {"counts": counts.astype(np.int32), "first": float(edges[0]), "last": float(edges[-1])}
+
+
+def text_columns(data: DataSource) -> dict[str, list[Any]]:
+    """The first annotations of examples that have few enough values to be read in a column."""
+    shown = {}
+    for name, column in data.store.example_columns().items():
+        if column.values is not None and len(column.values) <= max(50, data.n_examples // 10):
+            shown[name] = column.to_list()
+        if len(shown) == MAX_COLUMNS:
+            break
+    return shown
+
+
+def facets(columns: dict[str, list[Any]], found: Int64[np.ndarray, "found"]) -> list[dict[str, Any]]:
+    """The most frequent values of each column among the rows found."""
+    listed = []
+    for name, rows in columns.items():
+        counts: dict[str, int] = {}
+        for position in found.tolist():
+            value = rows[position]
+            if value is not None:
+                counts[value] = counts.get(value, 0) + 1
+        top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_FACET_VALUES]
+        if top:
+            listed.append({"name": visible(name), "values": [[visible(value), n] for value, n in top]})
+    return listed

@@ -1,0 +1,153 @@
+"""The head view of one example: lines of the chosen heads, the picker at the left, the pinned token's keys at the right.
+
+Lines join tokens, words or sentences. A pin is a token in the address; a unit that is clicked pins its first token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import panel as pn
+from jaxtyping import Float32
+
+from ..components.headview import HeadView
+from ..components.keylist import KeyList
+from ..data.example_reads import Reader
+from ..frames.geometry import MAX_WINDOW, window
+from ..frames.picture_units import Level, Units, merged, units_of
+from ..frames.view_frames import Head, head_frame, head_name, message_frame, sides_frame
+from ..frames.whole_example import sentence_ranges
+from .view_page import ViewPage, three
+
+_MAPS = {"site", "example", "layer", "head", "heads", "level", "segments"}
+MAX_DRAWN, MAX_READ = 8 << 20, 64 << 20
+"""Weights of all heads together that are drawn, and that are read: of a long text fewer heads show than were chosen."""
+_RANGES = {"all": 0, "aa": 1, "ab": 2, "ba": 3, "bb": 4}
+
+
+class HeadViewPage(ViewPage):
+    """Picker, lines, keys."""
+
+    name: ClassVar[str] = "head"
+
+    def layout(self) -> pn.viewable.Viewable:
+        """Build the layout, once."""
+        self.lines, self.keys = HeadView(), KeyList()
+        self._shown: tuple[str, int, int] = ("", -1, -1)
+        self._units: tuple[Units, Units] | None = None
+        self._most = 1
+        self.picker.choices = True
+        self.lines.document = lambda: self.document("head")
+        self.link(self.picker, level="level", segments="segments", weights="weights", layout="layout")
+        self.lines.param.watch(self._pin_unit, "pin")
+        self.keys.param.watch(self._pin_unit, "pin")
+        self.keys.on_msg(self.heard)
+        return three(self.picker, self.lines, self.keys)
+
+    @property
+    def heads(self) -> list[Head]:
+        """The heads shown, in the order of their colours, as many as fit."""
+        return super().heads[: self._most]
+
+    @property
+    def _selection(self) -> str:
+        return ",".join(head_name(head) for head in self.state.heads_shown)
+
+    def _pin_unit(self, event: Any) -> None:
+        """Pin the first token of a unit."""
+        pin = str(event.new)
+        if self._units is None or not pin or pin == self._unit_pin():
+            if not pin and self._unit_pin():
+                self.tell(pin="")
+            return
+        first = self._units[pin[0] == "k"].first_token
+        unit = int(pin[1:]) if pin[1:].isdigit() else len(first)
+        self.tell(pin=f"{pin[0]}{first[unit]}" if unit < len(first) else pin)
+
+    def _unit_pin(self) -> str:
+        """The pin of the state, counted in units."""
+        pin = self.state.pinned
+        if pin is None or self._units is None:
+            return self.state.pin
+        of_token = self._units[pin[0] == "k"].of_token
+        unit = int(of_token[pin[1]]) if pin[1] < len(of_token) else -1
+        return f"{pin[0]}{unit}" if unit >= 0 else ""
+
+    def refresh(self, reader: Reader, changed: set[str]) -> None:
+        """Fill the components; a pin of an example that fits the window sends no maps again."""
+        state, site, level = self.state, reader.site, self._level()
+        queries = units_of(reader.example, site.query_sequence, level)
+        keys = queries if reader.same_text else units_of(reader.example, site.key_sequence, level)
+        self._units = units = (queries, keys)
+        n_queries, n_keys = reader.shape
+        drawn = min(n_queries, MAX_WINDOW) * min(n_keys, MAX_WINDOW)
+        self._most = max(1, min(MAX_DRAWN // max(1, drawn), MAX_READ // max(1, n_queries * n_keys)))
+        maps = merged(reader.maps(self.heads), queries, keys)
+        ranges = sentence_ranges(maps.shape[1], maps.shape[2], queries.second if reader.same_text else None)
+        chosen = ranges[_RANGES[state.segments]] if len(ranges) > 1 else ranges[0]
+        spans, pin = self._window(chosen), self._unit_pin()
+        shown = (f"{reader.id} {level} {chosen['label']}", spans[0].start, spans[1].start)
+        self.picker.give(
+            level=state.level,
+            segments=state.segments,
+            weights=state.weights,
+            layout=state.layout,
+            pairs=len(ranges) > 1,
+        )
+        self.lines.give(
+            share=state.share, keys=state.keys, hide_special=self.hide_special, pin=pin, layout=state.layout,
+            renormalise=state.weights == "renormalised",
+        )  # fmt: skip
+        if changed & _MAPS or shown != self._shown:
+            if shown[0] != self._shown[0]:
+                self.lines.tokens = sides_frame(queries.frame, None if reader.same_text else keys.frame, shown[0])
+            self._shown = shown
+            self.lines.frame = self._lines_frame(reader, maps, spans, chosen["name"])
+            self.lines.note = self._note(reader, level)
+        self.pick(reader)
+        self.write(reader, self.keys, maps, units)
+
+    def _level(self) -> Level:
+        return {"word": "word", "sentence": "sentence"}.get(self.state.level, "token")  # type: ignore[return-value]
+
+    def _window(self, chosen: dict[str, Any]) -> tuple[slice, slice]:
+        """What is shown of each side: its range, or a window of that around the pin."""
+        pin = self._unit_pin()
+        center = int(pin[1:]) if pin else None
+        spans = []
+        for side in ("q", "k"):
+            start, stop = chosen[side]
+            part = window(stop - start, None if center is None else min(max(center, start), stop - 1) - start)
+            spans.append(slice(start + part.start, start + part.stop))
+        return spans[0], spans[1]
+
+    def _lines_frame(
+        self,
+        reader: Reader,
+        maps: Float32[np.ndarray, "n_heads query_pos key_pos"],
+        spans: tuple[slice, slice],
+        part: str,
+    ) -> dict[str, Any]:
+        n_queries, n_keys = maps.shape[1:]
+        frame = head_frame(
+            maps[:, spans[0], spans[1]], self.heads, causal=reader.site.causal, query_start=spans[0].start,
+            key_start=spans[1].start, n_queries=n_queries, n_keys=n_keys, id=self._shown[0],
+        )  # fmt: skip
+        return {**frame, "part": part} if part else frame
+
+    def _note(self, reader: Reader, level: Level) -> str:
+        notes = [] if level == "token" else [f"between {level}s"]
+        if (n := len(self.state.heads_shown)) > self._most:
+            notes.append(f"{self._most} of {n} heads: the text is long")
+        if reader.is_rebuilt:
+            notes.append("rebuilt from query and key")
+        elif len(self.data.store.sites) > 1:
+            notes.append(reader.site.name)
+        return ", ".join(notes)
+
+    def fail(self, title: str, reason: str) -> None:
+        """Show why there is no picture."""
+        self._shown = ("", -1, -1)
+        self.lines.frame = message_frame(title, reason)
+        self.keys.frame = {}

@@ -1,0 +1,91 @@
+"""The level bar: what is chosen at each level, from the corpus down to one dimension, and its neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..data.store_data import DataSource
+from ..state.reader_state import ViewState
+from ..theme.token_labels import token_labels, visible
+
+
+def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
+    """The frame of the level bar."""
+    if not data.n_examples:
+        return {"levels": [_level(state, "Corpus", data.name, {"page": "corpus"}, on=True)]}
+    site, number = data.site(state.site), state.example
+    on_views = state.page == "views"
+    flat = state.layer * site.n_heads + state.head
+    before, after = data.neighbours(number)
+    dims = f"all {site.d_head}"
+    corpus = {"search": "search", "examples": "filtered" if state.text else "examples"}.get(state.page, data.name)
+    return {
+        "sites": list(data.store.sites) if len(data.store.sites) > 1 else [],
+        "site": site.name,
+        "levels": [
+            _level(state, "Corpus", corpus, {"page": "corpus"}, on=not on_views),
+            {
+                **_level(state, "Head", _head_label(data, state), {"page": "corpus"}),
+                "previous": _head(flat - 1, site.n_layers, site.n_heads),
+                "next": _head(flat + 1, site.n_layers, site.n_heads),
+            },
+            {
+                **_level(
+                    state,
+                    "Example",
+                    visible(data.example(number).id),
+                    {"page": "views"},
+                    on=on_views and state.view != "neuron",
+                    off=not on_views,
+                ),
+                "previous": None if before is None else {"example": before, "pin": ""},
+                "next": None if after is None else {"example": after, "pin": ""},
+            },
+            _level(
+                state, "Edge", edge_text(data, state) or "none", {"page": "views", "view": "head"}, off=not on_views
+            ),
+            _level(
+                state,
+                "Dimension",
+                dims,
+                {"page": "views", "view": "neuron"},
+                on=on_views and state.view == "neuron",
+                off=not on_views,
+            ),
+        ],
+    }
+
+
+def _head_label(data: DataSource, state: ViewState) -> str:
+    name = f"{state.layer}.{state.head}"
+    note = data.head_notes(state.site).get(name)
+    return f"{name} \u2605" if note and note["star"] else name
+
+
+def edge_text(data: DataSource, state: ViewState) -> str:
+    """``she → nurse``: the pinned token and what it is most strongly linked to by the chosen head."""
+    if state.pinned is None or not data.has_attention(state.site):
+        return ""
+    side, position = state.pinned
+    site, example = data.site(state.site), data.example(state.example)
+    queries, keys = token_labels(example.tokens(site.query_sequence)), token_labels(example.tokens(site.key_sequence))
+    if position >= len(queries if side == "q" else keys):
+        return ""
+    one = slice(position, position + 1)
+    tile = {"query": one} if side == "q" else {"key": one}
+    strongest = int(np.argmax(example.attention(state.layer, state.head, site.name, **tile).values))
+    if side == "q":
+        return f"{queries[position]} \u2192 {keys[strongest]}"
+    return f"{queries[strongest]} \u2192 {keys[position]}"
+
+
+def _level(
+    state: ViewState, name: str, value: str, patch: dict[str, Any], on: bool = False, off: bool = False
+) -> dict[str, Any]:
+    return {"name": name, "value": value, "on": on, "off": off, "query": state.to_query(**patch), "patch": patch}
+
+
+def _head(flat: int, n_layers: int, n_heads: int) -> dict[str, int] | None:
+    return {"layer": flat // n_heads, "head": flat % n_heads} if 0 <= flat < n_layers * n_heads else None

@@ -1,0 +1,132 @@
+"""The matrix view of one example: one head's map at any scale, and the row of the pinned token beside it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import panel as pn
+
+from headatlas.store.errors import HeadAtlasError
+
+from ..components.background import background
+from ..components.keylist import KeyList
+from ..components.matrix import Matrix
+from ..data.example_reads import Reader
+from ..data.map_pyramid import WHOLE, Kind, Pyramid, matrix_frame
+from ..frames.view_frames import Head, head_name, message_frame, sides_frame
+from .view_page import ViewPage, three
+
+MAX_TILES = 64
+"""Tiles that one message may ask for."""
+
+
+class MatrixViewPage(ViewPage):
+    """Picker, map, keys of the pinned token."""
+
+    name: ClassVar[str] = "matrix"
+    watches: ClassVar[tuple[str, ...]] = (*ViewPage.watches, "zoom", "pooling", "scale")
+
+    def layout(self) -> pn.viewable.Viewable:
+        """Build the layout, once."""
+        self.map, self.keys = Matrix(), KeyList()
+        self.picker.give(lines=False, single=True)
+        self._shown, self._reader, self._pyramid = "", None, None
+        self.link(self.map, pin="pin", zoom="zoom", pooling="pooling", scale="scale")
+        self.link(self.keys, pin="pin")
+        self.map.on_msg(self._asked)
+        self.keys.on_msg(self.heard)
+        return three(self.picker, self.map, self.keys)
+
+    @property
+    def heads(self) -> list[Head]:
+        """One head: the chosen one."""
+        return [(self.state.layer, self.state.head)]
+
+    def refresh(self, reader: Reader, changed: set[str]) -> None:
+        """Fill the components; a long map is made in the background."""
+        head, state = self.heads[0], self.state
+        shown = f"{reader.id}/{head_name(head)}"
+        self.map.give(
+            pin=state.pin, zoom=state.zoom, pooling=state.pooling, scale=state.scale, hide_special=self.hide_special
+        )
+        self.pick(reader)
+        self._row(reader, head)
+        if shown == self._shown:
+            return
+        self._shown, self._reader = shown, reader
+
+        def make() -> Pyramid | HeadAtlasError:
+            try:
+                return reader.pyramid(head)
+            except HeadAtlasError as error:
+                return error
+
+        def done(made: Pyramid | HeadAtlasError) -> None:
+            if self._shown != shown:  # another map was asked for meanwhile
+                return
+            if isinstance(made, HeadAtlasError):
+                self.fail("This cannot be shown", self.data.told(made))
+                return
+            self._pyramid = made
+            note = "rebuilt from query and key" if reader.is_rebuilt else ""
+            self.map.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
+            self.map.frame = matrix_frame(made, head=head_name(head), id=shown, note=note)
+
+        if reader.has_pyramid(head):
+            done(make())
+        else:
+            queries, keys = reader.shape
+            self.map.frame = message_frame("Reading the map", f"{queries:,} \u00d7 {keys:,} weights of one head.")
+            background(make, done)
+
+    def _row(self, reader: Reader, head: Head) -> None:
+        """Keys of the pinned token; of a long example without a pin, nothing (its strongest edges stand in the map)."""
+        if self.pinned(reader) is not None or max(reader.shape) <= WHOLE:
+            self.write(reader, self.keys, reader.maps([head]))
+        else:
+            text = "Click a row to list its keys."
+            self.keys.frame = {"message": {"title": "", "text": text}}
+
+    def _asked(self, event: Any) -> None:
+        """Send tiles that the browser asks for."""
+        asked = event.data if isinstance(event.data, dict) else {}
+        pyramid, shown = self._pyramid, self._shown
+        wanted = asked.get("tiles")
+        if pyramid is None or asked.get("id") != shown or not isinstance(wanted, list):
+            return
+        kinds: dict[str, Kind] = {"maximum": "maximum", "mean": "mean"}
+        places = [
+            (level, row, column, kinds[kind])
+            for level, row, column, kind in (item for item in wanted[:MAX_TILES] if _is_place(item))
+        ]
+
+        def read() -> list[dict[str, Any]]:
+            found = []
+            for level, row, column, kind in places:
+                try:
+                    codes = pyramid.tile(level, row, column, kind)
+                except HeadAtlasError:  # a browser that asks for what is not there gets nothing
+                    continue
+                found.append(
+                    {"level": level, "row": row, "column": column, "kind": kind, "codes": codes.copy(), "shape": list(codes.shape)}
+                )  # fmt: skip
+            return found
+
+        def send(tiles: list[dict[str, Any]]) -> None:
+            if self._shown == shown:
+                self.map._send_msg({"id": shown, "tiles": tiles})
+
+        background(read, send)
+
+    def fail(self, title: str, reason: str) -> None:
+        """Show why there is no picture."""
+        self._shown, self._pyramid = "", None
+        self.map.frame = message_frame(title, reason)
+        self.keys.frame = {}
+
+
+def _is_place(item: Any) -> bool:
+    """Whether a browser's words name a tile: level, row, column, kind."""
+    if not isinstance(item, list) or len(item) != 4 or item[3] not in ("maximum", "mean"):
+        return False
+    return all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 20 for n in item[:3])

@@ -1,0 +1,96 @@
+"""The neuron view of one example: why the pinned query of one head attends where it does, dimension by dimension."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import panel as pn
+
+from ..components.neuronview import NeuronView
+from ..data.example_reads import Reader
+from ..frames.view_frames import message_frame, neuron_frame, sides_frame
+from .view_page import ViewPage, two
+
+
+class NeuronViewPage(ViewPage):
+    """Picker, vectors."""
+
+    name: ClassVar[str] = "neuron"
+
+    def layout(self) -> pn.viewable.Viewable:
+        """Build the layout, once."""
+        self.vectors = NeuronView()
+        self.picker.give(lines=False, single=True)
+        self.vectors.param.watch(self._pin, "pin")
+        self._tokens_of = ""
+        self.vectors.document = lambda: self.document("neuron")
+        return two(self.picker, self.vectors)
+
+    def _pin(self, event: Any) -> None:
+        if event.new != self.state.pin:
+            self.tell(pin=event.new)
+
+    @property
+    def _selection(self) -> str:
+        return super()._selection.split(",")[0]
+
+    def _selected(self, event: Any) -> None:
+        layer, _, head = str(event.new).partition(".")
+        if event.new and event.new != self._selection:
+            self.tell(layer=layer, head=head)
+
+    def refresh(self, reader: Reader, changed: set[str]) -> None:
+        """Fill the components. Without a pinned query: the first row that is no special token."""
+        head, site = self.heads[0], reader.site
+        pin = self.pinned(reader)
+        ordinary = [i for i, special in enumerate(reader.queries["special"]) if not special]
+        query_pos = pin[1] if pin and (pin[0] == "q" or reader.same_text) else ordinary[0] if ordinary else 0
+        self._explain(reader)
+        self.pick(reader)
+        if reader.id != self._tokens_of:
+            self.vectors.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
+            self._tokens_of = reader.id
+        if reader.keep.query_key is None:
+            self.fail(
+                "Query and key were not kept",
+                'This view needs the vectors. Run the job again with [keep] query_key = "float16" (and another store).',
+            )
+            return
+        query, keys, logsumexp = reader.vectors(head, query_pos)
+        layer = head[0]
+        self.vectors.frame = neuron_frame(
+            query, keys, logsumexp, self._stored(reader, query_pos), head=head, query_pos=query_pos,
+            kv_head=reader.example.kv_head(head[1], site.name), n_sharing=site.n_heads // site.n_kv_heads,
+            scaling=site.scaling[layer], softcap=site.softcap[layer], causal=site.causal, window=site.window[layer],
+            rotary=site.rotary, position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key, id=reader.id,
+        )  # fmt: skip
+        self.vectors.give(pin=self.state.pin, hide_special=self.hide_special)
+
+    def _stored(self, reader: Reader, query_pos: int) -> Any:
+        if reader.keep.attention is None:
+            return None
+        return reader.maps([self.heads[0]])[0, query_pos]
+
+    def _explain(self, reader: Reader) -> None:
+        site, (layer, head) = reader.site, self.heads[0]
+        sharing = site.n_heads // site.n_kv_heads
+        kv_head = reader.example.kv_head(head, site.name)
+        shared = (
+            "Each head has its own keys."
+            if sharing == 1
+            else f"Heads {kv_head * sharing}\u2013{kv_head * sharing + sharing - 1} share key head {kv_head}."
+        )
+        vectors = "After rotary embedding, before scaling." if site.rotary else "Before scaling."
+        facts = [("Key head", shared), ("Vectors", vectors)]
+        if window := site.window[layer]:
+            facts.append(("Mask", f"Layer {layer} sees a window of {window} tokens."))
+        if site.has_position_bias:
+            kept = reader.bias((layer, head), 0) is not None
+            facts.append(("Position bias", "Added to each score." if kept else "Not kept by this store."))
+        if site.has_sinks:
+            facts.append(("Sink", "A learned sink takes what the keys do not."))
+        self.picker.facts = facts
+
+    def fail(self, title: str, reason: str) -> None:
+        """Show why there is no picture."""
+        self.vectors.frame = message_frame(title, reason)

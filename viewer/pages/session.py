@@ -1,0 +1,330 @@
+"""One reader's session: the state, the frame around the pages, and the one place where messages from cards arrive.
+
+A change of the state refreshes the page that is shown and then the bars; pages that are hidden catch up when they are
+shown. What comes from the browser is checked by `ViewState.apply`; what it does not take is named in the notice.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+from urllib.parse import quote
+
+import panel as pn
+
+from headatlas.store.errors import HeadAtlasError
+
+from ..components.card import LevelBar, Notice, Router, StateCard, StatusLine, TopBar
+from ..data.bookmarks import Note
+from ..data.store_data import DataSource
+from ..state.reader_state import PAGES, Problem, ViewState
+from ..theme.token_labels import visible
+from .level_bar import level_frame
+from .page import Page, grid, place, show
+
+logger = logging.getLogger(__name__)
+GROWING_MS = 3_000
+"""How often a session of a job that still runs looks for new segments."""
+_HEAD = re.compile(r"\s*([0-9]{1,6})\.([0-9]{1,6})\s*")
+_BOTH = ["left", "right"]
+DRAWERS_OF = {
+    "corpus": ["right"], "head": _BOTH, "model": _BOTH, "matrix": _BOTH, "compare": _BOTH, "neuron": ["left"], "space": ["left"],
+}  # fmt: skip
+"""Of each page or view the sides whose cards are drawers in a narrow window."""
+LABELS = {"corpus": "Corpus", "search": "Search", "examples": "Examples", "views": "Views"}
+
+
+class Session:
+    """The app of one reader; `view` is the root of the document.
+
+    Parameters
+    ----------
+    data
+        Shared by all sessions.
+    query
+        The query of the address that opened this session.
+    """
+
+    def __init__(self, data: DataSource, query: str = "") -> None:
+        self.data, self.state = data, ViewState(data.bounds, store=data.name)
+        self.problems: list[Problem] = self.state.from_query(query)
+        self.wants_best_head = bool(self.state.pattern) and not re.search(r"(^|&)(layer|head)=", query)
+        """Whether the answer of the search may choose the head: it was asked without one."""
+        self._pages: dict[str, Page] = {}
+        self._stale: dict[str, set[str]] = {}
+        self._new_segments = 0
+        self._travelled, self._pushes, self._push, self._answer = 0, 0, False, ("", 0.0)
+        send = self.receive
+        self.router, self.top, self.levels = Router(send), TopBar(send), LevelBar(send)
+        self.notice, self.status = Notice(send, visible=False), StatusLine(send)
+        self.body = pn.Column(
+            styles={"padding": "12px 16px", "min-height": "0", "height": "100%", "overflow": "auto"},
+            sizing_mode="stretch_both",
+            margin=0,
+        )
+        rows = "48px 38px auto minmax(0,1fr) 26px"
+        parts = [place(self.top), place(self.levels), place(self.notice), self.body, place(self.status), self.router]
+        for row, part in enumerate(parts[:5], 1):
+            part.styles = {**part.styles, "grid-row": str(row)}
+        self.router.param.update(width=0, height=0, margin=0, styles={"position": "absolute"})
+        self.view = pn.Column(
+            *parts,
+            styles={
+                "display": "grid",
+                "grid-template-rows": rows,
+                "height": "100vh",
+                "min-width": "720px",
+                "min-height": "680px",
+                "gap": "0",
+            },
+            sizing_mode="stretch_width",
+            margin=0,
+        )
+        self._show(frozenset(ViewState.FIELDS))
+        self.state.param.watch(self._changed, list(ViewState.FIELDS))
+        self._push = True
+        if data.served_with is not None and not data.store.is_complete and pn.state.curdoc is not None:
+            pn.state.add_periodic_callback(self._look_for_segments, period=GROWING_MS)
+
+    # messages
+
+    def receive(self, message: dict[str, Any]) -> None:
+        """Do what a card asks for; unknown messages are ignored."""
+        if isinstance(patch := message.get("go"), dict):
+            self.go(patch)
+        elif isinstance(query := message.get("travel"), str):
+            self._travelled = step if isinstance(step := message.get("step"), int) else self._travelled
+            self.complain(self.state.from_query(query))
+            self._bars()
+        elif isinstance(text := message.get("find"), str):
+            self.find(text)
+        elif isinstance(expression := message.get("run"), str):
+            self.wants_best_head = True
+            self.go({"page": "search", "pattern": expression.strip()})
+        elif isinstance(note := message.get("note"), dict):
+            self.note(note)
+        elif message.get("refresh"):
+            self.refresh_store()
+        elif message.get("dismiss"):
+            self.complain([])
+        elif page := self._pages.get(self.state.page):
+            page.heard(message)
+
+    def go(self, patch: dict[str, Any], push: bool = True) -> None:
+        """Change the state; with ``push=False`` without a history entry of its own."""
+        self._push = push
+        try:
+            self.complain(self.state.apply(patch))
+        finally:
+            self._push = True
+
+    def find(self, text: str) -> None:
+        """Take the search box's text for a head, an example's id, a pattern, or words in the examples."""
+        text = text.strip()
+        if match := _HEAD.fullmatch(text):
+            self.go(
+                {
+                    "layer": match[1],
+                    "head": match[2],
+                    "page": "corpus" if self.state.page == "search" else self.state.page,
+                }
+            )
+        elif text in self.data.positions:
+            self.go({"page": "views", "example": self.data.number_of(text)})
+        elif looks_like_pattern(text) or text in self.data.library:
+            self.receive({"run": self.data.library[text].expression if text in self.data.library else text})
+        else:
+            self.go({"page": "examples", "text": text, "row": 0})
+
+    def complain(self, problems: list[Problem]) -> None:
+        """Show what was not taken; an empty list clears the notice."""
+        if problems or self.problems:
+            self.problems = problems
+            self._notice()
+
+    # what follows from a change
+
+    def _changed(self, *events: Any) -> None:
+        names = frozenset(event.name for event in events)
+        self._show(names)
+
+    def _show(self, names: frozenset[str]) -> None:
+        for page in PAGES:
+            self._stale.setdefault(page, set()).update(names)
+        started = perf_counter()
+        self._answer = (self._refresh(), perf_counter() - started)
+        self._pushes += bool(names & ViewState.HISTORY) and self._push
+        self._bars()
+
+    def _refresh(self) -> str:
+        name = self.state.page
+        try:
+            page = self._pages.get(name) or self._build(name)
+            for other, built in self._pages.items():
+                show(built.view, other == name)
+            changed = frozenset(self._stale[name]) & page.watches
+            self._stale[name].clear()
+            return page.refresh(changed) if changed else self._answer[0]
+        except HeadAtlasError as error:
+            logger.warning("%s: %s", name, error)
+            self.complain([Problem(name, "", self.data.told(error))])
+            return "nothing: see above"
+
+    def _build(self, name: str) -> Page:
+        page = page_class(self.data, name)(self)
+        self._pages[name] = page
+        self.body.append(place(page.view))
+        return page
+
+    def answered(self, source: str, seconds: float) -> None:
+        """Say what answered after work in the background."""
+        self._answer = (source, seconds)
+        self._bars()
+
+    def _bars(self) -> None:
+        state = self.state
+        self.router.frame = {
+            "query": state.to_query(),
+            "pushes": self._pushes,
+            "title": self._title(),
+            "theme": state.theme,
+            "heard": self._travelled,
+        }
+        self.top.frame = {
+            "page": state.page,
+            "pages": [{"page": page, "label": LABELS[page], "query": state.to_query(page=page)} for page in PAGES],
+            "store": self.data.name,
+            "stores": [[name, f"store={quote(name)}&page={state.page}&view={state.view}"] for name in self.data.stores],
+            "theme": state.theme,
+            "drawers": DRAWERS_OF.get(state.view if state.page == "views" else state.page, []),
+        }
+        self.levels.frame = level_frame(self.data, state)
+        source, seconds = self._answer
+        store = self.data.store
+        parts = [f"manifest {store.manifest.number}, {len(store.segments)} segments"]
+        parts += [f"answered from {source}", took(seconds)] if source else []
+        self.status.frame = {"good": store.is_complete, "parts": parts, "right": ["read only"]}
+        self._notice()
+
+    def _notice(self) -> None:
+        banners = self._banners()
+        frame = {
+            "title": "Not in this link:" if len(self.problems) == 1 else "Not taken:",
+            "problems": [
+                {"field": visible(p.field), "value": visible(p.value[:200]), "reason": visible(p.reason)}
+                for p in self.problems
+            ],
+            "banners": banners,
+        }
+        if frame != self.notice.frame:  # a frame that is sent costs the server a millisecond, and a click changes ten
+            self.notice.give(frame=frame, visible=bool(self.problems or banners))
+
+    def _banners(self) -> list[dict[str, Any]]:
+        """What holds for the whole store: damage, and segments that came since it was opened."""
+        banners = [
+            {"kind": "damaged", "text": f"Left out of all numbers: {self.data.told(HeadAtlasError(why))}"}
+            for why in self.data.damaged
+        ]
+        if self._new_segments:
+            n = self._new_segments
+            text = f"{n} new segment{'s' if n > 1 else ''} {'were' if n > 1 else 'was'} committed."
+            banners.append({"kind": "growing", "text": text, "label": "Show them"})
+        return banners
+
+    def _look_for_segments(self) -> None:
+        """Tell of segments that were committed since; an empty store is opened again by itself."""
+        library = self.data.served_with
+        found = library.new_segments(self.data) if library else 0
+        if found and not self.data.n_examples:
+            self.refresh_store()
+        elif found != self._new_segments:
+            self._new_segments = found
+            self._notice()
+
+    def refresh_store(self) -> None:
+        """Show the newest snapshot, in a new session on the same address."""
+        if self.data.served_with is not None:
+            self.data.served_with.refresh(self.data.name)
+        self.router.frame = {**self.router.frame, "reload": True}
+
+    def note(self, message: dict[str, Any]) -> None:
+        """Keep a star or a note of the chosen head."""
+        notes, state = self.data.notes, self.state
+        if notes is None or not notes.is_writable:
+            self.complain([Problem("note", "", "notes are read only here; start the viewer with --notes PATH")])
+            return
+        site = self.data.site(state.site).name
+        try:
+            known = notes.of(site, state.layer, state.head)
+            star, text = message.get("star", known.star), message.get("text", known.note)
+            if isinstance(star, bool) and isinstance(text, str):
+                notes.write(site, state.layer, state.head, Note(star, text))
+            self.complain([])
+        except HeadAtlasError as error:
+            self.complain([Problem("note", "", self.data.told(error))])
+        for page in self._pages.values():
+            page.annotated()
+        self._bars()
+
+    def _title(self) -> str:
+        state = self.state
+        what = f"example {state.example}, {state.view}" if state.page == "views" else state.page
+        return f"{what} \u00b7 headatlas"
+
+
+class EmptyPage(Page):
+    """What every page is while no segment is committed."""
+
+    name = "empty"
+    watches = frozenset({"page"})
+
+    def __init__(self, session: Any) -> None:
+        super().__init__(session)
+        self.card = StateCard(session.receive)
+        self.view = grid(place(self.card))
+
+    def refresh(self, changed: frozenset[str]) -> str:
+        """Say what is missing and which command fills it."""
+        store = self.data.store
+        self.card.frame = {
+            "kind": "empty",
+            "title": "Empty store",
+            "lines": [
+                f"{self.data.name} holds no committed segment yet; {store.manifest.n_segments_planned} are planned."
+                if not self.data.damaged
+                else f"Every segment of {self.data.name} is damaged; see above.",
+                "Run its job (or let it run on): this page opens by itself when the first segment is committed.",
+            ],
+            "code": f"headatlas verify {self.data.name}"
+            if self.data.damaged
+            else f"headatlas run CONFIG --out {self.data.name}",
+        }
+        return ""
+
+
+def page_class(data: DataSource, name: str) -> Callable[[Session], Page]:
+    """The class of a page; the same explanation for all while the store is empty."""
+    if not data.n_examples:
+        return EmptyPage
+    if name == "corpus":
+        from .corpus_page import CorpusPage as chosen
+    elif name == "search":
+        from .search_page import SearchPage as chosen
+    elif name == "examples":
+        from .examples_page import ExamplesPage as chosen
+    else:
+        from .views_page import ViewsPage as chosen
+    return chosen
+
+
+def looks_like_pattern(text: str) -> bool:
+    """Whether the search box's text is meant as an expression rather than as words."""
+    return bool(re.search(r"\b(query|key|example)\s*[.\[]|[=!<>]=|\bnot\b.*\bin\b", text))
+
+
+def took(seconds: float) -> str:
+    """A time as people read it."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,0 +1,281 @@
+"""`ViewPage`: what the three views of one example share: they follow the state, and only while they are shown.
+
+Components write their choices through `ViewState.apply`, which checks them: they come from a browser.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import panel as pn
+import param
+from jaxtyping import Float32
+
+from headatlas.store.errors import HeadAtlasError
+
+from ..components.headpicker import HeadPicker
+from ..components.keylist import KeyList
+from ..data.example_reads import Reader, reader_of
+from ..data.store_data import DataSource
+from ..export import Kind, make_view
+from ..frames.detail_frames import inspector_frame, strongest_frame
+from ..frames.picture_units import Units
+from ..frames.view_frames import Head, head_name, picker_frame
+from ..frames.whole_example import example_part, neuron_part, vectors_facts
+from ..state.reader_state import ViewState
+from .page import drawer, grid, place
+
+logger = logging.getLogger(__name__)
+PICK_WEIGHTS = 32 << 20
+"""Up to this many weights all maps are read to colour the picker while nothing is pinned."""
+
+
+class ViewPage(ABC):
+    """One view; `__panel__` gives its layout. `refresh` fills it for an example that is there."""
+
+    name: ClassVar[str]
+    watches: ClassVar[tuple[str, ...]] = (
+        "page",
+        "view",
+        "site",
+        "example",
+        "layer",
+        "head",
+        "heads",
+        "pin",
+        "share",
+        "keys",
+        "specials",
+        "level",
+        "segments",
+        "weights",
+        "layout",
+    )
+
+    def __init__(self, state: ViewState, data: DataSource) -> None:
+        self.state, self.data = state, data
+        self.picker = HeadPicker()
+        self._stale = set(self.watches)
+        self._picked: tuple[Any, ...] = ()
+        self._layout = self.layout()
+        self.link(self.picker, share="share", keys="keys")
+        self.picker.param.watch(lambda e: self.tell(specials="hide" if e.new else "show"), "hide_special")
+        self.picker.param.watch(self._selected, "selected")
+        state.param.watch(self._changed, list(self.watches))
+        self._update()
+
+    @abstractmethod
+    def layout(self) -> pn.viewable.Viewable:
+        """Build the layout, once."""
+
+    @abstractmethod
+    def refresh(self, reader: Reader, changed: set[str]) -> None:
+        """Fill the components after `changed` fields."""
+
+    @abstractmethod
+    def fail(self, title: str, reason: str) -> None:
+        """Show why there is no picture."""
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        """Give the layout."""
+        return self._layout
+
+    @property
+    def heads(self) -> list[Head]:
+        """The heads shown, in the order of their colours."""
+        return list(self.state.heads_shown)
+
+    @property
+    def hide_special(self) -> bool:
+        """Whether special tokens are left out of the pictures."""
+        return self.state.specials == "hide"
+
+    def tell(self, **patch: Any) -> None:
+        """Change the state as the reader asked."""
+        for problem in self.state.apply(patch):
+            logger.debug("%s: %s", self.name, problem)
+
+    def link(self, component: param.Parameterized, **fields: str) -> None:
+        """Let a component's parameters write fields of the state; `refresh` writes them back."""
+        for name, field in fields.items():
+            component.param.watch(lambda e, field=field: self.tell(**{field: e.new}), name)
+
+    def _selected(self, event: Any) -> None:
+        first, *rest = [part for part in str(event.new).split(",") if part] or [""]
+        layer, _, head = first.partition(".")
+        if first and event.new != self._selection:
+            self.tell(layer=layer, head=head, heads=",".join(rest))
+
+    @property
+    def _selection(self) -> str:
+        return ",".join(head_name(head) for head in self.heads)
+
+    def add_head(self, name: str) -> None:
+        """Show one head more (or say nothing where it is shown already)."""
+        shown = [head_name(head) for head in self.heads]
+        if name not in shown:
+            self.tell(heads=",".join([*shown[1:], name]))
+
+    def heard(self, event: Any) -> None:
+        """Do what a side panel asks: ``{"add": "5.8"}``, ``{"go": "neuron"}``."""
+        asked = event.data if isinstance(event.data, dict) else {}
+        if isinstance(view := asked.get("go"), str):
+            self.tell(view=view)
+        if isinstance(head := asked.get("add"), str):
+            self.add_head(head)
+
+    def _changed(self, *events: Any) -> None:
+        self._stale |= {event.name for event in events}
+        self._update()
+
+    def _update(self) -> None:
+        if self.state.page != "views" or self.state.view != self.name or not self._stale:
+            return
+        changed, self._stale = self._stale, set()
+        try:
+            reader = reader_of(self.data, self.state.example, self.state.site)
+            self.picker.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
+            self.picker.selected = self._selection
+            self.refresh(reader, changed)
+        except HeadAtlasError as error:
+            self._stale = set(self.watches)
+            self.fail("This cannot be shown", self.data.told(error))
+
+    def document(self, kind: Kind) -> str:
+        """Make a file of its own out of the view, with every head of the example."""
+        state = self.state
+        reader = reader_of(self.data, state.example, state.site)
+        layers = range(reader.site.n_layers)
+        make = neuron_part if kind == "neuron" else example_part
+        part = make(reader.example, reader.site, layers)
+        facts = vectors_facts(part, reader.site) if kind == "neuron" else ()
+        shown = {
+            "selected": self._selection, "hide_special": self.hide_special, "pin": state.pin, "share": state.share,
+            "keys": state.keys,
+        }  # fmt: skip
+        return make_view(kind, reader.example.text, [part], shown, facts=facts).data
+
+    def pinned(self, reader: Reader) -> tuple[str, int] | None:
+        """The pin, where the example has such a token."""
+        pin = self.state.pinned
+        if pin is None or pin[1] >= reader.shape[0 if pin[0] == "q" else 1]:
+            return None
+        return pin
+
+    def pick(self, reader: Reader) -> None:
+        """Fill the grid of heads: how much each gives to one other token."""
+        pin, notes = self.pinned(reader), self.data.head_notes(self.state.site)
+        asked = reader.id, pin, self.hide_special, notes
+        if asked == self._picked:
+            return
+        none = np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
+        if not reader.has_attention:
+            values, title = none, "attention was not kept"
+        elif pin is None and reader.n_weights > PICK_WEIGHTS:
+            values, title = none, "pin a token for weights"
+        elif pin is None:
+            values, title = mean_strongest(reader.codes(), reader, self.hide_special), "mean strongest key"
+        else:
+            side, position = pin
+            row, others = reader.row(side, position), reader.keys if side == "q" else reader.queries
+            shown = ~np.asarray(others["special"], bool) if self.hide_special else np.ones(row.shape[2], bool)
+            if reader.same_text:
+                shown = shown & (np.arange(row.shape[2]) != position)
+            values = row[:, :, shown].max(axis=-1, initial=0)
+            title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
+        self.picker.frame = {**picker_frame(values, title), "notes": notes}
+        self._picked = asked
+
+    def write(
+        self,
+        reader: Reader,
+        keys: KeyList,
+        maps: Float32[np.ndarray, "n_heads query_pos key_pos"],
+        units: tuple[Units, Units] | None = None,
+    ) -> None:
+        """Fill the list of the pinned token's keys, or of the strongest edges; `maps` are between `units`."""
+        sides = (reader.queries, reader.keys) if units is None else (units[0].frame, units[1].frame)
+        pin = self.pinned(reader)
+        every = reader.row(*pin) if pin is not None else None
+        if pin is not None and units is not None:
+            side, token = pin
+            position = int(units[side == "k"].of_token[token])
+            pin, every = (side, position) if position >= 0 else None, self._unit_row(reader, side, position, units)
+        if pin is None or every is None:
+            frame = strongest_frame(maps, self.heads, *sides, hide_special=self.hide_special)
+            pin = None
+        else:
+            side, position = pin
+            weights = maps[:, position] if side == "q" else maps[:, :, position]
+            back = np.zeros((len(maps), 0), np.float32)
+            if reader.same_text:
+                back = maps[:, :, position] if side == "q" else maps[:, position]
+            own, others = sides if side == "q" else sides[::-1]
+            frame = inspector_frame(
+                side,
+                position,
+                self.heads,
+                weights,
+                back,
+                own,
+                others,
+                all_heads=every,
+                n=8 if len(maps) < 3 else 6,
+                hide_special=self.hide_special,
+            )
+        keys.give(frame=frame, pin="" if pin is None else f"{pin[0]}{pin[1]}")
+
+    def _unit_row(
+        self, reader: Reader, side: str, position: int, units: tuple[Units, Units]
+    ) -> Float32[np.ndarray, "layer head other"] | None:
+        """Weights between one unit and every unit of the other side, of all heads."""
+        if position < 0:
+            return None
+        tokens = np.flatnonzero(units[side == "k"].of_token == position)
+        rows = np.stack([reader.row(side, int(token)) for token in tokens], axis=-1)  # [layer, head, other, token]
+        n_layers, n_heads = rows.shape[:2]
+        flat = rows.reshape(n_layers * n_heads, *rows.shape[2:])
+        return _merge_row(flat, side, units[side == "q"]).reshape(n_layers, n_heads, -1)
+
+
+def _merge_row(
+    rows: Float32[np.ndarray, "map other token"], side: str, others: Units
+) -> Float32[np.ndarray, "map other_unit"]:
+    """Join the rows of one unit's tokens: queries are averaged, keys are summed."""
+    n, inside = len(others.frame["labels"]), others.of_token >= 0
+    joined = rows.mean(axis=2) if side == "q" else rows.sum(axis=2)
+    sums = np.zeros((len(rows), n), np.float32)
+    np.add.at(sums.T, others.of_token[inside], joined[:, inside].T)
+    if side == "q":
+        return sums
+    return sums / np.maximum(np.bincount(others.of_token[inside], minlength=n), 1).astype(np.float32)
+
+
+def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Float32[np.ndarray, "layer head"]:
+    """Mean over rows of the strongest key of each head."""
+    rows, columns = (
+        ~np.asarray(side["special"], bool) if hide_special else np.ones(len(side["labels"]), bool)
+        for side in (reader.queries, reader.keys)
+    )
+    if not rows.any() or not columns.any():
+        return np.zeros(codes.shape[:2], np.float32)
+    return ((codes[:, :, rows][:, :, :, columns].max(axis=-1) / 255.0) ** 2).mean(axis=-1).astype(np.float32)
+
+
+def three(left: pn.viewable.Viewable, middle: pn.viewable.Viewable, right: pn.viewable.Viewable) -> pn.Column:
+    """Picker, picture, list."""
+    return grid(
+        drawer(left, "left"),
+        place(middle),
+        drawer(right, "right"),
+        columns="232px minmax(0,1fr) 296px",
+        narrow={"right": "232px minmax(0,1fr)", "left": "minmax(0,1fr)"},
+    )
+
+
+def two(left: pn.viewable.Viewable, middle: pn.viewable.Viewable) -> pn.Column:
+    """Picker and picture."""
+    return grid(drawer(left, "left"), place(middle), columns="232px minmax(0,1fr)", narrow={"left": "minmax(0,1fr)"})

@@ -1,0 +1,1 @@
+"""The state of a reader, which the URL holds."""

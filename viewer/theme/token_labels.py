@@ -1,0 +1,97 @@
+"""How a token is written: what is usual stays plain, what is not is marked.
+
+Continuations of a word get a ``+``, special tokens ``‹ ›``, a newline ``↵``, a tab ``⇥``. Characters that would act
+instead of show (controls, bidirectional marks) or cannot travel as UTF-8 (lone surrogates) become named chips, so that
+no character is lost and none does anything.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from headatlas.store.schema.token_table import TokenFlag, TokenTable
+
+_NAMES = {
+    0x00: "NUL", 0x07: "BEL", 0x08: "BS", 0x0B: "VT", 0x0C: "FF", 0x0D: "CR", 0x1B: "ESC", 0x7F: "DEL", 0x85: "NEL",
+    0xAD: "SHY", 0x061C: "ALM", 0x200B: "ZWSP", 0x200E: "LRM", 0x200F: "RLM", 0x2028: "LSEP", 0x2029: "PSEP",
+    0x202A: "LRE", 0x202B: "RLE", 0x202C: "PDF", 0x202D: "LRO", 0x202E: "RLO", 0x2066: "LRI", 0x2067: "RLI",
+    0x2068: "FSI", 0x2069: "PDI", 0xFEFF: "BOM",
+}  # fmt: skip
+_JOINERS = (0x200C, 0x200D)  # part of ordinary Persian and of emoji
+
+
+def visible(text: str) -> str:
+    """Write every character so that it shows: a NUL becomes ``‹NUL›``, a newline ``↵``."""
+    return "".join(_visible_character(c) for c in text) if not text.isascii() or not text.isprintable() else text
+
+
+def visible_lines(text: str) -> str:
+    """The same for text of several lines in a field where line ends are kept."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def _visible_character(character: str) -> str:
+    if character == "\n":
+        return "↵"
+    if character == "\t":
+        return "⇥"
+    code = ord(character)
+    if code in _NAMES:
+        return f"‹{_NAMES[code]}›"
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") and code not in _JOINERS:
+        return f"‹U+{code:04X}›"
+    if code & 0xFFFE == 0xFFFE:  # noncharacters
+        return f"‹U+{code:04X}›"
+    return character
+
+
+def label(text: str, *, special: bool = False, continuation: bool = False) -> str:
+    r"""Name a token in a column or a list: one short line without spaces around it.
+
+    >>> label("[CLS]", special=True), label("uled", continuation=True), label(" the"), label("\n"), label(" ")
+    ('‹CLS›', '+uled', 'the', '↵', '␣')
+    """
+    if special:
+        return f"‹{visible(text.strip('<>[]|')) or visible(text)}›"
+    stripped = text.strip(" ")
+    if not stripped:
+        return "␣" * len(text) or "∅"
+    return ("+" if continuation else "") + visible(stripped)
+
+
+def token_labels(tokens: TokenTable) -> list[str]:
+    """Labels of all rows of a table."""
+    special, continuation = tokens.special, (tokens.flags & TokenFlag.CONTINUATION) != 0
+    return [
+        label(text, special=bool(s), continuation=bool(c))
+        for text, s, c in zip(tokens.text, special, continuation, strict=True)
+    ]
+
+
+def running_text(tokens: TokenTable, text: str, text_pair: str | None = None) -> list[tuple[str, int]]:
+    """One example as it reads: (characters, token index) in order, -1 for what lies between tokens.
+
+    Tokens that share characters (byte pieces of one letter) show them once, at the first; the others show ``·``.
+    """
+    parts: list[tuple[str, int]] = []
+    end = [0, 0]
+    texts = (text, text_pair or "")
+    for index, (start, stop, special, second, piece) in enumerate(
+        zip(
+            tokens.char_start.tolist(),
+            tokens.char_end.tolist(),
+            tokens.special.tolist(),
+            tokens.second.tolist(),
+            tokens.text,
+            strict=True,
+        )
+    ):
+        if special:
+            parts.append((label(piece, special=True), index))
+            continue
+        source, done = texts[second], end[second]
+        if start > done:
+            parts.append((visible(source[done:start]), -1))
+        parts.append((visible(source[max(start, done) : stop]) or "·", index))
+        end[second] = max(done, stop)
+    return parts
