@@ -29,12 +29,14 @@ from headatlas.pipeline.capture.sites import discover_sites, forward_options
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.run import run_job
 from headatlas.pipeline.models.sources import load_model
+from headatlas.store.codecs.array_layout import ArrayLayout
 from headatlas.store.codecs.attention_arrays import attention_arrays
 from headatlas.store.codecs.attention_codecs import attention_codec
+from headatlas.store.codecs.attention_layout import pair_offset
 from headatlas.store.codecs.companding import decode_attention
 from headatlas.store.codecs.pairs import row_start
 from headatlas.store.containers.shard_writer import compressor_of, plan_grid
-from headatlas.store.schema.traces import ArrayLayout, Keep, Site, TraceSpec, pair_offset, segment_layout
+from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.store import open_store
 from headatlas.store.writing.convert import convert_store
 

@@ -6,7 +6,7 @@ import datetime
 from dataclasses import dataclass
 
 from headatlas.pipeline.config import PRESETS
-from headatlas.store.statistics.definitions import STATISTIC_NAMES
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
 from .report import machine_facts
 

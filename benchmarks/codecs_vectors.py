@@ -19,8 +19,9 @@ from headatlas.store.codecs.companding import (
 from headatlas.store.codecs.pairs import unpack_pairs
 from headatlas.store.reading.attention_rebuild import RebuiltRows
 from headatlas.store.reading.stored_vectors import Vectors
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Site
-from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
+from headatlas.store.statistics.definitions import head_statistics
 
 
 @dataclass(frozen=True)

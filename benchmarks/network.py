@@ -150,7 +150,7 @@ def questions(here: Store) -> dict[str, Ask]:
     }
     if "deprel" in here.segments[0].tokens().word_columns:
         found[f"search, stored edges (`{EDGE_PATTERN}`)"] = of(
-            lambda store: search(store, EDGE_PATTERN, level="edges").table("mass")
+            lambda store: search(store, EDGE_PATTERN, basis="edges").table("mass")
         )
     found[f"search, whole attention (`{ATTENTION_PATTERN}`)"] = of(
         lambda store: store.search(ATTENTION_PATTERN).table("mass")

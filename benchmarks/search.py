@@ -29,7 +29,7 @@ from pathlib import Path
 
 from headatlas.store import Store, open_store
 from headatlas.store.queries.pattern_search import SearchResult, search
-from headatlas.store.queries.segment_scan import Asked
+from headatlas.store.queries.segment_scan import RequestedBasis
 from headatlas.store.statistics.specialisation import statistics_table
 
 from .report import FOLDER, Row, keep_rows
@@ -114,9 +114,9 @@ def made_store() -> Path:
     return place
 
 
-def ask(store: Store, pattern: str, level: Asked = "auto") -> SearchResult:
+def ask(store: Store, pattern: str, level: RequestedBasis = "auto") -> SearchResult:
     """One question, answered by two threads."""
-    return search(store, pattern, level=level, threads=THREADS)
+    return search(store, pattern, basis=level, threads=THREADS)
 
 
 def measure(store: Store) -> dict[str, Clock]:

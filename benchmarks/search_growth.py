@@ -53,9 +53,9 @@ def questions(store: Store, bare: Store) -> dict[str, Callable[[int], object]]:
 
     return {
         "statistics": lambda number: statistics_table(store, store.spec.statistics),
-        "edges · warm disk": lambda number: search(bare, apart(number), level="edges"),
-        "edges · cached": lambda number: search(store, apart(number), level="edges"),
-        "exact": lambda number: search(bare, apart(number), level="exact"),
+        "edges · warm disk": lambda number: search(bare, apart(number), basis="edges"),
+        "edges · cached": lambda number: search(store, apart(number), basis="edges"),
+        "exact": lambda number: search(bare, apart(number), basis="exact"),
         "token pair": lambda n: search(store, f'query.text == "word{n + 3900}" and key.text == "word{n + 80}"'),
     }
 

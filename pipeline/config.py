@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headatlas.store.containers.container import ContainerName
 from headatlas.store.errors import ConfigError
+from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Keep
-from headatlas.store.statistics.definitions import STATISTICS, known_names, statistic_of
+from headatlas.store.statistics.definitions import known_names, statistic_of
 
 from .corpora.corpus_options import CorpusConfig
 from .tokens.batch_plan import BatchLimits

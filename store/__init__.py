@@ -21,7 +21,7 @@ _HOME = {
     "Example": "reading.example",
     "HeadAtlasError": "errors",
     "Pattern": "patterns",
-    "SearchResult": "search.search",
+    "SearchResult": "queries.pattern_search",
     "Store": "store",
     "open_store": "store",
 }

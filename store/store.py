@@ -1,44 +1,27 @@
-"""A store opened for reading: a snapshot of its segments, and the examples in them.
-
-Opening reads one manifest. What is committed later is not seen until `Store.refresh`; what this snapshot lists is
-never changed, so readers take no locks.
-"""
+"""`open_store` and `Store`: a snapshot with the queries and the ways to add columns. Each method calls one function."""
 
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from jaxtyping import Shaped
 
-from .errors import ConfigError, NotFoundError, located
-from .files.byte_cache import ByteCache
-from .files.leases import hold_manifest
-from .files.manifest import Manifest, read_manifest
-from .files.object_source import CACHE_BYTES, ObjectSource, open_source
-from .files.overlays import Layer
-from .questions import Questions
-from .reading.committed_segment import CommittedSegment
-from .reading.data_frames import FrameLibrary, as_library, examples_frame, tokens_frame
-from .reading.example import Example as Example
-from .reading.examples import Examples, join_columns
-from .reading.lazy_traces import lazy_traces
-from .reading.segment import TABLES_MAX_BYTES
-from .reading.statistic_arrays import read_statistics
+from .files.object_source import CACHE_BYTES
+from .reading.segment_index import Opening
+from .reading.snapshot import Snapshot
 from .reading.stored_edges import EDGES_MAX_BYTES
-from .schema.token_table import Column
-from .schema.traces import Site, TraceSpec
 
 if TYPE_CHECKING:
-    import polars as pl
+    from .patterns import Pattern
+    from .queries.head_similarity import SimilarHeads
+    from .queries.pattern_search import SearchResult
+    from .queries.query_by_example import LikeResult
+    from .queries.vector_dimensions import NeuronResult
+    from .reading.word_attention import Merge
 
 
 def open_store(
@@ -83,246 +66,80 @@ def open_store(
     return Store(Opening(os.fspath(path), dict(storage_options or {}), cache_bytes, kept, edges_bytes), manifest)
 
 
-@dataclass(frozen=True)
-class Opening:
-    """How a store is opened, see `open_store`."""
+class Store(Snapshot):
+    """A snapshot of a store with queries.
 
-    path: str
-    storage_options: Mapping[str, Any]
-    cache_bytes: int
-    cache_dir: str | None
-    edges_bytes: int
-    without: frozenset[int] = frozenset()
-    """Indices of the segments that are left out."""
+    The functions that the methods call take further options: progress, cancellation, seeds, the data that is read.
+    """
 
+    def search(self, pattern: str | Pattern, site: str | None = None, *, words: Merge | None = None) -> SearchResult:
+        """Rank the heads of a site by how much of their attention follows a pattern, between tokens or between `words`.
 
-class Store(Questions):
-    """A snapshot of a trace store. Safe from many threads; pickles as how it was opened and its manifest number."""
-
-    def __init__(self, opening: Opening, manifest: int | None = None) -> None:
-        source = open_source(opening.path, opening.storage_options, opening.cache_bytes, opening.cache_dir)
-        self.source: ObjectSource = source
-        self._opening = opening if source.folder is None else replace(opening, path=source.location)
-        self._lease: weakref.finalize | None = None
-        with located(source.location):
-            self.manifest: Manifest = self._hold(manifest)
-        self.spec: TraceSpec = self.manifest.spec
-        self.sites: dict[str, Site] = {site.name: site for site in self.spec.sites}
-        cache, traces = ByteCache(TABLES_MAX_BYTES), ByteCache(opening.edges_bytes)
-        self.segments: Sequence[CommittedSegment] = tuple(
-            CommittedSegment(source, entry, self.spec, cache=cache, traces=traces)
-            for entry in self.manifest.segments
-            if entry.index not in opening.without
-        )
-        self._starts = np.array([s.first_example for s in self.segments], dtype=np.int64)
-
-    def __repr__(self) -> str:
-        return f"Store({self.location!r}, manifest {self.manifest.number}, {self.n_examples} examples)"
-
-    def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
-        return Store, (self._opening, self.manifest.number)
-
-    @property
-    def location(self) -> str:
-        """Where it lies: an absolute path, or a URL."""
-        return self.source.location
-
-    @property
-    def name(self) -> str:
-        """The last part of its location."""
-        return self.location.rstrip("/").rpartition("/")[2]
-
-    @property
-    def path(self) -> Path:
-        """Its folder.
+        `headatlas.store.queries.pattern_search.search` is the same with progress, cancelling and a choice of what is read.
 
         Raises
         ------
-        ConfigError
-            It was opened from a URL.
+        PatternError
+            The expression cannot be read, or names something unknown.
         """
-        if self.source.folder is None:
-            raise ConfigError(f"{self.location} is a URL; expected a store in a folder. Copy it to one first.")
-        return self.source.folder
+        from .queries.pattern_search import search
 
-    @property
-    def bytes_fetched(self) -> int:
-        """Bytes of objects that came over a network so far; 0 for a folder."""
-        return self.source.bytes_fetched
+        return search(self, pattern, site, words=words)
 
-    @property
-    def n_requests(self) -> int:
-        """Requests to a server so far."""
-        return self.source.n_requests
+    def like(self, arcs: str | Sequence[str] | Sequence[tuple[int, int, int]], site: str | None = None) -> LikeResult:
+        """Which heads draw the marked arcs and do the same everywhere: ``store.like("12:5>2 12:7>4")``.
 
-    def _hold(self, number: int | None) -> Manifest:
-        """A manifest; while this object lives nothing that it lists is collected (from a URL it may be)."""
-        if self.source.folder is None:
-            return read_manifest(self.source, number)[0]
-        found, lease = hold_manifest(self.path, number)
-        if lease is not None:
-            self._lease = weakref.finalize(self, os.close, lease)
-        return found
+        An arc is an example, a query position and a key position.
 
-    def close(self) -> None:
-        """Let go of the snapshot: from now on `gc` may remove what only this one uses. Else done when it is freed."""
-        if self._lease is not None:
-            self._lease()
+        Raises
+        ------
+        ConfigError, NotFoundError
+            An arc cannot be read, or there is no such example or position.
+        """
+        from .queries.query_by_example import like
 
-    def refresh(self) -> Store:
-        """The newest snapshot of the same store, whole; this one stays as it is."""
-        return Store(replace(self._opening, without=frozenset()))
+        return like(self, arcs, site)
 
-    def without(self, segments: Collection[int]) -> Store:
-        """The same snapshot as if the segments of these indices were not committed: what damage leaves."""
-        left_out = self._opening.without.union(segments)
-        return Store(replace(self._opening, without=left_out), self.manifest.number)
-
-    def site(self, name: str | None = None) -> Site:
-        """The site of that name; without a name the first."""
-        return next(iter(self.sites.values())) if name is None else self.spec.site(name)
-
-    @property
-    def n_examples(self) -> int:
-        """Examples that are committed."""
-        return sum(segment.n_examples for segment in self.segments)
-
-    @property
-    def n_tokens(self) -> dict[str, int]:
-        """Tokens that are committed, by sequence."""
-        entries = [segment.entry for segment in self.segments]
-        return {name: sum(entry.n_tokens[name] for entry in entries) for name in self.spec.sequences}
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every planned segment is committed, or was dropped."""
-        return len(self.segments) + len(self.manifest.dropped) == self.manifest.n_segments_planned
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """Bytes of all listed objects of this snapshot."""
-        entries = [segment.entry for segment in self.segments]
-        return sum(row.bytes + row.data_bytes for entry in entries for row in (entry, *entry.layers))
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """What was added after the capture: annotations and statistics."""
-        return self.manifest.layers
-
-    def statistic_names(self, site: str | None = None) -> tuple[str, ...]:
-        """The statistics that `statistics` has: those kept, then those added."""
-        kept = self.spec.statistics if self.spec.keep.statistics else ()
-        place = self.site(site).name
-        return (*kept, *(row.name for row in self.layers if row.level == "statistic" and row.place == place))
-
-    @cached_property
-    def examples(self) -> Examples:
-        """The examples by number, id or slice."""
-        return Examples(self)
-
-    def example_ids(self) -> list[str]:
-        """Every example's id, in order; kept."""
-        return self._ids
-
-    @cached_property
-    def _ids(self) -> list[str]:
-        return [name for segment in self.segments for name in segment.ids()]
-
-    def example_texts(self) -> list[str]:
-        """Every example's text, in order; kept."""
-        return self._texts
-
-    @cached_property
-    def _texts(self) -> list[str]:
-        return [text for segment in self.segments for text in segment.texts()]
-
-    def example_columns(self) -> dict[str, Column]:
-        """Every example's annotations; a column that some segments lack is missing (None, -1, NaN of floats) there. Kept."""
-        return self._columns
-
-    @cached_property
-    def _columns(self) -> dict[str, Column]:
-        parts = [segment.columns() for segment in self.segments]
-        lengths = [segment.n_examples for segment in self.segments]
-        names = dict.fromkeys(name for part in parts for name in part)
-        return {name: join_columns([part.get(name) for part in parts], lengths) for name in names}
-
-    def statistics(self, site: str | None = None) -> xr.Dataset:
-        """One float32 variable a statistic, dims (layer, head, example), with units; NaN where no row counts.
-
-        `example` holds the examples' numbers, with their ids beside.
+    def neurons(self, pattern: str | Pattern, layer: int, head: int, site: str | None = None) -> NeuronResult:
+        """Which dimensions of a head's query and key tell a pattern's keys from the other keys of the same rows.
 
         Raises
         ------
         NotFoundError
-            Statistics were not kept.
+            Query and key were not kept, or there is no such head.
+        PatternError
+            The expression cannot be read, or names something unknown.
         """
-        return read_statistics(self, self.site(site))
+        from .queries.vector_dimensions import neurons
 
-    def attention(self, site: str | None = None) -> xr.DataArray:
-        """Attention of every example, decoded when computed: dask-backed, dims (layer, head, pair).
+        return neurons(self, pattern, layer, head, site)
 
-        Coordinates along `pair`, lazy too: `example`, `query_pos`, `key_pos`. One chunk is one head of one segment.
+    def similar(
+        self, other: Store | None = None, site: str | None = None, *, sink_free: bool = False, n_examples: int = 200
+    ) -> SimilarHeads:
+        """How far apart heads are that look at words, those of this store among each other or from another model's.
+
+        `headatlas.store.queries.head_similarity.similar` is the same with progress, a seed and the other merging of tokens.
 
         Raises
         ------
         NotFoundError
-            Attention was not kept. `Example.attention` and `Example.iter_tiles` rebuild it from query and key.
+            No example is in both stores with the same words.
         """
-        return lazy_traces(self, self.site(site), "attention")
+        from .queries.head_similarity import similar
 
-    def query(self, site: str | None = None) -> xr.DataArray:
-        """Query vectors of every token, dask-backed, dims (layer, head, query_token, d_head)."""
-        return lazy_traces(self, self.site(site), "query")
-
-    def key(self, site: str | None = None) -> xr.DataArray:
-        """Key vectors of every token, dask-backed, dims (layer, kv_head, key_token, d_head)."""
-        return lazy_traces(self, self.site(site), "key")
-
-    def logsumexp(self, site: str | None = None) -> xr.DataArray:
-        """Logsumexp of every row, dask-backed, dims (layer, head, query_token)."""
-        return lazy_traces(self, self.site(site), "logsumexp")
-
-    def edges(self, site: str | None = None) -> xr.Dataset:
-        """The strongest keys of every row: `key_pos` (-1: none) and `weight`, dims (layer, head, query_token, edge)."""
-        names = {"key_pos": "edge_key", "weight": "edge_weight"}
-        return xr.Dataset({name: lazy_traces(self, self.site(site), array) for name, array in names.items()})
-
-    @overload
-    def examples_frame(self, as_: Literal["pandas"] = "pandas") -> pd.DataFrame: ...
-    @overload
-    def examples_frame(self, as_: Literal["polars"]) -> pl.DataFrame: ...
-    def examples_frame(self, as_: FrameLibrary = "pandas") -> pd.DataFrame | pl.DataFrame:
-        """One row an example, by number: id, texts, tokens, segment, annotations. `as_` may be ``"polars"``."""
-        return as_library(examples_frame(self), as_)
-
-    @overload
-    def tokens_frame(
-        self, sequence: str = "source", examples: slice | None = None, as_: Literal["pandas"] = "pandas"
-    ) -> pd.DataFrame: ...
-    @overload
-    def tokens_frame(
-        self, sequence: str = "source", examples: slice | None = None, *, as_: Literal["polars"]
-    ) -> pl.DataFrame: ...
-    def tokens_frame(
-        self, sequence: str = "source", examples: slice | None = None, as_: FrameLibrary = "pandas"
-    ) -> pd.DataFrame | pl.DataFrame:
-        """One row a token: example, position, id, text, piece, word, span, flags, and its word's annotations.
-
-        `examples` is a slice of numbers; only the segments that it touches are read. `as_` may be ``"polars"``.
-        """
-        return as_library(tokens_frame(self, sequence, examples), as_)
+        return similar(self, other, site, sink_free=sink_free, n_examples=n_examples)
 
     def annotate(
         self,
         name: str,
         values: Mapping[str, Any] | Mapping[int, Any],
         *,
-        level: Literal["example", "word", "token"] = "example",
+        kind: Literal["example", "word", "token"] = "example",
         sequence: str = "source",
         description: str = "",
         replace: bool = False,
-    ) -> Store:
+    ) -> Self:
         """Add an annotation to the store on disk, without writing a segment anew; returns the new snapshot.
 
         `values` are by example id or number: a number or text each, or for words and tokens a list as long as the
@@ -337,9 +154,8 @@ class Store(Questions):
         """
         from .writing.annotate import annotate_store
 
-        return annotate_store(
-            self.path, name, values, level=level, sequence=sequence, description=description, replace=replace
-        )
+        annotate_store(self.path, name, values, kind=kind, sequence=sequence, description=description, replace=replace)
+        return self.refresh()
 
     def add_statistic(
         self,
@@ -350,7 +166,7 @@ class Store(Questions):
         unit: str = "",
         description: str = "",
         replace: bool = False,
-    ) -> Store:
+    ) -> Self:
         """Add a statistic, one value a head and example in the order of `example_numbers`; returns the new snapshot.
 
         Raises
@@ -360,26 +176,7 @@ class Store(Questions):
         """
         from .writing.annotate import add_statistic
 
-        return add_statistic(
-            self, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace
+        add_statistic(
+            self.path, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace
         )
-
-    def example_numbers(self) -> np.ndarray:
-        """The numbers of the committed examples, ascending, int64."""
-        spans = [np.arange(s.first_example, s.first_example + s.n_examples) for s in self.segments]
-        return np.concatenate([np.empty(0, np.int64), *spans]).astype(np.int64)
-
-    def segment_of(self, example: int) -> CommittedSegment:
-        """The segment that holds an example.
-
-        Raises
-        ------
-        NotFoundError
-            The example is outside the store, or its segment is not committed.
-        """
-        at = int(np.searchsorted(self._starts, example, side="right")) - 1
-        if at >= 0 and example < self._starts[at] + self.segments[at].n_examples:
-            return self.segments[at]
-        planned = self.manifest.n_examples_planned
-        why = "its segment is not committed yet" if 0 <= example < planned else f"the job has {planned} examples"
-        raise NotFoundError(f"{self.location}: no example {example}: {why}.")
+        return self.refresh()

@@ -123,9 +123,9 @@ def test_the_loop_over_padded_files_sums_what_a_search_does(tmp_path) -> None:
     files = PaddedFiles.write(store, tmp_path)
     assert (len(files.sampled), files.n_files) == (3, 3)
     for pattern in PATTERNS[:2]:
-        loop_seconds(files, pattern, search(store, pattern, level="exact"))  # compares
+        loop_seconds(files, pattern, search(store, pattern, basis="exact"))  # compares
     with pytest.raises(AssertionError, match="differ"):
-        loop_seconds(files, PATTERNS[0], search(store, PATTERNS[1], level="exact"))
+        loop_seconds(files, PATTERNS[0], search(store, PATTERNS[1], basis="exact"))
 
 
 def test_every_kind_of_question_is_asked_of_each_size(tmp_path, monkeypatch) -> None:

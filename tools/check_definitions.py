@@ -19,7 +19,8 @@ import numpy as np
 
 from headatlas.store import open_store
 from headatlas.store.reading.example import Example
-from headatlas.store.statistics.definitions import SINK_FREE, STATISTICS, VARIABILITY, known_names
+from headatlas.store.schema.capture_statistics import STATISTICS
+from headatlas.store.statistics.definitions import SINK_FREE, VARIABILITY, known_names
 from headatlas.store.statistics.measurement import measured_statistics
 from headatlas.store.statistics.published import DEFINITIONS, published_table
 from headatlas.store.store import Store

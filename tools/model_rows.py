@@ -17,8 +17,8 @@ from headatlas.pipeline.checks.selfcheck import check_capture, eager_attention
 from headatlas.pipeline.reduce.fused_reduction import FusedReduction, choose_reduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, Site, TraceSpec
-from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 from .tiny_models import build_inputs, build_model, build_probe, sequence_lengths
 

@@ -14,16 +14,10 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from headatlas.store.codecs.array_layout import ArrayLayout
+from headatlas.store.codecs.attention_layout import band_array, pair_offset
 from headatlas.store.codecs.sparse_rows import KeptRows, sparse_arrays
-from headatlas.store.schema.traces import (
-    ArrayLayout,
-    Site,
-    TraceSpec,
-    band_array,
-    pair_offset,
-    segment_layout,
-    zero_distance,
-)
+from headatlas.store.schema.traces import Site, TraceSpec, segment_layout, zero_distance
 
 
 @dataclass(frozen=True)

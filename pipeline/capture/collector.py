@@ -16,8 +16,8 @@ from torch import Tensor
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, Site, TraceSpec
-from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 from ..calls.attention_hook import AttentionCall
 from ..calls.batch import Batch

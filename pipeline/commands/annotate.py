@@ -28,16 +28,16 @@ def annotate(
         str, typer.Option("--name", help="What expressions call it: query.NAME or example.NAME.", show_default=False)
     ] = ...,  # pyright: ignore[reportArgumentType]  typer's word for a required option
     column: Annotated[
-        str | None, typer.Option(help="The file's column, if it is not called like the layer.", show_default=False)
+        str | None, typer.Option(help="The file's column, if its name is not the one of --name.", show_default=False)
     ] = None,
-    level: Annotated[
+    kind: Annotated[
         Literal["example", "word", "token"] | None,
-        typer.Option(help="What the values of a list are about; default word.", show_default=False),
+        typer.Option(help="What each value of a list belongs to; default word.", show_default=False),
     ] = None,
     sequence: Annotated[Literal["source", "target"], typer.Option(help="Whose words or tokens.")] = "source",
-    description: Annotated[str, typer.Option(help="Kept with the layer.")] = "",
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a layer of that name.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Take the layer of that name out.")] = False,
+    description: Annotated[str, typer.Option(help="Stored with the column.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the column of that name.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the column of that name.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Add an annotation of examples, words or tokens to a written store. Nothing is written anew.
@@ -47,34 +47,39 @@ def annotate(
     from headatlas.store.errors import ConfigError
     from headatlas.store.writing.annotate import annotate_store, remove_annotation
 
-    from ..corpora.annotation_files import describe_layer_file, read_layer_file
+    from ..corpora.annotation_files import describe_annotation_file, read_annotation_file
 
     if remove:
         opened = remove_annotation(store, name)
-        n_examples, found = 0, "removed"
+        n_examples = 0
     else:
         if file is None:
-            raise ConfigError("no file; expected headatlas annotate STORE LAYER --name NAME.")
-        found, values = read_layer_file(file, column or name, level)
+            raise ConfigError("no file; expected headatlas annotate STORE FILE --name NAME.")
+        kind, values = read_annotation_file(file, column or name, kind)
         opened = annotate_store(
             store,
             name,
             values,
-            level=found,
+            kind=kind,
             sequence=sequence,
             description=description,
-            made_from=describe_layer_file(file, column or name),
+            made_from=describe_annotation_file(file, column or name),
             replace=replace,
         )
         n_examples = len(values)
     if as_json:
-        told = {"path": opened.location, "manifest": opened.manifest.number, "name": name, "level": found}
+        told = {
+            "path": opened.location,
+            "manifest": opened.manifest.number,
+            "name": name,
+            "kind": "removed" if remove else kind,
+        }
         print(json.dumps(told | {"n_examples": n_examples}, indent=1))
     elif remove:
         print(f"{opened.location}: manifest {opened.manifest.number} is without {name}.")
     else:
-        used = f"example.{name}" if found == "example" else f"query.{name}"
+        used = f"example.{name}" if kind == "example" else f"query.{name}"
         print(
-            f"{opened.location}: manifest {opened.manifest.number} has {name} ({found}) of {n_examples:,} of "
+            f"{opened.location}: manifest {opened.manifest.number} has {name} ({kind}) of {n_examples:,} of "
             f"{opened.n_examples:,} examples. In patterns: {used}"
         )

@@ -22,7 +22,7 @@ Level = Literal["example", "word", "token"]
 _ENDINGS = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".conllu": "conllu"}
 
 
-def read_layer_file(path: Path, column: str, level: Level | None = None) -> tuple[Level, dict[str, Any]]:
+def read_annotation_file(path: Path, column: str, level: Level | None = None) -> tuple[Level, dict[str, Any]]:
     """What a file says of each example, by id, and on which level.
 
     Parameters
@@ -51,7 +51,7 @@ def read_layer_file(path: Path, column: str, level: Level | None = None) -> tupl
     return _table(path, kind, column, level)
 
 
-def describe_layer_file(path: Path, column: str) -> dict[str, Any]:
+def describe_annotation_file(path: Path, column: str) -> dict[str, Any]:
     """What identifies the file, for the store to note."""
     return {"name": path.name, "sha256": hash_file(path), "column": column}
 

@@ -31,9 +31,9 @@ def find_repairs(writer: StoreWriter, on_event: Callable[[Event], None] = lambda
     on_event(Stage("verifying every byte of the store"))
     findings = verify_store(writer.path, full=True).findings
     for finding in findings:
-        if finding.layer is not None:
+        if finding.overlay is not None:
             on_event(Stage(f"not repaired: {finding.object}: {finding.problem}"))
-    damaged = {finding.segment for finding in findings if finding.layer is None}
+    damaged = {finding.segment for finding in findings if finding.overlay is None}
     dropped = {row.index: row for row in writer.manifest.dropped}
     found: Repairs = dropped | {entry.index: entry for entry in writer.manifest.segments if entry.index in damaged}
     for rows, what in ((found.keys() - dropped.keys(), "are damaged"), (dropped.keys(), "were dropped")):

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from headatlas.store.codecs.array_layout import ArrayLayout
 from headatlas.store.containers.hdf5_metadata import INDEX_BYTES
 from headatlas.store.containers.shard_writer import chunk_cutter, compressor_of, plan_grid
 from headatlas.store.schema.text_tables import table_arrays
-from headatlas.store.schema.traces import ArrayLayout, segment_layout
+from headatlas.store.schema.traces import segment_layout
 from headatlas.store.store import open_store
 from headatlas.store.writing.store_writer import StoreWriter
 

@@ -15,9 +15,9 @@ import torch
 from headatlas.store.errors import ConfigError, UnsupportedModelError
 from headatlas.store.reading.example import Example
 from headatlas.store.reading.memory_segment import MemorySegment
+from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.text_tables import SegmentTables
 from headatlas.store.schema.traces import Keep, TraceSpec
-from headatlas.store.statistics.definitions import STATISTICS
 
 from ..calls.segment_buffers import SegmentBuffers
 from ..capture.collector import TraceCollector

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headatlas.store.statistics.definitions import STATISTIC_NAMES
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
 BLOCK_QUERIES, BLOCK_KEYS = 16, 64
 

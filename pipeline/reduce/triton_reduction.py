@@ -18,8 +18,8 @@ from torch import Tensor
 from headatlas.store.codecs.attention_codecs import attention_codec
 from headatlas.store.codecs.pairs import first_key, row_start
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, Site
-from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 from ..calls.attention_hook import AttentionCall
 from ..calls.batch import Batch

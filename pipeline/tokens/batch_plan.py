@@ -14,16 +14,10 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from headatlas.store.codecs.attention_codecs import AttentionCodec
+from headatlas.store.codecs.attention_layout import most_entries, smallest_unsigned
+from headatlas.store.codecs.companding import VECTOR_DTYPE
 from headatlas.store.codecs.pairs import row_start
-from headatlas.store.schema.traces import (
-    VECTOR_DTYPE,
-    Site,
-    TraceSpec,
-    edge_key_dtype,
-    most_entries,
-    segment_layout,
-    smallest_unsigned,
-)
+from headatlas.store.schema.traces import Site, TraceSpec, edge_key_dtype, segment_layout
 
 BATCH_PRICE_TOKENS = 48
 """What starting a batch costs, in tokens: small batches are not worth it for a few tokens less padding."""

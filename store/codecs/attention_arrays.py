@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..schema.traces import ArrayLayout, Site, band_array, pair_offset
+from .array_layout import ArrayLayout
 from .attention_codecs import AttentionCodec
+from .attention_layout import AttentionMaps, band_array, pair_offset
 from .companding import encode_attention
 from .pairs import pack_pairs, unpack_pairs
 from .sparse_rows import KeptRows, keep_rows, sparse_arrays
 
 
 def attention_arrays(
-    site: Site,
+    site: AttentionMaps,
     codec: AttentionCodec,
     layouts: Mapping[str, ArrayLayout],
     n_queries: Int[np.ndarray, "example"],
@@ -66,7 +67,7 @@ def attention_arrays(
     return {own[name].path: array for name, array in arrays.items()}
 
 
-def _names(site: Site, codec: AttentionCodec) -> list[str]:
+def _names(site: AttentionMaps, codec: AttentionCodec) -> list[str]:
     if codec.selection is None:
         return [band_array(band) for band in site.bands]
     return ["attention", "attention_key", "attention_count", "attention_dropped"]

@@ -15,10 +15,12 @@ import numpy as np
 from jaxtyping import Float, Float32, Num, Shaped, UInt16
 
 from ..errors import CorruptSegmentError, ShapeError
-from ..schema.traces import VECTOR_DTYPE
 from .attention_codecs import CodecBound, attention_codec
 
 _FLOAT16_MAX = 65_504.0
+
+VECTOR_DTYPE: dict[str, str] = {"float16": "f2", "bfloat16": "u2", "float32": "f4", "int8": "u1"}
+"""Stored type of query and key vectors by codec."""
 
 VECTOR_BOUNDS: dict[str, CodecBound] = {
     "float16": CodecBound("IEEE float16", 2.0**-25, 2.0**-11),

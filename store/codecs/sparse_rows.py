@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float16, Integer, Num, Shaped, UInt
 
-from ..schema.traces import ArrayLayout
+from .array_layout import ArrayLayout
 from .attention_codecs import AttentionCodec, Selection
 from .companding import encode_attention
 

@@ -38,7 +38,7 @@ def like(
     candidates: Annotated[
         int, typer.Option("--candidates", min=1, help="How many patterns that hold for the arcs are searched for.")
     ] = 8,
-    level: Annotated[
+    basis: Annotated[
         Literal["auto", "exact", "attention", "edges", "rebuilt"], typer.Option(help="What to read, as in search.")
     ] = "auto",
     patterns: Patterns = None,
@@ -54,7 +54,7 @@ def like(
     from . import tables as render
 
     opened = open_store(store)
-    result = _found(opened, arcs, site, candidates, level, patterns)
+    result = _found(opened, arcs, site, candidates, basis, patterns)
     ranked = result.table()
     heads = first_rows(ranked, top, everything=as_csv or as_json)
     best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
@@ -72,7 +72,7 @@ def _found(
     arcs: list[str],
     site: str | None,
     n_candidates: int,
-    level: Literal["auto", "exact", "attention", "edges", "rebuilt"],
+    basis: Literal["auto", "exact", "attention", "edges", "rebuilt"],
     patterns: Path | None,
 ) -> LikeResult:
     from ..patterns import LIBRARY, read_patterns
@@ -80,7 +80,7 @@ def _found(
 
     library = LIBRARY if patterns is None else read_patterns(patterns)
     if not sys.stderr.isatty():
-        return find(store, arcs, site, library=library, n_candidates=n_candidates, level=level)
+        return find(store, arcs, site, library=library, n_candidates=n_candidates, basis=basis)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -92,7 +92,7 @@ def _found(
             site,
             library=library,
             n_candidates=n_candidates,
-            level=level,
+            basis=basis,
             on_progress=lambda done, planned: progress.update(task, completed=done, total=planned),
         )
 
@@ -105,7 +105,7 @@ def _json(result: LikeResult, heads: pd.DataFrame, hits: list[ExampleHit]) -> di
         "arcs": [{"example": arc.example, "query_pos": arc.query, "key_pos": arc.key} for arc in result.arcs],
         "site": result.site.name,
         "pattern": chosen.hypothesis.expression,
-        "level": chosen.result.level,
+        "basis": chosen.result.basis,
         "rows": chosen.rows,
         "examples": chosen.n_examples,
         "supported": chosen.is_supported,
@@ -161,7 +161,7 @@ def _print(result: LikeResult, heads: pd.DataFrame, best: tuple[int, int], hits:
         f"Pattern: {render.printable(chosen.hypothesis.expression)}. {result.n_hypotheses:,} patterns hold for "
         f"{'the arc' if len(result.arcs) == 1 else f'the {len(result.arcs)} arcs'}, {len(result.candidates)} were searched "
         f"for. there: mean attention on the arcs. mass: over {chosen.rows:,} rows in {chosen.n_examples:,} other examples, "
-        f"from {chosen.result.level}{bound}. score: there × bits that the pattern tells of a row.",
+        f"from {chosen.result.basis}{bound}. score: there × bits that the pattern tells of a row.",
         style="dim",
         markup=False,
         soft_wrap=True,

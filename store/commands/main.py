@@ -144,7 +144,7 @@ def _print_verification(result: Verification) -> None:
         first, last = finding.first_example, finding.last_example
         touched = "no example" if first is None else f"examples {first} to {last}"
         console.print(f"  {finding.object}  ({touched})\n    {finding.problem}", soft_wrap=True)
-    if any(finding.segment is not None and finding.layer is None for finding in result.findings):
+    if any(finding.segment is not None and finding.overlay is None for finding in result.findings):
         console.print("Its job writes damaged segments again: headatlas run JOB --repair")
 
 
@@ -176,7 +176,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
             "requests": opened.n_requests,
             "arrays": arrays,
             "attention_error": manifest.spec.attention_error,
-            "layers": [layer.model_dump(mode="json") for layer in opened.layers],
+            "overlays": [overlay.model_dump(mode="json") for overlay in opened.overlays],
             "spec": manifest.spec.model_dump(mode="json"),
             "provenance": manifest.provenance,
             "skipped": [row.model_dump() for row in manifest.skipped],
@@ -201,10 +201,10 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         facts.add_row("eager mode", "attention as the model returned it; its query and key could not be seen")
     if (codec := manifest.spec.attention_codec) is not None:
         facts.add_row("attention", _attention_text(opened, codec))
-    for layer in opened.layers:
-        what = f"{layer.level} of {layer.place}" if layer.level in ("word", "token") else layer.level
-        added = f"added {layer.created}{f', {layer.unit}' if layer.unit else ''}"
-        facts.add_row(f"layer {layer.name}", f"{what}, {added}. {layer.description}".rstrip(" ."))
+    for overlay in opened.overlays:
+        what = f"{overlay.kind} of {overlay.group}" if overlay.kind in ("word", "token") else overlay.kind
+        added = f"added {overlay.created}{f', {overlay.unit}' if overlay.unit else ''}"
+        facts.add_row(f"column {overlay.name}", f"{what}, {added}. {overlay.description}".rstrip(" ."))
     for name, value in manifest.provenance.items():
         facts.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     console.print(facts)
@@ -240,10 +240,10 @@ def _bytes_by_array(store: Any) -> dict[str, tuple[int, int]]:
             name = entry.path if entry.path.split("/")[0] in store.sites else "texts and tokens"
             before = totals.get(name, (0, 0))
             totals[name] = (before[0] + stored, before[1] + raw)
-        for layer in segment.layers.values():
-            raw = sum(layout.raw_bytes for layout in layer.layouts.values())
-            before = totals.get("layers", (0, 0))
-            totals["layers"] = (before[0] + layer.entry.bytes + layer.entry.data_bytes, before[1] + raw)
+        for overlay in segment.overlays.values():
+            raw = sum(layout.raw_bytes for layout in overlay.layouts.values())
+            before = totals.get("overlays", (0, 0))
+            totals["overlays"] = (before[0] + overlay.entry.bytes + overlay.entry.data_bytes, before[1] + raw)
         totals["metadata"] = (totals.get("metadata", (0, 0))[0] + rest, 0)
     return totals
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..patterns import Pattern
     from ..queries.pattern_search import SearchResult
     from ..queries.search_plan import Client
-    from ..queries.segment_scan import Asked
+    from ..queries.segment_scan import RequestedBasis
     from ..reading.word_attention import Merge
     from ..store import Store
 
@@ -56,7 +56,7 @@ def search(
     by: Annotated[
         Literal["mass", "hit_rate", "lift", "offset_lift"], typer.Option(help="What heads are ranked by.")
     ] = "mass",
-    level: Annotated[
+    basis: Annotated[
         Literal["auto", "exact", "attention", "edges", "rebuilt"],
         typer.Option(
             help="What to read: the whole attention, the stored edges (a lower bound), or query and key, from which "
@@ -97,14 +97,14 @@ def search(
     from ..queries.held_out import SplitSearch
     from . import tables as render
 
-    if approximate and level != "auto":
-        raise ConfigError(f"--approximate chooses what to read; expected it without --level {level}")
-    if words and (approximate or level not in ("auto", "exact")):
-        raise ConfigError("--words reads all that it takes to be exact; expected it without --level and --approximate")
+    if approximate and basis != "auto":
+        raise ConfigError(f"--approximate chooses what to read; expected it without --basis {basis}")
+    if words and (approximate or basis not in ("auto", "exact")):
+        raise ConfigError("--words reads all that it takes to be exact; expected it without --basis and --approximate")
     first, second, expression = _stores_and_expression(store, expression, select, score)
     pattern = read_pattern(expression, patterns)
     with cluster(scheduler) as client:
-        asked = "approximate" if approximate else level
+        asked = "approximate" if approximate else basis
         result = searched(second, pattern, site, asked, client, words)
         chosen = None if first is None else searched(first, pattern, site, asked, client, words)
     if chosen is None:
@@ -181,7 +181,7 @@ def searched(
     store: Store,
     expression: str | Pattern,
     site: str | None,
-    level: Asked,
+    basis: RequestedBasis,
     client: Client | None = None,
     words: Merge | None = None,
 ) -> SearchResult:
@@ -189,7 +189,7 @@ def searched(
     from ..queries.pattern_search import search
 
     if not sys.stderr.isatty():
-        return search(store, expression, site, level, words=words, client=client)
+        return search(store, expression, site, basis, words=words, client=client)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -199,7 +199,7 @@ def searched(
             store,
             expression,
             site,
-            level,
+            basis,
             words=words,
             client=client,
             on_progress=lambda done: progress.update(task, completed=done.n_examples_done),
@@ -208,7 +208,7 @@ def searched(
 
 def _summary(result: SearchResult, store: Store) -> str:
     attention = f"stored attention ({store.spec.keep.attention})"
-    if result.level == "attention" and "mass_upper" in result.heads:
+    if result.basis == "attention" and "mass_upper" in result.heads:
         attention += ", of which weights were left out: mass is at least the first number, at most the second"
     source = {
         "attention": attention,
@@ -220,5 +220,5 @@ def _summary(result: SearchResult, store: Store) -> str:
         rows, how = "words with a matching word", f", rows of a word {'averaged' if result.words == 'mean' else 'of its first token'}"  # fmt: skip
     return (
         f"{result.rows:,} {rows} in {result.n_examples:,} of {result.n_examples_searched:,} examples, "
-        f"from {source[result.level]}{how}, {result.seconds:.2f} s. {incomplete_text(store)}"
+        f"from {source[result.basis]}{how}, {result.seconds:.2f} s. {incomplete_text(store)}"
     )

@@ -10,7 +10,8 @@ import xarray as xr
 from rich.table import Table
 
 from ..patterns.lexer import printable
-from ..statistics.definitions import FURTHER, SINK_FREE, STATISTICS
+from ..schema.capture_statistics import STATISTICS
+from ..statistics.definitions import FURTHER, SINK_FREE
 from .tables import bar, number, percent, plain_table
 
 _OFFSETS_SHOWN, _SHARE_SHOWN = 12, 0.001

@@ -97,7 +97,7 @@ def stats(
     else:
         console = console_for_people()
         found = opened.site(site)
-        added = [layer for layer in opened.layers if layer.level == "statistic" and layer.place == found.name]
+        added = [overlay for overlay in opened.overlays if overlay.kind == "statistic" and overlay.group == found.name]
         units = {layer.name: layer.unit for layer in added}
         table = render_statistics.statistics_rich_table(heads, columns, units) if columns else render.specialised_table(heads)  # fmt: skip
         print_table(console, table)

@@ -55,7 +55,7 @@ def search_json(
         "search": {
             "pattern": str(result.pattern),
             "site": result.site.name,
-            "level": result.level,
+            "basis": result.basis,
             "words": result.words,
             "rows": result.rows,
             "examples": result.n_examples,

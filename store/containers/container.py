@@ -11,18 +11,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import ConfigError, FormatError
 from ..files.hashed_files import StoredObject, check_path
 from ..files.json_documents import format_document, parse_document
 from ..files.object_source import ObjectSource
-from ..schema.traces import ArrayLayout
 
 MAX_AXES = 6
 _DTYPES = ("uint8", "uint16", "uint32", "int32", "int64", "float16", "float32", "float64")
@@ -42,15 +41,6 @@ class Span(NamedTuple):
 def long_axis(layout: ArrayLayout) -> int:
     """The axis that runs over examples: the third of traces, the last of statistics, the only one of tables."""
     return 2 if layout.axes[0] == "layer" else len(layout.shape) - 1
-
-
-@dataclass(frozen=True)
-class SegmentArray:
-    """An array on its way to disk; `attributes` explain it to people who read the file without headatlas."""
-
-    layout: ArrayLayout
-    data: np.ndarray
-    attributes: dict[str, str | float] = field(default_factory=dict)
 
 
 class ArrayEntry(BaseModel):
@@ -196,23 +186,6 @@ class Container(Protocol):
     def open(self, source: ObjectSource, folder: str, listing: SegmentListing) -> ContainerReader:
         """A reader of a segment in a folder of a store; touches no file yet."""
         ...
-
-
-def container_of(name: str) -> Container:
-    """The container of that name.
-
-    Raises
-    ------
-    ConfigError
-        No such container.
-    """
-    from .hdf5_segment import Hdf5Container
-    from .zarr_segment import ZarrContainer
-
-    containers: dict[str, Container] = {"zarr": ZarrContainer(), "hdf5": Hdf5Container()}
-    if name not in containers:
-        raise ConfigError(f"unknown container {name!r}; expected one of {', '.join(containers)}.")
-    return containers[name]
 
 
 _reading_process: int | None = None

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..codecs.array_layout import ArrayLayout
 from ..errors import FormatError
-from ..schema.traces import FORMAT_NAME, FORMAT_VERSION, ArrayLayout
+from ..schema.traces import FORMAT_NAME, FORMAT_VERSION
 from .container import groups_of
 from .shard_reader import Places
 from .shard_writer import Grid, plan_grid

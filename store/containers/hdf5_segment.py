@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import FormatError, HeadAtlasError, NotFoundError, located
 from ..files.hashed_files import ObjectDamageError, StoredObject, fsync_folder
 from ..files.object_source import ObjectFile, ObjectSource
-from ..schema.traces import ArrayLayout
-from .container import SegmentArray, SegmentListing, Selection, Span, finished, guard_fork, long_axis
+from .container import SegmentListing, Selection, Span, finished, guard_fork, long_axis
 from .hdf5_metadata import (
     FILE_NAME,
     MOST_RATIO,

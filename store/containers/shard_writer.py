@@ -26,8 +26,8 @@ import numpy as np
 import zstandard
 from jaxtyping import Shaped, UInt8
 
+from ..codecs.array_layout import ArrayLayout
 from ..files.hashed_files import HashedFile
-from ..schema.traces import ArrayLayout
 from .fletcher32 import fletcher32
 
 Compressor = Literal["h8", "zstd"]

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
 from ..files.hashed_files import HashedFile, ObjectDamageError, StoredObject, fsync_folder, write_object
 from ..files.object_source import ObjectFile, ObjectSource
-from ..schema.traces import ArrayLayout
-from .container import SegmentArray, SegmentListing, Selection, Span, finished, groups_of, guard_fork, long_axis
+from .container import SegmentListing, Selection, Span, finished, groups_of, guard_fork, long_axis
 from .shard_reader import ChunkDamageError, damaged_chunks, read_places, read_shard
 from .shard_writer import Grid, file_name, plan_grid, write_file
 from .zarr_metadata import METADATA_MAX_BYTES, array_metadata, read_metadata

@@ -143,7 +143,7 @@ def create_folders(place: Path) -> None:
         Something else is.
     """
     if place.is_dir() and not manifest_numbers(place):
-        strange = sorted(set(os.listdir(place)) - {"tmp", "segments", "layers", LATEST_NAME})
+        strange = sorted(set(os.listdir(place)) - {"tmp", "segments", "overlays", LATEST_NAME})
         if strange:
             raise ConfigError(f"the folder holds {strange[0]!r} and no manifest; expected a store, or an empty folder.")
     elif place.exists() and not place.is_dir():

@@ -19,12 +19,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import CorruptSegmentError, FormatError, NotFoundError
-from ..schema.traces import FORMAT_NAME, FORMAT_VERSION, TraceSpec
+from ..schema.traces import FORMAT_NAME, TraceSpec, check_format_version
 from .hashed_files import fsync_folder
 from .json_documents import format_document, parse_document
 from .manifest_names import Latest, manifest_name, write_latest
 from .object_source import ObjectSource, source_of
-from .overlays import Layer, LayerEntry, layer_folder
+from .overlays import Overlay, OverlayEntry, overlay_folder
 
 MANIFEST_MAX_BYTES = 256 << 20
 KEPT_MANIFESTS = 16
@@ -51,15 +51,15 @@ class SegmentEntry(_Frozen):
     bytes: int = Field(ge=0, lt=2**53)
     sha256: str = Field(pattern=_DIGEST)
     data_bytes: int = Field(ge=0, lt=2**53)
-    layers: tuple[LayerEntry, ...] = ()
+    overlays: tuple[OverlayEntry, ...] = ()
 
     @model_validator(mode="after")
     def _place(self) -> SegmentEntry:
-        for layer in self.layers:
-            if layer.path != layer_folder(self.index, layer.sha256):
-                raise ValueError(f"layer {layer.name!r} has path {layer.path!r}")
-        if len({layer.name for layer in self.layers}) < len(self.layers):
-            raise ValueError("a layer is listed twice")
+        for overlay in self.overlays:
+            if overlay.path != overlay_folder(self.index, overlay.sha256):
+                raise ValueError(f"overlay {overlay.name!r} has path {overlay.path!r}")
+        if len({overlay.name for overlay in self.overlays}) < len(self.overlays):
+            raise ValueError("an overlay is listed twice")
         if self.path not in (segment_path(self.index), segment_path(self.index, self.sha256)):
             raise ValueError(f"path {self.path!r}; expected {segment_path(self.index)!r}")
         return self
@@ -103,13 +103,13 @@ class Manifest(_Frozen):
     segments: tuple[SegmentEntry, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     dropped: tuple[Dropped, ...] = ()
-    layers: tuple[Layer, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
 
     @model_validator(mode="after")
     def _ordered(self) -> Manifest:
-        known = {layer.name for layer in self.layers}
-        if len(known) < len(self.layers) or any(row.name not in known for e in self.segments for row in e.layers):
-            raise ValueError("a layer is described twice, or not at all")
+        known = {overlay.name for overlay in self.overlays}
+        if len(known) < len(self.overlays) or any(row.name not in known for e in self.segments for row in e.overlays):
+            raise ValueError("an overlay is described twice, or not at all")
         end, last = 0, -1
         for entry in self.segments:
             if entry.index <= last or entry.first_example < end:
@@ -123,9 +123,9 @@ class Manifest(_Frozen):
     def to_bytes(self) -> bytes:
         """The document, checksum first."""
         fields = self.model_dump(mode="json")
-        for row in (fields, *fields["segments"]):  # what has no layers looks as it did before there were any
-            if not row["layers"]:
-                del row["layers"]
+        for row in (fields, *fields["segments"]):  # an empty list is left out
+            if not row["overlays"]:
+                del row["overlays"]
         body = b",\n" + format_document(fields)[2:]
         return _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"' + body
 
@@ -227,11 +227,9 @@ def _parse(data: bytes, name: str) -> Manifest:
         )
     document = b"{" + body[1:]
     header = parse_document(_Header, document, name)
-    if header.format != FORMAT_NAME or header.format_version > FORMAT_VERSION:
-        raise FormatError(
-            f"{name} is of format {header.format!r} version {header.format_version}; this headatlas reads "
-            f"{FORMAT_NAME!r} up to version {FORMAT_VERSION}. Install a newer headatlas."
-        )
+    if header.format != FORMAT_NAME:
+        raise FormatError(f"{name} is of format {header.format!r}; expected {FORMAT_NAME!r}. Open a headatlas store.")
+    check_format_version(header.format_version, name)
     return parse_document(Manifest, document, name)
 
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import io
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
-from urllib.parse import unquote
+from typing import Protocol
 
-from ..errors import ConfigError
 from .hashed_files import (
     HashedFile,
     ObjectDamageError,
@@ -27,7 +24,6 @@ from .hashed_files import (
 )
 from .manifest_names import numbers_of
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/{1,3}|:)")
 CACHE_BYTES = 256 << 20
 """What is kept in memory of what came over a network."""
 PART_BYTES = 4 << 20
@@ -198,54 +194,6 @@ class LocalSource:
 
     def prefetch(self, folder: str, items: Sequence[StoredObject]) -> None:
         """See `ObjectSource.prefetch`: the system does."""
-
-
-def open_source(
-    location: str | os.PathLike[str],
-    options: Mapping[str, Any] | None = None,
-    cache_bytes: int = CACHE_BYTES,
-    cache_dir: str | None = None,
-) -> ObjectSource:
-    """The source of a folder or a URL; nothing is read yet. See `open_store` for the arguments.
-
-    Raises
-    ------
-    ConfigError
-        A URL of an unknown protocol, or a package for it is missing.
-    """
-    text = os.fspath(location)
-    if text.startswith("file://"):
-        text = unquote(text.removeprefix("file://"))
-    if not _is_url(text):
-        return LocalSource(Path(text))
-    if "://" not in text and "::" not in text:
-        raise ConfigError(f"{text} is a URL that lost a slash; expected text such as 's3://bucket/traces', no Path.")
-    from .remote.remote_source import RemoteSource  # brings fsspec
-
-    kept = cache_dir or os.environ.get("HEADATLAS_CACHE_DIR")
-    return RemoteSource(text, options or {}, cache_bytes=cache_bytes, cache_dir=Path(kept) if kept else None)
-
-
-def _is_url(text: str) -> bool:
-    """Whether a location names a protocol, and no folder is called like it."""
-    return _URL.match(text) is not None and not Path(text.split("/", 1)[0]).is_dir()
-
-
-def local_folder(location: str | os.PathLike[str]) -> Path:
-    """A folder of this machine, to write to.
-
-    Raises
-    ------
-    ConfigError
-        A URL: stores are read from there, not written.
-    """
-    text = os.fspath(location)
-    if _is_url(text):
-        raise ConfigError(
-            f"{text} is a URL; expected a folder: stores are read from URLs, and written to folders only. Write to a "
-            "folder, and copy the store from there (manifests last)."
-        )
-    return Path(location)
 
 
 def source_of(location: Path | ObjectSource) -> ObjectSource:

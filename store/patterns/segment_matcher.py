@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from ..codecs.attention_layout import pair_offset
 from ..reading.segment import Segment
+from ..reading.snapshot import Snapshot
 from ..schema.token_table import Column
-from ..schema.traces import SequenceName, Site, pair_offset
-from ..schema.word_table import word_tokens
-from ..store import Store
+from ..schema.traces import SequenceName, Site
 from . import Pattern, Vocabulary
 from .evaluate import Evaluator
 from .matching import Layout, Matcher
 from .token_fields import FROM_TEXTS, Texts, TokenFields
 from .tree import Reference, walk
+from .word_table import word_tokens
 
 
-def site_vocabulary(store: Store, site: Site) -> Vocabulary:
+def site_vocabulary(store: Snapshot, site: Site) -> Vocabulary:
     """What expressions about a site of a store may name; reads the token tables of all segments."""
     return Vocabulary.of(
         (segment.tokens(site.query_sequence) for segment in store.segments),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..patterns.token_fields import Texts, TokenFields
-from .token_table import Column, TokenFlag, TokenTable
+from ..schema.token_table import Column, TokenFlag, TokenTable
+from .token_fields import Texts, TokenFields
 
 
 def word_tokens(table: TokenTable, texts: Texts, numbers: dict[tuple[int, ...], int]) -> TokenTable:

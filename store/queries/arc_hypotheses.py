@@ -28,9 +28,9 @@ from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher
 from ..patterns.token_fields import word_field_names
 from ..patterns.tree import value_text
+from ..reading.snapshot import Snapshot
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import Site
-from ..store import Store
 
 MAX_ARCS = 64
 MAX_VALUES = 3
@@ -72,7 +72,7 @@ class _Condition:
     bits: float
 
 
-def parse_arcs(store: Store, written: str | Iterable[str]) -> list[Arc]:
+def parse_arcs(store: Snapshot, written: str | Iterable[str]) -> list[Arc]:
     """Read ``12:5>2 7>4``: example (number or id), query position, key position; the example holds for what follows.
 
     Raises
@@ -103,13 +103,13 @@ def parse_arcs(store: Store, written: str | Iterable[str]) -> list[Arc]:
     return list(dict.fromkeys(arcs))
 
 
-def _example(store: Store, name: str) -> int:
+def _example(store: Snapshot, name: str) -> int:
     if name.isdecimal():
         return store.examples[int(name)].index
     return store.examples[name].index
 
 
-def check_arcs(store: Store, site: Site, arcs: Sequence[Arc]) -> None:
+def check_arcs(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> None:
     """Check that each arc lies in its example, and that the site lets it be.
 
     Raises
@@ -138,7 +138,7 @@ def check_arcs(store: Store, site: Site, arcs: Sequence[Arc]) -> None:
 
 
 def hypotheses(
-    store: Store,
+    store: Snapshot,
     site: Site,
     vocabulary: Vocabulary,
     arcs: Sequence[Arc],
@@ -181,7 +181,7 @@ class _Marked:
     key: Int64[np.ndarray, "arc"]
 
     @staticmethod
-    def of(store: Store, site: Site, number: int, arcs: Sequence[Arc]) -> _Marked:
+    def of(store: Snapshot, site: Site, number: int, arcs: Sequence[Arc]) -> _Marked:
         example = store.examples[number]
         here = [arc for arc in arcs if arc.example == number]
         query, key = np.array([a.query for a in here], np.int64), np.array([a.key for a in here], np.int64)
@@ -205,7 +205,7 @@ class _View:
 
     def __init__(
         self,
-        store: Store,
+        store: Snapshot,
         site: Site,
         vocabulary: Vocabulary,
         library: Mapping[str, LibraryPattern],

@@ -25,10 +25,10 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from ..errors import ConfigError, NotFoundError
 from ..reading.segment import Segment
+from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, WordPairs, example_blocks, plan_segment, segment_word_attention
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import Site
-from ..store import Store
 from .resampling import bootstrap_interval
 
 Direction = Literal["to_head", "to_dependent"]
@@ -154,8 +154,8 @@ def by_support(table: pd.DataFrame, minimum: int = MINIMUM_DEPENDENTS) -> tuple[
 
 
 def relation_atlas(
-    select: Store,
-    score: Store | None = None,
+    select: Snapshot,
+    score: Snapshot | None = None,
     site: str | None = None,
     merge: Merge = "mean",
     *,
@@ -202,14 +202,14 @@ def relation_atlas(
     return RelationAtlas(scanned[0], scanned[-1], found, merge)
 
 
-def _scan(store: Store, site: Site, merge: Merge, subtypes: bool) -> Iterator[tuple[Dependents, int]]:
+def _scan(store: Snapshot, site: Site, merge: Merge, subtypes: bool) -> Iterator[tuple[Dependents, int]]:
     """Dependents of each block of examples, and how many examples it has."""
     for segment in store.segments:
         for examples in example_blocks(segment.pair_offset(site.name), _BLOCK_WEIGHTS // site.n_heads):
             yield _scan_block(segment, site, examples, merge, subtypes), len(examples)
 
 
-def _join(store: Store, parts: Sequence[Dependents]) -> Dependents:
+def _join(store: Snapshot, parts: Sequence[Dependents]) -> Dependents:
     if not sum(len(part.example) for part in parts):
         raise NotFoundError(f"{store.location}: no word has a head and a relation; trace a corpus of kind 'conllu'.")
     index: dict[str, int] = {}

@@ -13,19 +13,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int64
 
+from ..patterns import Pattern, Vocabulary
 from ..patterns.matching_rows import RowSupport
 from ..patterns.segment_matcher import segment_matcher
+from ..reading.snapshot import Snapshot
+from ..reading.word_attention import Merge
+from ..schema.traces import Site
 from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero, random_half
 from .word_scan import WordSupport
-
-if TYPE_CHECKING:
-    from .pattern_search import SearchResult
 
 MAX_OFFSET = 8
 """Offsets −8…+8 are tried."""
@@ -83,7 +84,30 @@ class Evidence:
     minimum_examples: int = MINIMUM_EXAMPLES
 
 
-def chance_of(result: SearchResult) -> Chance:
+class ScoredSearch(Protocol):
+    """The part of a search's result that evidence is computed from; `SearchResult` has it."""
+
+    @property
+    def store(self) -> Snapshot: ...  # noqa: D102
+    @property
+    def site(self) -> Site: ...  # noqa: D102
+    @property
+    def pattern(self) -> Pattern: ...  # noqa: D102
+    @property
+    def vocabulary(self) -> Vocabulary: ...  # noqa: D102
+    @property
+    def words(self) -> Merge | None: ...  # noqa: D102
+    @property
+    def heads(self) -> xr.Dataset: ...  # noqa: D102
+    @property
+    def example_mass(self) -> xr.DataArray: ...  # noqa: D102
+    @property
+    def n_examples_searched(self) -> int: ...  # noqa: D102
+    @cached_property
+    def chance(self) -> Chance: ...  # noqa: D102
+
+
+def chance_of(result: ScoredSearch) -> Chance:
     """What heads that know nothing would score on a search's matches; reads tokens alone."""
     site = result.site
     windows = list(dict.fromkeys(site.window))
@@ -115,8 +139,8 @@ def chance_of(result: SearchResult) -> Chance:
 
 
 def evidence_of(
-    result: SearchResult,
-    chosen_on: SearchResult | None = None,
+    result: ScoredSearch,
+    chosen_on: ScoredSearch | None = None,
     *,
     minimum_rows: int = MINIMUM_ROWS,
     seed: int = 0,

@@ -24,12 +24,11 @@ from jaxtyping import Bool, Float32, Int64
 
 from ..errors import ConfigError, NotFoundError
 from ..reading.segment import Segment
+from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, merge_example, plan_segment, segment_word_attention
 from ..schema.token_table import TokenTable
-from ..schema.traces import Site
-from ..store import Store
+from ..schema.traces import Site, check_head
 from .evidence import MINIMUM_EXAMPLES
-from .pattern_search import check_head
 from .resampling import bootstrap_interval
 
 N_EXAMPLES = 200
@@ -44,8 +43,8 @@ _BLOCK_VALUES = 1 << 22
 class SimilarHeads:
     """How far apart the heads of one store are from those of another (or its own)."""
 
-    store: Store
-    other: Store
+    store: Snapshot
+    other: Snapshot
     sites: tuple[Site, Site]
     merge: Merge
     sink_free: bool
@@ -129,8 +128,8 @@ class SimilarHeads:
 
 
 def similar(
-    store: Store,
-    other: Store | None = None,
+    store: Snapshot,
+    other: Snapshot | None = None,
     site: str | None = None,
     merge: Merge = "mean",
     *,
@@ -206,7 +205,7 @@ def similar(
 
 
 def _aligned(
-    store: Store, other: Store | None, sites: tuple[Site, Site]
+    store: Snapshot, other: Snapshot | None, sites: tuple[Site, Site]
 ) -> tuple[Int64[np.ndarray, "pair side"], dict[str, int]]:
     """Numbers of the examples to compare in both stores, ascending in the first; and how many were refused, and why."""
     refused: Counter[str] = Counter()
@@ -229,7 +228,7 @@ def _aligned(
     return np.array(pairs, np.int64).reshape(-1, 2), dict(refused)
 
 
-def _words(store: Store, number: int, site: Site) -> list[str]:
+def _words(store: Snapshot, number: int, site: Site) -> list[str]:
     """The words of an example, as its text has them."""
     segment = store.segment_of(number)
     row = number - segment.first_example
@@ -240,7 +239,7 @@ def _words(store: Store, number: int, site: Site) -> list[str]:
     return [text[start:stop] for start, stop in spans]
 
 
-def _blocks(store: Store, site: Site, drawn: Int64[np.ndarray, "example side"]) -> Iterator[slice]:
+def _blocks(store: Snapshot, site: Site, drawn: Int64[np.ndarray, "example side"]) -> Iterator[slice]:
     """Runs of examples of one segment of `store` whose word maps are of bounded size."""
     start = 0
     while start < len(drawn):
@@ -268,7 +267,7 @@ class WordMaps:
 
 
 def _rows_of(
-    store: Store, site: Site, numbers: Int64[np.ndarray, "example"], merge: Merge, sink_free: bool
+    store: Snapshot, site: Site, numbers: Int64[np.ndarray, "example"], merge: Merge, sink_free: bool
 ) -> WordMaps:
     """Word rows of all heads over some examples, which may lie in several segments."""
     maps: list[Float32[np.ndarray, "head word word"]] = [np.empty((0, 0, 0), np.float32)] * len(numbers)
@@ -311,7 +310,7 @@ def _runs(segment: Segment, site: Site, rows: Int64[np.ndarray, "example"]) -> I
 
 
 def _read(
-    store: Store,
+    store: Snapshot,
     segment: Segment,
     site: Site,
     span: range,

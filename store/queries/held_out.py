@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ConfigError
-from ..store import Store
+from ..reading.snapshot import Snapshot
 from .evidence import Evidence, evidence_of
 from .pattern_search import SearchResult
 
 
-def check_same_heads(select: Store, score: Store, site: str | None = None) -> None:
+def check_same_heads(select: Snapshot, score: Snapshot, site: str | None = None) -> None:
     """Check that heads of the two stores' sites are the same heads.
 
     Raises
@@ -41,13 +41,13 @@ def check_same_heads(select: Store, score: Store, site: str | None = None) -> No
         )
 
 
-def _model(store: Store) -> object:
+def _model(store: Snapshot) -> object:
     """What tells models apart: the hashes of the files, where known, not the place they were read from."""
     model = store.manifest.provenance.get("model")
     return (model.get("files") or model) if isinstance(model, dict) else model
 
 
-def _name(store: Store) -> str:
+def _name(store: Snapshot) -> str:
     model = store.manifest.provenance.get("model")
     return str(model.get("name", model)) if isinstance(model, dict) else str(model)
 

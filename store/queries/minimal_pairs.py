@@ -21,8 +21,8 @@ import xarray as xr
 from jaxtyping import Float, Int64
 
 from ..errors import ConfigError, NotFoundError
+from ..reading.snapshot import Snapshot
 from ..schema.token_table import TokenTable
-from ..store import Store
 from .evidence import MINIMUM_EXAMPLES
 from .pattern_search import SearchResult
 from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero
@@ -43,7 +43,7 @@ class MinimalPairs:
 
 
 def minimal_pairs(
-    store: Store, pair: str = "pair", variant: str = "variant", between: Sequence[str] | None = None
+    store: Snapshot, pair: str = "pair", variant: str = "variant", between: Sequence[str] | None = None
 ) -> MinimalPairs:
     """Find the pairs of a store and check that their members align.
 
@@ -91,7 +91,9 @@ def minimal_pairs(
     return MinimalPairs(chosen, names, np.array(first, np.int64), np.array(second, np.int64), dict(refused))
 
 
-def _variants(groups: dict[str, dict[str, list[int]]], between: Sequence[str] | None, store: Store) -> tuple[str, str]:
+def _variants(
+    groups: dict[str, dict[str, list[int]]], between: Sequence[str] | None, store: Snapshot
+) -> tuple[str, str]:
     known = Counter(value for members in groups.values() for value in members)
     if between is not None:
         if len(set(between)) != 2 or not set(between) <= set(known):
@@ -172,7 +174,7 @@ def contrast(result: SearchResult, pairs: MinimalPairs, seed: int = 0) -> Contra
 
 
 def attention_contrast(
-    store: Store,
+    store: Snapshot,
     pairs: MinimalPairs,
     site: str | None = None,
     seed: int = 0,

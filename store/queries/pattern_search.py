@@ -24,21 +24,21 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float32, Float64, Int64
 
-from ..errors import ConfigError, NotFoundError
+from ..errors import ConfigError
 from ..patterns import Pattern, Vocabulary
 from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
 from ..reading.segment import Segment
+from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, plan_segment, segment_word_attention
 from ..schema.token_table import TokenTable
-from ..schema.traces import Site
-from ..store import Store
+from ..schema.traces import Site, check_head
 from .answer_notes import count_texts, missing_texts, note_on, text_lookups
 from .evidence import Chance, Evidence, chance_of, evidence_of
 from .search_plan import Client, SearchPlan
 from .search_plan import SearchProgress as SearchProgress
-from .segment_scan import Asked, Level, SegmentScores, level_for
-from .word_scan import word_level
+from .segment_scan import Basis, RequestedBasis, SegmentScores, basis_for
+from .word_scan import word_basis
 
 RANKINGS = ("mass", "hit_rate", "lift", "offset_lift")
 
@@ -66,10 +66,10 @@ class ExampleHit:
 class SearchResult:
     """What a search found; everything in it rests on the first `n_examples_searched` examples of the store."""
 
-    store: Store
+    store: Snapshot
     pattern: Pattern
     site: Site
-    level: Level
+    basis: Basis
     """What answered: stored attention (exact within its codec, a lower bound of `mass` where that is sparse), the stored
     edges (a lower bound), or attention rebuilt from query, key and logsumexp (exact within their rounding)."""
     heads: xr.Dataset
@@ -178,7 +178,7 @@ class SearchResult:
         query, key = matcher.evaluator.query.table, matcher.evaluator.key.table
         if self.words is not None:
             weights = self._word_weights(number, layer, head)[query.word[query_pos], key.word[key_pos]]
-        elif self.level != "edges":
+        elif self.basis != "edges":
             weights = example.weights_at(layer, head, query_pos, key_pos, self.site.name)
         else:
             edges = example.edges(layer, head, self.site.name)
@@ -214,25 +214,11 @@ def _positions(matcher: Matcher) -> tuple[Int64[np.ndarray, "match"], Int64[np.n
     return matcher.evaluator.query.position[found.query], matcher.evaluator.key.position[found.key]
 
 
-def check_head(site: Site, layer: int, head: int) -> None:
-    """Check that a site has a head.
-
-    Raises
-    ------
-    NotFoundError
-        It has not.
-    """
-    if not (0 <= layer < site.n_layers and 0 <= head < site.n_heads):
-        raise NotFoundError(
-            f"no head {layer}.{head}; {site.name} has layers 0:{site.n_layers} and heads 0:{site.n_heads}"
-        )
-
-
 def search(
-    store: Store,
+    store: Snapshot,
     pattern: str | Pattern,
     site: str | None = None,
-    level: Asked = "auto",
+    basis: RequestedBasis = "auto",
     *,
     words: Merge | None = None,
     threads: int = 2,
@@ -244,14 +230,14 @@ def search(
 
     Parameters
     ----------
-    level
+    basis
         What to read: stored attention, the stored edges (faster, a lower bound of the mass), or query and key, from
         which attention is ``"rebuilt"``. ``"exact"`` takes attention where it was kept and else rebuilds it; ``"auto"``
         takes attention, else edges, else rebuilds. ``"approximate"`` stops where a bound is known: edges, else sparse
         attention; without either it is ``"auto"``.
     words
         Merge tokens to words first: columns are summed, rows averaged (``"mean"``) or the ``"first"`` token's. The
-        pattern is then about words. Answered as exactly as the store can, so `level` is ``"auto"`` or ``"exact"``.
+        pattern is then about words. Answered as exactly as the store can, so `basis` is ``"auto"`` or ``"exact"``.
     threads
         Segments that are read at once.
     client
@@ -260,7 +246,7 @@ def search(
     on_progress
         Called in this thread whenever a segment is done.
     stop
-        Asked between layers (with a client: while it waits); once it answers True the search ends with what is done,
+        RequestedBasis between layers (with a client: while it waits); once it answers True the search ends with what is done,
         and the result says so.
 
     Raises
@@ -268,21 +254,21 @@ def search(
     PatternError
         The pattern cannot be read, or names something that the store does not have.
     NotFoundError
-        No such site, or the store did not keep what the level reads.
+        No such site, or the store did not keep what the basis reads.
     ConfigError
-        No such level or merging, or a level that cannot answer about words.
+        No such basis or merging, or a basis that cannot answer about words.
     """
-    if level not in get_args(Asked):
-        raise ConfigError(f"level is {level!r}; expected one of {', '.join(get_args(Asked))}")
-    if words is not None and (words not in get_args(Merge) or level not in ("auto", "exact")):
+    if basis not in get_args(RequestedBasis):
+        raise ConfigError(f"basis is {basis!r}; expected one of {', '.join(get_args(RequestedBasis))}")
+    if words is not None and (words not in get_args(Merge) or basis not in ("auto", "exact")):
         raise ConfigError(
-            f"words is {words!r} at level {level!r}; expected 'mean' or 'first', at level 'auto' or 'exact'"
+            f"words is {words!r} at basis {basis!r}; expected 'mean' or 'first', at basis 'auto' or 'exact'"
         )
     began = time.perf_counter()
     found, pattern = store.site(site), Pattern.parse(pattern)
-    answering = level_for(store.segments, found, level)
+    answering = basis_for(store.segments, found, basis)
     if words is not None and store.segments:
-        answering = word_level(store.segments[0], found)
+        answering = word_basis(store.segments[0], found)
     vocabulary = site_vocabulary(store, found)
     pattern.check(vocabulary)
     scans = list(
@@ -308,7 +294,7 @@ def search(
 
 
 def _summarise(
-    site: Site, level: Level, is_sparse: bool, scans: list[tuple[Segment, SegmentScores]]
+    site: Site, basis: Basis, is_sparse: bool, scans: list[tuple[Segment, SegmentScores]]
 ) -> tuple[xr.Dataset, xr.DataArray]:
     shape = site.n_layers, site.n_heads
     mass, slack, hits = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
@@ -331,7 +317,7 @@ def _summarise(
     baseline = np.repeat(mean(uniform)[:, None], site.n_heads, axis=1)
     means = {"mass": mean(mass), "hit_rate": mean(hits), "baseline": baseline}
     means["lift"] = np.divide(means["mass"], baseline, out=np.full(shape, np.nan), where=baseline > 0)
-    if level == "edges" or (level == "attention" and is_sparse):
+    if basis == "edges" or (basis == "attention" and is_sparse):
         means["mass_upper"] = np.minimum(mean(mass + slack), 1.0)
     heads = xr.Dataset(
         {name: (("layer", "head"), values) for name, values in means.items()}, {"layer": layer, "head": head}
@@ -350,7 +336,7 @@ def _summarise(
     return heads, example_mass
 
 
-def _notes(store: Store, site: Site, pattern: Pattern, vocabulary: Vocabulary, words: bool) -> Iterator[str]:
+def _notes(store: Snapshot, site: Site, pattern: Pattern, vocabulary: Vocabulary, words: bool) -> Iterator[str]:
     lookups = set(text_lookups(pattern.node))
     for segment in store.segments:
         if not lookups:

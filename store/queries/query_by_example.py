@@ -28,13 +28,13 @@ from ..errors import ConfigError, NotFoundError
 from ..patterns import LIBRARY, LibraryPattern, Pattern
 from ..patterns.segment_matcher import site_vocabulary
 from ..reading.attention_rebuild import why_not_rebuilt
+from ..reading.snapshot import Snapshot
 from ..schema.traces import Site
-from ..store import Store
 from .arc_hypotheses import Arc, Hypothesis, check_arcs, hypotheses, parse_arcs
 from .evidence import MINIMUM_EXAMPLES, MINIMUM_ROWS
 from .pattern_search import ExampleHit, SearchResult, search
 from .resampling import bootstrap_interval
-from .segment_scan import Asked
+from .segment_scan import RequestedBasis
 
 N_CANDIDATES = 8
 _NEAR_BEST = 0.8
@@ -110,7 +110,7 @@ class Candidate:
 class LikeResult:
     """Heads that do everywhere what was marked in some examples."""
 
-    store: Store
+    store: Snapshot
     site: Site
     arcs: tuple[Arc, ...]
     there: xr.DataArray
@@ -184,13 +184,13 @@ class LikeResult:
 
 
 def like(
-    store: Store,
+    store: Snapshot,
     arcs: str | Sequence[str] | Sequence[tuple[int, int, int]],
     site: str | None = None,
     *,
     library: Mapping[str, LibraryPattern] = LIBRARY,
     n_candidates: int = N_CANDIDATES,
-    level: Asked = "auto",
+    basis: RequestedBasis = "auto",
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> LikeResult:
     """Find heads that draw the marked arcs and do the same over the rest of the corpus.
@@ -204,7 +204,7 @@ def like(
         Named patterns that may say how the two tokens are related.
     n_candidates
         How many of the patterns that hold for the arcs are searched for.
-    level
+    basis
         What to read, as in `search`.
     on_progress
         Called with patterns searched for and planned.
@@ -226,7 +226,7 @@ def like(
     chosen, candidates = _spread(holding, n_candidates), []
     numbers = np.array(sorted({arc.example for arc in marked}))
     for done, hypothesis in enumerate(chosen):
-        result = search(store, Pattern.parse(hypothesis.expression, library), found.name, level)
+        result = search(store, Pattern.parse(hypothesis.expression, library), found.name, basis)
         elsewhere = ~np.isin(result.example_mass["example"].to_numpy(), numbers)
         # Another way to say the same (deprel and relation without subtypes): the shorter one came first.
         if not any(result.example_mass.equals(c.result.example_mass) for c in candidates):
@@ -252,7 +252,7 @@ def information(
     return np.where(np.isnan(mass), np.nan, np.where(m > b, first + second, 0.0))
 
 
-def arc_weights(store: Store, site: Site, arcs: Sequence[Arc]) -> Float32[np.ndarray, "layer head arc"]:
+def arc_weights(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> Float32[np.ndarray, "layer head arc"]:
     """Attention of every head on each arc; from the edges where neither attention nor query and key were kept."""
     weights = np.zeros((site.n_layers, site.n_heads, len(arcs)), np.float32)
     keep = store.spec.keep
@@ -270,7 +270,7 @@ def arc_weights(store: Store, site: Site, arcs: Sequence[Arc]) -> Float32[np.nda
     return weights
 
 
-def _arcs(store: Store, arcs: str | Sequence[str] | Sequence[tuple[int, int, int]]) -> list[Arc]:
+def _arcs(store: Snapshot, arcs: str | Sequence[str] | Sequence[tuple[int, int, int]]) -> list[Arc]:
     written = [arcs] if isinstance(arcs, str) else [arc for arc in arcs if isinstance(arc, str)]
     numbers = [] if isinstance(arcs, str) else [Arc(*map(int, arc)) for arc in arcs if not isinstance(arc, str)]
     return [*(parse_arcs(store, written) if written else []), *dict.fromkeys(numbers)]

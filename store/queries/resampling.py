@@ -24,7 +24,7 @@ def bootstrap_interval(
     sums: Num[np.ndarray, "*head example"],
     rows: Num[np.ndarray, "example_of_rows"],
     *,
-    level: float = 0.95,
+    confidence: float = 0.95,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, "*head"], Float[np.ndarray, "*head"]]:
@@ -55,7 +55,7 @@ def bootstrap_interval(
     parts = [_draws(rng, min(step, n_resamples - at), n) @ both for at in range(0, n_resamples, step)]
     drawn = np.concatenate(parts)  # [resample, head + 1]
     drawn = drawn[drawn[:, -1] > 0]
-    tail = (1 - level) / 2
+    tail = (1 - confidence) / 2
     low, high = np.quantile(drawn[:, :-1] / drawn[:, -1:], [tail, 1 - tail], axis=0)
     return low.reshape(lead), high.reshape(lead)
 

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from ..patterns import Pattern, Vocabulary
 from ..patterns.segment_matcher import segment_matcher
 from ..reading.segment import Segment
+from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge
 from ..schema.traces import Site
-from ..store import Store
-from .segment_scan import Level, SegmentScores, Stopped, scan_segment
+from .segment_scan import Basis, SegmentScores, Stopped, scan_segment
 from .word_scan import scan_words
 
 _POLL_S = 0.1
@@ -63,11 +63,11 @@ class Client(Protocol):
 class SearchPlan:
     """What is asked, checked against the store."""
 
-    store: Store
+    store: Snapshot
     site: Site
     pattern: Pattern
     vocabulary: Vocabulary
-    level: Level
+    basis: Basis
     words: Merge | None = None
     """How tokens are merged to words; None: they are not."""
 
@@ -77,7 +77,7 @@ class SearchPlan:
         matcher = segment_matcher(segment, self.site, self.pattern, self.vocabulary, words=words)
         if self.words is not None:
             return scan_words(segment, self.site, matcher, self.words, stop)
-        return scan_segment(segment, self.site, matcher, self.level, stop)
+        return scan_segment(segment, self.site, matcher, self.basis, stop)
 
     def run(
         self,
@@ -91,7 +91,7 @@ class SearchPlan:
             with ThreadPoolExecutor(max(1, threads), "search") as pool:
                 yield from self._results(lambda s: pool.submit(self.scan, s, stop), threads + 1, on_progress, stop)
         else:
-            question = self.site, self.pattern, self.vocabulary, self.level, self.words
+            question = self.site, self.pattern, self.vocabulary, self.basis, self.words
             packed = pickle.dumps((pickle.dumps(self.store), question))
             yield from self._results(lambda s: client.submit(scan_there, packed, s.index), _AHEAD, on_progress, stop)
 
@@ -148,5 +148,5 @@ _opened = lru_cache(maxsize=4)(pickle.loads)
 @lru_cache(maxsize=1)
 def _unpacked(packed: bytes) -> tuple[SearchPlan, dict[int, Segment]]:
     place, question = pickle.loads(packed)
-    store: Store = _opened(place)
+    store: Snapshot = _opened(place)
     return SearchPlan(store, *question), {segment.index: segment for segment in store.segments}

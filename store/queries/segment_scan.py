@@ -28,8 +28,8 @@ from ..reading.stored_vectors import ScoreParts, Vectors, read_heads, read_parts
 from ..schema.traces import Site
 from .edge_scan import CodedPairs, EdgeRows, scan_codes, scan_edges
 
-Level = Literal["attention", "edges", "rebuilt"]
-Asked = Literal["auto", "exact", "approximate", "attention", "edges", "rebuilt"]
+Basis = Literal["attention", "edges", "rebuilt"]
+RequestedBasis = Literal["auto", "exact", "approximate", "attention", "edges", "rebuilt"]
 BLOCK_WEIGHTS = 12 << 20
 """Weights of one layer in memory at once, about."""
 
@@ -61,7 +61,7 @@ class SegmentScores:
 
 
 def scan_segment(
-    segment: Segment, site: Site, matcher: Matcher, level: Level, stop: Callable[[], bool] = lambda: False
+    segment: Segment, site: Site, matcher: Matcher, basis: Basis, stop: Callable[[], bool] = lambda: False
 ) -> SegmentScores:
     """Score every head of `site` on one segment.
 
@@ -79,23 +79,23 @@ def scan_segment(
         example = support.example[support.first_of_example]
         scores.example_rows[example] += np.diff(np.append(support.first_of_example, len(support.rows)))
         uniform = {window: support.uniform(window).sum() for window in set(site.window)}
-        edge_rows = EdgeRows.of(support) if segment.spec.keep.edges and level != "rebuilt" else None
+        edge_rows = EdgeRows.of(support) if segment.spec.keep.edges and basis != "rebuilt" else None
         for layer in range(site.n_layers):
             if stop():
                 raise Stopped
             scores.uniform[layer] += uniform[site.window[layer]]
-            if level == "edges":
+            if basis == "edges":
                 assert edge_rows is not None
                 with located(f"{segment.where}, layer {layer}"):
                     edges = read_edges(segment, site, layer, int(support.rows[0]), int(support.rows[-1]))
                     scan_edges(edge_rows, edges, scores.mass[layer], scores.hits[layer], scores.slack[layer])
                 continue
             block = _Block(segment, site, support, layer)
-            if level == "attention" and edge_rows is not None and block.is_codes:
+            if basis == "attention" and edge_rows is not None and block.is_codes:
                 with located(f"{segment.where}, layer {layer}"):
                     block.by_codes(edge_rows, scores.mass[layer], scores.hits[layer])
                 continue
-            found = block.by_attention(edge_rows) if level == "attention" else block.by_rebuilding()
+            found = block.by_attention(edge_rows) if basis == "attention" else block.by_rebuilding()
             by_example = np.add.reduceat(found.mass, support.first_of_example, axis=1, dtype=np.float64)
             scores.mass[layer][:, example] += by_example
             scores.hits[layer] += found.hits
@@ -287,8 +287,8 @@ class _Vectors:
             return found.tile(key, bounded=False).weights
 
 
-def level_for(segments: Sequence[Segment], site: Site, asked: Asked) -> Level:
-    """The level that answers: what was asked for, or the best one that is kept.
+def basis_for(segments: Sequence[Segment], site: Site, asked: RequestedBasis) -> Basis:
+    """The basis that answers: what was asked for, or the best one that is kept.
 
     ``"auto"`` takes stored attention, else edges, else rebuilds; ``"exact"`` takes stored attention if every weight was
     kept, else rebuilds; ``"approximate"`` takes what bounds the answer for the least reading: edges, else what

@@ -29,10 +29,9 @@ from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
 from ..reading.attention_rebuild import missing_vectors
 from ..reading.segment import Segment
+from ..reading.snapshot import Snapshot
 from ..reading.stored_vectors import read_vectors
-from ..schema.traces import Site
-from ..store import Store
-from .pattern_search import check_head
+from ..schema.traces import Site, check_head
 from .resampling import bootstrap_interval
 
 PAIR_COLUMNS = ("pair", "first", "second", "frequency", "period")
@@ -129,7 +128,7 @@ class NeuronResult:
 
 
 def neurons(
-    store: Store,
+    store: Snapshot,
     pattern: str | Pattern,
     layer: int,
     head: int,

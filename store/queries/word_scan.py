@@ -23,7 +23,7 @@ from ..reading.segment import Segment
 from ..reading.visible_keys import keys_seen
 from ..reading.word_attention import Merge, WordPairs, example_blocks, plan_segment, segment_word_attention
 from ..schema.traces import Site
-from .segment_scan import BLOCK_WEIGHTS, Level, SegmentScores, Stopped
+from .segment_scan import BLOCK_WEIGHTS, Basis, SegmentScores, Stopped
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _uniform(site: Site, layer: int, n_queries: int, n_keys: int) -> Float64[np.
     return shares[key <= query[:, None]] if site.causal else shares.ravel()
 
 
-def word_level(segment: Segment, site: Site) -> Level:
+def word_basis(segment: Segment, site: Site) -> Basis:
     """What attention between words comes from."""
     return "rebuilt" if is_rebuilt(segment, site) else "attention"
 
@@ -134,7 +134,7 @@ def _missing(support: WordSupport, layer: int) -> Float[np.ndarray, "head row"]:
     segment, site, plan = support.segment, support.site, support.plan
     codec = segment.spec.attention_codec
     rows = support.word[0][support.first]
-    if word_level(segment, site) == "rebuilt" or codec is None or codec.selection is None:
+    if word_basis(segment, site) == "rebuilt" or codec is None or codec.selection is None:
         return np.zeros((site.n_heads, len(rows)))
     tokens = segment.token_offset(site.query_sequence)
     span = slice(int(tokens[support.examples.start]), int(tokens[support.examples.stop]))

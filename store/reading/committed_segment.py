@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..codecs.array_layout import ArrayLayout
 from ..containers.container import ContainerReader, SegmentListing, guard_fork
 from ..errors import ConfigError, FormatError, HeadAtlasError, ShapeError, located
 from ..files.byte_cache import ByteCache
@@ -19,10 +20,10 @@ from ..files.hashed_files import ObjectDamageError
 from ..files.manifest import SegmentEntry
 from ..files.object_source import ObjectSource
 from ..schema.text_tables import check_offset, examples_of_rows
-from ..schema.traces import ArrayLayout, TraceSpec, entries_of, has_early_edges, segment_layout
+from ..schema.traces import TraceSpec, entries_of, segment_layout
 from .listed_arrays import Listed, open_arrays, read_listing, read_whole
 from .segment import Segment
-from .segment_overlay import SegmentLayer
+from .segment_overlay import SegmentOverlay
 
 
 class CommittedSegment(Segment):
@@ -44,7 +45,7 @@ class CommittedSegment(Segment):
         where = f"{source.location}, segment {entry.index}"
         super().__init__(spec, entry.index, entry.first_example, entry.n_examples, where, cache=cache, traces=traces)
         self.entry, self.source, self._check_presence = entry, source, check_presence
-        self.layers = {layer.name: SegmentLayer(self, layer) for layer in entry.layers}
+        self.overlays = {overlay.name: SegmentOverlay(self, overlay) for overlay in entry.overlays}
 
     def __repr__(self) -> str:
         last = self.first_example + self.n_examples
@@ -99,9 +100,9 @@ class CommittedSegment(Segment):
         with located(self.where):
             return open_arrays(self.source, self.entry.path, self.listing)
 
-    def without_layers(self) -> CommittedSegment:
+    def without_overlays(self) -> CommittedSegment:
         """The segment as it was written."""
-        bare = self.entry.model_copy(update={"layers": ()})
+        bare = self.entry.model_copy(update={"overlays": ()})
         return CommittedSegment(self.source, bare, self.spec, check_presence=self._check_presence)
 
     def _read_layouts(self) -> dict[str, ArrayLayout]:
@@ -120,8 +121,7 @@ class CommittedSegment(Segment):
                 n_entries = entries_of(self.spec, lengths, {path: layout.shape for path, layout in listed.items()})
             except ShapeError as error:
                 raise FormatError(str(error)) from None
-            early = has_early_edges({path: layout.dtype for path, layout in listed.items()})
-            for path, expected in segment_layout(self.spec, lengths, n_entries, early_edges=early).items():
+            for path, expected in segment_layout(self.spec, lengths, n_entries).items():
                 found = listed.get(path)
                 if found != expected:
                     raise FormatError(

@@ -13,9 +13,8 @@ from ..schema.token_table import Column, TokenFlag, TokenTable
 if TYPE_CHECKING:
     import polars as pl
 
-    from ..store import Store
-    from .segment import Segment
-
+    from .segment_index import SegmentIndex
+from .segment import Segment
 
 FrameLibrary = Literal["pandas", "polars"]
 OWN_COLUMNS = ("text", "piece")
@@ -55,7 +54,7 @@ def _sayable(text: object) -> str | None:
     return None if not isinstance(text, str) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def examples_frame(store: Store) -> pd.DataFrame:
+def examples_frame(store: SegmentIndex) -> pd.DataFrame:
     """One row an example, by number. An annotation called like a column of ours gets a line in front (``_text``)."""
     frames = [_segment_examples(segment) for segment in store.segments]
     columns = store.example_columns()
@@ -78,7 +77,7 @@ def _segment_examples(segment: Segment) -> pd.DataFrame:
     return pd.DataFrame({**data, "segment": segment.index})
 
 
-def tokens_frame(store: Store, sequence: str = "source", examples: slice | None = None) -> pd.DataFrame:
+def tokens_frame(store: SegmentIndex, sequence: str = "source", examples: slice | None = None) -> pd.DataFrame:
     """One row a token of the examples whose numbers are in a slice (step 1), in order.
 
     Raises

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int
 from ..codecs import companding
 from ..codecs.pairs import pair_rows, unpack_rows
 from ..errors import BudgetError, ConfigError, located
-from ..files.overlays import layer_path
+from ..files.overlays import overlay_path
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
 from .attention_rebuild import RowReader, require_rebuilt
@@ -227,14 +227,14 @@ class Example:
 
     def statistics(self, site: str | None = None) -> xr.Dataset:
         """Every statistic of this example, dims (layer, head), float32."""
-        from ..statistics.corpus import statistics_dataset
+        from .statistic_arrays import statistics_dataset
 
         found = self._site(site)
         values = self.segment.read(f"{found.name}/statistics", (..., self.row))
         data = statistics_dataset(values, self.segment.spec.statistics, found, {})
-        for name, layer in self.segment.layers.items():
-            if layer_path(name, "statistic", found.name) in layer.layouts:
-                added = self.segment.layer_statistic(name, found.name)[..., self.row]
+        for name, overlay in self.segment.overlays.items():
+            if overlay_path(name, "statistic", found.name) in overlay.layouts:
+                added = self.segment.overlay_statistic(name, found.name)[..., self.row]
                 data[name] = (("layer", "head"), added, {"long_name": name})
         return data
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import numpy as np
 
 from ..errors import NotFoundError
-from ..schema.token_table import MISSING, Column
 from .example import Example
-
-if TYPE_CHECKING:
-    from ..store import Store
+from .segment_index import SegmentIndex
 
 
 class Examples:
@@ -23,7 +20,7 @@ class Examples:
     of what is committed.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: SegmentIndex) -> None:
         self._store = store
 
     def __len__(self) -> int:
@@ -68,19 +65,3 @@ class Examples:
     def _one(self, number: int) -> Example:
         segment = self._store.segment_of(number)
         return Example(segment, number - segment.first_example, self._store.sites)
-
-
-def join_columns(parts: Sequence[Column | None], lengths: Sequence[int]) -> Column:
-    """One column out of the segments' own; where a segment has none, its rows are missing (None, -1, NaN of floats)."""
-    present = [part for part in parts if part is not None]
-    if any(part.is_text for part in present):
-        rows: list[str | None] = []
-        for part, length in zip(parts, lengths, strict=True):
-            values = [None] * length if part is None else part.to_list()
-            rows += [value if value is None or isinstance(value, str) else str(value) for value in values]
-        return Column.of_text(rows)
-    dtype = np.result_type(*[part.data.dtype for part in present])
-    data = [np.full(n, MISSING) if part is None else part.data for part, n in zip(parts, lengths, strict=True)]
-    if dtype.kind == "f":
-        data = [rows if rows.dtype.kind == "f" else np.where(rows == MISSING, np.nan, rows) for rows in data]
-    return Column(np.concatenate(data).astype(dtype))

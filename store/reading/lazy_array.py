@@ -9,8 +9,8 @@ from types import EllipsisType
 
 import numpy as np
 
+from ..codecs.array_layout import ArrayLayout
 from ..errors import ConfigError, NotFoundError
-from ..schema.traces import ArrayLayout
 
 Index = int | slice | EllipsisType
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,18 +18,16 @@ from ..codecs.companding import decode_attention
 from ..codecs.pairs import pair_positions
 from ..schema.traces import Keep, SequenceName, Site
 from .pair_attention import read_pairs
+from .segment import Segment
+from .segment_index import SegmentIndex
 from .stored_vectors import decode_block
-
-if TYPE_CHECKING:
-    from ..store import Store
-    from .segment import Segment
 
 
 @dataclass(frozen=True)
 class _Part:
     """What dask indexes: `read` of one segment of a store, over the block that is wanted."""
 
-    store: Store
+    store: SegmentIndex
     segment: int
     read: Callable[[Segment, tuple[slice, ...]], np.ndarray]
     shape: tuple[int, ...]
@@ -108,7 +106,7 @@ def decode(name: str, stored: Shaped[np.ndarray, "*shape"], keep: Keep) -> Shape
     return stored.astype(np.float32, copy=False)
 
 
-def lazy_traces(store: Store, site: Site, name: str) -> xr.DataArray:
+def lazy_traces(store: SegmentIndex, site: Site, name: str) -> xr.DataArray:
     """A trace array of all segments, joined along its long axis.
 
     Raises

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..containers.container import ContainerReader, SegmentListing, container_of
+from ..codecs.array_layout import ArrayLayout
+from ..containers.container import ContainerReader, SegmentListing
+from ..containers.formats import container_of
 from ..errors import ConfigError, CorruptSegmentError, FormatError
 from ..files.hashed_files import StoredObject
 from ..files.object_source import ObjectSource
-from ..schema.traces import FORMAT_VERSION, ArrayLayout
+from ..schema.traces import check_format_version
 
 LISTING_MAX_BYTES = 256 << 20
 _TABLE_FREE_BYTES = 64 << 20
@@ -51,11 +53,7 @@ def read_listing(source: ObjectSource, entry: Listed) -> SegmentListing:
             "bytes). Restore it, or write the segment again."
         )
     listing = SegmentListing.from_bytes(data)
-    if listing.format_version > FORMAT_VERSION:
-        raise FormatError(
-            f"segment.json is of format version {listing.format_version}; this headatlas reads up to "
-            f"{FORMAT_VERSION}. Install a newer headatlas."
-        )
+    check_format_version(listing.format_version, "segment.json")
     told = (listing.index, listing.first_example, listing.n_examples, listing.n_tokens)
     if told != (entry.index, entry.first_example, entry.n_examples, entry.n_tokens):
         raise FormatError(f"segment.json describes another segment than the manifest: {told}.")

@@ -9,9 +9,10 @@ from functools import cached_property
 
 import numpy as np
 
+from ..codecs.array_layout import ArrayLayout
 from ..errors import ConfigError
 from ..schema.text_tables import SegmentTables, table_arrays
-from ..schema.traces import ArrayLayout, TraceSpec, entries_of, segment_layout
+from ..schema.traces import TraceSpec, entries_of, segment_layout
 from .example import Example
 from .segment import Segment
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64, Num
 
+from ..codecs.attention_layout import band_array, pair_offset
 from ..codecs.pairs import first_key, n_row_pairs, row_start
 from ..errors import FormatError
-from ..schema.traces import Site, band_array, pair_offset
+from ..schema.traces import Site
 from .segment import Segment
 
 

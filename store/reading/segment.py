@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from ..codecs.array_layout import ArrayLayout
+from ..codecs.attention_layout import band_array, pair_offset
 from ..containers.container import guard_fork
 from ..errors import FormatError, NotFoundError, located
 from ..files.byte_cache import ByteCache
-from ..files.overlays import layer_path
+from ..files.overlays import overlay_path
 from ..schema.text_tables import read_columns, read_optional_text, read_text, read_token_table
 from ..schema.token_table import Column, TokenTable
-from ..schema.traces import ArrayLayout, TraceSpec, band_array, pair_offset
+from ..schema.traces import TraceSpec
 from .lazy_array import Index, LazyArray
 
 if TYPE_CHECKING:
-    from .segment_overlay import SegmentLayer
+    from .segment_overlay import SegmentOverlay
 
 TABLES_MAX_BYTES = 512 << 20
 """Decoded texts, token tables and annotations that a store keeps in memory."""
@@ -51,8 +53,8 @@ class Segment(ABC):
     ) -> None:
         self.spec, self.index, self.first_example, self.n_examples = spec, index, first_example, n_examples
         self.where = where
-        self.layers: dict[str, SegmentLayer] = {}
-        """The annotation layers beside it, by name."""
+        self.overlays: dict[str, SegmentOverlay] = {}
+        """The overlays beside it, by name."""
         self._cache = ByteCache(TABLES_MAX_BYTES) if cache is None else cache
         self.traces = ByteCache(0) if traces is None else traces
 
@@ -81,21 +83,21 @@ class Segment(ABC):
         return located(self.where)
 
     @cached_property
-    def _layer_of(self) -> dict[str, SegmentLayer]:
-        """Which layer has an array."""
+    def _overlay_of(self) -> dict[str, SegmentOverlay]:
+        """The overlay that holds each array, by path."""
         with self._located():
-            return {path: layer for layer in self.layers.values() for path in layer.layouts}
+            return {path: overlay for overlay in self.overlays.values() for path in overlay.layouts}
 
-    def _table_or_layer(self, path: str) -> np.ndarray:
-        """A table array of the segment or of a layer, whole."""
-        layer = self._layer_of.get(path)
-        return self._table(path) if layer is None else layer.read(path)
+    def _table_or_overlay(self, path: str) -> np.ndarray:
+        """A table array of the segment or of an overlay, whole."""
+        overlay = self._overlay_of.get(path)
+        return self._table(path) if overlay is None else overlay.read(path)
 
     def _table_paths(self, place: str) -> list[str]:
-        """The table arrays below a place, those of layers last; over a network all are fetched at once."""
+        """The table arrays below a place, those of overlays last; over a network all are fetched at once."""
         paths = [path for path in self.layouts if path.startswith(f"{place}/")]
         self._prefetch(paths)
-        return [*paths, *(path for path in self._layer_of if path.startswith(f"{place}/"))]
+        return [*paths, *(path for path in self._overlay_of if path.startswith(f"{place}/"))]
 
     def tokens(self, sequence: str = "source") -> TokenTable:
         """The token table of a sequence; kept after the first call.
@@ -110,7 +112,7 @@ class Segment(ABC):
         return self._kept(
             "tokens",
             sequence,
-            lambda: read_token_table(self._table_or_layer, self._table_paths(sequence), sequence),
+            lambda: read_token_table(self._table_or_overlay, self._table_paths(sequence), sequence),
         )
 
     def token_offset(self, sequence: str) -> Int64[np.ndarray, "boundary"]:
@@ -163,14 +165,14 @@ class Segment(ABC):
         with self._located():
             return self._table(f"{site}/statistics")
 
-    def layer_statistic(self, name: str, site: str) -> Float32[np.ndarray, "layer head example"]:
+    def overlay_statistic(self, name: str, site: str) -> Float32[np.ndarray, "layer head example"]:
         """A statistic that was added later; NaN where this segment does not have it."""
-        layer = self.layers.get(name)
-        if layer is None:
+        overlay = self.overlays.get(name)
+        if overlay is None:
             found = self.spec.site(site)
             return np.full((found.n_layers, found.n_heads, self.n_examples), np.nan, np.float32)
         with self._located():
-            return layer.read(layer_path(name, "statistic", site))
+            return overlay.read(overlay_path(name, "statistic", site))
 
     def ids(self) -> list[str]:
         """The ids of the examples."""
@@ -217,7 +219,7 @@ class Segment(ABC):
 
     def _read_columns(self) -> dict[str, Column]:
         place = "example/column"
-        columns = read_columns(self._table_or_layer, self._table_paths(place), place)
+        columns = read_columns(self._table_or_overlay, self._table_paths(place), place)
         for name, column in columns.items():
             self._counted(column.data, f"column/{name}")
         return columns

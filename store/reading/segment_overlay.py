@@ -1,26 +1,41 @@
-"""A layer of one segment, read: the arrays that its column or statistic adds."""
+"""An overlay of one segment, read: the arrays that its column or statistic adds."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
+from ..codecs.array_layout import ArrayLayout
 from ..containers.container import ContainerReader, SegmentListing
 from ..errors import FormatError, located
-from ..files.overlays import LayerEntry
-from ..schema.traces import ArrayLayout
+from ..files.manifest import SegmentEntry
+from ..files.object_source import ObjectSource
+from ..files.overlays import OverlayEntry
+from ..schema.traces import TraceSpec
 from .listed_arrays import Listed, open_arrays, read_listing, read_whole
 
-if TYPE_CHECKING:
-    from .committed_segment import CommittedSegment
+
+class OverlaidSegment(Protocol):
+    """The part of a `CommittedSegment` that its overlays are checked against."""
+
+    @property
+    def source(self) -> ObjectSource: ...  # noqa: D102
+    @property
+    def entry(self) -> SegmentEntry: ...  # noqa: D102
+    @property
+    def spec(self) -> TraceSpec: ...  # noqa: D102
+    @property
+    def n_examples(self) -> int: ...  # noqa: D102
+    @cached_property
+    def layouts(self) -> dict[str, ArrayLayout]: ...  # noqa: D102
 
 
-class SegmentLayer:
-    """The arrays of one layer of one segment; read and checked when first asked for."""
+class SegmentOverlay:
+    """The arrays of one overlay of one segment; read and checked when first asked for."""
 
-    def __init__(self, segment: CommittedSegment, entry: LayerEntry) -> None:
+    def __init__(self, segment: OverlaidSegment, entry: OverlayEntry) -> None:
         self.entry, self._segment = entry, segment
 
     @cached_property
@@ -32,7 +47,7 @@ class SegmentLayer:
         CorruptSegmentError
             It is not the committed one, or an object is missing or has another size.
         """
-        with located(f"layer {self.entry.name}"):
+        with located(f"overlay {self.entry.name}"):
             listing = self.read_listing()
             self._segment.source.check_segment(self.entry.path, listing.objects)
             return listing
@@ -75,12 +90,12 @@ class SegmentLayer:
                 known = layout.dtype == np.float32 and layout.shape == expected
             if not known or path in self._segment.layouts:
                 raise FormatError(
-                    f"layer {self.entry.name} lists {path} {layout.dtype.name} {layout.shape}; expected a column or a "
+                    f"overlay {self.entry.name} lists {path} {layout.dtype.name} {layout.shape}; expected a column or a "
                     "statistic that its segment does not have. Do not trust this store."
                 )
         return listed
 
     def read(self, path: str) -> np.ndarray:
         """An array, whole."""
-        with located(f"layer {self.entry.name}"):
+        with located(f"overlay {self.entry.name}"):
             return read_whole(self.reader, self.layouts, path)

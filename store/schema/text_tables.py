@@ -15,10 +15,10 @@ from urllib.parse import quote, unquote
 import numpy as np
 from jaxtyping import Int, Int64, Shaped, UInt8
 
-from ..containers.container import SegmentArray
+from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import ConfigError, FormatError, ShapeError
 from .token_table import MISSING, Column, TokenTable
-from .traces import ArrayLayout, SequenceName
+from .traces import SequenceName
 
 ReadWhole = Callable[[str], np.ndarray]
 _TOKEN_FIELDS = {"id": "int32", "word": "int32", "char_start": "int32", "char_end": "int32", "flags": "uint8"}

@@ -176,3 +176,19 @@ class TokenTable:
             word_char_end=self.word_char_end[word],
             word_columns={name: column[word] for name, column in self.word_columns.items()},
         )
+
+
+def join_columns(parts: Sequence[Column | None], lengths: Sequence[int]) -> Column:
+    """One column out of the segments' own; where a segment has none, its rows are missing (None, -1, NaN of floats)."""
+    present = [part for part in parts if part is not None]
+    if any(part.is_text for part in present):
+        rows: list[str | None] = []
+        for part, length in zip(parts, lengths, strict=True):
+            values = [None] * length if part is None else part.to_list()
+            rows += [value if value is None or isinstance(value, str) else str(value) for value in values]
+        return Column.of_text(rows)
+    dtype = np.result_type(*[part.data.dtype for part in present])
+    data = [np.full(n, MISSING) if part is None else part.data for part, n in zip(parts, lengths, strict=True)]
+    if dtype.kind == "f":
+        data = [rows if rows.dtype.kind == "f" else np.where(rows == MISSING, np.nan, rows) for rows in data]
+    return Column(np.concatenate(data).astype(dtype))

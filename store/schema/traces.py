@@ -7,20 +7,22 @@ answer. Axis order is the same everywhere: example, layer, head, query_pos, key_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Int
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ..codecs.array_layout import ArrayLayout
 from ..codecs.attention_codecs import AttentionCodec, attention_bound, attention_codec
+from ..codecs.attention_layout import attention_layout, most_entries
+from ..codecs.companding import VECTOR_DTYPE
 from ..codecs.pairs import row_start
-from ..errors import NotFoundError, ShapeError
+from ..errors import FormatError, NotFoundError, ShapeError
 
 FORMAT_NAME = "headatlas"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 SiteName = Literal["encoder", "decoder", "cross"]
 SequenceName = Literal["source", "target"]
@@ -94,6 +96,20 @@ class Site(_Frozen):
         return {band: tuple(found[band]) for band in sorted(found, key=lambda band: -(band or 1 << 62))}
 
 
+def check_head(site: Site, layer: int, head: int) -> None:
+    """Check that a site has a head.
+
+    Raises
+    ------
+    NotFoundError
+        It has not.
+    """
+    if not (0 <= layer < site.n_layers and 0 <= head < site.n_heads):
+        raise NotFoundError(
+            f"no head {layer}.{head}; {site.name} has layers 0:{site.n_layers} and heads 0:{site.n_heads}"
+        )
+
+
 class Keep(_Frozen):
     """What is kept of every example, and how. `None` leaves the array out."""
 
@@ -161,50 +177,12 @@ class TraceSpec(_Frozen):
         )
 
 
-@dataclass(frozen=True)
-class ArrayLayout:
-    """One array of a segment: `axes` name its dimensions in order."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    axes: tuple[str, ...]
-
-    @property
-    def raw_bytes(self) -> int:
-        """Bytes before compression."""
-        return int(np.prod([int(n) for n in self.shape], dtype=object)) * self.dtype.itemsize if self.shape else 0
-
-
-VECTOR_DTYPE: dict[str, str] = {"float16": "f2", "bfloat16": "u2", "float32": "f4", "int8": "u1"}
-
-
 Counts = Int[np.ndarray, "example"]
-
-
-def pair_offset(site: Site, n_queries: Counts, n_keys: Counts, band: int | None = None) -> Int[np.ndarray, "boundary"]:
-    """Where each example's pairs begin on the flat `pair` axis, int64: the one that all layers share, or of a band."""
-    queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
-    pairs = row_start(queries, keys, causal=site.causal, window=band)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(pairs)])
 
 
 def zero_distance(n_queries: Int[np.ndarray, "example"]) -> int:
     """Where key_pos − query_pos = 0 lies on the `distance` axis, which begins with the longest example's last query."""
     return max(0, int(n_queries.max(initial=0)) - 1)
-
-
-def band_array(band: int | None) -> str:
-    """The array that holds the attention of the layers of a band, densely."""
-    return "attention" if band is None else f"attention_window_{band}"
-
-
-def most_entries(site: Site, n_kept: int, n_queries: Counts, n_keys: Counts) -> int:
-    """No more weights than these can be kept of one head of some examples, at most `n_kept` a row."""
-    queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
-    if site.causal:
-        return int(row_start(queries, keys, causal=True, window=n_kept).sum())
-    return int((queries * np.minimum(keys, n_kept)).sum())
 
 
 def entries_of(
@@ -231,40 +209,42 @@ def entries_of(
     return found
 
 
-def smallest_unsigned(largest: int) -> np.dtype:
-    """The smallest unsigned type that holds a number."""
-    return np.dtype("u1" if largest < 1 << 8 else "u2" if largest < 1 << 16 else "u4")
-
-
-def edge_key_dtype(n_tokens: Mapping[str, Counts], *, early: bool = False) -> np.dtype:
-    """The type of a segment's edge keys; `early`: at least two bytes, as segments were written at first.
+def edge_key_dtype(n_tokens: Mapping[str, Counts]) -> np.dtype:
+    """Return the smallest type for the edge keys of a segment.
 
     Its largest value fills short rows and is, in one byte, no key of the segment.
     """
     longest = max((int(n.max(initial=0)) for n in n_tokens.values()), default=0)
-    return np.dtype("u1" if longest <= 255 and not early else "u2" if longest <= 65_536 else "u4")
+    return np.dtype("u1" if longest <= 255 else "u2" if longest <= 65_536 else "u4")
 
 
-def has_early_edges(dtypes: Mapping[str, np.dtype]) -> bool:
-    """Whether the edge keys among arrays of these types, by path, have two bytes."""
-    return any(path.endswith("/edge_key") and dtype == np.dtype("u2") for path, dtype in dtypes.items())
+def check_format_version(version: int, name: str) -> None:
+    """Check that this release reads a document.
+
+    Raises
+    ------
+    FormatError
+        The document is of another format version.
+    """
+    if version != FORMAT_VERSION:
+        advice = "Install a newer headatlas" if version > FORMAT_VERSION else "Write the store again with its job"
+        raise FormatError(
+            f"{name} is of format version {version}; this headatlas reads version {FORMAT_VERSION}. {advice}."
+        )
 
 
 def segment_layout(
     spec: TraceSpec,
     n_tokens: Mapping[str, Counts],
     n_entries: Mapping[str, int] | None = None,
-    *,
-    early_edges: bool = False,
 ) -> dict[str, ArrayLayout]:
     """The trace arrays of a segment whose examples have these token counts (per sequence), by path.
 
-    Token tables and texts are not in here: `tables.table_arrays` makes them of `SegmentTables`. How many weights a sparse codec
-    keeps depends on the weights: `n_entries` says it by site, without it there are as many as there may be. `early_edges`
-    asks for the type that edge keys had at first (`edge_key_dtype`).
+    Token tables and texts are left out: `text_tables.table_arrays` makes them from `SegmentTables`. The number of weights
+    that a sparse codec stores depends on the weights: `n_entries` gives it by site; None: the largest possible number.
     """
     layouts: list[ArrayLayout] = []
-    edge_key = edge_key_dtype(n_tokens, early=early_edges)
+    edge_key = edge_key_dtype(n_tokens)
     for site in spec.sites:
         n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
         layers, heads, kv_heads = site.n_layers, site.n_heads, site.n_kv_heads
@@ -274,7 +254,7 @@ def segment_layout(
             layouts.append(ArrayLayout(f"{site.name}/{name}", shape, np.dtype(dtype), tuple(axes.split())))
 
         if (codec := spec.attention_codec) is not None:
-            for name, shape, dtype, axes in _attention_arrays(site, codec, n_queries, n_keys, n_entries):
+            for name, shape, dtype, axes in attention_layout(site, codec, n_queries, n_keys, n_entries):
                 add(name, shape, dtype, axes)
         if spec.keep.query_key:
             dtype = VECTOR_DTYPE[spec.keep.query_key]
@@ -298,21 +278,3 @@ def segment_layout(
             shape = (len(spec.statistics), layers, heads, len(n_queries))
             add("statistics", shape, "f4", "statistic layer head example")
     return {layout.path: layout for layout in layouts}
-
-
-def _attention_arrays(
-    site: Site, codec: AttentionCodec, n_queries: Counts, n_keys: Counts, n_entries: Mapping[str, int] | None
-) -> Iterator[tuple[str, tuple[int, ...], str | np.dtype, str]]:
-    """Iterate over name, shape, type and axes of the arrays of attention."""
-    if codec.selection is None:
-        for band, layers in site.bands.items():
-            pairs = int(pair_offset(site, n_queries, n_keys, band)[-1])
-            yield band_array(band), (len(layers), site.n_heads, pairs), codec.dtype, "layer head pair"
-        return
-    maps, n_kept = (site.n_layers, site.n_heads), codec.selection.n_kept
-    entries = most_entries(site, n_kept, n_queries, n_keys) if n_entries is None else n_entries[site.name]
-    longest, n_rows = int(n_keys.max(initial=0)), int(n_queries.sum())
-    yield "attention", (*maps, entries), codec.dtype, "layer head entry"
-    yield "attention_key", (*maps, entries), smallest_unsigned(max(0, longest - 1)), "layer head entry"
-    yield "attention_count", (*maps, n_rows), smallest_unsigned(min(n_kept, longest)), "layer head query_token"
-    yield "attention_dropped", (*maps, n_rows), "f2", "layer head query_token"

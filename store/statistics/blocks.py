@@ -18,10 +18,10 @@ from ..patterns.segment_matcher import segment_matcher, site_vocabulary
 from ..reading.block_rebuild import rebuild_examples
 from ..reading.block_weights import example_weights
 from ..reading.segment import Segment
+from ..reading.snapshot import Snapshot
+from ..schema.flat_rows import RowPlan, Rows
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
-from ..store import Store
-from .flat_rows import RowPlan, Rows
 
 BLOCK_WEIGHTS = 3 << 20
 """Weights of one layer in memory at once, about."""
@@ -38,7 +38,7 @@ class CorpusTokens:
     """Every part of speech that a word has."""
 
     @staticmethod
-    def of(store: Store, site: Site) -> CorpusTokens:
+    def of(store: Snapshot, site: Site) -> CorpusTokens:
         """Read the token tables of all segments."""
         ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
         tags: set[str] = set()
@@ -125,7 +125,7 @@ class Block:
         return slice(*(int(offset[at]) for at in self._bounds))
 
 
-def iter_blocks(store: Store, site: Site, corpus: CorpusTokens | None = None) -> Iterator[Block]:
+def iter_blocks(store: Snapshot, site: Site, corpus: CorpusTokens | None = None) -> Iterator[Block]:
     """Go over a store in blocks of about `BLOCK_WEIGHTS` weights a layer (at least one example)."""
     corpus = corpus or CorpusTokens.of(store, site)
     for segment in store.segments:

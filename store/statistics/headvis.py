@@ -20,8 +20,8 @@ import pandas as pd
 from jaxtyping import Float, Float64, Int64
 
 from ..errors import ConfigError, FormatError, NotFoundError, ShapeError
+from ..reading.snapshot import Snapshot
 from ..schema.traces import Site
-from ..store import Store
 from .blocks import iter_blocks
 from .published import DEFINITIONS, published_table
 
@@ -47,7 +47,7 @@ class Sampling:
 
 
 def export_headvis(
-    store: Store,
+    store: Snapshot,
     out: Path,
     site: str | None = None,
     sampling: Sampling = Sampling(),
@@ -85,7 +85,7 @@ def export_headvis(
     return n_heads
 
 
-def _config(store: Store, site: Site, sampling: Sampling) -> dict[str, Any]:
+def _config(store: Snapshot, site: Site, sampling: Sampling) -> dict[str, Any]:
     provenance = store.manifest.provenance
     descriptions = {name: formula for name, (_, formula) in DEFINITIONS["headvis"].columns.items()}
     model, corpus = provenance.get("model") or {}, provenance.get("corpus") or {}
@@ -132,7 +132,7 @@ def _config(store: Store, site: Site, sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _strongest_weights(store: Store, site: Site) -> Float64[np.ndarray, "layer head example"]:
+def _strongest_weights(store: Snapshot, site: Site) -> Float64[np.ndarray, "layer head example"]:
     """Largest weight of each example between two tokens that are not its first; NaN below two tokens."""
     result = np.full((site.n_layers, site.n_heads, store.n_examples), np.nan)
     at = 0
@@ -172,7 +172,7 @@ def _sample(
 
 
 def _head_page(
-    store: Store, site: Site, layer: int, head: int, strongest: Float64[np.ndarray, "example"], sampling: Sampling
+    store: Snapshot, site: Site, layer: int, head: int, strongest: Float64[np.ndarray, "example"], sampling: Sampling
 ) -> dict[str, Any]:
     numbers = store.example_numbers()
     texts = []
@@ -197,7 +197,7 @@ def _head_page(
     }
 
 
-def _edges(store: Store, site: Site, number: int, layer: int, head: int, sampling: Sampling) -> dict[str, Any]:
+def _edges(store: Snapshot, site: Site, number: int, layer: int, head: int, sampling: Sampling) -> dict[str, Any]:
     """The strongest keys of each row of one example as flat indices (query · length + key), ascending."""
     example = store.examples[number]
     maps = example.attention(layer, head, site.name).to_numpy()
@@ -298,7 +298,7 @@ class Comparison:
 
 
 def compare_headvis(
-    store: Store, reference: dict[str, Float64[np.ndarray, "layer head"]], site: str | None = None, top: int = 3
+    store: Snapshot, reference: dict[str, Float64[np.ndarray, "layer head"]], site: str | None = None, top: int = 3
 ) -> Comparison:
     """Hold a store's heads against metrics of HeadVis.
 

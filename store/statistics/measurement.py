@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from ..reading.snapshot import Snapshot
+from ..schema.capture_statistics import Statistic
+from ..schema.flat_rows import Rows
 from ..schema.traces import Site
-from ..store import Store
 from .blocks import Block, CorpusTokens, iter_blocks
-from .definitions import SINK_FREE, VARIABILITY, Average, Statistic, aggregate, statistic_of
-from .flat_rows import Rows
+from .definitions import SINK_FREE, VARIABILITY, Average, aggregate, statistic_of
 from .variability import corner_rows, variability_sums
 
 _VERSION = 1
@@ -42,7 +43,7 @@ class Measured:
 
 
 def measured_statistics(
-    store: Store,
+    store: Snapshot,
     names: Sequence[str],
     site: str | None = None,
     *,
@@ -82,7 +83,7 @@ def measured_statistics(
 
 
 def corpus_means(
-    store: Store,
+    store: Snapshot,
     names: Sequence[str],
     site: str | None = None,
     average: Average = "rows",
@@ -109,7 +110,7 @@ def corpus_means(
     return {name: result[name] for name in names}
 
 
-def statistic_rows(store: Store, site: Site, name: str) -> Int64[np.ndarray, "example"]:
+def statistic_rows(store: Snapshot, site: Site, name: str) -> Int64[np.ndarray, "example"]:
     """The rows that count for a statistic, from tokens alone; a statistic of a newer version counts every row."""
     try:
         statistic = statistic_of(name)
@@ -125,12 +126,12 @@ def statistic_rows(store: Store, site: Site, name: str) -> Int64[np.ndarray, "ex
     return np.concatenate(parts)
 
 
-def _lengths(store: Store, sequence: str) -> Int64[np.ndarray, "example"]:
+def _lengths(store: Snapshot, sequence: str) -> Int64[np.ndarray, "example"]:
     parts = [np.diff(segment.token_offset(sequence)) for segment in store.segments]
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
-def _stored(store: Store, site: Site, names: Sequence[str]) -> dict[str, Measured]:
+def _stored(store: Snapshot, site: Site, names: Sequence[str]) -> dict[str, Measured]:
     data = store.statistics(site.name)
     return {
         name: Measured(data[name].to_numpy().astype(np.float32, copy=False), statistic_rows(store, site, name))
@@ -139,7 +140,7 @@ def _stored(store: Store, site: Site, names: Sequence[str]) -> dict[str, Measure
 
 
 def _compute(
-    store: Store, site: Site, wanted: dict[str, Statistic | None], on_progress: Callable[[int, int], None]
+    store: Snapshot, site: Site, wanted: dict[str, Statistic | None], on_progress: Callable[[int, int], None]
 ) -> dict[str, Measured]:
     corpus = CorpusTokens.of(store, site)
     twice = [name for name, statistic in wanted.items() if statistic is None]
@@ -167,7 +168,7 @@ def _as_they_are(rows: Rows) -> Rows:
 
 
 def _one_pass(
-    store: Store,
+    store: Snapshot,
     site: Site,
     statistics: dict[str, Statistic],
     corpus: CorpusTokens,
@@ -203,16 +204,16 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "headatlas" / "statistics"
 
 
-def _cache_file(store: Store, site: Site, kind: str, name: str) -> Path:
+def _cache_file(store: Snapshot, site: Site, kind: str, name: str) -> Path:
     """One file a snapshot, site, kind and statistic; segments are known by their hashes, so equal contents share it."""
     entries = [segment.entry for segment in store.segments]
-    added = [layer.sha256 for entry in entries for layer in entry.layers if layer.name == name]
+    added = [overlay.sha256 for entry in entries for overlay in entry.overlays if overlay.name == name]
     parts = [str(_VERSION), site.name, kind, name, *(entry.sha256 for entry in entries), *added]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return cache_folder() / f"{kind}-{digest[:32]}.npz"
 
 
-def _load(store: Store, site: Site, name: str) -> Measured | None:
+def _load(store: Snapshot, site: Site, name: str) -> Measured | None:
     """What was kept, if it can be read and has the right shape."""
     kept = _read(_cache_file(store, site, "examples", name), "values", "rows")
     if kept is None:
@@ -223,12 +224,12 @@ def _load(store: Store, site: Site, name: str) -> Measured | None:
     return Measured(values, rows) if right else None
 
 
-def _save(store: Store, site: Site, name: str, made: Measured) -> None:
+def _save(store: Snapshot, site: Site, name: str, made: Measured) -> None:
     _write(_cache_file(store, site, "examples", name), values=made.values, rows=made.rows)
 
 
 def kept_array(
-    store: Store, site: Site, kind: str, name: str, shape: tuple[int, ...]
+    store: Snapshot, site: Site, kind: str, name: str, shape: tuple[int, ...]
 ) -> Float64[np.ndarray, "*shape"] | None:
     """What `keep_array` kept of this snapshot, if it can be read and has the right shape."""
     kept = _read(_cache_file(store, site, kind, name), "values")
@@ -236,7 +237,7 @@ def kept_array(
     return kept[0] if kept is not None and right else None
 
 
-def keep_array(store: Store, site: Site, kind: str, name: str, values: Float64[np.ndarray, "*shape"]) -> None:
+def keep_array(store: Snapshot, site: Site, kind: str, name: str, values: Float64[np.ndarray, "*shape"]) -> None:
     """Keep a small result about a whole snapshot, computed from it alone."""
     _write(_cache_file(store, site, kind, name), values=values)
 

@@ -8,15 +8,15 @@ import xarray as xr
 from jaxtyping import Int64
 
 from ..errors import ConfigError
-from ..queries.pattern_search import check_head
-from ..store import Store
+from ..reading.snapshot import Snapshot
+from ..schema.traces import check_head
 from .blocks import Block, CorpusTokens, iter_blocks
 
 REACH = 64
 _PAIRS_KEPT = 4 << 20
 
 
-def offset_profiles(store: Store, site: str | None = None, reach: int = REACH) -> xr.Dataset:
+def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH) -> xr.Dataset:
     """Mass of every head at each offset (key position − query position) from −`reach` to `reach`, over a corpus.
 
     `mass`: mean weight over the rows that have a key at the offset, dims (layer, head, offset), float64, NaN where no
@@ -67,7 +67,7 @@ def offset_profiles(store: Store, site: str | None = None, reach: int = REACH) -
 
 
 def token_pairs(
-    store: Store, layer: int, head: int, n: int = 20, site: str | None = None, *, special: bool = True
+    store: Snapshot, layer: int, head: int, n: int = 20, site: str | None = None, *, special: bool = True
 ) -> pd.DataFrame:
     """The pairs of token texts that carry most of a head's weight over a corpus, the heaviest first.
 

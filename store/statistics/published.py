@@ -15,10 +15,10 @@ import pandas as pd
 from jaxtyping import Float64
 
 from ..errors import ConfigError, NotFoundError
-from ..store import Store
+from ..reading.snapshot import Snapshot
+from ..schema.flat_rows import Rows
 from .blocks import Block, CorpusTokens, iter_blocks
 from .definitions import Average
-from .flat_rows import Rows
 from .published_sums import Sums, clark, finish_headvis, finish_voita, headvis, olsson, transformerlens, vig, voita
 from .variability import FIRST, mean_corner, without_first
 
@@ -143,7 +143,7 @@ def definition_of(name: str) -> Definition:
 
 
 def published_table(
-    store: Store,
+    store: Snapshot,
     name: str,
     site: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..schema.capture_statistics import entropy_of
+from ..schema.flat_rows import Rows
 from ..schema.token_table import Column
 from .blocks import Block
-from .definitions import entropy_of
-from .flat_rows import Rows
 from .token_rarity import rarest_pairs
 from .variability import corner_cells, in_corner, without_first
 

@@ -16,14 +16,15 @@ from ..errors import NotFoundError
 from ..patterns import Pattern
 from ..patterns.matching_rows import RowSupport
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
+from ..reading.snapshot import Snapshot
+from ..schema.capture_statistics import STATISTICS, Statistic
 from ..schema.traces import Site
-from ..store import Store
-from .definitions import STATISTICS, Average, Statistic, aggregate
+from .definitions import Average, aggregate
 from .measurement import corpus_means, keep_array, kept_array, statistic_rows
 
 
 def statistics_table(
-    store: Store,
+    store: Snapshot,
     names: Sequence[str] = (),
     site: str | None = None,
     average: Average = "rows",
@@ -51,7 +52,7 @@ def statistics_table(
     return pd.DataFrame(columns)
 
 
-def specialised_heads(store: Store, site: str | None = None, average: Average = "rows") -> pd.DataFrame:
+def specialised_heads(store: Snapshot, site: str | None = None, average: Average = "rows") -> pd.DataFrame:
     """Each head with the behaviour in which it exceeds uniform attention most, the most specialised first.
 
     Columns: layer, head, behaviour (a statistic's name), value, baseline, lift, excess (value − baseline) and every
@@ -86,7 +87,7 @@ def specialised_heads(store: Store, site: str | None = None, average: Average = 
 
 
 def uniform_baseline(
-    store: Store, site: Site, statistic: Statistic, average: Average = "rows"
+    store: Snapshot, site: Site, statistic: Statistic, average: Average = "rows"
 ) -> Float[np.ndarray, "layer"]:
     """What uniform attention would score in `statistic`, for each layer (their windows differ)."""
     assert statistic.pattern is not None, "only the mass of a pattern has a uniform baseline"
@@ -97,7 +98,9 @@ def uniform_baseline(
     return kept
 
 
-def _uniform_baseline(store: Store, site: Site, statistic: Statistic, average: Average) -> Float[np.ndarray, "layer"]:
+def _uniform_baseline(
+    store: Snapshot, site: Site, statistic: Statistic, average: Average
+) -> Float[np.ndarray, "layer"]:
     assert statistic.pattern is not None
     pattern, vocabulary = Pattern.parse(statistic.pattern), site_vocabulary(store, site)
     windows = list(dict.fromkeys(site.window))

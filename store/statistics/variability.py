@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from ..reading.snapshot import Snapshot
+from ..schema.flat_rows import RowPlan, Rows
 from ..schema.traces import Site
-from ..store import Store
 from .blocks import Block, CorpusTokens, iter_blocks
-from .flat_rows import RowPlan, Rows
 
 FIRST = 10
 Prepare = Callable[[Rows], Rows]
@@ -23,7 +23,7 @@ Prepare = Callable[[Rows], Rows]
 
 
 def variability_sums(
-    store: Store,
+    store: Snapshot,
     site: Site,
     prepare: Prepare,
     corpus: CorpusTokens | None = None,
@@ -50,7 +50,7 @@ def variability_sums(
 
 
 def mean_corner(
-    store: Store,
+    store: Snapshot,
     site: Site,
     prepare: Prepare,
     corpus: CorpusTokens,

@@ -1,4 +1,4 @@
-"""Adding annotations and statistics to a store that is written: checked, split by segment, committed as a layer."""
+"""Adding annotations and statistics to a store that is written: checked, split by segment, committed as an overlay."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Shaped
 
-from ..containers.container import SegmentArray
+from ..codecs.array_layout import SegmentArray
 from ..errors import ConfigError, NotFoundError, ShapeError
+from ..files.locations import local_folder
 from ..files.manifest import now
-from ..files.object_source import local_folder
-from ..files.overlays import Layer, Level, column_layer, statistic_layer
+from ..files.overlays import Overlay, OverlayKind, column_overlay, statistic_overlay
 from ..patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS
 from ..reading.committed_segment import CommittedSegment
+from ..reading.snapshot import Snapshot, open_snapshot
 from ..schema.text_tables import column_component
 from ..schema.token_table import Column
-from ..store import Store, open_store
-from .overlay_writer import commit_layers, remove_layer
+from .overlay_commit import commit_overlays, remove_overlay
 from .store_writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -33,34 +33,34 @@ def annotate_store(
     name: str,
     values: Mapping[Any, Any],
     *,
-    level: Literal["example", "word", "token"] = "example",
+    kind: Literal["example", "word", "token"] = "example",
     sequence: str = "source",
     description: str = "",
     made_from: Mapping[str, Any] | None = None,
     replace: bool = False,
-) -> Store:
+) -> Snapshot:
     """Add an annotation to the newest snapshot of a store; see `Store.annotate`. `made_from` is noted, any JSON."""
-    store = open_store(local_folder(path))
+    store = open_snapshot(local_folder(path))
     if not values:
         raise ConfigError(f"no values for {name!r}; expected a mapping from example ids or numbers to values.")
-    if level != "example" and sequence not in store.spec.sequences:
+    if kind != "example" and sequence not in store.spec.sequences:
         raise NotFoundError(f"no sequence {sequence!r}; this store has {', '.join(store.spec.sequences)}.")
-    layer = _new_layer(store, name, level, "example" if level == "example" else sequence, replace)
-    layer = layer.model_copy(update={"description": description, "made_from": dict(made_from or {})})
+    overlay = _new_overlay(store, name, kind, "example" if kind == "example" else sequence, replace)
+    overlay = overlay.model_copy(update={"description": description, "made_from": dict(made_from or {})})
     rows = _by_segment(store, values)
-    kind = _common_kind(name, rows, level)
+    value_type = _common_type(name, rows, kind)
 
     def columns() -> Iterator[tuple[int, dict[str, dict[str, SegmentArray]]]]:
         for index, found in rows.items():
             segment = next(s for s in store.segments if s.index == index)
-            column = _column(segment, layer, found, kind)
-            yield index, {name: column_layer(layer, column)}
+            column = _column(segment, overlay, found, value_type)
+            yield index, {name: column_overlay(overlay, column)}
 
-    return _commit(store, layer, list(columns()))
+    return _commit(store, overlay, list(columns()))
 
 
 def add_statistic(
-    store: Store,
+    path: str | os.PathLike[str],
     name: str,
     values: Shaped[np.ndarray, "*shape"],
     *,
@@ -68,9 +68,9 @@ def add_statistic(
     unit: str = "",
     description: str = "",
     replace: bool = False,
-) -> Store:
+) -> Snapshot:
     """Add a statistic to the newest snapshot of a store; see `Store.add_statistic`."""
-    store = open_store(local_folder(store.path))
+    store = open_snapshot(local_folder(path))
     found = store.site(site)
     expected = (found.n_layers, found.n_heads, store.n_examples)
     if values.shape != expected or values.dtype.kind not in "fiub":
@@ -78,34 +78,34 @@ def add_statistic(
             f"{name!r} is {values.dtype} {values.shape}; expected numbers {expected}, layer, head and example, in the "
             "order of store.example_numbers()."
         )
-    layer = _new_layer(store, name, "statistic", found.name, replace)
-    layer = layer.model_copy(update={"unit": unit, "description": description})
+    overlay = _new_overlay(store, name, "statistic", found.name, replace)
+    overlay = overlay.model_copy(update={"unit": unit, "description": description})
     contents, start = [], 0
     for segment in store.segments:
         own = np.ascontiguousarray(values[:, :, start : start + segment.n_examples], np.float32)
-        contents.append((segment.index, {name: statistic_layer(layer, own)}))
+        contents.append((segment.index, {name: statistic_overlay(overlay, own)}))
         start += segment.n_examples
-    return _commit(store, layer, contents)
+    return _commit(store, overlay, contents)
 
 
-def remove_annotation(path: str | os.PathLike[str], name: str) -> Store:
-    """Take a layer out of the newest snapshot; older ones have it until a collection.
+def remove_annotation(path: str | os.PathLike[str], name: str) -> Snapshot:
+    """Take an overlay out of the newest snapshot; older ones have it until a collection.
 
     Raises
     ------
     NotFoundError
-        There is no such layer.
+        There is no such overlay.
     """
-    store = open_store(local_folder(path))
-    if name not in {layer.name for layer in store.layers}:
-        known = ", ".join(layer.name for layer in store.layers) or "none"
-        raise NotFoundError(f"{store.location}: no layer {name!r}; it has {known}.")
-    remove_layer(_writer(store.path, store.segments), name)
+    store = open_snapshot(local_folder(path))
+    if name not in {overlay.name for overlay in store.overlays}:
+        known = ", ".join(overlay.name for overlay in store.overlays) or "none"
+        raise NotFoundError(f"{store.location}: no added column {name!r}; it has {known}.")
+    remove_overlay(_writer(store.path, store.segments), name)
     return store.refresh()
 
 
-def _new_layer(store: Store, name: str, level: Level, place: str, replace: bool) -> Layer:
-    """Describe a layer whose name is free.
+def _new_overlay(store: Snapshot, name: str, kind: OverlayKind, group: str, replace: bool) -> Overlay:
+    """Describe an overlay whose name is free.
 
     Raises
     ------
@@ -113,16 +113,16 @@ def _new_layer(store: Store, name: str, level: Level, place: str, replace: bool)
         The store has something of that name, or no expression could say it.
     """
     column_component(name)
-    if level != "statistic" and not name.isidentifier():
+    if kind != "statistic" and not name.isidentifier():
         raise ConfigError(f"name {name!r}; expected a letter, then letters, digits and _, for expressions to name it.")
-    if name in {"token": TOKEN_FIELDS, "example": EXAMPLE_FIELDS}.get(level, {}):
-        raise ConfigError(f"name {name!r} is that of a field which every {level} has; expected another.")
-    there = {layer.name: layer for layer in store.layers}
+    if name in {"token": TOKEN_FIELDS, "example": EXAMPLE_FIELDS}.get(kind, {}):
+        raise ConfigError(f"name {name!r} is that of a field which every {kind} has; expected another.")
+    there = {overlay.name: overlay for overlay in store.overlays}
     if name in there and not replace:
-        raise ConfigError(f"{store.location} has a layer {name!r}; expected a new name. Replace it: replace=True.")
+        raise ConfigError(f"{store.location} has a column {name!r}; expected a new name. Replace it: replace=True.")
     if name not in there and any(name in own for own in map(_names, store.segments)):
         raise ConfigError(f"{store.location} has {name!r} from its corpus or capture; expected a new name.")
-    return Layer(name=name, level=level, place=place, created=now())
+    return Overlay(name=name, kind=kind, group=group, created=now())
 
 
 def _names(segment: CommittedSegment) -> set[str]:
@@ -133,7 +133,7 @@ def _names(segment: CommittedSegment) -> set[str]:
     return names
 
 
-def _by_segment(store: Store, values: Mapping[Any, Any]) -> dict[int, dict[int, Any]]:
+def _by_segment(store: Snapshot, values: Mapping[Any, Any]) -> dict[int, dict[int, Any]]:
     """Values by row, by segment; only segments that have any."""
     rows: dict[int, dict[int, Any]] = {}
     for which, value in values.items():
@@ -143,25 +143,27 @@ def _by_segment(store: Store, values: Mapping[Any, Any]) -> dict[int, dict[int, 
     return dict(sorted(rows.items()))
 
 
-def _common_kind(name: str, rows: Mapping[int, Mapping[int, Any]], level: Level) -> Literal["text", "int", "float"]:
+def _common_type(
+    name: str, rows: Mapping[int, Mapping[int, Any]], kind: OverlayKind
+) -> Literal["text", "int", "float"]:
     """What all values are; whole numbers with a negative one among them are kept as float, -1 means missing."""
-    kinds: set[str] = set()
+    types: set[str] = set()
     for found in rows.values():
         for value in found.values():
-            for item in (value,) if level == "example" else _items(name, value):
+            for item in (value,) if kind == "example" else _items(name, value):
                 if isinstance(item, str):
-                    kinds.add("text")
+                    types.add("text")
                 elif isinstance(item, bool | int | np.integer | np.bool_):
-                    kinds.add("int" if item >= 0 else "float")
+                    types.add("int" if item >= 0 else "float")
                 elif isinstance(item, float | np.floating):
-                    kinds.add("float")
+                    types.add("float")
                 elif item is not None:
                     raise ConfigError(f"{name!r} has the value {item!r:.80}; expected text, a number or None.")
-    if "text" in kinds:
-        if len(kinds) > 1:
+    if "text" in types:
+        if len(types) > 1:
             raise ConfigError(f"{name!r} has text and numbers; expected one of them. Make the numbers text.")
         return "text"
-    return "float" if "float" in kinds else "int"
+    return "float" if "float" in types else "int"
 
 
 def _items(name: str, value: Any) -> Sequence[Value]:
@@ -171,33 +173,33 @@ def _items(name: str, value: Any) -> Sequence[Value]:
 
 
 def _column(
-    segment: CommittedSegment, layer: Layer, found: Mapping[int, Any], kind: Literal["text", "int", "float"]
+    segment: CommittedSegment, overlay: Overlay, found: Mapping[int, Any], value_type: Literal["text", "int", "float"]
 ) -> Column:
     """The column of a segment; rows of examples without a value are missing."""
     values: list[Any] = []
-    if layer.level == "example":
+    if overlay.kind == "example":
         values = [found.get(row) for row in range(segment.n_examples)]
     else:
-        table = segment.without_layers().tokens(layer.place)  # the layer that is replaced may be damaged
-        lengths = (np.diff(table.word_offset) if layer.level == "word" else table.n_tokens).tolist()
+        table = segment.without_overlays().tokens(overlay.group)  # the overlay that is replaced may be damaged
+        lengths = (np.diff(table.word_offset) if overlay.kind == "word" else table.n_tokens).tolist()
         for row, length in enumerate(lengths):
-            own = _items(layer.name, found[row]) if row in found else [None] * length
+            own = _items(overlay.name, found[row]) if row in found else [None] * length
             if len(own) != length:
                 raise ShapeError(
-                    f"example {segment.ids()[row]!r} has {len(own)} values of {layer.name!r}; expected {length}, one a "
-                    f"{layer.level}."
+                    f"example {segment.ids()[row]!r} has {len(own)} values of {overlay.name!r}; expected {length}, one a "
+                    f"{overlay.kind}."
                 )
             values += own
-    if kind == "text":
+    if value_type == "text":
         return Column.of_text(values)
-    missing = np.nan if kind == "float" else -1
-    dtype = np.float64 if kind == "float" else np.int64
+    missing = np.nan if value_type == "float" else -1
+    dtype = np.float64 if value_type == "float" else np.int64
     return Column(np.array([missing if value is None else value for value in values], dtype=dtype))
 
 
-def _commit(store: Store, layer: Layer, contents: Iterable[tuple[int, Any]]) -> Store:
+def _commit(store: Snapshot, overlay: Overlay, contents: Iterable[tuple[int, Any]]) -> Snapshot:
     writer = _writer(store.path, store.segments)
-    commit_layers(writer, [layer], contents)
+    commit_overlays(writer, [overlay], contents)
     return store.refresh()
 
 

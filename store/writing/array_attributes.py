@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..codecs.attention_layout import band_array
 from ..codecs.companding import VECTOR_BOUNDS
-from ..schema.traces import TraceSpec, band_array
+from ..schema.traces import TraceSpec
 
 _SPARSE = {
     "attention_key": "key position of each kept weight, ascending within a row; rows follow each other",

@@ -1,6 +1,6 @@
 """From a draft to a folder of the store: described, flushed and renamed; what is in its place already counts, if it is whole.
 
-Segments and the layers beside them are placed in one way. Nothing lists what was placed yet.
+Segments and the overlays beside them are placed in one way. Nothing lists what was placed yet.
 """
 
 from __future__ import annotations

@@ -13,10 +13,11 @@ from typing import Any
 
 from ..containers.container import ContainerName
 from ..errors import ConfigError
+from ..files.locations import local_folder
 from ..files.manifest import read_manifest
-from ..files.object_source import local_folder
-from ..store import open_store
-from .overlay_writer import commit_layers, read_layers
+from ..reading.snapshot import open_snapshot
+from .overlay_commit import commit_overlays
+from .overlay_writer import read_overlays
 from .recode import recoded_spec, recoded_traces
 from .store_writer import StoreWriter
 
@@ -74,7 +75,7 @@ def convert_store(
     CorruptSegmentError
         A segment cannot be read.
     """
-    source, place = open_store(path), local_folder(out)
+    source, place = open_snapshot(path), local_folder(out)
     if source.source.folder is not None and place.absolute().resolve() == source.path.resolve():
         raise ConfigError(f"{out} is the store itself; expected another folder for the copy.")
     manifest = source.manifest
@@ -113,11 +114,11 @@ def convert_store(
             writer.copy(segment, skipped, recoded_traces(segment, spec) if is_recoded else None)
             done += 1
             on_segment(len(there) + done, len(source.segments))
-    if source.layers:
-        contents = [(segment.index, read_layers(segment, source.layers)) for segment in source.segments]
-        commit_layers(writer, source.layers, contents)
+    if source.overlays:
+        contents = [(segment.index, read_overlays(segment, source.overlays)) for segment in source.segments]
+        commit_overlays(writer, source.overlays, contents)
     writer.take_out(skipped=manifest.skipped, dropped=manifest.dropped)  # where no segment is left to carry it
-    result = open_store(place)
+    result = open_snapshot(place)
     return Conversion(
         path=source.location,
         out=result.location,

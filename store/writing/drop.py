@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from ..codecs.array_layout import SegmentArray
 from ..codecs.sparse_rows import entries_of_rows
-from ..containers.container import SegmentArray, long_axis
+from ..containers.container import long_axis
 from ..errors import ConfigError, NotFoundError
+from ..files.locations import local_folder
 from ..files.manifest import Dropped, Skipped
-from ..files.object_source import local_folder
-from ..files.overlays import Layer, column_layer, statistic_layer
+from ..files.overlays import Overlay, column_overlay, statistic_overlay
 from ..reading.committed_segment import CommittedSegment
+from ..reading.snapshot import Snapshot, open_snapshot
 from ..schema.text_tables import SegmentTables
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import SequenceName, entries_of, segment_layout, zero_distance
-from ..store import Store, open_store
 from .store_writer import Replacement, StoreWriter
 
 
@@ -58,7 +59,7 @@ def drop_from_store(
     NotFoundError
         There is no such example or segment.
     """
-    store = open_store(local_folder(path))
+    store = open_snapshot(local_folder(path))
     by_index = {segment.index: segment for segment in store.segments}
     for index in segments:
         if index not in by_index:
@@ -87,32 +88,34 @@ def drop_from_store(
     )
 
 
-def _emptied(store: Store, wanted: dict[int, set[int]]) -> Iterator[Replacement]:
+def _emptied(store: Snapshot, wanted: dict[int, set[int]]) -> Iterator[Replacement]:
     for segment in store.segments:
         if segment.index in wanted:
             tables, arrays = without_examples(segment, wanted[segment.index])
             keep = [row not in wanted[segment.index] for row in range(segment.n_examples)]
-            tables, layers = _layers_apart(tables, segment, store.layers, keep)
-            yield Replacement(segment.entry, tables, arrays, layers)
+            tables, overlays = _split_overlays(tables, segment, store.overlays, keep)
+            yield Replacement(segment.entry, tables, arrays, overlays)
 
 
-def _layers_apart(
-    tables: SegmentTables, segment: CommittedSegment, layers: Sequence[Layer], keep: Sequence[bool]
+def _split_overlays(
+    tables: SegmentTables, segment: CommittedSegment, overlays: Sequence[Overlay], keep: Sequence[bool]
 ) -> tuple[SegmentTables, dict[str, dict[str, SegmentArray]]]:
-    """The tables as the segment itself has them, and the layers beside it, of examples that are kept."""
+    """The tables as the segment itself has them, and the overlays beside it, of examples that are kept."""
     beside: dict[str, dict[str, SegmentArray]] = {}
-    for layer in layers:
-        if layer.name not in segment.layers:
+    for overlay in overlays:
+        if overlay.name not in segment.overlays:
             continue
-        if layer.level == "statistic":
-            values = segment.layer_statistic(layer.name, layer.place)
-            beside[layer.name] = statistic_layer(layer, np.where(keep, values, np.float32(np.nan)).astype(np.float32))
+        if overlay.kind == "statistic":
+            values = segment.overlay_statistic(overlay.name, overlay.group)
+            beside[overlay.name] = statistic_overlay(
+                overlay, np.where(keep, values, np.float32(np.nan)).astype(np.float32)
+            )
         else:
             columns = tables.columns
-            if layer.level != "example":
-                table = next(table for name, table in tables.tokens.items() if name == layer.place)
-                columns = table.word_columns if layer.level == "word" else table.columns
-            beside[layer.name] = column_layer(layer, columns.pop(layer.name))
+            if overlay.kind != "example":
+                table = next(table for name, table in tables.tokens.items() if name == overlay.group)
+                columns = table.word_columns if overlay.kind == "word" else table.columns
+            beside[overlay.name] = column_overlay(overlay, columns.pop(overlay.name))
     return tables, beside
 
 

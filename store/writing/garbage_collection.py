@@ -19,9 +19,9 @@ from typing import Any
 from ..errors import ConfigError, HeadAtlasError, located
 from ..files.hashed_files import check_folder, fsync_folder
 from ..files.leases import at_work, dead_folders, remove_unleased
+from ..files.locations import local_folder
 from ..files.manifest import Manifest, manifest_numbers, read_manifest
 from ..files.manifest_names import Latest, write_latest
-from ..files.object_source import local_folder
 
 COLLECT_STEPS = ("manifest-removed", "manifests-removed", "segment-moved", "segment-removed")
 """The points of a collection that `on_step` is told about."""
@@ -111,10 +111,10 @@ def _collect(
         for number, manifest in read.items()
         if number not in removed
         for entry in manifest.segments
-        for row in (entry, *entry.layers)
+        for row in (entry, *entry.overlays)
     }
     segments, n_bytes = [], 0
-    kinds = ("segments", "layers") if os.path.lexists(place / "layers") else ("segments",)
+    kinds = ("segments", "overlays") if os.path.lexists(place / "overlays") else ("segments",)
     for kind in kinds:
         check_folder(place / kind, kind)
     for path in [f"{kind}/{name}" for kind in kinds for name in sorted(os.listdir(place / kind))]:

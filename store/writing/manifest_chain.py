@@ -23,8 +23,8 @@ from ..errors import ConfigError, HeadAtlasError
 from ..files.leases import lease_manifest
 from ..files.manifest import (
     KEPT_MANIFESTS,
-    LayerEntry,
     Manifest,
+    OverlayEntry,
     manifest_name,
     manifest_numbers,
     publish,
@@ -110,7 +110,7 @@ def thin_manifests(store: Path, newest: Manifest) -> list[int]:
     Left are the newest `KEPT_MANIFESTS`, those that somebody holds and the one after each of these, and those that
     cannot be read.
     """
-    listed = {(entry.path, entry.sha256): entry.layers for entry in newest.segments}
+    listed = {(entry.path, entry.sha256): entry.overlays for entry in newest.segments}
     removed: list[int] = []
     held: int | None = None
     for number in manifest_numbers(store)[:-KEPT_MANIFESTS]:
@@ -132,13 +132,13 @@ def thin_manifests(store: Path, newest: Manifest) -> list[int]:
     return removed
 
 
-def _is_covered(store: Path, number: int, listed: Mapping[tuple[str, str], Sequence[LayerEntry]]) -> bool:
+def _is_covered(store: Path, number: int, listed: Mapping[tuple[str, str], Sequence[OverlayEntry]]) -> bool:
     try:
         segments = read_manifest(store, number)[0].segments
     except HeadAtlasError:
         return False
     for entry in segments:
-        layers = listed.get((entry.path, entry.sha256))
-        if layers is None or any(layer not in layers for layer in entry.layers):
+        overlays = listed.get((entry.path, entry.sha256))
+        if overlays is None or any(overlay not in overlays for overlay in entry.overlays):
             return False
     return True

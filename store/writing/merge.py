@@ -15,12 +15,13 @@ from itertools import accumulate
 from typing import Any
 
 from ..errors import ConfigError
+from ..files.locations import local_folder
 from ..files.manifest import Dropped, Skipped, read_manifest
-from ..files.object_source import local_folder
 from ..reading.committed_segment import CommittedSegment
-from ..store import Store, open_store
+from ..reading.snapshot import Snapshot, open_snapshot
 from .job_identity import check_same
-from .overlay_writer import commit_layers, read_layers, united
+from .overlay_commit import commit_overlays
+from .overlay_writer import read_overlays, united
 from .store_writer import StoreWriter
 
 _MODEL = ("model", "tokenizer", "dtype")
@@ -58,7 +59,7 @@ def merge_stores(
         Models or specifications differ; corpora differ and `append` was not given; a segment or an id is in two of
         the stores. The difference is named.
     """
-    stores = [open_store(path) for path in paths]
+    stores = [open_snapshot(path) for path in paths]
     places = {store.location if store.source.folder is None else str(store.path.resolve()) for store in stores}
     if len(places | {str(local_folder(out).absolute().resolve())}) != len(stores) + 1:
         raise ConfigError(f"{len(stores)} stores into {out}: one is named twice; expected different folders.")
@@ -92,19 +93,19 @@ def merge_stores(
         if index not in there:
             writer.adopt(segment, index, first_example, skipped)
     on_segment(len(segments), len(segments))
-    layers = united([(store.location, store.layers) for store in stores])
-    if layers:
-        found = [(index, read_layers(segment, layers.values())) for segment, index, _, _ in segments]
-        commit_layers(writer, layers.values(), found)
+    overlays = united([(store.location, store.overlays) for store in stores])
+    if overlays:
+        found = [(index, read_overlays(segment, overlays.values())) for segment, index, _, _ in segments]
+        commit_overlays(writer, overlays.values(), found)
     writer.take_out(skipped=noted, dropped=gone)
-    result = open_store(out)
+    result = open_snapshot(out)
     return Merge(str(result.path), len(stores), len(result.segments), result.n_examples, append)
 
 
 _Placed = tuple[CommittedSegment, int, int, list[Skipped]]
 
 
-def _check(first: Store, store: Store, append: bool) -> None:
+def _check(first: Snapshot, store: Snapshot, append: bool) -> None:
     one, other = first.manifest, store.manifest
     names = _MODEL if append else (*_MODEL, *_JOB)
     pairs = [(name, one.provenance.get(name), other.provenance.get(name)) for name in names]
@@ -117,9 +118,9 @@ def _check(first: Store, store: Store, append: bool) -> None:
         check_same(name, there, asked, f"{first.location} has", store.location, advice)
 
 
-def _united(stores: Sequence[Store]) -> list[_Placed]:
+def _united(stores: Sequence[Snapshot]) -> list[_Placed]:
     """The segments of parts of one job, under their own numbers."""
-    found: dict[int, tuple[Store, CommittedSegment]] = {}
+    found: dict[int, tuple[Snapshot, CommittedSegment]] = {}
     for store in stores:
         for segment in store.segments:
             before = found.get(segment.index)
@@ -136,9 +137,9 @@ def _united(stores: Sequence[Store]) -> list[_Placed]:
     ]
 
 
-def _appended(stores: Sequence[Store]) -> list[_Placed]:
+def _appended(stores: Sequence[Snapshot]) -> list[_Placed]:
     """The segments of all stores, one store after the other."""
-    owner: dict[str, Store] = {}
+    owner: dict[str, Snapshot] = {}
     for store in stores:
         own = set(store.example_ids())
         twice = sorted(name for name in own if name in owner)
@@ -156,7 +157,7 @@ def _appended(stores: Sequence[Store]) -> list[_Placed]:
     ]
 
 
-def _shifts(stores: Sequence[Store], append: bool) -> list[tuple[Store, int, int]]:
+def _shifts(stores: Sequence[Snapshot], append: bool) -> list[tuple[Snapshot, int, int]]:
     """Each store, and what is added to the numbers of its segments and of its examples."""
     if not append:
         return [(store, 0, 0) for store in stores]
@@ -166,7 +167,7 @@ def _shifts(stores: Sequence[Store], append: bool) -> list[tuple[Store, int, int
 
 
 def _without_segment(
-    stores: Sequence[Store], append: bool, segments: Sequence[_Placed]
+    stores: Sequence[Snapshot], append: bool, segments: Sequence[_Placed]
 ) -> tuple[list[Dropped], list[Skipped]]:
     """Which segments stay taken out, and what is noted of examples that no segment carries, under new numbers."""
     there = {index for _, index, _, _ in segments}
@@ -187,7 +188,7 @@ def _without_segment(
     return [gone[index] for index in sorted(gone)], [noted[number] for number in sorted(noted)]
 
 
-def _skipped_in(store: Store, segment: CommittedSegment, shift: int) -> list[Skipped]:
+def _skipped_in(store: Snapshot, segment: CommittedSegment, shift: int) -> list[Skipped]:
     """What is noted of examples of a segment, under their new numbers."""
     inside = range(segment.first_example, segment.first_example + segment.n_examples)
     return [

@@ -1,4 +1,4 @@
-"""Writing annotation layers beside segments: in private, placed under their hash, listed by one new manifest."""
+"""Overlays beside segments: read to be written again, and written to the folder that their hash names."""
 
 from __future__ import annotations
 
@@ -7,43 +7,57 @@ import uuid
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from ..containers.container import SegmentArray, SegmentListing
+from ..codecs.array_layout import SegmentArray
+from ..containers.container import SegmentListing
 from ..errors import ConfigError
 from ..files.hashed_files import check_hashes, fsync_folder
-from ..files.leases import private_folder
-from ..files.manifest import Manifest, SegmentEntry
-from ..files.overlays import Layer, LayerEntry, layer_folder, statistic_layer
+from ..files.manifest import SegmentEntry
+from ..files.overlays import Overlay, OverlayEntry, overlay_folder, statistic_overlay
 from ..reading.committed_segment import CommittedSegment
 from .commit import place, seal
 
-if TYPE_CHECKING:
-    from .store_writer import StoreWriter
-
-LayerContents = Mapping[str, Mapping[str, SegmentArray]]
-"""The arrays of the layers of a segment: by layer, by path."""
+OverlayContents = Mapping[str, Mapping[str, SegmentArray]]
+"""The arrays of the overlays of a segment: by overlay, by path."""
 
 
-def read_layers(segment: CommittedSegment, layers: Iterable[Layer]) -> dict[str, dict[str, SegmentArray]]:
-    """What a segment has of some layers, to be written beside another one."""
+class SegmentDrafter(Protocol):
+    """The part of a `StoreWriter` that overlays are written with."""
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+
+    def draft(  # noqa: D102
+        self,
+        private: Path,
+        index: int,
+        first_example: int,
+        n_examples: int,
+        n_tokens: dict[str, int],
+        contents: Mapping[str, SegmentArray],
+    ) -> SegmentListing: ...
+
+
+def read_overlays(segment: CommittedSegment, overlays: Iterable[Overlay]) -> dict[str, dict[str, SegmentArray]]:
+    """What a segment has of some overlays, to be written beside another one."""
     contents: dict[str, dict[str, SegmentArray]] = {}
-    for info in layers:
-        layer = segment.layers.get(info.name)
-        if layer is not None:
-            arrays = {path: layer.read(path) for path in layer.layouts}
+    for info in overlays:
+        overlay = segment.overlays.get(info.name)
+        if overlay is not None:
+            arrays = {path: overlay.read(path) for path in overlay.layouts}
             contents[info.name] = (
-                statistic_layer(info, arrays[info.path])
-                if info.level == "statistic"
-                else {path: SegmentArray(layer.layouts[path], data) for path, data in arrays.items()}
+                statistic_overlay(info, arrays[info.path])
+                if info.kind == "statistic"
+                else {path: SegmentArray(overlay.layouts[path], data) for path, data in arrays.items()}
             )
     return contents
 
 
-def write_layers(
-    writer: StoreWriter, private: Path, entry: SegmentEntry, contents: LayerContents
-) -> tuple[LayerEntry, ...]:
-    """Put the layers of a segment in their places, flushed; nothing lists them yet."""
+def write_overlays(
+    writer: SegmentDrafter, private: Path, entry: SegmentEntry, contents: OverlayContents
+) -> tuple[OverlayEntry, ...]:
+    """Put the overlays of a segment in their places, flushed; nothing lists them yet."""
     made = []
     for name, arrays in contents.items():
         own = private / uuid.uuid4().hex
@@ -51,15 +65,15 @@ def write_layers(
         listing = writer.draft(own, entry.index, entry.first_example, entry.n_examples, entry.n_tokens, arrays)
         document = seal(own / "segment", listing)
         sha256 = hashlib.sha256(document).hexdigest()
-        target = writer.path / layer_folder(entry.index, sha256)
+        target = writer.path / overlay_folder(entry.index, sha256)
         if not target.parent.is_dir():
             target.parent.mkdir(exist_ok=True)
             fsync_folder(writer.path)
         place(own / "segment", target, own, partial(_is_whole, target, document, listing))
         made.append(
-            LayerEntry(
+            OverlayEntry(
                 name=name,
-                path=layer_folder(entry.index, sha256),
+                path=overlay_folder(entry.index, sha256),
                 bytes=len(document),
                 sha256=sha256,
                 data_bytes=sum(item.bytes for item in listing.objects),
@@ -69,77 +83,29 @@ def write_layers(
 
 
 def _is_whole(target: Path, document: bytes, listing: SegmentListing) -> bool | None:
-    """Whether the layer that is in its place already is the same, byte for byte."""
+    """Whether the overlay that is in its place already is the same, byte for byte."""
     if (target / "segment.json").read_bytes() != document:
         return None
     check_hashes(target, listing.objects)
     return True
 
 
-def commit_layers(
-    writer: StoreWriter, layers: Iterable[Layer], contents: Iterable[tuple[int, LayerContents]]
-) -> Manifest:
-    """Write layers for segments of a store, by index, and list them in one new manifest.
-
-    A layer of the same name is replaced. Nothing is committed if everything is there already.
+def united(stores: Iterable[tuple[str, Iterable[Overlay]]]) -> dict[str, Overlay]:
+    """The overlays of several stores (their names first, for messages).
 
     Raises
     ------
     ConfigError
-        Another writer changed one of the segments meanwhile.
+        Two overlays of one name are not of the same kind.
     """
-    infos = {layer.name: layer for layer in layers}
-    with private_folder(writer.path) as private:
-        known = {entry.index: entry for entry in writer.manifest.segments}
-        made = {index: (known[index], write_layers(writer, private, known[index], part)) for index, part in contents}
-
-        def change(manifest: Manifest) -> dict[str, object] | None:
-            segments = {entry.index: entry for entry in manifest.segments}
-            for index, (before, added) in made.items():
-                if segments.get(index) is None or segments[index].sha256 != before.sha256:
-                    raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
-                new = {row.name: row for row in (*segments[index].layers, *added)}
-                segments[index] = segments[index].model_copy(update={"layers": tuple(new.values())})
-            for index, entry in segments.items():  # a segment that the new layer says nothing of
-                kept = tuple(row for row in entry.layers if row.name not in infos or index in made)
-                segments[index] = entry.model_copy(update={"layers": kept})
-            named = tuple({**{row.name: row for row in manifest.layers}, **infos}.values())
-            fields = {"segments": tuple(segments.values()), "layers": named}
-            return None if (manifest.segments, manifest.layers) == tuple(fields.values()) else fields
-
-        return writer.change(private, change)
-
-
-def remove_layer(writer: StoreWriter, name: str) -> Manifest:
-    """List a layer no more; older snapshots still have it until a collection."""
-
-    def change(manifest: Manifest) -> dict[str, object]:
-        segments = tuple(
-            entry.model_copy(update={"layers": tuple(row for row in entry.layers if row.name != name)})
-            for entry in manifest.segments
-        )
-        return {"segments": segments, "layers": tuple(row for row in manifest.layers if row.name != name)}
-
-    with private_folder(writer.path) as private:
-        return writer.change(private, change)
-
-
-def united(stores: Iterable[tuple[str, Iterable[Layer]]]) -> dict[str, Layer]:
-    """The layers of several stores (their names first, for messages).
-
-    Raises
-    ------
-    ConfigError
-        Two layers of one name are not of the same kind.
-    """
-    found: dict[str, tuple[str, Layer]] = {}
-    for where, layers in stores:
-        for layer in layers:
-            other_where, other = found.setdefault(layer.name, (where, layer))
-            if (other.level, other.place, other.unit) != (layer.level, layer.place, layer.unit):
+    found: dict[str, tuple[str, Overlay]] = {}
+    for where, overlays in stores:
+        for overlay in overlays:
+            other_where, other = found.setdefault(overlay.name, (where, overlay))
+            if (other.kind, other.group, other.unit) != (overlay.kind, overlay.group, overlay.unit):
                 raise ConfigError(
-                    f"layer {layer.name!r} is of {other.level} {other.place} in {other_where} and of {layer.level} "
-                    f"{layer.place} in {where}; expected the same. Remove one: headatlas annotate STORE --name "
-                    f"{layer.name} --remove"
+                    f"overlay {overlay.name!r} is of {other.kind} {other.group} in {other_where} and of {overlay.kind} "
+                    f"{overlay.group} in {where}; expected the same. Remove one: headatlas annotate STORE --name "
+                    f"{overlay.name} --remove"
                 )
-    return {name: layer for name, (_, layer) in found.items()}
+    return {name: overlay for name, (_, overlay) in found.items()}

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from ..codecs.array_layout import ArrayLayout
 from ..codecs.attention_arrays import attention_arrays
-from ..codecs.companding import channel_scale, decode_attention, encode_vectors
+from ..codecs.companding import VECTOR_DTYPE, channel_scale, decode_attention, encode_vectors
 from ..errors import ConfigError
 from ..reading.committed_segment import CommittedSegment
 from ..reading.pair_attention import read_pairs
 from ..reading.stored_vectors import decode_block
-from ..schema.traces import VECTOR_DTYPE, ArrayLayout, Earlier, Keep, Site, TraceSpec, segment_layout
+from ..schema.traces import Earlier, Keep, Site, TraceSpec, segment_layout
 
 _CODED = ("attention", "query_key")
 
@@ -93,7 +94,7 @@ def recoded_traces(segment: CommittedSegment, spec: TraceSpec) -> dict[str, np.n
         elif name in ("query", "key") and spec.keep.query_key != before.query_key:
             arrays |= _recoded_vectors(segment, spec, spec.site(site), name)
         else:
-            arrays[path] = segment.read(path).astype(layouts[path].dtype, copy=False)  # edge keys may be early ones
+            arrays[path] = segment.read(path)
     return arrays
 
 

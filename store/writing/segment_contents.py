@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..containers.container import SegmentArray
+from ..codecs.array_layout import SegmentArray
 from ..errors import ShapeError
 from ..schema.text_tables import SegmentTables, table_arrays
 from ..schema.traces import TraceSpec, entries_of, segment_layout

@@ -21,12 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from ..containers.container import ArrayEntry, SegmentArray, SegmentListing, container_of
+from ..codecs.array_layout import SegmentArray
+from ..containers.container import ArrayEntry, SegmentListing
+from ..containers.formats import container_of
 from ..errors import ConfigError, located
 from ..files.hashed_files import check_hashes
 from ..files.leases import create_folders, dead_folders, private_folder
+from ..files.locations import local_folder
 from ..files.manifest import Dropped, Manifest, SegmentEntry, Skipped, manifest_numbers, now, publish, segment_path
-from ..files.object_source import LocalSource, copy_objects, local_folder
+from ..files.object_source import LocalSource, copy_objects
 from ..reading.committed_segment import CommittedSegment
 from ..schema.text_tables import SegmentTables
 from ..schema.traces import FORMAT_NAME, FORMAT_VERSION, TraceSpec
@@ -34,7 +37,7 @@ from .array_attributes import array_attributes
 from .commit import place, seal
 from .job_identity import check_identity
 from .manifest_chain import Newest
-from .overlay_writer import LayerContents, write_layers
+from .overlay_writer import OverlayContents, write_overlays
 from .segment_contents import segment_contents, trace_contents
 
 STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
@@ -43,12 +46,12 @@ STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "ma
 
 @dataclass(frozen=True)
 class Replacement:
-    """What takes the place of a segment, committed (`before` is its entry) or dropped; `layers` None keeps those it has."""
+    """What takes the place of a segment, committed (`before` is its entry) or dropped; `overlays` None keeps those it has."""
 
     before: SegmentEntry | Dropped
     tables: SegmentTables
     arrays: Mapping[str, np.ndarray]
-    layers: LayerContents | None = None
+    overlays: OverlayContents | None = None
 
 
 class StoreWriter:
@@ -212,7 +215,7 @@ class StoreWriter:
         n_tokens: dict[str, int],
         contents: Mapping[str, SegmentArray],
     ) -> SegmentListing:
-        """Write the files of a segment, or of a layer, into ``segment`` of a private folder, and describe them."""
+        """Write the files of a segment, or of an overlay, into ``segment`` of a private folder, and describe them."""
         draft = private / "segment"
         draft.mkdir()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
@@ -285,11 +288,11 @@ class StoreWriter:
                 contents = segment_contents(self.manifest.spec, part.tables, part.arrays)
                 listing = self.draft(own, before.index, before.first_example, before.n_examples, n_tokens, contents)
                 after = self._finish(own, listing, instead=True)
-                if part.layers is not None:
-                    layers = write_layers(self, private, after, part.layers)
+                if part.overlays is not None:
+                    overlays = write_overlays(self, private, after, part.overlays)
                 else:
-                    layers = before.layers if isinstance(before, SegmentEntry) else ()
-                placed[before.index] = (before, after.model_copy(update={"layers": layers}))
+                    overlays = before.overlays if isinstance(before, SegmentEntry) else ()
+                placed[before.index] = (before, after.model_copy(update={"overlays": overlays}))
             return self.change(private, lambda newest: self._replaced(newest, placed, skipped, dropped))
 
     def take_out(self, *, skipped: Iterable[Skipped], dropped: Iterable[Dropped]) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, RemoteError
 from ..files.hashed_files import StoredObject
+from ..files.locations import open_source
 from ..files.manifest import Manifest, SegmentEntry, read_manifest
 from ..files.manifest_names import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
-from ..files.object_source import ObjectSource, object_parts, open_source
+from ..files.object_source import ObjectSource, object_parts
 from ..reading.committed_segment import CommittedSegment
-from ..reading.segment_overlay import SegmentLayer
+from ..reading.segment_overlay import SegmentOverlay
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Finding:
     segment: int | None = None
     first_example: int | None = None
     last_example: int | None = None
-    layer: str | None = None
-    """The layer that the object is of; None: the segment's own."""
+    overlay: str | None = None
+    """Name of the overlay that the object belongs to; None: the segment itself."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,15 @@ def verify_store(
                 return _check_object(segment, item, full, on_bytes)
 
             found = [finding for finding in pool.map(check, objects) if finding]
-            for layer in segment.layers.values():
-                remedy = next((row.remedy for row in manifest.layers if row.name == layer.entry.name), "")
+            for overlay in segment.overlays.values():
+                remedy = next((row.remedy for row in manifest.overlays if row.name == overlay.entry.name), "")
                 beside = [
-                    replace(finding, problem=f"{finding.problem} {remedy}".rstrip(), layer=layer.entry.name)
-                    for finding in _check_layer(segment, layer, full)
+                    replace(finding, problem=f"{finding.problem} {remedy}".rstrip(), overlay=overlay.entry.name)
+                    for finding in _check_overlay(segment, overlay, full)
                 ]
                 found += beside
-                n_objects += 0 if beside else len(layer.read_listing().objects) + 1
-                n_bytes += layer.entry.bytes + layer.entry.data_bytes
+                n_objects += 0 if beside else len(overlay.read_listing().objects) + 1
+                n_bytes += overlay.entry.bytes + overlay.entry.data_bytes
             findings += found
             if not found:
                 findings += _check_shapes(segment)
@@ -181,11 +182,11 @@ def _check_object(
     return _finding(segment.entry, f"{segment.entry.path}/{item.path}", problem, examples)
 
 
-def _check_layer(segment: CommittedSegment, layer: SegmentLayer, full: bool) -> list[Finding]:
-    """What is wrong with a layer of a segment; all its examples are touched."""
-    path, touched = layer.entry.path, _all_of(segment.entry)
+def _check_overlay(segment: CommittedSegment, overlay: SegmentOverlay, full: bool) -> list[Finding]:
+    """Return the findings of one overlay of a segment; each touches all of its examples."""
+    path, touched = overlay.entry.path, _all_of(segment.entry)
     try:
-        objects = layer.read_listing().objects
+        objects = overlay.read_listing().objects
     except RemoteError:
         raise
     except HeadAtlasError as error:

@@ -97,7 +97,7 @@ def main(folder: str) -> None:
 
     store = open_store(folder)
     for level in ("attention", "edges"):
-        search(store, "previous_token", level=level)
+        search(store, "previous_token", basis=level)
     limit = status("VmSize") + SPARE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for index, expression in enumerate(EXPRESSIONS):
@@ -105,7 +105,7 @@ def main(folder: str) -> None:
             file.write("5")  # the peak begins anew
         before, began = status("VmRSS"), time.process_time()
         try:
-            result = search(store, expression, level="edges" if index % 2 else "attention")
+            result = search(store, expression, basis="edges" if index % 2 else "attention")
             told = f"answer: {result.rows} rows {len(result.notes)}"
         except HeadAtlasError as error:
             told = f"{type(error).__name__}: {error}"

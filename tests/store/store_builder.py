@@ -14,10 +14,11 @@ import pytest
 
 from headatlas.store.codecs import companding
 from headatlas.store.codecs.attention_arrays import attention_arrays
+from headatlas.store.codecs.attention_layout import pair_offset
 from headatlas.store.files.manifest import manifest_name
 from headatlas.store.schema.text_tables import SegmentTables
 from headatlas.store.schema.token_table import Column, TokenTable
-from headatlas.store.schema.traces import Keep, Site, TraceSpec, pair_offset, segment_layout
+from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
 from headatlas.store.writing.store_writer import StoreWriter
 
 PROVENANCE: dict[str, Any] = {

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.store.codecs.attention_arrays import attention_arrays
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.text_tables import SegmentTables
 from headatlas.store.schema.token_table import Column, TokenFlag, TokenTable
 from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
-from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
+from headatlas.store.statistics.definitions import head_statistics
 from headatlas.store.store import Store, open_store
 from headatlas.store.writing.store_writer import StoreWriter
 

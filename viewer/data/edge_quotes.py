@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from headatlas.store.reading.example import Example
 from headatlas.store.schema.traces import Site
-from headatlas.store.store import Example
 
 from ..theme.token_labels import running_text
 from .search_answers import Edge

@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import NotFoundError
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
+from headatlas.store.reading.example import Example
 from headatlas.store.reading.stored_vectors import read_parts
 from headatlas.store.schema.traces import Site
-from headatlas.store.store import Example, Store
+from headatlas.store.store import Store
 
 from ..frames.geometry import keys_seen
 from ..frames.view_frames import Frame, Head, table_frame, to_codes

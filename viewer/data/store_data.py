@@ -19,10 +19,12 @@ from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
 from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, SearchResult, search
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
+from headatlas.store.reading.example import Example
+from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Site
-from headatlas.store.statistics.definitions import FURTHER, STATISTICS, aggregate
+from headatlas.store.statistics.definitions import FURTHER, aggregate
 from headatlas.store.statistics.measurement import statistic_rows
-from headatlas.store.store import Example, Store
+from headatlas.store.store import Store
 
 from ..state.reader_state import Bounds
 from ..theme.token_labels import visible

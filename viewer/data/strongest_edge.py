@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool
 
+from headatlas.store.reading.example import Example
 from headatlas.store.schema.traces import Site
-from headatlas.store.store import Example
 
 from .search_answers import Edge
 

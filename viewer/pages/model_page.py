@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import panel as pn
 
-from headatlas.store.statistics.definitions import STATISTICS
+from headatlas.store.schema.capture_statistics import STATISTICS
 
 from ..components.headdetail import HeadDetail
 from ..components.modelview import ModelView

@@ -254,9 +254,9 @@ def _sides(data: DataSource, site: str) -> tuple[Any, Any, Any]:
 
 def source(data: DataSource, answer: SearchResult) -> str:
     """Where an answer comes from, with its error."""
-    if answer.level == "edges":
+    if answer.basis == "edges":
         return "edges (mass is a lower bound)"
-    if answer.level == "rebuilt":
+    if answer.basis == "rebuilt":
         return f"attention rebuilt from query and key ({data.store.spec.keep.query_key})"
     if "mass_upper" in answer.heads:
         return f"attention ({data.store.spec.keep.attention}: mass is a lower bound)"

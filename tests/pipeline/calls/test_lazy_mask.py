@@ -17,8 +17,8 @@ from headatlas.pipeline.checks.selfcheck import check_capture
 from headatlas.pipeline.reduce import kernel_plans as plans
 from headatlas.pipeline.reduce.fused_reduction import choose_reduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
+from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Keep, TraceSpec
-from headatlas.store.statistics.definitions import STATISTICS
 
 PADDED = torch.arange(9) < torch.tensor([9, 6, 3])[:, None]
 

@@ -20,8 +20,8 @@ from headatlas.store.codecs.attention_codecs import ATTENTION_CODECS, attention_
 from headatlas.store.codecs.companding import encode_attention
 from headatlas.store.codecs.pairs import n_pairs, pack_pairs, unpack_pairs
 from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, TraceSpec
-from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 LENGTHS, TARGET_LENGTHS = (9, 6, 6, 1), (5, 7, 2, 2)
 

@@ -21,8 +21,9 @@ from headatlas.pipeline.tokens.batch_plan import BatchLimits, plan_batches
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.store.commands.main import app
 from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Keep, TraceSpec
-from headatlas.store.statistics.definitions import STATISTICS, head_statistics
+from headatlas.store.statistics.definitions import head_statistics
 from headatlas.store.store import open_store
 from tools.tiny_models import build_model, build_probe
 

@@ -114,7 +114,7 @@ def test_a_search_rebuilds_what_was_not_kept(name, model_of, inputs_of, tmp_path
         tmp_path / "store", model, inputs, Keep(attention=None, query_key="float32", edges=None, statistics=False)
     )
     for site, eager in eager_attention(model, inputs).items():
-        found = search(store, "key.position == query.position", site, level="exact")
+        found = search(store, "key.position == query.position", site, basis="exact")
         rows = [eager[:, i, :, range(n), range(n)] for i, n in enumerate(LENGTHS)]  # [row, layer, head]
         expected = np.concatenate(rows).mean(axis=0)
         np.testing.assert_allclose(found.heads.mass.values, expected, atol=1e-5)

@@ -28,8 +28,8 @@ from headatlas.pipeline.progress import (
     SegmentDone,
 )
 from headatlas.store.errors import ConfigError
-from headatlas.store.statistics.definitions import STATISTICS
-from headatlas.store.statistics.flat_rows import Rows
+from headatlas.store.schema.capture_statistics import STATISTICS
+from headatlas.store.schema.flat_rows import Rows
 from headatlas.store.statistics.measurement import measured_statistics
 from headatlas.store.store import open_store
 from headatlas.store.writing.annotate import remove_annotation
@@ -150,7 +150,7 @@ def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
     assert run_job(parse_config(tiny_job), repair=True).n_segments_written == 0
 
     store.annotate("mood", {0: 3})  # what somebody added is not the job's to make again
-    victim = next(file for file in sorted((path / "layers").rglob("*")) if file.is_file() and file.parent.name == "c")
+    victim = next(file for file in sorted((path / "overlays").rglob("*")) if file.is_file() and file.parent.name == "c")
     victim.write_bytes(victim.read_bytes()[::-1])
     events = []
     assert run_job(parse_config(tiny_job), events.append, repair=True).n_segments_written == 0

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from headatlas.store.codecs.attention_codecs import ATTENTION_CODECS, attention_bound, attention_codec
 from headatlas.store.codecs.companding import (
     VECTOR_BOUNDS,
+    VECTOR_DTYPE,
     channel_scale,
     decode_attention,
     decode_vectors,
@@ -18,7 +19,6 @@ from headatlas.store.codecs.companding import (
     encode_vectors,
 )
 from headatlas.store.errors import CorruptSegmentError, ShapeError
-from headatlas.store.schema.traces import VECTOR_DTYPE
 
 CODECS = (*ATTENTION_CODECS, "linear:16", "linear:100", "linear:2", "sqrt:16", "sqrt:200")
 STEPS = {name: steps for name in CODECS if (steps := attention_codec(name).steps) is not None}

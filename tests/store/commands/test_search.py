@@ -14,8 +14,9 @@ from headatlas.store.commands import stats as statistics
 from headatlas.store.errors import ConfigError, NotFoundError, PatternError
 from headatlas.store.patterns import LIBRARY
 from headatlas.store.queries.pattern_search import search
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep
-from headatlas.store.statistics.definitions import STATISTIC_NAMES, head_statistics
+from headatlas.store.statistics.definitions import head_statistics
 from headatlas.store.statistics.specialisation import specialised_heads, statistics_table
 
 
@@ -46,7 +47,7 @@ def test_search_json_has_the_documented_shape(traced):
         assert list(example) == ["example", "id", "layer", "head", "score", "edge"]
         assert list(example["edge"]) == ["query_pos", "key_pos", "weight"]
         assert example["edge"]["key_pos"] == example["edge"]["query_pos"] - 1
-    assert told["search"]["level"] == "attention"
+    assert told["search"]["basis"] == "attention"
     result = search(traced.store, "previous_token")
     assert masses == pytest.approx(np.sort(result.heads["mass"].to_numpy().ravel())[::-1].tolist())
 
@@ -82,7 +83,7 @@ def test_search_for_people_marks_the_edge_and_says_what_answered(traced):
     assert "stored attention (float32)" in told
     assert "24 rows with a matching key in 5 of 6 examples" in told
     assert "not complete" not in told
-    bounded = run("search", traced.store.path, "key.special", "--level", "edges", "--top", 1)
+    bounded = run("search", traced.store.path, "key.special", "--basis", "edges", "--top", 1)
     assert "at least the first number" in bounded
 
 

@@ -101,7 +101,7 @@ def test_the_same_plan_on_other_workers_gives_the_same(tmp_path, client):
     store = make_store(tmp_path / "store", lengths=((5, 6), (7,), (8, 9), (3,))).store
     for level in ("attention", "edges"):
         seen = []
-        here, there = search(store, "induction", level=level), search(store, "induction", level=level, client=client, on_progress=seen.append)  # fmt: skip
+        here, there = search(store, "induction", basis=level), search(store, "induction", basis=level, client=client, on_progress=seen.append)  # fmt: skip
         assert there.heads.identical(here.heads)
         assert there.example_mass.identical(here.example_mass)
         assert [p.n_segments_done for p in seen] == [1, 2, 3, 4]
@@ -124,16 +124,16 @@ def test_what_cannot_be_asked_is_an_error(stores):
         search(bare, "previous_token")
     edges = stores("full", attention=None).store
     with pytest.raises(NotFoundError, match="attention was not kept"):
-        search(edges, "previous_token", level="attention")
+        search(edges, "previous_token", basis="attention")
     dense = stores("full", attention="sqrt8", edges=None).store
     with pytest.raises(NotFoundError, match="edge"):
-        search(dense, "previous_token", level="edges")
+        search(dense, "previous_token", basis="edges")
 
 
 def test_an_unknown_level_is_an_error(stores, without_shape_checks):
     store = stores("full").store
     with pytest.raises(ConfigError, match="'fast'"):
-        search(store, "previous_token", level="fast")
+        search(store, "previous_token", basis="fast")
 
 
 def test_an_edge_to_a_key_that_does_not_exist_is_an_error(tmp_path, monkeypatch):

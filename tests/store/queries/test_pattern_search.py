@@ -29,7 +29,7 @@ def test_search_equals_the_slow_loop(stores, kind, text):
     mass, hits, uniform = slow_search(traced, site, CONDITIONS[text])
     rows = [row for of_example in mass.values() for row in of_example]
     result = search(traced.store, text)
-    assert (result.level, result.is_complete, result.n_examples_searched) == ("attention", True, 7)
+    assert (result.basis, result.is_complete, result.n_examples_searched) == ("attention", True, 7)
     assert (result.rows, result.n_examples) == (len(rows), len(mass))
     assert result.example_mass["example"].to_numpy().tolist() == sorted(mass)
     if not rows:
@@ -54,11 +54,11 @@ def test_search_equals_the_slow_loop(stores, kind, text):
 def test_search_rebuilds_attention_that_was_not_kept(stores, kind, text, monkeypatch):
     exact = search(stores(kind).store, text)
     rebuilt = stores(kind, attention=None, edges=3, query_key="float32").store
-    assert search(rebuilt, text).level == "edges"
+    assert search(rebuilt, text).basis == "edges"
     for block in (1, scan.BLOCK_WEIGHTS):
         monkeypatch.setattr(scan, "BLOCK_WEIGHTS", block)
-        result = search(rebuilt, text, level="exact")
-        assert (result.level, result.rows) == ("rebuilt", exact.rows)
+        result = search(rebuilt, text, basis="exact")
+        assert (result.basis, result.rows) == ("rebuilt", exact.rows)
         for name in ("mass", "hit_rate", "baseline"):
             np.testing.assert_allclose(result.heads[name], exact.heads[name], atol=1e-6)
         np.testing.assert_allclose(result.example_mass, exact.example_mass, atol=1e-6)
@@ -72,7 +72,7 @@ def test_search_rebuilds_attention_that_was_not_kept(stores, kind, text, monkeyp
             )
             assert abs(found.weight - expected.weight) < 1e-6
     alone = stores(kind, attention=None, edges=None, query_key="float32").store
-    assert search(alone, text).level == "rebuilt"
+    assert search(alone, text).basis == "rebuilt"
 
 
 @pytest.mark.parametrize("kind", SITES)
@@ -82,7 +82,7 @@ def test_edges_alone_bound_the_mass_and_give_exact_hit_rates(stores, kind, text)
     mass, hits, _ = slow_search(traced, site, CONDITIONS[text])
     rows = [row for of_example in mass.values() for row in of_example]
     result = search(traced.store, text)
-    assert result.level == "edges"
+    assert result.basis == "edges"
     if rows:
         exact = np.mean(rows, axis=0)
         assert (result.heads["mass"] <= exact + 1e-3).all()
@@ -99,8 +99,8 @@ def test_edges_are_exact_where_every_key_has_one(stores, tmp_path, text, contain
     for edges_bytes in (0, 1 << 20):  # decoded edges not kept, kept
         store = open_store(tmp_path / "store", edges_bytes=edges_bytes)
         for _ in range(2):
-            bound = search(store, text, level="approximate")
-            assert bound.level == "edges"
+            bound = search(store, text, basis="approximate")
+            assert bound.basis == "edges"
             np.testing.assert_allclose(bound.heads["mass"], exact.heads["mass"], atol=5e-4)
             np.testing.assert_allclose(bound.heads["mass_upper"], bound.heads["mass"], atol=1e-6)
             np.testing.assert_array_equal(bound.heads["hit_rate"], exact.heads["hit_rate"])
@@ -108,9 +108,9 @@ def test_edges_are_exact_where_every_key_has_one(stores, tmp_path, text, contain
 
 def test_edges_are_decoded_once(tmp_path, monkeypatch):
     store = make_store(tmp_path / "store", lengths=((9, 9), (9, 9)), keep=Keep(query_key=None, edges=8)).store
-    search(store, "previous_token", level="edges")
+    search(store, "previous_token", basis="edges")
     monkeypatch.setattr(CommittedSegment, "read_block", lambda self, path, where: pytest.fail(f"{path} was kept"))
-    assert search(store, "next_token", level="edges").rows == 32
+    assert search(store, "next_token", basis="edges").rows == 32
 
 
 def test_of_attention_only_chunks_with_a_match_are_read(tmp_path, monkeypatch):
@@ -185,11 +185,11 @@ def test_sparse_attention_bounds_the_mass_and_gives_exact_hit_rates(stores, kind
         mass, hits, _ = slow_search(traced, site, CONDITIONS[text])
         rows = [row for of_example in mass.values() for row in of_example]
         result, exact = search(traced.store, text), np.mean(rows, axis=0)
-        assert result.level == "attention"
+        assert result.basis == "attention"
         assert (result.heads["mass"] <= exact + 1e-5).all()
         assert (result.heads["mass_upper"] >= exact - 1e-5).all()
         np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
-        whole = search(traced.store, text, level="exact")  # never from weights of which some are missing
+        whole = search(traced.store, text, basis="exact")  # never from weights of which some are missing
         assert whole.level == "rebuilt"
         assert "mass_upper" not in whole.heads
         np.testing.assert_allclose(whole.heads["mass"], exact, atol=1e-4)
@@ -198,7 +198,7 @@ def test_sparse_attention_bounds_the_mass_and_gives_exact_hit_rates(stores, kind
 def test_examples_are_ranked_and_show_their_strongest_matching_edge(tmp_path):
     traced = make_store(tmp_path / "store", lengths=((3, 7, 5), (1, 0, 8)))
     for level in ("attention", "edges"):
-        result = search(traced.store, "key.special and query.position > 0", level=level)
+        result = search(traced.store, "key.special and query.position > 0", basis=level)
         hits = result.top_examples(1, 2, 3)
         scores = result.example_mass.sel(layer=1, head=2)
         assert [hit.example for hit in hits] == scores["example"].to_numpy()[np.argsort(-scores.to_numpy())][

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from headatlas.store.commands.search import app
 from headatlas.store.errors import ConfigError
 from headatlas.store.patterns.token_fields import Texts
+from headatlas.store.patterns.word_table import word_tokens
 from headatlas.store.queries import word_scan as module
 from headatlas.store.queries.pattern_search import search
 from headatlas.store.schema.traces import Keep
-from headatlas.store.schema.word_table import word_tokens
 
 from ..reading.test_word_attention import SITES as WHOLE_SITES
 from ..reading.test_word_attention import slow_words
@@ -111,7 +111,7 @@ def test_a_search_between_words_equals_the_loop(stores, monkeypatch, kind, text)
     rows, hits, uniform = slow_search(traced, site, CONDITIONS[text], merge)
     n_rows = sum(masses.shape[2] for masses in rows.values())
     result = search(traced.store, text, words=merge)
-    assert (result.level, result.words, result.rows) == ("attention", merge, n_rows)
+    assert (result.basis, result.words, result.rows) == ("attention", merge, n_rows)
     assert result.example_mass["example"].to_numpy().tolist() == sorted(rows)
     if not rows:
         assert text == "key.special"
@@ -173,7 +173,7 @@ def test_what_a_sparse_codec_left_out_is_bounded(tmp_path):
 def test_levels_that_cannot_answer_are_refused(stores, without_shape_checks):
     store = stores("full").store
     with pytest.raises(ConfigError, match="expected 'mean' or 'first', at level 'auto' or 'exact'"):
-        search(store, "previous_token", level="edges", words="mean")
+        search(store, "previous_token", basis="edges", words="mean")
     with pytest.raises(ConfigError, match="'middle'"):
         search(store, "previous_token", words="middle")
 
@@ -184,5 +184,5 @@ def test_the_command(stores):
     assert found.exit_code == 0, found.output
     assert "words with a matching word" in found.output
     assert "of its first token" in found.output
-    refused = CliRunner().invoke(app, ["search", path, "previous_token", "--words", "first", "--level", "edges"])
+    refused = CliRunner().invoke(app, ["search", path, "previous_token", "--words", "first", "--basis", "edges"])
     assert isinstance(refused.exception, ConfigError)

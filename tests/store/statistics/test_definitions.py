@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from headatlas.store.errors import ConfigError, ShapeError
-from headatlas.store.statistics.definitions import STATISTIC_NAMES, STATISTICS, aggregate, head_statistics
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES, STATISTICS
+from headatlas.store.statistics.definitions import aggregate, head_statistics
 
 
 def random_attention(n_heads, n_queries, n_keys, causal, seed=0):

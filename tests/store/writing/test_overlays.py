@@ -37,8 +37,8 @@ def annotated(folder: Path) -> tuple[Store, np.ndarray]:
     store = open_store(folder)
     words = [np.diff(example.tokens().word_offset)[0] for example in store.examples]
     kinds = {e.id: [f"w{i % 2}" for i in range(n)] for e, n in zip(store.examples, words, strict=True) if e.index != 4}
-    store.annotate("kind", kinds, level="word", description="every other word")
-    store.annotate("weight", {e.index: [0.5] * len(e.tokens()) for e in store.examples[:3]}, level="token")
+    store.annotate("kind", kinds, kind="word", description="every other word")
+    store.annotate("weight", {e.index: [0.5] * len(e.tokens()) for e in store.examples[:3]}, kind="token")
     store.annotate("mood", {0: 3, 5: 7})
     site = store.site()
     values = np.arange(site.n_layers * site.n_heads * 6, dtype=np.float32).reshape(site.n_layers, site.n_heads, 6)
@@ -82,7 +82,7 @@ def test_layers_live_with_their_store(folder: Path, tmp_path: Path) -> None:
         convert_store(folder, tmp_path / name, "zarr")
         drop_from_store(tmp_path / name, segments=[gone])
         document = json.loads(max((tmp_path / name).glob("manifest-*.json")).read_bytes())
-        assert len(document["layers"]) == 4
+        assert len(document["overlays"]) == 4
     with pytest.raises(ConfigError, match="made_from"):  # another copy is another store
         merge_stores([tmp_path / "a", tmp_path / "other"], tmp_path / "wrong")
     merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
@@ -92,11 +92,11 @@ def test_layers_live_with_their_store(folder: Path, tmp_path: Path) -> None:
     store.close()
     old.close()
     collect_store(folder, grace_s=-1)
-    left = {row.path for entry in store.refresh().manifest.segments for row in (entry, *entry.layers)}
-    assert {f"layers/{path.name}" for path in (folder / "layers").iterdir()} == {p for p in left if p[0] == "l"}
+    left = {row.path for entry in store.refresh().manifest.segments for row in (entry, *entry.overlays)}
+    assert {f"overlays/{path.name}" for path in (folder / "overlays").iterdir()} == {p for p in left if p[0] == "o"}
     check(open_store(folder), values, (4,))
     assert "kind" not in remove_annotation(folder, "kind").tokens_frame()
-    with pytest.raises(NotFoundError, match="no layer 'kind'"):
+    with pytest.raises(NotFoundError, match="no added column 'kind'"):
         remove_annotation(folder, "kind")
 
 
@@ -116,12 +116,12 @@ def test_annotations_in_frames(folder: Path) -> None:
 def test_layers_are_checked(folder: Path) -> None:
     store, values = annotated(folder)
     for wrong, error, match in (
-        (lambda: store.annotate("kind", {0: "x"}), ConfigError, "has a layer 'kind'"),
+        (lambda: store.annotate("kind", {0: "x"}), ConfigError, "has a column 'kind'"),
         (lambda: store.annotate("upos", {0: "x"}), ConfigError, "from its corpus or capture"),
         (lambda: store.annotate("a b", {0: "x"}), ConfigError, "expressions"),
         (lambda: store.annotate("mixed", {0: "x", 1: 2}), ConfigError, "text and numbers"),
-        (lambda: store.annotate("short", {1: [1]}, level="word"), ShapeError, "one a word"),
-        (lambda: store.annotate("position", {0: [1, 2, 3]}, level="token"), ConfigError, "every token has"),
+        (lambda: store.annotate("short", {1: [1]}, kind="word"), ShapeError, "one a word"),
+        (lambda: store.annotate("position", {0: [1, 2, 3]}, kind="token"), ConfigError, "every token has"),
         (lambda: store.annotate("index", {0: 1}), ConfigError, "every example has"),
         (lambda: store.annotate("lost", {"nobody": 1}), NotFoundError, "nobody"),
         (lambda: store.add_statistic("entropy", values), ConfigError, "from its corpus or capture"),
@@ -132,15 +132,15 @@ def test_layers_are_checked(folder: Path) -> None:
     assert store.refresh().manifest.number == store.manifest.number
     replaced = store.annotate("kind", {"0-0" if "0-0" in store.example_ids() else 0: -3}, replace=True)
     assert replaced.examples_frame()["kind"].iloc[0] == -3.0
-    victim = next(path for path in sorted((folder / "layers").rglob("c/0")) if "mood" in str(path))
+    victim = next(path for path in sorted((folder / "overlays").rglob("c/0")) if "mood" in str(path))
     data = bytearray(victim.read_bytes())
     data[0] ^= 1
     victim.write_bytes(data)
     with pytest.raises(CorruptSegmentError, match="layer mood"):
         open_store(folder).example_columns()
     (finding,) = verify_store(folder, full=True).findings
-    assert finding.object.startswith("layers/")
-    assert (finding.first_example, finding.last_example, finding.layer) == (0, 2, "mood")
+    assert finding.object.startswith("overlays/")
+    assert (finding.first_example, finding.last_example, finding.overlay) == (0, 2, "mood")
 
 
 def test_damaged_layers_are_added_again(folder: Path) -> None:
@@ -149,11 +149,11 @@ def test_damaged_layers_are_added_again(folder: Path) -> None:
     words = [np.diff(example.tokens().word_offset)[0] for example in store.examples]
     kinds = {e.id: [f"w{i % 2}" for i in range(n)] for e, n in zip(store.examples, words, strict=True) if e.index != 4}
     for name, again in (
-        ("kind", lambda: store.annotate("kind", kinds, level="word", replace=True)),
+        ("kind", lambda: store.annotate("kind", kinds, kind="word", replace=True)),
         ("mood", lambda: store.annotate("mood", {0: 3, 5: 7}, replace=True)),
         ("confidence", lambda: store.add_statistic("confidence", values, unit="bits", replace=True)),
     ):
-        victim = next(path for path in sorted((folder / "layers").rglob("c/0*")) if f"/{name}/" in f"{path}")
+        victim = next(path for path in sorted((folder / "overlays").rglob("c/0*")) if f"/{name}/" in f"{path}")
         while victim.is_dir():
             victim = next(victim.iterdir())
         data = bytearray(victim.read_bytes())
@@ -181,7 +181,7 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
         file.write_text("\n".join(["id,word,twice", *rows]) + "\n")
     done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", "--json"])
     assert done.exception is None, done.exception
-    assert json.loads(done.stdout)["level"] == "word"
+    assert json.loads(done.stdout)["kind"] == "word"
     found = store.refresh().search(Pattern.parse("query.twice == 2 * query.word and key.position == 0"))
     assert found.rows == int((store.tokens_frame()["word"] >= 0).sum())
     assert "layer twice" in CliRunner().invoke(app, ["info", str(folder)], env={"COLUMNS": "200"}).stdout
@@ -192,7 +192,7 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
     [
         ("csv", "id,word,twice\n{id},,1\n", (), "word"),
         ("csv", "id,word,twice\n{id},first,1\n", (), "word"),
-        ("jsonl", '{{"id": "{id}", "word": 0, "twice": 1}}\n', ("--level", "token"), "token"),
+        ("jsonl", '{{"id": "{id}", "word": 0, "twice": 1}}\n', ("--kind", "token"), "token"),
     ],
 )
 def test_tables_that_name_no_word_are_refused(

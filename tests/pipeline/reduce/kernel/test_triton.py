@@ -21,8 +21,8 @@ from headatlas.pipeline.capture.sites import discover_sites
 from headatlas.pipeline.reduce.fused_reduction import choose_reduction
 from headatlas.pipeline.reduce.triton_reduction import TritonReduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, TraceSpec
-from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 interpreted = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install headatlas[gpu]"
