@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def annotated(folder: Path) -> tuple[Store, np.ndarray]:
-    """A store with a layer on each level, and the values of its statistic."""
+    """A store with an overlay of each kind, and the values of its statistic."""
     store = open_store(folder)
     words = [np.diff(example.tokens().word_offset)[0] for example in store.examples]
     kinds = {e.id: [f"w{i % 2}" for i in range(n)] for e, n in zip(store.examples, words, strict=True) if e.index != 4}
@@ -58,7 +58,7 @@ def check(store: Store, values: np.ndarray, dropped: tuple[int, ...] = ()) -> No
     assert verify_store(store.path, full=True).is_sound
 
 
-def test_layers_live_with_their_store(folder: Path, tmp_path: Path) -> None:
+def test_overlays_live_with_their_store(folder: Path, tmp_path: Path) -> None:
     """Searched, shown, and kept by drop, merge, convert and a collection; segments stay byte for byte."""
     before = {path: path.read_bytes() for path in (folder / "segments").rglob("*") if path.is_file()}
     old = open_store(folder)
@@ -113,7 +113,7 @@ def test_annotations_in_frames(folder: Path) -> None:
     assert (frame["_position"].tolist(), frame["self"].tolist()) == (table.text, table.piece)
 
 
-def test_layers_are_checked(folder: Path) -> None:
+def test_overlays_are_checked(folder: Path) -> None:
     store, values = annotated(folder)
     for wrong, error, match in (
         (lambda: store.annotate("kind", {0: "x"}), ConfigError, "has a column 'kind'"),
@@ -136,15 +136,15 @@ def test_layers_are_checked(folder: Path) -> None:
     data = bytearray(victim.read_bytes())
     data[0] ^= 1
     victim.write_bytes(data)
-    with pytest.raises(CorruptSegmentError, match="layer mood"):
+    with pytest.raises(CorruptSegmentError, match="overlay mood"):
         open_store(folder).example_columns()
     (finding,) = verify_store(folder, full=True).findings
     assert finding.object.startswith("overlays/")
     assert (finding.first_example, finding.last_example, finding.overlay) == (0, 2, "mood")
 
 
-def test_damaged_layers_are_added_again(folder: Path) -> None:
-    """Verify says how; the same values put the same bytes in the place of the damaged ones, other layers stay."""
+def test_damaged_overlays_are_added_again(folder: Path) -> None:
+    """Verify says how; the same values put the same bytes in the place of the damaged ones, other overlays stay."""
     store, values = annotated(folder)
     words = [np.diff(example.tokens().word_offset)[0] for example in store.examples]
     kinds = {e.id: [f"w{i % 2}" for i in range(n)] for e, n in zip(store.examples, words, strict=True) if e.index != 4}
@@ -170,7 +170,7 @@ def test_damaged_layers_are_added_again(folder: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> None:
-    store, file = open_store(folder), tmp_path / f"layer.{ending}"
+    store, file = open_store(folder), tmp_path / f"annotations.{ending}"
     lists = {e.id: [i * 2 for i in range(int(np.diff(e.tokens().word_offset)[0]))] for e in store.examples}
     if ending == "jsonl":
         file.write_text("".join(json.dumps({"id": name, "twice": row}) + "\n" for name, row in lists.items()))
@@ -184,7 +184,7 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
     assert json.loads(done.stdout)["kind"] == "word"
     found = store.refresh().search(Pattern.parse("query.twice == 2 * query.word and key.position == 0"))
     assert found.rows == int((store.tokens_frame()["word"] >= 0).sum())
-    assert "layer twice" in CliRunner().invoke(app, ["info", str(folder)], env={"COLUMNS": "200"}).stdout
+    assert "column twice" in CliRunner().invoke(app, ["info", str(folder)], env={"COLUMNS": "200"}).stdout
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
 def test_tables_that_name_no_word_are_refused(
     folder: Path, tmp_path: Path, ending: str, text: str, options: tuple[str, ...], told: str
 ) -> None:
-    file = tmp_path / f"layer.{ending}"
+    file = tmp_path / f"annotations.{ending}"
     file.write_text(text.format(id=open_store(folder).examples[0].id))
     done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", *options])
     assert isinstance(done.exception, ConfigError)
