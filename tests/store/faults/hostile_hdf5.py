@@ -10,7 +10,7 @@ import numpy as np
 import zstandard
 from forge import Forger
 
-from headatlas.store.containers.fletcher32 import fletcher32
+from headatlas.store.containers.shard_writer import checksum_bytes
 
 QUERY = "decoder/query"
 SHAPE = (2, 2, 12, 4)
@@ -39,7 +39,7 @@ def chunked(file: h5py.File, body: bytes | None, mask: int = 0, **options) -> No
 
 
 def sealed(body: bytes) -> bytes:
-    return body + fletcher32(body).to_bytes(4, "little")
+    return body + checksum_bytes(body, "fletcher32")
 
 
 _FILES: dict[str, tuple[Callable[[h5py.File], object], str]] = {
