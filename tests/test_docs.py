@@ -1,6 +1,6 @@
-"""The written pages are sound: links lead somewhere, examples parse, and commands exist with the options they use.
+"""Documentation pages: links lead somewhere, examples parse, and commands exist with the options they use.
 
-Nothing is run. `tools.cli_reference` builds the command line, and its parsers read the examples.
+Nothing is run: the parsers of the command line read the examples.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def split_page(text: str) -> tuple[str, list[CodeBlock]]:
 
 
 def anchors(text: str) -> set[str]:
-    """Anchors of a page's headings, spelled as GitHub spells them."""
+    """Return the anchors of a page's headings, spelled as GitHub spells them."""
     result: set[str] = set()
     for heading in re.findall(r"^#{1,6}\s+(.+?)\s*#*$", split_page(text)[0], re.MULTILINE):
         title = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
@@ -72,7 +72,7 @@ def anchors(text: str) -> set[str]:
 
 
 def link_problems(page: Path, root: Path) -> list[str]:
-    """Relative links and anchors of a page that lead nowhere, or out of the repository."""
+    """List the relative links and anchors of a page that lead nowhere, or out of the repository."""
     text = page.read_text(encoding="utf-8")
     problems = []
     for groups in LINK.findall(INLINE_CODE.sub("", split_page(text)[0])):
@@ -89,7 +89,7 @@ def link_problems(page: Path, root: Path) -> list[str]:
 
 
 def block_problem(block: CodeBlock) -> str | None:
-    """What is wrong with a block of TOML or Python, or None. Blocks of other languages are not read."""
+    """Return the syntax error of a block of TOML or Python, or None. Blocks of other languages are not read."""
     try:
         if block.language == "toml":
             tomllib.loads(block.code)
@@ -101,7 +101,7 @@ def block_problem(block: CodeBlock) -> str | None:
 
 
 def shell_commands(block: CodeBlock) -> Iterator[list[str]]:
-    """Arguments of each `headatlas` command in a shell block, up to a pipe, a redirection or the next command."""
+    """Yield the arguments of each `headatlas` command in a shell block, without pipes and redirections."""
     for line in block.code.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars="|&;<>")
         lexer.whitespace_split = True
@@ -116,10 +116,13 @@ def shell_commands(block: CodeBlock) -> Iterator[list[str]]:
 
 
 def command_problem(arguments: list[str]) -> str | None:
-    """What is wrong with the arguments of `headatlas`, or None. They are parsed, and not executed."""
+    """Return the error in the arguments of `headatlas`, or None. They are parsed, and not executed."""
     if not arguments or arguments[0].startswith("-"):
-        known = {option for parameter in _command_tree().params for option in parameter.opts} | {"--help", "--version"}
-        return next((f"no option {word}" for word in arguments if word not in known), None)
+        options = {option for parameter in _command_tree().params for option in parameter.opts} | {
+            "--help",
+            "--version",
+        }
+        return next((f"no option {word}" for word in arguments if word not in options), None)
     command = _command_tree().commands.get(arguments[0])
     if command is None:
         return f"no command {arguments[0]}"
@@ -135,7 +138,7 @@ def command_problem(arguments: list[str]) -> str | None:
 
 
 def inline_problem(code: str) -> str | None:
-    """What is wrong with a command that prose mentions, such as `headatlas search … --words mean`, or None.
+    """Return the error in a command that prose mentions, such as `headatlas search … --words mean`, or None.
 
     The command and its options must exist. Values may be missing or placeholders.
     """
@@ -148,9 +151,9 @@ def inline_problem(code: str) -> str | None:
     if command is None:
         return f"no command {words[1]}"
     parameters = command.get_params(command.context_class(command, info_name=words[1]))
-    known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
-    used = [word for word in words[2:] if re.fullmatch(r"-?-[a-z][a-z-]*", word)]
-    return next((f"{words[1]}: no option {word}" for word in used if word not in known), None)
+    options = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+    used_options = [word for word in words[2:] if re.fullmatch(r"-?-[a-z][a-z-]*", word)]
+    return next((f"{words[1]}: no option {word}" for word in used_options if word not in options), None)
 
 
 @cache
@@ -237,14 +240,14 @@ def test_the_checker_of_examples(language, code, is_sound) -> None:
         ("cd x && headatlas info traces/demo > info.txt; ls --no-such-option", True),
         ("headatlas search traces/demo 'key.position < 3' --top 5", True),
         ("headatlas --help", True),
-        ("headatlas verifi traces/demo", False),
+        ("headatlas check traces/demo", False),
         ("headatlas verify traces/demo --complete", False),
         ("headatlas verify traces/demo another", False),
         ("headatlas search traces/demo x --top five", False),
         ("headatlas search traces/demo x --by sum", False),
         ("headatlas search traces/demo x --top", False),
         ("headatlas --complete", False),
-        ("cd x && headatlas verifi traces/demo", False),
+        ("cd x && headatlas check traces/demo", False),
     ],
 )
 def test_the_checker_of_commands(code, is_sound) -> None:
@@ -259,7 +262,7 @@ def test_the_checker_of_commands(code, is_sound) -> None:
         ("headatlas run --sample N", True),
         ("headatlas.store", True),
         ("headatlas", True),
-        ("headatlas verifi", False),
+        ("headatlas check", False),
         ("headatlas search --sample", False),
     ],
 )
