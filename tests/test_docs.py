@@ -24,9 +24,12 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *ROOT.glob("docs/*.md"))
 )
+HISTORY = ("CHANGELOG.md", "docs/log.md")
+"""Pages that may name files of the past."""
 FENCE = re.compile(r"^\s*(`{3,})\s*([\w-]*)")
 INLINE_CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 LINK = re.compile(r"\]\(\s*<?([^()\s>]+)>?[^()]*\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
+REPOSITORY_PATH = re.compile(r"(?:pipeline|store|viewer|configs|tests|tools|benchmarks|docs)/[\w./-]*")
 REMOTE = ("http://", "https://", "mailto:")
 SHELLS = ("sh", "bash", "shell", "console")
 
@@ -156,6 +159,14 @@ def inline_problem(code: str) -> str | None:
     return next((f"{words[1]}: no option {word}" for word in used_options if word not in options), None)
 
 
+def path_problem(code: str, root: Path) -> str | None:
+    """Return the error in a path of the repository that prose mentions, or None. NAME and KIND stand for any name."""
+    if not REPOSITORY_PATH.fullmatch(code):
+        return None
+    paths = root.glob(re.sub("NAME|KIND", "*", code).rstrip("/"))
+    return None if any(path.is_dir() or not code.endswith("/") for path in paths) else "no such file"
+
+
 @cache
 def _command_tree() -> Any:
     return command_tree()
@@ -186,6 +197,13 @@ def test_commands_exist_with_their_options(name) -> None:
     spans = [match[2] for match in INLINE_CODE.finditer(prose)]
     problems += [f"`{code}`: {problem}" for code in spans if (problem := inline_problem(code))]
     assert problems == []
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in HISTORY])
+def test_paths_exist(name) -> None:
+    prose, _ = split_page((ROOT / name).read_text(encoding="utf-8"))
+    spans = [match[2] for match in INLINE_CODE.finditer(prose)]
+    assert [f"`{code}`: {problem}" for code in spans if (problem := path_problem(code, ROOT))] == []
 
 
 @pytest.mark.parametrize(
@@ -268,3 +286,19 @@ def test_the_checker_of_commands(code, is_sound) -> None:
 )
 def test_the_checker_of_commands_in_prose(code, is_sound) -> None:
     assert (inline_problem(code) is None) == is_sound
+
+
+@pytest.mark.parametrize(
+    ("code", "is_sound"),
+    [
+        ("docs/glossary.md", True),
+        ("docs/", True),
+        ("pipeline/corpora/KIND.py", True),
+        ("headatlas/docs", True),
+        ("docs/missing.md", False),
+        ("docs/glossary.md/", False),
+        ("pipeline/missing/NAME.py", False),
+    ],
+)
+def test_the_checker_of_paths(code, is_sound) -> None:
+    assert (path_problem(code, ROOT) is None) == is_sound
