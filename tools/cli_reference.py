@@ -25,6 +25,11 @@ Written by `make docs` from `--help`; a test holds it to that. Options can come 
 
 def reference() -> str:
     """The whole page."""
+    return INTRODUCTION + "\n".join(_pages(command_tree(), "headatlas", None))
+
+
+def command_tree() -> Any:
+    """Return the command line as one group, with the commands of every part of headatlas and none of plug-ins."""
     import typer
 
     from headatlas.store.commands.main import own_apps
@@ -34,7 +39,7 @@ def reference() -> str:
         root.registered_commands += part.registered_commands
         root.registered_groups += part.registered_groups
     root.callback()(_no_options)  # keeps a lone command from standing for the whole program
-    return INTRODUCTION + "\n".join(_pages(typer.main.get_command(root), "headatlas", None))
+    return typer.main.get_command(root)
 
 
 def _no_options() -> None: ...
