@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long lint types bench bench-capture bench-search bench-viewer check-definitions docs models dist screenshots constraints clean again
+.PHONY: help demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models dist screenshots constraints clean again
 
 help:  ## this list
 	@echo "headatlas: make TARGET"
@@ -29,15 +29,21 @@ ifneq ($(VIEW),0)
 	.venv/bin/headatlas view traces/demo --port $(PORT) --no-show
 endif
 
+quick: lint  ## lint, and the tests of what was changed since main, in about a minute; browser tests are left to `make test`
+	$(PY) -m tools.quick_tests $(ARGS)
+
 test: lint types  ## every check: lint, types, import contracts, unit, property and browser tests (ARGS: for pytest)
+	@echo "Lint and types passed. The tests take about 15 minutes on two idle cores; ARGS=tests/store/codecs runs some of them."
 	$(PY) -m pytest $(JOBS) -m "not slow" $(ARGS)
 
 test-long: lint types  ## the same with the slow tests and many more examples a property
 	HYPOTHESIS_PROFILE=long $(PY) -m pytest $(JOBS) $(ARGS)
 
-lint: .venv/.dev  ## format, lint and the contracts between the parts
+lint: .venv/.dev  ## format, lint, spelling, the words of the language rules, and the import contracts
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	.venv/bin/codespell
+	$(PY) tools/check_language.py
 	.venv/bin/lint-imports
 
 types: .venv/.dev  ## pyright; links in build/typing show it the parts under their import names
