@@ -1,6 +1,7 @@
-"""Tiny random configurations of the architectures the capture must serve, and of those it must refuse.
+"""Tiny random configurations of the architectures that the capture must serve or refuse.
 
-One table for the tests and for docs/models.md: what a page promises is what a test ran. `tiny_models` builds them.
+The tests and docs/models.md use the same table, so a test covers everything that the page promises. `tiny_models` builds
+the models.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ InputKind = Literal["text", "two texts", "text after states", "image", "sound"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build one model: ``transformers.{family}Model`` of ``{family}Config(**settings)``.
+    """Recipe of one model: ``transformers.{family}Model`` of ``{family}Config(**settings)``.
 
-    `kind` is what it reads: "text after states" is a text attending to given encoder states. `peak` multiplies its
-    matrices, so that attention is far from uniform and differences show; less where scores are not scaled, for more would
-    make softmax itself ill-conditioned.
+    `kind` is the kind of its inputs. "text after states" is a text that attends to given encoder states. `peak`
+    multiplies the matrices of the model, so that attention is far from uniform and differences become visible. It is
+    smaller if scores are not scaled: a larger value would make the softmax itself ill-conditioned.
     """
 
     family: str
@@ -195,7 +196,7 @@ SERVED: dict[str, Architecture] = {
         kind="sound",
     ),
 }
-"""Through transformers' attention interface."""
+"""Architectures that are captured through transformers' attention interface."""
 
 EAGER: dict[str, Architecture] = {
     "gpt-j": Architecture("GPTJ", {**GPT2, "rotary_dim": 4}),
@@ -231,7 +232,7 @@ EAGER: dict[str, Architecture] = {
     "convbert": Architecture("ConvBert", {**SMALL, "embedding_size": 32}),
     "big bird, full": Architecture("BigBird", {**SMALL, "attention_type": "original_full"}),
 }
-"""Their attention is computed elsewhere; the maps that they return are captured in eager mode."""
+"""Architectures that compute attention elsewhere; the maps that they return are captured in eager mode."""
 
 REFUSED: dict[str, Architecture] = {
     "longformer": Architecture("Longformer", {**SMALL, "attention_window": 4, "pad_token_id": 0}),
@@ -268,6 +269,6 @@ REFUSED: dict[str, Architecture] = {
     "fnet": Architecture("FNet", SMALL),
     "mamba": Architecture("Mamba", {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2}),
 }
-"""Neither way gives one map for each head; what happens is said."""
+"""Architectures that are refused with a message, because neither way gives one map for each head."""
 
 ARCHITECTURES = {**SERVED, **EAGER, **REFUSED}

@@ -1,9 +1,9 @@
-"""Every statistic, definition and score of a store beside slow loops over its attention: ``make check-definitions``.
+"""Compare every statistic, definition and score of a store with slow loops over its attention: ``make check-definitions``.
 
-MiniLM and SmolLM2 are traced over sentences of EWT dev twice: with attention as float32, where numbers must agree to
-1e-5 (of the largest, where that is above 1), and as a job keeps it by default, where each may be as far off as the
-codec's error of its own weights allows. The loops of `slow_definitions.py` see the float32 weights and tokens, and
-nothing else of headatlas.
+MiniLM and SmolLM2 are captured over sentences of EWT dev twice. From float32 attention the numbers must agree within
+1e-5 (relative to the largest number if that is above 1). From the default codec, each number may be off by as much as
+the codec's error of its own weights allows. The loops of `slow_definitions.py` use the float32 weights and the tokens,
+and nothing else of headatlas.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ MODELS = {"MiniLM": "demo", "SmolLM2": "smollm2"}
 
 
 def main() -> int:
-    """Print a table; 0 if everything holds."""
+    """Print a table. Return 0 if all numbers agree."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sentences", type=int, default=200, help="of each model (default 200)")
+    parser.add_argument("--sentences", type=int, default=200, help="number for each model (default 200)")
     parser.add_argument("--all", action="store_true", help="every sentence of the treebank")
-    parser.add_argument("--model", choices=sorted(MODELS), action="append", help="only this one")
+    parser.add_argument("--model", choices=sorted(MODELS), action="append", help="check this model only")
     parser.add_argument("--treebank", type=Path, default=_treebank(), help="a CoNLL-U file")
     parser.add_argument("--work", type=Path, default=Path("build/check"), help="folder of the stores")
     options = parser.parse_args()
@@ -49,16 +49,17 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    holds = True
+    agree = True
     for model in options.model or MODELS:
         n = None if options.all else options.sentences
         stores = [trace(model, codec, options.treebank, n, options.work) for codec in ("float32", "sqrt8")]
-        began = time.process_time()
+        start = time.process_time()
         lines = check(*stores)
-        print(f"\n{model}, {stores[0].n_examples:,} sentences ({time.process_time() - began:.0f} s of slow loops)\n")
-        holds &= report(lines)
-    print("\nevery number holds" if holds else "\nsome numbers do NOT hold", flush=True)
-    return 0 if holds else 1
+        seconds = time.process_time() - start
+        print(f"\n{model}, {stores[0].n_examples:,} sentences ({seconds:.0f} s of slow loops)\n")
+        agree &= report(lines)
+    print("\nevery number agrees" if agree else "\nsome numbers do NOT agree", flush=True)
+    return 0 if agree else 1
 
 
 def _treebank() -> Path:
@@ -82,7 +83,7 @@ def trace(model: str, codec: str, treebank: Path, n: int | None, work: Path) -> 
 
 
 def examples_of(store: Store) -> Iterator[tuple[Weights, Example]]:
-    """Each example as the slow loops want it."""
+    """Yield each example in the form that the slow loops read."""
     counts: dict[int, int] = {}
     for segment in store.segments:
         for token in segment.tokens().id.tolist():
@@ -107,7 +108,7 @@ def examples_of(store: Store) -> Iterator[tuple[Weights, Example]]:
 
 
 def check(exact: Store, coded: Store) -> list[Line]:
-    """Compare everything of the two stores with the loops over the first."""
+    """Compare all numbers of the two stores with the loops over the first one."""
     sums = loop_over(exact)
     lines = list(statistic_lines(sums, exact, coded))
     lines += definition_lines(sums, exact, coded)
@@ -118,7 +119,7 @@ def check(exact: Store, coded: Store) -> list[Line]:
 
 
 def loop_over(store: Store, *, scores: bool = True) -> Sums:
-    """Run every slow loop over a store with float32 attention; without `scores` statistics and definitions alone."""
+    """Run every slow loop over a store with float32 attention. Without `scores`, run statistics and definitions only."""
     means, sums = mean_corners(store), Sums()
     for x, _ in examples_of(store):
         errors = Errors(x)
@@ -131,30 +132,30 @@ def loop_over(store: Store, *, scores: bool = True) -> Sums:
 
 
 def mean_corners(store: Store) -> dict[str, np.ndarray]:
-    """Ā of the first ten tokens and its error, as it is and without sinks, [head, 10, 10]."""
+    """Compute Ā of the first ten tokens and its error, with and without sinks, [head, 10, 10]."""
     names = ("all", "sink_free")
     total: dict[str, np.ndarray] = {}
-    seen = np.zeros((10, 10))
+    n_examples = np.zeros((10, 10))
     for x, _ in examples_of(store):
         for name, w, e in zip(names, (x, x.without_sinks(10)), (Errors(x), Errors(x).without_sinks(10)), strict=True):
             for kind, source in (("", w), (" error", e)):
-                of = total.setdefault(name + kind, np.zeros((len(x.maps), 10, 10)))
+                sums = total.setdefault(name + kind, np.zeros((len(x.maps), 10, 10)))
                 for q, k in slow.corner(x):
-                    of[:, q, k] += source.at(q, k)
+                    sums[:, q, k] += source.at(q, k)
         for q, k in slow.corner(x):
-            seen[q, k] += 1
-    return {name: sums / np.maximum(seen, 1) for name, sums in total.items()}
+            n_examples[q, k] += 1
+    return {name: sums / np.maximum(n_examples, 1) for name, sums in total.items()}
 
 
 def add_statistics(sums: Sums, x: Weights, errors: Errors, means: dict[str, np.ndarray]) -> None:
-    """Add an example, and how far the codec may move it."""
+    """Add the statistics of an example, and the largest change that the codec may cause."""
     for ending, w, e in (("", x, errors), (SINK_FREE, x.without_sinks(), errors.without_sinks())):
         for name in slow.STATISTICS:
             if ending and name in slow.NOT_SINK_FREE:
                 continue
-            for store, source in ((sums.values, w), (sums.bounds, e)):
+            for target, source in ((sums.values, w), (sums.bounds, e)):
                 total, n = slow.statistic(name, source)
-                store.setdefault(name + ending, []).append(total / n if n else np.full(len(x.maps), np.nan))
+                target.setdefault(name + ending, []).append(total / n if n else np.full(len(x.maps), np.nan))
         mean = "sink_free" if ending else "all"
         above, below = slow.variability(w, means[mean])
         off, mass = slow.variability(e, -means[f"{mean} error"])
@@ -167,80 +168,78 @@ def add_statistics(sums: Sums, x: Weights, errors: Errors, means: dict[str, np.n
 
 
 def add_definitions(sums: Sums, x: Weights, errors: Errors, means: dict[str, np.ndarray]) -> None:
-    """Add an example, and how far the codec may move it."""
+    """Add the columns of an example, and the largest change that the codec may cause."""
     null = np.arange(10) > 0
     for name, (formula, average) in slow.DEFINITIONS.items():
-        found = formula(x, means["all"] * null)
-        off = formula(errors, -means["all error"] * null)
-        of = sums.columns.setdefault(name, {})
-        for column, (above, below) in found.items():
-            above_off, below_off = off.get(column, (np.zeros_like(above), np.zeros_like(above)))
+        values = formula(x, means["all"] * null)
+        changes = formula(errors, -means["all error"] * null)
+        columns = sums.columns.setdefault(name, {})
+        for column, (above, below) in values.items():
+            above_off, below_off = changes.get(column, (np.zeros_like(above), np.zeros_like(above)))
             divided = column in slow.DIVIDED_BY_MASS or column.startswith("to_")
             parts = [above, below, above_off, below_off if divided and name != "headvis" else np.zeros_like(above)]
             parts = [np.broadcast_to(part, above.shape).astype(np.float64) for part in parts]
             if average == "examples":
-                there = parts[1] > 0
-                safe = np.where(there, parts[1], 1)
-                value = np.where(there, parts[0] / safe, 0)
-                room = np.where(there, parts[1] - parts[3], 1)
-                bound = np.where(there, (parts[2] + np.abs(value) * parts[3]) / np.maximum(room, 1e-12), 0)
-                parts = [value, there.astype(np.float64), bound, np.zeros_like(value)]
-            before = of.setdefault(column, [np.zeros_like(part) for part in parts])
+                has_value = parts[1] > 0
+                safe = np.where(has_value, parts[1], 1)
+                value = np.where(has_value, parts[0] / safe, 0)
+                room = np.where(has_value, parts[1] - parts[3], 1)
+                bound = np.where(has_value, (parts[2] + np.abs(value) * parts[3]) / np.maximum(room, 1e-12), 0)
+                parts = [value, has_value.astype(np.float64), bound, np.zeros_like(value)]
+            before = columns.setdefault(column, [np.zeros_like(part) for part in parts])
             for total, part in zip(before, parts, strict=True):
                 total += part
 
 
 def statistic_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
-    """Every statistic, of each example and head."""
+    """Compare every statistic of each example and head."""
     names = list(sums.values)
     assert set(names) == set(known_names()), "the loops know every statistic"
     ours, rounded = (measured_statistics(store, names, cache=False) for store in (exact, coded))
-    held = set(STATISTICS)
+    captured = set(STATISTICS)
     for name in names:
         expected = np.stack(sums.values[name], axis=-1)
         bound = np.stack(sums.bounds[name], axis=-1)
-        found, other = (m[name].values.reshape(expected.shape) for m in (ours, rounded))
-        assert np.array_equal(np.isnan(found), np.isnan(expected)), f"{name}: other examples have a value"
-        there = np.isfinite(expected)
-        if not there.any():
+        from_exact, from_coded = (m[name].values.reshape(expected.shape) for m in (ours, rounded))
+        assert np.array_equal(np.isnan(from_exact), np.isnan(expected)), f"{name}: other examples have a value"
+        has_value = np.isfinite(expected)
+        if not has_value.any():
             yield Line(f"{name} (no such rows)", 0, 0.0)
             continue
-        exactly = float(np.abs(found - expected)[there].max())
-        allowed = ROUNDING * max(1.0, float(np.abs(expected[there]).max()))
-        apart = np.abs(other - expected)[there]
-        # What the job computed before rounding is as exact as from float32.
-        limit = np.full(apart.shape, allowed) if name in held else bound[there] + allowed
-        at = int(np.argmax(apart / limit))
-        share = float(apart[at] / limit[at])
-        yield Line(name, int(there.sum()), exactly, float(apart.max()), float(limit[at]), share, allowed)
+        exact_error = float(np.abs(from_exact - expected)[has_value].max())
+        allowed = ROUNDING * max(1.0, float(np.abs(expected[has_value]).max()))
+        errors = np.abs(from_coded - expected)[has_value]
+        # Statistics that the job computed before rounding are as exact as those from float32.
+        limit = np.full(errors.shape, allowed) if name in captured else bound[has_value] + allowed
+        worst = int(np.argmax(errors / limit))
+        share = float(errors[worst] / limit[worst])
+        yield Line(name, int(has_value.sum()), exact_error, float(errors.max()), float(limit[worst]), share, allowed)
 
 
 def definition_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
-    """Every column of every tool's definition, of each head."""
+    """Compare every column of every tool's definition, of each head."""
     for name in DEFINITIONS:
         ours, rounded = published_table(exact, name), published_table(coded, name)
         expected, bounds = _columns(name, sums.columns[name])
         assert set(expected) == {str(c) for c in ours} - {"layer", "head"}, f"{name}: other columns"
         for column, values in expected.items():
-            apart = np.abs(ours[column].to_numpy() - values)
-            off = np.abs(rounded[column].to_numpy() - values)
-            allowed = ROUNDING * max(1.0, float(np.nanmax(np.abs(values))))  # tokens² go to 10⁴
-            limit = bounds.get(column, np.zeros_like(off)) + allowed
-            if name == "voita" and column != "confidence":  # what is strongest may flip: over all heads
-                off = np.array([(off != 0).mean() if column == "offset" else off.mean()])
+            exact_errors = np.abs(ours[column].to_numpy() - values)
+            errors = np.abs(rounded[column].to_numpy() - values)
+            allowed = ROUNDING * max(1.0, float(np.nanmax(np.abs(values))))  # tokens² reach 10⁴
+            limit = bounds.get(column, np.zeros_like(errors)) + allowed
+            if name == "voita" and column != "confidence":  # the strongest key may change: mean over all heads
+                errors = np.array([(errors != 0).mean() if column == "offset" else errors.mean()])
                 limit = np.array([0.01 if column == "offset" else FLIPS])
-            at = int(np.nanargmax(off / limit))
-            exactly = float(np.nanmax(apart))
-            share = float(off[at] / limit[at])
-            yield Line(
-                f"{name}: {column}", len(values), exactly, float(np.nanmax(off)), float(limit[at]), share, allowed
-            )
+            worst = int(np.nanargmax(errors / limit))
+            exact_error, largest = float(np.nanmax(exact_errors)), float(np.nanmax(errors))
+            share = float(errors[worst] / limit[worst])
+            yield Line(f"{name}: {column}", len(values), exact_error, largest, float(limit[worst]), share, allowed)
 
 
 def _columns(name: str, sums: dict[str, list[np.ndarray]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """A definition's columns and how far the codec may move each, from the loops' totals."""
+    """Compute a definition's columns, and the largest change of each by the codec, from the totals of the loops."""
     totals = dict(sums)
-    if name == "vig":  # every word is in the denominator, whether its sentence has the tag or not
+    if name == "vig":  # the denominator includes every word, also if its sentence lacks the tag
         for column in totals:
             if column.startswith("to_") or column == "dependency":
                 totals[column] = [totals[column][0], totals["distance"][1], totals[column][2], totals["distance"][3]]

@@ -1,4 +1,4 @@
-"""What a check against slow loops is made of: totals of the loops, lines of the table."""
+"""Totals of the slow loops, and the lines of the table that compares them with a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLIPS = 0.001
 
 @dataclass
 class Line:
-    """One thing that was compared."""
+    """Result of one comparison."""
 
     name: str
     n: int
@@ -23,39 +23,39 @@ class Line:
     coded: float = 0.0
     """Largest difference from the store with the default codec."""
     bound: float = np.inf
-    """What the codec allows there."""
+    """Largest difference that the codec allows there."""
     share: float = 0.0
-    """Largest difference over its own bound: at most 1."""
+    """Largest quotient of a difference and its own bound: at most 1."""
     allowed: float = ROUNDING
 
     @property
     def holds(self) -> bool:
-        """Whether both differences are allowed."""
+        """True if both differences are allowed."""
         return self.exact <= self.allowed and self.share <= 1
 
 
 @dataclass
 class Sums:
-    """Totals of the slow loops over a corpus, [head of the model] a number."""
+    """Totals of the slow loops over a corpus, one number for each head of the model."""
 
     values: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """By statistic: each example's mean."""
+    """Mean of each example, by statistic."""
     bounds: dict[str, list[np.ndarray]] = field(default_factory=dict)
     columns: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)
-    """By definition and column: Σ numerator, Σ denominator, Σ error of either."""
+    """Σ numerator, Σ denominator and Σ error of either, by definition and column."""
     scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     examples: dict[str, list[tuple[float, np.ndarray, float, np.ndarray]]] = field(default_factory=dict)
-    """By pattern, of each example that matches: rows, mass of each head, uniform mass, rows right at each offset."""
+    """For each example that matches, by pattern: rows, mass of each head, uniform mass, rows that each offset matches."""
     strongest_words: list[np.ndarray] = field(default_factory=list)
-    """The word that each word looks at most, [head, word] of each example."""
+    """Strongest word of each word, [head, word] of each example."""
     word_scores: dict[tuple[str, Merge], list[np.ndarray]] = field(default_factory=dict)
-    """By pattern and merging of words, [head]: rows, mass, error of the mass, hits, uniform mass."""
+    """Rows, mass, error of the mass, hits and uniform mass, each [head], by pattern and merging of words."""
     right: list[np.ndarray] = field(default_factory=list)
-    """Whether each dependent's head was found, [head, direction, dependent] of each example."""
+    """True if the governor of a dependent is the strongest word, [head, direction, dependent] of each example."""
 
 
 def report(lines: list[Line]) -> bool:
-    """Print the table; whether every line holds."""
+    """Print the table. Return True if every line holds."""
     print(f"{'':56} {'numbers':>9} {'from float32':>13} {'sqrt8':>9} {'allowed':>9} {'of it':>6}")
     for line in lines:
         bound = f"{line.bound:9.2g}" if np.isfinite(line.bound) else f"{'':9}"

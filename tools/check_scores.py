@@ -1,4 +1,4 @@
-"""Scores of patterns beside slow loops; a part of `check_definitions.py`."""
+"""Compare the scores of patterns with slow loops; a part of `check_definitions.py`."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def _tag(t: Tokens, i: int) -> str | None:
 
 
 def add_scores(sums: Sums, x: Weights, errors: Errors) -> None:
-    """Add what an example says about each pattern."""
+    """Add an example to the totals of each pattern."""
     t, n_heads = x.tokens, len(x.maps)
     for pattern, holds in PATTERNS.items():
-        of = sums.scores.setdefault(pattern, {name: np.zeros(n_heads) for name in ("hits", "bound")})
+        totals = sums.scores.setdefault(pattern, {name: np.zeros(n_heads) for name in ("hits", "bound")})
         rows, uniform, mass, at_offset = 0, 0.0, np.zeros(n_heads), np.zeros(len(OFFSETS))
         for q in range(x.n):
             keys = [k for k in x.keys(q) if holds(t, q, k)]
@@ -44,41 +44,47 @@ def add_scores(sums: Sums, x: Weights, errors: Errors) -> None:
             uniform += len(keys) / len(x.keys(q))
             for k in keys:
                 mass += x.at(q, k)
-                of["bound"] += errors.at(q, k)
+                totals["bound"] += errors.at(q, k)
             strongest = np.argmax([x.at(q, k) for k in x.keys(q)], axis=0)
-            of["hits"] += np.isin(strongest, keys)
+            totals["hits"] += np.isin(strongest, keys)
             at_offset += [q + offset in keys for offset in OFFSETS]
         if rows:
             sums.examples.setdefault(pattern, []).append((rows, mass, uniform, at_offset))
 
 
 def score_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
-    """Mass, hit rate, baselines, intervals and p-values of some patterns."""
+    """Compare mass, hit rate, baselines, intervals and p-values of some patterns."""
     for pattern in PATTERNS:
         ours, rounded = search(exact, pattern), search(coded, pattern)
         if pattern not in sums.examples:
             assert not ours.rows, f"{pattern}: {ours.rows} rows, expected none"
             yield Line(f"mass of {pattern} (no such rows)", 0, 0.0)
             continue
-        of = sums.scores[pattern]
+        totals = sums.scores[pattern]
         n_rows, masses, uniform, at_offset = (np.array(part) for part in zip(*sums.examples[pattern], strict=True))
         rows = n_rows.sum()
         assert ours.rows == rounded.rows == rows, f"{pattern}: {ours.rows} rows, expected {rows:.0f}"
-        mass, bound = masses.sum(axis=0) / rows, of["bound"] / rows + ROUNDING
-        found, other = (result.heads["mass"].to_numpy().ravel() for result in (ours, rounded))
-        off = np.abs(other - mass)
-        at = int(np.argmax(off / bound))
-        exactly = float(np.abs(found - mass).max())
+        mass, bound = masses.sum(axis=0) / rows, totals["bound"] / rows + ROUNDING
+        from_exact, from_coded = (result.heads["mass"].to_numpy().ravel() for result in (ours, rounded))
+        errors = np.abs(from_coded - mass)
+        shares = errors / bound
+        worst = int(np.argmax(shares))
+        exact_error = float(np.abs(from_exact - mass).max())
         yield Line(
-            f"mass of {pattern}", len(mass), exactly, float(off.max()), float(bound[at]), float((off / bound).max())
+            f"mass of {pattern}",
+            len(mass),
+            exact_error,
+            float(errors.max()),
+            float(bound[worst]),
+            float(shares[worst]),
         )
-        hits = [np.abs(r.heads["hit_rate"].to_numpy().ravel() - of["hits"] / rows) for r in (ours, rounded)]
-        worst = [float(part.mean()) for part in hits]
-        yield Line(f"hit rate of {pattern}", len(mass), worst[0], worst[1], FLIPS, worst[1] / FLIPS, FLIPS)
+        hits = [np.abs(r.heads["hit_rate"].to_numpy().ravel() - totals["hits"] / rows) for r in (ours, rounded)]
+        flips = [float(part.mean()) for part in hits]
+        yield Line(f"hit rate of {pattern}", len(mass), flips[0], flips[1], FLIPS, flips[1] / FLIPS, FLIPS)
         chance = uniform.sum() / rows
-        apart = np.abs(ours.heads["baseline"].to_numpy().ravel() - chance).max()
+        baseline_error = np.abs(ours.heads["baseline"].to_numpy().ravel() - chance).max()
         lift = np.abs(ours.heads["lift"].to_numpy().ravel() - mass / chance) / (1 + mass / chance)
-        yield Line(f"baseline, lift of {pattern}", len(mass), float(max(apart, lift.max())))
+        yield Line(f"baseline, lift of {pattern}", len(mass), float(max(baseline_error, lift.max())))
         yield from _evidence_lines(pattern, ours, n_rows, masses.T, uniform, at_offset)
 
 
@@ -90,7 +96,7 @@ def _evidence_lines(
     uniform: np.ndarray,
     at_offset: np.ndarray,
 ) -> Iterator[Line]:
-    """The proof beside a search; `mass` is [head, example], `at_offset` [example, offset]."""
+    """Compare the evidence of a search; `mass` is [head, example], `at_offset` [example, offset]."""
     evidence, half = result.evidence, random_half(len(rows))
     expected = np.zeros(len(rows))
     for i, first in enumerate(half.tolist()):
@@ -100,13 +106,13 @@ def _evidence_lines(
     baseline = expected.sum() / rows.sum()
     yield Line(f"best fixed offset of {pattern}", 1, abs(evidence.offset_baseline - baseline))
     low, high = slow_proof.resampled(mass, rows)
-    found = [evidence.heads[name].to_numpy().ravel() for name in ("mass_low", "mass_high")]
+    ends = [evidence.heads[name].to_numpy().ravel() for name in ("mass_low", "mass_high")]
     width = np.maximum(high - low, 1e-9)
-    apart = max(float((np.abs(ends - own) / width).max()) for ends, own in zip(found, (low, high), strict=True))
-    yield Line(f"interval of {pattern} (of its width)", len(mass), apart, allowed=0.2)  # two draws differ by chance
+    error = max(float((np.abs(end - own) / width).max()) for end, own in zip(ends, (low, high), strict=True))
+    yield Line(f"interval of {pattern} (of its width)", len(mass), error, allowed=0.2)  # two draws differ by chance
     if not evidence.is_supported:
         return
     p = np.array([max(slow_proof.p_above(m - expected), slow_proof.p_above(m - uniform)) for m in mass])
     q = slow_proof.benjamini_hochberg(p)
-    off = [np.abs(evidence.heads[n].to_numpy().ravel() - v).max() for n, v in (("p_value", p), ("q_value", q))]
-    yield Line(f"p, false discoveries of {pattern}", len(p), float(max(off)))
+    errors = [np.abs(evidence.heads[n].to_numpy().ravel() - v).max() for n, v in (("p_value", p), ("q_value", q))]
+    yield Line(f"p, false discoveries of {pattern}", len(p), float(max(errors)))

@@ -1,4 +1,4 @@
-"""Runs one tiny model of `architectures` through the capture and says what came out: a row of docs/models.md."""
+"""Run one tiny model of `architectures` through the capture and describe the result: a row of docs/models.md."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ PARTS = {
     "mask": ("mask", None),
     "scaling": ("scaling", 1.0),
 }
-"""What may change scores besides query · key: its name, and what leaving it out means."""
+"""Parts of the scores besides query · key: the name on the page, and the value that leaves the part out."""
 
 
 @dataclass(frozen=True)
 class ServedRow:
-    """What the capture of one architecture gives; differences are the largest from transformers' eager attention.
+    """An architecture that is captured; differences are the largest from transformers' eager attention.
 
-    `stored` is of attention that went through the very code that fills segments, kept in float32. `rebuilt` is of the
-    softmax over the captured query, key and all that changes scores. `left_out`: the same with one of these left out.
+    `stored` belongs to attention that went through the code that fills segments, kept in float32. `rebuilt` belongs to
+    the softmax over the captured query, key and all other parts of the scores. `left_out` is the same as `rebuilt` with
+    one of these parts left out.
     """
 
     name: str
@@ -71,12 +72,12 @@ class RefusedRow:
 
 @torch.no_grad()
 def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
-    """Build the model, capture it, compare.
+    """Build the model, capture it and compare it with eager attention.
 
     Raises
     ------
     RuntimeError
-        The fused kernel stores something else than torch operations.
+        The fused kernel and torch operations store different numbers.
     """
     model = build_model(name)
     inputs, lengths = build_inputs(name), sequence_lengths(name)
@@ -84,8 +85,8 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
         sites = find_sites(model, build_probe(name))
         if sites.capture == "eager":
             report = check_eager(model, sites, ModelInputs(inputs, {}), lengths)
-            described = "; ".join(_describe_site(site) for site in sites.sites)
-            return EagerRow(name, type(model).__name__, described, report.largest)
+            description = "; ".join(_describe_site(site) for site in sites.sites)
+            return EagerRow(name, type(model).__name__, description, report.largest)
     except UnsupportedModelError as error:
         return RefusedRow(name, type(model).__name__, str(error))
     stored = check_capture(model, sites, Keep(query_key="float32"), ModelInputs(inputs, {}), lengths).largest
@@ -96,12 +97,12 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
     eager, _ = eager_attention(model, sites, inputs)
 
     def largest(change: dict[str, float | None]) -> float:
-        found: list[Tensor] = []
-        for where, call in zip(sites.calls, recorder.calls, strict=True):
-            difference = attention_weights(dataclasses.replace(call, **change)) - eager[where.site][where.layer]
-            for row, n in enumerate(lengths[sites.site(where.site).query_sequence]):
-                found.append(difference[row, :, :n].abs().max())
-        return float(torch.stack(found).max())  # NaN stays
+        errors: list[Tensor] = []
+        for origin, call in zip(sites.calls, recorder.calls, strict=True):
+            difference = attention_weights(dataclasses.replace(call, **change)) - eager[origin.site][origin.layer]
+            for row, n in enumerate(lengths[sites.site(origin.site).query_sequence]):
+                errors.append(difference[row, :, :n].abs().max())
+        return float(torch.stack(errors).max())  # the maximum is NaN if an error is NaN
 
     present = [part for part in PARTS if any(_has(call, part) for call in recorder.calls)]
     return ServedRow(
@@ -121,7 +122,7 @@ class _Recorder:
         self.calls: list[AttentionCall] = []
 
     def receive(self, call: AttentionCall) -> None:
-        """Keep it."""
+        """Record the call."""
         self.calls.append(call)
 
 
@@ -143,7 +144,7 @@ def _describe_site(site: Site) -> str:
 
 
 def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:
-    """What changes scores besides query · key, as recorded in the store's sites."""
+    """Describe the parts of the scores besides query · key, as recorded in the sites of a store."""
     words: list[str] = []
     if any(site.rotary for site in sites.sites):
         words.append("rotary (inside query and key)")
@@ -153,10 +154,10 @@ def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:
         words.append("scaling 1")
     for key, word in (("window", "window"), ("softcap", "soft cap")):
         values = {value for site in sites.sites for value in getattr(site, key)}
-        given = sorted(value for value in values if value is not None)
-        if given:
+        numbers = sorted(value for value in values if value is not None)
+        if numbers:
             some = " in some layers" if None in values else ""
-            words.append(f"{word} {', '.join(f'{value:g}' for value in given)}{some}")
+            words.append(f"{word} {', '.join(f'{value:g}' for value in numbers)}{some}")
     if any(site.has_sinks for site in sites.sites):
         words.append("sinks")
     if any(site.has_position_bias for site in sites.sites):
@@ -167,7 +168,7 @@ def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:
 
 
 def _describe_reduction(name: str, sites: ModelSites, calls: list[AttentionCall]) -> str:
-    """Who computes what is kept, found by letting them; the kernel has to agree with torch operations."""
+    """Name the code that reduces the calls, by running it. The kernel must agree with torch operations."""
     model, inputs, lengths = build_model(name), build_inputs(name), sequence_lengths(name)
     keep = Keep()
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES)
@@ -175,13 +176,13 @@ def _describe_reduction(name: str, sites: ModelSites, calls: list[AttentionCall]
     reduction = choose_reduction(keep, spec.statistics)
     if not isinstance(reduction, FusedReduction):
         return "torch"
-    found = check_agreement(model, sites, spec, ModelInputs(inputs, special), lengths, reduction)
-    if found.difference is not None:
-        raise RuntimeError(f"{name}: the fused kernel and torch operations differ: {found.difference}")
+    agreement = check_agreement(model, sites, spec, ModelInputs(inputs, special), lengths, reduction)
+    if agreement.difference is not None:
+        raise RuntimeError(f"{name}: the fused kernel and torch operations differ: {agreement.difference}")
     if reduction.n_torch == 0:
         return "kernel"
-    why = sorted({PARTS[part][0] for call in calls for part in ("sinks", "position_bias") if _has(call, part)})
-    why = f" ({', '.join(why)})" if why else ""
-    return (
-        f"torch{why}" if reduction.n_fused == 0 else f"kernel; torch for {reduction.n_torch} of {len(calls)} calls{why}"
-    )
+    parts = sorted({PARTS[part][0] for call in calls for part in ("sinks", "position_bias") if _has(call, part)})
+    reason = f" ({', '.join(parts)})" if parts else ""
+    if reduction.n_fused == 0:
+        return f"torch{reason}"
+    return f"kernel; torch for {reduction.n_torch} of {len(calls)} calls{reason}"

@@ -1,7 +1,7 @@
 """Write docs/models.md by capturing every architecture of `architectures`; ``python -m tools.models_page PAGE``.
 
-With ``--check`` nothing is written: cells that do not depend on the machine are compared, and differences are held to
-`BOUND`. Differences themselves vary in the last bits from processor to processor.
+With ``--check`` nothing is written: the program compares the cells that do not depend on the machine, and checks that no
+difference exceeds `BOUND`. The differences themselves vary in the last bits between processors.
 """
 
 from __future__ import annotations
@@ -35,51 +35,67 @@ EAGER_HEAD = ("architecture", "model", "site: layers × heads", "stored")
 REFUSED_HEAD = ("architecture", "model", "what happens")
 Row = ServedRow | EagerRow | RefusedRow
 N_FIXED = 4
-"""Columns of a served row that are the same on every machine; the fifth is where the kernel is compiled."""
+"""Number of columns of a served row that are equal on every machine; the fifth is too if the kernel is compiled."""
 INTRODUCTION = """\
 # Models
 
-Written by `make models`: each architecture is built small, with random weights and attention far from uniform, run on
-padded examples, and compared with transformers' own eager attention. A test holds this page to that. Versions:
+Look up here if headatlas captures the attention of an architecture, and how exactly. To try a model of your own on the
+sentences of the demo:
+
+```sh
+headatlas run demo --set model.source=FOLDER_OR_HUB_NAME --out traces/mine
+```
+
+Every job compares its own model with eager attention before it writes anything. A model that makes other attention
+calls than during the probe stops the job.
+
+- **Text** models are fed by every kind of corpus except `images`.
+- **Vision** models (ViT, CLIP vision, DINOv2) are fed by the corpus kind `images`; their tokens are the patches of a
+  picture. See [job files](jobs.md).
+- **Sound** models (Whisper) and decoders that attend to given states (`bert decoder`) are captured correctly, but no
+  corpus kind feeds them yet.
+
+`make models` writes this page. It builds each architecture small, with random weights and attention far from uniform,
+runs it on padded examples, and compares it with transformers' own eager attention. A test checks every row. Versions:
 transformers {transformers}, torch {torch}.
 
-- **stored**: largest difference of the attention that fills a store, kept in float32, from eager attention.
-- **rebuilt**: the same for the softmax over the captured query and key with the scaling, mask, soft cap, bias and sinks
-  that were captured with them. A bias that depends on the distance of two tokens alone (T5) is kept with query and key.
-- **left out**: how far rebuilt attention would be off without that part, so that {bound:g} means something.
-- **computed by**: the fused kernel of the CPU, or torch operations. Half precision and other devices are for torch
-  operations everywhere.
-
-Key heads are stored once. Windows are inside the masks; their width is recorded. A model that makes other attention calls
-than when it was probed stops the job, and every job compares its own model with eager attention before it writes. Jobs
-read texts: for models of images (ViT, CLIP vision, DINOv2) and sounds (Whisper), and for decoders over given states, the
-capture works, but no corpus feeds them yet.
-
 ## Captured ({n_served})
+
+- **stored**: largest difference between the attention that fills a store, kept in float32, and eager attention.
+- **rebuilt**: the same for the softmax over the captured query and key, with the scaling, mask, soft cap, bias and
+  sinks that were captured with them. A bias that depends only on the distance of two tokens (T5) is kept with query and
+  key.
+- **left out**: the error of rebuilt attention without that part. It shows that an error below {bound:g} is small.
+- **computed by**: the fused kernel of the CPU, or torch operations. Half precision and other devices always use torch
+  operations.
+
+Key heads are stored once. The width of a window is recorded; the masks contain the window.
 
 """
 EAGER_INTRODUCTION = """
 ## Captured in eager mode: attention, edges and statistics ({n_eager})
 
-They compute attention outside transformers' attention interface; some accept its name in silence and never call it. A job
-for them runs in eager mode and keeps what they return: say `query_key = "none"`, for their query and key cannot be seen
-(the job stops and says so otherwise). Manifest and `headatlas info` carry the mark `capture = "eager"`. All layers' maps of
-a batch are in memory at once, so batches are small and this is slower.
+These models compute attention outside transformers' attention interface. Some of them accept its name and then never
+call it. A job for them runs in eager mode and keeps the attention that they return:
 
-- **stored**: largest difference of the attention that fills a store, kept in float32, from the softmaxes that torch saw
-  during the same forward pass. Every job checks that, and the number of layers, before it writes.
+- Set `keep.query_key` to `"none"`, because their query and key are not accessible. Otherwise the job stops and says so.
+- Manifest and `headatlas info` contain the mark `capture = "eager"`.
+- The maps of all layers of a batch are in memory at once, so batches are small and the capture is slower.
+
+**stored** is the largest difference between the attention that fills a store, kept in float32, and the softmaxes of
+torch during the same forward pass. Every job checks this, and the number of layers, before it writes.
 
 """
 REFUSED_INTRODUCTION = """
 ## Refused ({n_refused})
 
-Neither way gives one map of weights for each head and layer. The job stops before anything is written, with this message.
+Neither way gives one map of weights for each head and layer. The job stops with this message before it writes anything.
 
 """
 
 
 def cells(row: Row) -> list[str]:
-    """The cells of a row."""
+    """Return the cells of a row."""
     if isinstance(row, EagerRow):
         return [row.name, f"`{row.model}`", row.sites, f"{row.stored:.1e}"]
     if isinstance(row, RefusedRow):
@@ -98,7 +114,7 @@ def cells(row: Row) -> list[str]:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """The whole page."""
+    """Return the text of the page."""
     served, eager, refused = (
         [cells(row) for row in rows if isinstance(row, kind)] for kind in (ServedRow, EagerRow, RefusedRow)
     )
@@ -115,22 +131,26 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def read_cells(text: str) -> dict[str, list[str]]:
-    """The table rows of a page, by architecture."""
+    """Read the table rows of a page, by architecture."""
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return {row[0]: row for row in rows if row[0] not in (SERVED_HEAD[0], "---")}
 
 
 def difference(row: Row, written: Sequence[str] | None) -> str | None:
-    """What is wrong with an architecture's row on the page, or with the model itself; None: nothing."""
+    """Describe the error of an architecture's row on the page, or of the model itself. None if there is no error."""
     if written is None:
         return f"{row.name} is missing"
-    off = {name: value for name in ("stored", "rebuilt") if (value := getattr(row, name, None)) is not None}
-    if not all(value <= BOUND for value in off.values()):  # not max(): it may pass over NaN
-        said = ", ".join(f"{value:.2g} {name}" for name, value in off.items())
-        return f"{row.name}: attention is off by {said}, more than {BOUND:g}"
+    errors = {name: value for name in ("stored", "rebuilt") if (value := getattr(row, name, None)) is not None}
+    if not all(value <= BOUND for value in errors.values()):  # max() could skip NaN
+        listing = ", ".join(f"{value:.2g} {name}" for name, value in errors.items())
+        return f"{row.name}: attention is off by {listing}, more than {BOUND:g}"
     n = N_FIXED + (kernel.available() is not None) if isinstance(row, ServedRow) else 3
-    found = cells(row)[:n]
-    return None if found == list(written[:n]) else f"{row.name}: the page says {list(written[:n])}, found {found}"
+    measured = cells(row)[:n]
+    return (
+        None
+        if measured == list(written[:n])
+        else f"{row.name}: the page says {list(written[:n])}, the capture gave {measured}"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -146,15 +166,14 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if kernel.available() is None and not arguments.check:
-        sys.exit(f"the page says what the fused kernel serves, but here it is {kernel.explain()}")
+        sys.exit(f"The page needs the fused kernel, but this machine has {kernel.explain()}.")
     rows = [measure(name) for name in ARCHITECTURES]
     written = read_cells(arguments.page.read_text(encoding="utf-8")) if arguments.check else read_cells(page(rows))
-    wrong = [problem for row in rows if (problem := difference(row, written.get(row.name)))]
-    wrong += [f"{name} is not an architecture of the table" for name in written if name not in ARCHITECTURES]
-    if wrong:
-        sys.exit(
-            "\n".join([*wrong, "run `make models` and commit the result" if arguments.check else "nothing written"])
-        )
+    problems = [problem for row in rows if (problem := difference(row, written.get(row.name)))]
+    problems += [f"{name} is not an architecture of the table" for name in written if name not in ARCHITECTURES]
+    if problems:
+        remedy = "Run `make models` and commit the result." if arguments.check else "Nothing was written."
+        sys.exit("\n".join([*problems, remedy]))
     if not arguments.check:
         arguments.page.write_text(page(rows), encoding="utf-8")
     served = [row for row in rows if isinstance(row, ServedRow)]

@@ -1,4 +1,4 @@
-"""The small texts that pictures of the built-in patterns are made of, written by hand with their annotations."""
+"""Small texts for the pictures of the named patterns, written by hand with their annotations."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from headatlas.store.schema.token_table import Column, TokenFlag, TokenTable
 
 @dataclass(frozen=True)
 class Text:
-    """One line of tokens and the annotations of its words.
+    """Line of tokens and the annotations of its words.
 
-    Words stand between spaces, ``un|believ|able`` is a word of three tokens, ``[CLS]`` and ``<s>`` are special tokens; what
-    follows a ``[SEP]`` is the second text of a pair.
+    Words are separated by spaces. ``un|believ|able`` is a word of three tokens; ``[CLS]`` and ``<s>`` are special tokens.
+    The tokens after a ``[SEP]`` are the second text of a pair.
     """
 
     line: str
     words: dict[str, list[Any]] = field(default_factory=dict)
-    """Annotations by column; None where a word has none."""
+    """Annotations by column; None for a word without one."""
     causal: bool = False
 
 
@@ -54,7 +54,7 @@ TEXT_OF = {
     "acronym_to_words": ACRONYM,
     "needle": NEEDLE,
 }
-"""The text of each pattern's picture; `SENTENCE` for all others."""
+"""Text of each pattern's picture. All other patterns use `SENTENCE`."""
 
 RELATION_PHRASES: dict[str, tuple[str, int, int]] = {
     "acl": ("issues facing us", 1, 0),
@@ -94,19 +94,19 @@ RELATION_PHRASES: dict[str, tuple[str, int, int]] = {
     "vocative": ("listen , Ada", 2, 0),
     "xcomp": ("likes to sing", 2, 0),
 }
-"""Of each universal relation a phrase, the dependent and its head."""
+"""Phrase, dependent and governor for each universal relation."""
 
 
 def phrase(relation: str) -> Text:
-    """The phrase of a relation, with that relation annotated."""
-    line, dependent, head = RELATION_PHRASES[relation]
+    """Return the phrase of a relation, with that relation annotated."""
+    line, dependent, governor = RELATION_PHRASES[relation]
     n = len(line.split())
-    heads = [head if word == dependent else -1 for word in range(n)]
-    return Text(line, {"head": heads, "deprel": [relation if word == dependent else None for word in range(n)]})
+    governors = [governor if word == dependent else -1 for word in range(n)]
+    return Text(line, {"head": governors, "deprel": [relation if word == dependent else None for word in range(n)]})
 
 
 def token_table(text: Text) -> tuple[TokenTable, str]:
-    """Tokens of a text, as a store would hold them, and the text itself."""
+    """Build the tokens of a text in the form of a store, and the text itself."""
     ids: dict[str, int] = {}
     pieces, word, flags, spans, words = [], [], [], [], []
     written, n_texts = "", 0

@@ -1,7 +1,7 @@
-"""Pictures of patterns: the pattern is evaluated on a small text, and what matches is drawn as arcs and as a matrix.
+"""Pictures of patterns: evaluate the pattern on a small text, and draw the matches as arcs and as a matrix.
 
-SVG with its own colours for light and dark pages. Arcs above the line go back in the text, arcs below it forward; the
-dot is at the key. In the matrix rows are queries, columns are keys; cells that a causal model hides are left out.
+The SVG has its own colours for light and dark pages. Arcs above the line point back in the text, arcs below it forward.
+The dot is at the key. In the matrix, rows are queries and columns are keys; cells that a causal model hides are omitted.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _STYLE = """
 
 
 def matching_pairs(expression: str, text: Text) -> list[tuple[int, int]]:
-    """Query and key positions of a text for which an expression holds."""
-    table, written = token_table(text)
-    fields = TokenFields(table, Texts([written], [written]))
+    """Return the query and key positions of a text for which an expression is true."""
+    table, string = token_table(text)
+    fields = TokenFields(table, Texts([string], [string]))
     vocabulary = Vocabulary.of([table], [table])
     pattern = Pattern.parse(expression)
     pattern.check(vocabulary)
     n = len(table)
     layout = Layout(np.array([0, n * (n + 1) // 2 if text.causal else n * n]), text.causal)
-    found = Matcher(pattern.node, Evaluator(fields, fields, {}, vocabulary, expression), layout).example(0)
-    return list(zip(found.query.tolist(), found.key.tolist(), strict=True))
+    matches = Matcher(pattern.node, Evaluator(fields, fields, {}, vocabulary, expression), layout).example(0)
+    return list(zip(matches.query.tolist(), matches.key.tolist(), strict=True))
 
 
 def pattern_picture(expression: str, text: Text, title: str) -> str:
-    """Arcs and matrix of an expression on a text, as an SVG document."""
+    """Draw the arcs and the matrix of an expression on a text, as an SVG document."""
     pairs, (table, _) = matching_pairs(expression, text), token_table(text)
-    centre, width = _places(table.text)
+    centre, width = _word_centres(table.text)
     back, ahead = ([abs(q - k) for q, k in pairs if sign * (q - k) > 0] for sign in (1, -1))
     above, below = (max([_height(n) for n in reach], default=0) for reach in (back, ahead))
     above = max(above, 18 if any(q == k for q, k in pairs) else 0)
@@ -71,26 +71,26 @@ def pattern_picture(expression: str, text: Text, title: str) -> str:
 
 
 def relations_picture(relations: Sequence[str], columns: int = 4, cell: tuple[int, int] = (176, 84)) -> str:
-    """Every relation on a phrase of its own: `dependent_of` and `dependents_of`, as an SVG document."""
+    """Draw `dependent_of` and `dependents_of` for every relation on its phrase, as an SVG document."""
     parts = []
     for index, relation in enumerate(relations):
         x, y = (index % columns) * cell[0] + 8, (index // columns) * cell[1]
         text = phrase(relation)
         table, _ = token_table(text)
-        centre = [x + c for c in _places(table.text)[0]]
-        there = matching_pairs(f'dependent_of(relation="{relation}")', text)
-        back = matching_pairs(f'dependents_of(relation="{relation}")', text)
+        centre = [x + c for c in _word_centres(table.text)[0]]
+        upward = matching_pairs(f'dependent_of(relation="{relation}")', text)
+        downward = matching_pairs(f'dependents_of(relation="{relation}")', text)
         parts.append(_text(x + 4, y + 14, relation, "name"))
         line = y + 54
-        parts += _arcs(there, centre, line, above=True) + _arcs(back, centre, line, above=False)
+        parts += _arcs(upward, centre, line, above=True) + _arcs(downward, centre, line, above=False)
         parts += [_text(c, line, word, middle=True) for c, word in zip(centre, table.text, strict=True)]
     rows = -(-len(relations) // columns)
     title = "The relations of Universal Dependencies; above: dependent to head, below: head to dependent"
     return _document(columns * cell[0], rows * cell[1] + 4, title, parts)
 
 
-def _places(words: Sequence[str]) -> tuple[list[float], float]:
-    """Centre of each word on the line, and its length."""
+def _word_centres(words: Sequence[str]) -> tuple[list[float], float]:
+    """Return the centre of each word on the line, and the length of the line."""
     centre, x = [], 8.0
     for word in words:
         width = CHARACTER * len(word)
@@ -106,7 +106,7 @@ def _height(reach: int) -> float:
 def _arcs(
     pairs: Sequence[tuple[int, int]], centre: Sequence[float], line: float, above: bool | None = None
 ) -> list[str]:
-    """Arcs over and under a line of words; `above` puts all of them on one side."""
+    """Draw arcs above and below a line of words. `above` puts all of them on one side."""
     parts = []
     for query, key in pairs:
         up = key <= query if above is None else above
@@ -117,7 +117,7 @@ def _arcs(
             continue
         lift = min(_height(abs(query - key)), 18.0) if above is not None else _height(abs(query - key))
         top = y - 4 / 3 * lift if up else y + 4 / 3 * lift
-        # A little apart at the foot, so that what leaves a word and what comes to it can be told apart.
+        # The feet of arcs that leave a word and of arcs that reach it are a little apart.
         toward = 2.5 if key > query else -2.5
         a, b = centre[query] + toward, centre[key] - toward
         parts += [

@@ -1,7 +1,7 @@
-"""Write docs/patterns.md, the pattern language and its library, and a picture of every built-in pattern beside it.
+"""Write docs/patterns.md (the pattern language and the named patterns) and a picture of every named pattern.
 
-``python -m tools.patterns_page docs/patterns.md`` writes the page and ``images/patterns/NAME.svg``; with ``--check`` it
-only compares and fails if they differ. Pictures come from evaluating the pattern, so they cannot say anything else.
+``python -m tools.patterns_page docs/patterns.md`` writes the page and ``images/patterns/NAME.svg``. With ``--check`` it
+only compares them, and fails if they differ. A picture shows the result of evaluating its pattern.
 """
 
 from __future__ import annotations
@@ -34,8 +34,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
 _PAGE = """\
 # Patterns
 
-Written by `make docs`; a test holds it to the library. A pattern is a condition on a `query` token and a `key` token of one
-example. `headatlas search STORE PATTERN` asks which heads look from such queries to such keys.
+Write a pattern, and find the attention heads that follow it:
+
+```sh
+headatlas search traces/demo induction                                      # a named pattern
+headatlas search traces/demo 'key.lower == query.lower and key.position < query.position'
+headatlas patterns                                                          # lists the named patterns
+```
+
+A pattern is a condition on a `query` token and a `key` token of one example. The search ranks heads by the attention
+from such queries to such keys ([scores](definitions.md#scores-of-a-search)). [Named patterns](#named-patterns) are
+ready to use. `make docs` writes this page; a test compares it with the code.
 
 ## The language
 
@@ -43,21 +52,21 @@ example. `headatlas search STORE PATTERN` asks which heads look from such querie
 {grammar}
 ```
 
-Strings know `\\n \\t \\\\ \\"`, `\\u0041`; a regular expression stands as it is and runs on RE2, whose time is linear in the text.
-A comparison with a missing value (no word, no head, beyond the end) is false. Expressions are parsed and checked, never run
-as Python: at most 10,000 characters, 40 levels.
+- Strings understand the escapes `\\n \\t \\\\ \\"` and `\\u0041`.
+- The string after `matches` is a regular expression, without escapes. RE2 evaluates it, in time linear in the text.
+- A comparison with a missing value (no word, no governor, beyond the end) is false.
+- Expressions are parsed and checked, and never run as Python. They have at most 10,000 characters and 40 nested levels.
 
 | field | kind | meaning |
 |---|---|---|
 {fields}
-| any annotation column | text or number | `deprel`, `head`, `upos`, `entity`, …; `["my column"]` where it is no name; of a word, of a token, or `example.topic` |
+| any annotation column | text or number | of a word, of a token, or of the example (`example.topic`): `deprel`, `head` (the governor), `upos`, `entity`, …; `query["my column"]` if the name contains other characters than letters, digits and `_` |
 
-`query.previous` and `query.next` are the neighbouring tokens (`query.previous.id`). At a cross-attention site `query` is a
-token of the target, `key` one of the source.
-
-Between words (`headatlas search … --words mean`, or `first`; `store.search(pattern, words="mean")`) `query` and `key` are words:
-`position`, `previous` and `length` count words, `text` is the whole word, attention is summed over the key word's tokens and
-averaged over the query word's ([what exactly](definitions.md#scores-of-a-search)).
+- `query.previous` and `query.next` are the neighbouring tokens (`query.previous.id`).
+- At a cross-attention site `query` is a token of the target, and `key` is a token of the source.
+- With `--words mean` or `--words first` (in Python `store.search(pattern, words="mean")`) `query` and `key` are words.
+  `position`, `previous` and `length` then count words, and `text` is the whole word. Attention is summed over the
+  tokens of the key word and averaged over those of the query word ([definition](definitions.md#scores-of-a-search)).
 
 ## In Python
 
@@ -70,10 +79,10 @@ str(pattern)  # 'induction and not key.special or local(n=2)'
 open_store("traces/demo").search(pattern)
 ```
 
-## Your own, from a file
+## Your own patterns in a file
 
-A TOML file has a table a pattern. A parameter stands for a constant, for the set after `in` (a list) or for the regular
-expression after `matches`, and has the value that it takes when none is given; a pattern may call those above it.
+A TOML file contains one table for each pattern. A parameter can replace a constant, the set after `in` (a list), or the
+regular expression after `matches`. `parameters` gives the default values. A pattern may call the patterns above it.
 
 ```toml
 [verb_to]
@@ -83,20 +92,22 @@ parameters = {{ relation = "obj", tags = ["VERB", "AUX"] }}
 ```
 
 ```sh
-headatlas patterns --patterns my.toml                                  # lists and checks them
+headatlas patterns --patterns my.toml                                  # checks and lists them
 headatlas search traces/ewt 'verb_to(relation="iobj")' --patterns my.toml
 ```
 
-`contrast`, `like` and `neurons` take `--patterns` too; in Python `Pattern.parse("verb_to", read_patterns("my.toml"))`.
+The commands `contrast`, `like` and `neurons` have the option `--patterns` too. In Python:
+`Pattern.parse("verb_to", read_patterns("my.toml"))`.
 
-## The library
+## Named patterns
 
-Blue arcs go back in the text, orange ones ahead, the dot is at the key; in the matrix rows are queries, columns are keys.
+In the pictures, blue arcs point back in the text and orange arcs point ahead. The dot is at the key. In the matrix,
+rows are queries and columns are keys.
 """
 
 
 def page(folder: Path) -> dict[Path, str]:
-    """The page and its pictures, by path."""
+    """Return the texts of the page and its pictures, by path."""
     grouped = [name for names in GROUPS.values() for name in names]
     assert sorted(grouped) == sorted(LIBRARY), sorted(set(LIBRARY) ^ set(grouped))
     assert tuple(RELATION_PHRASES) == UNIVERSAL_RELATIONS
@@ -126,14 +137,14 @@ def _fields() -> str:
     rows = [(f"`{field.name}`", field.kind, field.description) for field in TOKEN_FIELDS.values()]
     rows += [(f"`example.{field.name}`", field.kind, field.description) for field in EXAMPLE_FIELDS.values()]
     kinds = {"bool": "true or false"}
-    return "\n".join(f"| {name} | {kinds.get(kind, kind)} | {what} |" for name, kind, what in rows)
+    return "\n".join(f"| {name} | {kinds.get(kind, kind)} | {description} |" for name, kind, description in rows)
 
 
 def _entry(pattern: LibraryPattern) -> str:
-    given = ", ".join(f"{name}={value_text(value)}" for name, value in pattern.parameters.items())
-    call = f"{pattern.name}({given})" if given else pattern.name
+    arguments = ", ".join(f"{name}={value_text(value)}" for name, value in pattern.parameters.items())
+    call = f"{pattern.name}({arguments})" if arguments else pattern.name
     return (
-        f"**`{call}`** {pattern.description}\n\n```text\n{pattern.expression}\n```\n\n"
+        f"**`{call}`**: {pattern.description}\n\n```text\n{pattern.expression}\n```\n\n"
         f"![{pattern.description}]({PICTURES.as_posix()}/{pattern.name}.svg)\n"
     )
 
@@ -141,9 +152,10 @@ def _entry(pattern: LibraryPattern) -> str:
 def _relations() -> str:
     names = ", ".join(f"`{relation}`" for relation in UNIVERSAL_RELATIONS)
     return (
-        "Every relation of Universal Dependencies, in both directions: above the line "
-        '`dependent_of(relation="…")`, below it `dependents_of(relation="…")`. '
-        f"{names}; any other value of a treebank works too, and `query.deprel` has the subtype (`nsubj:pass`).\n\n"
+        'Every relation of Universal Dependencies, in both directions: `dependent_of(relation="…")` above the line, '
+        '`dependents_of(relation="…")` below it. '
+        f"The relations are {names}. Any other value of a treebank works too. `query.deprel` includes the subtype "
+        "(`nsubj:pass`).\n\n"
         f"![The relations of Universal Dependencies]({PICTURES.as_posix()}/{RELATIONS}.svg)\n"
     )
 
@@ -158,10 +170,12 @@ def main() -> None:
     pictures = arguments.page.parent / PICTURES
     left_over = set(pictures.glob("*.svg")) - set(files)
     if arguments.check:
-        other = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-        if other or left_over:
-            names = ", ".join(sorted(str(path) for path in {*other, *left_over}))
-            sys.exit(f"{names}: not what the library says; run `make docs` and commit the result.")
+        outdated = [
+            path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text
+        ]
+        if outdated or left_over:
+            names = ", ".join(sorted(str(path) for path in {*outdated, *left_over}))
+            sys.exit(f"{names}: out of date; run `make docs` and commit the result.")
         return
     pictures.mkdir(parents=True, exist_ok=True)
     for path in left_over:

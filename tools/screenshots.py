@@ -1,7 +1,7 @@
-"""Take the pictures of the documentation from a store, in a real browser that may not leave this machine.
+"""Take the pictures of the documentation from a store, in a browser that may only access this machine.
 
 ``python tools/screenshots.py [STORE] [--only NAME]`` serves the store, opens the states listed in `PICTURES`, and writes
-docs/images/NAME.png. Look at them before committing: a picture of an error page is a picture too.
+docs/images/NAME.png. Look at the pictures before you commit them: the program cannot detect every error page.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ PICTURES = {
     for name, state in _STATES.items()
     for end, theme in (("", "light"), ("-dark", "dark"))
 }
-"""The state of each picture, in the words of the viewer's URL."""
+"""State of each picture, as parameters of the viewer's URL."""
 DRAWN = {
     "search": "[data-mass], .arrow",
     "examples": "a.er",
     "views": "table[data-mirror] td",
     "corpus": "table[data-mirror] td",
 }
-"""What stands on each page once it is drawn."""
+"""Selector of an element that each page has once it is drawn."""
 
 
 @contextmanager
 def serving(store: Path) -> Iterator[str]:
-    """Serve the store on a free port of this machine while the block runs; gives the address."""
+    """Serve the store on a free port of this machine while the block runs. Yield the address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -79,14 +79,14 @@ def serving(store: Path) -> Iterator[str]:
     ]
     server = subprocess.Popen(command, cwd=ROOT)
     try:
-        give_up = time.monotonic() + START_LIMIT_S
+        deadline = time.monotonic() + START_LIMIT_S
         while True:
             try:
                 urlopen(address, timeout=5).close()
                 break
             except (URLError, OSError):
-                if server.poll() is not None or time.monotonic() > give_up:
-                    sys.exit(f"The viewer did not start: {' '.join(command)}")
+                if server.poll() is not None or time.monotonic() > deadline:
+                    sys.exit(f"The viewer did not start within {START_LIMIT_S} s: {' '.join(command)}")
                 time.sleep(0.2)
         yield address
     finally:
@@ -95,38 +95,38 @@ def serving(store: Path) -> Iterator[str]:
 
 
 def take(address: str, names: list[str], folder: Path) -> list[str]:
-    """Write a picture of each named state; returns what the pages should not have done."""
+    """Write a picture of each named state. Return the errors and forbidden requests of the pages."""
     from playwright.sync_api import sync_playwright
 
     program = os.environ.get("HEADATLAS_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        sys.exit("No Chromium was found: install one or set HEADATLAS_CHROMIUM.")
+        sys.exit("Chromium is not installed. Install it, or set HEADATLAS_CHROMIUM to its path.")
     arguments = ["--disable-gpu", "--font-render-hinting=none"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         arguments.append("--no-sandbox")
     folder.mkdir(parents=True, exist_ok=True)
-    wrong: list[str] = []
+    problems: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
         for name in names:
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, reduced_motion="reduce")
             page.route(
                 lambda url: not url.startswith((address, "data:", "blob:")),
-                lambda route: (wrong.append(f"asked for {route.request.url}"), route.abort())[-1],
+                lambda route: (problems.append(f"requested {route.request.url}"), route.abort())[-1],
             )
-            page.on("pageerror", lambda error: wrong.append(str(error)))
-            page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
             page.goto(f"{address}?{urlencode(PICTURES[name])}")
             page.locator(DRAWN[str(PICTURES[name]["page"])]).first.wait_for(state="attached", timeout=60_000)
-            if PICTURES[name].get("view") == "space":  # placed in the background
+            if PICTURES[name].get("view") == "space":  # computed in the background
                 page.locator("canvas[data-shade]").wait_for(timeout=60_000)
             page.wait_for_load_state("networkidle")
-            page.wait_for_timeout(2_000)  # the last frame arrives over the web socket, which counts as no request
+            page.wait_for_timeout(2_000)  # the last frame arrives over the web socket, which networkidle ignores
             page.screenshot(path=folder / f"{name}.png")
             print(f"wrote {folder / name}.png")
             page.close()
         browser.close()
-    return wrong
+    return problems
 
 
 def main() -> None:
@@ -137,9 +137,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
     arguments = parser.parse_args()
     with serving(arguments.store) as address:
-        wrong = take(address, arguments.only or list(PICTURES), arguments.out)
-    if wrong:
-        sys.exit("\n".join(wrong))
+        problems = take(address, arguments.only or list(PICTURES), arguments.out)
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 if __name__ == "__main__":

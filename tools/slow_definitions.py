@@ -1,8 +1,8 @@
-"""Every statistic once more, as slow loops written from the formulas of docs/definitions.md; nothing of headatlas is used.
+"""Every statistic as slow loops that are written from the formulas of docs/definitions.md, without headatlas.
 
-One row after the other, one key after the other where a formula asks; numpy only adds the heads up side by side. Each
-formula is written once and read twice: on the weights themselves (`Weights`), and on how far a stored weight may be from
-them (`Errors`), which gives the bound that a codec of the weights owes each number.
+The loops process one row, and if needed one key, after the other; numpy only computes all heads at once. Each formula is
+written once and evaluated twice: on the weights (`Weights`), and on the largest error of a stored weight (`Errors`). The
+second evaluation gives the largest error that the codec may cause in each number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Numerator and denominator of each column, one number a head."""
+"""Numerator and denominator of each column, one number for each head."""
 
 
 _END = re.compile("[.!?…。！？]+")
@@ -23,22 +23,25 @@ _END = re.compile("[.!?…。！？]+")
 
 @dataclass
 class Tokens:
-    """What is known of an example's tokens and words."""
+    """Tokens and words of an example, with their annotations."""
 
     ids: list[int]
     special: list[bool]
     second: list[bool]
     texts: list[str]
     word: list[int]
-    """Word of each token, -1: none."""
+    """Word of each token, or -1."""
     n_words: int = 0
     head: list[int] = field(default_factory=list)
-    """Word that each word depends on, -1: none."""
+    """Governor of each word, or -1."""
     upos: list[str | None] = field(default_factory=list)
 
     @cached_property
     def sentence(self) -> list[int]:
-        """A sentence goes on through its marks; the next token after them begins another, as the second text does."""
+        """Number of each token's sentence, -1 for special tokens.
+
+        A sentence includes its final marks. The next token begins another sentence, and so does the second text.
+        """
         number, result = 0, []
         for i, text in enumerate(self.texts):
             if i:
@@ -48,17 +51,17 @@ class Tokens:
         return result
 
     def copies(self, q: int) -> list[int]:
-        """Earlier positions of the same token."""
+        """Return the earlier positions of the same token."""
         return [j for j in range(q) if self.ids[j] == self.ids[q]]
 
     def is_punctuation(self, k: int) -> bool:
-        """A token of nothing but marks."""
+        """Return True if the token consists of punctuation marks only."""
         marks = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
         return not self.special[k] and bool(self.texts[k]) and all(c in marks for c in self.texts[k])
 
 
 class Weights:
-    """The maps of all heads of one example, [head, query, key]."""
+    """Maps of all heads of one example, [head, query, key]."""
 
     def __init__(self, maps: np.ndarray, tokens: Tokens, causal: bool, counts: dict[int, int]) -> None:
         self.maps, self.tokens, self.causal, self.counts = maps.astype(np.float64), tokens, causal, counts
@@ -100,9 +103,9 @@ class Weights:
     def without_sinks(self, n_rows: int | None = None) -> Weights:
         maps = np.zeros_like(self.maps)
         for q in range(self.n)[:n_rows]:
-            kept = [k for k in self.keys(q) if not self.is_sink(k)]
-            left = sum((self.at(q, k) for k in kept), np.zeros(len(maps)))
-            for k in kept:
+            others = [k for k in self.keys(q) if not self.is_sink(k)]
+            left = sum((self.at(q, k) for k in others), np.zeros(len(maps)))
+            for k in others:
                 maps[:, q, k] = np.where(left > 0, self.at(q, k) / np.where(left > 0, left, 1), 0)
         other = Weights(maps, self.tokens, self.causal, self.counts)
         other.sinks = False
@@ -110,7 +113,10 @@ class Weights:
 
 
 class Errors(Weights):
-    """How far each weight of `of` may be off after ⌊255·√w + ½⌋: formulas on it bound their own change."""
+    """Largest error of each weight of `of` after rounding to ⌊255·√w + ½⌋.
+
+    A formula that is evaluated on the errors gives a bound of its own change.
+    """
 
     def __init__(self, of: Weights, errors: np.ndarray | None = None) -> None:
         codec = 2 * np.sqrt(of.maps) / 510 + 1 / 510**2
@@ -127,9 +133,8 @@ class Errors(Weights):
             return -w * np.log(np.where(w > 0, w, 1))
 
         keys = self.keys(q)
-        w = (1 - smooth) * self.of.maps[
-            :, q, keys.start : keys.stop
-        ] + smooth / self.n  # all keys at once: the slowest loop
+        # All keys at once, because this is the slowest loop.
+        w = (1 - smooth) * self.of.maps[:, q, keys.start : keys.stop] + smooth / self.n
         e = (1 - smooth) * self.maps[:, q, keys.start : keys.stop]
         low, high, here, peak = np.maximum(w - e, 0), w + e, g(w), np.exp(-1)
         change = np.maximum(np.abs(g(low) - here), np.abs(g(high) - here))
@@ -137,7 +142,9 @@ class Errors(Weights):
         return np.where(over, np.maximum(change, peak - here), change).sum(axis=1)
 
     def apart(self, q: int, k: int, other: np.ndarray | float) -> np.ndarray:
-        return self.at(q, k) + (-other if isinstance(other, np.ndarray) else 0.0)  # a mean's error comes negative
+        return self.at(q, k) + (
+            -other if isinstance(other, np.ndarray) else 0.0
+        )  # the error of a mean is passed with a negative sign
 
     def less(self, n: float, apart: np.ndarray) -> np.ndarray:
         return apart
@@ -151,10 +158,10 @@ class Errors(Weights):
         clean = self.of.without_sinks(n_rows)
         maps = np.zeros_like(self.maps)
         for q in range(self.n)[:n_rows]:
-            kept = [k for k in self.keys(q) if not self.is_sink(k)]
-            left = sum((self.of.at(q, k) for k in kept), np.zeros(len(maps)))
-            off = sum((self.at(q, k) for k in kept), np.zeros(len(maps)))
-            for k in kept:
+            others = [k for k in self.keys(q) if not self.is_sink(k)]
+            left = sum((self.of.at(q, k) for k in others), np.zeros(len(maps)))
+            off = sum((self.at(q, k) for k in others), np.zeros(len(maps)))
+            for k in others:
                 room = left - off
                 moved = (self.at(q, k) + clean.at(q, k) * off) / np.where(room > 0, room, 1)
                 maps[:, q, k] = np.where(room > 0, np.minimum(moved, 1), 1)
@@ -169,7 +176,7 @@ def _mass(x: Weights, q: int, keys: list[int]) -> np.ndarray:
 
 
 def statistic_rows(name: str, x: Weights) -> Row:
-    """One value a row that counts."""
+    """Yield one value for each row that counts."""
     t = x.tokens
     for q in range(x.n):
         keys = list(x.keys(q))
@@ -235,7 +242,7 @@ NOT_SINK_FREE = ("first", "special")
 
 
 def statistic(name: str, x: Weights) -> tuple[np.ndarray, int]:
-    """Sum over the rows that count, and how many they are."""
+    """Return the sum over the rows that count, and the number of these rows."""
     total, n = np.zeros(len(x.maps)), 0
     for value in statistic_rows(name, x):
         total, n = total + value, n + 1
@@ -243,12 +250,12 @@ def statistic(name: str, x: Weights) -> tuple[np.ndarray, int]:
 
 
 def corner(x: Weights, size: int = 10) -> list[tuple[int, int]]:
-    """Pairs among the first tokens."""
+    """Return the pairs among the first tokens."""
     return [(q, k) for q in range(min(x.n, size)) for k in x.keys(q) if k < size]
 
 
 def variability(x: Weights, mean: np.ndarray, null: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Σ|A − Ā| and 2 Σ A over the first ten tokens; without `null` the first key is left out. `mean` [head, 10, 10]."""
+    """Compute Σ|A − Ā| and 2 Σ A over the first ten tokens. Without `null`, omit the first key. `mean` is [head, 10, 10]."""
     above, below = np.zeros(len(x.maps)), np.zeros(len(x.maps))
     for q, k in corner(x):
         if null or k > 0:
@@ -305,7 +312,7 @@ def vig(x: Weights, mean: np.ndarray) -> Columns:
 def voita(x: Weights, mean: np.ndarray) -> Columns:
     t = x.tokens
     confidence, rare, n = np.zeros(len(x.maps)), np.zeros(len(x.maps)), 0
-    at = {offset: np.zeros(len(x.maps)) for offset in range(-8, 9)}
+    by_offset = {offset: np.zeros(len(x.maps)) for offset in range(-8, 9)}
     for q in range(x.n):
         keys = [k for k in x.keys(q) if not (t.special[k] and k > 0)]
         if (t.special[q] and q > 0) or not keys:
@@ -319,9 +326,10 @@ def voita(x: Weights, mean: np.ndarray) -> Columns:
         for h, k in enumerate(strongest):
             rare[h] += not t.special[k] and x.counts[t.ids[k]] == rarest
             if abs(k - q) <= 8:
-                at[k - q][h] += 1
+                by_offset[k - q][h] += 1
     below = np.array(float(n))
-    return {"confidence": (confidence, below), "rare": (rare, below)} | {f"at {o}": (v, below) for o, v in at.items()}
+    result: Columns = {"confidence": (confidence, below), "rare": (rare, below)}
+    return result | {f"at {offset}": (count, below) for offset, count in by_offset.items()}
 
 
 def olsson(x: Weights, mean: np.ndarray) -> Columns:
@@ -390,4 +398,4 @@ DIVIDED_BY_MASS = (
     "duplicate_token_head",
     "induction_head",
 )
-"""Columns whose denominator is attention too (and `to_TAG`)."""
+"""Columns whose denominator is a sum of attention, besides `to_TAG`."""

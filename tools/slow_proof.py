@@ -1,4 +1,4 @@
-"""P-values, false discoveries and intervals as slow loops; a part of `slow_definitions.py`."""
+"""P-values, false discovery rates and intervals as slow loops; a part of `slow_definitions.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def p_above(differences: np.ndarray) -> float:
-    """One-sided p-value of Student's t that the mean is above 0, its density added up in small steps."""
+    """Compute the one-sided p-value of Student's t that the mean is above 0, by summing its density in small steps."""
     n = len(differences)
     error = math.sqrt(sum((d - sum(differences) / n) ** 2 for d in differences) / (n - 1) / n)
     mean = sum(differences) / n
@@ -24,18 +24,18 @@ def p_above(differences: np.ndarray) -> float:
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """For each p the smallest share of false discoveries at which it is one."""
+    """Compute for each p the smallest false discovery rate at which it is a discovery."""
     rank = [sum(other <= own for other in p) for own in p]
     scaled = [own * len(p) / r for own, r in zip(p, rank, strict=True)]
     return np.array([min(1.0, *(s for s, other in zip(scaled, p, strict=True) if other >= own)) for own in p])
 
 
 def resampled(mass: np.ndarray, rows: np.ndarray, n: int = 2_000) -> tuple[np.ndarray, np.ndarray]:
-    """The 2.5 and 97.5 % quantiles of mass a row when examples are drawn again; `mass` is [head, example]."""
+    """Compute the 2.5 and 97.5 % bootstrap quantiles of the mass a row, over examples; `mass` is [head, example]."""
     rng = np.random.default_rng(12_345)
-    drawn = []
+    means = []
     for _ in range(n):
-        of = rng.choice(len(rows), len(rows))
-        drawn.append(mass[:, of].sum(axis=1) / rows[of].sum())
-    low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
+        sample = rng.choice(len(rows), len(rows))
+        means.append(mass[:, sample].sum(axis=1) / rows[sample].sum())
+    low, high = np.quantile(np.array(means), [0.025, 0.975], axis=0)
     return low, high

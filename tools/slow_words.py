@@ -8,12 +8,12 @@ from .slow_definitions import Tokens, Weights
 
 
 def pieces(t: Tokens) -> list[list[int]]:
-    """The tokens of each word."""
+    """Return the tokens of each word."""
     return [[i for i, word in enumerate(t.word) if word == w] for w in range(t.n_words)]
 
 
 def word_maps(x: Weights, merge: str = "mean") -> np.ndarray:
-    """Columns summed, rows averaged or that of the first token taken; [head, word, word]."""
+    """Sum the columns of each word and average its rows (or take the row of its first token); [head, word, word]."""
     n = x.tokens.n_words
     maps = np.zeros((len(x.maps), n, n))
     for i, rows in enumerate(pieces(x.tokens)):
@@ -25,7 +25,7 @@ def word_maps(x: Weights, merge: str = "mean") -> np.ndarray:
 
 
 def uniform_word_map(x: Weights, merge: str) -> np.ndarray:
-    """The same of a head that looks at all keys alike, [word, word]."""
+    """Compute the word map of a head with uniform attention, [word, word]."""
     maps = np.zeros((1, x.n, x.n))
     for q in range(x.n):
         for k in x.keys(q):
@@ -34,5 +34,5 @@ def uniform_word_map(x: Weights, merge: str) -> np.ndarray:
 
 
 def ids_of(t: Tokens, word: int) -> list[int]:
-    """The ids of a word's tokens."""
-    return [t.ids[i] for i, of in enumerate(t.word) if of == word]
+    """Return the ids of a word's tokens."""
+    return [t.ids[i] for i, owner in enumerate(t.word) if owner == word]

@@ -1,4 +1,4 @@
-"""Builds the tiny random models of `architectures` and batches for them: same seed, same numbers."""
+"""Build the tiny random models of `architectures` and batches for them. The same seed gives the same numbers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ TARGET_LENGTHS: tuple[int, ...] = (5, 7, 2)
 
 
 def build_model(name: str, head: bool = False) -> PreTrainedModel:
-    """A random model of one architecture, in evaluation mode, with attention far from uniform; `head`: one that writes."""
+    """Build a random model of one architecture, in evaluation mode, with attention far from uniform.
+
+    With `head` the model has a language-model head and can generate text.
+    """
     import transformers
 
-    what = ARCHITECTURES[name]
-    config = getattr(transformers, f"{what.family}Config")(**what.settings)
+    architecture = ARCHITECTURES[name]
+    config = getattr(transformers, f"{architecture.family}Config")(**architecture.settings)
     torch.manual_seed(0)
     config._attn_implementation = "eager"
-    writing = "ForConditionalGeneration" if what.kind == "two texts" else "ForCausalLM"
-    if what.family == "GPT2":
-        writing = "LMHeadModel"
-    model = getattr(transformers, f"{what.family}{writing if head else 'Model'}")(config)
+    suffix = "ForConditionalGeneration" if architecture.kind == "two texts" else "ForCausalLM"
+    if architecture.family == "GPT2":
+        suffix = "LMHeadModel"
+    model = getattr(transformers, f"{architecture.family}{suffix if head else 'Model'}")(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "embed" not in parameter_name.lower():
-                parameter.mul_(what.peak)
+                parameter.mul_(architecture.peak)
             if "relative_attention_bias" in parameter_name or "sinks" in parameter_name:
                 parameter.normal_()
     return model.eval()
@@ -41,7 +44,7 @@ def build_model(name: str, head: bool = False) -> PreTrainedModel:
 def build_inputs(
     name: str, lengths: Sequence[int] = LENGTHS, target_lengths: Sequence[int] = TARGET_LENGTHS
 ) -> dict[str, Tensor]:
-    """A batch of random numbers: tokens padded on the right; images and sounds are all of one size."""
+    """Build a batch of random numbers. Tokens are padded on the right; images and sounds have one size."""
     kind = ARCHITECTURES[name].kind
     generator = torch.Generator().manual_seed(1)
     if kind == "image":
@@ -64,19 +67,19 @@ def build_inputs(
 
 
 def build_probe(name: str) -> dict[str, Tensor]:
-    """One short example, longer on the source side than on the target side, to find the model's sites with."""
+    """Build one short example for the probe, with a longer source than target."""
     return build_inputs(name, (3,), (2,))
 
 
 def sequence_lengths(name: str) -> dict[str, list[int]]:
-    """Tokens of each example of `build_inputs`, by sequence of the store."""
-    what = ARCHITECTURES[name]
-    if what.kind == "image":
-        patches = (what.settings["image_size"] // what.settings["patch_size"]) ** 2
+    """Return the number of tokens of each example of `build_inputs`, by sequence of the store."""
+    architecture = ARCHITECTURES[name]
+    if architecture.kind == "image":
+        patches = (architecture.settings["image_size"] // architecture.settings["patch_size"]) ** 2
         return {"source": [patches + 1] * len(LENGTHS)}
-    if what.kind == "text":
+    if architecture.kind == "text":
         return {"source": list(LENGTHS)}
-    source = [N_FRAMES // 2] * len(LENGTHS) if what.kind == "sound" else list(LENGTHS)
+    source = [N_FRAMES // 2] * len(LENGTHS) if architecture.kind == "sound" else list(LENGTHS)
     return {"source": source, "target": list(TARGET_LENGTHS)}
 
 

@@ -1,7 +1,7 @@
-"""TransformerLens's `detect_head` on the texts of a store, beside headatlas: needs `pip install transformer-lens`.
+"""Compare headatlas with TransformerLens's `detect_head` on the texts of a store. Needs `pip install transformer-lens`.
 
-``python -m tools.transformerlens_agreement STORE MODEL_FOLDER`` runs the model once more in TransformerLens, on the tokens
-of the store, and compares the scores of `detect_head` (mean over texts) with
+``python -m tools.transformerlens_agreement STORE MODEL_FOLDER`` runs the model again in TransformerLens, on the tokens of
+the store, and compares the scores of `detect_head` (mean over texts) with
 ``headatlas stats STORE --definition transformerlens``.
 """
 
@@ -23,13 +23,13 @@ TOP = 5
 
 
 def main(store_path: str, model_folder: str) -> int:
-    """Print both rankings; 0 if the first heads are the same."""
-    detect_head = importlib.import_module("transformer_lens.head_detector").detect_head  # no package of ours
+    """Print both rankings. Return 0 if the first heads are the same."""
+    detect_head = importlib.import_module("transformer_lens.head_detector").detect_head  # not installed with headatlas
     bridge = importlib.import_module("transformer_lens.model_bridge").TransformerBridge
     store = open_store(store_path)
     site = store.site()
     lens = bridge.boot_transformers(model_folder, device="cpu")
-    # detect_head makes tokens of a text; these are tokens already
+    # detect_head tokenizes its text, but these are tokens already
     runner = SimpleNamespace(cfg=lens.cfg, to_tokens=lambda tokens: tokens)
     scores = {name: np.zeros((site.n_layers, site.n_heads)) for name in PATTERNS}
     for example in store.examples:
@@ -41,10 +41,13 @@ def main(store_path: str, model_folder: str) -> int:
     ours, agree = published_table(store, "transformerlens"), True
     for name, total in scores.items():
         theirs, mine = total / store.n_examples, ours[name].to_numpy().reshape(total.shape)
-        first = [[divmod(int(at), site.n_heads) for at in np.argsort(-s, axis=None)[:TOP]] for s in (theirs, mine)]
-        agree &= first[0][0] == first[1][0]
-        told = [", ".join(f"{layer}.{head} {s[layer, head]:.3f}" for layer, head in row) for row, s in zip(first, (theirs, mine), strict=True)]  # fmt: skip
-        print(f"{name}\n  detect_head  {told[0]}\n  headatlas    {told[1]}")
+        rankings, texts = [], []
+        for values in (theirs, mine):
+            ranking = [divmod(int(index), site.n_heads) for index in np.argsort(-values, axis=None)[:TOP]]
+            rankings.append(ranking)
+            texts.append(", ".join(f"{layer}.{head} {values[layer, head]:.3f}" for layer, head in ranking))
+        agree &= rankings[0][0] == rankings[1][0]
+        print(f"{name}\n  detect_head  {texts[0]}\n  headatlas    {texts[1]}")
         print(
             f"  rank correlation over {total.size} heads {rank_correlation(theirs.ravel(), mine.ravel()):.4f}, "
             f"largest difference {np.abs(theirs - mine).max():.1e}"

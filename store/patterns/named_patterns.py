@@ -60,7 +60,7 @@ _ALL = (
         "special_token",
         "Special tokens",
         "key.special",
-        "every token looks at what the tokenizer added ([CLS], [SEP], <s>)",
+        "every token looks at the tokens that the tokenizer added ([CLS], [SEP], <s>)",
     ),
     LibraryPattern(
         "punctuation",
@@ -72,7 +72,7 @@ _ALL = (
         "delimiter",
         "Delimiters",
         'key.special or key.text matches "^[.,;:!?…。、]+$"',
-        "tokens look at what separates: full stops, commas, [SEP]",
+        "tokens look at separators: full stops, commas, [SEP]",
     ),
     LibraryPattern(
         "duplicate_token",
@@ -84,7 +84,7 @@ _ALL = (
         "induction",
         "Induction",
         "key.previous.id == query.id and key.position < query.position",
-        "a token looks at what followed its earlier copies: what comes next, if the text repeats",
+        "a token looks at the tokens that followed its earlier copies: the next token, if the text repeats",
     ),
     LibraryPattern(
         "local",
@@ -97,7 +97,7 @@ _ALL = (
         "same_word",
         "Same word",
         "key.word == query.word and key.position != query.position",
-        "a piece looks at the other pieces of its word",
+        "a token looks at the other tokens of its word",
     ),
     LibraryPattern(
         "other_segment",
@@ -201,19 +201,19 @@ _ALL = (
         "acronym_to_words",
         "Acronym to its words",
         'query.expansion_start <= key.word < query.expansion_stop and key.word_text matches "^\\p{Lu}"',
-        "an acronym looks at the words whose initials it is made of",
+        "an acronym looks at the words of its long form",
     ),
     LibraryPattern(
         "copy_of_next",
         "Copy of what comes next",
         "key.id == query.next.id and key.position < query.position",
-        "a token looks at an earlier copy of the token that follows it: what a model would copy to write it",
+        "a token looks at an earlier copy of the token that follows it: the token to copy next",
     ),
     LibraryPattern(
         "needle",
         "Retrieval from a needle",
         "key.id == query.next.id and key.position < query.position and key.needle == 1",
-        "the same, where words are annotated as the needle (1) in a haystack",
+        "a token looks at an earlier copy of the token that follows it, in words that are annotated as the needle (`needle` is 1)",
     ),
 )
 LIBRARY: dict[str, LibraryPattern] = {pattern.name: pattern for pattern in _ALL}

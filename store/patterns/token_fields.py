@@ -34,20 +34,24 @@ class Field:
 TOKEN_FIELDS: dict[str, Field] = {
     field.name: field
     for field in (
-        Field("position", "number", "place in the example, from 0"),
-        Field("text", "text", "what the token covers in the text; the piece for special tokens"),
+        Field("position", "number", "position in the example, from 0"),
+        Field("text", "text", "the part of the text that the token covers; the piece for special tokens"),
         Field("lower", "text", "the text, case-folded"),
         Field("piece", "text", "the tokenizer's own spelling"),
         Field("id", "number", "the tokenizer's number of the token"),
-        Field("special", "bool", "whether the tokenizer added it ([CLS], <s>)"),
+        Field("special", "bool", "true if the tokenizer added the token ([CLS], <s>)"),
         Field("segment", "number", "0 in the first text of a pair, 1 in the second"),
-        Field("continuation", "bool", "whether it goes on with the word of the token before"),
-        Field("generated", "bool", "whether the model wrote it"),
-        Field("word", "number", "which word of the example it belongs to, from 0; missing for special tokens"),
-        Field("word_text", "text", "its whole word"),
-        Field("length", "number", "how many tokens the example has"),
-        Field("expansion_start", "number", "of an acronym, the first of the words that it is made of; else missing"),
-        Field("expansion_stop", "number", "of an acronym, the word after the last of them"),
+        Field("continuation", "bool", "true if the token continues the word of the token before"),
+        Field("generated", "bool", "true if the model generated the token"),
+        Field("word", "number", "number of its word in the example, from 0; missing for special tokens"),
+        Field("word_text", "text", "text of its whole word"),
+        Field("length", "number", "number of tokens of the example"),
+        Field("expansion_start", "number", "for an acronym: the first word of its long form; otherwise missing"),
+        Field(
+            "expansion_stop",
+            "number",
+            "for an acronym: the word after the last one of its long form; otherwise missing",
+        ),
     )
 }
 FROM_TEXTS = frozenset({"word_text", "expansion_start", "expansion_stop"})
@@ -56,7 +60,7 @@ EXAMPLE_FIELDS: dict[str, Field] = {
     field.name: field
     for field in (
         Field("id", "text", "the example's id"),
-        Field("index", "number", "the example's place in the store, from 0"),
+        Field("index", "number", "the example's number in the store, from 0"),
     )
 }
 
