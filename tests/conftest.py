@@ -72,6 +72,8 @@ settings.register_profile("small", max_examples=25, derandomize="CI" in os.envir
 settings.register_profile("long", max_examples=200, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "small"))
 
+PATIENCE_MS = 120_000
+"""Limit of every wait for a page: it ends a test that hangs, and no test on a slow machine."""
 CORPORA = ("conjnli", "gap", "med-nli", "ud-english-ewt", "winobias", "winogender")
 """Folders of the corpora that tests read."""
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -214,7 +216,7 @@ def page_record() -> PageRecord:
 def page(browser: Browser, page_record: PageRecord) -> Iterator[Page]:
     """A fresh page, 1440 × 900. At the end no external request and no console error may have been seen."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE_MS)
 
     def guard(route: Route) -> None:
         if _is_local(route.request.url):
