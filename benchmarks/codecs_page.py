@@ -42,7 +42,7 @@ def page(lines: list[Measured], sizes: dict[str, tuple[int, float]], n_tokens: i
     versions = ", ".join(
         f"{name} {machine['versions'][name]}" for name in ("numpy", "torch") if name in machine["versions"]
     )
-    exact = sizes.get("raw float32", (0, 0.0))[0]
+    exact = sizes["raw float32"][0]
     presets = {settings.get("attention", "sqrt8"): name for name, settings in reversed(PRESETS.items())}
     treebank = [
         f"| `{codec}` | {presets.get(codec, '')} | {n_bytes / 1e6:.1f} | 1/{exact / n_bytes:.1f} | {error:.2g} |"

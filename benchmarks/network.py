@@ -32,7 +32,7 @@ from headatlas.store.queries.pattern_search import search
 from headatlas.store.writing.convert import convert_store
 
 from .reads import make_store
-from .report import Row, report
+from .report import Row, described, report
 
 BUCKET = "s3://bucket"
 EDGE_PATTERN = 'key.word == query.head and query.deprel == "nsubj"'
@@ -64,7 +64,7 @@ def main() -> None:
     for question, containers in found.items():
         for container, counts in containers.items():
             rows += [Row(f"{question} · {container}", value, unit) for unit, value in counts._asdict().items()]
-    report("network", rows, shown=False)
+    report("network", rows, shown=False, measured=described(source))
 
 
 @contextmanager

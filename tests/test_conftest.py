@@ -71,3 +71,12 @@ def test_external_requests_and_console_errors_are_seen(page, page_record, site, 
     page_record.external.clear()
     page.close()
     page_record.errors.clear()
+
+
+def test_tests_of_the_corpora_are_marked(request: pytest.FixtureRequest) -> None:
+    marked = {item.name for item in request.session.items if item.get_closest_marker("corpora")}
+    assert {item.name for item in request.session.items if "data_dir" in getattr(item, "fixturenames", ())} <= marked
+
+
+def test_this_test_reads_the_corpora(data_dir: Path) -> None:
+    assert (data_dir / "ud-english-ewt" / "en_ewt-ud-dev.conllu").is_file()

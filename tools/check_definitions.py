@@ -9,6 +9,7 @@ and nothing else of headatlas.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import time
@@ -45,7 +46,8 @@ def main() -> int:
     options = parser.parse_args()
     if not options.treebank.is_file():
         print(
-            f"{options.treebank}: no such file; name the treebank with --treebank, or set HEADATLAS_DATA",
+            f"{options.treebank} does not exist. Name a CoNLL-U file with --treebank, "
+            "or set HEADATLAS_DATA to the folder that holds ud-english-ewt.",
             file=sys.stderr,
         )
         return 2
@@ -68,11 +70,12 @@ def _treebank() -> Path:
 
 
 def trace(model: str, codec: str, treebank: Path, n: int | None, work: Path) -> Store:
-    """The store of a model over the first `n` sentences; one that is there already is used."""
+    """Capture a model over the first `n` sentences, unless the store of this treebank is there already."""
     from headatlas.pipeline.config import load_config
     from headatlas.pipeline.job.run import run_job
 
-    out = work / f"{model.lower()}-{codec}-{n or 'all'}"
+    key = hashlib.sha256(treebank.read_bytes()).hexdigest()[:12]
+    out = work / f"{model.lower()}-{codec}-{n or 'all'}-{key}"
     settings = ["corpus.kind=conllu", f"corpus.path={treebank}", f"keep.attention={codec}"]
     settings += ["keep.query_key=none"] if codec == "float32" else []
     settings += [f"corpus.max_examples={n}"] if n else []

@@ -10,6 +10,8 @@ from threading import Event
 
 import pytest
 
+from .view_data import PATIENCE_S, wait_for
+
 
 class Served:
     """One page and all that it said: requests to others, console errors, script errors."""
@@ -34,11 +36,7 @@ class Served:
         """Open the page, and wait until its session says so: what Python changes before that does not arrive."""
         self.ready.clear()
         self.page.goto(self.url + path)
-        for _ in range(1500):
-            if self.ready.is_set():
-                return
-            self.page.wait_for_timeout(20)
-        pytest.fail("the page did not load")
+        wait_for(self.page, self.ready.is_set, lambda: "loading the page")
 
     def check(self) -> None:
         assert self.outside == []
@@ -75,8 +73,10 @@ def serve(browser) -> Iterator[Callable[..., Served]]:
             show=False,
             threaded=True,
             verbose=False,
+            unused_session_lifetime_milliseconds=1000 * PATIENCE_S,
         )
         context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
+        context.set_default_timeout(1000 * PATIENCE_S)
         served = Served(context.new_page(), f"http://127.0.0.1:{port}")
         running.append((server, context, served))
         served.open()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 SENTENCE = "The nurse who had rescheduled with the surgeon told the patient that she would call the doctor again."
@@ -16,10 +18,17 @@ def random_attention(shape, causal=False, seed=0):
     return (e / e.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def wait_for(page, condition, timeout=15.0):
-    """Let the page run until a condition holds: what a browser shows, Python may hear of later, and the other way round."""
-    for _ in range(int(timeout / 0.02)):
-        if condition():
-            return
+PATIENCE_S = 120
+"""Limit of a wait: it ends a test that hangs, and no test on a slow machine."""
+
+
+def wait_for(page, condition, what=lambda: "the condition"):
+    """Let the page run until a condition holds: the browser and Python hear of a change at different times.
+
+    `what` describes what was waited for if it never happened.
+    """
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"{what()} did not happen in {PATIENCE_S} s")
         page.wait_for_timeout(20)
-    raise AssertionError("did not happen in time")

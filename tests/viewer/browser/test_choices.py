@@ -18,24 +18,29 @@ from headatlas.store.store import Store, open_store
 from headatlas.viewer.data.example_filters import sampled
 
 from ..conftest import write_store
+from ..view_data import PATIENCE_S, wait_for
 from .test_corpus_and_url import PREVIOUS, opened, viewing, wait_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 pytestmark = pytest.mark.browser
-SLOW = """
+GATED = """
 import time
-from headatlas.viewer import data
-real = data.search
-def slowly(store, expression, site, *, on_progress, stop):
-    def told(progress):
+from pathlib import Path
+from headatlas.viewer.data import store_data
+search = store_data.search
+def gated_search(store, expression, site, *, on_progress, stop):
+    numbers = iter(range(store.n_examples))
+    def tell(progress):
         on_progress(progress)
-        time.sleep(.4)
-    return real(store, expression, site, on_progress=told, stop=stop)
-data.search = slowly
+        gate = Path(GATES, str(next(numbers)))
+        while not gate.exists() and not stop():
+            time.sleep(0.01)
+    return search(store, expression, site, on_progress=tell, stop=stop)
+store_data.search = gated_search
 """
-"""The real search, with a pause after each segment."""
+"""The real search, which waits after segment N until the file N is there, or until it is cancelled."""
 
 
 @pytest.fixture(scope="module")
@@ -160,20 +165,25 @@ def test_what_stands_beside_the_pictures_is_downloaded_too(page: Page, url: str,
 
 def test_a_search_tells_how_far_it_is_and_is_cancelled(page: Page, tmp_path: Path) -> None:
     path = write_store(tmp_path / "slow", n_segments=12)
-    with viewing(path, before=SLOW) as address:
+    gates = tmp_path / "gates"
+    gates.mkdir()
+    with viewing(path, before=f"GATES = {str(gates)!r}\n{GATED}") as address:
         opened(page, address, "page=search")
         field = page.get_by_label("pattern", exact=True).last
         field.fill(PREVIOUS)
         field.press("Enter")
-        going = page.locator("[role=progressbar]")
-        page.wait_for_function("true")
-        seen = set()
-        for _ in range(200):
-            seen.add(int(going.get_attribute("aria-valuenow") or 0))
-            if len(seen - {0}) > 1:
-                break
-            page.wait_for_timeout(50)
-        assert len(seen - {0}) > 1, seen  # the bar moved
+        bar = page.locator("[role=progressbar]")
+
+        def percent() -> int:
+            return int(bar.get_attribute("aria-valuenow") or 0)
+
+        for number in range(2):
+            (gates / str(number)).touch()
+        wait_for(page, lambda: percent() > 0)
+        before = percent()
+        for number in range(2, 4):
+            (gates / str(number)).touch()
+        wait_for(page, lambda: percent() > before)  # the bar moves
         page.get_by_role("button", name="Cancel").click()
         page.get_by_role("button", name="Run", exact=True).wait_for()
         partial = page.locator("[data-partial]")
@@ -192,7 +202,7 @@ def test_pages_of_logins_ask_for_nothing_elsewhere(store_path: Path, monkeypatch
         place = urlsplit(address)
 
         def asked(path: str) -> tuple[int, str, str]:
-            connection = HTTPConnection(place.hostname or "", place.port, timeout=20)
+            connection = HTTPConnection(place.hostname or "", place.port, timeout=PATIENCE_S)
             connection.request("GET", path)
             answer = connection.getresponse()
             found = answer.status, answer.getheader("Location") or "", answer.read().decode()

@@ -22,11 +22,23 @@ import pytest
 
 from headatlas.store.store import Store, open_store
 
+from ..view_data import PATIENCE_S, wait_for
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 PREVIOUS = "key.position == query.position - 1"
+
+
+PATIENT = f"""
+import panel.io.server
+get_server = panel.io.server.get_server
+def get_patient_server(*arguments, **options):
+    return get_server(*arguments, **options | {{"unused_session_lifetime_milliseconds": {1000 * PATIENCE_S}}})
+panel.io.server.get_server = get_patient_server
+"""
+"""Lets a session wait as long for its browser as the tests do. On a busy machine a socket may come after 30 s."""
 
 
 @contextmanager
@@ -35,7 +47,7 @@ def viewing(store: Path, *options: str, before: str = "") -> Iterator[str]:
 
     `before` is Python that runs first.
     """
-    code = f"{before}\nfrom headatlas.viewer.commands import app; app()"
+    code = f"{PATIENT}\n{before}\nfrom headatlas.viewer.commands import app; app()"
     command = [sys.executable, "-c", code, str(store), "--port", "0", "--no-show", *options]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
@@ -57,8 +69,8 @@ def viewing(store: Path, *options: str, before: str = "") -> Iterator[str]:
             yield match[1]
         finally:
             process.terminate()
-            process.wait(20)
-            reading.join(20)
+            process.wait(PATIENCE_S)
+            reading.join(PATIENCE_S)
         assert "headatlas/viewer/" not in "".join(said), "".join(said)  # no traceback through our files
 
 
@@ -123,11 +135,7 @@ def test_from_the_map_to_a_line_and_back_by_the_address(page: Page, url: str, st
     page.locator(".levels").wait_for()
     page.locator("table[data-mirror] tr").nth(1).wait_for(state="attached")
     wait_query(page, page="views", example=str(number), pin="q1")
-    for _ in range(50):
-        if mirrors(page) == seen:
-            break
-        page.wait_for_timeout(100)
-    assert mirrors(page) == seen
+    wait_for(page, lambda: mirrors(page) == seen)
 
 
 def test_back_and_forward_walk_the_choices(page: Page, url: str) -> None:
@@ -319,7 +327,7 @@ def test_below_a_prefix_everything_is_found(page: Page, store_path: Path) -> Non
 
 def test_another_web_page_may_not_read_the_store(url: str) -> None:
     place = urlsplit(url)
-    connection = HTTPConnection(place.hostname or "", place.port, timeout=20)
+    connection = HTTPConnection(place.hostname or "", place.port, timeout=PATIENCE_S)
     headers = {
         "Upgrade": "websocket",
         "Connection": "Upgrade",

@@ -15,6 +15,7 @@ import pytest
 from headatlas.store.store import open_store
 
 from ..conftest import HOSTILE, write_store
+from ..view_data import PATIENCE_S, wait_for
 from .test_corpus_and_url import PREVIOUS, opened, viewing, wait_query
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ def test_a_star_and_a_note_are_kept_and_shown_in_every_table(page: Page, url: st
     page.get_by_label("note on this head").fill(hostile)
     page.get_by_label("note on this head").blur()
     row = page.locator("table[data-mirror='numbers of the head map'] tr[data-head='0.1']")
-    page.wait_for_function("() => true")
-    for _ in range(100):
-        if notes.exists() and json.loads(notes.read_text())["heads"].get("encoder 0.1", {}).get("note"):
-            break
-        page.wait_for_timeout(50)
+
+    def is_written() -> bool:
+        return notes.exists() and bool(json.loads(notes.read_text())["heads"].get("encoder 0.1", {}).get("note"))
+
+    wait_for(page, is_written)
     assert json.loads(notes.read_text()) == {
         "headatlas_notes": 1,
         "heads": {"encoder 0.1": {"star": True, "note": hostile}},
@@ -162,7 +163,7 @@ def test_a_server_asks_for_a_password_counts_its_readers_and_says_that_it_lives(
     monkeypatch.setenv("HEADATLAS_COOKIE_SECRET", "of sixteen letters or more")
     with viewing(store_path, "--basic-auth", "open sesame", "--max-sessions", "1") as address:
         place = urlsplit(address)
-        connection = HTTPConnection(place.hostname or "", place.port, timeout=20)
+        connection = HTTPConnection(place.hostname or "", place.port, timeout=PATIENCE_S)
         connection.request("GET", "/liveness")
         assert connection.getresponse().status == 200
         connection.close()

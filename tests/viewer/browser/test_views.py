@@ -22,6 +22,7 @@ from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.data.vector_space import principal_plane, sample
 
 from ..conftest import write_store
+from ..view_data import wait_for
 from .test_corpus_and_url import opened, viewing, wait_query
 
 if TYPE_CHECKING:
@@ -68,12 +69,8 @@ def rows(page: Page, name: str) -> list[dict[str, str]]:
 
 
 def wait_rows(page: Page, name: str, condition) -> list[dict[str, str]]:
-    for _ in range(100):
-        found = rows(page, name)
-        if condition(found):
-            return found
-        page.wait_for_timeout(100)
-    raise AssertionError(f"the mirror of {name} never said so: {found[:3]}")
+    wait_for(page, lambda: condition(rows(page, name)), lambda: f"the change of {name}: {rows(page, name)[:3]}")
+    return rows(page, name)
 
 
 def test_the_matrix_shows_the_store_and_its_window_is_in_the_address(page: Page, url: str, store: Store) -> None:

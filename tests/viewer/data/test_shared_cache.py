@@ -39,7 +39,7 @@ def test_threads_compute_a_key_once():
 
     def make():
         calls.append(1)
-        release.wait(5)
+        release.wait(60)
         return "value"
 
     with ThreadPoolExecutor(4) as pool:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from ..view_data import PATIENCE_S
+
 READ = """name => { const found = []; const walk = n => { if (n.shadowRoot) walk(n.shadowRoot); for (const c of n.children || []) walk(c); if (n.dataset && n.dataset.mirror === name) found.push(n); };
 walk(document.documentElement); return found.flatMap(t => [...t.querySelectorAll('tbody tr')].map(r => ({...r.dataset, cells: [...r.children].map(c => c.textContent)}))) }"""
 
@@ -45,7 +47,7 @@ def opened(browser, tmp_path) -> Iterator[Callable[..., Opened]]:
         context = browser.new_context(
             viewport={"width": width, "height": height}, reduced_motion="reduce", offline=True
         )
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(1000 * PATIENCE_S)
         found = Opened(context.new_page(), path.as_uri())
         running.append((context, found))
         found.page.goto(found.url)

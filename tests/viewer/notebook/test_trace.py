@@ -14,6 +14,8 @@ from headatlas.store.reading.example import Example
 from headatlas.viewer import head_view, model_view, neuron_view
 from headatlas.viewer.frames.geometry import strongest_edges
 
+from ..view_data import PATIENCE_S
+
 TEXT, PAIR = "The nurse said that she would be late.", "She called the doctor."
 
 
@@ -76,11 +78,12 @@ def test_a_notebook_runs_offline_and_its_views_respond(minilm_dir, repository, b
         monkeypatch.setenv(name, value)
     given = f"FOLDER, TEXT, PAIR = {str(minilm_dir)!r}, {TEXT!r}, {PAIR!r}"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (given, *CELLS)])
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="here").execute()
+    nbclient.NotebookClient(notebook, timeout=600, startup_timeout=600, kernel_name="here").execute()
 
     shown = [output["data"]["text/html"] for cell in notebook.cells[-3:] for output in cell.outputs if "data" in output]
     assert len(shown) == 3
     context = browser.new_context(offline=True)
+    context.set_default_timeout(1000 * PATIENCE_S)
     page, errors = context.new_page(), []
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)

@@ -109,7 +109,8 @@ def test_who_logs_in_sees_what_the_address_asked_for(
 
 def test_who_is_refused_is_told_so(page: Page, page_record, store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with guarded(store_path, monkeypatch, agrees=False) as (address, provider):
-        page.goto(address)
+        with page.expect_console_message(lambda message: "401" in message.text):  # it may come after the page
+            page.goto(address)
         assert provider.asked == ["/authorize"]
         assert "<b>no" in page.locator("body").inner_text()
         assert page.locator("b").count() == 0
