@@ -10,6 +10,7 @@
     ├── FormatError          the store was written by something else, or a newer version
     ├── CorruptSegmentError  an object is missing, cut or changed: verify, then write it again
     ├── RemoteError          the network or its server failed: try again            (also an OSError)
+    ├── MissingExtraError    install the extra that the message names       (also an ImportError)
     ├── UnsupportedModelError  the model cannot be captured faithfully
     └── BudgetError          ask for less, or allow more memory, time or rows
 
@@ -88,6 +89,12 @@ class RemoteError(HeadAtlasError, OSError):
     """A server did not answer, or refused."""
 
     kind = "remote"
+
+
+class MissingExtraError(HeadAtlasError, ImportError):
+    """Packages of an optional extra are not installed."""
+
+    kind = "missing-extra"
 
 
 class UnsupportedModelError(HeadAtlasError):

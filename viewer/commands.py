@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode="rich")
 
 
-@app.command()
+@app.command(rich_help_panel="Viewer")
 def view(
     store: Annotated[list[str], typer.Argument(help="Folder or URL of a store; name several to compare models.")],
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 5006,

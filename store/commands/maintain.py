@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..containers.container import ContainerName
 from .options import AsJson, StoreFolder, StorePath
-from .tables import size_text
+from .printing import size_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -22,7 +22,7 @@ def convert(
     store: StorePath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.", show_default=False)],
     container: Annotated[
-        ContainerName | None,
+        Literal["zarr", "hdf5"] | None,
         typer.Option(help="Zarr v3 groups, or one HDF5 file a segment; default as it is.", show_default=False),
     ] = None,
     codec: Annotated[
@@ -171,9 +171,14 @@ def merge(
 
 
 def _say(text: str) -> None:
+    from rich.console import Console
+
     Console(highlight=False, markup=False).print(text, soft_wrap=True)
 
 
 def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)

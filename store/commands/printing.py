@@ -37,6 +37,15 @@ def print_csv(heads: pd.DataFrame) -> None:
     print(heads.to_csv(index=False, lineterminator="\n"), end="")
 
 
+def size_text(n_bytes: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
 def console_for_people() -> Console:
     """Make the console that tables are printed on."""
     from rich.console import Console

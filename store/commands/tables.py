@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..patterns.lexer import printable
+from .printing import size_text
 
 if TYPE_CHECKING:
     from ..queries.evidence import Evidence
@@ -270,12 +271,3 @@ def _marked(tokens: TokenTable, marks: dict[int, str]) -> Text:
     if last + 1 < len(tokens):
         line.append(" …", "dim")
     return line
-
-
-def size_text(n_bytes: float) -> str:
-    """Bytes for people, in decimal units."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
