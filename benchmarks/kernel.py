@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from headatlas.pipeline.reduce.kernel import Destination, Places, explain, prepare_attention
-from headatlas.pipeline.reduce.kernel.layout import STATISTIC_NAMES
+from headatlas.pipeline.reduce.kernel.c_structures import STATISTIC_NAMES
 from headatlas.pipeline.reduce.kernel.library import installed
 
 from .interleave import Mode, interleave, speed_ratio

@@ -91,7 +91,7 @@ def main() -> None:
 def make_store(path: Path) -> Path:
     """MiniLM over EWT's development set, or the demo's grammar without it."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.job.run import run_job
+    from headatlas.pipeline.job.job_runner import run_job
 
     data = Path(os.environ.get("HEADATLAS_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
     sentences = data / "ud-english-ewt" / "en_ewt-ud-dev.conllu"

@@ -98,7 +98,7 @@ def corpus_rows(folder: Path) -> list[Row]:
 def made_store() -> Path:
     """EWT's training set through MiniLM; the demo's grammar where the treebank cannot be found."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.job.run import run_job
+    from headatlas.pipeline.job.job_runner import run_job
 
     place = FOLDER / "search-store"
     data = Path(os.environ.get("HEADATLAS_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")

@@ -68,7 +68,7 @@ def _treebank() -> Path:
 def trace(model: str, codec: str, treebank: Path, n: int | None, work: Path) -> Store:
     """The store of a model over the first `n` sentences; one that is there already is used."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.job.run import run_job
+    from headatlas.pipeline.job.job_runner import run_job
 
     out = work / f"{model.lower()}-{codec}-{n or 'all'}"
     settings = ["corpus.kind=conllu", f"corpus.path={treebank}", f"keep.attention={codec}"]

@@ -13,7 +13,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.reading.visible_keys import keys_seen
 from headatlas.store.schema.traces import Site
 
-from ..reduce.torch_reduction import LOWEST
+from ..reduce.tile_reduction import LOWEST
 from ..tokens.batch_plan import DENSE_PAIRS
 from .attention_hook import AttentionCall
 from .lazy_mask import AdditiveRows, row_blocks

@@ -24,9 +24,9 @@ from ..calls.batch import Batch
 from ..calls.lazy_mask import AdditiveRows
 from ..calls.score_terms import store_parts
 from ..calls.segment_buffers import Run, SegmentBuffers, SiteArrays, SitePlacement
-from ..calls.tile_writes import store_tile
-from ..reduce.torch_reduction import LARGEST, LOWEST, Tile, TileRequest, WeightTile, reduce_tile, reduce_weights
-from ..reduce.vector_codes import write_channels
+from ..reduce.channel_codes import write_channels
+from ..reduce.tile_reduction import LARGEST, LOWEST, Tile, TileRequest, WeightTile, reduce_tile, reduce_weights
+from ..reduce.tile_writes import store_tile
 from .sites import CallSequence, ModelSites
 
 TILE_WEIGHTS = 1 << 18

@@ -19,7 +19,7 @@ from ..progress import Event, Stage
 
 if TYPE_CHECKING:
     from ..config import KeepConfig
-    from .prepare import Job
+    from .prepared_job import Job
 
 
 def check_later(keep: KeepConfig, sites: Sequence[Site]) -> None:

@@ -13,7 +13,7 @@ from ..capture.eager import forwarding
 from ..checks.selfcheck import CHECK_BYTES
 from ..reduce.fused_reduction import choose_reduction
 from ..tokens.batch_plan import JobProjection, plan_batches, project
-from .prepare import Job, model_shape
+from .prepared_job import Job, model_shape
 from .size_sample import measure_sample
 
 _TRIAL_TOKENS = 2048

@@ -26,8 +26,8 @@ from ..calls.segment_buffers import BufferPool
 from ..capture.collector import TraceCollector
 from ..reduce.fused_reduction import choose_reduction
 from ..tokens.batch_plan import ArrayProjection, JobProjection, SegmentSpec
-from .prepare import Job
-from .run import compute_segment, segment_tables, write_segment
+from .job_runner import compute_segment, segment_tables, write_segment
+from .prepared_job import Job
 
 SAMPLE_EXAMPLES = 192
 SAMPLE_TOKENS = 8192

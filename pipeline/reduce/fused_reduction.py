@@ -26,7 +26,7 @@ from ..calls.batch import Batch
 from ..calls.segment_buffers import SiteArrays
 from ..capture.collector import TorchReduction
 from . import kernel
-from .kernel.layout import CODE_KINDS, MAX_EDGES, STATISTIC_NAMES
+from .kernel.c_structures import CODE_KINDS, MAX_EDGES, STATISTIC_NAMES
 from .kernel_plans import Plan, PlanOfBatch
 
 if TYPE_CHECKING:

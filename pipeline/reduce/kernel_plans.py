@@ -20,7 +20,7 @@ from ..calls.batch import Batch
 from ..calls.lazy_mask import AdditiveRows, row_blocks
 from ..tokens.batch_plan import DENSE_PAIRS
 from . import kernel
-from .torch_reduction import LOWEST
+from .tile_reduction import LOWEST
 
 if TYPE_CHECKING:
     from .fused_reduction import LayerCalls

@@ -28,7 +28,7 @@ from ..calls.segment_buffers import SiteArrays
 from ..capture.collector import TorchReduction
 from .kernel import Places
 from .kernel_plans import Plan, PlanOfBatch
-from .torch_reduction import LARGEST
+from .tile_reduction import LARGEST
 
 
 @dataclass

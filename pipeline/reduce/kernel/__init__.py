@@ -7,11 +7,11 @@ instruction set serves, or `None`; `explain` says why. What it does not cover (g
 edges) is for torch operations.
 """
 
-from .call import Destination, prepare_attention
+from .attention_call import Destination, prepare_attention
+from .batch_placement import Places
 from .library import INSTRUCTIONS, Library, available, explain, load
-from .places import Places
-from .prepared import PreparedAttention, PreparedVectors
-from .vectors import VectorPlaces, is_served, prepare_vectors
+from .prepared_calls import PreparedAttention, PreparedVectors
+from .vector_call import VectorPlaces, is_served, prepare_vectors
 
 __all__ = [
     "INSTRUCTIONS",

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from headatlas.store.errors import ConfigError
 
-from .layout import Call, Vectors
+from .c_structures import Call, Vectors
 
 Instructions = Literal["plain", "avx2", "avx512"]
 INSTRUCTIONS: tuple[Instructions, ...] = get_args(Instructions)

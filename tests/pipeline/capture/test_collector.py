@@ -14,7 +14,7 @@ from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
 from headatlas.pipeline.capture import collector as collector_module
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.sites import discover_sites, forward_options
-from headatlas.pipeline.reduce.torch_reduction import strongest_keys
+from headatlas.pipeline.reduce.tile_reduction import strongest_keys
 from headatlas.store.codecs.attention_arrays import attention_arrays
 from headatlas.store.codecs.attention_codecs import ATTENTION_CODECS, attention_codec
 from headatlas.store.codecs.companding import encode_attention

@@ -13,9 +13,9 @@ from headatlas.pipeline.capture.eager import discover_eager_sites, find_sites, f
 from headatlas.pipeline.capture.sites import forward_options
 from headatlas.pipeline.checks.eager_check import check_eager
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.prepare import prepare_job
+from headatlas.pipeline.job.job_runner import run_job
+from headatlas.pipeline.job.prepared_job import prepare_job
 from headatlas.pipeline.job.projection import project_job
-from headatlas.pipeline.job.run import run_job
 from headatlas.pipeline.progress import Stage
 from headatlas.pipeline.tokens.batch_plan import BatchLimits, plan_batches
 from headatlas.pipeline.tokens.model_inputs import ModelInputs

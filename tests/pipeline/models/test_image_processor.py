@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.corpora import ImageCorpus, Quarantined, read_corpus
-from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.models.image_processor import load_image_reader
 from headatlas.pipeline.models.sources import ModelFolder
 from headatlas.store.errors import ConfigError

@@ -10,7 +10,7 @@ from headatlas.pipeline.capture.sites import discover_sites
 from headatlas.pipeline.reduce import fused_reduction as fused_module
 from headatlas.pipeline.reduce import kernel
 from headatlas.pipeline.reduce.fused_reduction import FusedReduction, KernelVectors, choose_reduction
-from headatlas.pipeline.reduce.kernel.layout import STATISTIC_NAMES
+from headatlas.pipeline.reduce.kernel.c_structures import STATISTIC_NAMES
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.store.schema.traces import Keep, TraceSpec
 

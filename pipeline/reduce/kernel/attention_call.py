@@ -17,10 +17,10 @@ import torch
 
 from headatlas.store.errors import ConfigError, ShapeError
 
-from .layout import CODE_KINDS, MAX_BIASES, MAX_EDGES, STATISTIC_NAMES, Call
+from .batch_placement import LONGEST, Places
+from .c_structures import CODE_KINDS, MAX_BIASES, MAX_EDGES, STATISTIC_NAMES, Call
 from .library import Instructions, Library, explain, installed
-from .places import LONGEST, Places
-from .prepared import PreparedAttention, traits
+from .prepared_calls import PreparedAttention, traits
 
 
 @dataclass(frozen=True)

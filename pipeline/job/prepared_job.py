@@ -23,7 +23,7 @@ from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
 from ..tokens.batch_plan import BatchLimits, ModelShape, SegmentSpec, plan_segments
-from ..tokens.encoding import Corpus, encode_corpus, open_corpus
+from ..tokens.corpus_encoding import Corpus, encode_corpus, open_corpus
 
 if TYPE_CHECKING:
     from ..capture.sites import ModelSites

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .layout import Call, Vectors
+from .c_structures import Call, Vectors
 from .library import Instructions, Library
 
 

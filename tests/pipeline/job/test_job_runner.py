@@ -16,8 +16,8 @@ import torch
 from headatlas.pipeline.capture.collector import TorchReduction, TraceCollector
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job import run as run_module
-from headatlas.pipeline.job.prepare import prepare_job
-from headatlas.pipeline.job.run import execute_job, run_job
+from headatlas.pipeline.job.job_runner import execute_job, run_job
+from headatlas.pipeline.job.prepared_job import prepare_job
 from headatlas.pipeline.progress import (
     BatchDone,
     BatchHalved,
@@ -40,7 +40,7 @@ CHILD = """
 import json, os, signal, sys
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.progress import BatchDone, SegmentDone
-from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.job.job_runner import run_job
 
 job, at = json.loads(sys.argv[1]), int(sys.argv[2])
 count = 0

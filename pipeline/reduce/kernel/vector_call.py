@@ -13,11 +13,11 @@ import torch
 
 from headatlas.store.errors import ConfigError, ShapeError
 
-from .call import destination_steps
-from .layout import VECTOR_CODECS, Vectors
+from .attention_call import destination_steps
+from .batch_placement import LONGEST, Numbers, check_apart, whole_numbers
+from .c_structures import VECTOR_CODECS, Vectors
 from .library import Instructions, Library, explain, installed
-from .places import LONGEST, Numbers, check_apart, whole_numbers
-from .prepared import PreparedVectors, array_traits, traits
+from .prepared_calls import PreparedVectors, array_traits, traits
 
 _DTYPES = {"float32": "f4", "float16": "f2", "bfloat16": "u2"}
 

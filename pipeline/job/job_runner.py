@@ -51,7 +51,7 @@ from ..tokens.batch_plan import SegmentSpec, example_bytes, plan_batches
 from ..tokens.model_inputs import ModelInputs
 from ..tokens.segment_tables import build_example_columns, build_token_table
 from .deferred_statistics import add_later
-from .prepare import Job, count_tokens, prepare_job
+from .prepared_job import Job, count_tokens, prepare_job
 from .repair import find_repairs
 
 

@@ -12,8 +12,8 @@ from headatlas.store.codecs.pairs import pair_rows
 from headatlas.store.codecs.sparse_rows import dropped_mass
 from headatlas.store.schema.traces import Site
 
-from ..reduce.torch_reduction import KeptWeights, TileResult
-from .segment_buffers import Run, SiteArrays, SitePlacement, SparseRows
+from ..calls.segment_buffers import Run, SiteArrays, SitePlacement, SparseRows
+from .tile_reduction import KeptWeights, TileResult
 
 
 def store_tile(
