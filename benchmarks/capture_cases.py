@@ -27,7 +27,7 @@ from headatlas.pipeline.capture.sites import forward_options
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.job_runner import ComputedSegment, write_segment
 from headatlas.pipeline.job.prepared_job import Job, count_tokens, prepare_job
-from headatlas.pipeline.reduce.fused_reduction import choose_reduction
+from headatlas.pipeline.reduce.reduction import choose_reduction
 from headatlas.pipeline.tokens.batch_plan import BatchPlan, plan_batches
 from headatlas.store.schema.traces import Keep
 from headatlas.store.writing.store_writer import StoreWriter

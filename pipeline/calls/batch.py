@@ -13,10 +13,8 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.reading.visible_keys import keys_seen
 from headatlas.store.schema.traces import Site
 
-from ..reduce.tile_reduction import LOWEST
-from ..tokens.batch_plan import DENSE_PAIRS
 from .attention_hook import AttentionCall
-from .lazy_mask import AdditiveRows, row_blocks
+from .lazy_mask import DENSE_PAIRS, LOWEST, AdditiveRows, row_blocks
 from .segment_buffers import Run, SitePlacement
 
 

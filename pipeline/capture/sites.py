@@ -16,9 +16,10 @@ import torch
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.traces import CaptureMode, Site, SiteName
 
-from ..calls.attention_hook import SUPPORTED, AttentionCall, capturing
+from ..calls.attention_hook import AttentionCall, capturing
 from ..calls.rotary import rotary_frequency, watching_rotation
 from ..calls.score_terms import find_parts, has_bias
+from ..models.attention_implementation import SUPPORTED
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..config import JobConfig
-    from ..tokens.batch_plan import JobProjection
+    from ..job.resources import JobProjection
 
 app = typer.Typer(rich_markup_mode="rich")
 _PANEL = "Pipeline"

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from headatlas.pipeline.models.model_folder import hash_file
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.hashed_files import file_hash
 
 from . import ConlluCorpus, Quarantined, read_corpus
 from .records import iter_lines
@@ -53,7 +53,7 @@ def read_layer_file(path: Path, column: str, level: Level | None = None) -> tupl
 
 def describe_layer_file(path: Path, column: str) -> dict[str, Any]:
     """What identifies the file, for the store to note."""
-    return {"name": path.name, "sha256": hash_file(path), "column": column}
+    return {"name": path.name, "sha256": file_hash(path), "column": column}
 
 
 def _conllu(path: Path, column: str) -> dict[str, Any]:

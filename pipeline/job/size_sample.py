@@ -24,10 +24,11 @@ from headatlas.store.writing.store_writer import StoreWriter
 
 from ..calls.segment_buffers import BufferPool
 from ..capture.collector import TraceCollector
-from ..reduce.fused_reduction import choose_reduction
-from ..tokens.batch_plan import ArrayProjection, JobProjection, SegmentSpec
+from ..reduce.reduction import choose_reduction
+from ..tokens.batch_plan import SegmentSpec
 from .job_runner import compute_segment, segment_tables, write_segment
 from .prepared_job import Job
+from .resources import ArrayProjection, JobProjection
 
 SAMPLE_EXAMPLES = 192
 SAMPLE_TOKENS = 8192

@@ -18,11 +18,10 @@ from headatlas.store.schema.token_table import MISSING, TokenFlag
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence
 from ..corpora.image_files import UnreadableImage, read_image
+from .model_folder import ModelFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from .sources import ModelFolder
 
 
 class ImageReader:

@@ -18,17 +18,10 @@ from torch import Tensor
 
 from headatlas.store.codecs.attention_codecs import AttentionCodec, Selection, attention_codec
 
-LOWEST = torch.finfo(torch.float32).min
+from ..calls.lazy_mask import LOWEST
+
 _NOTHING_VISIBLE = -1e37
 _SMALLEST_WEIGHT = torch.finfo(torch.float32).tiny
-
-LARGEST = {
-    "float16": 65_504.0,
-    "bfloat16": torch.finfo(torch.bfloat16).max,
-    "float32": torch.finfo(torch.float32).max,
-    "int8": torch.finfo(torch.float32).max,
-}
-"""What a kept vector may hold at most."""
 
 _SORT_BITS = 7
 """Key positions of up to this many bits share a 32-bit integer with the weight, which loses up to 5 of its 23 bits."""

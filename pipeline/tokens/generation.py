@@ -19,16 +19,16 @@ from torch import Tensor
 from headatlas.store.errors import ConfigError, UnsupportedModelError
 from headatlas.store.schema.token_table import TokenFlag
 
-from ..calls.attention_hook import implementation
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from ..models.attention_implementation import implementation
 from .batch_plan import BatchLimits
+from .token_options import GenerateConfig
 from .tokenizer import make_sequence
 from .word_split import split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..config import GenerateConfig
 
 _CONTEXT = 16
 """Tokens of the prompt that are decoded with the continuation: what some tokenizers spell depends on what is before."""

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,13 +24,12 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.schema.token_table import MISSING, TokenFlag
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from .token_options import TooLong
 from .windows import cut_windows
 from .word_split import split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TooLong = Literal["truncate", "windows", "whole"]
 
 _BATCH_EXAMPLES = 1024
 _BOUNDARY_SIGNS = frozenset("▁Ġ")

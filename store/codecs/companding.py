@@ -27,6 +27,13 @@ VECTOR_BOUNDS: dict[str, CodecBound] = {
     "int8": CodecBound("(code - 128) * scale of its example, head and dimension", 0.0, 0.0, 0.5 + 2.0**-14),
 }
 """Codecs of query and key by name."""
+LARGEST_VECTOR_VALUE: dict[str, float] = {
+    "float16": _FLOAT16_MAX,
+    "bfloat16": (2 - 2.0**-7) * 2.0**127,
+    "float32": float(np.finfo(np.float32).max),
+    "int8": float(np.finfo(np.float32).max),
+}
+"""Largest absolute value that a codec of query and key can store."""
 
 
 def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:

@@ -1,7 +1,7 @@
 // Attention on the CPU that keeps what headatlas stores: scores, softmax, statistics, codes, strongest keys and the
 // attention output in one pass over tiles of rows, so that tokens² is never held.
 //
-// Read call.h (what is asked), reduce.h (what is done), products.h (the matrix products), edges.h (the strongest keys),
+// Read call.h (the arguments), reduce.h (the passes over a tile), statistics.h (the statistics), products.h (the matrix products), edges.h (the strongest keys),
 // vectors.h (queries and keys as they are kept), lanes.h (the vectors of an instruction set). This file compiles them once
 // for each instruction set and chooses one when it runs; the tasks, one example and head (or the query heads that share
 // keys) each, are spread over threads. A task is done whole by one thread, so results
@@ -212,6 +212,9 @@ EXPORT int headatlas_attention(const Call *call, int isa, int n_threads) {
   }
   return short_of_memory.load() ? NO_MEMORY : DONE;
 }
+
+// Names of the statistics in the order of `statistic_row`, each followed by a space.
+EXPORT const char *headatlas_statistics() { return headatlas::STATISTIC_NAMES; }
 
 EXPORT int64_t headatlas_vectors_bytes() { return (int64_t)sizeof(Vectors); }
 

@@ -1,11 +1,10 @@
-"""The arguments of the kernel's calls as C sees them: the twins of those in `call.h`, field by field."""
+"""The C structures of the kernel's calls, field by field as in `call.h`."""
 
 from __future__ import annotations
 
 import ctypes
 
-STATISTIC_NAMES = ("entropy", "distance", "maximum", "self", "previous", "next", "first", "special")
-"""In the order of `Statistic` in call.h."""
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 CODE_KINDS = ("root", "linear", "float16", "float32")
 """What codes are; the position is the number C knows them by."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 from .c_structures import Call, Vectors
 
@@ -55,6 +56,37 @@ class Library:
             raise RuntimeError(_FAILURES.get(code, f"the fused kernel failed with code {code}"))
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a call runs; the results do not depend on it.
+
+    `instructions` and `library` are for tests and benchmarks: another instruction set than the fastest, another compiled
+    file than the installed one.
+    """
+
+    n_threads: int = 1
+    instructions: Instructions | None = None
+    library: Library | None = None
+
+    def resolve(self) -> tuple[Library, int]:
+        """Return the library and the number of threads.
+
+        Raises
+        ------
+        ConfigError
+            There is no compiled kernel, or the number of threads is out of range.
+        """
+        library = self.library or installed()
+        if library is None:
+            raise ConfigError(f"no fused kernel here ({explain()})")
+        if not 1 <= self.n_threads <= 1024:
+            raise ConfigError(f"n_threads is {self.n_threads}; it must be in 1 ... 1024")
+        return library, self.n_threads
+
+
+DEFAULT_EXECUTION = Execution()
+
+
 def load(path: Path) -> Library:
     """Load a compiled kernel.
 
@@ -63,9 +95,16 @@ def load(path: Path) -> Library:
     OSError
         It is not a library this machine can load.
     ConfigError
-        It was compiled from another version of the source.
+        It was compiled from another version of the source, or computes other statistics.
     """
     library = ctypes.CDLL(str(path))
+    library.headatlas_statistics.restype = ctypes.c_char_p
+    names = tuple(library.headatlas_statistics().decode().split())
+    if names != STATISTIC_NAMES:
+        raise ConfigError(
+            f"{path.name} computes the statistics {', '.join(names)}; expected {', '.join(STATISTIC_NAMES)}. "
+            "Install headatlas again."
+        )
     functions: dict[type[Call] | type[Vectors], Any] = {}
     for kind, name in ((Call, "attention"), (Vectors, "vectors")):
         size = getattr(library, "headatlas_call_bytes" if kind is Call else "headatlas_vectors_bytes")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.capture.collector import TorchReduction, TraceCollector
+from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job import run as run_module
 from headatlas.pipeline.job.job_runner import execute_job, run_job
@@ -27,6 +27,7 @@ from headatlas.pipeline.progress import (
     JobStarted,
     SegmentDone,
 )
+from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.store.errors import ConfigError
 from headatlas.store.statistics.definitions import STATISTICS
 from headatlas.store.statistics.flat_rows import Rows

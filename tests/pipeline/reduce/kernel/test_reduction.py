@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.capture.collector import TorchReduction
 from headatlas.pipeline.capture.kernel_agreement import check_agreement
 from headatlas.pipeline.capture.sites import discover_sites
 from headatlas.pipeline.reduce import fused_reduction as fused_module
 from headatlas.pipeline.reduce import kernel
-from headatlas.pipeline.reduce.fused_reduction import FusedReduction, KernelVectors, choose_reduction
-from headatlas.pipeline.reduce.kernel.c_structures import STATISTIC_NAMES
+from headatlas.pipeline.reduce.fused_reduction import FusedReduction, KernelVectors
+from headatlas.pipeline.reduce.reduction import choose_reduction
+from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.store.schema.traces import Keep, TraceSpec
+from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 LENGTHS = {"source": [9, 6, 6, 1], "target": [5, 7, 2, 2]}
 EVERYWHERE = [

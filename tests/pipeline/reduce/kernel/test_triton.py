@@ -14,11 +14,12 @@ import torch
 
 from headatlas import pipeline
 from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
-from headatlas.pipeline.capture.collector import TorchReduction, TraceCollector
+from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.eager import forwarding
 from headatlas.pipeline.capture.kernel_agreement import check_agreement
 from headatlas.pipeline.capture.sites import discover_sites
-from headatlas.pipeline.reduce.fused_reduction import choose_reduction
+from headatlas.pipeline.reduce.reduction import choose_reduction
+from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.pipeline.reduce.triton_reduction import TritonReduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.store.schema.traces import Keep, TraceSpec
