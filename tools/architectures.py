@@ -197,8 +197,13 @@ SERVED: dict[str, Architecture] = {
 }
 """Through transformers' attention interface."""
 
-EAGER: dict[str, Architecture] = {
+EITHER: dict[str, Architecture] = {
     "gpt-j": Architecture("GPTJ", {**GPT2, "rotary_dim": 4}),
+    "codegen": Architecture("CodeGen", {**GPT2, "rotary_dim": 4}),
+}
+"""Through the interface from transformers 5.24 on, in eager mode before. The capture finds out by running the model."""
+
+EAGER: dict[str, Architecture] = {
     "gpt-neo": Architecture(
         "GPTNeo",
         {
@@ -224,7 +229,6 @@ EAGER: dict[str, Architecture] = {
     "deberta": Architecture(
         "Deberta", {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 16}
     ),
-    "codegen": Architecture("CodeGen", {**GPT2, "rotary_dim": 4}),
     "openai-gpt": Architecture("OpenAIGPT", {name: value for name, value in GPT2.items() if not name.endswith("_id")}),
     "xlm": Architecture("XLM", XLM),
     "flaubert": Architecture("Flaubert", XLM),
@@ -270,4 +274,4 @@ REFUSED: dict[str, Architecture] = {
 }
 """Neither way gives one map for each head; what happens is said."""
 
-ARCHITECTURES = {**SERVED, **EAGER, **REFUSED}
+ARCHITECTURES = {**SERVED, **EITHER, **EAGER, **REFUSED}
