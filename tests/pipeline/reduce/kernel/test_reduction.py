@@ -1,5 +1,7 @@
 """The kernel inside a capture: which calls it serves, and that it stores what torch operations store."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -158,7 +160,9 @@ def test_a_mask_of_its_own_is_added(name, library, model_of, inputs_of):
 def test_a_kernel_that_differs_is_noticed(spoil, library, model_of, inputs_of, monkeypatch):
     right = kernel.prepare_attention
     monkeypatch.setattr(
-        fused_module.kernel, "prepare_attention", lambda *tensors, **options: right(*tensors, **(options | spoil))
+        fused_module.kernel,
+        "prepare_attention",
+        lambda inputs, *arguments, **options: right(dataclasses.replace(inputs, **spoil), *arguments, **options),
     )
     found, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
     assert found.difference is not None
