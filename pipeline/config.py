@@ -163,15 +163,15 @@ class JobConfig(_Section):
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def load_config(name: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> JobConfig:
-    """The one job of a job file, see `load_jobs`.
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
+    """Read a job file of one model, see `load_jobs`.
 
     Raises
     ------
     ConfigError
         As `load_jobs`, or the file names several models.
     """
-    jobs = load_jobs(name, overrides, out)
+    jobs = load_jobs(name, overrides)
     if len(jobs) > 1:
         raise ConfigError(f"{name} names {len(jobs)} models; expected one. `headatlas run` takes such a file.")
     return jobs[0]

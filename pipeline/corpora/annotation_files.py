@@ -15,8 +15,9 @@ from typing import Any, Literal
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
 
-from . import ConlluCorpus, Quarantined, read_corpus
-from .records import iter_lines
+from .corpus import read_corpus
+from .corpus_options import ConlluCorpus
+from .records import Quarantined, iter_lines
 
 Level = Literal["example", "word", "token"]
 _ENDINGS = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".conllu": "conllu"}

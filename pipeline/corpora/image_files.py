@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.store.errors import ConfigError
 
 from .corpus_options import ImageCorpus
+from .examples import CorpusExample
 from .records import Quarantined, iter_lines
 
 if TYPE_CHECKING:

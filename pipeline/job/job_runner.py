@@ -36,7 +36,6 @@ from ..progress import (
     BatchDone,
     BatchHalved,
     CheckPassed,
-    Event,
     ExampleSkipped,
     JobDone,
     JobStarted,
@@ -365,6 +364,3 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[R
 
 def _report_segment(entry: SegmentEntry, on_event: Listener) -> None:
     on_event(SegmentDone(entry.index, entry.n_examples, entry.data_bytes + entry.bytes))
-
-
-__all__ = ["ComputedSegment", "Event", "JobReport", "compute_segment", "execute_job", "run_job", "write_segment"]

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
 
-from .image_processor import ImageReader, load_image_reader
 from .model_folder import ModelFolder, check_config, hash_model_files, quiet_transformers, read_weight_files
 from .model_options import DType, ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from .image_processor import ImageReader
 
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -276,6 +277,8 @@ def load_model(
     model.eval().requires_grad_(False)
     identity = identify_model(folder, config, type(model).__name__)
     if images:
+        from .image_processor import load_image_reader
+
         return LoadedModel(model, None, identity, load_image_reader(folder, model))
     return LoadedModel(model, load_tokenizer(folder), identity)
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.store.errors import ConfigError
 
-from ..corpora import CorpusOptions, Quarantined, describe_corpus, read_corpus
+from ..corpora.corpus import describe_corpus, read_corpus
+from ..corpora.corpus_options import CorpusOptions
 from ..corpora.examples import CorpusExample, EncodedExample, without_tokens
+from ..corpora.records import Quarantined
 from ..models.model_options import ModelConfig
 from ..progress import Event, Stage
 from .batch_plan import BatchLimits
