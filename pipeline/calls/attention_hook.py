@@ -35,7 +35,7 @@ OUTPUT_WEIGHTS = 1 << 24
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What meets in one call of the attention function; all tensors belong to the model and must not be changed.
+    """The tensors and settings of one attention call. All tensors belong to the model and must not be changed.
 
     `mask` is boolean (True: may attend) or additive; None with `causal` means the lower triangle. A sliding window is
     already inside the mask; `window` only tells its width. Keys are grouped: query head h uses key head
@@ -61,7 +61,7 @@ class AttentionCall:
 
 
 class Receiver(Protocol):
-    """Where calls go."""
+    """Receives attention calls."""
 
     def receive(self, call: AttentionCall) -> Tensor | None:
         """Take one call.
@@ -110,7 +110,7 @@ def attention_weights(call: AttentionCall) -> Float[Tensor, "batch head query ke
 
 
 def attention_output(call: AttentionCall) -> Float[Tensor, "batch query head d_value"]:
-    """What eager attention makes of a call: its weights, in the model's precision, times the values."""
+    """Output of eager attention: the weights, in the model's precision, times the values."""
     weights = attention_weights(call).to(call.value.dtype)
     return (weights @ call.value.repeat_interleave(call.n_groups, dim=1)).transpose(1, 2).contiguous()
 

@@ -1,4 +1,4 @@
-"""One batch on its way through a model: where its examples go, which masks they have, and which must not be stored."""
+"""State of one batch during a forward pass: placement of its examples, their masks, and those that must not be stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Batch:
     segment, why it must not be stored.
     """
 
-    places: dict[str, SitePlacement]
+    placements: dict[str, SitePlacement]
     special: dict[str, Bool[Tensor, "batch token"]]
     failures: dict[int, str] = field(default_factory=dict)
     bias_lines: dict[tuple[str, int, int, int], tuple[Tensor | None, Tensor | None, np.ndarray | None]] = field(
@@ -105,7 +105,7 @@ class Batch:
 
 
 def _read_mask(call: AttentionCall, site: Site, run: Run) -> tuple[Tensor | AdditiveRows | None, bool]:
-    """What `Batch.mask_of` says of one run."""
+    """Compute the answer of `Batch.mask_of` for one run."""
     assert call.mask is not None
     is_open = is_triangle = True
     for rows in row_blocks(run.n_queries, run.n_keys):

@@ -73,7 +73,7 @@ def check_eager(
     bound = BOUNDS.get(model.dtype, BOUNDS[torch.float32])[0]
     largest, total, count = 0.0, 0.0, 0
     for site in sites.sites:
-        place, attention = batch.places[site.name], buffers.sites[site.name].attention
+        place, attention = batch.placements[site.name], buffers.sites[site.name].attention
         assert attention is not None, "attention is kept for the check"
         sizes = list(zip(lengths[site.query_sequence], lengths[site.key_sequence], strict=True))
         for layer in range(site.n_layers):

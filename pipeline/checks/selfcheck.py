@@ -110,7 +110,7 @@ def check_capture(
     largest, total, count = 0.0, 0.0, 0
     rebuilt: float | None = None
     for site in sites.sites:
-        place, arrays = batch.places[site.name], buffers.sites[site.name]
+        place, arrays = batch.placements[site.name], buffers.sites[site.name]
         for i in range(n_examples):
             n, m = lengths[site.query_sequence][i], lengths[site.key_sequence][i]
             for layer in range(site.n_layers):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("headatlas", "torch", "transformers", "tokenizers", "numpy", "zarr")
 _LISTED_QUARANTINED = 100
 EAGER_BATCH_BYTES = 512 << 20
-"""What the maps of one batch may take in eager mode, all layers together, unless one example alone takes more."""
+"""Largest size of the maps of one batch in eager mode, all layers together; one example may exceed it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def limits(self) -> BatchLimits:
-        """How large a batch may be; smaller where all layers' maps are in memory at once."""
+        """Limits of a batch; smaller if the maps of all layers are in memory at once."""
         limits = self.config.run.limits
         if self.spec.capture == "interface":
             return limits
@@ -170,7 +170,7 @@ def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> in
 
 
 def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
-    """Who model, tokenizer and corpus are, what the job asked for, what ran it."""
+    """Describe model, tokenizer, corpus, settings, libraries and machine."""
     tokenizer, images = job.loaded.tokenizer, job.loaded.images
     reads = {"class": "" if images is None else images.name}
     if tokenizer is not None:

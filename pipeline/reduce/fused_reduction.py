@@ -1,9 +1,9 @@
-"""The fused kernel as a reduction: it serves the calls it covers and leaves the rest to torch operations.
+"""Reduction by the fused CPU kernel. Torch operations serve the calls that it does not support.
 
-It covers attention on the CPU: soft cap, sinks, a bias by position, and every codec of one number a weight. A mask that is
-what lengths, causality and a sliding window say is not read at all: each is compared with that, once a batch, never
-guessed. Any other is added to the scores. Where the kernel serves float32, its output is the model's: SDPA does not run.
-Half precision is widened for the kernel, and SDPA makes the output, so that hidden states are those of the plain model.
+The kernel supports soft cap, sinks, a bias by position, and every codec of one number a weight. Each mask is compared once a
+batch with the mask that lengths, causality and a sliding window imply; if they are equal the kernel does not read it. Any
+other mask is added to the scores. In float32 the kernel also computes the attention output, and SDPA does not run. Half
+precision is widened for the kernel, and SDPA computes the output, so hidden states are those of the plain model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .torch_reduction import TorchReduction
 
 
 class KernelVectors(TorchReduction):
-    """Torch operations, but queries and keys go to their places by the compiled kernel where it can read them."""
+    """Torch operations, except that the compiled kernel writes the queries and keys that it can read."""
 
     def __init__(self, keep: Keep, statistics: Sequence[str], library: kernel.Library | None = None) -> None:
         super().__init__(keep, statistics)
@@ -58,7 +58,7 @@ class KernelVectors(TorchReduction):
 
 
 _MOST_PREPARED = 8
-"""Of one batch, and of its queries and keys, there are two."""
+"""A batch needs two: one for its queries, one for its keys."""
 
 
 @lru_cache(maxsize=16)
@@ -69,10 +69,10 @@ def _vector_placement(lengths: tuple[int, ...], starts: tuple[int, ...]) -> kern
 
 @dataclass
 class FusedReduction:
-    """`Reduction` by the fused kernel; counts the calls it served and those it left to torch.
+    """`Reduction` by the fused kernel. It counts the calls served by the kernel and by torch operations.
 
-    A kernel that sees a mask of its own still has to hold it as numbers, which is tokens² for each example: models that
-    hide keys by length, causality or a window have none.
+    Masks that are added to the scores are held as numbers, tokens² for each example. Models that hide keys by length,
+    causality or a window need no such mask.
     """
 
     keep: Keep
@@ -84,19 +84,19 @@ class FusedReduction:
     _torch: TorchReduction = field(init=False)
 
     def __post_init__(self) -> None:
-        """Keep torch operations at hand."""
+        """Create the reduction for calls that the kernel does not support."""
         self._torch = KernelVectors(self.keep, self.statistics, self.library)
 
     @property
     def name(self) -> str:
-        """What serves."""
+        """Name of the kernel and its instruction set."""
         return kernel.explain()
 
     def end_pass(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: results are written at once."""
 
     def settle(self) -> None:
-        """Nothing is on its way."""
+        """Do nothing: results are written at once."""
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write everything kept of one call into `arrays`; the attention output if the kernel served."""
@@ -114,15 +114,15 @@ class FusedReduction:
             plan.layer_calls = layer_calls if layer_calls.addresses else None
         output = layer_calls.prepared.run()
         if not layer_calls.valid.all():
-            place = batch.places[site.name]
+            place = batch.placements[site.name]
             for row, head in np.argwhere(~layer_calls.valid):
                 reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
                 batch.fail(int(row), place, reason)
-        arrays.n_filled += len(batch.places[site.name].example)
+        arrays.n_filled += len(batch.placements[site.name].example)
         return output
 
     def _prepare(self, call: AttentionCall, site: Site, layer: int, arrays: SiteArrays, plan: KernelPlan) -> LayerCalls:
-        """Check the call of one layer, and find what is elsewhere in the others."""
+        """Check the call of one layer, and compute the addresses that differ in other layers."""
         assert plan.placement is not None, "torch operations serve"
         valid = np.ones(call.query.shape[:2], bool)
 

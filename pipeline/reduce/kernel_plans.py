@@ -1,7 +1,7 @@
-"""How a kernel is to serve the calls of a batch: where its examples lie, and what is left of its mask.
+"""Plan how a kernel serves the calls of a batch: the placement of its examples, and the mask to add to the scores.
 
-A mask that is what lengths, causality and a sliding window say need not be read: each is compared with that, once a batch,
-never guessed. Any other is added to the scores.
+Each mask is compared once a batch with the mask that lengths, causality and a sliding window imply. If they are equal the
+kernel does not read it; any other mask is added to the scores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class KernelPlan:
-    """How the calls of one kind in a batch are served. Without a placement torch operations serve; `hides` is added to scores."""
+    """Plan of the calls of one kind in a batch. Without a placement torch operations serve; `hides` is added to scores."""
 
     mask: Tensor | None  # held, so that its id stays its own
     placement: kernel.BatchPlacement | None
@@ -61,8 +61,8 @@ class KernelPlans:
 
 
 def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> KernelPlan:
-    """What serves the calls with this mask, whose pairs are stored in this band."""
-    place = batch.places[site.name]
+    """Plan the calls with this mask whose pairs are stored in this band."""
+    place = batch.placements[site.name]
     cut = band if band is not None and any(run.n_keys > band for run in place.runs) else None
     if cut is not None:
         for index, run in enumerate(place.runs):
@@ -108,7 +108,7 @@ def _additive(call: AttentionCall) -> Tensor | None:
 def _is_visible(
     mask: Tensor | AdditiveRows | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
 ) -> bool:
-    """Whether a run's mask (additive, or None) shows each query the keys that causality and the window do, and no others."""
+    """Return True if a run's mask (additive, or None) shows each query exactly the keys that causality and window show."""
     hides_nothing = n_queries == 1 and n_keys == 1
     reaches_all = window is None or window >= n_keys
     if mask is None and reaches_all:
@@ -120,7 +120,7 @@ def _is_visible(
 def _is_visible_in(
     mask: Tensor | AdditiveRows | None, triangular: bool, rows: slice, n_keys: int, causal: bool, window: int | None
 ) -> bool:
-    """The same of some rows."""
+    """Do the same for some rows."""
     every = slice(None)
     tile = None if mask is None else mask[every, every, rows, every]
     device = None if tile is None else tile.device

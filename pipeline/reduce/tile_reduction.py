@@ -1,9 +1,9 @@
-"""From query and key to what is stored: the mathematics of one tile, in torch, on any device.
+"""Compute everything to store of one tile from query and key, in torch, on any device.
 
-A tile is some examples of equal length, some heads, some query rows: it has no padding, and it is small enough to stay
-in the processor's cache while some ten passes go over it. Passes are what costs, so few are made: the largest weight of
-a row is 1/Z, entropy is log Z minus one dot product, distance is a matrix-vector product, and the strongest keys come
-from one sort of integers that hold weight and position together. Statistics are sums here, before quantization.
+A tile is some examples of equal length, some heads and some query rows. It has no padding and is small enough to stay in
+the processor's cache during some ten passes. Passes dominate the cost, so there are few: the largest weight of a row is
+1/Z, entropy is log Z minus one dot product, distance is a matrix-vector product, and the strongest keys come from one
+sort of integers that hold weight and position together. Statistics are sums here, before quantization.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SORT_BITS = 7
 
 @dataclass(frozen=True)
 class TileRequest:
-    """What is wanted of a tile."""
+    """The results to compute of a tile."""
 
     attention: str | None
     logsumexp: bool
@@ -49,7 +49,7 @@ class KeptWeights:
 
 @dataclass
 class TileResult:
-    """What a tile gives; `sums` are statistics summed over the tile's rows, ``[example, head]``."""
+    """The results of a tile; `sums` are statistics summed over the tile's rows, ``[example, head]``."""
 
     attention: Shaped[Tensor, "example head query key"] | None = None
     kept: KeptWeights | None = None
@@ -146,7 +146,7 @@ def _fill(
     mass: Float[Tensor, "example head query 1"],
     maximum: Float[Tensor, "example head query 1"],
 ) -> None:
-    """What is made of weights, with log w = `shifted` − `log_norm`; `shifted` is used up."""
+    """Fill in the results that are computed from weights, with log w = `shifted` − `log_norm`; `shifted` is used up."""
     if request.statistics:
         flat = (weights.shape[0] * weights.shape[1], weights.shape[2] * weights.shape[3])
         result.sums = _sums(tile, request.statistics, weights, shifted, log_norm, mass, maximum, flat)
@@ -185,7 +185,7 @@ def _keep(
     codec: AttentionCodec,
     selection: Selection,
 ) -> KeptWeights:
-    """What a sparse codec keeps, out of the strongest keys of each row."""
+    """Select the weights that a sparse codec keeps, out of the strongest keys of each row."""
     key, weight = key[..., : selection.n_kept], weight[..., : selection.n_kept]
     kept = (weight >= selection.threshold) & (weight > 0)
     kept[..., 0] = weight[..., 0] > 0

@@ -29,7 +29,7 @@ TILE_WEIGHTS = 1 << 18
 """Weights of a tile on the CPU: 1 MiB of float32, so that a tile stays in the second-level cache."""
 _MIN_TILE_ROWS = 16
 _SUM_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
-"""How far a row of maps that a model returned may be from 1; 1e-3 in float32."""
+"""Largest distance of the sum of a returned row from 1, by dtype; 1e-3 in float32."""
 
 
 class TorchReduction:
@@ -44,7 +44,7 @@ class TorchReduction:
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write everything kept of one call into `arrays`."""
-        place = batch.places[site.name]
+        place = batch.placements[site.name]
         self.store_vectors(call, site, layer, batch, arrays)
         names = self.site_statistics(site)
         request = TileRequest(self.keep.attention, self.keep.query_key is not None, self.keep.edges or 0, names)
@@ -67,7 +67,7 @@ class TorchReduction:
 
     def reduce_weights(self, weights: Tensor, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write everything kept of maps ``[batch, head, query, key]`` that a model returned into `arrays`."""
-        place, names = batch.places[site.name], self.site_statistics(site)
+        place, names = batch.placements[site.name], self.site_statistics(site)
         request = TileRequest(self.keep.attention, False, self.keep.edges or 0, names)
         sums = {name: torch.zeros(weights.shape[:2], device=weights.device) for name in names}
         tolerance = _SUM_TOLERANCE.get(weights.dtype, 1e-3)
@@ -107,7 +107,7 @@ class TorchReduction:
 
     def store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write query and key in the codec they are kept in."""
-        codec, place = self.keep.query_key, batch.places[site.name]
+        codec, place = self.keep.query_key, batch.placements[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
         store_parts(call, site, layer, batch, arrays)

@@ -1,8 +1,8 @@
-"""The Triton kernel as a reduction: for models on a GPU.
+"""Reduction by the Triton kernel, for models on a GPU.
 
-Each layer's results are copied to pinned memory on a stream of their own while the next layers run. What was copied goes to
-its places in the segment on a thread of its own while the next batch runs: at most two batches are in pinned memory.
-Calls the kernel does not cover are for torch operations.
+Each layer's results are copied to pinned memory on a stream of their own while the next layers run. Another thread writes
+the copies into the segment while the next batch runs, so at most two batches are in pinned memory. Torch operations serve
+the calls that the kernel does not support.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _DevicePlacement:
 
 @dataclass
 class TritonReduction:
-    """`Reduction` by the Triton kernel; counts the calls it served and those it left to torch."""
+    """`Reduction` by the Triton kernel. It counts the calls served by the kernel and by torch operations."""
 
     keep: Keep
     statistics: Sequence[str]
@@ -59,17 +59,17 @@ class TritonReduction:
     _placing: Future[None] | None = None
 
     def __post_init__(self) -> None:
-        """Keep torch operations at hand."""
+        """Create the reduction for calls that the kernel does not support, and the thread that writes results."""
         self._torch = TorchReduction(self.keep, self.statistics)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="headatlas-place")
 
     @property
     def name(self) -> str:
-        """What serves."""
+        """Name of the kernel."""
         return "Triton kernel"
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-        """Start everything kept of one call on its way into `arrays`."""
+        """Start computing and copying everything to keep of one call."""
         if batch is not self._batch:
             self._forget()  # a pass that was given up, for want of memory
             self._batch = batch
@@ -81,11 +81,11 @@ class TritonReduction:
         self.n_fused += 1
         self._vectors(call, site, layer, batch, arrays)
         self._attention(call, site, layer, batch, arrays, plan)
-        arrays.n_filled += len(batch.places[site.name].example)
+        arrays.n_filled += len(batch.placements[site.name].example)
         return None
 
     def end_pass(self) -> None:
-        """Have what was copied put in its places, once the batch before is done with that."""
+        """Start writing the copied results into the arrays, after those of the batch before are written."""
         copied = None
         if self._copies is not None:
             copied = torch.cuda.Event()
@@ -96,7 +96,7 @@ class TritonReduction:
         self._placing = self._thread.submit(_place, copied, waiting)
 
     def settle(self) -> None:
-        """Wait until everything is in its place; an error there is raised here."""
+        """Wait until all results are written. An error of the writing thread is raised here."""
         placing, self._placing = self._placing, None
         if placing is not None:
             placing.result()
@@ -147,7 +147,7 @@ class TritonReduction:
             ),
         )
         found = {name: self._to_host(value) for name, value in vars(result).items() if value is not None}
-        place, band, codes = batch.places[site.name], arrays.band(site, layer), arrays.attention_of(site, layer)
+        place, band, codes = batch.placements[site.name], arrays.band(site, layer), arrays.attention_of(site, layer)
 
         def of_layer(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[layer]
@@ -177,7 +177,7 @@ class TritonReduction:
         self._waiting.append(store)
 
     def _vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-        codec, place = self.keep.query_key, batch.places[site.name]
+        codec, place = self.keep.query_key, batch.placements[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
         if arrays.query_scale is not None:  # by channel: torch operations

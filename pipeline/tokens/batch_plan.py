@@ -16,14 +16,14 @@ from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.traces import Counts, TraceSpec
 
 BATCH_PRICE_TOKENS = 48
-"""What starting a batch costs, in tokens: small batches are not worth it for a few tokens less padding."""
+"""Fixed cost of a batch in tokens, so that a few tokens less padding do not lead to many small batches."""
 
 Lengths = Mapping[str, Counts]
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How large a batch may be; an example too long for `max_tokens` runs alone."""
+    """Limits of a batch. An example longer than `max_tokens` forms a batch of its own."""
 
     max_examples: int = 64
     max_tokens: int = 16_384

@@ -17,12 +17,12 @@ class TokensConfig(BaseModel):
     max_tokens: int | None = Field(default=None, gt=0)
     """Longest sequence, and length of a window; by default what the model allows."""
     too_long: TooLong = "truncate"
-    """What becomes of a longer text: its beginning; windows, each an example of its own; or, ``whole``, nothing but a
-    note that it was skipped."""
+    """Treatment of a longer text: ``truncate`` keeps its beginning; ``windows`` cuts it into examples of their own; ``whole``
+    skips it with a note."""
     stride: int | None = Field(default=None, gt=0)
     """Tokens from the beginning of one window to that of the next; by default none is in two windows."""
     special: bool = True
-    """Whether the tokenizer adds its special tokens."""
+    """True if the tokenizer adds its special tokens."""
 
     @model_validator(mode="after")
     def _stride_of_windows(self) -> TokensConfig:
@@ -32,7 +32,7 @@ class TokensConfig(BaseModel):
 
 
 class GenerateConfig(BaseModel):
-    """What the model writes after each example (an encoder–decoder: as its target) before its attention is captured."""
+    """The generate section: text that the model generates after each example (encoder–decoder: as its target) before capture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

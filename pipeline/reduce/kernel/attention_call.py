@@ -234,7 +234,7 @@ def _point_biases(call: Call, biases: Sequence[torch.Tensor], sinks: torch.Tenso
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the kernel can read this as float32."""
+    """Return True if the kernel can read this tensor as float32."""
     return (
         tensor.dtype == torch.float32
         and tensor.device.type == "cpu"

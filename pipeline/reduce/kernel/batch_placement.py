@@ -58,7 +58,7 @@ class BatchPlacement:
     longest_query: int = field(init=False)
     longest_key: int = field(init=False)
     stop: dict[str, int] = field(init=False)
-    """How long the pair, row and column axes must be at least."""
+    """Least length of the pair, row and column axes."""
 
     def __post_init__(self) -> None:
         """Check everything; see the class."""
@@ -88,7 +88,7 @@ class BatchPlacement:
 
     @property
     def same_tokens(self) -> bool:
-        """Whether queries and keys are the same tokens."""
+        """True if queries and keys are the same tokens."""
         return self.key_lengths is None
 
     def starts(self, name: str, axis: str, size: int) -> np.ndarray:

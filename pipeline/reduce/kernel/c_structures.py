@@ -7,13 +7,13 @@ import ctypes
 from headatlas.store.statistics.definitions import STATISTIC_NAMES
 
 CODE_KINDS = ("root", "linear", "float16", "float32")
-"""What codes are; the position is the number C knows them by."""
+"""Kinds of codes; the index is their number in C."""
 
 MAX_EDGES = 16
 MAX_BIASES = 2
 
 VECTOR_CODECS = ("float32", "float16", "bfloat16")
-"""Types of kept vectors; the position is the number C knows them by."""
+"""Types of stored vectors; the index is their number in C."""
 
 _INT = ctypes.c_int64
 _POINTER = ctypes.c_void_p

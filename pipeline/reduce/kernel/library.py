@@ -1,7 +1,7 @@
-"""Finding and loading the compiled kernel, and saying why when there is none.
+"""Find and load the compiled kernel, and explain why if there is none.
 
-The file is an extension module only in name: setuptools knows how to compile, place and ship those, also in editable
-installs, and goes on without it where no compiler is (`optional`). It holds plain C functions that ctypes calls.
+The file is an extension module in name only: setuptools can compile and ship those, also in editable installs, and
+continues without a compiler (`optional`). It holds plain C functions that ctypes calls.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .c_structures import Call, Vectors
 
 Instructions = Literal["plain", "avx2", "avx512"]
 INSTRUCTIONS: tuple[Instructions, ...] = get_args(Instructions)
-"""Slowest first; the position is the number the library knows it by."""
+"""Slowest first; the index is the number in the library."""
 
 _FAILURES = {
     1: "the compiled kernel and this Python code are of different versions; install headatlas again",
@@ -58,7 +58,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a call runs; the results do not depend on it.
+    """Execution settings of a call; the results do not depend on them.
 
     `instructions` and `library` are for tests and benchmarks: another instruction set than the fastest, another compiled
     file than the installed one.
@@ -121,7 +121,7 @@ def load(path: Path) -> Library:
 
 
 def installed_path() -> Path | None:
-    """Where the install put the compiled kernel, or `None` if it was left out."""
+    """Path of the installed kernel, or None if it was not compiled."""
     folder = Path(__file__).parent
     return next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_attention{suffix}").is_file()), None)
 

@@ -24,7 +24,7 @@ _DTYPES = {"float32": "f4", "float16": "f2", "bfloat16": "u2"}
 
 @dataclass(frozen=True, eq=False)
 class VectorPlacement:
-    """How many vectors each example of a batch has, and the row its first one goes to; checked once, copied, read-only.
+    """Number of vectors of each example of a batch, and the row of the first. Checked once, copied, read-only.
 
     Raises
     ------
@@ -36,7 +36,7 @@ class VectorPlacement:
     starts: Numbers
     longest: int = field(init=False)
     stop: int = field(init=False)
-    """How many rows there must be at least."""
+    """Least number of rows of the array."""
 
     def __post_init__(self) -> None:
         """Check everything; see the class."""
@@ -119,7 +119,7 @@ def prepare_vectors(
 
 
 def is_served(vectors: torch.Tensor) -> bool:
-    """Whether the kernel can read this tensor."""
+    """Return True if the kernel can read this tensor."""
     return (
         vectors.ndim == 4
         and vectors.dtype == torch.float32

@@ -64,7 +64,7 @@ def test_what_is_stored_is_what_the_model_returned(name, inputs_of):
     buffers.check_filled()
     with torch.no_grad():
         eager = model(**inputs, output_attentions=True, **forward_options(model)).attentions
-    arrays, place = buffers.sites[site.name], batch.places[site.name]
+    arrays, place = buffers.sites[site.name], batch.placements[site.name]
     assert arrays.attention is not None
     assert arrays.statistics is not None
     assert arrays.edge_weight is not None

@@ -15,7 +15,7 @@ import torch
 
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job import run as run_module
+from headatlas.pipeline.job import job_runner as run_module
 from headatlas.pipeline.job.job_runner import execute_job, run_job
 from headatlas.pipeline.job.prepared_job import prepare_job
 from headatlas.pipeline.progress import (
