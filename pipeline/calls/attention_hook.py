@@ -1,9 +1,9 @@
 """See every attention call of a transformers model while it runs unchanged.
 
-One function is registered with transformers' `AttentionInterface`. For each call it hands the tensors that meet in the
-softmax to a receiver and lets PyTorch's SDPA compute the output, so hidden states are those of the plain model. The name
-is registered for masks too: a name the mask interface does not know gets no mask at all, silently. It must not contain
-"sdpa" or "flash", which transformers treats specially.
+One function is registered with transformers' `AttentionInterface`. For each call it hands the tensors that meet in
+the softmax to a receiver and lets PyTorch's SDPA compute the output, so hidden states are those of the plain model.
+The name is registered for masks too: a name the mask interface does not know gets no mask at all, silently. It must
+not contain "sdpa" or "flash", which transformers treats specially.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Receiver(Protocol):
 
         Returns
         -------
-        The attention output ``[batch, query, head, d_value]`` where the receiver has computed it anyway, else None: SDPA
-        does it then.
+        The attention output ``[batch, query, head, d_value]`` where the receiver has computed it anyway, else None:
+        SDPA does it then.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""State of one batch during a forward pass: placement of its examples, their masks, and those that must not be stored."""
+"""State of one batch during a forward pass: placements, masks, and the examples that must not be stored."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .segment_buffers import Run, SitePlacement
 class Batch:
     """One batch on its way through the model.
 
-    `special` marks special tokens by sequence, ``[batch row, token]``. `failures` collects, by index of the example in the
-    segment, why it must not be stored.
+    `special` marks special tokens by sequence, ``[batch row, token]``. `failures` collects, by index of the example
+    in the segment, why it must not be stored.
     """
 
     placements: dict[str, SitePlacement]

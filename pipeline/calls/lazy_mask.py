@@ -1,8 +1,9 @@
 """Masks that are computed where they are looked at, so that tokens² truth values are never held.
 
-transformers makes one truth value for every pair of positions where a window or padding hides some: a gigabyte for one
-text of 32,768 tokens. What it makes them from is a function of positions. A `TiledMask` keeps that function: a slice of it
-is a small tensor, and any other operation of a model on it gets the whole mask, as if it had been made at once.
+transformers makes one truth value for every pair of positions where a window or padding hides some: a gigabyte for
+one text of 32,768 tokens. What it makes them from is a function of positions. A `TiledMask` keeps that function: a
+slice of it is a small tensor, and any other operation of a model on it gets the whole mask, as if it had been made at
+once.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class TiledMask(torch.Tensor):
 def tiled_mask(
     batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **options: Any
 ) -> Tensor | None:
-    """Do what `sdpa_mask` of transformers does, with the same arguments; a mask of many pairs is returned as a `TiledMask`."""
+    """Return what `sdpa_mask` of transformers returns, or a `TiledMask` if there are many pairs."""
     if options.get("use_vmap") or batch_size * q_length * kv_length <= DENSE_PAIRS or not isinstance(q_offset, int):
         return sdpa_mask(
             batch_size=batch_size,

@@ -1,7 +1,7 @@
 """What changes scores besides query and key, on its way to the store: a bias by position, and sinks.
 
-A bias that depends on key_pos − query_pos alone is one line of numbers for each head, whatever formula made it: it is read
-off what the model passes to the attention function, and every pair of every batch is held against it.
+A bias that depends on key_pos − query_pos alone is one line of numbers for each head, whatever formula made it: it is
+read off what the model passes to the attention function, and every pair of every batch is held against it.
 """
 
 from __future__ import annotations

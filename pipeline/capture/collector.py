@@ -1,4 +1,4 @@
-"""Receive the attention calls of a model, batch by batch, and pass each to the reduction that fills a segment's arrays."""
+"""Pass the attention calls of a model, batch by batch, to the reduction that fills a segment's arrays."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Which attention a model has: found by running it once on a few tokens, never by trusting names or layer numbers.
 
-The probe records every call in order. That order, module by module, is what each later forward pass must repeat: a model
-that calls more, fewer or other modules is refused. The probe gives the two sides of an encoder–decoder different lengths,
-so cross attention shows by its shape.
+The probe records every call in order. That order, module by module, is what each later forward pass must repeat: a
+model that calls more, fewer or other modules is refused. The probe gives the two sides of an encoder–decoder
+different lengths, so cross attention shows by its shape.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Holds the maps that a model returns in eager mode against the softmaxes that it computed on the way.
 
-What `output_attentions` gives is the model's word alone. Torch sees every softmax of the same forward pass, so a map that is
-something else (scores, a rounded or masked copy, another layer's) is noticed.
+What `output_attentions` gives is the model's word alone. Torch sees every softmax of the same forward pass, so a map
+that is something else (scores, a rounded or masked copy, another layer's) is noticed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Holds the capture against the model's own eager attention, before anything is stored.
 
 A few examples run twice, once through the very code that fills segments and once with transformers' eager attention
-and `output_attentions`. A difference stops the job. For the comparison the capture's own attention feeds the next layer, as
-eager attention does, so that rounding in SDPA does not add up over the layers; that SDPA leads to the same hidden states
-is checked apart. Attention is also rebuilt from the query, key and logsumexp that
-would be stored; what half precision may cost there is computed, not guessed.
+and `output_attentions`. A difference stops the job. For the comparison the capture's own attention feeds the next
+layer, as eager attention does, so that rounding in SDPA does not add up over the layers; that SDPA leads to the same
+hidden states is checked apart. Attention is also rebuilt from the query, key and logsumexp that would be stored; what
+half precision may cost there is computed, not guessed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Statistics of a job that the capture does not compute. They are computed from stored attention once all of it is stored.
+"""Statistics of a job that are computed from stored attention, after the capture.
 
 They are added to the store as overlays, by the same code and with the same numbers as `headatlas stats`. A job that was
 interrupted before this step adds them when it is run again.

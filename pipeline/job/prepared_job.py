@@ -59,7 +59,7 @@ class Job:
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
     resident_model_bytes: int = 0
-    """Memory that loading the model took in this process, at most its weights; 0 on a GPU, or if it was loaded before."""
+    """Memory that loading the model took, at most its weights; 0 on a GPU, or if it was loaded before."""
 
     @property
     def limits(self) -> BatchLimits:

@@ -27,7 +27,8 @@ WRITING_SHARE = 1.15
 def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjection:
     """Project the resources of a job. `timed` runs one batch of typical length twice to estimate the time.
 
-    If `n_sampled` is above 0, that many examples are captured and written to measure the bytes on disk; else they are a guess.
+    If `n_sampled` is above 0, that many examples are captured and written to measure the bytes on disk; else they are
+    a guess.
     """
     process_bytes = resident_bytes() - job.resident_model_bytes
     n_tokens = job.n_tokens

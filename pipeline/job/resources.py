@@ -158,7 +158,7 @@ def _activation_bytes(batch: BatchPlan, model: ModelShape) -> int:
 
 
 def _mask_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
-    """Bytes of masks as booleans and as numbers. Masks of many pairs exist as tiles only, beside the weights of the output."""
+    """Bytes of masks as booleans and numbers; of many pairs only tiles exist, and weights of the output."""
     longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())
     pairs = len(batch.examples) * longest * longest
     n_heads = max(site.n_heads for site in spec.sites)
@@ -167,7 +167,7 @@ def _mask_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
 
 
 def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
-    """Bytes of the maps that a model in eager mode holds at the end of a batch, and of one layer while it is computed."""
+    """Bytes of the maps of a batch in eager mode, and of one layer while it is computed."""
     if spec.capture == "interface":
         return 0
     longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())

@@ -1,9 +1,9 @@
 """What a job will take on disk, measured: some of its examples go through the model and the writer, and are counted.
 
-How well attention and edges compress depends on model, corpus and codec; no table of ratios is right for all of them. The
-sample is short runs of neighbours at equal steps through the corpus: neighbours are often alike, and lie in one chunk.
-Stored bytes of an array are its raw bytes (known exactly from the shapes) times the sample's ratio. Texts, tokens and
-annotations need no model: whole segments of them are counted.
+How well attention and edges compress depends on model, corpus and codec; no table of ratios is right for all of them.
+The sample is short runs of neighbours at equal steps through the corpus: neighbours are often alike, and lie in one
+chunk. Stored bytes of an array are its raw bytes (known exactly from the shapes) times the sample's ratio. Texts,
+tokens and annotations need no model: whole segments of them are counted.
 """
 
 from __future__ import annotations

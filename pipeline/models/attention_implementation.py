@@ -29,7 +29,8 @@ def implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
     before = [(config, config._attn_implementation_internal) for config in configs]
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not call transformers' attention interface, so its attention cannot be captured. {SUPPORTED}"
+            f"{type(model).__name__} does not call transformers' attention interface, so its attention cannot be "
+            f"captured. {SUPPORTED}"
         )
     try:
         try:

@@ -235,8 +235,8 @@ def load_model(
     Raises
     ------
     ConfigError
-        As `resolve_model`; the folder is not a model that transformers knows, weights are missing from it (they would be
-        random), or the device is not there.
+        As `resolve_model`; the folder is not a model that transformers knows, weights are missing from it (they would
+        be random), or the device is not there.
     """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM

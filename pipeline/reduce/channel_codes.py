@@ -1,4 +1,4 @@
-"""Write query and key in one byte a number (`int8`), with a scale for each channel: one dimension of a head of an example.
+"""Write query and key as `int8`, with a scale for each channel: one dimension of a head of an example.
 
 The numbers are those of `encode_vectors` and `channel_scale` in `headatlas.store.codecs.companding`, computed on the
 model's device.

@@ -1,9 +1,10 @@
 """Reduction by the fused CPU kernel. Torch operations serve the calls that it does not support.
 
-The kernel supports soft cap, sinks, a bias by position, and every codec of one number a weight. Each mask is compared once a
-batch with the mask that lengths, causality and a sliding window imply; if they are equal the kernel does not read it. Any
-other mask is added to the scores. In float32 the kernel also computes the attention output, and SDPA does not run. Half
-precision is widened for the kernel, and SDPA computes the output, so hidden states are those of the plain model.
+The kernel supports soft cap, sinks, a bias by position, and every codec of one number a weight. Each mask is compared
+once a batch with the mask that lengths, causality and a sliding window imply; if they are equal the kernel does not
+read it. Any other mask is added to the scores. In float32 the kernel also computes the attention output, and SDPA
+does not run. Half precision is widened for the kernel, and SDPA computes the output, so hidden states are those of
+the plain model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plan how a kernel serves the calls of a batch: the placement of its examples, and the mask to add to the scores.
 
-Each mask is compared once a batch with the mask that lengths, causality and a sliding window imply. If they are equal the
-kernel does not read it; any other mask is added to the scores.
+Each mask is compared once a batch with the mask that lengths, causality and a sliding window imply. If they are equal
+the kernel does not read it; any other mask is added to the scores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class KernelPlan:
-    """Plan of the calls of one kind in a batch. Without a placement torch operations serve; `hides` is added to scores."""
+    """Plan of the calls of one kind in a batch; without a placement torch operations serve.
+
+    `hides` is added to the scores.
+    """
 
     mask: Tensor | None  # held, so that its id stays its own
     placement: kernel.BatchPlacement | None
@@ -43,7 +46,7 @@ class KernelPlans:
     _plans: dict[tuple[str, int, bool, int | None, int | None], KernelPlan] = field(default_factory=dict)
 
     def of(self, call: AttentionCall, site: Site, band: int | None, batch: Batch) -> KernelPlan:
-        """Return the plan of a call whose pairs are stored in this band; it has no placement if torch operations serve."""
+        """Return the plan of a call whose pairs are stored in this band."""
         if self._batch is not batch:
             self._batch = batch
             self._plans.clear()
@@ -108,7 +111,7 @@ def _additive(call: AttentionCall) -> Tensor | None:
 def _is_visible(
     mask: Tensor | AdditiveRows | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
 ) -> bool:
-    """Return True if a run's mask (additive, or None) shows each query exactly the keys that causality and window show."""
+    """Return True if a run's mask (additive, or None) shows exactly the keys that causality and window show."""
     hides_nothing = n_queries == 1 and n_keys == 1
     reaches_all = window is None or window >= n_keys
     if mask is None and reaches_all:

@@ -1,7 +1,7 @@
 """The interface of a reduction, and the choice of the one that serves a model on its device.
 
-A reduction turns one attention call into stored numbers. It receives the call, the placement of its batch and the arrays
-of the site, and may return the attention output if it computed that too.
+A reduction turns one attention call into stored numbers. It receives the call, the placement of its batch and the
+arrays of the site, and may return the attention output if it computed that too.
 """
 
 from __future__ import annotations

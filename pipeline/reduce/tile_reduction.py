@@ -1,9 +1,9 @@
 """Compute everything to store of one tile from query and key, in torch, on any device.
 
-A tile is some examples of equal length, some heads and some query rows. It has no padding and is small enough to stay in
-the processor's cache during some ten passes. Passes dominate the cost, so there are few: the largest weight of a row is
-1/Z, entropy is log Z minus one dot product, distance is a matrix-vector product, and the strongest keys come from one
-sort of integers that hold weight and position together. Statistics are sums here, before quantization.
+A tile is some examples of equal length, some heads and some query rows. It has no padding and is small enough to stay
+in the processor's cache during some ten passes. Passes dominate the cost, so there are few: the largest weight of a
+row is 1/Z, entropy is log Z minus one dot product, distance is a matrix-vector product, and the strongest keys come
+from one sort of integers that hold weight and position together. Statistics are sums here, before quantization.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class TileResult:
 class Tile:
     """The inputs of one tile.
 
-    `bias` is added to the scores (mask and position bias; `LOWEST` hides a key). `first_row` is the position of the first
-    query row. With `causal` the keys end with the last row and no row sees a later key; `triangular` says that the scores
-    have to be masked for that (else `bias` does it).
+    `bias` is added to the scores (mask and position bias; `LOWEST` hides a key). `first_row` is the position of the
+    first query row. With `causal` the keys end with the last row and no row sees a later key; `triangular` says that
+    the scores have to be masked for that (else `bias` does it).
     """
 
     query: Float[Tensor, "example head query d_head"]

@@ -1,4 +1,4 @@
-"""Reduction by torch operations: cuts calls into tiles, reduces each, and writes the results into a segment's arrays."""
+"""Reduction by torch operations: cut calls into tiles, reduce each, and write the results into the arrays."""
 
 from __future__ import annotations
 
@@ -259,5 +259,6 @@ def _report_vectors(
             batch.fail(
                 row,
                 place,
-                f"{site.name} layer {layer}: {name} holds {largest:g}, more than {codec} can ({LARGEST_VECTOR_VALUE[codec]:g})",
+                f"{site.name} layer {layer}: {name} holds {largest:g}, "
+                f"more than {codec} can ({LARGEST_VECTOR_VALUE[codec]:g})",
             )

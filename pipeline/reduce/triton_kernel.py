@@ -1,9 +1,10 @@
 """One Triton kernel for what is kept of attention on a GPU: statistics, strongest keys, packed codes, logsumexp.
 
-A program takes some query rows of one head of one example and goes over the row's keys twice: first for the largest score
-and the sum, then for everything else; the second reading comes from the cache. Codes go straight to their places among the
-batch's pairs (lower triangle where the site is causal, no padding), so what is copied to the host is what is stored. The
-attention output is left to SDPA. `TRITON_INTERPRET=1` runs the same code on the CPU, which is how it is tested.
+A program takes some query rows of one head of one example and goes over the row's keys twice: first for the largest
+score and the sum, then for everything else; the second reading comes from the cache. Codes go straight to their
+places among the batch's pairs (lower triangle where the site is causal, no padding), so what is copied to the host is
+what is stored. The attention output is left to SDPA. `TRITON_INTERPRET=1` runs the same code on the CPU, which is how
+it is tested.
 """
 
 # Triton may be missing; and its reductions are annotated as if they might return pairs.
@@ -39,8 +40,8 @@ SPECIAL = tl.constexpr(STATISTIC_NAMES.index("special"))
 class DeviceCall:
     """One call of a right padded batch on the device; the names are those of `kernel.AttentionInputs`.
 
-    `row_start` [example] counts within the batch. `pair_of_row` [row of the batch] is where the row's pair with key 0 lies, or
-    would lie; pairs `band` or more positions apart are not stored. `special` is int8 [example, key_pos].
+    `row_start` [example] counts within the batch. `pair_of_row` [row of the batch] is where the row's pair with key 0
+    lies, or would lie; pairs `band` or more positions apart are not stored. `special` is int8 [example, key_pos].
     """
 
     query: Tensor
@@ -65,7 +66,7 @@ class DeviceCall:
 
 @dataclass(frozen=True)
 class DeviceRequest:
-    """The results to compute: steps of the code (0: none), of the square root or not, edges a row, logsumexp, statistics."""
+    """The results to compute: steps of the code (0: none) and whether of the square root, edges a row, and so on."""
 
     n_steps: int
     root: bool

@@ -1,8 +1,8 @@
 """Reduction by the Triton kernel, for models on a GPU.
 
-Each layer's results are copied to pinned memory on a stream of their own while the next layers run. Another thread writes
-the copies into the segment while the next batch runs, so at most two batches are in pinned memory. Torch operations serve
-the calls that the kernel does not support.
+Each layer's results are copied to pinned memory on a stream of their own while the next layers run. Another thread
+writes the copies into the segment while the next batch runs, so at most two batches are in pinned memory. Torch
+operations serve the calls that the kernel does not support.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a model writes after a prompt, so that its attention can be seen over both.
 
-Continuations are written by transformers' own `generate`, greedily or by a seeded throw, before anything is captured; then
-prompt and continuation run through the model once more as one example, token for token what was written. Of an
+Continuations are written by transformers' own `generate`, greedily or by a seeded throw, before anything is captured;
+then prompt and continuation run through the model once more as one example, token for token what was written. Of an
 encoder–decoder the continuation is the target. Tokens that the model wrote have `TokenFlag.GENERATED`.
 """
 
@@ -150,7 +150,8 @@ def continue_example(
 ) -> EncodedExample:
     """Prompt and continuation as one text (of a pair: behind its second).
 
-    The annotation `prompt_end` is the number of characters of the prompt. Words of the continuation have no annotations.
+    The annotation `prompt_end` is the number of characters of the prompt. Words of the continuation have no
+    annotations.
     """
     example, prompt = _without_cut_text(encoded), encoded.source
     is_pair = example.text_pair is not None

@@ -32,7 +32,7 @@ class TokensConfig(BaseModel):
 
 
 class GenerateConfig(BaseModel):
-    """The generate section: text that the model generates after each example (encoder–decoder: as its target) before capture."""
+    """The generate section: text that the model generates after each example, or as its target, before capture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

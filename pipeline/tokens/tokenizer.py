@@ -60,8 +60,9 @@ def encode(
     Examples without words get them (`EncodedExample.example` has them then). With `has_target` the target text
     becomes what the decoder reads: `decoder_start_token_id` first, where there is one, and no end token.
 
-    Of what has more than `max_tokens` the beginning is taken ("truncate"), or nothing ("whole"); "windows" makes several
-    results of a single text, `stride` tokens apart (by default as many as a window has, so that none is in two).
+    Of what has more than `max_tokens` the beginning is taken ("truncate"), or nothing ("whole"); "windows" makes
+    several results of a single text, `stride` tokens apart (by default as many as a window has, so that none is in
+    two).
 
     Raises
     ------

@@ -2,8 +2,8 @@
 
 ``sqrt:N`` and ``linear:N`` keep a weight as one of N codes in a byte, in equal steps of its square root or of itself;
 ``sqrt8`` to ``sqrt6`` and ``linear8`` to ``linear6`` are those of 256, 128 and 64 codes. ``float16`` and ``float32``
-keep it as it is. ``top_k:K`` and ``threshold:T`` keep some weights of each row, in ``sqrt8`` or in what follows a slash:
-``top_k:16/float16``. Only parsing and bounds are here: arrays are `companding.py` and `sparse.py`.
+keep it as it is. ``top_k:K`` and ``threshold:T`` keep some weights of each row, in ``sqrt8`` or in what follows a
+slash: ``top_k:16/float16``. Only parsing and bounds are here: arrays are `companding.py` and `sparse.py`.
 
 Half a step of a code moves a weight by at most (n - 1/4) / n^2 < 1 / n for n steps of a square root, by 1 / 2n for
 linear ones. A row that adds up to 1 has at most 1 / T weights of T or more, and what is weaker than its K strongest is

@@ -1,6 +1,7 @@
 """Expected sizes of stored arrays: how many weights a sparse codec keeps, and how well each array compresses.
 
-The compression of each attention codec is in its record (`AttentionCodec.compression`). Arrays are named as in a segment.
+The compression of each attention codec is in its record (`AttentionCodec.compression`). Arrays are named as in a
+segment.
 """
 
 from __future__ import annotations

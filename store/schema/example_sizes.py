@@ -14,7 +14,8 @@ from .traces import ArrayLayout, Counts, Site, TraceSpec, band_array, pair_offse
 def example_bytes(spec: TraceSpec, n_tokens: Mapping[str, Counts]) -> Int64[np.ndarray, "example"]:
     """Raw bytes of the trace arrays of each example; for a sparse codec an upper bound.
 
-    The sum over the examples is the size of the segment's arrays, except for biases and sinks: a segment has one of each.
+    The sum over the examples is the size of the segment's arrays, except for biases and sinks: a segment has one of
+    each.
     """
     total = np.zeros(len(next(iter(n_tokens.values()))), dtype=np.int64)
     for layout in segment_layout(spec, n_tokens).values():

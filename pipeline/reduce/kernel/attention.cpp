@@ -132,9 +132,9 @@ static Pool &pool() {
   return *found;
 }
 
-// Calls work() on n_threads threads, of which n_useful find something to do. They are those that PyTorch's OpenMP keeps,
-// where there is one: after each of the model's matrix products they spin for milliseconds, and threads of our own would
-// have to share their cores with them. A team of another size would be made anew, so all of them are called.
+// Calls work() on n_threads threads, of which n_useful find something to do. They are those that PyTorch's OpenMP
+// keeps, where there is one: after each of the model's matrix products they spin for milliseconds, and threads of our
+// own would have to share their cores with them. A team of another size would be made anew, so all of them are called.
 // A forked child has the memory of either pool, but not its threads: it starts with a new one of ours.
 static void on_threads(int n_threads, int64_t n_useful, const std::function<void()> &work) {
   if (n_threads <= 1 || n_useful <= 1) return work();

@@ -1,4 +1,4 @@
-"""Check a call of the attention kernel (`prepare_attention`): every size, type, stride and bound, before C gets pointers.
+"""Check every size, type, stride and bound of a call of the attention kernel, before C gets pointers.
 
 The C side checks nothing. A wrong call raises `ShapeError` or `ConfigError` here before any memory is touched. Array
 annotations are plain on purpose: the checks also run where annotations are not checked.
@@ -36,8 +36,9 @@ class Destination:
     logsumexp
         float32 [head, row], natural logarithm, of the scaled and capped scores, biases and the sink with them.
     edge_key, edge_weight
-        uint8 (up to 255 keys), uint16 or uint32, and float16 [head, row, edge], at most 16 edges a row; both or neither. Strongest first,
-        ties to the lower key; a row that sees fewer keys ends in the largest key number with weight 0.
+        uint8 (up to 255 keys), uint16 or uint32, and float16 [head, row, edge], at most 16 edges a row; both or
+        neither. Strongest first, ties to the lower key; a row that sees fewer keys ends in the largest key number
+        with weight 0.
     statistics
         float32 [statistic, head, column], its first axis named by `statistic_names`.
     valid
@@ -98,12 +99,13 @@ def prepare_attention(
     output: bool = True,
     execution: Execution = DEFAULT_EXECUTION,
 ) -> PreparedAttention:
-    """Check a call that computes attention and everything to keep of it in one pass; `run` of the result makes the call.
+    """Check a call that computes attention and everything to keep of it; `run` of the result makes the call.
 
     Parameters
     ----------
     placement
-        Lengths of the examples, and the position of each in the destination's arrays. Padding is neither read nor stored.
+        Lengths of the examples, and the position of each in the destination's arrays. Padding is neither read nor
+        stored.
     into
         The arrays to write to.
     output
@@ -114,8 +116,8 @@ def prepare_attention(
     Returns
     -------
     PreparedAttention
-        Its `run` returns the output, float32 [example, query_pos, head, d_value], contiguous, rows of padding zero; None
-        without `output`.
+        Its `run` returns the output, float32 [example, query_pos, head, d_value], contiguous, rows of padding zero;
+        None without `output`.
 
     Raises
     ------

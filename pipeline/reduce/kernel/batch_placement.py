@@ -1,4 +1,4 @@
-"""Lengths and array positions of the examples of a batch. They are checked once and serve every layer of a forward pass."""
+"""Lengths and array positions of the examples of a batch, checked once for all layers of a forward pass."""
 
 from __future__ import annotations
 

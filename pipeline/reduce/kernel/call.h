@@ -1,5 +1,5 @@
-// The arguments of one call: the C twin of `c_structures.Call` in Python. Every pointer and stride was checked there; nothing is
-// checked here. Strides count elements, never bytes. A null destination is not computed.
+// The arguments of one call: the C twin of `c_structures.Call` in Python. Every pointer and stride was checked there;
+// nothing is checked here. Strides count elements, never bytes. A null destination is not computed.
 #pragma once
 #include <cstdint>
 
@@ -65,7 +65,8 @@ struct Vectors {
   int32_t *largest;  // [example], zero before: the largest absolute value, as the bits of a float
 };
 
-// What `codes` are: the position in `CODE_KINDS` of c_structures.py. Bytes count steps of the weight's square root, or of itself.
+// What `codes` are: the position in `CODE_KINDS` of c_structures.py. Bytes count steps of the weight's square root, or
+// of itself.
 enum { CODES_ROOT, CODES_LINEAR, CODES_FLOAT16, CODES_FLOAT32 };
 
 constexpr float HIDDEN = -1e37f;

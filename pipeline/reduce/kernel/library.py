@@ -60,8 +60,8 @@ class Library:
 class Execution:
     """Execution settings of a call; the results do not depend on them.
 
-    `instructions` and `library` are for tests and benchmarks: another instruction set than the fastest, another compiled
-    file than the installed one.
+    `instructions` and `library` are for tests and benchmarks: another instruction set than the fastest, another
+    compiled file than the installed one.
     """
 
     n_threads: int = 1

@@ -67,8 +67,8 @@ def prepare_vectors(
     placement
         Lengths, and where each example lies among the rows.
     into
-        [head, row, d_head] of the codec: float32, float16, or uint16 for bfloat16. Numbers are rounded to even, as torch
-        does.
+        [head, row, d_head] of the codec: float32, float16, or uint16 for bfloat16. Numbers are rounded to even, as
+        torch does.
     codec
         "float32", "float16" or "bfloat16".
     execution
@@ -77,8 +77,8 @@ def prepare_vectors(
     Returns
     -------
     PreparedVectors
-        Its `run` gives float32 [example]: the largest absolute value of each example, infinite or NaN where one is; 0 without
-        vectors.
+        Its `run` gives float32 [example]: the largest absolute value of each example, infinite or NaN where one is; 0
+        without vectors.
 
     Raises
     ------
@@ -104,7 +104,8 @@ def prepare_vectors(
     steps = destination_steps("vectors", into, (_DTYPES[codec],), ("head", "row", "d_head"), n_heads, 1)
     if into.shape[2] != d_head or placement.stop > into.shape[1]:
         raise ShapeError(
-            f"into has {into.shape[1]} rows of {into.shape[2]}; the examples reach up to row {placement.stop}, d_head is {d_head}"
+            f"into has {into.shape[1]} rows of {into.shape[2]}; the examples reach up to row {placement.stop}, "
+            f"d_head is {d_head}"
         )
     largest = np.zeros(n_examples, np.int32)
     call = Vectors(ctypes.sizeof(Vectors), n_examples, n_heads, d_head)
