@@ -62,7 +62,7 @@ class RunConfig(_Section):
 
     @property
     def limits(self) -> BatchLimits:
-        """As planning wants them."""
+        """Limits for the planning of batches."""
         return BatchLimits(self.batch_size, self.max_batch_tokens, self.max_length_ratio)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,7 @@ def test_memory_begins_with_that_of_the_process():
     assert small.memory["process"] == FIRST_USE_BYTES
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_of_the_process_is_measured():
     before = resident_bytes()
     block = np.ones(64 << 20, np.uint8)
