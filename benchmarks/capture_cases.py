@@ -24,9 +24,9 @@ from headatlas.pipeline.calls.segment_buffers import BufferPool, SegmentBuffers
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.sites import forward_options
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.prepare import Job, count_tokens, prepare_job
-from headatlas.pipeline.job.run import ComputedSegment, write_segment
-from headatlas.pipeline.reduce.fused_reduction import choose_reduction
+from headatlas.pipeline.job.job_runner import ComputedSegment, write_segment
+from headatlas.pipeline.job.prepared_job import Job, count_tokens, prepare_job
+from headatlas.pipeline.reduce.reduction import choose_reduction
 from headatlas.pipeline.tokens.batch_plan import BatchPlan, plan_batches
 from headatlas.store.schema.traces import Keep
 from headatlas.store.writing.store_writer import StoreWriter

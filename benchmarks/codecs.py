@@ -27,7 +27,7 @@ from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.sites import discover_sites, forward_options
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.models.sources import load_model
 from headatlas.store.codecs.array_layout import ArrayLayout
 from headatlas.store.codecs.attention_arrays import attention_arrays

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from headatlas.pipeline.reduce.kernel import Destination, Places, explain, prepare_attention
-from headatlas.pipeline.reduce.kernel.layout import STATISTIC_NAMES
+from headatlas.pipeline.reduce.kernel import AttentionInputs, BatchPlacement, Destination, explain, prepare_attention
 from headatlas.pipeline.reduce.kernel.library import installed
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
 from .interleave import Mode, interleave, speed_ratio
 from .report import Row, report
@@ -99,7 +99,7 @@ def make_modes(shape: Shape) -> tuple[dict[str, Callable[[], object]], int]:
     pair_offset, row_offset = (np.concatenate([[0], np.cumsum(counts)]) for counts in (pairs, lengths))
     special = np.zeros((n, n_tokens), bool)
     special[:, 0] = special[np.arange(n), lengths - 1] = True
-    places = Places(
+    placement = BatchPlacement(
         lengths, shape.causal, None, pair_offset[:-1], row_offset[:-1], np.arange(n), special
     )  # fmt: skip
     heads, n_rows = shape.n_heads, int(row_offset[-1])
@@ -115,7 +115,8 @@ def make_modes(shape: Shape) -> tuple[dict[str, Callable[[], object]], int]:
 
     def fused(**kept: np.ndarray | tuple[str, ...]) -> Callable[[], object]:
         into = Destination(**kept)  # type: ignore[arg-type]
-        return lambda: prepare_attention(query, key, value, places, scaling=scaling, into=into).run()
+        inputs = AttentionInputs(query, key, value, scaling)
+        return lambda: prepare_attention(inputs, placement, into).run()
 
     def sdpa() -> Tensor:
         out = scaled_dot_product_attention(

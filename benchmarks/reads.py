@@ -92,7 +92,7 @@ def main() -> None:
 def make_store(path: Path) -> Path:
     """Capture MiniLM over EWT's development set; for `network` too."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.job.run import run_job
+    from headatlas.pipeline.job.job_runner import run_job
 
     sentences = ewt_file(EWT_DEV, "HEADATLAS_BENCH_STORE to a store")
     run_job(load_config("demo", ["corpus.kind=conllu", f"corpus.path={sentences}", f"store.path={path}"]))

@@ -97,7 +97,7 @@ def corpus_rows(folder: Path) -> list[Row]:
 def make_store() -> Path:
     """Capture MiniLM over EWT's training set, unless the store of these sentences is there already."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.job.run import run_job
+    from headatlas.pipeline.job.job_runner import run_job
 
     content = unpacked(ewt_file(EWT_TRAIN, "HEADATLAS_BENCH_SEARCH_STORE to a store"))
     folder = FOLDER / f"search-{content_key(content)}"

@@ -37,7 +37,7 @@ def main() -> None:
 def make_store(folder: Path) -> Path:
     """A few long documents."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.job.run import run_job
+    from headatlas.pipeline.job.job_runner import run_job
 
     grammar = (Path(__file__).resolve().parents[1] / "configs" / "demo.grammar").read_text(encoding="utf-8")
     for number in range(3):

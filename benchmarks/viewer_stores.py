@@ -61,7 +61,7 @@ def store_key() -> str:
 def captured(path: Path, changes: list[str]) -> Path:
     """The demo's job with `changes`, run unless its store is there."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.job.run import run_job
+    from headatlas.pipeline.job.job_runner import run_job
 
     run_job(load_config("demo", [*changes, f"store.path={path}"]))
     return path

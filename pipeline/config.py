@@ -11,13 +11,12 @@ import difflib
 import hashlib
 import importlib.util
 import json
-import re
 import tomllib
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -28,71 +27,16 @@ from headatlas.store.schema.traces import Keep
 from headatlas.store.statistics.definitions import known_names, statistic_of
 
 from .corpora.corpus_options import CorpusConfig
+from .models.model_options import ModelConfig
 from .tokens.batch_plan import BatchLimits
-from .tokens.tokenizer import TooLong
+from .tokens.corpus_encoding import EncodingOptions
+from .tokens.token_options import GenerateConfig, TokensConfig
 
 MAX_FILE_BYTES = 1 << 20
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelConfig(_Section):
-    """Which model runs, and how."""
-
-    source: str
-    """A hub name, a folder, ``package:NAME/path`` or a GGUF file."""
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")
-    """In a job of several models the folder of its store; by default from the end of `source`."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub model."""
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """Of the weights; scores are float32 always."""
-    device: str = "auto"
-    """``auto`` takes CUDA where there is any."""
-    local_only: bool = False
-    """Never ask the hub."""
-
-    @property
-    def short_name(self) -> str:
-        """`name`, or the end of `source` that says most: of a path its last folder, ``model`` excepted."""
-        if self.name is not None:
-            return self.name
-        parts = [part for part in re.split(r"[/\\:]", self.source) if part.strip(".~") not in ("", "package", "gguf")]
-        told = [part for part in parts if part.lower() != "model"] or parts or ["model"]
-        return re.sub(r"[^\w.-]", "_", re.sub(r"(?i)\.gguf$", "", told[-1]))[:64]
-
-
-class TokensConfig(_Section):
-    """How text becomes tokens."""
-
-    max_tokens: int | None = Field(default=None, gt=0)
-    """Longest sequence, and length of a window; by default what the model allows."""
-    too_long: TooLong = "truncate"
-    """What becomes of a longer text: its beginning; windows, each an example of its own; or, ``whole``, nothing but a
-    note that it was skipped."""
-    stride: int | None = Field(default=None, gt=0)
-    """Tokens from the beginning of one window to that of the next; by default none is in two windows."""
-    special: bool = True
-    """Whether the tokenizer adds its special tokens."""
-
-    @model_validator(mode="after")
-    def _stride_of_windows(self) -> TokensConfig:
-        if self.stride is not None and self.too_long != "windows":
-            raise ValueError(f'stride is for windows, but too_long is "{self.too_long}"; set too_long = "windows"')
-        return self
-
-
-class GenerateConfig(_Section):
-    """What the model writes after each example (an encoder–decoder: as its target) before its attention is captured."""
-
-    max_new_tokens: int = Field(default=0, ge=0)
-    """At most; with 0 nothing is written."""
-    temperature: float = Field(default=0.0, ge=0)
-    """0 takes the likeliest token every time; more throws dice."""
-    seed: int = Field(default=0, ge=0)
-    """Decides the throws."""
 
 
 class StoreConfig(_Section):
@@ -119,7 +63,7 @@ class RunConfig(_Section):
 
     @property
     def limits(self) -> BatchLimits:
-        """As planning wants them."""
+        """Limits for the planning of batches."""
         return BatchLimits(self.batch_size, self.max_batch_tokens, self.max_length_ratio)
 
 
@@ -200,6 +144,11 @@ class JobConfig(_Section):
             raise ValueError('a window of a document is no prompt; set tokens.too_long to "whole" or "truncate"')
         return self
 
+    @property
+    def encoding(self) -> EncodingOptions:
+        """The settings that turn the corpus into token sequences."""
+        return EncodingOptions(self.model, self.tokens, self.generate, self.run.limits)
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide the bytes of segments, besides model, corpus and kept arrays (recorded apart)."""
         return {
@@ -215,15 +164,15 @@ class JobConfig(_Section):
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def load_config(name: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> JobConfig:
-    """The one job of a job file, see `load_jobs`.
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
+    """Read a job file of one model, see `load_jobs`.
 
     Raises
     ------
     ConfigError
         As `load_jobs`, or the file names several models.
     """
-    jobs = load_jobs(name, overrides, out)
+    jobs = load_jobs(name, overrides)
     if len(jobs) > 1:
         raise ConfigError(f"{name} names {len(jobs)} models; expected one. `headatlas run` takes such a file.")
     return jobs[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.job.job_runner import run_job
 from headatlas.store import open_store
 from headatlas.store.queries.vector_dimensions import neurons
 from headatlas.store.statistics.definitions import aggregate

@@ -198,8 +198,13 @@ SERVED: dict[str, Architecture] = {
 }
 """Architectures that are captured through transformers' attention interface."""
 
-EAGER: dict[str, Architecture] = {
+EITHER: dict[str, Architecture] = {
     "gpt-j": Architecture("GPTJ", {**GPT2, "rotary_dim": 4}),
+    "codegen": Architecture("CodeGen", {**GPT2, "rotary_dim": 4}),
+}
+"""Through the interface from transformers 5.24 on, in eager mode before. The capture finds out by running the model."""
+
+EAGER: dict[str, Architecture] = {
     "gpt-neo": Architecture(
         "GPTNeo",
         {
@@ -225,7 +230,6 @@ EAGER: dict[str, Architecture] = {
     "deberta": Architecture(
         "Deberta", {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 16}
     ),
-    "codegen": Architecture("CodeGen", {**GPT2, "rotary_dim": 4}),
     "openai-gpt": Architecture("OpenAIGPT", {name: value for name, value in GPT2.items() if not name.endswith("_id")}),
     "xlm": Architecture("XLM", XLM),
     "flaubert": Architecture("Flaubert", XLM),
@@ -271,4 +275,4 @@ REFUSED: dict[str, Architecture] = {
 }
 """Architectures that are refused with a message, because neither way gives one map for each head."""
 
-ARCHITECTURES = {**SERVED, **EAGER, **REFUSED}
+ARCHITECTURES = {**SERVED, **EITHER, **EAGER, **REFUSED}

@@ -72,7 +72,7 @@ def _treebank() -> Path:
 def trace(model: str, codec: str, treebank: Path, n: int | None, work: Path) -> Store:
     """Capture a model over the first `n` sentences, unless the store of this treebank is there already."""
     from headatlas.pipeline.config import load_config
-    from headatlas.pipeline.job.run import run_job
+    from headatlas.pipeline.job.job_runner import run_job
 
     key = hashlib.sha256(treebank.read_bytes()).hexdigest()[:12]
     out = work / f"{model.lower()}-{codec}-{n or 'all'}-{key}"

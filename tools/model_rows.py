@@ -14,7 +14,8 @@ from headatlas.pipeline.capture.kernel_agreement import check_agreement
 from headatlas.pipeline.capture.sites import ModelSites, forward_options
 from headatlas.pipeline.checks.eager_check import check_eager
 from headatlas.pipeline.checks.selfcheck import check_capture, eager_attention
-from headatlas.pipeline.reduce.fused_reduction import FusedReduction, choose_reduction
+from headatlas.pipeline.reduce.fused_reduction import FusedReduction
+from headatlas.pipeline.reduce.reduction import choose_reduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES

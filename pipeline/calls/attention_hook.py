@@ -1,9 +1,9 @@
 """See every attention call of a transformers model while it runs unchanged.
 
-One function is registered with transformers' `AttentionInterface`. For each call it hands the tensors that meet in the
-softmax to a receiver and lets PyTorch's SDPA compute the output, so hidden states are those of the plain model. The name
-is registered for masks too: a name the mask interface does not know gets no mask at all, silently. It must not contain
-"sdpa" or "flash", which transformers treats specially.
+One function is registered with transformers' `AttentionInterface`. For each call it hands the tensors that meet in
+the softmax to a receiver and lets PyTorch's SDPA compute the output, so hidden states are those of the plain model.
+The name is registered for masks too: a name the mask interface does not know gets no mask at all, silently. It must
+not contain "sdpa" or "flash", which transformers treats specially.
 """
 
 from __future__ import annotations
@@ -21,26 +21,21 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headatlas.store.errors import UnsupportedModelError
 
-from ..tokens.batch_plan import OUTPUT_WEIGHTS
-from .lazy_mask import TiledMask, tiled_mask
+from ..models.attention_implementation import implementation
+from .lazy_mask import LOWEST, TiledMask, tiled_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IMPLEMENTATION = "headatlas_capture"
 
-SUPPORTED = (
-    "Supported are the models that call transformers' attention interface, among them BERT, RoBERTa, ELECTRA, DistilBERT, "
-    "ALBERT, ESM, ModernBERT, NomicBERT, GPT-2, GPT-NeoX, OPT, Llama, Mistral, Mixtral, Qwen2, Qwen3, Phi, Phi-3, OLMo2, "
-    "Gemma, Gemma 2, Gemma 3, Granite, StarCoder2, StableLM, SmolLM3, GLM, GPT-OSS, DeepSeek-V3, BART, mBART and T5."
-)
-
-_LOWEST = torch.finfo(torch.float32).min
+OUTPUT_WEIGHTS = 1 << 24
+"""Most weights that are in memory at once where the attention output is computed from them."""
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What meets in one call of the attention function; all tensors belong to the model and must not be changed.
+    """The tensors and settings of one attention call. All tensors belong to the model and must not be changed.
 
     `mask` is boolean (True: may attend) or additive; None with `causal` means the lower triangle. A sliding window is
     already inside the mask; `window` only tells its width. Keys are grouped: query head h uses key head
@@ -66,15 +61,15 @@ class AttentionCall:
 
 
 class Receiver(Protocol):
-    """Where calls go."""
+    """Receives attention calls."""
 
     def receive(self, call: AttentionCall) -> Tensor | None:
         """Take one call.
 
         Returns
         -------
-        The attention output ``[batch, query, head, d_value]`` where the receiver has computed it anyway, else None: SDPA
-        does it then.
+        The attention output ``[batch, query, head, d_value]`` where the receiver has computed it anyway, else None:
+        SDPA does it then.
         """
         ...
 
@@ -101,12 +96,12 @@ def attention_weights(call: AttentionCall) -> Float[Tensor, "batch head query ke
     if call.position_bias is not None:
         scores = scores + call.position_bias.float()
     if call.mask is not None and call.mask.dtype == torch.bool:
-        scores = scores.masked_fill(~call.mask, _LOWEST)
+        scores = scores.masked_fill(~call.mask, LOWEST)
     elif call.mask is not None:
-        scores = scores + call.mask.float().clamp(min=_LOWEST)
+        scores = scores + call.mask.float().clamp(min=LOWEST)
     elif call.causal:
         scores = scores.masked_fill(
-            torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1), _LOWEST
+            torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1), LOWEST
         )
     if call.sinks is None:
         return torch.softmax(scores, dim=-1)
@@ -115,7 +110,7 @@ def attention_weights(call: AttentionCall) -> Float[Tensor, "batch head query ke
 
 
 def attention_output(call: AttentionCall) -> Float[Tensor, "batch query head d_value"]:
-    """What eager attention makes of a call: its weights, in the model's precision, times the values."""
+    """Output of eager attention: the weights, in the model's precision, times the values."""
     weights = attention_weights(call).to(call.value.dtype)
     return (weights @ call.value.repeat_interleave(call.n_groups, dim=1)).transpose(1, 2).contiguous()
 
@@ -161,14 +156,12 @@ def capture_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    is_causal: bool | None = None,
-    position_bias: Tensor | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function transformers calls; the signature is its interface's."""
+    """Serve one call of transformers' attention interface; the arguments are those of the interface."""
+    is_causal, position_bias = kwargs.pop("is_causal", None), kwargs.pop("position_bias", None)
+    softcap, sinks = kwargs.pop("softcap", None), kwargs.pop("s_aux", None)
+    window = kwargs.pop("sliding_window", None)
     route = _ROUTES.get(id(module))
     output: Tensor | None = None
     causal = bool(is_causal if is_causal is not None else getattr(module, "is_causal", True))
@@ -181,9 +174,9 @@ def capture_attention(
         causal=causal and attention_mask is None and query.shape[2] > 1,
         scaling=float(scaling) if scaling is not None else query.shape[-1] ** -0.5,
         softcap=softcap,
-        window=sliding_window,
+        window=window,
         position_bias=position_bias,
-        sinks=s_aux,
+        sinks=sinks,
     )
     if route is not None:
         _check_call(call, kwargs)
@@ -191,7 +184,7 @@ def capture_attention(
     if output is not None:
         return output, None
     n_weights = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-    plain = softcap is None and s_aux is None
+    plain = softcap is None and sinks is None
     if isinstance(attention_mask, TiledMask) or (not plain and n_weights > OUTPUT_WEIGHTS):
         return _output_by_rows(module, call, dropout=dropout, **kwargs), None
     if plain:
@@ -256,48 +249,3 @@ def capturing(model: PreTrainedModel, receiver: Receiver) -> Iterator[None]:
                     _ROUTES.pop(module, None)
                 else:
                     _ROUTES[module] = route
-
-
-@contextmanager
-def implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Run `model` with the attention implementation `name` inside the block.
-
-    Raises
-    ------
-    UnsupportedModelError
-        The model cannot be switched.
-    """
-    configs = _attention_configs(model)
-    before = [(config, config._attn_implementation_internal) for config in configs]
-    if not model._can_set_attn_implementation():
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not call transformers' attention interface, so its attention cannot be captured. {SUPPORTED}"
-        )
-    try:
-        try:
-            model.set_attn_implementation(name)
-        except (ValueError, KeyError, ImportError) as error:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} does not run with {name!r} attention: {error} {SUPPORTED}"
-            ) from error
-        yield
-    finally:
-        for config, value in before:
-            config._attn_implementation_internal = value
-
-
-def _attention_configs(model: PreTrainedModel) -> list[Any]:
-    """Every configuration object that holds an attention implementation, each once."""
-    found: dict[int, Any] = {}
-    waiting = [module.config for module in model.modules() if hasattr(module, "config")]
-    while waiting:
-        config = waiting.pop()
-        if id(config) in found or not hasattr(config, "_attn_implementation_internal"):
-            continue
-        found[id(config)] = config
-        waiting.extend(
-            getattr(config, name)
-            for name in getattr(config, "sub_configs", {})
-            if getattr(config, name, None) is not None
-        )
-    return list(found.values())

@@ -1,4 +1,4 @@
-"""One batch on its way through a model: where its examples go, which masks they have, and which must not be stored."""
+"""State of one batch during a forward pass: placements, masks, and the examples that must not be stored."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.reading.visible_keys import keys_seen
 from headatlas.store.schema.traces import Site
 
-from ..reduce.torch_reduction import LOWEST
-from ..tokens.batch_plan import DENSE_PAIRS
 from .attention_hook import AttentionCall
-from .lazy_mask import AdditiveRows, row_blocks
+from .lazy_mask import DENSE_PAIRS, LOWEST, AdditiveRows, row_blocks
 from .segment_buffers import Run, SitePlacement
 
 
@@ -24,11 +22,11 @@ from .segment_buffers import Run, SitePlacement
 class Batch:
     """One batch on its way through the model.
 
-    `special` marks special tokens by sequence, ``[batch row, token]``. `failures` collects, by index of the example in the
-    segment, why it must not be stored.
+    `special` marks special tokens by sequence, ``[batch row, token]``. `failures` collects, by index of the example
+    in the segment, why it must not be stored.
     """
 
-    places: dict[str, SitePlacement]
+    placements: dict[str, SitePlacement]
     special: dict[str, Bool[Tensor, "batch token"]]
     failures: dict[int, str] = field(default_factory=dict)
     bias_lines: dict[tuple[str, int, int, int], tuple[Tensor | None, Tensor | None, np.ndarray | None]] = field(
@@ -107,7 +105,7 @@ class Batch:
 
 
 def _read_mask(call: AttentionCall, site: Site, run: Run) -> tuple[Tensor | AdditiveRows | None, bool]:
-    """What `Batch.mask_of` says of one run."""
+    """Compute the answer of `Batch.mask_of` for one run."""
     assert call.mask is not None
     is_open = is_triangle = True
     for rows in row_blocks(run.n_queries, run.n_keys):

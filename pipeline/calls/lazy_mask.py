@@ -1,8 +1,9 @@
 """Masks that are computed where they are looked at, so that tokens² truth values are never held.
 
-transformers makes one truth value for every pair of positions where a window or padding hides some: a gigabyte for one
-text of 32,768 tokens. What it makes them from is a function of positions. A `TiledMask` keeps that function: a slice of it
-is a small tensor, and any other operation of a model on it gets the whole mask, as if it had been made at once.
+transformers makes one truth value for every pair of positions where a window or padding hides some: a gigabyte for
+one text of 32,768 tokens. What it makes them from is a function of positions. A `TiledMask` keeps that function: a
+slice of it is a small tensor, and any other operation of a model on it gets the whole mask, as if it had been made at
+once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from transformers.masking_utils import and_masks, padding_mask_function, prepare_padding_mask, sdpa_mask
 
-from ..tokens.batch_plan import DENSE_PAIRS
+DENSE_PAIRS = 1 << 22
+"""Masks of up to this many pairs are built whole; larger ones are `TiledMask`s."""
+LOWEST = torch.finfo(torch.float32).min
+"""The score of a hidden key."""
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -77,36 +81,26 @@ class TiledMask(torch.Tensor):
 
 
 def tiled_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Any = None,
-    attention_mask: Tensor | None = None,
-    use_vmap: bool = False,
-    device: torch.device | str = "cpu",
-    **kwargs: Any,
+    batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **options: Any
 ) -> Tensor | None:
-    """What `sdpa_mask` of transformers returns (the signature is its own), without the numbers where they are many."""
-    known: dict[str, Any] = {
-        "batch_size": batch_size,
-        "kv_length": kv_length,
-        "q_offset": q_offset,
-        "kv_offset": kv_offset,
-        "mask_function": mask_function,
-        "attention_mask": attention_mask,
-        "use_vmap": use_vmap,
-        "device": device,
-        **kwargs,
-    }
-    if use_vmap or batch_size * q_length * kv_length <= DENSE_PAIRS or not isinstance(q_offset, int):
-        return sdpa_mask(q_length=q_length, **known)
-    padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
-    if _hides_nothing(padding, q_length, kv_length, q_offset, kv_offset, kwargs):
+    """Return what `sdpa_mask` of transformers returns, or a `TiledMask` if there are many pairs."""
+    if options.get("use_vmap") or batch_size * q_length * kv_length <= DENSE_PAIRS or not isinstance(q_offset, int):
+        return sdpa_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            **options,
+        )
+    padding = prepare_padding_mask(options.get("attention_mask"), kv_length, kv_offset)
+    if _hides_nothing(padding, q_length, kv_length, q_offset, kv_offset, options):
         return None
-    function = mask_function if padding is None else and_masks(mask_function, padding_mask_function(padding))
-    return TiledMask(function, (batch_size, q_length, kv_length), (q_offset, kv_offset), torch.device(device))
+    function: Any = options.get("mask_function")
+    if padding is not None:
+        function = and_masks(function, padding_mask_function(padding))
+    device = torch.device(options.get("device", "cpu"))
+    return TiledMask(function, (batch_size, q_length, kv_length), (q_offset, kv_offset), device)
 
 
 def _hides_nothing(

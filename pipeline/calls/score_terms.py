@@ -1,7 +1,7 @@
 """What changes scores besides query and key, on its way to the store: a bias by position, and sinks.
 
-A bias that depends on key_pos − query_pos alone is one line of numbers for each head, whatever formula made it: it is read
-off what the model passes to the attention function, and every pair of every batch is held against it.
+A bias that depends on key_pos − query_pos alone is one line of numbers for each head, whatever formula made it: it is
+read off what the model passes to the attention function, and every pair of every batch is held against it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def store_parts(call: AttentionCall, site: Site, layer: int, batch: Batch, array
     if arrays.position_bias is None:
         return
     line, known = arrays.position_bias[layer], arrays.known_distances[layer]
-    for index, run in enumerate(batch.places[site.name].runs):
+    for index, run in enumerate(batch.placements[site.name].runs):
         key = (site.name, id(call.position_bias), id(call.mask), index)  # layers may share them
         if key not in batch.bias_lines:
             line_of_run = _by_distance(call, run.n_queries, run.n_keys, slice(run.start, run.stop))

@@ -18,8 +18,10 @@ from headatlas.store.schema.traces import TraceSpec
 
 from ..calls.attention_hook import capturing
 from ..calls.segment_buffers import SegmentBuffers
+from ..reduce.reduction import Reduction
+from ..reduce.torch_reduction import TorchReduction
 from ..tokens.model_inputs import ModelInputs
-from .collector import Reduction, TorchReduction, TraceCollector
+from .collector import TraceCollector
 from .sites import ModelSites, forward_options
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """Which attention a model has: found by running it once on a few tokens, never by trusting names or layer numbers.
 
-The probe records every call in order. That order, module by module, is what each later forward pass must repeat: a model
-that calls more, fewer or other modules is refused. The probe gives the two sides of an encoder–decoder different lengths,
-so cross attention shows by its shape.
+The probe records every call in order. That order, module by module, is what each later forward pass must repeat: a
+model that calls more, fewer or other modules is refused. The probe gives the two sides of an encoder–decoder
+different lengths, so cross attention shows by its shape.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.traces import CaptureMode, Site, SiteName
 
-from ..calls.attention_hook import SUPPORTED, AttentionCall, capturing
+from ..calls.attention_hook import AttentionCall, capturing
 from ..calls.rotary import rotary_frequency, watching_rotation
 from ..calls.score_terms import find_parts, has_bias
+from ..models.attention_implementation import SUPPORTED
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,7 @@
 """Holds the maps that a model returns in eager mode against the softmaxes that it computed on the way.
 
-What `output_attentions` gives is the model's word alone. Torch sees every softmax of the same forward pass, so a map that is
-something else (scores, a rounded or masked copy, another layer's) is noticed.
+What `output_attentions` gives is the model's word alone. Torch sees every softmax of the same forward pass, so a map
+that is something else (scores, a rounded or masked copy, another layer's) is noticed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check_eager(
     bound = BOUNDS.get(model.dtype, BOUNDS[torch.float32])[0]
     largest, total, count = 0.0, 0.0, 0
     for site in sites.sites:
-        place, attention = batch.places[site.name], buffers.sites[site.name].attention
+        place, attention = batch.placements[site.name], buffers.sites[site.name].attention
         assert attention is not None, "attention is kept for the check"
         sizes = list(zip(lengths[site.query_sequence], lengths[site.key_sequence], strict=True))
         for layer in range(site.n_layers):

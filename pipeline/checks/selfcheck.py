@@ -1,10 +1,10 @@
 """Holds the capture against the model's own eager attention, before anything is stored.
 
 A few examples run twice, once through the very code that fills segments and once with transformers' eager attention
-and `output_attentions`. A difference stops the job. For the comparison the capture's own attention feeds the next layer, as
-eager attention does, so that rounding in SDPA does not add up over the layers; that SDPA leads to the same hidden states
-is checked apart. Attention is also rebuilt from the query, key and logsumexp that
-would be stored; what half precision may cost there is computed, not guessed.
+and `output_attentions`. A difference stops the job. For the comparison the capture's own attention feeds the next
+layer, as eager attention does, so that rounding in SDPA does not add up over the layers; that SDPA leads to the same
+hidden states is checked apart. Attention is also rebuilt from the query, key and logsumexp that would be stored; what
+half precision may cost there is computed, not guessed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.schema.traces import Keep, Site, TraceSpec
 
-from ..calls.attention_hook import AttentionCall, attention_output, capturing, implementation
+from ..calls.attention_hook import AttentionCall, attention_output, capturing
 from ..calls.segment_buffers import SegmentBuffers
 from ..capture.collector import TraceCollector
 from ..capture.eager import read_attentions
 from ..capture.sites import ModelSites, forward_options
+from ..models.attention_implementation import implementation
 from ..tokens.model_inputs import ModelInputs
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def check_capture(
     largest, total, count = 0.0, 0.0, 0
     rebuilt: float | None = None
     for site in sites.sites:
-        place, arrays = batch.places[site.name], buffers.sites[site.name]
+        place, arrays = batch.placements[site.name], buffers.sites[site.name]
         for i in range(n_examples):
             n, m = lengths[site.query_sequence][i], lengths[site.key_sequence][i]
             for layer in range(site.n_layers):
@@ -132,17 +133,9 @@ def check_capture(
                 if why_not_rebuilt(site, spec.keep) is None:
                     for block in _row_blocks(n, site.n_heads * m):
                         rows = slice(place.query_start[i] + block.start, place.query_start[i] + block.stop)
-                        found, allowed = _rebuild(
-                            buffers,
-                            site,
-                            layer,
-                            place.example[i],
-                            rows,
-                            block.start,
-                            place.key_start[i],
-                            kept[:, block],
-                            codec,
-                        )
+                        keys = slice(place.key_start[i], place.key_start[i] + m)
+                        row_block = _RowBlock(site, layer, place.example[i], rows, block.start, keys, kept[:, block])
+                        found, allowed = _rebuild(buffers, row_block, codec)
                         moved = np.abs(found - expected[:, block])
                         if float((moved - allowed - largest_bound).max()) > 0:
                             raise UnsupportedModelError(
@@ -222,31 +215,41 @@ def _row_blocks(n_rows: int, row_weights: int) -> Iterator[slice]:
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
-def _rebuild(
-    buffers: SegmentBuffers,
-    site: Site,
-    layer: int,
-    example: int,
-    rows: slice,
-    first_row: int,
-    first_key: int,
-    kept: np.ndarray,
-    codec: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows of attention from stored query, key and logsumexp, and how far rounding of the vectors may move each weight.
+@dataclass(frozen=True)
+class _RowBlock:
+    """Some query rows of one example in one layer, with the attention that was captured for them."""
 
-    `rows` are those of the buffers, the first of them the example's `first_row`; `kept` is the captured attention of them, ``[head, row, key]``.
+    site: Site
+    layer: int
+    example: int
+    """Index within the segment."""
+    rows: slice
+    """Rows of the segment's arrays."""
+    first_row: int
+    """Position of the first row within the example."""
+    keys: slice
+    """Key rows of the segment's arrays."""
+    captured: np.ndarray
+    """Attention ``[head, row, key]``."""
+
+
+def _rebuild(buffers: SegmentBuffers, block: _RowBlock, codec: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rebuild rows of attention from stored query, key and logsumexp.
+
+    Returns
+    -------
+    The weights, and how far rounding of the vectors may have moved each.
     """
+    site, layer, rows, kept = block.site, block.layer, block.rows, block.captured
     arrays = buffers.sites[site.name]
     assert arrays.query is not None
     assert arrays.key is not None
     assert arrays.logsumexp is not None
     n, m = kept.shape[1:]
-    keys = slice(first_key, first_key + m)
-    query, query_error = _decode(arrays.query, arrays.query_scale, layer, example, rows, codec)
+    query, query_error = _decode(arrays.query, arrays.query_scale, layer, block.example, rows, codec)
     key, key_error = (
         side.repeat(site.n_heads // site.n_kv_heads, axis=0)
-        for side in _decode(arrays.key, arrays.key_scale, layer, example, keys, codec)
+        for side in _decode(arrays.key, arrays.key_scale, layer, block.example, block.keys, codec)
     )
     scores = query @ key.transpose(0, 2, 1) * site.scaling[layer]
     moved = query_error @ np.abs(key).transpose(0, 2, 1) + (np.abs(query) + query_error) @ key_error.transpose(0, 2, 1)
@@ -255,7 +258,7 @@ def _rebuild(
     if softcap is not None:
         scores = np.tanh(scores / softcap) * softcap  # moves less than its argument
     if arrays.position_bias is not None:
-        distance = np.arange(m) - np.arange(first_row, first_row + n)[:, None]
+        distance = np.arange(m) - np.arange(block.first_row, block.first_row + n)[:, None]
         scores = scores + arrays.position_bias[layer][:, distance + arrays.zero_distance]
     hidden = kept <= 0
     weights = np.where(hidden, 0.0, np.exp(np.minimum(scores - arrays.logsumexp[layer, :, rows][:, :, None], 0.0)))

@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..config import JobConfig
-    from ..tokens.batch_plan import JobProjection
+    from ..job.resources import JobProjection
 
 app = typer.Typer(rich_markup_mode="rich")
 _PANEL = "Pipeline"
@@ -111,9 +111,9 @@ def plan(
 
     Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
     """
-    from ..job.prepare import prepare_job
+    from ..job.prepared_job import prepare_job
     from ..job.projection import project_job
-    from ..tokens.encoding import open_corpus
+    from ..tokens.corpus_encoding import open_corpus
 
     jobs = _load(config, out, changes, max_examples, sample)
     corpus = open_corpus(jobs[0].corpus)

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from headatlas.pipeline.models.model_folder import hash_file
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.hashed_files import file_hash
 
-from . import ConlluCorpus, Quarantined, read_corpus
-from .records import iter_lines
+from .corpus import read_corpus
+from .corpus_options import ConlluCorpus
+from .records import Quarantined, iter_lines
 
 Level = Literal["example", "word", "token"]
 _ENDINGS = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".conllu": "conllu"}
@@ -53,7 +54,7 @@ def read_annotation_file(path: Path, column: str, level: Level | None = None) ->
 
 def describe_annotation_file(path: Path, column: str) -> dict[str, Any]:
     """What identifies the file, for the store to note."""
-    return {"name": path.name, "sha256": hash_file(path), "column": column}
+    return {"name": path.name, "sha256": file_hash(path), "column": column}
 
 
 def _conllu(path: Path, column: str) -> dict[str, Any]:

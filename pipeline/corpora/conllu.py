@@ -14,9 +14,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from headatlas.pipeline.corpora.examples import CorpusExample, Word
-
 from .corpus_options import ConlluCorpus
+from .examples import CorpusExample, Word
 from .records import Quarantined, check_text, default_id, iter_lines
 
 _ID = re.compile(r"(\d{1,6})(?:-(\d{1,6})|\.(\d{1,6}))?")

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headatlas.pipeline.corpora.examples import CorpusExample
-from headatlas.pipeline.models.model_folder import hash_file
+from headatlas.store.files.hashed_files import file_hash
 
 from .conllu import read_conllu
 from .corpus_options import CorpusOptions
+from .examples import CorpusExample
 from .image_files import read_images
 from .jsonl import read_jsonl
 from .records import Quarantined, UniqueIds, corpus_files, open_bytes
@@ -77,7 +77,7 @@ def describe_corpus(options: CorpusOptions, examples: Sequence[CorpusExample] = 
 
 def _hash(path: Path) -> str:
     open_bytes(path).close()
-    return hash_file(path)
+    return file_hash(path)
 
 
 def _with_unique_ids(examples: Iterator[CorpusExample | Quarantined]) -> Iterator[CorpusExample | Quarantined]:

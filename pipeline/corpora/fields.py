@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.store.errors import ConfigError
 
 from .corpus_options import FieldOptions
+from .examples import CorpusExample
 from .records import ColumnNames, Quarantined, check_text, default_id
 
 _ROLES = ("text", "text_pair", "target", "id")

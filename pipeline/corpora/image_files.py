@@ -1,7 +1,7 @@
 """Images of a folder, or those that a list names: kept by reference, as a path, a SHA-256 and a size in pixels.
 
-Every image is decoded once while the corpus is read, so that a damaged one is quarantined before a model runs. Pillow does
-it, which comes with ``pip install headatlas[images]``.
+Every image is decoded once while the corpus is read, so that a damaged one is quarantined before a model runs. Pillow
+does it, which comes with ``pip install headatlas[images]``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.store.errors import ConfigError
 
 from .corpus_options import ImageCorpus
+from .examples import CorpusExample
 from .records import Quarantined, iter_lines
 
 if TYPE_CHECKING:

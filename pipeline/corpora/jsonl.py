@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from headatlas.pipeline.corpora.examples import CorpusExample
-
 from .corpus_options import JsonlCorpus
+from .examples import CorpusExample
 from .fields import RecordReader
 from .records import Quarantined, iter_lines
 

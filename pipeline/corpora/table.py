@@ -6,10 +6,10 @@ import csv
 from collections.abc import Iterator
 from typing import Any
 
-from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.store.errors import ConfigError
 
 from .corpus_options import DelimitedCorpus, ParquetCorpus
+from .examples import CorpusExample
 from .fields import RecordReader
 from .records import MAX_RECORD_BYTES, Quarantined, iter_lines
 

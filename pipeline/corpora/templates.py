@@ -11,10 +11,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from headatlas.pipeline.corpora.examples import CorpusExample, Word
 from headatlas.store.errors import ConfigError
 
 from .corpus_options import TemplatesCorpus
+from .examples import CorpusExample, Word
 from .grammar import Grammar, Lexicon, Part, Rule, read_grammar
 from .records import Quarantined, default_id
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from headatlas.pipeline.corpora.examples import CorpusExample
-
 from .corpus_options import TextCorpus
+from .examples import CorpusExample
 from .records import (
     MAX_RECORD_BYTES,
     Quarantined,

@@ -1,13 +1,13 @@
-"""Statistics that a job asks for and the capture does not compute: from stored attention, once all of it is there.
+"""Statistics of a job that are computed from stored attention, after the capture.
 
-They are added to the store as layers, by the same code and with the same numbers as `headatlas stats` computes them, so
-a job that was interrupted before adds them when it is run again.
+They are added to the store as overlays, by the same code and with the same numbers as `headatlas stats`. A job that was
+interrupted before this step adds them when it is run again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from headatlas.store import open_store
 from headatlas.store.errors import ConfigError
@@ -15,14 +15,11 @@ from headatlas.store.schema.traces import Site
 from headatlas.store.statistics.definitions import SINK_FREE, VARIABILITY, statistic_of
 from headatlas.store.statistics.measurement import measured_statistics
 
+from ..config import KeepConfig
 from ..progress import Event, Stage
 
-if TYPE_CHECKING:
-    from ..config import KeepConfig
-    from .prepare import Job
 
-
-def check_later(keep: KeepConfig, sites: Sequence[Site]) -> None:
+def check_deferred(keep: KeepConfig, sites: Sequence[Site]) -> None:
     """Check before the job runs that its statistics can be computed after it.
 
     Raises
@@ -43,10 +40,10 @@ def check_later(keep: KeepConfig, sites: Sequence[Site]) -> None:
         )
 
 
-def add_later(job: Job, on_event: Callable[[Event], None]) -> None:
-    """Add those statistics of a finished job that its store does not have."""
-    store = open_store(job.path)
-    missing = [name for name in job.config.keep.computed_later if name not in store.statistic_names()]
+def add_deferred(path: Path, names: Sequence[str], on_event: Callable[[Event], None]) -> None:
+    """Add to a complete store those of the named statistics that it does not have."""
+    store = open_store(path)
+    missing = [name for name in names if name not in store.statistic_names()]
     if not missing or not store.is_complete:
         return
     on_event(Stage(f"computing {', '.join(missing)} from what was stored"))

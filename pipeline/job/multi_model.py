@@ -12,10 +12,10 @@ from headatlas.store.errors import ConfigError, HeadAtlasError
 from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Listener, ModelBegun, ModelFailed
-from ..tokens.encoding import open_corpus
+from ..tokens.corpus_encoding import open_corpus
 from ..tokens.windows import WINDOW_COLUMNS
-from .prepare import Job, prepare_job
-from .run import JobReport, execute_job
+from .job_runner import JobReport, execute_job
+from .prepared_job import Job, prepare_job
 
 
 def run_jobs(

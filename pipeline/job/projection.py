@@ -8,12 +8,15 @@ import numpy as np
 import torch
 
 from ..calls.segment_buffers import SegmentBuffers
-from ..capture.collector import TILE_WEIGHTS, TraceCollector
+from ..capture.collector import TraceCollector
 from ..capture.eager import forwarding
 from ..checks.selfcheck import CHECK_BYTES
-from ..reduce.fused_reduction import choose_reduction
-from ..tokens.batch_plan import JobProjection, plan_batches, project
-from .prepare import Job, model_shape
+from ..reduce.reduction import choose_reduction
+from ..reduce.torch_reduction import TILE_WEIGHTS
+from ..tokens.batch_plan import plan_batches
+from .prepared_job import Job, model_shape
+from .process_memory import resident_bytes
+from .resources import FixedMemory, JobProjection, project
 from .size_sample import measure_sample
 
 _TRIAL_TOKENS = 2048
@@ -22,10 +25,12 @@ WRITING_SHARE = 1.15
 
 
 def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjection:
-    """What the job will take; `timed` runs one batch of typical length twice to estimate the time.
+    """Project the resources of a job. `timed` runs one batch of typical length twice to estimate the time.
 
-    With `n_sampled` examples captured and written the bytes on disk are measured, else they are a guess.
+    If `n_sampled` is above 0, that many examples are captured and written to measure the bytes on disk; else they are
+    a guess.
     """
+    process_bytes = resident_bytes() - job.resident_model_bytes
     n_tokens = job.n_tokens
     check = min(CHECK_BYTES, 3 * _attention_bytes(job, n_tokens))
     projection = project(
@@ -34,8 +39,7 @@ def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjecti
         job.segments,
         job.limits,
         model_shape(job.loaded),
-        4 * TILE_WEIGHTS,
-        check,
+        FixedMemory(process_bytes=process_bytes, tile_bytes=4 * TILE_WEIGHTS, check_bytes=check),
         seconds_per_token(job) if timed else None,
     )
     return measure_sample(job, projection, n_sampled) if n_sampled else projection

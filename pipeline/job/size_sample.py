@@ -1,9 +1,9 @@
 """What a job will take on disk, measured: some of its examples go through the model and the writer, and are counted.
 
-How well attention and edges compress depends on model, corpus and codec; no table of ratios is right for all of them. The
-sample is short runs of neighbours at equal steps through the corpus: neighbours are often alike, and lie in one chunk.
-Stored bytes of an array are its raw bytes (known exactly from the shapes) times the sample's ratio. Texts, tokens and
-annotations need no model: whole segments of them are counted.
+How well attention and edges compress depends on model, corpus and codec; no table of ratios is right for all of them.
+The sample is short runs of neighbours at equal steps through the corpus: neighbours are often alike, and lie in one
+chunk. Stored bytes of an array are its raw bytes (known exactly from the shapes) times the sample's ratio. Texts,
+tokens and annotations need no model: whole segments of them are counted.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from headatlas.store.writing.store_writer import StoreWriter
 
 from ..calls.segment_buffers import BufferPool
 from ..capture.collector import TraceCollector
-from ..reduce.fused_reduction import choose_reduction
-from ..tokens.batch_plan import ArrayProjection, JobProjection, SegmentSpec
-from .prepare import Job
-from .run import compute_segment, segment_tables, write_segment
+from ..reduce.reduction import choose_reduction
+from ..tokens.batch_plan import SegmentSpec
+from .job_runner import compute_segment, segment_tables, write_segment
+from .prepared_job import Job
+from .resources import ArrayProjection, JobProjection
 
 SAMPLE_EXAMPLES = 192
 SAMPLE_TOKENS = 8192

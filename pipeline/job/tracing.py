@@ -28,7 +28,7 @@ from ..corpora.examples import CorpusExample, EncodedExample
 from ..tokens.model_inputs import InputBuilder, max_model_tokens
 from ..tokens.segment_tables import build_token_table
 from ..tokens.tokenizer import encode
-from .prepare import count_tokens
+from .prepared_job import count_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

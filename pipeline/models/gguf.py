@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.hashed_files import file_hash
 
-from .model_folder import hash_file, quiet_transformers, read_json
+from .model_folder import quiet_transformers, read_json
 
 REBUILD_VERSION = 1
 """Raised when rebuilding changes what it writes: older folders are then left aside."""
@@ -41,7 +42,7 @@ def rebuild_gguf(path: Path, cache: Path) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ConfigError(f"{path} does not begin with the letters GGUF; it is not a GGUF file")
-    sha256 = hash_file(path)
+    sha256 = file_hash(path)
     folder = cache / "gguf" / f"{path.stem}-{sha256[:16]}-v{REBUILD_VERSION}"
     if _is_whole(folder, sha256):
         return folder

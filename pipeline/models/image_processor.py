@@ -1,7 +1,7 @@
 """Images for a vision transformer: its processor's pixels, and a token for each patch.
 
-Patch tokens know their `row` and `column` in the grid (-1 for tokens of another kind, [CLS] first). The picture itself is
-read again for every batch, by its path, and must be the file that the corpus was read from.
+Patch tokens know their `row` and `column` in the grid (-1 for tokens of another kind, [CLS] first). The picture
+itself is read again for every batch, by its path, and must be the file that the corpus was read from.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from headatlas.store.schema.token_table import MISSING, TokenFlag
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence
 from ..corpora.image_files import UnreadableImage, read_image
+from .model_folder import ModelFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from .sources import ModelFolder
 
 
 class ImageReader:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.hashed_files import file_hash
 
 _MAX_CONFIG_BYTES = 16 * 2**20
-_HASH_BLOCK_BYTES = 2**20
 
 _IDENTITY_FILES = (
     "config.json",
@@ -30,13 +30,17 @@ _IDENTITY_FILES = (
 )
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model source on this machine: a folder that transformers can open without the network."""
+
+    path: Path
+    name: str
+    """What to call the model: the hub name, the name of its folder or file, ``package/path`` inside a package."""
+    revision: str | None = None
+    """The commit of a hub model."""
+    origin: Path | None = None
+    """The GGUF file this folder was rebuilt from."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def read_weight_files(folder: Path) -> list[Path]:
 def hash_model_files(folder: Path) -> dict[str, str]:
     """SHA-256 of configuration, tokenizer and weight files by name."""
     paths = [folder / name for name in _IDENTITY_FILES if (folder / name).is_file()]
-    return {path.name: hash_file(path) for path in sorted([*paths, *read_weight_files(folder)])}
+    return {path.name: file_hash(path) for path in sorted([*paths, *read_weight_files(folder)])}
 
 
 @contextmanager

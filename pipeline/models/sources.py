@@ -20,35 +20,22 @@ import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.hashed_files import file_hash
 
-from .model_folder import check_config, hash_file, hash_model_files, quiet_transformers, read_weight_files
+from .model_folder import ModelFolder, check_config, hash_model_files, quiet_transformers, read_weight_files
+from .model_options import DType, ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..config import ModelConfig
     from .image_processor import ImageReader
 
-DType = Literal["float32", "bfloat16", "float16", "auto"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """A source found on this machine: a folder that transformers can open without the network."""
-
-    path: Path
-    name: str
-    """What to call the model: the hub name, the name of its folder or file, ``package/path`` inside a package."""
-    revision: str | None = None
-    """The commit of a hub model."""
-    origin: Path | None = None
-    """The GGUF file this folder was rebuilt from."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +203,8 @@ def _open_config(folder: ModelFolder) -> PreTrainedConfig:
         raise ConfigError(f"model {folder.name!r}: transformers cannot open its configuration: {error}") from error
 
 
-def load_asked(settings: ModelConfig, *, head: bool = False, images: bool = False) -> LoadedModel:
-    """The model that a job's settings ask for; arguments and errors are those of `load_model`."""
+def load_configured(settings: ModelConfig, *, head: bool = False, images: bool = False) -> LoadedModel:
+    """Load the model of a job's settings; arguments and errors are those of `load_model`."""
     return load_model(
         settings.source,
         dtype=settings.dtype,
@@ -248,8 +235,8 @@ def load_model(
     Raises
     ------
     ConfigError
-        As `resolve_model`; the folder is not a model that transformers knows, weights are missing from it (they would be
-        random), or the device is not there.
+        As `resolve_model`; the folder is not a model that transformers knows, weights are missing from it (they would
+        be random), or the device is not there.
     """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -298,5 +285,5 @@ def load_model(
 
 def identify_model(folder: ModelFolder, config: PreTrainedConfig, architecture: str) -> ModelIdentity:
     """Hash a model's files into its identity."""
-    files = hash_model_files(folder.path) if folder.origin is None else {folder.origin.name: hash_file(folder.origin)}
+    files = hash_model_files(folder.path) if folder.origin is None else {folder.origin.name: file_hash(folder.origin)}
     return ModelIdentity(folder.name, architecture, str(config.model_type), folder.revision, files)

@@ -1,13 +1,12 @@
-"""How a kernel is to serve the calls of a batch: where its examples lie, and what is left of its mask.
+"""Plan how a kernel serves the calls of a batch: the placement of its examples, and the mask to add to the scores.
 
-A mask that is what lengths, causality and a sliding window say need not be read: each is compared with that, once a batch,
-never guessed. Any other is added to the scores.
+Each mask is compared once a batch with the mask that lengths, causality and a sliding window imply. If they are equal
+the kernel does not read it; any other mask is added to the scores.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,38 +16,37 @@ from headatlas.store.schema.traces import Site
 
 from ..calls.attention_hook import AttentionCall
 from ..calls.batch import Batch
-from ..calls.lazy_mask import AdditiveRows, row_blocks
-from ..tokens.batch_plan import DENSE_PAIRS
+from ..calls.lazy_mask import DENSE_PAIRS, LOWEST, AdditiveRows, row_blocks
 from . import kernel
-from .torch_reduction import LOWEST
-
-if TYPE_CHECKING:
-    from .fused_reduction import LayerCalls
+from .layer_calls import LayerCalls
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass
-class Plan:
-    """How one batch's calls of one kind are served; `places` None: by torch operations. `hides` is added to the scores."""
+class KernelPlan:
+    """Plan of the calls of one kind in a batch; without a placement torch operations serve.
+
+    `hides` is added to the scores.
+    """
 
     mask: Tensor | None  # held, so that its id stays its own
-    places: kernel.Places | None
+    placement: kernel.BatchPlacement | None
     window: int | None = None
     hides: Tensor | None = None
-    made: LayerCalls | None = None
-    """How the layer before was served, if other layers can be served so."""
+    layer_calls: LayerCalls | None = None
+    """The checked call of an earlier layer, if it can serve other layers."""
 
 
 @dataclass
-class PlanOfBatch:
-    """The plans of one batch; they are made anew for the next."""
+class KernelPlans:
+    """The plans of one batch; the next batch starts without any."""
 
     _batch: Batch | None = None
-    _plans: dict[tuple[str, int, bool, int | None, int | None], Plan] = field(default_factory=dict)
+    _plans: dict[tuple[str, int, bool, int | None, int | None], KernelPlan] = field(default_factory=dict)
 
-    def of(self, call: AttentionCall, site: Site, band: int | None, batch: Batch) -> Plan:
-        """How to serve a call whose pairs are stored in this band; `places` None: by torch operations."""
+    def of(self, call: AttentionCall, site: Site, band: int | None, batch: Batch) -> KernelPlan:
+        """Return the plan of a call whose pairs are stored in this band."""
         if self._batch is not batch:
             self._batch = batch
             self._plans.clear()
@@ -58,16 +56,16 @@ class PlanOfBatch:
             plan = self._plans[kind] = _make_plan(call, site, band, batch)
         # What differs from layer to layer is looked at every time.
         if call.query.dtype not in _DTYPES or call.value.dtype != call.query.dtype:
-            return Plan(None, None)
+            return KernelPlan(None, None)
         bias = call.position_bias
         if bias is not None and (bias.ndim != 4 or bias.shape[2:] != (call.query.shape[2], call.key.shape[2])):
-            return Plan(None, None)
+            return KernelPlan(None, None)
         return plan
 
 
-def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> Plan:
-    """What serves the calls with this mask, whose pairs are stored in this band."""
-    place = batch.places[site.name]
+def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> KernelPlan:
+    """Plan the calls with this mask whose pairs are stored in this band."""
+    place = batch.placements[site.name]
     cut = band if band is not None and any(run.n_keys > band for run in place.runs) else None
     if cut is not None:
         for index, run in enumerate(place.runs):
@@ -82,10 +80,10 @@ def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) 
     if not windows:
         hides = _additive(call)
         if hides is None:
-            return Plan(call.mask, None)
+            return KernelPlan(call.mask, None)
     special = batch.special.get(site.key_sequence)
     flags = np.zeros((len(place.example), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
-    places = kernel.Places(
+    placement = kernel.BatchPlacement(
         lengths=np.array(place.n_queries),
         causal=site.causal,
         key_lengths=np.array(place.n_keys) if site.name == "cross" else None,
@@ -95,7 +93,7 @@ def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) 
         special=flags,
         band=cut,
     )
-    return Plan(call.mask, places, windows[0] if windows else None, hides)
+    return KernelPlan(call.mask, placement, windows[0] if windows else None, hides)
 
 
 def _additive(call: AttentionCall) -> Tensor | None:
@@ -113,7 +111,7 @@ def _additive(call: AttentionCall) -> Tensor | None:
 def _is_visible(
     mask: Tensor | AdditiveRows | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
 ) -> bool:
-    """Whether a run's mask (additive, or None) shows each query the keys that causality and the window do, and no others."""
+    """Return True if a run's mask (additive, or None) shows exactly the keys that causality and window show."""
     hides_nothing = n_queries == 1 and n_keys == 1
     reaches_all = window is None or window >= n_keys
     if mask is None and reaches_all:
@@ -125,7 +123,7 @@ def _is_visible(
 def _is_visible_in(
     mask: Tensor | AdditiveRows | None, triangular: bool, rows: slice, n_keys: int, causal: bool, window: int | None
 ) -> bool:
-    """The same of some rows."""
+    """Do the same for some rows."""
     every = slice(None)
     tile = None if mask is None else mask[every, every, rows, every]
     device = None if tile is None else tile.device

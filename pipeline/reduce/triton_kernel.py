@@ -1,9 +1,10 @@
 """One Triton kernel for what is kept of attention on a GPU: statistics, strongest keys, packed codes, logsumexp.
 
-A program takes some query rows of one head of one example and goes over the row's keys twice: first for the largest score
-and the sum, then for everything else; the second reading comes from the cache. Codes go straight to their places among the
-batch's pairs (lower triangle where the site is causal, no padding), so what is copied to the host is what is stored. The
-attention output is left to SDPA. `TRITON_INTERPRET=1` runs the same code on the CPU, which is how it is tested.
+A program takes some query rows of one head of one example and goes over the row's keys twice: first for the largest
+score and the sum, then for everything else; the second reading comes from the cache. Codes go straight to their
+places among the batch's pairs (lower triangle where the site is causal, no padding), so what is copied to the host is
+what is stored. The attention output is left to SDPA. `TRITON_INTERPRET=1` runs the same code on the CPU, which is how
+it is tested.
 """
 
 # Triton may be missing; and its reductions are annotated as if they might return pairs.
@@ -23,13 +24,24 @@ from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
 BLOCK_QUERIES, BLOCK_KEYS = 16, 64
 
+# Rows of the sums, as constants that the kernel can read.
+N_STATISTICS = tl.constexpr(len(STATISTIC_NAMES))
+ENTROPY = tl.constexpr(STATISTIC_NAMES.index("entropy"))
+DISTANCE = tl.constexpr(STATISTIC_NAMES.index("distance"))
+MAXIMUM = tl.constexpr(STATISTIC_NAMES.index("maximum"))
+SELF = tl.constexpr(STATISTIC_NAMES.index("self"))
+PREVIOUS = tl.constexpr(STATISTIC_NAMES.index("previous"))
+NEXT = tl.constexpr(STATISTIC_NAMES.index("next"))
+FIRST = tl.constexpr(STATISTIC_NAMES.index("first"))
+SPECIAL = tl.constexpr(STATISTIC_NAMES.index("special"))
+
 
 @dataclass(frozen=True)
 class DeviceCall:
-    """One call of a right padded batch on the device; see `headatlas.pipeline.reduce.kernel.prepare_attention` for the names.
+    """One call of a right padded batch on the device; the names are those of `kernel.AttentionInputs`.
 
-    `row_start` [example] counts within the batch. `pair_of_row` [row of the batch] is where the row's pair with key 0 lies, or
-    would lie; pairs `band` or more positions apart are not stored. `special` is int8 [example, key_pos].
+    `row_start` [example] counts within the batch. `pair_of_row` [row of the batch] is where the row's pair with key 0
+    lies, or would lie; pairs `band` or more positions apart are not stored. `special` is int8 [example, key_pos].
     """
 
     query: Tensor
@@ -53,8 +65,8 @@ class DeviceCall:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to compute: steps of the code (0: none), whether of the square root, edges a row, logsumexp, statistics."""
+class DeviceRequest:
+    """The results to compute: steps of the code (0: none) and whether of the square root, edges a row, and so on."""
 
     n_steps: int
     root: bool
@@ -219,20 +231,19 @@ def _reduce(
             tl.store(edge_key_at + at, key, mask=real)
             tl.store(edge_weight_at + at, tl.where(there, weight, 0.0).to(tl.float16), mask=real)
     if STATISTICS:
-        # entropy, distance, maximum, self, previous, next, first, special
         step = n_examples * n_heads
-        at = sums_at + (block * 8 * n_examples + example) * n_heads + head
-        tl.store(at, tl.sum(tl.where(real, entropy, 0.0), 0))
-        tl.store(at + step, tl.sum(tl.where(real, distance, 0.0), 0))
-        tl.store(at + 2 * step, tl.sum(tl.where(real, tl.exp(largest - top - log_total), 0.0), 0))
-        tl.store(at + 3 * step, tl.sum(tl.where(real, own, 0.0), 0))
-        tl.store(at + 4 * step, tl.sum(tl.where(real, previous, 0.0), 0))
-        tl.store(at + 5 * step, tl.sum(tl.where(real, following, 0.0), 0))
-        tl.store(at + 6 * step, tl.sum(tl.where(real, beginning, 0.0), 0))
-        tl.store(at + 7 * step, tl.sum(tl.where(real, special, 0.0), 0))
+        at = sums_at + (block * N_STATISTICS * n_examples + example) * n_heads + head
+        tl.store(at + ENTROPY * step, tl.sum(tl.where(real, entropy, 0.0), 0))
+        tl.store(at + DISTANCE * step, tl.sum(tl.where(real, distance, 0.0), 0))
+        tl.store(at + MAXIMUM * step, tl.sum(tl.where(real, tl.exp(largest - top - log_total), 0.0), 0))
+        tl.store(at + SELF * step, tl.sum(tl.where(real, own, 0.0), 0))
+        tl.store(at + PREVIOUS * step, tl.sum(tl.where(real, previous, 0.0), 0))
+        tl.store(at + NEXT * step, tl.sum(tl.where(real, following, 0.0), 0))
+        tl.store(at + FIRST * step, tl.sum(tl.where(real, beginning, 0.0), 0))
+        tl.store(at + SPECIAL * step, tl.sum(tl.where(real, special, 0.0), 0))
 
 
-def reduce_on_device(call: DeviceCall, wanted: Wanted) -> DeviceResult:
+def reduce_on_device(call: DeviceCall, request: DeviceRequest) -> DeviceResult:
     """Launch the kernel; results are ready when the stream gets there.
 
     Statistics are summed in a fixed order, so equal inputs give equal bytes.
@@ -242,14 +253,14 @@ def reduce_on_device(call: DeviceCall, wanted: Wanted) -> DeviceResult:
     n_examples, n_heads, longest_query, d_head = query.shape
     device, n_blocks = query.device, triton.cdiv(longest_query, BLOCK_QUERIES)
 
-    def made(on: bool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def empty(on: bool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape if on else (1,), dtype=dtype, device=device)
 
-    codes = made(wanted.n_steps > 0, (n_heads, call.n_pairs), torch.uint8)
-    logsumexp = made(wanted.logsumexp, (n_heads, call.n_rows), torch.float32)
-    edge_shape = (n_heads, call.n_rows, wanted.n_edges)
-    edge_key, edge_weight = (made(wanted.n_edges > 0, edge_shape, t) for t in (torch.int32, torch.float16))
-    sums = made(wanted.statistics, (n_blocks, len(STATISTIC_NAMES), n_examples, n_heads), torch.float32)
+    codes = empty(request.n_steps > 0, (n_heads, call.n_pairs), torch.uint8)
+    logsumexp = empty(request.logsumexp, (n_heads, call.n_rows), torch.float32)
+    edge_shape = (n_heads, call.n_rows, request.n_edges)
+    edge_key, edge_weight = (empty(request.n_edges > 0, edge_shape, t) for t in (torch.int32, torch.float16))
+    sums = empty(request.statistics, (n_blocks, len(STATISTIC_NAMES), n_examples, n_heads), torch.float32)
     valid = torch.empty((n_blocks, n_examples, n_heads), dtype=torch.int32, device=device)
     biases = [bias if bias.stride(3) == 1 else bias.contiguous() for bias in call.biases]
     strides = [[0 if n == 1 else s for n, s in zip(b.shape[:3], b.stride()[:3], strict=True)] for b in biases]
@@ -260,25 +271,25 @@ def reduce_on_device(call: DeviceCall, wanted: Wanted) -> DeviceResult:
         if call.special is None
         else call.special
     )
-    launch: Any = _reduce  # what the decorator made of it
+    launch: Any = _reduce  # the decorated function
     launch[(n_blocks, n_heads, n_examples)](
         query, key, call.n_queries, call.n_keys, call.pair_of_row, call.row_start, *biases,
         logsumexp if call.sinks is None else call.sinks, special,
         codes, logsumexp, edge_key, edge_weight, sums, valid,
         *query.stride()[:3], *key.stride()[:3], *strides[0], *strides[1],
         call.n_pairs, call.n_rows, n_examples, n_heads, n_heads // key.shape[1], key.shape[2], d_head,
-        call.scaling, call.softcap or 1.0, call.before, call.after, call.band, float(wanted.n_steps),
+        call.scaling, call.softcap or 1.0, call.before, call.after, call.band, float(request.n_steps),
         CAUSAL=call.causal, SAME=call.same_tokens, BIASES=len(call.biases), SOFTCAP=call.softcap is not None,
-        SINKS=call.sinks is not None, CODES=wanted.n_steps > 0, ROOT=wanted.root, LOGSUMEXP=wanted.logsumexp,
-        N_EDGES=wanted.n_edges, EDGES=triton.next_power_of_2(max(1, wanted.n_edges)), STATISTICS=wanted.statistics,
+        SINKS=call.sinks is not None, CODES=request.n_steps > 0, ROOT=request.root, LOGSUMEXP=request.logsumexp,
+        N_EDGES=request.n_edges, EDGES=triton.next_power_of_2(max(1, request.n_edges)), STATISTICS=request.statistics,
         UPCAST=query.dtype == torch.float32 or device.type == "cpu",
         BLOCK_Q=BLOCK_QUERIES, BLOCK_K=BLOCK_KEYS, BLOCK_D=max(16, triton.next_power_of_2(d_head)),
     )  # fmt: skip
     return DeviceResult(
-        codes if wanted.n_steps else None,
-        logsumexp if wanted.logsumexp else None,
-        edge_key if wanted.n_edges else None,
-        edge_weight if wanted.n_edges else None,
-        sums.sum(0) if wanted.statistics else None,
+        codes if request.n_steps else None,
+        logsumexp if request.logsumexp else None,
+        edge_key if request.n_edges else None,
+        edge_weight if request.n_edges else None,
+        sums.sum(0) if request.statistics else None,
         valid.amin(0) > 0,
     )

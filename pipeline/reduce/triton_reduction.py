@@ -1,8 +1,8 @@
-"""The Triton kernel as a reduction: for models on a GPU.
+"""Reduction by the Triton kernel, for models on a GPU.
 
-Each layer's results are copied to pinned memory on a stream of their own while the next layers run. What was copied goes to
-its places in the segment on a thread of its own while the next batch runs: at most two batches are in pinned memory.
-Calls the kernel does not cover are for torch operations.
+Each layer's results are copied to pinned memory on a stream of their own while the next layers run. Another thread
+writes the copies into the segment while the next batch runs, so at most two batches are in pinned memory. Torch
+operations serve the calls that the kernel does not support.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headatlas.store.codecs.attention_codecs import attention_codec
+from headatlas.store.codecs.companding import LARGEST_VECTOR_VALUE
 from headatlas.store.codecs.pairs import first_key, row_start
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
@@ -25,17 +26,16 @@ from ..calls.attention_hook import AttentionCall
 from ..calls.batch import Batch
 from ..calls.score_terms import store_parts
 from ..calls.segment_buffers import SiteArrays
-from ..capture.collector import TorchReduction
-from .kernel import Places
-from .kernel_plans import Plan, PlanOfBatch
-from .torch_reduction import LARGEST
+from .kernel import BatchPlacement
+from .kernel_plans import KernelPlan, KernelPlans
+from .torch_reduction import TorchReduction
 
 
 @dataclass
-class _BatchPlaces:
-    """Where the examples of a batch lie among its own pairs and rows, on the device."""
+class _DevicePlacement:
+    """Positions of the examples of a batch among its own pairs and rows, on the device."""
 
-    places: Places
+    placement: BatchPlacement
     n_pairs: int
     n_rows: int
     pair_start: np.ndarray
@@ -45,47 +45,47 @@ class _BatchPlaces:
 
 @dataclass
 class TritonReduction:
-    """`Reduction` by the Triton kernel; counts the calls it served and those it left to torch."""
+    """`Reduction` by the Triton kernel. It counts the calls served by the kernel and by torch operations."""
 
     keep: Keep
     statistics: Sequence[str]
     n_fused: int = 0
     n_torch: int = 0
-    _plans: PlanOfBatch = field(default_factory=PlanOfBatch)
-    _places: dict[int, _BatchPlaces] = field(default_factory=dict)
+    _plans: KernelPlans = field(default_factory=KernelPlans)
+    _placements: dict[int, _DevicePlacement] = field(default_factory=dict)
     _batch: Batch | None = None
     _waiting: list[Callable[[], None]] = field(default_factory=list)
     _copies: torch.cuda.Stream | None = None
     _placing: Future[None] | None = None
 
     def __post_init__(self) -> None:
-        """Keep torch operations at hand."""
+        """Create the reduction for calls that the kernel does not support, and the thread that writes results."""
         self._torch = TorchReduction(self.keep, self.statistics)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="headatlas-place")
 
     @property
     def name(self) -> str:
-        """What serves."""
+        """Name of the kernel."""
         return "Triton kernel"
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-        """Start everything kept of one call on its way into `arrays`."""
+        """Start computing and copying everything to keep of one call."""
         if batch is not self._batch:
             self._forget()  # a pass that was given up, for want of memory
             self._batch = batch
         band = arrays.band(site, layer)
         plan = self._plans.of(call, site, band, batch)
-        if plan.places is None:
+        if plan.placement is None:
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
         self.n_fused += 1
         self._vectors(call, site, layer, batch, arrays)
         self._attention(call, site, layer, batch, arrays, plan)
-        arrays.n_filled += len(batch.places[site.name].example)
+        arrays.n_filled += len(batch.placements[site.name].example)
         return None
 
     def end_pass(self) -> None:
-        """Have what was copied put in its places, once the batch before is done with that."""
+        """Start writing the copied results into the arrays, after those of the batch before are written."""
         copied = None
         if self._copies is not None:
             copied = torch.cuda.Event()
@@ -96,23 +96,23 @@ class TritonReduction:
         self._placing = self._thread.submit(_place, copied, waiting)
 
     def settle(self) -> None:
-        """Wait until everything is in its place; an error there is raised here."""
+        """Wait until all results are written. An error of the writing thread is raised here."""
         placing, self._placing = self._placing, None
         if placing is not None:
             placing.result()
 
     def _forget(self) -> None:
         self._batch, self._waiting = None, []
-        self._places.clear()
+        self._placements.clear()
 
     def _attention(
-        self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays, plan: Plan
+        self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays, plan: KernelPlan
     ) -> None:
-        from .triton_kernel import DeviceCall, Wanted, reduce_on_device
+        from .triton_kernel import DeviceCall, DeviceRequest, reduce_on_device
 
-        assert plan.places is not None, "the caller saw it"
+        assert plan.placement is not None, "the caller saw it"
         steps = attention_codec(self.keep.attention).steps if self.keep.attention else None
-        own, device = self._of_batch(plan.places, call.query.device), call.query.device
+        own, device = self._place_batch(plan.placement, call.query.device), call.query.device
         everything = call.query.shape[2] + call.key.shape[2]
         reach = everything if plan.window is None else min(plan.window, everything)
         before = reach - 1 if site.causal and plan.window is not None else reach
@@ -129,16 +129,16 @@ class TritonReduction:
                 n_rows=own.n_rows,
                 scaling=call.scaling,
                 causal=site.causal,
-                same_tokens=plan.places.same_tokens,
+                same_tokens=plan.placement.same_tokens,
                 before=before,
                 after=0 if site.causal else reach,
-                band=everything if plan.places.band is None else plan.places.band,
+                band=everything if plan.placement.band is None else plan.placement.band,
                 softcap=call.softcap,
                 biases=tuple(b.float().to(device) for b in (plan.hides, call.position_bias) if b is not None),
                 sinks=None if call.sinks is None else call.sinks.float().contiguous(),
                 special=special,
             ),
-            Wanted(
+            DeviceRequest(
                 n_steps=steps.n_steps if steps else 0,
                 root=bool(steps and steps.root),
                 n_edges=self.keep.edges or 0,
@@ -147,7 +147,7 @@ class TritonReduction:
             ),
         )
         found = {name: self._to_host(value) for name, value in vars(result).items() if value is not None}
-        place, band, codes = batch.places[site.name], arrays.band(site, layer), arrays.attention_of(site, layer)
+        place, band, codes = batch.placements[site.name], arrays.band(site, layer), arrays.attention_of(site, layer)
 
         def of_layer(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[layer]
@@ -169,15 +169,15 @@ class TritonReduction:
                     n = int(starts[i + 1] - starts[i])
                     out[:, start : start + n] = source[:, starts[i] : starts[i + 1]]
             if arrays.statistics is not None:
-                absent = ("self", "previous", "next") if site.name == "cross" else ()
-                summed = zip(STATISTIC_NAMES, found["sums"], strict=True)
-                sums: dict[str, Tensor] = {name: value for name, value in summed if name not in absent}
-                self._torch.store_statistics(sums, layer, place, arrays.statistics)
+                names = self._torch.site_statistics(site)
+                values = zip(STATISTIC_NAMES, found["sums"], strict=True)
+                sums: dict[str, Tensor] = {name: value for name, value in values if name in names}
+                self._torch.store_statistics(sums, site, layer, place, arrays.statistics)
 
         self._waiting.append(store)
 
     def _vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-        codec, place = self.keep.query_key, batch.places[site.name]
+        codec, place = self.keep.query_key, batch.placements[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
         if arrays.query_scale is not None:  # by channel: torch operations
@@ -211,28 +211,31 @@ class TritonReduction:
                 for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
                     out[layer, :, start : start + n] = numbers[row, :, :n]
                     size = float(largest[row])
-                    if not size <= LARGEST[codec]:
-                        reason = f"{name} holds {size:g}, more than {codec} can ({LARGEST[codec]:g})"
+                    if not size <= LARGEST_VECTOR_VALUE[codec]:
+                        reason = f"{name} holds {size:g}, more than {codec} can ({LARGEST_VECTOR_VALUE[codec]:g})"
                         batch.fail(row, place, f"{site.name} layer {layer}: {reason}")
 
             self._waiting.append(store)
 
-    def _of_batch(self, places: Places, device: torch.device) -> _BatchPlaces:
-        known = self._places.get(id(places))
-        if known is None:
-            rows, keys = places.n_queries, places.n_keys
-            shape = {"causal": places.causal, "window": places.band}
+    def _place_batch(self, placement: BatchPlacement, device: torch.device) -> _DevicePlacement:
+        """Return the positions of a batch on the device; they are computed once a batch."""
+        batch_placement = self._placements.get(id(placement))
+        if batch_placement is None:
+            rows, keys = placement.n_queries, placement.n_keys
+            shape = {"causal": placement.causal, "window": placement.band}
             pairs = row_start(rows, keys, **shape)
             pair_starts, row_starts = (np.concatenate([[0], np.cumsum(n)]).astype(np.int64) for n in (pairs, rows))
             query_pos = np.arange(row_starts[-1]) - np.repeat(row_starts[:-1], rows)
             pair_of_row = np.repeat(pair_starts[:-1], rows) + row_start(query_pos, np.repeat(keys, rows), **shape)
-            pair_of_row -= first_key(query_pos, window=places.band)
-            special = np.zeros((len(rows), 1), np.uint8) if places.special is None else places.special
+            pair_of_row -= first_key(query_pos, window=placement.band)
+            special = np.zeros((len(rows), 1), np.uint8) if placement.special is None else placement.special
             arrays = (rows, keys, pair_of_row, row_starts[:-1], special.view(np.int8))
             on_device = tuple(torch.from_numpy(array.copy()).to(device) for array in arrays)
-            known = _BatchPlaces(places, int(pair_starts[-1]), int(row_starts[-1]), pair_starts, row_starts, on_device)
-            self._places[id(places)] = known  # holds the places, so that their id stays theirs
-        return known
+            batch_placement = _DevicePlacement(
+                placement, int(pair_starts[-1]), int(row_starts[-1]), pair_starts, row_starts, on_device
+            )
+            self._placements[id(placement)] = batch_placement  # it holds the placement, so that the id stays unique
+        return batch_placement
 
     def _to_host(self, value: Tensor) -> Tensor:
         """A copy in pinned memory, there once the stream of copies has been waited for."""

@@ -1,7 +1,7 @@
 """What a model writes after a prompt, so that its attention can be seen over both.
 
-Continuations are written by transformers' own `generate`, greedily or by a seeded throw, before anything is captured; then
-prompt and continuation run through the model once more as one example, token for token what was written. Of an
+Continuations are written by transformers' own `generate`, greedily or by a seeded throw, before anything is captured;
+then prompt and continuation run through the model once more as one example, token for token what was written. Of an
 encoder–decoder the continuation is the target. Tokens that the model wrote have `TokenFlag.GENERATED`.
 """
 
@@ -19,16 +19,16 @@ from torch import Tensor
 from headatlas.store.errors import ConfigError, UnsupportedModelError
 from headatlas.store.schema.token_table import TokenFlag
 
-from ..calls.attention_hook import implementation
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from ..models.attention_implementation import implementation
 from .batch_plan import BatchLimits
+from .token_options import GenerateConfig
 from .tokenizer import make_sequence
 from .word_split import split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..config import GenerateConfig
 
 _CONTEXT = 16
 """Tokens of the prompt that are decoded with the continuation: what some tokenizers spell depends on what is before."""
@@ -150,7 +150,8 @@ def continue_example(
 ) -> EncodedExample:
     """Prompt and continuation as one text (of a pair: behind its second).
 
-    The annotation `prompt_end` is the number of characters of the prompt. Words of the continuation have no annotations.
+    The annotation `prompt_end` is the number of characters of the prompt. Words of the continuation have no
+    annotations.
     """
     example, prompt = _without_cut_text(encoded), encoded.source
     is_pair = example.text_pair is not None

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,13 +24,12 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.schema.token_table import MISSING, TokenFlag
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from .token_options import TooLong
 from .windows import cut_windows
 from .word_split import split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TooLong = Literal["truncate", "windows", "whole"]
 
 _BATCH_EXAMPLES = 1024
 _BOUNDARY_SIGNS = frozenset("▁Ġ")
@@ -61,8 +60,9 @@ def encode(
     Examples without words get them (`EncodedExample.example` has them then). With `has_target` the target text
     becomes what the decoder reads: `decoder_start_token_id` first, where there is one, and no end token.
 
-    Of what has more than `max_tokens` the beginning is taken ("truncate"), or nothing ("whole"); "windows" makes several
-    results of a single text, `stride` tokens apart (by default as many as a window has, so that none is in two).
+    Of what has more than `max_tokens` the beginning is taken ("truncate"), or nothing ("whole"); "windows" makes
+    several results of a single text, `stride` tokens apart (by default as many as a window has, so that none is in
+    two).
 
     Raises
     ------

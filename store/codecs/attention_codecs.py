@@ -2,8 +2,8 @@
 
 ``sqrt:N`` and ``linear:N`` keep a weight as one of N codes in a byte, in equal steps of its square root or of itself;
 ``sqrt8`` to ``sqrt6`` and ``linear8`` to ``linear6`` are those of 256, 128 and 64 codes. ``float16`` and ``float32``
-keep it as it is. ``top_k:K`` and ``threshold:T`` keep some weights of each row, in ``sqrt8`` or in what follows a slash:
-``top_k:16/float16``. Only parsing and bounds are here: arrays are `companding.py` and `sparse.py`.
+keep it as it is. ``top_k:K`` and ``threshold:T`` keep some weights of each row, in ``sqrt8`` or in what follows a
+slash: ``top_k:16/float16``. Only parsing and bounds are here: arrays are `companding.py` and `sparse.py`.
 
 Half a step of a code moves a weight by at most (n - 1/4) / n^2 < 1 / n for n steps of a square root, by 1 / 2n for
 linear ones. A row that adds up to 1 has at most 1 / T weights of T or more, and what is weaker than its K strongest is
@@ -16,10 +16,15 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 MAX_KEPT = 1024
 """Most weights of a row that a sparse codec may keep."""
 _NAMED = {256: "8", 128: "7", 64: "6"}  # linear:256 is linear8
-_FLOATS = {"float16": ("IEEE float16", 2.0**-12), "float32": ("IEEE float32", 0.0)}
+_FLOATS = {"float16": ("IEEE float16", 2.0**-12, 1.25), "float32": ("IEEE float32", 0.0, 1.31)}
+"""Definition, largest error and compression."""
+_STEP_COMPRESSION = {"sqrt": (0.68, 0.83, 1.0), "linear": (0.47, 0.58, 0.71)}
+"""Compression of steps in 6, 7 and 8 bits; other numbers of steps are interpolated over the bits."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class AttentionCodec:
     steps: Steps | None
     selection: Selection | None
     """None: every weight is kept."""
+    compression: float
+    """Compressed size of each raw byte, relative to `sqrt8` (docs/codecs.md, texts of 16 tokens)."""
 
     @property
     def max_absolute_error(self) -> float:
@@ -104,16 +111,17 @@ def attention_codec(name: str) -> AttentionCodec:
     if kind in ("top_k", "threshold") and colon:
         return _sparse(kind, rest)
     if name in _FLOATS:
-        definition, error = _FLOATS[name]
+        definition, error, compression = _FLOATS[name]
         bound = CodecBound(f"weight as {definition}", error)
-        return AttentionCodec(name, name, "f2" if name == "float16" else "f4", bound, None, None)
+        return AttentionCodec(name, name, "f2" if name == "float16" else "f4", bound, None, None, compression)
     found = re.fullmatch(r"(sqrt|linear)(?:([876])|:(\d{1,3}))", name)
     n_levels = 0 if found is None else 2 ** int(found[2]) if found[2] else int(found[3])
     if found is None or not 2 <= n_levels <= 256:
         raise ValueError(f"expected {EXPECTED}")
     steps = Steps(n_levels - 1, found[1] == "sqrt")
     name = found[1] + _NAMED.get(n_levels, f":{n_levels}")
-    return AttentionCodec(name, name, "u1", steps.bound, steps, None)
+    compression = float(np.interp(np.log2(n_levels), (0, 6, 7, 8), (0.0, *_STEP_COMPRESSION[found[1]])))
+    return AttentionCodec(name, name, "u1", steps.bound, steps, None, compression)
 
 
 def _sparse(kind: str, text: str) -> AttentionCodec:
@@ -129,7 +137,7 @@ def _sparse(kind: str, text: str) -> AttentionCodec:
         threshold = _fraction(number)
         selection, written = Selection(int(1 / threshold + 1e-6), threshold), f"{threshold:g}"
     name = f"{kind}:{written}" + ("" if codec.name == "sqrt8" else f"/{codec.name}")
-    return AttentionCodec(name, codec.name, codec.dtype, codec.bound, codec.steps, selection)
+    return AttentionCodec(name, codec.name, codec.dtype, codec.bound, codec.steps, selection, codec.compression)
 
 
 def _fraction(text: str) -> float:

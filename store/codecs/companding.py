@@ -3,8 +3,8 @@
 What each attention codec means, and its largest error, is `codecs.py`: here are the arrays. Attention weights lie in
 [0, 1]; with steps of a square root small weights, of which long rows are made, keep their relative size, with linear
 steps the largest error is half as large. Vectors are stored as they are in half precision; `bfloat16` travels as the
-upper 16 bits of a float32, because no array library names it. `int8` has 254 steps for each channel (one dimension of one
-head of one example), whose `scale` is kept beside the codes.
+upper 16 bits of a float32, because no array library names it. `int8` has 254 steps for each channel (one dimension of
+one head of one example), whose `scale` is kept beside the codes.
 
 The bounds hold for every float32 input in range; `tests/store/test_companding.py` tries to break them.
 """
@@ -29,6 +29,13 @@ VECTOR_BOUNDS: dict[str, CodecBound] = {
     "int8": CodecBound("(code - 128) * scale of its example, head and dimension", 0.0, 0.0, 0.5 + 2.0**-14),
 }
 """Codecs of query and key by name."""
+LARGEST_VECTOR_VALUE: dict[str, float] = {
+    "float16": _FLOAT16_MAX,
+    "bfloat16": (2 - 2.0**-7) * 2.0**127,
+    "float32": float(np.finfo(np.float32).max),
+    "int8": float(np.finfo(np.float32).max),
+}
+"""Largest absolute value that a codec of query and key can store."""
 
 
 def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:

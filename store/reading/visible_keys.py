@@ -2,7 +2,7 @@
 
 A causal row sees no later key. A sliding window of w shows a row the keys less than w away: its own and the w − 1
 before it, and at a site that is not causal the w − 1 behind it too. What a model masks beyond that (chunks, prefixes)
-cannot be told from a site; the capture compares, see `headatlas.pipeline.capture.collector`.
+cannot be told from a site; the capture compares, see `headatlas.pipeline.calls.batch`.
 """
 
 from __future__ import annotations

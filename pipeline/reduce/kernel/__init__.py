@@ -1,26 +1,28 @@
-"""The fused CPU kernel: attention and all that is kept of it in one pass, compiled with the package where possible.
+"""The fused CPU kernel: attention and everything that is kept of it in one pass, compiled if possible.
 
-`prepare_attention` stands in for scaled_dot_product_attention and writes statistics, codes, logsumexp and the strongest
-keys straight to their places in a segment; `prepare_vectors` does so with queries and keys. Both check a call, which may
-then be made again elsewhere (`prepared.py`). `available` says which
-instruction set serves, or `None`; `explain` says why. What it does not cover (gradients, other devices, more than 16
-edges) is for torch operations.
+`prepare_attention` replaces scaled_dot_product_attention and writes statistics, codes, logsumexp and the strongest
+keys into the arrays of a segment; `prepare_vectors` writes queries and keys. Both check a call, which can then be
+repeated on other tensors and arrays (`prepared_calls.py`). `available` returns the instruction set that serves, or
+None; `explain` says why. Torch operations serve what the kernel does not support: gradients, other devices, more than
+16 edges.
 """
 
-from .call import Destination, prepare_attention
-from .library import INSTRUCTIONS, Library, available, explain, load
-from .places import Places
-from .prepared import PreparedAttention, PreparedVectors
-from .vectors import VectorPlaces, is_served, prepare_vectors
+from .attention_call import AttentionInputs, Destination, prepare_attention
+from .batch_placement import BatchPlacement
+from .library import INSTRUCTIONS, Execution, Library, available, explain, load
+from .prepared_calls import PreparedAttention, PreparedVectors
+from .vector_call import VectorPlacement, is_served, prepare_vectors
 
 __all__ = [
     "INSTRUCTIONS",
+    "AttentionInputs",
+    "BatchPlacement",
     "Destination",
+    "Execution",
     "Library",
-    "Places",
     "PreparedAttention",
     "PreparedVectors",
-    "VectorPlaces",
+    "VectorPlacement",
     "available",
     "explain",
     "is_served",

@@ -1,7 +1,7 @@
 // Attention on the CPU that keeps what headatlas stores: scores, softmax, statistics, codes, strongest keys and the
 // attention output in one pass over tiles of rows, so that tokens² is never held.
 //
-// Read call.h (what is asked), reduce.h (what is done), products.h (the matrix products), edges.h (the strongest keys),
+// Read call.h (the arguments), reduce.h (the passes over a tile), statistics.h (the statistics), products.h (the matrix products), edges.h (the strongest keys),
 // vectors.h (queries and keys as they are kept), lanes.h (the vectors of an instruction set). This file compiles them once
 // for each instruction set and chooses one when it runs; the tasks, one example and head (or the query heads that share
 // keys) each, are spread over threads. A task is done whole by one thread, so results
@@ -132,9 +132,9 @@ static Pool &pool() {
   return *found;
 }
 
-// Calls work() on n_threads threads, of which n_useful find something to do. They are those that PyTorch's OpenMP keeps,
-// where there is one: after each of the model's matrix products they spin for milliseconds, and threads of our own would
-// have to share their cores with them. A team of another size would be made anew, so all of them are called.
+// Calls work() on n_threads threads, of which n_useful find something to do. They are those that PyTorch's OpenMP
+// keeps, where there is one: after each of the model's matrix products they spin for milliseconds, and threads of our
+// own would have to share their cores with them. A team of another size would be made anew, so all of them are called.
 // A forked child has the memory of either pool, but not its threads: it starts with a new one of ours.
 static void on_threads(int n_threads, int64_t n_useful, const std::function<void()> &work) {
   if (n_threads <= 1 || n_useful <= 1) return work();
@@ -212,6 +212,9 @@ EXPORT int headatlas_attention(const Call *call, int isa, int n_threads) {
   }
   return short_of_memory.load() ? NO_MEMORY : DONE;
 }
+
+// Names of the statistics in the order of `statistic_row`, each followed by a space.
+EXPORT const char *headatlas_statistics() { return headatlas::STATISTIC_NAMES; }
 
 EXPORT int64_t headatlas_vectors_bytes() { return (int64_t)sizeof(Vectors); }
 

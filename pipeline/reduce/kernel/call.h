@@ -1,12 +1,11 @@
-// What one call is told: the C twin of `call.Call` in Python. Every pointer and stride was checked there; nothing is
-// checked here. Strides count elements, never bytes. A null destination is not computed.
+// The arguments of one call: the C twin of `c_structures.Call` in Python. Every pointer and stride was checked there;
+// nothing is checked here. Strides count elements, never bytes. A null destination is not computed.
 #pragma once
 #include <cstdint>
 
-namespace headatlas {
+#include "statistics.h"
 
-// Order of `statistic_row`; the names are those of store/statistics/definitions.py.
-enum Statistic { ENTROPY, DISTANCE, MAXIMUM, SELF, PREVIOUS, NEXT, FIRST, SPECIAL, N_STATISTICS };
+namespace headatlas {
 
 struct Call {
   int64_t call_bytes;  // sizeof(Call) as the caller knows it
@@ -45,15 +44,15 @@ struct Call {
   int64_t edge_key_bytes, n_edges, edge_key_stride, edge_weight_stride;
   float *statistics;  // [statistic, head, column]
   int64_t statistics_stride[3];
-  int64_t statistic_row[N_STATISTICS];  // where each statistic goes; -1: not wanted
+  int64_t statistic_row[N_STATISTICS];  // row of each statistic in `statistics`; -1: not computed
   uint8_t *valid;  // [example, head], 1 if every row's scores were finite
   int64_t valid_stride;
 };
 
-// Type of kept vectors: the position in `VECTOR_CODECS` of layout.py.
+// Type of kept vectors: the position in `VECTOR_CODECS` of c_structures.py.
 enum { KEPT_FLOAT32, KEPT_FLOAT16, KEPT_BFLOAT16 };
 
-// The C twin of `layout.Vectors`: queries or keys of one layer, and where they are kept.
+// The C twin of `c_structures.Vectors`: queries or keys of one layer, and where they are kept.
 struct Vectors {
   int64_t call_bytes;  // sizeof(Vectors) as the caller knows it
   int64_t n_examples, n_heads, d_head;
@@ -66,7 +65,8 @@ struct Vectors {
   int32_t *largest;  // [example], zero before: the largest absolute value, as the bits of a float
 };
 
-// What `codes` are: the position in `CODE_KINDS` of layout.py. Bytes count steps of the weight's square root, or of itself.
+// What `codes` are: the position in `CODE_KINDS` of c_structures.py. Bytes count steps of the weight's square root, or
+// of itself.
 enum { CODES_ROOT, CODES_LINEAR, CODES_FLOAT16, CODES_FLOAT32 };
 
 constexpr float HIDDEN = -1e37f;

@@ -1,7 +1,7 @@
-"""Finding and loading the compiled kernel, and saying why when there is none.
+"""Find and load the compiled kernel, and explain why if there is none.
 
-The file is an extension module only in name: setuptools knows how to compile, place and ship those, also in editable
-installs, and goes on without it where no compiler is (`optional`). It holds plain C functions that ctypes calls.
+The file is an extension module in name only: setuptools can compile and ship those, also in editable installs, and
+continues without a compiler (`optional`). It holds plain C functions that ctypes calls.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
-from .layout import Call, Vectors
+from .c_structures import Call, Vectors
 
 Instructions = Literal["plain", "avx2", "avx512"]
 INSTRUCTIONS: tuple[Instructions, ...] = get_args(Instructions)
-"""Slowest first; the position is the number the library knows it by."""
+"""Slowest first; the index is the number in the library."""
 
 _FAILURES = {
     1: "the compiled kernel and this Python code are of different versions; install headatlas again",
@@ -55,6 +56,37 @@ class Library:
             raise RuntimeError(_FAILURES.get(code, f"the fused kernel failed with code {code}"))
 
 
+@dataclass(frozen=True)
+class Execution:
+    """Execution settings of a call; the results do not depend on them.
+
+    `instructions` and `library` are for tests and benchmarks: another instruction set than the fastest, another
+    compiled file than the installed one.
+    """
+
+    n_threads: int = 1
+    instructions: Instructions | None = None
+    library: Library | None = None
+
+    def resolve(self) -> tuple[Library, int]:
+        """Return the library and the number of threads.
+
+        Raises
+        ------
+        ConfigError
+            There is no compiled kernel, or the number of threads is out of range.
+        """
+        library = self.library or installed()
+        if library is None:
+            raise ConfigError(f"no fused kernel here ({explain()})")
+        if not 1 <= self.n_threads <= 1024:
+            raise ConfigError(f"n_threads is {self.n_threads}; it must be in 1 ... 1024")
+        return library, self.n_threads
+
+
+DEFAULT_EXECUTION = Execution()
+
+
 def load(path: Path) -> Library:
     """Load a compiled kernel.
 
@@ -63,9 +95,16 @@ def load(path: Path) -> Library:
     OSError
         It is not a library this machine can load.
     ConfigError
-        It was compiled from another version of the source.
+        It was compiled from another version of the source, or computes other statistics.
     """
     library = ctypes.CDLL(str(path))
+    library.headatlas_statistics.restype = ctypes.c_char_p
+    names = tuple(library.headatlas_statistics().decode().split())
+    if names != STATISTIC_NAMES:
+        raise ConfigError(
+            f"{path.name} computes the statistics {', '.join(names)}; expected {', '.join(STATISTIC_NAMES)}. "
+            "Install headatlas again."
+        )
     functions: dict[type[Call] | type[Vectors], Any] = {}
     for kind, name in ((Call, "attention"), (Vectors, "vectors")):
         size = getattr(library, "headatlas_call_bytes" if kind is Call else "headatlas_vectors_bytes")
@@ -82,7 +121,7 @@ def load(path: Path) -> Library:
 
 
 def installed_path() -> Path | None:
-    """Where the install put the compiled kernel, or `None` if it was left out."""
+    """Path of the installed kernel, or None if it was not compiled."""
     folder = Path(__file__).parent
     return next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_attention{suffix}").is_file()), None)
 

@@ -37,6 +37,8 @@ struct Head {
   }
 };
 
+#include "statistics.h"
+
 INLINE void add_bias(const float *bias, int64_t start, int64_t stop, float *row) {
   const float by = (float)HALF_LOG2E;
   const Floats nothing = fill(-__builtin_inff());
@@ -263,18 +265,7 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
     for (int r = 0; r < n_rows; ++r) {
       const float *const row = scores + r * head.width;
       const int64_t q = first + r, start = head.start(q), stop = head.stop(q);
-      const double part = share[r];
-      head.total[MAXIMUM] += part * strongest[r];
-      if (start == 0) head.total[FIRST] += row[0] * part;
-      if (call.same_tokens) {
-        head.total[SELF] += row[q] * part;
-        if (q > start) head.total[PREVIOUS] += row[q - 1] * part;
-        if (q + 1 < stop) head.total[NEXT] += row[q + 1] * part;
-      }
-      float special = 0;
-      for (int64_t i = 0; i < head.n_special && head.scratch.special[i] < stop; ++i)
-        if (head.scratch.special[i] >= start) special += row[head.scratch.special[i]];
-      head.total[SPECIAL] += special * part;
+      add_statistics(head, row, q, start, stop, share[r], strongest[r]);
     }
 
   if (!call.output) return;
@@ -292,20 +283,6 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
                  call.output + head.example * call.output_stride[0] + (first + row) * call.output_stride[1] +
                      head.head * call.output_stride[2],
                  call.output_stride[1]);
-  }
-}
-
-static void write_statistics(const Head &head) {
-  const Call &call = head.call;
-  const double nan = __builtin_nan("");
-  for (int i = 0; i < N_STATISTICS; ++i) {
-    if (call.statistic_row[i] < 0) continue;
-    const bool neighbour = i == PREVIOUS || i == NEXT;
-    const int64_t n_rows = head.n_queries - neighbour;
-    double mean = n_rows > 0 ? head.total[i] / (double)n_rows : nan;
-    if (!call.same_tokens && (neighbour || i == SELF)) mean = nan;
-    call.statistics[call.statistic_row[i] * call.statistics_stride[0] + head.head * call.statistics_stride[1] +
-                    call.column[head.example] * call.statistics_stride[2]] = (float)mean;
   }
 }
 

@@ -10,12 +10,12 @@ from headatlas.pipeline.calls import attention_hook as capture
 from headatlas.pipeline.calls import batch
 from headatlas.pipeline.calls import lazy_mask as tiled_mask
 from headatlas.pipeline.calls.lazy_mask import TiledMask
-from headatlas.pipeline.capture.collector import TorchReduction
 from headatlas.pipeline.capture.kernel_agreement import check_agreement
 from headatlas.pipeline.capture.sites import discover_sites
 from headatlas.pipeline.checks.selfcheck import check_capture
 from headatlas.pipeline.reduce import kernel_plans as plans
-from headatlas.pipeline.reduce.fused_reduction import choose_reduction
+from headatlas.pipeline.reduce.reduction import choose_reduction
+from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Keep, TraceSpec

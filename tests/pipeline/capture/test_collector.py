@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.calls.attention_hook import capturing, implementation
+from headatlas.pipeline.calls.attention_hook import capturing
 from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
-from headatlas.pipeline.capture import collector as collector_module
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.sites import discover_sites, forward_options
-from headatlas.pipeline.reduce.torch_reduction import strongest_keys
+from headatlas.pipeline.models.attention_implementation import implementation
+from headatlas.pipeline.reduce import torch_reduction as reduction_module
+from headatlas.pipeline.reduce.tile_reduction import strongest_keys
 from headatlas.store.codecs.attention_arrays import attention_arrays
 from headatlas.store.codecs.attention_codecs import ATTENTION_CODECS, attention_codec
 from headatlas.store.codecs.companding import encode_attention
@@ -193,7 +194,7 @@ def test_small_tiles_change_nothing(name, model_of, inputs_of, monkeypatch):
     inputs = inputs_of(name, lengths, lengths)
     by_sequence = {"source": lengths, "target": lengths} if name == "t5" else {"source": lengths}
     _, whole = collect(model, inputs, by_sequence, Keep(attention="float32"))
-    monkeypatch.setattr(collector_module, "TILE_WEIGHTS", 900)
+    monkeypatch.setattr(reduction_module, "TILE_WEIGHTS", 900)
     _, tiled = collect(model, inputs, by_sequence, Keep(attention="float32"))
     for path, array in whole.arrays.items():
         if path.endswith("edge_key"):
@@ -280,7 +281,7 @@ def test_query_beyond_float16_is_reported(model_of, inputs_of):
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "modernbert"])
 def test_sparse_rows_are_those_of_the_store(codec, name, model_of, inputs_of, monkeypatch):
     """What the device keeps is what numpy keeps of the exact attention, whatever the tiles; nothing is lost unseen."""
-    monkeypatch.setattr(collector_module, "TILE_WEIGHTS", 300)
+    monkeypatch.setattr(reduction_module, "TILE_WEIGHTS", 300)
     model, inputs = model_of(name), inputs_of(name, LENGTHS)
     lengths = {"source": np.asarray(LENGTHS)}
     spec, exact = collect(model, inputs, lengths, Keep(attention="float32", edges=None))

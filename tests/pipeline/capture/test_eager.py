@@ -7,15 +7,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from headatlas.pipeline.calls.attention_hook import capturing
 from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.eager import discover_eager_sites, find_sites, forwarding
-from headatlas.pipeline.capture.sites import forward_options
+from headatlas.pipeline.capture.sites import discover_sites, forward_options
 from headatlas.pipeline.checks.eager_check import check_eager
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.prepare import prepare_job
+from headatlas.pipeline.job.job_runner import run_job
+from headatlas.pipeline.job.prepared_job import prepare_job
 from headatlas.pipeline.job.projection import project_job
-from headatlas.pipeline.job.run import run_job
 from headatlas.pipeline.progress import Stage
 from headatlas.pipeline.tokens.batch_plan import BatchLimits, plan_batches
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
@@ -25,6 +26,7 @@ from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Keep, TraceSpec
 from headatlas.store.statistics.definitions import head_statistics
 from headatlas.store.store import open_store
+from tools.architectures import EITHER
 from tools.tiny_models import build_model, build_probe
 
 LENGTHS = (9, 6, 6, 1)
@@ -63,7 +65,7 @@ def test_what_is_stored_is_what_the_model_returned(name, inputs_of):
     buffers.check_filled()
     with torch.no_grad():
         eager = model(**inputs, output_attentions=True, **forward_options(model)).attentions
-    arrays, place = buffers.sites[site.name], batch.places[site.name]
+    arrays, place = buffers.sites[site.name], batch.placements[site.name]
     assert arrays.attention is not None
     assert arrays.statistics is not None
     assert arrays.edge_weight is not None
@@ -78,6 +80,47 @@ def test_what_is_stored_is_what_the_model_returned(name, inputs_of):
             rows = slice(place.query_start[i], place.query_start[i] + n)
             strongest = arrays.edge_weight[layer, :, rows, 0].astype(np.float32)
             np.testing.assert_allclose(strongest, expected.max(axis=-1), atol=1e-3)
+
+
+class Recorder:
+    def __init__(self):
+        self.modules = []
+
+    def receive(self, call):
+        self.modules.append(call.module)
+
+
+@pytest.mark.parametrize("name", EITHER)
+def test_the_installed_transformers_decides_how_a_model_is_captured(name):
+    model, recorder = build_model(name), Recorder()
+    try:
+        with torch.no_grad(), capturing(model, recorder):
+            model(**build_probe(name), **forward_options(model))
+    except UnsupportedModelError:
+        assert not recorder.modules
+    sites = find_sites(model, build_probe(name))
+    assert sites.capture == ("interface" if recorder.modules else "eager")
+    assert sites.sites[0].n_layers == 3
+    if recorder.modules:
+        assert [call.module for call in sites.calls] == recorder.modules
+
+
+def refuses_the_interface(model, monkeypatch):
+    monkeypatch.setattr(type(model), "_can_set_attn_implementation", classmethod(lambda cls: False))
+
+
+def ignores_the_interface(model, monkeypatch):
+    monkeypatch.setattr(type(model), "set_attn_implementation", lambda self, name: None)
+
+
+@pytest.mark.parametrize("behaviour", [refuses_the_interface, ignores_the_interface])
+def test_the_capture_follows_what_a_model_does_and_not_its_name(behaviour, monkeypatch):
+    model, probe = build_model("bert"), build_probe("bert")
+    assert find_sites(model, probe).capture == "interface"
+    behaviour(model, monkeypatch)
+    with pytest.raises(UnsupportedModelError, match="attention interface"):
+        discover_sites(model, probe)
+    assert find_sites(model, probe).capture == "eager"
 
 
 def test_a_job_keeps_attention_and_says_so(mpnet_job):

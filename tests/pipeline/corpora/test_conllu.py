@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headatlas.pipeline.corpora import ConlluCorpus, Quarantined, read_corpus
 from headatlas.pipeline.corpora.conllu import find_cycle
+from headatlas.pipeline.corpora.corpus import read_corpus
+from headatlas.pipeline.corpora.corpus_options import ConlluCorpus
 from headatlas.pipeline.corpora.examples import CorpusExample
+from headatlas.pipeline.corpora.records import Quarantined
 
 GOOD = """\
 # newdoc id = letters-1

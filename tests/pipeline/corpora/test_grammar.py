@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from headatlas.pipeline.corpora import TemplatesCorpus, read_corpus, templates
+from headatlas.pipeline.corpora import templates
 from headatlas.pipeline.corpora.conllu import find_cycle
+from headatlas.pipeline.corpora.corpus import read_corpus
+from headatlas.pipeline.corpora.corpus_options import TemplatesCorpus
 from headatlas.pipeline.corpora.examples import CorpusExample
 from headatlas.pipeline.corpora.grammar import MAX_GRAMMAR_BYTES, read_grammar
 from headatlas.store.errors import ConfigError

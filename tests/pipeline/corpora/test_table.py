@@ -5,8 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headatlas.pipeline.corpora import DelimitedCorpus, ParquetCorpus, Quarantined, read_corpus
+from headatlas.pipeline.corpora.corpus import read_corpus
+from headatlas.pipeline.corpora.corpus_options import DelimitedCorpus, ParquetCorpus
 from headatlas.pipeline.corpora.examples import CorpusExample
+from headatlas.pipeline.corpora.records import Quarantined
 from headatlas.store.errors import ConfigError
 
 

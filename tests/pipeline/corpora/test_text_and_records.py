@@ -8,16 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from headatlas.pipeline.corpora import (
-    CorpusConfig,
-    JsonlCorpus,
-    Quarantined,
-    TextCorpus,
-    describe_corpus,
-    read_corpus,
-)
+from headatlas.pipeline.corpora.corpus import describe_corpus, read_corpus
+from headatlas.pipeline.corpora.corpus_options import CorpusConfig, JsonlCorpus, TextCorpus
 from headatlas.pipeline.corpora.examples import CorpusExample
-from headatlas.pipeline.corpora.records import MAX_COLUMNS, MAX_RECORD_BYTES, ColumnNames, UniqueIds
+from headatlas.pipeline.corpora.records import MAX_COLUMNS, MAX_RECORD_BYTES, ColumnNames, Quarantined, UniqueIds
 from headatlas.store.errors import ConfigError
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
     from headatlas.pipeline.capture.collector import TraceCollector
     from headatlas.pipeline.capture.sites import discover_sites, forward_options
-    from headatlas.pipeline.reduce.fused_reduction import choose_reduction
+    from headatlas.pipeline.reduce.reduction import choose_reduction
     from headatlas.store.schema.capture_statistics import STATISTICS
     from headatlas.store.schema.traces import Keep, TraceSpec
     from tools.tiny_models import build_model

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.job.job_runner import run_job
 from headatlas.store.errors import ConfigError, HeadAtlasError
 from headatlas.store.schema.token_table import TokenFlag
 from headatlas.store.store import open_store

@@ -50,9 +50,9 @@ def test_memory_grows_linearly_up_to_32768_tokens(model: str, repository: Path) 
 RUN = """
 import json, sys
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.prepare import prepare_job
+from headatlas.pipeline.job.prepared_job import prepare_job
 from headatlas.pipeline.job.projection import project_job
-from headatlas.pipeline.job.run import execute_job
+from headatlas.pipeline.job.job_runner import execute_job
 
 job = prepare_job(parse_config(json.loads(sys.argv[1])))
 projected = project_job(job, timed=False).peak_bytes

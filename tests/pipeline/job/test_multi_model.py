@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from headatlas.pipeline.commands.run import app
-from headatlas.pipeline.config import ModelConfig, load_jobs
+from headatlas.pipeline.config import load_jobs
 from headatlas.pipeline.job.multi_model import run_jobs
+from headatlas.pipeline.models.model_options import ModelConfig
 from headatlas.pipeline.progress import LogLines, ModelBegun, ModelFailed, SegmentDone
 from headatlas.store.errors import ConfigError, HeadAtlasError
 from headatlas.store.store import open_store

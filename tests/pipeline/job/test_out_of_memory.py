@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.job.job_runner import run_job
 from headatlas.store.store import open_store
 
 CHILD = """
 import json, resource, sys
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.progress import BatchDone, BatchHalved, ExampleSkipped, SegmentDone, Stage
-from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.job.job_runner import run_job
 
 job, megabytes, n_limited, log = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), []
 FREE = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)

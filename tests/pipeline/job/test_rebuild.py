@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.calls.attention_hook import capturing, implementation
+from headatlas.pipeline.calls.attention_hook import capturing
 from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.sites import ModelSites, discover_sites, forward_options
+from headatlas.pipeline.models.attention_implementation import implementation
 from headatlas.store.codecs.pairs import pack_pairs
 from headatlas.store.errors import FormatError, NotFoundError, UnsupportedModelError
 from headatlas.store.queries.pattern_search import search

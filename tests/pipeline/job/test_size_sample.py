@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from headatlas.pipeline.config import JobConfig, load_config
-from headatlas.pipeline.job.prepare import prepare_job
+from headatlas.pipeline.job.job_runner import execute_job
+from headatlas.pipeline.job.prepared_job import prepare_job
 from headatlas.pipeline.job.projection import project_job
-from headatlas.pipeline.job.run import execute_job
 from headatlas.pipeline.job.size_sample import SAMPLE_EXAMPLES, choose_sample
 from headatlas.store.store import Store, open_store
 

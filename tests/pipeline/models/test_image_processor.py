@@ -13,10 +13,12 @@ from PIL import Image
 from transformers import AutoModel
 
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.corpora import ImageCorpus, Quarantined, read_corpus
-from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.corpora.corpus import read_corpus
+from headatlas.pipeline.corpora.corpus_options import ImageCorpus
+from headatlas.pipeline.corpora.records import Quarantined
+from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.models.image_processor import load_image_reader
-from headatlas.pipeline.models.sources import ModelFolder
+from headatlas.pipeline.models.model_folder import ModelFolder
 from headatlas.store.errors import ConfigError
 from headatlas.store.store import open_store
 from tools.tiny_models import build_model

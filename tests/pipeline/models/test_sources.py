@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from headatlas.pipeline.models.model_folder import hash_file, read_weight_files
+from headatlas.pipeline.models.model_folder import read_weight_files
 from headatlas.pipeline.models.sources import cache_folder, load_model, load_tokenizer, resolve_model
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.hashed_files import file_hash
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def test_a_folder(make_model, kind: str, architecture: str, model_type: str):
     assert loaded.model.config._attn_implementation == "eager"
     assert loaded.tokenizer.is_fast
     assert loaded.tokenizer("the nurse")["input_ids"] == [3, 4]
-    assert loaded.identity.files["model.safetensors"] == hash_file(folder / "model.safetensors")
+    assert loaded.identity.files["model.safetensors"] == file_hash(folder / "model.safetensors")
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(loaded.identity.files)
     json.dumps(loaded.identity.to_dict())
     assert str(folder.parent) not in json.dumps(loaded.identity.to_dict())

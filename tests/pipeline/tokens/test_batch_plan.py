@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headatlas.pipeline.tokens.batch_plan import (
     BatchLimits,
-    ModelShape,
-    example_bytes,
     plan_batches,
     plan_segments,
-    project,
 )
-from headatlas.store.schema.traces import Keep, Site, TraceSpec, segment_layout
+from headatlas.store.schema.example_sizes import example_bytes
+from headatlas.store.schema.traces import Keep, Site, TraceSpec
 
 
-def make_spec(causal=False, two_sided=False, **keep):
-    one = {"scaling": (1.0, 1.0), "softcap": (None, None), "window": (None, 3) if causal else (2, 2)}
-    sites = [
-        Site(
-            name="decoder" if causal else "encoder", n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, causal=causal, **one
-        )
-    ]
-    if two_sided:
-        sites.append(
-            Site(
-                name="cross",
-                n_layers=2,
-                n_heads=4,
-                n_kv_heads=4,
-                d_head=8,
-                causal=False,
-                query_sequence="target",
-                **one,
-            )
-        )
-    return TraceSpec(
-        sites=tuple(sites), keep=Keep(**keep), statistics=("entropy", "first") if keep.get("statistics", True) else ()
+def make_spec(causal=False):
+    site = Site(
+        name="decoder" if causal else "encoder",
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        d_head=8,
+        causal=causal,
+        scaling=(1.0, 1.0),
+        softcap=(None, None),
+        window=(None, 3) if causal else (2, 2),
     )
+    return TraceSpec(sites=(site,), keep=Keep(), statistics=("entropy", "first"))
 
 
 lengths = st.lists(st.integers(0, 70), min_size=1, max_size=120)
@@ -89,21 +76,6 @@ def test_segments_are_consecutive_and_bounded(tokens, max_examples, max_bytes, c
     assert end == len(tokens)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("two_sided", [False, True])
-@pytest.mark.parametrize(
-    "keep", [{}, {"attention": None}, {"query_key": "float32", "edges": None}, {"query_key": None, "statistics": False},
-     {"attention": "linear:16", "edges": None}, {"attention": "top_k:4"}, {"attention": "threshold:0.3/float16"}],
-)  # fmt: skip
-def test_bytes_of_examples_add_up_to_those_of_the_segment(causal, two_sided, keep):
-    spec = make_spec(causal, two_sided, **keep)
-    counts = {"source": np.asarray([3, 9, 1, 0, 14])}
-    if two_sided:
-        counts["target"] = np.asarray([5, 2, 2, 0, 7])
-    raw = sum(layout.raw_bytes for layout in segment_layout(spec, counts).values())
-    assert example_bytes(spec, counts).sum() == raw
-
-
 def test_little_padding_on_a_treebank(data_dir, minilm_dir):
     from transformers import AutoTokenizer
 
@@ -117,22 +89,3 @@ def test_little_padding_on_a_treebank(data_dir, minilm_dir):
         for batch in plan_batches({"source": counts[segment.examples]}, BatchLimits(max_examples=64)):
             total, padded = total + batch.n_tokens, padded + batch.n_padded_tokens
     assert 1 - total / padded <= 0.08
-
-
-def test_projection_counts_bytes_by_array():
-    spec = make_spec(causal=True)
-    counts = {"source": np.asarray([10, 20, 30])}
-    segments = plan_segments(spec, counts, 2, 1 << 30)
-    shape = ModelShape(weight_bytes=1000, hidden_size=32, intermediate_size=64, element_bytes=4)
-    projection = project(spec, counts, segments, BatchLimits(), shape, 4096, 0, seconds_per_token=0.5)
-    by_path = {array.path: array.raw_bytes for array in projection.arrays}
-    assert by_path["decoder/attention"] == 4 * (55 + 210 + 465)
-    assert by_path["decoder/attention_window_3"] == 4 * sum(6 + 3 * (n - 3) for n in counts["source"])
-    assert by_path["decoder/query"] == 2 * 4 * 60 * 8 * 2
-    assert by_path["decoder/key"] == 2 * 2 * 60 * 8 * 2
-    assert by_path["decoder/statistics"] == 2 * 2 * 4 * 3 * 4
-    assert projection.raw_bytes == example_bytes(spec, counts).sum()
-    assert projection.stored_bytes <= projection.raw_bytes
-    assert projection.n_segments == 2
-    assert projection.time_s == pytest.approx(30.0)
-    assert projection.peak_bytes > 1000

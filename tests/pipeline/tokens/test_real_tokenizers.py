@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from headatlas.pipeline.corpora import ConlluCorpus, read_corpus
+from headatlas.pipeline.corpora.corpus import read_corpus
+from headatlas.pipeline.corpora.corpus_options import ConlluCorpus
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample
 from headatlas.pipeline.models.sources import load_tokenizer, resolve_model
 from headatlas.pipeline.tokens.segment_tables import build_token_table

@@ -103,7 +103,8 @@ def test_columns_of_examples_keep_their_kind():
 
 
 def test_inputs_load_neither_torch_nor_transformers():
-    modules = "corpora, headatlas.pipeline.models.sources, headatlas.pipeline.tokens.tokenizer, headatlas.pipeline.tokens.segment_tables"
+    names = ("corpora.corpus", "models.sources", "tokens.tokenizer", "tokens.segment_tables")
+    modules = ", headatlas.pipeline.".join(names)
     code = f"import sys, headatlas.pipeline.{modules}; print(sorted({{'torch', 'transformers', 'pyarrow'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headatlas.pipeline.corpora import ConlluCorpus, read_corpus
+from headatlas.pipeline.corpora.corpus import read_corpus
+from headatlas.pipeline.corpora.corpus_options import ConlluCorpus
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample
 from headatlas.pipeline.tokens.tokenizer import encode
 

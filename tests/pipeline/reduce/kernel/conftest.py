@@ -21,7 +21,7 @@ def compiled_kernel(into: Path) -> Path:
     command = [sys.executable, "setup.py", "-q", "build_ext"]
     command += ["--build-lib", str(into), "--build-temp", str(into / "objects")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    path = into / "headatlas/pipeline/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
+    path = into / "headatlas/pipeline/reduce/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
     assert path.is_file(), f"the compiler is there, but the kernel was not built:\n{done.stdout}\n{done.stderr}"
     return path
 
@@ -34,5 +34,5 @@ def library() -> Library:
     settings = (ROOT / "setup.py").read_bytes()
     state = hashlib.sha256(settings + b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
     into = ROOT / "build/kernel" / state
-    path = into / "headatlas/pipeline/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
+    path = into / "headatlas/pipeline/reduce/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
     return load(path if path.is_file() else compiled_kernel(into))

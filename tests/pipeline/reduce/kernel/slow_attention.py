@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from headatlas.pipeline.reduce.kernel import Destination, Library, Places, prepare_attention
+from headatlas.pipeline.reduce.kernel import (
+    AttentionInputs,
+    BatchPlacement,
+    Destination,
+    Execution,
+    Library,
+    prepare_attention,
+)
 from headatlas.store.codecs.attention_codecs import attention_codec
 
 STATISTICS = (
@@ -109,7 +116,7 @@ class Arrays:
     statistics: np.ndarray
     valid: np.ndarray
     destination: Destination
-    places: Places
+    places: BatchPlacement
 
 
 GUARD = 32  # elements before, between and after the places, which must stay as they were
@@ -140,27 +147,24 @@ def arrays_for(case: Case) -> Arrays:
     steps = attention_codec(case.codec).steps
     kind = ("root" if steps.root else "linear", steps.n_steps) if steps else (case.codec, 255)
     destination = Destination(codes, *kind, logsumexp, edge_key, edge_weight, statistics, STATISTICS, valid)
-    places = Places(
+    places = BatchPlacement(
         case.lengths, case.causal, case.key_lengths, pair_offset, row_offset, order + 1, case.special(), case.band
     )  # fmt: skip
     return Arrays(codes, logsumexp, edge_key, edge_weight, statistics, valid, destination, places)
 
 
-def run(case: Case, library: Library, arrays: Arrays | None = None, **options):
+def inputs_of(case: Case) -> AttentionInputs:
+    return AttentionInputs(*case.tensors(), case.scaling, case.window, case.softcap, case.biases, case.sinks)
+
+
+def run(case: Case, library: Library, arrays: Arrays | None = None, *, into=None, output=True, **execution):
     arrays = arrays or arrays_for(case)
-    query, key, value = case.tensors()
     prepared = prepare_attention(
-        query,
-        key,
-        value,
+        inputs_of(case),
         arrays.places,
-        window=case.window,
-        scaling=case.scaling,
-        softcap=case.softcap,
-        biases=case.biases,
-        sinks=case.sinks,
-        library=library,
-        **{"into": arrays.destination} | options,
+        into or arrays.destination,
+        output=output,
+        execution=Execution(library=library, **execution),
     )
     return prepared.run(), arrays
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.reduce.kernel import Destination, Library, Places, prepare_attention
+from headatlas.pipeline.reduce.kernel import (
+    AttentionInputs,
+    BatchPlacement,
+    Destination,
+    Execution,
+    Library,
+    prepare_attention,
+)
 from headatlas.store.errors import ConfigError, ShapeError
 
 LENGTHS, HEADS, KV_HEADS, LONGEST, D = (5, 3), 4, 2, 6, 8
@@ -32,9 +39,10 @@ def arrays() -> Destination:
 
 
 def attempt(library: Library, into=None, places=None, tensors_=None, **options):
-    places = places or Places(LENGTHS, causal=True, **GOOD_PLACES)
-    options = {"scaling": 1.0} | options
-    return prepare_attention(*(tensors_ or tensors()), places, into=into or arrays(), library=library, **options).run()
+    places = places or BatchPlacement(LENGTHS, causal=True, **GOOD_PLACES)
+    execution = {name: options.pop(name) for name in ("n_threads", "instructions") if name in options}
+    inputs = AttentionInputs(*(tensors_ or tensors()), **{"scaling": 1.0} | options)
+    return prepare_attention(inputs, places, into or arrays(), execution=Execution(library=library, **execution)).run()
 
 
 def test_the_call_that_the_others_spoil_is_right(library):
@@ -104,16 +112,16 @@ def test_unknown_statistic(library):
     ("changed", "match"),
     [
         ({"pair_offset": [0, 16]}, "pair_offset.*22.*room for 21"),
-        ({"pair_offset": [0, 14]}, "same places"),
+        ({"pair_offset": [0, 14]}, "overlap"),
         ({"pair_offset": [-1, 15]}, "pair_offset holds -1"),
         ({"pair_offset": np.array([0.0, 15.0])}, "whole numbers"),
         ({"pair_offset": [0]}, "shape"),
         ({"pair_offset": None}, "pair_offset is missing"),
         ({"pair_offset": [0, 2**62]}, "pair_offset holds"),
         ({"row_offset": [4, 0]}, "row_offset.*9.*room for 8"),
-        ({"row_offset": [2, 0]}, "same places"),
+        ({"row_offset": [2, 0]}, "overlap"),
         ({"column": [2, 0]}, "column.*3.*room for 2"),
-        ({"column": [1, 1]}, "same places"),
+        ({"column": [1, 1]}, "overlap"),
         ({"special": np.zeros((2, LONGEST - 1), bool)}, "special has 5 key positions"),
         ({"special": np.zeros((1, LONGEST), bool)}, "special has 1 rows"),
         ({"special": np.zeros((2, LONGEST), np.int64)}, "special must be"),
@@ -126,12 +134,12 @@ def test_unknown_statistic(library):
 )
 def test_wrong_places(library, changed, match):
     with pytest.raises(ShapeError, match=match):
-        attempt(library, places=Places(**({"lengths": LENGTHS, "causal": True} | GOOD_PLACES | changed)))
+        attempt(library, places=BatchPlacement(**({"lengths": LENGTHS, "causal": True} | GOOD_PLACES | changed)))
 
 
 def test_places_cannot_be_changed_after_the_check():
     offsets = np.array([0, 15])
-    places = Places(LENGTHS, causal=True, pair_offset=offsets)
+    places = BatchPlacement(LENGTHS, causal=True, pair_offset=offsets)
     offsets[1] = 10**9
     assert places.pair_offset[1] == 15
     with pytest.raises(ValueError, match="read-only"):
@@ -178,9 +186,9 @@ def test_instructions_the_processor_lacks(library):
 
 def test_two_sequences_have_no_order(library):
     with pytest.raises(ConfigError, match="key_lengths"):
-        Places(LENGTHS, causal=True, key_lengths=LENGTHS)
+        BatchPlacement(LENGTHS, causal=True, key_lengths=LENGTHS)
     with pytest.raises(ConfigError, match="window"):
-        attempt(library, Destination(), Places(LENGTHS, causal=False, key_lengths=LENGTHS), window=3)
+        attempt(library, Destination(), BatchPlacement(LENGTHS, causal=False, key_lengths=LENGTHS), window=3)
 
 
 def test_gradients_are_refused(library):

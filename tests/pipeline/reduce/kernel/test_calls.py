@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.reduce.kernel import Destination, Places, prepare_attention
+from headatlas.pipeline.reduce.kernel import AttentionInputs, BatchPlacement, Destination, Execution, prepare_attention
 
 from .slow_attention import STATISTICS, Case, arrays_for, run
 
@@ -27,11 +27,10 @@ def test_an_example_does_not_depend_on_its_batch(library):
     out, _ = run(together, library, arrays)
     codes = np.zeros((1, 20 * 21 // 2), np.uint8)
     alone = prepare_attention(
-        *(t[1:, :, :20] for t in (query, key, value)),
-        Places([20], causal=True, pair_offset=[0]),
-        scaling=together.scaling,
-        into=Destination(codes=codes),
-        library=library,
+        AttentionInputs(*(t[1:, :, :20] for t in (query, key, value)), together.scaling),
+        BatchPlacement([20], causal=True, pair_offset=[0]),
+        Destination(codes=codes),
+        execution=Execution(library=library),
     ).run()
     assert torch.equal(alone[0], out[1, :20])
     start = arrays.places.pair_offset[1]
@@ -72,7 +71,8 @@ def test_a_score_that_is_no_number_shows(library, bad):
     key[0, 0, 20] = bad
     arrays = arrays_for(case)
     into = arrays.destination
-    prepare_attention(query, key, value, arrays.places, scaling=1.0, into=into, library=library).run()
+    inputs = AttentionInputs(query, key, value, scaling=1.0)
+    prepare_attention(inputs, arrays.places, into, execution=Execution(library=library)).run()
     np.testing.assert_array_equal(arrays.valid, [[False], [True]])
     hurt, well = (arrays.places.column[i] for i in (0, 1))
     assert np.isnan(arrays.statistics[STATISTICS.index("entropy"), 0, hurt])

@@ -30,9 +30,9 @@ def test_without_a_kernel_it_says_what_serves_and_why():
         kernel.explain()
         == "torch operations: the fused kernel was not compiled; install a C++ compiler, then headatlas again"
     )
-    tensors = [torch.zeros(1, 1, 2, 8)] * 3
+    inputs = kernel.AttentionInputs(*[torch.zeros(1, 1, 2, 8)] * 3, scaling=1.0)
     with pytest.raises(ConfigError, match=r"no fused kernel here .*not compiled"):
-        kernel.prepare_attention(*tensors, kernel.Places([2], causal=True), scaling=1.0)
+        kernel.prepare_attention(inputs, kernel.BatchPlacement([2], causal=True))
 
 
 def test_a_file_that_is_no_library_is_explained(monkeypatch, tmp_path):
@@ -64,6 +64,12 @@ def test_another_version_of_the_source_is_refused(monkeypatch, library):
         load(library.path)
 
 
+def test_a_kernel_of_other_statistics_is_refused(monkeypatch, library):
+    monkeypatch.setattr(finding, "STATISTIC_NAMES", ("distance", "entropy"))
+    with pytest.raises(ConfigError, match=r"statistics entropy, distance, maximum.*expected distance, entropy"):
+        load(library.path)
+
+
 def test_plain_instructions_always_work(library: Library):
     assert library.instructions[0] == "plain"
 
@@ -72,11 +78,11 @@ def test_a_forked_child_can_use_threads(library: Library):
     code = f"""
 import os, torch
 from pathlib import Path
-from headatlas.pipeline.reduce.kernel import Places, load, prepare_attention
+from headatlas.pipeline.reduce.kernel import AttentionInputs, BatchPlacement, Execution, load, prepare_attention
 torch.set_num_threads(1)
 library = load(Path({str(library.path)!r}))
-tensors = [torch.ones(4, 2, 9, 8)] * 3
-run = prepare_attention(*tensors, Places([9] * 4, causal=True), scaling=1.0, n_threads=3, library=library).run
+inputs = AttentionInputs(*[torch.ones(4, 2, 9, 8)] * 3, scaling=1.0)
+run = prepare_attention(inputs, BatchPlacement([9] * 4, causal=True), execution=Execution(3, library=library)).run
 expected = run()
 child = os.fork()
 if child == 0:

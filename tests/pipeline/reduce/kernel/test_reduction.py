@@ -1,17 +1,20 @@
 """The kernel inside a capture: which calls it serves, and that it stores what torch operations store."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.capture.collector import TorchReduction
 from headatlas.pipeline.capture.kernel_agreement import check_agreement
 from headatlas.pipeline.capture.sites import discover_sites
 from headatlas.pipeline.reduce import fused_reduction as fused_module
 from headatlas.pipeline.reduce import kernel
-from headatlas.pipeline.reduce.fused_reduction import FusedReduction, KernelVectors, choose_reduction
-from headatlas.pipeline.reduce.kernel.layout import STATISTIC_NAMES
+from headatlas.pipeline.reduce.fused_reduction import FusedReduction, KernelVectors
+from headatlas.pipeline.reduce.reduction import choose_reduction
+from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, TraceSpec
 
 LENGTHS = {"source": [9, 6, 6, 1], "target": [5, 7, 2, 2]}
@@ -157,7 +160,9 @@ def test_a_mask_of_its_own_is_added(name, library, model_of, inputs_of):
 def test_a_kernel_that_differs_is_noticed(spoil, library, model_of, inputs_of, monkeypatch):
     right = kernel.prepare_attention
     monkeypatch.setattr(
-        fused_module.kernel, "prepare_attention", lambda *tensors, **options: right(*tensors, **(options | spoil))
+        fused_module.kernel,
+        "prepare_attention",
+        lambda inputs, *arguments, **options: right(dataclasses.replace(inputs, **spoil), *arguments, **options),
     )
     found, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
     assert found.difference is not None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.reduce.kernel import INSTRUCTIONS, VectorPlaces, prepare_vectors
+from headatlas.pipeline.reduce.kernel import INSTRUCTIONS, Execution, VectorPlacement, prepare_vectors
 from headatlas.store.errors import ConfigError, ShapeError
 
 LENGTHS, STARTS, N_ROWS = (5, 40, 1, 0), (41, 1, 46, 3), 50
@@ -63,19 +63,21 @@ def test_equals_torch(library, instructions, codec, d_head, layout):
     for row, (n, start) in enumerate(zip(LENGTHS, STARTS, strict=True)):
         expected[:, start : start + n] = cast(x[row, :, :n], codec)
         sizes.append(float(x[row, :, :n].abs().max()) if n else 0.0)
-    places = VectorPlaces(LENGTHS, STARTS)
-    largest = prepare_vectors(x, places, into, codec, instructions=instructions, library=library).run()
+    places = VectorPlacement(LENGTHS, STARTS)
+    largest = prepare_vectors(
+        x, places, into, codec, execution=Execution(instructions=instructions, library=library)
+    ).run()
     np.testing.assert_array_equal(into.view(np.uint8), expected.view(np.uint8))
     np.testing.assert_array_equal(largest, np.float32(sizes))
 
 
 def test_threads_change_nothing(library):
     x = torch.randn((3, 2, 700, 64))
-    places = VectorPlaces([700, 513, 256], [0, 700, 1213])
+    places = VectorPlacement([700, 513, 256], [0, 700, 1213])
     found = []
     for n_threads in (1, 2, 5):
         into = np.zeros((2, 1469, 64), np.float16)
-        prepared = prepare_vectors(x, places, into, "float16", n_threads=n_threads, library=library)
+        prepared = prepare_vectors(x, places, into, "float16", execution=Execution(n_threads, library=library))
         found.append((into, prepared.run()))
     for into, largest in found[1:]:
         np.testing.assert_array_equal(into, found[0][0])
@@ -89,7 +91,9 @@ def test_what_is_not_finite_shows(library, value, place):
     x = numbers(33, "by token")
     x[place] = value
     into = np.zeros((3, N_ROWS, 33), np.float16)
-    largest = prepare_vectors(x, VectorPlaces(LENGTHS, STARTS), into, "float16", library=library).run()
+    largest = prepare_vectors(
+        x, VectorPlacement(LENGTHS, STARTS), into, "float16", execution=Execution(library=library)
+    ).run()
     assert np.isfinite(largest).tolist() == [True, False, True, True]
     assert np.isnan(largest[1]) == np.isnan(value)
 
@@ -117,7 +121,11 @@ def test_wrong_arguments(library, wrong):
     into = np.zeros((3, N_ROWS, 8), np.float16)
     call = {"vectors": torch.ones((4, 3, 40, 8)), "into": into, "codec": "float16", "n_threads": 1, **change}
     with pytest.raises((ShapeError, ConfigError), match=message):
-        prepare_vectors(places=VectorPlaces(LENGTHS, STARTS), library=library, **call)
+        prepare_vectors(
+            placement=VectorPlacement(LENGTHS, STARTS),
+            execution=Execution(call.pop("n_threads"), library=library),
+            **call,
+        )
     assert not into.any()
 
 
@@ -125,21 +133,27 @@ def test_read_only_destination(library):
     into = np.zeros((3, N_ROWS, 8), np.float16)
     into.flags.writeable = False
     with pytest.raises(ShapeError, match="cannot be written"):
-        prepare_vectors(torch.ones((4, 3, 40, 8)), VectorPlaces(LENGTHS, STARTS), into, "float16", library=library)
+        prepare_vectors(
+            torch.ones((4, 3, 40, 8)),
+            VectorPlacement(LENGTHS, STARTS),
+            into,
+            "float16",
+            execution=Execution(library=library),
+        )
 
 
 @pytest.mark.parametrize(
     ("lengths", "starts", "message"),
-    [((3, 2), (0, 2), "same places"), ((3, -1), (0, 5), "lengths holds -1"), ((3,), (0, 3), "starts has shape")],
+    [((3, 2), (0, 2), "overlap"), ((3, -1), (0, 5), "lengths holds -1"), ((3,), (0, 3), "starts has shape")],
 )
 def test_wrong_places(lengths, starts, message):
     with pytest.raises(ShapeError, match=message):
-        VectorPlaces(lengths, starts)
+        VectorPlacement(lengths, starts)
 
 
 def test_places_stay_what_was_checked():
     starts = np.array([0, 3])
-    places = VectorPlaces(np.array([3, 2]), starts)
+    places = VectorPlacement(np.array([3, 2]), starts)
     starts[:] = 1_000_000
     assert np.asarray(places.starts).tolist() == [0, 3]
     with pytest.raises(ValueError, match="read-only"):

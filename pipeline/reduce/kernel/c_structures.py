@@ -1,20 +1,19 @@
-"""The arguments of the kernel's calls as C sees them: the twins of those in `call.h`, field by field."""
+"""The C structures of the kernel's calls, field by field as in `call.h`."""
 
 from __future__ import annotations
 
 import ctypes
 
-STATISTIC_NAMES = ("entropy", "distance", "maximum", "self", "previous", "next", "first", "special")
-"""In the order of `Statistic` in call.h."""
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
 CODE_KINDS = ("root", "linear", "float16", "float32")
-"""What codes are; the position is the number C knows them by."""
+"""Kinds of codes; the index is their number in C."""
 
 MAX_EDGES = 16
 MAX_BIASES = 2
 
 VECTOR_CODECS = ("float32", "float16", "bfloat16")
-"""Types of kept vectors; the position is the number C knows them by."""
+"""Types of stored vectors; the index is their number in C."""
 
 _INT = ctypes.c_int64
 _POINTER = ctypes.c_void_p

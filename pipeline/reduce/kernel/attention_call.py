@@ -1,8 +1,7 @@
-"""`prepare_attention`: every size, type, stride and bound is checked here, before pointers are passed.
+"""Check every size, type, stride and bound of a call of the attention kernel, before C gets pointers.
 
-The C side trusts what it is told, so this module decides nothing and doubts everything: a wrong call raises
-`ShapeError` or `ConfigError` before any memory is touched. Arrays in the signatures are plain on purpose: these checks
-also run where annotations are not checked.
+The C side checks nothing. A wrong call raises `ShapeError` or `ConfigError` here before any memory is touched. Array
+annotations are plain on purpose: the checks also run where annotations are not checked.
 """
 
 from __future__ import annotations
@@ -16,28 +15,30 @@ import numpy as np
 import torch
 
 from headatlas.store.errors import ConfigError, ShapeError
+from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
-from .layout import CODE_KINDS, MAX_BIASES, MAX_EDGES, STATISTIC_NAMES, Call
-from .library import Instructions, Library, explain, installed
-from .places import LONGEST, Places
-from .prepared import PreparedAttention, traits
+from .batch_placement import LONGEST, BatchPlacement
+from .c_structures import CODE_KINDS, MAX_BIASES, MAX_EDGES, Call
+from .library import DEFAULT_EXECUTION, Execution
+from .prepared_calls import PreparedAttention, traits
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where one layer's results go: views of a segment's arrays. What is `None` is not computed.
+    """Views of a segment's arrays that receive one layer's results. What is `None` is not computed.
 
     Parameters
     ----------
     codes
         [head, pair], the weights as `code_kind` says: uint8 that counts `code_steps` steps of the weight's square root
         ("root", 255: sqrt8) or of the weight ("linear"), or the weight as float16 or float32. The lower triangle row by
-        row for causal attention, else all keys of each query, and of these what lies in the band of the places.
+        row for causal attention, else all keys of each query, and of these what lies in the band of the placement.
     logsumexp
         float32 [head, row], natural logarithm, of the scaled and capped scores, biases and the sink with them.
     edge_key, edge_weight
-        uint8 (up to 255 keys), uint16 or uint32, and float16 [head, row, edge], at most 16 edges a row; both or neither. Strongest first,
-        ties to the lower key; a row that sees fewer keys ends in the largest key number with weight 0.
+        uint8 (up to 255 keys), uint16 or uint32, and float16 [head, row, edge], at most 16 edges a row; both or
+        neither. Strongest first, ties to the lower key; a row that sees fewer keys ends in the largest key number
+        with weight 0.
     statistics
         float32 [statistic, head, column], its first axis named by `statistic_names`.
     valid
@@ -55,24 +56,9 @@ class Destination:
     valid: np.ndarray | None = None
 
 
-def prepare_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    places: Places,
-    *,
-    scaling: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    biases: Sequence[torch.Tensor] = (),
-    sinks: torch.Tensor | None = None,
-    into: Destination | None = None,
-    output: bool = True,
-    n_threads: int = 1,
-    instructions: Instructions | None = None,
-    library: Library | None = None,
-) -> PreparedAttention:
-    """Attention of a right padded batch, and what is kept of it, in one pass: checked here, made by `run` of the result.
+@dataclass(frozen=True, eq=False)
+class AttentionInputs:
+    """The tensors of one attention call of a right padded batch, and what happens to their scores.
 
     Parameters
     ----------
@@ -81,13 +67,11 @@ def prepare_attention(
     key, value
         float32 [example, kv_head, key_pos, d_head] and [example, kv_head, key_pos, d_value]; query head h uses
         key head h // (n_heads / n_kv_heads).
-    places
-        Lengths of the examples, and where each lies in the destination's arrays. Padding is neither read nor stored.
     scaling
         Multiplies query · key.
     window
-        Causal: queries see the last `window` keys, themselves included. Otherwise: keys at most `window` away. Where
-        codes are kept in a band (`Places.band`), no key outside it is seen either.
+        Causal: queries see the last `window` keys, themselves included. Otherwise: keys at most `window` away. If codes
+        are kept in a band (`BatchPlacement.band`), keys outside it are hidden too.
     softcap
         Scores s become softcap · tanh(s / softcap) after the scaling.
     biases
@@ -95,72 +79,95 @@ def prepare_attention(
         three may be 1. Numbers below -1e37 hide the key.
     sinks
         float32 [head]: scores of a key that takes its part of every row and is not stored.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
+    biases: Sequence[torch.Tensor] = ()
+    sinks: torch.Tensor | None = None
+
+
+def prepare_attention(
+    inputs: AttentionInputs,
+    placement: BatchPlacement,
+    into: Destination | None = None,
+    *,
+    output: bool = True,
+    execution: Execution = DEFAULT_EXECUTION,
+) -> PreparedAttention:
+    """Check a call that computes attention and everything to keep of it; `run` of the result makes the call.
+
+    Parameters
+    ----------
+    placement
+        Lengths of the examples, and the position of each in the destination's arrays. Padding is neither read nor
+        stored.
     into
-        Where to put what is kept.
+        The arrays to write to.
     output
-        Whether the attention output is wanted.
-    n_threads
-        Threads to spread examples and heads over; the result does not depend on it.
-    instructions, library
-        For tests and benchmarks: another instruction set than the fastest, another compiled file.
+        True if the attention output is needed.
+    execution
+        Threads, and for tests and benchmarks instruction set and library. The results do not depend on it.
 
     Returns
     -------
     PreparedAttention
-        Its `run` gives the output, float32 [example, query_pos, head, d_value], contiguous, rows of padding zero; None where it
-        is not wanted.
+        Its `run` returns the output, float32 [example, query_pos, head, d_value], contiguous, rows of padding zero;
+        None without `output`.
 
     Raises
     ------
     ShapeError
-        Sizes, types or strides do not fit together, or a place lies outside its array.
+        Sizes, types or strides do not fit together, or an example lies outside its array.
     ConfigError
-        An option is out of range, or no compiled kernel is there.
+        An option is out of range, or there is no compiled kernel.
     MemoryError
-        No room for scratch memory, or no threads to be had.
+        There is no memory for scratch arrays, or no thread can be started.
     """
-    library = library or installed()
-    if library is None:
-        raise ConfigError(f"no fused kernel here ({explain()})")
+    library, n_threads = execution.resolve()
+    query, key, value = inputs.query, inputs.key, inputs.value
+    window, scaling, softcap = inputs.window, inputs.scaling, inputs.softcap
     _check_tensors(query, key, value)
     n_examples, n_heads, n_queries, d_head = query.shape
     n_keys, d_value = key.shape[2], value.shape[3]
-    _check_lengths(places, n_examples, n_queries, n_keys)
-    if window is not None and (window < 1 or not places.same_tokens):
+    _check_lengths(placement, n_examples, n_queries, n_keys)
+    if window is not None and (window < 1 or not placement.same_tokens):
         raise ConfigError(f"window is {window}; it must be at least 1, and None between two sequences")
     if not (math.isfinite(scaling) and (softcap is None or 0 < softcap < math.inf)):
         raise ConfigError(f"scaling is {scaling}, softcap {softcap}; both must be finite, softcap above 0 or None")
-    if not 1 <= n_threads <= 1024:
-        raise ConfigError(f"n_threads is {n_threads}; it must be in 1 ... 1024")
 
     call = Call(ctypes.sizeof(Call), n_examples, n_heads, key.shape[1], n_queries, n_keys, d_head, d_value)
     call.query, call.key, call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
     call.query_stride[:], call.key_stride[:], call.value_stride[:] = query.stride(), key.stride(), value.stride()
-    call.query_length, call.key_length = places.n_queries.ctypes.data, places.n_keys.ctypes.data
+    call.query_length, call.key_length = placement.n_queries.ctypes.data, placement.n_keys.ctypes.data
     everything = n_queries + n_keys
     reach = everything if window is None else min(window, everything)
-    kept = everything if places.band is None else places.band - 1
-    call.before = min(kept, reach - 1 if places.causal and window is not None else reach)
-    call.after = 0 if places.causal else min(kept, reach)
-    call.kept_before, call.kept_after = kept, 0 if places.causal else kept
-    call.same_tokens = places.same_tokens
+    kept = everything if placement.band is None else placement.band - 1
+    call.before = min(kept, reach - 1 if placement.causal and window is not None else reach)
+    call.after = 0 if placement.causal else min(kept, reach)
+    call.kept_before, call.kept_after = kept, 0 if placement.causal else kept
+    call.same_tokens = placement.same_tokens
     call.scaling, call.softcap = scaling, softcap or 0.0
-    biases = [bias.contiguous() if bias.stride(-1) != 1 else bias for bias in biases]
-    _point_biases(call, biases, sinks)
-    if places.special is not None:
-        call.special, call.special_stride = places.special.ctypes.data, n_keys
+    biases = [bias.contiguous() if bias.stride(-1) != 1 else bias for bias in inputs.biases]
+    _point_biases(call, biases, inputs.sinks)
+    if placement.special is not None:
+        call.special, call.special_stride = placement.special.ctypes.data, n_keys
     call.statistic_row[:] = _NOT_WANTED
     if into is not None:
-        _point_destination(call, into, places)
+        _point_destination(call, into, placement)
     return PreparedAttention(
         call,
         library,
-        instructions,
+        execution.instructions,
         n_threads,
         (traits(query), traits(key), traits(value)),
         (n_examples, n_queries, n_heads, d_value) if output else None,
         tensors=(query, key, value),
-        held=(places, biases, sinks, into),
+        held=(placement, biases, inputs.sinks, into),
     )
 
 
@@ -190,16 +197,18 @@ def _check_tensors(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) 
         raise ShapeError(f"d_head is {d_head}, d_value {value.shape[3]}; expected 1 ... 65536")
 
 
-def _check_lengths(places: Places, n_examples: int, n_queries: int, n_keys: int) -> None:
-    if not isinstance(places, Places) or len(places.n_queries) != n_examples:
-        raise ShapeError(f"places are for {np.size(getattr(places, 'n_queries', ()))} examples; query has {n_examples}")
-    if places.longest_query > n_queries or places.longest_key > n_keys or max(n_queries, n_keys) > LONGEST:
+def _check_lengths(placement: BatchPlacement, n_examples: int, n_queries: int, n_keys: int) -> None:
+    if not isinstance(placement, BatchPlacement) or len(placement.n_queries) != n_examples:
         raise ShapeError(
-            f"lengths reach {places.longest_query} queries and {places.longest_key} keys; "
+            f"the placement is for {np.size(getattr(placement, 'n_queries', ()))} examples; query has {n_examples}"
+        )
+    if placement.longest_query > n_queries or placement.longest_key > n_keys or max(n_queries, n_keys) > LONGEST:
+        raise ShapeError(
+            f"lengths reach {placement.longest_query} queries and {placement.longest_key} keys; "
             f"the tensors have {n_queries} and {n_keys}"
         )
-    if places.special is not None and places.special.shape[1] != n_keys:
-        raise ShapeError(f"special has {places.special.shape[1]} key positions; key has {n_keys}")
+    if placement.special is not None and placement.special.shape[1] != n_keys:
+        raise ShapeError(f"special has {placement.special.shape[1]} key positions; key has {n_keys}")
 
 
 def _point_biases(call: Call, biases: Sequence[torch.Tensor], sinks: torch.Tensor | None) -> None:
@@ -227,7 +236,7 @@ def _point_biases(call: Call, biases: Sequence[torch.Tensor], sinks: torch.Tenso
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the kernel can read this as float32."""
+    """Return True if the kernel can read this tensor as float32."""
     return (
         tensor.dtype == torch.float32
         and tensor.device.type == "cpu"
@@ -237,7 +246,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
-def _point_destination(call: Call, into: Destination, places: Places) -> None:
+def _point_destination(call: Call, into: Destination, placement: BatchPlacement) -> None:
     """Check every destination and point `call` at it."""
     n_heads = call.n_heads
     if into.codes is not None:
@@ -250,17 +259,17 @@ def _point_destination(call: Call, into: Destination, places: Places) -> None:
         call.codes_stride = destination_steps("codes", into.codes, (dtype,), ("head", "pair"), n_heads, 1)[0]
         call.codes, call.codes_kind = into.codes.ctypes.data, CODE_KINDS.index(into.code_kind)
         call.codes_steps = into.code_steps
-        call.pair_offset = places.starts("pair_offset", "codes", into.codes.shape[1]).ctypes.data
+        call.pair_offset = placement.starts("pair_offset", "codes", into.codes.shape[1]).ctypes.data
     if into.logsumexp is not None:
         call.logsumexp_stride = destination_steps("logsumexp", into.logsumexp, ("f4",), ("head", "row"), n_heads, 1)[0]
         call.logsumexp = into.logsumexp.ctypes.data
-        call.row_offset = places.starts("row_offset", "logsumexp", into.logsumexp.shape[1]).ctypes.data
+        call.row_offset = placement.starts("row_offset", "logsumexp", into.logsumexp.shape[1]).ctypes.data
     if (into.edge_key is None) != (into.edge_weight is None):
         raise ShapeError("edge_key and edge_weight go together: pass both or neither")
     if into.edge_key is not None and into.edge_weight is not None:
-        _point_edges(call, into.edge_key, into.edge_weight, places)
+        _point_edges(call, into.edge_key, into.edge_weight, placement)
     if into.statistics is not None:
-        _point_statistics(call, into.statistics, into.statistic_names, places)
+        _point_statistics(call, into.statistics, into.statistic_names, placement)
     if into.valid is not None:
         steps = destination_steps("valid", into.valid, ("b1",), ("example", "head"), n_heads, 2)
         if into.valid.shape[0] != call.n_examples:
@@ -268,7 +277,7 @@ def _point_destination(call: Call, into: Destination, places: Places) -> None:
         call.valid, call.valid_stride = into.valid.ctypes.data, steps[0] if call.n_examples > 1 else n_heads
 
 
-def _point_edges(call: Call, edge_key: np.ndarray, edge_weight: np.ndarray, places: Places) -> None:
+def _point_edges(call: Call, edge_key: np.ndarray, edge_weight: np.ndarray, placement: BatchPlacement) -> None:
     axes = ("head", "row", "edge")
     key_steps = destination_steps("edge_key", edge_key, ("u1", "u2", "u4"), axes, call.n_heads, 2)
     weight_steps = destination_steps("edge_weight", edge_weight, ("f2",), axes, call.n_heads, 2)
@@ -277,17 +286,17 @@ def _point_edges(call: Call, edge_key: np.ndarray, edge_weight: np.ndarray, plac
         raise ShapeError(
             f"edge_key has shape {edge_key.shape}, edge_weight {edge_weight.shape}; expected the same, 1 ... {MAX_EDGES} edges"
         )
-    if places.longest_key > {1: 255, 2: 65_536}.get(edge_key.itemsize, LONGEST):
+    if placement.longest_key > {1: 255, 2: 65_536}.get(edge_key.itemsize, LONGEST):
         raise ShapeError(
-            f"edge_key is {edge_key.dtype}, which cannot number {places.longest_key} keys; use a wider type"
+            f"edge_key is {edge_key.dtype}, which cannot number {placement.longest_key} keys; use a wider type"
         )
     call.edge_key, call.edge_weight = edge_key.ctypes.data, edge_weight.ctypes.data
     call.edge_key_bytes, call.n_edges = edge_key.itemsize, n_edges
     call.edge_key_stride, call.edge_weight_stride = key_steps[0], weight_steps[0]
-    call.row_offset = places.starts("row_offset", "edge_key", edge_key.shape[1]).ctypes.data
+    call.row_offset = placement.starts("row_offset", "edge_key", edge_key.shape[1]).ctypes.data
 
 
-def _point_statistics(call: Call, statistics: np.ndarray, names: tuple[str, ...], places: Places) -> None:
+def _point_statistics(call: Call, statistics: np.ndarray, names: tuple[str, ...], placement: BatchPlacement) -> None:
     call.statistics_stride[:] = destination_steps(
         "statistics", statistics, ("f4",), ("statistic", "head", "column"), call.n_heads, 0
     )
@@ -295,10 +304,10 @@ def _point_statistics(call: Call, statistics: np.ndarray, names: tuple[str, ...]
         raise ShapeError(f"statistics has {statistics.shape[0]} rows for the names {', '.join(names) or '(none)'}")
     if unknown := [name for name in names if name not in STATISTIC_NAMES]:
         raise ConfigError(f"statistic {unknown[0]!r}: the kernel knows {', '.join(STATISTIC_NAMES)}")
-    if "special" in names and places.special is None:
-        raise ShapeError("the statistic special needs `special`, the flags of the special tokens, in the places")
+    if "special" in names and placement.special is None:
+        raise ShapeError("the statistic special needs `special`, the flags of the special tokens, in the placement")
     call.statistics = statistics.ctypes.data
-    call.column = places.starts("column", "statistics", statistics.shape[2]).ctypes.data
+    call.column = placement.starts("column", "statistics", statistics.shape[2]).ctypes.data
     for row, name in enumerate(names):
         call.statistic_row[STATISTIC_NAMES.index(name)] = row
 

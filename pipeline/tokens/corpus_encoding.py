@@ -1,4 +1,4 @@
-"""From a corpus to the examples of one model: its texts as tokens, prompts with what it writes after them, or images."""
+"""Encode a corpus for one model: texts as tokens, prompts with the text the model generates after them, or images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.store.errors import ConfigError
 
-from ..config import JobConfig
-from ..corpora import CorpusOptions, Quarantined, describe_corpus, read_corpus
+from ..corpora.corpus import describe_corpus, read_corpus
+from ..corpora.corpus_options import CorpusOptions
 from ..corpora.examples import CorpusExample, EncodedExample, without_tokens
+from ..corpora.records import Quarantined
+from ..models.model_options import ModelConfig
 from ..progress import Event, Stage
+from .batch_plan import BatchLimits
+from .token_options import GenerateConfig, TokensConfig
 from .tokenizer import Skipped, encode
 
 if TYPE_CHECKING:
@@ -21,8 +25,18 @@ OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
+class EncodingOptions:
+    """The settings of a job that decide its token sequences; `limits` are those of the batches that generate text."""
+
+    model: ModelConfig
+    tokens: TokensConfig
+    generate: GenerateConfig
+    limits: BatchLimits
+
+
+@dataclass(frozen=True)
 class Corpus:
-    """A corpus that was read: its examples, what had to be left out, and what tells it from another."""
+    """The contents of a corpus: examples, the records that could not be read, and a description that identifies it."""
 
     examples: list[CorpusExample]
     quarantined: list[Quarantined]
@@ -51,7 +65,7 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
 
 
 def encode_corpus(
-    config: JobConfig, loaded: LoadedModel, corpus: Corpus, on_event: OnEvent = lambda event: None
+    options: EncodingOptions, loaded: LoadedModel, corpus: Corpus, on_event: OnEvent = lambda event: None
 ) -> tuple[list[EncodedExample], dict[int, str]]:
     """The examples of a job, and by index why some have no tokens.
 
@@ -65,14 +79,14 @@ def encode_corpus(
         return [loaded.images.encode(example) for example in corpus.examples], {}
     assert loaded.tokenizer is not None, "what reads no images reads text"
     two_sided, start = _decoder(loaded)
-    n_new = config.generate.max_new_tokens
+    n_new = options.generate.max_new_tokens
     encoded = encode(
         corpus.examples,
         loaded.tokenizer,
-        max_tokens=_room(config, loaded) - (0 if two_sided else n_new),
-        on_too_long=config.tokens.too_long,
-        stride=config.tokens.stride,
-        add_special_tokens=config.tokens.special,
+        max_tokens=_room(options, loaded) - (0 if two_sided else n_new),
+        on_too_long=options.tokens.too_long,
+        stride=options.tokens.stride,
+        add_special_tokens=options.tokens.special,
         has_target=two_sided and not n_new,
         decoder_start_token_id=start,
     )
@@ -85,7 +99,7 @@ def encode_corpus(
         for result in encoded
     ]
     if n_new:
-        _continue_all(config, loaded, examples, skipped, on_event)
+        _continue_all(options, loaded, examples, skipped, on_event)
     return examples, skipped
 
 
@@ -95,16 +109,16 @@ def _decoder(loaded: LoadedModel) -> tuple[bool, int | None]:
     return two_sided, getattr(loaded.model.config, "decoder_start_token_id", None) if two_sided else None
 
 
-def _room(config: JobConfig, loaded: LoadedModel) -> int:
+def _room(options: EncodingOptions, loaded: LoadedModel) -> int:
     """How many tokens one sequence may have."""
     from .model_inputs import max_model_tokens
 
     assert loaded.tokenizer is not None
     limit = max_model_tokens(loaded.model, loaded.tokenizer)
-    asked, n_new = config.tokens.max_tokens, config.generate.max_new_tokens
-    if asked is not None and limit is not None and asked > limit:
-        raise ConfigError(f"tokens.max_tokens is {asked}, but {loaded.identity.name} takes at most {limit}.")
-    room = asked or limit or 1 << 30
+    max_tokens, n_new = options.tokens.max_tokens, options.generate.max_new_tokens
+    if max_tokens is not None and limit is not None and max_tokens > limit:
+        raise ConfigError(f"tokens.max_tokens is {max_tokens}, but {loaded.identity.name} takes at most {limit}.")
+    room = max_tokens or limit or 1 << 30
     if n_new >= room:
         raise ConfigError(
             f"generate.max_new_tokens is {n_new}, which leaves no room for a prompt: {loaded.identity.name} takes {room} "
@@ -114,18 +128,22 @@ def _room(config: JobConfig, loaded: LoadedModel) -> int:
 
 
 def _continue_all(
-    config: JobConfig, loaded: LoadedModel, examples: list[EncodedExample], skipped: dict[int, str], on_event: OnEvent
+    options: EncodingOptions,
+    loaded: LoadedModel,
+    examples: list[EncodedExample],
+    skipped: dict[int, str],
+    on_event: OnEvent,
 ) -> None:
     """Put what the model writes behind every prompt (or, of an encoder–decoder, as its target) in its place."""
-    from ..models.sources import load_asked
+    from ..models.sources import load_configured
     from .generation import answer_example, continue_example, end_tokens, write_continuations
 
     rows = [i for i in range(len(examples)) if i not in skipped]
-    on_event(Stage(f"writing {len(rows)} continuations of at most {config.generate.max_new_tokens} tokens"))
-    writer = load_asked(config.model, head=True)
+    on_event(Stage(f"writing {len(rows)} continuations of at most {options.generate.max_new_tokens} tokens"))
+    writer = load_configured(options.model, head=True)
     assert writer.tokenizer is not None
     prompts = [examples[i].source for i in rows]
-    written = write_continuations(writer.model, writer.tokenizer, prompts, config.generate, config.run.limits)
+    written = write_continuations(writer.model, writer.tokenizer, prompts, options.generate, options.limits)
     two_sided, start = _decoder(loaded)
     for i, ids in zip(rows, written, strict=True):
         if two_sided:

@@ -1,4 +1,4 @@
-"""Where the examples of a batch lie, and how long they are: checked once, used for every layer of a forward pass."""
+"""Lengths and array positions of the examples of a batch, checked once for all layers of a forward pass."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LONGEST = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
-    """Lengths of a right padded batch's examples, and each one's own place in the arrays of a segment.
+class BatchPlacement:
+    """Lengths of the examples of a right padded batch, and the position of each in the arrays of a segment.
 
     Arrays are copied, checked and made read-only, so that what was checked stays true.
 
@@ -30,8 +30,8 @@ class Places:
     key_lengths
         Keys of each example, for attention between two sequences; without it queries and keys are the same tokens.
     pair_offset, row_offset, column
-        Where each example's codes begin, its rows begin, its statistics stand [example]; needed where arrays that use
-        them are given. No two examples may overlap.
+        First pair of the codes, first row, and column of the statistics of each example [example]; required if arrays
+        that use them are passed. No two examples may overlap.
     special
         bool or uint8 [example, key_pos], not zero for special tokens; needed for the statistic `special`.
     band
@@ -58,7 +58,7 @@ class Places:
     longest_query: int = field(init=False)
     longest_key: int = field(init=False)
     stop: dict[str, int] = field(init=False)
-    """How long the pair, row and column axes must be at least."""
+    """Least length of the pair, row and column axes."""
 
     def __post_init__(self) -> None:
         """Check everything; see the class."""
@@ -88,7 +88,7 @@ class Places:
 
     @property
     def same_tokens(self) -> bool:
-        """Whether queries and keys are the same tokens."""
+        """True if queries and keys are the same tokens."""
         return self.key_lengths is None
 
     def starts(self, name: str, axis: str, size: int) -> np.ndarray:
@@ -101,7 +101,7 @@ class Places:
         """
         starts = getattr(self, name)
         if starts is None:
-            raise ShapeError(f"{name} is missing from the places; {axis} needs it")
+            raise ShapeError(f"{name} is missing from the placement; {axis} needs it")
         if self.stop[name] > size:
             raise ShapeError(f"{name}: the examples reach up to {self.stop[name]}, but {axis} has room for {size}")
         return starts
@@ -125,7 +125,7 @@ def check_apart(name: str, starts: np.ndarray, counts: np.ndarray) -> int:
     order = np.argsort(starts[filled], kind="stable")
     starts, stops = starts[filled][order], (starts + counts)[filled][order]
     if np.any(stops[:-1] > starts[1:]):
-        raise ShapeError(f"{name}: two examples would fill the same places")
+        raise ShapeError(f"{name}: two examples would overlap")
     return int(stops.max(initial=0))
 
 

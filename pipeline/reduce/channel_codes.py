@@ -1,4 +1,8 @@
-"""Query and key in a byte a number: a scale for each channel (one dimension of one head of one example)."""
+"""Write query and key as `int8`, with a scale for each channel: one dimension of a head of an example.
+
+The numbers are those of `encode_vectors` and `channel_scale` in `headatlas.store.codecs.companding`, computed on the
+model's device.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,6 @@ def write_channels(
     lengths: tuple[int, ...],
 ) -> float:
     """Write ``[example, head, position, d_head]`` as codes `[head, row, d_head]` and scales `[head, example, d_head]`.
-
-    The numbers are those of `headatlas.store.codecs.companding`.
 
     Returns
     -------

@@ -1,7 +1,8 @@
-"""From the results of a tile to their places in a segment's arrays: pairs, bands, sparse rows, rows of tokens."""
+"""Write the results of a tile into a segment's arrays: pairs, bands, sparse rows, rows of tokens."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -12,24 +13,27 @@ from headatlas.store.codecs.pairs import pair_rows
 from headatlas.store.codecs.sparse_rows import dropped_mass
 from headatlas.store.schema.traces import Site
 
-from ..reduce.torch_reduction import KeptWeights, TileResult
-from .segment_buffers import Run, SiteArrays, SitePlacement, SparseRows
+from ..calls.segment_buffers import Run, SiteArrays, SitePlacement, SparseRows
+from .tile_reduction import KeptWeights, TileResult
+
+
+@dataclass(frozen=True)
+class TileSpan:
+    """The part of a run that one tile covers: batch rows, query heads and query positions."""
+
+    run: Run
+    rows: slice
+    heads: slice
+    queries: slice
 
 
 def store_tile(
-    result: TileResult,
-    site: Site,
-    layer: int,
-    place: SitePlacement,
-    arrays: SiteArrays,
-    rows: slice,
-    heads: slice,
-    queries: slice,
-    run: Run,
+    result: TileResult, site: Site, layer: int, place: SitePlacement, arrays: SiteArrays, span: TileSpan
 ) -> None:
-    """Write what was computed of some examples, heads and queries of a batch to their places."""
+    """Write the results of one tile to the rows and pairs of its examples."""
+    rows, heads, queries = span.rows, span.heads, span.queries
     if result.attention is not None and (out := arrays.attention_of(site, layer)) is not None:
-        _store_attention(result.attention, site, site.band(layer), out[heads], place, rows, queries, run)
+        _store_attention(result.attention, site, site.band(layer), out[heads], place, span)
     if result.kept is not None and arrays.sparse is not None:
         _store_kept(result.kept, arrays.sparse, layer, heads, place, rows, queries)
     logsumexp = None if result.logsumexp is None else result.logsumexp.cpu().numpy()
@@ -53,16 +57,14 @@ def _store_attention(
     band: int | None,
     out: np.ndarray,
     place: SitePlacement,
-    rows: slice,
-    queries: slice,
-    run: Run,
+    span: TileSpan,
 ) -> None:
     """Write a tile's weights (any codec) to their pairs; `out` is ``[head, pair]`` of the layer and the tile's heads."""
-    n_keys = weights.shape[3]
+    rows, queries, n_keys = span.rows, span.queries, weights.shape[3]
     kept = _kept_pairs(queries.start, queries.stop, n_keys, site.causal, band, weights.device)
     pairs = weights.flatten(2)  # [example, head, pair]
     pairs = (pairs if kept is None else pairs.index_select(2, kept)).cpu().numpy()
-    first = pair_rows(queries.start, queries.stop, run.n_keys, causal=site.causal, window=band).start
+    first = pair_rows(queries.start, queries.stop, span.run.n_keys, causal=site.causal, window=band).start
     for i, row in enumerate(range(rows.start, rows.stop)):
         start = place.pair_start[band][row] + first
         out[:, start : start + pairs.shape[2]] = pairs[i]

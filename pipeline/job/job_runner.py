@@ -19,12 +19,13 @@ import torch
 
 from headatlas.store.errors import BudgetError
 from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped
+from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.text_tables import SegmentTables
 from headatlas.store.schema.traces import SequenceName
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
 from ..calls.segment_buffers import BufferPool, SegmentBuffers
-from ..capture.collector import Reduction, TorchReduction, TraceCollector
+from ..capture.collector import TraceCollector
 from ..capture.eager import forwarding
 from ..capture.kernel_agreement import check_agreement
 from ..checks.eager_check import check_eager
@@ -35,7 +36,6 @@ from ..progress import (
     BatchDone,
     BatchHalved,
     CheckPassed,
-    Event,
     ExampleSkipped,
     JobDone,
     JobStarted,
@@ -46,12 +46,13 @@ from ..progress import (
     format_bytes,
 )
 from ..reduce import kernel
-from ..reduce.fused_reduction import choose_reduction
-from ..tokens.batch_plan import SegmentSpec, example_bytes, plan_batches
+from ..reduce.reduction import Reduction, choose_reduction
+from ..reduce.torch_reduction import TorchReduction
+from ..tokens.batch_plan import SegmentSpec, plan_batches
 from ..tokens.model_inputs import ModelInputs
 from ..tokens.segment_tables import build_example_columns, build_token_table
-from .deferred_statistics import add_later
-from .prepare import Job, count_tokens, prepare_job
+from .deferred_statistics import add_deferred
+from .prepared_job import Job, count_tokens, prepare_job
 from .repair import find_repairs
 
 
@@ -138,7 +139,7 @@ def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bo
                 pending = background.submit(write_segment, writer, computed)
             if pending is not None:
                 _report_segment(pending.result(), on_event)
-    add_later(job, on_event)
+    add_deferred(job.path, job.config.keep.computed_later, on_event)
     manifest = writer.manifest
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - started
@@ -363,6 +364,3 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[R
 
 def _report_segment(entry: SegmentEntry, on_event: Listener) -> None:
     on_event(SegmentDone(entry.index, entry.n_examples, entry.data_bytes + entry.bytes))
-
-
-__all__ = ["ComputedSegment", "Event", "JobReport", "compute_segment", "execute_job", "run_job", "write_segment"]

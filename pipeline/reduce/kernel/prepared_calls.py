@@ -1,8 +1,8 @@
-"""Checked calls that are made again: the layers of a batch differ in where their numbers lie, and in nothing else.
+"""Checked calls that can be repeated: the layers of a batch differ in the addresses of their arrays only.
 
-Checking a call and pointing it at its arrays is Python that runs after some 10 ms of a model's matrix products, with
-nothing of it in the processor's caches: half a millisecond a layer, where moving a checked call takes a fifth of that.
-Whether tensors and arrays are alike is looked at for every call; what is not alike is checked from the start.
+Checking a call takes half a millisecond a layer, because its Python code runs after some 10 ms of matrix products that
+evicted it from the processor's caches. Moving a checked call takes a fifth of that. Every call is compared with the
+checked one; if it differs in more than addresses it is checked anew.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .layout import Call, Vectors
+from .c_structures import Call, Vectors
 from .library import Instructions, Library
 
 
 def traits(tensor: torch.Tensor) -> tuple[object, ...]:
-    """All that the checks look at, besides the address."""
+    """Properties of a tensor that the checks read, except the address."""
     wants_gradients = tensor.requires_grad and torch.is_grad_enabled()
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.layout, tensor.is_neg(), wants_gradients
 
@@ -41,7 +41,7 @@ class PreparedAttention:
     held: tuple[object, ...]
 
     def fits(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-        """Whether these tensors differ from the checked ones in their place alone."""
+        """Return True if these tensors differ from the checked ones in their addresses only."""
         return self.traits == (traits(query), traits(key), traits(value))
 
     def move(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, addresses: Mapping[str, int]) -> None:
@@ -78,7 +78,7 @@ class PreparedVectors:
     held: tuple[object, ...]
 
     def fits(self, vectors: torch.Tensor, into: np.ndarray, n_threads: int) -> bool:
-        """Whether these differ from the checked ones in their place alone."""
+        """Return True if these differ from the checked ones in their addresses only."""
         return self.traits == (*traits(vectors), *array_traits(into)) and n_threads == self.n_threads
 
     def move(self, vectors: torch.Tensor, into: np.ndarray) -> None:
@@ -95,5 +95,5 @@ class PreparedVectors:
 
 
 def array_traits(array: np.ndarray) -> tuple[object, ...]:
-    """All that the checks look at, besides the address."""
+    """Properties of an array that the checks read, except the address."""
     return array.shape, array.strides, array.dtype, array.flags.num

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline.capture.collector import TorchReduction, TraceCollector
+from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job import run as run_module
-from headatlas.pipeline.job.prepare import prepare_job
-from headatlas.pipeline.job.run import execute_job, run_job
+from headatlas.pipeline.job import job_runner as run_module
+from headatlas.pipeline.job.job_runner import execute_job, run_job
+from headatlas.pipeline.job.prepared_job import prepare_job
 from headatlas.pipeline.progress import (
     BatchDone,
     BatchHalved,
@@ -27,6 +27,7 @@ from headatlas.pipeline.progress import (
     JobStarted,
     SegmentDone,
 )
+from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.store.errors import ConfigError
 from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.flat_rows import Rows
@@ -40,7 +41,7 @@ CHILD = """
 import json, os, signal, sys
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.progress import BatchDone, SegmentDone
-from headatlas.pipeline.job.run import run_job
+from headatlas.pipeline.job.job_runner import run_job
 
 job, at = json.loads(sys.argv[1]), int(sys.argv[2])
 count = 0

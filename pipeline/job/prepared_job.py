@@ -1,4 +1,4 @@
-"""From a job file to everything a run needs: model, sites, encoded examples, segments, and who they are.
+"""Prepare everything that a run needs from a job file: model, sites, encoded examples, segments, provenance.
 
 Nothing is written here, so `headatlas plan` and `headatlas run` share it.
 """
@@ -22,8 +22,11 @@ from headatlas.store.schema.traces import TraceSpec
 from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
-from ..tokens.batch_plan import BatchLimits, ModelShape, SegmentSpec, plan_segments
-from ..tokens.encoding import Corpus, encode_corpus, open_corpus
+from ..tokens.batch_plan import BatchLimits, SegmentSpec, plan_segments
+from ..tokens.corpus_encoding import Corpus, encode_corpus, open_corpus
+from .deferred_statistics import check_deferred
+from .process_memory import resident_bytes
+from .resources import ModelShape
 
 if TYPE_CHECKING:
     from ..capture.sites import ModelSites
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("headatlas", "torch", "transformers", "tokenizers", "numpy", "zarr")
 _LISTED_QUARANTINED = 100
 EAGER_BATCH_BYTES = 512 << 20
-"""What the maps of one batch may take in eager mode, all layers together, unless one example alone takes more."""
+"""Largest size of the maps of one batch in eager mode, all layers together; one example may exceed it."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,12 @@ class Job:
     n_quarantined: int
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
+    resident_model_bytes: int = 0
+    """Memory that loading the model took, at most its weights; 0 on a GPU, or if it was loaded before."""
 
     @property
     def limits(self) -> BatchLimits:
-        """How large a batch may be; smaller where all layers' maps are in memory at once."""
+        """Limits of a batch; smaller if the maps of all layers are in memory at once."""
         limits = self.config.run.limits
         if self.spec.capture == "interface":
             return limits
@@ -96,19 +101,23 @@ def prepare_job(
         The model's attention cannot be captured.
     """
     import torch
+    from transformers import AutoModel, AutoTokenizer  # noqa: F401  # else they would count as the model's memory
 
     from ..capture.eager import find_sites, require_keep
-    from ..models.sources import load_asked
+    from ..models.sources import load_configured
     from ..tokens.model_inputs import InputBuilder
-    from .deferred_statistics import check_later
 
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
+    resident_model_bytes = 0
     if loaded is None:
+        before = resident_bytes()
         on_event(Stage(f"reading model {config.model.source}"))
-        loaded = load_asked(config.model, images=config.corpus.kind == "images")
+        loaded = load_configured(config.model, images=config.corpus.kind == "images")
+        if loaded.model.device.type == "cpu":
+            resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - before))
     corpus = corpus or open_corpus(config.corpus, on_event)
-    examples, skipped = encode_corpus(config, loaded, corpus, on_event)
+    examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = next(example for i, example in enumerate(examples) if i not in skipped)
@@ -120,7 +129,7 @@ def prepare_job(
         raise UnsupportedModelError(
             f"{kind} sees later tokens, so it writes no text; leave generate.max_new_tokens out."
         )
-    check_later(config.keep, sites.sites)
+    check_deferred(config.keep, sites.sites)
     if sites.capture == "eager":
         kind = type(loaded.model).__name__
         on_event(Stage(f"{kind} computes attention outside transformers' interface: the maps it returns are captured"))
@@ -130,13 +139,24 @@ def prepare_job(
     )
     assert config.store.path is not None, "load_config gives every job a store"
     job = Job(
-        config, config.store.path, loaded, inputs, sites, spec, examples, skipped, len(corpus.quarantined), segments, {}
+        config=config,
+        path=config.store.path,
+        loaded=loaded,
+        inputs=inputs,
+        sites=sites,
+        spec=spec,
+        examples=examples,
+        skipped=skipped,
+        n_quarantined=len(corpus.quarantined),
+        segments=segments,
+        provenance={},
+        resident_model_bytes=resident_model_bytes,
     )
     return replace(job, provenance=_describe(job, corpus))
 
 
 def model_shape(loaded: LoadedModel) -> ModelShape:
-    """What the memory projection needs of a model."""
+    """The sizes of a model for the memory projection."""
     hidden = _first_size(loaded, ("hidden_size", "d_model", "dim", "n_embd"), 1024)
     inner = _first_size(loaded, ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner"), 4 * hidden)
     parameters = list(loaded.model.parameters())
@@ -150,7 +170,7 @@ def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> in
 
 
 def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
-    """Who model, tokenizer and corpus are, what the job asked for, what ran it."""
+    """Describe model, tokenizer, corpus, settings, libraries and machine."""
     tokenizer, images = job.loaded.tokenizer, job.loaded.images
     reads = {"class": "" if images is None else images.name}
     if tokenizer is not None:

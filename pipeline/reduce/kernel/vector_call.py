@@ -1,6 +1,6 @@
-"""`prepare_vectors`: queries or keys of one layer from the model's tensor to their places, in the type they are kept in.
+"""Check a call that writes queries or keys of one layer into their array, in the type they are kept in.
 
-As in `call`, everything is checked here and nothing in C.
+As in `attention_call`, everything is checked here and nothing in C.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 
 from headatlas.store.errors import ConfigError, ShapeError
 
-from .call import destination_steps
-from .layout import VECTOR_CODECS, Vectors
-from .library import Instructions, Library, explain, installed
-from .places import LONGEST, Numbers, check_apart, whole_numbers
-from .prepared import PreparedVectors, array_traits, traits
+from .attention_call import destination_steps
+from .batch_placement import LONGEST, Numbers, check_apart, whole_numbers
+from .c_structures import VECTOR_CODECS, Vectors
+from .library import DEFAULT_EXECUTION, Execution
+from .prepared_calls import PreparedVectors, array_traits, traits
 
 _DTYPES = {"float32": "f4", "float16": "f2", "bfloat16": "u2"}
 
 
 @dataclass(frozen=True, eq=False)
-class VectorPlaces:
-    """How many vectors each example of a batch has, and the row its first one goes to; checked once, copied, read-only.
+class VectorPlacement:
+    """Number of vectors of each example of a batch, and the row of the first. Checked once, copied, read-only.
 
     Raises
     ------
@@ -36,7 +36,7 @@ class VectorPlaces:
     starts: Numbers
     longest: int = field(init=False)
     stop: int = field(init=False)
-    """How many rows there must be at least."""
+    """Least number of rows of the array."""
 
     def __post_init__(self) -> None:
         """Check everything; see the class."""
@@ -50,13 +50,11 @@ class VectorPlaces:
 
 def prepare_vectors(
     vectors: torch.Tensor,
-    places: VectorPlaces,
+    placement: VectorPlacement,
     into: np.ndarray,
     codec: str,
     *,
-    n_threads: int = 1,
-    instructions: Instructions | None = None,
-    library: Library | None = None,
+    execution: Execution = DEFAULT_EXECUTION,
 ) -> PreparedVectors:
     """Write the vectors of a right padded batch to their rows: checked here, made by `run` of the result.
 
@@ -66,23 +64,21 @@ def prepare_vectors(
     ----------
     vectors
         float32 [example, head, position, d_head] on the CPU; any strides but along d_head, which must have no gaps.
-    places
+    placement
         Lengths, and where each example lies among the rows.
     into
-        [head, row, d_head] of the codec: float32, float16, or uint16 for bfloat16. Numbers are rounded to even, as torch
-        does.
+        [head, row, d_head] of the codec: float32, float16, or uint16 for bfloat16. Numbers are rounded to even, as
+        torch does.
     codec
         "float32", "float16" or "bfloat16".
-    n_threads
-        Threads at most; few numbers take one.
-    instructions, library
-        For tests and benchmarks.
+    execution
+        Threads at most (few numbers take one), and for tests and benchmarks instruction set and library.
 
     Returns
     -------
     PreparedVectors
-        Its `run` gives float32 [example]: the largest absolute value of each example, infinite or NaN where one is; 0 without
-        vectors.
+        Its `run` gives float32 [example]: the largest absolute value of each example, infinite or NaN where one is; 0
+        without vectors.
 
     Raises
     ------
@@ -91,41 +87,40 @@ def prepare_vectors(
     ConfigError
         Unknown codec, or no compiled kernel is there.
     """
-    library = library or installed()
-    if library is None:
-        raise ConfigError(f"no fused kernel here ({explain()})")
+    library, n_threads = execution.resolve()
     if codec not in VECTOR_CODECS:
         raise ConfigError(f"codec {codec!r}: the kernel knows {', '.join(VECTOR_CODECS)}")
-    if not 1 <= n_threads <= 1024:
-        raise ConfigError(f"n_threads is {n_threads}; it must be in 1 ... 1024")
     if not is_served(vectors):
         raise ShapeError(
             f"vectors are {tuple(vectors.shape)} {vectors.dtype} on {vectors.device} with strides {vectors.stride()}; "
             "expected float32 [example, head, position, d_head] on the CPU without gaps along d_head, and no gradients"
         )
     n_examples, n_heads, n_positions, d_head = vectors.shape
-    if len(places.lengths) != n_examples or places.longest > n_positions:
+    if len(placement.lengths) != n_examples or placement.longest > n_positions:
         raise ShapeError(
-            f"places are for {len(places.lengths)} examples of up to {places.longest} positions; "
+            f"the placement is for {len(placement.lengths)} examples of up to {placement.longest} positions; "
             f"vectors have {n_examples} of {n_positions}"
         )
     steps = destination_steps("vectors", into, (_DTYPES[codec],), ("head", "row", "d_head"), n_heads, 1)
-    if into.shape[2] != d_head or places.stop > into.shape[1]:
+    if into.shape[2] != d_head or placement.stop > into.shape[1]:
         raise ShapeError(
-            f"into has {into.shape[1]} rows of {into.shape[2]}; the examples reach up to row {places.stop}, d_head is {d_head}"
+            f"into has {into.shape[1]} rows of {into.shape[2]}; the examples reach up to row {placement.stop}, "
+            f"d_head is {d_head}"
         )
     largest = np.zeros(n_examples, np.int32)
     call = Vectors(ctypes.sizeof(Vectors), n_examples, n_heads, d_head)
     call.source, call.source_stride[:] = vectors.data_ptr(), vectors.stride()[:3]
-    call.length, call.start = np.asarray(places.lengths).ctypes.data, np.asarray(places.starts).ctypes.data
+    call.length, call.start = np.asarray(placement.lengths).ctypes.data, np.asarray(placement.starts).ctypes.data
     call.to, call.to_stride[:] = into.ctypes.data, steps[:2]
     call.codec, call.largest = VECTOR_CODECS.index(codec), largest.ctypes.data
-    found = (*traits(vectors), *array_traits(into))
-    return PreparedVectors(call, library, instructions, n_threads, found, largest, (vectors, into), held=(places,))
+    checked = (*traits(vectors), *array_traits(into))
+    return PreparedVectors(
+        call, library, execution.instructions, n_threads, checked, largest, (vectors, into), held=(placement,)
+    )
 
 
 def is_served(vectors: torch.Tensor) -> bool:
-    """Whether the kernel can read this tensor."""
+    """Return True if the kernel can read this tensor."""
     return (
         vectors.ndim == 4
         and vectors.dtype == torch.float32

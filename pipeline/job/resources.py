@@ -1,0 +1,206 @@
+"""Project what a job takes (bytes on disk, memory, time) from token counts and shapes, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from headatlas.store.codecs.attention_layout import smallest_unsigned
+from headatlas.store.codecs.expected_sizes import compression_factor, entry_counts, expected_row_entries
+from headatlas.store.schema.traces import TraceSpec, segment_layout
+
+from ..calls.attention_hook import OUTPUT_WEIGHTS
+from ..calls.lazy_mask import DENSE_PAIRS
+from ..tokens.batch_plan import BatchLimits, BatchPlan, Lengths, SegmentSpec, plan_batches
+
+FIRST_USE_BYTES = 96 << 20
+"""Memory that libraries take when they are first used: code, thread stacks, caches."""
+
+
+@dataclass(frozen=True)
+class ArrayProjection:
+    """Bytes of one array over the whole job."""
+
+    path: str
+    raw_bytes: int
+    stored_bytes: int
+    """Predicted, after compression."""
+    is_estimate: bool = False
+    """True if the weights decide how many are stored (a sparse codec). `raw_bytes` is then an upper bound."""
+
+
+@dataclass(frozen=True)
+class JobProjection:
+    """Resources of a job; `time_s` is None if nothing was timed."""
+
+    n_examples: int
+    n_tokens: dict[str, int]
+    n_segments: int
+    n_batches: int
+    wasted_tokens: float
+    """Share of computed tokens that is padding."""
+    arrays: tuple[ArrayProjection, ...]
+    memory: dict[str, int] = field(default_factory=dict)
+    """Peak bytes by cause."""
+    time_s: float | None = None
+    besides: tuple[ArrayProjection, ...] = ()
+    """Tables and metadata, if they were measured."""
+
+    @property
+    def raw_bytes(self) -> int:
+        """All trace arrays before compression."""
+        return sum(array.raw_bytes for array in self.arrays)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Predicted size of the store, as far as it is known."""
+        return sum(array.stored_bytes for array in (*self.arrays, *self.besides))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak memory of the process."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model that its memory depends on."""
+
+    weight_bytes: int
+    hidden_size: int
+    intermediate_size: int
+    element_bytes: int
+
+
+@dataclass(frozen=True)
+class FixedMemory:
+    """Memory that does not depend on the examples."""
+
+    process_bytes: int
+    """Of the process as it is, without the model."""
+    tile_bytes: int
+    check_bytes: int
+
+
+def project(
+    spec: TraceSpec,
+    n_tokens: Lengths,
+    segments: Sequence[SegmentSpec],
+    limits: BatchLimits,
+    model: ModelShape,
+    fixed: FixedMemory,
+    seconds_per_token: float | None = None,
+) -> JobProjection:
+    """Project bytes on disk, peak memory and time of a job from shapes alone."""
+    layouts: dict[str, int] = {}
+    largest_segment = 0
+    n_batches = n_padded = n_real = 0
+    largest_batch = largest_slots = 0
+    expected_entries = most_entries = 0
+    for segment in segments:
+        lengths = {name: np.asarray(values[segment.examples], dtype=np.int64) for name, values in n_tokens.items()}
+        raw = 0
+        for path, layout in segment_layout(spec, lengths).items():
+            layouts[path] = layouts.get(path, 0) + layout.raw_bytes
+            raw += layout.raw_bytes
+        largest_segment = max(largest_segment, raw)
+        largest_slots = max(largest_slots, _slot_bytes(spec, lengths))
+        expected, most = _sparse_entries(spec, lengths)
+        expected_entries, most_entries = expected_entries + expected, most_entries + most
+        for batch in plan_batches(lengths, limits):
+            n_batches += 1
+            n_padded += batch.n_padded_tokens
+            n_real += batch.n_tokens
+            batch_bytes = (
+                _activation_bytes(batch, model) + _mask_bytes(batch, spec, lengths) + _map_bytes(batch, spec, lengths)
+            )
+            largest_batch = max(largest_batch, batch_bytes)
+    filled = expected_entries / max(1, most_entries)
+    arrays = tuple(_project_array(spec, path, raw, filled) for path, raw in layouts.items())
+    memory = {
+        "process": fixed.process_bytes + FIRST_USE_BYTES,
+        "model": model.weight_bytes,
+        # One segment is written while the next is computed; buffers are an eighth larger than needed.
+        "segments": 2 * largest_segment * 9 // 8,
+        "writing": min(largest_segment, 256 << 20),
+        "activations": largest_batch,
+        "tiles": 8 * fixed.tile_bytes,
+        "sparse rows": largest_slots,
+        "self-check": fixed.check_bytes,
+        "corpus": sum(int(np.sum(values)) for values in n_tokens.values()) * 400,
+    }
+    return JobProjection(
+        n_examples=len(next(iter(n_tokens.values()))),
+        n_tokens={name: int(np.sum(values)) for name, values in n_tokens.items()},
+        n_segments=len(segments),
+        n_batches=n_batches,
+        wasted_tokens=1 - n_real / n_padded if n_padded else 0.0,
+        arrays=arrays,
+        memory=memory,
+        time_s=None if seconds_per_token is None else seconds_per_token * n_real,
+    )
+
+
+def _project_array(spec: TraceSpec, path: str, raw_bytes: int, filled: float) -> ArrayProjection:
+    """Predict the stored bytes of one array; `filled` is the expected share of the entries of a sparse codec."""
+    site_name, name = path.split("/", 1)
+    codec, is_causal = spec.attention_codec, spec.site(site_name).causal
+    is_sparse = codec is not None and codec.selection is not None and name.startswith("attention")
+    factor = compression_factor(name, codec, causal=is_causal)
+    if is_sparse and name in ("attention", "attention_key"):
+        factor *= filled
+    return ArrayProjection(path, raw_bytes, int(raw_bytes * factor), is_sparse)
+
+
+def _activation_bytes(batch: BatchPlan, model: ModelShape) -> int:
+    return batch.n_padded_tokens * (12 * model.hidden_size + 3 * model.intermediate_size) * model.element_bytes
+
+
+def _mask_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
+    """Bytes of masks as booleans and numbers; of many pairs only tiles exist, and weights of the output."""
+    longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())
+    pairs = len(batch.examples) * longest * longest
+    n_heads = max(site.n_heads for site in spec.sites)
+    weights = min(pairs * n_heads, OUTPUT_WEIGHTS) if pairs > DENSE_PAIRS else 0
+    return 16 * min(pairs, DENSE_PAIRS) + 12 * weights
+
+
+def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
+    """Bytes of the maps of a batch in eager mode, and of one layer while it is computed."""
+    if spec.capture == "interface":
+        return 0
+    longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())
+    maps = sum(site.n_layers * site.n_heads for site in spec.sites) + 3 * max(site.n_heads for site in spec.sites)
+    return 4 * len(batch.examples) * longest * longest * maps
+
+
+def _sparse_entries(spec: TraceSpec, lengths: Lengths) -> tuple[int, int]:
+    """Weights that a sparse codec is expected to keep, and the most that it may keep; all maps together."""
+    codec = spec.attention_codec
+    if codec is None or codec.selection is None:
+        return 0, 0
+    expected = most = 0
+    for site in spec.sites:
+        queries, keys = lengths[site.query_sequence], lengths[site.key_sequence]
+        n_expected, n_most = (
+            int(entry_counts(queries, keys, n_kept, causal=site.causal).sum()) * site.n_layers * site.n_heads
+            for n_kept in (expected_row_entries(codec.selection), codec.selection.n_kept)
+        )
+        expected, most = expected + n_expected, most + n_most
+    return expected, most
+
+
+def _slot_bytes(spec: TraceSpec, lengths: Lengths) -> int:
+    """Bytes of the rows of a sparse codec while two segments are in memory."""
+    codec = spec.attention_codec
+    if codec is None or codec.selection is None:
+        return 0
+    total = 0
+    for site in spec.sites:
+        longest = int(lengths[site.key_sequence].max(initial=0))
+        width = np.dtype(codec.dtype).itemsize + smallest_unsigned(max(0, longest - 1)).itemsize
+        rows = int(lengths[site.query_sequence].sum())
+        total += 2 * site.n_layers * site.n_heads * rows * min(codec.selection.n_kept, longest) * width
+    return total

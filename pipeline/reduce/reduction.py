@@ -1,0 +1,62 @@
+"""The interface of a reduction, and the choice of the one that serves a model on its device.
+
+A reduction turns one attention call into stored numbers. It receives the call, the placement of its batch and the
+arrays of the site, and may return the attention output if it computed that too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from headatlas.store.codecs.attention_codecs import attention_codec
+from headatlas.store.schema.traces import CaptureMode, Keep, Site
+
+from ..calls.attention_hook import AttentionCall
+from ..calls.batch import Batch
+from ..calls.segment_buffers import SiteArrays
+from . import kernel
+from .fused_reduction import FusedReduction
+from .kernel.c_structures import CODE_KINDS, MAX_EDGES
+from .torch_reduction import TorchReduction
+from .triton_reduction import TritonReduction
+
+
+class Reduction(Protocol):
+    """Turns attention calls into stored numbers."""
+
+    def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
+        """Write everything kept of one call into `arrays`; return the attention output if it was computed anyway."""
+        ...
+
+    def end_pass(self) -> None:
+        """Note that a forward pass is over; its results may still be copied while the next one runs."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until the results of all passes are in the arrays, and their failures in the batches."""
+        ...
+
+
+def choose_reduction(
+    keep: Keep, statistics: Sequence[str], device: torch.device | None = None, capture: CaptureMode = "interface"
+) -> FusedReduction | TritonReduction | TorchReduction:
+    """Choose the kernel of this device if it is installed and supports everything to keep, else torch operations.
+
+    Torch operations also reduce the maps that a model in eager mode returns.
+    """
+    if capture == "eager":
+        return TorchReduction(keep, statistics)
+    codec = attention_codec(keep.attention) if keep.attention else None
+    if device is not None and device.type == "cuda":
+        in_steps = codec is None or (codec.selection is None and codec.steps is not None)
+        if importlib.util.find_spec("triton") is None or not in_steps:
+            return TorchReduction(keep, statistics)
+        return TritonReduction(keep, statistics)
+    has_codec = codec is None or (codec.selection is None and (codec.steps is not None or codec.name in CODE_KINDS))
+    is_covered = has_codec and (keep.edges or 0) <= MAX_EDGES
+    return FusedReduction(keep, statistics) if is_covered and kernel.available() else TorchReduction(keep, statistics)

@@ -1,0 +1,44 @@
+"""The tokens and generate sections of a job file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TooLong = Literal["truncate", "windows", "whole"]
+
+
+class TokensConfig(BaseModel):
+    """The tokens section: how text becomes tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Longest sequence, and length of a window; by default what the model allows."""
+    too_long: TooLong = "truncate"
+    """Treatment of a longer text: ``truncate`` keeps its beginning; ``windows`` cuts it into examples of their own; ``whole``
+    skips it with a note."""
+    stride: int | None = Field(default=None, gt=0)
+    """Tokens from the beginning of one window to that of the next; by default none is in two windows."""
+    special: bool = True
+    """True if the tokenizer adds its special tokens."""
+
+    @model_validator(mode="after")
+    def _stride_of_windows(self) -> TokensConfig:
+        if self.stride is not None and self.too_long != "windows":
+            raise ValueError(f'stride is for windows, but too_long is "{self.too_long}"; set too_long = "windows"')
+        return self
+
+
+class GenerateConfig(BaseModel):
+    """The generate section: text that the model generates after each example, or as its target, before capture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_new_tokens: int = Field(default=0, ge=0)
+    """At most; with 0 nothing is written."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the most likely token every time; above 0 the next token is sampled at this temperature."""
+    seed: int = Field(default=0, ge=0)
+    """The random seed of the sampling."""
