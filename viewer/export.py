@@ -19,13 +19,13 @@ import numpy as np
 
 from headatlas.store.errors import BudgetError
 
-from .components.splice import bundle
+from .components.script_files import bundle
 from .frames.view_frames import Frame
 from .theme.colours import palette
 from .theme.token_labels import visible
 
 if TYPE_CHECKING:
-    from .components.base import ESMView
+    from .components.esm_view import ESMView
 
 Kind = Literal["head", "model", "neuron", "page"]
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

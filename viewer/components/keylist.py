@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import param
 
-from .base import ESMView
+from .esm_view import ESMView
 
 
 class KeyList(ESMView):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import param
 
 from ..state.reader_state import ARRANGEMENTS
-from .base import ESMView
+from .esm_view import ESMView
 
 
 class ModelView(ESMView):

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from headatlas.store.errors import NotFoundError, PatternError
+from headatlas.store.files.byte_cache import ByteCache
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
 from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, SearchResult, search
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
@@ -28,7 +29,6 @@ from ..state.reader_state import Bounds
 from ..theme.token_labels import visible
 from .example_filters import containing, frequent_values, having, pair_groups, sampled, sound
 from .search_answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, upper_end
-from .shared_cache import ByteCache
 from .strongest_edge import strongest_edge
 
 if TYPE_CHECKING:

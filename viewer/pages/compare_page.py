@@ -17,15 +17,15 @@ from headatlas.store.errors import ConfigError, NotFoundError
 
 from ..components.comparison import Comparison, Difference
 from ..components.headview import HeadView
-from ..data.example_reads import Reader, reader_of
+from ..data.example_reader import Reader, reader_of
 from ..data.store_data import DataSource
 from ..frames.alignment import Alignment, align, change_list, changes, difference, difference_frame
 from ..frames.geometry import MAX_WINDOW
 from ..frames.picture_units import Units, merged, units_of
 from ..frames.view_frames import Frame, Head, head_frame, head_name, message_frame, sides_frame
 from ..theme.token_labels import visible
+from .example_view import ViewPage, three
 from .page import grid, place
-from .view_page import ViewPage, three
 
 ALL_WEIGHTS = 24 << 20
 """Up to this many weights every head of both sides is compared."""

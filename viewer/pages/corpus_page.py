@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float32
 
-from ..components.card import Distribution, Facts, HeadMap, Inspector, Scatter
+from ..components.cards import Distribution, Facts, HeadMap, Inspector, Scatter
 from ..data.edge_quotes import snippet
 from ..data.search_answers import SEARCH, Edge, HeadValues, upper_end
 from ..data.store_data import DataSource

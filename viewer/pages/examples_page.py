@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int64
 
-from ..components.card import ExampleList
+from ..components.cards import ExampleList
 from ..data.search_answers import SEARCH, HeadValues, upper_end
 from ..data.store_data import DataSource
 from ..state.reader_state import ViewState

@@ -13,12 +13,12 @@ from jaxtyping import Float32
 
 from ..components.headview import HeadView
 from ..components.keylist import KeyList
-from ..data.example_reads import Reader
+from ..data.example_reader import Reader
 from ..frames.geometry import MAX_WINDOW, window
 from ..frames.picture_units import Level, Units, merged, units_of
 from ..frames.view_frames import Head, head_frame, head_name, message_frame, sides_frame
 from ..frames.whole_example import sentence_ranges
-from .view_page import ViewPage, three
+from .example_view import ViewPage, three
 
 _MAPS = {"site", "example", "layer", "head", "heads", "level", "segments"}
 MAX_DRAWN, MAX_READ = 8 << 20, 64 << 20

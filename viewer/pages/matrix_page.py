@@ -11,10 +11,10 @@ from headatlas.store.errors import HeadAtlasError
 from ..components.background import background
 from ..components.keylist import KeyList
 from ..components.matrix import Matrix
-from ..data.example_reads import Reader
+from ..data.example_reader import Reader
 from ..data.map_pyramid import WHOLE, Kind, Pyramid, matrix_frame
 from ..frames.view_frames import Head, head_name, message_frame, sides_frame
-from .view_page import ViewPage, three
+from .example_view import ViewPage, three
 
 MAX_TILES = 64
 """Tiles that one message may ask for."""

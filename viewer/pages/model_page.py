@@ -11,11 +11,11 @@ from headatlas.store.statistics.definitions import STATISTICS
 
 from ..components.headdetail import HeadDetail
 from ..components.modelview import ModelView
-from ..data.example_reads import Reader
+from ..data.example_reader import Reader
 from ..frames.detail_frames import detail_frame
 from ..frames.view_frames import head_name, message_frame, model_frame, sides_frame
+from .example_view import ViewPage, three
 from .search_mass import answered
-from .view_page import ViewPage, three
 
 
 class ModelViewPage(ViewPage):

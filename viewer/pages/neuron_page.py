@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import panel as pn
 
 from ..components.neuronview import NeuronView
-from ..data.example_reads import Reader
+from ..data.example_reader import Reader
 from ..frames.view_frames import message_frame, neuron_frame, sides_frame
-from .view_page import ViewPage, two
+from .example_view import ViewPage, two
 
 
 class NeuronViewPage(ViewPage):

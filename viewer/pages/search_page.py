@@ -16,7 +16,7 @@ from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
 from ..components.background import background
-from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
+from ..components.cards import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
 from ..data.arc_guess import MAX_ARCS, Arc, guesses
 from ..data.search_answers import SearchStoppedError, mass_of, upper_end
 from ..data.store_data import DataSource

@@ -17,13 +17,13 @@ import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..components.card import LevelBar, Notice, Router, StateCard, StatusLine, TopBar
+from ..components.cards import LevelBar, Notice, Router, StateCard, StatusLine, TopBar
 from ..data.bookmarks import Note
 from ..data.store_data import DataSource
 from ..state.reader_state import PAGES, Problem, ViewState
 from ..theme.token_labels import visible
-from .level_bar import level_frame
 from .page import Page, grid, place, show
+from .path_bar import level_frame
 
 logger = logging.getLogger(__name__)
 GROWING_MS = 3_000

@@ -10,10 +10,10 @@ from headatlas.store.errors import HeadAtlasError
 
 from ..components.background import background
 from ..components.space import Space
-from ..data.example_reads import Reader
+from ..data.example_reader import Reader
 from ..data.vector_space import Plane, Sample, neighbour_plane, principal_plane, sample, space_frame
 from ..frames.view_frames import Head, message_frame
-from .view_page import ViewPage, two
+from .example_view import ViewPage, two
 
 
 class SpaceViewPage(ViewPage):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import panel as pn
 
-from ..components.card import Tabs
+from ..components.cards import Tabs
 from ..components.tokentext import TokenText
 from ..frames.view_frames import text_line
 from ..state.reader_state import VIEWS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import panel as pn
 
-from ..components.base import modules
+from ..components.esm_view import modules
 from ..data.served_stores import Library
 from ..pages.session import Session
 from ..state.reader_state import query_of_arguments

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import headatlas.viewer.components.card as cards
+import headatlas.viewer.components.cards as cards
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.pages.session import Session, looks_like_pattern, took
 

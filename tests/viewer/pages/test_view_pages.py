@@ -7,7 +7,7 @@ import pytest
 
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
-from headatlas.viewer.data.example_reads import reader_of
+from headatlas.viewer.data.example_reader import reader_of
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.frames.view_frames import table_frame
 from headatlas.viewer.pages.head_page import HeadViewPage

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import NotFoundError
+from headatlas.store.files.byte_cache import ByteCache
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.stored_vectors import read_parts
 from headatlas.store.schema.traces import Site
@@ -23,7 +24,6 @@ from headatlas.store.store import Example, Store
 from ..frames.geometry import keys_seen
 from ..frames.view_frames import Frame, Head, table_frame, to_codes
 from .map_pyramid import WHOLE, Pyramid
-from .shared_cache import ByteCache
 from .store_data import DataSource
 
 CACHE_BYTES = 192 << 20

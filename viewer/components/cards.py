@@ -13,7 +13,7 @@ from typing import Any
 import param
 from panel.io.state import state
 
-from .base import ESMView
+from .esm_view import ESMView
 from .wire import open_outbox
 
 Send = Callable[[dict[str, Any]], None]
@@ -57,7 +57,7 @@ class TopBar(Card):
 class LevelBar(Card):
     """Corpus › Head › Example › Edge › Dimension."""
 
-    _esm = _bundle = "levelbar.js"
+    _esm = _bundle = "pathbar.js"
 
 
 class Notice(Card):

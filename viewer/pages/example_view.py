@@ -18,7 +18,7 @@ from headatlas.store.errors import HeadAtlasError
 
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
-from ..data.example_reads import Reader, reader_of
+from ..data.example_reader import Reader, reader_of
 from ..data.store_data import DataSource
 from ..export import Kind, make_view
 from ..frames.detail_frames import inspector_frame, strongest_frame

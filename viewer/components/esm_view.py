@@ -30,7 +30,7 @@ from headatlas.store.errors import HeadAtlasError
 
 from ..theme.colours import THEMES, palette
 from .background import background
-from .splice import FOLDER, IMPORT, files_of, splice
+from .script_files import FOLDER, IMPORT, files_of, splice
 from .wire import outbox_of, step
 
 logger = logging.getLogger(__name__)
