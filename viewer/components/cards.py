@@ -54,7 +54,7 @@ class TopBar(Card):
     _esm = _bundle = "topbar.js"
 
 
-class LevelBar(Card):
+class PathBar(Card):
     """Corpus › Head › Example › Edge › Dimension."""
 
     _esm = _bundle = "pathbar.js"

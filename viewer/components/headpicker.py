@@ -25,7 +25,7 @@ class HeadPicker(ESMView):
     hide_special = param.Boolean(default=True)
     choices = param.Boolean(default=False, doc="Whether the choices of the head view are there.")
     pairs = param.Boolean(default=False, doc="Whether the example has two texts.")
-    level = param.Selector(default="token", objects=["token", "word", "sentence"])
+    unit = param.Selector(default="token", objects=["token", "word", "sentence"])
     segments = param.Selector(default="all", objects=["all", "aa", "ab", "ba", "bb"])
     weights = param.Selector(default="stored", objects=["stored", "renormalised"])
     layout = param.Selector(default="columns", objects=["columns", "rows"])
@@ -33,5 +33,5 @@ class HeadPicker(ESMView):
 
     _esm = _bundle = "headpicker.js"
     _priority_changes: ClassVar[list[str]] = [
-        "selected", "share", "keys", "hide_special", "level", "segments", "weights", "layout",
+        "selected", "share", "keys", "hide_special", "unit", "segments", "weights", "layout",
     ]  # fmt: skip

@@ -37,7 +37,7 @@ function startPage(raw, COMPONENTS) {
   const place = (component, its) => { const host = el("div.host"); main.append(host); component.render({model: its, el: host.attachShadow({mode: "open"})}); };
   const part = () => data.parts[state.part], ranges = () => part().ranges, range = () => ranges()[state.range] || ranges()[0];
   const cells = () => cellsOf(part(), picker.selected), chosen = () => cells()[0] || [0, 0], id = () => `${state.part}`;
-  const picker = model({frame: {}, selected: state.selected || "", single: data.kind !== "head", lines: data.kind === "head", specials: true, share: state.share, keys: state.keys, hide_special: state.hide_special, choices: false, pairs: false, level: "token", segments: "all", weights: "stored", layout: "columns", facts: data.facts || []});
+  const picker = model({frame: {}, selected: state.selected || "", single: data.kind !== "head", lines: data.kind === "head", specials: true, share: state.share, keys: state.keys, hide_special: state.hide_special, choices: false, pairs: false, unit: "token", segments: "all", weights: "stored", layout: "columns", facts: data.facts || []});
   let changed = () => {};
 
   function bar() {

@@ -37,7 +37,7 @@ class Sample:
     position: Int64[np.ndarray, "token"]
     label: list[str]
     special: np.ndarray
-    notes: dict[str, list[str | None]]
+    annotations: dict[str, list[str | None]]
     query: Float32[np.ndarray, "token d_head"]
     key: Float32[np.ndarray, "token d_head"]
 
@@ -72,7 +72,7 @@ def sample(data: DataSource, site: Site, head: Head, n_tokens: int = MAX_TOKENS)
     n = min(len(lengths), max(1, int(n_tokens / mean)))
     chosen = np.unique(np.linspace(0, len(lengths) - 1, n).round().astype(np.int64)) if len(lengths) else lengths
     parts: dict[str, list[Any]] = {name: [] for name in ("example", "position", "label", "special", "query", "key")}
-    notes: dict[str, list[str | None]] = {}
+    annotations: dict[str, list[str | None]] = {}
     total = 0
     for position in chosen.tolist():
         number = int(data.numbers[position])
@@ -95,16 +95,16 @@ def sample(data: DataSource, site: Site, head: Head, n_tokens: int = MAX_TOKENS)
             column = tokens.word_columns[name]
             if column.values is not None and (column.data >= 0).any():
                 taken = column.take(words).to_list()
-                notes.setdefault(field, [None] * total).extend(v if isinstance(v, str) else None for v in taken)
+                annotations.setdefault(field, [None] * total).extend(v if isinstance(v, str) else None for v in taken)
         total += kept
-        for values in notes.values():
+        for values in annotations.values():
             values.extend([None] * (total - len(values)))
     if not total:
         raise NotFoundError("this store has no token yet.")
     joined = {name: np.concatenate(values) for name, values in parts.items() if name != "label"}
     return Sample(
         joined["example"].astype(np.int64), joined["position"].astype(np.int64), parts["label"], joined["special"],
-        notes, joined["query"].astype(np.float32), joined["key"].astype(np.float32),
+        annotations, joined["query"].astype(np.float32), joined["key"].astype(np.float32),
     )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def neighbour_plane(found: Sample) -> Plane:
 
 def space_frame(found: Sample, plane: Plane, head: Head, shade: str, site: Site) -> Frame:
     """The picture: places, what colours them, and what a hover says."""
-    names = ["side", "position", "token", *found.notes]
+    names = ["side", "position", "token", *found.annotations]
     shade = shade if shade in names else "side"
     groups, scale = _colours(found, shade)
     n_shared = site.n_heads // site.n_kv_heads
@@ -199,7 +199,7 @@ def _colours(found: Sample, shade: str) -> tuple[list[str], np.ndarray]:
     if shade == "position":
         top = max(1, int(found.position.max(initial=0)))
         return ["0", f"{top:,}"], to_codes(((found.position / top) ** 2).astype(np.float32)).astype(np.int32)
-    values = list(found.label) if shade == "token" else [visible(v) if v else "" for v in found.notes[shade]]
+    values = list(found.label) if shade == "token" else [visible(v) if v else "" for v in found.annotations[shade]]
     names, counts = np.unique([v for v in values if v], return_counts=True)
     top = [str(name) for name in names[np.argsort(-counts, kind="stable")][:MAX_COLOURS]]
     index = {name: i for i, name in enumerate(top)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+import panel as pn
 from jaxtyping import Float32
 
 from ..components.cards import Distribution, Facts, HeadMap, Inspector, Scatter
@@ -14,7 +15,8 @@ from ..data.store_data import DataSource
 from ..data.store_facts import facts_frame
 from ..state.reader_state import ViewState
 from ..theme.token_labels import visible_lines
-from .page import Page, drawer, grid, place
+from .layout import drawer, grid, place
+from .page import Page
 from .search_mass import answered
 
 N_EXAMPLES = 4
@@ -24,18 +26,17 @@ N_BINS = 48
 class CorpusPage(Page):
     """Facts, head map, inspector."""
 
-    name = "corpus"
-    watches: ClassVar[frozenset[str]] = frozenset(
-        {"page", "site", "statistic", "x", "y", "pattern", "layer", "head", "heads", "other_store", "other_head"}
-    )
-
-    def __init__(self, session: Any) -> None:
-        super().__init__(session)
-        send = session.receive
+    def layout(self) -> pn.Column:
+        """Build the cards and their layout, once."""
+        send = self.session.receive
         self.facts, self.map, self.inspector = Facts(send), HeadMap(send), Inspector(send)
         self.scatter, self.distribution = Scatter(send), Distribution(send)
         self.beside = HeadMap(send, visible=False)
-        self.view = grid(
+        self.facts.frame = facts_frame(self.data)
+        self._drawn: tuple[str, ...] = ()
+        self._scattered: tuple[str, ...] = ()
+        self._tabled: tuple[str, ...] = ()
+        return grid(
             place(self.facts, "1 / -1"),
             place(self.map, "1", "2"),
             place(self.scatter, "2", "2"),
@@ -46,15 +47,11 @@ class CorpusPage(Page):
             rows="56px minmax(0,1fr) 222px",
             narrow={"right": "minmax(300px,472fr) minmax(0,576fr)"},
         )
-        self.facts.frame = facts_frame(self.data)
-        self._drawn: tuple[str, ...] = ()
-        self._scattered: tuple[str, ...] = ()
-        self._tabled: tuple[str, ...] = ()
 
-    def annotated(self) -> None:
-        """Show a changed note on the map and at the head."""
+    def bookmarks_changed(self) -> None:
+        """Draw the changed bookmark on the map and beside the head."""
         self._drawn = ()
-        super().annotated()
+        super().bookmarks_changed()
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill a picture only where its numbers changed: a click on a head sends no values again."""
@@ -69,7 +66,7 @@ class CorpusPage(Page):
             self.map.frame = map_frame(
                 values, options(self.data, state), others(self.data, state, values.name), values.name
             ) | {
-                "notes": self.data.head_notes(state.site),
+                "bookmarks": self.data.head_bookmarks(state.site),
                 "also": [f"{layer}.{head}" for layer, head in state.heads_shown[1:]],
                 "stores": [name for name in self.data.stores if name != self.data.name],
                 "beside": state.other_store if beside else "",
@@ -195,7 +192,7 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
         + (f", key head {state.head // sharing}" if sharing > 1 else ""),
         "tag": site.name,
         "n": site.n_layers * site.n_heads,
-        "note": note_frame(data, state),
+        "bookmark": bookmark_frame(data, state),
         "statistics": [
             {
                 "name": table.name,
@@ -219,12 +216,12 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
     }
 
 
-def note_frame(data: DataSource, state: ViewState) -> dict[str, Any] | None:
-    """What is noted on the chosen head, as it was written; None where notes are not kept."""
-    if data.notes is None:
+def bookmark_frame(data: DataSource, state: ViewState) -> dict[str, Any] | None:
+    """Bookmark of the chosen head as the reader wrote it. None if the viewer keeps no bookmarks."""
+    if data.bookmarks is None:
         return None
-    note = data.notes.of(data.site(state.site).name, state.layer, state.head)
-    return {"star": note.star, "note": visible_lines(note.note), "writable": data.notes.is_writable}
+    bookmark = data.bookmarks.of(data.site(state.site).name, state.layer, state.head)
+    return {"star": bookmark.star, "note": visible_lines(bookmark.note), "writable": data.bookmarks.is_writable}
 
 
 def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+import panel as pn
 from jaxtyping import Int64
 
 from ..components.cards import ExampleList
@@ -13,7 +14,8 @@ from ..data.store_data import DataSource
 from ..state.reader_state import ViewState
 from ..theme.token_labels import visible
 from .corpus_page import chosen_values, options, scores_over_examples, waits_for_search
-from .page import Page, grid, place
+from .layout import grid, place
+from .page import Page
 
 PAGE_ROWS = 22
 MAX_COLUMNS, MAX_FACET_VALUES = 2, 6
@@ -22,29 +24,10 @@ MAX_COLUMNS, MAX_FACET_VALUES = 2, 6
 class ExamplesPage(Page):
     """Filter and list."""
 
-    name = "examples"
-    watches: ClassVar[frozenset[str]] = frozenset(
-        {
-            "page",
-            "site",
-            "statistic",
-            "pattern",
-            "layer",
-            "head",
-            "text",
-            "order",
-            "row",
-            "example",
-            "where",
-            "lengths",
-            "scores",
-        }
-    )
-
-    def __init__(self, session: Any) -> None:
-        super().__init__(session)
-        self.list = ExampleList(session.receive)
-        self.view = grid(place(self.list))
+    def layout(self) -> pn.Column:
+        """Build the cards and their layout, once."""
+        self.list = ExampleList(self.session.receive)
+        return grid(place(self.list))
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill one page of rows."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import panel as pn
 
 from ..components.neuronview import NeuronView
 from ..data.example_reader import Reader
 from ..frames.view_frames import message_frame, neuron_frame, sides_frame
-from .example_view import ViewPage, two
+from .example_view import ExampleView
+from .layout import two
 
 
-class NeuronViewPage(ViewPage):
+class NeuronViewPage(ExampleView):
     """Picker, vectors."""
 
-    name: ClassVar[str] = "neuron"
-
-    def layout(self) -> pn.viewable.Viewable:
+    def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.vectors = NeuronView()
         self.picker.give(lines=False, single=True)
@@ -39,7 +38,7 @@ class NeuronViewPage(ViewPage):
         if event.new and event.new != self._selection:
             self.tell(layer=layer, head=head)
 
-    def refresh(self, reader: Reader, changed: set[str]) -> None:
+    def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components. Without a pinned query: the first row that is no special token."""
         head, site = self.heads[0], reader.site
         pin = self.pinned(reader)

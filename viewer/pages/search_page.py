@@ -7,7 +7,7 @@ expression is shown under the word at fault.
 from __future__ import annotations
 
 from threading import Event
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import panel as pn
@@ -25,7 +25,8 @@ from ..frames.view_frames import table_frame
 from ..state.reader_state import ViewState
 from ..theme.token_labels import visible
 from .corpus_page import map_frame
-from .page import Page, grid, place, show
+from .layout import grid, place, show
+from .page import Page
 from .quoted_examples import kwic_frame
 
 MAX_HEADS = 250
@@ -37,14 +38,9 @@ START = "previous_token"
 class SearchPage(Page):
     """Pattern, map, summary, ranked heads, ranked examples."""
 
-    name = "search"
-    watches: ClassVar[frozenset[str]] = frozenset(
-        {"page", "site", "pattern", "measure", "layer", "head", "example", "sample", "arcs"}
-    )
-
-    def __init__(self, session: Any) -> None:
-        super().__init__(session)
-        send = session.receive
+    def layout(self) -> pn.Column:
+        """Build the cards and their layout, once."""
+        send = self.session.receive
         self.box, self.map, self.summary = PatternBox(send), HeadMap(send), Summary(send)
         self.heads, self.examples, self.state_card = HeadList(send), Kwic(send), StateCard(send)
         top = grid(place(self.box), place(self.map), columns="minmax(0,1fr) 152px")
@@ -55,7 +51,6 @@ class SearchPage(Page):
             place(self.results, "1", "3"),
             place(self.state_card, "1", "3"),
         ]
-        self.view = grid(*cells, rows="158px 34px minmax(0,1fr)", gap="8px")
         self._asked: tuple[str, str] | None = None
         self._answer: SearchResult | None = None
         self._error: HeadAtlasError | None = None
@@ -65,6 +60,7 @@ class SearchPage(Page):
         self._cancel = Event()
         if pn.state.curdoc is not None:
             pn.state.on_session_destroyed(lambda context: self._cancel.set())
+        return grid(*cells, rows="158px 34px minmax(0,1fr)", gap="8px")
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Ask where the pattern is new, and fill the cards from the last answer."""
@@ -159,9 +155,9 @@ class SearchPage(Page):
         self.summary.frame = summary_frame(answer, self.data, self._took, stale)
         if shown:
             self.map.selected = f"{state.layer}.{state.head}"
-            notes = self.data.head_notes(state.site)
-            self.map.frame = map_frame(mass_of(answer), [], [], "search", small=True) | {"notes": notes}
-            self.heads.frame = heads_frame(answer, state, stale, notes)
+            bookmarks = self.data.head_bookmarks(state.site)
+            self.map.frame = map_frame(mass_of(answer), [], [], "search", small=True) | {"bookmarks": bookmarks}
+            self.heads.frame = heads_frame(answer, state, stale, bookmarks)
             self.examples.frame = kwic_frame(self.data, state, answer, stale)
 
     def _fill_box(self) -> None:
@@ -323,7 +319,7 @@ def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale:
 
 
 def heads_frame(
-    answer: SearchResult, state: ViewState, stale: bool, notes: dict[str, Any] | None = None
+    answer: SearchResult, state: ViewState, stale: bool, bookmarks: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Heads by the chosen measure, best first, each with its interval; the baselines are for all."""
     proof = answer.evidence
@@ -352,7 +348,7 @@ def heads_frame(
                 "rank": rank,
                 **figures,
                 "rows": answer.rows,
-                "note": (notes or {}).get(f"{spot[0]}.{spot[1]}"),
+                "bookmark": (bookmarks or {}).get(f"{spot[0]}.{spot[1]}"),
                 "on": chosen,
             }
         )

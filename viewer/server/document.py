@@ -8,7 +8,7 @@ from pathlib import Path
 import panel as pn
 
 from ..components.esm_view import modules
-from ..data.served_stores import Library
+from ..data.served_stores import ServedStores
 from ..pages.session import Session
 from ..state.reader_state import query_of_arguments
 from ..theme.colours import css_variables
@@ -54,13 +54,13 @@ def page_template() -> str:
     return _TEMPLATE.replace("@STYLE@", themes % (css_variables("light"), css_variables("dark")) + rules)
 
 
-def make_app(library: Library) -> Callable[[], pn.viewable.Viewable]:
+def make_app(stores: ServedStores) -> Callable[[], pn.viewable.Viewable]:
     """Make the function that Panel calls for every visitor."""
     template = page_template()
 
     def app() -> pn.viewable.Viewable:
         asked = pn.state.session_args.get("store", [b""])[-1].decode("utf-8", "replace")
-        data = library[asked] if asked in library.names else library.first
+        data = stores[asked] if asked in stores.names else stores.first
         session = Session(data, query_of_arguments(pn.state.session_args))
         document = pn.state.curdoc
         if document is not None:
