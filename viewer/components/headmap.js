@@ -12,7 +12,7 @@ const CSS = `
 `;
 
 // frame: {n_layers, n_heads, values: float32 [layer * head], high, title, unit,
-//         options: [[value, label]], choice, baseline?, others: [{label, values}], small: bool, note}
+//         options: [[value, label]], choice, others: [{label, values}], small: bool, note}
 export function render({model, el: host}) {
   const parse = text => text.split(".").map(Number);
   component(model, host, CSS, ui => {
