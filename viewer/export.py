@@ -10,7 +10,7 @@ from typing import Any, Literal
 from headatlas.store.errors import BudgetError
 
 from .components.standalone_page import MAX_BYTES, array_bytes, make_page
-from .frames.view_frames import Frame
+from .frames.whole_example import PartFrame
 from .theme.colours import palette
 from .theme.token_labels import visible
 
@@ -43,14 +43,21 @@ class View:
 
 
 def make_view(
-    kind: Kind, title: str, parts: list[Frame], state: Frame, *, facts: Any = (), theme: str = "auto", height: int = 640
+    kind: Kind,
+    title: str,
+    parts: list[PartFrame],
+    state: dict[str, Any],
+    *,
+    facts: Any = (),
+    theme: str = "auto",
+    height: int = 640,
 ) -> View:
     """Put one view into a document.
 
     Parameters
     ----------
     parts
-        `parts.part_frame` of each attention that can be chosen (encoder, decoder, cross).
+        `whole_example.part_frame` of each attention that can be chosen (encoder, decoder, cross).
     state
         What is chosen at first: ``selected``, ``hide_special`` and so on.
     facts

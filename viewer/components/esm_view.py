@@ -37,13 +37,16 @@ logger = logging.getLogger(__name__)
 
 
 class ESMView(JSComponent):
-    """Base of all components. A subclass sets ``_esm = _bundle = "name.js"`` and lists what the browser may change.
+    """Base of all components. A subclass sets ``_esm = _bundle = "name.js"``, its frame types, and the parameters that the browser may change.
 
     The JavaScript exports ``render({model, el})``. It imports shared code as ``import { el } from "../_js/dom.js"``
     (names in braces, one file an import).
     """
 
-    frame = param.Dict(default={}, doc="What to draw: scalars, strings and arrays; {} draws nothing.")
+    frame_types: ClassVar[tuple[type, ...]] = ()
+    """Typed dicts of the frame. Their names are those that the JavaScript file reads."""
+
+    frame: Any = param.Dict(default={}, doc="What to draw: scalars, strings and arrays; {} draws nothing.")
     theme = param.Selector(default="auto", objects=["auto", *THEMES], doc="auto: as the page around it.")
     label = param.String(default="", doc="Accessible name of the picture.")
 

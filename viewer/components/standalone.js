@@ -1,7 +1,7 @@
 import { parseHeads, parsePin } from "../_js/paint.js";
 import { el, mount } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
-import { keysOf, partNames, cellsOf, cutTokens, headFrame, modelFrame, detailFrame, pickerFrame, strongestFrame, inspectorFrame, neuronFrame } from "../_js/listing.js";
+import { keysOf, partNames, cellsOf, cutTokens, headFrame, modelFrame, detailFrame, pickerFrame, strongestFrame, pinnedFrame, neuronFrame } from "../_js/listing.js";
 
 // One view in a file of its own: the components as they are, over models that no server stands behind. Everything is in
 // the page: a component's choice changes the other components here. `data` is what export.py wrote.
@@ -95,7 +95,7 @@ function startPage(raw, COMPONENTS) {
       const pin = parsePin(view.pin);
       const weighing = `${id()} ${state.range} ${view.pin} ${hide()}`;   // the heads' weights, whichever are shown
       if (weighing !== weighed) { weighed = weighing; picker.update({frame: pickerFrame(part(), pin, range(), hide())}); }
-      list.update({frame: pin ? inspectorFrame(part(), cells(), pin, range(), hide()) : strongestFrame(part(), cells(), range(), hide()), pin: view.pin});
+      list.update({frame: pin ? pinnedFrame(part(), cells(), pin, range(), hide()) : strongestFrame(part(), cells(), range(), hide()), pin: view.pin});
     }
     function pinned(value) {
       const pin = parsePin(value), allowed = pin && (pin.side === "q" ? range().q : range().k);

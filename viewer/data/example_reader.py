@@ -22,7 +22,7 @@ from headatlas.store.schema.traces import Site
 from headatlas.store.store import Example, Store
 
 from ..frames.geometry import keys_seen
-from ..frames.view_frames import Frame, Head, table_frame, to_codes
+from ..frames.view_frames import Head, TokensFrame, table_frame, to_codes
 from .map_pyramid import WHOLE, Pyramid
 from .store_data import DataSource
 
@@ -43,12 +43,12 @@ class Reader:
         return f"{self.example.index} {self.site.name}"
 
     @cached_property
-    def queries(self) -> Frame:
+    def queries(self) -> TokensFrame:
         """Tokens of the query side."""
         return table_frame(self.example.tokens(self.site.query_sequence))
 
     @cached_property
-    def keys(self) -> Frame:
+    def keys(self) -> TokensFrame:
         """Tokens of the key side; the same object as `queries` in self-attention."""
         return self.queries if self.same_text else table_frame(self.example.tokens(self.site.key_sequence))
 

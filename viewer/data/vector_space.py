@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -20,7 +20,7 @@ from headatlas.store.patterns.token_fields import word_field_names
 from headatlas.store.reading.segment import Segment
 from headatlas.store.schema.traces import Site
 
-from ..frames.view_frames import Frame, Head, head_name, to_codes
+from ..frames.view_frames import Head, head_name, to_codes
 from ..theme.token_labels import token_labels, visible
 from .store_data import DataSource
 
@@ -51,6 +51,28 @@ class Plane:
     shown: float
     factor: float
     """What queries were multiplied and keys divided by."""
+
+
+class SpaceFrame(TypedDict):
+    """Queries and keys in one plane: frame of `Space`."""
+
+    head: str
+    query: np.ndarray
+    """float32 [token, 2]."""
+    key: np.ndarray
+    example: np.ndarray
+    position: np.ndarray
+    labels: list[str]
+    special: np.ndarray
+    shade: str
+    options: list[list[str]]
+    """Choices of `shade` as [value, label]."""
+    groups: list[str]
+    group_of: np.ndarray
+    """Group of each token, -1 for none."""
+    umap: bool
+    """True if UMAP is installed."""
+    facts: str
 
 
 def sample(data: DataSource, site: Site, head: Head, n_tokens: int = MAX_TOKENS) -> Sample:
@@ -163,7 +185,7 @@ def neighbour_plane(found: Sample) -> Plane:
     return Plane(places[: len(query)], places[len(query) :], float("nan"), factor)
 
 
-def space_frame(found: Sample, plane: Plane, head: Head, shade: str, site: Site) -> Frame:
+def space_frame(found: Sample, plane: Plane, head: Head, shade: str, site: Site) -> SpaceFrame:
     """The picture: places, what colours them, and what a hover says."""
     names = ["side", "position", "token", *found.annotations]
     shade = shade if shade in names else "side"

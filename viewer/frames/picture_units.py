@@ -19,7 +19,7 @@ from headatlas.store.reading.word_attention import merge_example
 from headatlas.store.schema.token_table import TokenTable
 
 from ..theme.token_labels import label
-from .view_frames import Frame, table_frame, tokens_frame
+from .view_frames import TokensFrame, table_frame, tokens_frame
 
 UnitKind = Literal["token", "word", "sentence"]
 _END = re.compile(r"""[.!?\u2026\u3002\uff01\uff1f\u061f\u0964]["')\]\u201d\u2019\u00bb]*$""")
@@ -30,7 +30,7 @@ MAX_LABEL = 28
 class Units:
     """The units of one side; `table` counts tokens by unit where the store's tables count them by word."""
 
-    frame: Frame
+    frame: TokensFrame
     of_token: Int64[np.ndarray, "token"]
     """The unit of each token, -1 for tokens of none."""
     table: TokenTable

@@ -15,14 +15,14 @@ from jaxtyping import Float32
 
 from headatlas.store.errors import ConfigError, NotFoundError
 
-from ..components.comparison import Comparison, Difference
+from ..components.comparison import Comparison, ComparisonFrame, Difference
 from ..components.headview import HeadView
 from ..data.example_reader import Reader, reader_of
 from ..data.store_data import DataSource
-from ..frames.alignment import Alignment, align, change_list, changes, difference, difference_frame
+from ..frames.alignment import Alignment, HeadChange, align, change_list, changes, difference, difference_frame
 from ..frames.geometry import MAX_WINDOW
 from ..frames.picture_units import Units, merged, units_of
-from ..frames.view_frames import Frame, Head, head_frame, head_name, message_frame, sides_frame
+from ..frames.view_frames import Head, head_frame, head_name, message_frame, sides_frame
 from ..theme.token_labels import visible
 from .example_view import ExampleView
 from .layout import grid, place, three
@@ -64,7 +64,7 @@ class CompareViewPage(ExampleView):
         self.first, self.second = HeadView(), HeadView()
         self._alignment: tuple[Alignment, Alignment] | None = None
         self._sides: tuple[Side, Side] | None = None
-        self._listed: tuple[Any, list[Frame]] = ((), [])
+        self._listed: tuple[Any, list[HeadChange]] = ((), [])
         for index, view in enumerate((self.first, self.second)):
             view.param.watch(lambda event, index=index: self._pin(index, str(event.new)), "pin")
         self.delta.param.watch(lambda event: self._pin_row(str(event.new)), "pin")
@@ -254,7 +254,7 @@ class CompareViewPage(ExampleView):
         special = np.asarray(units.frame["special"], bool)[pairs.first]
         return special if self.hide_special else np.zeros(len(pairs), bool)
 
-    def _changes(self) -> list[Frame]:
+    def _changes(self) -> list[HeadChange]:
         """The heads of the list on the left; empty where the maps are too many."""
         assert self._sides is not None
         assert self._alignment is not None
@@ -272,7 +272,7 @@ class CompareViewPage(ExampleView):
             values[a.head] = 0
         return change_list(values, least=kind == "models")
 
-    def _choices_frame(self, reader: Reader) -> Frame:
+    def _choices_frame(self, reader: Reader) -> ComparisonFrame:
         assert self._sides is not None
         (a, b), state, kind = self._sides, self.state, self.state.compare
         key = (kind, a.name, b.name, a.reader.id, b.reader.id, self.hide_special, a.head if kind != "examples" else ())

@@ -8,7 +8,21 @@ import numpy as np
 import panel as pn
 from jaxtyping import Float32
 
-from ..components.cards import Distribution, Facts, HeadMap, Inspector, Scatter
+from ..components.cards import (
+    BookmarkText,
+    Distribution,
+    DistributionFrame,
+    Facts,
+    HeadMap,
+    HeadMapFrame,
+    HeadStatistic,
+    Inspector,
+    InspectorFrame,
+    Scatter,
+    ScatterFrame,
+    Spread,
+    StrongExample,
+)  # fmt: skip
 from ..data.edge_quotes import snippet
 from ..data.search_answers import SEARCH, Edge, HeadValues, upper_end
 from ..data.store_data import DataSource
@@ -131,18 +145,18 @@ def known_names(data: DataSource, state: ViewState) -> list[str]:
     return [n for n in names if np.isfinite(data.head_values(state.site, n).values).any()] or list(names)
 
 
-def others(data: DataSource, state: ViewState, besides: str) -> list[dict[str, Any]]:
+def others(data: DataSource, state: ViewState, besides: str) -> list[HeadStatistic]:
     """Two more statistics for the tooltip."""
     tables = [data.head_values(state.site, name) for name in known_names(data, state) if name != besides]
     return [{"label": t.label, "values": t.values.ravel()} for t in tables[:2]]
 
 
 def map_frame(
-    values: HeadValues, listed: list[list[str]], beside: list[dict[str, Any]], choice: str, small: bool = False
-) -> dict[str, Any]:
+    values: HeadValues, listed: list[list[str]], beside: list[HeadStatistic], choice: str, small: bool = False
+) -> HeadMapFrame:
     """The frame of a head map."""
     layers, heads = values.values.shape
-    frame: dict[str, Any] = {
+    return {
         "n_layers": layers,
         "n_heads": heads,
         "values": values.values.ravel(),
@@ -154,17 +168,16 @@ def map_frame(
         "others": beside,
         "small": small,
     }
-    return frame
 
 
-def beside_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
-    """The head map of another store by the same statistic, or its first; empty where none is asked for."""
+def beside_frame(data: DataSource, state: ViewState, values: HeadValues) -> HeadMapFrame | None:
+    """The head map of another store by the same statistic, or its first; None if none is chosen."""
     if data.served_with is None or state.other_store in ("", data.name):
-        return {}
+        return None
     other = data.served_with[state.other_store]
     names = other.statistic_names
     if not names or not other.n_examples:
-        return {}
+        return None
     found = other.head_values("", values.name if values.name in names else names[0])
     about = f"{found.label} over {other.n_examples:,} examples"
     return map_frame(found, [], [], found.name) | {"other": other.name, "about": about}
@@ -176,7 +189,7 @@ def shown_tables(data: DataSource, state: ViewState, values: HeadValues) -> list
     return tables + ([values] if values.name == SEARCH else [])
 
 
-def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> InspectorFrame:
     """The chosen head: statistics with ranks, strongest examples, heads like it."""
     site, spot = data.site(state.site), (state.layer, state.head)
     tables = shown_tables(data, state, values)
@@ -186,8 +199,6 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
     listed = {"page": "examples", "order": "strongest", "row": 0}
     return {
         "head": f"{state.layer}.{state.head}",
-        "layer": state.layer,
-        "index": state.head,
         "sub": f"layer {state.layer}, head {state.head}"
         + (f", key head {state.head // sharing}" if sharing > 1 else ""),
         "tag": site.name,
@@ -216,7 +227,7 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
     }
 
 
-def bookmark_frame(data: DataSource, state: ViewState) -> dict[str, Any] | None:
+def bookmark_frame(data: DataSource, state: ViewState) -> BookmarkText | None:
     """Bookmark of the chosen head as the reader wrote it. None if the viewer keeps no bookmarks."""
     if data.bookmarks is None:
         return None
@@ -224,12 +235,17 @@ def bookmark_frame(data: DataSource, state: ViewState) -> dict[str, Any] | None:
     return {"star": bookmark.star, "note": visible_lines(bookmark.note), "writable": data.bookmarks.is_writable}
 
 
-def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[dict[str, Any]]:
+def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[StrongExample]:
     """The examples where the chosen number of the chosen head is highest, each with its strongest edge."""
     rows = []
     for quoted in data.once(("strongest", *_which(data, state, values)), lambda: _quoted(data, state, values)):
         patch = {"page": "views", "example": quoted["example"], "pin": quoted["pin"]}
-        row = {"query": state.to_query(**patch), "patch": patch, "parts": quoted["parts"], "score": quoted["score"]}
+        row: StrongExample = {
+            "query": state.to_query(**patch),
+            "patch": patch,
+            "parts": quoted["parts"],
+            "score": quoted["score"],
+        }
         rows.append(row)
     return rows
 
@@ -260,7 +276,7 @@ def _quoted(data: DataSource, state: ViewState, values: HeadValues) -> list[dict
     return rows
 
 
-def scatter_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
+def scatter_frame(data: DataSource, state: ViewState) -> ScatterFrame:
     """Every head by two statistics, shaded by layer."""
     across, up = (named_values(data, state, name) for name in (state.x, state.y))
     return {
@@ -278,7 +294,7 @@ def scatter_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
     }
 
 
-def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -> DistributionFrame:
     """The chosen number of the chosen head over the examples: counts in bins, median and middle half."""
     patch = {"page": "examples", "order": "strongest", "row": 0}
     spread = data.once(("spread", *_which(data, state, values)), lambda: _spread(data, state, values))
@@ -293,7 +309,7 @@ def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -
     }
 
 
-def _spread(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+def _spread(data: DataSource, state: ViewState, values: HeadValues) -> Spread:
     scores = scores_over_examples(data, state, values)
     finite = scores[np.isfinite(scores)]
     high = upper_end(finite) if finite.size else values.high

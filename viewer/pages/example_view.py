@@ -19,7 +19,7 @@ from ..components.keylist import KeyList
 from ..data.example_reader import Reader, reader_of
 from ..data.store_data import DataSource
 from ..export import Kind, make_view
-from ..frames.detail_frames import inspector_frame, strongest_frame
+from ..frames.detail_frames import PinnedRow, pinned_frame, strongest_frame
 from ..frames.picture_units import Units
 from ..frames.view_frames import Head, head_name, picker_frame
 from ..frames.whole_example import example_part, neuron_part, vectors_facts
@@ -175,18 +175,10 @@ class ExampleView(Page):
             if reader.same_text:
                 back = maps[:, :, position] if side == "q" else maps[:, position]
             own, others = sides if side == "q" else sides[::-1]
-            frame = inspector_frame(
-                side,
-                position,
-                self.heads,
-                weights,
-                back,
-                own,
-                others,
-                all_heads=every,
-                n=8 if len(maps) < 3 else 6,
-                hide_special=self.hide_special,
-            )
+            frame = pinned_frame(
+                PinnedRow(side, position, weights, back, every), self.heads, own, others,
+                n=8 if len(maps) < 3 else 6, hide_special=self.hide_special,
+            )  # fmt: skip
         keys.give(frame=frame, pin="" if pin is None else f"{pin[0]}{pin[1]}")
 
     def _unit_row(

@@ -16,8 +16,8 @@ from ..components.keylist import KeyList
 from ..data.example_reader import Reader
 from ..frames.geometry import MAX_WINDOW, window
 from ..frames.picture_units import UnitKind, Units, merged, units_of
-from ..frames.view_frames import Head, head_frame, head_name, message_frame, sides_frame
-from ..frames.whole_example import sentence_ranges
+from ..frames.view_frames import Head, HeadFrame, head_frame, head_name, message_frame, sides_frame
+from ..frames.whole_example import SentenceRange, sentence_ranges
 from .example_view import ExampleView
 from .layout import three
 
@@ -110,7 +110,7 @@ class HeadViewPage(ExampleView):
     def _unit_kind(self) -> UnitKind:
         return {"word": "word", "sentence": "sentence"}.get(self.state.unit, "token")  # type: ignore[return-value]
 
-    def _window(self, chosen: dict[str, Any]) -> tuple[slice, slice]:
+    def _window(self, chosen: SentenceRange) -> tuple[slice, slice]:
         """What is shown of each side: its range, or a window of that around the pin."""
         pin = self._unit_pin()
         center = int(pin[1:]) if pin else None
@@ -127,13 +127,15 @@ class HeadViewPage(ExampleView):
         maps: Float32[np.ndarray, "n_heads query_pos key_pos"],
         spans: tuple[slice, slice],
         part: str,
-    ) -> dict[str, Any]:
+    ) -> HeadFrame:
         n_queries, n_keys = maps.shape[1:]
         frame = head_frame(
             maps[:, spans[0], spans[1]], self.heads, causal=reader.site.causal, query_start=spans[0].start,
             key_start=spans[1].start, n_queries=n_queries, n_keys=n_keys, id=self._shown[0],
         )  # fmt: skip
-        return {**frame, "part": part} if part else frame
+        if part:
+            frame["part"] = part
+        return frame
 
     def _note(self, reader: Reader, unit: UnitKind) -> str:
         notes = [] if unit == "token" else [f"between {unit}s"]

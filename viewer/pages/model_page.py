@@ -45,7 +45,7 @@ class ModelViewPage(ExampleView):
         chosen = self.heads[0]
         if reader.id != self._shown:
             self.maps.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
-            self.maps.frame = model_frame(reader.codes(), causal=reader.site.causal, id=reader.id)
+            self.maps.frame = model_frame(reader.codes(), id=reader.id)
             self._shown = reader.id
         self.maps.give(enlarged=head_name(chosen), selected=self._selection, hide_special=self.hide_special)
         if changed & {"site", "example", "layer", "head", "specials", "view", "page"}:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from ..components.cards import PathFrame, PathItem
 from ..data.store_data import DataSource
 from ..state.page_table import row_of
 from ..state.reader_state import ViewState
 from ..theme.token_labels import token_labels, visible
 
 
-def path_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
+def path_frame(data: DataSource, state: ViewState) -> PathFrame:
     """Build the frame of the path bar."""
     row = row_of(state.page, state.view)
     if not data.n_examples:
@@ -83,7 +84,7 @@ def edge_text(data: DataSource, state: ViewState) -> str:
 
 def _part(
     state: ViewState, name: str, value: str, patch: dict[str, Any], on: bool = False, off: bool = False
-) -> dict[str, Any]:
+) -> PathItem:
     return {"name": name, "value": value, "on": on, "off": off, "query": state.to_query(**patch), "patch": patch}
 
 

@@ -16,7 +16,21 @@ from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
 from ..components.background import background
-from ..components.cards import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
+from ..components.cards import (
+    DrawnArcs,
+    HeadBookmarks,
+    HeadList,
+    HeadListFrame,
+    HeadMap,
+    Kwic,
+    Mistake,
+    PatternBox,
+    PatternFrame,
+    StateCard,
+    StateFrame,
+    Summary,
+    SummaryFrame,
+)  # fmt: skip
 from ..data.arc_guess import MAX_ARCS, Arc, guesses
 from ..data.search_answers import SearchStoppedError, mass_of, upper_end
 from ..data.store_data import DataSource
@@ -194,7 +208,7 @@ def arcs_of_text(text: str) -> list[Arc] | None:
     return [(int(query), int(key)) for query, key in pairs] if text else None
 
 
-def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> dict[str, Any]:
+def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> DrawnArcs:
     """The tokens that arcs are drawn on, the arcs, and what they may mean."""
     site, example = data.site(state.site), data.example(state.example)
     queries = table_frame(example.tokens(site.query_sequence))
@@ -210,12 +224,12 @@ def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> dict[str
     }
 
 
-def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> dict[str, Any]:
+def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> PatternFrame:
     """The expression with the library and the mistake."""
     library = data.library
     picked = next((name for name, item in library.items() if state.pattern in (name, item.expression)), "")
     about = library[picked].description if picked else "fields: " + ", ".join(data.fields(state.site)[:14])
-    mistake = None
+    mistake: Mistake | None = None
     if isinstance(error, PatternError):
         mistake = {
             "message": data.told(error),
@@ -240,6 +254,8 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
         "description": about,
         "error": mistake,
         "busy": busy,
+        "progress": None,
+        "drawn": None,
     }
 
 
@@ -261,7 +277,7 @@ def source(data: DataSource, answer: SearchResult) -> str:
 
 def waiting_frame(
     data: DataSource, state: ViewState, busy: bool, answer: SearchResult | None, error: HeadAtlasError | None
-) -> dict[str, Any]:
+) -> StateFrame:
     """What stands where results would be."""
     if busy:
         return {"kind": "loading", "title": "Searching", "lines": [f"{data.n_examples:,} examples"], "loading": True}
@@ -296,7 +312,7 @@ def waiting_frame(
     }
 
 
-def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale: bool) -> dict[str, Any]:
+def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale: bool) -> SummaryFrame:
     """On what the answer rests."""
     above = int((answer.heads["lift"].values > 1).sum())
     beyond, offset = int((answer.evidence.heads["offset_lift"].values > 1).sum()), answer.evidence.offset_baseline
@@ -319,8 +335,8 @@ def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale:
 
 
 def heads_frame(
-    answer: SearchResult, state: ViewState, stale: bool, bookmarks: dict[str, Any] | None = None
-) -> dict[str, Any]:
+    answer: SearchResult, state: ViewState, stale: bool, bookmarks: HeadBookmarks | None = None
+) -> HeadListFrame:
     """Heads by the chosen measure, best first, each with its interval; the baselines are for all."""
     proof = answer.evidence
     table = {name: answer.heads[name].values for name in ("mass", "hit_rate", "baseline", "lift")}

@@ -16,7 +16,7 @@ import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..components.cards import Notice, PathBar, Router, StateCard, StatusLine, TopBar
+from ..components.cards import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
 from ..data.bookmarks import Bookmark
 from ..data.store_data import DataSource
 from ..state.page_table import PAGES, PageRow, row_of
@@ -186,7 +186,6 @@ class Session:
             ],
             "store": self.data.name,
             "stores": [[name, f"store={quote(name)}&page={state.page}&view={state.view}"] for name in self.data.stores],
-            "theme": state.theme,
             "drawers": list(row_of(state.page, state.view).drawers),
         }
         self.path.frame = path_frame(self.data, state)
@@ -210,9 +209,9 @@ class Session:
         if frame != self.notice.frame:  # a frame that is sent costs the server a millisecond, and a click changes ten
             self.notice.give(frame=frame, visible=bool(self.problems or banners))
 
-    def _banners(self) -> list[dict[str, Any]]:
+    def _banners(self) -> list[Banner]:
         """What holds for the whole store: damage, and segments that came since it was opened."""
-        banners = [
+        banners: list[Banner] = [
             {"kind": "damaged", "text": f"Left out of all numbers: {self.data.told(HeadAtlasError(why))}"}
             for why in self.data.damaged
         ]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import panel as pn
 
-from ..components.cards import Tabs
+from ..components.cards import Tabs, TabsFrame, ViewLink
 from ..components.tokentext import TokenText
-from ..frames.view_frames import text_line
+from ..frames.view_frames import TextFrame, text_line
 from ..state.page_table import VIEWS
 from ..theme.token_labels import visible
 from .example_view import attention_source
@@ -54,7 +54,7 @@ class ViewsPage(Page):
     def bookmarks_changed(self) -> None:
         """Do nothing: bookmarks change on another page, and a view draws them when it is shown again."""
 
-    def _tabs_frame(self, *, visible: bool) -> dict[str, Any]:
+    def _tabs_frame(self, *, visible: bool) -> TabsFrame:
         state, site = self.state, self.data.site(self.state.site)
         flat, (before, after) = state.layer * site.n_heads + state.head, self.data.neighbours(state.example)
 
@@ -72,7 +72,9 @@ class ViewsPage(Page):
             "j": None if after is None else {"example": after, "pin": ""},
             "k": None if before is None else {"example": before, "pin": ""},
         }
-        views = [{"view": row.route, "label": row.label, "query": state.to_query(view=row.route)} for row in VIEWS]
+        views: list[ViewLink] = [
+            {"view": row.route, "label": row.label, "query": state.to_query(view=row.route)} for row in VIEWS
+        ]
         return {"view": state.view, "views": views, "steps": steps, "visible": visible}
 
     def _weights(self) -> dict[str, np.ndarray]:
@@ -90,7 +92,7 @@ class ViewsPage(Page):
         return {"k" if side == "q" else "q": np.max(rows, axis=0).astype(np.float32)}
 
 
-def text_frame(data: Any, number: int, site_name: str) -> dict[str, Any]:
+def text_frame(data: Any, number: int, site_name: str) -> TextFrame:
     """Running text of an example: one line where query and key are the same text, else one each."""
     site, example = data.site(site_name), data.example(number)
     if site.query_sequence == site.key_sequence:
