@@ -14,6 +14,7 @@ import numpy as np
 import param
 from panel.io.state import state
 
+from ..data.edge_quotes import QuotedEdge
 from ..data.store_facts import FactsFrame
 from ..state.page_table import Drawer
 from .esm_view import ESMView
@@ -529,7 +530,7 @@ class HeadList(Card):
     _esm = _bundle = "headlist.js"
 
 
-class QuotedExample(TypedDict):
+class QuotedExample(QuotedEdge):
     """One example around its strongest matching edge."""
 
     id: str
@@ -538,10 +539,6 @@ class QuotedExample(TypedDict):
     rank: int
     query: str
     patch: Patch
-    before: list[list[Any]]
-    token: str
-    after: list[list[Any]]
-    self: bool
 
 
 class KwicFrame(TypedDict):

@@ -168,8 +168,10 @@ def pinned_frame(
     }
     if len(listed):
         best = int(listed[0])
-        pair = (tokens["labels"][position], others["labels"][best])
-        frame["edge"] = edge_frame(pin.all_heads[:, :, best], *(pair if side == "q" else pair[::-1]))
+        query, key = tokens["labels"][position], others["labels"][best]
+        if side == "k":
+            query, key = key, query
+        frame["edge"] = edge_frame(pin.all_heads[:, :, best], query, key)
     if back.size:
         reach = back.max(axis=0)
         reach[position] = -1.0

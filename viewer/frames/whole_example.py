@@ -214,7 +214,8 @@ def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.n
 
 
 def vectors_facts(part: PartFrame, site: Site) -> list[tuple[str, Any]]:
-    """What is said of the vectors below the picker."""
+    """Facts about the vectors, written below the picker."""
+    assert part["vectors"] is not None
     sharing = part["vectors"]["n_sharing"]
     shared = "Each head has its own keys." if sharing == 1 else f"{sharing} query heads share one key head."
     turned = "After rotary embedding, before scaling." if site.rotary else "Before scaling."

@@ -279,11 +279,9 @@ class CompareViewPage(ExampleView):
         if self._listed[0] != key:
             self._listed = key, self._changes()
         choices: list[list[str]] = []
-        number: dict[str, Any] = {}
         if kind == "examples":
             members = self.data.pair_members(reader.example.index)
             choices = [[str(n), f"{visible(self.data.example(n).id)}: {self.data.shown_text(n)[:60]}"] for n in members]
-            number = {"number": str(b.reader.example.index)}
             choice = str(b.reader.example.index)
         elif kind == "heads":
             site = reader.site
@@ -293,11 +291,14 @@ class CompareViewPage(ExampleView):
             choices = [[name, name] for name in self.data.stores if name != self.data.name]
             choice = state.other_store or choices[0][0]
         texts = [visible(side.reader.example.text)[:140] if kind == "examples" else side.name for side in (a, b)]
-        return {
+        frame: ComparisonFrame = {
             "compare": kind, "a": texts[0], "b": texts[1], "choices": choices, "choice": choice,
-            "heads": self._listed[1], "list": _LISTS[kind], "head": head_name(b.head), **number,
+            "heads": self._listed[1], "list": _LISTS[kind], "head": head_name(b.head),
             "why": "too many weights to compare all heads",
         }  # fmt: skip
+        if kind == "examples":
+            frame["number"] = choice
+        return frame
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture, and leave the choices."""

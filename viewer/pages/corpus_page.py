@@ -180,7 +180,9 @@ def beside_frame(data: DataSource, state: ViewState, values: HeadValues) -> Head
         return None
     found = other.head_values("", values.name if values.name in names else names[0])
     about = f"{found.label} over {other.n_examples:,} examples"
-    return map_frame(found, [], [], found.name) | {"other": other.name, "about": about}
+    frame = map_frame(found, [], [], found.name)
+    frame["other"], frame["about"] = other.name, about
+    return frame
 
 
 def shown_tables(data: DataSource, state: ViewState, values: HeadValues) -> list[HeadValues]:
