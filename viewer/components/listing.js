@@ -1,3 +1,4 @@
+import { MAX_THUMBNAIL } from "../_js/constants.js";
 import { gridNames, parseHeads } from "../_js/paint.js";
 import { WEIGHT } from "../_js/maps.js";
 // Frames made in the browser from all maps of an example, where there is no Python to ask: frames/view_frames.py and frames/detail_frames.py.
@@ -28,7 +29,7 @@ export function headFrame(part, cells, range, id) {
 }
 
 // square-root bytes, each pixel the strongest of its block where a side is longer than `limit`
-export function modelFrame(part, range, id, limit = 96) {
+export function modelFrame(part, range, id, limit = MAX_THUMBNAIL) {
   const [layers, heads] = part.shape, size = ([a, b]) => Math.min(limit, b - a), nq = size(range.q), nk = size(range.k);
   const blocks = ([a, b], n) => Int32Array.from({length: b - a}, (_, i) => { let at = Math.floor((i * n) / (b - a)); while (at + 1 < n && Math.floor((at + 1) * (b - a) / n) <= i) at++; return at; });
   const rows = blocks(range.q, nq), columns = blocks(range.k, nk), codes = new Uint8Array(layers * heads * nq * nk);

@@ -1,3 +1,4 @@
+import { MAX_WINDOW } from "../_js/constants.js";
 import { parseHeads, parsePin } from "../_js/paint.js";
 import { el, mount } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
@@ -9,7 +10,6 @@ const BAR = `
 .bar-row { display: flex; align-items: center; gap: 12px; height: 32px; padding: 0 4px } .bar-row h1 { margin: 0; font-size: 13px; font-weight: 600; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; unicode-bidi: isolate }
 .bar-row label { display: flex; align-items: center; gap: 6px; font-size: 12px; color: var(--ink-2); white-space: nowrap } .bar-row select { height: 26px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); padding: 0 6px }
 `;
-const WINDOW = 512;
 
 // what a component sees of Panel: properties that tell of changes, `on`, `send_msg`
 function makeModel(values, constants) {
@@ -80,8 +80,8 @@ function startPage(raw, COMPONENTS) {
     // a text longer than the window is shown around the pin
     function cut() {
       const {name, q, k} = range(), pin = parsePin(view.pin), n = ([a, b]) => b - a;
-      const around = ([a, b]) => { if (b - a <= WINDOW) return [a, b]; const start = pin ? Math.min(Math.max(a, pin.index - WINDOW / 2), b - WINDOW) : a; return [start, start + WINDOW]; };
-      return {name: n(q) > WINDOW || n(k) > WINDOW ? "" : name, q: around(q), k: around(k)};
+      const around = ([a, b]) => { if (b - a <= MAX_WINDOW) return [a, b]; const start = pin ? Math.min(Math.max(a, pin.index - MAX_WINDOW / 2), b - MAX_WINDOW) : a; return [start, start + MAX_WINDOW]; };
+      return {name: n(q) > MAX_WINDOW || n(k) > MAX_WINDOW ? "" : name, q: around(q), k: around(k)};
     }
     function maps() {
       const window = cut(), key = `${id()} ${picker.selected} ${window.name} ${window.q} ${window.k}`;

@@ -21,6 +21,8 @@ from ..theme.token_labels import running_text, token_labels, visible
 from .geometry import keys_seen, rebuilt_row, row_scores
 
 Head = tuple[int, int]
+MAX_THUMBNAIL = 96
+"""Longest side of a thumbnail, in pixels."""
 _WEIGHTS = ((np.arange(256) / 255.0) ** 2).astype(np.float32)
 
 
@@ -273,7 +275,7 @@ def head_frame(
 
 
 def model_frame(
-    codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, limit: int = 96, id: str = ""
+    codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, limit: int = MAX_THUMBNAIL, id: str = ""
 ) -> ModelFrame:
     """Thumbnails of all heads; examples longer than `limit` show the strongest weight under each pixel."""
     pooled = pool(codes, limit)

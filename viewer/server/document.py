@@ -12,6 +12,7 @@ from ..data.served_stores import ServedStores
 from ..pages.session import Session
 from ..state.reader_state import query_of_arguments
 from ..theme.colours import css_variables
+from ..theme.fonts import FONT, MONO
 
 # Panel's page with our style, an icon of our own (no request for one) and no marks of another program. The script sets
 # the theme the address names, else the system's, before anything is painted.
@@ -50,8 +51,9 @@ _SHEETS = [
 def page_template() -> str:
     """The HTML page that holds the app."""
     rules = (Path(__file__).parents[1] / "theme/theme.css").read_text(encoding="utf-8")
+    fonts = f":root {{ --font: {FONT}; --mono: {MONO} }}\n"
     themes = ":root {%s color-scheme: light }\n:root[data-theme=dark] {%s color-scheme: dark }\n"
-    return _TEMPLATE.replace("@STYLE@", themes % (css_variables("light"), css_variables("dark")) + rules)
+    return _TEMPLATE.replace("@STYLE@", fonts + themes % (css_variables("light"), css_variables("dark")) + rules)
 
 
 def make_app(stores: ServedStores) -> Callable[[], pn.viewable.Viewable]:
