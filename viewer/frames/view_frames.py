@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from headatlas.store.errors import ShapeError
 from headatlas.store.schema.token_table import TokenTable
@@ -343,13 +343,3 @@ def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:
 def message_frame(title: str, text: str) -> MessageFrame:
     """What a view shows instead of a picture, and what to do about it."""
     return {"message": {"title": visible(title), "text": "\n".join(visible(line) for line in text.split("\n"))}}
-
-
-def link_weights(
-    side: str, weights: Float[np.ndarray, "n_heads other"], *, hide: Int[np.ndarray, "hidden"] | None = None
-) -> dict[str, Float32[np.ndarray, "other"]]:
-    """How strongly the pinned token and each token of the other side are linked: the strongest of the heads shown."""
-    peak = weights.max(axis=0, initial=0.0).astype(np.float32)
-    if hide is not None:
-        peak[hide] = 0
-    return {"k" if side == "q" else "q": peak}
