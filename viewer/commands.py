@@ -22,9 +22,11 @@ def view(
     origin: Annotated[
         list[str] | None, typer.Option(help="HOST:PORT of a page that may open the viewer; repeat for more.")
     ] = None,
-    notes: Annotated[
+    bookmarks: Annotated[
         Path | None,
-        typer.Option(help="File for stars and notes on heads; default: STORE.notes.json beside each store."),
+        typer.Option(
+            help="File for bookmarks (stars and notes) of heads; default: STORE.bookmarks.json beside each store."
+        ),
     ] = None,
     search_s: Annotated[float, typer.Option(help="Seconds that one search may take.")] = 120.0,
     max_sessions: Annotated[int, typer.Option(help="Readers at once.")] = 200,
@@ -41,18 +43,18 @@ def view(
     """Look at stores in the browser: heads, examples, one example closely. Nothing leaves this machine."""
     from headatlas.store.errors import ConfigError
 
-    from .data.bookmarks import Notes, notes_path
-    from .data.served_stores import Library
+    from .data.bookmarks import Bookmarks, bookmarks_path
+    from .data.served_stores import ServedStores
     from .server.server import Auth, ServerOptions, serve
 
-    if notes is not None and len(store) > 1:
-        raise ConfigError("--notes names one file for several stores; leave it out, or show one store")
+    if bookmarks is not None and len(store) > 1:
+        raise ConfigError("--bookmarks names one file for several stores. Leave it out, or show one store.")
     auth = Auth(basic_auth, oauth, oauth_key, oauth_secret, cookie_secret)
     options = ServerOptions(port, address, tuple(origin or ()), prefix, auth, max_sessions)
 
-    def notes_of(folder: Path | None) -> Notes | None:
-        place = notes or (folder and notes_path(folder))
-        return Notes(place) if place else None
+    def bookmarks_of(folder: Path | None) -> Bookmarks | None:
+        path = bookmarks or (folder and bookmarks_path(folder))
+        return Bookmarks(path) if path else None
 
-    library = Library.open(store, notes_of, search_s)
-    serve(library, options, show=show)
+    stores = ServedStores.open(store, bookmarks_of, search_s)
+    serve(stores, options, show=show)

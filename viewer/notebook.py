@@ -17,8 +17,8 @@ from headatlas.store.reading.example import Example
 from headatlas.store.schema.traces import Site
 
 from .export import Kind, View, make_view
-from .frames.view_frames import Frame, tokens_frame
-from .frames.whole_example import example_part, neuron_part, part_frame, vectors_facts
+from .frames.view_frames import TokensFrame, tokens_frame
+from .frames.whole_example import PartFrame, example_part, neuron_part, part_frame, vectors_facts
 from .theme.colours import Theme
 from .theme.token_labels import label, visible
 
@@ -176,7 +176,7 @@ def _read(
     prettify: bool,
     include_layers: Sequence[int] | None,
     site: str | None,
-) -> tuple[list[Frame], str | None]:
+) -> tuple[list[PartFrame], str | None]:
     """What a call was given as parts; and the text, where it was an example."""
     if not isinstance(attention, Example):
         return _tensor_parts(attention, tokens, named, sentence_b_start, prettify, include_layers), None
@@ -191,7 +191,7 @@ def _tensor_parts(
     sentence_b_start: int | None,
     prettify: bool,
     include_layers: Sequence[int] | None,
-) -> list[Frame]:
+) -> list[PartFrame]:
     if attention is not None:
         if named.given:
             raise ConfigError(
@@ -209,7 +209,7 @@ def _tensor_parts(
         raise ConfigError(f"no attention is given. {_HOW}")
     if sentence_b_start is not None:
         raise ConfigError("sentence_b_start is for attention within one text; leave it out with an encoder–decoder.")
-    sides: dict[str, Frame] = {}
+    sides: dict[str, TokensFrame] = {}
     for site in named.given:
         for name in {"encoder": ["encoder"], "decoder": ["decoder"], "cross": ["decoder", "encoder"]}[site]:
             given = named.tokens[f"{name}_tokens"]
@@ -269,7 +269,7 @@ def _one_layer(value: Any, name: str) -> Float[np.ndarray, "head query_pos key_p
     return array
 
 
-def read_tokens(tokens: Sequence[str], prettify: bool = True) -> Frame:
+def read_tokens(tokens: Sequence[str], prettify: bool = True) -> TokensFrame:
     """Tokens as a tokenizer spells them, made readable; special ones are told by their brackets."""
     given = [str(token) for token in tokens]
     special = [_SPECIAL.fullmatch(token) is not None for token in given]
@@ -309,7 +309,7 @@ def _layers(wanted: Sequence[int] | None, n_layers: int) -> list[int]:
     return layers
 
 
-def _chosen(part: Frame, layer: int | None, heads: Sequence[int] | None) -> str:
+def _chosen(part: PartFrame, layer: int | None, heads: Sequence[int] | None) -> str:
     layers, columns = part["layers"], part["columns"]
     first = layers[0] if layer is None else int(layer)
     if first not in layers:
@@ -320,16 +320,17 @@ def _chosen(part: Frame, layer: int | None, heads: Sequence[int] | None) -> str:
     return ",".join(f"{first}.{head}" for head in chosen)
 
 
-def _name(part: Frame, row: int, column: int) -> str:
+def _name(part: PartFrame, row: int, column: int) -> str:
     return f"{part['layers'][row]}.{part['columns'][column]}"
 
 
-def _some_heads(part: Frame, heads: Sequence[int]) -> Frame:
+def _some_heads(part: PartFrame, heads: Sequence[int]) -> PartFrame:
     chosen = [int(head) for head in heads]
     n_heads = part["shape"][1]
     if not chosen or not all(0 <= head < n_heads for head in chosen):
         raise ConfigError(f"include_heads is {chosen}; expected numbers from 0 to {n_heads - 1}.")
     n_layers, _, n_queries, n_keys = part["shape"]
+    assert part["attention"] is not None
     maps = part["attention"].reshape(part["shape"])[:, chosen]
     return {
         **part,
@@ -340,7 +341,14 @@ def _some_heads(part: Frame, heads: Sequence[int]) -> Frame:
 
 
 def _act(
-    kind: Kind, title: str, parts: list[Frame], state: Frame, action: str, mode: str, height: int, facts: Any = ()
+    kind: Kind,
+    title: str,
+    parts: list[PartFrame],
+    state: dict[str, Any],
+    action: str,
+    mode: str,
+    height: int,
+    facts: Any = (),
 ) -> View | None:
     if action not in ("view", "return"):
         raise ConfigError(f'html_action is {action!r}; expected "view" or "return".')

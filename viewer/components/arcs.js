@@ -20,6 +20,7 @@ export function arcEditor(ui, send) {
     else {
       const same = arc => arc[0] === from && arc[1] === index, arcs = drawn.arcs.some(same) ? drawn.arcs.filter(arc => !same(arc)) : [...drawn.arcs, [from, index]];
       from = null;
+      drawn = {...drawn, arcs};   // the next arc may be drawn before the answer arrives
       send(arcs);
     }
     paint();

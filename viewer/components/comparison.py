@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NotRequired, TypedDict
 
 import param
 
-from .base import ESMView
+from ..frames.alignment import DifferenceFrame, HeadChange
+from .esm_view import ESMView
+
+
+class ComparisonFrame(TypedDict):
+    """What is compared."""
+
+    compare: str
+    a: str
+    b: str
+    """Text or name of each side."""
+    choices: list[list[str]]
+    """Choices of B as [value, label]."""
+    choice: str
+    heads: list[HeadChange]
+    list: str
+    """Title of the list of heads."""
+    head: str
+    """Head of B, marked in the list."""
+    number: NotRequired[str]
+    """Number of B, if examples are compared."""
+    why: str
+    """Reason for an empty list of heads."""
 
 
 class Comparison(ESMView):
     """The left side: examples, heads or models; what A and B are; the heads that change.
 
-    `frame` has `compare`, `a` and `b` (lines of text), `choices` (what B may be, ``[[value, label], ...]``), `choice`,
-    `heads` and what their list means. `on_msg` tells of ``{"compare": ...}``, ``{"b": value}``, ``{"head": "5.8"}`` and
+    `on_msg` tells of ``{"compare": ...}``, ``{"b": value}``, ``{"head": "5.8"}`` and
     ``{"swap": true}``.
     """
+
+    frame_types = (ComparisonFrame,)
 
     _esm = _bundle = "comparison.js"
 
@@ -27,6 +50,8 @@ class Difference(ESMView):
     """
 
     pin = param.String(default="")
+
+    frame_types = (DifferenceFrame,)
 
     _esm = _bundle = "difference.js"
     _priority_changes: ClassVar[list[str]] = ["pin"]

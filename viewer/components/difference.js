@@ -26,7 +26,7 @@ export function render({model, el: host}) {
     frame = plain(model.frame);
     const shown = !!frame.delta;
     map.hidden = !shown; legend.style.display = shown ? "" : "none"; note.textContent = frame.title || "";
-    if (!shown) { lower.replaceChildren(frame.message ? el("p.dim", null, frame.message.text) : ""); return table.set(["Query", "Key", "Difference"], []); }
+    if (!shown) { lower.replaceChildren(); return table.set(["Query", "Key", "Difference"], []); }
     const cells = [];
     for (let q = 0; q < frame.shape[0]; q++) for (let k = 0; k < frame.shape[1]; k++) if (seen(q, k) && Math.abs(value(q, k)) >= .005) cells.push([q, k, value(q, k)]);
     cells.sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]) || a[0] - b[0] || a[1] - b[1]);

@@ -1,3 +1,4 @@
+import { FONT } from "../_js/constants.js";
 import { paintOf, plain } from "../_js/paint.js";
 import { recorderOf, svgOf, pngOf, csvOf, save } from "../_js/picture.js";
 // Elements, canvases, tooltips. Corpus strings reach the page as text nodes only: `el` never parses markup.
@@ -71,8 +72,6 @@ function downloads(card, model, repaint) {
   card.append(menu);
   model.on("msg:custom", data => { const {of, page} = plain(data); if (page !== undefined && of === card.dataset.picture) save(`${name}.html`, page, "text/html"); });
 }
-
-export const FONT = '-apple-system,BlinkMacSystemFont,"Segoe UI",Inter,Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif';
 
 // Size a canvas in CSS pixels, sharp on any screen; returns its context, cleared
 export function fit(canvas, width, height) {

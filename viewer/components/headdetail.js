@@ -24,7 +24,7 @@ export function render({model, el: host}) {
     const shown = !!frame.attention;
     map.hidden = !shown; body.querySelector(".legend").style.display = shown ? "" : "none";
     title.textContent = frame.head ? `Head ${frame.head}` : "";
-    if (!shown) { lower.replaceChildren(frame.message ? el("p.dim", null, frame.message.text) : ""); return table.set(["Query", "Key", "Weight"], []); }
+    if (!shown) { lower.replaceChildren(); return table.set(["Query", "Key", "Weight"], []); }
     facts(); draw();
   }
   function facts() {

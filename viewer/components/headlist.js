@@ -40,9 +40,9 @@ export function render({model, el: host}) {
       list.replaceChildren(...frame.rows.map(row => {
         const tip = event => ui.tip.show(event, `Head ${row.head}`, [["Mass", number(row.mass, 3), "", true], ["95 % interval", interval(row)], ["Hit rate", number(row.hit_rate, 3)],
           ["Uniform attention", number(row.baseline, 3), times(row.lift, 2)], ...(frame.offset === null ? [] : [[`Offset ${frame.offsets}`, number(frame.offset, 3), times(row.offset_lift, 2)]]),
-          ["False discovery", Number.isFinite(row.q) ? row.q < .001 ? "< .001" : number(row.q, 3) : "too few rows"], ["Query rows", count(row.rows)], ...(row.note?.note ? [[row.note.note.slice(0, 120), ""]] : [])], "click: its examples");
+          ["False discovery", Number.isFinite(row.q) ? row.q < .001 ? "< .001" : number(row.q, 3) : "too few rows"], ["Query rows", count(row.rows)], ...(row.bookmark?.note ? [[row.bookmark.note.slice(0, 120), ""]] : [])], "click: its examples");
         return el(`button.hr${row.on ? ".on" : ""}${below(row) ? ".below" : ""}`, {"data-head": row.head, "data-mass": row.mass.toFixed(6), "aria-pressed": String(row.on), onclick: () => ui.go({layer: row.layer, head: row.index}), onmousemove: tip, onmouseleave: ui.tip.hide},
-          el("span.n.dim", null, row.rank), el("b", {title: row.note?.note || null}, row.head, row.note ? el("i.st", {"data-star": String(row.note.star)}, row.note.star ? "\u2605" : "\u270e") : null),
+          el("span.n.dim", null, row.rank), el("b", {title: row.bookmark?.note || null}, row.head, row.bookmark ? el("i.st", {"data-star": String(row.bookmark.star)}, row.bookmark.star ? "\u2605" : "\u270e") : null),
           el("span.mass", null, el("i.b", {style: `width:${at(row.mass)}`}), Number.isFinite(row.low) ? el("i.span", {"data-low": row.low.toFixed(6), "data-high": row.high.toFixed(6), style: `left:${at(row.low)};width:calc(${at(row.high)} - ${at(row.low)})`}) : null,
             el("i.tick", {style: `left:${at(row.baseline)}`}), frame.offset === null ? null : el("i.tick.long", {style: `left:${at(frame.offset)}`})),
           el("span.n.strong", null, number(row.mass)), el("span.n", null, number(row.hit_rate)), el("span.n", null, times(row.lift)), el("span.n.d", null, times(row.offset_lift)));

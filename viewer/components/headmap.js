@@ -8,11 +8,11 @@ const CSS = `
 .maphead .sel { min-width: 64px; max-width: 148px } .maphead .legend { flex: none } .maphead .scale { width: 56px }
 .map { position: relative; height: 100% } .map canvas { cursor: pointer; border-radius: 4px }
 .little .downloads { top: auto; bottom: 4px; right: 4px } .little .downloads > div { top: auto; bottom: 28px }
-.scale { width: 80px; height: 8px; border-radius: 2px; border: 1px solid var(--line-2); position: relative } .scale i { position: absolute; top: -2px; width: 2px; height: 10px; background: var(--ink) }
+.scale { width: 80px; height: 8px; border-radius: 2px; border: 1px solid var(--line-2) }
 `;
 
 // frame: {n_layers, n_heads, values: float32 [layer * head], high, title, unit,
-//         options: [[value, label]], choice, baseline?, others: [{label, values}], small: bool, note}
+//         options: [[value, label]], choice, others: [{label, values}], small: bool, note}
 export function render({model, el: host}) {
   const parse = text => text.split(".").map(Number);
   component(model, host, CSS, ui => {
@@ -49,7 +49,7 @@ export function render({model, el: host}) {
         if (Number.isNaN(v)) { g.strokeStyle = p["line-2"]; g.beginPath(); g.moveTo(x + 2, y + side - 2); g.lineTo(x + side - 2, y + 2); g.stroke(); }
         if (cell >= 26 && top.has(l * heads + h)) write(g, number(v), x + side / 2, y + side / 2 + .5, {color: p.on(s), weight: 500, align: "center", size: cell < 30 ? 10 : 11});
       }
-      for (const [name, {star}] of Object.entries(frame.notes || {})) {   // a dot in the corner: starred or noted
+      for (const [name, {star}] of Object.entries(frame.bookmarks || {})) {   // a dot in the corner: starred or noted
         const [l, h] = name.split(".").map(Number), {x, y} = place(l, h);
         if (l >= layers || h >= heads) continue;
         g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(x + side - Math.min(4, side / 4), y + Math.min(4, side / 4), cell >= 15 ? 3 : 2, 0, 7); g.fill();
@@ -95,10 +95,10 @@ export function render({model, el: host}) {
       if (!spot) { ui.tip.hide(); return; }
       const i = spot[0] * frame.n_heads + spot[1];
       ui.tip.show(event, `Head ${spot.join(".")}`, [[frame.title, number(frame.values[i], 3), `#${ranks[i]}`, true],
-        ...frame.others.map(o => [o.label, number(o.values[i], 3), ""]), ...(frame.baseline === undefined ? [] : [["Baseline", number(frame.baseline, 3), ""]]), ...noted(spot)],
+        ...frame.others.map(o => [o.label, number(o.values[i], 3), ""]), ...noted(spot)],
         `rank of ${count(frame.values.length)} \u00B7 click to select`);
     };
-    const noted = spot => { const note = frame.notes?.[spot.join(".")]; return note ? [[`${note.star ? "\u2605 " : ""}${note.note.slice(0, 120)}`, "", ""]] : []; };
+    const noted = spot => { const bookmark = frame.bookmarks?.[spot.join(".")]; return bookmark ? [[`${bookmark.star ? "\u2605 " : ""}${bookmark.note.slice(0, 120)}`, "", ""]] : []; };
     canvas.onmouseleave = () => { hovered = null; draw(); ui.tip.hide(); };
     canvas.onclick = event => { const spot = spotAt(event); if (spot) choose(spot, event.detail > 1); };
     canvas.onkeydown = event => {
@@ -125,8 +125,8 @@ export function render({model, el: host}) {
         ranks = new Int32Array(order.length);
         order.forEach((cell, i) => { ranks[cell] = i && frame.values[cell] === frame.values[order[i - 1]] ? ranks[order[i - 1]] : i + 1; });
         top = new Set(order.slice(0, 8));
-        const note = i => frame.notes?.[`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`];
-        table.set(["head", frame.title, "rank", "star", "note"], order.map(i => [`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, number(frame.values[i], 3), ranks[i], note(i)?.star ? "\u2605" : "", note(i)?.note ?? ""]),
+        const bookmark = i => frame.bookmarks?.[`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`];
+        table.set(["head", frame.title, "rank", "star", "note"], order.map(i => [`${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, number(frame.values[i], 3), ranks[i], bookmark(i)?.star ? "\u2605" : "", bookmark(i)?.note ?? ""]),
           order.map(i => ({head: `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`, value: frame.values[i].toFixed(6)})));
       }
       canvas.dataset.choice = frame.choice || "";
@@ -136,9 +136,8 @@ export function render({model, el: host}) {
     };
     function legend() {
       const p = ui.paint(), stops = Array.from({length: 9}, (_, i) => p.seq(i / 8)).join(",");
-      return el("span.legend", null, "0", el("span.scale", {role: "img", "aria-label": "colour scale", style: `background:linear-gradient(90deg,${stops})`},
-        frame.baseline === undefined ? null : el("i", {style: `left:${100 * share(frame.baseline)}%`})),
-        number(frame.high).replace(/\.00$/, ""), frame.unit, frame.baseline === undefined ? null : el("span.dim", null, "\u2502 baseline"));
+      return el("span.legend", null, "0", el("span.scale", {role: "img", "aria-label": "colour scale", style: `background:linear-gradient(90deg,${stops})`}),
+        number(frame.high).replace(/\.00$/, ""), frame.unit);
     }
   });
 }

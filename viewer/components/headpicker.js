@@ -47,7 +47,7 @@ export function render({model, el: host}) {
       if (l < 0 || h < 0) return;
       for (const [c, grow, w] of [[p.surface, 1.5, 2], [color, outer, 2]]) { g.strokeStyle = c; g.lineWidth = w; g.beginPath(); g.roundRect(x - grow, y - grow, size + 2 * grow, size + 2 * grow, 3); g.stroke(); }
     };
-    for (const [name, {star}] of Object.entries(frame.notes || {})) {
+    for (const [name, {star}] of Object.entries(frame.bookmarks || {})) {
       const [l, h] = names.cell(name);
       if (l < 0 || h < 0) continue;
       g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(margin + h * cell + size - 2, top + l * cell + 2, 2, 0, 7); g.fill();
@@ -89,7 +89,7 @@ export function render({model, el: host}) {
     if (name !== hover) { hover = name; draw(); }
     if (row !== null) return tip.show(event, `Layer ${names.rows[row]}`, [], "click to show all its heads");
     if (!found) return tip.hide();
-    tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true], ...(frame.notes?.[name] ? [[`${frame.notes[name].star ? "\u2605 " : ""}${frame.notes[name].note.slice(0, 120)}`, ""]] : [])], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
+    tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true], ...(frame.bookmarks?.[name] ? [[`${frame.bookmarks[name].star ? "\u2605 " : ""}${frame.bookmarks[name].note.slice(0, 120)}`, ""]] : [])], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
   canvas.addEventListener("click", event => { const found = geometry && hit(event); if (found) return choose(names.name(...found), event.shiftKey); const row = geometry && layerAt(event); if (row !== null) allOfLayer(row); });
@@ -120,13 +120,13 @@ export function render({model, el: host}) {
       model.on(name, refresh); refresh();
       return el("label.ck", null, node, text);
     };
-    const unit = el("div.seg", {role: "group", "aria-label": "level"}), between = el("label.fld.between", null, "From \u2192 to");
-    const units = () => unit.replaceChildren(...["token", "word", "sentence"].map(name => el("button", {"aria-pressed": String(model.level === name), "data-level": name, onclick: () => { model.level = name; }}, `${name[0].toUpperCase()}${name.slice(1)}s`)));
+    const unit = el("div.seg", {role: "group", "aria-label": "unit"}), between = el("label.fld.between", null, "From \u2192 to");
+    const units = () => unit.replaceChildren(...["token", "word", "sentence"].map(name => el("button", {"aria-pressed": String(model.unit === name), "data-unit": name, onclick: () => { model.unit = name; }}, `${name[0].toUpperCase()}${name.slice(1)}s`)));
     const ways = el("select", {"data-control": "segments", "aria-label": "from \u2192 to"}, [["all", "all"], ...["aa", "ab", "ba", "bb"].map(way => [way, way.toUpperCase().split("").join(" \u2192 ")])].map(([value, text]) => el("option", {value}, text)));
     ways.addEventListener("change", () => { model.segments = ways.value; });
     const pair = () => { between.style.display = model.pairs ? "" : "none"; ways.value = model.segments; };
     between.append(ways); units(); pair();
-    model.on("level", units); model.on(["segments", "pairs"], pair);
+    model.on("unit", units); model.on(["segments", "pairs"], pair);
     lines.replaceChildren(...(model.lines ? [el("hr"), el("p.sect", null, "Lines"),
       slider("share", "Share of each row", 10, 100, 5, v => Math.round(v * 100), v => `${v} %`, v => v / 100),
       slider("keys", "Keys per row", 1, 64, 1, v => v, v => `at most ${v}`, v => v)] : []),

@@ -6,13 +6,14 @@ from typing import ClassVar
 
 import param
 
-from .base import ESMView
+from ..frames.view_frames import PickerFrame
+from .esm_view import ESMView
 
 
 class HeadPicker(ESMView):
     """The left side of a view.
 
-    `frame` is `frames.picker_frame`; `selected` lists heads as ``"5.8,5.10"`` in the order of their colours: a click
+    `frame` is `view_frames.picker_frame`; `selected` lists heads as ``"5.8,5.10"`` in the order of their colours: a click
     chooses one, Shift click adds or removes, a double click on a chip leaves that one alone.
     """
 
@@ -25,13 +26,15 @@ class HeadPicker(ESMView):
     hide_special = param.Boolean(default=True)
     choices = param.Boolean(default=False, doc="Whether the choices of the head view are there.")
     pairs = param.Boolean(default=False, doc="Whether the example has two texts.")
-    level = param.Selector(default="token", objects=["token", "word", "sentence"])
+    unit = param.Selector(default="token", objects=["token", "word", "sentence"])
     segments = param.Selector(default="all", objects=["all", "aa", "ab", "ba", "bb"])
     weights = param.Selector(default="stored", objects=["stored", "renormalised"])
     layout = param.Selector(default="columns", objects=["columns", "rows"])
     facts = param.List(default=[], item_type=tuple, doc="(title, text) sections below.")
 
+    frame_types = (PickerFrame,)
+
     _esm = _bundle = "headpicker.js"
     _priority_changes: ClassVar[list[str]] = [
-        "selected", "share", "keys", "hide_special", "level", "segments", "weights", "layout",
+        "selected", "share", "keys", "hide_special", "unit", "segments", "weights", "layout",
     ]  # fmt: skip

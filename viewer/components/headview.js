@@ -1,7 +1,8 @@
 import { plain, parsePin, formatPin, number, count, percent, clamp } from "../_js/paint.js";
 import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
-import { weights, strongestEdges, paintLines, MIN_WEIGHT } from "../_js/lines.js";
+import { MIN_WEIGHT } from "../_js/constants.js";
+import { weights, strongestEdges, paintLines } from "../_js/lines.js";
 
 // Two canvases under two columns of text: `base` holds the drawn edges (or, greyed, their context) around what is seen and is
 // painted when the frame, a slider or the scroll asks for others; `top` holds the lines of one token and is repainted on hover, so it is only as large as

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import param
 
-from .base import ESMView
+from ..frames.view_frames import HeadFrame, MessageFrame
+from .esm_view import ESMView
 
 
 class HeadView(ESMView):
     """Bipartite lines of one example (or a window of a long one).
 
-    `frame` is `frames.head_frame` or `frames.message_frame`; `tokens` is `frames.sides_frame`
+    `frame` is `view_frames.head_frame` or `view_frames.message_frame`; `tokens` is `view_frames.sides_frame`
     with the same `id`.
     Which edges are drawn is `geometry.strongest_edges`, done in the browser from the frame that is there.
     """
 
-    tokens = param.Dict(default={})
+    tokens: Any = param.Dict(default={})
     pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")
     share = param.Number(default=0.75, bounds=(0, 1))
     keys = param.Integer(default=8, bounds=(1, 64))
@@ -25,6 +26,8 @@ class HeadView(ESMView):
     renormalise = param.Boolean(default=False, doc="Rows of what is shown add up to 1.")
     layout = param.Selector(default="columns", objects=["columns", "rows"])
     note = param.String(default="", doc="What stands beside the title.")
+
+    frame_types = (HeadFrame, MessageFrame)
 
     _esm = _bundle = "headview.js"
     _priority_changes: ClassVar[list[str]] = ["pin"]

@@ -1,6 +1,6 @@
+import { MIN_WEIGHT } from "../_js/constants.js";
 // Which edges a head view draws and how lines are painted; no elements. `strongestEdges` is geometry.strongest_edges.
 
-export const MIN_WEIGHT = .01;
 const SQRT8 = new Float64Array(256).map((_, c) => Math.fround((c / 255) * (c / 255)));
 
 // weight(head, q, k) of a frame, whatever its codec

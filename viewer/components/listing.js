@@ -1,6 +1,7 @@
+import { MAX_THUMBNAIL } from "../_js/constants.js";
 import { gridNames, parseHeads } from "../_js/paint.js";
 import { WEIGHT } from "../_js/maps.js";
-// Frames made in the browser from all maps of an example, where there is no Python to ask: frames.py and details.py.
+// Frames made in the browser from all maps of an example, where there is no Python to ask: frames/view_frames.py and frames/detail_frames.py.
 // A part: {attention, codec, shape: [layer, head, query, key], layers, columns, causal, query, key|null, vectors|null}.
 // A range {name, q: [start, stop], k: [start, stop]} is what of it is looked at.
 
@@ -28,7 +29,7 @@ export function headFrame(part, cells, range, id) {
 }
 
 // square-root bytes, each pixel the strongest of its block where a side is longer than `limit`
-export function modelFrame(part, range, id, limit = 96) {
+export function modelFrame(part, range, id, limit = MAX_THUMBNAIL) {
   const [layers, heads] = part.shape, size = ([a, b]) => Math.min(limit, b - a), nq = size(range.q), nk = size(range.k);
   const blocks = ([a, b], n) => Int32Array.from({length: b - a}, (_, i) => { let at = Math.floor((i * n) / (b - a)); while (at + 1 < n && Math.floor((at + 1) * (b - a) / n) <= i) at++; return at; });
   const rows = blocks(range.q, nq), columns = blocks(range.k, nk), codes = new Uint8Array(layers * heads * nq * nk);
@@ -37,7 +38,7 @@ export function modelFrame(part, range, id, limit = 96) {
     const from = (m * part.shape[2] + q + range.q[0]) * part.shape[3] + range.k[0], to = (m * nq + rows[q]) * nk;
     for (let k = 0; k < columns.length; k++) { const v = code(part.attention[from + k]), at = to + columns[k]; if (v > codes[at]) codes[at] = v; }
   }
-  return {id, codes, shape: [layers, heads, nq, nk], n_queries: rows.length, n_keys: columns.length, causal: part.causal, layers: part.layers, columns: part.columns};
+  return {id, codes, shape: [layers, heads, nq, nk], n_queries: rows.length, n_keys: columns.length, layers: part.layers, columns: part.columns};
 }
 
 const open = (tokens, hide) => i => !(hide && tokens.special[i]);
@@ -72,7 +73,7 @@ export function strongestFrame(part, cells, range, hide, n = 9) {
     edges: edges.map(([slot, query, key, weight]) => ({slot, query, key, labels: [part.query.labels[query], keys.labels[key]], weight}))};
 }
 
-export function inspectorFrame(part, cells, pin, range, hide, n = cells.length < 3 ? 8 : 6) {
+export function pinnedFrame(part, cells, pin, range, hide, n = cells.length < 3 ? 8 : 6) {
   const names = partNames(part), own = pin.side === "q" ? part.query : keysOf(part), others = pin.side === "q" ? keysOf(part) : part.query;
   const reach = pin.side === "q" ? range.k : range.q, maps = cells.map(cell => weightOf(part, cell)), link = (map, i) => pin.side === "q" ? map(pin.index, i) : map(i, pin.index);
   const of = i => maps.map(map => link(map, i)), peak = i => Math.max(0, ...of(i)), total = some => maps.map(map => some.reduce((sum, i) => sum + link(map, i), 0));
@@ -100,7 +101,7 @@ export function detailFrame(part, cell, range, hide) {
     facts: [], alone: true, edges: edges.map(e => ({...e, query: e.query - range.q[0], key: e.key - range.k[0]}))};
 }
 
-// one row of one head from its vectors (frames.neuron_frame); `part.vectors` has query, key, logsumexp and what the site says
+// one row of one head from its vectors (view_frames.neuron_frame); `part.vectors` has query, key, logsumexp and what the site says
 export function neuronFrame(part, [l, h], q, id) {
   const v = part.vectors, [, heads, rows, n] = part.shape, d = v.d_head, kv = Math.floor(h / v.n_sharing), kvHeads = heads / v.n_sharing, at = (l * heads + h) * rows + q;
   const query = v.query.slice(at * d, (at + 1) * d), from = (l * kvHeads + kv) * n, keys = v.key.slice(from * d, (from + n) * d), logsumexp = v.logsumexp[at];

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import param
 
-from .base import ESMView
+from ..data.map_pyramid import MatrixFrame
+from ..frames.view_frames import MessageFrame
+from .esm_view import ESMView
 
 
 class Matrix(ESMView):
     """A heat map that is zoomed and panned.
 
-    `frame` is `pyramid.matrix_frame` or `frames.message_frame`; `tokens` as in `HeadView`. `on_msg` asks for finer
+    `frame` is `map_pyramid.matrix_frame` or `view_frames.message_frame`; `tokens` as in `HeadView`. `on_msg` asks for finer
     tiles, ``{"tiles": [[level, row, column, kind], ...], "id": ...}``; the answer is a message of the same shape with
     codes. `zoom` is ``"row,column,span"``: the first row and column shown and how many columns fit the width.
     """
 
-    tokens = param.Dict(default={})
+    tokens: Any = param.Dict(default={})
     pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")
     zoom = param.String(default="", doc="'' fits the whole map")
     pooling = param.Selector(default="maximum", objects=["maximum", "mean"])
     scale = param.Selector(default="sqrt", objects=["sqrt", "linear", "log"])
     hide_special = param.Boolean(default=True)
+
+    frame_types = (MatrixFrame, MessageFrame)
 
     _esm = _bundle = "matrix.js"
     _priority_changes: ClassVar[list[str]] = ["pin", "zoom", "pooling", "scale"]

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import param
 
+from ..frames.view_frames import MessageFrame, ModelFrame
 from ..state.reader_state import ARRANGEMENTS
-from .base import ESMView
+from .esm_view import ESMView
 
 
 class ModelView(ESMView):
     """Thumbnails of all heads: rows are layers, columns are heads.
 
-    `frame` is `frames.model_frame` or `frames.message_frame`; `tokens` as in `HeadView`. `enlarged` names the head
+    `frame` is `view_frames.model_frame` or `view_frames.message_frame`; `tokens` as in `HeadView`. `enlarged` names the head
     shown large at the side; `selected` lists the heads of the head view, marked in their colours (Shift click adds).
     `arrange` is the order: by layer, or by the scores of `ranking` (``{scores: float32 [layer * head], title}``), best
     first; ``"search"`` can be chosen where `searched` says so.
     """
 
-    tokens = param.Dict(default={})
+    tokens: Any = param.Dict(default={})
     enlarged = param.String(default="")
     selected = param.String(default="")
     hide_special = param.Boolean(default=True)
@@ -27,6 +28,8 @@ class ModelView(ESMView):
     ranking = param.Dict(default={})
     searched = param.Boolean(default=False)
     scale = param.Selector(default="sqrt", objects=["linear", "sqrt", "log"])
+
+    frame_types = (MessageFrame, ModelFrame)
 
     _esm = _bundle = "modelview.js"
     _priority_changes: ClassVar[list[str]] = ["enlarged", "selected", "hide_special", "arrange"]

@@ -18,7 +18,7 @@ export function component(model, host, css, setup) {
   redraw();
 }
 
-// A link (classes in `spec`: ".lv.on") whose URL restores what it shows; a plain click only changes the state
+// A link (classes in `spec`: ".part.on") whose URL restores what it shows; a plain click only changes the state
 export function link(ui, spec, query, patch, props, ...kids) {
   return el(`a${spec}`, {href: query ? `?${query}` : location.pathname, ...props, onclick: event => {
     if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey || event.button) return;

@@ -6,11 +6,13 @@ from typing import ClassVar
 
 import param
 
-from .base import ESMView
+from ..data.vector_space import SpaceFrame
+from ..frames.view_frames import MessageFrame
+from .esm_view import ESMView
 
 
 class Space(ESMView):
-    """Two clouds: queries are outlined, keys are filled. `frame` is `space.space_frame` or `frames.message_frame`.
+    """Two clouds: queries are outlined, keys are filled. `frame` is `vector_space.space_frame` or `view_frames.message_frame`.
 
     `shade` says what colours the dots, `method` how they were placed. `on_msg` tells of
     ``{"open": [example, position, side]}``.
@@ -18,6 +20,8 @@ class Space(ESMView):
 
     shade = param.String(default="side")
     method = param.Selector(default="pca", objects=["pca", "umap"])
+
+    frame_types = (SpaceFrame, MessageFrame)
 
     _esm = _bundle = "space.js"
     _priority_changes: ClassVar[list[str]] = ["shade", "method"]

@@ -1,7 +1,8 @@
+import { MAX_WINDOW } from "../_js/constants.js";
 import { parseHeads, parsePin } from "../_js/paint.js";
 import { el, mount } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
-import { keysOf, partNames, cellsOf, cutTokens, headFrame, modelFrame, detailFrame, pickerFrame, strongestFrame, inspectorFrame, neuronFrame } from "../_js/listing.js";
+import { keysOf, partNames, cellsOf, cutTokens, headFrame, modelFrame, detailFrame, pickerFrame, strongestFrame, pinnedFrame, neuronFrame } from "../_js/listing.js";
 
 // One view in a file of its own: the components as they are, over models that no server stands behind. Everything is in
 // the page: a component's choice changes the other components here. `data` is what export.py wrote.
@@ -9,7 +10,6 @@ const BAR = `
 .bar-row { display: flex; align-items: center; gap: 12px; height: 32px; padding: 0 4px } .bar-row h1 { margin: 0; font-size: 13px; font-weight: 600; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; unicode-bidi: isolate }
 .bar-row label { display: flex; align-items: center; gap: 6px; font-size: 12px; color: var(--ink-2); white-space: nowrap } .bar-row select { height: 26px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); padding: 0 6px }
 `;
-const WINDOW = 512;
 
 // what a component sees of Panel: properties that tell of changes, `on`, `send_msg`
 function makeModel(values, constants) {
@@ -37,7 +37,7 @@ function startPage(raw, COMPONENTS) {
   const place = (component, its) => { const host = el("div.host"); main.append(host); component.render({model: its, el: host.attachShadow({mode: "open"})}); };
   const part = () => data.parts[state.part], ranges = () => part().ranges, range = () => ranges()[state.range] || ranges()[0];
   const cells = () => cellsOf(part(), picker.selected), chosen = () => cells()[0] || [0, 0], id = () => `${state.part}`;
-  const picker = model({frame: {}, selected: state.selected || "", single: data.kind !== "head", lines: data.kind === "head", specials: true, share: state.share, keys: state.keys, hide_special: state.hide_special, choices: false, pairs: false, level: "token", segments: "all", weights: "stored", layout: "columns", facts: data.facts || []});
+  const picker = model({frame: {}, selected: state.selected || "", single: data.kind !== "head", lines: data.kind === "head", specials: true, share: state.share, keys: state.keys, hide_special: state.hide_special, choices: false, pairs: false, unit: "token", segments: "all", weights: "stored", layout: "columns", facts: data.facts || []});
   let changed = () => {};
 
   function bar() {
@@ -80,8 +80,8 @@ function startPage(raw, COMPONENTS) {
     // a text longer than the window is shown around the pin
     function cut() {
       const {name, q, k} = range(), pin = parsePin(view.pin), n = ([a, b]) => b - a;
-      const around = ([a, b]) => { if (b - a <= WINDOW) return [a, b]; const start = pin ? Math.min(Math.max(a, pin.index - WINDOW / 2), b - WINDOW) : a; return [start, start + WINDOW]; };
-      return {name: n(q) > WINDOW || n(k) > WINDOW ? "" : name, q: around(q), k: around(k)};
+      const around = ([a, b]) => { if (b - a <= MAX_WINDOW) return [a, b]; const start = pin ? Math.min(Math.max(a, pin.index - MAX_WINDOW / 2), b - MAX_WINDOW) : a; return [start, start + MAX_WINDOW]; };
+      return {name: n(q) > MAX_WINDOW || n(k) > MAX_WINDOW ? "" : name, q: around(q), k: around(k)};
     }
     function maps() {
       const window = cut(), key = `${id()} ${picker.selected} ${window.name} ${window.q} ${window.k}`;
@@ -95,7 +95,7 @@ function startPage(raw, COMPONENTS) {
       const pin = parsePin(view.pin);
       const weighing = `${id()} ${state.range} ${view.pin} ${hide()}`;   // the heads' weights, whichever are shown
       if (weighing !== weighed) { weighed = weighing; picker.update({frame: pickerFrame(part(), pin, range(), hide())}); }
-      list.update({frame: pin ? inspectorFrame(part(), cells(), pin, range(), hide()) : strongestFrame(part(), cells(), range(), hide()), pin: view.pin});
+      list.update({frame: pin ? pinnedFrame(part(), cells(), pin, range(), hide()) : strongestFrame(part(), cells(), range(), hide()), pin: view.pin});
     }
     function pinned(value) {
       const pin = parsePin(value), allowed = pin && (pin.side === "q" ? range().q : range().k);

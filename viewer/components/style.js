@@ -1,6 +1,7 @@
+import { FONT, MONO } from "../_js/constants.js";
 // The look of all components: the type, spaces and controls of one interface. Colours are variables set by `mount`.
 export const CSS = `
-.ha { color: var(--ink); font: 13px/1.4 -apple-system,BlinkMacSystemFont,"Segoe UI",Inter,Roboto,"Helvetica Neue","Noto Sans","Liberation Sans",Arial,sans-serif;
+.ha { color: var(--ink); --mono: ${MONO}; font: 13px/1.4 ${FONT};
   -webkit-font-smoothing: antialiased; box-sizing: border-box; width: 100%; height: 100%; min-height: 0; position: relative; text-align: left }
 :where(.ha) *, :where(.ha) *::before { box-sizing: border-box }
 :where(.ha h2, .ha p) { margin: 0; font-size: inherit; font-weight: inherit }
@@ -45,7 +46,7 @@ export const CSS = `
 .tip-note { text-align: right; color: var(--ink-3); padding-left: 10px } .hot { color: var(--ink); font-weight: 600 } .tip-foot { margin-top: 5px; color: var(--ink-3); font-size: 11px }
 .message { padding: 24px; color: var(--ink-2); max-width: 60ch; white-space: pre-line }
 .message b { display: block; color: var(--ink); font-size: 15px; font-weight: 600; margin-bottom: 6px }
-.chip-c { font: 11px ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono","DejaVu Sans Mono",monospace; color: var(--ink-3) }
+.chip-c { font: 11px var(--mono); color: var(--ink-3) }
 [data-picture] { position: relative } [data-picture] > header { padding-right: 38px }
 .downloads { position: absolute; top: 7px; right: 8px; z-index: 15; font-size: 12px } .downloads summary { list-style: none; width: 26px; height: 26px; border-radius: 6px; display: grid; place-items: center; cursor: pointer; color: var(--ink-2); font-size: 15px }
 .downloads summary::-webkit-details-marker { display: none } .downloads summary:hover, .downloads[open] summary { background: var(--surface-2); color: var(--ink) }

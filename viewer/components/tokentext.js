@@ -11,7 +11,7 @@ const OWN = `
 .tok:hover { box-shadow: inset 0 -2px 0 var(--line-2) }
 .tok.q { box-shadow: inset 0 0 0 1.5px var(--accent); padding: 1px 4px; font-weight: 600 }
 .tok.k { padding: 1px 3px } .tok.kpin { background: var(--accent); color: var(--on-accent); padding: 1px 4px; font-weight: 600 }
-.tok.special { font: 11px ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono","DejaVu Sans Mono",monospace; color: var(--ink-3) }
+.tok.special { font: 11px var(--mono); color: var(--ink-3) }
 `;
 
 export function render({model, el: host}) {

@@ -1,6 +1,6 @@
-"""Stars and notes on heads: a small JSON file beside the store, the only thing that the viewer ever writes.
+"""Bookmarks: stars and notes on heads, in a small JSON file beside the store. The viewer writes no other file.
 
-    {"headatlas_notes": 1, "heads": {"encoder 5.8": {"star": true, "note": "looks at the verb"}}}
+    {"headatlas_bookmarks": 1, "heads": {"encoder 5.8": {"star": true, "note": "looks at the verb"}}}
 
 The file is written whole, to a temporary name that then takes its place, so that no reader sees half of it; before each
 change it is read again, so that two viewers on one file lose nothing but changes to the same head. What stands in it may
@@ -25,86 +25,89 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Note:
-    """What someone wrote about a head."""
+class Bookmark:
+    """Star and note of one head."""
 
     star: bool = False
     note: str = ""
 
 
-def notes_path(store: Path) -> Path:
-    """Where the notes of a store lie: beside it, because nothing in a store is ever changed."""
-    return store.with_name(f"{store.name}.notes.json")
+def bookmarks_path(store: Path) -> Path:
+    """Path of a store's bookmarks: beside the store, because nothing inside a store ever changes."""
+    return store.with_name(f"{store.name}.bookmarks.json")
 
 
-class Notes:
-    """The notes of one store; safe from many threads."""
+class Bookmarks:
+    """Bookmarks of one store. Safe to use from several threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = Lock()
-        self._seen: tuple[int, int] | None = None
-        self._notes: dict[str, Note] = {}
-        self.all()  # a file that cannot be read is told at once
+        self._signature: tuple[int, int] | None = None
+        self._bookmarks: dict[str, Bookmark] = {}
+        self.all()  # raises now if the file cannot be read
 
     @property
     def is_writable(self) -> bool:
-        """Whether a note can be written."""
+        """True if the file is writable."""
         return os.access(self.path if self.path.exists() else self.path.parent, os.W_OK)
 
-    def all(self) -> dict[str, Note]:
-        """Notes by site and head (``encoder 5.8``); read again where the file changed.
+    def all(self) -> dict[str, Bookmark]:
+        """Return bookmarks by site and head (``encoder 5.8``). The file is read again if it changed.
 
         Raises
         ------
         FormatError
-            The file is none of ours.
+            The file does not hold bookmarks.
         """
         with self._lock:
             return dict(self._read())
 
-    def of(self, site: str, layer: int, head: int) -> Note:
-        """The note on one head."""
-        return self.all().get(_key(site, layer, head), Note())
+    def of(self, site: str, layer: int, head: int) -> Bookmark:
+        """Return the bookmark of one head."""
+        return self.all().get(_key(site, layer, head), Bookmark())
 
-    def heads(self, site: str) -> dict[str, Note]:
-        """Notes by head (``5.8``) at one site."""
-        return {key.removeprefix(f"{site} "): note for key, note in self.all().items() if key.startswith(f"{site} ")}
+    def heads(self, site: str) -> dict[str, Bookmark]:
+        """Return bookmarks by head (``5.8``) at one site."""
+        prefix = f"{site} "
+        return {key.removeprefix(prefix): item for key, item in self.all().items() if key.startswith(prefix)}
 
-    def write(self, site: str, layer: int, head: int, note: Note) -> None:
-        """Keep a note; one that says nothing is forgotten.
+    def write(self, site: str, layer: int, head: int, bookmark: Bookmark) -> None:
+        """Save the bookmark of one head. An empty bookmark is removed.
 
         Raises
         ------
         ConfigError
             The note is too long, or the file cannot be written.
         """
-        if len(note.note) > MAX_NOTE:
-            raise ConfigError(f"the note has {len(note.note)} characters; at most {MAX_NOTE} are kept.")
+        if len(bookmark.note) > MAX_NOTE:
+            raise ConfigError(f"the note has {len(bookmark.note)} characters; at most {MAX_NOTE} are kept.")
         with self._lock:
-            notes = dict(self._read())
-            notes.pop(_key(site, layer, head), None)
-            if note != Note():
-                notes[_key(site, layer, head)] = note
-            self._replace(notes)
+            bookmarks = dict(self._read())
+            bookmarks.pop(_key(site, layer, head), None)
+            if bookmark != Bookmark():
+                bookmarks[_key(site, layer, head)] = bookmark
+            self._replace(bookmarks)
 
-    def _read(self) -> dict[str, Note]:
+    def _read(self) -> dict[str, Bookmark]:
         try:
             status = self.path.stat()
         except FileNotFoundError:
-            self._seen, self._notes = None, {}
-            return self._notes
-        seen = status.st_mtime_ns, status.st_size
-        if seen != self._seen:
+            self._signature, self._bookmarks = None, {}
+            return self._bookmarks
+        signature = status.st_mtime_ns, status.st_size
+        if signature != self._signature:
             if status.st_size > MAX_BYTES:
-                raise BudgetError(f"the notes in {self.path.name} take {status.st_size} bytes; at most {MAX_BYTES}.")
-            self._notes = parse_notes(self.path.read_bytes(), self.path.name)
-            self._seen = seen
-        return self._notes
+                raise BudgetError(
+                    f"the bookmarks in {self.path.name} take {status.st_size} bytes; at most {MAX_BYTES}."
+                )
+            self._bookmarks = parse_bookmarks(self.path.read_bytes(), self.path.name)
+            self._signature = signature
+        return self._bookmarks
 
-    def _replace(self, notes: dict[str, Note]) -> None:
-        heads = {key: {"star": note.star, "note": note.note} for key, note in sorted(notes.items())}
-        text = json.dumps({"headatlas_notes": _VERSION, "heads": heads}, indent=1)  # ASCII: half of a pair survives
+    def _replace(self, bookmarks: dict[str, Bookmark]) -> None:
+        heads = {key: {"star": item.star, "note": item.note} for key, item in sorted(bookmarks.items())}
+        text = json.dumps({"headatlas_bookmarks": _VERSION, "heads": heads}, indent=1)  # ASCII: half of a pair survives
         try:
             handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
             try:
@@ -116,28 +119,32 @@ class Notes:
                 raise
         except OSError as error:
             raise ConfigError(
-                f"notes cannot be written to {self.path.name}: {error.strerror}; name another file with --notes."
+                f"bookmarks cannot be written to {self.path.name}: {error.strerror}. Name another file with --bookmarks."
             ) from error
-        self._notes, self._seen = notes, None
+        self._bookmarks, self._signature = bookmarks, None
 
 
-def parse_notes(data: bytes, name: str) -> dict[str, Note]:
-    """Read the file's text.
+def parse_bookmarks(data: bytes, name: str) -> dict[str, Bookmark]:
+    """Parse the content of a bookmark file.
 
     Raises
     ------
     FormatError
-        It is no JSON, of a newer version, or holds something else than notes.
+        The text is not JSON, has a newer version, or does not hold bookmarks.
     """
     try:
         content: Any = json.loads(data)
-        version, heads = content["headatlas_notes"], content["heads"]
-        notes = {key: Note(_typed(bool, item["star"]), _typed(str, item["note"])) for key, item in heads.items()}
+        version, heads = content["headatlas_bookmarks"], content["heads"]
+        bookmarks = {
+            key: Bookmark(_typed(bool, item["star"]), _typed(str, item["note"])) for key, item in heads.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"{name} holds no notes of heads ({error}); move it away, or name another file.") from error
-    if version != _VERSION or any(len(note.note) > MAX_NOTE for note in notes.values()):
-        raise FormatError(f"{name} is of version {version!r} or holds too long a note; expected version {_VERSION}.")
-    return notes
+        raise FormatError(
+            f"{name} does not hold bookmarks ({error}). Move it away, or name another file with --bookmarks."
+        ) from error
+    if version != _VERSION or any(len(item.note) > MAX_NOTE for item in bookmarks.values()):
+        raise FormatError(f"{name} has version {version!r} or too long a note. Expected version {_VERSION}.")
+    return bookmarks
 
 
 def _typed(kind: type, value: Any) -> Any:

@@ -5,7 +5,7 @@ Parts are ``[text, kind, weight]`` with kind ``"query"``, ``"key"`` or ``""``. A
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 from headatlas.store.reading.example import Example
 from headatlas.store.schema.traces import Site
@@ -18,6 +18,17 @@ NEAR = 56
 """Characters between key and query that are shown; a longer way is cut in the middle."""
 
 
+class QuotedEdge(TypedDict):
+    """An edge around its query token."""
+
+    before: list[Part]
+    token: str
+    """The query token."""
+    after: list[Part]
+    self: bool
+    """True if the key is the query token itself."""
+
+
 def running(example: Example, sequence: str) -> list[tuple[str, int]]:
     """One sequence of an example as it reads: (characters, token index or -1)."""
     if sequence == "target":
@@ -25,7 +36,7 @@ def running(example: Example, sequence: str) -> list[tuple[str, int]]:
     return running_text(example.tokens("source"), example.text, example.text_pair)
 
 
-def around(example: Example, site: Site, edge: Edge, reach: int = 160) -> dict[str, Any]:
+def around(example: Example, site: Site, edge: Edge, reach: int = 160) -> QuotedEdge:
     """Quote an edge around its query: `before`, the query's `token`, `after`, and whether the key is the query itself."""
     parts = _without_special(running(example, site.query_sequence), example, site, edge)
     at = {token: place for place, (_, token) in enumerate(parts) if token >= 0}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -22,6 +22,7 @@ from headatlas.store.schema.traces import Site
 from ..frames.view_frames import to_codes
 
 Kind = Literal["maximum", "mean"]
+KINDS: tuple[Kind, ...] = ("maximum", "mean")
 TILE = 256
 """Rows and columns of a tile."""
 FIRST_HELD = 2
@@ -146,15 +147,43 @@ def tiles_of(shape: tuple[int, int]) -> list[tuple[int, int]]:
     return [(r, c) for r in range(-(-shape[0] // TILE)) for c in range(-(-shape[1] // TILE))]
 
 
-def matrix_frame(pyramid: Pyramid, *, head: str, id: str, note: str = "") -> dict[str, object]:
+class TileFrame(TypedDict):
+    """One tile of a level."""
+
+    level: int
+    row: int
+    column: int
+    kind: Kind
+    codes: np.ndarray
+    shape: list[int]
+
+
+class MatrixFrame(TypedDict):
+    """One head's map at every level: frame of `Matrix`."""
+
+    id: str
+    head: str
+    shape: list[int]
+    levels: list[list[int]]
+    """Rows and columns of each level."""
+    tile: int
+    """Rows and columns of a tile."""
+    causal: bool
+    tiles: list[TileFrame]
+    entropy: np.ndarray
+    received: np.ndarray
+    note: str
+
+
+def matrix_frame(pyramid: Pyramid, *, head: str, id: str, note: str = "") -> MatrixFrame:
     """What the matrix component needs before it asks for tiles: margins, and every tile of the levels that fit a picture."""
     shapes = pyramid.level_shapes
     margins = pyramid.margins
     whole = next(level for level, shape in enumerate(shapes) if max(shape) <= WHOLE)
-    tiles = [
+    tiles: list[TileFrame] = [
         {"level": level, "row": r, "column": c, "kind": kind, "codes": np.ascontiguousarray(codes), "shape": list(codes.shape)}
         for level in range(whole, len(shapes))
-        for kind in (("maximum", "mean") if level else ("maximum",))
+        for kind in (KINDS if level else KINDS[:1])
         for r, c in tiles_of(shapes[level])
         for codes in [pyramid.tile(level, r, c, kind)]
     ]  # fmt: skip

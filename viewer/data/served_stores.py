@@ -16,22 +16,22 @@ from headatlas.store.files.manifest import manifest_numbers, read_manifest
 from headatlas.store.store import Store, open_store
 
 from ..theme.token_labels import visible
-from .bookmarks import Notes
+from .bookmarks import Bookmarks
 from .store_data import DataSource
 
 LOOK_AGAIN_S = 2.0
 """A folder is looked at for new segments at most this often, however many readers ask."""
 
 
-class Library:
+class ServedStores:
     """Stores by name, the first one first.
 
     Parameters
     ----------
     stores
         Opened stores; at least one.
-    notes
-        Stars and notes for the store in that folder (None: it is behind a URL); None keeps none.
+    bookmarks
+        Return the bookmarks of the store in a folder (None for a store behind a URL), or None to keep none.
     search_s
         Seconds that one search may take.
     """
@@ -39,12 +39,12 @@ class Library:
     def __init__(
         self,
         stores: Sequence[Store],
-        notes: Callable[[Path | None], Notes | None] = lambda path: None,
+        bookmarks: Callable[[Path | None], Bookmarks | None] = lambda path: None,
         search_s: float | None = None,
     ) -> None:
         if not stores:
             raise NotFoundError("there is no store to show; name at least one folder.")
-        self._notes, self._search_s, self._lock = notes, search_s, Lock()
+        self._bookmarks, self._search_s, self._lock = bookmarks, search_s, Lock()
         self._looked: dict[str, tuple[float, int]] = {}
         names: list[str] = []
         for store in stores:
@@ -61,15 +61,15 @@ class Library:
     def open(
         cls,
         paths: Sequence[Path | str],
-        notes: Callable[[Path | None], Notes | None] = lambda path: None,
+        bookmarks: Callable[[Path | None], Bookmarks | None] = lambda path: None,
         search_s: float | None = None,
-    ) -> Library:
+    ) -> ServedStores:
         """Open the stores at `paths`."""
-        return cls([open_store(path) for path in paths], notes, search_s)
+        return cls([open_store(path) for path in paths], bookmarks, search_s)
 
     def _source(self, store: Store, name: str) -> DataSource:
-        notes = self._notes(store.source.folder)
-        return DataSource(store, name=name, served_with=self, notes=notes, search_s=self._search_s)
+        bookmarks = self._bookmarks(store.source.folder)
+        return DataSource(store, name=name, served_with=self, bookmarks=bookmarks, search_s=self._search_s)
 
     def __getitem__(self, name: str) -> DataSource:
         """The store of that name."""

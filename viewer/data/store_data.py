@@ -7,15 +7,16 @@ session; arrays it hands out are read-only, because many readers share them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from headatlas.store.errors import NotFoundError, PatternError
+from headatlas.store.files.byte_cache import ByteCache
 from headatlas.store.patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
 from headatlas.store.queries.pattern_search import ExampleHit, SearchProgress, SearchResult, search
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
@@ -28,18 +29,35 @@ from headatlas.store.store import Store
 
 from ..state.reader_state import Bounds
 from ..theme.token_labels import visible
+from .bookmarks import Bookmarks
 from .example_filters import containing, frequent_values, having, pair_groups, sampled, sound
 from .search_answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, upper_end
-from .shared_cache import ByteCache
 from .strongest_edge import strongest_edge
-
-if TYPE_CHECKING:
-    from .bookmarks import Notes
-    from .served_stores import Library
 
 Answer = TypeVar("Answer")
 MAX_HITS = 60
 """Examples of a search that are listed for a head."""
+
+
+class StoreGroup(Protocol):
+    """Stores that are served together, by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the stores. The first store is shown by default."""
+        ...
+
+    def __getitem__(self, name: str) -> DataSource: ...
+
+    def __iter__(self) -> Iterator[DataSource]: ...
+
+    def new_segments(self, data: DataSource) -> int:
+        """Number of segments committed since the snapshot that `data` shows."""
+        ...
+
+    def refresh(self, name: str) -> DataSource:
+        """Open the newest snapshot of a store for later sessions."""
+        ...
 
 
 class DataSource:
@@ -53,8 +71,8 @@ class DataSource:
         What the store is called; the name of its folder by default.
     served_with
         The stores that are served together, for views that compare.
-    notes
-        Stars and notes on heads; None: none are kept.
+    bookmarks
+        Stars and notes on heads. None if bookmarks are not kept.
     search_s
         Seconds that a search may take; then it ends with what is done.
     """
@@ -65,13 +83,13 @@ class DataSource:
         cache_bytes: int = 256 << 20,
         *,
         name: str | None = None,
-        served_with: Library | None = None,
-        notes: Notes | None = None,
+        served_with: StoreGroup | None = None,
+        bookmarks: Bookmarks | None = None,
         search_s: float | None = None,
     ) -> None:
         self.store, self.damaged = sound(store)
         self.name, self.served_with = name or visible(store.name), served_with
-        self.notes, self.search_s = notes, search_s
+        self.bookmarks, self.search_s = bookmarks, search_s
         self._cache = ByteCache(cache_bytes)
 
     @property
@@ -344,10 +362,10 @@ class DataSource:
         scores[np.searchsorted(self.numbers, mass["example"].values)] = mass.values[layer, head]
         return scores
 
-    def head_notes(self, site: str) -> dict[str, dict[str, str | bool]]:
-        """Stars and notes by head (``5.8``), every character visible."""
-        found = self.notes.heads(self.site(site).name) if self.notes else {}
-        return {head: {"star": note.star, "note": visible(note.note)} for head, note in found.items()}
+    def head_bookmarks(self, site: str) -> dict[str, dict[str, str | bool]]:
+        """Bookmarks by head (``5.8``), with every character visible."""
+        heads = self.bookmarks.heads(self.site(site).name) if self.bookmarks else {}
+        return {head: {"star": bookmark.star, "note": visible(bookmark.note)} for head, bookmark in heads.items()}
 
     # what belongs together
 

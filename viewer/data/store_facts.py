@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypedDict
 
 from headatlas.store.schema.traces import TraceSpec
 
@@ -11,8 +11,17 @@ from ..theme.token_labels import visible
 from .store_data import DataSource
 
 
-def facts_frame(data: DataSource) -> dict[str, Any]:
-    """Figures with their labels, and whether the job has ended."""
+class FactsFrame(TypedDict):
+    """Facts of a store: frame of `Facts`."""
+
+    facts: list[list[str]]
+    """[value, label]."""
+    tag: list[str]
+    """Text, and ``"accent"`` or ``"warn"``."""
+
+
+def facts_frame(data: DataSource) -> FactsFrame:
+    """Build the figures with their labels, and a tag that says whether the job has ended."""
     store, keep = data.store, data.store.spec.keep
     kept = [
         name

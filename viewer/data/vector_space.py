@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -20,7 +20,7 @@ from headatlas.store.patterns.token_fields import word_field_names
 from headatlas.store.reading.segment import Segment
 from headatlas.store.schema.traces import Site
 
-from ..frames.view_frames import Frame, Head, head_name, to_codes
+from ..frames.view_frames import Head, head_name, to_codes
 from ..theme.token_labels import token_labels, visible
 from .store_data import DataSource
 
@@ -37,7 +37,7 @@ class Sample:
     position: Int64[np.ndarray, "token"]
     label: list[str]
     special: np.ndarray
-    notes: dict[str, list[str | None]]
+    annotations: dict[str, list[str | None]]
     query: Float32[np.ndarray, "token d_head"]
     key: Float32[np.ndarray, "token d_head"]
 
@@ -51,6 +51,28 @@ class Plane:
     shown: float
     factor: float
     """What queries were multiplied and keys divided by."""
+
+
+class SpaceFrame(TypedDict):
+    """Queries and keys in one plane: frame of `Space`."""
+
+    head: str
+    query: np.ndarray
+    """float32 [token, 2]."""
+    key: np.ndarray
+    example: np.ndarray
+    position: np.ndarray
+    labels: list[str]
+    special: np.ndarray
+    shade: str
+    options: list[list[str]]
+    """Choices of `shade` as [value, label]."""
+    groups: list[str]
+    group_of: np.ndarray
+    """Group of each token, -1 for none."""
+    umap: bool
+    """True if UMAP is installed."""
+    facts: str
 
 
 def sample(data: DataSource, site: Site, head: Head, n_tokens: int = MAX_TOKENS) -> Sample:
@@ -72,7 +94,7 @@ def sample(data: DataSource, site: Site, head: Head, n_tokens: int = MAX_TOKENS)
     n = min(len(lengths), max(1, int(n_tokens / mean)))
     chosen = np.unique(np.linspace(0, len(lengths) - 1, n).round().astype(np.int64)) if len(lengths) else lengths
     parts: dict[str, list[Any]] = {name: [] for name in ("example", "position", "label", "special", "query", "key")}
-    notes: dict[str, list[str | None]] = {}
+    annotations: dict[str, list[str | None]] = {}
     total = 0
     for position in chosen.tolist():
         number = int(data.numbers[position])
@@ -95,16 +117,16 @@ def sample(data: DataSource, site: Site, head: Head, n_tokens: int = MAX_TOKENS)
             column = tokens.word_columns[name]
             if column.values is not None and (column.data >= 0).any():
                 taken = column.take(words).to_list()
-                notes.setdefault(field, [None] * total).extend(v if isinstance(v, str) else None for v in taken)
+                annotations.setdefault(field, [None] * total).extend(v if isinstance(v, str) else None for v in taken)
         total += kept
-        for values in notes.values():
+        for values in annotations.values():
             values.extend([None] * (total - len(values)))
     if not total:
         raise NotFoundError("this store has no token yet.")
     joined = {name: np.concatenate(values) for name, values in parts.items() if name != "label"}
     return Sample(
         joined["example"].astype(np.int64), joined["position"].astype(np.int64), parts["label"], joined["special"],
-        notes, joined["query"].astype(np.float32), joined["key"].astype(np.float32),
+        annotations, joined["query"].astype(np.float32), joined["key"].astype(np.float32),
     )  # fmt: skip
 
 
@@ -163,9 +185,9 @@ def neighbour_plane(found: Sample) -> Plane:
     return Plane(places[: len(query)], places[len(query) :], float("nan"), factor)
 
 
-def space_frame(found: Sample, plane: Plane, head: Head, shade: str, site: Site) -> Frame:
+def space_frame(found: Sample, plane: Plane, head: Head, shade: str, site: Site) -> SpaceFrame:
     """The picture: places, what colours them, and what a hover says."""
-    names = ["side", "position", "token", *found.notes]
+    names = ["side", "position", "token", *found.annotations]
     shade = shade if shade in names else "side"
     groups, scale = _colours(found, shade)
     n_shared = site.n_heads // site.n_kv_heads
@@ -199,7 +221,7 @@ def _colours(found: Sample, shade: str) -> tuple[list[str], np.ndarray]:
     if shade == "position":
         top = max(1, int(found.position.max(initial=0)))
         return ["0", f"{top:,}"], to_codes(((found.position / top) ** 2).astype(np.float32)).astype(np.int32)
-    values = list(found.label) if shade == "token" else [visible(v) if v else "" for v in found.notes[shade]]
+    values = list(found.label) if shade == "token" else [visible(v) if v else "" for v in found.annotations[shade]]
     names, counts = np.unique([v for v in values if v], return_counts=True)
     top = [str(name) for name in names[np.argsort(-counts, kind="stable")][:MAX_COLOURS]]
     index = {name: i for i, name in enumerate(top)}

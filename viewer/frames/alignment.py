@@ -10,13 +10,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
-from .view_frames import Frame, Head, head_name
+from .view_frames import Head, head_name
 
 LISTED = 14
+
+
+class HeadChange(TypedDict):
+    """How much of a row moves in one head, 0 to 1."""
+
+    head: str
+    value: float
+
+
+class DifferenceRow(TypedDict):
+    """One key of the pinned row."""
+
+    labels: list[str]
+    key: int
+    a: float
+    b: float
+
+
+class DifferenceFrame(TypedDict):
+    """B less A as a signed map: frame of `Difference`."""
+
+    title: str
+    delta: np.ndarray
+    """float32 [query_pair, key_pair]."""
+    shape: list[int]
+    most: float
+    """Largest absolute difference that is shown."""
+    labels: list[list[list[str]]]
+    """Of queries and of keys, for each side."""
+    hidden: list[np.ndarray]
+    row: int | None
+    rows: list[DifferenceRow]
 
 
 @dataclass(frozen=True)
@@ -75,7 +108,7 @@ def changes(
     return (cut.sum(axis=-1) / 2).mean(axis=-1) if cut.size else np.zeros(delta.shape[:2], np.float32)
 
 
-def change_list(values: Float32[np.ndarray, "layer head"], *, least: bool = False) -> list[Frame]:
+def change_list(values: Float32[np.ndarray, "layer head"], *, least: bool = False) -> list[HeadChange]:
     """The heads that change most (or `least`), with how much."""
     order = np.argsort(values if least else -values, axis=None, kind="stable")[:LISTED]
     heads: list[Head] = [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order]
@@ -90,12 +123,12 @@ def difference_frame(
     row: int | None,
     weights: tuple[Float32[np.ndarray, "key_pair"], Float32[np.ndarray, "key_pair"]] | None,
     hidden: tuple[Bool[np.ndarray, "query_pair"], Bool[np.ndarray, "key_pair"]],
-) -> Frame:
+) -> DifferenceFrame:
     """The signed picture and the row of the pin.
 
     `labels` are (queries, keys) of the first and of the second side; `weights` the pinned row of both.
     """
-    rows: list[Frame] = []
+    rows: list[DifferenceRow] = []
     if weights is not None:
         moved = np.where(hidden[1], -1, np.abs(weights[1] - weights[0]))
         for k in np.argsort(-moved, kind="stable")[:8].tolist():

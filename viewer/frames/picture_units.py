@@ -19,9 +19,9 @@ from headatlas.store.reading.word_attention import merge_example
 from headatlas.store.schema.token_table import TokenTable
 
 from ..theme.token_labels import label
-from .view_frames import Frame, table_frame, tokens_frame
+from .view_frames import TokensFrame, table_frame, tokens_frame
 
-Level = Literal["token", "word", "sentence"]
+UnitKind = Literal["token", "word", "sentence"]
 _END = re.compile(r"""[.!?\u2026\u3002\uff01\uff1f\u061f\u0964]["')\]\u201d\u2019\u00bb]*$""")
 MAX_LABEL = 28
 
@@ -30,7 +30,7 @@ MAX_LABEL = 28
 class Units:
     """The units of one side; `table` counts tokens by unit where the store's tables count them by word."""
 
-    frame: Frame
+    frame: TokensFrame
     of_token: Int64[np.ndarray, "token"]
     """The unit of each token, -1 for tokens of none."""
     table: TokenTable
@@ -53,14 +53,14 @@ class Units:
         return int(found[0]) if len(found) and found[0] else None
 
 
-def units_of(example: Example, sequence: str, level: Level) -> Units:
+def units_of(example: Example, sequence: str, kind: UnitKind) -> Units:
     """The units of one sequence of an example."""
     tokens = example.tokens(sequence)
-    if level == "token":
+    if kind == "token":
         return Units(table_frame(tokens), np.arange(len(tokens), dtype=np.int64), tokens)
     texts = (example.target_text or "", "") if sequence == "target" else (example.text, example.text_pair or "")
     words = _words(tokens, texts)
-    of_word, labels = (np.arange(len(words)), [w for w, _ in words]) if level == "word" else _sentences(words)
+    of_word, labels = (np.arange(len(words)), [w for w, _ in words]) if kind == "word" else _sentences(words)
     word = tokens.word.astype(np.int64)
     of_token = np.where(word >= 0, np.append(of_word, -1)[word], -1).astype(np.int64)
     frame = tokens_frame([label(_short(text)) for text in labels], None, labels)

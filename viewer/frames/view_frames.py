@@ -8,20 +8,187 @@ frame holds a character that would act in a browser or fail to travel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from headatlas.store.errors import ShapeError
 from headatlas.store.schema.token_table import TokenTable
 
 from ..theme.token_labels import running_text, token_labels, visible
-from .geometry import dimension_parts, keys_seen, rebuilt_row, row_scores
+from .geometry import keys_seen, rebuilt_row, row_scores
 
-Frame = dict[str, Any]
 Head = tuple[int, int]
+MAX_THUMBNAIL = 96
+"""Longest side of a thumbnail, in pixels."""
 _WEIGHTS = ((np.arange(256) / 255.0) ** 2).astype(np.float32)
+
+
+class TokensFrame(TypedDict):
+    """Tokens of one side of a picture."""
+
+    labels: list[str]
+    special: np.ndarray
+    """uint8 [token], 1 for special tokens."""
+    pieces: list[str]
+    """Spelling of the tokenizer, for tooltips. Empty if unknown."""
+
+
+class SidesFrame(TypedDict):
+    """Tokens of both sides of a picture."""
+
+    query: TokensFrame
+    key: TokensFrame | None
+    """None if both sides are the same text."""
+    id: str
+    """Equal to the `id` of the picture that the tokens belong to."""
+
+
+class TextLine(TypedDict):
+    """One line of running text."""
+
+    parts: list[list[str | int]]
+    """[text, token or -1]."""
+    special: np.ndarray
+    side: str
+    """What a click pins: ``"q"``, ``"k"`` or ``"qk"``."""
+
+
+class TextFrame(TypedDict):
+    """Running text of an example: frame of `TokenText`."""
+
+    lines: list[TextLine]
+    tags: list[str]
+
+
+class Message(TypedDict):
+    """Text in the place of a picture."""
+
+    title: str
+    text: str
+
+
+class MessageFrame(TypedDict):
+    """Frame of a view that has no picture."""
+
+    message: Message
+
+
+class HeadFrame(TypedDict):
+    """Lines of the head view: frame of `HeadView`."""
+
+    id: str
+    attention: np.ndarray
+    """[head, query_pos, key_pos] in `codec`."""
+    codec: str
+    heads: list[str]
+    causal: bool
+    shape: list[int]
+    query_start: int
+    key_start: int
+    n_queries: int
+    n_keys: int
+    part: NotRequired[str]
+    """Name of the sentence range that is shown."""
+    title: NotRequired[str]
+    tint: NotRequired[str]
+    """``"pos"`` or ``"neg"``: colour of a compared view."""
+    group: NotRequired[str]
+    """Views of one group mark the same row while the pointer is over one of them."""
+    rows: NotRequired[dict[str, list[int]]]
+    """Aligned row of each query (`q`) and key (`k`) of a compared view, -1 for none."""
+
+
+class ModelFrame(TypedDict):
+    """Thumbnails of all heads: frame of `ModelView`."""
+
+    id: str
+    codes: np.ndarray
+    """uint8 [layer, head, row, column]."""
+    shape: list[int]
+    n_queries: int
+    n_keys: int
+    layers: NotRequired[list[int]]
+    """Numbers of the layers in the model, if the picture holds only some."""
+    columns: NotRequired[list[int]]
+    """Numbers of the heads in the model, if the picture holds only some."""
+
+
+class PickerFrame(TypedDict):
+    """Heads as a grid of values: frame of `HeadPicker`."""
+
+    values: np.ndarray
+    """float32 [layer, head], 0 to 1."""
+    shape: list[int]
+    title: str
+    bookmarks: NotRequired[dict[str, dict[str, str | bool]]]
+    layers: NotRequired[list[int]]
+    columns: NotRequired[list[int]]
+
+
+class NeuronFrame(TypedDict):
+    """One row of one head from its vectors: frame of `NeuronView`."""
+
+    id: str
+    query: np.ndarray
+    keys: np.ndarray
+    scores: np.ndarray
+    bias: np.ndarray
+    seen: np.ndarray
+    rebuilt: np.ndarray
+    stored: np.ndarray
+    focus: int
+    head: str
+    query_pos: int
+    kv_head: int
+    n_sharing: int
+    scaling: float
+    softcap: float
+    rotary: bool
+    codec: str
+    logsumexp: float
+
+
+@dataclass(frozen=True)
+class NeuronRow:
+    """One query row of one head: its vectors, and the constants of its scores.
+
+    Attributes
+    ----------
+    stored
+        Attention as stored, None if it was not kept.
+    kv_head
+        Key head of the head; the head itself by default.
+    n_sharing
+        Number of heads that share the key head.
+    window
+        Length of the sliding window in tokens.
+    position_bias
+        True if the model adds a learned bias by position to the scores.
+    bias
+        The bias of this row, None if the store did not keep it.
+    codec
+        Codec of the stored vectors.
+    """
+
+    query: Float[np.ndarray, "d_head"]
+    keys: Float[np.ndarray, "key_pos d_head"]
+    logsumexp: float
+    stored: Float[np.ndarray, "key_pos"] | None
+    head: Head
+    query_pos: int
+    scaling: float
+    kv_head: int | None = None
+    n_sharing: int = 1
+    softcap: float | None = None
+    causal: bool = False
+    window: int | None = None
+    rotary: bool = False
+    position_bias: bool = False
+    bias: Float32[np.ndarray, "key_pos"] | None = None
+    codec: str = ""
 
 
 def head_name(head: Head) -> str:
@@ -31,7 +198,7 @@ def head_name(head: Head) -> str:
 
 def tokens_frame(
     labels: Sequence[str], special: Sequence[bool] | None = None, pieces: Sequence[str] | None = None
-) -> Frame:
+) -> TokensFrame:
     """Tokens of one side of a picture; `labels` as `labels.label` writes them, `pieces` for tooltips."""
     return {
         "labels": list(labels),
@@ -40,17 +207,17 @@ def tokens_frame(
     }
 
 
-def table_frame(tokens: TokenTable) -> Frame:
+def table_frame(tokens: TokenTable) -> TokensFrame:
     """Tokens of one example."""
     return tokens_frame(token_labels(tokens), tokens.special.tolist(), tokens.piece)
 
 
-def sides_frame(queries: Frame, keys: Frame | None = None, id: str = "") -> Frame:
+def sides_frame(queries: TokensFrame, keys: TokensFrame | None = None, id: str = "") -> SidesFrame:
     """Tokens of both sides of a picture; without `keys` both sides are the same text."""
     return {"query": queries, "key": keys, "id": id}
 
 
-def text_line(tokens: TokenTable, text: str, text_pair: str | None = None, side: str = "qk") -> Frame:
+def text_line(tokens: TokenTable, text: str, text_pair: str | None = None, side: str = "qk") -> TextLine:
     """One line of running text; `side` says what a click on it can pin: queries, keys or both."""
     parts = [list(part) for part in running_text(tokens, text, text_pair)]
     return {"parts": parts, "special": tokens.special.astype(np.uint8), "side": side}
@@ -80,7 +247,7 @@ def head_frame(
     n_queries: int | None = None,
     n_keys: int | None = None,
     id: str = "",
-) -> Frame:
+) -> HeadFrame:
     """Lines of the head view; the arrays may be a window of an example that begins at `query_start`, `key_start`.
 
     `id` says which `sides_frame` the picture goes with: the two may arrive one after the other.
@@ -108,8 +275,8 @@ def head_frame(
 
 
 def model_frame(
-    codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, causal: bool = False, limit: int = 96, id: str = ""
-) -> Frame:
+    codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, limit: int = MAX_THUMBNAIL, id: str = ""
+) -> ModelFrame:
     """Thumbnails of all heads; examples longer than `limit` show the strongest weight under each pixel."""
     pooled = pool(codes, limit)
     return {
@@ -118,7 +285,6 @@ def model_frame(
         "shape": list(pooled.shape),
         "n_queries": codes.shape[2],
         "n_keys": codes.shape[3],
-        "causal": causal,
     }
 
 
@@ -134,76 +300,46 @@ def pool(
     return codes
 
 
-def picker_frame(values: Float[np.ndarray, "layer head"], title: str) -> Frame:
+def picker_frame(values: Float[np.ndarray, "layer head"], title: str) -> PickerFrame:
     """Heads as a grid of values in [0, 1]."""
     return {"values": np.ascontiguousarray(values, np.float32), "shape": list(values.shape), "title": title}
 
 
-def neuron_frame(
-    query: Float[np.ndarray, "d_head"],
-    keys: Float[np.ndarray, "key_pos d_head"],
-    logsumexp: float,
-    stored: Float[np.ndarray, "key_pos"] | None,
-    *,
-    head: Head,
-    query_pos: int,
-    kv_head: int | None = None,
-    n_sharing: int = 1,
-    scaling: float,
-    softcap: float | None = None,
-    causal: bool = False,
-    window: int | None = None,
-    rotary: bool = False,
-    position_bias: bool = False,
-    bias: Float32[np.ndarray, "key_pos"] | None = None,
-    codec: str = "",
-    id: str = "",
-) -> Frame:
-    """One row of one head from its vectors: scores, attention rebuilt from them, attention as stored.
+def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:
+    """Explain one row: its scores, the attention rebuilt from them, and the attention as stored.
 
-    A learned bias by position (`position_bias`) is added to the scores where the store kept it (`bias`); where it did
-    not, the row cannot be rebuilt from the vectors and `rebuilt` is empty.
+    If the model adds a bias by position that the store did not keep, the row cannot be rebuilt and `rebuilt` is empty.
     """
-    scores = row_scores(query, keys, scaling=scaling, softcap=softcap)
-    if bias is not None:
-        scores = scores + bias
-    seen = keys_seen(len(keys), query_pos, causal=causal, window=window)
-    rebuilt = np.zeros(0) if position_bias and bias is None else rebuilt_row(scores, logsumexp, seen)
-    shown = stored if stored is not None and len(stored) else rebuilt
-    focus = int(np.argmax(np.where(seen, shown, -1))) if len(shown) else 0
+    scores = row_scores(row.query, row.keys, scaling=row.scaling, softcap=row.softcap)
+    if row.bias is not None:
+        scores = scores + row.bias
+    seen = keys_seen(len(row.keys), row.query_pos, causal=row.causal, window=row.window)
+    lacks_bias = row.position_bias and row.bias is None
+    rebuilt = np.zeros(0) if lacks_bias else rebuilt_row(scores, row.logsumexp, seen)
+    shown = row.stored if row.stored is not None and len(row.stored) else rebuilt
+    none = np.zeros(0, np.float32)
     return {
         "id": id,
-        "query": np.ascontiguousarray(query, np.float32),
-        "keys": np.ascontiguousarray(keys, np.float32),
+        "query": np.ascontiguousarray(row.query, np.float32),
+        "keys": np.ascontiguousarray(row.keys, np.float32),
         "scores": scores.astype(np.float32),
-        "bias": np.zeros(0, np.float32) if bias is None else np.ascontiguousarray(bias, np.float32),
+        "bias": none if row.bias is None else np.ascontiguousarray(row.bias, np.float32),
         "seen": seen.astype(np.uint8),
         "rebuilt": rebuilt.astype(np.float32),
-        "stored": np.zeros(0, np.float32) if stored is None else np.ascontiguousarray(stored, np.float32),
-        "parts": dimension_parts(query, keys, scaling=scaling, focus=focus, seen=seen).astype(np.float32),
-        "focus": focus,
-        "head": head_name(head),
-        "query_pos": query_pos,
-        "kv_head": head[1] if kv_head is None else kv_head,
-        "n_sharing": n_sharing,
-        "scaling": float(scaling),
-        "softcap": 0.0 if softcap is None else float(softcap),
-        "rotary": rotary,
-        "codec": codec,
-        "logsumexp": float(logsumexp),
+        "stored": none if row.stored is None else np.ascontiguousarray(row.stored, np.float32),
+        "focus": int(np.argmax(np.where(seen, shown, -1))) if len(shown) else 0,
+        "head": head_name(row.head),
+        "query_pos": row.query_pos,
+        "kv_head": row.head[1] if row.kv_head is None else row.kv_head,
+        "n_sharing": row.n_sharing,
+        "scaling": float(row.scaling),
+        "softcap": 0.0 if row.softcap is None else float(row.softcap),
+        "rotary": row.rotary,
+        "codec": row.codec,
+        "logsumexp": float(row.logsumexp),
     }
 
 
-def message_frame(title: str, text: str) -> Frame:
+def message_frame(title: str, text: str) -> MessageFrame:
     """What a view shows instead of a picture, and what to do about it."""
     return {"message": {"title": visible(title), "text": "\n".join(visible(line) for line in text.split("\n"))}}
-
-
-def link_weights(
-    side: str, weights: Float[np.ndarray, "n_heads other"], *, hide: Int[np.ndarray, "hidden"] | None = None
-) -> dict[str, Float32[np.ndarray, "other"]]:
-    """How strongly the pinned token and each token of the other side are linked: the strongest of the heads shown."""
-    peak = weights.max(axis=0, initial=0.0).astype(np.float32)
-    if hide is not None:
-        peak[hide] = 0
-    return {"k" if side == "q" else "q": peak}

@@ -7,7 +7,7 @@ browser cuts and sums it (`components/listing.js`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -17,31 +17,74 @@ from headatlas.store.reading.example import Example
 from headatlas.store.reading.stored_vectors import read_parts
 from headatlas.store.schema.traces import Site
 
-from .view_frames import Frame, pack, table_frame, to_codes
+from .view_frames import TokensFrame, pack, table_frame, to_codes
 
 MAX_EXACT = 100 << 20
 """Weights that take more bytes than this travel as one byte each."""
 LABELS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross"}
 
 
+class SentenceRange(TypedDict):
+    """Part of an example that can be chosen: all of it, or one sentence against another."""
+
+    label: str
+    name: str
+    q: list[int]
+    k: list[int]
+
+
+class Vectors(TypedDict):
+    """Queries and keys of a part, with the constants of their scores (one item a layer)."""
+
+    query: np.ndarray
+    key: np.ndarray
+    logsumexp: np.ndarray
+    d_head: int
+    n_sharing: int
+    kv_heads: list[int]
+    scaling: list[float]
+    softcap: list[float | None]
+    window: list[int | None]
+    rotary: bool
+    position_bias: bool
+    bias: np.ndarray | None
+    codec: str
+
+
+class PartFrame(TypedDict):
+    """One attention (self, encoder, decoder or cross) of an example, with its tokens."""
+
+    label: str
+    note: str
+    attention: np.ndarray | None
+    codec: str
+    shape: list[int]
+    layers: list[int]
+    columns: list[int]
+    causal: bool
+    query: TokensFrame
+    key: TokensFrame | None
+    ranges: list[SentenceRange]
+    vectors: Vectors | None
+
+
 def part_frame(
     attention: Float[np.ndarray, "layer head query_pos key_pos"],
-    queries: Frame,
-    keys: Frame | None = None,
+    queries: TokensFrame,
+    keys: TokensFrame | None = None,
     *,
     label: str = "",
     layers: Sequence[int] | None = None,
-    columns: Sequence[int] | None = None,
     causal: bool = False,
     sentence_b_start: int | None = None,
     note: str = "",
-) -> Frame:
+) -> PartFrame:
     """One attention with its tokens; `keys` None where both sides are the same text.
 
     Parameters
     ----------
-    layers, columns
-        Numbers of the layers and heads in the model, where only some are here.
+    layers
+        Numbers of the layers in the model, if the part holds only some.
     sentence_b_start
         First token of the second sentence; views then offer A → A, A → B and so on.
 
@@ -69,7 +112,7 @@ def part_frame(
         "codec": codec,
         "shape": [n_layers, n_heads, n_queries, n_keys],
         "layers": list(range(n_layers)) if layers is None else list(layers),
-        "columns": list(range(n_heads)) if columns is None else list(columns),
+        "columns": list(range(n_heads)),
         "causal": causal,
         "query": queries,
         "key": keys,
@@ -78,9 +121,9 @@ def part_frame(
     }
 
 
-def sentence_ranges(n_queries: int, n_keys: int, sentence_b_start: int | None) -> list[Frame]:
+def sentence_ranges(n_queries: int, n_keys: int, sentence_b_start: int | None) -> list[SentenceRange]:
     """All tokens, and the four ways between the sentences of a pair."""
-    ranges = [{"label": "All", "name": "", "q": [0, n_queries], "k": [0, n_keys]}]
+    ranges: list[SentenceRange] = [{"label": "All", "name": "", "q": [0, n_queries], "k": [0, n_keys]}]
     if sentence_b_start is None:
         return ranges
     if n_queries != n_keys or not 0 < sentence_b_start < n_queries:
@@ -95,7 +138,7 @@ def sentence_ranges(n_queries: int, n_keys: int, sentence_b_start: int | None) -
     ]
 
 
-def example_part(example: Example, site: Site, layers: Sequence[int]) -> Frame:
+def example_part(example: Example, site: Site, layers: Sequence[int]) -> PartFrame:
     """One site of an example of a store (or of `headatlas.pipeline.trace`): stored attention, or rebuilt.
 
     Raises
@@ -108,7 +151,7 @@ def example_part(example: Example, site: Site, layers: Sequence[int]) -> Frame:
     return _with_tokens(example, site, layers, found.values, note)
 
 
-def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> Frame:
+def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFrame:
     """Like `example_part`, with the vectors of the layers; attention only where it was kept.
 
     Raises
@@ -159,7 +202,7 @@ def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.n
     return np.ascontiguousarray(np.stack(kept), np.float32)
 
 
-def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.ndarray, note: str) -> Frame:
+def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.ndarray, note: str) -> PartFrame:
     tokens = example.tokens(site.query_sequence)
     same = site.query_sequence == site.key_sequence
     second = np.flatnonzero(tokens.second) if same else np.empty(0, np.int64)
@@ -170,8 +213,9 @@ def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.n
     )  # fmt: skip
 
 
-def vectors_facts(part: Frame, site: Site) -> list[tuple[str, Any]]:
-    """What is said of the vectors below the picker."""
+def vectors_facts(part: PartFrame, site: Site) -> list[tuple[str, Any]]:
+    """Facts about the vectors, written below the picker."""
+    assert part["vectors"] is not None
     sharing = part["vectors"]["n_sharing"]
     shared = "Each head has its own keys." if sharing == 1 else f"{sharing} query heads share one key head."
     turned = "After rotary embedding, before scaling." if site.rotary else "Before scaling."

@@ -7,7 +7,7 @@ choice B is the other member of a minimal pair or the next example, the next hea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import panel as pn
@@ -15,17 +15,17 @@ from jaxtyping import Float32
 
 from headatlas.store.errors import ConfigError, NotFoundError
 
-from ..components.comparison import Comparison, Difference
+from ..components.comparison import Comparison, ComparisonFrame, Difference
 from ..components.headview import HeadView
-from ..data.example_reads import Reader, reader_of
+from ..data.example_reader import Reader, reader_of
 from ..data.store_data import DataSource
-from ..frames.alignment import Alignment, align, change_list, changes, difference, difference_frame
+from ..frames.alignment import Alignment, HeadChange, align, change_list, changes, difference, difference_frame
 from ..frames.geometry import MAX_WINDOW
 from ..frames.picture_units import Units, merged, units_of
-from ..frames.view_frames import Frame, Head, head_frame, head_name, message_frame, sides_frame
+from ..frames.view_frames import Head, head_frame, head_name, message_frame, sides_frame
 from ..theme.token_labels import visible
-from .page import grid, place
-from .view_page import ViewPage, three
+from .example_view import ExampleView
+from .layout import grid, place, three
 
 ALL_WEIGHTS = 24 << 20
 """Up to this many weights every head of both sides is compared."""
@@ -55,42 +55,37 @@ class Side:
         return units.reshape(n_layers, n_heads, *units.shape[1:])
 
 
-class CompareViewPage(ViewPage):
+class CompareViewPage(ExampleView):
     """What is compared, both views, the difference."""
 
-    name: ClassVar[str] = "compare"
-    watches: ClassVar[tuple[str, ...]] = (
-        *ViewPage.watches, "compare", "other_example", "other_head", "other_store",
-    )  # fmt: skip
-
-    def layout(self) -> pn.viewable.Viewable:
+    def layout(self) -> pn.Column:
         """Build the layout, once."""
-        self.what, self.delta = Comparison(), Difference()
+        self.choices, self.delta = Comparison(), Difference()
         self.first, self.second = HeadView(), HeadView()
         self._alignment: tuple[Alignment, Alignment] | None = None
         self._sides: tuple[Side, Side] | None = None
-        self._listed: tuple[Any, list[Frame]] = ((), [])
+        self._listed: tuple[Any, list[HeadChange]] = ((), [])
         for index, view in enumerate((self.first, self.second)):
             view.param.watch(lambda event, index=index: self._pin(index, str(event.new)), "pin")
         self.delta.param.watch(lambda event: self._pin_row(str(event.new)), "pin")
-        self.what.on_msg(self._chosen)
+        self.listen(self.choices)
         middle = grid(place(self.first), place(self.second), columns="minmax(0,1fr) minmax(0,1fr)")
-        return three(self.what, middle, self.delta)
+        return three(self.choices, middle, self.delta)
 
     # choices
 
-    def _chosen(self, event: Any) -> None:
-        asked, state = event.data if isinstance(event.data, dict) else {}, self.state
-        kind = state.compare
-        if isinstance(compare := asked.get("compare"), str):
+    def heard(self, message: dict[str, Any]) -> None:
+        """Handle a choice on the left side: what is compared, what B is, a head, or a swap of A and B."""
+        kind = self.state.compare
+        if isinstance(compare := message.get("compare"), str):
             self.tell(compare=compare)
-        elif isinstance(value := asked.get("b"), str):
+        elif isinstance(value := message.get("b"), str):
             field = {"examples": "other_example", "heads": "other_head", "models": "other_store"}[kind]
             self.tell(**{field: value, **({"other_head": ""} if kind == "models" else {})})
-        elif isinstance(head := asked.get("head"), str) and self._sides:
+        elif isinstance(head := message.get("head"), str) and self._sides:
             layer, _, index = head.partition(".")
             self.tell(**({"layer": layer, "head": index} if kind == "examples" else {"other_head": head}))
-        elif asked.get("swap") and self._sides:
+        elif message.get("swap") and self._sides:
             self._swap(*self._sides)
 
     def _swap(self, a: Side, b: Side) -> None:
@@ -102,7 +97,7 @@ class CompareViewPage(ViewPage):
     def _sides_of(self, reader: Reader) -> tuple[Side, Side]:
         """A and B."""
         state, kind = self.state, self.state.compare
-        level = "word" if kind == "models" else "token"
+        unit = "word" if kind == "models" else "token"
         head, other = (state.layer, state.head), _head_of(state.other_head)
         data, name = self.data, self.data.store.name
         if kind == "examples":
@@ -125,11 +120,11 @@ class CompareViewPage(ViewPage):
         made = []
         for found, spot, label in zip((reader, second), spots, names, strict=True):
             site = found.site
-            queries = units_of(found.example, site.query_sequence, level)
-            keys = queries if found.same_text else units_of(found.example, site.key_sequence, level)
+            queries = units_of(found.example, site.query_sequence, unit)
+            keys = queries if found.same_text else units_of(found.example, site.key_sequence, unit)
             longest = max(len(side.frame["labels"]) for side in (queries, keys))
             if longest > MAX_WINDOW:
-                raise NotFoundError(f"{longest:,} {level}s; two maps are compared up to {MAX_WINDOW}.")
+                raise NotFoundError(f"{longest:,} {unit}s; two maps are compared up to {MAX_WINDOW}.")
             made.append(Side(found, spot, queries, keys, label))
         if spots[1][0] >= made[1].reader.site.n_layers or spots[1][1] >= made[1].reader.site.n_heads:
             raise ConfigError(f"head {head_name(spots[1])} is not in {name}.")
@@ -162,7 +157,7 @@ class CompareViewPage(ViewPage):
 
     # pictures
 
-    def refresh(self, reader: Reader, changed: set[str]) -> None:
+    def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill all four components."""
         a, b = self._sides_of(reader)
         queries = align(a.queries.frame["pieces"], b.queries.frame["pieces"])
@@ -177,7 +172,7 @@ class CompareViewPage(ViewPage):
         self.first.pin = "" if row is None else f"q{queries.first[row]}"
         self.second.pin = "" if row is None else f"q{queries.second[row]}"
         self._show_difference(maps, row)
-        self.what.frame = self._what_frame(reader)
+        self.choices.frame = self._choices_frame(reader)
 
     def _draw(self, view: HeadView, side: Side, map_: Float32[np.ndarray, "q k"], tint: str, letter: str) -> None:
         assert self._alignment is not None
@@ -259,7 +254,7 @@ class CompareViewPage(ViewPage):
         special = np.asarray(units.frame["special"], bool)[pairs.first]
         return special if self.hide_special else np.zeros(len(pairs), bool)
 
-    def _changes(self) -> list[Frame]:
+    def _changes(self) -> list[HeadChange]:
         """The heads of the list on the left; empty where the maps are too many."""
         assert self._sides is not None
         assert self._alignment is not None
@@ -277,18 +272,16 @@ class CompareViewPage(ViewPage):
             values[a.head] = 0
         return change_list(values, least=kind == "models")
 
-    def _what_frame(self, reader: Reader) -> Frame:
+    def _choices_frame(self, reader: Reader) -> ComparisonFrame:
         assert self._sides is not None
         (a, b), state, kind = self._sides, self.state, self.state.compare
         key = (kind, a.name, b.name, a.reader.id, b.reader.id, self.hide_special, a.head if kind != "examples" else ())
         if self._listed[0] != key:
             self._listed = key, self._changes()
         choices: list[list[str]] = []
-        number: dict[str, Any] = {}
         if kind == "examples":
             members = self.data.pair_members(reader.example.index)
             choices = [[str(n), f"{visible(self.data.example(n).id)}: {self.data.shown_text(n)[:60]}"] for n in members]
-            number = {"number": str(b.reader.example.index)}
             choice = str(b.reader.example.index)
         elif kind == "heads":
             site = reader.site
@@ -298,18 +291,21 @@ class CompareViewPage(ViewPage):
             choices = [[name, name] for name in self.data.stores if name != self.data.name]
             choice = state.other_store or choices[0][0]
         texts = [visible(side.reader.example.text)[:140] if kind == "examples" else side.name for side in (a, b)]
-        return {
+        frame: ComparisonFrame = {
             "compare": kind, "a": texts[0], "b": texts[1], "choices": choices, "choice": choice,
-            "heads": self._listed[1], "list": _LISTS[kind], "head": head_name(b.head), **number,
+            "heads": self._listed[1], "list": _LISTS[kind], "head": head_name(b.head),
             "why": "too many weights to compare all heads",
         }  # fmt: skip
+        if kind == "examples":
+            frame["number"] = choice
+        return frame
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture, and leave the choices."""
         self._sides = self._alignment = None
         self.first.frame = message_frame(title, reason)
         self.second.frame = self.delta.frame = {}
-        self.what.frame = {
+        self.choices.frame = {
             "compare": self.state.compare, "a": "", "b": "", "choices": [], "choice": "", "heads": [], "list": "",
             "head": "", "why": "",
         }  # fmt: skip

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+import panel as pn
 from jaxtyping import Float32
 
-from ..components.card import Distribution, Facts, HeadMap, Inspector, Scatter
+from ..components.cards import (
+    BookmarkText,
+    Distribution,
+    DistributionFrame,
+    Facts,
+    HeadMap,
+    HeadMapFrame,
+    HeadStatistic,
+    Inspector,
+    InspectorFrame,
+    Scatter,
+    ScatterFrame,
+    Spread,
+    StrongExample,
+)  # fmt: skip
 from ..data.edge_quotes import snippet
 from ..data.search_answers import SEARCH, Edge, HeadValues, upper_end
 from ..data.store_data import DataSource
 from ..data.store_facts import facts_frame
 from ..state.reader_state import ViewState
 from ..theme.token_labels import visible_lines
-from .page import Page, drawer, grid, place
+from .layout import drawer, grid, place
+from .page import Page
 from .search_mass import answered
 
 N_EXAMPLES = 4
@@ -24,18 +40,17 @@ N_BINS = 48
 class CorpusPage(Page):
     """Facts, head map, inspector."""
 
-    name = "corpus"
-    watches: ClassVar[frozenset[str]] = frozenset(
-        {"page", "site", "statistic", "x", "y", "pattern", "layer", "head", "heads", "other_store", "other_head"}
-    )
-
-    def __init__(self, session: Any) -> None:
-        super().__init__(session)
-        send = session.receive
+    def layout(self) -> pn.Column:
+        """Build the cards and their layout, once."""
+        send = self.session.receive
         self.facts, self.map, self.inspector = Facts(send), HeadMap(send), Inspector(send)
         self.scatter, self.distribution = Scatter(send), Distribution(send)
         self.beside = HeadMap(send, visible=False)
-        self.view = grid(
+        self.facts.frame = facts_frame(self.data)
+        self._drawn: tuple[str, ...] = ()
+        self._scattered: tuple[str, ...] = ()
+        self._tabled: tuple[str, ...] = ()
+        return grid(
             place(self.facts, "1 / -1"),
             place(self.map, "1", "2"),
             place(self.scatter, "2", "2"),
@@ -46,15 +61,11 @@ class CorpusPage(Page):
             rows="56px minmax(0,1fr) 222px",
             narrow={"right": "minmax(300px,472fr) minmax(0,576fr)"},
         )
-        self.facts.frame = facts_frame(self.data)
-        self._drawn: tuple[str, ...] = ()
-        self._scattered: tuple[str, ...] = ()
-        self._tabled: tuple[str, ...] = ()
 
-    def annotated(self) -> None:
-        """Show a changed note on the map and at the head."""
+    def bookmarks_changed(self) -> None:
+        """Draw the changed bookmark on the map and beside the head."""
         self._drawn = ()
-        super().annotated()
+        super().bookmarks_changed()
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill a picture only where its numbers changed: a click on a head sends no values again."""
@@ -69,7 +80,7 @@ class CorpusPage(Page):
             self.map.frame = map_frame(
                 values, options(self.data, state), others(self.data, state, values.name), values.name
             ) | {
-                "notes": self.data.head_notes(state.site),
+                "bookmarks": self.data.head_bookmarks(state.site),
                 "also": [f"{layer}.{head}" for layer, head in state.heads_shown[1:]],
                 "stores": [name for name in self.data.stores if name != self.data.name],
                 "beside": state.other_store if beside else "",
@@ -134,18 +145,18 @@ def known_names(data: DataSource, state: ViewState) -> list[str]:
     return [n for n in names if np.isfinite(data.head_values(state.site, n).values).any()] or list(names)
 
 
-def others(data: DataSource, state: ViewState, besides: str) -> list[dict[str, Any]]:
+def others(data: DataSource, state: ViewState, besides: str) -> list[HeadStatistic]:
     """Two more statistics for the tooltip."""
     tables = [data.head_values(state.site, name) for name in known_names(data, state) if name != besides]
     return [{"label": t.label, "values": t.values.ravel()} for t in tables[:2]]
 
 
 def map_frame(
-    values: HeadValues, listed: list[list[str]], beside: list[dict[str, Any]], choice: str, small: bool = False
-) -> dict[str, Any]:
+    values: HeadValues, listed: list[list[str]], beside: list[HeadStatistic], choice: str, small: bool = False
+) -> HeadMapFrame:
     """The frame of a head map."""
     layers, heads = values.values.shape
-    frame: dict[str, Any] = {
+    return {
         "n_layers": layers,
         "n_heads": heads,
         "values": values.values.ravel(),
@@ -157,20 +168,21 @@ def map_frame(
         "others": beside,
         "small": small,
     }
-    return frame
 
 
-def beside_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
-    """The head map of another store by the same statistic, or its first; empty where none is asked for."""
+def beside_frame(data: DataSource, state: ViewState, values: HeadValues) -> HeadMapFrame | None:
+    """The head map of another store by the same statistic, or its first; None if none is chosen."""
     if data.served_with is None or state.other_store in ("", data.name):
-        return {}
+        return None
     other = data.served_with[state.other_store]
     names = other.statistic_names
     if not names or not other.n_examples:
-        return {}
+        return None
     found = other.head_values("", values.name if values.name in names else names[0])
     about = f"{found.label} over {other.n_examples:,} examples"
-    return map_frame(found, [], [], found.name) | {"other": other.name, "about": about}
+    frame = map_frame(found, [], [], found.name)
+    frame["other"], frame["about"] = other.name, about
+    return frame
 
 
 def shown_tables(data: DataSource, state: ViewState, values: HeadValues) -> list[HeadValues]:
@@ -179,7 +191,7 @@ def shown_tables(data: DataSource, state: ViewState, values: HeadValues) -> list
     return tables + ([values] if values.name == SEARCH else [])
 
 
-def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> InspectorFrame:
     """The chosen head: statistics with ranks, strongest examples, heads like it."""
     site, spot = data.site(state.site), (state.layer, state.head)
     tables = shown_tables(data, state, values)
@@ -189,13 +201,11 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
     listed = {"page": "examples", "order": "strongest", "row": 0}
     return {
         "head": f"{state.layer}.{state.head}",
-        "layer": state.layer,
-        "index": state.head,
         "sub": f"layer {state.layer}, head {state.head}"
         + (f", key head {state.head // sharing}" if sharing > 1 else ""),
         "tag": site.name,
         "n": site.n_layers * site.n_heads,
-        "note": note_frame(data, state),
+        "bookmark": bookmark_frame(data, state),
         "statistics": [
             {
                 "name": table.name,
@@ -219,20 +229,25 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> d
     }
 
 
-def note_frame(data: DataSource, state: ViewState) -> dict[str, Any] | None:
-    """What is noted on the chosen head, as it was written; None where notes are not kept."""
-    if data.notes is None:
+def bookmark_frame(data: DataSource, state: ViewState) -> BookmarkText | None:
+    """Bookmark of the chosen head as the reader wrote it. None if the viewer keeps no bookmarks."""
+    if data.bookmarks is None:
         return None
-    note = data.notes.of(data.site(state.site).name, state.layer, state.head)
-    return {"star": note.star, "note": visible_lines(note.note), "writable": data.notes.is_writable}
+    bookmark = data.bookmarks.of(data.site(state.site).name, state.layer, state.head)
+    return {"star": bookmark.star, "note": visible_lines(bookmark.note), "writable": data.bookmarks.is_writable}
 
 
-def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[dict[str, Any]]:
+def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[StrongExample]:
     """The examples where the chosen number of the chosen head is highest, each with its strongest edge."""
     rows = []
     for quoted in data.once(("strongest", *_which(data, state, values)), lambda: _quoted(data, state, values)):
         patch = {"page": "views", "example": quoted["example"], "pin": quoted["pin"]}
-        row = {"query": state.to_query(**patch), "patch": patch, "parts": quoted["parts"], "score": quoted["score"]}
+        row: StrongExample = {
+            "query": state.to_query(**patch),
+            "patch": patch,
+            "parts": quoted["parts"],
+            "score": quoted["score"],
+        }
         rows.append(row)
     return rows
 
@@ -263,7 +278,7 @@ def _quoted(data: DataSource, state: ViewState, values: HeadValues) -> list[dict
     return rows
 
 
-def scatter_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
+def scatter_frame(data: DataSource, state: ViewState) -> ScatterFrame:
     """Every head by two statistics, shaded by layer."""
     across, up = (named_values(data, state, name) for name in (state.x, state.y))
     return {
@@ -281,7 +296,7 @@ def scatter_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
     }
 
 
-def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -> DistributionFrame:
     """The chosen number of the chosen head over the examples: counts in bins, median and middle half."""
     patch = {"page": "examples", "order": "strongest", "row": 0}
     spread = data.once(("spread", *_which(data, state, values)), lambda: _spread(data, state, values))
@@ -296,7 +311,7 @@ def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -
     }
 
 
-def _spread(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+def _spread(data: DataSource, state: ViewState, values: HeadValues) -> Spread:
     scores = scores_over_examples(data, state, values)
     finite = scores[np.isfinite(scores)]
     high = upper_end(finite) if finite.size else values.high

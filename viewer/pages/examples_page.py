@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+import panel as pn
 from jaxtyping import Int64
 
-from ..components.card import ExampleList
+from ..components.cards import ExampleList, ExampleListFrame, ExampleRow, Facet, Histogram
 from ..data.search_answers import SEARCH, HeadValues, upper_end
 from ..data.store_data import DataSource
 from ..state.reader_state import ViewState
 from ..theme.token_labels import visible
 from .corpus_page import chosen_values, options, scores_over_examples, waits_for_search
-from .page import Page, grid, place
+from .layout import grid, place
+from .page import Page
 
 PAGE_ROWS = 22
 MAX_COLUMNS, MAX_FACET_VALUES = 2, 6
@@ -22,29 +24,10 @@ MAX_COLUMNS, MAX_FACET_VALUES = 2, 6
 class ExamplesPage(Page):
     """Filter and list."""
 
-    name = "examples"
-    watches: ClassVar[frozenset[str]] = frozenset(
-        {
-            "page",
-            "site",
-            "statistic",
-            "pattern",
-            "layer",
-            "head",
-            "text",
-            "order",
-            "row",
-            "example",
-            "where",
-            "lengths",
-            "scores",
-        }
-    )
-
-    def __init__(self, session: Any) -> None:
-        super().__init__(session)
-        self.list = ExampleList(session.receive)
-        self.view = grid(place(self.list))
+    def layout(self) -> pn.Column:
+        """Build the cards and their layout, once."""
+        self.list = ExampleList(self.session.receive)
+        return grid(place(self.list))
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill one page of rows."""
@@ -63,7 +46,7 @@ def ordered(scores: np.ndarray, found: Int64[np.ndarray, "found"], order: str) -
     return found[np.argsort(rank, kind="stable")]
 
 
-def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[str, Any]:
+def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> ExampleListFrame:
     """The frame of the list: one page of rows, and facts about all rows that were found."""
     scores = scores_over_examples(data, state, values)
     found = data.containing(state.text)
@@ -74,7 +57,7 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> dict[s
     found = ordered(scores, found, state.order)
     start = min(state.row, max(0, len(found) - 1)) // PAGE_ROWS * PAGE_ROWS
     columns = text_columns(data)
-    rows = []
+    rows: list[ExampleRow] = []
     for position in found[start : start + PAGE_ROWS].tolist():
         number = int(data.numbers[position])
         patch = {"page": "views", "example": number, "pin": ""}
@@ -132,7 +115,7 @@ def within(values: np.ndarray, span: tuple[float, float]) -> np.ndarray:
     return (values >= span[0]) & (values <= span[1])
 
 
-def spread(scores: np.ndarray) -> dict[str, Any]:
+def spread(scores: np.ndarray) -> Histogram:
     """A histogram of the scores that are there."""
     finite = scores[np.isfinite(scores)].astype(np.float64)
     counts, edges = np.histogram(finite, bins=24) if finite.size else (np.zeros(24, np.int64), np.zeros(2))
@@ -150,9 +133,9 @@ def text_columns(data: DataSource) -> dict[str, list[Any]]:
     return shown
 
 
-def facets(columns: dict[str, list[Any]], found: Int64[np.ndarray, "found"]) -> list[dict[str, Any]]:
+def facets(columns: dict[str, list[Any]], found: Int64[np.ndarray, "found"]) -> list[Facet]:
     """The most frequent values of each column among the rows found."""
-    listed = []
+    listed: list[Facet] = []
     for name, rows in columns.items():
         counts: dict[str, int] = {}
         for position in found.tolist():

@@ -5,7 +5,7 @@ Lines join tokens, words or sentences. A pin is a token in the address; a unit t
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import panel as pn
@@ -13,25 +13,24 @@ from jaxtyping import Float32
 
 from ..components.headview import HeadView
 from ..components.keylist import KeyList
-from ..data.example_reads import Reader
+from ..data.example_reader import Reader
 from ..frames.geometry import MAX_WINDOW, window
-from ..frames.picture_units import Level, Units, merged, units_of
-from ..frames.view_frames import Head, head_frame, head_name, message_frame, sides_frame
-from ..frames.whole_example import sentence_ranges
-from .view_page import ViewPage, three
+from ..frames.picture_units import UnitKind, Units, merged, units_of
+from ..frames.view_frames import Head, HeadFrame, head_frame, head_name, message_frame, sides_frame
+from ..frames.whole_example import SentenceRange, sentence_ranges
+from .example_view import ExampleView
+from .layout import three
 
-_MAPS = {"site", "example", "layer", "head", "heads", "level", "segments"}
+_MAPS = {"site", "example", "layer", "head", "heads", "unit", "segments"}
 MAX_DRAWN, MAX_READ = 8 << 20, 64 << 20
 """Weights of all heads together that are drawn, and that are read: of a long text fewer heads show than were chosen."""
 _RANGES = {"all": 0, "aa": 1, "ab": 2, "ba": 3, "bb": 4}
 
 
-class HeadViewPage(ViewPage):
+class HeadViewPage(ExampleView):
     """Picker, lines, keys."""
 
-    name: ClassVar[str] = "head"
-
-    def layout(self) -> pn.viewable.Viewable:
+    def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.lines, self.keys = HeadView(), KeyList()
         self._shown: tuple[str, int, int] = ("", -1, -1)
@@ -39,10 +38,10 @@ class HeadViewPage(ViewPage):
         self._most = 1
         self.picker.choices = True
         self.lines.document = lambda: self.document("head")
-        self.link(self.picker, level="level", segments="segments", weights="weights", layout="layout")
+        self.link(self.picker, unit="unit", segments="segments", weights="weights", layout="layout")
         self.lines.param.watch(self._pin_unit, "pin")
         self.keys.param.watch(self._pin_unit, "pin")
-        self.keys.on_msg(self.heard)
+        self.listen(self.keys)
         return three(self.picker, self.lines, self.keys)
 
     @property
@@ -74,11 +73,11 @@ class HeadViewPage(ViewPage):
         unit = int(of_token[pin[1]]) if pin[1] < len(of_token) else -1
         return f"{pin[0]}{unit}" if unit >= 0 else ""
 
-    def refresh(self, reader: Reader, changed: set[str]) -> None:
+    def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components; a pin of an example that fits the window sends no maps again."""
-        state, site, level = self.state, reader.site, self._level()
-        queries = units_of(reader.example, site.query_sequence, level)
-        keys = queries if reader.same_text else units_of(reader.example, site.key_sequence, level)
+        state, site, unit = self.state, reader.site, self._unit_kind()
+        queries = units_of(reader.example, site.query_sequence, unit)
+        keys = queries if reader.same_text else units_of(reader.example, site.key_sequence, unit)
         self._units = units = (queries, keys)
         n_queries, n_keys = reader.shape
         drawn = min(n_queries, MAX_WINDOW) * min(n_keys, MAX_WINDOW)
@@ -87,9 +86,9 @@ class HeadViewPage(ViewPage):
         ranges = sentence_ranges(maps.shape[1], maps.shape[2], queries.second if reader.same_text else None)
         chosen = ranges[_RANGES[state.segments]] if len(ranges) > 1 else ranges[0]
         spans, pin = self._window(chosen), self._unit_pin()
-        shown = (f"{reader.id} {level} {chosen['label']}", spans[0].start, spans[1].start)
+        shown = (f"{reader.id} {unit} {chosen['label']}", spans[0].start, spans[1].start)
         self.picker.give(
-            level=state.level,
+            unit=state.unit,
             segments=state.segments,
             weights=state.weights,
             layout=state.layout,
@@ -104,14 +103,14 @@ class HeadViewPage(ViewPage):
                 self.lines.tokens = sides_frame(queries.frame, None if reader.same_text else keys.frame, shown[0])
             self._shown = shown
             self.lines.frame = self._lines_frame(reader, maps, spans, chosen["name"])
-            self.lines.note = self._note(reader, level)
+            self.lines.note = self._note(reader, unit)
         self.pick(reader)
         self.write(reader, self.keys, maps, units)
 
-    def _level(self) -> Level:
-        return {"word": "word", "sentence": "sentence"}.get(self.state.level, "token")  # type: ignore[return-value]
+    def _unit_kind(self) -> UnitKind:
+        return {"word": "word", "sentence": "sentence"}.get(self.state.unit, "token")  # type: ignore[return-value]
 
-    def _window(self, chosen: dict[str, Any]) -> tuple[slice, slice]:
+    def _window(self, chosen: SentenceRange) -> tuple[slice, slice]:
         """What is shown of each side: its range, or a window of that around the pin."""
         pin = self._unit_pin()
         center = int(pin[1:]) if pin else None
@@ -128,16 +127,18 @@ class HeadViewPage(ViewPage):
         maps: Float32[np.ndarray, "n_heads query_pos key_pos"],
         spans: tuple[slice, slice],
         part: str,
-    ) -> dict[str, Any]:
+    ) -> HeadFrame:
         n_queries, n_keys = maps.shape[1:]
         frame = head_frame(
             maps[:, spans[0], spans[1]], self.heads, causal=reader.site.causal, query_start=spans[0].start,
             key_start=spans[1].start, n_queries=n_queries, n_keys=n_keys, id=self._shown[0],
         )  # fmt: skip
-        return {**frame, "part": part} if part else frame
+        if part:
+            frame["part"] = part
+        return frame
 
-    def _note(self, reader: Reader, level: Level) -> str:
-        notes = [] if level == "token" else [f"between {level}s"]
+    def _note(self, reader: Reader, unit: UnitKind) -> str:
+        notes = [] if unit == "token" else [f"between {unit}s"]
         if (n := len(self.state.heads_shown)) > self._most:
             notes.append(f"{self._most} of {n} heads: the text is long")
         if reader.is_rebuilt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import panel as pn
 
@@ -11,30 +11,28 @@ from headatlas.store.errors import HeadAtlasError
 from ..components.background import background
 from ..components.keylist import KeyList
 from ..components.matrix import Matrix
-from ..data.example_reads import Reader
+from ..data.example_reader import Reader
 from ..data.map_pyramid import WHOLE, Kind, Pyramid, matrix_frame
 from ..frames.view_frames import Head, head_name, message_frame, sides_frame
-from .view_page import ViewPage, three
+from .example_view import ExampleView
+from .layout import three
 
 MAX_TILES = 64
 """Tiles that one message may ask for."""
 
 
-class MatrixViewPage(ViewPage):
+class MatrixViewPage(ExampleView):
     """Picker, map, keys of the pinned token."""
 
-    name: ClassVar[str] = "matrix"
-    watches: ClassVar[tuple[str, ...]] = (*ViewPage.watches, "zoom", "pooling", "scale")
-
-    def layout(self) -> pn.viewable.Viewable:
+    def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.map, self.keys = Matrix(), KeyList()
         self.picker.give(lines=False, single=True)
         self._shown, self._reader, self._pyramid = "", None, None
         self.link(self.map, pin="pin", zoom="zoom", pooling="pooling", scale="scale")
         self.link(self.keys, pin="pin")
-        self.map.on_msg(self._asked)
-        self.keys.on_msg(self.heard)
+        self.listen(self.map)
+        self.listen(self.keys)
         return three(self.picker, self.map, self.keys)
 
     @property
@@ -42,7 +40,7 @@ class MatrixViewPage(ViewPage):
         """One head: the chosen one."""
         return [(self.state.layer, self.state.head)]
 
-    def refresh(self, reader: Reader, changed: set[str]) -> None:
+    def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components; a long map is made in the background."""
         head, state = self.heads[0], self.state
         shown = f"{reader.id}/{head_name(head)}"
@@ -87,30 +85,30 @@ class MatrixViewPage(ViewPage):
             text = "Click a row to list its keys."
             self.keys.frame = {"message": {"title": "", "text": text}}
 
-    def _asked(self, event: Any) -> None:
-        """Send tiles that the browser asks for."""
-        asked = event.data if isinstance(event.data, dict) else {}
+    def heard(self, message: dict[str, Any]) -> None:
+        """Send the tiles that the browser asks for, or handle a message of the list of keys."""
+        super().heard(message)
         pyramid, shown = self._pyramid, self._shown
-        wanted = asked.get("tiles")
-        if pyramid is None or asked.get("id") != shown or not isinstance(wanted, list):
+        names = message.get("tiles")
+        if pyramid is None or message.get("id") != shown or not isinstance(names, list):
             return
         kinds: dict[str, Kind] = {"maximum": "maximum", "mean": "mean"}
-        places = [
+        tile_names = [
             (level, row, column, kinds[kind])
-            for level, row, column, kind in (item for item in wanted[:MAX_TILES] if _is_place(item))
+            for level, row, column, kind in (item for item in names[:MAX_TILES] if _is_tile_name(item))
         ]
 
         def read() -> list[dict[str, Any]]:
-            found = []
-            for level, row, column, kind in places:
+            tiles = []
+            for level, row, column, kind in tile_names:
                 try:
                     codes = pyramid.tile(level, row, column, kind)
                 except HeadAtlasError:  # a browser that asks for what is not there gets nothing
                     continue
-                found.append(
+                tiles.append(
                     {"level": level, "row": row, "column": column, "kind": kind, "codes": codes.copy(), "shape": list(codes.shape)}
                 )  # fmt: skip
-            return found
+            return tiles
 
         def send(tiles: list[dict[str, Any]]) -> None:
             if self._shown == shown:
@@ -125,8 +123,8 @@ class MatrixViewPage(ViewPage):
         self.keys.frame = {}
 
 
-def _is_place(item: Any) -> bool:
-    """Whether a browser's words name a tile: level, row, column, kind."""
+def _is_tile_name(item: Any) -> bool:
+    """True if an item of a message names a tile: level, row, column, kind."""
     if not isinstance(item, list) or len(item) != 4 or item[3] not in ("maximum", "mean"):
         return False
     return all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 20 for n in item[:3])

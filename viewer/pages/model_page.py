@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import panel as pn
@@ -11,20 +11,18 @@ from headatlas.store.schema.capture_statistics import STATISTICS
 
 from ..components.headdetail import HeadDetail
 from ..components.modelview import ModelView
-from ..data.example_reads import Reader
+from ..data.example_reader import Reader
 from ..frames.detail_frames import detail_frame
 from ..frames.view_frames import head_name, message_frame, model_frame, sides_frame
+from .example_view import ExampleView
+from .layout import three
 from .search_mass import answered
-from .view_page import ViewPage, three
 
 
-class ModelViewPage(ViewPage):
+class ModelViewPage(ExampleView):
     """Picker, thumbnails, one head."""
 
-    name: ClassVar[str] = "model"
-    watches: ClassVar[tuple[str, ...]] = (*ViewPage.watches, "arrange", "pattern")
-
-    def layout(self) -> pn.viewable.Viewable:
+    def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.maps, self.detail = ModelView(), HeadDetail()
         self._shown = ""
@@ -34,7 +32,7 @@ class ModelViewPage(ViewPage):
         self.link(self.maps, arrange="arrange")
         self.maps.param.watch(self._enlarge, "enlarged")
         self.maps.param.watch(self._selected, "selected")
-        self.detail.on_msg(self.heard)
+        self.listen(self.detail)
         return three(self.picker, self.maps, self.detail)
 
     def _enlarge(self, event: Any) -> None:
@@ -42,12 +40,12 @@ class ModelViewPage(ViewPage):
         if event.new != head_name(self.heads[0]):
             self.tell(layer=layer, head=head)
 
-    def refresh(self, reader: Reader, changed: set[str]) -> None:
+    def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components; choosing another head sends only that head's map."""
         chosen = self.heads[0]
         if reader.id != self._shown:
             self.maps.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
-            self.maps.frame = model_frame(reader.codes(), causal=reader.site.causal, id=reader.id)
+            self.maps.frame = model_frame(reader.codes(), id=reader.id)
             self._shown = reader.id
         self.maps.give(enlarged=head_name(chosen), selected=self._selection, hide_special=self.hide_special)
         if changed & {"site", "example", "layer", "head", "specials", "view", "page"}:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import panel as pn
 
 from ..components.neuronview import NeuronView
-from ..data.example_reads import Reader
-from ..frames.view_frames import message_frame, neuron_frame, sides_frame
-from .view_page import ViewPage, two
+from ..data.example_reader import Reader
+from ..frames.view_frames import NeuronRow, message_frame, neuron_frame, sides_frame
+from .example_view import ExampleView
+from .layout import two
 
 
-class NeuronViewPage(ViewPage):
+class NeuronViewPage(ExampleView):
     """Picker, vectors."""
 
-    name: ClassVar[str] = "neuron"
-
-    def layout(self) -> pn.viewable.Viewable:
+    def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.vectors = NeuronView()
         self.picker.give(lines=False, single=True)
@@ -39,7 +38,7 @@ class NeuronViewPage(ViewPage):
         if event.new and event.new != self._selection:
             self.tell(layer=layer, head=head)
 
-    def refresh(self, reader: Reader, changed: set[str]) -> None:
+    def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components. Without a pinned query: the first row that is no special token."""
         head, site = self.heads[0], reader.site
         pin = self.pinned(reader)
@@ -58,12 +57,13 @@ class NeuronViewPage(ViewPage):
             return
         query, keys, logsumexp = reader.vectors(head, query_pos)
         layer = head[0]
-        self.vectors.frame = neuron_frame(
-            query, keys, logsumexp, self._stored(reader, query_pos), head=head, query_pos=query_pos,
+        row = NeuronRow(
+            query, keys, logsumexp, self._stored(reader, query_pos), head, query_pos, site.scaling[layer],
             kv_head=reader.example.kv_head(head[1], site.name), n_sharing=site.n_heads // site.n_kv_heads,
-            scaling=site.scaling[layer], softcap=site.softcap[layer], causal=site.causal, window=site.window[layer],
-            rotary=site.rotary, position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key, id=reader.id,
+            softcap=site.softcap[layer], causal=site.causal, window=site.window[layer], rotary=site.rotary,
+            position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key,
         )  # fmt: skip
+        self.vectors.frame = neuron_frame(row, reader.id)
         self.vectors.give(pin=self.state.pin, hide_special=self.hide_special)
 
     def _stored(self, reader: Reader, query_pos: int) -> Any:

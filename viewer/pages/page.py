@@ -1,102 +1,152 @@
-"""`Page`: one page of a session, built when it is first shown and refreshed when a field it watches changes."""
+"""`Page`: base of every page and view, and `PageStack`: pages that share one place of a session."""
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Collection, Iterable, Iterator
+from importlib import import_module
+from typing import Any, Protocol
 
 import panel as pn
 
+from headatlas.store.errors import HeadAtlasError
+
 from ..data.store_data import DataSource
-from ..state.reader_state import ViewState
+from ..state.page_table import PageRow
+from ..state.reader_state import Problem, ViewState
+from .layout import place, show
 
-if TYPE_CHECKING:
-    from .session import Session
+logger = logging.getLogger(__name__)
 
-GAP = "12px"
-DRAWERS = {"right": 1279, "left": 959}
-"""Where a window is at most so many pixels wide, cards at this side lie over the others, shown when asked for."""
-# Panel's scroll button would take a cell.
-_RULES = ".scroll-button { display: none } :host(.hidden) { display: none !important }" + "".join(
-    f"""
-@media (max-width: {width}px) {{ .drawer-{side} {{ position: fixed !important; {side}: 16px; top: 98px; bottom: 38px; z-index: 40;
-  width: 320px !important; height: auto !important; visibility: var(--drawer-{side}, hidden); box-shadow: var(--shadow) }} }}"""
-    for side, width in DRAWERS.items()
-)
+
+class PageSession(Protocol):
+    """The part of a session that pages use."""
+
+    state: ViewState
+    data: DataSource
+    wants_best_head: bool
+
+    def receive(self, message: dict[str, Any]) -> None:
+        """Handle a message of a card."""
+        ...
+
+    def go(self, patch: dict[str, Any], push: bool = True) -> None:
+        """Change the state."""
+        ...
+
+    def answered(self, source: str, seconds: float) -> None:
+        """Update the status line after background work."""
+        ...
+
+    def complain(self, problems: list[Problem]) -> None:
+        """Show problems in the notice."""
+        ...
 
 
 class Page(ABC):
-    """`view` is what is shown; `refresh` fills it and says what answered."""
+    """One page, or one view of an example. `view` is its layout.
 
-    name: ClassVar[str]
-    watches: ClassVar[frozenset[str]]
-    """Fields of the state that change this page."""
-    view: pn.Column
+    A page is built when it is first shown. Then `refresh` is called whenever a field that its row watches has changed,
+    but only while the page is shown. A page that was hidden catches up when it is shown again.
+    """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: PageSession, row: PageRow) -> None:
+        self.session, self.row = session, row
         self.state: ViewState = session.state
         self.data: DataSource = session.data
+        self.view: pn.Column = self.layout()
 
-    def heard(self, message: dict[str, Any]) -> None:  # noqa: B027 (most pages hear nothing)
-        """Do what a card of this page asks for; unknown messages are ignored."""
-
-    def annotated(self) -> None:
-        """A star or note of a head was changed."""
-        self.refresh(frozenset())
+    @abstractmethod
+    def layout(self) -> pn.Column:
+        """Build the cards and their layout, once."""
 
     @abstractmethod
     def refresh(self, changed: frozenset[str]) -> str:
-        """Fill the cards after `changed` fields; returns what answered, for the status line."""
+        """Fill the cards after `changed` fields. Returns the source of the numbers for the status line."""
+
+    def fail(self, title: str, reason: str) -> None:
+        """Show why there is no picture."""
+        logger.warning("%s: %s: %s", self.row.route, title, reason)
+        self.session.complain([Problem(self.row.route, "", reason)])
+
+    def heard(self, message: dict[str, Any]) -> None:  # noqa: B027 (most pages hear nothing)
+        """Handle a message of a card on this page. Unknown messages are ignored."""
+
+    def hidden(self) -> None:  # noqa: B027 (most pages do nothing)
+        """Called when another page is shown instead."""
+
+    def bookmarks_changed(self) -> None:
+        """Draw a bookmark that was changed."""
+        self.refresh(frozenset())
 
 
-def grid(
-    *cards: pn.viewable.Viewable,
-    columns: str = "minmax(0,1fr)",
-    rows: str = "minmax(0,1fr)",
-    narrow: Mapping[str, str] | None = None,
-    **styles: str,
-) -> pn.Column:
-    """Lay cards out in a CSS grid that fills its place; `narrow` has the columns where cards at a side are drawers."""
-    css = {
-        "display": "grid",
-        "grid-template-columns": columns,
-        "grid-template-rows": rows,
-        "gap": GAP,
-        "height": "100%",
-        "min-height": "0",
-        **styles,
-    }
-    rules = _RULES + "".join(
-        f"\n@media (max-width: {DRAWERS[side]}px) {{ :host {{ grid-template-columns: {there} !important }} }}"
-        for side, there in (narrow or {}).items()
-    )
-    return pn.Column(*cards, styles=css, stylesheets=[rules], sizing_mode="stretch_both", margin=0)
+def page_class(row: PageRow) -> type[Page]:
+    """Load the class that a row names."""
+    module, name = row.class_path.split(":")
+    return getattr(import_module(f".{module}", __package__), name)
 
 
-def show(view: pn.Column, on: bool) -> None:
-    """Show or hide a grid (`visible` cannot: the grid's own display is stronger)."""
-    classes = [] if on else ["hidden"]
-    if view.css_classes != classes:
-        view.css_classes = classes
+class PageStack:
+    """Pages that share one place: one is shown, the others are hidden.
 
+    Parameters
+    ----------
+    rows
+        Rows of the pages that can be shown.
+    column
+        Layout that the pages are added to when they are built.
+    cell
+        Grid column and row of each page.
+    load
+        Return the class of a row.
+    """
 
-def place(card: pn.viewable.Viewable, column: str = "auto", row: str = "auto") -> pn.viewable.Viewable:
-    """Put a card or a grid into a cell of a grid; the cell decides its size."""
-    cell = {
-        "grid-column": column,
-        "grid-row": row,
-        "width": "100%",
-        "height": "100%",
-        "min-width": "0",
-        "min-height": "0",
-    }
-    card.param.update(styles={**(card.styles or {}), **cell}, sizing_mode="stretch_both", margin=0)
-    return card
+    def __init__(
+        self,
+        session: PageSession,
+        rows: Iterable[PageRow],
+        column: pn.Column,
+        cell: tuple[str, str] = ("auto", "auto"),
+        load: Callable[[PageRow], type[Page]] = page_class,
+    ) -> None:
+        self._session, self._column, self._cell, self._load = session, column, cell, load
+        self._rows = {row.route: row for row in rows}
+        self._pages: dict[str, Page] = {}
+        self._stale = {route: set(row.watches) for route, row in self._rows.items()}
+        self._shown = ""
 
+    def __getitem__(self, route: str) -> Page:
+        """Return a page, built on first use."""
+        if route not in self._pages:
+            row = self._rows[route]
+            self._pages[route] = page = self._load(row)(self._session, row)
+            self._column.append(place(page.view, *self._cell))
+        return self._pages[route]
 
-def drawer(card: pn.viewable.Viewable, side: str, column: str = "auto", row: str = "auto") -> pn.viewable.Viewable:
-    """Put a card into a cell at a side, which it leaves where the window is narrow; the top bar's button shows it then."""
-    card.css_classes = [*card.css_classes, f"drawer-{side}"]
-    return place(card, column, row)
+    def __iter__(self) -> Iterator[Page]:
+        """Iterate over the pages that are built."""
+        return iter(self._pages.values())
+
+    def mark(self, fields: Collection[str]) -> None:
+        """Record that fields of the state have changed."""
+        for route, row in self._rows.items():
+            self._stale[route] |= row.watches.intersection(fields)
+
+    def refresh(self, route: str) -> str | None:
+        """Show one page and refresh it if fields that it watches have changed. Returns its answer, None if unchanged."""
+        page = self[route]
+        for other, built in self._pages.items():
+            show(built.view, other == route)
+        if self._shown not in ("", route):
+            self._pages[self._shown].hidden()
+        self._shown = route
+        changed, self._stale[route] = frozenset(self._stale[route]), set()
+        if not changed:
+            return None
+        try:
+            return page.refresh(changed)
+        except HeadAtlasError as error:
+            self._stale[route] = set(page.row.watches)
+            page.fail("This cannot be shown", page.data.told(error))
+            return "nothing: see above"

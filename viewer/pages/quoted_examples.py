@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from headatlas.store.queries.pattern_search import SearchResult
 
+from ..components.cards import KwicFrame, QuotedExample
 from ..data.edge_quotes import around
 from ..data.search_answers import Edge
 from ..data.store_data import MAX_HITS, DataSource
@@ -13,12 +12,12 @@ from ..state.reader_state import SAMPLES, ViewState
 from ..theme.token_labels import visible
 
 
-def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: bool) -> dict[str, Any]:
+def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: bool) -> KwicFrame:
     """The part of the chosen head's ranking that is asked for, each example with its strongest matching edge."""
     site = data.site(state.site)
     ranking = answer.ranked_examples(state.layer, state.head)
     rank = {number: at for at, number in enumerate(ranking.tolist())}
-    rows = []
+    rows: list[QuotedExample] = []
     for hit in data.hits_of(answer, state.layer, state.head, state.sample):
         patch = {"page": "views", "view": "head", "example": hit.example, "pin": f"q{hit.query_pos}"}
         quoted = around(data.example(hit.example), site, Edge(hit.query_pos, hit.key_pos, hit.weight))

@@ -7,7 +7,7 @@ expression is shown under the word at fault.
 from __future__ import annotations
 
 from threading import Event
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import panel as pn
@@ -16,7 +16,21 @@ from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
 from ..components.background import background
-from ..components.card import HeadList, HeadMap, Kwic, PatternBox, StateCard, Summary
+from ..components.cards import (
+    DrawnArcs,
+    HeadBookmarks,
+    HeadList,
+    HeadListFrame,
+    HeadMap,
+    Kwic,
+    Mistake,
+    PatternBox,
+    PatternFrame,
+    StateCard,
+    StateFrame,
+    Summary,
+    SummaryFrame,
+)  # fmt: skip
 from ..data.arc_guess import MAX_ARCS, Arc, guesses
 from ..data.search_answers import SearchStoppedError, mass_of, upper_end
 from ..data.store_data import DataSource
@@ -25,7 +39,8 @@ from ..frames.view_frames import table_frame
 from ..state.reader_state import ViewState
 from ..theme.token_labels import visible
 from .corpus_page import map_frame
-from .page import Page, grid, place, show
+from .layout import grid, place, show
+from .page import Page
 from .quoted_examples import kwic_frame
 
 MAX_HEADS = 250
@@ -37,14 +52,9 @@ START = "previous_token"
 class SearchPage(Page):
     """Pattern, map, summary, ranked heads, ranked examples."""
 
-    name = "search"
-    watches: ClassVar[frozenset[str]] = frozenset(
-        {"page", "site", "pattern", "measure", "layer", "head", "example", "sample", "arcs"}
-    )
-
-    def __init__(self, session: Any) -> None:
-        super().__init__(session)
-        send = session.receive
+    def layout(self) -> pn.Column:
+        """Build the cards and their layout, once."""
+        send = self.session.receive
         self.box, self.map, self.summary = PatternBox(send), HeadMap(send), Summary(send)
         self.heads, self.examples, self.state_card = HeadList(send), Kwic(send), StateCard(send)
         top = grid(place(self.box), place(self.map), columns="minmax(0,1fr) 152px")
@@ -55,7 +65,6 @@ class SearchPage(Page):
             place(self.results, "1", "3"),
             place(self.state_card, "1", "3"),
         ]
-        self.view = grid(*cells, rows="158px 34px minmax(0,1fr)", gap="8px")
         self._asked: tuple[str, str] | None = None
         self._answer: SearchResult | None = None
         self._error: HeadAtlasError | None = None
@@ -65,6 +74,7 @@ class SearchPage(Page):
         self._cancel = Event()
         if pn.state.curdoc is not None:
             pn.state.on_session_destroyed(lambda context: self._cancel.set())
+        return grid(*cells, rows="158px 34px minmax(0,1fr)", gap="8px")
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Ask where the pattern is new, and fill the cards from the last answer."""
@@ -159,9 +169,9 @@ class SearchPage(Page):
         self.summary.frame = summary_frame(answer, self.data, self._took, stale)
         if shown:
             self.map.selected = f"{state.layer}.{state.head}"
-            notes = self.data.head_notes(state.site)
-            self.map.frame = map_frame(mass_of(answer), [], [], "search", small=True) | {"notes": notes}
-            self.heads.frame = heads_frame(answer, state, stale, notes)
+            bookmarks = self.data.head_bookmarks(state.site)
+            self.map.frame = map_frame(mass_of(answer), [], [], "search", small=True) | {"bookmarks": bookmarks}
+            self.heads.frame = heads_frame(answer, state, stale, bookmarks)
             self.examples.frame = kwic_frame(self.data, state, answer, stale)
 
     def _fill_box(self) -> None:
@@ -198,7 +208,7 @@ def arcs_of_text(text: str) -> list[Arc] | None:
     return [(int(query), int(key)) for query, key in pairs] if text else None
 
 
-def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> dict[str, Any]:
+def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> DrawnArcs:
     """The tokens that arcs are drawn on, the arcs, and what they may mean."""
     site, example = data.site(state.site), data.example(state.example)
     queries = table_frame(example.tokens(site.query_sequence))
@@ -214,12 +224,12 @@ def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> dict[str
     }
 
 
-def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> dict[str, Any]:
+def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> PatternFrame:
     """The expression with the library and the mistake."""
     library = data.library
     picked = next((name for name, item in library.items() if state.pattern in (name, item.expression)), "")
     about = library[picked].description if picked else "fields: " + ", ".join(data.fields(state.site)[:14])
-    mistake = None
+    mistake: Mistake | None = None
     if isinstance(error, PatternError):
         mistake = {
             "message": data.told(error),
@@ -244,6 +254,8 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
         "description": about,
         "error": mistake,
         "busy": busy,
+        "progress": None,
+        "drawn": None,
     }
 
 
@@ -265,7 +277,7 @@ def source(data: DataSource, answer: SearchResult) -> str:
 
 def waiting_frame(
     data: DataSource, state: ViewState, busy: bool, answer: SearchResult | None, error: HeadAtlasError | None
-) -> dict[str, Any]:
+) -> StateFrame:
     """What stands where results would be."""
     if busy:
         return {"kind": "loading", "title": "Searching", "lines": [f"{data.n_examples:,} examples"], "loading": True}
@@ -300,7 +312,7 @@ def waiting_frame(
     }
 
 
-def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale: bool) -> dict[str, Any]:
+def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale: bool) -> SummaryFrame:
     """On what the answer rests."""
     above = int((answer.heads["lift"].values > 1).sum())
     beyond, offset = int((answer.evidence.heads["offset_lift"].values > 1).sum()), answer.evidence.offset_baseline
@@ -323,8 +335,8 @@ def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale:
 
 
 def heads_frame(
-    answer: SearchResult, state: ViewState, stale: bool, notes: dict[str, Any] | None = None
-) -> dict[str, Any]:
+    answer: SearchResult, state: ViewState, stale: bool, bookmarks: HeadBookmarks | None = None
+) -> HeadListFrame:
     """Heads by the chosen measure, best first, each with its interval; the baselines are for all."""
     proof = answer.evidence
     table = {name: answer.heads[name].values for name in ("mass", "hit_rate", "baseline", "lift")}
@@ -352,7 +364,7 @@ def heads_frame(
                 "rank": rank,
                 **figures,
                 "rows": answer.rows,
-                "note": (notes or {}).get(f"{spot[0]}.{spot[1]}"),
+                "bookmark": (bookmarks or {}).get(f"{spot[0]}.{spot[1]}"),
                 "on": chosen,
             }
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 from urllib.parse import quote
@@ -17,24 +16,20 @@ import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..components.card import LevelBar, Notice, Router, StateCard, StatusLine, TopBar
-from ..data.bookmarks import Note
+from ..components.cards import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
+from ..data.bookmarks import Bookmark
 from ..data.store_data import DataSource
-from ..state.reader_state import PAGES, Problem, ViewState
+from ..state.page_table import PAGES, PageRow, row_of
+from ..state.reader_state import Problem, ViewState
 from ..theme.token_labels import visible
-from .level_bar import level_frame
-from .page import Page, grid, place, show
+from .layout import grid, place
+from .page import Page, PageStack, page_class
+from .path_bar import path_frame
 
 logger = logging.getLogger(__name__)
 GROWING_MS = 3_000
 """How often a session of a job that still runs looks for new segments."""
 _HEAD = re.compile(r"\s*([0-9]{1,6})\.([0-9]{1,6})\s*")
-_BOTH = ["left", "right"]
-DRAWERS_OF = {
-    "corpus": ["right"], "head": _BOTH, "model": _BOTH, "matrix": _BOTH, "compare": _BOTH, "neuron": ["left"], "space": ["left"],
-}  # fmt: skip
-"""Of each page or view the sides whose cards are drawers in a narrow window."""
-LABELS = {"corpus": "Corpus", "search": "Search", "examples": "Examples", "views": "Views"}
 
 
 class Session:
@@ -53,20 +48,19 @@ class Session:
         self.problems: list[Problem] = self.state.from_query(query)
         self.wants_best_head = bool(self.state.pattern) and not re.search(r"(^|&)(layer|head)=", query)
         """Whether the answer of the search may choose the head: it was asked without one."""
-        self._pages: dict[str, Page] = {}
-        self._stale: dict[str, set[str]] = {}
         self._new_segments = 0
         self._travelled, self._pushes, self._push, self._answer = 0, 0, False, ("", 0.0)
         send = self.receive
-        self.router, self.top, self.levels = Router(send), TopBar(send), LevelBar(send)
+        self.router, self.top, self.path = Router(send), TopBar(send), PathBar(send)
         self.notice, self.status = Notice(send, visible=False), StatusLine(send)
         self.body = pn.Column(
             styles={"padding": "12px 16px", "min-height": "0", "height": "100%", "overflow": "auto"},
             sizing_mode="stretch_both",
             margin=0,
         )
+        self.pages = PageStack(self, PAGES, self.body, load=self._load)
         rows = "48px 38px auto minmax(0,1fr) 26px"
-        parts = [place(self.top), place(self.levels), place(self.notice), self.body, place(self.status), self.router]
+        parts = [place(self.top), place(self.path), place(self.notice), self.body, place(self.status), self.router]
         for row, part in enumerate(parts[:5], 1):
             part.styles = {**part.styles, "grid-row": str(row)}
         self.router.param.update(width=0, height=0, margin=0, styles={"position": "absolute"})
@@ -104,14 +98,14 @@ class Session:
         elif isinstance(expression := message.get("run"), str):
             self.wants_best_head = True
             self.go({"page": "search", "pattern": expression.strip()})
-        elif isinstance(note := message.get("note"), dict):
-            self.note(note)
+        elif isinstance(change := message.get("bookmark"), dict):
+            self.bookmark(change)
         elif message.get("refresh"):
             self.refresh_store()
         elif message.get("dismiss"):
             self.complain([])
-        elif page := self._pages.get(self.state.page):
-            page.heard(message)
+        else:
+            self.pages[self.state.page].heard(message)
 
     def go(self, patch: dict[str, Any], push: bool = True) -> None:
         """Change the state; with ``push=False`` without a history entry of its own."""
@@ -152,32 +146,24 @@ class Session:
         self._show(names)
 
     def _show(self, names: frozenset[str]) -> None:
-        for page in PAGES:
-            self._stale.setdefault(page, set()).update(names)
+        self.pages.mark(names)
         started = perf_counter()
         self._answer = (self._refresh(), perf_counter() - started)
         self._pushes += bool(names & ViewState.HISTORY) and self._push
         self._bars()
 
     def _refresh(self) -> str:
-        name = self.state.page
         try:
-            page = self._pages.get(name) or self._build(name)
-            for other, built in self._pages.items():
-                show(built.view, other == name)
-            changed = frozenset(self._stale[name]) & page.watches
-            self._stale[name].clear()
-            return page.refresh(changed) if changed else self._answer[0]
-        except HeadAtlasError as error:
-            logger.warning("%s: %s", name, error)
-            self.complain([Problem(name, "", self.data.told(error))])
+            answer = self.pages.refresh(self.state.page)
+        except HeadAtlasError as error:  # the page could not be built
+            logger.warning("%s: %s", self.state.page, error)
+            self.complain([Problem(self.state.page, "", self.data.told(error))])
             return "nothing: see above"
+        return self._answer[0] if answer is None else answer
 
-    def _build(self, name: str) -> Page:
-        page = page_class(self.data, name)(self)
-        self._pages[name] = page
-        self.body.append(place(page.view))
-        return page
+    def _load(self, row: PageRow) -> type[Page]:
+        """Return the class of a page. In an empty store every page explains that it is empty."""
+        return page_class(row) if self.data.n_examples else EmptyPage
 
     def answered(self, source: str, seconds: float) -> None:
         """Say what answered after work in the background."""
@@ -195,13 +181,14 @@ class Session:
         }
         self.top.frame = {
             "page": state.page,
-            "pages": [{"page": page, "label": LABELS[page], "query": state.to_query(page=page)} for page in PAGES],
+            "pages": [
+                {"page": row.route, "label": row.label, "query": state.to_query(page=row.route)} for row in PAGES
+            ],
             "store": self.data.name,
             "stores": [[name, f"store={quote(name)}&page={state.page}&view={state.view}"] for name in self.data.stores],
-            "theme": state.theme,
-            "drawers": DRAWERS_OF.get(state.view if state.page == "views" else state.page, []),
+            "drawers": list(row_of(state.page, state.view).drawers),
         }
-        self.levels.frame = level_frame(self.data, state)
+        self.path.frame = path_frame(self.data, state)
         source, seconds = self._answer
         store = self.data.store
         parts = [f"manifest {store.manifest.number}, {len(store.segments)} segments"]
@@ -222,9 +209,9 @@ class Session:
         if frame != self.notice.frame:  # a frame that is sent costs the server a millisecond, and a click changes ten
             self.notice.give(frame=frame, visible=bool(self.problems or banners))
 
-    def _banners(self) -> list[dict[str, Any]]:
+    def _banners(self) -> list[Banner]:
         """What holds for the whole store: damage, and segments that came since it was opened."""
-        banners = [
+        banners: list[Banner] = [
             {"kind": "damaged", "text": f"Left out of all numbers: {self.data.told(HeadAtlasError(why))}"}
             for why in self.data.damaged
         ]
@@ -236,12 +223,12 @@ class Session:
 
     def _look_for_segments(self) -> None:
         """Tell of segments that were committed since; an empty store is opened again by itself."""
-        library = self.data.served_with
-        found = library.new_segments(self.data) if library else 0
-        if found and not self.data.n_examples:
+        stores = self.data.served_with
+        n_new = stores.new_segments(self.data) if stores else 0
+        if n_new and not self.data.n_examples:
             self.refresh_store()
-        elif found != self._new_segments:
-            self._new_segments = found
+        elif n_new != self._new_segments:
+            self._new_segments = n_new
             self._notice()
 
     def refresh_store(self) -> None:
@@ -250,23 +237,24 @@ class Session:
             self.data.served_with.refresh(self.data.name)
         self.router.frame = {**self.router.frame, "reload": True}
 
-    def note(self, message: dict[str, Any]) -> None:
-        """Keep a star or a note of the chosen head."""
-        notes, state = self.data.notes, self.state
-        if notes is None or not notes.is_writable:
-            self.complain([Problem("note", "", "notes are read only here; start the viewer with --notes PATH")])
+    def bookmark(self, message: dict[str, Any]) -> None:
+        """Save a star or a note of the chosen head."""
+        bookmarks, state = self.data.bookmarks, self.state
+        if bookmarks is None or not bookmarks.is_writable:
+            reason = "bookmarks are read only here; start the viewer with --bookmarks PATH"
+            self.complain([Problem("bookmark", "", reason)])
             return
         site = self.data.site(state.site).name
         try:
-            known = notes.of(site, state.layer, state.head)
-            star, text = message.get("star", known.star), message.get("text", known.note)
-            if isinstance(star, bool) and isinstance(text, str):
-                notes.write(site, state.layer, state.head, Note(star, text))
+            bookmark = bookmarks.of(site, state.layer, state.head)
+            star, note = message.get("star", bookmark.star), message.get("note", bookmark.note)
+            if isinstance(star, bool) and isinstance(note, str):
+                bookmarks.write(site, state.layer, state.head, Bookmark(star, note))
             self.complain([])
         except HeadAtlasError as error:
-            self.complain([Problem("note", "", self.data.told(error))])
-        for page in self._pages.values():
-            page.annotated()
+            self.complain([Problem("bookmark", "", self.data.told(error))])
+        for page in self.pages:
+            page.bookmarks_changed()
         self._bars()
 
     def _title(self) -> str:
@@ -278,13 +266,10 @@ class Session:
 class EmptyPage(Page):
     """What every page is while no segment is committed."""
 
-    name = "empty"
-    watches = frozenset({"page"})
-
-    def __init__(self, session: Any) -> None:
-        super().__init__(session)
-        self.card = StateCard(session.receive)
-        self.view = grid(place(self.card))
+    def layout(self) -> pn.Column:
+        """Build the card, once."""
+        self.card = StateCard(self.session.receive)
+        return grid(place(self.card))
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Say what is missing and which command fills it."""
@@ -303,21 +288,6 @@ class EmptyPage(Page):
             else f"headatlas run CONFIG --out {self.data.name}",
         }
         return ""
-
-
-def page_class(data: DataSource, name: str) -> Callable[[Session], Page]:
-    """The class of a page; the same explanation for all while the store is empty."""
-    if not data.n_examples:
-        return EmptyPage
-    if name == "corpus":
-        from .corpus_page import CorpusPage as chosen
-    elif name == "search":
-        from .search_page import SearchPage as chosen
-    elif name == "examples":
-        from .examples_page import ExamplesPage as chosen
-    else:
-        from .views_page import ViewsPage as chosen
-    return chosen
 
 
 def looks_like_pattern(text: str) -> bool:

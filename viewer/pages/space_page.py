@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import panel as pn
 
@@ -10,29 +10,17 @@ from headatlas.store.errors import HeadAtlasError
 
 from ..components.background import background
 from ..components.space import Space
-from ..data.example_reads import Reader
+from ..data.example_reader import Reader
 from ..data.vector_space import Plane, Sample, neighbour_plane, principal_plane, sample, space_frame
 from ..frames.view_frames import Head, message_frame
-from .view_page import ViewPage, two
+from .example_view import ExampleView
+from .layout import two
 
 
-class SpaceViewPage(ViewPage):
+class SpaceViewPage(ExampleView):
     """Picker, plane with its list of chosen tokens."""
 
-    name: ClassVar[str] = "space"
-    watches: ClassVar[tuple[str, ...]] = (
-        "page",
-        "view",
-        "site",
-        "layer",
-        "head",
-        "shade",
-        "example",
-        "pin",
-        "specials",
-    )
-
-    def layout(self) -> pn.viewable.Viewable:
+    def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.space = Space()
         self.picker.param.update(lines=False, single=True, specials=False)
@@ -40,7 +28,7 @@ class SpaceViewPage(ViewPage):
         self._wanted: Any = None
         self.link(self.space, shade="shade")
         self.space.param.watch(lambda event: self._place(), "method")
-        self.space.on_msg(self._open)
+        self.listen(self.space)
         return two(self.picker, self.space)
 
     @property
@@ -48,7 +36,7 @@ class SpaceViewPage(ViewPage):
         """One head: the chosen one."""
         return [(self.state.layer, self.state.head)]
 
-    def refresh(self, reader: Reader, changed: set[str]) -> None:
+    def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components; places are computed once a head, in the background."""
         self.pick(reader)
         self.space.shade = self.state.shade
@@ -92,11 +80,11 @@ class SpaceViewPage(ViewPage):
         frame = space_frame(found, plane, head, self.state.shade, self.data.site(site))
         self.space.frame = frame | {"facts": frame["facts"] + note}
 
-    def _open(self, event: Any) -> None:
+    def heard(self, message: dict[str, Any]) -> None:
         """Open the example of a chosen token in the head view."""
-        asked = event.data.get("open") if isinstance(event.data, dict) else None
-        if isinstance(asked, list) and len(asked) == 3:
-            number, position, side = asked
+        token = message.get("open")
+        if isinstance(token, list) and len(token) == 3:
+            number, position, side = token
             self.tell(view="head", example=number, pin=f"{side}{position}")
 
     def fail(self, title: str, reason: str) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import panel as pn
 
-from ..components.base import modules
-from ..data.served_stores import Library
+from ..components.esm_view import modules
+from ..data.served_stores import ServedStores
 from ..pages.session import Session
 from ..state.reader_state import query_of_arguments
 from ..theme.colours import css_variables
+from ..theme.fonts import FONT, MONO
 
 # Panel's page with our style, an icon of our own (no request for one) and no marks of another program. The script sets
 # the theme the address names, else the system's, before anything is painted.
@@ -50,17 +51,18 @@ _SHEETS = [
 def page_template() -> str:
     """The HTML page that holds the app."""
     rules = (Path(__file__).parents[1] / "theme/theme.css").read_text(encoding="utf-8")
+    fonts = f":root {{ --font: {FONT}; --mono: {MONO} }}\n"
     themes = ":root {%s color-scheme: light }\n:root[data-theme=dark] {%s color-scheme: dark }\n"
-    return _TEMPLATE.replace("@STYLE@", themes % (css_variables("light"), css_variables("dark")) + rules)
+    return _TEMPLATE.replace("@STYLE@", fonts + themes % (css_variables("light"), css_variables("dark")) + rules)
 
 
-def make_app(library: Library) -> Callable[[], pn.viewable.Viewable]:
+def make_app(stores: ServedStores) -> Callable[[], pn.viewable.Viewable]:
     """Make the function that Panel calls for every visitor."""
     template = page_template()
 
     def app() -> pn.viewable.Viewable:
         asked = pn.state.session_args.get("store", [b""])[-1].decode("utf-8", "replace")
-        data = library[asked] if asked in library.names else library.first
+        data = stores[asked] if asked in stores.names else stores.first
         session = Session(data, query_of_arguments(pn.state.session_args))
         document = pn.state.curdoc
         if document is not None:

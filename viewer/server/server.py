@@ -1,7 +1,7 @@
 """The viewer's web server: one process, one address, explicit origins.
 
 It binds to loopback unless told otherwise, and a web socket is only taken from the origins it was told: the address it
-listens on, and those given. Every session reads the same `Library`; nothing can be written but notes on heads.
+listens on, and those given. All sessions read the same `ServedStores`. Only bookmarks can be written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from headatlas.store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..data.served_stores import Library
+    from ..data.served_stores import ServedStores
 
 _ORIGIN = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
 _GENERIC = ("PANEL_OAUTH_AUTHORIZE_URL", "PANEL_OAUTH_TOKEN_URL", "PANEL_OAUTH_USER_URL")
@@ -140,7 +140,7 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def make_server(library: Library, options: ServerOptions) -> tuple[Any, str]:
+def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]:
     """Make a server that listens but is not started; returns it and the address to open.
 
     Raises
@@ -165,7 +165,7 @@ def make_server(library: Library, options: ServerOptions) -> tuple[Any, str]:
             f"address {options.address!r} listens on every interface; name the origins that may open the viewer, such as --origin HOST:{port}"
         )
     pn.config.respect_explicit_sizing = True
-    app = limited(make_app(library), options.max_sessions)
+    app = limited(make_app(stores), options.max_sessions)
     server = pn.io.server.get_server(
         {"/": app},
         port=port,
@@ -235,7 +235,7 @@ def free_port(address: str, port: int = 0) -> int:
         return int(probe.getsockname()[1])
 
 
-def make_ready(library: Library) -> None:
+def make_ready(stores: ServedStores) -> None:
     """Make one page and forget it: modules are loaded and the map is read before somebody waits for them."""
     from bokeh.document import Document
     from panel.io.state import set_curdoc
@@ -244,20 +244,20 @@ def make_ready(library: Library) -> None:
 
     document = Document()
     with set_curdoc(document):
-        document.add_root(Session(library.first).view.get_root(document))
+        document.add_root(Session(stores.first).view.get_root(document))
 
 
 def serve(
-    library: Library,
+    stores: ServedStores,
     options: ServerOptions,
     *,
     show: bool = False,
     announce: Callable[[str], Any] = functools.partial(print, flush=True),
 ) -> None:
     """Serve until interrupted."""
-    server, url = make_server(library, options)
-    make_ready(library)
-    announce(f"headatlas: {', '.join(library.names)} is at {url}  (Ctrl-C ends)")
+    server, url = make_server(stores, options)
+    make_ready(stores)
+    announce(f"headatlas: {', '.join(stores.names)} is at {url}  (Ctrl-C ends)")
     server.start()
     if show:
         import webbrowser

@@ -17,12 +17,12 @@ from urllib.parse import quote, unquote_to_bytes
 import param
 from param.parameterized import batch_call_watchers
 
-PAGES = ("corpus", "search", "examples", "views")
-VIEWS = ("head", "model", "neuron", "matrix", "compare", "space")
+from .page_table import PAGES, VIEWS
+
 MEASURES = ("mass", "hit_rate", "lift")
 ORDERS = ("corpus", "strongest", "weakest")
 SPECIALS = ("hide", "show")
-LEVELS = ("token", "word", "sentence")
+UNITS = ("token", "word", "sentence")
 SEGMENTS = ("all", "aa", "ab", "ba", "bb")
 WEIGHTS = ("stored", "renormalised")
 LAYOUTS = ("columns", "rows")
@@ -47,7 +47,7 @@ _ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 
 _FIELDS = (
     "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
-    "share", "keys", "specials", "level", "segments", "weights", "layout", "pooling", "scale", "zoom", "arrange", "compare",
+    "share", "keys", "specials", "unit", "segments", "weights", "layout", "pooling", "scale", "zoom", "arrange", "compare",
     "other_example", "other_head", "other_store", "shade", "sample", "arcs", "where", "text", "order", "row", "lengths", "scores", "theme",
 )  # fmt: skip
 
@@ -86,8 +86,8 @@ class ViewState(param.Parameterized):
     position: ``q14`` pins query 14, ``k3`` key 3.
     """
 
-    page = param.Selector(default="corpus", objects=list(PAGES))
-    view = param.Selector(default="head", objects=list(VIEWS))
+    page = param.Selector(default="corpus", objects=[row.route for row in PAGES])
+    view = param.Selector(default="head", objects=[row.route for row in VIEWS])
     site = param.String(default="")
     statistic = param.String(default="")
     x = param.String(default="", doc="statistic across the scatter of heads")
@@ -102,7 +102,7 @@ class ViewState(param.Parameterized):
     share = param.Number(default=0.75, bounds=(0.0, 1.0))
     keys = param.Integer(default=8, bounds=(1, 64))
     specials = param.Selector(default="hide", objects=list(SPECIALS), doc="special tokens in the views")
-    level = param.Selector(default="token", objects=list(LEVELS), doc="what a line of the head view joins")
+    unit = param.Selector(default="token", objects=list(UNITS), doc="what a line of the head view joins")
     segments = param.Selector(default="all", objects=list(SEGMENTS), doc="from which text of a pair to which")
     weights = param.Selector(
         default="stored", objects=list(WEIGHTS), doc="as stored, or rows of what is shown add up to 1"
@@ -130,7 +130,7 @@ class ViewState(param.Parameterized):
 
     FIELDS: ClassVar[tuple[str, ...]] = _FIELDS
     HISTORY: ClassVar[frozenset[str]] = frozenset(
-        {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin", "level", "segments"}
+        {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin", "unit", "segments"}
         | {"compare", "other_example", "other_head", "other_store", "where", "lengths", "scores"}
     )
     """A change of one of these is a new history entry; the rest (sliders, sort, colour) replace the current one."""

@@ -85,7 +85,7 @@ def test_a_lasso_chooses_heads_and_any_number_is_drawn_in_its_own_colour(page: P
     found = page.evaluate(
         """async ([url, palette]) => { const {paintOf} = await import(new URL(url, document.baseURI).href);
         return ["light", "dark"].map(theme => { const p = paintOf({theme, esm_constants: {palette}}); return Array.from({length: 144}, (_, i) => p.head(i)); }) }""",
-        ["./components/headatlas.viewer.components.base/ESMView/_js/paint.js", _palette()],
+        ["./components/headatlas.viewer.components.esm_view/ESMView/_js/paint.js", _palette()],
     )
     assert [len(set(theme)) for theme in found] == [144, 144]
     assert all(len(colour) == 7 and colour.startswith("#") for theme in found for colour in theme)

@@ -82,7 +82,7 @@ def url(store_path: Path) -> Iterator[str]:
 
 def opened(page: Page, url: str, query: str = "") -> None:
     page.goto(f"{url}?{query}" if query else url)
-    page.locator(".levels").wait_for()
+    page.locator(".path").wait_for()
 
 
 def click_head(page: Page, layer: int, head: int) -> None:
@@ -132,7 +132,7 @@ def test_from_the_map_to_a_line_and_back_by_the_address(page: Page, url: str, st
     seen = mirrors(page)
     assert any(len(rows) > 2 for rows in seen.values())
     page.reload()
-    page.locator(".levels").wait_for()
+    page.locator(".path").wait_for()
     page.locator("table[data-mirror] tr").nth(1).wait_for(state="attached")
     wait_query(page, page="views", example=str(number), pin="q1")
     wait_for(page, lambda: mirrors(page) == seen)

@@ -1,4 +1,4 @@
-"""What a server does besides pictures: notes, drawn patterns, stores that grow or are damaged, readers it lets in."""
+"""What a server does besides pictures: bookmarks, drawn patterns, stores that grow or are damaged, readers it lets in."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("notes") / "heads.json"
+def bookmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bookmarks") / "heads.json"
 
 
 @pytest.fixture(scope="module")
-def url(store_path: Path, notes: Path) -> Iterator[str]:
-    with viewing(store_path, "--notes", str(notes)) as address:
+def url(store_path: Path, bookmarks: Path) -> Iterator[str]:
+    with viewing(store_path, "--bookmarks", str(bookmarks)) as address:
         yield address
 
 
-def test_a_star_and_a_note_are_kept_and_shown_in_every_table(page: Page, url: str, notes: Path) -> None:
+def test_a_star_and_a_note_are_kept_and_shown_in_every_table(page: Page, url: str, bookmarks: Path) -> None:
     page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
     opened(page, url, "layer=0&head=1")
     page.get_by_label("star this head").click()
@@ -46,11 +46,13 @@ def test_a_star_and_a_note_are_kept_and_shown_in_every_table(page: Page, url: st
     row = page.locator("table[data-mirror='numbers of the head map'] tr[data-head='0.1']")
 
     def is_written() -> bool:
-        return notes.exists() and bool(json.loads(notes.read_text())["heads"].get("encoder 0.1", {}).get("note"))
+        return bookmarks.exists() and bool(
+            json.loads(bookmarks.read_text())["heads"].get("encoder 0.1", {}).get("note")
+        )
 
     wait_for(page, is_written)
-    assert json.loads(notes.read_text()) == {
-        "headatlas_notes": 1,
+    assert json.loads(bookmarks.read_text()) == {
+        "headatlas_bookmarks": 1,
         "heads": {"encoder 0.1": {"star": True, "note": hostile}},
     }
     page.reload()
@@ -58,7 +60,7 @@ def test_a_star_and_a_note_are_kept_and_shown_in_every_table(page: Page, url: st
     assert row.locator("td").all_inner_texts()[3:4] == ["★"] or "★" in row.text_content()
     assert "<img src=x onerror=alert(1)>" in row.text_content()
     assert "‹RLO›" in row.text_content()
-    assert page.locator("[data-level=head] b").inner_text() == "0.1 ★"
+    assert page.locator("[data-part=head] b").inner_text() == "0.1 ★"
     opened(page, url, f"page=search&pattern={quote(PREVIOUS)}")
     page.locator("[data-head='0.1'] [data-star=true]").wait_for()
     assert page.locator("body img").count() == 0
@@ -172,7 +174,7 @@ def test_a_server_asks_for_a_password_counts_its_readers_and_says_that_it_lives(
         page.locator("input[name=username]").fill("reader")
         page.locator("input[name=password]").fill("open sesame")
         page.locator("input[name=password]").press("Enter")
-        page.locator(".levels").wait_for()
+        page.locator(".path").wait_for()
         second = page.context.new_page()
         second.goto(address)
         second.get_by_text("1 readers are here").wait_for()

@@ -1,4 +1,4 @@
-"""The views of one example in a real browser: matrix, compare, levels of the head view, space; and what can be downloaded.
+"""The views of one example in a real browser: matrix, compare, units of the head view, space; and what can be downloaded.
 
 What a picture shows is read from its text mirror and held against the store.
 """
@@ -161,7 +161,7 @@ def test_examples_and_models_are_compared(page: Page, url: str, store: Store, ve
 def test_lines_join_words_and_sentences_and_rows_are_renormalised(
     page: Page, url: str, store: Store, long_store: Path
 ) -> None:
-    address = f"page=views&view=head&example={EXAMPLE}&layer=0&head=0&level=word&share=1&keys=64"
+    address = f"page=views&view=head&example={EXAMPLE}&layer=0&head=0&unit=word&share=1&keys=64"
     opened(page, url, address)
     words = store.examples[EXAMPLE].word_attention(0, 0).values
 
@@ -188,11 +188,11 @@ def test_lines_join_words_and_sentences_and_rows_are_renormalised(
     opened(
         page,
         url,
-        f"store=long&page=views&view=head&example={PAIR}&layer=0&head=0&level=sentence&specials=show&keys=64&share=1",
+        f"store=long&page=views&view=head&example={PAIR}&layer=0&head=0&unit=sentence&specials=show&keys=64&share=1",
     )
     page.locator(".col.q .t .l").nth(2).wait_for()
     assert page.locator(".col.q .t .l").all_inner_texts() == ["She met him .", "They left .", "He agreed ."]
-    page.locator("[data-level=token]").click()
+    page.locator("[data-unit=token]").click()
     page.locator("[data-control=segments]").select_option("ab")
     page.get_by_text("sentence A → sentence B").wait_for()
     weights = pair.attention(0, 0).values

@@ -63,8 +63,8 @@ def test_key_list_shows_the_frame_and_pins(serve):
     maps = random_attention((2, 3, 6, 6), seed=2)
     heads = [(0, 1), (1, 2)]
     shown = np.stack([maps[h] for h in heads])
-    frame = details.inspector_frame(
-        "q", 4, heads, shown[:, 4], shown[:, :, 4], TOKENS, TOKENS, all_heads=maps[:, :, 4], hide_special=True
+    frame = details.pinned_frame(
+        details.PinnedRow("q", 4, shown[:, 4], shown[:, :, 4], maps[:, :, 4]), heads, TOKENS, TOKENS, hide_special=True
     )
     made, heard = [], []
 
@@ -205,15 +205,17 @@ def neuron(serve, **options):
 
     def make():
         frame = frames.neuron_frame(
-            query,
-            keys,
-            logsumexp,
-            options.get("stored", stored),
-            head=(1, 2),
-            query_pos=4,
-            scaling=scaling,
-            id="x",
-            **options.get("frame", {}),
+            frames.NeuronRow(
+                query,
+                keys,
+                logsumexp,
+                options.get("stored", stored),
+                (1, 2),
+                query_pos=4,
+                scaling=scaling,
+                **options.get("frame", {}),
+            ),
+            "x",
         )
         made.append(
             NeuronView(

@@ -79,7 +79,7 @@ def test_a_click_on_a_head_is_one_message_of_what_it_changed(store):
     session, document, page = Session(DataSource(store)), Document(), Page()
     root = session.view.get_root(document)
     document.add_root(root)
-    corpus = session._pages["corpus"]
+    corpus = session.pages["corpus"]
     of = {
         name: card._models[root.ref["id"]][0]
         for name, card in {

@@ -7,7 +7,7 @@ from threading import Barrier, Event
 import numpy as np
 import pytest
 
-from headatlas.viewer.data.shared_cache import ByteCache, size_of
+from headatlas.store.files.byte_cache import ByteCache, size_of
 
 
 def test_the_least_recently_used_goes_first_and_the_bound_holds():

@@ -11,8 +11,8 @@ from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
 from headatlas.viewer.data.example_filters import sampled
-from headatlas.viewer.data.search_answers import HeadValues, upper_end
-from headatlas.viewer.data.store_data import SEARCH, DataSource, short
+from headatlas.viewer.data.search_answers import SEARCH, HeadValues, upper_end
+from headatlas.viewer.data.store_data import DataSource, short
 from headatlas.viewer.data.strongest_edge import matching
 from headatlas.viewer.state.reader_state import SAMPLES, ViewState
 

@@ -11,6 +11,7 @@ from headatlas.store.codecs.companding import decode_attention, encode_attention
 from headatlas.store.errors import ShapeError
 from headatlas.viewer.frames import detail_frames as details
 from headatlas.viewer.frames import view_frames as frames
+from headatlas.viewer.frames.geometry import dimension_parts
 
 from ..view_data import random_attention
 
@@ -54,8 +55,8 @@ def inspected(side, hide_special):
     return (
         maps,
         shown,
-        details.inspector_frame(
-            side, position, heads, weights, back, TOKENS, TOKENS, all_heads=every, hide_special=hide_special
+        details.pinned_frame(
+            details.PinnedRow(side, position, weights, back, every), heads, TOKENS, TOKENS, hide_special=hide_special
         ),
     )
 
@@ -87,8 +88,8 @@ def test_between_two_texts_a_pin_has_one_side():
     every = random_attention((1, 2, 3, 5))
     queries = frames.tokens_frame(["le", "la", "les"])
     none = np.zeros((1, 0), np.float32)
-    frame = details.inspector_frame(
-        "q", 1, [(0, 1)], every[0, 1:, 1], none, queries, TOKENS, all_heads=every[:, :, 1], hide_special=False
+    frame = details.pinned_frame(
+        details.PinnedRow("q", 1, every[0, 1:, 1], none, every[:, :, 1]), [(0, 1)], queries, TOKENS
     )
     assert (frame["turns"], frame["back"], frame["label"]) == (False, [], "la")
     assert frame["edge"]["title"][0] == "la"
@@ -108,36 +109,22 @@ def test_a_neuron_frame_rebuilds_what_is_stored():
     query, keys = rng.normal(size=8).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
     scores = keys @ query * 0.4
     attention = np.exp(scores) / np.exp(scores).sum()
-    frame = frames.neuron_frame(
-        query,
-        keys,
-        float(np.log(np.exp(scores).sum())),
-        attention,
-        head=(1, 5),
-        query_pos=2,
-        kv_head=1,
-        n_sharing=4,
-        scaling=0.4,
-    )
+    logsumexp = float(np.log(np.exp(scores).sum()))
+    row = frames.NeuronRow(query, keys, logsumexp, attention, (1, 5), query_pos=2, scaling=0.4, kv_head=1, n_sharing=4)
+    frame = frames.neuron_frame(row)
     np.testing.assert_allclose(frame["rebuilt"], attention, atol=1e-6)
     np.testing.assert_allclose(frame["scores"], scores, atol=1e-5)
     assert frame["focus"] == attention.argmax()
-    assert frame["parts"].sum() == pytest.approx(
-        scores[frame["focus"]] - np.delete(scores, frame["focus"]).mean(), abs=1e-4
-    )
+    parts = dimension_parts(query, keys, scaling=0.4, focus=frame["focus"], seen=frame["seen"].astype(bool))
+    assert parts.sum() == pytest.approx(scores[frame["focus"]] - np.delete(scores, frame["focus"]).mean(), abs=1e-4)
     assert (frame["head"], frame["kv_head"], frame["n_sharing"]) == ("1.5", 1, 4)
 
 
 def test_with_a_position_bias_nothing_is_rebuilt():
+    vectors = np.ones(2, np.float32), np.ones((3, 2), np.float32)
+    stored = np.float32([0.2, 0.5, 0.3])
     frame = frames.neuron_frame(
-        np.ones(2, np.float32),
-        np.ones((3, 2), np.float32),
-        0.0,
-        np.float32([0.2, 0.5, 0.3]),
-        head=(0, 0),
-        query_pos=0,
-        scaling=1.0,
-        position_bias=True,
+        frames.NeuronRow(*vectors, 0.0, stored, (0, 0), query_pos=0, scaling=1.0, position_bias=True)
     )
     assert not frame["rebuilt"].size
     assert frame["focus"] == 1
@@ -147,10 +134,12 @@ def test_a_position_bias_that_was_kept_is_part_of_the_scores():
     keys, bias = np.float32([[1, 0], [0, 1], [1, 1]]), np.float32([0.5, -1.0, 2.0])
     scores = keys @ np.float32([2, 1]) * 0.5 + bias
     row = np.exp(scores) / np.exp(scores).sum()
+    logsumexp = float(np.log(np.exp(scores).sum()))
     frame = frames.neuron_frame(
-        np.float32([2, 1]), keys, float(np.log(np.exp(scores).sum())), None,
-        head=(0, 0), query_pos=1, scaling=0.5, position_bias=True, bias=bias,
-    )  # fmt: skip
+        frames.NeuronRow(
+            np.float32([2, 1]), keys, logsumexp, None, (0, 0), query_pos=1, scaling=0.5, position_bias=True, bias=bias
+        )
+    )
     np.testing.assert_allclose(frame["scores"], scores, atol=1e-6)
     np.testing.assert_allclose(frame["rebuilt"], row, atol=1e-6)
 

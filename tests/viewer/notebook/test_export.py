@@ -87,8 +87,9 @@ def test_head_view_of_an_example_shows_the_numbers_of_the_store(store, opened):
     assert found.edges() == pytest.approx(pinned, abs=1e-6)
     side = frames.table_frame(example.tokens())
     everything = example.attention().values
-    listed = details.inspector_frame(
-        "q", 2, [(1, 2), (1, 0)], maps[:, 2], maps[:, :, 2], side, side, all_heads=everything[:, :, 2], hide_special=True
+    listed = details.pinned_frame(
+        details.PinnedRow("q", 2, maps[:, 2], maps[:, :, 2], everything[:, :, 2]), [(1, 2), (1, 0)], side, side,
+        hide_special=True,
     )  # fmt: skip
     assert listing_of(found.page) == pytest.approx(expected_listing(listed), abs=2e-6)
     values = {r["head"]: float(r["value"]) for r in found.mirror("weight of each head")}
@@ -250,8 +251,10 @@ def test_neuron_view_of_an_example_shows_vectors_and_their_change(store, opened)
     found.page.locator("[data-worst]").wait_for()
     site, shown = store.site(), ~example.tokens().special
     frame = frames.neuron_frame(
-        example.query(1, 2).values[2], example.key(1, 2).values, float(example.logsumexp(1, 2).values[2]),
-        example.attention(1, 2).values[2], head=(1, 2), query_pos=2, scaling=site.scaling[1],
+        frames.NeuronRow(
+            example.query(1, 2).values[2], example.key(1, 2).values, float(example.logsumexp(1, 2).values[2]),
+            example.attention(1, 2).values[2], (1, 2), query_pos=2, scaling=site.scaling[1],
+        )
     )  # fmt: skip
     rows = {int(r["key"]): r for r in found.mirror("scores and attention of the row")}
     assert sorted(rows) == np.flatnonzero(shown).tolist()

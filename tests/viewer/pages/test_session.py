@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import headatlas.viewer.components.card as cards
+import headatlas.viewer.components.cards as cards
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.pages.session import Session, looks_like_pattern, took
 
@@ -24,7 +24,7 @@ def session(data):
 
 
 def test_a_click_on_a_head_sends_no_values_again(session):
-    page = session._pages["corpus"]
+    page = session.pages["corpus"]
     before = page.map.frame
     session.receive({"go": {"layer": 2, "head": 3}})
     assert page.map.frame is before
@@ -35,7 +35,7 @@ def test_a_click_on_a_head_sends_no_values_again(session):
 
 
 def test_the_head_map_holds_the_corpus_means(session, data):
-    frame = session._pages["corpus"].map.frame
+    frame = session.pages["corpus"].map.frame
     np.testing.assert_array_equal(frame["values"], data.head_values("", "previous").values.ravel())
     assert frame["choice"] == "previous"
     assert ["previous", "Previous token"] in frame["options"]
@@ -101,7 +101,7 @@ def test_a_search_chooses_its_strongest_head_only_if_none_was_named(data):
 
 def test_the_ranked_examples_are_those_of_the_search(data):
     session = Session(data, f"page=search&pattern={PREVIOUS.replace('=', '%3D')}&layer=0&head=1")
-    page = session._pages["search"]
+    page = session.pages["search"]
     rows = page.examples.frame["rows"]
     assert [r["patch"]["example"] for r in rows] == [hit.example for hit in data.search_examples(PREVIOUS, "", 0, 1)]
     assert page.heads.frame["rows"][0]["head"] == "0.1"
@@ -111,7 +111,7 @@ def test_the_ranked_examples_are_those_of_the_search(data):
 def test_a_mistake_keeps_the_last_answer_dimmed(data):
     session = Session(data, "page=search&pattern=self_token")
     session.receive({"run": "key.positon == 0"})
-    page = session._pages["search"]
+    page = session.pages["search"]
     assert page.box.frame["error"]["start"] == 0
     assert page.heads.frame["stale"]
     assert page.summary.frame["stale"] == "of the last valid pattern"
@@ -119,12 +119,12 @@ def test_a_mistake_keeps_the_last_answer_dimmed(data):
 
 def test_the_example_list_filters_and_orders_all_examples(data):
     session = Session(data, "page=examples&text=nurse&order=strongest&statistic=entropy&layer=1&head=1")
-    frame = session._pages["examples"].list.frame
+    frame = session.pages["examples"].list.frame
     values = [row["value"] for row in frame["rows"]]
     assert frame["n_found"] == len(frame["rows"]) == 17
     assert values == sorted(values, reverse=True)
     session.receive({"go": {"text": "", "row": 44}})
-    frame = session._pages["examples"].list.frame
+    frame = session.pages["examples"].list.frame
     assert (frame["start"], len(frame["rows"]), frame["n_found"]) == (44, 16, 60)
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
-from headatlas.viewer.data.example_reads import reader_of
+from headatlas.viewer.data.example_reader import reader_of
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.frames.view_frames import table_frame
-from headatlas.viewer.pages.head_page import HeadViewPage
-from headatlas.viewer.pages.model_page import ModelViewPage
-from headatlas.viewer.pages.neuron_page import NeuronViewPage
+from headatlas.viewer.pages.layout import grid
+from headatlas.viewer.pages.page import PageStack
+from headatlas.viewer.state.page_table import VIEWS
 from headatlas.viewer.state.reader_state import ViewState
 
 from ..components.test_headview import rows_of
@@ -27,13 +27,35 @@ def data(store):
     return DataSource(store)
 
 
+class ViewSession:
+    """The views of one state, without the bars and pages around them."""
+
+    wants_best_head = False
+
+    def __init__(self, state, data):
+        self.state, self.data = state, data
+        self.column = grid()
+        self.views = PageStack(self, VIEWS, self.column)
+        self.views.refresh(state.view)
+        state.param.watch(self._changed, list(state.FIELDS))
+
+    def _changed(self, *events):
+        self.views.mark({event.name for event in events})
+        self.views.refresh(self.state.view)
+
+
+def view_of(state, data):
+    """Return the open view."""
+    return ViewSession(state, data).views[state.view]
+
+
 def state_of(data, **fields):
     return ViewState(data.bounds, page="views", example=EXAMPLE, layer=1, head=2, **fields)
 
 
 def test_head_page_shows_the_heads_of_the_state(data):
     state = state_of(data, heads="0.1", view="head", pin="q2")
-    page = HeadViewPage(state, data)
+    page = view_of(state, data)
     frame, example = page.lines.frame, data.example(EXAMPLE)
     assert frame["heads"] == ["1.2", "0.1"]
     assert frame["codec"] == "sqrt8"
@@ -50,7 +72,7 @@ def test_head_page_shows_the_heads_of_the_state(data):
 
 def test_a_pin_sends_no_maps_again_and_a_head_does(data):
     state = state_of(data, view="head")
-    page = HeadViewPage(state, data)
+    page = view_of(state, data)
     sent, tokens = [], []
     page.lines.param.watch(sent.append, "frame")
     page.lines.param.watch(tokens.append, "tokens")
@@ -65,7 +87,7 @@ def test_a_pin_sends_no_maps_again_and_a_head_does(data):
 
 def test_choices_in_the_components_reach_the_state(data):
     state = state_of(data, view="head")
-    page = HeadViewPage(state, data)
+    page = view_of(state, data)
     page.lines.pin = "k1"
     page.picker.selected = "2.0,2.1,0.3"
     page.picker.share, page.picker.keys, page.picker.hide_special = 0.4, 3, False
@@ -81,7 +103,7 @@ def test_choices_in_the_components_reach_the_state(data):
 
 def test_a_view_that_is_not_shown_does_nothing_until_it_is(data):
     state = state_of(data, view="model")
-    page = HeadViewPage(state, data)
+    page = ViewSession(state, data).views["head"]
     assert page.lines.frame == {}
     state.apply({"heads": "0.0"})
     assert page.lines.frame == {}
@@ -91,7 +113,7 @@ def test_a_view_that_is_not_shown_does_nothing_until_it_is(data):
 
 def test_model_page(data):
     state = state_of(data, view="model", pin="q1")
-    page = ModelViewPage(state, data)
+    page = view_of(state, data)
     example = data.example(EXAMPLE)
     np.testing.assert_allclose((page.maps.frame["codes"] / 255.0) ** 2, example.attention().values, atol=1e-7)
     assert page.detail.frame["head"] == "1.2"
@@ -110,7 +132,7 @@ def test_model_page(data):
 
 def test_neuron_page_compares_with_the_store(data):
     state = state_of(data, view="neuron", pin="q3")
-    page = NeuronViewPage(state, data)
+    page = view_of(state, data)
     frame, example = page.vectors.frame, data.example(EXAMPLE)
     np.testing.assert_array_equal(frame["query"], example.query(1, 2).values[3])
     np.testing.assert_array_equal(frame["stored"], example.attention(1, 2).values[3])
@@ -130,7 +152,7 @@ def test_attention_that_was_not_kept_is_rebuilt(tmp_path):
     # both stores hold the same vectors: the writer of the fixture starts from one seed
     rebuilt, kept = keep_store(tmp_path / "a", Keep(attention=None, edges=4)), keep_store(tmp_path / "b", Keep(edges=4))
     state = state_of(rebuilt, view="head")
-    page = HeadViewPage(state, rebuilt)
+    page = view_of(state, rebuilt)
     assert page.lines.note == "rebuilt from query and key"
     reader = reader_of(rebuilt, EXAMPLE, "")
     for layer in range(3):
@@ -140,23 +162,21 @@ def test_attention_that_was_not_kept_is_rebuilt(tmp_path):
 
 def test_vectors_that_were_not_kept_are_asked_for(tmp_path):
     data = keep_store(tmp_path, Keep(query_key=None, edges=4))
-    page = NeuronViewPage(state_of(data, view="neuron"), data)
+    page = view_of(state_of(data, view="neuron"), data)
     assert "query_key" in page.vectors.frame["message"]["text"]
-    assert HeadViewPage(state_of(data, view="head"), data).lines.frame["heads"] == ["1.2"]
+    assert view_of(state_of(data, view="head"), data).lines.frame["heads"] == ["1.2"]
 
 
 def test_with_neither_every_view_says_so(tmp_path):
     data = keep_store(tmp_path, Keep(attention=None, query_key=None, edges=4))
-    head, model, neuron = (
-        cls(state_of(data, view=cls.name), data) for cls in (HeadViewPage, ModelViewPage, NeuronViewPage)
-    )
+    head, model, neuron = (view_of(state_of(data, view=view), data) for view in ("head", "model", "neuron"))
     assert "attention" in head.lines.frame["message"]["text"]
     assert "attention" in model.maps.frame["message"]["text"]
     assert "query_key" in neuron.vectors.frame["message"]["text"]
 
 
 def test_a_pin_outside_the_example_is_no_pin(data):
-    page = HeadViewPage(state_of(data, view="head", pin="q999"), data)
+    page = view_of(state_of(data, view="head", pin="q999"), data)
     assert page.keys.frame["edges"]
     assert page.lines.frame["heads"] == ["1.2"]
 
@@ -170,7 +190,7 @@ def test_the_page_in_a_browser_shows_the_stores_numbers_and_pins(serve, data):
 
         state = state_of(data, view="head", pin="q2")
         states.append(state)
-        return pn.Column(HeadViewPage(state, data).__panel__(), width=1300, height=700)
+        return pn.Column(view_of(state, data).view, width=1300, height=700)
 
     served = serve(make)
     page = served.page
@@ -203,10 +223,7 @@ def test_hostile_examples_in_all_views(serve, data):
             ViewState(data.bounds, page="views", example=0, view=view, pin="q1") for view in ("head", "model", "neuron")
         ]
         states[:] = mine
-        views = [
-            cls(state, data).__panel__()
-            for cls, state in zip((HeadViewPage, ModelViewPage, NeuronViewPage), mine, strict=True)
-        ]
+        views = [view_of(state, data).view for state in mine]
         for view in views:
             view.param.update(sizing_mode="fixed", width=1300, height=500)
         return pn.Column(*views)

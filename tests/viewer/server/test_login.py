@@ -114,5 +114,5 @@ def test_who_is_refused_is_told_so(page: Page, page_record, store_path: Path, mo
         assert provider.asked == ["/authorize"]
         assert "<b>no" in page.locator("body").inner_text()
         assert page.locator("b").count() == 0
-        assert page.locator(".levels").count() == 0
+        assert page.locator(".path").count() == 0
         page_record.errors.clear()  # the browser notes the answer 401

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from headatlas.store.errors import ConfigError
-from headatlas.viewer.data.served_stores import Library
+from headatlas.viewer.data.served_stores import ServedStores
 from headatlas.viewer.server.server import Auth, ServerOptions, is_loopback, make_server, send_at_once
 
 
@@ -58,7 +58,7 @@ def test_a_provider_of_logins_must_be_known_and_found(monkeypatch):
 
 def test_every_interface_needs_an_origin(store):
     with pytest.raises(ConfigError, match="--origin HOST"):
-        make_server(Library([store]), ServerOptions(address="0.0.0.0"))
+        make_server(ServedStores([store]), ServerOptions(address="0.0.0.0"))
 
 
 def test_a_taken_port_is_named(store):
@@ -67,7 +67,7 @@ def test_a_taken_port_is_named(store):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
-            make_server(Library([store]), ServerOptions(port=port))
+            make_server(ServedStores([store]), ServerOptions(port=port))
 
 
 def test_web_sockets_send_at_once():

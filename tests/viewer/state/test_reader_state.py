@@ -4,11 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headatlas.viewer.state.page_table import PAGES, VIEWS
 from headatlas.viewer.state.reader_state import (
     MEASURES,
-    PAGES,
     THEMES,
-    VIEWS,
     Bounds,
     ViewState,
     query_of_arguments,
@@ -20,7 +19,7 @@ TEXT = st.text(max_size=40).filter(lambda s: "\ufffd" not in s)
 values = st.fixed_dictionaries(
     {},
     optional={
-        "page": st.sampled_from(PAGES), "view": st.sampled_from(VIEWS), "site": st.just("encoder"),
+        "page": st.sampled_from([row.route for row in PAGES]), "view": st.sampled_from([row.route for row in VIEWS]), "site": st.just("encoder"),
         "statistic": st.sampled_from(BOUNDS.statistics), "pattern": TEXT, "measure": st.sampled_from(MEASURES),
         "layer": st.integers(0, 5), "head": st.integers(0, 11),
         "heads": st.lists(st.tuples(st.integers(0, 5), st.integers(0, 11)), unique=True, max_size=12).map(

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import NotFoundError
+from headatlas.store.files.byte_cache import ByteCache
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.example import Example
 from headatlas.store.reading.stored_vectors import read_parts
@@ -22,9 +23,8 @@ from headatlas.store.schema.traces import Site
 from headatlas.store.store import Store
 
 from ..frames.geometry import keys_seen
-from ..frames.view_frames import Frame, Head, table_frame, to_codes
+from ..frames.view_frames import Head, TokensFrame, table_frame, to_codes
 from .map_pyramid import WHOLE, Pyramid
-from .shared_cache import ByteCache
 from .store_data import DataSource
 
 CACHE_BYTES = 192 << 20
@@ -44,12 +44,12 @@ class Reader:
         return f"{self.example.index} {self.site.name}"
 
     @cached_property
-    def queries(self) -> Frame:
+    def queries(self) -> TokensFrame:
         """Tokens of the query side."""
         return table_frame(self.example.tokens(self.site.query_sequence))
 
     @cached_property
-    def keys(self) -> Frame:
+    def keys(self) -> TokensFrame:
         """Tokens of the key side; the same object as `queries` in self-attention."""
         return self.queries if self.same_text else table_frame(self.example.tokens(self.site.key_sequence))
 

@@ -1,4 +1,4 @@
-"""`ViewPage`: what the three views of one example share: they follow the state, and only while they are shown.
+"""`ExampleView`: base of the views of one example, with the picker of heads and the list of keys.
 
 Components write their choices through `ViewState.apply`, which checks them: they come from a browser.
 """
@@ -6,82 +6,57 @@ Components write their choices through `ViewState.apply`, which checks them: the
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import Any
 
 import numpy as np
-import panel as pn
 import param
 from jaxtyping import Float32
 
-from headatlas.store.errors import HeadAtlasError
-
+from ..components.esm_view import ESMView
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
-from ..data.example_reads import Reader, reader_of
+from ..data.example_reader import Reader, reader_of
 from ..data.store_data import DataSource
 from ..export import Kind, make_view
-from ..frames.detail_frames import inspector_frame, strongest_frame
+from ..frames.detail_frames import PinnedRow, pinned_frame, strongest_frame
 from ..frames.picture_units import Units
 from ..frames.view_frames import Head, head_name, picker_frame
 from ..frames.whole_example import example_part, neuron_part, vectors_facts
-from ..state.reader_state import ViewState
-from .page import drawer, grid, place
+from ..state.page_table import PageRow
+from .page import Page, PageSession
 
 logger = logging.getLogger(__name__)
 PICK_WEIGHTS = 32 << 20
 """Up to this many weights all maps are read to colour the picker while nothing is pinned."""
 
 
-class ViewPage(ABC):
-    """One view; `__panel__` gives its layout. `refresh` fills it for an example that is there."""
+class ExampleView(Page):
+    """One view of an example. `draw` fills it for an example that exists."""
 
-    name: ClassVar[str]
-    watches: ClassVar[tuple[str, ...]] = (
-        "page",
-        "view",
-        "site",
-        "example",
-        "layer",
-        "head",
-        "heads",
-        "pin",
-        "share",
-        "keys",
-        "specials",
-        "level",
-        "segments",
-        "weights",
-        "layout",
-    )
-
-    def __init__(self, state: ViewState, data: DataSource) -> None:
-        self.state, self.data = state, data
+    def __init__(self, session: PageSession, row: PageRow) -> None:
         self.picker = HeadPicker()
-        self._stale = set(self.watches)
         self._picked: tuple[Any, ...] = ()
-        self._layout = self.layout()
+        super().__init__(session, row)
         self.link(self.picker, share="share", keys="keys")
-        self.picker.param.watch(lambda e: self.tell(specials="hide" if e.new else "show"), "hide_special")
+        self.picker.param.watch(lambda event: self.tell(specials="hide" if event.new else "show"), "hide_special")
         self.picker.param.watch(self._selected, "selected")
-        state.param.watch(self._changed, list(self.watches))
-        self._update()
 
     @abstractmethod
-    def layout(self) -> pn.viewable.Viewable:
-        """Build the layout, once."""
-
-    @abstractmethod
-    def refresh(self, reader: Reader, changed: set[str]) -> None:
+    def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components after `changed` fields."""
 
     @abstractmethod
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
 
-    def __panel__(self) -> pn.viewable.Viewable:
-        """Give the layout."""
-        return self._layout
+    def refresh(self, changed: frozenset[str]) -> str:
+        """Fill the picker and the view. Returns the source of the numbers with its largest error."""
+        reader = reader_of(self.data, self.state.example, self.state.site)
+        self.picker.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
+        self.picker.selected = self._selection
+        self.draw(reader, changed)
+        return attention_source(self.data)
 
     @property
     def heads(self) -> list[Head]:
@@ -96,7 +71,7 @@ class ViewPage(ABC):
     def tell(self, **patch: Any) -> None:
         """Change the state as the reader asked."""
         for problem in self.state.apply(patch):
-            logger.debug("%s: %s", self.name, problem)
+            logger.debug("%s: %s", self.row.route, problem)
 
     def link(self, component: param.Parameterized, **fields: str) -> None:
         """Let a component's parameters write fields of the state; `refresh` writes them back."""
@@ -119,30 +94,16 @@ class ViewPage(ABC):
         if name not in shown:
             self.tell(heads=",".join([*shown[1:], name]))
 
-    def heard(self, event: Any) -> None:
-        """Do what a side panel asks: ``{"add": "5.8"}``, ``{"go": "neuron"}``."""
-        asked = event.data if isinstance(event.data, dict) else {}
-        if isinstance(view := asked.get("go"), str):
+    def listen(self, component: ESMView) -> None:
+        """Pass the messages of a component to `heard`."""
+        component.on_msg(lambda event: self.heard(event.data) if isinstance(event.data, dict) else None)
+
+    def heard(self, message: dict[str, Any]) -> None:
+        """Handle a message of a side panel: ``{"add": "5.8"}`` or ``{"go": "neuron"}``."""
+        if isinstance(view := message.get("go"), str):
             self.tell(view=view)
-        if isinstance(head := asked.get("add"), str):
+        if isinstance(head := message.get("add"), str):
             self.add_head(head)
-
-    def _changed(self, *events: Any) -> None:
-        self._stale |= {event.name for event in events}
-        self._update()
-
-    def _update(self) -> None:
-        if self.state.page != "views" or self.state.view != self.name or not self._stale:
-            return
-        changed, self._stale = self._stale, set()
-        try:
-            reader = reader_of(self.data, self.state.example, self.state.site)
-            self.picker.give(share=self.state.share, keys=self.state.keys, hide_special=self.hide_special)
-            self.picker.selected = self._selection
-            self.refresh(reader, changed)
-        except HeadAtlasError as error:
-            self._stale = set(self.watches)
-            self.fail("This cannot be shown", self.data.told(error))
 
     def document(self, kind: Kind) -> str:
         """Make a file of its own out of the view, with every head of the example."""
@@ -167,8 +128,8 @@ class ViewPage(ABC):
 
     def pick(self, reader: Reader) -> None:
         """Fill the grid of heads: how much each gives to one other token."""
-        pin, notes = self.pinned(reader), self.data.head_notes(self.state.site)
-        asked = reader.id, pin, self.hide_special, notes
+        pin, bookmarks = self.pinned(reader), self.data.head_bookmarks(self.state.site)
+        asked = reader.id, pin, self.hide_special, bookmarks
         if asked == self._picked:
             return
         none = np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
@@ -186,7 +147,7 @@ class ViewPage(ABC):
                 shown = shown & (np.arange(row.shape[2]) != position)
             values = row[:, :, shown].max(axis=-1, initial=0)
             title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
-        self.picker.frame = {**picker_frame(values, title), "notes": notes}
+        self.picker.frame = {**picker_frame(values, title), "bookmarks": bookmarks}
         self._picked = asked
 
     def write(
@@ -214,18 +175,10 @@ class ViewPage(ABC):
             if reader.same_text:
                 back = maps[:, :, position] if side == "q" else maps[:, position]
             own, others = sides if side == "q" else sides[::-1]
-            frame = inspector_frame(
-                side,
-                position,
-                self.heads,
-                weights,
-                back,
-                own,
-                others,
-                all_heads=every,
-                n=8 if len(maps) < 3 else 6,
-                hide_special=self.hide_special,
-            )
+            frame = pinned_frame(
+                PinnedRow(side, position, weights, back, every), self.heads, own, others,
+                n=8 if len(maps) < 3 else 6, hide_special=self.hide_special,
+            )  # fmt: skip
         keys.give(frame=frame, pin="" if pin is None else f"{pin[0]}{pin[1]}")
 
     def _unit_row(
@@ -254,6 +207,15 @@ def _merge_row(
     return sums / np.maximum(np.bincount(others.of_token[inside], minlength=n), 1).astype(np.float32)
 
 
+def attention_source(data: DataSource) -> str:
+    """Name of the stored traces, with the largest error of a weight."""
+    spec = data.store.spec
+    if spec.keep.attention is None:
+        return "query and key"
+    bound = spec.attention_error
+    return "attention, " + (f"within {bound:.4f}".replace("0.", ".", 1) if bound else "exact")
+
+
 def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Float32[np.ndarray, "layer head"]:
     """Mean over rows of the strongest key of each head."""
     rows, columns = (
@@ -263,19 +225,3 @@ def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Flo
     if not rows.any() or not columns.any():
         return np.zeros(codes.shape[:2], np.float32)
     return ((codes[:, :, rows][:, :, :, columns].max(axis=-1) / 255.0) ** 2).mean(axis=-1).astype(np.float32)
-
-
-def three(left: pn.viewable.Viewable, middle: pn.viewable.Viewable, right: pn.viewable.Viewable) -> pn.Column:
-    """Picker, picture, list."""
-    return grid(
-        drawer(left, "left"),
-        place(middle),
-        drawer(right, "right"),
-        columns="232px minmax(0,1fr) 296px",
-        narrow={"right": "232px minmax(0,1fr)", "left": "minmax(0,1fr)"},
-    )
-
-
-def two(left: pn.viewable.Viewable, middle: pn.viewable.Viewable) -> pn.Column:
-    """Picker and picture."""
-    return grid(drawer(left, "left"), place(middle), columns="232px minmax(0,1fr)", narrow={"left": "minmax(0,1fr)"})

@@ -12,7 +12,8 @@ from headatlas.viewer.components.tokentext import TokenText
 
 def test_the_file_is_served_by_url_and_not_inlined():
     assert (
-        TokenText._render_esm(server=True) == "./components/headatlas.viewer.components.base/ESMView/_js/tokentext.js"
+        TokenText._render_esm(server=True)
+        == "./components/headatlas.viewer.components.esm_view/ESMView/_js/tokentext.js"
     )
 
 

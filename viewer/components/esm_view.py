@@ -5,9 +5,7 @@ a JSON list of 512 × 512 numbers takes two seconds) and choices travel up as sm
 There is no build step and no dependency: on a server each file has one address below `ESMView`, whichever component
 asks for it, so that a browser fetches and runs it once; where there is no server (a notebook) the imports are spliced in.
 
-Members of Panel that are not public are used, each with a test: `_bundle` (the file is served by URL instead of being
-inlined into every session), `_priority_changes` (skips the 50 ms wait of changes that come from the browser; here also:
-what the browser changes) and `_param_change` (on a page that listens, changes of data take the way of `wire.py`).
+`panel_private.py` lists the members of Panel that are not public.
 """
 
 from __future__ import annotations
@@ -23,28 +21,32 @@ from panel.custom import JSComponent
 from panel.io.model import apply_changes_without_dispatch
 from panel.io.resources import component_resource_path
 from panel.io.state import set_curdoc, state
-from panel.viewable import Viewable
+from panel.viewable import Layoutable, Viewable
 from param.parameterized import batch_call_watchers, no_instance_params
 
 from headatlas.store.errors import HeadAtlasError
 
 from ..theme.colours import THEMES, palette
+from . import panel_private as panel_private  # checks the versions before they are used
 from .background import background
-from .splice import FOLDER, IMPORT, files_of, splice
+from .script_files import FOLDER, IMPORT, files_of, splice
+from .standalone_page import frozen_page
 from .wire import outbox_of, step
 
 logger = logging.getLogger(__name__)
-__all__ = ["FOLDER", "ESMView", "splice"]
 
 
 class ESMView(JSComponent):
-    """Base of all components. A subclass sets ``_esm = _bundle = "name.js"`` and lists what the browser may change.
+    """Base of all components. A subclass sets ``_esm = _bundle = "name.js"``, its frame types, and the parameters that the browser may change.
 
     The JavaScript exports ``render({model, el})``. It imports shared code as ``import { el } from "../_js/dom.js"``
     (names in braces, one file an import).
     """
 
-    frame = param.Dict(default={}, doc="What to draw: scalars, strings and arrays; {} draws nothing.")
+    frame_types: ClassVar[tuple[type, ...]] = ()
+    """Typed dicts of the frame. Their names are those that the JavaScript file reads."""
+
+    frame: Any = param.Dict(default={}, doc="What to draw: scalars, strings and arrays; {} draws nothing.")
     theme = param.Selector(default="auto", objects=["auto", *THEMES], doc="auto: as the page around it.")
     label = param.String(default="", doc="Accessible name of the picture.")
 
@@ -83,14 +85,13 @@ class ESMView(JSComponent):
             super()._handle_msg(data)
 
     def _page(self) -> str:
-        from ..export import frozen_view
-
         if self.document is not None:
             try:
                 return self.document()
-            except HeadAtlasError as error:  # too large, or not all of it is there: what is on the screen is
+            except HeadAtlasError as error:  # the document is too large or incomplete: freeze what is on the screen
                 logger.info("%s as it stands: %s", type(self).__name__, error)
-        return frozen_view(self, type(self).__name__).data
+        values = {name: getattr(self, name) for name in self.param if name not in Layoutable.param and name != "theme"}
+        return frozen_page(type(self).__name__, str(self._bundle), values, self.theme)
 
     def _param_change(self, *events: param.parameterized.Event) -> None:
         left = [event for event in events if not self._put(event)]

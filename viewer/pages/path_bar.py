@@ -1,4 +1,4 @@
-"""The level bar: what is chosen at each level, from the corpus down to one dimension, and its neighbours."""
+"""The path bar: the present choice from the corpus down to one dimension, each with its neighbours."""
 
 from __future__ import annotations
 
@@ -6,52 +6,53 @@ from typing import Any
 
 import numpy as np
 
+from ..components.cards import PathFrame, PathItem
 from ..data.store_data import DataSource
+from ..state.page_table import row_of
 from ..state.reader_state import ViewState
 from ..theme.token_labels import token_labels, visible
 
 
-def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
-    """The frame of the level bar."""
+def path_frame(data: DataSource, state: ViewState) -> PathFrame:
+    """Build the frame of the path bar."""
+    row = row_of(state.page, state.view)
     if not data.n_examples:
-        return {"levels": [_level(state, "Corpus", data.name, {"page": "corpus"}, on=True)]}
+        return {"path": [_part(state, "Corpus", data.name, {"page": "corpus"}, on=True)]}
     site, number = data.site(state.site), state.example
     on_views = state.page == "views"
     flat = state.layer * site.n_heads + state.head
     before, after = data.neighbours(number)
     dims = f"all {site.d_head}"
-    corpus = {"search": "search", "examples": "filtered" if state.text else "examples"}.get(state.page, data.name)
+    corpus = "filtered" if row.route == "examples" and state.text else row.path_value or data.name
     return {
         "sites": list(data.store.sites) if len(data.store.sites) > 1 else [],
         "site": site.name,
-        "levels": [
-            _level(state, "Corpus", corpus, {"page": "corpus"}, on=not on_views),
+        "path": [
+            _part(state, "Corpus", corpus, {"page": "corpus"}, on=row.path_part == "corpus"),
             {
-                **_level(state, "Head", _head_label(data, state), {"page": "corpus"}),
+                **_part(state, "Head", _head_label(data, state), {"page": "corpus"}),
                 "previous": _head(flat - 1, site.n_layers, site.n_heads),
                 "next": _head(flat + 1, site.n_layers, site.n_heads),
             },
             {
-                **_level(
+                **_part(
                     state,
                     "Example",
                     visible(data.example(number).id),
                     {"page": "views"},
-                    on=on_views and state.view != "neuron",
+                    on=row.path_part == "example",
                     off=not on_views,
                 ),
                 "previous": None if before is None else {"example": before, "pin": ""},
                 "next": None if after is None else {"example": after, "pin": ""},
             },
-            _level(
-                state, "Edge", edge_text(data, state) or "none", {"page": "views", "view": "head"}, off=not on_views
-            ),
-            _level(
+            _part(state, "Edge", edge_text(data, state) or "none", {"page": "views", "view": "head"}, off=not on_views),
+            _part(
                 state,
                 "Dimension",
                 dims,
                 {"page": "views", "view": "neuron"},
-                on=on_views and state.view == "neuron",
+                on=row.path_part == "dimension",
                 off=not on_views,
             ),
         ],
@@ -60,8 +61,8 @@ def level_frame(data: DataSource, state: ViewState) -> dict[str, Any]:
 
 def _head_label(data: DataSource, state: ViewState) -> str:
     name = f"{state.layer}.{state.head}"
-    note = data.head_notes(state.site).get(name)
-    return f"{name} \u2605" if note and note["star"] else name
+    bookmark = data.head_bookmarks(state.site).get(name)
+    return f"{name} \u2605" if bookmark and bookmark["star"] else name
 
 
 def edge_text(data: DataSource, state: ViewState) -> str:
@@ -81,9 +82,9 @@ def edge_text(data: DataSource, state: ViewState) -> str:
     return f"{queries[strongest]} \u2192 {keys[position]}"
 
 
-def _level(
+def _part(
     state: ViewState, name: str, value: str, patch: dict[str, Any], on: bool = False, off: bool = False
-) -> dict[str, Any]:
+) -> PathItem:
     return {"name": name, "value": value, "on": on, "off": off, "query": state.to_query(**patch), "patch": patch}
 
 

@@ -1,0 +1,92 @@
+"""The pages and the views of one example: one row each. The address, the tabs, the path bar and the drawers follow from it.
+
+To add a page or a view: write its class in `pages/`, its component in `components/` (one Python and one JavaScript
+file), and a row here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PathPart = Literal["corpus", "example", "dimension"]
+Drawer = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class PageRow:
+    """One page, or one view of an example.
+
+    Attributes
+    ----------
+    route
+        Value of the fields `page` or `view` in the address.
+    label
+        Name on the tab.
+    class_path
+        Module and class below `headatlas.viewer.pages`, loaded when the page is first opened.
+    watches
+        Fields of the state that change the page.
+    drawers
+        Sides whose cards become drawers in a narrow window.
+    path_part
+        Part of the path bar that is marked while the page is shown.
+    path_value
+        Value of the path bar's first part while the page is shown; the name of the store if empty.
+    """
+
+    route: str
+    label: str
+    class_path: str
+    watches: frozenset[str]
+    drawers: tuple[Drawer, ...] = ()
+    path_part: PathPart = "corpus"
+    path_value: str = ""
+
+
+_HEADS = frozenset({"page", "site", "statistic", "pattern", "layer", "head"})
+_EXAMPLE = frozenset({"page", "view", "site", "example", "layer", "head", "heads", "pin", "specials"})
+_LINES = _EXAMPLE | {"share", "keys", "unit", "segments", "weights", "layout"}
+_OTHERS = frozenset({"compare", "other_example", "other_head", "other_store"})
+
+VIEWS = (
+    PageRow("head", "Head view", "head_page:HeadViewPage", _LINES, ("left", "right"), "example"),
+    PageRow(
+        "model", "Model view", "model_page:ModelViewPage", _LINES | {"arrange", "pattern"}, ("left", "right"), "example"
+    ),
+    PageRow("neuron", "Neuron view", "neuron_page:NeuronViewPage", _LINES, ("left",), "dimension"),
+    PageRow(
+        "matrix", "Matrix", "matrix_page:MatrixViewPage", _LINES | {"zoom", "pooling", "scale"}, ("left", "right"),
+        "example",
+    ),
+    PageRow("compare", "Compare", "compare_page:CompareViewPage", _LINES | _OTHERS, ("left", "right"), "example"),
+    PageRow(
+        "space", "Query\u2013key space", "space_page:SpaceViewPage", (_EXAMPLE - {"heads"}) | {"shade"}, ("left",),
+        "example",
+    ),
+)  # fmt: skip
+"""Views of one example, in the order of their tabs."""
+
+PAGES = (
+    PageRow(
+        "corpus", "Corpus", "corpus_page:CorpusPage", _HEADS | {"x", "y", "heads", "other_store", "other_head"},
+        ("right",),
+    ),
+    PageRow(
+        "search", "Search", "search_page:SearchPage",
+        frozenset({"page", "site", "pattern", "measure", "layer", "head", "example", "sample", "arcs"}),
+        path_value="search",
+    ),
+    PageRow(
+        "examples", "Examples", "examples_page:ExamplesPage",
+        _HEADS | {"text", "order", "row", "example", "where", "lengths", "scores"}, path_value="examples",
+    ),
+    PageRow("views", "Views", "views_page:ViewsPage", frozenset().union(*(row.watches for row in VIEWS)), (), "example"),
+)  # fmt: skip
+"""Pages, in the order of the top bar. The page `views` holds the views of one example."""
+
+
+def row_of(page: str, view: str) -> PageRow:
+    """Return the row of what is shown: the page, or the view on the page `views`."""
+    rows, route = (VIEWS, view) if page == "views" else (PAGES, page)
+    return next(row for row in rows if row.route == route)

@@ -1,0 +1,7 @@
+"""Font stacks of the interface, once: the page, the components and their canvases use them."""
+
+FONT = (
+    '-apple-system,BlinkMacSystemFont,"Segoe UI Variable Text","Segoe UI",Inter,Roboto,"Helvetica Neue","Noto Sans",'
+    '"Liberation Sans",Arial,sans-serif'
+)
+MONO = 'ui-monospace,"SF Mono","Cascadia Code",Menlo,Consolas,"Liberation Mono","DejaVu Sans Mono",monospace'
