@@ -15,19 +15,14 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models dist screenshots constraints clean again
+.PHONY: help demo test test-long quick lint types bench bench-capture bench-search bench-viewer check-definitions docs models compat dist screenshots constraints clean again
 
 help:  ## this list
 	@echo "headatlas: make TARGET"
 	@sed -n 's/^\([a-z-]*\):.*## /  \1|/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 demo: .venv/.run  ## trace a model over 2,000 sentences, rank its heads, open the viewer (VIEW=0: stop after the table)
-	.venv/bin/headatlas run configs/demo.toml --out traces/demo
-	.venv/bin/headatlas stats traces/demo --top 12
-ifneq ($(VIEW),0)
-	@echo "The viewer runs at http://127.0.0.1:$(PORT) until Ctrl-C."
-	.venv/bin/headatlas view traces/demo --port $(PORT) --no-show
-endif
+	.venv/bin/headatlas demo --port $(PORT) $(if $(filter 0,$(VIEW)),--no-view)
 
 quick: lint  ## lint, and the tests of what was changed since main, in about a minute; browser tests are left to `make test`
 	$(PY) -m tools.quick_tests $(ARGS)
@@ -72,6 +67,10 @@ docs: .venv/.dev  ## the generated pages: docs/cli.md, docs/patterns.md with its
 
 models: .venv/.dev  ## docs/models.md: every architecture, built small, captured, compared with its eager attention
 	$(PY) -m tools.models_page docs/models.md
+
+compat: .venv/.dev  ## the tests with the newest and with the lowest versions of what is required: make compat PYTHON=python3.13
+	tools/compat.sh newest
+	tools/compat.sh lowest
 
 dist: .venv/.dev  ## wheel and source archive in dist/
 	rm -rf build/lib build/bdist.* ./*.egg-info dist

@@ -25,7 +25,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from headatlas.store import Store, open_store
-from headatlas.store.commands.main import app
+from headatlas.store.commands.info import app as info_app
 from headatlas.store.commands.stats import app as statistics_app
 from headatlas.store.files.remote.remote_source import RemoteSource
 from headatlas.store.queries.pattern_search import search
@@ -137,7 +137,7 @@ def questions(here: Store) -> dict[str, Ask]:
 
     found = {
         "open": of(lambda store: store.n_examples),
-        "`headatlas info`": command(app, "info"),
+        "`headatlas info`": command(info_app),
         f"one example, one head (`examples[{example}].attention({layer}, {head})`)": of(
             lambda store: store.examples[example].attention(layer, head).values
         ),
@@ -158,11 +158,11 @@ def questions(here: Store) -> dict[str, Ask]:
     return found
 
 
-def command(group: Any, name: str) -> Ask:
-    """A command with ``--json``."""
+def command(app: Any, *names: str) -> Ask:
+    """Call a command with ``--json``; an app of a single command takes no name."""
 
     def run(url: str, options: dict[str, Any]) -> tuple[Any, int, int]:
-        result = CliRunner().invoke(group, [name, url, "--json"])
+        result = CliRunner().invoke(app, [*names, url, "--json"])
         told = json.loads(result.stdout)
         return told.get("heads", told.get("n_examples")), told["bytes_fetched"], told["requests"]
 

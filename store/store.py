@@ -48,8 +48,9 @@ def open_store(
     cache_bytes
         What is kept in memory of what came from a URL.
     cache_dir
-        A folder that keeps whole objects from URLs, under their hash; default the environment variable
-        ``HEADATLAS_CACHE_DIR``, and without it only the ranges that are needed are fetched and none is kept on disk.
+        A folder that keeps whole objects from URLs, under their hash; default ``objects`` in the folder that the
+        environment variable ``HEADATLAS_CACHE_DIR`` names. Without either, nothing from URLs is kept on disk, and only
+        the ranges that are needed are fetched.
     edges_bytes
         Decoded edges that searches keep in memory, at most; 0: none.
 

@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("HEADATLAS_CACHE_DIR", None)
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch does
 
@@ -84,9 +85,11 @@ def _statistics_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """What is computed from stores is kept for this session alone: an earlier one may have had other formulas."""
     from headatlas.store.statistics import measurement as measured
 
-    own, known = tmp_path_factory.mktemp("statistics"), measured.cache_folder
+    own, original = tmp_path_factory.mktemp("caches"), measured.cache_folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measured, "cache_folder", lambda: known() if "XDG_CACHE_HOME" in os.environ else own)
+        patch.setattr(
+            measured, "cache_folder", lambda kind: original(kind, None if "XDG_CACHE_HOME" in os.environ else own)
+        )
         yield
 
 

@@ -47,7 +47,10 @@ def test_the_wheel_holds_every_file_of_the_parts(repository, files, tmp_path) ->
 
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    compiled = ("headatlas/pipeline/kernel/_attention.", "headatlas/store/search/kernel/_edges.")  # if it could be
+    compiled = (
+        "headatlas/pipeline/reduce/kernel/_attention.",
+        "headatlas/store/queries/kernel/_edges.",
+    )  # if it could be
     packed = {name for name in packed if not name.startswith(compiled)}
     assert packed == {f"headatlas/{name}" for name in files if name.startswith(tuple(f"{part}/" for part in PARTS))}
     assert {f"headatlas/{part}/py.typed" for part in PARTS} <= packed
@@ -56,7 +59,8 @@ def test_the_wheel_holds_every_file_of_the_parts(repository, files, tmp_path) ->
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("headatlas.store", ("torch", "transformers", "panel", "bokeh")),
+        ("headatlas.store", ("torch", "transformers", "panel", "bokeh", "typer", "rich")),
+        ("headatlas.store.store", ("torch", "transformers", "panel", "bokeh", "typer", "rich")),
         ("headatlas.store.commands.main", ("torch", "transformers", "panel", "bokeh")),
         ("headatlas.pipeline.commands.run", ("torch", "transformers", "panel", "bokeh")),
         ("headatlas.viewer.commands", ("torch", "transformers", "panel", "bokeh")),

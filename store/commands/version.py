@@ -12,12 +12,12 @@ import typer
 from ..files.installed_packages import installed_version
 
 
-def print_versions(is_wanted: bool) -> None:
+def print_versions(is_wanted: bool) -> bool:
     """Print the lines of every part and exit, if the option is given."""
     from importlib.metadata import entry_points
 
     if not is_wanted:
-        return
+        return False
     for entry in sorted(entry_points(group="headatlas.versions"), key=lambda entry: entry.name):
         for line in entry.load()():
             print(line)

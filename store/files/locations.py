@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..errors import ConfigError
+from .cache_folder import url_cache_folder
 from .object_source import CACHE_BYTES, LocalSource, ObjectSource
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/{1,3}|:)")
@@ -37,8 +38,8 @@ def open_source(
         raise ConfigError(f"{text} is a URL that lost a slash; expected text such as 's3://bucket/traces', no Path.")
     from .remote.remote_source import RemoteSource  # brings fsspec
 
-    kept = cache_dir or os.environ.get("HEADATLAS_CACHE_DIR")
-    return RemoteSource(text, options or {}, cache_bytes=cache_bytes, cache_dir=Path(kept) if kept else None)
+    object_folder = Path(cache_dir) if cache_dir else url_cache_folder()
+    return RemoteSource(text, options or {}, cache_bytes=cache_bytes, cache_dir=object_folder)
 
 
 def _is_url(text: str) -> bool:

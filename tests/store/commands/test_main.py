@@ -1,25 +1,22 @@
-"""The command line of the store: text for people, JSON for programs, exit codes for scripts."""
+"""The command line: commands from entry points, their extras, errors as messages and exit codes."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
-from importlib.metadata import EntryPoint, EntryPoints
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
-from store_builder import only_zarr
-from typer.testing import CliRunner
 
 from headatlas.store.commands import main as cli
 from headatlas.store.errors import PatternError
+from headatlas.store.files import installed_packages
 from headatlas.store.store import open_store
-
-runner = CliRunner()
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -29,44 +26,18 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return caught.value.code  # type: ignore[return-value]
 
 
-def test_a_sound_store(store_path: Path) -> None:
-    result = runner.invoke(cli.app, ["verify", str(store_path)])
-    assert result.exit_code == 0
-    assert "sound (presence and size of 3 segments" in result.output
-    assert "--full" in result.output
-    result = runner.invoke(cli.app, ["verify", str(store_path), "--full", "--json"])
-    assert result.exit_code == 0
-    assert json.loads(result.output)["is_sound"] is True
+def plug_in(monkeypatch: pytest.MonkeyPatch, name: str, app: typer.Typer) -> None:
+    """Make a module ``plug_in_NAME`` that holds an app."""
+    module = ModuleType(f"plug_in_{name}")
+    module.app = app  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
-@only_zarr
-def test_a_damaged_store(store_path: Path) -> None:
-    victim = store_path / "segments/000001/decoder/edge_key/c/0/0/0/0"
-    data = bytearray(victim.read_bytes())
-    data[9] ^= 1
-    victim.write_bytes(data)
-    assert runner.invoke(cli.app, ["verify", str(store_path), "--quick"]).exit_code == 0
-    result = runner.invoke(cli.app, ["verify", str(store_path), "--full"])
-    assert result.exit_code == 1
-    assert "segments/000001/decoder/edge_key/c/0/0/0/0  (examples 4 to 7)" in result.output
-    assert "headatlas run JOB --repair" in result.output
-    result = runner.invoke(cli.app, ["verify", str(store_path), "--full", "--json"])
-    assert result.exit_code == 1
-    (finding,) = json.loads(result.output)["findings"]
-    assert finding["object"] == "segments/000001/decoder/edge_key/c/0/0/0/0"
-
-
-def test_info(store_path: Path) -> None:
-    result = runner.invoke(cli.app, ["info", str(store_path)])
-    assert result.exit_code == 0
-    for part in ("complete", "12", "site decoder", "2 layers × 4 heads", "decoder/attention", "texts and tokens"):
-        assert part in result.output
-    summary = json.loads(runner.invoke(cli.app, ["info", str(store_path), "--json"]).output)
-    files = [p for p in (store_path / "segments").rglob("*") if p.is_file()]
-    assert summary["bytes_on_disk"] == sum(p.stat().st_size for p in files)
-    stored = sum(stored for stored, raw in summary["arrays"].values())
-    assert summary["bytes_on_disk"] == stored
-    assert summary["n_tokens"] == {"source": sum(1 + (3 * i + j) % 7 for j in range(3) for i in range(4))}
+def install(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    """Register entry points, beside those of headatlas."""
+    own = list(filter(cli.is_own, entry_points(group="headatlas.commands")))
+    others = [EntryPoint(name, value, "headatlas.commands") for name, value in values.items()]
+    monkeypatch.setattr(cli, "entry_points", lambda group: EntryPoints([*others, *own]))
 
 
 def test_a_full_disk_is_a_message_too(store_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -96,7 +67,8 @@ def test_a_mistake_in_a_pattern_is_pointed_at(monkeypatch: pytest.MonkeyPatch, c
     def ask() -> None:
         raise PatternError("unknown name 'kee'", "kee.position == 0", 0, 3)
 
-    monkeypatch.setattr(cli, "command_apps", lambda: [part])
+    plug_in(monkeypatch, "asking", part)
+    install(monkeypatch, asking="plug_in_asking:app")
     assert run_main(monkeypatch, "ask") == 2
     assert capsys.readouterr().err.splitlines() == ["headatlas: unknown name 'kee'", "  kee.position == 0", "  ^^^"]
 
@@ -104,25 +76,15 @@ def test_a_mistake_in_a_pattern_is_pointed_at(monkeypatch: pytest.MonkeyPatch, c
 def test_plug_ins_bring_commands_and_broken_ones_are_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys, store_path: Path
 ) -> None:
-    plug_in = EntryPoint("good", "store_plug_in:app", "headatlas.commands")
-    broken = EntryPoint("broken", "no_such_module:app", "headatlas.commands")
     part = typer.Typer()
     part.command("greet")(lambda: print("hello"))
-    monkeypatch.setitem(sys.modules, "store_plug_in", type(sys)("store_plug_in"))
-    monkeypatch.setattr(sys.modules["store_plug_in"], "app", part, raising=False)
-    monkeypatch.setattr(cli, "entry_points", lambda group: EntryPoints([plug_in, broken]))
+    plug_in(monkeypatch, "good", part)
+    install(monkeypatch, good="plug_in_good:app", broken="no_such_module:app")
     assert run_main(monkeypatch, "greet") == 0
     out, err = capsys.readouterr()
     assert out == "hello\n"
     assert "the commands of broken (no_such_module:app) cannot be loaded" in err
     assert run_main(monkeypatch, "verify", str(store_path)) == 0
-
-
-@pytest.mark.parametrize("command", ["verify", "info"])
-def test_help_has_an_example(command: str) -> None:
-    result = runner.invoke(cli.app, [command, "--help"])
-    assert result.exit_code == 0
-    assert f"headatlas {command} traces/demo" in result.output
 
 
 def test_help_is_cheap() -> None:
@@ -131,3 +93,57 @@ def test_help_is_cheap() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "verify" in done.stdout
+
+
+def test_help_lists_every_command_by_panel(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert run_main(monkeypatch, "--help") == 0
+    listing = capsys.readouterr().out
+    for command in ("demo", "run", "plan", "annotate", "search", "stats", "view", "verify", "info", "merge"):
+        assert f" {command} " in listing
+    panels = [listing.index(f" {panel} ─") for panel in cli.PANELS]
+    assert panels == sorted(panels)
+
+
+def test_a_plug_in_replaces_no_command(monkeypatch: pytest.MonkeyPatch, capsys, store_path: Path) -> None:
+    part = typer.Typer()
+    part.command("verify")(lambda: print("not this one"))
+    plug_in(monkeypatch, "a_verify", part)
+    install(monkeypatch, a_verify="plug_in_a_verify:app")
+    assert run_main(monkeypatch, "verify", str(store_path)) == 0
+    assert "sound" in capsys.readouterr().out
+
+
+def test_a_command_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(installed_packages, "installed_version", lambda name: None)
+    assert run_main(monkeypatch, "run") == 2  # before its arguments are read
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "",
+        "headatlas run needs torch, transformers and safetensors: pip install 'headatlas[pipeline]'\n",
+    )
+    assert run_main(monkeypatch, "view", "traces/demo") == 2
+    assert capsys.readouterr().err.endswith("pip install 'headatlas[viewer]'\n")
+    assert run_main(monkeypatch, "run", "--help") == 0
+    assert "CONFIG" in capsys.readouterr().out
+
+
+def test_a_module_that_needs_its_extra_to_be_imported_is_listed(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    install(monkeypatch, eager="no_such_module:app [pipeline]")
+    assert run_main(monkeypatch, "--help") == 0
+    out, err = capsys.readouterr()
+    assert " eager " in out
+    assert err == ""
+    assert run_main(monkeypatch, "eager") == 2
+    assert "needs headatlas[pipeline], which cannot be imported: No module named" in capsys.readouterr().err
+
+
+def test_version_is_one_line_a_fact(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert run_main(monkeypatch, "--version") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["headatlas", "Python", "edge", "torch", "CPU", "Triton"]
+
+
+def test_version_imports_no_torch() -> None:
+    script = "import sys; sys.argv = ['headatlas', '--version']\nfrom headatlas.store.commands.main import main\ntry: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

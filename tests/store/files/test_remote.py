@@ -20,7 +20,7 @@ from traced_corpus import make_site, make_store
 from typer.testing import CliRunner
 
 from headatlas.store import open_store
-from headatlas.store.commands.main import app
+from headatlas.store.commands.info import app
 from headatlas.store.commands.search import app as query_app
 from headatlas.store.commands.stats import app as stats_app
 from headatlas.store.errors import ConfigError, CorruptSegmentError, FormatError, NotFoundError, RemoteError
@@ -102,7 +102,7 @@ def test_s3_gives_the_same_answers(folder: Path, s3: dict[str, Any], container: 
         plain = h5py.File(fsspec.filesystem("s3", **s3).open(f"{url}/segments/000001/segment.h5"))
     assert np.array_equal(plain["encoder/attention"][1, 2], store.segments[1].read("encoder/attention", (1, 2)))
     monkeypatch.setitem(fsspec.config.conf, "s3", s3)  # as FSSPEC_S3_ENDPOINT_URL and its like do
-    told = json.loads(CliRunner().invoke(app, ["info", url, "--json"]).stdout)
+    told = json.loads(CliRunner().invoke(app, [url, "--json"]).stdout)
     assert told["n_examples"] == 8
     assert 0 < told["bytes_fetched"] < fetched
     found = json.loads(CliRunner().invoke(query_app, ["search", url, PATTERN, "--json"]).stdout)

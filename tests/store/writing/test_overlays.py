@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from headatlas.pipeline.commands.annotate import app as annotate_app
 from headatlas.store import Store, open_store
-from headatlas.store.commands.main import app
+from headatlas.store.commands.info import app as info_app
 from headatlas.store.commands.stats import app as stats_app
+from headatlas.store.commands.verify import app as verify_app
 from headatlas.store.errors import ConfigError, CorruptSegmentError, NotFoundError, ShapeError
 from headatlas.store.patterns import Pattern
 from headatlas.store.reading.data_frames import table_frame
@@ -159,7 +160,7 @@ def test_damaged_overlays_are_added_again(folder: Path) -> None:
         data = bytearray(victim.read_bytes())
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)
-        result = CliRunner().invoke(app, ["verify", str(folder), "--full"])
+        result = CliRunner().invoke(verify_app, [str(folder), "--full"])
         assert result.exit_code == 1
         assert "--repair" not in result.output
         assert ("add_statistic" if name == "confidence" else f"--name {name} --replace") in result.output
@@ -184,7 +185,7 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
     assert json.loads(done.stdout)["kind"] == "word"
     found = store.refresh().search(Pattern.parse("query.twice == 2 * query.word and key.position == 0"))
     assert found.rows == int((store.tokens_frame()["word"] >= 0).sum())
-    assert "column twice" in CliRunner().invoke(app, ["info", str(folder)], env={"COLUMNS": "200"}).stdout
+    assert "column twice" in CliRunner().invoke(info_app, [str(folder)], env={"COLUMNS": "200"}).stdout
 
 
 @pytest.mark.parametrize(
