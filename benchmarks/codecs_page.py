@@ -1,4 +1,4 @@
-"""docs/codecs.md out of what `codecs.py` measured."""
+"""Writer of docs/codecs.md from the measurements of `codecs.py`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Measured:
     model: str
     length: int
     values: dict[str, float]
-    """By column: the costs above, and how far each statistic moves."""
+    """Values by column: the costs above, and the change of each statistic."""
     is_vectors: bool
 
 
 def page(lines: list[Measured], sizes: dict[str, tuple[int, float]], n_tokens: int) -> str:
-    """docs/codecs.md: lines of both tables, bytes and error by codec of a treebank, tokens of text a line."""
+    """Return the page. `sizes` are bytes and error of a treebank by codec; `n_tokens` is the text of a line."""
     machine = machine_facts()
     versions = ", ".join(
         f"{name} {machine['versions'][name]}" for name in ("numpy", "torch") if name in machine["versions"]
@@ -44,7 +44,7 @@ def page(lines: list[Measured], sizes: dict[str, tuple[int, float]], n_tokens: i
         f"| `{codec}` | {presets.get(codec, '')} | {n_bytes / 1e6:.1f} | 1/{exact / n_bytes:.1f} | {error:.2g} |"
         for codec, (n_bytes, error) in sizes.items()
     ]
-    attention, vectors = ([line for line in lines if line.is_vectors == which] for which in (False, True))
+    attention, vectors = ([line for line in lines if line.is_vectors == is_vectors] for is_vectors in (False, True))
     return PAGE.format(
         date=datetime.date.today().isoformat(),
         machine=f"{machine['cpu']}, one thread; {versions}",
@@ -58,7 +58,7 @@ def page(lines: list[Measured], sizes: dict[str, tuple[int, float]], n_tokens: i
 
 
 def _largest(lines: list[Measured], codec: str, column: str) -> str:
-    """The largest number of a column over all lines of a codec, for a sentence."""
+    """Format the largest number of a column over all lines of a codec."""
     return f"{max(line.values[column] for line in lines if line.codec == codec):.2g}"
 
 
