@@ -1,1 +1,1 @@
-"""Benchmarks: each module with a `main` compares things in one run and reports ratios, not clock times to trust."""
+"""Benchmarks. Each module with a `main` compares several ways in one run and reports their ratios."""

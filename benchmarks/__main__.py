@@ -12,22 +12,22 @@ from .inputs import MissingInputError
 
 
 def find_benchmarks() -> dict[str, Callable[[], None]]:
-    """Every module beside this one that has a `main`, by its name."""
-    found = {}
+    """Return the `main` of every module beside this one that has one, by the module's name."""
+    benchmarks = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name != "__main__":
             main = getattr(importlib.import_module(f"benchmarks.{module.name}"), "main", None)
             if main is not None:
-                found[module.name] = main
-    return found
+                benchmarks[module.name] = main
+    return benchmarks
 
 
 def run(names: list[str]) -> None:
-    """Run the benchmarks of these names, or all; one that lacks its input does not keep the others from running."""
+    """Run the benchmarks of these names, or all of them. One that lacks its input is skipped and named at the end."""
     benchmarks = find_benchmarks()
     unknown = [name for name in names if name not in benchmarks]
     if unknown:
-        sys.exit(f"No benchmark is called {', '.join(unknown)}. There are: {', '.join(benchmarks) or 'none yet'}.")
+        sys.exit(f"No benchmark is called {', '.join(unknown)}. Choose from: {', '.join(benchmarks) or 'none yet'}.")
     missing = {}
     for name in names or benchmarks:
         try:

@@ -1,7 +1,7 @@
-"""A Chromium that times what its reader sees: from an event, or from the start of a page, to the paint that shows a change.
+"""A Chromium that times changes of a page: from an event or the start of the page to the paint of the change.
 
-A condition is JavaScript over `find(selector)`, which looks through every shadow root. It is asked once a frame; the time
-is taken after the paint of the frame in which it first holds, so that waiting for a frame counts.
+A condition is JavaScript over `find(selector)`, which searches every shadow root. It is evaluated once a frame. The
+time ends after the paint of the frame in which the condition first holds, so the wait for a frame counts.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ PROBE = """
 
 
 def program() -> str | None:
-    """The system's Chromium, or what HEADATLAS_CHROMIUM names."""
+    """Return the system's Chromium, or the program that HEADATLAS_CHROMIUM names; None if there is none."""
     named = os.environ.get("HEADATLAS_CHROMIUM")
     return shutil.which(named) if named else next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextmanager
 def launched() -> Iterator[Browser]:
-    """A headless Chromium without a GPU."""
+    """Run a headless Chromium without a GPU."""
     from playwright.sync_api import sync_playwright
 
     path = program()
@@ -77,12 +77,12 @@ def launched() -> Iterator[Browser]:
 
 @contextmanager
 def fresh(browser: Browser, served: dict[str, Path] | None = None, on_start: str = "") -> Iterator[Page]:
-    """A page with an empty cache and the probe; `on_start` is a condition that is timed from the start of the page.
+    """Open a page with an empty cache and the probe.
 
-    Requests that leave this machine are answered with the files `served` names by the end of an address
-    (``{"d3.min.js": path}``) and refused else.
+    `on_start` is a condition that is timed from the start of the page. Requests that leave this machine are answered
+    with files of `served`, by the end of the address (``{"d3.min.js": path}``), and refused otherwise.
     """
-    context: BrowserContext = browser.new_context(  # our files forbid what the probe does
+    context: BrowserContext = browser.new_context(  # our pages forbid the probe
         viewport={"width": 1440, "height": 900}, reduced_motion="reduce", bypass_csp=True
     )
     context.set_default_timeout(30_000)
@@ -111,23 +111,23 @@ class Work:
         self._before = self.total_ms()
 
     def total_ms(self) -> float:
-        """Since the page began."""
+        """Return the milliseconds since the page began."""
         metrics = self._session.send("Performance.getMetrics")["metrics"]
         return 1000 * next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
 
     def so_far_ms(self) -> float:
-        """Since this was made."""
+        """Return the milliseconds since this object was made."""
         return self.total_ms() - self._before
 
 
 def took(page: Page, limit_s: float = 60) -> float:
-    """Milliseconds of what the probe waits for; TimeoutError after `limit_s`."""
+    """Return the milliseconds until the condition of the probe held; TimeoutError after `limit_s`."""
     page.wait_for_function("probe.took !== null", polling=50, timeout=1000 * limit_s)
     return float(page.evaluate("probe.took"))
 
 
 def timed(page: Page, types: list[str], act: Callable[[], object], condition: str, limit_s: float = 60) -> float:
-    """Milliseconds from the first event of one of `types` that `act` makes to the paint in which `condition` holds."""
+    """Return the milliseconds from the first event of `types` that `act` causes to the paint with `condition`."""
     page.evaluate("([types, condition]) => probe.sinceEvent(types, condition)", [types, condition])
     act()
     return took(page, limit_s)

@@ -1,12 +1,12 @@
-"""What capture costs beside a plain SDPA forward of the same batches, and beside the naive way of keeping attention.
+"""Speed of capture beside a plain SDPA forward of the same batches, and beside the naive way of keeping attention.
 
-``python -m benchmarks.capture [--models MiniLM,SmolLM2] [--lengths short,512] [--threads 1,2] [--repeats 3]``. Modes are
-interleaved batch by batch in one process. With one thread CPU time counts, encoding and writing included, since a
-segment is committed inside the timed part; with two, wall time. Rows of a case that is not measured stay as they are in
-build/bench/capture.json, so a long run can be cut into parts: ``--parts speed,naive,order,lens,memory``. `naive` is the
-naive way on the batches that a job makes, `order` the same in the corpus's own order, where sentences of all lengths stand
-together: a pass is cut into quarters, and ours and the naive way take turns with them. `lens` is TransformerLens on the
-same batches, in the Python that HEADATLAS_BENCH_LENS names (see `capture_lens.py`).
+``python -m benchmarks.capture [--models MiniLM,SmolLM2] [--lengths short,512] [--threads 1,2] [--repeats 3]``. Modes
+are interleaved batch by batch in one process. With one thread the benchmark compares CPU time, including encoding and
+writing, because each segment is committed inside the timed part. With two threads it compares wall time. Rows of cases
+that are not measured stay in build/bench/capture.json, so a long run can be divided: ``--parts
+speed,naive,order,lens,memory``. `naive` runs the naive way on the batches of a job. `order` runs it in the order of the
+corpus, which mixes sentences of all lengths: both ways take turns with the quarters of a pass. `lens` runs
+TransformerLens on the same batches, in the Python that HEADATLAS_BENCH_LENS names (see `capture_lens.py`).
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from .report import Row, keep_rows
 LENGTHS = ("short", "512")
 PARTS = ("speed", "naive", "order", "lens", "memory")
 TURNS = 4
-"""Parts of a pass, where two ways have batches of their own."""
+"""Parts of a pass if the two ways have different batches."""
 REPEATS = int(os.environ.get("HEADATLAS_BENCH_REPEATS", "3"))
 MEMORY = (("MiniLM", 512), ("SmolLM2", 512), ("SmolLM2", 8192))
 LENS_MISSING = (
     "Set HEADATLAS_BENCH_LENS to a Python that has TransformerLens; benchmarks/capture_lens.py says how to make one."
 )
 MEMORY_GB = 16.0
-"""What a process may take."""
+"""Memory limit of a process."""
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Measure what is asked for, everything without arguments, and write build/bench/capture.json."""
+    """Measure the parts that the arguments name, or all, and write build/bench/capture.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capture", description=__doc__)
     parser.add_argument("--models", default=",".join(MODELS), help="some of: %(default)s")
     parser.add_argument("--lengths", default=",".join(LENGTHS), help="some of: %(default)s")
     parser.add_argument("--threads", default="1,2", help="1: CPU time; more: wall time. Default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="of the modes beside plain. Default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="how often each mode runs. Default: %(default)s")
     parser.add_argument("--parts", help=f"some of: {','.join(PARTS)}; default: all")
     options = parser.parse_args(list(arguments))
     parts = set((options.parts or ",".join(PARTS)).split(","))
@@ -65,9 +65,9 @@ def main(arguments: Sequence[str] = ()) -> None:
         with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
             for model in options.models.split(","):
                 for length in options.lengths.split(",") if parts - {"memory"} else ():
-                    place = Path(folder) / f"{model}-{length}"
-                    place.mkdir()
-                    with open_case(model, length, place) as case:
+                    case_folder = Path(folder) / f"{model}-{length}"
+                    case_folder.mkdir()
+                    with open_case(model, length, case_folder) as case:
                         for n_threads in map(int, options.threads.split(",")):
                             torch.set_num_threads(n_threads)
                             if "speed" in parts:
@@ -87,14 +87,14 @@ def main(arguments: Sequence[str] = ()) -> None:
 
 
 def _way(n_threads: int) -> tuple[Clock, str, str]:
-    """What is compared, in words, and what a row's name ends with."""
+    """Return the clock, its description, and the ending of a row's name."""
     if n_threads == 1:
         return "cpu", "CPU time, 1 thread", ""
     return "wall", f"wall time, {n_threads} threads", f" · {n_threads} threads"
 
 
 def measure(case: Case, n_threads: int, repeats: int) -> list[Row]:
-    """Rows of one case beside the bare model, and how long they took."""
+    """Compare every mode of one case with the bare model."""
     clock, how, suffix = _way(n_threads)
     started = time.monotonic()
     captures = {name: Capture(case, keep) for name, keep in KEEPS.items()}
@@ -119,29 +119,29 @@ def measure(case: Case, n_threads: int, repeats: int) -> list[Row]:
 
 
 def measure_naive(case: Case, n_threads: int, repeats: int) -> list[Row]:
-    """Everything, beside what one writes first."""
+    """Compare full capture with the naive way, on the batches of a job."""
     clock, how, suffix = _way(n_threads)
-    everything, way = Capture(case, KEEPS["everything"]), Naive(case)
-    timings = interleave({"everything": everything.mode, "naive": way.mode}, case.batches, repeats)
+    everything, naive = Capture(case, KEEPS["everything"]), Naive(case)
+    timings = interleave({"everything": everything.mode, "naive": naive.mode}, case.batches, repeats)
     ratio = speed_ratio(timings, "everything", "naive", clock)
     beside = f"eager output_attentions, float16, np.savez_compressed; {how}"
     rows = [Row(f"everything beside naive · {case.name}{suffix}", ratio.median, "×", ratio.spread, beside)]
     if n_threads == 1:
         everything.prepare()
-        rows.append(_bytes_beside(f"attention bytes · {case.name}", everything, way))
+        rows.append(_bytes_beside(f"attention bytes · {case.name}", everything, naive))
     everything.close()
     return rows
 
 
 def measure_file_order(case: Case, n_threads: int, repeats: int) -> list[Row]:
-    """Everything on the batches of a job, beside the naive way on the same examples as the corpus has them."""
+    """Compare full capture on the batches of a job with the naive way on the same examples in corpus order."""
     clock, how, suffix = _way(n_threads)
-    everything, way, batches = Capture(case, KEEPS["everything"]), Naive(case), case.file_batches
+    everything, naive, batches = Capture(case, KEEPS["everything"]), Naive(case), case.file_batches
     n_parts = min(TURNS, len(case.batches), len(batches))
-    ours, theirs = _parts(case.batches, n_parts), _parts(batches, n_parts)
+    own_parts, naive_parts = _parts(case.batches, n_parts), _parts(batches, n_parts)
     modes: dict[str, Mode[int]] = {
-        "everything": Mode(lambda part: _each(everything.step, ours[part]), everything.prepare, everything.finish),
-        "naive": Mode(lambda part: _each(way.step, theirs[part]), way.prepare),
+        "everything": Mode(lambda part: _each(everything.step, own_parts[part]), everything.prepare, everything.finish),
+        "naive": Mode(lambda part: _each(naive.step, naive_parts[part]), naive.prepare),
     }
     timings = interleave(modes, range(n_parts), repeats)
     ratio = speed_ratio(timings, "everything", "naive", clock)
@@ -154,20 +154,20 @@ def measure_file_order(case: Case, n_threads: int, repeats: int) -> list[Row]:
     rows = [Row(f"everything beside naive in file order · {name}", ratio.median, "×", ratio.spread, beside)]
     if n_threads == 1:
         everything.prepare()
-        rows.append(_bytes_beside(f"attention bytes beside naive in file order · {case.name}", everything, way))
+        rows.append(_bytes_beside(f"attention bytes beside naive in file order · {case.name}", everything, naive))
     everything.close()
     return rows
 
 
-def _bytes_beside(name: str, everything: Capture, way: Naive) -> Row:
-    """Ours of attention alone, and all files of the naive way."""
-    ours = sum(n for path, n in everything.stored_bytes.items() if path.endswith("/attention"))
-    beside = f"{way.n_bytes / 1e6:.1f} MB of the naive way; ours {ours / 1e6:.1f} MB"
-    return Row(name, ours / way.n_bytes, "of naive's", None, beside)
+def _bytes_beside(name: str, everything: Capture, naive: Naive) -> Row:
+    """Compare the bytes of our attention with all files of the naive way."""
+    own_bytes = sum(n for path, n in everything.stored_bytes.items() if path.endswith("/attention"))
+    beside = f"{naive.n_bytes / 1e6:.1f} MB of the naive way; ours {own_bytes / 1e6:.1f} MB"
+    return Row(name, own_bytes / naive.n_bytes, "of naive's", None, beside)
 
 
 def _parts(batches: Sequence[BatchPlan], n_parts: int) -> list[Sequence[BatchPlan]]:
-    """Runs of batches, about as many in each."""
+    """Divide batches into runs of about equal number."""
     cuts = [len(batches) * i // n_parts for i in range(n_parts + 1)]
     return [batches[start:stop] for start, stop in itertools.pairwise(cuts)]
 
@@ -178,45 +178,50 @@ def _each(step: Callable[[BatchPlan], object], batches: Sequence[BatchPlan]) -> 
 
 
 def measure_lens(case: Case, repeats: int) -> list[Row]:
-    """TransformerLens, patterns only, beside a plain SDPA forward of the same batches in the same process."""
+    """Compare TransformerLens, patterns only, with a plain SDPA forward of the same batches in the same process."""
     python = os.environ.get("HEADATLAS_BENCH_LENS")
     if not python:
         print(f"TransformerLens is skipped. {LENS_MISSING}")
         return []
     inputs = [case.job.inputs.build([case.job.examples[i] for i in batch.examples]).arguments for batch in case.batches]
-    arrays: dict[str, Any] = {f"ids{i}": one["input_ids"].numpy() for i, one in enumerate(inputs)}
+    arrays: dict[str, Any] = {
+        f"ids{i}": inputs_of_batch["input_ids"].numpy() for i, inputs_of_batch in enumerate(inputs)
+    }
     arrays |= {
-        f"mask{i}": one.get("attention_mask", torch.ones_like(one["input_ids"])).numpy() for i, one in enumerate(inputs)
+        f"mask{i}": inputs_of_batch.get("attention_mask", torch.ones_like(inputs_of_batch["input_ids"])).numpy()
+        for i, inputs_of_batch in enumerate(inputs)
     }
     np.savez(case.folder / "batches.npz", **arrays)
     (site,) = case.job.spec.sites
     model = resolve_model(case.job.config.model.source).path
     setting = {"model": str(model), "threads": 1, "repeats": repeats, "layers": site.n_layers}
     (case.folder / "setting.json").write_text(json.dumps(setting), encoding="utf-8")
-    found = _child([python, str(Path(__file__).with_name("capture_lens.py")), str(case.folder)], {"PYTHONPATH": ""})
-    timings = {name: Timing(**found[name]) for name in ("plain", "lens")}
+    result = _child([python, str(Path(__file__).with_name("capture_lens.py")), str(case.folder)], {"PYTHONPATH": ""})
+    timings = {name: Timing(**result[name]) for name in ("plain", "lens")}
     ratio = speed_ratio(timings, "lens", "plain", "cpu")
-    beside = f"plain SDPA forward; transformer-lens {found['version']}, hook_pattern kept in memory; CPU time, 1 thread"
+    beside = (
+        f"plain SDPA forward; transformer-lens {result['version']}, hook_pattern kept in memory; CPU time, 1 thread"
+    )
     return [Row(f"TransformerLens, patterns · {case.name}", ratio.median, "of its speed", ratio.spread, beside)]
 
 
 def measure_memory(model: str, tokens: int) -> list[Row]:
-    """Peak memory of one batch of long texts: ours, written and committed, and the eager way."""
+    """Measure the peak memory of one batch of long texts: ours, written and committed, and the eager way."""
     rows = []
-    for way in ("ours", "eager"):
-        found = _child([sys.executable, "-m", "benchmarks.capture_memory", way, model, str(tokens), str(MEMORY_GB)])
-        name = f"peak memory, {way} · {model} · {tokens}"
-        if "failed" in found:
-            rows.append(Row(name, MEMORY_GB, "GB were not enough", None, found["failed"]))
+    for mode in ("ours", "eager"):
+        result = _child([sys.executable, "-m", "benchmarks.capture_memory", mode, model, str(tokens), str(MEMORY_GB)])
+        name = f"peak memory, {mode} · {model} · {tokens}"
+        if "failed" in result:
+            rows.append(Row(name, MEMORY_GB, "GB were not enough", None, result["failed"]))
             continue
-        more = (found["peak_bytes"] - found["loaded_bytes"]) / 1e6
-        beside = f"the process; {more:.0f} MB more than with the model loaded, {found['tokens']} tokens"
-        rows.append(Row(name, found["peak_bytes"] / 1e6, "MB", None, beside))
+        more = (result["peak_bytes"] - result["loaded_bytes"]) / 1e6
+        beside = f"the process; {more:.0f} MB more than with the model loaded, {result['tokens']} tokens"
+        rows.append(Row(name, result["peak_bytes"] / 1e6, "MB", None, beside))
     return rows
 
 
 def _child(command: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """What a process of its own prints last, as JSON."""
+    """Run a command and return the last line that it prints, parsed as JSON."""
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
         command, cwd=root, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""What capture is measured on: a model, its batches, and the ways of running them.
+"""Cases for the benchmark of capture: a model, its batches, and the ways of running them.
 
 Sentences are the first of UD English EWT's development set, batched as a job batches them. Long texts are the same
 sentences one after the other, or a text that the caller generated, cut to the same number of tokens.
@@ -49,17 +49,17 @@ N_EXAMPLES = {
     ("MiniLM", "512"): 8,
     ("SmolLM2", "512"): 4,
 }
-"""How many examples a case has: about the segment that a job writes by default, less where that takes minutes."""
+"""Examples of a case: about a default segment of a job, or fewer if that takes minutes."""
 KEEPS = {
     "everything": Keep(),
     "query, key, edges, statistics": Keep(attention=None),
     "query, key": Keep(attention=None, edges=None, statistics=False),
 }
 MAX_TOKENS = {"MiniLM": 2048, "SmolLM2": 1024}
-"""Of a batch of long texts: what a small machine has room for."""
+"""Tokens of a batch of long texts, such that a small machine has room for it."""
 FILE_BATCH = {"MiniLM": 64, "SmolLM2": 32}
-"""Examples of a batch where they are taken as the corpus has them."""
-_CHARACTERS = 12  # more than any tokenizer here needs for a token
+"""Examples of a batch in corpus order."""
+_CHARACTERS = 12  # of a token: more than any tokenizer here needs
 
 
 @dataclass
@@ -75,12 +75,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As rows name it."""
+        """Name of the case in the rows."""
         return f"{self.model} · {self.length}"
 
     @cached_property
     def bare(self) -> PreTrainedModel:
-        """The same model with SDPA and nothing else: what everything is compared with."""
+        """Copy of the model with SDPA and no capture: the baseline of every ratio."""
         bare = copy.deepcopy(self.job.loaded.model)
         bare.set_attn_implementation("sdpa")
         return bare
@@ -92,28 +92,28 @@ class Case:
 
     @property
     def file_batches(self) -> list[BatchPlan]:
-        """The same examples in the corpus's own order, so many a batch, each padded to the longest of its batch."""
+        """Batches of the same examples in corpus order, each padded to its longest text."""
         (counts,) = count_tokens(self.job.examples, self.job.spec).values()
         plans = []
         for start in range(0, len(counts), FILE_BATCH[self.model]):
-            some = counts[start : start + FILE_BATCH[self.model]]
-            which = tuple(range(start, start + len(some)))
-            plans.append(BatchPlan(which, int(some.sum()), len(some) * int(some.max())))
+            lengths = counts[start : start + FILE_BATCH[self.model]]
+            indices = tuple(range(start, start + len(lengths)))
+            plans.append(BatchPlan(indices, int(lengths.sum()), len(lengths) * int(lengths.max())))
         return plans
 
     def run(self, model: PreTrainedModel, batch: BatchPlan, **more: Any) -> Any:
-        """A forward pass of a batch, and what the model returns."""
+        """Run a forward pass of a batch and return the model's result."""
         arguments = self.job.inputs.build([self.job.examples[i] for i in batch.examples]).arguments
         return model(**arguments, **forward_options(model), **more)
 
     @property
     def plain_mode(self) -> Mode[BatchPlan]:
-        """A plain SDPA forward pass, for `interleave`."""
+        """Mode of `interleave` for a plain SDPA forward pass."""
         return Mode(lambda batch: self.run(self.bare, batch))
 
 
 class Switch:
-    """Sends calls to whichever collector is measured."""
+    """Receiver that passes calls to the collector being measured."""
 
     collector: TraceCollector
 
@@ -177,18 +177,18 @@ def open_case(
 
 @dataclass
 class Capture:
-    """Capture with something kept, `written` to a store that is committed within the measured time, or not."""
+    """Capture of a case. If `written`, the traces are committed to a store within the measured time."""
 
     case: Case
     keep: Keep
     written: bool = True
     stored_bytes: dict[str, int] = field(default_factory=dict)
-    """Of the last store, by array."""
+    """Bytes of the last store by array."""
     _buffers: SegmentBuffers | None = None
     _path: Path | None = None
 
     def __post_init__(self) -> None:
-        """A job that differs in what it keeps, sharing everything else."""
+        """Make a job that keeps other arrays and shares everything else."""
         names = self.case.job.spec.statistics if self.keep.statistics else ()
         spec = self.case.job.spec.model_copy(update={"keep": self.keep, "statistics": names})
         self.job = replace(self.case.job, spec=spec)
@@ -199,22 +199,22 @@ class Capture:
 
     @property
     def mode(self) -> Mode[BatchPlan]:
-        """For `interleave`."""
+        """Mode of `interleave`."""
         return Mode(self.step, self.prepare, self.finish if self.written else None)
 
     @property
     def raw_bytes(self) -> dict[str, int]:
-        """Of the arrays, before compression."""
+        """Bytes of each array before compression."""
         return {path: layout.raw_bytes for path, layout in self._segment().layout.items()}
 
     def prepare(self) -> None:
-        """Begin a segment; the store of the one before goes away."""
+        """Begin a segment and delete the store of the segment before."""
         if self._path is not None and self._path.exists():
             self.stored_bytes = stored_bytes(self._path)
             shutil.rmtree(self._path)
         self._path, first = self.case.folder / uuid.uuid4().hex, self._buffers is None
         self._buffers = SegmentBuffers(self.job.spec, self.job.n_tokens, self._pool)
-        if first:  # a job's memory is that of the segments before: pages are not new
+        if first:  # touch the pages: a job reuses the memory of earlier segments
             for array in self._buffers.arrays.values():
                 array.fill(0)
 
@@ -227,7 +227,7 @@ class Capture:
         self._collector.end_pass()
 
     def settle(self) -> None:
-        """Wait until what the batches left is in the segment."""
+        """Wait until all pending traces are in the segment."""
         self._collector.settle()
 
     def finish(self) -> None:
@@ -246,7 +246,7 @@ class Capture:
         write_segment(writer, ComputedSegment(job.segments[0], job.examples, self._segment(), {}))
 
     def close(self) -> None:
-        """Give the memory of a segment back; the store goes away."""
+        """Free the memory of the segment and delete its store."""
         if self._path is not None and self._path.exists():
             shutil.rmtree(self._path)
         self._path, self._buffers, self._pool = None, None, BufferPool()
@@ -257,35 +257,35 @@ class Capture:
 
 
 def stored_bytes(store: Path) -> dict[str, int]:
-    """Bytes of the files of each trace array in a store of one segment."""
-    found: dict[str, int] = {}
+    """Return the bytes on disk of each trace array in a store of one segment."""
+    n_bytes: dict[str, int] = {}
     (segment,) = (store / "segments").iterdir()
     for file in segment.rglob("*"):
         if file.is_file():
             name = "/".join(file.relative_to(segment).parts[:2])
-            found[name] = found.get(name, 0) + file.stat().st_size
-    return found
+            n_bytes[name] = n_bytes.get(name, 0) + file.stat().st_size
+    return n_bytes
 
 
 @dataclass
 class Naive:
-    """What one writes first: eager attention, all layers returned, float16, one compressed npz a batch."""
+    """The naive way: eager attention, all layers returned, float16, one compressed npz file for each batch."""
 
     case: Case
     n_bytes: int = 0
 
     def __post_init__(self) -> None:
-        """A model of its own: asking for attention leaves hooks on a model."""
+        """Copy the model, because a request for attention leaves hooks on it."""
         self._model = copy.deepcopy(self.case.bare)
         self._model.set_attn_implementation("eager")
 
     @property
     def mode(self) -> Mode[BatchPlan]:
-        """For `interleave`."""
+        """Mode of `interleave`."""
         return Mode(self.step, self.prepare)
 
     def prepare(self) -> None:
-        """Forget the files counted so far."""
+        """Reset the count of bytes."""
         self.n_bytes = 0
 
     def step(self, batch: BatchPlan) -> None:
@@ -304,8 +304,8 @@ def _sentences(n_examples: int) -> dict[str, object]:
 def _documents(text: str, n_examples: int, n_tokens: int, folder: Path) -> dict[str, object]:
     """Write a file of running text, one document a line, each longer than `n_tokens`."""
     length = _CHARACTERS * n_tokens
-    text *= 1 + n_examples * length // len(text)  # again and again where that many are asked for
+    text *= 1 + n_examples * length // len(text)  # repeated until it is long enough
     starts = range(0, len(text) - length, length)[:n_examples]
     path = folder / "documents.txt"
-    path.write_text("\n".join(text[at : at + length] for at in starts) + "\n", encoding="utf-8")
+    path.write_text("\n".join(text[start : start + length] for start in starts) + "\n", encoding="utf-8")
     return {"kind": "text", "path": str(path)}

@@ -1,11 +1,12 @@
-"""What capture costs on a GPU: random weights in the shapes of BERT-base, GPT-2 and Llama-3-8B, bfloat16, generated texts.
+"""Speed of capture on a GPU: random weights in the shapes of BERT-base, GPT-2 and Llama-3-8B, generated texts.
 
-``python -m benchmarks.capture_device [--models BERT-base,GPT-2] [--lengths 128,512,4096] [--repeats 5]``. Ways of keeping
-traces take turns with a plain SDPA forward of the same batches in one process, a pass over all of them at a time; wall time, until
-the device is done and every trace is in its place. *Not written*: traces are in the host's memory, where a job's next segment
-would be computed while this one is written. The device's idle share of a pass is what no kernel and no copy on it covers. Where no
-GPU is, it says so and measures nothing; ``--device cpu --small`` runs the same code on tiny models. Llama-3-8B takes 40 GB of
-the device, and at 4,096 tokens 110 GB of the host's memory, or half of that with ``--batches 1``.
+``python -m benchmarks.capture_device [--models BERT-base,GPT-2] [--lengths 128,512,4096] [--repeats 5]``. Ways of
+keeping traces take turns with a plain SDPA forward of the same batches in one process, one pass over all batches each.
+Rows compare wall time until the device is idle and every trace is in the segment. *Not written*: traces stay in the
+host's memory; a job writes them while it computes the next segment. The idle share of a pass is the time that no kernel
+and no copy on the device covers. Without a GPU the benchmark says so and measures nothing; ``--device cpu --small``
+runs the same code on tiny models. Llama-3-8B takes 40 GB of the device, and at 4,096 tokens 110 GB of the host's
+memory, or half of that with ``--batches 1``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .interleave import Mode, interleave, speed_ratio
 from .report import Row, keep_rows
 
 BATCH_TOKENS = 8192
-"""Of a batch: many texts of 128 tokens, two of 4,096."""
+"""Tokens of a batch: many texts of 128 tokens, or two of 4,096."""
 SMALL: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL_GPT2: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4}
 LLAMA: dict[str, Any] = {
@@ -39,7 +40,7 @@ LLAMA: dict[str, Any] = {
 
 
 def make_model(name: str, n_tokens: int, device: torch.device, *, small: bool = False) -> LoadedModel:
-    """A model of a known shape and random weights, for texts of up to `n_tokens`, with the tokenizer of MiniLM."""
+    """Make a model of a known shape with random weights and MiniLM's tokenizer, for texts of up to `n_tokens`."""
     from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig
 
     tokenizer = load_model(MODELS["MiniLM"], device="cpu").tokenizer
@@ -47,13 +48,13 @@ def make_model(name: str, n_tokens: int, device: torch.device, *, small: bool = 
     tokenizer.model_max_length = n_tokens
     longest: dict[str, Any] = {"max_position_embeddings": n_tokens}
     grouped = SMALL | {"num_key_value_heads": 2} if small else LLAMA
-    known: dict[str, tuple[Any, dict[str, Any]]] = {
+    models: dict[str, tuple[Any, dict[str, Any]]] = {
         "BERT-base": (BertConfig, longest | (SMALL if small else {})),
         "GPT-2": (GPT2Config, {"n_positions": n_tokens} | (SMALL_GPT2 if small else {})),
         "Llama-3-8B": (LlamaConfig, longest | grouped),
     }
-    kind, shape = known[name]
-    config = kind(**shape)
+    config_class, shape = models[name]
+    config = config_class(**shape)
     config.pad_token_id = tokenizer.pad_token_id
     with device:
         model = AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval()
@@ -61,7 +62,7 @@ def make_model(name: str, n_tokens: int, device: torch.device, *, small: bool = 
 
 
 def measure(case: Case, device: torch.device, repeats: int) -> list[Row]:
-    """Rows of one case beside the bare model."""
+    """Compare every way of keeping traces with the bare model."""
 
     def passing(
         step: Callable[[BatchPlan], object], settle: Callable[[], None] = lambda: None
@@ -83,9 +84,9 @@ def measure(case: Case, device: torch.device, repeats: int) -> list[Row]:
         for name, c in captures.items()
     }
     timings = interleave(modes, [case.batches], repeats)
-    where = f"{device.type}, bfloat16"
+    setting = f"{device.type}, bfloat16"
     beside = (
-        f"plain SDPA forward, {len(case.job.examples)} generated texts, {case.n_tokens:,} tokens, wall time, {where}"
+        f"plain SDPA forward, {len(case.job.examples)} generated texts, {case.n_tokens:,} tokens, wall time, {setting}"
     )
     rows = []
     for name, capture in captures.items():
@@ -94,16 +95,16 @@ def measure(case: Case, device: torch.device, repeats: int) -> list[Row]:
         if device.type == "cuda" and not capture.written:
             capture.prepare()
             share = idle_share(lambda run=modes[name].step: run(case.batches))
-            rows.append(Row(f"idle, {name} · {case.name} · cuda", share, "of the time", None, f"of a pass; {where}"))
+            rows.append(Row(f"idle, {name} · {case.name} · cuda", share, "of the time", None, f"of a pass; {setting}"))
         capture.close()
     seconds = sorted(timings["plain"].wall_s)
     spread = (seconds[0], seconds[-1])
-    rows.append(Row(f"plain · {case.name} · {device.type}", seconds[len(seconds) // 2], "s", spread, where))
+    rows.append(Row(f"plain · {case.name} · {device.type}", seconds[len(seconds) // 2], "s", spread, setting))
     return rows
 
 
 def idle_share(work: Callable[[], object]) -> float:
-    """The share of the time of `work` that nothing on the device covers, 0 to 1."""
+    """Share of the time of `work` during which the device is idle, 0 to 1."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -111,11 +112,11 @@ def idle_share(work: Callable[[], object]) -> float:
         work()
         microseconds = (time.perf_counter() - started) * 1e6
     on_device = [event.time_range for event in profiler.events() or () if event.device_type.name == "CUDA"]
-    return max(0.0, 1 - covered((one.start, one.end) for one in on_device) / microseconds)
+    return max(0.0, 1 - covered((interval.start, interval.end) for interval in on_device) / microseconds)
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:
-    """How much of a line these (start, stop) cover; what several cover counts once."""
+    """Length of the union of intervals (start, stop)."""
     total, reached = 0.0, float("-inf")
     for start, stop in sorted(intervals):
         total += max(0.0, stop - max(start, reached))
@@ -124,28 +125,30 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Measure what is asked for and keep the rows in build/bench/capture-device.json."""
+    """Measure the models and lengths that the arguments name; rows go to build/bench/capture-device.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capture_device", description=__doc__)
     parser.add_argument("--models", default="BERT-base,GPT-2,Llama-3-8B", help="some of: %(default)s")
     parser.add_argument("--lengths", default="128,512,4096", help="tokens of a text. Default: %(default)s")
-    parser.add_argument("--batches", type=int, default=2, help="of 8,192 tokens, a pass. Default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=5, help="of every way. Default: %(default)s")
+    parser.add_argument(
+        "--batches", type=int, default=2, help="batches of 8,192 tokens in a pass. Default: %(default)s"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of every way. Default: %(default)s")
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
-    parser.add_argument("--small", action="store_true", help="tiny models, two texts: does it run?")
+    parser.add_argument("--small", action="store_true", help="tiny models and two texts, to try the code")
     options = parser.parse_args(list(arguments))
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("capture on a GPU: left out; PyTorch sees none here")
+        print("Capture on a GPU is skipped: PyTorch finds no GPU.")
         return
     with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
         for model in options.models.split(","):
             for n_tokens in map(int, options.lengths.split(",")):
-                place = Path(folder) / f"{model}-{n_tokens}"
-                place.mkdir()
+                case_folder = Path(folder) / f"{model}-{n_tokens}"
+                case_folder.mkdir()
                 loaded = make_model(model, n_tokens, device, small=options.small)
                 n_examples = 2 if options.small else options.batches * max(1, BATCH_TOKENS // n_tokens)
                 text = generated_text(n_examples * n_tokens)
-                with open_case(model, str(n_tokens), place, n_examples, loaded, BATCH_TOKENS, text) as case:
+                with open_case(model, str(n_tokens), case_folder, n_examples, loaded, BATCH_TOKENS, text) as case:
                     keep_rows(measure(case, device, options.repeats), "capture-device")
 
 

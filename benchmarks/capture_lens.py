@@ -1,9 +1,9 @@
 """TransformerLens's `run_with_cache` beside a plain SDPA forward, in a Python of its own that has transformer-lens.
 
-``PYTHON benchmarks/capture_lens.py FOLDER`` is run by `capture.py`; the two cannot share an environment for long, since
+``PYTHON benchmarks/capture_lens.py FOLDER`` is run by `capture.py`. The two need separate environments, because
 TransformerLens pins versions. `FOLDER` holds ``setting.json`` (model, threads, repeats) and ``batches.npz``; the last
-line printed is ``{"plain": seconds of each repeat, "lens": …, "version": …}``. Make such an environment with
-``python -m venv LENS && LENS/bin/pip install transformer-lens==4.3.0 -c constraints.txt``.
+line printed is ``{"plain": seconds of each repeat, "lens": …, "version": …}``. Make such an environment with ``python
+-m venv LENS && LENS/bin/pip install transformer-lens==4.3.0 -c constraints.txt``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from interleave import Mode, interleave  # itself of the standard library alone
+from interleave import Mode, interleave  # it needs the standard library alone
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def main(folder: Path) -> None:
-    """Time both on all batches."""
+    """Time both on all batches and print the result."""
     setting = json.loads((folder / "setting.json").read_text(encoding="utf-8"))
     torch.set_num_threads(setting["threads"])
     auto = importlib.import_module("transformers").AutoModel
@@ -48,8 +48,8 @@ def main(folder: Path) -> None:
 
     with torch.inference_mode():
         timings = interleave({"plain": Mode(run_plain), "lens": Mode(run_lens)}, batches, setting["repeats"])
-    found = {name: asdict(timing) for name, timing in timings.items()}
-    print(json.dumps({**found, "version": metadata.version("transformer-lens")}))
+    seconds = {name: asdict(timing) for name, timing in timings.items()}
+    print(json.dumps({**seconds, "version": metadata.version("transformer-lens")}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How much memory one way of keeping attention takes: ``python -m benchmarks.capture_memory WAY MODEL TOKENS GB``.
+"""Peak memory of one way of keeping attention: ``python -m benchmarks.capture_memory WAY MODEL TOKENS GB``.
 
-A process of its own for each, run by `capture.py`: memory is that of the process and is never given back whole. `WAY` is
-"ours" (captured, written and committed), "eager" (all maps of one batch in memory) or "plain". One batch of texts of
-`TOKENS` tokens; no more than `GB` may be taken. The last line printed is ``{"loaded_bytes", "peak_bytes", "tokens"}``, or
-``{"failed": why}``.
+`capture.py` runs a process for each way, because a process never returns all of its memory. `WAY` is "ours" (captured,
+written and committed), "eager" (all maps of one batch in memory) or "plain". The process runs one batch of texts of
+`TOKENS` tokens, within a limit of `GB`. The last line printed is ``{"loaded_bytes", "peak_bytes", "tokens"}``, or
+``{"failed": reason}``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from headatlas.store.schema.traces import Keep
 from .capture_cases import MAX_TOKENS, Capture, open_case
 
 KEEPS = {512: Keep(), 8192: Keep(attention=None)}
-"""What ours keeps: at 8,192 tokens attention alone would be gigabytes on disk."""
+"""Arrays that our way keeps. At 8,192 tokens attention alone would take gigabytes on disk."""
 
 
-def main(way: str, model: str, tokens: int, limit_gb: float) -> None:
-    """Run one batch, and print what it took."""
+def main(mode: str, model: str, tokens: int, limit_gb: float) -> None:
+    """Run one batch and print its memory."""
     torch.set_num_threads(1)
     limit = int(limit_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -35,17 +35,17 @@ def main(way: str, model: str, tokens: int, limit_gb: float) -> None:
         open_case(model, str(tokens), Path(folder), n_examples) as case,
     ):
         (batch,), own = case.batches, case.job.loaded.model
-        if way == "ours":
+        if mode == "ours":
             capture = Capture(case, KEEPS[tokens])
             loaded = _reset_peak()
             capture.prepare()
             capture.step(batch)
             capture.finish()
         else:
-            own.set_attn_implementation("sdpa" if way == "plain" else "eager")
+            own.set_attn_implementation("sdpa" if mode == "plain" else "eager")
             loaded = _reset_peak()
             try:
-                case.run(own, batch, **({} if way == "plain" else {"output_attentions": True}))
+                case.run(own, batch, **({} if mode == "plain" else {"output_attentions": True}))
             except (RuntimeError, MemoryError) as error:
                 print(json.dumps({"failed": str(error).splitlines()[0][:200]}))
                 return
@@ -53,7 +53,7 @@ def main(way: str, model: str, tokens: int, limit_gb: float) -> None:
 
 
 def _reset_peak() -> int:
-    """Let the largest memory be what is taken now."""
+    """Reset the peak to the present memory, and return that."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _memory("VmRSS")
 

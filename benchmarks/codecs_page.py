@@ -48,7 +48,7 @@ def page(lines: list[Measured], sizes: dict[str, tuple[int, float]], n_tokens: i
         f"| `{codec}` | {presets.get(codec, '')} | {n_bytes / 1e6:.1f} | 1/{exact / n_bytes:.1f} | {error:.2g} |"
         for codec, (n_bytes, error) in sizes.items()
     ]
-    attention, vectors = ([line for line in lines if line.is_vectors == flag] for flag in (False, True))
+    attention, vectors = ([line for line in lines if line.is_vectors == is_vectors] for is_vectors in (False, True))
     return PAGE.format(
         date=datetime.date.today().isoformat(),
         machine=f"{machine['cpu']}, one thread; {versions}",

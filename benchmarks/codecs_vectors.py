@@ -1,6 +1,6 @@
 """Query and key in each codec: bits and errors of the numbers, and the attention that is rebuilt from them.
 
-Also what `codecs.py` holds attention against: the weights of a model in float32, and how far statistics move.
+`Truth` and `changes` serve `codecs.py` too: the weights of a model in float32, and the change of each statistic.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from headatlas.store.statistics.definitions import head_statistics
 
 @dataclass(frozen=True)
 class Truth:
-    """What a model computed over `n` blocks of `length` tokens, in float32, and the statistics of its attention."""
+    """Traces of a model over `n` blocks of `length` tokens, in float32, and the statistics of its attention."""
 
     site: Site
     n: int
@@ -42,26 +42,26 @@ class Truth:
 
     @staticmethod
     def of(site: Site, arrays: dict[str, np.ndarray], n: int, length: int, layers: range) -> Truth:
-        """Out of captured arrays of all layers."""
+        """Select the layers from captured arrays of all layers."""
         chosen = {name: array[layers.start : layers.stop : layers.step] for name, array in arrays.items()}
         query, key, rows = (
             chosen[name].reshape(*chosen[name].shape[:2], n, length, *chosen[name].shape[3:])
             for name in ("query", "key", "logsumexp")
         )
-        found = statistics(site, chosen["attention"], n, length)
-        return Truth(site, n, length, layers, chosen["attention"], query, key, rows, found)
+        means = statistics(site, chosen["attention"], n, length)
+        return Truth(site, n, length, layers, chosen["attention"], query, key, rows, means)
 
 
-def errors(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
-    """Largest and mean absolute error."""
-    error = np.abs(found - exact)
+def errors(decoded: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    """Return the largest and the mean absolute error."""
+    error = np.abs(decoded - exact)
     return float(error.max()), float(error.mean(dtype=np.float64))
 
 
 def changes(truth: Truth, weights: np.ndarray) -> dict[str, float]:
-    """How far the mean of each statistic moves, in the head where it moves most."""
-    found = statistics(truth.site, weights, truth.n, truth.length)
-    moved = np.nan_to_num(np.abs(found - truth.statistics)).max(axis=1).tolist()
+    """Return the change of each statistic's mean, in the head where it changes most."""
+    means = statistics(truth.site, weights, truth.n, truth.length)
+    moved = np.nan_to_num(np.abs(means - truth.statistics)).max(axis=1).tolist()
     return dict(zip(STATISTIC_NAMES, moved, strict=True))
 
 
@@ -78,8 +78,8 @@ def statistics(site: Site, weights: np.ndarray, n: int, length: int) -> np.ndarr
 
 
 def measure_vectors(truth: Truth) -> dict[str, dict[str, float]]:
-    """Columns by codec."""
-    found: dict[str, dict[str, float]] = {}
+    """Measure the codecs of query and key; returns the columns of each."""
+    columns_by_codec: dict[str, dict[str, float]] = {}
     exact = {"query": truth.query, "key": truth.key}
     n_values = sum(array.size for array in exact.values())
     for codec in VECTOR_BOUNDS:
@@ -95,7 +95,7 @@ def measure_vectors(truth: Truth) -> dict[str, dict[str, float]]:
         rebuilt = rebuild(truth, codec, decoded, scales)
         seconds = time.process_time() - done
         largest, mean = errors(rebuilt, truth.attention)
-        found[codec] = {
+        columns_by_codec[codec] = {
             "bits": 8 * n_bytes / n_values,
             "max": max(part[0] for part in parts),
             "mean": float(np.average([part[1] for part in parts], weights=sizes)),
@@ -107,23 +107,25 @@ def measure_vectors(truth: Truth) -> dict[str, dict[str, float]]:
             "rebuild": truth.attention.nbytes / 1e6 / max(seconds, 1e-6),
         } | changes(truth, rebuilt)
         if codec == "float32":
-            del found[codec]["decode"]  # nothing is done
-    return found
+            del columns_by_codec[codec]["decode"]  # it does nothing
+    return columns_by_codec
 
 
 def rebuild(
     truth: Truth, codec: str, decoded: dict[str, np.ndarray], scales: dict[str, np.ndarray | None]
 ) -> np.ndarray:
-    """Attention [layer, head, pair] from query and key that went through a codec."""
+    """Rebuild attention [layer, head, pair] from decoded query and key."""
     site, length = truth.site, truth.length
     rows = np.tri(length, dtype=bool) if site.causal else np.ones((length, length), bool)
     maps = np.empty((len(truth.layers), site.n_heads, truth.n, int(rows.sum())), np.float32)
-    for (at, layer), block in ((pair, block) for pair in enumerate(truth.layers) for block in range(truth.n)):
+    for (index, layer), block in ((pair, block) for pair in enumerate(truth.layers) for block in range(truth.n)):
         query, key = (
-            Vectors(decoded[name][at, :, block], VECTOR_BOUNDS[codec], None if scale is None else scale[at, :, block])
+            Vectors(
+                decoded[name][index, :, block], VECTOR_BOUNDS[codec], None if scale is None else scale[index, :, block]
+            )
             for name, scale in scales.items()
         )
-        found = RebuiltRows(query, truth.logsumexp[at, :, block], site, layer, np.arange(length), length)
-        tile = found.tile(key.repeat(site.n_heads // site.n_kv_heads), bounded=False)
-        maps[at, :, block] = tile.weights[:, rows]
+        rebuilt_rows = RebuiltRows(query, truth.logsumexp[index, :, block], site, layer, np.arange(length), length)
+        tile = rebuilt_rows.tile(key.repeat(site.n_heads // site.n_kv_heads), bounded=False)
+        maps[index, :, block] = tile.weights[:, rows]
     return maps.reshape(len(truth.layers), site.n_heads, -1)

@@ -1,8 +1,8 @@
 """Time several ways of doing the same work side by side, so that a busy machine slows all of them alike.
 
-Every step runs all modes once, in an order that rotates from step to step; a mode's thread must be done when its call
-returns, or its work is charged to the next. CPU time (user and system, all threads of the process) is what to compare
-on a shared machine; wall time shows what overlap wins.
+Every step runs all modes once, in an order that rotates from step to step. A mode's threads must be done when its call
+returns; otherwise their work is charged to the next mode. Compare CPU time (user and system, all threads of the
+process) on a shared machine. Wall time shows the gain from overlap.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Timing:
     wall_s: list[float] = field(default_factory=list)
 
     def seconds(self, clock: Clock) -> list[float]:
-        """The times of that clock."""
+        """Return the times of a clock."""
         return self.cpu_s if clock == "cpu" else self.wall_s
 
 
@@ -54,7 +54,7 @@ class Ratio:
 def interleave(modes: Mapping[str, Mode[Item]], items: Sequence[Item], repeats: int = 3) -> dict[str, Timing]:
     """Do all items in every mode, `repeats` times, after one untimed step of each mode to warm up.
 
-    A mode whose state is spoilt by the warm-up step resets it in `prepare`.
+    If the warm-up step changes the state of a mode, its `prepare` must reset it.
     """
     if not modes or not items or repeats < 1:
         raise ValueError(f"{len(modes)} modes, {len(items)} items, {repeats} repeats: there must be one of each")
@@ -93,15 +93,15 @@ def interleave(modes: Mapping[str, Mode[Item]], items: Sequence[Item], repeats: 
 
 
 def rotated(names: Sequence[str], by: int) -> list[str]:
-    """`names` starting `by` places later, around the end."""
+    """Rotate `names` to the left by `by` positions."""
     by %= len(names)
     return [*names[by:], *names[:by]]
 
 
 def speed_ratio(timings: Mapping[str, Timing], mode: str, beside: str, clock: Clock = "cpu") -> Ratio:
-    """How fast `mode` is beside another: 1 is the same, below 1 slower. Repeats are compared pair by pair."""
+    """Speed of `mode` relative to another: 1 is equal, below 1 is slower. Repeats are compared pair by pair."""
     pairs = zip(timings[mode].seconds(clock), timings[beside].seconds(clock), strict=True)
-    ratios = [other / own for own, other in pairs]
+    ratios = [base / own for own, base in pairs]
     return Ratio(statistics.median(ratios), (min(ratios), max(ratios)))
 
 

@@ -1,4 +1,4 @@
-"""What one layer of fused attention costs beside SDPA, and beside SDPA with a plain torch reduction.
+"""Cost of one layer of fused attention beside SDPA, and beside SDPA with a plain torch reduction.
 
 Shapes of MiniLM (12 heads of 32, all keys) and SmolLM2 (9 heads over 3 key heads of 64, causal), one torch thread, CPU
 time, interleaved. Rows give the speed relative to SDPA, transposed output included, which is all a plain model does;
@@ -88,7 +88,7 @@ def measure(shape: Shape) -> list[Row]:
 
 
 def make_modes(shape: Shape) -> tuple[dict[str, Callable[[], object]], int]:
-    """The ways to do the layer, and how many weights it has (of those that are stored)."""
+    """Return the ways to compute the layer, and the number of weights that are stored."""
     lengths, n, n_tokens = shape.lengths, shape.n_examples, shape.n_tokens
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
@@ -113,8 +113,8 @@ def make_modes(shape: Shape) -> tuple[dict[str, Callable[[], object]], int]:
     mask = visible(shape)
     scaling = shape.d_head**-0.5
 
-    def fused(**kept: np.ndarray | tuple[str, ...]) -> Callable[[], object]:
-        into = Destination(**kept)  # type: ignore[arg-type]
+    def fused(**arrays: np.ndarray | tuple[str, ...]) -> Callable[[], object]:
+        into = Destination(**arrays)  # type: ignore[arg-type]
         inputs = AttentionInputs(query, key, value, scaling)
         return lambda: prepare_attention(inputs, placement, into).run()
 
@@ -142,14 +142,16 @@ def make_modes(shape: Shape) -> tuple[dict[str, Callable[[], object]], int]:
 
 
 def visible(shape: Shape) -> Tensor:
-    """What each query sees, bool [example, 1, query_pos, key_pos]."""
+    """Mask of the keys that each query sees, bool [example, 1, query_pos, key_pos]."""
     keys = torch.arange(shape.n_tokens) < torch.from_numpy(shape.lengths)[:, None]
-    seen = keys[:, None, None, :].expand(-1, 1, shape.n_tokens, -1)
-    return seen & torch.ones(shape.n_tokens, shape.n_tokens, dtype=torch.bool).tril() if shape.causal else seen
+    is_visible = keys[:, None, None, :].expand(-1, 1, shape.n_tokens, -1)
+    return (
+        is_visible & torch.ones(shape.n_tokens, shape.n_tokens, dtype=torch.bool).tril() if shape.causal else is_visible
+    )
 
 
 def torch_reduction(query: Tensor, key: Tensor, mask: Tensor, scaling: float, special: Tensor) -> tuple[Tensor, ...]:
-    """All that the kernel keeps, the plain way, padding included."""
+    """Compute the kernel's arrays with whole-tensor operations, including padding."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = (query @ key.transpose(2, 3) * scaling).masked_fill_(~mask, torch.finfo(torch.float32).min)
     logsumexp = scores.logsumexp(-1, keepdim=True)

@@ -1,9 +1,10 @@
-"""What reading a store behind a URL fetches: bytes and requests of each kind of question, Zarr beside HDF5.
+"""Traffic of reading a store behind a URL: bytes and requests of each kind of question, Zarr beside HDF5.
 
-A store is put on an S3-compatible server of this machine (moto) in both containers. Each line is a fresh `open_store`,
-nothing kept from before; the two containers must answer alike. Counts only, since a server of this machine has no
-distance: bytes, requests, and waits, which are requests (or many at once) that had to be answered before the next.
-``HEADATLAS_BENCH_STORE`` names a store to take, as for `reads`; else one is made.
+A store is put on an S3-compatible server of this machine (moto) in both containers. Each line is a fresh `open_store`
+with empty caches, and both containers must give the same answer. The benchmark counts and does not time, because a
+server of this machine has no latency. It counts bytes, requests, and waits: a wait is one request, or several sent at
+once, that must be answered before the next can be sent. ``HEADATLAS_BENCH_STORE`` names a store to take, as for
+`reads`; else one is made.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from .report import Row, described, report
 
 BUCKET = "s3://bucket"
 EDGE_PATTERN = 'key.word == query.head and query.deprel == "nsubj"'
-"""Needs a treebank; `ATTENTION_PATTERN` any store."""
+"""Pattern that needs a treebank; `ATTENTION_PATTERN` works on any store."""
 ATTENTION_PATTERN = "key.position == query.position - 1"
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as name, serve() as options:
         folder = Path(name)
         source = open_store(os.environ.get("HEADATLAS_BENCH_STORE") or make_store(folder / "made"))
-        found: dict[str, dict[str, Counts]] = {}
+        counts_by_question: dict[str, dict[str, Counts]] = {}
         answers: dict[str, Any] = {}
         for container in ("zarr", "hdf5"):
             convert_store(source.path, folder / container, container=container)
@@ -56,12 +57,12 @@ def main() -> None:
                 with counting_waits() as waits:
                     answer, n_bytes, n_requests = ask(url, options)
                 if not same(answers.setdefault(question, answer), answer):
-                    raise SystemExit(f"{question}: {container} answers otherwise.")
-                found.setdefault(question, {})[container] = Counts(n_bytes, n_requests, len(waits))
+                    raise SystemExit(f"{question}: the answer of {container} differs from that of zarr.")
+                counts_by_question.setdefault(question, {})[container] = Counts(n_bytes, n_requests, len(waits))
             bucket.rm(url, recursive=True)
-    show(found, source)
+    show(counts_by_question, source)
     rows = []
-    for question, containers in found.items():
+    for question, containers in counts_by_question.items():
         for container, counts in containers.items():
             rows += [Row(f"{question} · {container}", value, unit) for unit, value in counts._asdict().items()]
     report("network", rows, shown=False, measured=described(source))
@@ -69,7 +70,7 @@ def main() -> None:
 
 @contextmanager
 def serve() -> Iterator[dict[str, Any]]:
-    """A server with an empty bucket; gives fsspec's options."""
+    """Run a server with an empty bucket; yields the options for fsspec."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -79,7 +80,7 @@ def serve() -> Iterator[dict[str, Any]]:
     options = {"endpoint_url": f"http://{host}:{port}", "key": "key", "secret": "secret"}
     fsspec.filesystem("s3", **options).mkdir("bucket")
     before = fsspec.config.conf.get("s3")
-    fsspec.config.conf["s3"] = options  # commands take a URL alone
+    fsspec.config.conf["s3"] = options  # commands take a URL without options
     try:
         yield options
     finally:
@@ -88,7 +89,7 @@ def serve() -> Iterator[dict[str, Any]]:
 
 
 class Counts(NamedTuple):
-    """What an answer took."""
+    """Traffic of one answer."""
 
     bytes: int
     requests: int
@@ -97,7 +98,7 @@ class Counts(NamedTuple):
 
 @contextmanager
 def counting_waits() -> Iterator[list[None]]:
-    """One entry for each time that something was waited for."""
+    """Count waits; yields a list with one entry for each."""
     waits: list[None] = []
     before = {name: getattr(RemoteSource, name) for name in ("fetch", "manifest_numbers")}
 
@@ -118,13 +119,13 @@ def counting_waits() -> Iterator[list[None]]:
 
 
 Ask = Callable[[str, dict[str, Any]], tuple[Any, int, int]]
-"""A question to a URL with its options: the answer, and the bytes and requests that it took."""
+"""Function that asks a store at a URL; returns the answer, its bytes and its requests."""
 
 
-def questions(here: Store) -> dict[str, Ask]:
-    """What is asked of a store that is opened anew."""
-    example = here.n_examples * 3 // 4
-    site = here.site()
+def questions(local_store: Store) -> dict[str, Ask]:
+    """Return the questions; each opens the store anew."""
+    example = local_store.n_examples * 3 // 4
+    site = local_store.site()
     layer, head = site.n_layers // 2, min(5, site.n_heads - 1)
 
     def of(ask: Callable[[Store], Any]) -> Ask:
@@ -135,7 +136,7 @@ def questions(here: Store) -> dict[str, Ask]:
 
         return counted
 
-    found = {
+    asks = {
         "open": of(lambda store: store.n_examples),
         "`headatlas info`": command(info_app),
         f"one example, one head (`examples[{example}].attention({layer}, {head})`)": of(
@@ -148,41 +149,41 @@ def questions(here: Store) -> dict[str, Ask]:
         "`Store.statistics()`": of(lambda store: np.stack([v.values for v in store.statistics().data_vars.values()])),
         "`headatlas stats`": command(statistics_app, "stats"),
     }
-    if "deprel" in here.segments[0].tokens().word_columns:
-        found[f"search, stored edges (`{EDGE_PATTERN}`)"] = of(
+    if "deprel" in local_store.segments[0].tokens().word_columns:
+        asks[f"search, stored edges (`{EDGE_PATTERN}`)"] = of(
             lambda store: search(store, EDGE_PATTERN, basis="edges").table("mass")
         )
-    found[f"search, whole attention (`{ATTENTION_PATTERN}`)"] = of(
+    asks[f"search, whole attention (`{ATTENTION_PATTERN}`)"] = of(
         lambda store: store.search(ATTENTION_PATTERN).table("mass")
     )
-    return found
+    return asks
 
 
 def command(app: Any, *names: str) -> Ask:
-    """Call a command with ``--json``; an app of a single command takes no name."""
+    """Return a question that runs a command with ``--json``; an app of a single command takes no name."""
 
     def run(url: str, options: dict[str, Any]) -> tuple[Any, int, int]:
         result = CliRunner().invoke(app, [*names, url, "--json"])
-        told = json.loads(result.stdout)
-        return told.get("heads", told.get("n_examples")), told["bytes_fetched"], told["requests"]
+        answer = json.loads(result.stdout)
+        return answer.get("heads", answer.get("n_examples")), answer["bytes_fetched"], answer["requests"]
 
     return run
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two answers are equal."""
-    if hasattr(one, "equals"):
-        return one.equals(other)
-    return np.array_equal(one, other, equal_nan=True) if isinstance(one, np.ndarray) else one == other
+def same(first: Any, second: Any) -> bool:
+    """Return True if two answers are equal."""
+    if hasattr(first, "equals"):
+        return first.equals(second)
+    return np.array_equal(first, second, equal_nan=True) if isinstance(first, np.ndarray) else first == second
 
 
-def show(found: dict[str, dict[str, Counts]], store: Store) -> None:
+def show(counts_by_question: dict[str, dict[str, Counts]], store: Store) -> None:
     """Print the table of docs/benchmarks.md."""
-    table = Table("what", title=f"over a network: {store.bytes_on_disk:,} bytes, {len(store.segments)} segments")
+    table = Table("question", title=f"over a network: {store.bytes_on_disk:,} bytes, {len(store.segments)} segments")
     for container in ("zarr", "hdf5"):
         for column in ("bytes", "of the store", "requests", "waits"):
             table.add_column(f"{container}, {column}", justify="right")
-    for question, containers in found.items():
+    for question, containers in counts_by_question.items():
         cells = []
         for counts in containers.values():
             cells += [f"{counts.bytes:,}", f"{counts.bytes / store.bytes_on_disk:.3%}", *map(str, counts[1:])]

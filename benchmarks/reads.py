@@ -1,12 +1,13 @@
-"""What reading costs: one example, one head of all, opening; beside `np.load` of a padded array and plain h5py.
+"""Cost of reading: one example, one head of all, opening; beside `np.load` of a padded array and plain h5py.
 
-The same weights lie in five places: a headatlas store in each container, a float16 array [example, layer, head, query, key]
-padded to the longest example (`np.load`, memory-mapped), and that array in HDF5 with gzip and with zstd, a chunk a map.
-Every read gives float32 maps without padding. Pages are warm: each read is done once before it is timed. The store is open
-and lengths are known, but nothing decoded is kept: attention goes through no cache. CPU time, interleaved read by read.
+The same weights are stored in five forms: a headatlas store in each container, a float16 array [example, layer, head,
+query, key] padded to the longest example (`np.load`, memory-mapped), and that array in HDF5 with gzip and with zstd, a
+chunk a map. Every read returns float32 maps without padding. Each read is done once before it is timed, so that the
+page cache is warm. The store is open and its lengths are in memory, but decoded attention is not cached. CPU time,
+interleaved read by read.
 
-``HEADATLAS_BENCH_STORE`` names a store to take (attention must be kept); else one is made: MiniLM over the sentences of
-UD English EWT's development set, and without that the benchmark stops. Opening is measured on a store of 1,000 tiny
+``HEADATLAS_BENCH_STORE`` names a store to read (it must hold attention). Otherwise the benchmark captures MiniLM over
+the development set of UD English EWT, and stops if that is missing. Opening is measured on a store of 1,000 tiny
 segments.
 """
 
@@ -41,7 +42,7 @@ from .report import Row, described, machine_facts, report
 
 REPEATS = int(os.environ.get("HEADATLAS_BENCH_REPEATS", "5"))
 EXAMPLES = int(os.environ.get("HEADATLAS_BENCH_EXAMPLES", "1000000"))
-"""The padded array of all of EWT takes 2.3 GB; take fewer where there is no room."""
+"""Limit of the examples. The padded array of all of EWT takes 2.3 GB of disk."""
 N_SEGMENTS = 1000
 N_ITEMS = 24
 OURS = "headatlas, zarr"
@@ -51,13 +52,13 @@ Maps = list[Float32[np.ndarray, "..."]]
 
 @dataclass(frozen=True)
 class Reads:
-    """The reads of one mode; each gives float32 maps without padding."""
+    """Reads of one mode. Each returns float32 maps without padding."""
 
     example: Callable[[int], Maps]
     one_map: Callable[[int], Maps]
     head: Callable[[tuple[int, int]], Maps]
     fresh: Callable[[int], Maps]
-    """Open everything anew and read one example."""
+    """Open the files anew and read one example."""
 
 
 def main() -> None:
@@ -71,20 +72,20 @@ def main() -> None:
         modes = {MODES[0]: ours(folder / "zarr", n_examples), MODES[1]: ours(folder / "hdf5", n_examples)}
         modes |= padded(source, folder, n_examples)
         site = source.site()
-        which = np.linspace(0, n_examples - 1, N_ITEMS).astype(int).tolist()
+        example_numbers = np.linspace(0, n_examples - 1, N_ITEMS).astype(int).tolist()
         heads = [(i % site.n_layers, (5 * i) % site.n_heads) for i in range(6)]
-        check_same(modes, which[:3], heads[:1])
+        check_same(modes, example_numbers[:3], heads[:1])
         timings = {
-            "one example, all heads": timed({name: reads.example for name, reads in modes.items()}, which),
-            "one example, one head": timed({name: reads.one_map for name, reads in modes.items()}, which),
+            "one example, all heads": timed({name: reads.example for name, reads in modes.items()}, example_numbers),
+            "one example, one head": timed({name: reads.one_map for name, reads in modes.items()}, example_numbers),
             f"one head, all {n_examples:,} examples": timed({n: reads.head for n, reads in modes.items()}, heads),
-            "open, then one example, all heads": timed({n: reads.fresh for n, reads in modes.items()}, which),
+            "open, then one example, all heads": timed({n: reads.fresh for n, reads in modes.items()}, example_numbers),
         }
         counts = sizes(folder, n_examples)
         opening, facts = measure_opening(folder)
         timings[f"open {N_SEGMENTS:,} segments"] = opening
     show(timings, counts)
-    rows = [row for read, found in timings.items() for row in rows_of(read, found)]
+    rows = [row for read, timing_by_mode in timings.items() for row in rows_of(read, timing_by_mode)]
     rows += [Row(f"size · {name}", size / 1e6, "MB") for name, size in counts.items()]
     report("reads", [*rows, *facts], shown=False, measured=described(source))
 
@@ -100,7 +101,7 @@ def make_store(path: Path) -> Path:
 
 
 def ours(path: Path, n_examples: int) -> Reads:
-    """A headatlas store."""
+    """Return the reads of a headatlas store."""
     store = open_store(path)
     examples = store.examples[:n_examples]
 
@@ -111,11 +112,12 @@ def ours(path: Path, n_examples: int) -> Reads:
         if segment.first_example < n_examples
     ]
 
-    def head(which: tuple[int, int]) -> Maps:
-        layer, at = which
+    def head(layer_head: tuple[int, int]) -> Maps:
+        layer, head_index = layer_head
         return [
             decode_attention(
-                read_pairs(segment, site, layer, slice(at, at + 1), slice(0, end))[0], store.spec.keep.attention or ""
+                read_pairs(segment, site, layer, slice(head_index, head_index + 1), slice(0, end))[0],
+                store.spec.keep.attention or "",
             )
             for segment, end in ends
         ]
@@ -129,7 +131,7 @@ def ours(path: Path, n_examples: int) -> Reads:
 
 
 def padded(source: Store, folder: Path, n_examples: int) -> dict[str, Reads]:
-    """The same weights in one padded float16 array, as a file of numpy and in HDF5."""
+    """Write the weights as one padded float16 array, as a file of numpy and in HDF5; returns the reads of each."""
     site = source.site()
     lengths = np.concatenate([np.diff(s.token_offset(site.query_sequence)) for s in source.segments])[:n_examples]
     longest = int(lengths.max())
@@ -153,15 +155,15 @@ def padded(source: Store, folder: Path, n_examples: int) -> dict[str, Reads]:
 
 
 def cut(opener: Callable[[], Float16[np.ndarray, "..."]], lengths: np.ndarray) -> Reads:
-    """Reads of a padded array: what is asked for, without padding, as float32."""
+    """Return the reads of a padded array; each cuts off the padding and converts to float32."""
     array, sizes = opener(), lengths.tolist()
 
     def example(i: int, data: Float16[np.ndarray, "..."] = array) -> Maps:
         return [data[i, :, :, : sizes[i], : sizes[i]].astype(np.float32)]
 
-    def head(which: tuple[int, int]) -> Maps:
-        layer, one = which
-        return [array[i, layer, one, :n, :n].astype(np.float32) for i, n in enumerate(sizes)]
+    def head(layer_head: tuple[int, int]) -> Maps:
+        layer, head_index = layer_head
+        return [array[i, layer, head_index, :n, :n].astype(np.float32) for i, n in enumerate(sizes)]
 
     return Reads(
         example=example,
@@ -172,45 +174,45 @@ def cut(opener: Callable[[], Float16[np.ndarray, "..."]], lengths: np.ndarray) -
 
 
 def check_same(modes: dict[str, Reads], examples: list[int], heads: list[tuple[int, int]]) -> None:
-    """That every mode reads the same numbers, within float16."""
+    """Check that every mode reads the same numbers, within float16."""
     for read, items in (("example", examples), ("one_map", examples), ("head", heads), ("fresh", examples)):
         for item in items:
             flat = [np.concatenate([part.ravel() for part in getattr(reads, read)(item)]) for reads in modes.values()]
-            for other in flat[1:]:
-                if other.shape != flat[0].shape or float(np.abs(other - flat[0]).max()) > 2**-11:
+            for maps in flat[1:]:
+                if maps.shape != flat[0].shape or float(np.abs(maps - flat[0]).max()) > 2**-11:
                     raise AssertionError(f"{read} of {item} differs between the modes")
 
 
 def timed(works: dict[str, Callable], items: Sequence) -> dict[str, Timing]:
-    """Every read of every mode, warm."""
+    """Time every read of every mode with a warm page cache."""
     for work in works.values():
         for item in items:
             work(item)
-    found = interleave({name: Mode(work) for name, work in works.items()}, items, REPEATS)
-    for timing in found.values():  # of one read
+    timings = interleave({name: Mode(work) for name, work in works.items()}, items, REPEATS)
+    for timing in timings.values():  # of one read
         timing.cpu_s[:] = [seconds / len(items) for seconds in timing.cpu_s]
         timing.wall_s[:] = [seconds / len(items) for seconds in timing.wall_s]
-    return found
+    return timings
 
 
 def sizes(folder: Path, n_examples: int) -> dict[str, int]:
-    """Bytes of the attention of each mode."""
-    found = {}
+    """Return the bytes of the attention of each mode."""
+    n_bytes = {}
     for name, container in zip(MODES, ("zarr", "hdf5"), strict=False):
         store = open_store(folder / container)
         path = f"{store.site().name}/attention"
         parts = [segment for segment in store.segments if segment.first_example < n_examples]
-        found[name] = sum(segment.reader.stored_bytes(path) for segment in parts)
+        n_bytes[name] = sum(segment.reader.stored_bytes(path) for segment in parts)
     files = {"np.load": "padded.npy", "h5py, gzip": "gzip.h5", "h5py, zstd": "zstd.h5"}
-    return found | {name: (folder / file).stat().st_size for name, file in files.items()}
+    return n_bytes | {name: (folder / file).stat().st_size for name, file in files.items()}
 
 
 def measure_opening(folder: Path) -> tuple[dict[str, Timing], list[Row]]:
-    """Opening 1,000 segments: ours by their manifest; files of numpy and HDF5 one by one, as there is nothing else."""
+    """Measure the opening of 1,000 segments. Files of numpy and HDF5 have no manifest and are opened one by one."""
     many, arrays, files = folder / "many", folder / "arrays", folder / "files"
     write_many(many)
-    for place in (arrays, files):
-        place.mkdir()
+    for folder_of_files in (arrays, files):
+        folder_of_files.mkdir()
     for number in range(N_SEGMENTS):
         np.save(arrays / f"{number}.npy", np.zeros(8, np.float16))
         with h5py.File(files / f"{number}.h5", "w") as file:
@@ -227,21 +229,21 @@ def measure_opening(folder: Path) -> tuple[dict[str, Timing], list[Row]]:
 
 
 def shape_in(path: Path) -> tuple[int, ...]:
-    """Of the array in a file."""
+    """Return the shape of the array in a file."""
     with h5py.File(path) as file:
-        found = file["attention"]
-        assert isinstance(found, h5py.Dataset)
-        return found.shape
+        dataset = file["attention"]
+        assert isinstance(dataset, h5py.Dataset)
+        return dataset.shape
 
 
 def write_many(path: Path) -> None:
-    """A store of 1,000 segments of one example of one token."""
+    """Write a store of 1,000 segments of one example of one token."""
     site = Site(name="encoder", n_layers=1, n_heads=1, n_kv_heads=1, d_head=1, causal=False, scaling=(1.0,),
                 softcap=(None,), window=(None,))  # fmt: skip
     keep = Keep(attention=None, query_key=None, edges=None)
     spec = TraceSpec(sites=(site,), keep=keep, statistics=("entropy",))
-    one, ends = np.zeros(1, np.int32), np.array([0, 1], np.int64)
-    tokens = TokenTable(ends, one, one, one, one, one.astype(np.uint8), {}, ends, one, one, {})
+    zero, ends = np.zeros(1, np.int32), np.array([0, 1], np.int64)
+    tokens = TokenTable(ends, zero, zero, zero, zero, zero.astype(np.uint8), {}, ends, zero, zero, {})
     layouts = segment_layout(spec, {"source": np.array([1])})
     arrays = {name: np.zeros(layout.shape, layout.dtype) for name, layout in layouts.items()}
     writer = StoreWriter.create(
@@ -258,7 +260,7 @@ def write_many(path: Path) -> None:
 
 
 def rows_of(read: str, timings: dict[str, Timing]) -> list[Row]:
-    """Milliseconds of each mode, and how many times ours the others take."""
+    """Return the milliseconds of each mode, and the ratio of the others to ours."""
     rows = []
     for name, timing in timings.items():
         ms = sorted(1000 * seconds for seconds in timing.cpu_s)
@@ -270,19 +272,21 @@ def rows_of(read: str, timings: dict[str, Timing]) -> list[Row]:
 
 
 def show(timings: dict[str, dict[str, Timing]], counts: dict[str, int]) -> None:
-    """One table: a line a read, a column a mode, milliseconds and the ratio to ours."""
+    """Print one table with a line for each read and a column for each mode: milliseconds and the ratio to ours."""
     machine = machine_facts()
     table = Table(title=f"reads · {machine['cpu']}, {machine['cores']} cores, ms CPU", title_justify="left")
     for column in ("read", *MODES):
         table.add_column(column, justify="left" if column == "read" else "right")
-    for read, found in timings.items():
+    for read, timing_by_mode in timings.items():
         cells = []
         for name in MODES:
-            if name not in found:
+            if name not in timing_by_mode:
                 cells.append("")
                 continue
-            ms = 1000 * sorted(found[name].cpu_s)[REPEATS // 2]
-            cells.append(f"{ms:.3g}" if name == OURS else f"{ms:.3g} (×{speed_ratio(found, OURS, name).median:.2g})")
+            ms = 1000 * sorted(timing_by_mode[name].cpu_s)[REPEATS // 2]
+            cells.append(
+                f"{ms:.3g}" if name == OURS else f"{ms:.3g} (×{speed_ratio(timing_by_mode, OURS, name).median:.2g})"
+            )
         table.add_row(read, *cells)
     table.add_row("attention on disk, MB", *(f"{counts[name] / 1e6:.0f}" for name in MODES))
     Console(width=140).print(table)

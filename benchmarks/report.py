@@ -1,8 +1,8 @@
 """Print a benchmark's table and keep it as build/bench/NAME.json, with the machine it was measured on.
 
-``{"name", "measured", "machine": {"cores", "cpu", "platform", "python", "versions"}, "rows": [{"name", "value", "unit", "spread",
-"compared_with"}]}``; `spread` is [smallest, largest] of the repeats, or null; `measured` names the input, or is null
-where the rows do.
+``{"name", "measured", "machine": {"cores", "cpu", "platform", "python", "versions"}, "rows": [{"name", "value", "unit",
+"spread", "compared_with"}]}``; `spread` is [smallest, largest] of the repeats, or null; `measured` names the input, or
+is null where the rows do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIBRARIES = ("headatlas", "numpy", "torch", "transformers", "zarr", "zarrs", "pa
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number. `compared_with` says beside what, measured in the same run."""
+    """One measured number. `compared_with` names the baseline, which was measured in the same run."""
 
     name: str
     value: float
@@ -46,7 +46,7 @@ class Row:
 def report(
     name: str, rows: Sequence[Row], folder: Path = FOLDER, *, shown: bool = True, measured: str | None = None
 ) -> Path:
-    """Print the rows (unless the benchmark has `shown` them its own way) and write them to `folder`/`name`.json.
+    """Print the rows if `shown`, and write them to `folder`/`name`.json.
 
     `measured` names the input that all rows share. Returns that file.
     """
@@ -62,23 +62,23 @@ def report(
 
 
 def keep_rows(rows: Sequence[Row], name: str, folder: Path = FOLDER) -> Path:
-    """Report rows, and keep the other rows of `folder`/`name`.json that an earlier run left; returns that file."""
+    """Report rows and keep the other rows of `folder`/`name`.json from earlier runs; returns that file."""
     path = folder / f"{name}.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    earlier_rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     new = {row.name for row in rows}
-    kept = [
+    kept_rows = [
         Row(**{**row, "spread": None if row["spread"] is None else tuple(row["spread"])})
-        for row in known
+        for row in earlier_rows
         if row["name"] not in new
     ]
     _show(name, rows)
-    return report(name, [*kept, *rows], folder, shown=False)
+    return report(name, [*kept_rows, *rows], folder, shown=False)
 
 
 def _show(name: str, rows: Sequence[Row]) -> None:
     machine = machine_facts()
     table = Table(title=f"{name} · {machine['cpu']}, {machine['cores']} cores", title_justify="left")
-    table.add_column("what")
+    table.add_column("name")
     table.add_column("value", justify="right")
     table.add_column("unit")
     table.add_column("spread", justify="right")
@@ -97,7 +97,7 @@ def described(store: Store) -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What the numbers depend on: usable cores, CPU model, system, library versions."""
+    """Return the facts that the numbers depend on: usable cores, CPU model, system, library versions."""
     versions = {}
     for library in LIBRARIES:
         try:
@@ -119,5 +119,5 @@ def _cpu_model() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()

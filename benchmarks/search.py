@@ -1,16 +1,16 @@
-"""How long questions to a corpus take: statistics, edges, attention, a rare pair of tokens; beside a loop of numpy.
+"""Time of questions to a corpus: statistics, edges, attention, a rare pair of tokens; beside a loop of numpy.
 
-EWT's training set (12,544 sentences) through MiniLM's 72 heads. Every repeat asks patterns that were not asked before.
-What is read is in the page cache; *cached* means decoded edges in the store's memory (of which `exact` takes the
-strongest keys; attention is read in any case). Wall time of the whole answer,
-two threads; the CPU time beside it says what another job on the machine added. The loop is what a user would write:
-files of float16 padded to the longest of 64 sentences, cut, masked and summed one sentence at a time; some files are
-timed and taken for all. Its sums must equal ours.
+The store holds EWT's training set (12,544 sentences) through MiniLM's 72 heads. Every repeat asks a new pattern. All
+files are in the page cache. *Cached* means that the store has decoded edges in memory; `exact` takes the strongest keys
+from them and reads attention in any case. Rows give the wall time of the whole answer with two threads; the CPU time
+beside it shows the effect of other jobs on the machine. The loop is the code that a user would write: files of float16
+padded to the longest of 64 sentences, cut, masked and summed one sentence at a time. Some files are timed and scaled to
+all. The sums of the loop must equal ours.
 
-``HEADATLAS_BENCH_SEARCH_STORE`` names a store to take (attention, edges and statistics must be kept); else one is made
-and kept in ``build/bench/search-KEY`` (minutes, 3.3 GB), where KEY names the sentences' content. ``ARGS=--no-growth`` leaves out how times grow from 1,000 to
-100,000 examples (a store of random numbers, 1.6 GB, removed again), ``ARGS=--growth`` measures that alone; the rows of
-the other part stay in build/bench/search.json.
+``HEADATLAS_BENCH_SEARCH_STORE`` names a store to search (it must hold attention, edges and statistics). Otherwise one
+is captured and kept in ``build/bench/search-KEY`` (minutes, 3.3 GB), where KEY is a hash of the sentences.
+``ARGS=--no-growth`` skips the growth of times from 1,000 to 100,000 examples (a store of random numbers, 1.6 GB,
+removed again). ``ARGS=--growth`` measures that alone. The rows of the other part stay in build/bench/search.json.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ PATTERNS = (
     "key.text matches '^[,.;:!?]$' and not query.special",
 )
 PAIRS = (("he", "president"), ("she", "mother"), ("bank", "money"), ("war", "iraq"), ("dog", "cat"), ("food", "great"))
-"""Of words that are in some sentences together."""
+"""Pairs of words that occur together in some sentences."""
 
 
 @dataclass
 class Clock:
-    """Seconds of some questions, wall and CPU."""
+    """Wall and CPU seconds of some questions."""
 
     wall_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
@@ -74,19 +74,19 @@ def main(arguments: Iterable[str] = ()) -> None:
     """Measure every kind of question and write build/bench/search.json."""
     parser = argparse.ArgumentParser(prog="make bench-search", description=__doc__.splitlines()[0] if __doc__ else None)
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--no-growth", action="store_true", help="only the questions to the treebank")
-    part.add_argument("--growth", action="store_true", help="only how times grow from 1,000 to 100,000 examples")
-    asked, rows = parser.parse_args(list(arguments)), list[Row]()
+    part.add_argument("--no-growth", action="store_true", help="measure the questions to the treebank alone")
+    part.add_argument("--growth", action="store_true", help="measure the growth from 1,000 to 100,000 examples alone")
+    options, rows = parser.parse_args(list(arguments)), list[Row]()
     with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as folder:
-        if not asked.growth:
+        if not options.growth:
             rows += corpus_rows(Path(folder))
-        if not asked.no_growth:
+        if not options.no_growth:
             rows += growth_rows(Path(folder))
     keep_rows(rows, "search")
 
 
 def corpus_rows(folder: Path) -> list[Row]:
-    """Every kind of question to the treebank, and the loop beside them."""
+    """Measure every kind of question to the treebank, and the loop."""
     store = open_store(os.environ.get("HEADATLAS_BENCH_SEARCH_STORE") or make_store())
     clocks = measure(store)
     beside = f"{store.n_examples:,} examples, {sum(store.n_tokens.values()):,} tokens, median of {len(PATTERNS)}"
@@ -109,13 +109,13 @@ def make_store() -> Path:
     return path
 
 
-def ask(store: Store, pattern: str, level: RequestedBasis = "auto") -> SearchResult:
-    """One question, answered by two threads."""
-    return search(store, pattern, basis=level, threads=THREADS)
+def ask(store: Store, pattern: str, basis: RequestedBasis = "auto") -> SearchResult:
+    """Search with two threads."""
+    return search(store, pattern, basis=basis, threads=THREADS)
 
 
 def measure(store: Store) -> dict[str, Clock]:
-    """Every kind of question by its row's name; the kinds take turns."""
+    """Time every kind of question, in turns; returns the clocks by the name of the row."""
     clocks = {
         name: Clock()
         for name in ("statistics", "edges · warm disk", "edges · cached", "exact", "exact · cached", "token pair")
@@ -138,7 +138,7 @@ def measure(store: Store) -> dict[str, Clock]:
 
 
 def loop_rows(store: Store, folder: Path, clocks: dict[str, Clock]) -> list[Row]:
-    """The loop over padded files, and how many times longer it takes than each of ours for the same two patterns."""
+    """Time the loop over padded files, and its ratio to each of our searches for the same two patterns."""
     files = PaddedFiles.write(store, folder)
     clock, rows = Clock(), []
     for pattern in PATTERNS[:2]:
@@ -146,12 +146,12 @@ def loop_rows(store: Store, folder: Path, clocks: dict[str, Clock]) -> list[Row]
         wall, cpu = loop_seconds(files, pattern, result)
         clock.wall_s.append(wall)
         clock.cpu_s.append(cpu)
-    told = f"{len(files.sampled)} of {files.n_files} files of {files.n_bytes / 1e6 / len(files.sampled):.0f} MB timed"
-    rows += clock.rows("loop", told)
+    beside = f"{len(files.sampled)} of {files.n_files} files of {files.n_bytes / 1e6 / len(files.sampled):.0f} MB timed"
+    rows += clock.rows("loop", beside)
     for name in ("edges · warm disk", "edges · cached", "exact", "exact · cached"):
-        ratios = [loop / ours for loop, ours in zip(clock.wall_s, clocks[name].wall_s, strict=False)]
+        ratios = [loop / own for loop, own in zip(clock.wall_s, clocks[name].wall_s, strict=False)]
         rows.append(Row(f"loop / {name}", statistics.median(ratios), "times", (min(ratios), max(ratios)), "wall time"))
-        ratios = [loop / ours for loop, ours in zip(clock.cpu_s, clocks[name].cpu_s, strict=False)]
+        ratios = [loop / own for loop, own in zip(clock.cpu_s, clocks[name].cpu_s, strict=False)]
         rows.append(Row(f"loop / {name} · CPU", statistics.median(ratios), "times", (min(ratios), max(ratios)), "CPU"))
     return rows
 

@@ -1,4 +1,4 @@
-"""How questions grow with the corpus: stores of random numbers over random texts, 1,000 to 100,000 examples."""
+"""Growth of search times with the corpus: stores of random numbers over random texts, 1,000 to 100,000 examples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REPEATS = 3
 
 
 def growth_rows(folder: Path) -> list[Row]:
-    """Seconds of each kind of question at each size, 12 heads, 21 tokens an example."""
+    """Measure each kind of question at each size: 12 heads, 21 tokens an example."""
     rows = []
     for size in SIZES:
         path = folder / f"random-{size}"
@@ -46,7 +46,7 @@ def growth_rows(folder: Path) -> list[Row]:
 
 
 def questions(store: Store, bare: Store) -> dict[str, Callable[[int], object]]:
-    """Each kind of question by its name; another pattern for each number."""
+    """Return each kind of question by its name. A question takes a number and asks a pattern of its own for it."""
 
     def apart(number: int) -> str:
         return f"key.position == query.position - {number + 1}"
@@ -61,7 +61,7 @@ def questions(store: Store, bare: Store) -> dict[str, Callable[[int], object]]:
 
 
 def write_random(path: Path, n_examples: int, seed: int = 0) -> None:
-    """A store of so many examples of 12 to 30 tokens of Zipf's frequencies; edges, attention and statistics at random."""
+    """Write a store of examples of 12 to 30 tokens with Zipf frequencies and random edges, attention and statistics."""
     rng = np.random.default_rng(seed)
     fixed = dict.fromkeys(("softcap", "window"), (None,) * N_LAYERS)
     site = Site(name="encoder", n_layers=N_LAYERS, n_heads=N_HEADS, n_kv_heads=N_HEADS, d_head=8, causal=False,
@@ -85,7 +85,7 @@ def write_random(path: Path, n_examples: int, seed: int = 0) -> None:
 
 
 def random_tokens(rng: np.random.Generator, lengths: np.ndarray) -> TokenTable:
-    """Tokens that are words."""
+    """Return a table of random tokens, each a word."""
     n = int(lengths.sum())
     offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     weights = 1 / np.arange(1, len(WORDS) + 1)
@@ -109,7 +109,7 @@ def random_tokens(rng: np.random.Generator, lengths: np.ndarray) -> TokenTable:
 def random_array(
     rng: np.random.Generator, name: str, shape: tuple[int, ...], dtype: np.dtype, lengths: np.ndarray
 ) -> np.ndarray:
-    """Numbers of the right kind; edges are keys that their rows have, their weights fall."""
+    """Return random numbers that are valid for an array: edges point to existing keys and their weights fall."""
     kind = name.rpartition("/")[2]
     if kind == "edge_key":
         n_keys = np.repeat(lengths, lengths)[None, None, :, None]

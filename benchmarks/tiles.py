@@ -1,8 +1,9 @@
-"""What a tile of a long document costs that is rebuilt from query and key: time, and bytes read.
+"""Cost of a tile of a long document that is rebuilt from query and key: time, and bytes read.
 
-Tiles of 64 × 64 at random places of random heads of random documents, none twice. CPU time of each; pages are as they come.
-``HEADATLAS_BENCH_DOCUMENTS`` names the store (made by ``headatlas run prose``). Without it three documents cut from the
-file of the demo's grammar are captured with MiniLM, which takes 512 tokens at most; the rows then say so.
+Tiles of 64 × 64 at random positions of random heads of random documents, each read once. CPU time of each tile; the
+state of the page cache is not controlled. ``HEADATLAS_BENCH_DOCUMENTS`` names the store (made by ``headatlas run
+prose``). Without it three documents cut from the file of the demo's grammar are captured with MiniLM, which takes 512
+tokens at most; the rows then say so.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def make_store(folder: Path) -> Path:
-    """A few long documents."""
+    """Capture a few long documents."""
     from headatlas.pipeline.config import load_config
     from headatlas.pipeline.job.job_runner import run_job
 
@@ -48,16 +49,16 @@ def make_store(folder: Path) -> Path:
 
 
 def measure(store: Store, ending: str = "") -> list[Row]:
-    """Time and bytes of random tiles; `ending` ends the name of each row."""
+    """Measure time and bytes of random tiles; `ending` ends the name of each row."""
     site, rng = store.site(), np.random.default_rng(0)
     examples = [example for example in store.examples if len(example.tokens(site.query_sequence).id) >= 2 * SIZE]
     n_bytes = 0
     decode = shard_read.decode_chunk
 
-    def counted(body, *rest):
+    def counted(body, *options):
         nonlocal n_bytes
         n_bytes += len(body)
-        return decode(body, *rest)
+        return decode(body, *options)
 
     shard_read.decode_chunk = counted
     seconds, read = [], []

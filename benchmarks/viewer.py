@@ -1,9 +1,9 @@
-"""The viewer as its reader sees it, in a real browser, and beside BertViz: ``make bench-viewer``.
+"""Latency of the viewer in a real browser, alone and beside BertViz: ``make bench-viewer``.
 
-A server with its own process serves small stores (`viewer_stores`); a Chromium without a GPU on the same machine opens them.
-Times go from the start of a page, or the event, to the paint that shows the answer (`browser`). HEADATLAS_BENCH_VIEWER names
-a folder that keeps the stores, each set under a name of its content; without it they are captured anew each time
-(minutes).
+A server process serves small stores (`viewer_stores`). A Chromium without a GPU on the same machine opens them. Times
+go from the start of a page, or from the event, to the paint that shows the answer (`browser`). HEADATLAS_BENCH_VIEWER
+names a folder that keeps the stores between runs, in a folder named after their content. Without it they are captured
+anew each time, which takes minutes.
 """
 
 from __future__ import annotations
@@ -42,50 +42,54 @@ GOALS = {
 
 def main(arguments: Iterable[str] = ()) -> None:
     """Measure and write build/bench/viewer.json."""
-    asked = chosen(arguments)
+    options = parse_options(arguments)
     if program() is None:
-        print("The viewer is left out: no Chromium was found (HEADATLAS_CHROMIUM).")
+        print("The viewer is skipped: no Chromium was found. Set HEADATLAS_CHROMIUM to its program file.")
         return
     from headatlas.store import open_store
 
     from .viewer_beside import beside_bertviz
     from .viewer_stores import make_stores
 
-    with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as made:
-        stores = make_stores(Path(os.environ.get("HEADATLAS_BENCH_VIEWER") or made))
+    with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as temporary:
+        stores = make_stores(Path(os.environ.get("HEADATLAS_BENCH_VIEWER") or temporary))
         rows: list[Row] = []
-        if not asked.beside:
-            rows += own(stores, asked)
-        if not asked.own:
+        if not options.beside:
+            rows += own(stores, options)
+        if not options.own:
             models = {"MiniLM": stores["minilm"], "GPT-2 shape": stores["gpt2"]}
             rows += beside_bertviz({name: open_store(path) for name, path in models.items()})
     keep_rows(rows, "viewer")
 
 
-def chosen(arguments: Iterable[str]) -> argparse.Namespace:
-    """What a command line asks for."""
+def parse_options(arguments: Iterable[str]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="make bench-viewer",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
         epilog='Example: HEADATLAS_BENCH_VIEWER=build/bench/viewer make bench-viewer ARGS="--only hover,clicks"',
     )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--own", action="store_true", help="without BertViz")
-    which.add_argument("--beside", action="store_true", help="only beside BertViz")
-    which.add_argument(
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--own", action="store_true", help="measure the viewer alone")
+    group.add_argument("--beside", action="store_true", help="measure the comparison with BertViz alone")
+    group.add_argument(
         "--only",
         type=_parts,
         metavar="PART,…",
-        help=f"without BertViz, and of the viewer only these: {', '.join(PARTS)}; other rows of build/bench/viewer.json stay",
+        help=f"measure these parts of the viewer alone: {', '.join(PARTS)}; other rows of build/bench/viewer.json stay",
     )
-    parser.add_argument("--sessions", type=int, default=SESSIONS, help=f"readers at once ({SESSIONS})")
-    parser.add_argument("--seconds", type=int, default=SECONDS, help=f"how long each of them clicks ({SECONDS})")
-    asked = parser.parse_args(list(arguments))
-    if asked.sessions < 1 or asked.seconds < 1:
+    parser.add_argument(
+        "--sessions", type=int, default=SESSIONS, help=f"number of sessions at the same time; default: {SESSIONS}"
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=SECONDS, help=f"seconds that each session clicks; default: {SECONDS}"
+    )
+    options = parser.parse_args(list(arguments))
+    if options.sessions < 1 or options.seconds < 1:
         parser.error("--sessions and --seconds are 1 or more")
-    asked.own, asked.only = asked.own or asked.only is not None, asked.only or PARTS
-    return asked
+    options.own, options.only = options.own or options.only is not None, options.only or PARTS
+    return options
 
 
 def _parts(text: str) -> tuple[str, ...]:
@@ -95,32 +99,32 @@ def _parts(text: str) -> tuple[str, ...]:
     return parts
 
 
-def own(stores: dict[str, Path], asked: argparse.Namespace) -> list[Row]:
-    """The viewer by itself, as far as it is `asked`."""
+def own(stores: dict[str, Path], options: argparse.Namespace) -> list[Row]:
+    """Measure the parts of the viewer that `options` name."""
     rows: list[Row] = []
     in_one_page = {"clicks": clicks, "hover": hovers, "model": model_view, "table": table_page, "pan": pan}
     with launched() as browser:
-        if "first" in asked.only:
+        if "first" in options.only:
             with serving(stores["sentences"]) as server:
                 rows += first_draw(browser, server)
-        if parts := [part for part in in_one_page if part in asked.only]:
+        if parts := [part for part in in_one_page if part in options.only]:
             with serving(*(stores[name] for name in ("sentences", "minilm", "gpt2", "many", "document"))) as server:
                 for part in parts:
                     rows += in_one_page[part](browser, server)
-    if "sessions" in asked.only:
+    if "sessions" in options.only:
         with serving(stores["sentences"]) as server:
-            rows += sessions(server, asked.sessions, asked.seconds)
+            rows += sessions(server, options.sessions, options.seconds)
     return rows
 
 
 class Server:
-    """A viewer that runs: its address and process."""
+    """Address and process of a running viewer."""
 
     def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
         self.url, self.process = url, process
 
     def cpu_ms(self) -> float:
-        """Processor milliseconds so far; NaN where the system does not say."""
+        """Return the processor milliseconds so far; NaN if the system does not tell."""
         try:
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         except OSError:
@@ -128,18 +132,18 @@ class Server:
         return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_mb(self) -> float:
-        """Resident memory of the server; NaN where the system does not say."""
+        """Return the resident memory of the server; NaN if the system does not tell."""
         try:
             status = Path(f"/proc/{self.process.pid}/status").read_text()
         except OSError:
             return float("nan")
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        return int(found[1]) / 1000 if found else float("nan")
+        match = re.search(r"VmRSS:\s+(\d+) kB", status)
+        return int(match[1]) / 1000 if match else float("nan")
 
 
 @contextmanager
 def serving(*stores: Path) -> Iterator[Server]:
-    """`headatlas view` on a free port."""
+    """Run `headatlas view` on a free port."""
     code = "from headatlas.viewer.commands import app; app()"
     command = [sys.executable, "-c", code, *map(str, stores), "--port", "0", "--no-show"]
     with subprocess.Popen(
@@ -147,44 +151,47 @@ def serving(*stores: Path) -> Iterator[Server]:
     ) as process:
         try:
             assert process.stdout is not None
-            found = next((m for line in process.stdout if (m := re.search(r"is at (http://\S+)", line))), None)
-            assert found, "the viewer did not start"
-            Thread(target=process.stdout.read, daemon=True).start()  # it says good-bye, and someone must read that
-            yield Server(found[1], process)
+            match = next(
+                (address for line in process.stdout if (address := re.search(r"is at (http://\S+)", line))), None
+            )
+            assert match, "the viewer did not start"
+            # Drain the pipe, so that the server never blocks on it.
+            Thread(target=process.stdout.read, daemon=True).start()
+            yield Server(match[1], process)
         finally:
             process.terminate()
             process.wait(20)
 
 
 def row(name: str, ms: list[float], beside: str, unit: str = "ms") -> Row:
-    """The median with the smallest and largest, and the goal where there is one."""
+    """Print and return a row: the median, the smallest and largest, and the goal if there is one."""
     goal = f", goal {GOALS[name]:,}" if name in GOALS else ""
     print(f"{name}: median {np.median(ms):.1f} {unit}, largest {max(ms):.1f}{goal}", flush=True)
     return Row(name, float(np.median(ms)), unit, (min(ms), max(ms)), beside + goal)
 
 
 class Meter:
-    """Times one thing some times in one page: latencies, and processor time of server and page."""
+    """Repeated measurement of one action in one page: latencies, and processor time of server and page."""
 
     def __init__(self, server: Server, page: Page) -> None:
         self.server, self.page, self.ms = server, page, []
         self._server_ms, self._work = server.cpu_ms(), Work(page)
 
     def time(self, types: list[str], act: Callable[[], object], condition: str) -> None:
-        """Once more."""
+        """Measure the action once more."""
         self.ms.append(timed(self.page, types, act, condition))
 
     def rows(self, name: str, beside: str) -> list[Row]:
-        """The latency, and the work of one of them."""
+        """Return the latency, and the processor time of one action."""
         n = len(self.ms)
-        here, there = self._work.so_far_ms() / n, (self.server.cpu_ms() - self._server_ms) / n
-        print(f"{name}: {there:.1f} ms of the server's processor, {here:.1f} ms of the page's", flush=True)
-        work = Row(f"{name}, processor", here + there, "ms", None, f"server {there:.1f}, page {here:.1f}")
+        page_ms, server_ms = self._work.so_far_ms() / n, (self.server.cpu_ms() - self._server_ms) / n
+        print(f"{name}: {server_ms:.1f} ms of the server's processor, {page_ms:.1f} ms of the page's", flush=True)
+        work = Row(f"{name}, processor", page_ms + server_ms, "ms", None, f"server {server_ms:.1f}, page {page_ms:.1f}")
         return [row(name, self.ms, beside), work]
 
 
 def first_draw(browser: Browser, server: Server) -> list[Row]:
-    """The corpus page with an empty cache, from the address to the drawn head map."""
+    """Time the corpus page with an empty cache, from the address to the drawn head map."""
     ms = []
     for _ in range(FIRST_DRAWS):
         with fresh(browser, on_start="find('canvas[data-selected][data-cell]')") as page:
@@ -195,7 +202,7 @@ def first_draw(browser: Browser, server: Server) -> list[Row]:
 
 
 def ready(page: Page, address: str, condition: str) -> None:
-    """Open an address and wait until it is drawn and quiet."""
+    """Open an address and wait until the page is drawn and idle."""
     page.goto(address)
     page.wait_for_function(f"(find => {condition})(s => probe.find(s))")
     page.wait_for_load_state("networkidle")
@@ -203,7 +210,7 @@ def ready(page: Page, address: str, condition: str) -> None:
 
 
 def clicks(browser: Browser, server: Server) -> list[Row]:
-    """A head chosen in the grid beside the head view; and in the corpus page's map, until the inspector names it."""
+    """Time the choice of a head in the grid beside the head view, and in the map of the corpus page."""
     rows = []
     with fresh(browser) as page:
         ready(page, f"{server.url}?page=views&view=head&example=9", f"find('{HEAD_VIEW} tr[data-head]')")
@@ -211,9 +218,9 @@ def clicks(browser: Browser, server: Server) -> list[Row]:
         canvas = page.locator("canvas[data-layers]").first
         left, top, cell = (float(canvas.get_attribute(f"data-{name}") or 0) for name in ("left", "top", "cell"))
         for layer, head in cells():
-            place = {"x": left + (head + 0.5) * cell, "y": top + (layer + 0.5) * cell}
+            position = {"x": left + (head + 0.5) * cell, "y": top + (layer + 0.5) * cell}
             shown = f"find('{HEAD_VIEW} tr[data-head=\"{layer}.{head}\"]')"
-            meter.time(["click"], lambda p=place: canvas.click(position=p), shown)  # type: ignore[misc]
+            meter.time(["click"], lambda position=position: canvas.click(position=position), shown)  # type: ignore[misc]
         rows += meter.rows("click to head view", f"MiniLM, one sentence, {CLICKS} heads")
     with fresh(browser) as page:
         ready(page, server.url, "find('canvas[data-selected][data-cell]')")
@@ -221,19 +228,19 @@ def clicks(browser: Browser, server: Server) -> list[Row]:
         canvas = page.locator("canvas[data-cell][data-selected]").first
         left, top, cell = (float(canvas.get_attribute(f"data-{name}") or 0) for name in ("left", "top", "cell"))
         for layer, head in cells():
-            place = {"x": left + (head + 0.5) * cell, "y": top + (layer + 0.5) * cell}
+            position = {"x": left + (head + 0.5) * cell, "y": top + (layer + 0.5) * cell}
             shown = f"find('section[aria-label=head] h2')?.textContent === 'Head {layer}.{head}'"
-            meter.time(["click"], lambda p=place: canvas.click(position=p), shown)  # type: ignore[misc]
+            meter.time(["click"], lambda position=position: canvas.click(position=position), shown)  # type: ignore[misc]
         return rows + meter.rows("click to inspector", f"corpus page, {CLICKS} heads")
 
 
 def cells() -> list[tuple[int, int]]:
-    """Heads to click, none twice in a row."""
+    """Return the heads to click, never the same twice in a row."""
     return [(5 * i % 6, (7 * i + 1) % 12) for i in range(CLICKS)]
 
 
 def hovers(browser: Browser, server: Server) -> list[Row]:
-    """A token under the pointer, at 512 tokens: one head, and all twelve of a layer."""
+    """Time a hover over a token, at 512 tokens: one head, and all twelve of a layer."""
     rows = []
     heads = ",".join(f"0.{head}" for head in range(1, 12))
     for name, chosen in (("hover 512, one head", ""), ("hover 512", f"&heads={heads}")):
@@ -252,7 +259,7 @@ def hovers(browser: Browser, server: Server) -> list[Row]:
 
 
 def model_view(browser: Browser, server: Server) -> list[Row]:
-    """Twelve layers of twelve heads at 64 tokens: the next example, and the view opened."""
+    """Time the model view of 12 × 12 heads at 64 tokens: the next example, and the opening of the view."""
     opening: list[float] = []
     with fresh(browser) as page:
         for number in range(5, 8):
@@ -275,7 +282,7 @@ def model_view(browser: Browser, server: Server) -> list[Row]:
 
 
 def table_page(browser: Browser, server: Server) -> list[Row]:
-    """The next page of 10,000 examples, in corpus order and by a statistic."""
+    """Time the next page of 10,000 examples, in corpus order and by a statistic."""
     rows = []
     for name, order in (("table page", ""), ("table page, ordered", "&order=strongest")):
         with fresh(browser) as page:
@@ -291,7 +298,7 @@ def table_page(browser: Browser, server: Server) -> list[Row]:
 
 
 def pan(browser: Browser, server: Server) -> list[Row]:
-    """A drag in the matrix of 8,192 tokens, until every tile of the new window is drawn."""
+    """Time a drag in the matrix of 8,192 tokens, until every tile of the new window is drawn."""
     with fresh(browser) as page:
         query = "?store=document&page=views&view=matrix&specials=show&layer=1&head=2&zoom=5000,4000,700"
         ready(page, server.url + query, "find(\"canvas[data-missing='0']\")")
@@ -312,9 +319,9 @@ def pan(browser: Browser, server: Server) -> list[Row]:
 
 
 def sessions(server: Server, n_sessions: int, seconds: int) -> list[Row]:
-    """Many readers at a click a second each, and what their sessions take."""
+    """Measure many sessions at a click a second each: latency and memory."""
     client = [sys.executable, "-m", "benchmarks.viewer_load", server.url]
-    for n, lasting in ((2, 3), (n_sessions, seconds)):  # the first readers fill what all share
+    for n, lasting in ((2, 3), (n_sessions, seconds)):  # the first sessions fill the shared cache
         before = server.memory_mb()
         command = [*client, str(n), str(lasting), "6", "12"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:

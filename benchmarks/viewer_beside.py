@@ -1,8 +1,9 @@
 """The head view beside BertViz's on the same attention: first paint, hover, another layer, all heads of a layer drawn.
 
-Both are HTML files of `head_view(attention, tokens, html_action="return")`, opened by one browser in turns. BertViz runs in
-the Python that HEADATLAS_BERTVIZ names (``pip install bertviz`` there). Its page asks a network for d3, jquery and require.js:
-HEADATLAS_BERTVIZ_FILES names a folder with d3.min.js, jquery.min.js and require.min.js that are given to it instead.
+Both are HTML files of `head_view(attention, tokens, html_action="return")`, opened by one browser in turns. BertViz
+runs in the Python that HEADATLAS_BERTVIZ names (``pip install bertviz`` there). Its page asks a network for d3, jquery
+and require.js: HEADATLAS_BERTVIZ_FILES names a folder with d3.min.js, jquery.min.js and require.min.js that are given
+to it instead.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from headatlas.store import Store
 
 LIMIT_S = float(os.environ.get("HEADATLAS_BENCH_LIMIT_S", "60"))
-"""What takes longer is given up, and longer texts of that model are not tried."""
+"""Limit of an action. If it is exceeded, longer texts of that model are not tried."""
 OPENINGS, HOVERS, LAYERS = 3, 5, 3
 FILES = ("d3.min.js", "jquery.min.js", "require.min.js")
 _WRITE = """
@@ -43,7 +44,7 @@ with open(sys.argv[2], "w", encoding="utf-8") as file:
 
 @dataclass(frozen=True)
 class Way:
-    """How one of the two is looked at: conditions of `browser`, and what its reader does."""
+    """Way to drive one of the two viewers: conditions of `browser`, and actions."""
 
     name: str
     drawn: str
@@ -64,17 +65,17 @@ class Ours(Way):
         """Point at a query token."""
         box = page.locator(f".col.q .t[data-index='{token}'] .l").bounding_box()
         assert box
-        to = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        target = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         shown = f"""find(".t.me[data-side='q'][data-index='{token}']")"""
-        return timed(page, ["mousemove"], lambda: page.mouse.move(*to), shown, limit_s)
+        return timed(page, ["mousemove"], lambda: page.mouse.move(*target), shown, limit_s)
 
     def layer(self, page: Page, layer: int, limit_s: float) -> float:
         """Click the layer's number beside the grid of heads."""
         canvas = page.locator("canvas[data-layers]").first
         top, cell = (float(canvas.get_attribute(f"data-{name}") or 0) for name in ("top", "cell"))
         shown = f"""find('table[data-mirror="edges of the head view"] tr[data-head^="{layer}."]')"""
-        place = {"x": 4.0, "y": top + (layer + 0.5) * cell}
-        return timed(page, ["click"], lambda: canvas.click(position=place), shown, limit_s)  # type: ignore[arg-type]
+        position = {"x": 4.0, "y": top + (layer + 0.5) * cell}
+        return timed(page, ["click"], lambda: canvas.click(position=position), shown, limit_s)  # type: ignore[arg-type]
 
 
 class Theirs(Way):
@@ -84,9 +85,9 @@ class Theirs(Way):
         """Point at a token of the left column."""
         box = page.locator("#left text").nth(token).bounding_box(timeout=1000 * limit_s)
         assert box
-        to = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        target = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         shown = f"""(line => line && line.getAttribute("visibility") === "visible")(find("#attention line[left-token-index='{token}']"))"""
-        return timed(page, ["mouseover"], lambda: page.mouse.move(*to), shown, limit_s)
+        return timed(page, ["mouseover"], lambda: page.mouse.move(*target), shown, limit_s)
 
     def layer(self, page: Page, layer: int, limit_s: float) -> float:
         """Choose another layer in the list."""
@@ -102,62 +103,66 @@ THEIRS = Theirs("BertViz", "find('#attention line')")
 
 
 def beside_bertviz(stores: dict[str, Store]) -> list[Row]:
-    """Rows for the texts of each store, by their length."""
+    """Measure both viewers on the texts of each store; returns rows by length."""
     python = os.environ.get("HEADATLAS_BERTVIZ")
     if not python:
-        print("BertViz is left out: HEADATLAS_BERTVIZ names no Python that has it (docs/benchmarks.md says how).")
+        print(
+            "BertViz is skipped. Set HEADATLAS_BERTVIZ to a Python that has it; docs/benchmarks.md says how to make one."
+        )
     ways = [OURS, THEIRS] if python else [OURS]
     folder = os.environ.get("HEADATLAS_BERTVIZ_FILES")
     served = {name: Path(folder) / name for name in FILES} if folder else {}
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as place, launched() as browser:
+    with tempfile.TemporaryDirectory(prefix="headatlas-bench-") as temporary, launched() as browser:
         for model, store in stores.items():
-            gone: set[str] = set()
+            given_up: set[str] = set()
             for number in range(len(LENGTHS := lengths_of(store))):
                 attention, tokens = read(store, number)
                 for way in ways:
-                    if way.name in gone:
+                    if way.name in given_up:
                         continue
-                    what = f"{way.name} · {model} · {LENGTHS[number]} tokens"
+                    label = f"{way.name} · {model} · {LENGTHS[number]} tokens"
                     try:
-                        file = Path(place) / "page.html"
+                        file = Path(temporary) / "page.html"
                         write(way, attention, tokens, file, python or "")
-                        found = look(browser, way, file, served)
+                        ms_by_action = look(browser, way, file, served)
                     except Exception as error:
-                        gone.add(way.name)
-                        print(f"{what}: {first_line(error)}")
+                        given_up.add(way.name)
+                        print(f"{label}: {first_line(error)}")
                         rows.append(
-                            Row(f"first paint · {what}", 1000 * LIMIT_S, "ms", None, f"given up: {first_line(error)}")
+                            Row(f"first paint · {label}", 1000 * LIMIT_S, "ms", None, f"given up: {first_line(error)}")
                         )
                         continue
                     rows += [
-                        Row(f"{name} · {what}", statistics.median(ms), "ms", (min(ms), max(ms)))
-                        for name, ms in found.items()
+                        Row(f"{name} · {label}", statistics.median(ms), "ms", (min(ms), max(ms)))
+                        for name, ms in ms_by_action.items()
                     ]
-                    print(what, {name: round(statistics.median(ms), 1) for name, ms in found.items()}, flush=True)
+                    print(
+                        label, {name: round(statistics.median(ms), 1) for name, ms in ms_by_action.items()}, flush=True
+                    )
     return rows
 
 
 def lengths_of(store: Store) -> list[int]:
-    """Tokens of the first texts, each longer than the one before."""
+    """Return the tokens of the first texts, each longer than the one before."""
     lengths = [len(example.tokens()) for example in store.examples[:5]]
     assert lengths == sorted(set(lengths))
     return lengths
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def read(store: Store, number: int) -> tuple[np.ndarray, list[str]]:
-    """All maps of an example, and its tokens."""
+    """Return all maps of an example, and its tokens."""
     example = store.examples[number]
     return example.attention().values, list(example.tokens().text)
 
 
 def write(way: Way, attention: np.ndarray, tokens: list[str], file: Path, python: str) -> None:
-    """Write the page of one of the two."""
+    """Write the page of one of the two viewers."""
     if way is OURS:
         from headatlas.viewer import head_view
 
@@ -173,17 +178,17 @@ def write(way: Way, attention: np.ndarray, tokens: list[str], file: Path, python
 
 
 def look(browser: Browser, way: Way, file: Path, served: dict[str, Path]) -> dict[str, list[float]]:
-    """Open a page some times; hover and change the layer in the last."""
-    found: dict[str, list[float]] = {"first paint": [], "hover": [], "layer": []}
+    """Open a page several times; hover and change the layer in the last."""
+    ms_by_action: dict[str, list[float]] = {"first paint": [], "hover": [], "layer": []}
     for opening in range(OPENINGS):
         with fresh(browser, served, on_start=way.drawn) as page:
             page.goto(file.as_uri(), timeout=1000 * LIMIT_S)
-            found["first paint"].append(took(page, LIMIT_S))
+            ms_by_action["first paint"].append(took(page, LIMIT_S))
             if opening < OPENINGS - 1:
                 continue
             page.wait_for_timeout(300)
-            found["hover"] = [way.hover(page, 2 + i, LIMIT_S) for i in range(HOVERS)]
+            ms_by_action["hover"] = [way.hover(page, 2 + i, LIMIT_S) for i in range(HOVERS)]
             page.mouse.move(1400, 5)
             page.wait_for_timeout(100)
-            found["layer"] = [way.layer(page, 1 + i, LIMIT_S) for i in range(LAYERS)]
-    return found
+            ms_by_action["layer"] = [way.layer(page, 1 + i, LIMIT_S) for i in range(LAYERS)]
+    return ms_by_action

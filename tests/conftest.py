@@ -1,4 +1,4 @@
-"""What all tests share: shapes checked at run time, the models and data they read, a browser that cannot leave home.
+"""Shared parts of the tests: run-time checks of shapes, models and data, a browser that reaches this machine alone.
 
 The environment is set before anything is imported: one thread for torch (the machine is shared, and sums keep their
 order), and no model hub.
@@ -45,9 +45,9 @@ _INT_FOR_FLOAT = BeartypeConf(is_pep484_tower=True)
 
 
 def _checked(function: Callable) -> Callable:
-    """Check the arguments of `function` and what it returns against its annotations.
+    """Check the arguments and the result of `function` against its annotations.
 
-    What cannot be checked at run time (a plain Protocol) is left out; the rest of that function still is.
+    Annotations that cannot be checked at run time (a plain Protocol) are skipped.
     """
     try:
         return beartype(function, conf=_INT_FOR_FLOAT)
@@ -82,13 +82,15 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrom
 
 @pytest.fixture(scope="session", autouse=True)
 def _statistics_kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is computed from stores is kept for this session alone: an earlier one may have had other formulas."""
+    """Give statistics that are computed from stores a cache of this session: earlier formulas may have differed."""
     from headatlas.store.statistics import measurement as measured
 
-    own, original = tmp_path_factory.mktemp("caches"), measured.cache_folder
+    own_folder, cache_folder = tmp_path_factory.mktemp("caches"), measured.cache_folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            measured, "cache_folder", lambda kind: original(kind, None if "XDG_CACHE_HOME" in os.environ else own)
+            measured,
+            "cache_folder",
+            lambda kind: cache_folder(kind, None if "XDG_CACHE_HOME" in os.environ else own_folder),
         )
         yield
 
@@ -111,7 +113,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say it where it cannot be overlooked when no browser test could run."""
+    """Print a section of its own if no browser test could run."""
     message = _no_browser_message()
     if any(message in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])):
         terminalreporter.section("NO BROWSER TEST WAS RUN", red=True, bold=True)
@@ -120,20 +122,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def _no_browser_message() -> str:
     return (
-        f"no Chromium was found (HEADATLAS_CHROMIUM, {', '.join(CHROMIUM_NAMES)}): the viewer was not looked at. "
+        f"no Chromium was found (HEADATLAS_CHROMIUM, {', '.join(CHROMIUM_NAMES)}), so the viewer was not tested. "
         "Install one (Debian: apt-get install chromium) or set HEADATLAS_CHROMIUM to its program file."
     )
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The repository's root."""
+    """Root of the repository."""
     return ROOT
 
 
 @pytest.fixture
 def without_shape_checks() -> Iterator[None]:
-    """Switch the checks of arguments off, as they are for users: for tests of the errors that users see."""
+    """Switch the run-time checks off, for tests of the errors that users see."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -174,11 +176,11 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Program file of the system's Chromium; without one the test is skipped, or fails where a browser is required."""
+    """Program file of the system's Chromium. Without one the test is skipped, or fails if a browser is required."""
     named = os.environ.get("HEADATLAS_CHROMIUM")
-    found = shutil.which(named) if named else next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
-    if found:
-        return found
+    program = shutil.which(named) if named else next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if program:
+        return program
     if os.environ.get("HEADATLAS_REQUIRE_BROWSER") == "1":
         pytest.fail(_no_browser_message(), pytrace=False)
     pytest.skip(_no_browser_message())
@@ -188,7 +190,7 @@ def chromium() -> str:
 def browser(chromium: str) -> Iterator[Browser]:
     """A headless Chromium; take `page` unless you need several contexts.
 
-    A module's own: while Playwright runs there is an event loop in this thread, which tests of other modules may not want.
+    Each module starts its own, because Playwright runs an event loop in this thread that disturbs other modules.
     """
     from playwright.sync_api import sync_playwright
 
@@ -203,7 +205,7 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @dataclass
 class PageRecord:
-    """What a page did that it should not: addresses it asked for outside this machine, errors on its console."""
+    """Faults of a page: requests to other machines, and errors on its console."""
 
     external: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -211,13 +213,13 @@ class PageRecord:
 
 @pytest.fixture
 def page_record() -> PageRecord:
-    """The record of `page`; a test that provokes an error takes it from here, then clears it."""
+    """Record of `page`. A test that provokes an error reads it here, then clears it."""
     return PageRecord()
 
 
 @pytest.fixture
 def page(browser: Browser, page_record: PageRecord) -> Iterator[Page]:
-    """A fresh page, 1440 × 900. At the end no external request and no console error may have been seen."""
+    """A fresh page, 1440 × 900. The test fails on any external request and any console error."""
     context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
     context.set_default_timeout(PATIENCE_MS)
 
@@ -229,7 +231,7 @@ def page(browser: Browser, page_record: PageRecord) -> Iterator[Page]:
             route.abort()
 
     context.route("**/*", guard)
-    # Web sockets do not pass through routes; one that is routed and not connected never leaves the browser.
+    # Web sockets need a route of their own; a routed socket that is not connected never leaves the browser.
     context.route_web_socket(_ELSEWHERE, lambda socket: page_record.external.append(socket.url))
     tab = context.new_page()
     tab.on("pageerror", lambda error: page_record.errors.append(str(error)))

@@ -1,6 +1,6 @@
-"""The table of faults that the store was put through, printed after the tests.
+"""Table of the faults that the store was tested with, printed after the tests.
 
-What a test counts travels with its report, so that the table is whole when several processes share the tests.
+The counts of a test travel with its report, so that the table is complete if several processes share the tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TABLE = pytest.StashKey[dict[str, tuple[int, int]]]()
 
 @pytest.fixture
 def count_fault(request: pytest.FixtureRequest) -> Callable[[str, int, int], None]:
-    """Add to the table: fault, cases, violations."""
+    """Return a function that adds a row to the table: fault, cases, violations."""
 
     def count(name: str, cases: int, violations: int) -> None:
         request.node.user_properties.append((_PROPERTY, (name, cases, violations)))
@@ -47,7 +47,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 class _Reports:
-    """Sees the reports of all tests, whichever process ran them."""
+    """Collector of the counts in the reports of all processes."""
 
     def __init__(self, table: dict[str, tuple[int, int]]) -> None:
         self._table = table

@@ -1,4 +1,4 @@
-"""The benchmarks' own instruments: rotation, ratios, the report's file."""
+"""Instruments of the benchmarks: inputs, rotation, ratios, the file of a report."""
 
 from __future__ import annotations
 
@@ -77,14 +77,16 @@ def test_what_covers_a_line_twice_counts_once() -> None:
 
 @pytest.mark.corpora
 def test_the_benchmark_of_a_gpu_measures_every_way(monkeypatch) -> None:
-    kept = {}
-    monkeypatch.setattr(capture_device, "keep_rows", lambda rows, name: kept.update({row.name: row for row in rows}))
+    rows_by_name = {}
+    monkeypatch.setattr(
+        capture_device, "keep_rows", lambda rows, name: rows_by_name.update({row.name: row for row in rows})
+    )
     capture_device.main(["--device", "cpu", "--small", "--models", "Llama-3-8B", "--lengths", "32", "--repeats", "1"])
     ways = [f"{keep}{how}" for keep in KEEPS for how in ("", ", not written")]
-    assert set(kept) == {f"{way} · Llama-3-8B · 32 · cpu" for way in (*ways, "plain")}
-    assert all(row.value > 0 for row in kept.values())
-    assert kept["plain · Llama-3-8B · 32 · cpu"].unit == "s"
-    assert "2 generated texts, 64 tokens" in (kept["everything · Llama-3-8B · 32 · cpu"].compared_with or "")
+    assert set(rows_by_name) == {f"{way} · Llama-3-8B · 32 · cpu" for way in (*ways, "plain")}
+    assert all(row.value > 0 for row in rows_by_name.values())
+    assert rows_by_name["plain · Llama-3-8B · 32 · cpu"].unit == "s"
+    assert "2 generated texts, 64 tokens" in (rows_by_name["everything · Llama-3-8B · 32 · cpu"].compared_with or "")
 
 
 @pytest.mark.parametrize("folder", ["empty", "missing"])

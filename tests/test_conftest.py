@@ -1,4 +1,4 @@
-"""The safety nets of the tests themselves: each must catch what it is there for."""
+"""The safeguards of the tests: each must catch its fault."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_torch_uses_one_thread() -> None:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[str]:
-    """A little web server on this machine; the address of its page."""
+    """Run a small web server on this machine; yields the address of its page."""
     handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     (tmp_path / "favicon.ico").touch()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=tmp_path)) as server:

@@ -43,12 +43,12 @@ def test_heads_set_by_hand_are_ranked_first_with_mass_1(tmp_path):
         ("previous_token", "previous_token_head", PREVIOUS),
         ("induction", "induction_head", INDUCTION),
     ):
-        found = store.search(pattern)
-        best = found.table().iloc[0]
-        assert first(found.table()) == first(found.table("lift")) == head
+        result = store.search(pattern)
+        best = result.table().iloc[0]
+        assert first(result.table()) == first(result.table("lift")) == head
         assert best["mass"] == best["hit_rate"] == 1
         assert best["lift"] > 20
-        assert found.table()["mass"].iloc[1] < 0.2  # the others are random
+        assert result.table()["mass"].iloc[1] < 0.2  # the others are random
         assert first(published_table(store, "transformerlens").sort_values(column, ascending=False)) == head
     induction = store.search("induction").table().iloc[0]
     assert induction["offset_lift"] > 5  # copies come back after many different distances
@@ -64,8 +64,8 @@ def test_heads_set_by_hand_are_ranked_first_with_mass_1(tmp_path):
         assert carried["dimension"] == dimension
         assert carried["share"] > 0.95
     for name, head in (("previous", PREVIOUS), ("induction", INDUCTION)):
-        one = measured_statistics(store, [name], cache=False)[name]
-        mean = aggregate(one.values, one.rows)
+        statistic = measured_statistics(store, [name], cache=False)[name]
+        mean = aggregate(statistic.values, statistic.rows)
         assert np.unravel_index(mean.argmax(), mean.shape) == head
         assert mean[head] == pytest.approx(1, abs=1e-6)
 
@@ -92,9 +92,9 @@ def test_smollm2_shows_its_induction_and_previous_token_heads(smollm2_gguf, tmp_
     previous = store.search("previous_token").table()
     assert first(previous) == (11, 1)
     assert previous["mass"].iloc[0] > 0.9
-    told = published_table(store, "transformerlens")
-    for column, found in (("induction_head", induction.table()), ("previous_token_head", previous)):
-        theirs = told.sort_values(column, ascending=False).head(5)
+    published = published_table(store, "transformerlens")
+    for column, ranking in (("induction_head", induction.table()), ("previous_token_head", previous)):
+        theirs = published.sort_values(column, ascending=False).head(5)
         assert set(zip(theirs["layer"], theirs["head"], strict=True)) == set(
-            zip(found["layer"].head(5), found["head"].head(5), strict=True)
+            zip(ranking["layer"].head(5), ranking["head"].head(5), strict=True)
         )

@@ -61,9 +61,9 @@ def test_what_is_written_is_read_back() -> None:
 )
 def test_a_wrong_row_is_noticed(change, message) -> None:
     assert difference(ROW, cells(ROW)) is None
-    found = difference(dataclasses.replace(ROW, **change), cells(ROW))
-    assert found is not None
-    assert message in found
+    difference_text = difference(dataclasses.replace(ROW, **change), cells(ROW))
+    assert difference_text is not None
+    assert message in difference_text
 
 
 def test_a_missing_row_is_noticed() -> None:

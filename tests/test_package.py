@@ -1,4 +1,4 @@
-"""The repository as a product: the wheel, the imports, the documented commands, and what may not stand in its files."""
+"""The repository as a product: the wheel, the imports, the documented commands, and paths that no file may hold."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_no_part_is_imported_under_a_second_name(repository, files) -> None:
                 modules = [alias.name for alias in node.names]
             else:
                 modules = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            wrong += [f"{name}:{node.lineno}: {one}" for one in modules if one.partition(".")[0] in PARTS]
+            wrong += [f"{name}:{node.lineno}: {module}" for module in modules if module.partition(".")[0] in PARTS]
     assert wrong == [], "write headatlas.store (or a relative import): plain `store` is a second copy of every class"
 
 
@@ -91,15 +91,15 @@ def test_documented_make_targets_exist(repository, files) -> None:
     makefile = (repository / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     pages = [name for name in files if name.endswith(".md")]
-    told = {(name, target) for name in pages for target in _make_commands((repository / name).read_text("utf-8"))}
-    assert {name for name, _ in told} >= {"README.md", "CONTRIBUTING.md"}
-    assert {(name, target) for name, target in told if target not in targets} == set()
-    assert targets - {target for _, target in told} == set(), "targets that no page tells about"
+    documented = {(name, target) for name in pages for target in _make_commands((repository / name).read_text("utf-8"))}
+    assert {name for name, _ in documented} >= {"README.md", "CONTRIBUTING.md"}
+    assert {(name, target) for name, target in documented if target not in targets} == set()
+    assert targets - {target for _, target in documented} == set(), "targets that no page tells about"
 
 
 def _make_commands(text: str) -> set[str]:
-    found = re.findall(r"^\s*make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE)
-    return {in_block or inline for in_block, inline in found}
+    matches = re.findall(r"^\s*make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE)
+    return {in_block or inline for in_block, inline in matches}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -123,11 +123,11 @@ FOREIGN = re.compile(
 
 
 def test_no_machine_path_and_no_registry_host(repository, files) -> None:
-    found = []
+    occurrences = []
     for name in files:
         try:
             text = (repository / name).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue  # a picture
-        found += [f"{name}: {match[0]}" for match in FOREIGN.finditer(text)]
-    assert found == []
+        occurrences += [f"{name}: {match[0]}" for match in FOREIGN.finditer(text)]
+    assert occurrences == []

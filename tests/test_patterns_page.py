@@ -1,4 +1,4 @@
-"""docs/patterns.md and its pictures are what the library says, and the pictures show what the patterns match."""
+"""docs/patterns.md and its pictures agree with the library, and the pictures show the pairs that the patterns match."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_every_universal_relation_has_a_phrase_in_both_directions():
 def test_pictures_draw_every_pair_twice_and_stand_alone():
     drawn = ElementTree.fromstring(pattern_picture("to_head", SENTENCE, "a < b"))
     space = "{http://www.w3.org/2000/svg}"
-    arcs = [one for one in drawn.iter(f"{space}path") if one.get("class", "").startswith("arc")]
-    (hits,) = (one for one in drawn.iter(f"{space}path") if one.get("class") == "hit")
+    arcs = [element for element in drawn.iter(f"{space}path") if element.get("class", "").startswith("arc")]
+    (hits,) = (element for element in drawn.iter(f"{space}path") if element.get("class") == "hit")
     assert len(arcs) == hits.get("d", "").count("M") == len(EXPECTED["to_head"])
     assert "prefers-color-scheme: dark" in drawn.findtext(f"{space}style", "")
     assert pattern_picture("to_head", SENTENCE, "").count("http") == 1  # the name of the format, and no address

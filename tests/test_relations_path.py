@@ -22,12 +22,12 @@ def read_treebank(path: Path, n: int) -> list[tuple[str, list[tuple[int, int]], 
         lines = block.split("\n")
         text = next(line[len("# text = ") :] for line in lines if line.startswith("# text = "))
         rows = [line.split("\t") for line in lines if not line.startswith("#")]
-        spans, at = [], 0
+        spans, position = [], 0
         for row in rows:  # the parts of a contraction ("do", "n't") are spelled as in the text
             if row[0].isdecimal():
-                start = text.index(row[1], at)
+                start = text.index(row[1], position)
                 spans.append((start, start + len(row[1])))
-                at = start + len(row[1])
+                position = start + len(row[1])
         words = [row for row in rows if row[0].isdecimal()]
         relations = [row[7].split(":")[0] for row in words]
         sentences.append((text, spans, [int(row[6]) - 1 for row in words], relations))
@@ -79,11 +79,11 @@ def test_relations_of_minilm_equal_an_independent_loop(
         *("run", "demo", "--set", "corpus.kind=conllu", "--set", f"corpus.path={treebank}", "--out", store),
         *("--set", f"keep.attention={codec}", "--max-examples", n, "--quiet"),
     )
-    told = json.loads(run("relations", store, "--every-head", "--json"))["relations"]
+    rows = json.loads(run("relations", store, "--every-head", "--json"))["relations"]
     expected = slow_atlas(minilm_dir, read_treebank(treebank, n))
-    assert {(row["relation"], row["layer"], row["head"], row["direction"]) for row in told} == set(expected)
+    assert {(row["relation"], row["layer"], row["head"], row["direction"]) for row in rows} == set(expected)
     differ = total = 0
-    for row in told:
+    for row in rows:
         right, n_dependents = expected[row["relation"], row["layer"], row["head"], row["direction"]]
         assert row["n"] == n_dependents
         differ += abs(round(row["accuracy"] * n_dependents) - right)

@@ -1,4 +1,4 @@
-"""From a job file to ranked heads, by the commands users type, against transformers' own eager attention.
+"""The path from a job file to ranked heads, by commands, compared with the eager attention of transformers.
 
 The loop below knows nothing of headatlas but the store's order of examples: one sentence at a time, no padding, no
 batches, no store.
@@ -22,7 +22,7 @@ CODEC_BOUND = 0.004  # of square-root companding to 255 levels
 
 @pytest.fixture(scope="module")
 def run_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Run `headatlas ...` in a folder of its own; its standard output."""
+    """Run `headatlas ...` in a folder of its own; returns its standard output."""
     folder = tmp_path_factory.mktemp("commands")
 
     def run(*arguments: object) -> str:

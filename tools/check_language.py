@@ -166,7 +166,7 @@ def check_twins(root: Path, sources: Sequence[Path], check: Check) -> None:
 
 
 def text_files(root: Path, folders: Sequence[str], documents: Sequence[str]) -> Iterator[Path]:
-    """Code of the folders and Markdown of the documents; this check and its test, which name the words, are left out."""
+    """Code of the folders and Markdown of the documents, except this check and its test, which name the words."""
     own = {"check_language.py", "test_check_language.py"}
     for folder in folders:
         for file in sorted((root / folder).rglob("*")):

@@ -1,4 +1,4 @@
-"""A process that breaks stores. Reads requests, one line of JSON each, and answers each with cases and violations.
+"""A process that breaks stores. It reads requests, one line of JSON each, and answers with cases and violations.
 
 Every request runs in a fork of this process, which itself never reads a store; importing is paid for once, and whatever
 a campaign does to its process ends with it.
@@ -15,9 +15,20 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-import fault_stores  # noqa: E402, F401  and with it everything that campaigns import
+import fault_stores  # noqa: E402, F401  imports everything that campaigns need
 
-CAMPAIGNS = ("kills", "failing_calls", "power_loss", "flips", "objects", "races", "readers", "hostile", "fuzz", "forks")
+CAMPAIGNS = (
+    "kills",
+    "failing_calls",
+    "power_loss",
+    "flips",
+    "damaged_files",
+    "races",
+    "readers",
+    "hostile",
+    "fuzz",
+    "forks",
+)
 
 
 def main() -> None:
@@ -39,9 +50,9 @@ def main() -> None:
 def _run(name: str, answer: str, folder: str, arguments: dict) -> None:
     try:
         if not arguments.pop("real_fsync", False):
-            os.fsync = lambda fd: None  # most of the time of a small store, and nothing that a kill could show
+            os.fsync = lambda fd: None  # it takes most of the time, and a kill of a process cannot lose unflushed data
         result = importlib.import_module(name).run(folder=Path(folder), **arguments)
-        document = {fault: {"cases": cases, "violations": found} for fault, (cases, found) in result.items()}
+        document = {fault: {"cases": cases, "violations": violations} for fault, (cases, violations) in result.items()}
     except BaseException:
         document = {"the campaign itself": {"cases": 0, "violations": [traceback.format_exc()]}}
     Path(answer).write_text(json.dumps(document))

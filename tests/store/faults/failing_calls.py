@@ -1,4 +1,4 @@
-"""Every kind of input and output call fails in turn: the nth call on a file of the store, for n all over a run.
+"""Failure of every kind of input and output call: the nth call on a file of the store, for n spread over a run.
 
 `failing_calls.c` sits below Python and below the HDF5 library. Errors: too many open files, a failing disk, a full one,
 one over quota, no permission, a read-only one; and reads and writes that do half their work.
@@ -20,7 +20,7 @@ READING, WRITING = 0b0000011, 0b1111101  # bits of `enum kind`: opening is part 
 
 
 def run(folder: Path, container: str, n: int, n_full: int) -> dict[str, tuple[int, list[str]]]:
-    """`n` failing calls while writing, as many while reading, and `n_full` disks that fill up."""
+    """Fail `n` calls while writing, as many while reading, and fill up `n_full` disks."""
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
     path, whole = folder / "traces", folder / f"undisturbed-{container}"
     undisturbed(container, folder)
@@ -58,7 +58,7 @@ def run(folder: Path, container: str, n: int, n_full: int) -> dict[str, tuple[in
             sound = verify_store(whole, full=True).is_sound
         except CLEAN:
             sound = False
-        failed = shim.fault_hits() and choice % 2 == 0  # the odd ones may be half reads, which are read on
+        failed = shim.fault_hits() and choice % 2 == 0  # odd choices may be short reads, which the reader continues
         shim.fault_disarm()
         assert not (failed and sound), "verify did not see it"
 
@@ -85,7 +85,7 @@ def run(folder: Path, container: str, n: int, n_full: int) -> dict[str, tuple[in
 
 
 def _spread(n_calls: int, n: int) -> list[tuple[int, int]]:
-    """`n` calls out of all of them, each with one of four errors; where there are fewer calls, with several."""
+    """Choose `n` calls, each with one of four errors; with fewer calls, several errors a call."""
     calls = np.linspace(1, n_calls, n).astype(int) if n <= n_calls else 1 + np.arange(n) % n_calls
     return [(int(nth), (i + i // n_calls) % 4) for i, nth in enumerate(calls)]
 

@@ -1,4 +1,4 @@
-"""Stores small enough to be broken a thousand times, and what must hold of them afterwards.
+"""Stores small enough to be broken a thousand times, and checks of them afterwards.
 
 Used inside the process of `campaign.py`, where nothing but the store's own code checks anything.
 """
@@ -37,11 +37,11 @@ KEEPS: dict[str, Keep] = {
     **{f"query and key {codec}": Keep(attention=None, query_key=codec, edges=None) for codec in VECTOR_BOUNDS},
     "edges": Keep(attention=None, query_key=None, edges=3),
 }
-"""What a store keeps, so that every codec there is has its turn."""
+"""Settings of `Keep` that together use every codec."""
 
 
 def lean_contents(keep: Keep | None = None, n_segments: int = N_SEGMENTS, n_examples: int = 3) -> list[Content]:
-    """Segments of few and small files: one column of each kind."""
+    """Return segments of few and small files: one column of each kind."""
     spec = make_spec(keep or Keep(edges=3), (make_site(n_heads=2, n_kv_heads=1, d_head=4),))
     return [_lean(content) for content in make_contents(spec, seed=1, n_segments=n_segments, n_examples=n_examples)]
 
@@ -58,7 +58,7 @@ def _lean(content: Content) -> Content:
 
 
 def write_lean(path: Path, contents: list[Content], container: str, **options) -> list[int]:
-    """Write the segments that are not there yet; which these were."""
+    """Write the segments that are missing; returns their indices."""
     writer = open_writer(path, contents, container=container, **options)
     there = writer.committed
     for content in contents:
@@ -69,29 +69,29 @@ def write_lean(path: Path, contents: list[Content], container: str, **options) -
 
 @cache
 def undisturbed(container: str, folder: Path) -> dict[str, bytes]:
-    """The files of the lean store as a run that nothing disturbs leaves them."""
+    """Return the files of the lean store after an undisturbed run."""
     path = folder / f"undisturbed-{container}"
     write_lean(path, lean_contents(), container)
     return segment_bytes(path)
 
 
 def read_all(store: Store) -> dict[tuple[int, str], np.ndarray]:
-    """Every array of every segment; texts and tables are decoded too."""
-    found = {}
+    """Read every array of every segment; texts and tables are decoded too."""
+    arrays = {}
     for segment in store.segments:
         for name in segment.layouts:
-            found[segment.index, name] = segment.read(name)
+            arrays[segment.index, name] = segment.read(name)
         segment.tokens(), segment.columns(), segment.texts(), segment.ids()
-    return found
+    return arrays
 
 
-def equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """The same type, shape and bits."""
-    return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()
+def equal(first: np.ndarray, second: np.ndarray) -> bool:
+    """Return True if two arrays have the same type, shape and bits."""
+    return (first.dtype, first.shape) == (second.dtype, second.shape) and first.tobytes() == second.tobytes()
 
 
 def check_survivor(path: Path, container: str, folder: Path, at_least: int = 0) -> None:
-    """What is listed is whole, what is not is invisible, going on ends with the bytes of an undisturbed run.
+    """Check that listed segments are whole, others invisible, and that a resumed run ends with the same bytes.
 
     `at_least` segments were committed before whatever happened.
     """
@@ -108,7 +108,7 @@ def check_survivor(path: Path, container: str, folder: Path, at_least: int = 0) 
     assert committed >= set(range(at_least)), f"{committed} of {at_least} committed segments are there"
     written = write_lean(path, contents, container)
     assert set(written) == set(range(len(contents))) - committed, f"{written} were written again"
-    # what was committed is not written again: its bytes too must be those of an undisturbed run
+    # Committed segments are not written again, so their bytes must be those of an undisturbed run too.
     assert segment_bytes(path) == expected, "the segments have other bytes"
     assert verify_store(path).is_sound, "resumed, it is damaged"
     assert open_store(path).is_complete
@@ -117,7 +117,7 @@ def check_survivor(path: Path, container: str, folder: Path, at_least: int = 0) 
 
 @contextmanager
 def one_case(violations: list[str], what: str) -> Iterator[None]:
-    """An exception inside is a violation, not the end."""
+    """Record an exception inside as a violation."""
     try:
         yield
     except Exception as error:
@@ -125,7 +125,7 @@ def one_case(violations: list[str], what: str) -> Iterator[None]:
 
 
 def in_child(work: Callable[[], object], *, limit_s: int = 60) -> int:
-    """Run `work` in a fork of this process; the status it ends with.
+    """Run `work` in a fork of this process and return its exit status.
 
     It is ended after `limit_s` seconds of processor time; where it waits for something that never comes, after much longer.
     """
@@ -145,28 +145,28 @@ def in_child(work: Callable[[], object], *, limit_s: int = 60) -> int:
 
 
 def checked_in_child(violations: list[str], what: str, work: Callable[[], object]) -> None:
-    """Run `work` in a fork; what it raises is a violation."""
+    """Run `work` in a fork and record its exception as a violation."""
     reader, writer = os.pipe()
 
     def tell() -> None:
-        found: list[str] = []
-        with one_case(found, what):
+        errors: list[str] = []
+        with one_case(errors, what):
             work()
-        os.write(writer, "".join(found).encode(errors="replace")[:4000])
+        os.write(writer, "".join(errors).encode(errors="replace")[:4000])
 
     status = in_child(tell)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        found = pipe.read().decode(errors="replace")
-    if found or status:
-        violations.append(found or f"{what}: the process ended with status {status}")
+        report = pipe.read().decode(errors="replace")
+    if report or status:
+        violations.append(report or f"{what}: the process ended with status {status}")
 
 
 def fresh(path: Path) -> Path:
-    """A path where nothing lies."""
+    """Delete what lies at a path and return the path."""
     shutil.rmtree(path, ignore_errors=True)
     return path
 
 
 CLEAN = (HeadAtlasError, OSError)
-"""What a failing disk may end in."""
+"""Errors that a failing disk may cause."""

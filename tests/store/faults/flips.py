@@ -1,4 +1,4 @@
-"""One bit of a store is flipped: reading raises, or gives the same numbers and verify names the file.
+"""Flips of one bit of a store: reading raises, or returns the same numbers and verify names the file.
 
 Every codec and every container has a store of its own; half of the flips fall on a byte of the whole store, half on a
 byte of a file, so that the many small files have their share.
@@ -18,7 +18,7 @@ from headatlas.store.writing.verify import verify_store
 
 
 def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[int, list[str]]]:
-    """`n` flips for each codec."""
+    """Flip `n` bits for each codec."""
     result = {}
     for name, keep in KEEPS.items():
         path, violations = folder / name.replace(" ", "-"), []
@@ -43,15 +43,17 @@ def _flip_all(path: Path, n: int, rng: random.Random, violations: list[str]) -> 
         name = str(victim.relative_to(path))
         with one_case(violations, f"bit {bit} of {name}"):
             try:
-                found = _read(path)
-                assert all(equal(found[at], data) for at, data in expected.items()), "reads otherwise, without an error"
+                arrays = _read(path)
+                assert all(equal(arrays[key], data) for key, data in expected.items()), (
+                    "other numbers are read without an error"
+                )
                 unnoticed += 1
                 noticed = False
             except (CorruptSegmentError, FormatError):
                 noticed = True
             if not noticed or i % 5 == 0:
-                told = [finding.object for finding in verify_store(path, full=True).findings]
-                assert name in told, f"verify names {told}"
+                names = [finding.object for finding in verify_store(path, full=True).findings]
+                assert name in names, f"verify names {names}"
         victim.write_bytes(before)
     with one_case(violations, "afterwards"):
         assert verify_store(path, full=True).is_sound
@@ -59,7 +61,7 @@ def _flip_all(path: Path, n: int, rng: random.Random, violations: list[str]) -> 
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The traces and the tokens."""
+    """Read the traces and the tokens."""
     (segment,) = open_store(path).segments
     tokens = segment.tokens()
     names = [name for name in segment.layouts if name.startswith("decoder/")]

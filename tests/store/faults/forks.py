@@ -1,4 +1,4 @@
-"""A process that was forked after its parent had read is refused, at once and whatever it asks for."""
+"""A process that was forked after its parent had read a store is refused at once, for every question."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASKED = {
 
 
 def run(folder: Path, container: str) -> dict[str, tuple[int, list[str]]]:
-    """Each question in a fork, with the parent's store and with one opened there."""
+    """Ask each question in a fork, of the parent's store and of one that the fork opens."""
     path, violations = folder / "traces", []
     write_lean(path, lean_contents(), container)
     store = open_store(path)
@@ -44,10 +44,10 @@ def run(folder: Path, container: str) -> dict[str, tuple[int, list[str]]]:
 def _refused(ask, store: Store, path: Path) -> None:
     start = time.process_time()
     for which in (store, open_store(path)):
-        told = ""
+        message = ""
         try:
             ask(which)
         except ConfigError as error:
-            told = str(error)
-        assert "was forked from" in told, told or f"it was answered by process {os.getpid()}"
+            message = str(error)
+        assert "was forked from" in message, message or f"it was answered by process {os.getpid()}"
     assert time.process_time() - start < 2

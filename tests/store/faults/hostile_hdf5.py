@@ -1,4 +1,4 @@
-"""HDF5 files made to do harm: the query dataset replaced by what no writer of ours makes."""
+"""Hostile HDF5 files: the query dataset is replaced by one that headatlas never writes."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def virtual(file: h5py.File) -> None:
 
 
 def chunked(file: h5py.File, body: bytes | None, mask: int = 0, **options) -> None:
-    """All chunks are `body` as it is stored; None leaves them out."""
-    made = file.create_dataset(QUERY, SHAPE, "<f2", chunks=CHUNK, fletcher32=True, **options)
+    """Write `body` as every chunk, without a filter; None writes no chunk."""
+    dataset = file.create_dataset(QUERY, SHAPE, "<f2", chunks=CHUNK, fletcher32=True, **options)
     for layer, head in np.ndindex(2, 2) if body is not None else ():
-        made.id.write_direct_chunk((layer, head, 0, 0), body, mask)
+        dataset.id.write_direct_chunk((layer, head, 0, 0), body, mask)
 
 
 def sealed(body: bytes) -> bytes:

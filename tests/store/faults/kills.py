@@ -1,4 +1,4 @@
-"""Killed at any moment: at every named step of every operation, and at random ones.
+"""Kills of a process at every named step of every operation, and at random moments.
 
 A child is ended by the system (a timer's signal, or SIGKILL at a step): none of its code runs any more.
 """
@@ -27,7 +27,7 @@ Result = dict[str, tuple[int, list[str]]]
 
 
 def run(folder: Path, container: str, n: int, seed: int = 1, what: str = "write") -> Result:
-    """`n` kills at random moments of writing or converting a store; with "steps" one at each named step."""
+    """Kill `n` writers or converters at random moments; with "steps", one at each named step."""
     violations: list[str] = []
     cases = 0
     undisturbed(container, folder)
@@ -52,7 +52,7 @@ def run(folder: Path, container: str, n: int, seed: int = 1, what: str = "write"
         if in_child(lambda delay=delay: _until(delay, lambda: work(path))) == signal.SIGALRM:
             cases += 1
         else:
-            usual *= 0.95  # it was done before its time
+            usual *= 0.95  # it finished before it was killed
         checked_in_child(violations, f"killed after {delay:.4f} s of {usual:.4f}", lambda: check(path))
         if cases == n:
             break
@@ -61,14 +61,14 @@ def run(folder: Path, container: str, n: int, seed: int = 1, what: str = "write"
 
 
 def _duration(work, path: Path) -> float:
-    """How long an undisturbed child takes: the median of three."""
-    found = []
+    """Return the seconds of an undisturbed child: the median of three."""
+    seconds = []
     for _ in range(3):
         fresh(path)
         start = time.monotonic()
         in_child(work)
-        found.append(time.monotonic() - start)
-    return sorted(found)[1]
+        seconds.append(time.monotonic() - start)
+    return sorted(seconds)[1]
 
 
 def _until(delay: float, work) -> None:
@@ -79,7 +79,7 @@ def _until(delay: float, work) -> None:
 
 
 def _die_at(step: str, occurrence: int = 1) -> Callable[[str], None]:
-    """For `on_step`: end this process when a step is reached for the nth time."""
+    """Return an `on_step` that ends this process when it reaches a step for the nth time."""
     seen = 0
 
     def on_step(reached: str) -> None:
@@ -109,7 +109,7 @@ def _kill_at(folder: Path, container: str, step: str, occurrence: int, violation
 
 
 def _kill_dropping(folder: Path, container: str, step: str, violations: list[str]) -> None:
-    """All or nothing; the same drop again ends the same."""
+    """Check that a drop happened entirely or not at all, and that a second drop ends the same."""
     path = Path(shutil.copytree(folder / f"undisturbed-{container}", fresh(folder / "traces")))
 
     def check() -> None:
@@ -131,7 +131,7 @@ def _kill_dropping(folder: Path, container: str, step: str, violations: list[str
 
 
 def _kill_collecting(folder: Path, container: str, step: str, violations: list[str]) -> None:
-    """The store is whole, and collecting again leaves what it uses and nothing else."""
+    """Check that the store is whole, and that another collection leaves exactly the files in use."""
     path = Path(shutil.copytree(folder / f"undisturbed-{container}", fresh(folder / "traces")))
     in_child(lambda: drop_from_store(path, examples=[4], segments=[2]))
 

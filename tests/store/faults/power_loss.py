@@ -1,4 +1,4 @@
-"""The power goes: what was not flushed may be lost, in any combination that a file system allows.
+"""Loss of power: unflushed data may be lost, in any combination that a file system allows.
 
 Before each call that changes the disk an image is made of what could be left of it: of a file its bytes at its last
 flush, or none, or all that was written; of a folder its entries at its last flush, and any of those changed since.
@@ -23,7 +23,7 @@ WATCHED = ("open", "write", "writev", "fsync", "rename", "link", "mkdir", "unlin
 
 
 class Disk:
-    """What of the files below `root` is flushed; `on_call` hears of each call that changes them, before it is made."""
+    """Recorder of the flushed state of the files below `root`. It calls `on_call` before each call that changes them."""
 
     def __init__(self, root: Path, on_call: Callable[[], None]) -> None:
         self.root, self._on_call, self._busy, self._lock = root, on_call, False, threading.RLock()
@@ -31,16 +31,16 @@ class Disk:
         """Flushed bytes of files, by inode."""
         self.entries: dict[int, dict[str, int]] = {}
         """Flushed entries of folders, by inode: the entries' inodes."""
-        self.keep: list[int] = []  # open descriptors: an inode number must not be given away again
+        self.keep: list[int] = []  # open descriptors, so that no inode number is reused
         self.real = {name: getattr(os, name) for name in WATCHED}
 
     def watch(self) -> None:
-        """From now on every call is seen."""
+        """Begin to record every call."""
         for name in WATCHED:
             setattr(os, name, self._seen(name))
 
     def unwatch(self) -> None:
-        """No more."""
+        """Stop recording."""
         for name, call in self.real.items():
             setattr(os, name, call)
 
@@ -71,7 +71,7 @@ class Disk:
             self.data[status.st_ino] = path.read_bytes()
 
     def image(self, target: Path, rng: random.Random, mood: str) -> None:
-        """Make what a loss of power could leave. `mood`: "all" unflushed is lost, "none" but data, or "some"."""
+        """Make a state that a loss of power could leave. `mood`: "all" unflushed is lost, "none" but data, or "some"."""
         now: dict[int, Path] = {}
         for folder, names, files in os.walk(self.root):
             for name in (*names, *files):
@@ -99,7 +99,7 @@ class Disk:
     def _copy_file(self, inode: int, path: Path | None, target: Path, rng: random.Random, mood: str) -> None:
         flushed = self.data.get(inode)
         if path is not None and flushed is not None and path.stat().st_size == len(flushed):
-            self.real["link"](path, target)  # nothing is ever changed: the survivor may share it
+            self.real["link"](path, target)  # files are never changed in place, so the copy may share it
             return
         written = path.read_bytes() if path is not None else b""
         choices = [flushed or b""] if mood == "all" else [b""] if mood == "none" else [flushed or b"", written, b""]
@@ -108,20 +108,20 @@ class Disk:
 
 
 def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[int, list[str]]]:
-    """`n` losses of power during a run, spread over all its calls."""
+    """Lose power `n` times during a run, spread over all its calls."""
     violations: list[str] = []
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     rng, root, contents = random.Random(seed), folder / "running" / "traces", lean_contents()
     undisturbed(container, folder)
     calls = cases = 0
-    wanted: dict[int, list[str]] = {}
+    moods_by_call: dict[int, list[str]] = {}
     committed: list[str] = []
 
     def on_call() -> None:
         nonlocal calls, cases
         calls += 1
-        for mood in wanted.get(calls, ()):
+        for mood in moods_by_call.get(calls, ()):
             disk.image(fresh(folder / "image"), rng, mood)
             what = f"power lost before call {calls}, {mood} lost, {len(committed)} segments committed"
             cases += 1
@@ -147,5 +147,7 @@ def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[
             os.close(fd)
         if attempt == 0:
             for i in range(n):
-                wanted.setdefault(1 + round(i * (calls - 1) / max(1, n - 1)), []).append(("all", "some", "none")[i % 3])
+                moods_by_call.setdefault(1 + round(i * (calls - 1) / max(1, n - 1)), []).append(
+                    ("all", "some", "none")[i % 3]
+                )
     return {f"power lost, unflushed writes gone ({container})": (cases, violations)}

@@ -1,4 +1,4 @@
-"""Writers race for the number of the next manifest: one wins each, the others try again, nothing is lost.
+"""Races of writers for the number of the next manifest: one wins, the others retry, nothing is lost.
 
 Only commits race: what they list is made up, so that a thousand races take seconds. Then some races of whole segments,
 which all write.
@@ -24,11 +24,11 @@ RACERS, ROUNDS = 4, 20
 
 
 def run(folder: Path, n: int, n_whole: int) -> dict[str, tuple[int, list[str]]]:
-    """`n` races of four commits, half with threads, half with processes; in each fourth race one drops a segment.
+    """Run `n` races of four commits, half with threads, half with processes; in each fourth race one drops a segment.
 
-    And `n_whole` of four processes that write the same segments of a container.
+    Then run `n_whole` races of four processes that write the same segments of a container.
     """
-    found: dict[str, tuple[int, list[str]]] = {}
+    result: dict[str, tuple[int, list[str]]] = {}
     for kind in ("threads", "processes"):
         violations: list[str] = []
         done = 0
@@ -39,14 +39,14 @@ def run(folder: Path, n: int, n_whole: int) -> dict[str, tuple[int, list[str]]]:
             with one_case(violations, f"races {done} to {done + rounds} of {kind}"):
                 _check(path, rounds)
             done += rounds
-        found[f"race of four commits ({kind})"] = (done, violations)
+        result[f"race of four commits ({kind})"] = (done, violations)
     for container in CONTAINERS:
         violations = []
         for number in range(n_whole):
             with one_case(violations, f"race {number}"):
                 _race_for_segments(folder, container)
-        found[f"race of four writers for all segments ({container})"] = (n_whole, violations)
-    return found
+        result[f"race of four writers for all segments ({container})"] = (n_whole, violations)
+    return result
 
 
 def _commit(writer: StoreWriter, private: Path, racer: int, number: int) -> None:
@@ -101,7 +101,7 @@ def _with_processes(path: Path, rounds: int) -> None:
 
 
 def _check(path: Path, rounds: int) -> None:
-    """Every commit is there once, each manifest follows the one before, and differs from it by one commit."""
+    """Check that every commit exists once, and that each manifest differs from the one before by one commit."""
     drops = [number for number in range(rounds) if number % 4 == 3]
     dropped = {(number - 1) * RACERS for number in drops}
     committed = set(range(rounds * RACERS)) - {number * RACERS + RACERS - 1 for number in drops}
@@ -112,7 +112,7 @@ def _check(path: Path, rounds: int) -> None:
     assert sorted(row.index for row in newest.dropped) == sorted(dropped), "a drop is lost, or there twice"
     for (before, sha256), (after, _) in itertools.pairwise(manifests):
         assert after.parent is not None
-        if after.number == before.number + 1:  # those between may be thinned out
+        if after.number == before.number + 1:  # manifests between may have been deleted
             assert (after.parent.number, after.parent.sha256) == (before.number, sha256), "a manifest follows another"
             changed = {entry.path for entry in before.segments} ^ {entry.path for entry in after.segments}
             assert len(changed) == 1, f"manifest {after.number} changes {len(changed)} segments"
@@ -120,7 +120,7 @@ def _check(path: Path, rounds: int) -> None:
 
 
 def _race_for_segments(folder: Path, container: str) -> None:
-    """Four processes write all segments, each beginning with another: each is there once, as if written alone."""
+    """Let four processes write all segments in different orders: each must exist once, as if written alone."""
     path, contents = fresh(folder / "traces"), lean_contents()
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(RACERS)

@@ -1,11 +1,13 @@
-"""Readers beside a writer that drops, restores and collects without a pause: a snapshot stays what it was."""
+"""Readers beside a writer that drops, restores and collects without a pause: a snapshot never changes."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +19,33 @@ from headatlas.store.writing.drop import drop_from_store, without_examples
 from headatlas.store.writing.garbage_collection import collect_store
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
+WRITER_MAX_S = 120
+"""Limit of the wait for the writer to change the store a few times."""
 READERS, PER_SNAPSHOT = 3, 10
 
 
 def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[int, list[str]]]:
-    """`n` reads by three threads, ten a snapshot, while another process changes the store."""
+    """Read `n` times in three threads, ten reads a snapshot, while another process changes the store."""
     path, contents = folder / "traces", lean_contents()
     in_child(lambda: write_lean(path, contents, container))
     writer = os.fork()
     if writer == 0:
         _change_for_ever(path, contents, container, seed)
     violations: list[str] = []
-    known: dict[str, dict[str, np.ndarray]] = {}
+    first_reads: dict[str, dict[str, np.ndarray]] = {}
     lock, snapshots = threading.Lock(), set()
 
     def look(own_seed: int) -> None:
         rng = random.Random(own_seed)
-        for _ in range(n // READERS // PER_SNAPSHOT + 1):
+        end = time.monotonic() + WRITER_MAX_S
+        for number in itertools.count():
+            if number > n // READERS // PER_SNAPSHOT and (len(snapshots) >= 3 or time.monotonic() > end):
+                break
             with one_case(violations, f"reader {own_seed}"):
                 store = open_store(path)
                 snapshots.add(store.manifest.number)
                 for _ in range(PER_SNAPSHOT):
-                    _read(store, contents, rng, known, lock)
+                    _read(store, contents, rng, first_reads, lock)
                 store.close()
 
     threads = [threading.Thread(target=look, args=(seed * 10 + i,)) for i in range(READERS)]
@@ -56,24 +63,24 @@ def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[
     return {f"read beside a writer and a collection ({container})": (cases, violations)}
 
 
-def _read(store: Store, contents: list[Content], rng: random.Random, known: dict, lock: threading.Lock) -> None:
-    """An array of a segment: as it was written, or, of a segment without an example, as it was first read."""
+def _read(store: Store, contents: list[Content], rng: random.Random, first_reads: dict, lock: threading.Lock) -> None:
+    """Read an array of a segment and compare: with what was written, or, if an example was dropped, with the first read."""
     if not store.segments:
         return
     segment = rng.choice(store.segments)
     name = rng.choice(sorted(contents[0].arrays))
-    found = segment.read(name)
+    array = segment.read(name)
     written = contents[segment.index].arrays[name]
     if segment.n_examples == sum(n > 0 for n in segment.tokens().n_tokens):
-        assert np.array_equal(found, written, equal_nan=True), f"segment {segment.index}: {name} reads otherwise"
+        assert np.array_equal(array, written, equal_nan=True), f"segment {segment.index}: {name} reads otherwise"
         return
     with lock:
-        first = known.setdefault(segment.entry.sha256, {}).setdefault(name, found)
-    assert np.array_equal(found, first, equal_nan=True), f"segment {segment.index}: {name} changed"
+        first = first_reads.setdefault(segment.entry.sha256, {}).setdefault(name, array)
+    assert np.array_equal(array, first, equal_nan=True), f"segment {segment.index}: {name} changed"
 
 
 def _change_for_ever(path: Path, contents: list[Content], container: str, seed: int) -> None:
-    """Drop an example or a segment, write it again as it was, collect what nobody reads."""
+    """Drop an example or a segment, write it again as before, and collect unused files, until killed."""
     try:
         rng = random.Random(seed)
         while True:
@@ -82,9 +89,9 @@ def _change_for_ever(path: Path, contents: list[Content], container: str, seed: 
             if rng.random() < 0.5:
                 drop_from_store(path, segments=[index], threads=1)
             else:
-                segment = next(found for found in open_store(path).segments if found.index == index)
+                segment = next(item for item in open_store(path).segments if item.index == index)
                 writer.replace([Replacement(segment.entry, *without_examples(segment, {1}))])
-            writer = StoreWriter(path, container=container, threads=1)  # knows the newest snapshot
+            writer = StoreWriter(path, container=container, threads=1)  # reads the newest manifest
             rows = {row.index: row for row in (*writer.manifest.segments, *writer.manifest.dropped)}
             writer.replace([Replacement(rows[index], contents[index].tables, contents[index].arrays)])
             collect_store(path, grace_s=-1)

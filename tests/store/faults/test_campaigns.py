@@ -1,4 +1,4 @@
-"""The store is put through every fault there is, thousands of times; see docs/reliability.md for what is promised.
+"""Campaigns of faults, thousands of cases each; docs/reliability.md says what the store promises.
 
 The work is done in a process of its own (`campaign.py`). `make test` takes a sample of each fault, `make test-long` all.
 """
@@ -24,7 +24,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """The library that makes calls fail, compiled; None where there is no C compiler for Linux."""
+    """Compile the library that makes calls fail; None if there is no C compiler for Linux."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
         return None
@@ -35,7 +35,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
 
 @pytest.fixture(scope="session")
 def breaker(shim: Path | None) -> Iterator[subprocess.Popen[str]]:
-    """The process that breaks stores."""
+    """Start the process that breaks stores."""
     environment = os.environ | ({"LD_PRELOAD": str(shim)} if shim else {})
     process = subprocess.Popen(
         [sys.executable, "-W", "error", HERE / "campaign.py"],
@@ -54,7 +54,7 @@ def breaker(shim: Path | None) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def campaign(breaker: subprocess.Popen[str], tmp_path: Path, count_fault: Callable) -> Callable[..., int]:
-    """Run one; its faults are counted in the table, and any violation fails the test. Returns how many cases."""
+    """Run a campaign: count its faults in the table, fail on any violation, return the number of cases."""
 
     def run(name: str, **arguments: object) -> int:
         answer = tmp_path / "answer.json"
@@ -63,12 +63,12 @@ def campaign(breaker: subprocess.Popen[str], tmp_path: Path, count_fault: Callab
         assert breaker.stdout is not None
         breaker.stdin.write(json.dumps(request) + "\n")
         breaker.stdin.flush()
-        told = list(itertools.takewhile(lambda line: line and line != "done\n", iter(breaker.stdout.readline, "")))
-        assert answer.exists(), f"the process that breaks stores died: {''.join(told)[-2000:]}"
+        output = list(itertools.takewhile(lambda line: line and line != "done\n", iter(breaker.stdout.readline, "")))
+        assert answer.exists(), f"the process that breaks stores died: {''.join(output)[-2000:]}"
         result = json.loads(answer.read_text())
         for fault, counts in result.items():
             count_fault(fault, counts["cases"], len(counts["violations"]))
-        print("".join(told))
+        print("".join(output))
         violations = {fault: counts["violations"] for fault, counts in result.items() if counts["violations"]}
         assert not violations, json.dumps(violations, indent=1)[:6000]
         return sum(counts["cases"] for counts in result.values())
@@ -110,7 +110,7 @@ def test_flipped_bits(campaign, container: str, n: int) -> None:
 
 @pytest.mark.parametrize("every", [25, pytest.param(1, marks=slow)])
 def test_damaged_objects(campaign, container: str, every: int) -> None:
-    campaign("objects", container=container, every=every if container == "zarr" else 1)
+    campaign("damaged_files", container=container, every=every if container == "zarr" else 1)
 
 
 @pytest.mark.parametrize(("n", "n_whole"), [(40, 1), pytest.param(1000, 25, marks=slow)])

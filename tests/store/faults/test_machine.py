@@ -1,4 +1,4 @@
-"""Any order of the operations on a store, crashes among them, against a dictionary that says what must be there."""
+"""Random sequences of operations on a store, with crashes, compared with a dictionary of the expected content."""
 
 from __future__ import annotations
 
@@ -48,29 +48,29 @@ container_of = st.sampled_from(CONTAINERS)
 
 
 class Killed(BaseException):
-    """The process is gone: nothing of ours must tidy up."""
+    """Stands for the end of the process: no code may clean up."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a snapshot must hold."""
+    """Expected content of a snapshot."""
 
     segments: dict[int, frozenset[int]] = field(default_factory=dict)
-    """Of each committed segment the examples that were taken out of it."""
+    """Examples that were dropped from each committed segment."""
     dropped: frozenset[int] = frozenset()
     noted: frozenset[int] = frozenset()
 
 
 def traces(store: Store, index: int) -> list[np.ndarray]:
-    """Everything of an example as numbers."""
+    """Return every array of an example."""
     example = store.examples[index]
-    found = [example.attention(), example.query(), example.key(), example.logsumexp()]
+    vectors = [example.attention(), example.query(), example.key(), example.logsumexp()]
     statistics = example.statistics()
-    return [array.values for array in (*found, *example.edges(1).values(), *statistics.values())]
+    return [array.values for array in (*vectors, *example.edges(1).values(), *statistics.values())]
 
 
 class Stores(RuleBasedStateMachine):
-    """One store that lives, snapshots of it that readers hold, and stores made of it that are looked at."""
+    """State machine of one store, snapshots that readers hold, and stores that are derived from it."""
 
     contents: list[Content]
     reference: list[list[np.ndarray]]
@@ -88,7 +88,7 @@ class Stores(RuleBasedStateMachine):
         self.held: list[tuple[Store, Expected]] = []
 
     def teardown(self) -> None:
-        if hasattr(self, "path") and sys.exc_info()[0] is None:  # else what went wrong first would be hidden
+        if hasattr(self, "path") and sys.exc_info()[0] is None:  # otherwise this would hide the first error
             self.check(open_store(self.path), self.expected, range(N_EXAMPLES))
             assert verify_store(self.path, full=True).is_sound
             for store, expected in self.held:
@@ -98,7 +98,7 @@ class Stores(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def check(self, store: Store, expected: Expected, examples) -> None:
-        """That a snapshot is what it must be; of some examples every number."""
+        """Compare a snapshot with the expected content; for some examples every number."""
         assert {segment.index for segment in store.segments} == set(expected.segments)
         assert {row.index for row in store.manifest.dropped} == expected.dropped
         assert {row.example for row in store.manifest.skipped} == expected.noted
@@ -143,7 +143,7 @@ class Stores(RuleBasedStateMachine):
         return replace(self.expected, segments=segments, noted=self.expected.noted | {example})
 
     def possible(self, what: str, which: int) -> bool:
-        """Whether an operation has something to do; `which` is an example for "drop_example", else a segment."""
+        """Return True if an operation has an effect; `which` is an example for "drop_example", else a segment."""
         there = self.expected.segments
         if what == "drop_example":
             return which // PER_SEGMENT in there and which not in self.expected.noted
@@ -161,7 +161,7 @@ class Stores(RuleBasedStateMachine):
             self.expected = getattr(self, what)(index, container)
         elif what == "append_one":
             before = open_store(self.path).manifest.number
-            if index in self.expected.segments:  # written again it stays as it is
+            if index in self.expected.segments:  # a second write changes nothing
                 self.append_one(index, container)
             assert open_store(self.path).manifest.number == before
 
@@ -187,19 +187,19 @@ class Stores(RuleBasedStateMachine):
         step=st.sampled_from(STEPS),
     )
     def crash(self, what: str, which: int, container: str, step: str) -> None:
-        """Killed at a step: all of the operation is there, or nothing."""
+        """Kill an operation at a step: all of it must be visible, or nothing."""
         which = which if what == "drop_example" else which % N_SEGMENTS
         if not self.possible(what, which):
             return
         reached: list[str] = []
         after = self.killed(lambda on_step: getattr(self, what)(which, container, on_step), step, reached)
-        if after is not None:  # the step is none of this operation
+        if after is not None:  # the operation has no such step
             self.expected = after
         elif STEPS.index(step) >= COMMITTED:
             self.expected = self.without_crash(what, which)
 
     def without_crash(self, what: str, which: int) -> Expected:
-        """What the operation would have ended in."""
+        """Return the expected content after the operation."""
         there, dropped = self.expected.segments, self.expected.dropped
         if what == "drop_example":
             index = which // PER_SEGMENT
@@ -212,7 +212,7 @@ class Stores(RuleBasedStateMachine):
         return replace(self.expected, segments=there | {which: frozenset()}, dropped=dropped - {which})
 
     def killed(self, work: Callable, step: str, reached: list[str]):
-        """Run an operation until a step; what it returned, or None if it was killed there. Nothing is tidied up."""
+        """Run an operation until a step, without cleaning up; returns its result, or None if it was killed."""
 
         def on_step(name: str) -> None:
             reached.append(name)
@@ -232,7 +232,7 @@ class Stores(RuleBasedStateMachine):
 
     @rule()
     def collect(self) -> None:
-        gc.collect()  # stores that nobody uses any more let go of their snapshots
+        gc.collect()  # unused stores release their snapshots
         collect_store(self.path, grace_s=-1)
         used = {
             Path(segment.entry.path).name
@@ -241,8 +241,8 @@ class Stores(RuleBasedStateMachine):
         }
         assert set(os.listdir(self.path / "segments")) == used
         assert os.listdir(self.path / "tmp") == []
-        kept = {store.manifest.number for store in self.readers()} | {open_store(self.path).manifest.number}
-        assert set(manifest_numbers(self.path)) == kept
+        numbers = {store.manifest.number for store in self.readers()} | {open_store(self.path).manifest.number}
+        assert set(manifest_numbers(self.path)) == numbers
 
     def readers(self) -> list[Store]:
         return [store for store, _ in self.held if store.path == self.path]
@@ -270,18 +270,18 @@ class Stores(RuleBasedStateMachine):
     def read(self, example: int) -> None:
         self.check(open_store(self.path), self.expected, [example])
 
-    @rule(index=index_of, at=st.floats(0, 1, exclude_max=True), container=container_of)
-    def damage_and_repair(self, index: int, at: float, container: str) -> None:
-        """A byte of a segment is changed: verify names the segment, and it can be written again."""
+    @rule(index=index_of, position=st.floats(0, 1, exclude_max=True), container=container_of)
+    def damage_and_repair(self, index: int, position: float, container: str) -> None:
+        """Change a byte of a segment: verify names the segment, and it can be written again."""
         if index not in self.expected.segments:
             return
-        segment = next(found for found in open_store(self.path).segments if found.index == index)
+        segment = next(item for item in open_store(self.path).segments if item.index == index)
         if any(segment.entry == other.entry for store in self.readers() for other in store.segments):
-            return  # whoever holds it would rightly find it damaged
+            return  # a reader that holds it would correctly report the damage
         files = sorted(file for file in segment.folder.rglob("*") if file.is_file())
-        victim = files[int(at * len(files))]
+        victim = files[int(position * len(files))]
         data = bytearray(victim.read_bytes())
-        data[int(at * len(data))] ^= 8
+        data[int(position * len(data))] ^= 8
         victim.write_bytes(data)
         assert {finding.segment for finding in verify_store(self.path, full=True).findings} == {index}
         self.expected = self.repair_one(index, container)
@@ -307,7 +307,7 @@ class Stores(RuleBasedStateMachine):
 
     @rule(killed_at=st.none() | st.sampled_from(STEPS))
     def merge(self, killed_at: str | None) -> None:
-        """With a store of another corpus: its examples follow."""
+        """Merge with a store of another corpus: its examples follow."""
         out = self.folder / "merged"
 
         def work(on_step=lambda step: None):
@@ -335,14 +335,14 @@ class Stores(RuleBasedStateMachine):
             self.check(open_store(self.path), self.expected, ())
 
 
-def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other, strict=True))
+def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("part", range(4 if LONG else 1))
 @pytest.mark.usefixtures("without_shape_checks")
 def test_any_order_of_operations(tmp_path: Path, count_fault: Callable[[str, int, int], None], part: int) -> None:
-    """200 times 75 operations in the long run."""
+    """Run 75 operations 200 times in the long profile."""
     Stores.contents = lean_contents(n_segments=N_SEGMENTS, n_examples=PER_SEGMENT)
     write_store(tmp_path / "whole", Stores.contents)
     whole = open_store(tmp_path / "whole")
