@@ -1,7 +1,7 @@
-"""The built-in patterns, written in the language itself; any of them may be used inside an expression by its name.
+"""The built-in patterns, written in the pattern language. An expression may use each of them by its name.
 
-`UNIVERSAL_RELATIONS` are the relations of Universal Dependencies 2: the values that `dependent_of` and `dependents_of`
-take, from treebanks of any language.
+`UNIVERSAL_RELATIONS` are the relations of Universal Dependencies 2, in treebanks of any language: the values of the
+parameter of `dependent_of` and `dependents_of`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .tree import Node, Value, expanded, to_text
 
 @dataclass(frozen=True)
 class LibraryPattern:
-    """A named pattern. Its `expression` may name its parameters; each has the value that it has if none is given."""
+    """A named pattern. Its `expression` may use its parameters, which are mapped to their defaults."""
 
     name: str
     label: str
@@ -24,20 +24,20 @@ class LibraryPattern:
     description: str
     parameters: Mapping[str, Value] = field(default_factory=dict, hash=False)
     names: Mapping[str, Definition] = field(default_factory=dict, hash=False, repr=False, compare=False)
-    """The patterns that its expression may call."""
+    """Patterns that the expression may call."""
 
     @cached_property
     def node(self) -> Node:
-        """Its syntax tree, every parameter at its default."""
+        """Syntax tree with every parameter at its default."""
         return self.bound({})
 
     @cached_property
     def filled(self) -> str:
-        """Its expression with every parameter at its default and nothing called by name: readable on its own."""
+        """Expression with every parameter at its default and every named pattern replaced by its body."""
         return to_text(expanded(self.node))
 
     def bound(self, arguments: Mapping[str, Value]) -> Node:
-        """Its syntax tree with these arguments."""
+        """Return the syntax tree with these arguments."""
         return parse(self.expression, self.names, {**self.parameters, **arguments})
 
 
@@ -60,7 +60,7 @@ _ALL = (
         "special_token",
         "Special tokens",
         "key.special",
-        "every token looks at what the tokenizer added ([CLS], [SEP], <s>)",
+        "every token looks at the tokens that the tokenizer added ([CLS], [SEP], <s>)",
     ),
     LibraryPattern(
         "punctuation",
@@ -72,7 +72,7 @@ _ALL = (
         "delimiter",
         "Delimiters",
         'key.special or key.text matches "^[.,;:!?…。、]+$"',
-        "tokens look at what separates: full stops, commas, [SEP]",
+        "tokens look at separators: full stops, commas, [SEP]",
     ),
     LibraryPattern(
         "duplicate_token",
@@ -84,7 +84,7 @@ _ALL = (
         "induction",
         "Induction",
         "key.previous.id == query.id and key.position < query.position",
-        "a token looks at what followed its earlier copies: what comes next, if the text repeats",
+        "a token looks at the tokens that followed its earlier copies: the next token, if the text repeats",
     ),
     LibraryPattern(
         "local",
@@ -207,13 +207,13 @@ _ALL = (
         "copy_of_next",
         "Copy of what comes next",
         "key.id == query.next.id and key.position < query.position",
-        "a token looks at an earlier copy of the token that follows it: what a model would copy to write it",
+        "a token looks at an earlier copy of the token that follows it: the token that a model would copy",
     ),
     LibraryPattern(
         "needle",
         "Retrieval from a needle",
         "key.id == query.next.id and key.position < query.position and key.needle == 1",
-        "the same, where words are annotated as the needle (1) in a haystack",
+        "copy_of_next for words that are annotated as the needle (1) in a haystack",
     ),
 )
 LIBRARY: dict[str, LibraryPattern] = {pattern.name: pattern for pattern in _ALL}
@@ -222,4 +222,4 @@ UNIVERSAL_RELATIONS: tuple[str, ...] = (
     "dep", "det", "discourse", "dislocated", "expl", "fixed", "flat", "goeswith", "iobj", "list", "mark", "nmod", "nsubj",
     "nummod", "obj", "obl", "orphan", "parataxis", "punct", "reparandum", "vocative", "xcomp",
 )  # fmt: skip
-"""All but `root`, which has no head."""
+"""All relations except `root`, which has no governor."""
