@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..patterns.lexer import printable
 from ..schema.capture_statistics import STATISTICS
-from ..statistics.definitions import FURTHER, SINK_FREE
+from ..statistics.definitions import DERIVED_STATISTICS, SINK_FREE
 from .tables import bar, number, percent, plain_table
 
 _OFFSETS_SHOWN, _SHARE_SHOWN = 12, 0.001
@@ -19,7 +19,7 @@ _OFFSETS_SHOWN, _SHARE_SHOWN = 12, 0.001
 
 def unit_of(name: str) -> str:
     """The unit of a statistic's name; "" where it is not known."""
-    known = {**STATISTICS, **FURTHER}.get(name.removesuffix(SINK_FREE))
+    known = {**STATISTICS, **DERIVED_STATISTICS}.get(name.removesuffix(SINK_FREE))
     return known.unit if known else ""
 
 
