@@ -116,7 +116,7 @@ def made_store() -> Path:
 
 def ask(store: Store, pattern: str, level: RequestedBasis = "auto") -> SearchResult:
     """One question, answered by two threads."""
-    return search(store, pattern, basis=level, threads=THREADS)
+    return search(store, pattern, basis=level, workers=THREADS)
 
 
 def measure(store: Store) -> dict[str, Clock]:
