@@ -75,7 +75,7 @@ def word_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
     """How often a head's answer is another than from float32: over all heads, and in points of a relation's accuracy."""
     expected = np.concatenate(sums.right, axis=2)
     found = [relation_atlas(store).select for store in (exact, coded)]
-    answers = [one.right.reshape(expected.shape) for one in found]
+    answers = [one.head_is_right.reshape(expected.shape) for one in found]
     flips = [float((one != expected).mean()) for one in answers]
     yield Line("head of a dependent (flips)", expected.size, flips[0], flips[1], FLIPS, flips[1] / FLIPS, FLIPS)
     moved, worst, least = [0.0, 0.0], 0.0, 2 * FLIPS

@@ -40,6 +40,8 @@ from .search_plan import SearchProgress as SearchProgress
 from .segment_scan import Basis, RequestedBasis, SegmentScores, basis_for
 from .word_scan import word_basis
 
+THREADS = 2
+"""Default number of threads of a search."""
 RANKINGS = ("mass", "hit_rate", "lift", "offset_lift")
 
 
@@ -222,7 +224,7 @@ def search(
     basis: RequestedBasis = "auto",
     *,
     words: Merge | None = None,
-    workers: int | Client = 2,
+    workers: int | Client = THREADS,
     on_progress: Callable[[SearchProgress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> SearchResult:

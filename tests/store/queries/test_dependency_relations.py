@@ -239,8 +239,8 @@ def test_heads_are_chosen_on_one_store_and_reported_from_another(two_stores):
 def test_the_command_prints_tables_and_csv(two_stores, tmp_path):
     dev, test = two_stores
     output = run(dev.path, "--min-rows", 20, "--figure", tmp_path / "relations.svg")
-    assert "on the same data: optimistic" in output
-    assert "Too few dependents to rank heads on" in output or min(relation_atlas(dev).table()["n"]) >= 20
+    assert "on the same data, which is optimistic" in output
+    assert "too few dependents to rank heads" in output or min(relation_atlas(dev).table()["n"]) >= 20
     assert str(dev.path) in run("--select", dev.path, "--score", test.path)
     assert "95 % interval" in (tmp_path / "relations.svg").read_text(encoding="utf-8")
     lines = run(dev.path, "--csv", "--every-head", "--subtypes").splitlines()

@@ -178,5 +178,5 @@ def test_the_command(pair_store):
     assert len(output["pairs"]) == 2
     table = run("--top", "2", "--between", "she", "he")
     assert "12 pairs, mass in he minus mass in she" in table
-    assert "Pairs that drive head 0.1" in table
+    assert "Pairs with the largest differences of head 0.1" in table
     assert run("--csv").splitlines()[0] == "layer,head,difference,low,high,mass_first,mass_second,p_value,q_value,pairs"

@@ -139,7 +139,7 @@ def test_the_command_prints_the_same_numbers(tmp_path):
     assert [row["pair"] for row in output["pairs"]] == result.pairs()["pair"].tolist()
     table = run(store.path, "previous_token", "--head", "0.3", "--top", "3")
     assert "key head 1, shared with head 2" in table
-    assert "tokens in which the pair turns once" in table
+    assert "tokens of one rotation" in table
     assert "(float16)" in table
     header, *lines = run(store.path, "previous_token", "--head", "0.3", "--csv").splitlines()
     assert header.startswith("dimension,matching,control,difference")

@@ -184,6 +184,6 @@ def test_the_command(stores):
     result = CliRunner().invoke(app, ["search", path, "previous_token", "--words", "first"])
     assert result.exit_code == 0, result.output
     assert "words with a matching word" in result.output
-    assert "of its first token" in result.output
+    assert "of the first token" in result.output
     refused = CliRunner().invoke(app, ["search", path, "previous_token", "--words", "first", "--basis", "edges"])
     assert isinstance(refused.exception, ConfigError)

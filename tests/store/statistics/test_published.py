@@ -210,7 +210,9 @@ def test_commands_print_tables_and_json(traced):
     ]
     assert [summary["statistic"] for summary in summaries] == ["induction", "rare_sink_free"]
     assert sum(summaries[1]["heads"][0]["histogram"]) == summaries[1]["heads"][0]["examples"]
-    assert "as HeadVis (Neuronpedia) counts: every token alike" in run("stats", path, "--definition", "headvis")
+    assert "as defined by HeadVis (Neuronpedia): every token has the same weight" in run(
+        "stats", path, "--definition", "headvis"
+    )
     assert json.loads(run("stats", path, "--definition", "olsson", "--json"))["heads"][0].keys() >= {"prefix_matching"}
     assert json.loads(run("head", path, "0.1", "--json"))["pairs"]
     assert "share of all" in run("head", path, "0.1")
