@@ -94,7 +94,9 @@ class _Parser:
     def parse(self) -> Node:
         """Parse the whole expression."""
         if self.now.kind == "end":
-            raise self.wrong("the expression is empty; write for example  key.position == query.position - 1", self.now)
+            raise self.error_at(
+                "the expression is empty; write for example  key.position == query.position - 1", self.now
+            )
         node = self.disjunction()
         if self.now.kind != "end":
             raise self.unexpected("and, or, a comparison, or the end")
@@ -104,7 +106,7 @@ class _Parser:
             raise error(message, self.expression, beyond.span.start, beyond.span.stop)
         return node
 
-    # Reading lexemes.
+    # Lexemes.
 
     @property
     def now(self) -> Lexeme:
@@ -123,14 +125,14 @@ class _Parser:
             raise self.unexpected(f"{text} {why}")
         return self.take()
 
-    def wrong(self, message: str, lexeme: Lexeme, suggestions: tuple[str, ...] = ()) -> PatternError:
+    def error_at(self, message: str, lexeme: Lexeme, suggestions: tuple[str, ...] = ()) -> PatternError:
         return error(message, self.expression, lexeme.start, lexeme.stop, suggestions)
 
     def unexpected(self, expected: str) -> PatternError:
         if self.is_now("="):
             return meaningless(self.expression, self.now.start)
         problem = "the expression ends here" if self.now.kind == "end" else f"unexpected {self.now.text}"
-        return self.wrong(f"{problem}; expected {expected}", self.now)
+        return self.error_at(f"{problem}; expected {expected}", self.now)
 
     def span(self, first: Node | Lexeme) -> Span:
         start = first.span.start if isinstance(first, Node) else first.start
@@ -139,7 +141,7 @@ class _Parser:
     def deeper(self, by: Literal[1, -1]) -> None:
         self.depth += by
         if self.depth > MAX_DEPTH:
-            raise self.wrong(f"the expression is nested deeper than {MAX_DEPTH}", self.now)
+            raise self.error_at(f"the expression is nested more than {MAX_DEPTH} levels deep", self.now)
 
     # Grammar.
 
@@ -244,7 +246,7 @@ class _Parser:
         if first.kind == "name":
             return self.reference()
         if self.is_now("{"):
-            raise self.wrong("a set may stand only after in", first)
+            raise self.error_at("a set may stand only after in", first)
         raise self.unexpected('a value, such as query.text, key.position, 3 or "she"')
 
     def constant(self) -> Constant:
@@ -291,13 +293,13 @@ class _Parser:
                 break
             steps.append(step)
             if len(steps) > MAX_DEPTH:
-                raise self.wrong(f"more than {MAX_DEPTH} steps from one token", first)
+                raise self.error_at(f"more than {MAX_DEPTH} steps from one token", first)
         return Reference(side, name, tuple(steps), span=self.span(first))
 
     def named(self, lexeme: Lexeme) -> Node:
         value = self.scope.get(lexeme.text)
         if isinstance(value, tuple):
-            raise self.wrong(f"{lexeme.text} is a set; a set may stand only after in", lexeme)
+            raise self.error_at(f"{lexeme.text} is a set; a set may stand only after in", lexeme)
         if value is not None:
             return Constant(value, span=self.span(lexeme))
         definition = self.names.get(lexeme.text)
@@ -308,7 +310,7 @@ class _Parser:
         close, ordered = nearest(lexeme.text, [*self.names, *SIDES])
         suggestion = f"did you mean {close[0]}? " if close else ""
         patterns = ", ".join(name for name in ordered if name not in SIDES)
-        raise self.wrong(
+        raise self.error_at(
             f"no pattern is called {lexeme.text!r}; {suggestion}Known: {patterns}. "
             "Fields are written query.text, key.position, example.id",
             lexeme,
@@ -324,13 +326,13 @@ class _Parser:
                 self.expect(",", "or ) after an argument")
             lexeme = self.now
             if lexeme.kind != "name" or lexeme.text not in parameters or lexeme.text in values:
-                raise self.wrong_argument(name, parameters, lexeme, lexeme.text in values)
+                raise self.argument_error(name, parameters, lexeme, lexeme.text in values)
             self.take()
             self.expect("=", f"and a value after {lexeme.text}")
             value = self.argument()
             if not is_like(value, parameters[lexeme.text]):
                 expected = value_text(parameters[lexeme.text])
-                raise self.wrong(f"{lexeme.text} is {value_text(value)}; expected something like {expected}", lexeme)
+                raise self.error_at(f"{lexeme.text} is {value_text(value)}; expected something like {expected}", lexeme)
             values[lexeme.text] = value
         self.take()
         return values
@@ -344,16 +346,16 @@ class _Parser:
             return tuple(constant.value for constant in self.set())
         return self.constant().value
 
-    def wrong_argument(
+    def argument_error(
         self, name: str, parameters: Mapping[str, Value], lexeme: Lexeme, is_double: bool
     ) -> PatternError:
         signature = ", ".join(f"{parameter}={value_text(value)}" for parameter, value in parameters.items())
         if lexeme.kind != "name":
             return self.unexpected(f"an argument of {name} ({signature or 'it has none'})")
         if is_double:
-            return self.wrong(f"{lexeme.text} occurs twice; write it once", lexeme)
+            return self.error_at(f"{lexeme.text} occurs twice; write it once", lexeme)
         close = tuple(nearest(lexeme.text, list(parameters))[0])
-        return self.wrong(f"{name} has no parameter {lexeme.text!r}; it has {signature or 'none'}", lexeme, close)
+        return self.error_at(f"{name} has no parameter {lexeme.text!r}; it has {signature or 'none'}", lexeme, close)
 
 
 def is_like(value: Value, example: Value) -> bool:

@@ -124,7 +124,7 @@ class Member(Node):
 
 @dataclass(frozen=True)
 class Matches(Node):
-    """``x matches "regex"`` or ``x not matches "regex"``; `regex` is as written between the quotes."""
+    """``x matches "regex"`` or ``x not matches "regex"``; `regex` is the source text between the quotes."""
 
     operand: Node
     regex: str

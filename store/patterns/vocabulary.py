@@ -87,7 +87,7 @@ class Checker:
     def __init__(self, expression: str, vocabulary: Vocabulary) -> None:
         self.expression, self.vocabulary = expression, vocabulary
 
-    def wrong(self, message: str, node: Node, suggestions: tuple[str, ...] = ()) -> PatternError:
+    def error_at(self, message: str, node: Node, suggestions: tuple[str, ...] = ()) -> PatternError:
         """Create the error that points at `node`."""
         return error(message, self.expression, node.span.start, node.span.stop, suggestions)
 
@@ -95,7 +95,7 @@ class Checker:
         """Check that `node` has the expected kind; `why` ends the error message."""
         kind: Kind = self.kind(node)
         if kind != expected:
-            raise self.wrong(f"{to_text(node)} is {KIND_NAMES[kind]}; expected {KIND_NAMES[expected]} {why}", node)
+            raise self.error_at(f"{to_text(node)} is {KIND_NAMES[kind]}; expected {KIND_NAMES[expected]} {why}", node)
 
     def kind(self, node: Node) -> Kind:
         """Check `node` and its children, and return its kind."""
@@ -124,7 +124,7 @@ class Checker:
                 try:
                     compile_regex(regex)
                 except ValueError as cause:
-                    raise self.wrong(str(cause), node) from cause
+                    raise self.error_at(str(cause), node) from cause
             case Not(operand=operand):
                 self.expect(operand, "bool", "after not")
             case Junction(operator=operator, operands=operands):
@@ -139,7 +139,7 @@ class Checker:
             return field.kind
         close, ordered = nearest(node.name, list(fields))
         suggestion = f"did you mean {close[0]}? " if close else ""
-        raise self.wrong(
+        raise self.error_at(
             f"{node.side} has no field {node.name!r}; {suggestion}Known: {', '.join(ordered)}", node, tuple(close)
         )
 
@@ -148,20 +148,20 @@ class Checker:
         try:
             Checker(text, self.vocabulary).expect(body, "bool", "of a pattern")
         except PatternError as cause:
-            raise self.wrong(f"{name} ({text}) does not fit this store: {cause}", node) from cause
+            raise self.error_at(f"{name} ({text}) does not fit this store: {cause}", node) from cause
 
     def _compare(self, node: Compare) -> None:
         kinds: list[Kind] = [self.kind(operand) for operand in node.operands]
         for index, operator in enumerate(node.operators):
             left, right = node.operands[index : index + 2]
             if kinds[index] != kinds[index + 1]:
-                raise self.wrong(
+                raise self.error_at(
                     f"{to_text(left)} is {KIND_NAMES[kinds[index]]} and {to_text(right)} is "
                     f"{KIND_NAMES[kinds[index + 1]]}; {operator} compares values of one kind",
                     node,
                 )
             if operator not in ("==", "!=") and kinds[index] != "number":
-                raise self.wrong(
+                raise self.error_at(
                     f"{operator} compares numbers; {to_text(left)} is {KIND_NAMES[kinds[index]]} (use == or !=)", node
                 )
 

@@ -36,7 +36,7 @@ MAX_ARCS = 64
 MAX_VALUES = 3
 """Largest number of different texts or annotations at the ends of the arcs that form a condition. Each needs at least two
 arcs; otherwise the set would only list the marked tokens."""
-_MAX_PAIRS = 1 << 21  # matches of a relation in one example; a relation with more says little
+_MAX_PAIRS = 1 << 21  # largest number of matches of a relation in one example; a relation with more is too unspecific
 _TOKEN_CLASSES = (
     '{side}.text matches "^[[:punct:]]+$"',
     '{side}.text matches "^[0-9.,]*[0-9]$"',
@@ -158,7 +158,7 @@ def hypotheses(
         for query in (None, *query_conditions):
             for key in (None, *key_conditions):
                 if relation is None and key is None:
-                    continue  # a condition on the query alone does not say where it looks
+                    continue  # a condition on the query alone does not restrict the key
                 conditions = [c for c in (relation and relation.condition, query and query[0], key and key[0]) if c]
                 counts = marked.count(relation, query and query[1], key and key[1])
                 # A condition that removes no pair is superfluous.

@@ -49,7 +49,7 @@ class EdgeRows:
         example: Int64[np.ndarray, "row"],
         key_pos: Int64[np.ndarray, "match"],
     ) -> EdgeRows:
-        """Set the bits of matches, which are given row by row."""
+        """Set the bits of the matches. `key_pos` lists the matches row by row."""
         n_words = -(-n_keys // _WORD)
         first_word = np.cumsum(n_words) - n_words
         flags = np.zeros(int(n_words.sum()) * _WORD, dtype=bool)

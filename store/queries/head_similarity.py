@@ -35,7 +35,7 @@ from .resampling import bootstrap_interval
 N_EXAMPLES = 200
 MAX_WORDS = 1_024
 """Largest number of words of an example. Longer examples are left out, because their maps do not fit in memory."""
-_BLOCK_CELLS = 1 << 18  # weights of one head in memory at once
+_BLOCK_CELLS = 1 << 18  # largest number of weights of one head in memory at once
 _JOIN_PAIRS = 1 << 16  # sampled examples at a smaller distance are read together
 _BLOCK_VALUES = 1 << 22
 

@@ -54,7 +54,7 @@ class ExampleHit:
     layer: int
     head: int
     score: float
-    """The head's mass on this example alone."""
+    """Mass of the head on this example."""
     rows: int
     """Number of rows of the score."""
     query_pos: int

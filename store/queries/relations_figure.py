@@ -27,7 +27,7 @@ _STYLE = """
 
 
 def relations_figure(table: pd.DataFrame, title: str) -> str:
-    """Draw `RelationAtlas.table` (one row a relation) as an SVG document."""
+    """Draw `RelationAtlas.table` (one row for each relation) as an SVG document."""
     height = TOP + ROW * len(table) + 16
     bottom = height - 12
     parts = [

@@ -16,7 +16,7 @@ from ..errors import ShapeError
 N_RESAMPLES = 1_000
 MAX_UNITS = 4_096
 """Largest number of units. More examples are first grouped at random into units, which keeps the spread of a ratio of sums."""
-_BLOCK = 1 << 22  # random numbers in memory at once
+_BLOCK = 1 << 22  # largest number of random numbers in memory at once
 
 
 def bootstrap_interval(
