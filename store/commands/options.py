@@ -53,7 +53,7 @@ def open_stores(store: str | None, select: str | None, score: str | None) -> tup
     from ..store import open_store
 
     if store is not None and select is not None and score is not None:
-        raise ConfigError(f"STORE is {store}, but --select and --score already name both stores; leave STORE out")
+        raise ConfigError(f"STORE is {store}, but --select and --score name both stores; expected no STORE")
     first, second = select or store, score or store
     if first is None or second is None:
         raise ConfigError("no store; expected STORE, or --select STORE --score STORE")

@@ -97,7 +97,7 @@ def slow(first, second, merge, sink_free=False):
         p, q = word_rows(a, tokens_a, merge, sink_free), word_rows(b, tokens_b, merge, sink_free)
         has_mass = (p.sum(axis=(0, 1, 3)) > 0) & (q.sum(axis=(0, 1, 3)) > 0)
         p, q = p[:, :, has_mass], q[:, :, has_mass]
-        p_heads, q_heads = (maps.reshape(-1, *maps.shape[2:]) for maps in (p, q))
+        p_heads, q_heads = ([head for layer in maps for head in layer] for maps in (p, q))
         sums = [[sum(map(slow_distance, p_head, q_head)) for q_head in q_heads] for p_head in p_heads]
         example = np.array(sums)[..., None]
         distances = example if distances is None else np.concatenate([distances, example], axis=2)
