@@ -141,7 +141,8 @@ def _print(result: LikeResult, heads: pd.DataFrame, best: tuple[int, int], hits:
         )
     console.print(table)
     table = render.plain_table(
-        ("head", "right"), ("score", "right"), ("there", "right"), ("mass", "right"), ("", "left"), ("95 %", "right"), ("uniform", "right"), ("lift", "right")
+        ("head", "right"), ("score", "right"), ("there", "right"), ("mass", "right"), ("", "left"), ("95 %", "right"),
+        ("uniform", "right"), ("lift", "right")
     )  # fmt: skip
     for row in heads.to_dict("records"):
         table.add_row(

@@ -34,7 +34,7 @@ def neurons(
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rank the dimensions of a head's query and key by how well they separate a pattern's keys from the row's other keys.
+    """Rank the dimensions of a head's query and key by how well they separate matching keys from the row's other keys.
 
     Example: [bold]headatlas neurons traces/demo previous_token --head 2.4[/bold]
     """

@@ -56,7 +56,7 @@ def stats(
     as_csv: AsCsv = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rank heads by statistics. Without --statistic, list the behaviour of each head that exceeds uniform attention most.
+    """Rank heads by statistics. Without --statistic, list the behaviour in which each head exceeds uniform attention.
 
     Example: [bold]headatlas stats traces/demo --statistic entropy,entropy_sink_free --top 5[/bold]
     """
@@ -258,7 +258,7 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the export, new or empty.", show_default=False)],
     site: SiteName = None,
 ) -> None:
-    """Export a store's heads to the files that HeadVis shows: config.json, scatter_data.json, heads/L0H0.json and so on.
+    """Export a store's heads to the files that HeadVis shows: config.json, scatter_data.json, heads/L0H0.json, ...
 
     Example: [bold]headatlas export-headvis traces/demo build/headvis[/bold]
     """

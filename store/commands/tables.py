@@ -150,7 +150,7 @@ def evidence_text(evidence: Evidence, unit: str = "tokens") -> str:
     """Describe the baselines of a search in one or two sentences."""
     if not evidence.is_supported:
         return (
-            f"Heads are not ranked: there are too few rows or examples (expected at least {evidence.minimum_rows} rows in "
+            f"Heads are not ranked: there are too few rows or examples (expected {evidence.minimum_rows} rows in "
             f"{evidence.minimum_examples} examples)."
         )
     offsets = " or ".join(f"{offset:+d}" for offset in evidence.offsets)

@@ -1,8 +1,8 @@
 """Acronyms and their expansions: ``GAO`` and *Government Accountability Office* in one example.
 
-An acronym is a word of 2 to 10 capital letters; full stops are ignored. Its expansion is the nearest run of words in the
-same example whose capitalised words begin with those letters in order. A run before the acronym is preferred. Up to two
-other words may stand between two capitalised words (*Department of the Interior*).
+An acronym is a word of 2 to 10 capital letters; full stops are ignored. Its expansion is the nearest run of words in
+the same example whose capitalised words begin with those letters in order. A run before the acronym is preferred. Up to
+two other words may stand between two capitalised words (*Department of the Interior*).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def letters_of(word: str) -> str | None:
 def expansions(
     words: Sequence[str], word_offset: Int64[np.ndarray, "boundary"]
 ) -> tuple[Int64[np.ndarray, "word"], Int64[np.ndarray, "word"]]:
-    """Return the expansion of each acronym: its first word and its last word + 1 within the example; -1 for other words."""
+    """Return the expansion of each acronym, first word and last word + 1 within the example; -1 for other words."""
     first, stop = np.full(len(words), -1), np.full(len(words), -1)
     for word, text in enumerate(words):
         letters = letters_of(text)

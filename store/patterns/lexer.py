@@ -36,7 +36,7 @@ class Lexeme:
 
 
 def printable(text: str) -> str:
-    """Replace control characters and line breaks in `text` one for one, so that it is safe to print and spans still fit."""
+    """Replace control characters and line breaks in `text` one for one: it is then safe to print, and spans still fit."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 

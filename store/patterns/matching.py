@@ -1,8 +1,8 @@
 """The matcher: finds the pairs of a segment that match an expression, without testing every pair if its form allows.
 
 The matcher splits an expression at its ``and``. Conditions on the query token alone select rows. Conditions on the key
-token alone select keys. An equation between the two sides (``key.id == query.id``, ``key.position == query.position - 1``,
-``query.position - key.position == 3``) finds the keys of each row by sorting. The remaining conditions are evaluated on
+token alone select keys. An equation between the two sides (``key.id == query.id``,
+``key.position == query.position - 1``, ``query.position - key.position == 3``) finds the keys of each row by sorting. The remaining conditions are evaluated on
 the candidate pairs only. A top-level ``or`` of such expressions is the union of their matches. Rows are processed in
 blocks with a bounded number of pairs, so memory does not grow with the corpus.
 """
@@ -166,7 +166,7 @@ class Matcher:
         return self.blocks(0, len(self.evaluator.query.table))
 
     def blocks(self, start: int, stop: int, block_pairs: int = BLOCK_PAIRS) -> Iterator[Matches]:
-        """Iterate over the matches of query tokens `start:stop` in blocks of about `block_pairs` pairs (at least one row)."""
+        """Iterate over the matches of query tokens `start:stop`, in blocks of about `block_pairs` pairs or one row."""
         while start < stop:
             limit = self.row_start[start] + block_pairs
             end = min(stop, max(start + 1, int(np.searchsorted(self.row_start, limit, side="right")) - 1))
@@ -195,7 +195,7 @@ class Matcher:
 
 
 class _Scan:
-    """One conjunction over one segment: rows and keys are selected once, candidate pairs are computed block by block."""
+    """One conjunction over one segment: rows and keys are selected once, candidate pairs block by block."""
 
     def __init__(self, conjunction: _Conjunction, matcher: Matcher) -> None:
         self.plan, self.matcher, self.evaluator = conjunction, matcher, matcher.evaluator
@@ -251,7 +251,7 @@ class _Scan:
 def expand(
     low: Int64[np.ndarray, "row"], high: Int64[np.ndarray, "row"]
 ) -> tuple[Int64[np.ndarray, "item"], Int64[np.ndarray, "item"]]:
-    """List the items of the ranges ``low[i]:high[i]`` one range after the other, with the index of each item's range."""
+    """List the items of the ranges ``low[i]:high[i]`` in order, with the index of each item's range."""
     count = high - low
     row = np.repeat(np.arange(len(count)), count)
     before = np.cumsum(count) - count
@@ -317,7 +317,7 @@ class _SortedJoin(_Join):
 def _ranks(
     left: Num[np.ndarray, "n"], right: Num[np.ndarray, "m"]
 ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "m"], int]:
-    """Map the values of both arrays to integers from 0 that are equal for equal values; also return their upper limit."""
+    """Map the values of both arrays to integers from 0, equal for equal values; also return their upper limit."""
     if left.dtype.kind == right.dtype.kind == "i" and len(left) and len(right):
         low, high = min(int(left.min()), int(right.min())), max(int(left.max()), int(right.max()))
         if high - low < 1 << 24:  # token ids, codes, positions: use them directly, without a sort

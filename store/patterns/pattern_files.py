@@ -38,8 +38,8 @@ def read_patterns(path: str | os.PathLike[str]) -> dict[str, LibraryPattern]:
     NotFoundError
         There is no such file.
     ConfigError
-        The file is not TOML or is larger than 1 MiB, a name is already in use, a key is unknown, or a value is neither a
-        constant nor a list of constants.
+        The file is not TOML or is larger than 1 MiB, a name is already in use, a key is unknown, or a value is neither
+        a constant nor a list of constants.
     PatternError
         An expression cannot be read; the message names its pattern.
     """

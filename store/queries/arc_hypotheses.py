@@ -1,14 +1,14 @@
 """Hypotheses: patterns that hold for all arcs marked in examples, the likeliest first.
 
 A hypothesis joins at most three conditions: one on the relation of the two tokens (a named pattern, a fixed distance in
-tokens or words, a word that an annotation points at, the same text or annotation), one on the query token, and one on the
-key token. It holds for every arc. Hypotheses are ranked by their description length, the bits that encode the conditions
-and then each arc among the matching pairs of its example:
+tokens or words, a word that an annotation points at, the same text or annotation), one on the query token, and one on
+the key token. It holds for every arc. Hypotheses are ranked by their description length, the bits that encode the
+conditions and then each arc among the matching pairs of its example:
 
     bits = bits of the conditions + Σ_arcs log₂(matching pairs in the arc's example)
 
-One arc is described best by a simple condition, many arcs by what they have in common. A rare word costs as many bits as
-it saves. This is minimum description length; the second term is the "size principle" of Tenenbaum 1999.
+One arc is described best by a simple condition, many arcs by what they have in common. A rare word costs as many bits
+as it saves. This is minimum description length; the second term is the "size principle" of Tenenbaum 1999.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from ..schema.traces import Site
 
 MAX_ARCS = 64
 MAX_VALUES = 3
-"""Largest number of different texts or annotations at the ends of the arcs that form a condition. Each needs at least two
-arcs; otherwise the set would only list the marked tokens."""
+"""Largest number of different texts or annotations at the ends of the arcs that form a condition. Each needs at least
+two arcs; otherwise the set would only list the marked tokens."""
 _MAX_PAIRS = 1 << 21  # largest number of matches of a relation in one example; a relation with more is too unspecific
 _TOKEN_CLASSES = (
     '{side}.text matches "^[[:punct:]]+$"',
@@ -73,7 +73,7 @@ class _Condition:
 
 
 def parse_arcs(store: Snapshot, text: str | Iterable[str]) -> list[Arc]:
-    """Parse ``12:5>2 7>4``: example (number or id), query position, key position; the example applies to later arcs too.
+    """Parse ``12:5>2 7>4``: example (number or id), query position, key position. Later arcs may omit the example.
 
     Raises
     ------
@@ -234,7 +234,7 @@ class _MarkedExamples:
         return matchers
 
     def pairs(self, text: str) -> list[tuple[np.ndarray, np.ndarray]] | None:
-        """Return the positions of a relation's matches in each example; None if it misses an arc or has too many matches."""
+        """Return the positions of a relation's matches in each example; None if it misses an arc or has too many."""
         positions = []
         for m, matcher in zip(self.examples, self.matchers(text) or [], strict=False):
             blocks, n_pairs = [], 0
@@ -399,6 +399,6 @@ class _MarkedExamples:
 
 
 def _offset(field: str, step: int) -> _Condition:
-    """Return the condition that the key is `step` tokens or words away. Longer steps and steps in words cost more bits."""
+    """Return the condition that the key is `step` tokens or words away. Long steps and steps in words cost more bits."""
     text = f"key.{field} == query.{field}" + (f" {'-' if step < 0 else '+'} {abs(step)}" if step else "")
     return _Condition(text, (3 if field == "word" else 1) + 2 * math.log2(abs(step) + 1))

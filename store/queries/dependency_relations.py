@@ -1,7 +1,7 @@
 """The head × relation atlas: the accuracy with which the strongest word of each head is the governor of a dependent.
 
-For a dependent i of a treebank, the word-to-word attention A of its sentence (`word_attention.py`), with its diagonal set
-to 0, predicts the governor in two directions:
+For a dependent i of a treebank, the word-to-word attention A of its sentence (`word_attention.py`), with its diagonal
+set to 0, predicts the governor in two directions:
 
 - ``to_head``: the word that i attends to most, argmax_j A[i, j];
 - ``to_dependent``: the word that attends to i most, argmax_j A[j, i].
@@ -9,8 +9,8 @@ to 0, predicts the governor in two directions:
 The accuracy for a relation is the share of its dependents whose governor is that word; the first of equal words counts.
 There are two baselines: a random visible word, and the best fixed offset of −3…+2 words, chosen on the data that it is
 scored on. An offset that points outside the sentence is wrong. (Clark's code moves it to the border of the sentence,
-which on EWT dev gives obj 38.8 instead of 35.8 %.) Definition and offsets are those of Clark et al. 2019, "What Does BERT
-Look At?", section 4. The root has no governor and is left out.
+which on EWT dev gives obj 38.8 instead of 35.8 %.) Definition and offsets are those of Clark et al. 2019, "What Does
+BERT Look At?", section 4. The root has no governor and is left out.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class RelationAtlas:
         return self.score.head_is_right[..., self.score.of(relation)].mean(axis=-1)
 
     def best(self, relation: str) -> tuple[int, int, int] | None:
-        """Choose the best head on `select`: layer, head, index of the direction; None if the relation does not occur."""
+        """Choose the best head on `select`: layer, head, index of direction; None if the relation does not occur."""
         dependents = self.select.of(relation)
         if not len(dependents):
             return None

@@ -1,9 +1,9 @@
-"""Evidence for the scores of a search: an offset baseline, an interval, a p-value and a false-discovery rate for each head.
+"""Evidence for the scores of a search: offset baseline, interval, p-value and false-discovery rate of each head.
 
 A head that attends a fixed number of tokens away scores high for many patterns although it does not follow them. The
 offset baseline is the mass of the best such head, which puts all of its attention on the key `offset` tokens away. The
-offset is chosen on one random half of the examples and scored on the other, and vice versa, so that choice and score use
-different examples. The baselines depend on tokens alone and are computed once for all heads.
+offset is chosen on one random half of the examples and scored on the other, and vice versa, so that choice and score
+use different examples. The baselines depend on tokens alone and are computed once for all heads.
 
 `p_value` tests over examples whether the mass of a head is above the offset baseline and above uniform attention; it is
 the larger of the two one-sided p-values. `q_value` is its false-discovery rate over all heads (Benjamini and Hochberg).
@@ -39,7 +39,7 @@ OFFSETS: tuple[int, ...] = tuple(sorted(range(-MAX_OFFSET, MAX_OFFSET + 1), key=
 
 @dataclass(frozen=True)
 class Baselines:
-    """Mass of uniform heads and of fixed-offset heads on matching keys, summed over the rows of each matched example."""
+    """Mass of uniform and of fixed-offset heads on matching keys, summed over the rows of each matched example."""
 
     rows: Int64[np.ndarray, "example"]
     uniform: Float[np.ndarray, "layer example"]

@@ -144,8 +144,8 @@ def similar(
     Parameters
     ----------
     sink_free
-        Leave out attention to the first token and to special tokens, and divide each row by its remaining sum. Rows that
-        see no other token do not count.
+        Leave out attention to the first token and to special tokens, and divide each row by its remaining sum. Rows
+        that see no other token do not count.
     n_examples
         Number of examples to sample; all of them if there are fewer.
     on_progress
@@ -213,7 +213,7 @@ def similar(
 def _aligned(
     store: Snapshot, other: Snapshot | None, sites: tuple[Site, Site]
 ) -> tuple[Int64[np.ndarray, "pair side"], dict[str, int]]:
-    """Return the numbers of the examples to compare in both stores, ascending in the first, and the refused by reason."""
+    """Return the numbers of the examples to compare, ascending in the first store, and the number refused by reason."""
     refused: Counter[str] = Counter()
     ids = dict(zip((other or store).example_ids(), (other or store).example_numbers().tolist(), strict=True))
     pairs = []
@@ -263,7 +263,7 @@ def _blocks(store: Snapshot, site: Site, sample: Int64[np.ndarray, "example side
 
 @dataclass(frozen=True)
 class WordMaps:
-    """Word rows of some examples as distributions, one after the other. The last cell of each row is for special tokens."""
+    """Word rows of some examples as distributions, one after the other. The last cell of a row is for special tokens."""
 
     weights: Float32[np.ndarray, "head cell"]
     row_start: Int64[np.ndarray, "row"]
@@ -324,7 +324,7 @@ def _read(
     merge: Merge,
     sink_free: bool,
 ) -> Iterator[tuple[Float32[np.ndarray, "head word word"], Bool[np.ndarray, "word"]]]:
-    """Iterate over the word maps of all heads of `rows`, examples of a span of a segment, with a mask of rows that count."""
+    """Iterate over the word maps of the examples `rows` of a span of a segment, with a mask of rows that count."""
     tables = [segment.tokens(site.query_sequence).example(row) for row in rows.tolist()]
     counts = [_counts(table, site, merge, sink_free) for table in tables]
     if segment.spec.keep.attention is None:
@@ -346,7 +346,7 @@ def _read(
 
 
 def _counts(table: TokenTable, site: Site, merge: Merge, sink_free: bool) -> Bool[np.ndarray, "word"]:
-    """Return a mask of the word rows that count: words with a token that sees a key (other than sinks with `sink_free`)."""
+    """Return a mask of the word rows that count: a token of the word sees a key (with `sink_free`, not only sinks)."""
     counts = np.zeros(int(table.word_offset[-1]), bool)
     tokens = np.flatnonzero(table.word >= 0)
     if merge == "first":

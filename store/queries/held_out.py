@@ -53,7 +53,7 @@ def _name(store: Snapshot) -> str:
 
 @dataclass(frozen=True)
 class SplitSearch:
-    """One pattern over two stores: heads and offset are chosen on the first, scores and evidence are from the second."""
+    """One pattern over two stores: heads and offset are chosen on the first, scores are from the second."""
 
     selection: SearchResult
     evaluation: SearchResult
@@ -69,8 +69,8 @@ class SplitSearch:
     def table(self, by: str = "mass") -> pd.DataFrame:
         """Return `SearchResult.table` of the second store, in the order of the first.
 
-        `selected_<by>` is the score on the first store. `rank` is the rank on the first store, missing if that has too few
-        rows or examples.
+        `selected_<by>` is the score on the first store. `rank` is the rank on the first store, missing if that has too
+        few rows or examples.
         """
         selection, evaluation = self.selection.table(by), self.evaluation.table(by, self.evidence)
         n_heads = self.evaluation.site.n_heads

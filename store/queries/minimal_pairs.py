@@ -1,8 +1,8 @@
 """Minimal pairs: the difference of a pattern's mass between the two members of a pair, for every head.
 
 Two examples with the same value in the pair column are a pair. The variant column distinguishes its members. Only pairs
-that align are compared: they have equally many tokens, the same words at the same positions, and all differing tokens in
-one word. Other pairs are left out and counted by reason. Every pair has the same weight.
+that align are compared: they have equally many tokens, the same words at the same positions, and all differing tokens
+in one word. Other pairs are left out and counted by reason. Every pair has the same weight.
 
 Without a pattern the attention itself is compared. The rows of both members are distributions over the same positions,
 and their distance is the total variation: the share of the mass at different keys.

@@ -72,8 +72,8 @@ class SearchResult:
     pattern: Pattern
     site: Site
     basis: Basis
-    """Data that the scores are computed from: stored attention (exact within its codec; a lower bound of `mass` if it is
-    sparse), stored edges (a lower bound), or attention rebuilt from query, key and logsumexp (exact within rounding)."""
+    """Data that the scores are computed from: stored attention (exact within its codec; if sparse, a lower bound of
+    `mass`), stored edges (a lower bound), or attention rebuilt from query, key and logsumexp (exact within rounding)."""
     heads: xr.Dataset
     """`mass`, `hit_rate`, `baseline`, `lift` and, if `mass` is a lower bound, `mass_upper`; dims (layer, head),
     float64."""
@@ -86,7 +86,7 @@ class SearchResult:
     vocabulary: Vocabulary = field(repr=False)
     notes: tuple[str, ...] = ()
     words: Merge | None = None
-    """Merging of tokens to words; rows, keys and positions are then those of words. None if they are those of tokens."""
+    """Merging of tokens to words; rows, keys and positions are then those of words. None for tokens."""
     seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -113,8 +113,8 @@ class SearchResult:
         """Return one row for each head, best first.
 
         Columns: layer, head, mass, hit_rate, baseline, lift, rows, examples, and from `evidence` (default: that of this
-        search) mass_low, mass_high, offset_baseline, offset_lift, p_value, q_value and rank. The best head has rank 1. The
-        rank is missing if there are too few rows or examples.
+        search) mass_low, mass_high, offset_baseline, offset_lift, p_value, q_value and rank. The best head has rank 1.
+        The rank is missing if there are too few rows or examples.
 
         Raises
         ------
@@ -161,7 +161,7 @@ class SearchResult:
         return _positions(self._matcher(example))
 
     def tokens(self, example: int) -> tuple[TokenTable, TokenTable]:
-        """Return the tokens or words of one example's query and key; the same table twice if query and key are one text."""
+        """Return the tokens or words of one example's query and key; one table twice if both are the same text."""
         evaluator = self._matcher(example).evaluator
         return evaluator.query.table, evaluator.key.table
 
@@ -234,9 +234,9 @@ def search(
     ----------
     basis
         Data to read: stored ``"attention"``, stored ``"edges"`` (faster, a lower bound of the mass), or query and key,
-        from which attention is ``"rebuilt"``. ``"exact"`` reads attention or, without it, rebuilds it. ``"auto"`` uses the
-        first that the store has: attention, edges, query and key. ``"approximate"`` prefers data that give a bound: edges,
-        then sparse attention; without either it is ``"auto"``.
+        from which attention is ``"rebuilt"``. ``"exact"`` reads attention or, without it, rebuilds it. ``"auto"`` uses
+        the first that the store has: attention, edges, query and key. ``"approximate"`` prefers data that give a bound:
+        edges, then sparse attention; without either it is ``"auto"``.
     words
         Merge tokens to words first: columns are summed, rows are averaged (``"mean"``) or are those of the ``"first"``
         token. The pattern is then a condition on words. `basis` must be ``"auto"`` or ``"exact"``.

@@ -1,16 +1,16 @@
 """Query by example: finds heads that attend along arcs marked in some examples and do the same in the whole corpus.
 
-The arcs are generalised into patterns (`arc_hypotheses.py`). The likeliest patterns are searched over all other examples.
-The score of a head for a pattern is
+The arcs are generalised into patterns (`arc_hypotheses.py`). The likeliest patterns are searched over all other
+examples. The score of a head for a pattern is
 
     score = there · information
     there = mean attention on the arcs
     information = m log₂(m / b) + (1 − m) log₂((1 − m) / (1 − b)), 0 if m ≤ b        in bits for each row
 
-m is the mass of the head over the unmarked examples, b that of uniform attention. The information is the Kullback–Leibler
-divergence of a Bernoulli distribution with m from one with b. It is near 0 for a pattern that matches nearly all pairs,
-and 0 for a pattern that the head follows no more than uniform attention. The chosen pattern is the one with the fewest
-bits among those with enough rows and examples whose best head has at least 80 % of the best score.
+m is the mass of the head over the unmarked examples, b that of uniform attention. The information is the
+Kullback–Leibler divergence of a Bernoulli distribution with m from one with b. It is near 0 for a pattern that matches
+nearly all pairs, and 0 for a pattern that the head follows no more than uniform attention. The chosen pattern is the
+one with the fewest bits among those with enough rows and examples whose best head has at least 80 % of the best score.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class LikeResult:
 
     @property
     def chosen(self) -> Candidate:
-        """The chosen pattern. It may have too few rows or examples if no candidate has enough: `Candidate.is_supported`."""
+        """The chosen pattern. `Candidate.is_supported` is False if no candidate has enough rows and examples."""
         supported = [c for c in self.candidates if c.is_supported] or list(self.candidates)
         best = max(c.best_score for c in supported)
         return next(c for c in supported if c.best_score >= _NEAR_BEST * best)
@@ -131,8 +131,8 @@ class LikeResult:
     def table(self, candidate: Candidate | None = None) -> pd.DataFrame:
         """Return one row for each head, best first, for the chosen pattern or for `candidate`.
 
-        Columns: layer, head, score, there (mean attention on the arcs), weakest (smallest attention on an arc), mass, low,
-        high (95 % interval), baseline, lift, information, rows, examples.
+        Columns: layer, head, score, there (mean attention on the arcs), weakest (smallest attention on an arc), mass,
+        low, high (95 % interval), baseline, lift, information, rows, examples.
         """
         candidate = candidate or self.chosen
         low, high = candidate.interval()
@@ -260,7 +260,7 @@ def information(
 
 
 def arc_weights(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> Float32[np.ndarray, "layer head arc"]:
-    """Read the attention of every head on each arc, from the edges if the store has neither attention nor query and key."""
+    """Read the attention of every head on each arc, from edges if the store has neither attention nor query and key."""
     weights = np.zeros((site.n_layers, site.n_heads, len(arcs)), np.float32)
     keep = store.spec.keep
     by_edges = keep.attention is None and why_not_rebuilt(site, keep) is not None

@@ -1,7 +1,7 @@
 """Bootstrap intervals over examples, one-sided tests, and false-discovery rates.
 
-The unit is the example: tokens of one sentence are not independent, sentences are assumed to be. All results are computed
-from sums for each example, so the cost does not depend on the number of tokens.
+The unit is the example: tokens of one sentence are not independent, sentences are assumed to be. All results are
+computed from sums for each example, so the cost does not depend on the number of tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import ShapeError
 
 N_RESAMPLES = 1_000
 MAX_UNITS = 4_096
-"""Largest number of units. More examples are first grouped at random into units, which keeps the spread of a ratio of sums."""
+"""Largest number of units. More examples are grouped at random, which keeps the spread of a ratio of sums."""
 _BLOCK = 1 << 22  # largest number of random numbers in memory at once
 
 
@@ -74,7 +74,7 @@ def random_half(n_examples: int, seed: int = 0) -> Bool[np.ndarray, "example"]:
 
 
 def p_above_zero(differences: Float[np.ndarray, "*head example"]) -> Float[np.ndarray, "*head"]:
-    """Compute the one-sided p-value of Student's t test that the mean over examples is above zero; NaN below two examples."""
+    """Compute the one-sided p-value of a t test that the mean over examples is above zero; NaN below two examples."""
     n = differences.shape[-1]
     if n < 2:
         return np.full(differences.shape[:-1], np.nan)

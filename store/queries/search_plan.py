@@ -1,8 +1,9 @@
 """The plan of a search: one task for each segment, run by threads of this process or by the workers of a cluster.
 
-A task is `scan_segment` of one segment and is independent of the others. Threads share the store of this process and its
-decoded edges. A client (`dask.distributed.Client`, or an executor of `concurrent.futures`) gets the same tasks with a
-pickled store. A worker opens the store once and caches it, so the second search of a segment reuses its decoded edges.
+A task is `scan_segment` of one segment and is independent of the others. Threads share the store of this process and
+its decoded edges. A client (`dask.distributed.Client`, or an executor of `concurrent.futures`) gets the same tasks with
+a pickled store. A worker opens the store once and caches it, so the second search of a segment reuses its decoded
+edges.
 """
 
 from __future__ import annotations

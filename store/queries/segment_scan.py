@@ -1,7 +1,8 @@
 """The scan of one segment in a search: the mass of every head on the matching pairs.
 
-The pattern is evaluated once on tokens. Each head then looks up the matching pairs. Data are read layer by layer (a shard
-is one layer) and in blocks of bounded size, so memory depends neither on the corpus nor on the depth of the model.
+The pattern is evaluated once on tokens. Each head then looks up the matching pairs. Data are read layer by layer (a
+shard is one layer) and in blocks of bounded size, so memory depends neither on the corpus nor on the depth of the
+model.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class SegmentScores:
 
     example_rows: Int64[np.ndarray, "example"]
     mass: Float[np.ndarray, "layer head example"]
-    """Attention on matching keys, summed over the rows of each example; a lower bound for edges and sparse attention."""
+    """Attention on matching keys, summed over the rows of each example. A lower bound for sparse data."""
     hits: Int64[np.ndarray, "layer head"]
     """Number of rows whose strongest key matches."""
     uniform: Float[np.ndarray, "layer"]
@@ -163,7 +164,8 @@ class _LayerBlock:
     def score_attention(self, edge_rows: EdgeRows | None) -> _RowScores:
         """Compute the scores from stored attention; the strongest key is from the edges if the store has them.
 
-        The mass is exact within the codec. With a sparse codec it is a lower bound, and `slack` bounds the dropped weights.
+        The mass is exact within the codec. With a sparse codec it is a lower bound, and `slack` bounds the dropped
+        weights.
         """
         codec = self.segment.spec.attention_codec
         assert codec is not None
@@ -300,8 +302,8 @@ class _BlockVectors:
 def basis_for(segments: Sequence[Segment], site: Site, requested: RequestedBasis) -> Basis:
     """Choose the basis of a search from the requested basis and the data that the store has.
 
-    ``"auto"`` is stored attention, else edges, else rebuilt attention. ``"exact"`` is stored attention if every weight is
-    stored, else rebuilt attention. ``"approximate"`` is the basis that reads least: edges, else that of ``"auto"``.
+    ``"auto"`` is stored attention, else edges, else rebuilt attention. ``"exact"`` is stored attention if every weight
+    is stored, else rebuilt attention. ``"approximate"`` is the basis that reads least: edges, else that of ``"auto"``.
 
     Raises
     ------

@@ -1,15 +1,15 @@
 """The contributions of the dimensions of query and key to a pattern in one head.
 
-A score is a sum over dimensions, scaling · Σ_d q_d k_d, so each dimension contributes one term. A term that is equal for
-all keys of a row has no effect, because the softmax cancels it. The difference between matching keys and the other visible
-keys of the row (the controls) does have an effect. For every row with both:
+A score is a sum over dimensions, scaling · Σ_d q_d k_d, so each dimension contributes one term. A term that is equal
+for all keys of a row has no effect, because the softmax cancels it. The difference between matching keys and the other
+visible keys of the row (the controls) does have an effect. For every row with both:
 
     difference_d = scaling · q_d · (mean of k_d over matching keys − mean of k_d over the other visible keys)
 
 The result is the mean over rows, with an interval over examples. The differences of all dimensions add up to the
-difference of the scores (before a soft cap, without a position bias). With a rotary embedding the two dimensions of a pair
-rotate together, and only their sum is a function of the distance. `NeuronResult.pairs` adds them up and labels them by
-their frequency.
+difference of the scores (before a soft cap, without a position bias). With a rotary embedding the two dimensions of a
+pair rotate together, and only their sum is a function of the distance. `NeuronResult.pairs` adds them up and labels
+them by their frequency.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class NeuronResult:
         return tuple(h for h in range(self.kv_head * size, (self.kv_head + 1) * size) if h != self.head)
 
     def table(self) -> pd.DataFrame:
-        """Return one row for each dimension, the largest difference first; `share` is its share of the score difference."""
+        """Return one row for each dimension, the largest difference first; `share` is of the score difference."""
         table = self.dimensions.to_dataframe().reset_index()
         table["share"] = table["difference"] / self.score_difference
         return table.sort_values("difference", ascending=False, kind="stable", ignore_index=True)
@@ -137,7 +137,7 @@ def neurons(
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> NeuronResult:
-    """Measure the dimensions of a head's query and key that separate matching keys from the other visible keys of a row.
+    """Measure the dimensions of a head's query and key that separate matching keys from the row's other visible keys.
 
     Raises
     ------

@@ -46,7 +46,7 @@ class MatchingWordRows(MatchingRows):
 
     @cached_property
     def word(self) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
-        """Query word and key word of each match: the index over all examples of the plan, and the index in its example."""
+        """Query word and key word of each match: its index over all examples of the plan, and in its example."""
         evaluator = self.matcher.evaluator
         example = evaluator.query.example[self.matches.query] - self.examples.start
         n_before = np.cumsum(self.plan.n_query_words) - self.plan.n_query_words

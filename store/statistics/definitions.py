@@ -1,8 +1,8 @@
 """Statistics of a head that are computed from stored attention, names of all statistics, and means over a corpus.
 
 The record `Statistic` and the statistics that a capture computes are in `headatlas.store.schema.capture_statistics`.
-`measurement.py` applies both kinds to stored attention. A name that ends in `_sink_free` is the statistic of rows without
-their sinks (`Rows.without_sinks`).
+`measurement.py` applies both kinds to stored attention. A name that ends in `_sink_free` is the statistic of rows
+without their sinks (`Rows.without_sinks`).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _DERIVED = (
         "normalised_entropy",
         "Entropy, share of the largest possible",
         "share",
-        "Entropy of each row divided by ln of the number of visible keys: 0 = one key, 1 = uniform. Rows with one visible "
-        "key are left out.",
+        "Entropy of each row divided by ln of the number of visible keys: 0 = one key, 1 = uniform. Rows with one "
+        "visible key are left out.",
         _normalised_entropy,
         counts=_has_several_keys,
     ),
@@ -109,7 +109,7 @@ _DERIVED = (
         "rare",
         "Attention to the rarest token",
         "share",
-        "Weight from each token to the visible token (or tokens) whose id is rarest in the store, without special tokens.",
+        "Weight from each token to the visible token (or tokens) with the rarest id in the store, without special tokens.",
         _mass,
         counts=_matching_rows,
         find=rarest_pairs,
@@ -181,8 +181,8 @@ def head_statistics(
 ) -> Float[np.ndarray, "statistic head"]:
     """Compute statistics of each head on one example in float64; the result is float32 in the order of `names`.
 
-    Padding must be cut off before. Pass `cross` if query and key are different texts. The result is NaN if no row counts.
-    Statistics that depend on tokens other than special ones need a store (`measurement.py`).
+    Padding must be cut off before. Pass `cross` if query and key are different texts. The result is NaN if no row
+    counts. Statistics that depend on tokens other than special ones need a store (`measurement.py`).
 
     Raises
     ------

@@ -3,8 +3,8 @@
 The export has ``config.json``, ``scatter_data.json`` (one row for each head), ``heads/L{layer}H{head}.json`` (sampled
 texts with their strongest edges, histograms, token tables) and two empty files that a page without a server requests.
 Texts are sampled as in HeadVis. The texts of a head are divided into intervals by their strongest weight, without
-position 0. The strongest texts of the highest interval and random texts of the others are exported. HeadVis computes the
-interval borders from its first texts, this module from all texts.
+position 0. The strongest texts of the highest interval and random texts of the others are exported. HeadVis computes
+the interval borders from its first texts, this module from all texts.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def corpus_means(
 
 
 def statistic_rows(store: Snapshot, site: Site, name: str) -> Int64[np.ndarray, "example"]:
-    """Count the rows of each example that enter a statistic, from tokens alone. An unknown statistic counts every row."""
+    """Count the rows of each example in a statistic, from tokens alone. An unknown statistic counts every row."""
     try:
         statistic = statistic_of(name)
     except ValueError:

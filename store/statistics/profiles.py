@@ -19,7 +19,8 @@ _PAIRS_KEPT = 4 << 20
 def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH) -> xr.Dataset:
     """Compute the mass of every head at each offset (key position − query position) from −`reach` to `reach`.
 
-    - `mass`: mean weight over the rows that have a key at the offset, dims (layer, head, offset), float64; NaN if no row
+    - `mass`: mean weight over the rows that have a key at the offset, dims (layer, head, offset), float64; NaN if no
+      row
       has one,
     - `share`: weight at the offset divided by the number of all rows; the shares of a head and its `beyond` sum to 1,
     - `beyond`: the same for all other offsets, dims (layer, head),

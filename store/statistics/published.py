@@ -1,4 +1,4 @@
-"""The statistics of other tools under their names, with the formula, unit and averaging that they published or released.
+"""The statistics of other tools under their names, with the formula, unit and averaging that they published.
 
 Each `Definition` sums a numerator and a denominator for every example and head over the blocks of a store, and computes
 its columns from the totals. `docs/definitions.md` lists every formula with its source beside ours. The slow loops of

@@ -1,8 +1,8 @@
 """Sentences of an example, and the pairs of tokens within one sentence.
 
-The word annotation ``sentence`` defines the sentences if the corpus has it. Otherwise a sentence ends at a token of full
-stops, question marks or exclamation marks, and at the end of each text of a pair. The full stop of an abbreviation ends a
-sentence too; the annotation avoids this.
+The word annotation ``sentence`` defines the sentences if the corpus has it. Otherwise a sentence ends at a token of
+full stops, question marks or exclamation marks, and at the end of each text of a pair. The full stop of an abbreviation
+ends a sentence too; the annotation avoids this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _END = re.compile(r"[.!?…。！？]+")
 
 
 def sentence_of(table: TokenTable) -> Int64[np.ndarray, "token"]:
-    """Return the sentence of each token, counted from 0 within its example; -1 for special tokens and tokens without one."""
+    """Return the sentence of each token, from 0 within its example; -1 for special tokens and tokens without one."""
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
     annotation = table.word_columns.get("sentence")
     if annotation is not None:

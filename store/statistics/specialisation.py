@@ -30,7 +30,7 @@ def statistics_table(
     average: Average = "rows",
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> pd.DataFrame:
-    """Return a table of corpus means: one row for each head, columns layer, head and each of `names` (default: all stored).
+    """Return a table of corpus means: one row for each head, columns layer, head and `names` (default: all stored).
 
     Statistics that the store does not hold are computed from its attention (`measurement.py`).
 
@@ -65,7 +65,7 @@ def specialised_heads(store: Snapshot, site: str | None = None, average: Average
     ]
     if not candidates:
         raise NotFoundError(
-            f"{store.location}: no stored statistic of {site_spec.name} has a uniform baseline; name a statistic instead"
+            f"{store.location}: no stored statistic of {site_spec.name} has a uniform baseline; name a statistic"
         )
     baselines = np.stack(
         [uniform_baseline(store, site_spec, statistic, average) for statistic in candidates]

@@ -1,8 +1,8 @@
 """Variability: the difference of a head's maps between examples, by position (Vig and Belinkov 2019).
 
-Variability is Σ |A − Ā| / (2 Σ A) over the first `FIRST` tokens. Ā is the mean map over the examples that have the pair.
-0: the head has the same weights at the same positions in every text. 1: it never attends to the same pair twice. The
-first pass over the store computes Ā, the second the sums.
+Variability is Σ |A − Ā| / (2 Σ A) over the first `FIRST` tokens. Ā is the mean map over the examples that have the
+pair. 0: the head has the same weights at the same positions in every text. 1: it never attends to the same pair twice.
+The first pass over the store computes Ā, the second the sums.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-// The inner loops of a search: for every head of a layer, the mass of selected rows on keys whose bit is set, from stored
-// edges or from stored codes of attention. One call processes one block of rows. The functions are plain C and are called
-// through ctypes. They use neither Python nor threads.
+// The inner loops of a search: for every head of a layer, the mass of selected rows on keys whose bit is set, from
+// stored edges or from stored codes of attention. One call processes one block of rows. The functions are plain C and
+// are called through ctypes. They use neither Python nor threads.
 //
 // The bits of a row are whole words of 64 bits, so a row of at most 64 keys is one word, and two vector shifts look up
 // eight edges. Weights (IEEE half) are converted exactly and added in double, example by example, in the order of the
@@ -84,7 +84,7 @@ inline void prefetch(const EdgeScan &scan, int64_t r, const Key *keys, const uin
 #endif
 }
 
-// Upper bound of the mass on matches without an edge: each is at most the weakest edge, all together the rest of the row.
+// Upper bound of the mass on matches without an edge: each at most the weakest edge, together the rest of the row.
 double missing(const uint16_t *weight, int64_t k, int n_without_edge) {
     double sum = 0;
     for (int64_t j = 0; j < k; ++j) sum += widened(weight[j]);

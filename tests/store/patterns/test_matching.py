@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module i
 
 
 class Naive:
-    """Interpreter of a tree for one pair of one example. Values are numbers, text and bools of Python; missing is None."""
+    """Interpreter of a tree for one pair of one example. Values are Python numbers, text and bools; missing is None."""
 
     def __init__(self, query, key, columns, texts):
         self.tables, self.columns, self.texts = {"query": query, "key": key}, columns, texts

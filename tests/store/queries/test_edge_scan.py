@@ -29,7 +29,7 @@ def implementation(request, monkeypatch):
 
 
 def make(rng, k, dtype, first_row=0):
-    """Make random edges for rows of 1 to 300 keys (at most 255 for byte keys): selected rows, their matches, and edges."""
+    """Make random edges for rows of 1 to 300 keys (at most 255 for byte keys): rows, their matches, and edges."""
     filling = np.iinfo(dtype).max
     n_keys = np.minimum(rng.choice([1, 2, 7, 31, 32, 33, 63, 64, 65, 128, 300], N_ROWS), filling)
     key = np.full((N_HEADS, N_ROWS, k), filling, dtype)

@@ -1,4 +1,4 @@
-"""The evidence for the scores of a search compared with loops over the tokens, and held-out searches over two stores."""
+"""The evidence for a search compared with loops over the tokens, and held-out searches over two stores."""
 
 import numpy as np
 import pytest

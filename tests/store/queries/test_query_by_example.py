@@ -34,7 +34,7 @@ def random_trees(rng):
 
 @pytest.fixture(scope="module")
 def marked_store(tmp_path_factory):
-    """Head 1.0 attends from an object to its governor, head 0.1 two words ahead; head 0.2 is like 1.0 in two texts only."""
+    """Head 1.0 attends from an object to its governor, head 0.1 two words ahead; head 0.2 like 1.0 in two texts only."""
     rng = np.random.default_rng(8)
     trees = random_trees(rng)
     state = {"example": 0}
