@@ -111,7 +111,7 @@ def make_store() -> Path:
 
 def ask(store: Store, pattern: str, basis: RequestedBasis = "auto") -> SearchResult:
     """Search with two threads."""
-    return search(store, pattern, basis=basis, threads=THREADS)
+    return search(store, pattern, basis=basis, workers=THREADS)
 
 
 def measure(store: Store) -> dict[str, Clock]:

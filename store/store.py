@@ -1,4 +1,4 @@
-"""`open_store` and `Store`: a snapshot with the queries and the ways to add columns. Each method calls one function."""
+"""`open_store` and `Store`: a snapshot with queries and methods that add columns. Each method calls one function."""
 
 from __future__ import annotations
 
@@ -41,42 +41,46 @@ def open_store(
         A folder, or a URL of any protocol that fsspec knows: ``s3://bucket/traces``, ``https://host/traces``. Stores
         are read from URLs, not written.
     manifest
-        The number of a snapshot. One that is not among the newest 16 may be gone after any commit, unless it is open
-        somewhere.
+        The number of a snapshot. A snapshot older than the newest 16 may be deleted by any commit, unless a reader
+        has it open.
     storage_options
-        For fsspec, with a URL: credentials, ``{"endpoint_url": "http://127.0.0.1:9000"}``. They go into pickles.
+        Options of fsspec for a URL, such as credentials or ``{"endpoint_url": "http://127.0.0.1:9000"}``. A pickle of
+        the store contains them.
     cache_bytes
-        What is kept in memory of what came from a URL.
+        Size of the memory cache for data fetched from a URL.
     cache_dir
-        A folder that keeps whole objects from URLs, under their hash; default ``objects`` in the folder that the
-        environment variable ``HEADATLAS_CACHE_DIR`` names. Without either, nothing from URLs is kept on disk, and only
-        the ranges that are needed are fetched.
+        Folder that caches whole objects from URLs under their hash. The default is ``objects`` in the folder that the
+        environment variable ``HEADATLAS_CACHE_DIR`` names. Without either, only the needed byte ranges are fetched and
+        nothing is cached on disk.
     edges_bytes
-        Decoded edges that searches keep in memory, at most; 0: none.
+        Largest size of the decoded edges that searches keep in memory; 0 keeps none.
 
     Raises
     ------
     NotFoundError
-        There is no store, or no manifest of that number.
+        There is no store at `path`, or it has no manifest with that number.
     FormatError, CorruptSegmentError
-        The manifest is of a newer format, or was cut or changed.
+        The manifest has a newer format version, or is truncated or changed.
     ConfigError, RemoteError
-        A URL of an unknown protocol, or a package for it is missing; the server failed.
+        The protocol of the URL is unknown, the package for it is missing, or the server failed.
     """
-    kept = None if cache_dir is None else os.fspath(cache_dir)
-    return Store(Opening(os.fspath(path), dict(storage_options or {}), cache_bytes, kept, edges_bytes), manifest)
+    cache_folder = None if cache_dir is None else os.fspath(cache_dir)
+    return Store(
+        Opening(os.fspath(path), dict(storage_options or {}), cache_bytes, cache_folder, edges_bytes), manifest
+    )
 
 
 class Store(Snapshot):
     """A snapshot of a store with queries.
 
-    The functions that the methods call take further options: progress, cancellation, seeds, the data that is read.
+    The functions behind the methods take further options: progress, cancellation, seeds, and the data to read.
     """
 
     def search(self, pattern: str | Pattern, site: str | None = None, *, words: Merge | None = None) -> SearchResult:
-        """Rank the heads of a site by how much of their attention follows a pattern, between tokens or between `words`.
+        """Rank the heads of a site by the share of their attention that follows a pattern.
 
-        `headatlas.store.queries.pattern_search.search` is the same with progress, cancelling and a choice of what is read.
+        The pattern relates tokens, or words if `words` names how tokens are merged.
+        `headatlas.store.queries.pattern_search.search` also takes progress, cancellation and the data to read.
 
         Raises
         ------
@@ -88,9 +92,9 @@ class Store(Snapshot):
         return search(self, pattern, site, words=words)
 
     def like(self, arcs: str | Sequence[str] | Sequence[tuple[int, int, int]], site: str | None = None) -> LikeResult:
-        """Which heads draw the marked arcs and do the same everywhere: ``store.like("12:5>2 12:7>4")``.
+        """Query by example: find heads that attend along the marked arcs and do the same in the rest of the corpus.
 
-        An arc is an example, a query position and a key position.
+        ``store.like("12:5>2 12:7>4")``: an arc is an example, a query position and a key position.
 
         Raises
         ------
@@ -102,12 +106,12 @@ class Store(Snapshot):
         return like(self, arcs, site)
 
     def neurons(self, pattern: str | Pattern, layer: int, head: int, site: str | None = None) -> NeuronResult:
-        """Which dimensions of a head's query and key tell a pattern's keys from the other keys of the same rows.
+        """Measure the dimensions of a head's query and key that separate a pattern's keys from the row's other keys.
 
         Raises
         ------
         NotFoundError
-            Query and key were not kept, or there is no such head.
+            The store has no query and key, or there is no such head.
         PatternError
             The expression cannot be read, or names something unknown.
         """
@@ -118,14 +122,14 @@ class Store(Snapshot):
     def similar(
         self, other: Store | None = None, site: str | None = None, *, sink_free: bool = False, n_examples: int = 200
     ) -> SimilarHeads:
-        """How far apart heads are that look at words, those of this store among each other or from another model's.
+        """Compute the distances between heads by their word-to-word attention, within this store or to another model's.
 
-        `headatlas.store.queries.head_similarity.similar` is the same with progress, a seed and the other merging of tokens.
+        `headatlas.store.queries.head_similarity.similar` also takes progress, a seed and the way tokens are merged.
 
         Raises
         ------
         NotFoundError
-            No example is in both stores with the same words.
+            The stores share no example with the same words.
         """
         from .queries.head_similarity import similar
 
@@ -141,17 +145,17 @@ class Store(Snapshot):
         description: str = "",
         replace: bool = False,
     ) -> Self:
-        """Add an annotation to the store on disk, without writing a segment anew; returns the new snapshot.
+        """Add an annotation to the store on disk and return the new snapshot. No segment is rewritten.
 
-        `values` are by example id or number: a number or text each, or for words and tokens a list as long as the
-        example has of them. Patterns then know ``query.NAME``, or ``example.NAME``.
+        `values` maps an example's id or number to a number or text, or, for words and tokens, to a list with one value
+        for each of them. Patterns can then use ``query.NAME`` or ``example.NAME``.
 
         Raises
         ------
         ConfigError
-            The name is taken, or values are of mixed types.
+            The name already exists, or the values have mixed types.
         NotFoundError, ShapeError
-            There is no such example, or it has another number of words or tokens.
+            There is no such example, or its number of words or tokens differs.
         """
         from .writing.annotate import annotate_store
 
@@ -168,12 +172,14 @@ class Store(Snapshot):
         description: str = "",
         replace: bool = False,
     ) -> Self:
-        """Add a statistic, one value a head and example in the order of `example_numbers`; returns the new snapshot.
+        """Add a statistic and return the new snapshot.
+
+        `values` has one value for each head and example, in the order of `example_numbers`.
 
         Raises
         ------
         ConfigError, ShapeError
-            The name is taken, or the shape is another.
+            The name already exists, or the shape differs.
         """
         from .writing.annotate import add_statistic
 

@@ -77,7 +77,7 @@ def word_lines(sums: Sums, exact: Store, coded: Store) -> Iterator[Line]:
     """Compare the share of answers that differ from float32, over all heads and in the accuracy of each relation."""
     expected = np.concatenate(sums.right, axis=2)
     atlases = [relation_atlas(store).select for store in (exact, coded)]
-    answers = [atlas.right.reshape(expected.shape) for atlas in atlases]
+    answers = [atlas.head_is_right.reshape(expected.shape) for atlas in atlases]
     flips = [float((answer != expected).mean()) for answer in answers]
     yield Line("governor of a dependent (flips)", expected.size, flips[0], flips[1], FLIPS, flips[1] / FLIPS, FLIPS)
     largest, worst, limit = [0.0, 0.0], 0.0, 2 * FLIPS

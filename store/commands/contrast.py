@@ -1,4 +1,4 @@
-"""The command `headatlas contrast`: minimal pairs, head by head."""
+"""The command `headatlas contrast`: minimal pairs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import HeadsAsCsv, HeadsAsJson, Patterns, SiteName, StorePath, Top, read_pattern
-from .printing import first_rows, print_table
-from .search import searched
+from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, read_pattern
+from .printing import first_rows, output_console, print_csv, print_table
+from .search import search_with_progress
 
 if TYPE_CHECKING:
     from ..queries.minimal_pairs import Contrast
@@ -23,23 +23,29 @@ def contrast(
     expression: Annotated[
         str | None,
         typer.Argument(
-            metavar="EXPR", help="The pattern whose mass is compared; none: attention itself.", show_default=False
+            metavar="EXPR",
+            help="Pattern whose mass is compared; without it attention itself is compared.",
+            show_default=False,
         ),
     ] = None,
-    pair: Annotated[str, typer.Option(help="Annotation that both members of a pair share.")] = "pair",
-    variant: Annotated[str, typer.Option(help="Annotation that tells the members apart.")] = "variant",
+    pair: Annotated[str, typer.Option(help="Annotation with the same value in both members of a pair.")] = "pair",
+    variant: Annotated[str, typer.Option(help="Annotation that distinguishes the members.")] = "variant",
     between: Annotated[
         tuple[str, str] | None,
-        typer.Option(metavar="A B", help="The variants to compare; default the two of most pairs.", show_default=False),
+        typer.Option(
+            metavar="A B", help="Variants to compare; default the two with the most pairs.", show_default=False
+        ),
     ] = None,
     top: Top = None,
-    examples: Annotated[int, typer.Option("--examples", min=0, help="How many pairs of the head.")] = 3,
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, help="Number of example pairs to show for the head.")
+    ] = 3,
     patterns: Patterns = None,
     site: SiteName = None,
-    as_csv: HeadsAsCsv = False,
-    as_json: HeadsAsJson = False,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Compare the members of minimal pairs: which heads follow a pattern more in one, or attend otherwise.
+    """Compare the members of minimal pairs: rank heads by the difference in a pattern's mass or in their attention.
 
     Example: [bold]headatlas contrast traces/demo 'query.upos == "PRON" and key.entity == "occupation"' --between f m[/bold]
     """
@@ -52,11 +58,11 @@ def contrast(
     if expression is None:
         result = measure.attention_contrast(opened, pairs, site)
     else:
-        result = measure.contrast(searched(opened, read_pattern(expression, patterns), site, "auto"), pairs)
+        result = measure.contrast(search_with_progress(opened, read_pattern(expression, patterns), site, "auto"), pairs)
     ranked = result.table()
-    heads = first_rows(ranked, top, everything=as_csv or as_json)
+    heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     if as_csv:
-        print(heads.to_csv(index=False, lineterminator="\n"), end="")
+        print_csv(heads)
         return
     best = (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     if as_json:
@@ -70,41 +76,42 @@ def _json(result: Contrast, heads: list[dict], best: tuple[int, int], n: int) ->
         {"pair": name, "first": first, "second": second, "difference": difference}
         for name, first, second, difference in result.driving_pairs(*best, n)
     ]
-    about = {
+    summary = {
         "pattern": None if result.search is None else str(result.search.pattern),
         "first": result.pairs.variants[0],
         "second": result.pairs.variants[1],
-        "pairs": len(result.kept),
-        "without_match": len(result.pairs.names) - len(result.kept),
+        "pairs": len(result.pair_index),
+        "without_match": len(result.pairs.names) - len(result.pair_index),
         "refused": result.pairs.refused,
     }
-    return {"contrast": about, "heads": heads, "pairs": driving}
+    return {"contrast": summary, "heads": heads, "pairs": driving}
 
 
 def _print(result: Contrast, heads: object, best: tuple[int, int], n: int, store: Store) -> None:
-    from rich.console import Console
-
     from . import tables as render
 
-    console = Console()
+    console = output_console()
     first, second = map(render.printable, result.pairs.variants)
     print_table(console, render.contrast_table(heads, first, second))  # type: ignore[arg-type]
     refused = "; ".join(f"{count:,} {reason}" for reason, count in result.pairs.refused.items())
-    without = len(result.pairs.names) - len(result.kept)
-    what = f"mass in {second} less mass in {first}. Without a matching row in both: {without:,}."
+    n_without = len(result.pairs.names) - len(result.pair_index)
+    explanation = (
+        f"mass in {second} minus mass in {first}. Pairs without a matching row in both members: {n_without:,}."
+    )
     if result.search is None:
-        what = (
-            f"share of attention that lies elsewhere in {second} than in {first}. q: of moving more than the mean head."
+        explanation = (
+            f"distance between the attention in {second} and in {first}: 0 equal, 1 disjoint. "
+            "q: false-discovery rate of a larger distance than that of the mean head."
         )
     console.print(
-        f"{len(result.kept):,} pairs, {what} Refused: {refused or 'none'}.",
+        f"{len(result.pair_index):,} pairs, {explanation} Left out: {refused or 'none'}.",
         style="dim",
         markup=False,
         soft_wrap=True,
     )
     driving = result.driving_pairs(*best, n)
     if driving:
-        console.print(f"\nPairs that drive head {best[0]}.{best[1]}:")
+        console.print(f"\nPairs with the largest differences of head {best[0]}.{best[1]}:")
     for name, a, b, difference in driving:
         console.print(f"{difference:+.3f}  {render.printable(name)}", style="dim", markup=False)
         for number in (a, b):

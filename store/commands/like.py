@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ExamplesShown, HeadsAsCsv, HeadsAsJson, HeadShown, Patterns, SiteName, StorePath, Top, head_of
-from .printing import console_for_people, first_rows, print_csv, print_hits, print_table
+from .options import AsCsv, AsJson, Basis, ExamplesShown, HeadShown, Patterns, SiteName, StorePath, Top, head_of
+from .printing import first_rows, output_console, print_csv, print_hits, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ..queries.pattern_search import ExampleHit
     from ..queries.query_by_example import LikeResult
+    from ..queries.segment_scan import RequestedBasis
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -28,7 +29,7 @@ def like(
         list[str],
         typer.Argument(
             metavar="ARCS",
-            help="Arcs as EXAMPLE:QUERY>KEY in quotes, an example's number or id and two positions of tokens: '12:5>2 7>4'.",
+            help="Arcs EXAMPLE:QUERY>KEY in quotes, with the number or id of an example and two token positions: '12:5>2 7>4'.",
             show_default=False,
         ),
     ],
@@ -36,17 +37,15 @@ def like(
     examples: ExamplesShown = 5,
     head: HeadShown = None,
     candidates: Annotated[
-        int, typer.Option("--candidates", min=1, help="How many patterns that hold for the arcs are searched for.")
+        int, typer.Option("--candidates", min=1, help="Number of patterns to search, of those that hold for the arcs.")
     ] = 8,
-    basis: Annotated[
-        Literal["auto", "exact", "attention", "edges", "rebuilt"], typer.Option(help="What to read, as in search.")
-    ] = "auto",
+    basis: Basis = "auto",
     patterns: Patterns = None,
     site: SiteName = None,
-    as_csv: HeadsAsCsv = False,
-    as_json: HeadsAsJson = False,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Query by example: mark arcs, get the heads that draw them there and do the same over the whole corpus.
+    """Query by example: find heads that attend along marked arcs and do the same in the whole corpus.
 
     Example: [bold]headatlas like traces/demo '12:5>2 12:7>4'[/bold]
     """
@@ -54,9 +53,9 @@ def like(
     from . import tables as render
 
     opened = open_store(store)
-    result = _found(opened, arcs, site, candidates, basis, patterns)
+    result = _like_with_progress(opened, arcs, site, candidates, basis, patterns)
     ranked = result.table()
-    heads = first_rows(ranked, top, everything=as_csv or as_json)
+    heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     hits = result.top_examples(*best, examples)
     if as_csv:
@@ -67,12 +66,12 @@ def like(
         _print(result, heads, best, hits)
 
 
-def _found(
+def _like_with_progress(
     store: Store,
     arcs: list[str],
     site: str | None,
     n_candidates: int,
-    basis: Literal["auto", "exact", "attention", "edges", "rebuilt"],
+    basis: RequestedBasis,
     patterns: Path | None,
 ) -> LikeResult:
     from ..patterns import LIBRARY, read_patterns
@@ -100,19 +99,19 @@ def _found(
 def _json(result: LikeResult, heads: pd.DataFrame, hits: list[ExampleHit]) -> dict[str, Any]:
     from . import tables as render
 
-    chosen = result.chosen
-    about = {
+    candidate = result.chosen
+    summary = {
         "arcs": [{"example": arc.example, "query_pos": arc.query, "key_pos": arc.key} for arc in result.arcs],
         "site": result.site.name,
-        "pattern": chosen.hypothesis.expression,
-        "basis": chosen.result.basis,
-        "rows": chosen.rows,
-        "examples": chosen.n_examples,
-        "supported": chosen.is_supported,
+        "pattern": candidate.hypothesis.expression,
+        "basis": candidate.result.basis,
+        "rows": candidate.rows,
+        "examples": candidate.n_examples,
+        "supported": candidate.is_supported,
         "hypotheses": result.n_hypotheses,
     }
     return {
-        "like": about,
+        "like": summary,
         "patterns": render.records(result.patterns()),
         "heads": render.records(heads),
         "examples": [render.hit_json(hit) for hit in hits],
@@ -124,13 +123,13 @@ def _print(result: LikeResult, heads: pd.DataFrame, best: tuple[int, int], hits:
 
     from . import tables as render
 
-    console, chosen = console_for_people(), result.chosen
+    console, candidate = output_console(), result.chosen
     _print_arcs(result)
     columns = ("score", "head", "mass", "uniform", "rows", "bits")
-    drawn = render.plain_table(("", "left"), *((name, "right") for name in columns))
-    drawn.add_column("pattern", overflow="fold")
+    table = render.plain_table(("", "left"), *((name, "right") for name in columns))
+    table.add_column("pattern", overflow="fold")
     for row in result.patterns().to_dict("records"):
-        drawn.add_row(
+        table.add_row(
             "▸" if row["chosen"] else "",
             render.number(row["score"]),
             f"{row['layer']}.{row['head']}",
@@ -140,12 +139,13 @@ def _print(result: LikeResult, heads: pd.DataFrame, best: tuple[int, int], hits:
             f"{row['bits']:.1f}",
             Text(render.printable(row["pattern"])),
         )
-    console.print(drawn)
-    drawn = render.plain_table(
-        ("head", "right"), ("score", "right"), ("there", "right"), ("mass", "right"), ("", "left"), ("95 %", "right"), ("uniform", "right"), ("lift", "right")
+    console.print(table)
+    table = render.plain_table(
+        ("head", "right"), ("score", "right"), ("there", "right"), ("mass", "right"), ("", "left"), ("95 %", "right"),
+        ("uniform", "right"), ("lift", "right")
     )  # fmt: skip
     for row in heads.to_dict("records"):
-        drawn.add_row(
+        table.add_row(
             f"{row['layer']}.{row['head']}",
             render.number(row["score"]),
             render.number(row["there"]),
@@ -155,28 +155,29 @@ def _print(result: LikeResult, heads: pd.DataFrame, best: tuple[int, int], hits:
             render.number(row["baseline"]),
             render.lift(row["lift"]),
         )
-    print_table(console, drawn)
-    bound = ", a lower bound" if "mass_upper" in chosen.result.heads else ""
+    print_table(console, table)
+    bound = ", a lower bound" if "mass_upper" in candidate.result.heads else ""
     console.print(
-        f"Pattern: {render.printable(chosen.hypothesis.expression)}. {result.n_hypotheses:,} patterns hold for "
-        f"{'the arc' if len(result.arcs) == 1 else f'the {len(result.arcs)} arcs'}, {len(result.candidates)} were searched "
-        f"for. there: mean attention on the arcs. mass: over {chosen.rows:,} rows in {chosen.n_examples:,} other examples, "
-        f"from {chosen.result.basis}{bound}. score: there × bits that the pattern tells of a row.",
+        f"Pattern: {render.printable(candidate.hypothesis.expression)}. {result.n_hypotheses:,} patterns hold for "
+        f"{'the arc' if len(result.arcs) == 1 else f'the {len(result.arcs)} arcs'}, {len(result.candidates)} were "
+        f"searched. there: mean attention on the arcs. mass: over {candidate.rows:,} rows in {candidate.n_examples:,} other examples, "
+        f"from {candidate.result.basis}{bound}. score: there × information of the pattern in bits for each row.",
         style="dim",
         markup=False,
         soft_wrap=True,
     )
-    if not chosen.is_supported:
+    if not candidate.is_supported:
         console.print(
-            "Too few rows or examples elsewhere to rank heads on: only what they do there is known.", style="yellow"
+            "Too few rows or unmarked examples to rank heads: only the attention on the arcs is reliable.",
+            style="yellow",
         )
-    print_hits(console, chosen.result, best, hits)
+    print_hits(console, candidate.result, best, hits)
 
 
 def _print_arcs(result: LikeResult) -> None:
     from . import tables as render
 
-    console = console_for_people()
+    console = output_console()
     for arc in result.arcs:
         example = result.store.examples[arc.example]
         query = example.tokens(result.site.query_sequence)

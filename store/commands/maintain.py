@@ -1,4 +1,4 @@
-"""Commands that make stores out of stores, and take things out of them: convert, drop, gc, merge."""
+"""Commands that create stores from stores and remove data from them: convert, drop, gc, merge."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.", show_default=False)],
     container: Annotated[
         Literal["zarr", "hdf5"] | None,
-        typer.Option(help="Zarr v3 groups, or one HDF5 file a segment; default as it is.", show_default=False),
+        typer.Option(
+            help="Container: Zarr v3 groups, or one HDF5 file for each segment; default unchanged.", show_default=False
+        ),
     ] = None,
     codec: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[KIND=]NAME",
-            help="Another codec of attention, or with query_key=NAME of query and key; again for more.",
+            help="Codec of attention, or of query and key with query_key=NAME; repeat for both.",
             show_default=False,
         ),
     ] = None,
@@ -37,15 +39,15 @@ def convert(
         list[str] | None,
         typer.Option(
             metavar="KIND",
-            help="What stays (attention, query_key, edges, statistics); again for more. Default: all.",
+            help="Data to keep: attention, query_key, edges or statistics; repeat for more. Default: all.",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a store into another container or other codecs; all else stays bit for bit.
+    """Copy a store into another container or other codecs. All other data stay bit for bit.
 
-    Errors of codecs add up; the new store states their sum. Cut off, the same call goes on where it stopped.
+    Errors of codecs add up, and the new store records their sum. After an interruption the same command resumes.
 
     Example: [bold]headatlas convert traces/demo traces/demo-small --codec sqrt7 --keep attention --keep edges[/bold]
     """
@@ -64,13 +66,15 @@ def convert(
     if as_json:
         print(json.dumps(result.to_json(), indent=1))
         return
-    there = f" ({result.n_segments_there} were there)" if result.n_segments_there else ""
+    resumed = f" ({result.n_segments_there} existed already)" if result.n_segments_there else ""
     _say(
-        f"{result.out}: {result.n_examples:,} examples in {result.n_segments} segments{there}, container {result.container}, "
+        f"{result.out}: {result.n_examples:,} examples in {result.n_segments} segments{resumed}, container {result.container}, "
         f"{size_text(result.bytes_after)} (before: {size_text(result.bytes_before)})."
     )
     if codec and result.attention:
-        _say(f"Attention in {result.attention}: at most {result.attention_error:.2g} from what the model computed.")
+        _say(
+            f"Attention in {result.attention}: error at most {result.attention_error:.2g} from the weights of the model."
+        )
 
 
 def _codec(text: str) -> tuple[str, str]:
@@ -83,28 +87,28 @@ def drop(
     store: StoreFolder,
     examples: Annotated[
         list[str] | None,
-        typer.Option("--examples", metavar="ID", help="Numbers, spans like 10:20, or ids; again for more."),
+        typer.Option("--examples", metavar="ID", help="Example number, span such as 10:20, or id; repeat for more."),
     ] = None,
     segments: Annotated[
-        list[int] | None, typer.Option("--segments", metavar="N", help="Numbers of segments; again for more.")
+        list[int] | None, typer.Option("--segments", metavar="N", help="Segment number; repeat for more.")
     ] = None,
-    reason: Annotated[str, typer.Option(help="Noted for each example.")] = "dropped",
+    reason: Annotated[str, typer.Option(help="Reason to record for each example.")] = "dropped",
     as_json: AsJson = False,
 ) -> None:
-    """Take examples or segments out: a new snapshot without them. `gc` frees the space.
+    """Remove examples or segments: write a new snapshot without them. `gc` frees the space.
 
     Example: [bold]headatlas drop traces/demo --examples 17 --examples 20:24[/bold]
     """
     from ..writing.drop import drop_from_store
 
-    wanted = [which for text in examples or () for which in _examples(text)]
-    result = drop_from_store(store, examples=wanted, segments=segments or (), reason=reason)
+    selection = [example for text in examples or () for example in _examples(text)]
+    result = drop_from_store(store, examples=selection, segments=segments or (), reason=reason)
     if as_json:
         print(json.dumps(result.to_json(), indent=1))
         return
     _say(
-        f"{result.path}: manifest {result.manifest} is without {len(result.examples)} examples and "
-        f"{len(result.segments)} segments. Older snapshots still have them until headatlas gc."
+        f"{result.path}: manifest {result.manifest} leaves out {len(result.examples)} examples and "
+        f"{len(result.segments)} segments. Older snapshots have them until headatlas gc removes those."
     )
 
 
@@ -118,12 +122,16 @@ def _examples(text: str) -> list[int | str]:
 @app.command(rich_help_panel="Store")
 def gc(
     store: StoreFolder,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
-    keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots stay.")] = 1,
-    grace: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Younger snapshots stay too.")] = 24.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
+    ] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Number of newest snapshots to keep.")] = 1,
+    grace: Annotated[
+        float, typer.Option(min=0, metavar="HOURS", help="Keep snapshots that are younger than this.")
+    ] = 24.0,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old snapshots, and what no snapshot uses any more. What an open reader uses stays.
+    """Remove old snapshots and the data that no remaining snapshot uses. Data in use by open readers stay.
 
     Example: [bold]headatlas gc traces/demo --dry-run[/bold]
     """
@@ -134,23 +142,26 @@ def gc(
         print(json.dumps(result.to_json(), indent=1))
         return
     verb = "would remove" if dry_run else "removed"
-    held = f" Readers hold {len(result.held)} more." if result.held else ""
+    in_use = f" Open readers use {len(result.held)} more." if result.held else ""
     _say(
         f"{result.path}: {verb} {len(result.manifests)} manifests and {len(result.segments)} segments, "
-        f"{size_text(result.bytes)}.{held}"
+        f"{size_text(result.bytes)}.{in_use}"
     )
 
 
 @app.command(rich_help_panel="Store")
 def merge(
     stores: Annotated[
-        list[str], typer.Argument(metavar="STORE", help="Two stores or more: folders or URLs.", show_default=False)
+        list[str],
+        typer.Argument(metavar="STORE", help="Folders or URLs of two or more trace stores.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the new store.", show_default=False)],
-    append: Annotated[bool, typer.Option("--append", help="Different corpora, one after the other.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Join stores of different corpora, one after the other.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make one store of several of the same model: parts of one job, or with --append different corpora.
+    """Merge stores of the same model into one: parts of one job, or different corpora with --append.
 
     Example: [bold]headatlas merge traces/a traces/b --out traces/both[/bold]
     """

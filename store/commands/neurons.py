@@ -1,4 +1,4 @@
-"""The command `headatlas neurons`: which dimensions of query and key carry a pattern."""
+"""The command `headatlas neurons`: contributions of the dimensions of query and key to a pattern."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import HeadsAsCsv, HeadsAsJson, Patterns, SiteName, StorePath, Top, head_of, read_pattern
-from .printing import console_for_people, first_rows, print_csv, print_table
+from .options import AsCsv, AsJson, Patterns, SiteName, StorePath, Top, head_of, read_pattern
+from .printing import first_rows, output_console, print_csv, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,16 +22,19 @@ app = typer.Typer(rich_markup_mode="rich")
 def neurons(
     store: StorePath,
     expression: Annotated[
-        str, typer.Argument(metavar="EXPR", help="The pattern whose keys are told apart.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="EXPR", help="Pattern whose keys are separated from the other keys.", show_default=False
+        ),
     ],
-    head: Annotated[str, typer.Option("--head", metavar="LAYER.HEAD", help="The head.", show_default=False)],
+    head: Annotated[str, typer.Option("--head", metavar="LAYER.HEAD", help="Head to analyse.", show_default=False)],
     top: Top = None,
     patterns: Patterns = None,
     site: SiteName = None,
-    as_csv: HeadsAsCsv = False,
-    as_json: HeadsAsJson = False,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show which dimensions of a head's query and key tell a pattern's keys from the other keys of the same rows.
+    """Rank the dimensions of a head's query and key by how well they separate matching keys from the row's other keys.
 
     Example: [bold]headatlas neurons traces/demo previous_token --head 2.4[/bold]
     """
@@ -41,17 +44,17 @@ def neurons(
 
     opened = open_store(store)
     result = measure(opened, read_pattern(expression, patterns), *head_of(head), site)
-    dimensions, pairs = (first_rows(t, top, everything=as_csv or as_json) for t in (result.table(), result.pairs()))
+    dimensions, pairs = (first_rows(t, top, all_rows=as_csv or as_json) for t in (result.table(), result.pairs()))
     if as_csv:
         print_csv(dimensions)
     elif as_json:
-        told = {"neurons": _about(result), "dimensions": render.records(dimensions), "pairs": render.records(pairs)}
-        print(render.to_json({**told, **render.fetched(opened)}))
+        output = {"neurons": _summary(result), "dimensions": render.records(dimensions), "pairs": render.records(pairs)}
+        print(render.to_json({**output, **render.fetched(opened)}))
     else:
         _print(result, dimensions, pairs)
 
 
-def _about(result: NeuronResult) -> dict[str, Any]:
+def _summary(result: NeuronResult) -> dict[str, Any]:
     from . import tables as render
 
     return {
@@ -59,7 +62,7 @@ def _about(result: NeuronResult) -> dict[str, Any]:
         "site": result.site.name,
         "head": f"{result.layer}.{result.head}",
         "kv_head": result.kv_head,
-        "shared_with": list(result.sharing),
+        "shared_with": list(result.sharing_heads),
         "rows": result.rows,
         "examples": result.n_examples,
         "matching_pairs": result.n_matching,
@@ -73,19 +76,20 @@ def _about(result: NeuronResult) -> dict[str, Any]:
 def _print(result: NeuronResult, dimensions: pd.DataFrame, pairs: pd.DataFrame) -> None:
     from . import tables as render
 
-    console = console_for_people()
+    console = output_console()
     if len(pairs):
         print_table(console, _table(pairs, "pair"))
     print_table(console, _table(dimensions, "dimension"))
-    shared = ", ".join(map(str, result.sharing))
-    keys = f", key head {result.kv_head}, shared with head{'s' * (len(result.sharing) > 1)} {shared}" if shared else ""
+    others = ", ".join(map(str, result.sharing_heads))
+    plural = "s" if len(result.sharing_heads) > 1 else ""
+    keys = f", key head {result.kv_head}, shared with head{plural} {others}" if others else ""
     console.print(
-        f"Head {result.layer}.{result.head}{keys}. Mean score of a matching key less that of the row's other visible keys: "
+        f"Head {result.layer}.{result.head}{keys}. Mean score of a matching key minus that of the row's other visible keys: "
         f"{render.number(result.score_difference)}, the sum over all dimensions. {result.rows:,} rows in "
         f"{result.n_examples:,} examples, {result.n_matching:,} matching and {result.n_control:,} other pairs, from query "
-        f"and key ({result.codec}).{_left_out(result)}"
+        f"and key ({result.codec}).{_caveats(result)}"
         + (
-            " Rotary pairs by frequency, 0 the fastest; period: tokens in which the pair turns once."
+            " Rotary pairs are numbered by frequency, 0 is the fastest; period: tokens of one rotation."
             if len(pairs)
             else ""
         ),
@@ -95,38 +99,38 @@ def _print(result: NeuronResult, dimensions: pd.DataFrame, pairs: pd.DataFrame) 
     )
 
 
-def _left_out(result: NeuronResult) -> str:
-    parts = []
+def _caveats(result: NeuronResult) -> str:
+    sentences = []
     if result.n_without_control:
-        parts.append(f" {result.n_without_control:,} rows have no other key and are left out.")
+        sentences.append(f" {result.n_without_control:,} rows have no other visible key and are left out.")
     if result.site.softcap[result.layer] is not None:
-        parts.append(" Before the soft cap.")
+        sentences.append(" Scores are those before the soft cap.")
     if result.site.has_position_bias:
-        parts.append(" Without the learned bias by position.")
+        sentences.append(" Scores are without the learned position bias.")
     if result.site.rotary and not result.site.rotary_frequency:
-        parts.append(
-            " Rotary dimensions turn in pairs, whose frequencies this store does not know (it was captured before they "
-            "were kept, or layers differ): a single dimension means little here."
+        sentences.append(
+            " Rotary dimensions rotate in pairs, whose frequencies are not in this store (it is too old, or layers "
+            "differ): a single dimension is not meaningful here."
         )
-    return "".join(parts)
+    return "".join(sentences)
 
 
-def _table(table: pd.DataFrame, what: str) -> Table:
-    """Dimensions, or rotary pairs."""
+def _table(contributions: pd.DataFrame, unit: str) -> Table:
+    """Create the table of dimensions or of rotary pairs."""
     from . import tables as render
 
-    named = [("pair", "right"), ("dims", "right"), ("period", "right")]
-    columns = named if what == "pair" else [("dim", "right")]
+    pair_columns = [("pair", "right"), ("dims", "right"), ("period", "right")]
+    columns = pair_columns if unit == "pair" else [("dim", "right")]
     values = ("matching", "others", "difference", "95 %", "share")
-    drawn = render.plain_table(*columns, *((name, "right") for name in values))
-    for row in table.to_dict("records"):
-        if what == "pair":
-            turns = row["pair"] >= 0
-            both = f"{row['first']}, {row['second']}" if turns else str(row["first"])
-            cells = [str(row["pair"]) if turns else "–", both, f"{row['period']:,.1f}" if turns else "–"]
+    table = render.plain_table(*columns, *((name, "right") for name in values))
+    for row in contributions.to_dict("records"):
+        if unit == "pair":
+            rotates = row["pair"] >= 0
+            dimensions = f"{row['first']}, {row['second']}" if rotates else str(row["first"])
+            cells = [str(row["pair"]) if rotates else "–", dimensions, f"{row['period']:,.1f}" if rotates else "–"]
         else:
             cells = [str(row["dimension"])]
         numbers = (f"{row[name]:+.3f}" for name in ("matching", "control", "difference"))
         interval = f"{row['low']:+.3f} to {row['high']:+.3f}"
-        drawn.add_row(*cells, *numbers, interval, f"{100 * row['share']:.1f} %")
-    return drawn
+        table.add_row(*cells, *numbers, interval, f"{100 * row['share']:.1f} %")
+    return table

@@ -1,4 +1,4 @@
-"""Tables and examples on the terminal, tables for programs."""
+"""Output of tables and examples on the terminal, and of CSV."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ if TYPE_CHECKING:
     from ..store import Store
 
 TOP = 12
-"""Rows of a table for people."""
+"""Default number of rows of a table on the terminal."""
 _WIDEST = 2_000
-"""Characters of a table's line, at most."""
+"""Largest width of a table in characters."""
 
 
 def incomplete_text(store: Store) -> str:
-    """How much of the job is there, if not all."""
+    """Return a sentence with the number of captured examples if the store is not complete."""
     if store.is_complete:
         return ""
-    return (
-        f"The store is not complete: {store.n_examples:,} of {store.manifest.n_examples_planned:,} examples are there."
-    )
+    return f"The store is not complete: it has {store.n_examples:,} of {store.manifest.n_examples_planned:,} examples."
 
 
-def first_rows(heads: pd.DataFrame, top: int | None, *, everything: bool) -> pd.DataFrame:
-    """As many rows as were asked for; without a number all of them for programs, twelve for people."""
-    return heads.head(len(heads) if top is None and everything else TOP if top is None else top)
+def first_rows(heads: pd.DataFrame, top: int | None, *, all_rows: bool) -> pd.DataFrame:
+    """Return the first `top` rows; by default all rows with `all_rows`, else `TOP`."""
+    return heads.head(len(heads) if top is None and all_rows else TOP if top is None else top)
 
 
 def print_csv(heads: pd.DataFrame) -> None:
@@ -38,7 +36,7 @@ def print_csv(heads: pd.DataFrame) -> None:
 
 
 def size_text(n_bytes: float) -> str:
-    """Bytes for people, in decimal units."""
+    """Format a number of bytes in decimal units."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
@@ -46,21 +44,21 @@ def size_text(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
-def console_for_people() -> Console:
-    """Make the console that tables are printed on."""
+def output_console() -> Console:
+    """Create the console for tables."""
     from rich.console import Console
 
     return Console()
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table whole: one wider than the terminal is not cut, since rich would leave out columns of it."""
+    """Print a table with all of its columns, even if it is wider than the terminal, where rich would drop columns."""
     from rich.console import Console
     from rich.measure import Measurement
 
-    needed = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
-    wide = console if needed <= console.width else Console(file=console.file, width=needed)
-    wide.print(table)
+    width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    wide_console = console if width <= console.width else Console(file=console.file, width=width)
+    wide_console.print(table)
 
 
 def print_hits(console: Console, result: SearchResult, head: tuple[int, int], hits: list[ExampleHit]) -> None:

@@ -1,4 +1,4 @@
-"""`--scheduler`: the workers of a dask cluster do what threads do otherwise."""
+"""The option `--scheduler`: the workers of a dask cluster replace threads."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[Client | None]:
-    """A client of the dask scheduler at `address`; None without one.
+    """Connect to the dask scheduler at `address`; None without an address.
 
     Raises
     ------
     ConfigError
-        `distributed` is not installed, or nobody answers at the address.
+        `distributed` is not installed, or no scheduler answers at the address.
     """
     if address is None:
         yield None

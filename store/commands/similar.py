@@ -1,4 +1,4 @@
-"""The command `headatlas similar`: heads that behave alike, in one model or across two."""
+"""The command `headatlas similar`: similar heads in one model or in two."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import HeadsAsCsv, HeadsAsJson, SiteName, StorePath, Top, head_of
-from .printing import TOP, console_for_people, first_rows, print_csv, print_table
+from .options import AsCsv, AsJson, MergeTokens, SiteName, StorePath, Top, head_of
+from .printing import TOP, first_rows, output_console, print_csv, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..store import Store
 
 app = typer.Typer(rich_markup_mode="rich")
-_MOST = 200
+_N_EXAMPLES = 200
 
 
 @app.command(rich_help_panel="Query")
@@ -26,49 +26,49 @@ def similar(
     other: Annotated[
         str | None,
         typer.Argument(
-            metavar="STORE2", help="Another model's store of the same corpus; default STORE itself.", show_default=False
+            metavar="STORE2",
+            help="Store of another model over the same corpus; default STORE itself.",
+            show_default=False,
         ),
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option("--head", metavar="LAYER.HEAD", help="This head of STORE against all others.", show_default=False),
+        typer.Option(
+            "--head", metavar="LAYER.HEAD", help="Head of STORE to compare with all others.", show_default=False
+        ),
     ] = None,
-    examples: Annotated[int, typer.Option("--examples", min=1, help="How many examples are drawn.")] = _MOST,
-    merge: Annotated[
-        Literal["mean", "first"], typer.Option(help="A word's row: the mean of its tokens' rows, or its first token's.")
-    ] = "mean",
+    examples: Annotated[int, typer.Option("--sample", min=1, help="Number of examples to sample.")] = _N_EXAMPLES,
+    merge: MergeTokens = "mean",
     sink_free: Annotated[
         bool,
-        typer.Option(
-            "--sink-free", help="Leave out the first token and special tokens, and divide rows by what is left."
-        ),
+        typer.Option("--sink-free", help="Leave out the first token and special tokens, and normalise the rows again."),
     ] = False,
     top: Top = None,
     site: SiteName = None,
-    as_csv: HeadsAsCsv = False,
-    as_json: HeadsAsJson = False,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Find heads that behave alike, in one model or across two over the same corpus, matched on words.
+    """Find similar heads, in one model or in two over the same corpus, by their word-to-word attention.
 
     Example: [bold]headatlas similar traces/ewt traces/ewt-smollm2 --head 2.0[/bold]
     """
     from ..store import open_store
     from . import tables as render
 
-    chosen = head_of(head) if head else None
+    head_index = head_of(head) if head else None
     first, second = open_store(store), None if other is None else open_store(other)
-    result = _compared(first, second, site, merge, examples, sink_free)
-    table = result.table(chosen, top if top is not None or as_csv or as_json else TOP)
-    table = first_rows(table, top, everything=as_csv or as_json)
+    result = _compare_with_progress(first, second, site, merge, examples, sink_free)
+    table = result.table(head_index, top if top is not None or as_csv or as_json else TOP)
+    table = first_rows(table, top, all_rows=as_csv or as_json)
     if as_csv:
         print_csv(table)
     elif as_json:
-        print(render.to_json({"similar": _about(result), "pairs": render.records(table)}))
+        print(render.to_json({"similar": _summary(result), "pairs": render.records(table)}))
     else:
         _print(result, table)
 
 
-def _compared(
+def _compare_with_progress(
     first: Store,
     second: Store | None,
     site: str | None,
@@ -96,7 +96,7 @@ def _compared(
         )
 
 
-def _about(result: SimilarHeads) -> dict[str, Any]:
+def _summary(result: SimilarHeads) -> dict[str, Any]:
     from . import tables as render
 
     return {
@@ -113,27 +113,28 @@ def _about(result: SimilarHeads) -> dict[str, Any]:
     }
 
 
-def _print(result: SimilarHeads, table: pd.DataFrame) -> None:
+def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
     from . import tables as render
 
-    console = console_for_people()
+    console = output_console()
     columns = (("distance", "right"), ("95 %", "right"), ("/median", "right"))
-    drawn = render.plain_table(("head", "right"), ("like", "right"), *columns)
-    for row in table.to_dict("records"):
-        drawn.add_row(
+    table = render.plain_table(("head", "right"), ("similar to", "right"), *columns)
+    for row in pairs.to_dict("records"):
+        table.add_row(
             f"{row['layer']}.{row['head']}",
             f"{row['other_layer']}.{row['other_head']}",
             render.number(row["distance"]),
             render.interval(row["low"], row["high"]),
             render.number(row["distance"] / result.median, 2) if result.median else "–",
         )
-    print_table(console, drawn)
+    print_table(console, table)
     refused = "; ".join(f"{count:,} {reason}" for reason, count in result.refused.items())
-    whose = "" if result.same else f" Heads of {result.store.name}, like those of {result.other.name}."
+    stores = "" if result.is_same_store else f" Heads of {result.store.name} and similar heads of {result.other.name}."
     console.print(
-        f"Jensen-Shannon distance of word rows in bits (0 the same, 1 nothing in common); median of all pairs "
+        f"Jensen-Shannon distance of word rows in bits (0 equal, 1 disjoint); median of all pairs "
         f"{render.number(result.median)}. {result.rows:,} words in {result.n_examples:,} of {result.n_shared:,} examples, "
-        f"tokens merged by {result.merge}{', without first and special tokens' if result.sink_free else ''}.{whose} Refused: {refused or 'none'}.",
+        f"tokens merged by {result.merge}{', without first and special tokens' if result.sink_free else ''}."
+        f"{stores} Left out: {refused or 'none'}.",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""Tables of statistics for people."""
+"""Tables of statistics on the terminal."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from rich.table import Table
 
 from ..patterns.lexer import printable
 from ..schema.capture_statistics import STATISTICS
-from ..statistics.definitions import FURTHER, SINK_FREE
+from ..statistics.definitions import DERIVED_STATISTICS, SINK_FREE
 from .tables import bar, number, percent, plain_table
 
 _OFFSETS_SHOWN, _SHARE_SHOWN = 12, 0.001
 
 
 def unit_of(name: str) -> str:
-    """The unit of a statistic's name; "" where it is not known."""
-    known = {**STATISTICS, **FURTHER}.get(name.removesuffix(SINK_FREE))
-    return known.unit if known else ""
+    """Return the unit of a statistic by its name; an empty text if it is unknown."""
+    statistic = {**STATISTICS, **DERIVED_STATISTICS}.get(name.removesuffix(SINK_FREE))
+    return statistic.unit if statistic else ""
 
 
 def statistics_rich_table(heads: pd.DataFrame, names: Sequence[str], units: Mapping[str, str]) -> Table:
-    """Chosen statistics of every head."""
-    known = {name: units[name] if name in units else unit_of(name) for name in names}
-    titles = [printable(f"{name} ({unit})" if unit else name) for name, unit in known.items()]
+    """Create a table of statistics with one row for each head; `units` has the units of added statistics."""
+    name_units = {name: units[name] if name in units else unit_of(name) for name in names}
+    titles = [printable(f"{name} ({unit})" if unit else name) for name, unit in name_units.items()]
     table = plain_table(("head", "right"), *((title, "right") for title in titles))
     for row in heads.to_dict("records"):
         table.add_row(f"{row['layer']}.{row['head']}", *(number(row[name]) for name in names))
@@ -34,7 +34,7 @@ def statistics_rich_table(heads: pd.DataFrame, names: Sequence[str], units: Mapp
 
 
 def spread_table(frame: pd.DataFrame, name: str) -> Table:
-    """Mean, deviation and quantiles of one statistic of every head."""
+    """Create a table of mean, deviation and quantiles of one statistic, with one row for each head."""
     columns = [str(column) for column in frame if column not in ("layer", "head", "rows")]
     unit = unit_of(name)
     table = plain_table(("head", "right"), *((column, "right") for column in columns))
@@ -46,29 +46,29 @@ def spread_table(frame: pd.DataFrame, name: str) -> Table:
 
 
 def offsets_table(profile: xr.Dataset) -> Table:
-    """The heaviest offsets of one head, in order."""
+    """Create a table of the offsets with the largest mass of one head, in order of offset."""
     share, offsets = profile["share"].to_numpy(), profile["offset"].to_numpy()
-    chosen = np.sort(np.argsort(-share, kind="stable")[:_OFFSETS_SHOWN])
-    chosen = chosen[share[chosen] >= _SHARE_SHOWN]
+    rows = np.sort(np.argsort(-share, kind="stable")[:_OFFSETS_SHOWN])
+    rows = rows[share[rows] >= _SHARE_SHOWN]
     table = plain_table(
         ("offset", "right"), ("mass", "right"), ("share of all", "right"), ("", "left"), ("rows", "right")
     )
-    for at in chosen.tolist():
-        mass = float(profile["mass"][at])
+    for row in rows.tolist():
+        mass = float(profile["mass"][row])
         table.add_row(
-            f"{offsets[at]:+d}",
+            f"{offsets[row]:+d}",
             number(mass),
-            f"{percent(float(share[at]))} %",
+            f"{percent(float(share[row]))} %",
             bar(mass),
-            f"{int(profile['rows'][at]):,}",
+            f"{int(profile['rows'][row]):,}",
         )
-    table.caption = f"{percent(float(profile['beyond']))} % lies further away than {int(offsets[-1])} tokens"
+    table.caption = f"{percent(float(profile['beyond']))} % of the mass is further away than {int(offsets[-1])} tokens"
     return table
 
 
 def token_pairs_table(pairs: pd.DataFrame) -> Table:
-    """The heaviest token pairs of one head."""
-    columns = (("weight", "right"), ("share of all", "right"), ("seen", "right"), ("mean", "right"))
+    """Create a table of the token pairs with the largest weight of one head."""
+    columns = (("weight", "right"), ("share of all", "right"), ("count", "right"), ("mean", "right"))
     table = plain_table(("query → key", "left"), *columns)
     for row in pairs.to_dict("records"):
         name = f"{printable(row['query'])} → {printable(row['key'])}"
@@ -79,7 +79,7 @@ def token_pairs_table(pairs: pd.DataFrame) -> Table:
 
 
 def comparison_table(metrics: pd.DataFrame) -> Table:
-    """How a store's metrics lie beside a reference's."""
+    """Create a table that compares the metrics of a store with a reference."""
     columns = (("heads", "right"), ("rank correlation", "right"), ("mean |difference|", "right"), ("largest", "right"))
     table = plain_table(("metric", "left"), *columns, ("at", "right"))
     for row in metrics.to_dict("records"):
@@ -89,7 +89,7 @@ def comparison_table(metrics: pd.DataFrame) -> Table:
 
 
 def differences_table(heads: pd.DataFrame) -> Table:
-    """The heads that differ most."""
+    """Create a table of the heads that differ most from a reference."""
     columns = (("head", "right"), ("store", "right"), ("reference", "right"), ("difference", "right"))
     table = plain_table(("metric", "left"), *columns)
     for row in heads.to_dict("records"):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
-from .options import HeadsAsCsv, HeadsAsJson, SiteName, StorePath, Top, head_of
-from .printing import console_for_people, first_rows, incomplete_text, print_csv, print_table
+from .options import AsCsv, AsJson, SiteName, StorePath, Top, head_of
+from .printing import first_rows, incomplete_text, output_console, print_csv, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +29,8 @@ def stats(
         list[str] | None,
         typer.Option(
             "--statistic",
-            help="Rank by this one; repeat for more columns, or separate by commas. With the ending _sink_free: of rows "
-            "without their first and special tokens.",
+            help="Statistic to rank by; repeat or separate by commas for more columns. The ending _sink_free leaves out the "
+            "first and special tokens.",
             show_default=False,
         ),
     ] = None,
@@ -39,24 +39,24 @@ def stats(
         typer.Option(
             "--definition",
             metavar="NAME",
-            help="Count as another tool does: clark, vig, voita, olsson, transformerlens or headvis.",
+            help="Definition of another tool: clark, vig, voita, olsson, transformerlens or headvis.",
             show_default=False,
         ),
     ] = None,
     spread: Annotated[
         bool,
-        typer.Option("--spread", help="Deviation and quantiles over examples too; a histogram with --json."),
+        typer.Option("--spread", help="Add deviation and quantiles over examples; with --json also histograms."),
     ] = False,
     top: Top = None,
     average: Annotated[
         Literal["rows", "examples"],
-        typer.Option(help="Weigh every token alike (rows) or every example alike."),
+        typer.Option(help="Weight of the mean: every token equal (rows), or every example equal."),
     ] = "rows",
     site: SiteName = None,
-    as_csv: HeadsAsCsv = False,
-    as_json: HeadsAsJson = False,
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Rank heads by statistics, stored or computed from attention; without one: what each head does more than chance would.
+    """Rank heads by statistics. Without --statistic, list the behaviour in which each head exceeds uniform attention.
 
     Example: [bold]headatlas stats traces/demo --statistic entropy,entropy_sink_free --top 5[/bold]
     """
@@ -68,13 +68,11 @@ def stats(
     from . import tables as render
 
     opened = open_store(store)
-    names = list(dict.fromkeys(name for given in statistic or () for name in given.split(",") if name))
+    names = list(dict.fromkeys(name for text in statistic or () for name in text.split(",") if name))
     if definition and (names or spread):
-        raise ConfigError("--definition has columns of its own; expected it without --statistic and --spread")
+        raise ConfigError("--definition has its own columns; leave out --statistic and --spread")
     if spread and not names:
-        raise ConfigError(
-            f"--spread is of some statistics; expected --statistic with some of {', '.join(known_names())}"
-        )
+        raise ConfigError(f"--spread needs --statistic; expected one or more of {', '.join(known_names())}")
     with _progress() as report:
         if definition:
             heads = published_table(opened, definition, site, report)
@@ -88,29 +86,34 @@ def stats(
             heads, columns = specialised_heads(opened, site, average), []
     if columns:
         heads = heads.sort_values(columns[0], ascending=False, kind="stable", na_position="last")
-    heads = first_rows(heads, top, everything=as_csv or as_json)
+    heads = first_rows(heads, top, all_rows=as_csv or as_json)
     if as_json:
-        told = {"definition": definition} if definition else {}
-        print(render.to_json({**told, "heads": render.records(heads), **render.fetched(opened)}))
+        source = {"definition": definition} if definition else {}
+        print(render.to_json({**source, "heads": render.records(heads), **render.fetched(opened)}))
     elif as_csv:
         print_csv(heads)
     else:
-        console = console_for_people()
-        found = opened.site(site)
-        added = [overlay for overlay in opened.overlays if overlay.kind == "statistic" and overlay.group == found.name]
-        units = {layer.name: layer.unit for layer in added}
-        table = render_statistics.statistics_rich_table(heads, columns, units) if columns else render.specialised_table(heads)  # fmt: skip
+        console = output_console()
+        site_spec = opened.site(site)
+        overlays = [
+            overlay for overlay in opened.overlays if overlay.kind == "statistic" and overlay.group == site_spec.name
+        ]
+        units = {overlay.name: overlay.unit for overlay in overlays}
+        if columns:
+            table = render_statistics.statistics_rich_table(heads, columns, units)
+        else:
+            table = render.specialised_table(heads)
         print_table(console, table)
         console.print(
-            f"{len(heads)} of {found.n_layers * found.n_heads} heads of {found.name}, over {opened.n_examples:,} "
+            f"{len(heads)} of {site_spec.n_layers * site_spec.n_heads} heads of {site_spec.name}, over {opened.n_examples:,} "
             f"examples, {_weighing(definition, average)}. {incomplete_text(opened)} "
             f"{render.fetched_text(opened)}".rstrip(),
             style="dim",
             soft_wrap=True,
         )
-        for layer in added:
-            told = f" ({layer.unit})" if layer.unit else ""
-            line = f"Added later: {layer.name}{told}. {layer.description}".rstrip(" ")
+        for overlay in overlays:
+            unit = f" ({overlay.unit})" if overlay.unit else ""
+            line = f"Added later: {overlay.name}{unit}. {overlay.description}".rstrip(" ")
             console.print(render.printable(line), style="dim", markup=False, soft_wrap=True)
 
 
@@ -118,9 +121,9 @@ def _weighing(definition: str | None, average: str) -> str:
     from ..statistics.published import DEFINITIONS
 
     if definition:
-        known = DEFINITIONS[definition]
-        return f"as {known.source} counts: every {'token' if known.average == 'rows' else 'example'} alike"
-    return f"every {'token' if average == 'rows' else 'example'} alike"
+        source, average = DEFINITIONS[definition].source, DEFINITIONS[definition].average
+        return f"as defined by {source}: every {'token' if average == 'rows' else 'example'} has the same weight"
+    return f"every {'token' if average == 'rows' else 'example'} has the same weight"
 
 
 def _print_spread(
@@ -139,23 +142,23 @@ def _print_spread(
     from . import statistics_tables as render_statistics
     from . import tables as render
 
-    measured = measured_statistics(store, names, site, on_progress=report)
+    statistics = measured_statistics(store, names, site, on_progress=report)
     summary = corpus_summary(
-        {name: one.values for name, one in measured.items()},
-        {name: one.rows for name, one in measured.items()},
+        {name: statistic.values for name, statistic in statistics.items()},
+        {name: statistic.rows for name, statistic in statistics.items()},
         average,
     )
     frames = [summary_frame(summary, name) for name in names]
-    ranked = [first_rows(frame, top, everything=as_csv or as_json) for frame in frames]
+    ranked = [first_rows(frame, top, all_rows=as_csv or as_json) for frame in frames]
     if as_json:
-        told = []
+        output = []
         for name, frame in zip(names, ranked, strict=True):
-            of_one = summary.sel(statistic=name)
+            statistic = summary.sel(statistic=name)
             heads = render.records(frame)
             for row in heads:
-                row["histogram"] = of_one["histogram"].sel(layer=row["layer"], head=row["head"]).to_numpy().tolist()
-            told.append({"statistic": name, "bin_edge": of_one["bin_edge"].to_numpy().tolist(), "heads": heads})
-        print(render.to_json({"statistics": told}))
+                row["histogram"] = statistic["histogram"].sel(layer=row["layer"], head=row["head"]).to_numpy().tolist()
+            output.append({"statistic": name, "bin_edge": statistic["bin_edge"].to_numpy().tolist(), "heads": heads})
+        print(render.to_json({"statistics": output}))
         return
     if as_csv:
         import pandas as pd
@@ -165,7 +168,7 @@ def _print_spread(
         )
         print_csv(joined)
         return
-    console = console_for_people()
+    console = output_console()
     for name, frame in zip(names, ranked, strict=True):
         print_table(console, render_statistics.spread_table(frame, name))
 
@@ -173,16 +176,16 @@ def _print_spread(
 @app.command(rich_help_panel=_PANEL)
 def head(
     store: StorePath,
-    which: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="Which head, such as 4.11.", show_default=False)],
-    pairs: Annotated[int, typer.Option("--pairs", min=0, help="How many token pairs.")] = 12,
-    reach: Annotated[int, typer.Option("--reach", min=0, help="Offsets from minus this to this.")] = 64,
+    name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="Head, such as 4.11.", show_default=False)],
+    pairs: Annotated[int, typer.Option("--pairs", min=0, help="Number of token pairs.")] = 12,
+    reach: Annotated[int, typer.Option("--reach", min=0, help="Largest distance of an offset, in tokens.")] = 64,
     special: Annotated[
-        bool, typer.Option("--special/--no-special", help="List pairs with a special token too.")
+        bool, typer.Option("--special/--no-special", help="Include pairs with a special token.")
     ] = False,
     site: SiteName = None,
-    as_json: HeadsAsJson = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Where one head's weight goes over the whole corpus: to which distances, and from which tokens to which.
+    """Show the weight of one head over the whole corpus, by offset and by pairs of tokens.
 
     Example: [bold]headatlas head traces/demo 0.2[/bold]
     """
@@ -192,28 +195,28 @@ def head(
     from . import tables as render
 
     opened = open_store(store)
-    layer, number = head_of(which)
+    layer, number = head_of(name)
     table = token_pairs(opened, layer, number, pairs, site, special=special)
     profile = offset_profiles(opened, site, reach).sel(layer=layer, head=number)
     if as_json:
-        told = {
+        output = {
             "layer": layer,
             "head": number,
             "offsets": [
                 {
-                    "offset": int(at),
-                    **{name: render.plain(profile[name].sel(offset=at).item()) for name in ("mass", "share")},
-                    "rows": int(profile["rows"].sel(offset=at)),
+                    "offset": int(offset),
+                    **{name: render.plain(profile[name].sel(offset=offset).item()) for name in ("mass", "share")},
+                    "rows": int(profile["rows"].sel(offset=offset)),
                 }
-                for at in profile["offset"].to_numpy()
+                for offset in profile["offset"].to_numpy()
             ],
             "beyond": render.plain(profile["beyond"].item()),
             "pairs": render.records(table),
             "pairs_forgotten": table.attrs["forgotten"],
         }
-        print(render.to_json(told))
+        print(render.to_json(output))
         return
-    console = console_for_people()
+    console = output_console()
     print_table(console, render_statistics.offsets_table(profile))
     print_table(console, render_statistics.token_pairs_table(table))
 
@@ -224,14 +227,14 @@ def compare(
     reference: Annotated[
         Path,
         typer.Argument(
-            metavar="REF", help="A HeadVis metric file, scatter_data.json, or an exported folder.", show_default=False
+            metavar="REF", help="HeadVis metric file, scatter_data.json, or exported folder.", show_default=False
         ),
     ],
-    top: Annotated[int, typer.Option("--top", min=0, help="How many heads of each metric.")] = 3,
+    top: Annotated[int, typer.Option("--top", min=0, help="Number of heads of each metric.")] = 3,
     site: SiteName = None,
-    as_json: HeadsAsJson = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Hold a store's heads against published HeadVis metrics: rank correlation and the largest differences.
+    """Compare a store's heads with published HeadVis metrics: rank correlation and the largest differences.
 
     Example: [bold]headatlas compare traces/gpt2 headvis_ref_openai-community-gpt2.json[/bold]
     """  # fmt: skip
@@ -244,7 +247,7 @@ def compare(
     if as_json:
         print(render.to_json({"metrics": render.records(result.metrics), "heads": render.records(result.heads)}))
         return
-    console = console_for_people()
+    console = output_console()
     print_table(console, render_statistics.comparison_table(result.metrics))
     print_table(console, render_statistics.differences_table(result.heads))
 
@@ -252,10 +255,10 @@ def compare(
 @app.command("export-headvis", rich_help_panel="Store")
 def export(
     store: StorePath,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the export, new or empty.", show_default=False)],
     site: SiteName = None,
 ) -> None:
-    """Write a store's heads as the files that HeadVis shows: config.json, scatter_data.json, heads/L0H0.json and so on.
+    """Export a store's heads to the files that HeadVis shows: config.json, scatter_data.json, heads/L0H0.json, ...
 
     Example: [bold]headatlas export-headvis traces/demo build/headvis[/bold]
     """
@@ -269,7 +272,7 @@ def export(
 
 @contextmanager
 def _progress(unit: str = "examples") -> Iterator[Callable[[int, int], None]]:
-    """A bar on the error stream while something is computed; none where nobody looks."""
+    """Show a progress bar on the error stream if it is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

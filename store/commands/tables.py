@@ -1,6 +1,6 @@
-"""Answers as text: tables with small bars for people, CSV and JSON for programs.
+"""Results as text: tables with small bars for the terminal, and JSON.
 
-Corpus text may hold anything, terminal escapes too: everything printed goes through `printable`.
+Corpus text can contain terminal escape sequences, so all of it passes through `printable`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy as one of JSON; what is missing or not finite becomes null."""
+    """Convert a value of numpy for JSON; missing and non-finite values become null."""
     if value is pd.NA:
         return None
     value = value.item() if hasattr(value, "item") else value
@@ -38,20 +38,20 @@ def plain(value: Any) -> Any:
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table for JSON."""
+    """Convert the rows of a table for JSON."""
     return [{str(k): plain(v) for k, v in row.items()} for row in table.to_dict("records")]
 
 
 def to_json(value: Any) -> str:
-    """JSON that every reader accepts: no NaN."""
+    """Serialise to JSON without NaN."""
     return json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
 
 
 def search_json(
-    result: SearchResult, heads: pd.DataFrame, hits: Sequence[ExampleHit], proof: Evidence | None = None
+    result: SearchResult, heads: pd.DataFrame, hits: Sequence[ExampleHit], evidence: Evidence | None = None
 ) -> dict[str, Any]:
-    """What `headatlas search --json` prints."""
-    proof = proof or result.evidence
+    """Build the output of `headatlas search --json`."""
+    evidence = evidence or result.evidence
     return {
         "search": {
             "pattern": str(result.pattern),
@@ -63,10 +63,10 @@ def search_json(
             "examples_searched": result.n_examples_searched,
             "complete": result.is_complete,
             "notes": list(result.notes),
-            "offset_baseline": plain(proof.offset_baseline),
-            "offsets": list(proof.offsets),
-            "supported": proof.is_supported,
-            "minimum_rows": proof.minimum_rows,
+            "offset_baseline": plain(evidence.offset_baseline),
+            "offsets": list(evidence.offsets),
+            "supported": evidence.is_supported,
+            "minimum_rows": evidence.minimum_rows,
         },
         "heads": records(heads),
         "examples": [hit_json(hit) for hit in hits],
@@ -74,7 +74,7 @@ def search_json(
 
 
 def hit_json(hit: ExampleHit) -> dict[str, Any]:
-    """One example of a head, for programs."""
+    """Convert one example of a head for JSON."""
     return {
         "example": hit.example,
         "id": hit.id,
@@ -86,7 +86,7 @@ def hit_json(hit: ExampleHit) -> dict[str, Any]:
 
 
 def relations_json(table: pd.DataFrame) -> dict[str, Any]:
-    """What `headatlas relations --json` prints."""
+    """Build the output of `headatlas relations --json`."""
     rows = []
     for row in records(table):
         low, high = row.pop("low"), row.pop("high")
@@ -96,40 +96,40 @@ def relations_json(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> Text:
-    """A share from 0 to 1 as a bar of text."""
+    """Draw a share from 0 to 1 as a bar of text."""
     share = min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
-    whole, part = divmod(round(share * width * 8), 8)
-    return Text(("█" * whole + (_EIGHTHS[part] if part else "")).ljust(width), "blue")
+    n_blocks, eighths = divmod(round(share * width * 8), 8)
+    return Text(("█" * n_blocks + (_EIGHTHS[eighths] if eighths else "")).ljust(width), "blue")
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for a table; a dash where there is none."""
+    """Format a number for a table; a dash if it is not finite."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 def lift(value: float, digits: int = 1) -> str:
-    """A lift for a table."""
+    """Format a lift for a table."""
     return f"{value:.{digits}f}×" if math.isfinite(value) else "–"
 
 
 def interval(low: float, high: float) -> str:
-    """An interval of shares for a table."""
+    """Format an interval of shares for a table."""
     return f"{number(low)}–{number(high)}" if math.isfinite(low) else "–"
 
 
 def probability(value: float) -> str:
-    """A p-value or false-discovery rate for a table."""
+    """Format a p-value or false-discovery rate for a table."""
     if not math.isfinite(value):
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def heads_table(heads: pd.DataFrame) -> Table:
-    """Ranked heads of a search: the rows of `SearchResult.table` or `SplitSearch.table`."""
-    chosen = next((str(name) for name in heads if str(name).startswith("selected_")), None)
-    columns = ["95 %", "hit rate", "uniform", "lift", "/offset", "q", *(["chosen"] if chosen else [])]
+    """Create a table of ranked heads from `SearchResult.table` or `SplitSearch.table`."""
+    selection_column = next((str(name) for name in heads if str(name).startswith("selected_")), None)
+    columns = ["95 %", "hit rate", "uniform", "lift", "/offset", "q", *(["chosen"] if selection_column else [])]
     bounded = "mass_upper" in heads
-    bars = [] if chosen or bounded else [("", "left")]
+    bars = [] if selection_column or bounded else [("", "left")]
     table = plain_table(("head", "right"), ("mass", "right"), *bars, *((title, "right") for title in columns))
     for row in heads.to_dict("records"):
         mass = number(row["mass"]) + (f"–{number(row['mass_upper'])}" if bounded else "")
@@ -141,33 +141,33 @@ def heads_table(heads: pd.DataFrame) -> Table:
             lift(row["offset_lift"], 2),
             probability(row["q_value"]),
         ]
-        cells += [number(row[chosen])] if chosen else []
-        drawn = [bar(row["mass"], 6)] if bars else []
-        table.add_row(f"{row['layer']}.{row['head']}", mass, *drawn, *cells)
+        cells += [number(row[selection_column])] if selection_column else []
+        bar_cells = [bar(row["mass"], 6)] if bars else []
+        table.add_row(f"{row['layer']}.{row['head']}", mass, *bar_cells, *cells)
     return table
 
 
-def evidence_text(proof: Evidence, unit: str = "tokens") -> str:
-    """In words what the proof of a search is measured against."""
-    if not proof.is_supported:
+def evidence_text(evidence: Evidence, unit: str = "tokens") -> str:
+    """Describe the baselines of a search in one or two sentences."""
+    if not evidence.is_supported:
         return (
-            f"Too few rows or examples to rank heads on (at least {proof.minimum_rows} rows in "
-            f"{proof.minimum_examples} examples): reported, not ranked."
+            f"Heads are not ranked: there are too few rows or examples (expected {evidence.minimum_rows} rows in "
+            f"{evidence.minimum_examples} examples)."
         )
-    offsets = " or ".join(f"{offset:+d}" for offset in proof.offsets)
+    offsets = " or ".join(f"{offset:+d}" for offset in evidence.offsets)
     return (
-        f"Best fixed offset: {offsets} {unit}, mass {number(proof.offset_baseline)}. q: false-discovery rate of "
-        "being above that and above uniform attention."
+        f"Best fixed offset: {offsets} {unit}, mass {number(evidence.offset_baseline)}. q: false-discovery rate of a mass "
+        "above that and above uniform attention."
     )
 
 
-def relations_table(table: pd.DataFrame) -> Table:
-    """The rows of `RelationAtlas.table`."""
+def relations_table(relations: pd.DataFrame) -> Table:
+    """Create a table from `RelationAtlas.table`."""
     columns = (("head", "right"), ("accuracy", "right"), ("95 %", "right"), ("chance", "right"))
-    drawn = plain_table(("relation", "left"), ("n", "right"), *columns, ("offset", "right"), ("gain", "right"))
-    for row in table.to_dict("records"):
+    table = plain_table(("relation", "left"), ("n", "right"), *columns, ("offset", "right"), ("gain", "right"))
+    for row in relations.to_dict("records"):
         arrow = "→" if row["direction"] == "to_head" else "←"
-        drawn.add_row(
+        table.add_row(
             printable(row["relation"]),
             f"{row['n']:,}",
             f"{row['layer']}.{row['head']} {arrow}",
@@ -177,11 +177,11 @@ def relations_table(table: pd.DataFrame) -> Table:
             f"{percent(row['offset_baseline'])} ({row['offset']:+d})",
             f"{100 * (row['accuracy'] - row['offset_baseline']):+.1f}",
         )
-    return drawn
+    return table
 
 
 def contrast_table(heads: pd.DataFrame, first: str, second: str) -> Table:
-    """The rows of `Contrast.table`."""
+    """Create a table from `Contrast.table`."""
     columns = (("difference", "right"), ("95 %", "right"), (first, "right"), (second, "right"), ("q", "right"))
     table = plain_table(("head", "right"), *columns)
     for row in heads.to_dict("records"):
@@ -197,27 +197,27 @@ def contrast_table(heads: pd.DataFrame, first: str, second: str) -> Table:
 
 
 def percent(share: float) -> str:
-    """A share in percent, without the sign."""
+    """Format a share in percent, without the sign."""
     return f"{100 * share:.1f}" if math.isfinite(share) else "–"
 
 
 def fetched(*stores: Store | None) -> dict[str, int]:
-    """For programs: what came over a network so far for these stores; nothing for folders."""
-    remote = [store.source for store in stores if store is not None and store.source.folder is None]
-    if not remote:
+    """Return the bytes and requests that remote stores have fetched; empty for folders."""
+    sources = [store.source for store in stores if store is not None and store.source.folder is None]
+    if not sources:
         return {}
-    sums = sum(source.bytes_fetched for source in remote), sum(source.n_requests for source in remote)
+    sums = sum(source.bytes_fetched for source in sources), sum(source.n_requests for source in sources)
     return dict(zip(("bytes_fetched", "requests"), sums, strict=True))
 
 
 def fetched_text(*stores: Store | None) -> str:
-    """The same for people."""
-    told = fetched(*stores)
-    return f"{size_text(told['bytes_fetched'])} fetched in {told['requests']:,} requests." if told else ""
+    """Return `fetched` as a sentence."""
+    counts = fetched(*stores)
+    return f"{size_text(counts['bytes_fetched'])} fetched in {counts['requests']:,} requests." if counts else ""
 
 
 def specialised_table(heads: pd.DataFrame) -> Table:
-    """The most specialised heads."""
+    """Create a table of the most specialised heads."""
     columns = ("head", "right"), ("behaviour", "left"), ("share", "right"), ("", "left"), ("uniform", "right"), ("lift", "right")  # fmt: skip
     table = plain_table(*columns, ("entropy", "right"))
     for row in heads.to_dict("records"):
@@ -229,7 +229,7 @@ def specialised_table(heads: pd.DataFrame) -> Table:
 
 
 def plain_table(*columns: tuple[str, str]) -> Table:
-    """A table without lines but one below its head; columns are (title, justification)."""
+    """Create a table with a line below its header only; columns are (title, justification)."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for title, justify in columns:
         table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -237,9 +237,9 @@ def plain_table(*columns: tuple[str, str]) -> Table:
 
 
 def edge_text(query: TokenTable, key: TokenTable, query_pos: int, key_pos: int) -> Text:
-    """An example around an edge: the query token in [brackets], the key token in «guillemets» and reversed.
+    """Format an example around an edge: the query token in [brackets], the key token in «guillemets» and reversed.
 
-    Query and key of two different texts stand one after the other.
+    If query and key are different texts, the query text comes first.
     """
     if query is key:
         return _marked(query, {query_pos: "query", key_pos: "both" if key_pos == query_pos else "key"})
@@ -247,12 +247,12 @@ def edge_text(query: TokenTable, key: TokenTable, query_pos: int, key_pos: int) 
 
 
 def _marked(tokens: TokenTable, marks: dict[int, str]) -> Text:
-    shown = set()
+    positions = set()
     for position in marks:
-        shown |= set(range(max(0, position - CONTEXT_TOKENS), min(len(tokens), position + CONTEXT_TOKENS + 1)))
+        positions |= set(range(max(0, position - CONTEXT_TOKENS), min(len(tokens), position + CONTEXT_TOKENS + 1)))
     texts, end, last = tokens.text, None, -1
     line = Text()
-    for position in sorted(shown):
+    for position in sorted(positions):
         special = bool(tokens.special[position])
         if position != last + 1:
             line.append("… " if last < 0 else " … ", "dim")

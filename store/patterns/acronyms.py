@@ -1,8 +1,8 @@
-"""Acronyms and the words that they are made of: ``GAO`` and *Government Accountability Office* in one example.
+"""Acronyms and their expansions: ``GAO`` and *Government Accountability Office* in one example.
 
-An acronym is a word of 2 to 10 capital letters, full stops aside. Its words are the nearest run in the same example whose
-capitalised words begin with those letters in turn, the runs before it first; up to two other words may stand between
-two of them (*Department of the Interior*).
+An acronym is a word of 2 to 10 capital letters; full stops are ignored. Its expansion is the nearest run of words in
+the same example whose capitalised words begin with those letters in order. A run before the acronym is preferred. Up to
+two other words may stand between two capitalised words (*Department of the Interior*).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LETTERS_AND_STOPS = re.compile(r"(?:[^\W\d_]\.?)+")
 
 
 def letters_of(word: str) -> str | None:
-    """The letters of an acronym; None where the word is none."""
+    """Return the letters of an acronym, or None if the word is not an acronym."""
     letters = word.replace(".", "")
     if len(letters) not in LETTERS or not letters.isupper() or not _LETTERS_AND_STOPS.fullmatch(word):
         return None
@@ -30,7 +30,7 @@ def letters_of(word: str) -> str | None:
 def expansions(
     words: Sequence[str], word_offset: Int64[np.ndarray, "boundary"]
 ) -> tuple[Int64[np.ndarray, "word"], Int64[np.ndarray, "word"]]:
-    """The words of each acronym: first and last + 1, counted within the example; -1 for all other words."""
+    """Return the expansion of each acronym, first word and last word + 1 within the example; -1 for other words."""
     first, stop = np.full(len(words), -1), np.full(len(words), -1)
     for word, text in enumerate(words):
         letters = letters_of(text)
@@ -44,17 +44,17 @@ def expansions(
     return first, stop
 
 
-def nearest_run(letters: str, words: Sequence[str], at: int) -> tuple[int, int] | None:
-    """The run of words whose initials are these letters, for the acronym that is word `at`."""
-    capital = [index for index, word in enumerate(words) if word[:1].isupper() and index != at]
+def nearest_run(letters: str, words: Sequence[str], acronym: int) -> tuple[int, int] | None:
+    """Find the run of words whose initials are these letters, nearest to the acronym, which is word `acronym`."""
+    capital = [index for index, word in enumerate(words) if word[:1].isupper() and index != acronym]
     n, runs = len(letters), []
     for index in range(len(capital) - n + 1):
-        places = capital[index : index + n]
-        if places[0] < at < places[-1]:
+        initials = capital[index : index + n]
+        if initials[0] < acronym < initials[-1]:
             continue
-        if all(b - a <= MAX_BETWEEN + 1 for a, b in itertools.pairwise(places)) and letters == "".join(
-            words[place][0] for place in places
+        if all(b - a <= MAX_BETWEEN + 1 for a, b in itertools.pairwise(initials)) and letters == "".join(
+            words[index][0] for index in initials
         ):
-            runs.append((places[0], places[-1] + 1))
-    before = [run for run in runs if run[1] <= at]
+            runs.append((initials[0], initials[-1] + 1))
+    before = [run for run in runs if run[1] <= acronym]
     return before[-1] if before else runs[0] if runs else None

@@ -1,8 +1,8 @@
-"""Values of an expression's parts, each on the smallest axis it needs.
+"""Values of the nodes of an expression, each on the smallest axis that it needs.
 
-Every part depends on nothing, on the query token, on the key token, or on the pair. What depends on one token only is
-computed once for all tokens of the segment and remembered; only parts that join both sides are computed for each
-candidate pair. A comparison with a missing value is false, whichever comparison it is.
+Every node depends on nothing, on the query token, on the key token, or on the pair. A node that depends on one token is
+computed once for all tokens of the segment and cached. Only nodes that join both sides are computed for each candidate
+pair. Every comparison with a missing value is false.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _INT64_MAX = 2**63 - 1
 
 
 class Domain(IntFlag):
-    """What a part of an expression depends on."""
+    """The axis that a node of an expression depends on."""
 
     NOTHING = 0
     QUERY = 1
@@ -50,7 +50,7 @@ class Domain(IntFlag):
 
 
 def domain(node: Node) -> Domain:
-    """What `node` depends on; a field of the example counts as one of the query token."""
+    """Return the axis that `node` depends on; a field of the example counts as a field of the query token."""
     if isinstance(node, Reference):
         return Domain.KEY if node.side == "key" else Domain.QUERY
     return reduce(operator.or_, (domain(child) for child in node.children), Domain.NOTHING)
@@ -58,7 +58,7 @@ def domain(node: Node) -> Domain:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Candidate pairs by the index of their query token and key token in the segment."""
+    """Candidate pairs as indices of their query token and key token in the segment."""
 
     query: Int64[np.ndarray, "pair"]
     key: Int64[np.ndarray, "pair"]
@@ -73,13 +73,13 @@ class Evaluator:
     Parameters
     ----------
     query, key
-        Fields of the two token sequences; the same object where query and key are one text.
+        Fields of the two token sequences; the same object if query and key are one text.
     examples
         Annotations of the examples, `id` and `index` among them.
     vocabulary
-        What the expression was checked against.
+        The vocabulary that the expression was checked against.
     expression
-        Its text, for errors that only the data reveal.
+        Text of the expression, for errors that depend on the data.
     """
 
     def __init__(
@@ -92,33 +92,33 @@ class Evaluator:
     ) -> None:
         if query.table.n_examples != key.table.n_examples:
             raise ShapeError(
-                f"query tokens are of {query.table.n_examples} examples, key tokens of {key.table.n_examples}; "
+                f"query tokens have {query.table.n_examples} examples, key tokens {key.table.n_examples}; "
                 "expected the same examples"
             )
         self.query, self.key, self.examples = query, key, examples
         self.vocabulary, self.expression = vocabulary, expression
-        self._known: dict[int, tuple[Node, Values]] = {}
+        self._cache: dict[int, tuple[Node, Values]] = {}
 
     def condition(self, node: Node, pairs: Pairs | None = None) -> np.ndarray:
-        """Truth of `node`: one value a query token, key token or pair (of `pairs`), or a single one."""
+        """Return the truth of `node` for each query token, key token or pair of `pairs`, or a single value."""
         return self.values(node, pairs).data
 
     def values(self, node: Node, pairs: Pairs | None = None) -> Values:
-        """Values of `node` on its own axis; `pairs` are needed where that is the pair."""
-        where = domain(node)
-        if where == Domain.PAIR:
-            assert pairs is not None, "a part that joins both sides needs pairs"
+        """Return the values of `node` on its own axis. `pairs` is required if that axis is the pair."""
+        axis = domain(node)
+        if axis == Domain.PAIR:
+            assert pairs is not None, "a node that joins both sides needs pairs"
             return self._compute(node, [self._lifted(child, pairs) for child in node.children])
-        known = self._known.get(id(node))
-        if known is None:
-            # The node is kept beside its values: an id is only unique while its object lives.
-            known = self._known[id(node)] = node, self._compute(node, [self.values(c) for c in node.children])
-        return known[1]
+        entry = self._cache.get(id(node))
+        if entry is None:
+            # The entry holds the node too: an id is unique only while its object lives.
+            entry = self._cache[id(node)] = node, self._compute(node, [self.values(c) for c in node.children])
+        return entry[1]
 
     def _lifted(self, node: Node, pairs: Pairs) -> Values:
-        values, where = self.values(node, pairs), domain(node)
-        if where in (Domain.QUERY, Domain.KEY):
-            return values.take(pairs.query if where == Domain.QUERY else pairs.key)
+        values, axis = self.values(node, pairs), domain(node)
+        if axis in (Domain.QUERY, Domain.KEY):
+            return values.take(pairs.query if axis == Domain.QUERY else pairs.key)
         return values
 
     def _compute(self, node: Node, operands: list[Values]) -> Values:
@@ -140,9 +140,9 @@ class Evaluator:
                 return _truth(_present(operands[0], np.asarray(is_member(operands[0], values) ^ negated)))
             case Matches(regex=regex, negated=negated):
                 texts = operands[0].texts
-                found = matching_texts(regex, texts) if texts else np.zeros(1, dtype=bool)
-                # Code -1 (missing) reads the last text; _present then makes it false.
-                return _truth(_present(operands[0], np.asarray(found[operands[0].data] ^ negated)))
+                text_matches = matching_texts(regex, texts) if texts else np.zeros(1, dtype=bool)
+                # Code -1 (missing) indexes the last text; _present then sets the result to False.
+                return _truth(_present(operands[0], np.asarray(text_matches[operands[0].data] ^ negated)))
             case Not():
                 return _truth(~operands[0].data)
             case Junction(operator=word):
@@ -167,7 +167,7 @@ class Evaluator:
         if left.data.dtype.kind == right.data.dtype.kind == "i":
             a, b = _largest(left), _largest(right)
             if (a * b if sign == "*" else a + b) > _INT64_MAX:
-                raise error("the number grows too large", self.expression, node.span.start, node.span.stop)
+                raise error("the number is too large for 64 bits", self.expression, node.span.start, node.span.stop)
         with np.errstate(over="ignore", invalid="ignore"):
             data = np.asarray(_ARITHMETIC[sign](left.data, right.data))
         return Values("number", data, _either(left.missing, right.missing))
@@ -198,20 +198,20 @@ def _largest(values: Values) -> int:
 
 
 def compare(sign: str, left: Values, right: Values) -> Bool[np.ndarray, "*rows"]:
-    """Compare two values of one kind; false where one is missing."""
+    """Compare two values of one kind; False if either is missing."""
     if left.kind == "text":
-        left, right = one_coding(left, right)
+        left, right = encode_alike(left, right)
     return _present(left, _present(right, np.asarray(_COMPARE[sign](left.data, right.data))))
 
 
-def one_coding(left: Values, right: Values) -> tuple[Values, Values]:
-    """Give two texts the same codes; a text that `left` does not have gets a code of no text (-2)."""
+def encode_alike(left: Values, right: Values) -> tuple[Values, Values]:
+    """Encode two texts with one set of codes; a text that the longer list lacks gets -2, the code of no text."""
     if left.texts is right.texts or left.texts == right.texts:
         return left, right
     if len(left.texts) < len(right.texts):
-        right, left = one_coding(right, left)
+        right, left = encode_alike(right, left)
         return left, right
-    if len(right.texts) <= 4:  # a constant, mostly: looked for, which takes a twentieth of making an index
+    if len(right.texts) <= 4:  # usually a constant; a linear search takes 1/20 of the time of building an index
         codes = [left.texts.index(text) if text in left.texts else -2 for text in right.texts]
     else:
         index = {text: code for code, text in enumerate(left.texts)}
@@ -221,9 +221,9 @@ def one_coding(left: Values, right: Values) -> tuple[Values, Values]:
 
 
 def is_member(operand: Values, constants: tuple[Constant, ...]) -> Bool[np.ndarray, "*rows"]:
-    """Whether each value is among the constants."""
+    """Return True for each value that is among the constants."""
     if operand.kind == "text":
-        wanted = {constant.value for constant in constants}
-        inside = np.array([*(text in wanted for text in operand.texts), False], dtype=bool)
-        return np.asarray(inside[operand.data])  # code -1 reads the last: missing
+        members = {constant.value for constant in constants}
+        inside = np.array([*(text in members for text in operand.texts), False], dtype=bool)
+        return np.asarray(inside[operand.data])  # code -1 (missing) indexes the last entry
     return np.isin(operand.data, np.array([constant.value for constant in constants]))

@@ -1,8 +1,8 @@
-"""Text of an expression into lexemes with character spans.
+"""The lexer: splits the text of an expression into lexemes with character spans.
 
-The limits that keep a stranger's expression cheap start here: its length, how many lexemes it has, how large a number
-may be. Names may use any letters (annotation columns come from corpora of any language); nothing is normalised, so a
-look-alike letter makes an unknown name, which the error then shows.
+The first limits on the cost of an untrusted expression are here: its length, its number of lexemes, and the digits of a
+number. Names may use letters of any language, because annotation columns do. Names are not normalised: a look-alike
+letter gives an unknown name, and the error shows it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ KEYWORDS = frozenset({"and", "or", "not", "in", "matches", "true", "false"})
 SYMBOLS = ("==", "!=", "<=", ">=", "<", ">", "=", "+", "-", "*", "(", ")", "{", "}", "[", "]", ",", ".")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
 _HEX_ESCAPES = {"u": 4, "U": 8}
-_MEANT = {"=": "==", "&": "and", "|": "or", "!": "not", "~": "not", "“": '"', "”": '"', "‘": "'", "’": "'", "≤": "<=", "≥": ">=", "≠": "!=", "−": "-", "×": "*"}  # fmt: skip
+_REPLACEMENTS = {"=": "==", "&": "and", "|": "or", "!": "not", "~": "not", "“": '"', "”": '"', "‘": "'", "’": "'", "≤": "<=", "≥": ">=", "≠": "!=", "−": "-", "×": "*"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Lexeme:
-    """One piece of an expression. `text` is as written: a string still has its quotes and escapes."""
+    """One lexeme of an expression. `text` is the source text: a string includes its quotes and escapes."""
 
     kind: LexemeKind
     text: str
@@ -36,37 +36,40 @@ class Lexeme:
 
 
 def printable(text: str) -> str:
-    """`text` on one line and without control characters, character for character: safe to show, spans still fit."""
+    """Replace control characters and line breaks in `text` one for one: it is then safe to print, and spans still fit."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def error(message: str, expression: str, start: int, stop: int, suggestions: tuple[str, ...] = ()) -> PatternError:
-    """Make a `PatternError` whose expression is safe to print."""
+    """Create a `PatternError` whose expression is safe to print."""
     return PatternError(message, printable(expression), start, stop, suggestions)
 
 
 def lex(expression: str) -> list[Lexeme]:
-    """Cut an expression into lexemes; the last one is the end.
+    """Split an expression into lexemes; the last lexeme has the kind ``"end"``.
 
     Raises
     ------
     PatternError
-        A character that means nothing, an unclosed string, or a limit that is passed.
+        The text has an unknown character or an unclosed string, or exceeds a limit.
     """
     if len(expression) > MAX_CHARACTERS:
-        raise error(f"the expression has {len(expression):,} characters; at most {MAX_CHARACTERS:,} are read", "", 0, 0)
+        raise error(f"the expression has {len(expression):,} characters; expected at most {MAX_CHARACTERS:,}", "", 0, 0)
     lexemes: list[Lexeme] = []
-    at = 0
-    while at < len(expression):
-        if expression[at].isspace():
-            at += 1
+    offset = 0
+    while offset < len(expression):
+        if expression[offset].isspace():
+            offset += 1
             continue
-        lexeme = _next(expression, at)
+        lexeme = _next(expression, offset)
         lexemes.append(lexeme)
-        at = lexeme.stop
+        offset = lexeme.stop
         if len(lexemes) > MAX_LEXEMES:
             raise error(
-                f"the expression is longer than {MAX_LEXEMES:,} words and signs; ask for less at once", "", 0, 0
+                f"the expression has more than {MAX_LEXEMES:,} words and signs; split it into several searches",
+                "",
+                0,
+                0,
             )
     lexemes.append(Lexeme("end", "", len(expression), len(expression)))
     return lexemes
@@ -91,18 +94,18 @@ def _next(expression: str, start: int) -> Lexeme:
 
 
 def meaningless(expression: str, start: int) -> PatternError:
-    """Make the error for a sign that means nothing where it stands; says what may have been meant."""
+    """Create the error for a character without a meaning here; it suggests the sign that was probably intended."""
     first = expression[start]
     stop = start + (2 if expression[start : start + 2] in ("&&", "||") else 1)
-    meant = _MEANT.get(first)
+    replacement = _REPLACEMENTS.get(first)
     code_point = f"U+{ord(first):04X} {unicodedata.name(first, 'without a name')}"
     shown = f"'{first}' ({code_point})" if first.isprintable() else code_point
     return error(
-        f"{shown} means nothing here" + (f"; write {meant}" if meant else ""),
+        f"{shown} means nothing here" + (f"; write {replacement}" if replacement else ""),
         expression,
         start,
         stop,
-        (meant,) if meant else (),
+        (replacement,) if replacement else (),
     )
 
 
@@ -116,7 +119,7 @@ def _number(expression: str, start: int) -> Lexeme:
             stop += 1
     text = expression[start:stop]
     if len(text.replace(".", "")) > MAX_DIGITS:
-        raise error(f"the number has more than {MAX_DIGITS} digits", expression, start, stop)
+        raise error(f"the number has more than {MAX_DIGITS} digits; write a shorter one", expression, start, stop)
     return Lexeme("number", text, start, stop)
 
 
@@ -134,39 +137,39 @@ def _string(expression: str, start: int) -> tuple[str, int, int]:
 def unquote(lexeme: Lexeme, expression: str) -> str:
     r"""Read a string lexeme: ``\n \t \r \\ \" \'``, ``\u`` with 4 and ``\U`` with 8 hexadecimal digits."""
     inside = lexeme.text[1:-1]
-    parts: list[str] = []
-    at = 0
-    while at < len(inside):
-        if inside[at] != "\\":
-            parts.append(inside[at])
-            at += 1
+    characters: list[str] = []
+    offset = 0
+    while offset < len(inside):
+        if inside[offset] != "\\":
+            characters.append(inside[offset])
+            offset += 1
             continue
-        sign = inside[at + 1]
+        sign = inside[offset + 1]
         width = _HEX_ESCAPES.get(sign, 0)
-        digits = inside[at + 2 : at + 2 + width]
-        here = lexeme.start + 1 + at
+        digits = inside[offset + 2 : offset + 2 + width]
+        position = lexeme.start + 1 + offset
         if sign in _ESCAPES:
-            parts.append(_ESCAPES[sign])
+            characters.append(_ESCAPES[sign])
         elif width and len(digits) == width and all(d in "0123456789abcdefABCDEF" for d in digits):
             if int(digits, 16) > 0x10FFFF:
-                raise error(f"\\{sign}{digits} is no character", expression, here, here + 2 + width)
-            parts.append(chr(int(digits, 16)))
+                raise error(f"\\{sign}{digits} is not a character", expression, position, position + 2 + width)
+            characters.append(chr(int(digits, 16)))
         else:
             raise error(
                 rf"the escape \{printable(sign)} is unknown; known: \n \t \r \\ \" \' \u0041 \U0001f600",
                 expression,
-                here,
-                here + 2,
+                position,
+                position + 2,
             )
-        at += 2 + width
-    return "".join(parts)
+        offset += 2 + width
+    return "".join(characters)
 
 
 def quote(text: str) -> str:
-    """Write `text` as a string that `unquote` reads back."""
+    """Return `text` as a string literal that `unquote` reads back."""
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
-    def one(character: str) -> str:
+    def escape(character: str) -> str:
         if character in escapes:
             return escapes[character]
         if character.isprintable():
@@ -174,4 +177,4 @@ def quote(text: str) -> str:
         code = ord(character)
         return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
-    return '"' + "".join(one(c) for c in text) + '"'
+    return '"' + "".join(escape(c) for c in text) + '"'

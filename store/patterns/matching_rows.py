@@ -1,4 +1,4 @@
-"""The rows of a block that have matching keys, and what attention that knows nothing would put on them."""
+"""The rows of a block that have matching keys, with the share that uniform attention gives to those keys."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .matching import Matcher, Matches
 
 
 @dataclass(frozen=True)
-class RowSupport:
-    """The matches of one block at a site, by row (query token)."""
+class MatchingRows:
+    """Matches of one block at a site, grouped by row (query token)."""
 
     matches: Matches
     matcher: Matcher
@@ -28,22 +28,22 @@ class RowSupport:
 
     @cached_property
     def rows(self) -> Int64[np.ndarray, "row"]:
-        """The query token of each row."""
+        """Query token of each row."""
         return self.matches.query[self.first]
 
     @cached_property
     def n_matches(self) -> Int64[np.ndarray, "row"]:
-        """Matching keys of each row."""
+        """Number of matching keys of each row."""
         return np.diff(np.append(self.first, len(self.matches)))
 
     @cached_property
     def n_keys(self) -> Int64[np.ndarray, "row"]:
-        """Keys that each row has."""
+        """Number of keys of each row."""
         return np.diff(self.matcher.row_start)[self.rows]
 
     @cached_property
     def example(self) -> Int64[np.ndarray, "row"]:
-        """Example of each row, within the segment."""
+        """Index of each row's example within the segment."""
         return self.matcher.evaluator.query.example[self.rows]
 
     @cached_property
@@ -53,22 +53,22 @@ class RowSupport:
 
     @cached_property
     def first_of_example(self) -> Int64[np.ndarray, "matched_example"]:
-        """Index of the first row of each example that has rows here."""
+        """Index of the first row of each example that has rows in the block."""
         return np.flatnonzero(np.concatenate([[True], self.example[1:] != self.example[:-1]]))
 
     def uniform(self, window: int | None) -> Float[np.ndarray, "row"]:
-        """Share of each row that uniform attention over its visible keys gives to matching keys.
+        """Compute the share of each row that uniform attention over its visible keys gives to matching keys.
 
-        A sliding window of w tokens shows a row the keys less than w away.
+        With a sliding window of w tokens a row sees the keys less than w tokens away.
         """
         if window is None:
             return self.n_matches / self.n_keys
         query = self.matcher.evaluator.query.position
         key = self.matcher.evaluator.key.position
-        apart = query[self.matches.query] - key[self.matches.key]
-        near = np.abs(apart) < window
+        distance = query[self.matches.query] - key[self.matches.key]
+        near = np.abs(distance) < window
         inside = np.add.reduceat(near.astype(np.int64), self.first) if len(near) else self.n_matches
-        at = query[self.rows]
-        stop = np.minimum(self.n_keys, at + (1 if self.site.causal else window))
-        visible = stop - np.maximum(0, at - window + 1)
+        position = query[self.rows]
+        stop = np.minimum(self.n_keys, position + (1 if self.site.causal else window))
+        visible = stop - np.maximum(0, position - window + 1)
         return np.divide(inside, visible, out=np.zeros(len(inside)), where=visible > 0)

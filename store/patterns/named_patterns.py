@@ -1,7 +1,7 @@
-"""The built-in patterns, written in the language itself; any of them may be used inside an expression by its name.
+"""The built-in patterns, written in the pattern language. An expression may use each of them by its name.
 
-`UNIVERSAL_RELATIONS` are the relations of Universal Dependencies 2: the values that `dependent_of` and `dependents_of`
-take, from treebanks of any language.
+`UNIVERSAL_RELATIONS` are the relations of Universal Dependencies 2, in treebanks of any language: the values of the
+parameter of `dependent_of` and `dependents_of`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .tree import Node, Value, expanded, to_text
 
 @dataclass(frozen=True)
 class LibraryPattern:
-    """A named pattern. Its `expression` may name its parameters; each has the value that it has if none is given."""
+    """A named pattern. Its `expression` may use its parameters, which are mapped to their defaults."""
 
     name: str
     label: str
@@ -24,20 +24,20 @@ class LibraryPattern:
     description: str
     parameters: Mapping[str, Value] = field(default_factory=dict, hash=False)
     names: Mapping[str, Definition] = field(default_factory=dict, hash=False, repr=False, compare=False)
-    """The patterns that its expression may call."""
+    """Patterns that the expression may call."""
 
     @cached_property
     def node(self) -> Node:
-        """Its syntax tree, every parameter at its default."""
+        """Syntax tree with every parameter at its default."""
         return self.bound({})
 
     @cached_property
     def filled(self) -> str:
-        """Its expression with every parameter at its default and nothing called by name: readable on its own."""
+        """Expression with every parameter at its default and every named pattern replaced by its body."""
         return to_text(expanded(self.node))
 
     def bound(self, arguments: Mapping[str, Value]) -> Node:
-        """Its syntax tree with these arguments."""
+        """Return the syntax tree with these arguments."""
         return parse(self.expression, self.names, {**self.parameters, **arguments})
 
 
@@ -222,4 +222,4 @@ UNIVERSAL_RELATIONS: tuple[str, ...] = (
     "dep", "det", "discourse", "dislocated", "expl", "fixed", "flat", "goeswith", "iobj", "list", "mark", "nmod", "nsubj",
     "nummod", "obj", "obl", "orphan", "parataxis", "punct", "reparandum", "vocative", "xcomp",
 )  # fmt: skip
-"""All but `root`, which has no head."""
+"""All relations except `root`, which has no governor."""

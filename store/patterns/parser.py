@@ -1,4 +1,4 @@
-"""Recursive descent from lexemes to the syntax tree: the grammar, one method a rule.
+"""The parser: recursive descent from lexemes to the syntax tree, with one method for each rule of the grammar.
 
 ::
 
@@ -17,10 +17,10 @@
     set         = "{" constant { "," constant } "}"
     call        = NAME [ "(" [ NAME "=" (constant | set) { "," NAME "=" (constant | set) } ] ")" ]
 
-Inside a named pattern its parameters are names too: of a constant, of a set, or of a regular expression.
+Inside a named pattern the names of its parameters stand for a constant, a set or a regular expression.
 
-Nothing here knows which columns a store has: `check` does that against a vocabulary. Nesting is bounded, so neither
-this parser nor any later walk over the tree can run out of stack.
+The parser does not know the columns of a store; `check` compares the tree with a vocabulary. Nesting is limited, so
+neither the parser nor a later walk over the tree can exhaust the stack.
 """
 
 from __future__ import annotations
@@ -56,63 +56,65 @@ from .tree import (
 )
 
 MAX_DEPTH = 40
-"""Parentheses, `not` and `-` inside one another."""
+"""Largest nesting of parentheses, `not` and `-`."""
 MAX_TREE_DEPTH = 80
-"""Levels of the tree, library patterns and the terms of one sum included."""
+"""Largest depth of the tree, including library patterns and the terms of one sum."""
 MAX_NODES = 3_000
 
 
-def nearest(name: str, known: list[str]) -> tuple[list[str], list[str]]:
-    """Names that `name` may have meant (best first), and all `known` with these in front."""
-    folded = {k.casefold(): k for k in reversed(known)}
+def nearest(name: str, names: list[str]) -> tuple[list[str], list[str]]:
+    """Return the names closest to `name`, best first, and all `names` with the closest in front."""
+    folded = {k.casefold(): k for k in reversed(names)}
     close = [folded[n] for n in difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.6)]
-    return close, close + [k for k in known if k not in close]
+    return close, close + [k for k in names if k not in close]
 
 
 class Definition(Protocol):
-    """What stands behind a name: a condition with parameters, each with the value that it has if none is given."""
+    """Definition of a named pattern: a condition with parameters that have defaults."""
 
     @property
     def parameters(self) -> Mapping[str, Value]:
-        """Its parameters with their defaults."""
+        """Parameters with their defaults."""
         ...
 
     def bound(self, arguments: Mapping[str, Value]) -> Node:
-        """The condition with these parameters filled in."""
+        """Return the condition with these values for its parameters."""
         ...
 
 
 class _Parser:
-    """Parses one expression; `names` are the patterns that may be called, `scope` the parameters that are filled in."""
+    """Parser of one expression. `names` are the patterns that it may call, `scope` the values of parameters."""
 
     def __init__(self, expression: str, names: Mapping[str, Definition], scope: Mapping[str, Value]) -> None:
         self.expression, self.names, self.scope = expression, names, scope
         self.lexemes = lex(expression)
-        self.at = 0
+        self.index = 0
         self.depth = 0
 
     def parse(self) -> Node:
-        """Read the whole expression."""
+        """Parse the whole expression."""
         if self.now.kind == "end":
-            raise self.wrong("the expression is empty; write for example  key.position == query.position - 1", self.now)
+            raise self.error_at(
+                "the expression is empty; write for example  key.position == query.position - 1", self.now
+            )
         node = self.disjunction()
         if self.now.kind != "end":
             raise self.unexpected("and, or, a comparison, or the end")
         beyond = outside_limits(node, MAX_TREE_DEPTH, MAX_NODES)
         if beyond is not None:
-            message = f"a sum or nesting of more than {MAX_TREE_DEPTH} levels, or more than {MAX_NODES:,} parts"
+            message = f"the expression is deeper than {MAX_TREE_DEPTH} levels or has more than {MAX_NODES:,} parts"
             raise error(message, self.expression, beyond.span.start, beyond.span.stop)
         return node
 
-    # Reading lexemes.
+    # Lexemes.
 
     @property
     def now(self) -> Lexeme:
-        return self.lexemes[self.at]
+        return self.lexemes[self.index]
 
     def take(self) -> Lexeme:
         lexeme = self.now
-        self.at += 1
+        self.index += 1
         return lexeme
 
     def is_now(self, *texts: str) -> bool:
@@ -123,23 +125,23 @@ class _Parser:
             raise self.unexpected(f"{text} {why}")
         return self.take()
 
-    def wrong(self, message: str, lexeme: Lexeme, suggestions: tuple[str, ...] = ()) -> PatternError:
+    def error_at(self, message: str, lexeme: Lexeme, suggestions: tuple[str, ...] = ()) -> PatternError:
         return error(message, self.expression, lexeme.start, lexeme.stop, suggestions)
 
     def unexpected(self, expected: str) -> PatternError:
         if self.is_now("="):
             return meaningless(self.expression, self.now.start)
-        found = "the expression ends here" if self.now.kind == "end" else f"unexpected {self.now.text}"
-        return self.wrong(f"{found}; expected {expected}", self.now)
+        problem = "the expression ends here" if self.now.kind == "end" else f"unexpected {self.now.text}"
+        return self.error_at(f"{problem}; expected {expected}", self.now)
 
     def span(self, first: Node | Lexeme) -> Span:
         start = first.span.start if isinstance(first, Node) else first.start
-        return Span(start, self.lexemes[self.at - 1].stop)
+        return Span(start, self.lexemes[self.index - 1].stop)
 
     def deeper(self, by: Literal[1, -1]) -> None:
         self.depth += by
         if self.depth > MAX_DEPTH:
-            raise self.wrong(f"the expression is nested deeper than {MAX_DEPTH}", self.now)
+            raise self.error_at(f"the expression is nested more than {MAX_DEPTH} levels deep", self.now)
 
     # Grammar.
 
@@ -186,19 +188,19 @@ class _Parser:
             self.take()
         if self.is_now("matches"):
             self.take()
-            given = self.scope.get(self.now.text) if self.now.kind == "name" else None
-            if self.now.kind != "string" and not isinstance(given, str):
+            value = self.scope.get(self.now.text) if self.now.kind == "name" else None
+            if self.now.kind != "string" and not isinstance(value, str):
                 raise self.unexpected("a regular expression in quotes")
-            written = self.take().text
-            regex = given if isinstance(given, str) else written[1:-1]
+            literal = self.take().text
+            regex = value if isinstance(value, str) else literal[1:-1]
             return Matches(operand, regex, negated, span=self.span(operand))
         if not self.is_now("in"):
             raise self.unexpected("in or matches after not")
         self.take()
-        given = self.scope.get(self.now.text) if self.now.kind == "name" else None
-        if isinstance(given, tuple):
+        value = self.scope.get(self.now.text) if self.now.kind == "name" else None
+        if isinstance(value, tuple):
             name = self.take()
-            values = tuple(Constant(value, span=self.span(name)) for value in given)
+            values = tuple(Constant(value, span=self.span(name)) for value in value)
         else:
             values = self.set()
         return Member(operand, values, negated, span=self.span(operand))
@@ -244,7 +246,7 @@ class _Parser:
         if first.kind == "name":
             return self.reference()
         if self.is_now("{"):
-            raise self.wrong("a set may stand only after in", first)
+            raise self.error_at("a set may stand only after in", first)
         raise self.unexpected('a value, such as query.text, key.position, 3 or "she"')
 
     def constant(self) -> Constant:
@@ -261,10 +263,10 @@ class _Parser:
             return Constant(unquote(self.take(), self.expression), span=self.span(first))
         if self.is_now("true", "false"):
             return Constant(self.take().text == "true", span=self.span(first))
-        given = self.scope.get(first.text) if first.kind == "name" else None
-        if given is not None and not isinstance(given, tuple):
+        parameter = self.scope.get(first.text) if first.kind == "name" else None
+        if parameter is not None and not isinstance(parameter, tuple):
             self.take()
-            return Constant(given, span=self.span(first))
+            return Constant(parameter, span=self.span(first))
         raise self.unexpected("a number, a text in quotes, true or false")
 
     def reference(self) -> Node:
@@ -291,76 +293,76 @@ class _Parser:
                 break
             steps.append(step)
             if len(steps) > MAX_DEPTH:
-                raise self.wrong(f"more than {MAX_DEPTH} steps", first)
+                raise self.error_at(f"more than {MAX_DEPTH} steps from one token", first)
         return Reference(side, name, tuple(steps), span=self.span(first))
 
     def named(self, lexeme: Lexeme) -> Node:
-        given = self.scope.get(lexeme.text)
-        if isinstance(given, tuple):
-            raise self.wrong(f"{lexeme.text} is a set; a set may stand only after in", lexeme)
-        if given is not None:
-            return Constant(given, span=self.span(lexeme))
+        value = self.scope.get(lexeme.text)
+        if isinstance(value, tuple):
+            raise self.error_at(f"{lexeme.text} is a set; a set may stand only after in", lexeme)
+        if value is not None:
+            return Constant(value, span=self.span(lexeme))
         definition = self.names.get(lexeme.text)
         if definition is not None:
             arguments = self.arguments(lexeme.text, definition.parameters) if self.is_now("(") else {}
             body = definition.bound(arguments)
             return Named(lexeme.text, body, tuple(arguments.items()), span=self.span(lexeme))
         close, ordered = nearest(lexeme.text, [*self.names, *SIDES])
-        meant = f"did you mean {close[0]}? " if close else ""
+        suggestion = f"did you mean {close[0]}? " if close else ""
         patterns = ", ".join(name for name in ordered if name not in SIDES)
-        raise self.wrong(
-            f"no pattern is called {lexeme.text!r}; {meant}Known: {patterns}. "
+        raise self.error_at(
+            f"no pattern is called {lexeme.text!r}; {suggestion}Known: {patterns}. "
             "Fields are written query.text, key.position, example.id",
             lexeme,
             tuple(close),
         )
 
     def arguments(self, name: str, parameters: Mapping[str, Value]) -> dict[str, Value]:
-        """Read ``(n=3, words={"he", "she"})``; each value must be of its parameter's kind."""
+        """Parse ``(n=3, words={"he", "she"})``; each value must have the kind of its parameter."""
         self.take()
-        found: dict[str, Value] = {}
+        values: dict[str, Value] = {}
         while not self.is_now(")"):
-            if found:
+            if values:
                 self.expect(",", "or ) after an argument")
             lexeme = self.now
-            if lexeme.kind != "name" or lexeme.text not in parameters or lexeme.text in found:
-                raise self.wrong_argument(name, parameters, lexeme, lexeme.text in found)
+            if lexeme.kind != "name" or lexeme.text not in parameters or lexeme.text in values:
+                raise self.argument_error(name, parameters, lexeme, lexeme.text in values)
             self.take()
             self.expect("=", f"and a value after {lexeme.text}")
             value = self.argument()
             if not is_like(value, parameters[lexeme.text]):
                 expected = value_text(parameters[lexeme.text])
-                raise self.wrong(f"{lexeme.text} is {value_text(value)}; expected something like {expected}", lexeme)
-            found[lexeme.text] = value
+                raise self.error_at(f"{lexeme.text} is {value_text(value)}; expected something like {expected}", lexeme)
+            values[lexeme.text] = value
         self.take()
-        return found
+        return values
 
     def argument(self) -> Value:
-        given = self.scope.get(self.now.text) if self.now.kind == "name" else None
-        if isinstance(given, tuple):
+        value = self.scope.get(self.now.text) if self.now.kind == "name" else None
+        if isinstance(value, tuple):
             self.take()
-            return given
+            return value
         if self.is_now("{"):
             return tuple(constant.value for constant in self.set())
         return self.constant().value
 
-    def wrong_argument(
+    def argument_error(
         self, name: str, parameters: Mapping[str, Value], lexeme: Lexeme, is_double: bool
     ) -> PatternError:
-        known = ", ".join(f"{parameter}={value_text(value)}" for parameter, value in parameters.items())
+        signature = ", ".join(f"{parameter}={value_text(value)}" for parameter, value in parameters.items())
         if lexeme.kind != "name":
-            return self.unexpected(f"an argument of {name} ({known or 'it has none'})")
+            return self.unexpected(f"an argument of {name} ({signature or 'it has none'})")
         if is_double:
-            return self.wrong(f"{lexeme.text} is given twice", lexeme)
+            return self.error_at(f"{lexeme.text} occurs twice; write it once", lexeme)
         close = tuple(nearest(lexeme.text, list(parameters))[0])
-        return self.wrong(f"{name} has no parameter {lexeme.text!r}; it has {known or 'none'}", lexeme, close)
+        return self.error_at(f"{name} has no parameter {lexeme.text!r}; it has {signature or 'none'}", lexeme, close)
 
 
 def is_like(value: Value, example: Value) -> bool:
-    """Whether a value may stand for a parameter: numbers for a number, text for text, sets for a set of them."""
+    """Return True if a value has the kind of a parameter's default: number, text, bool, or a set of one of these."""
     if isinstance(value, tuple) or isinstance(example, tuple):
         both = isinstance(value, tuple) and isinstance(example, tuple)
-        return both and all(is_like(one, example[0]) for one in value)  # type: ignore[index,union-attr]
+        return both and all(is_like(item, example[0]) for item in value)  # type: ignore[index,union-attr]
     return _kind(value) == _kind(example)
 
 
@@ -369,14 +371,14 @@ def _kind(value: Scalar) -> str:
 
 
 def parse(expression: str, names: Mapping[str, Definition], scope: Mapping[str, Value] | None = None) -> Node:
-    """Parse `expression`; see the grammar above. `scope` are parameters that names stand for.
+    """Parse `expression` by the grammar above. `scope` holds the values of parameters.
 
     Raises
     ------
     PatternError
-        With the characters at fault, and what was expected there.
+        The expression cannot be read. The error names the characters at fault and what was expected there.
     """
     try:
         return _Parser(expression, names, scope or {}).parse()
-    except RecursionError:  # the caller's own stack was nearly full
+    except RecursionError:  # the stack of the caller was nearly full
         raise PatternError("the expression is nested too deeply to be read here", expression) from None

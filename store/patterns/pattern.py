@@ -1,4 +1,4 @@
-"""`Pattern`: an expression that was read, composes with others, and has one canonical text."""
+"""`Pattern`: a parsed expression that combines with others and has one canonical text."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from .vocabulary import Vocabulary, check
 class Pattern:
     """A condition on a query token and a key token.
 
-    ``Pattern.parse("induction") & ~Pattern.parse("key.special")`` composes; ``str()`` is the canonical text, which
-    reads back as an equal pattern.
+    Patterns combine: ``Pattern.parse("induction") & ~Pattern.parse("key.special")``. ``str()`` gives the canonical
+    text, which parses to an equal pattern.
     """
 
     node: Node
     expression: str
-    """As it was written; errors point into it."""
+    """Source text, which errors point into."""
     library: Mapping[str, LibraryPattern] = field(default_factory=lambda: LIBRARY, repr=False)
-    """The patterns that it may name; see `read_patterns` for those of a file."""
+    """Named patterns that the expression may use; `read_patterns` reads those of a file."""
 
     @staticmethod
     def parse(expression: str | Pattern, library: Mapping[str, LibraryPattern] = LIBRARY) -> Pattern:
-        """Read an expression (a pattern is returned as it is).
+        """Parse an expression; a `Pattern` is returned unchanged.
 
         Raises
         ------
         PatternError
-            With the characters at fault; ``.pointed()`` draws an arrow under them.
+            The expression cannot be read. ``.pointed()`` draws an arrow under the characters at fault.
         """
         if isinstance(expression, Pattern):
             return expression
         if not isinstance(expression, str):
-            raise ConfigError(f"a pattern is written as text; got {type(expression).__name__}")
+            raise ConfigError(f"the pattern has the type {type(expression).__name__}; expected str or Pattern")
         return Pattern(parse(expression, library), expression, library)
 
     def check(self, vocabulary: Vocabulary) -> None:
-        """Check every name and kind against what a store has; PatternError points at the first mistake."""
+        """Check every name and kind against a store's vocabulary; PatternError points at the first mistake."""
         check(self.node, self.expression, vocabulary)
 
     def __str__(self) -> str:
@@ -66,5 +66,5 @@ class Pattern:
     def _joined(self, expression: str, other: Pattern) -> Pattern:
         for name, pattern in other.library.items():
             if self.library.get(name, pattern) != pattern:
-                raise ConfigError(f"the two patterns know another {name!r} each; expected one file of patterns")
+                raise ConfigError(f"the two patterns define {name!r} differently; expected patterns of one file")
         return Pattern.parse(expression, {**self.library, **other.library})

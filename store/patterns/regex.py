@@ -1,6 +1,6 @@
 """Regular expressions on a linear-time engine (RE2), matched once for each distinct text.
 
-RE2 has no backreferences and no look-around, and no expression can make it slow: time is linear in the text.
+RE2 has no backreferences and no look-around. Its time is linear in the text for every expression.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ def compile_regex(regex: str) -> Any:
     Raises
     ------
     ValueError
-        With the reason in words: not a regular expression of RE2, too long, or too large when compiled.
+        The expression is not valid in RE2, is too long, or is too large when compiled. The message says which.
     """
     if len(regex) > MAX_CHARACTERS:
-        raise ValueError(
-            f"the regular expression has {len(regex):,} characters; at most {MAX_CHARACTERS:,} are compiled"
-        )
+        raise ValueError(f"the regular expression has {len(regex):,} characters; expected at most {MAX_CHARACTERS:,}")
     options = re2.Options()
     options.log_errors = False
     options.max_mem = MAX_MEMORY_BYTES
@@ -48,6 +46,6 @@ def compile_regex(regex: str) -> Any:
 
 
 def matching_texts(regex: str, texts: Sequence[str]) -> Bool[np.ndarray, "text"]:
-    """Whether each text has a match anywhere (use ``^`` and ``$`` for the whole text)."""
+    """Return True for each text that has a match anywhere (``^`` and ``$`` anchor it to the whole text)."""
     search = compile_regex(regex).search
     return np.fromiter((search(_encodable(text)) is not None for text in texts), dtype=bool, count=len(texts))

@@ -1,4 +1,4 @@
-"""A segment of a store as what patterns are evaluated on: token fields of both sides, and where its pairs lie."""
+"""Matchers for segments of a store: token fields of both sides and the layout of the pairs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .word_table import word_tokens
 
 
 def site_vocabulary(store: Snapshot, site: Site) -> Vocabulary:
-    """What expressions about a site of a store may name; reads the token tables of all segments."""
+    """Collect the names that expressions about a site may use; reads the token tables of all segments."""
     return Vocabulary.of(
         (segment.tokens(site.query_sequence) for segment in store.segments),
         (segment.tokens(site.key_sequence) for segment in store.segments),
@@ -33,9 +33,9 @@ def segment_matcher(
     *,
     words: bool = False,
 ) -> Matcher:
-    """Make the matcher of a checked pattern over a segment, or over its example `row` alone (then example 0).
+    """Create the matcher of a checked pattern over a segment, or over its example `row` alone (then example 0).
 
-    With `words` its rows and keys are words, see `words.py`.
+    With `words` the rows and keys are words (`word_table.py`).
     """
     rows = slice(0, segment.n_examples) if row is None else slice(row, row + 1)
     references = [node for node in walk(pattern.node) if isinstance(node, Reference)]
@@ -44,9 +44,9 @@ def segment_matcher(
     same = site.key_sequence == site.query_sequence
     key = query if same else _fields(segment, site.key_sequence, rows, with_texts)
     if words:
-        numbers: dict[tuple[int, ...], int] = {}
-        query = _words(query, numbers)
-        key = query if same else _words(key, numbers)
+        word_ids: dict[tuple[int, ...], int] = {}
+        query = _words(query, word_ids)
+        key = query if same else _words(key, word_ids)
     examples: dict[str, Column] = {}
     if any(reference.side == "example" for reference in references):
         examples = {name: column[rows] for name, column in segment.columns().items()}
@@ -68,6 +68,6 @@ def _fields(segment: Segment, sequence: SequenceName, rows: slice, with_texts: b
     return TokenFields(table, Texts(segment.texts("text")[rows], segment.texts("text_pair")[rows]))
 
 
-def _words(fields: TokenFields, numbers: dict[tuple[int, ...], int]) -> TokenFields:
+def _words(fields: TokenFields, word_ids: dict[tuple[int, ...], int]) -> TokenFields:
     assert fields.texts is not None
-    return TokenFields(word_tokens(fields.table, fields.texts, numbers), fields.texts)
+    return TokenFields(word_tokens(fields.table, fields.texts, word_ids), fields.texts)

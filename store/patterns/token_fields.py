@@ -1,7 +1,7 @@
-"""What the fields of ``query.`` and ``key.`` mean: one array over the tokens of a segment for each.
+"""The fields of ``query.`` and ``key.``: each is one array over the tokens of a segment.
 
-A `Values` is an array with its kind and its missing rows; text stays dictionary-encoded, so that comparing,
-case-folding or matching a regular expression happens once for each distinct text and not for each token.
+A `Values` is an array with its kind and its missing rows. Text stays dictionary-encoded: comparison, case folding and
+regular expressions run once for each distinct text, not for each token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kind = Literal["number", "text", "bool"]
 
 @dataclass(frozen=True)
 class Field:
-    """A name that may follow ``query.``, ``key.`` or ``example.``."""
+    """A field of ``query.``, ``key.`` or ``example.``."""
 
     name: str
     kind: Kind
@@ -55,7 +55,7 @@ TOKEN_FIELDS: dict[str, Field] = {
     )
 }
 FROM_TEXTS = frozenset({"word_text", "expansion_start", "expansion_stop"})
-"""Fields that are read off the words' texts."""
+"""Fields that are computed from the texts of the words."""
 EXAMPLE_FIELDS: dict[str, Field] = {
     field.name: field
     for field in (
@@ -67,10 +67,10 @@ EXAMPLE_FIELDS: dict[str, Field] = {
 
 @dataclass(frozen=True)
 class Values:
-    """One value a token (or pair, or a single one), with its kind.
+    """One value for each token or pair, or a single value, with its kind.
 
-    `data` are numbers (int64 or float64), truth values, or codes into `texts`. `missing` marks rows without a value
-    (None: there are none); truth values are never missing, they are false.
+    `data` holds numbers (int64 or float64), truth values, or codes into `texts`. `missing` marks rows without a value;
+    None if every row has one. Truth values are never missing: they are False instead.
     """
 
     kind: Kind
@@ -79,19 +79,19 @@ class Values:
     texts: tuple[str, ...] = ()
 
     def take(self, rows: np.ndarray) -> Values:
-        """Rows by index."""
+        """Select rows by index."""
         return Values(self.kind, self.data[rows], None if self.missing is None else self.missing[rows], self.texts)
 
 
 def column_kind(column: Column) -> Kind:
-    """Kind of the values of an annotation column."""
+    """Return the kind of the values of an annotation column."""
     return "text" if column.is_text else "number"
 
 
 def column_values(column: Column, kind: Kind | None = None) -> Values:
-    """Values of an annotation column; code or number -1, NaN and infinities are missing.
+    """Read an annotation column; code or number -1, NaN and infinities are missing.
 
-    A column that other segments hold as text (`kind`) is read as text.
+    If other segments hold the column as text (`kind`), numbers are converted to text.
     """
     if column.values is None and kind == "text":
         numbers = column_values(column)
@@ -106,7 +106,7 @@ def column_values(column: Column, kind: Kind | None = None) -> Values:
 
 
 def word_field_names(columns: Mapping[str, Column]) -> dict[str, str]:
-    """Map field names to word columns: a column called like a token field is reached as ``word_NAME``."""
+    """Map field names to word columns. A column with the name of a token field gets the field name ``word_NAME``."""
     names = {}
     for name in columns:
         names[f"word_{name}" if name in TOKEN_FIELDS else name] = name
@@ -115,26 +115,28 @@ def word_field_names(columns: Mapping[str, Column]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts that the words of a sequence lie in: one an example, and the second ones of pairs."""
+    """Texts of the examples that the words of a sequence belong to, and the second texts of pairs."""
 
     first: Sequence[str]
     second: Sequence[str] | None = None
 
 
 class TokenFields:
-    """The fields of one token sequence, computed when first asked for.
+    """The fields of one token sequence, computed on first use.
 
     Parameters
     ----------
     table
         The tokens.
     texts
-        Needed for `FROM_TEXTS` only; without it a word's text is put together from its tokens.
+        Texts for the fields in `FROM_TEXTS`. Without them the text of a word is joined from its tokens.
     """
 
     def __init__(self, table: TokenTable, texts: Texts | None = None) -> None:
         if texts is not None and len(texts.first) != table.n_examples:
-            raise ShapeError(f"{len(texts.first)} texts for {table.n_examples} examples; expected one each")
+            raise ShapeError(
+                f"{len(texts.first)} texts for {table.n_examples} examples; expected one text for each example"
+            )
         self.table, self.texts = table, texts
         self.position: Int64[np.ndarray, "token"] = table.position.astype(np.int64)
         self.example: Int64[np.ndarray, "token"] = np.repeat(np.arange(table.n_examples), table.n_tokens)
@@ -142,27 +144,27 @@ class TokenFields:
         self._words = word_field_names(table.word_columns)
 
     def values(self, name: str, steps: tuple[Step, ...] = (), kind: Kind | None = None) -> Values:
-        """Compute one value a token; `kind` is what the store's vocabulary says of an annotation column."""
-        found = self._fields.get(name)
-        if found is None:
-            found = self._fields[name] = self._compute(name, kind)
+        """Return one value for each token. `kind` is the kind of an annotation column in the store's vocabulary."""
+        values = self._fields.get(name)
+        if values is None:
+            values = self._fields[name] = self._compute(name, kind)
         if not steps:
-            return found
-        at, inside = self._step(steps)
-        shifted = found.take(at)
-        if found.kind == "bool":
+            return values
+        index, inside = self._step(steps)
+        shifted = values.take(index)
+        if values.kind == "bool":
             return Values("bool", shifted.data & inside)
         return Values(
-            found.kind, shifted.data, ~inside if shifted.missing is None else ~inside | shifted.missing, found.texts
+            values.kind, shifted.data, ~inside if shifted.missing is None else ~inside | shifted.missing, values.texts
         )
 
     def _step(self, steps: tuple[Step, ...]) -> tuple[Int64[np.ndarray, "token"], Bool[np.ndarray, "token"]]:
-        """Index of the token that `steps` lead to, and whether it is still in the example."""
+        """Return the index of the token that `steps` lead to, and True if that token is in the example."""
         moves = [-1 if step == "previous" else 1 for step in steps]
-        reached = np.cumsum([0, *moves])
+        offset = np.cumsum([0, *moves])
         last = self.table.n_tokens[self.example] - 1
-        inside = (self.position + reached.min() >= 0) & (self.position + reached.max() <= last)
-        return np.where(inside, np.arange(len(self.table)) + reached[-1], 0), inside
+        inside = (self.position + offset.min() >= 0) & (self.position + offset.max() <= last)
+        return np.where(inside, np.arange(len(self.table)) + offset[-1], 0), inside
 
     def _compute(self, name: str, kind: Kind | None) -> Values:
         table = self.table
@@ -190,8 +192,7 @@ class TokenFields:
             case "word_text":
                 return self._of_words(self._word_texts)
             case "expansion_start" | "expansion_stop":
-                found = self._expansions[name == "expansion_stop"]
-                return self._of_words(Column(found))
+                return self._of_words(Column(self._expansions[name == "expansion_stop"]))
         if name in table.columns:
             return column_values(table.columns[name], kind)
         if name in self._words:
@@ -201,13 +202,13 @@ class TokenFields:
 
     @cached_property
     def _word_row(self) -> Int64[np.ndarray, "token"]:
-        """Row of each token's word in the word columns, -1 without one."""
+        """Row of each token's word in the word columns; -1 for a token without a word."""
         word = self.table.word.astype(np.int64)
         n_words = np.diff(self.table.word_offset)[self.example]
         if (word >= n_words).any():
             token = int(np.flatnonzero(word >= n_words)[0])
             raise FormatError(
-                f"token {token} is said to belong to word {word[token]} of an example of {n_words[token]} words; "
+                f"token {token} belongs to word {word[token]} of an example with {n_words[token]} words; "
                 "expected a smaller number. Verify the store."
             )
         return np.where(word >= 0, self.table.word_offset[self.example] + word, -1)

@@ -1,7 +1,7 @@
-"""The syntax tree of a pattern: immutable nodes that know where they were written, and their canonical text.
+"""The syntax tree of a pattern: immutable nodes with their source spans, and their canonical text.
 
-`to_text` writes the fewest parentheses that read back as the same tree, so two spellings of one pattern have one
-canonical text: it is what URLs, caches and results carry.
+`to_text` writes the fewest parentheses that parse to the same tree, so two spellings of one pattern have one canonical
+text. URLs, caches and results use it.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """Base of all nodes; two nodes are equal wherever they stand."""
+    """Base of all nodes. The span does not take part in equality."""
 
     span: Span = field(default=Span(0, 0), compare=False)
     below: ClassVar[tuple[str, ...]] = ()
-    """Which attributes hold the nodes below."""
+    """Names of the attributes that hold child nodes."""
 
     @property
     def children(self) -> tuple[Node, ...]:
-        """The nodes right below this one."""
-        found: list[Node] = []
+        """The direct child nodes."""
+        nodes: list[Node] = []
         for name in self.below:
             value = getattr(self, name)
-            found.extend(value if isinstance(value, tuple) else (value,))
-        return tuple(found)
+            nodes.extend(value if isinstance(value, tuple) else (value,))
+        return tuple(nodes)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Constant(Node):
 
 @dataclass(frozen=True)
 class Reference(Node):
-    """``query.text``, ``key.previous.id``, ``example.topic``; `steps` lead to a neighbouring token."""
+    """A field: ``query.text``, ``key.previous.id``, ``example.topic``. `steps` lead to a neighbouring token."""
 
     side: Side
     name: str
@@ -72,12 +72,12 @@ class Reference(Node):
 
 Scalar = int | float | str | bool
 Value = Scalar | tuple[Scalar, ...]
-"""Of a parameter: a constant, or the constants of a set."""
+"""Value of a parameter: a constant, or the constants of a set."""
 
 
 @dataclass(frozen=True)
 class Named(Node):
-    """A named pattern; in `body` its parameters are filled in, `arguments` are those that were written."""
+    """A named pattern. `body` is its expression with all parameters replaced, `arguments` those in the source text."""
 
     name: str
     body: Node
@@ -105,7 +105,7 @@ class Arithmetic(Node):
 
 @dataclass(frozen=True)
 class Compare(Node):
-    """A chain ``a < b <= c``: every neighbouring pair must hold."""
+    """A chain ``a < b <= c``: every comparison of two neighbours must hold."""
 
     operands: tuple[Node, ...]
     operators: tuple[str, ...]
@@ -124,7 +124,7 @@ class Member(Node):
 
 @dataclass(frozen=True)
 class Matches(Node):
-    """``x matches "regex"`` or ``x not matches "regex"``; `regex` is as written between the quotes."""
+    """``x matches "regex"`` or ``x not matches "regex"``; `regex` is the source text between the quotes."""
 
     operand: Node
     regex: str
@@ -142,7 +142,7 @@ class Not(Node):
 
 @dataclass(frozen=True)
 class Junction(Node):
-    """``a and b and c`` or ``a or b or c``; never directly inside another junction of its operator."""
+    """``a and b and c`` or ``a or b or c``. An operand is never a junction with the same operator."""
 
     operator: Literal["and", "or"]
     operands: tuple[Node, ...]
@@ -150,7 +150,7 @@ class Junction(Node):
 
 
 def junction(operator: Literal["and", "or"], operands: list[Node], span: Span) -> Node:
-    """Join operands, taking apart junctions of the same operator; one operand stays itself."""
+    """Join operands and flatten junctions with the same operator; a single operand is returned unchanged."""
     flat: list[Node] = []
     for operand in operands:
         same = isinstance(operand, Junction) and operand.operator == operator
@@ -166,22 +166,22 @@ def walk(node: Node) -> Iterator[Node]:
 
 
 def outside_limits(node: Node, max_depth: int, max_nodes: int) -> Node | None:
-    """Find a node below `max_depth` levels or beyond the first `max_nodes`, without recursion; None if there is none."""
-    level, n_nodes = [node], 1
+    """Find a node deeper than `max_depth` or beyond the first `max_nodes`, without recursion; None if there is none."""
+    generation, n_nodes = [node], 1
     for _ in range(max_depth):
-        level = [child for parent in level for child in parent.children]
-        n_nodes += len(level)
-        if not level:
+        generation = [child for parent in generation for child in parent.children]
+        n_nodes += len(generation)
+        if not generation:
             return None
         if n_nodes > max_nodes:
             break
-    return level[0]
+    return generation[0]
 
 
 _OR, _AND, _NOT, _COMPARE, _SUM, _PRODUCT, _MINUS, _ATOM = range(8)
 
 
-def _level(node: Node) -> int:
+def _precedence(node: Node) -> int:
     match node:
         case Junction(operator=operator):
             return _OR if operator == "or" else _AND
@@ -197,10 +197,10 @@ def _level(node: Node) -> int:
             return _ATOM
 
 
-def to_text(node: Node, level: int = _OR) -> str:
-    """Canonical text of `node`, in parentheses where it binds weaker than `level`."""
+def to_text(node: Node, precedence: int = _OR) -> str:
+    """Return the canonical text of `node`, in parentheses if it binds weaker than `precedence`."""
     text = _text(node)
-    return f"({text})" if _level(node) < level else text
+    return f"({text})" if _precedence(node) < precedence else text
 
 
 def _text(node: Node) -> str:
@@ -211,36 +211,36 @@ def _text(node: Node) -> str:
             dotted = name.isidentifier() and name not in KEYWORDS and name not in STEPS
             return ".".join((side, *steps)) + (f".{name}" if dotted else f"[{quote(name)}]")
         case Named(name=name, arguments=arguments):
-            written = ", ".join(f"{parameter}={value_text(value)}" for parameter, value in arguments)
-            return f"{name}({written})" if written else name
+            argument_text = ", ".join(f"{parameter}={value_text(value)}" for parameter, value in arguments)
+            return f"{name}({argument_text})" if argument_text else name
         case Negate(operand=operand):
             return "-" + to_text(operand, _MINUS)
         case Arithmetic(operator=operator, left=left, right=right):
-            level = _level(node)
-            return f"{to_text(left, level)} {operator} {to_text(right, level + 1)}"
+            precedence = _precedence(node)
+            return f"{to_text(left, precedence)} {operator} {to_text(right, precedence + 1)}"
         case Compare(operands=operands, operators=operators):
-            rest = (f" {o} {to_text(x, _SUM)}" for o, x in zip(operators, operands[1:], strict=True))
-            return to_text(operands[0], _SUM) + "".join(rest)
+            links = (f" {o} {to_text(x, _SUM)}" for o, x in zip(operators, operands[1:], strict=True))
+            return to_text(operands[0], _SUM) + "".join(links)
         case Member(operand=operand, values=values, negated=negated):
-            listed = value_text(tuple(constant.value for constant in values))
-            return f"{to_text(operand, _SUM)} {'not ' * negated}in {listed}"
+            members = value_text(tuple(constant.value for constant in values))
+            return f"{to_text(operand, _SUM)} {'not ' * negated}in {members}"
         case Matches(operand=operand, regex=regex, negated=negated):
             return f"{to_text(operand, _SUM)} {'not ' * negated}matches {quote_regex(regex)}"
         case Not(operand=operand):
             return "not " + to_text(operand, _NOT)
         case Junction(operator=operator, operands=operands):
-            return f" {operator} ".join(to_text(operand, _level(node) + 1) for operand in operands)
+            return f" {operator} ".join(to_text(operand, _precedence(node) + 1) for operand in operands)
         case _:
             raise AssertionError(f"unknown node {type(node).__name__}")
 
 
 def value_text(value: Value) -> str:
-    """A constant, or a set of them, as it is written in an expression."""
+    """Return a constant, or a set of constants, in the syntax of an expression."""
     return "{" + ", ".join(map(_constant, value)) + "}" if isinstance(value, tuple) else _constant(value)
 
 
 def expanded(node: Node) -> Node:
-    """The same condition without names: the bodies of named patterns stand in their place."""
+    """Return the same condition with named patterns replaced by their bodies."""
     if isinstance(node, Named):
         return expanded(node.body)
     if isinstance(node, Junction):
@@ -261,6 +261,6 @@ def _constant(value: Scalar) -> str:
 
 
 def quote_regex(regex: str) -> str:
-    """Put quotes around a regular expression, whose backslashes stay as they are."""
+    """Put quotes around a regular expression; its backslashes are not escaped."""
     bare = regex.replace("\\\\", "").replace('\\"', "")
     return f"'{regex}'" if '"' in bare else f'"{regex}"'

@@ -1,6 +1,6 @@
-"""Which fields and columns a store's expressions may name, and the check of a tree against them.
+"""The vocabulary of a store: the fields and columns that expressions may use, and the check of a tree against it.
 
-Checking finds every unknown name and every comparison of unlike things before any data is read, and points at it.
+The check finds unknown names and comparisons of different kinds before any data is read. Its errors point at them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Vocabulary:
     def of(
         query: Iterable[TokenTable], key: Iterable[TokenTable], columns: Iterable[Mapping[str, Column]] = ()
     ) -> Vocabulary:
-        """Collect the fields of a site over all segments: its query side, its key side, and the examples' columns."""
+        """Collect the fields of a site over all segments: query side, key side, and columns of the examples."""
         example: dict[str, Field] = {}
         for segment in columns:
             for name, column in segment.items():
@@ -53,14 +53,14 @@ class Vocabulary:
         return Vocabulary(_token_fields(query), _token_fields(key), {**example, **EXAMPLE_FIELDS})
 
     def side(self, side: Side) -> Mapping[str, Field]:
-        """Fields of ``query``, ``key`` or ``example``."""
+        """Return the fields of ``query``, ``key`` or ``example``."""
         return {"query": self.query, "key": self.key, "example": self.example}[side]
 
 
 def _add(fields: dict[str, Field], field: Field) -> None:
-    """Add a column; one that is text in any segment is text in all."""
-    known = fields.get(field.name)
-    if known is None or known.kind != "text":
+    """Add a column. A column that is text in any segment is text in all."""
+    previous = fields.get(field.name)
+    if previous is None or previous.kind != "text":
         fields[field.name] = field
 
 
@@ -74,29 +74,31 @@ def _token_fields(tables: Iterable[TokenTable]) -> dict[str, Field]:
             _add(fields, Field(field, column_kind(table.word_columns[name]), "annotation of the token's word"))
     if "head" in fields:
         fields["head"] = Field(
-            "head", fields["head"].kind, "the word that the token's word depends on; missing at the root"
+            "head",
+            fields["head"].kind,
+            "the governor of the token's word: the word that it depends on; missing at the root",
         )
     return fields
 
 
 class Checker:
-    """Finds the kind of every part of an expression."""
+    """Type checker of an expression."""
 
     def __init__(self, expression: str, vocabulary: Vocabulary) -> None:
         self.expression, self.vocabulary = expression, vocabulary
 
-    def wrong(self, message: str, node: Node, suggestions: tuple[str, ...] = ()) -> PatternError:
-        """Make the error that points at `node`."""
+    def error_at(self, message: str, node: Node, suggestions: tuple[str, ...] = ()) -> PatternError:
+        """Create the error that points at `node`."""
         return error(message, self.expression, node.span.start, node.span.stop, suggestions)
 
     def expect(self, node: Node, expected: Kind, why: str) -> None:
-        """Check that `node` has the kind that `why` needs."""
+        """Check that `node` has the expected kind; `why` ends the error message."""
         kind: Kind = self.kind(node)
         if kind != expected:
-            raise self.wrong(f"{to_text(node)} is {KIND_NAMES[kind]}; expected {KIND_NAMES[expected]} {why}", node)
+            raise self.error_at(f"{to_text(node)} is {KIND_NAMES[kind]}; expected {KIND_NAMES[expected]} {why}", node)
 
     def kind(self, node: Node) -> Kind:
-        """Check `node` and everything below it."""
+        """Check `node` and its children, and return its kind."""
         match node:
             case Constant(value=value):
                 return "bool" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
@@ -122,7 +124,7 @@ class Checker:
                 try:
                     compile_regex(regex)
                 except ValueError as cause:
-                    raise self.wrong(str(cause), node) from cause
+                    raise self.error_at(str(cause), node) from cause
             case Not(operand=operand):
                 self.expect(operand, "bool", "after not")
             case Junction(operator=operator, operands=operands):
@@ -136,9 +138,9 @@ class Checker:
         if field is not None:
             return field.kind
         close, ordered = nearest(node.name, list(fields))
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise self.wrong(
-            f"{node.side} has no field {node.name!r}; {meant}Known: {', '.join(ordered)}", node, tuple(close)
+        suggestion = f"did you mean {close[0]}? " if close else ""
+        raise self.error_at(
+            f"{node.side} has no field {node.name!r}; {suggestion}Known: {', '.join(ordered)}", node, tuple(close)
         )
 
     def _named(self, node: Node, name: str, body: Node) -> None:
@@ -146,20 +148,20 @@ class Checker:
         try:
             Checker(text, self.vocabulary).expect(body, "bool", "of a pattern")
         except PatternError as cause:
-            raise self.wrong(f"{name} ({text}) cannot be asked of this store: {cause}", node) from cause
+            raise self.error_at(f"{name} ({text}) does not fit this store: {cause}", node) from cause
 
     def _compare(self, node: Compare) -> None:
         kinds: list[Kind] = [self.kind(operand) for operand in node.operands]
         for index, operator in enumerate(node.operators):
             left, right = node.operands[index : index + 2]
             if kinds[index] != kinds[index + 1]:
-                raise self.wrong(
+                raise self.error_at(
                     f"{to_text(left)} is {KIND_NAMES[kinds[index]]} and {to_text(right)} is "
-                    f"{KIND_NAMES[kinds[index + 1]]}; {operator} compares things of one kind",
+                    f"{KIND_NAMES[kinds[index + 1]]}; {operator} compares values of one kind",
                     node,
                 )
             if operator not in ("==", "!=") and kinds[index] != "number":
-                raise self.wrong(
+                raise self.error_at(
                     f"{operator} compares numbers; {to_text(left)} is {KIND_NAMES[kinds[index]]} (use == or !=)", node
                 )
 
@@ -170,6 +172,6 @@ def check(node: Node, expression: str, vocabulary: Vocabulary) -> None:
     Raises
     ------
     PatternError
-        An unknown field, a wrong kind, a regular expression that cannot be read.
+        A field is unknown, a kind is wrong, or a regular expression cannot be read.
     """
     Checker(expression, vocabulary).expect(node, "bool", "of a pattern (compare it with something)")

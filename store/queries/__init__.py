@@ -1,1 +1,1 @@
-"""Questions to a corpus: scan, score, evidence, relations, minimal pairs."""
+"""Queries of a store: pattern search, query by example, relations, minimal pairs, dimensions, similar heads."""

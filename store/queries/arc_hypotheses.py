@@ -1,14 +1,14 @@
-"""From arcs marked in examples to patterns that hold for all of them, the likeliest first.
+"""Hypotheses: patterns that hold for all arcs marked in examples, the likeliest first.
 
-A hypothesis joins at most three conditions: how the two tokens are related (a named pattern, a fixed distance in tokens or
-words, a word that an annotation points at, the same text or annotation), what the query token is, and what the key token
-is. It must hold for every arc. Hypotheses are ranked by the bits that it takes to write them down and then to point out
-each arc among the pairs of its example that match:
+A hypothesis joins at most three conditions: one on the relation of the two tokens (a named pattern, a fixed distance in
+tokens or words, a word that an annotation points at, the same text or annotation), one on the query token, and one on
+the key token. It holds for every arc. Hypotheses are ranked by their description length, the bits that encode the
+conditions and then each arc among the matching pairs of its example:
 
     bits = bits of the conditions + Σ_arcs log₂(matching pairs in the arc's example)
 
-so one arc is best told by something simple, many arcs by what they have in common, and a rare word costs as much as it
-narrows down. (This is minimum description length; the second term is the "size principle" of Tenenbaum 1999.)
+One arc is described best by a simple condition, many arcs by what they have in common. A rare word costs as many bits
+as it saves. This is minimum description length; the second term is the "size principle" of Tenenbaum 1999.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from ..schema.traces import Site
 
 MAX_ARCS = 64
 MAX_VALUES = 3
-"""So many different texts or annotations at the arcs' ends make a set if there are two arcs or more for each; else they are
-no class, but a list of what was marked."""
-_MAX_PAIRS = 1 << 21  # matches of a relation in one example; what has more says little
+"""Largest number of different texts or annotations at the ends of the arcs that form a condition. Each needs at least
+two arcs; otherwise the set would only list the marked tokens."""
+_MAX_PAIRS = 1 << 21  # largest number of matches of a relation in one example; a relation with more is too unspecific
 _TOKEN_CLASSES = (
     '{side}.text matches "^[[:punct:]]+$"',
     '{side}.text matches "^[0-9.,]*[0-9]$"',
@@ -49,7 +49,7 @@ _ARC = re.compile(r"(?:(?P<example>.+):)?(?P<query>[0-9]{1,9})>(?P<key>[0-9]{1,9
 
 
 class Arc(NamedTuple):
-    """From a query position to a key position of an example (its number)."""
+    """An arc from a query position to a key position of an example, which is given by its number."""
 
     example: int
     query: int
@@ -63,7 +63,7 @@ class Hypothesis:
     expression: str
     bits: float
     n_matches: int
-    """Pairs of the marked examples that it matches, the arcs among them."""
+    """Number of pairs of the marked examples that it matches, including the arcs."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,20 @@ class _Condition:
     bits: float
 
 
-def parse_arcs(store: Snapshot, written: str | Iterable[str]) -> list[Arc]:
-    """Read ``12:5>2 7>4``: example (number or id), query position, key position; the example holds for what follows.
+def parse_arcs(store: Snapshot, text: str | Iterable[str]) -> list[Arc]:
+    """Parse ``12:5>2 7>4``: example (number or id), query position, key position. Later arcs may omit the example.
 
     Raises
     ------
     ConfigError
-        Something else is written.
+        The text is not a list of arcs, or it has too many.
     NotFoundError
-        There is no such example.
+        An example does not exist.
     """
     arcs: list[Arc] = []
     number: int | None = None
-    words = written.replace(",", " ").split() if isinstance(written, str) else [w for part in written for w in part.replace(",", " ").split()]  # fmt: skip
+    parts = [text] if isinstance(text, str) else text
+    words = [word for part in parts for word in part.replace(",", " ").split()]
     for word in words:
         match = _ARC.fullmatch(word)
         if match is None and ">" not in word:
@@ -92,7 +93,7 @@ def parse_arcs(store: Snapshot, written: str | Iterable[str]) -> list[Arc]:
             continue
         if match is None or (match["example"] is None and number is None):
             raise ConfigError(
-                f"{word!r} is no arc; expected EXAMPLE:QUERY>KEY such as 12:5>2, two positions of tokens of example 12"
+                f"{word!r} is not an arc; expected EXAMPLE:QUERY>KEY such as 12:5>2, two token positions of example 12"
             )
         if match["example"] is not None:
             number = _example(store, match["example"])
@@ -110,17 +111,17 @@ def _example(store: Snapshot, name: str) -> int:
 
 
 def check_arcs(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> None:
-    """Check that each arc lies in its example, and that the site lets it be.
+    """Check that the positions of each arc exist and that the site makes the key visible.
 
     Raises
     ------
     NotFoundError
         A position is outside its example.
     ConfigError
-        There is none, or a causal site hides the key.
+        There are no arcs, or a causal site hides the key.
     """
     if not arcs:
-        raise ConfigError("no arc; expected at least one, such as 12:5>2")
+        raise ConfigError("there are no arcs; expected at least one, such as 12:5>2")
     for arc in arcs:
         example = store.examples[arc.example]
         for name, position, sequence in (
@@ -132,8 +133,8 @@ def check_arcs(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> None:
                 raise NotFoundError(f"example {arc.example} has no {name} position {position}; it has 0:{n}")
         if site.causal and arc.key > arc.query:
             raise ConfigError(
-                f"{arc.example}:{arc.query}>{arc.key}: at site {site.name} no token sees what comes after it; "
-                "expected a key position that is not after the query's"
+                f"{arc.example}:{arc.query}>{arc.key}: at the causal site {site.name} no query sees later keys; "
+                "expected a key position that is not after the query position"
             )
 
 
@@ -144,34 +145,36 @@ def hypotheses(
     arcs: Sequence[Arc],
     library: Mapping[str, LibraryPattern] = LIBRARY,
 ) -> list[Hypothesis]:
-    """Expressions that hold for every arc, the fewest bits first; reads tokens of the marked examples alone."""
-    marked = [_Marked.of(store, site, number, arcs) for number in dict.fromkeys(arc.example for arc in arcs)]
-    view = _View(store, site, vocabulary, library, marked)
-    relations = [_Relation(c, pairs) for c in view.relations() if (pairs := view.pairs(c.text)) is not None]
-    at_query = [(c, view.tokens(c.text, "query")) for c in view.ends("query")]
-    at_key = [(c, view.tokens(c.text, "key")) for c in view.ends("key")]
-    found: dict[str, Hypothesis] = {}
+    """List the expressions that hold for every arc, fewest bits first. Only tokens of the marked examples are read."""
+    examples = [_MarkedExample.of(store, site, number, arcs) for number in dict.fromkeys(arc.example for arc in arcs)]
+    marked = _MarkedExamples(store, site, vocabulary, library, examples)
+    relations = [
+        _Relation(c, pairs) for c in marked.relation_conditions() if (pairs := marked.pairs(c.text)) is not None
+    ]
+    query_conditions = [(c, marked.tokens(c.text, "query")) for c in marked.end_conditions("query")]
+    key_conditions = [(c, marked.tokens(c.text, "key")) for c in marked.end_conditions("key")]
+    by_text: dict[str, Hypothesis] = {}
     for relation in (None, *relations):
-        for query in (None, *at_query):
-            for key in (None, *at_key):
+        for query in (None, *query_conditions):
+            for key in (None, *key_conditions):
                 if relation is None and key is None:
-                    continue  # what the query is says nothing about where it looks
-                parts = [p for p in (relation and relation.condition, query and query[0], key and key[0]) if p]
-                counts = view.count(relation, query and query[1], key and key[1])
-                # A condition that takes no pair away says nothing of these arcs.
-                if query and counts == view.count(relation, None, key and key[1]):
+                    continue  # a condition on the query alone does not restrict the key
+                conditions = [c for c in (relation and relation.condition, query and query[0], key and key[0]) if c]
+                counts = marked.count(relation, query and query[1], key and key[1])
+                # A condition that removes no pair is superfluous.
+                if query and counts == marked.count(relation, None, key and key[1]):
                     continue
-                if key and relation and counts == view.count(relation, query and query[1], None):
+                if key and relation and counts == marked.count(relation, query and query[1], None):
                     continue
-                bits = sum(part.bits for part in parts)
-                bits += sum(len(m.query) * math.log2(n) for m, n in zip(marked, counts, strict=True))
-                text = " and ".join(part.text for part in parts)
-                found[text] = Hypothesis(text, bits, sum(counts))
-    return sorted(found.values(), key=lambda h: (h.bits, len(h.expression)))
+                bits = sum(condition.bits for condition in conditions)
+                bits += sum(len(m.query) * math.log2(n) for m, n in zip(examples, counts, strict=True))
+                text = " and ".join(condition.text for condition in conditions)
+                by_text[text] = Hypothesis(text, bits, sum(counts))
+    return sorted(by_text.values(), key=lambda h: (h.bits, len(h.expression)))
 
 
 @dataclass(frozen=True)
-class _Marked:
+class _MarkedExample:
     """One example with its arcs."""
 
     number: int
@@ -181,15 +184,17 @@ class _Marked:
     key: Int64[np.ndarray, "arc"]
 
     @staticmethod
-    def of(store: Snapshot, site: Site, number: int, arcs: Sequence[Arc]) -> _Marked:
+    def of(store: Snapshot, site: Site, number: int, arcs: Sequence[Arc]) -> _MarkedExample:
         example = store.examples[number]
-        here = [arc for arc in arcs if arc.example == number]
-        query, key = np.array([a.query for a in here], np.int64), np.array([a.key for a in here], np.int64)
-        return _Marked(number, example.tokens(site.query_sequence), example.tokens(site.key_sequence), query, key)
+        own_arcs = [arc for arc in arcs if arc.example == number]
+        query, key = np.array([a.query for a in own_arcs], np.int64), np.array([a.key for a in own_arcs], np.int64)
+        return _MarkedExample(
+            number, example.tokens(site.query_sequence), example.tokens(site.key_sequence), query, key
+        )
 
     @property
     def words(self) -> tuple[Int64[np.ndarray, "arc"], Int64[np.ndarray, "arc"]]:
-        """The words at the arcs' ends; -1 for a special token."""
+        """Words at the ends of the arcs; -1 for a special token."""
         return self.queries.word[self.query].astype(np.int64), self.keys.word[self.key].astype(np.int64)
 
 
@@ -197,11 +202,11 @@ class _Marked:
 class _Relation:
     condition: _Condition
     pairs: list[tuple[np.ndarray, np.ndarray]]
-    """Query and key positions of its matches, one entry a marked example."""
+    """Query and key positions of its matches, one entry for each marked example."""
 
 
-class _View:
-    """The marked examples, and what may be said of them."""
+class _MarkedExamples:
+    """The marked examples, and the conditions that hold for their arcs."""
 
     def __init__(
         self,
@@ -209,29 +214,29 @@ class _View:
         site: Site,
         vocabulary: Vocabulary,
         library: Mapping[str, LibraryPattern],
-        marked: Sequence[_Marked],
+        examples: Sequence[_MarkedExample],
     ) -> None:
-        self.store, self.site, self.vocabulary, self.library, self.marked = store, site, vocabulary, library, marked
+        self.store, self.site, self.vocabulary, self.library, self.examples = store, site, vocabulary, library, examples
         self.one_text = site.query_sequence == site.key_sequence
 
     def matchers(self, text: str) -> list[Matcher] | None:
-        """Of each marked example; None where the store cannot be asked this."""
+        """Create a matcher for each marked example; None if the expression does not fit the store."""
         try:
             pattern = Pattern.parse(text, self.library)
             pattern.check(self.vocabulary)
         except PatternError:
             return None
-        made = []
-        for m in self.marked:
+        matchers = []
+        for m in self.examples:
             segment = self.store.segment_of(m.number)
             row = m.number - segment.first_example
-            made.append(segment_matcher(segment, self.site, pattern, self.vocabulary, row))
-        return made
+            matchers.append(segment_matcher(segment, self.site, pattern, self.vocabulary, row))
+        return matchers
 
     def pairs(self, text: str) -> list[tuple[np.ndarray, np.ndarray]] | None:
-        """Positions of a relation's matches in each example; None where an arc is not among them, or they are too many."""
-        found = []
-        for m, matcher in zip(self.marked, self.matchers(text) or [], strict=False):
+        """Return the positions of a relation's matches in each example; None if it misses an arc or has too many."""
+        positions = []
+        for m, matcher in zip(self.examples, self.matchers(text) or [], strict=False):
             blocks, n_pairs = [], 0
             for matches in matcher:
                 blocks.append(matches)
@@ -242,32 +247,33 @@ class _View:
             if not blocks or not np.isin(pair, np.concatenate([b.pair for b in blocks])).all():
                 return None
             query, key = matcher.evaluator.query.position, matcher.evaluator.key.position
-            places = (np.concatenate([query[b.query] for b in blocks]), np.concatenate([key[b.key] for b in blocks]))
-            found.append(places)
-        return found or None
+            positions.append(
+                (np.concatenate([query[b.query] for b in blocks]), np.concatenate([key[b.key] for b in blocks]))
+            )
+        return positions or None
 
     def tokens(self, text: str, side: str) -> list[Bool[np.ndarray, "_token"]]:
-        """Which tokens of each example an end's condition holds for."""
+        """Return a mask of the tokens of each example for which the condition of one end holds."""
         matchers = self.matchers(text)
         assert matchers is not None, text
-        made = []
-        for m, matcher in zip(self.marked, matchers, strict=True):
+        masks = []
+        for m, matcher in zip(self.examples, matchers, strict=True):
             n = len(m.queries if side == "query" else m.keys)
             node = Pattern.parse(text, self.library).node
-            made.append(np.broadcast_to(matcher.evaluator.condition(node), (n,)))
-        return made
+            masks.append(np.broadcast_to(matcher.evaluator.condition(node), (n,)))
+        return masks
 
     def count(
         self,
         relation: _Relation | None,
-        at_query: list[Bool[np.ndarray, "_token"]] | None,
-        at_key: list[Bool[np.ndarray, "_token"]] | None,
+        query_masks: list[Bool[np.ndarray, "_token"]] | None,
+        key_masks: list[Bool[np.ndarray, "_token"]] | None,
     ) -> list[int]:
-        """Pairs of each example for which all three hold."""
+        """Count the pairs of each example for which all three conditions hold."""
         counts = []
-        for index, m in enumerate(self.marked):
-            rows = np.ones(len(m.queries), bool) if at_query is None else at_query[index]
-            keys = np.ones(len(m.keys), bool) if at_key is None else at_key[index]
+        for index, m in enumerate(self.examples):
+            rows = np.ones(len(m.queries), bool) if query_masks is None else query_masks[index]
+            keys = np.ones(len(m.keys), bool) if key_masks is None else key_masks[index]
             if relation is not None:
                 q, k = relation.pairs[index]
                 counts.append(int((rows[q] & keys[k]).sum()))
@@ -277,90 +283,101 @@ class _View:
                 counts.append(int(rows.sum()) * int(keys.sum()))
         return counts
 
-    def relations(self) -> list[_Condition]:
-        """How query and key may be related, as far as the arcs' positions and words allow."""
-        found = [*self._distances(), *self._named(), *self._shared(), *self._pointed()]
-        bits = math.log2(max(2, len(found)))
-        return [_Condition(c.text, c.bits + bits) for c in found]
+    def relation_conditions(self) -> list[_Condition]:
+        """List conditions on the relation of query and key that fit the positions and words of the arcs."""
+        conditions = [
+            *self._distance_conditions(),
+            *self._named_conditions(),
+            *self._equality_conditions(),
+            *self._pointer_conditions(),
+        ]
+        bits = math.log2(max(2, len(conditions)))
+        return [_Condition(c.text, c.bits + bits) for c in conditions]
 
-    def _distances(self) -> Iterator[_Condition]:
+    def _distance_conditions(self) -> Iterator[_Condition]:
         if not self.one_text:
             return
-        apart = np.concatenate([m.key - m.query for m in self.marked])
-        steps = set(apart.tolist())
+        distance = np.concatenate([m.key - m.query for m in self.examples])
+        steps = set(distance.tolist())
         if len(steps) == 1:
             yield _offset("position", steps.pop())
-        if (apart < 0).all():
+        if (distance < 0).all():
             yield _Condition("key.position < query.position", 0)
-        if (apart > 0).all():
+        if (distance > 0).all():
             yield _Condition("key.position > query.position", 0)
-        words = [m.words for m in self.marked]
+        words = [m.words for m in self.examples]
         if all((a >= 0).all() and (b >= 0).all() for a, b in words):
             steps = {step for a, b in words for step in (b - a).tolist()}
             if len(steps) == 1:
                 yield _offset("word", steps.pop())
 
-    def _named(self) -> Iterator[_Condition]:
+    def _named_conditions(self) -> Iterator[_Condition]:
         for name, pattern in self.library.items():
             if not pattern.parameters and name not in ("previous_token", "next_token", "self_token"):
                 yield _Condition(name, 0)
 
-    def _shared(self) -> Iterator[_Condition]:
+    def _equality_conditions(self) -> Iterator[_Condition]:
         yield _Condition("key.lower == query.lower and key.position != query.position", 0)
         for field in self._text_fields("query"):
             if field in self._text_fields("key"):
                 yield _Condition(f"key.{field} == query.{field} and key.word != query.word", 0)
 
-    def _pointed(self) -> Iterator[_Condition]:
+    def _pointer_conditions(self) -> Iterator[_Condition]:
         for field in _POINTERS:
             if field != "head" and field in self.vocabulary.query and field in self.vocabulary.key:
                 yield _Condition(f"key.word == query.{field}", 0)
                 yield _Condition(f"key.{field} == query.word", 0)
 
     def _text_fields(self, side: str) -> list[str]:
-        table = self.marked[0].queries if side == "query" else self.marked[0].keys
+        table = self.examples[0].queries if side == "query" else self.examples[0].keys
         return [
             field for field, name in word_field_names(table.word_columns).items() if table.word_columns[name].is_text
         ]
 
-    def ends(self, side: str) -> list[_Condition]:
-        """What the tokens at one end of all arcs have in common."""
-        found = [c for c in (*self._classes(side), *self._annotated(side), *self._spelled(side)) if c is not None]
-        bits = math.log2(max(2, len(found)))
-        return [_Condition(c.text, c.bits + bits) for c in found]
+    def end_conditions(self, side: str) -> list[_Condition]:
+        """List conditions that the tokens at one end of all arcs have in common."""
+        conditions = [
+            *self._class_conditions(side),
+            *(c for c in (*self._annotation_conditions(side), self._text_condition(side)) if c is not None),
+        ]
+        bits = math.log2(max(2, len(conditions)))
+        return [_Condition(c.text, c.bits + bits) for c in conditions]
 
-    def _classes(self, side: str) -> Iterator[_Condition]:
+    def _class_conditions(self, side: str) -> Iterator[_Condition]:
         for form in _TOKEN_CLASSES:
             text = form.format(side=side)
             holds = self.tokens(text, side)
-            places = [m.query if side == "query" else m.key for m in self.marked]
-            if all(truth[at].all() for truth, at in zip(holds, places, strict=True)):
+            ends = [m.query if side == "query" else m.key for m in self.examples]
+            if all(mask[positions].all() for mask, positions in zip(holds, ends, strict=True)):
                 yield _Condition(text, 1)
 
-    def _annotated(self, side: str) -> Iterator[_Condition | None]:
+    def _annotation_conditions(self, side: str) -> Iterator[_Condition | None]:
         for field in self._text_fields(side):
-            yield self._one_of(side, field, lambda m, f=field: self._column(m, side, f))
+            yield self._value_condition(side, field, lambda m, f=field: self._column(m, side, f))
 
-    def _column(self, marked: _Marked, side: str, field: str) -> tuple[Column, np.ndarray]:
-        """An annotation of words, and the rows at the arcs' ends."""
+    def _column(self, marked: _MarkedExample, side: str, field: str) -> tuple[Column, np.ndarray]:
+        """Return an annotation of words and its rows at the ends of the arcs."""
         table = marked.queries if side == "query" else marked.keys
         name = word_field_names(table.word_columns).get(field)
         column = table.word_columns[name] if name else Column.of_text([None] * int(table.word_offset[-1]))
         return column, marked.words[side == "key"]
 
-    def _spelled(self, side: str) -> Iterator[_Condition | None]:
-        def texts(m: _Marked) -> tuple[Column, np.ndarray]:
+    def _text_condition(self, side: str) -> _Condition | None:
+        def texts(m: _MarkedExample) -> tuple[Column, np.ndarray]:
             return (m.queries.columns["text"], m.query) if side == "query" else (m.keys.columns["text"], m.key)
 
-        yield self._one_of(side, "text", texts)
+        return self._value_condition(side, "text", texts)
 
-    def _one_of(
-        self, side: str, field: str, column_of: Callable[[_Marked], tuple[Column, np.ndarray]]
+    def _value_condition(
+        self, side: str, field: str, column_of: Callable[[_MarkedExample], tuple[Column, np.ndarray]]
     ) -> _Condition | None:
-        """The condition that a field has one of the values at the arcs' ends; None where they are too many or missing."""
+        """Return the condition that a field has one of the values at the ends of the arcs.
+
+        None if a value is missing or there are too many.
+        """
         values: dict[str, None] = {}
-        n_known = 2
-        for m in self.marked:
+        n_values = 2
+        for m in self.examples:
             column, rows = column_of(m)
             if column.values is None or (rows < 0).any():
                 return None
@@ -368,20 +385,20 @@ class _View:
             if (codes < 0).any():
                 return None
             values |= dict.fromkeys(column.values[code] for code in codes.tolist())
-            n_known = max(n_known, len(column.values))
-        n_arcs = sum(len(m.query) for m in self.marked)
+            n_values = max(n_values, len(column.values))
+        n_arcs = sum(len(m.query) for m in self.examples)
         if len(values) > MAX_VALUES or (len(values) > 1 and n_arcs < 2 * len(values)):
             return None
-        listed = tuple(values)
+        value_list = tuple(values)
         text = (
-            f"{side}.{field} == {value_text(listed[0])}"
-            if len(listed) == 1
-            else f"{side}.{field} in {value_text(listed)}"
+            f"{side}.{field} == {value_text(value_list[0])}"
+            if len(value_list) == 1
+            else f"{side}.{field} in {value_text(value_list)}"
         )
-        return _Condition(text, len(listed) * math.log2(n_known))
+        return _Condition(text, len(value_list) * math.log2(n_values))
 
 
 def _offset(field: str, step: int) -> _Condition:
-    """The condition that the key is `step` tokens or words away; the further, the more bits, and tokens before words."""
+    """Return the condition that the key is `step` tokens or words away. Long steps and steps in words cost more bits."""
     text = f"key.{field} == query.{field}" + (f" {'-' if step < 0 else '+'} {abs(step)}" if step else "")
     return _Condition(text, (3 if field == "word" else 1) + 2 * math.log2(abs(step) + 1))

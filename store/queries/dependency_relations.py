@@ -1,15 +1,16 @@
-"""The head × relation atlas: how often each head's strongest word is the other end of a dependency.
+"""The head × relation atlas: the accuracy with which the strongest word of each head is the governor of a dependent.
 
-For a dependent i of a treebank and the word-to-word attention A of its sentence (`words.py`), diagonal set to 0:
+For a dependent i of a treebank, the word-to-word attention A of its sentence (`word_attention.py`), with its diagonal
+set to 0, predicts the governor in two directions:
 
-- ``to_head``: the word that i looks at most, argmax_j A[i, j];
-- ``to_dependent``: the word that looks at i most, argmax_j A[j, i].
+- ``to_head``: the word that i attends to most, argmax_j A[i, j];
+- ``to_dependent``: the word that attends to i most, argmax_j A[j, i].
 
-The accuracy for a relation is the share of its dependents whose head that word is; of equal words the first is taken.
-Two baselines: a word drawn from the others that are visible, and the best fixed offset of −3…+2 words, chosen on the
-data it is scored on; where it points outside the sentence it is wrong (Clark's code moves it to the sentence's border,
-which on EWT dev gives obj 38.8 instead of 35.8 %). Definition and offsets are those of Clark et al. 2019, "What Does
-BERT Look At?", section 4; the root has no head and is left out.
+The accuracy for a relation is the share of its dependents whose governor is that word; the first of equal words counts.
+There are two baselines: a random visible word, and the best fixed offset of −3…+2 words, chosen on the data that it is
+scored on. An offset that points outside the sentence is wrong. (Clark's code moves it to the border of the sentence,
+which on EWT dev gives obj 38.8 instead of 35.8 %.) Definition and offsets are those of Clark et al. 2019, "What Does
+BERT Look At?", section 4. The root has no governor and is left out.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Direction = Literal["to_head", "to_dependent"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 OFFSETS = range(-3, 3)
 MINIMUM_DEPENDENTS = 30
-"""Relations with fewer are reported apart: the best of many heads on a handful of words says nothing."""
+"""Relations with fewer dependents are reported separately: the best of many heads on a few words is not informative."""
 COLUMNS = (
     "relation",
     "n",
@@ -54,37 +55,38 @@ _BLOCK_WEIGHTS = 6 << 20
 
 @dataclass(frozen=True)
 class Dependents:
-    """Every word of a store that has a head, and which heads of the model found it. Axis `dependent` is in text order."""
+    """Every word of a store that has a governor, and the heads that predict it. Axis `dependent` is in text order."""
 
     relation: Int64[np.ndarray, "dependent"]
     """Index into `names`."""
     names: tuple[str, ...]
     example: Int64[np.ndarray, "dependent"]
     chance: Float64[np.ndarray, "direction dependent"]
-    """Probability that a word drawn from the visible others is the head."""
-    at_offset: Bool[np.ndarray, "offset dependent"]
-    """Whether the word at each of `OFFSETS` is the head."""
-    right: Bool[np.ndarray, "layer head direction dependent"]
+    """Probability that a random word among the other visible words is the governor."""
+    offset_is_right: Bool[np.ndarray, "offset dependent"]
+    """True if the word at each of `OFFSETS` is the governor."""
+    head_is_right: Bool[np.ndarray, "layer head direction dependent"]
+    """True if the strongest word of each head is the governor."""
 
     def of(self, relation: str) -> Int64[np.ndarray, "dependent"]:
-        """Indices of the dependents of a relation."""
+        """Return the indices of the dependents of a relation."""
         if relation not in self.names:
             return np.empty(0, np.int64)
         return np.flatnonzero(self.relation == self.names.index(relation))
 
     def interval(
-        self, relation: str, right: Bool[np.ndarray, "*head dependent"], seed: int = 0
+        self, relation: str, head_is_right: Bool[np.ndarray, "*head dependent"], seed: int = 0
     ) -> tuple[Float[np.ndarray, "*head"], Float[np.ndarray, "*head"]]:
-        """95 % bootstrap interval over examples of the share of `right` among the dependents of a relation."""
+        """Compute the 95 % bootstrap interval over examples of the accuracy for a relation."""
         example = self.example[self.of(relation)]
         first = np.flatnonzero(np.concatenate([[True], example[1:] != example[:-1]]))
-        sums = np.add.reduceat(right, first, axis=-1, dtype=np.int64)
+        sums = np.add.reduceat(head_is_right, first, axis=-1, dtype=np.int64)
         return bootstrap_interval(sums, np.diff(np.append(first, len(example))), seed=seed)
 
 
 @dataclass(frozen=True)
 class RelationAtlas:
-    """Every head for every relation: heads chosen on `select`, everything reported from `score` (often the same)."""
+    """Every head for every relation. Heads are chosen on `select` and reported on `score`, which may be the same."""
 
     select: Dependents
     score: Dependents
@@ -93,41 +95,42 @@ class RelationAtlas:
 
     @cached_property
     def names(self) -> list[str]:
-        """Relations of the scored store, the most frequent first."""
+        """Relations of `score`, the most frequent first."""
         counts = np.bincount(self.score.relation, minlength=len(self.score.names))
         return [self.score.names[index] for index in np.argsort(-counts, kind="stable") if counts[index]]
 
     def accuracy(self, relation: str) -> Float64[np.ndarray, "layer head direction"]:
-        """Accuracy of every head on the scored store."""
-        return self.score.right[..., self.score.of(relation)].mean(axis=-1)
+        """Compute the accuracy of every head on `score`."""
+        return self.score.head_is_right[..., self.score.of(relation)].mean(axis=-1)
 
     def best(self, relation: str) -> tuple[int, int, int] | None:
-        """Layer, head, index of the direction chosen on the selecting store; None where it lacks the relation."""
-        chosen = self.select.of(relation)
-        if not len(chosen):
+        """Choose the best head on `select`: layer, head, index of direction; None if the relation does not occur."""
+        dependents = self.select.of(relation)
+        if not len(dependents):
             return None
-        accuracy = self.select.right[..., chosen].mean(axis=-1)
+        accuracy = self.select.head_is_right[..., dependents].mean(axis=-1)
         layer, head, direction = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
         return int(layer), int(head), int(direction)
 
     def table(self, *, every_head: bool = False) -> pd.DataFrame:
-        """One row a relation (its best head), or with `every_head` one a relation, head and direction.
+        """Return one row for each relation (its best head), or with `every_head` for each relation, head and direction.
 
         Columns: relation, n, layer, head, direction, accuracy, low, high (95 % interval), baseline (a random visible
-        word), offset_baseline, offset. Relations that the selecting store lacks have no best head and are left out.
+        word), offset_baseline, offset. Relations that do not occur in `select` have no best head and are left out.
         """
         rows = []
         for relation in self.names:
-            chosen = self.best(relation)
-            if chosen is None and not every_head:
+            best = self.best(relation)
+            if best is None and not every_head:
                 continue
             index = self.score.of(relation)
-            by_offset = self.score.at_offset[:, index].mean(axis=1)
-            offset = int(by_offset.argmax())
+            offset_accuracy = self.score.offset_is_right[:, index].mean(axis=1)
+            offset = int(offset_accuracy.argmax())
             chance = self.score.chance[:, index].mean(axis=1)
-            places = list(np.ndindex(self.score.right.shape[:3])) if chosen is None or every_head else [chosen]
-            right = np.stack([self.score.right[place][index] for place in places])  # [row, dependent]
-            low, high = self.score.interval(relation, right)
+            all_heads = np.ndindex(self.score.head_is_right.shape[:3])
+            heads = list(all_heads) if best is None or every_head else [best]
+            is_right = np.stack([self.score.head_is_right[head][index] for head in heads])  # [row, dependent]
+            low, high = self.score.interval(relation, is_right)
             rows += [
                 {
                     "relation": relation,
@@ -135,20 +138,20 @@ class RelationAtlas:
                     "layer": layer,
                     "head": head,
                     "direction": DIRECTIONS[direction],
-                    "accuracy": float(found.mean()),
+                    "accuracy": float(row_is_right.mean()),
                     "low": float(below),
                     "high": float(above),
                     "baseline": float(chance[direction]),
-                    "offset_baseline": float(by_offset[offset]),
+                    "offset_baseline": float(offset_accuracy[offset]),
                     "offset": OFFSETS[offset],
                 }
-                for (layer, head, direction), found, below, above in zip(places, right, low, high, strict=True)
+                for (layer, head, direction), row_is_right, below, above in zip(heads, is_right, low, high, strict=True)
             ]
         return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 
 
-def by_support(table: pd.DataFrame, minimum: int = MINIMUM_DEPENDENTS) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of a table whose relation has at least so many dependents, and the others."""
+def split_by_count(table: pd.DataFrame, minimum: int = MINIMUM_DEPENDENTS) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split a table into the rows of relations with at least `minimum` dependents, and the other rows."""
     enough = (table["n"] >= minimum).to_numpy()
     return table.take(np.flatnonzero(enough).tolist()), table.take(np.flatnonzero(~enough).tolist())
 
@@ -162,48 +165,50 @@ def relation_atlas(
     subtypes: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> RelationAtlas:
-    """Score every head for every dependency relation of a store whose words have a head and a relation.
+    """Score every head for every dependency relation of a store whose words have a governor and a relation.
 
     Parameters
     ----------
     score
-        Report on this store; heads are chosen on `select`.
+        Store to report on. Heads are chosen on `select`.
     merge
-        How tokens become words: ``"mean"`` of a query word's rows, or its ``"first"`` token's row.
+        How tokens are merged to words: the ``"mean"`` of a query word's rows, or the row of its ``"first"`` token.
     subtypes
-        Tell ``nsubj:pass`` from ``nsubj``.
+        Distinguish subtypes such as ``nsubj:pass`` from ``nsubj``.
     on_progress
         Called with examples done and planned.
 
     Raises
     ------
     NotFoundError
-        The stores have no dependencies, or kept no attention.
+        A store has no dependencies or no attention.
     ConfigError
-        The stores are of different models, or the site joins two texts.
+        The stores have different models, or the site joins two texts.
     """
     from .held_out import check_same_heads
 
-    found = select.site(site)
-    if found.query_sequence != found.key_sequence:
-        raise ConfigError(f"site {found.name} joins two texts; dependencies lie within one: expected another --site")
+    site_spec = select.site(site)
+    if site_spec.query_sequence != site_spec.key_sequence:
+        raise ConfigError(
+            f"site {site_spec.name} joins two texts; expected a site within one text. Choose another --site."
+        )
     stores = [select] if score is None else [select, score]
     if score is not None:
-        check_same_heads(select, score, found.name)
+        check_same_heads(select, score, site_spec.name)
     planned, done = sum(store.n_examples for store in stores), 0
-    scanned = []
+    dependents = []
     for store in stores:
-        parts = []
-        for part, n in _scan(store, found, merge, subtypes):
-            parts.append(part)
+        blocks = []
+        for block, n in _scan(store, site_spec, merge, subtypes):
+            blocks.append(block)
             done += n
             on_progress(done, planned)
-        scanned.append(_join(store, parts))
-    return RelationAtlas(scanned[0], scanned[-1], found, merge)
+        dependents.append(_join(store, blocks))
+    return RelationAtlas(dependents[0], dependents[-1], site_spec, merge)
 
 
 def _scan(store: Snapshot, site: Site, merge: Merge, subtypes: bool) -> Iterator[tuple[Dependents, int]]:
-    """Dependents of each block of examples, and how many examples it has."""
+    """Iterate over blocks of examples: their dependents and the number of examples."""
     for segment in store.segments:
         for examples in example_blocks(segment.pair_offset(site.name), _BLOCK_WEIGHTS // site.n_heads):
             yield _scan_block(segment, site, examples, merge, subtypes), len(examples)
@@ -211,7 +216,9 @@ def _scan(store: Snapshot, site: Site, merge: Merge, subtypes: bool) -> Iterator
 
 def _join(store: Snapshot, parts: Sequence[Dependents]) -> Dependents:
     if not sum(len(part.example) for part in parts):
-        raise NotFoundError(f"{store.location}: no word has a head and a relation; trace a corpus of kind 'conllu'.")
+        raise NotFoundError(
+            f"{store.location}: no word has a governor and a relation; trace a corpus of kind 'conllu'."
+        )
     index: dict[str, int] = {}
     relation = []
     for part in parts:
@@ -222,50 +229,61 @@ def _join(store: Snapshot, parts: Sequence[Dependents]) -> Dependents:
         tuple(index),
         np.concatenate([part.example for part in parts]),
         np.concatenate([part.chance for part in parts], axis=-1),
-        np.concatenate([part.at_offset for part in parts], axis=-1),
-        np.concatenate([part.right for part in parts], axis=-1),
+        np.concatenate([part.offset_is_right for part in parts], axis=-1),
+        np.concatenate([part.head_is_right for part in parts], axis=-1),
     )
 
 
 def _scan_block(segment: Segment, site: Site, examples: range, merge: Merge, subtypes: bool) -> Dependents:
     table = segment.tokens(site.query_sequence).examples(examples.start, examples.stop)
-    relation, head = _annotations(segment, table, subtypes)
+    relation, governor = _annotations(segment, table, subtypes)
     n_words = np.diff(table.word_offset).astype(np.int64)
     example = np.repeat(np.arange(len(n_words)), n_words)
     word = np.arange(len(example)) - table.word_offset[example]
-    head = head.astype(np.int64)
-    kept = np.flatnonzero((head >= 0) & (head < n_words[example]) & (head != word) & (relation.data >= 0))
-    word, head, example = word[kept], head[kept], example[kept]
+    governor = governor.astype(np.int64)
+    dependent = np.flatnonzero(
+        (governor >= 0) & (governor < n_words[example]) & (governor != word) & (relation.data >= 0)
+    )
+    word, governor, example = word[dependent], governor[dependent], example[dependent]
     last = n_words[example] - 1
-    at_offset = np.stack([word + offset == head for offset in OFFSETS])
+    offset_is_right = np.stack([word + offset == governor for offset in OFFSETS])
     plan = plan_segment(segment, site, examples, merge)
     square = SquareMaps.of(plan)
-    right = np.zeros((site.n_layers, site.n_heads, 2, len(kept)), dtype=bool)
+    head_is_right = np.zeros((site.n_layers, site.n_heads, 2, len(dependent)), dtype=bool)
     for layer in range(site.n_layers):
-        for of_head, weights in zip(right[layer], segment_word_attention(segment, site, layer, examples, plan), strict=True):  # fmt: skip
+        attention = segment_word_attention(segment, site, layer, examples, plan)
+        for is_right, weights in zip(head_is_right[layer], attention, strict=True):
             weights[square.diagonal] = 0
-            for direction, found in enumerate((plan.strongest(weights), plan.strongest(weights[square.transposed]))):
-                of_head[direction] = found[kept] == head
-    chance = np.stack([_chance(word, head, last, site.causal), _chance(last - word, last - head, last, site.causal)])
+            strongest_words = plan.strongest(weights), plan.strongest(weights[square.transposed])
+            for direction, strongest in enumerate(strongest_words):
+                is_right[direction] = strongest[dependent] == governor
+    chance = np.stack(
+        [_chance(word, governor, last, site.causal), _chance(last - word, last - governor, last, site.causal)]
+    )
     values = relation.values or ()
     return Dependents(
-        relation.data[kept].astype(np.int64), values, segment.first_example + examples.start + example, chance, at_offset, right
-    )  # fmt: skip
+        relation.data[dependent].astype(np.int64),
+        values,
+        segment.first_example + examples.start + example,
+        chance,
+        offset_is_right,
+        head_is_right,
+    )
 
 
 def _annotations(segment: Segment, table: TokenTable, subtypes: bool) -> tuple[Column, np.ndarray]:
     columns = table.word_columns
     deprel = columns.get("deprel")
     relation = deprel if subtypes else columns.get("relation", deprel)
-    head = columns.get("head")
-    if relation is None or head is None or relation.values is None or head.is_text:
+    governor = columns.get("head")
+    if relation is None or governor is None or relation.values is None or governor.is_text:
         raise NotFoundError(
-            f"{segment.where}: words have no {'deprel' if subtypes else 'relation'} and head; this store has "
-            f"{', '.join(columns) or 'no annotations'}. Trace a corpus of kind 'conllu'."
+            f"{segment.where}: words have {', '.join(columns) or 'no annotations'}; expected "
+            f"{'deprel' if subtypes else 'relation'} and head. Trace a corpus of kind 'conllu'."
         )
     if not subtypes and relation is deprel:
         relation = Column.of_text(name and name.partition(":")[0] for name in map(_text, relation.to_list()))
-    return relation, head.data
+    return relation, governor.data
 
 
 def _text(value: str | float | None) -> str | None:
@@ -274,27 +292,27 @@ def _text(value: str | float | None) -> str | None:
 
 def _chance(
     word: Int64[np.ndarray, "dependent"],
-    head: Int64[np.ndarray, "dependent"],
+    governor: Int64[np.ndarray, "dependent"],
     last: Int64[np.ndarray, "dependent"],
     causal: bool,
 ) -> Float64[np.ndarray, "dependent"]:
-    """Probability that a word drawn from the visible others is the head; a causal word sees the words before it."""
+    """Compute the probability that a random visible word is the governor. A causal word sees the words before it."""
     if not causal:
         return 1 / last
-    return np.where(head < word, 1 / np.maximum(word, 1), 0.0)
+    return np.where(governor < word, 1 / np.maximum(word, 1), 0.0)
 
 
 @dataclass(frozen=True)
 class SquareMaps:
-    """Places in the flat word pairs of some examples whose query words are their key words."""
+    """Indices into the flat word pairs of examples whose query words are their key words."""
 
     diagonal: Int64[np.ndarray, "row"]
     transposed: Int64[np.ndarray, "word_pair"]
-    """Where the pair (j, i) lies, for each pair (i, j)."""
+    """Index of the pair (j, i) for each pair (i, j)."""
 
     @staticmethod
     def of(plan: WordPairs) -> SquareMaps:
-        """The places in a plan of square maps."""
+        """Compute the indices of a plan of square maps."""
         n_words = plan.n_query_words
         first_row = np.repeat(np.cumsum(n_words) - n_words, n_words)
         word = np.arange(len(first_row)) - first_row

@@ -1,8 +1,8 @@
-"""What stored edges or codes of a layer put on matching keys, for the rows of a block that have any.
+"""The mass that stored edges or codes of a layer put on matching keys, for the rows of a block with matches.
 
-The pattern was evaluated once, on tokens; here it is one bit a pair, in words of 64 a row, which every head looks up,
-or the list of the pairs, whose codes every head adds up. Compiled loops do that (`kernel/edges.cpp`: some ns a row);
-without them numpy does the same, ten times slower.
+The pattern is evaluated once, on tokens. For edges it becomes one bit for each pair, in words of 64 bits, which every
+head looks up. For codes it becomes a list of pairs, whose weights every head adds up. Compiled loops do this
+(`kernel/edges.cpp`, a few ns for each row). Without them numpy computes the same about ten times slower.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, UInt, UInt8, UInt64
 
 from ..errors import FormatError
-from ..patterns.matching_rows import RowSupport
+from ..patterns.matching_rows import MatchingRows
 from ..reading.stored_edges import Edges
 from .kernel import CodeScan, EdgeScan, Library, installed
 
@@ -23,17 +23,23 @@ _WORD = 64
 
 @dataclass(frozen=True)
 class EdgeRows:
-    """The rows of a block with a matching key, as the loop over edges takes them."""
+    """The rows of a block with a matching key, in the form that the loops need."""
 
     table: Int32[np.ndarray, "row 5"]
-    """Query token, first word of its bits, keys, matching keys, example."""
+    """Columns: query token, first word of its bits, number of keys, number of matching keys, example."""
     bits: UInt64[np.ndarray, "word"]
-    """One bit for each key of each row; a row begins with a new word."""
+    """One bit for each key of each row. Each row begins with a new word."""
 
     @staticmethod
-    def of(support: RowSupport) -> EdgeRows:
-        """The rows of a block."""
-        return EdgeRows.make(support.rows, support.n_keys, support.n_matches, support.example, support.key_pos)
+    def of(matching_rows: MatchingRows) -> EdgeRows:
+        """Build the rows of a block."""
+        return EdgeRows.make(
+            matching_rows.rows,
+            matching_rows.n_keys,
+            matching_rows.n_matches,
+            matching_rows.example,
+            matching_rows.key_pos,
+        )
 
     @staticmethod
     def make(
@@ -43,7 +49,7 @@ class EdgeRows:
         example: Int64[np.ndarray, "row"],
         key_pos: Int64[np.ndarray, "match"],
     ) -> EdgeRows:
-        """Set the bits of matches, which are given row by row."""
+        """Set the bits of the matches. `key_pos` lists the matches row by row."""
         n_words = -(-n_keys // _WORD)
         first_word = np.cumsum(n_words) - n_words
         flags = np.zeros(int(n_words.sum()) * _WORD, dtype=bool)
@@ -56,12 +62,12 @@ class EdgeRows:
         return np.unpackbits(self.bits.view(np.uint8), bitorder="little").view(bool)
 
     def is_match(self, key: UInt[np.ndarray, "head row *edge"]) -> Bool[np.ndarray, "head row *edge"]:
-        """Whether each stored edge of these rows is a matching pair; the filling of short rows is none.
+        """Return True for each stored edge of these rows that is a matching pair; False for the padding of short rows.
 
         Raises
         ------
         FormatError
-            An edge names a key that its row does not have.
+            An edge names a key outside its row.
         """
         shape = (-1,) + (1,) * (key.ndim - 2)
         n_keys = self.table[:, 2].reshape(shape)
@@ -82,35 +88,35 @@ def scan_edges(
     slack: Float64[np.ndarray, "head"],
     library: Library | None = None,
 ) -> None:
-    """Add what the edges of one layer say about `rows`: to the mass of each example, to hits and to slack.
+    """Scan the edges of one layer and add to the mass of each example, to hits and to slack.
 
-    `slack` is how much more mass the matching keys without an edge may have. `library` is for tests: default is what
-    was installed.
+    `slack` is an upper bound of the additional mass on matching keys without an edge. `library` replaces the installed
+    library in tests.
 
     Raises
     ------
     FormatError
-        An edge names a key that its row does not have.
+        An edge names a key outside its row.
     """
     library = library or installed()
     if library is None or not (_rows_follow(edges.key) and _rows_follow(edges.weight) and _flat(mass, hits, slack)):
-        _scan_numpy(rows, edges, mass, hits, slack)
-    elif not library.run(_call(rows, edges, mass, hits, slack)):
+        _scan_edges_numpy(rows, edges, mass, hits, slack)
+    elif not library.run(_edges_call(rows, edges, mass, hits, slack)):
         raise _unsound()
 
 
 @dataclass(frozen=True)
 class CodedPairs:
-    """Stored codes of one layer, which of them match, and the strongest key of each query token."""
+    """Stored codes of one layer, the indices of the matches, and the strongest key of each query token."""
 
     codes: UInt8[np.ndarray, "head pair"]
     match: Int64[np.ndarray, "match"]
-    """Where in `codes` each match of the rows lies."""
+    """Index of each match in `codes`."""
     weight: Float64[np.ndarray, "256"]
-    """What each code means."""
+    """Weight of each code."""
     strongest: UInt[np.ndarray, "head token"]
     first_token: int
-    """The query token that `strongest` begins with."""
+    """First query token of `strongest`."""
 
 
 def scan_codes(
@@ -120,16 +126,16 @@ def scan_codes(
     hits: Int64[np.ndarray, "head"],
     library: Library | None = None,
 ) -> None:
-    """Add what stored codes of one layer say about `rows`: to the mass of each example and to hits.
+    """Scan the stored codes of one layer and add to the mass of each example and to hits.
 
     Raises
     ------
     FormatError
-        The strongest key of a row is one that it does not have.
+        The strongest key of a row is not one of its keys.
     """
     library = library or installed()
     if library is None or not _flat(pairs.match, pairs.codes, pairs.weight, mass, hits):
-        _codes_numpy(rows, pairs, mass, hits)
+        _scan_codes_numpy(rows, pairs, mass, hits)
     elif not library.run(_codes_call(rows, pairs, mass, hits)):
         raise _unsound()
 
@@ -156,7 +162,7 @@ def _codes_call(rows: EdgeRows, pairs: CodedPairs, mass: np.ndarray, hits: np.nd
     )
 
 
-def _codes_numpy(rows: EdgeRows, pairs: CodedPairs, mass: np.ndarray, hits: np.ndarray) -> None:
+def _scan_codes_numpy(rows: EdgeRows, pairs: CodedPairs, mass: np.ndarray, hits: np.ndarray) -> None:
     hits += rows.is_match(pairs.strongest[:, rows.table[:, 0] - pairs.first_token]).sum(axis=1)
     example = np.repeat(rows.table[:, 4], rows.table[:, 3])
     first = _first_of_example(example)
@@ -165,16 +171,16 @@ def _codes_numpy(rows: EdgeRows, pairs: CodedPairs, mass: np.ndarray, hits: np.n
 
 
 def _rows_follow(edges: np.ndarray) -> bool:
-    """Whether rows lie one after the other, as the loop reads them."""
+    """Return True if the rows are contiguous, as the loop expects."""
     return edges.strides[1:] == (edges.shape[2] * edges.itemsize, edges.itemsize)
 
 
 def _flat(*arrays: np.ndarray) -> bool:
-    """Whether items of the last axis lie one after the other."""
+    """Return True if the last axis of every array is contiguous."""
     return all(array.strides[-1] == array.itemsize for array in arrays)
 
 
-def _call(rows: EdgeRows, edges: Edges, mass: np.ndarray, hits: np.ndarray, slack: np.ndarray) -> EdgeScan:
+def _edges_call(rows: EdgeRows, edges: Edges, mass: np.ndarray, hits: np.ndarray, slack: np.ndarray) -> EdgeScan:
     n_heads, _, k = edges.key.shape
     before = edges.first_row * k  # rows are numbered from the segment's first
     return EdgeScan(
@@ -195,20 +201,20 @@ def _call(rows: EdgeRows, edges: Edges, mass: np.ndarray, hits: np.ndarray, slac
     )
 
 
-def _scan_numpy(rows: EdgeRows, edges: Edges, mass: np.ndarray, hits: np.ndarray, slack: np.ndarray) -> None:
-    at, example = rows.table[:, 0] - edges.first_row, rows.table[:, 4]
+def _scan_edges_numpy(rows: EdgeRows, edges: Edges, mass: np.ndarray, hits: np.ndarray, slack: np.ndarray) -> None:
+    token, example = rows.table[:, 0] - edges.first_row, rows.table[:, 4]
     key, weight = edges.key, edges.weight
-    if len(at) < key.shape[1]:
-        key, weight = key[:, at], weight[:, at]
+    if len(token) < key.shape[1]:
+        key, weight = key[:, token], weight[:, token]
     weight = weight.astype(np.float32)
     match = rows.is_match(key)  # [head, row, edge]
-    # A product with ones: numpy is slow at summing a short last axis.
+    # A product with ones, because numpy sums a short last axis slowly.
     ones = np.ones(key.shape[2], np.float32)
-    n_unseen = rows.table[:, 3] - match.astype(np.float32) @ ones
-    # Every unseen key is at most as strong as the weakest edge, and all of them share what the edges leave over.
-    left = np.clip(1.0 - weight @ ones, 0.0, None)
-    more = np.where(n_unseen > 0, np.minimum(n_unseen * weight[:, :, -1], left), 0.0)
-    slack += more.sum(axis=1, dtype=np.float64)
+    n_without_edge = rows.table[:, 3] - match.astype(np.float32) @ ones
+    # A key without an edge is at most as strong as the weakest edge; together they get the rest of the row at most.
+    remainder = np.clip(1.0 - weight @ ones, 0.0, None)
+    row_slack = np.where(n_without_edge > 0, np.minimum(n_without_edge * weight[:, :, -1], remainder), 0.0)
+    slack += row_slack.sum(axis=1, dtype=np.float64)
     hits += match[:, :, 0].sum(axis=1)
     first = _first_of_example(example)
     mass[:, example[first]] += np.add.reduceat((weight * match) @ ones, first, axis=1, dtype=np.float64)
@@ -219,4 +225,4 @@ def _first_of_example(example: Int32[np.ndarray, "item"]) -> Int64[np.ndarray, "
 
 
 def _unsound() -> FormatError:
-    return FormatError("edge_key holds a key_pos that its row does not have. Verify the store.")
+    return FormatError("edge_key has a key_pos outside its row. Verify the store.")

@@ -1,12 +1,12 @@
-"""What a search's scores rest on: a second baseline, an interval, a p-value and a false-discovery rate for each head.
+"""Evidence for the scores of a search: offset baseline, interval, p-value and false-discovery rate of each head.
 
-A head that looks a fixed number of tokens away can score high for many patterns without knowing anything about them.
-The offset baseline is the mass of the best such head: one that puts all of its attention on the key `offset` tokens
-away. The offset is chosen on one random half of the examples and scored on the other, and the other way round, so the
-choice never sees what it is scored on. All of this depends on tokens alone and is computed once for all heads.
+A head that attends a fixed number of tokens away scores high for many patterns although it does not follow them. The
+offset baseline is the mass of the best such head, which puts all of its attention on the key `offset` tokens away. The
+offset is chosen on one random half of the examples and scored on the other, and vice versa, so that choice and score
+use different examples. The baselines depend on tokens alone and are computed once for all heads.
 
-`p_value` tests over examples that the head's mass is above the offset baseline and above uniform attention: the larger
-of the two one-sided p-values. `q_value` is its false-discovery rate over all heads (Benjamini and Hochberg).
+`p_value` tests over examples whether the mass of a head is above the offset baseline and above uniform attention; it is
+the larger of the two one-sided p-values. `q_value` is its false-discovery rate over all heads (Benjamini and Hochberg).
 """
 
 from __future__ import annotations
@@ -20,56 +20,59 @@ import xarray as xr
 from jaxtyping import Float, Int64
 
 from ..patterns import Pattern, Vocabulary
-from ..patterns.matching_rows import RowSupport
+from ..patterns.matching_rows import MatchingRows
 from ..patterns.segment_matcher import segment_matcher
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge
 from ..schema.traces import Site
 from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero, random_half
-from .word_scan import WordSupport
+from .word_scan import MatchingWordRows
 
 MAX_OFFSET = 8
-"""Offsets −8…+8 are tried."""
+"""The offsets −8…+8 are tried."""
 MINIMUM_ROWS = 30
 MINIMUM_EXAMPLES = 5
-"""With less support than this a head is reported but not ranked: no rank, no p-value."""
+"""With fewer rows or examples heads are reported but not ranked: they have no rank and no p-value."""
 OFFSETS: tuple[int, ...] = tuple(sorted(range(-MAX_OFFSET, MAX_OFFSET + 1), key=lambda offset: (abs(offset), offset)))
-"""Nearest first: of offsets that score alike the nearest is taken."""
+"""Offsets in order of distance, so that the nearest of equally good offsets is chosen."""
 
 
 @dataclass(frozen=True)
-class Chance:
-    """What heads that know nothing would put on matching keys, summed over the rows of each matched example."""
+class Baselines:
+    """Mass of uniform and of fixed-offset heads on matching keys, summed over the rows of each matched example."""
 
     rows: Int64[np.ndarray, "example"]
     uniform: Float[np.ndarray, "layer example"]
-    """Uniform attention over the keys that a row can see in each layer."""
-    at_offset: Int64[np.ndarray, "offset example"]
-    """Rows whose key at each of `OFFSETS` matches."""
+    """Mass of uniform attention over the visible keys in each layer."""
+    offset_rows: Int64[np.ndarray, "offset example"]
+    """Number of rows whose key at each of `OFFSETS` matches."""
 
     @cached_property
     def best_offset(self) -> int:
-        """The offset that scores best over all examples."""
-        return OFFSETS[int(self.at_offset.sum(axis=1).argmax())]
+        """The offset with the best score over all examples."""
+        return OFFSETS[int(self.offset_rows.sum(axis=1).argmax())]
 
-    def scored(self, offset: int) -> Int64[np.ndarray, "example"]:
-        """Rows that a head at this offset gets right."""
-        return self.at_offset[OFFSETS.index(offset)]
+    def score(self, offset: int) -> Int64[np.ndarray, "example"]:
+        """Count the rows of each example whose key at this offset matches."""
+        return self.offset_rows[OFFSETS.index(offset)]
 
-    def cross_scored(self, seed: int = 0) -> tuple[Int64[np.ndarray, "example"], list[int]]:
-        """Rows that the offset chosen on the other half gets right, and the offsets chosen (one, or two that differ)."""
+    def cross_score(self, seed: int = 0) -> tuple[Int64[np.ndarray, "example"], list[int]]:
+        """Score each half of the examples with the best offset of the other half.
+
+        Returns the matching rows of each example and the chosen offsets: one, or two if the halves differ.
+        """
         half = random_half(len(self.rows), seed)
-        score, chosen = np.zeros(len(self.rows), np.int64), []
-        for part in (half, ~half):
-            best = int(self.at_offset[:, part].sum(axis=1).argmax())
-            score[~part] = self.at_offset[best, ~part]
-            chosen.append(OFFSETS[best])
-        return score, list(dict.fromkeys(chosen))
+        score, offsets = np.zeros(len(self.rows), np.int64), []
+        for choosing in (half, ~half):
+            best = int(self.offset_rows[:, choosing].sum(axis=1).argmax())
+            score[~choosing] = self.offset_rows[best, ~choosing]
+            offsets.append(OFFSETS[best])
+        return score, list(dict.fromkeys(offsets))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The proof beside a search's scores."""
+    """The evidence for the scores of a search."""
 
     heads: xr.Dataset
     """`mass_low`, `mass_high` (95 % bootstrap interval over examples), `offset_lift`, `p_value`, `q_value`; dims
@@ -77,15 +80,15 @@ class Evidence:
     offset_baseline: float
     """Mass of the best fixed offset; NaN with fewer than two examples."""
     offsets: tuple[int, ...]
-    """The chosen offset: key position less query position; two where the halves chose differently."""
+    """The chosen offset (key position − query position); two offsets if the halves differ."""
     is_supported: bool
-    """Whether there are enough rows and examples to rank heads on."""
+    """True if there are enough rows and examples to rank heads."""
     minimum_rows: int
     minimum_examples: int = MINIMUM_EXAMPLES
 
 
 class ScoredSearch(Protocol):
-    """The part of a search's result that evidence is computed from; `SearchResult` has it."""
+    """The attributes of a `SearchResult` that evidence is computed from."""
 
     @property
     def store(self) -> Snapshot: ...  # noqa: D102
@@ -104,74 +107,74 @@ class ScoredSearch(Protocol):
     @property
     def n_examples_searched(self) -> int: ...  # noqa: D102
     @cached_property
-    def chance(self) -> Chance: ...  # noqa: D102
+    def baselines(self) -> Baselines: ...  # noqa: D102
 
 
-def chance_of(result: ScoredSearch) -> Chance:
-    """What heads that know nothing would score on a search's matches; reads tokens alone."""
+def compute_baselines(result: ScoredSearch) -> Baselines:
+    """Compute the baselines of a search's matches. Only tokens are read."""
     site = result.site
     windows = list(dict.fromkeys(site.window))
     ends = np.cumsum([segment.n_examples for segment in result.store.segments])
-    searched = result.store.segments[: int(np.searchsorted(ends, result.n_examples_searched, "right"))]
+    segments = result.store.segments[: int(np.searchsorted(ends, result.n_examples_searched, "right"))]
     numbers = result.example_mass["example"].to_numpy()
     uniform = np.zeros((len(windows), len(numbers)))
-    at_offset = np.zeros((len(OFFSETS), len(numbers)), np.int64)
-    place = np.full(2 * MAX_OFFSET + 1, -1)
-    place[np.array(OFFSETS) + MAX_OFFSET] = np.arange(len(OFFSETS))
-    for segment in searched:
+    offset_rows = np.zeros((len(OFFSETS), len(numbers)), np.int64)
+    offset_index = np.full(2 * MAX_OFFSET + 1, -1)
+    offset_index[np.array(OFFSETS) + MAX_OFFSET] = np.arange(len(OFFSETS))
+    for segment in segments:
         words = result.words
         matcher = segment_matcher(segment, site, result.pattern, result.vocabulary, words=words is not None)
         query, key = matcher.evaluator.query, matcher.evaluator.key
         column = np.searchsorted(numbers, segment.first_example + np.arange(segment.n_examples))
         for matches in matcher:
-            support = RowSupport(matches, matcher, site)
+            matching_rows = MatchingRows(matches, matcher, site)
             if words is not None:
-                support = WordSupport(matches, matcher, site, segment, words)
-            example = column[support.example]
+                matching_rows = MatchingWordRows(matches, matcher, site, segment, words)
+            example = column[matching_rows.example]
             for sums, window in zip(uniform, windows, strict=True):
-                sums += np.bincount(example, support.uniform(window), len(numbers))
+                sums += np.bincount(example, matching_rows.uniform(window), len(numbers))
             offset = key.position[matches.key].astype(np.int64) - query.position[matches.query]
             near = np.abs(offset) <= MAX_OFFSET
-            cell = place[offset[near] + MAX_OFFSET] * len(numbers) + column[query.example[matches.query[near]]]
-            at_offset += np.bincount(cell, minlength=at_offset.size).reshape(at_offset.shape)
+            cell = offset_index[offset[near] + MAX_OFFSET] * len(numbers) + column[query.example[matches.query[near]]]
+            offset_rows += np.bincount(cell, minlength=offset_rows.size).reshape(offset_rows.shape)
     by_layer = uniform[[windows.index(window) for window in site.window]]
-    return Chance(result.example_mass["rows"].to_numpy(), by_layer, at_offset)
+    return Baselines(result.example_mass["rows"].to_numpy(), by_layer, offset_rows)
 
 
-def evidence_of(
+def compute_evidence(
     result: ScoredSearch,
-    chosen_on: ScoredSearch | None = None,
+    selection: ScoredSearch | None = None,
     *,
     minimum_rows: int = MINIMUM_ROWS,
     seed: int = 0,
 ) -> Evidence:
-    """The proof beside the scores of `result`.
+    """Compute the evidence for the scores of `result`.
 
     Parameters
     ----------
-    chosen_on
-        The same search over another store: the offset is then chosen there and scored here.
+    selection
+        The same search over another store. The offset is then chosen on that store and scored on the store of `result`.
     minimum_rows
-        Fewer rows than this are reported, not ranked.
+        Smallest number of rows to rank heads.
     """
-    chance = result.chance
-    rows, n = chance.rows, len(chance.rows)
+    baselines = result.baselines
+    rows, n = baselines.rows, len(baselines.rows)
     sums = result.example_mass.to_numpy().astype(np.float64) * rows  # [layer, head, example]
-    if chosen_on is not None and len(chosen_on.chance.rows):
-        offsets = [chosen_on.chance.best_offset]
-        by_offset = chance.scored(offsets[0])
-    elif chosen_on is None and n >= 2:
-        by_offset, offsets = chance.cross_scored(seed)
+    if selection is not None and len(selection.baselines.rows):
+        offsets = [selection.baselines.best_offset]
+        offset_rows = baselines.score(offsets[0])
+    elif selection is None and n >= 2:
+        offset_rows, offsets = baselines.cross_score(seed)
     else:
-        by_offset, offsets = np.full(n, np.nan), []
+        offset_rows, offsets = np.full(n, np.nan), []
     total = rows.sum()
-    baseline = float(by_offset.sum() / total) if total else np.nan
+    baseline = float(offset_rows.sum() / total) if total else np.nan
     mass = result.heads["mass"].to_numpy()
     low, high = bootstrap_interval(sums, rows, seed=seed)
     is_supported = bool(total >= minimum_rows and n >= MINIMUM_EXAMPLES and offsets)
     p_value = np.full(mass.shape, np.nan)
     if is_supported:
-        above = (p_above_zero(sums - expected) for expected in (by_offset, chance.uniform[:, None, :]))
+        above = (p_above_zero(sums - expected) for expected in (offset_rows, baselines.uniform[:, None, :]))
         p_value = np.maximum(*above)
     lift = mass / baseline if baseline > 0 else np.full(mass.shape, np.nan)
     columns = {

@@ -1,7 +1,6 @@
-"""Choose on one store, report on another: the two must trace the same heads over different texts.
+"""Held-out search: heads are chosen on one store and reported on another with the same heads over different texts.
 
-The best of many heads on some data looks better than it is. Ranked on one split of a corpus and scored on another,
-the number that is reported had no part in the choice.
+The score of the best of many heads is optimistic on the data that chose it. A score on held-out data is not.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ import pandas as pd
 
 from ..errors import ConfigError
 from ..reading.snapshot import Snapshot
-from .evidence import Evidence, evidence_of
+from .evidence import Evidence, compute_evidence
 from .pattern_search import SearchResult
 
 
 def check_same_heads(select: Snapshot, score: Snapshot, site: str | None = None) -> None:
-    """Check that heads of the two stores' sites are the same heads.
+    """Check that the sites of the two stores have the same heads.
 
     Raises
     ------
     ConfigError
-        The sites differ in their shape, or the stores are traces of different models.
+        The sites have different shapes, or the stores are traces of different models.
     """
     a, b = select.site(site), score.site(site)
     shape_a, shape_b = (f"{s.name}, {s.n_layers} layers × {s.n_heads} heads" for s in (a, b))
@@ -36,13 +35,13 @@ def check_same_heads(select: Snapshot, score: Snapshot, site: str | None = None)
     files_a, files_b = (_model(store) for store in (select, score))
     if files_a != files_b:
         raise ConfigError(
-            f"{select.location} and {score.location} are traces of different models ({_name(select)}, {_name(score)}), so "
-            "head 0.0 of one says nothing about head 0.0 of the other. Trace both texts with the same model."
+            f"{select.location} and {score.location} are traces of different models ({_name(select)}, {_name(score)}); "
+            "expected two traces of one model. Trace both texts with the same model."
         )
 
 
 def _model(store: Snapshot) -> object:
-    """What tells models apart: the hashes of the files, where known, not the place they were read from."""
+    """Return the identity of the model: the hashes of its files if the store has them, not their location."""
     model = store.manifest.provenance.get("model")
     return (model.get("files") or model) if isinstance(model, dict) else model
 
@@ -54,27 +53,28 @@ def _name(store: Snapshot) -> str:
 
 @dataclass(frozen=True)
 class SplitSearch:
-    """One pattern over two stores: heads and offset chosen on the first, scores and their proof from the second."""
+    """One pattern over two stores: heads and offset are chosen on the first, scores are from the second."""
 
-    selected: SearchResult
-    scored: SearchResult
+    selection: SearchResult
+    evaluation: SearchResult
 
     def __post_init__(self) -> None:
-        check_same_heads(self.selected.store, self.scored.store, self.scored.site.name)
+        check_same_heads(self.selection.store, self.evaluation.store, self.evaluation.site.name)
 
     @cached_property
     def evidence(self) -> Evidence:
-        """Proof beside the scores; the fixed offset is the best one of the first store."""
-        return evidence_of(self.scored, self.selected)
+        """Evidence for the scores of the second store, with the best fixed offset of the first."""
+        return compute_evidence(self.evaluation, self.selection)
 
     def table(self, by: str = "mass") -> pd.DataFrame:
-        """The second store's `SearchResult.table` in the first one's order, with its score as `selected_<by>`.
+        """Return `SearchResult.table` of the second store, in the order of the first.
 
-        `rank` is the place on the first store, missing where that has too little support.
+        `selected_<by>` is the score on the first store. `rank` is the rank on the first store, missing if that has too
+        few rows or examples.
         """
-        chosen, scored = self.selected.table(by), self.scored.table(by, self.evidence)
-        n_heads = self.scored.site.n_heads
-        place = np.argsort(scored["layer"].to_numpy() * n_heads + scored["head"].to_numpy())
-        order = place[chosen["layer"].to_numpy() * n_heads + chosen["head"].to_numpy()]
-        ordered = scored.take(order.tolist()).reset_index(drop=True)
-        return ordered.assign(**{"rank": chosen["rank"], f"selected_{by}": chosen[by]})
+        selection, evaluation = self.selection.table(by), self.evaluation.table(by, self.evidence)
+        n_heads = self.evaluation.site.n_heads
+        row_of_head = np.argsort(evaluation["layer"].to_numpy() * n_heads + evaluation["head"].to_numpy())
+        order = row_of_head[selection["layer"].to_numpy() * n_heads + selection["head"].to_numpy()]
+        table = evaluation.take(order.tolist()).reset_index(drop=True)
+        return table.assign(**{"rank": selection["rank"], f"selected_{by}": selection[by]})

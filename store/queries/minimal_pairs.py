@@ -1,11 +1,11 @@
-"""Minimal pairs: which heads do a pattern more in one member of a pair than in the other.
+"""Minimal pairs: the difference of a pattern's mass between the two members of a pair, for every head.
 
-Two examples with the same value of a pair column are a pair; the variant column says which member is which. Only pairs
-that align are compared: as many tokens, the same words at the same positions, and all differing tokens within one word.
-The others are counted with their reason, never guessed at. Every pair weighs alike.
+Two examples with the same value in the pair column are a pair. The variant column distinguishes its members. Only pairs
+that align are compared: they have equally many tokens, the same words at the same positions, and all differing tokens
+in one word. Other pairs are left out and counted by reason. Every pair has the same weight.
 
-Without a pattern the attention itself is compared: the rows of both members are distributions over the same places, and
-their distance is the share of the mass that lies elsewhere (total variation).
+Without a pattern the attention itself is compared. The rows of both members are distributions over the same positions,
+and their distance is the total variation: the share of the mass at different keys.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero
 
 @dataclass(frozen=True)
 class MinimalPairs:
-    """The pairs of a store that align, and how many do not and why."""
+    """The pairs of a store that align, and the number of other pairs by reason."""
 
     variants: tuple[str, str]
     names: list[str]
-    """The value of the pair column, one a pair."""
+    """Value of the pair column for each pair."""
     first: Int64[np.ndarray, "pair"]
     second: Int64[np.ndarray, "pair"]
     """Numbers of the examples with the first and the second variant."""
     refused: dict[str, int]
-    """Pairs left out, by reason."""
+    """Number of pairs left out, by reason."""
 
 
 def minimal_pairs(
@@ -50,7 +50,7 @@ def minimal_pairs(
     Parameters
     ----------
     between
-        The two variants to compare, first and second; default: the two that most pairs have.
+        The first and the second variant to compare. The default are the two variants with the most pairs.
 
     Raises
     ------
@@ -64,58 +64,65 @@ def minimal_pairs(
         if name not in columns:
             raise NotFoundError(
                 f"{store.location}: examples have no annotation {name!r}; this store has {', '.join(columns) or 'none'}. "
-                "Name the columns that tell pairs and their members apart."
+                "Name the columns that identify pairs and their members."
             )
     groups: dict[str, dict[str, list[int]]] = {}
     rows = zip(store.example_numbers().tolist(), columns[pair].to_list(), columns[variant].to_list(), strict=True)
     for number, name, value in rows:
         if name not in (None, "", -1) and value is not None:
             groups.setdefault(str(name), {}).setdefault(str(value), []).append(number)
-    chosen = _variants(groups, between, store)
+    variants = _variants(groups, between, store)
     refused: Counter[str] = Counter()
     names, first, second = [], [], []
     for name, members in groups.items():
-        a, b = (members.get(value, []) for value in chosen)
+        a, b = (members.get(value, []) for value in variants)
         if not a and not b:
             continue
-        reason = (
-            "one member missing" if not (a and b) else "several members of one variant" if len(a) + len(b) > 2 else ""
-        )
-        reason = reason or _difference(*(store.segment_of(n).tokens().example(n - store.segment_of(n).first_example) for n in (a[0], b[0])))  # fmt: skip
+        if not (a and b):
+            reason = "one member missing"
+        elif len(a) + len(b) > 2:
+            reason = "several members of one variant"
+        else:
+            reason = _difference(_tokens(store, a[0]), _tokens(store, b[0]))
         if reason:
             refused[reason] += 1
             continue
         names.append(name)
         first.append(a[0])
         second.append(b[0])
-    return MinimalPairs(chosen, names, np.array(first, np.int64), np.array(second, np.int64), dict(refused))
+    return MinimalPairs(variants, names, np.array(first, np.int64), np.array(second, np.int64), dict(refused))
+
+
+def _tokens(store: Snapshot, number: int) -> TokenTable:
+    segment = store.segment_of(number)
+    return segment.tokens().example(number - segment.first_example)
 
 
 def _variants(
     groups: dict[str, dict[str, list[int]]], between: Sequence[str] | None, store: Snapshot
 ) -> tuple[str, str]:
-    known = Counter(value for members in groups.values() for value in members)
+    counts = Counter(value for members in groups.values() for value in members)
     if between is not None:
-        if len(set(between)) != 2 or not set(between) <= set(known):
+        if len(set(between)) != 2 or not set(between) <= set(counts):
             raise ConfigError(
                 f"variants to compare are {', '.join(map(repr, between))}; expected two different ones of "
-                f"{', '.join(map(repr, known))}"
+                f"{', '.join(map(repr, counts))}"
             )
         return between[0], between[1]
-    both = Counter(
+    pair_counts = Counter(
         (a, b) for members in groups.values() for a in sorted(members) for b in sorted(members) if a < b
     ).most_common(1)
-    if not both:
-        raise NotFoundError(f"{store.location}: no two examples are a pair; expected two variants of one pair value.")
-    return both[0][0]
+    if not pair_counts:
+        raise NotFoundError(f"{store.location}: no two examples form a pair; expected two variants with one pair value")
+    return pair_counts[0][0]
 
 
 def _difference(a: TokenTable, b: TokenTable) -> str:
-    """Why two examples do not align; empty where they do."""
+    """Return the reason why two examples do not align; an empty text if they align."""
     if len(a) != len(b):
-        return "another number of tokens"
+        return "different numbers of tokens"
     if not np.array_equal(a.word, b.word):
-        return "words at other positions"
+        return "words at different positions"
     differing = set(a.word[a.id != b.id].tolist())
     if not differing:
         return "no difference"
@@ -124,53 +131,55 @@ def _difference(a: TokenTable, b: TokenTable) -> str:
 
 @dataclass(frozen=True)
 class Contrast:
-    """For every head a pattern's mass in the second members less that in the first; or how far attention moved."""
+    """Differences between the second and the first members: of a pattern's mass, or of the attention itself."""
 
     search: SearchResult | None
-    """None: attention itself was compared."""
+    """The search whose mass is compared; None if attention itself is compared."""
     pairs: MinimalPairs
-    kept: Int64[np.ndarray, "kept"]
-    """Indices of the pairs whose members both have a matching row."""
-    difference: Float[np.ndarray, "layer head kept"]
+    pair_index: Int64[np.ndarray, "pair"]
+    """Indices of the compared pairs, whose members both have a matching row."""
+    difference: Float[np.ndarray, "layer head pair"]
     heads: xr.Dataset
-    """`difference`, `low`, `high` (95 % bootstrap over pairs), `mass_first`, `mass_second` (NaN of attention itself),
-    `p_value` (paired t test over pairs: two-sided of a pattern; of attention itself one-sided, above the mean of all heads),
-    `q_value` (false-discovery rate over heads); dims (layer, head)."""
+    """`difference`, `low`, `high` (95 % bootstrap over pairs), `mass_first`, `mass_second` (NaN for attention itself),
+    `p_value` (paired t test over pairs: two-sided for a pattern; for attention itself one-sided, above the mean of all
+    heads), `q_value` (false-discovery rate over heads); dims (layer, head)."""
 
     def table(self) -> pd.DataFrame:
-        """One row a head, the largest difference (of either sign) first."""
+        """Return one row for each head, the largest absolute difference first."""
         table = self.heads.to_dataframe(dim_order=["layer", "head"]).reset_index()
-        table["pairs"] = len(self.kept)
+        table["pairs"] = len(self.pair_index)
         order = np.argsort(-np.abs(np.nan_to_num(table["difference"].to_numpy())), kind="stable")
         return table.take(order.tolist()).reset_index(drop=True)
 
     def driving_pairs(self, layer: int, head: int, n: int = 5) -> list[tuple[str, int, int, float]]:
-        """The pairs that pull a head's difference most its way: name, the two examples, their difference."""
+        """List the pairs that contribute most to the difference of a head: name, the two examples, their difference."""
         values = self.difference[layer, head]
         order = np.argsort(-values * np.sign(values.mean()) if len(values) else values, kind="stable")[:n]
-        at = self.kept[order]
-        names = [self.pairs.names[index] for index in at.tolist()]
-        return list(zip(names, self.pairs.first[at].tolist(), self.pairs.second[at].tolist(), values[order].tolist(), strict=True))  # fmt: skip
+        pairs = self.pair_index[order]
+        names = [self.pairs.names[pair] for pair in pairs.tolist()]
+        first, second = self.pairs.first[pairs].tolist(), self.pairs.second[pairs].tolist()
+        return list(zip(names, first, second, values[order].tolist(), strict=True))
 
 
 def contrast(result: SearchResult, pairs: MinimalPairs, seed: int = 0) -> Contrast:
-    """Compare the members of minimal pairs by what a search found in them.
+    """Compare the members of minimal pairs by the mass of a search.
 
     With fewer than five pairs there is no test: p and q are NaN.
     """
     numbers = result.example_mass["example"].to_numpy()
-    at_first, found_first = _places(numbers, pairs.first)
-    at_second, found_second = _places(numbers, pairs.second)
-    kept = np.flatnonzero(found_first & found_second)
+    first_index, has_first = _positions(numbers, pairs.first)
+    second_index, has_second = _positions(numbers, pairs.second)
+    pair_index = np.flatnonzero(has_first & has_second)
     mass = result.example_mass.to_numpy().astype(np.float64)
-    first, second = mass[:, :, at_first[kept]], mass[:, :, at_second[kept]]
-    difference = second - first  # [layer, head, kept]
+    first, second = mass[:, :, first_index[pair_index]], mass[:, :, second_index[pair_index]]
+    difference = second - first  # [layer, head, pair]
     above = p_above_zero(difference)
-    two_sided = 2 * np.minimum(above, 1 - above) if len(kept) >= MINIMUM_EXAMPLES else np.full(above.shape, np.nan)
+    has_test = len(pair_index) >= MINIMUM_EXAMPLES
+    two_sided = 2 * np.minimum(above, 1 - above) if has_test else np.full(above.shape, np.nan)
     unchanged = np.all(difference == 0, axis=-1) & np.isfinite(two_sided)
     two_sided[unchanged] = 1.0
-
-    return _contrast(result, pairs, kept, difference, (first, second), two_sided, result.heads.coords, seed)
+    heads = _head_columns(difference, (first, second), two_sided, result.heads.coords, seed)
+    return Contrast(result, pairs, pair_index, difference, heads)
 
 
 def attention_contrast(
@@ -180,69 +189,72 @@ def attention_contrast(
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> Contrast:
-    """How far the attention of every head moves between the members of minimal pairs: 0 not at all, 1 all of it.
+    """Compute the distance of every head's attention between the members of minimal pairs: 0 equal, 1 disjoint.
 
-    Of a pair: the mean over query positions of half the sum of the absolute differences. `p_value` tells heads that move
-    more than the mean head does. With fewer than five pairs there is no test.
+    The distance of a pair is the mean over query positions of half the sum of the absolute differences. `p_value` tests
+    whether a head differs more than the mean head. With fewer than five pairs there is no test.
 
     Raises
     ------
     ConfigError
-        The site joins two texts: pairs align in one.
+        The site joins two texts, but pairs align within one text.
     NotFoundError
-        Attention was not kept and cannot be rebuilt.
+        The store has neither attention nor query and key.
     """
-    found = store.site(site)
-    if found.query_sequence != found.key_sequence:
-        raise ConfigError(f"site {found.name} joins two texts; pairs align in one: expected another --site")
-    shape = found.n_layers, found.n_heads
+    site_spec = store.site(site)
+    if site_spec.query_sequence != site_spec.key_sequence:
+        raise ConfigError(
+            f"site {site_spec.name} joins two texts; expected a site within one text. Choose another --site."
+        )
+    shape = site_spec.n_layers, site_spec.n_heads
     difference = np.zeros((*shape, len(pairs.names)))
-    for at, members in enumerate(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)):
-        for layer in range(found.n_layers):
-            one, other = (store.examples[number].attention(layer, site=found.name).to_numpy() for number in members)
-            difference[layer, :, at] = np.abs(one - other).sum(axis=-1, dtype=np.float64).mean(axis=-1) / 2
-        on_progress(at + 1, len(pairs.names))
+    for index, members in enumerate(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)):
+        for layer in range(site_spec.n_layers):
+            first, second = (
+                store.examples[number].attention(layer, site=site_spec.name).to_numpy() for number in members
+            )
+            difference[layer, :, index] = np.abs(first - second).sum(axis=-1, dtype=np.float64).mean(axis=-1) / 2
+        on_progress(index + 1, len(pairs.names))
     p_value = np.full(shape, np.nan)
     if len(pairs.names) >= MINIMUM_EXAMPLES:
         p_value = p_above_zero(difference - difference.mean(axis=(0, 1)))
     coords = {"layer": np.arange(shape[0]), "head": np.arange(shape[1])}
-    kept, unknown = np.arange(len(pairs.names)), np.full(difference.shape, np.nan)
-    return _contrast(None, pairs, kept, difference, (unknown, unknown), p_value, coords, seed)
+    no_mass = np.full(difference.shape, np.nan)
+    heads = _head_columns(difference, (no_mass, no_mass), p_value, coords, seed)
+    return Contrast(None, pairs, np.arange(len(pairs.names)), difference, heads)
 
 
-def _contrast(
-    result: SearchResult | None,
-    pairs: MinimalPairs,
-    kept: Int64[np.ndarray, "kept"],
-    difference: Float[np.ndarray, "layer head kept"],
-    members: tuple[Float[np.ndarray, "layer head kept"], Float[np.ndarray, "layer head kept"]],
+def _head_columns(
+    difference: Float[np.ndarray, "layer head pair"],
+    masses: tuple[Float[np.ndarray, "layer head pair"], Float[np.ndarray, "layer head pair"]],
     p_value: Float[np.ndarray, "layer head"],
     coords: Mapping[Any, Any],
     seed: int,
-) -> Contrast:
-    low, high = bootstrap_interval(difference, np.ones(len(kept)), seed=seed)
+) -> xr.Dataset:
+    """Compute `Contrast.heads`; `masses` are those of the first and the second members."""
+    n_pairs = difference.shape[-1]
+    low, high = bootstrap_interval(difference, np.ones(n_pairs), seed=seed)
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return values.mean(axis=-1) if len(kept) else np.full(values.shape[:-1], np.nan)
+        return values.mean(axis=-1) if n_pairs else np.full(values.shape[:-1], np.nan)
 
     columns = {
         "difference": mean(difference),
         "low": low,
         "high": high,
-        "mass_first": mean(members[0]),
-        "mass_second": mean(members[1]),
+        "mass_first": mean(masses[0]),
+        "mass_second": mean(masses[1]),
         "p_value": p_value,
         "q_value": false_discovery_rate(p_value),
     }
-    heads = xr.Dataset({n: (("layer", "head"), v) for n, v in columns.items()}, dict(coords))
-    return Contrast(result, pairs, kept, difference, heads)
+    return xr.Dataset({n: (("layer", "head"), v) for n, v in columns.items()}, dict(coords))
 
 
-def _places(
-    numbers: Int64[np.ndarray, "example"], wanted: Int64[np.ndarray, "pair"]
+def _positions(
+    numbers: Int64[np.ndarray, "example"], members: Int64[np.ndarray, "pair"]
 ) -> tuple[Int64[np.ndarray, "pair"], np.ndarray]:
-    """Where each wanted number stands among the ascending ones, and whether it does."""
+    """Return the index of each member among the ascending numbers, and True for each member that occurs."""
     if not len(numbers):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
-    at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
-    return at, numbers[at] == wanted
+        return np.zeros(len(members), np.int64), np.zeros(len(members), bool)
+    index = np.minimum(np.searchsorted(numbers, members), len(numbers) - 1)
+    return index, numbers[index] == members

@@ -1,13 +1,13 @@
-"""Ask a store which heads do something: a pattern in, ranked heads and examples with their strongest edges out.
+"""Pattern search: ranks the heads of a store by a pattern, with examples and their strongest edges.
 
-For each head, over the rows (query tokens) that have at least one matching key:
+The scores of a head are computed over the rows (query tokens) that have at least one matching key:
 
-- mass: mean attention that such a row puts on its matching keys,
-- hit rate: share of such rows whose strongest key matches,
-- baseline: the mass of uniform attention over the keys that a row can see,
+- mass: mean attention of a row to its matching keys,
+- hit rate: share of rows whose strongest key matches,
+- baseline: mass of uniform attention over the visible keys,
 - lift: mass / baseline.
 
-`SearchResult.evidence` adds what proves a score: a fixed-offset baseline, an interval, a p-value (`evidence.py`).
+`SearchResult.evidence` adds a fixed-offset baseline, an interval and a p-value to the scores (`evidence.py`).
 """
 
 from __future__ import annotations
@@ -34,27 +34,29 @@ from ..reading.word_attention import Merge, plan_segment, segment_word_attention
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site, check_head
 from .answer_notes import count_texts, missing_texts, note_on, text_lookups
-from .evidence import Chance, Evidence, chance_of, evidence_of
+from .evidence import Baselines, Evidence, compute_baselines, compute_evidence
 from .search_plan import Client, SearchPlan
 from .search_plan import SearchProgress as SearchProgress
 from .segment_scan import Basis, RequestedBasis, SegmentScores, basis_for
 from .word_scan import word_basis
 
+THREADS = 2
+"""Default number of threads of a search."""
 RANKINGS = ("mass", "hit_rate", "lift", "offset_lift")
 
 
 @dataclass(frozen=True)
 class ExampleHit:
-    """One example of one head's ranking, with the strongest edge among the matching pairs."""
+    """One example of a head's ranking, with its strongest edge among the matching pairs."""
 
     example: int
     id: str
     layer: int
     head: int
     score: float
-    """The head's mass on this example alone."""
+    """Mass of the head on this example."""
     rows: int
-    """On how many rows the score rests."""
+    """Number of rows of the score."""
     query_pos: int
     key_pos: int
     weight: float
@@ -64,54 +66,55 @@ class ExampleHit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found; everything in it rests on the first `n_examples_searched` examples of the store."""
+    """The result of a search over the first `n_examples_searched` examples of the store."""
 
     store: Snapshot
     pattern: Pattern
     site: Site
     basis: Basis
-    """What answered: stored attention (exact within its codec, a lower bound of `mass` where that is sparse), the stored
-    edges (a lower bound), or attention rebuilt from query, key and logsumexp (exact within their rounding)."""
+    """Data that the scores are computed from: stored attention (exact within its codec; if sparse, a lower bound of
+    `mass`), stored edges (a lower bound), or attention rebuilt from query, key and logsumexp (exact within rounding)."""
     heads: xr.Dataset
-    """`mass`, `hit_rate`, `baseline`, `lift` and, where `mass` is a lower bound, `mass_upper`; dims (layer, head),
+    """`mass`, `hit_rate`, `baseline`, `lift` and, if `mass` is a lower bound, `mass_upper`; dims (layer, head),
     float64."""
     example_mass: xr.DataArray
     """Mass of each head on each example that has a matching pair, float32, dims (layer, head, example); coordinates
     `example` (numbers in the store) and `rows`."""
     n_examples_searched: int
     is_complete: bool
-    """False where the search was stopped before its end."""
+    """False if the search was stopped before its end."""
     vocabulary: Vocabulary = field(repr=False)
     notes: tuple[str, ...] = ()
     words: Merge | None = None
-    """How tokens were merged to words; then rows, keys and positions are those of words. None: they are tokens'."""
+    """Merging of tokens to words; rows, keys and positions are then those of words. None for tokens."""
     seconds: float = field(default=0.0, compare=False)
 
     @property
     def rows(self) -> int:
-        """Query tokens with at least one matching key."""
+        """Number of query tokens with at least one matching key."""
         return int(self.example_mass["rows"].sum())
 
     @property
     def n_examples(self) -> int:
-        """Examples with at least one matching pair."""
+        """Number of examples with at least one matching pair."""
         return self.example_mass.sizes["example"]
 
     @cached_property
-    def chance(self) -> Chance:
-        """What heads that know nothing would score, computed on first use."""
-        return chance_of(self)
+    def baselines(self) -> Baselines:
+        """Scores of uniform and fixed-offset heads, computed on first use."""
+        return compute_baselines(self)
 
     @cached_property
     def evidence(self) -> Evidence:
         """Intervals, the fixed-offset baseline and p-values, computed on first use."""
-        return evidence_of(self)
+        return compute_evidence(self)
 
     def table(self, by: str = "mass", evidence: Evidence | None = None) -> pd.DataFrame:
-        """One row a head, best first: layer, head, mass, hit_rate, baseline, lift, rows, examples, and the evidence.
+        """Return one row for each head, best first.
 
-        From `evidence` (default: the search's own) come mass_low, mass_high, offset_baseline, offset_lift, p_value,
-        q_value and rank: 1 for the best head, missing where the support is too small to rank heads on it.
+        Columns: layer, head, mass, hit_rate, baseline, lift, rows, examples, and from `evidence` (default: that of this
+        search) mass_low, mass_high, offset_baseline, offset_lift, p_value, q_value and rank. The best head has rank 1.
+        The rank is missing if there are too few rows or examples.
 
         Raises
         ------
@@ -119,33 +122,33 @@ class SearchResult:
             `by` is not one of `RANKINGS`.
         """
         if by not in RANKINGS:
-            raise ConfigError(f"heads are ranked by {', '.join(RANKINGS)}; got {by!r}")
-        proof = evidence or self.evidence
+            raise ConfigError(f"by is {by!r}; expected one of {', '.join(RANKINGS)}")
+        evidence = evidence or self.evidence
         table = self.heads.to_dataframe(dim_order=["layer", "head"]).reset_index()
         table = table.drop(columns=[c for c in table.columns if c not in ("layer", "head", *self.heads.data_vars)])
         table["rows"], table["examples"] = self.rows, self.n_examples
         for name in ("mass_low", "mass_high"):
-            table[name] = proof.heads[name].to_numpy().ravel()
-        table["offset_baseline"] = proof.offset_baseline
+            table[name] = evidence.heads[name].to_numpy().ravel()
+        table["offset_baseline"] = evidence.offset_baseline
         for name in ("offset_lift", "p_value", "q_value"):
-            table[name] = proof.heads[name].to_numpy().ravel()
+            table[name] = evidence.heads[name].to_numpy().ravel()
         table = table.sort_values(by, ascending=False, kind="stable", na_position="last", ignore_index=True)
         rank = pd.array(range(1, len(table) + 1), dtype="Int64")
-        rank[~np.isfinite(table[by].to_numpy()) if proof.is_supported else slice(None)] = pd.NA
+        rank[~np.isfinite(table[by].to_numpy()) if evidence.is_supported else slice(None)] = pd.NA
         return table.assign(rank=rank)
 
     def ranked_examples(self, layer: int, head: int) -> Int64[np.ndarray, "example"]:
-        """Numbers of the examples with a match, by the head's mass on them; then by rows, then in order."""
+        """Rank the examples with a match by the head's mass, then by their rows, then by their numbers."""
         mass = self._of_head(layer, head)
         rows = self.example_mass["rows"].to_numpy()
         return self.example_mass["example"].to_numpy()[np.lexsort((-rows, -mass))]
 
     def top_examples(self, layer: int, head: int, n: int = 10, start: int = 0) -> list[ExampleHit]:
-        """Examples `start` to `start + n` of the head's ranking, each with its strongest matching edge."""
+        """Return the examples `start` to `start + n` of the head's ranking, each with its strongest matching edge."""
         return self.hits(layer, head, self.ranked_examples(layer, head)[start : start + n])
 
     def hits(self, layer: int, head: int, examples: Int64[np.ndarray, "example"]) -> list[ExampleHit]:
-        """Examples with a match, by number, each with its strongest matching edge in one head."""
+        """Return examples by their numbers, each with its strongest matching edge in one head."""
         position = dict(zip(self.example_mass["example"].to_numpy().tolist(), range(self.n_examples), strict=True))
         mass, rows = self._of_head(layer, head), self.example_mass["rows"].to_numpy()
         return [
@@ -154,11 +157,11 @@ class SearchResult:
         ]
 
     def matches(self, example: int) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
-        """Query positions and key positions of the matching pairs of one example."""
+        """Return the query positions and key positions of the matching pairs of one example."""
         return _positions(self._matcher(example))
 
     def tokens(self, example: int) -> tuple[TokenTable, TokenTable]:
-        """What the positions of one example count: tokens or words of its query and key (the same where they are)."""
+        """Return the tokens or words of one example's query and key; one table twice if both are the same text."""
         evaluator = self._matcher(example).evaluator
         return evaluator.query.table, evaluator.key.table
 
@@ -182,8 +185,8 @@ class SearchResult:
             weights = example.weights_at(layer, head, query_pos, key_pos, self.site.name)
         else:
             edges = example.edges(layer, head, self.site.name)
-            found = edges["key_pos"].to_numpy()[query_pos] == key_pos[:, None]  # [match, edge]
-            weights = np.where(found, edges["weight"].to_numpy()[query_pos], 0).max(axis=1)
+            is_match = edges["key_pos"].to_numpy()[query_pos] == key_pos[:, None]  # [match, edge]
+            weights = np.where(is_match, edges["weight"].to_numpy()[query_pos], 0).max(axis=1)
         best = int(np.argmax(weights))
         q, k = int(query_pos[best]), int(key_pos[best])
         return ExampleHit(
@@ -210,8 +213,8 @@ class SearchResult:
 
 
 def _positions(matcher: Matcher) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
-    found = matcher.example(0)
-    return matcher.evaluator.query.position[found.query], matcher.evaluator.key.position[found.key]
+    matches = matcher.example(0)
+    return matcher.evaluator.query.position[matches.query], matcher.evaluator.key.position[matches.key]
 
 
 def search(
@@ -221,8 +224,7 @@ def search(
     basis: RequestedBasis = "auto",
     *,
     words: Merge | None = None,
-    threads: int = 2,
-    client: Client | None = None,
+    workers: int | Client = THREADS,
     on_progress: Callable[[SearchProgress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> SearchResult:
@@ -231,65 +233,63 @@ def search(
     Parameters
     ----------
     basis
-        What to read: stored attention, the stored edges (faster, a lower bound of the mass), or query and key, from
-        which attention is ``"rebuilt"``. ``"exact"`` takes attention where it was kept and else rebuilds it; ``"auto"``
-        takes attention, else edges, else rebuilds. ``"approximate"`` stops where a bound is known: edges, else sparse
-        attention; without either it is ``"auto"``.
+        Data to read: stored ``"attention"``, stored ``"edges"`` (faster, a lower bound of the mass), or query and key,
+        from which attention is ``"rebuilt"``. ``"exact"`` reads attention or, without it, rebuilds it. ``"auto"`` uses
+        the first that the store has: attention, edges, query and key. ``"approximate"`` prefers data that give a bound:
+        edges, then sparse attention; without either it is ``"auto"``.
     words
-        Merge tokens to words first: columns are summed, rows averaged (``"mean"``) or the ``"first"`` token's. The
-        pattern is then about words. Answered as exactly as the store can, so `basis` is ``"auto"`` or ``"exact"``.
-    threads
-        Segments that are read at once.
-    client
-        Who reads the segments instead of threads: a `dask.distributed.Client` (each segment is a task, whose worker
-        opens the store at the same path) or an executor of `concurrent.futures`. The result is the same.
+        Merge tokens to words first: columns are summed, rows are averaged (``"mean"``) or are those of the ``"first"``
+        token. The pattern is then a condition on words. `basis` must be ``"auto"`` or ``"exact"``.
+    workers
+        Number of threads, each of which reads one segment at a time, or a client that runs one task for each segment: a
+        `dask.distributed.Client`, whose workers open the store at the same path, or an executor of
+        `concurrent.futures`. The result is the same.
     on_progress
-        Called in this thread whenever a segment is done.
+        Called in this thread after each segment.
     stop
-        RequestedBasis between layers (with a client: while it waits); once it answers True the search ends with what is done,
-        and the result says so.
+        Called between layers (with a client: while the search waits). When it returns True the search ends, and the
+        result contains the segments so far and is marked as incomplete.
 
     Raises
     ------
     PatternError
-        The pattern cannot be read, or names something that the store does not have.
+        The pattern cannot be read, or uses a name that the store does not have.
     NotFoundError
-        No such site, or the store did not keep what the basis reads.
+        The site does not exist, or the store has no data for the basis.
     ConfigError
-        No such basis or merging, or a basis that cannot answer about words.
+        The basis or merging is unknown, or the basis does not support words.
     """
     if basis not in get_args(RequestedBasis):
         raise ConfigError(f"basis is {basis!r}; expected one of {', '.join(get_args(RequestedBasis))}")
     if words is not None and (words not in get_args(Merge) or basis not in ("auto", "exact")):
         raise ConfigError(
-            f"words is {words!r} at basis {basis!r}; expected 'mean' or 'first', at basis 'auto' or 'exact'"
+            f"words is {words!r} with basis {basis!r}; expected 'mean' or 'first' with basis 'auto' or 'exact'"
         )
-    began = time.perf_counter()
-    found, pattern = store.site(site), Pattern.parse(pattern)
-    answering = basis_for(store.segments, found, basis)
+    start = time.perf_counter()
+    site_spec, pattern = store.site(site), Pattern.parse(pattern)
+    actual_basis = basis_for(store.segments, site_spec, basis)
     if words is not None and store.segments:
-        answering = word_basis(store.segments[0], found)
-    vocabulary = site_vocabulary(store, found)
+        actual_basis = word_basis(store.segments[0], site_spec)
+    vocabulary = site_vocabulary(store, site_spec)
     pattern.check(vocabulary)
-    scans = list(
-        SearchPlan(store, found, pattern, vocabulary, answering, words).run(threads, client, on_progress, stop)
-    )
+    plan = SearchPlan(store, site_spec, pattern, vocabulary, actual_basis, words)
+    scans = list(plan.run(workers, on_progress, stop))
     codec = store.spec.attention_codec
     is_sparse = codec is not None and codec.selection is not None
-    heads, example_mass = _summarise(found, answering, is_sparse, scans)
+    heads, example_mass = _summarise(site_spec, actual_basis, is_sparse, scans)
     return SearchResult(
         store,
         pattern,
-        found,
-        answering,
+        site_spec,
+        actual_basis,
         heads,
         example_mass,
         sum(segment.n_examples for segment, _ in scans),
         len(scans) == len(store.segments),
         vocabulary,
-        tuple(_notes(store, found, pattern, vocabulary, words is not None)),
+        tuple(_text_notes(store, site_spec, pattern, vocabulary, words is not None)),
         words,
-        time.perf_counter() - began,
+        time.perf_counter() - start,
     )
 
 
@@ -299,13 +299,13 @@ def _summarise(
     shape = site.n_layers, site.n_heads
     mass, slack, hits = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     uniform = np.zeros(site.n_layers)
-    numbers, n_rows, parts = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty((*shape, 0), np.float32)]
+    numbers, n_rows, means = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty((*shape, 0), np.float32)]
     for segment, scores in scans:
         matched = np.flatnonzero(scores.example_rows)
         rows = scores.example_rows[matched]
         numbers.append(segment.first_example + matched)
         n_rows.append(rows)
-        parts.append((scores.mass[:, :, matched] / rows).astype(np.float32))
+        means.append((scores.mass[:, :, matched] / rows).astype(np.float32))
         mass += scores.mass.sum(axis=2)
         slack, hits, uniform = slack + scores.slack, hits + scores.hits, uniform + scores.uniform
     total = int(np.concatenate(n_rows).sum())
@@ -315,15 +315,15 @@ def _summarise(
         return values / total if total else np.full(values.shape, np.nan)
 
     baseline = np.repeat(mean(uniform)[:, None], site.n_heads, axis=1)
-    means = {"mass": mean(mass), "hit_rate": mean(hits), "baseline": baseline}
-    means["lift"] = np.divide(means["mass"], baseline, out=np.full(shape, np.nan), where=baseline > 0)
+    columns = {"mass": mean(mass), "hit_rate": mean(hits), "baseline": baseline}
+    columns["lift"] = np.divide(columns["mass"], baseline, out=np.full(shape, np.nan), where=baseline > 0)
     if basis == "edges" or (basis == "attention" and is_sparse):
-        means["mass_upper"] = np.minimum(mean(mass + slack), 1.0)
+        columns["mass_upper"] = np.minimum(mean(mass + slack), 1.0)
     heads = xr.Dataset(
-        {name: (("layer", "head"), values) for name, values in means.items()}, {"layer": layer, "head": head}
+        {name: (("layer", "head"), values) for name, values in columns.items()}, {"layer": layer, "head": head}
     )
     example_mass = xr.DataArray(
-        np.concatenate(parts, axis=2),
+        np.concatenate(means, axis=2),
         {
             "layer": layer,
             "head": head,
@@ -336,7 +336,7 @@ def _summarise(
     return heads, example_mass
 
 
-def _notes(store: Snapshot, site: Site, pattern: Pattern, vocabulary: Vocabulary, words: bool) -> Iterator[str]:
+def _text_notes(store: Snapshot, site: Site, pattern: Pattern, vocabulary: Vocabulary, words: bool) -> Iterator[str]:
     lookups = set(text_lookups(pattern.node))
     for segment in store.segments:
         if not lookups:

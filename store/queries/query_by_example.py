@@ -1,16 +1,16 @@
-"""Query by example: arcs marked in some examples → heads that draw them there and do the same everywhere.
+"""Query by example: finds heads that attend along arcs marked in some examples and do the same in the whole corpus.
 
-The arcs are generalised into patterns (`generalise.py`), the likeliest are searched for over all other examples, and a
-head's score for a pattern is
+The arcs are generalised into patterns (`arc_hypotheses.py`). The likeliest patterns are searched over all other
+examples. The score of a head for a pattern is
 
     score = there · information
     there = mean attention on the arcs
-    information = m log₂(m / b) + (1 − m) log₂((1 − m) / (1 − b)), 0 where m ≤ b        in bits a row
+    information = m log₂(m / b) + (1 − m) log₂((1 − m) / (1 − b)), 0 if m ≤ b        in bits for each row
 
-with m the head's mass over the examples that were not marked and b that of uniform attention: the information that the
-pattern gives about where the head looks (the divergence of a coin of m from a coin of b). A pattern that matches
-nearly everything, or one that the head follows no more than chance, gives none. The pattern that answers is the simplest
-(fewest bits to write) of those whose best head comes within a fifth of the best score and that have enough support.
+m is the mass of the head over the unmarked examples, b that of uniform attention. The information is the
+Kullback–Leibler divergence of a Bernoulli distribution with m from one with b. It is near 0 for a pattern that matches
+nearly all pairs, and 0 for a pattern that the head follows no more than uniform attention. The chosen pattern is the
+one with the fewest bits among those with enough rows and examples whose best head has at least 80 % of the best score.
 """
 
 from __future__ import annotations
@@ -43,118 +43,122 @@ _PER_RELATION = 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pattern that holds for the arcs, searched for over the examples that were not marked."""
+    """A pattern that holds for the arcs, with its search result over the unmarked examples."""
 
     hypothesis: Hypothesis
     result: SearchResult
-    there: Float64[np.ndarray, "layer head"]
-    elsewhere: Bool[np.ndarray, "example"]
-    """Which of the search's matched examples were not marked."""
+    arc_mean: Float64[np.ndarray, "layer head"]
+    """Mean attention on the arcs."""
+    is_unmarked: Bool[np.ndarray, "example"]
+    """True for each matched example of the search without an arc."""
 
     @property
     def rows(self) -> int:
-        """Rows with a matching key, marked examples left out."""
+        """Number of rows with a matching key in unmarked examples."""
         return int(self._rows.sum())
 
     @property
     def n_examples(self) -> int:
-        """Examples that they are of."""
-        return int(self.elsewhere.sum())
+        """Number of unmarked examples with a matching pair."""
+        return int(self.is_unmarked.sum())
 
     @property
     def is_supported(self) -> bool:
-        """Whether there are enough rows and examples to rank heads on."""
+        """True if there are enough rows and examples to rank heads."""
         return self.rows >= MINIMUM_ROWS and self.n_examples >= MINIMUM_EXAMPLES
 
     @cached_property
     def _rows(self) -> np.ndarray:
-        return self.result.example_mass["rows"].to_numpy()[self.elsewhere]
+        return self.result.example_mass["rows"].to_numpy()[self.is_unmarked]
 
     @cached_property
     def _sums(self) -> Float64[np.ndarray, "layer head example"]:
-        return self.result.example_mass.to_numpy()[:, :, self.elsewhere].astype(np.float64) * self._rows
+        return self.result.example_mass.to_numpy()[:, :, self.is_unmarked].astype(np.float64) * self._rows
 
     @cached_property
     def mass(self) -> Float64[np.ndarray, "layer head"]:
-        """Mean attention on matching keys; NaN without rows."""
-        return self._sums.sum(axis=2) / self.rows if self.rows else np.full(self.there.shape, np.nan)
+        """Mean attention on matching keys in unmarked examples; NaN without rows."""
+        return self._sums.sum(axis=2) / self.rows if self.rows else np.full(self.arc_mean.shape, np.nan)
 
     @cached_property
     def baseline(self) -> Float64[np.ndarray, "layer head"]:
         """The mass of uniform attention."""
-        uniform = self.result.chance.uniform[:, self.elsewhere].sum(axis=1)
-        of_layer = uniform / self.rows if self.rows else np.full(len(uniform), np.nan)
-        return np.repeat(of_layer[:, None], self.there.shape[1], axis=1)
+        uniform = self.result.baselines.uniform[:, self.is_unmarked].sum(axis=1)
+        layer_mean = uniform / self.rows if self.rows else np.full(len(uniform), np.nan)
+        return np.repeat(layer_mean[:, None], self.arc_mean.shape[1], axis=1)
 
     @cached_property
     def information(self) -> Float64[np.ndarray, "layer head"]:
-        """What the pattern says about where the head looks, in bits a row."""
+        """Information that the pattern gives about the attention of the head, in bits for each row."""
         return information(self.mass, self.baseline)
 
     @cached_property
     def score(self) -> Float64[np.ndarray, "layer head"]:
-        """`there` times `information`."""
-        return self.there * np.nan_to_num(self.information)
+        """`arc_mean` times `information`."""
+        return self.arc_mean * np.nan_to_num(self.information)
 
     @property
     def best_score(self) -> float:
-        """Of its best head."""
+        """Score of its best head."""
         return float(self.score.max(initial=0))
 
     def interval(self) -> tuple[Float[np.ndarray, "layer head"], Float[np.ndarray, "layer head"]]:
-        """95 % bootstrap interval of the mass over examples."""
+        """Compute the 95 % bootstrap interval of the mass over examples."""
         return bootstrap_interval(self._sums, self._rows)
 
 
 @dataclass(frozen=True)
 class LikeResult:
-    """Heads that do everywhere what was marked in some examples."""
+    """The result of a query by example."""
 
     store: Snapshot
     site: Site
     arcs: tuple[Arc, ...]
-    there: xr.DataArray
+    arc_attention: xr.DataArray
     """Attention on each arc, dims (layer, head, arc)."""
     candidates: tuple[Candidate, ...]
-    """The patterns that were searched for, in the order of their bits."""
+    """The patterns that were searched, in the order of their bits."""
     n_hypotheses: int
-    """How many patterns hold for the arcs."""
+    """Number of patterns that hold for the arcs."""
 
     @property
     def chosen(self) -> Candidate:
-        """The pattern that answers; `Candidate.is_supported` says whether it rests on enough."""
+        """The chosen pattern. `Candidate.is_supported` is False if no candidate has enough rows and examples."""
         supported = [c for c in self.candidates if c.is_supported] or list(self.candidates)
         best = max(c.best_score for c in supported)
         return next(c for c in supported if c.best_score >= _NEAR_BEST * best)
 
     def table(self, candidate: Candidate | None = None) -> pd.DataFrame:
-        """One row a head, best first, for the chosen pattern or another.
+        """Return one row for each head, best first, for the chosen pattern or for `candidate`.
 
-        Columns: layer, head, score, there, weakest (the arc it looks along least), mass, low, high (95 % interval),
-        baseline, lift, information, rows, examples.
+        Columns: layer, head, score, there (mean attention on the arcs), weakest (smallest attention on an arc), mass,
+        low, high (95 % interval), baseline, lift, information, rows, examples.
         """
-        found = candidate or self.chosen
-        low, high = found.interval()
+        candidate = candidate or self.chosen
+        low, high = candidate.interval()
         columns = {
-            "score": found.score,
-            "there": found.there,
-            "weakest": self.there.min("arc").to_numpy(),
-            "mass": found.mass,
+            "score": candidate.score,
+            "there": candidate.arc_mean,
+            "weakest": self.arc_attention.min("arc").to_numpy(),
+            "mass": candidate.mass,
             "low": low,
             "high": high,
-            "baseline": found.baseline,
+            "baseline": candidate.baseline,
             "lift": np.divide(
-                found.mass, found.baseline, out=np.full(found.mass.shape, np.nan), where=found.baseline > 0
+                candidate.mass,
+                candidate.baseline,
+                out=np.full(candidate.mass.shape, np.nan),
+                where=candidate.baseline > 0,
             ),
-            "information": found.information,
+            "information": candidate.information,
         }
-        layer, head = (part.ravel() for part in np.indices(found.score.shape))
+        layer, head = (part.ravel() for part in np.indices(candidate.score.shape))
         table = pd.DataFrame({"layer": layer, "head": head, **{name: v.ravel() for name, v in columns.items()}})
-        table["rows"], table["examples"] = found.rows, found.n_examples
+        table["rows"], table["examples"] = candidate.rows, candidate.n_examples
         return table.sort_values(["score", "there"], ascending=False, kind="stable", ignore_index=True)
 
     def patterns(self) -> pd.DataFrame:
-        """One row a pattern that was searched for, the best score first, with its best head."""
+        """Return one row for each pattern that was searched, the best score first, with its best head."""
         rows = []
         for candidate in self.candidates:
             layer, head = (int(i) for i in np.unravel_index(int(candidate.score.argmax()), candidate.score.shape))
@@ -177,7 +181,7 @@ class LikeResult:
         return pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     def top_examples(self, layer: int, head: int, n: int = 5) -> list[ExampleHit]:
-        """The examples that show a head's chosen pattern best, marked ones left out."""
+        """Return the unmarked examples with the largest mass of the head for the chosen pattern."""
         marked = {arc.example for arc in self.arcs}
         hits = self.chosen.result.top_examples(layer, head, n + len(marked))
         return [hit for hit in hits if hit.example not in marked][:n]
@@ -193,58 +197,61 @@ def like(
     basis: RequestedBasis = "auto",
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> LikeResult:
-    """Find heads that draw the marked arcs and do the same over the rest of the corpus.
+    """Find heads that attend along the marked arcs and do the same in the other examples of the corpus.
 
     Parameters
     ----------
     arcs
-        ``"12:5>2 7>4"`` (example, query position, key position; the example holds for what follows), or triples of
-        numbers. Several examples may be marked.
+        ``"12:5>2 7>4"`` (example, query position, key position; the example applies to later arcs too), or triples of
+        numbers. Arcs may be in several examples.
     library
-        Named patterns that may say how the two tokens are related.
+        Named patterns that may describe the relation of the two tokens.
     n_candidates
-        How many of the patterns that hold for the arcs are searched for.
+        Number of patterns that are searched, of those that hold for the arcs.
     basis
-        What to read, as in `search`.
+        Data to read, as in `search`.
     on_progress
-        Called with patterns searched for and planned.
+        Called with the numbers of patterns done and planned.
 
     Raises
     ------
     ConfigError, NotFoundError
-        An arc cannot be read, or there is no such example, position or site.
+        An arc cannot be read, or an example, position or site does not exist.
     """
-    found = store.site(site)
+    site_spec = store.site(site)
     if n_candidates < 1:
         raise ConfigError(f"n_candidates is {n_candidates}; expected at least 1")
     marked = _arcs(store, arcs)
-    check_arcs(store, found, marked)
-    there = arc_weights(store, found, marked)
-    holding = hypotheses(store, found, site_vocabulary(store, found), marked, library)
-    if not holding:
-        raise NotFoundError("no pattern holds for all of these arcs; mark fewer, or arcs that are more alike")
-    chosen, candidates = _spread(holding, n_candidates), []
+    check_arcs(store, site_spec, marked)
+    weights = arc_weights(store, site_spec, marked)
+    matching_hypotheses = hypotheses(store, site_spec, site_vocabulary(store, site_spec), marked, library)
+    if not matching_hypotheses:
+        raise NotFoundError("no pattern holds for all of these arcs; mark fewer arcs, or arcs that are more alike")
+    selection, candidates = _diversify(matching_hypotheses, n_candidates), []
     numbers = np.array(sorted({arc.example for arc in marked}))
-    for done, hypothesis in enumerate(chosen):
-        result = search(store, Pattern.parse(hypothesis.expression, library), found.name, basis)
-        elsewhere = ~np.isin(result.example_mass["example"].to_numpy(), numbers)
-        # Another way to say the same (deprel and relation without subtypes): the shorter one came first.
+    for done, hypothesis in enumerate(selection):
+        result = search(store, Pattern.parse(hypothesis.expression, library), site_spec.name, basis)
+        is_unmarked = ~np.isin(result.example_mass["example"].to_numpy(), numbers)
+        # An equivalent pattern (deprel and relation without subtypes) is skipped: the shorter one came first.
         if not any(result.example_mass.equals(c.result.example_mass) for c in candidates):
-            candidates.append(Candidate(hypothesis, result, there.mean(axis=2).astype(np.float64), elsewhere))
-        on_progress(done + 1, len(chosen))
-    maps = xr.DataArray(
-        there,
-        {"layer": np.arange(found.n_layers), "head": np.arange(found.n_heads)},
+            candidates.append(Candidate(hypothesis, result, weights.mean(axis=2).astype(np.float64), is_unmarked))
+        on_progress(done + 1, len(selection))
+    arc_attention = xr.DataArray(
+        weights,
+        {"layer": np.arange(site_spec.n_layers), "head": np.arange(site_spec.n_heads)},
         ("layer", "head", "arc"),
         "attention",
     )
-    return LikeResult(store, found, tuple(marked), maps, tuple(candidates), len(holding))
+    return LikeResult(store, site_spec, tuple(marked), arc_attention, tuple(candidates), len(matching_hypotheses))
 
 
 def information(
     mass: Float64[np.ndarray, "*head"], baseline: Float64[np.ndarray, "*head"]
 ) -> Float64[np.ndarray, "*head"]:
-    """Divergence in bits of a coin of `mass` from one of `baseline`; 0 where it is not above it, NaN without rows."""
+    """Compute the divergence in bits of a Bernoulli distribution with `mass` from one with `baseline`.
+
+    It is 0 if the mass is not above the baseline and NaN without rows.
+    """
     m, b = np.clip(mass, 0, 1), np.clip(baseline, 1e-12, 1 - 1e-12)
     with np.errstate(divide="ignore", invalid="ignore"):
         first = np.where(m > 0, m * np.log2(m / b), 0)
@@ -253,7 +260,7 @@ def information(
 
 
 def arc_weights(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> Float32[np.ndarray, "layer head arc"]:
-    """Attention of every head on each arc; from the edges where neither attention nor query and key were kept."""
+    """Read the attention of every head on each arc, from edges if the store has neither attention nor query and key."""
     weights = np.zeros((site.n_layers, site.n_heads, len(arcs)), np.float32)
     keep = store.spec.keep
     by_edges = keep.attention is None and why_not_rebuilt(site, keep) is not None
@@ -271,20 +278,20 @@ def arc_weights(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> Float32[np.
 
 
 def _arcs(store: Snapshot, arcs: str | Sequence[str] | Sequence[tuple[int, int, int]]) -> list[Arc]:
-    written = [arcs] if isinstance(arcs, str) else [arc for arc in arcs if isinstance(arc, str)]
-    numbers = [] if isinstance(arcs, str) else [Arc(*map(int, arc)) for arc in arcs if not isinstance(arc, str)]
-    return [*(parse_arcs(store, written) if written else []), *dict.fromkeys(numbers)]
+    texts = [arcs] if isinstance(arcs, str) else [arc for arc in arcs if isinstance(arc, str)]
+    triples = [] if isinstance(arcs, str) else [Arc(*map(int, arc)) for arc in arcs if not isinstance(arc, str)]
+    return [*(parse_arcs(store, texts) if texts else []), *dict.fromkeys(triples)]
 
 
-def _spread(holding: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
-    """The first of each kind: no more than a few that begin with the same condition, so that others get a hearing."""
-    seen: dict[str, int] = {}
-    chosen = []
-    for hypothesis in holding:
+def _diversify(ranked: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
+    """Select the first `n` hypotheses with at most `_PER_RELATION` that begin with the same condition."""
+    counts: dict[str, int] = {}
+    selection = []
+    for hypothesis in ranked:
         first = hypothesis.expression.partition(" and ")[0]
-        seen[first] = seen.get(first, 0) + 1
-        if seen[first] <= _PER_RELATION:
-            chosen.append(hypothesis)
-        if len(chosen) == n:
+        counts[first] = counts.get(first, 0) + 1
+        if counts[first] <= _PER_RELATION:
+            selection.append(hypothesis)
+        if len(selection) == n:
             break
-    return chosen
+    return selection

@@ -1,7 +1,7 @@
-"""The relation atlas as a picture: one row a relation, SVG that any browser shows, light and dark.
+"""The relation atlas as an SVG figure with one row for each relation, in light and dark colours.
 
-A dot is the accuracy of the best head with its 95 % interval, a bar ends at the fixed-offset baseline and a tick marks
-chance, so what a head adds to a rule of thumb is the distance between bar and dot.
+A dot is the accuracy of the best head, with its 95 % interval. A bar ends at the fixed-offset baseline. A tick marks
+chance. The distance between bar and dot is the gain of the head over the baseline.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _STYLE = """
 
 
 def relations_figure(table: pd.DataFrame, title: str) -> str:
-    """Draw `RelationAtlas.table` (one row a relation) as an SVG document."""
+    """Draw `RelationAtlas.table` (one row for each relation) as an SVG document."""
     height = TOP + ROW * len(table) + 16
     bottom = height - 12
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + PLOT + RIGHT} {height}" role="img" '
         f'aria-label="{_attribute(title)}">',
         f"<style>{_STYLE}</style>",
-        _text(8, 18, "Which head finds which relation", "title"),
+        _text(8, 18, "The best head of each relation", "title"),
         _text(8, 36, title),
         _text(8, 54, "dot: best head, 95 % interval · bar: best fixed offset · tick: chance · left: dependents", "dim"),
     ]
@@ -54,16 +54,16 @@ def _row(y: float, row: dict) -> list[str]:
         return LEFT + PLOT * share
 
     arrow = "→" if row["direction"] == "to_head" else "←"
-    told = (
+    title = (
         f"{row['relation']}: head {row['layer']}.{row['head']} {row['accuracy']:.1%} "
         f"({row['low']:.1%}–{row['high']:.1%}), offset {row['offset']:+d} {row['offset_baseline']:.1%}, "
         f"chance {row['baseline']:.1%}, n = {row['n']:,}"
     )
-    # One sentence alone gives no interval.
+    # There is no interval for a single sentence.
     ends = [x(share) for share in (row["low"], row["high"]) if math.isfinite(share)]
     interval = [f'<line class="interval" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y:g}" y2="{y:g}"/>'] if ends else []
     return [
-        f"<g><title>{escape(_visible(told))}</title>",
+        f"<g><title>{escape(_visible(title))}</title>",
         _text(LEFT - 48, y + 4, str(row["relation"]), "end"),
         _text(LEFT - 8, y + 4, f"{row['n']:,}", "dim end"),
         f'<rect class="bar" x="{LEFT}" y="{y - 4:g}" width="{PLOT * row["offset_baseline"]:.1f}" height="8"/>',
@@ -76,8 +76,8 @@ def _row(y: float, row: dict) -> list[str]:
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    of_kind = f' class="{kind}"' if kind else ""
-    return f'<text{of_kind} x="{x:g}" y="{y:g}">{escape(_visible(text))}</text>'
+    attribute = f' class="{kind}"' if kind else ""
+    return f'<text{attribute} x="{x:g}" y="{y:g}">{escape(_visible(text))}</text>'
 
 
 def _attribute(text: str) -> str:
@@ -85,5 +85,5 @@ def _attribute(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Without characters that XML cannot hold."""
+    """Replace characters that XML does not allow."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)

@@ -1,8 +1,9 @@
-"""The plan of a search, one task a segment, and who does the tasks: threads here, or the workers of a cluster.
+"""The plan of a search: one task for each segment, run by threads of this process or by the workers of a cluster.
 
-A task is `scan_segment` of one segment, and depends on nothing else. Threads share this process's store with what it
-keeps decoded. A client (`dask.distributed.Client`, or an executor of `concurrent.futures`) gets the same tasks with the
-store's place instead; a worker opens it once and keeps it, so the second search of a segment finds its edges decoded.
+A task is `scan_segment` of one segment and is independent of the others. Threads share the store of this process and
+its decoded edges. A client (`dask.distributed.Client`, or an executor of `concurrent.futures`) gets the same tasks with
+a pickled store. A worker opens the store once and caches it, so the second search of a segment reuses its decoded
+edges.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from .word_scan import scan_words
 
 _POLL_S = 0.1
 _AHEAD = 64
-"""Tasks that a client has at once; a cluster with more workers is fed as they finish."""
+"""Number of tasks that a client has at once; more tasks are submitted as these finish."""
 
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """How far a search is."""
+    """Progress of a search."""
 
     n_segments_done: int
     n_segments: int
@@ -39,29 +40,29 @@ class SearchProgress:
 
 
 class Future(Protocol):
-    """What `Client.submit` gives."""
+    """The future that `Client.submit` returns."""
 
     def result(self, timeout: float | None = None) -> Any:
-        """The result, or TimeoutError."""
+        """Return the result, or raise TimeoutError."""
 
     def done(self) -> bool:
-        """Whether there is one."""
+        """Return True if there is a result."""
         ...
 
     def cancel(self) -> Any:
-        """Do not begin, if that has not happened."""
+        """Cancel the task if it has not started."""
 
 
 class Client(Protocol):
-    """Somebody who does tasks: `dask.distributed.Client`, `concurrent.futures.Executor`."""
+    """An executor of tasks: `dask.distributed.Client` or `concurrent.futures.Executor`."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any:
-        """Do ``fn(*args)`` some time, somewhere."""
+        """Schedule ``fn(*args)`` and return its future."""
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What is asked, checked against the store."""
+    """A search, checked against the vocabulary of its store."""
 
     store: Snapshot
     site: Site
@@ -69,10 +70,10 @@ class SearchPlan:
     vocabulary: Vocabulary
     basis: Basis
     words: Merge | None = None
-    """How tokens are merged to words; None: they are not."""
+    """Merging of tokens to words; None to search tokens."""
 
     def scan(self, segment: Segment, stop: Callable[[], bool] = lambda: False) -> SegmentScores:
-        """One task, in this process."""
+        """Run one task in this process."""
         words = self.words is not None
         matcher = segment_matcher(segment, self.site, self.pattern, self.vocabulary, words=words)
         if self.words is not None:
@@ -81,19 +82,20 @@ class SearchPlan:
 
     def run(
         self,
-        threads: int,
-        client: Client | None,
+        workers: int | Client,
         on_progress: Callable[[SearchProgress], None],
         stop: Callable[[], bool],
     ) -> Iterator[tuple[Segment, SegmentScores]]:
-        """Scores of the segments in their order, until stopped; what is being computed then is thrown away."""
-        if client is None:
-            with ThreadPoolExecutor(max(1, threads), "search") as pool:
-                yield from self._results(lambda s: pool.submit(self.scan, s, stop), threads + 1, on_progress, stop)
+        """Iterate over the scores of the segments in order, until stopped. Unfinished tasks are then discarded."""
+        if isinstance(workers, int):
+            with ThreadPoolExecutor(max(1, workers), "search") as pool:
+                yield from self._results(lambda s: pool.submit(self.scan, s, stop), workers + 1, on_progress, stop)
         else:
-            question = self.site, self.pattern, self.vocabulary, self.basis, self.words
-            packed = pickle.dumps((pickle.dumps(self.store), question))
-            yield from self._results(lambda s: client.submit(scan_there, packed, s.index), _AHEAD, on_progress, stop)
+            query = self.site, self.pattern, self.vocabulary, self.basis, self.words
+            packed = pickle.dumps((pickle.dumps(self.store), query))
+            yield from self._results(
+                lambda s: workers.submit(scan_remotely, packed, s.index), _AHEAD, on_progress, stop
+            )
 
     def _results(
         self,
@@ -111,7 +113,7 @@ class SearchPlan:
                 if not ahead:
                     return
                 segment, future = ahead[0]
-                scores = _awaited(future, stop)
+                scores = _wait_for(future, stop)
                 del ahead[0]
                 n_done, n_examples_done = n_done + 1, n_examples_done + segment.n_examples
                 on_progress(SearchProgress(n_done, len(segments), n_examples_done, self.store.n_examples))
@@ -123,30 +125,30 @@ class SearchPlan:
                 future.cancel()
 
 
-def _awaited(future: Future, stop: Callable[[], bool]) -> SegmentScores:
-    """The scores of a task; `stop` is asked while it runs, since a worker elsewhere cannot ask."""
+def _wait_for(future: Future, stop: Callable[[], bool]) -> SegmentScores:
+    """Wait for the scores of a task. `stop` is called in the meantime, because a remote worker cannot call it."""
     while True:
         try:
             return future.result(timeout=_POLL_S)
         except TimeoutError:
-            if future.done():  # it was the task that raised, or it has just finished
+            if future.done():  # the task itself raised TimeoutError, or it has just finished
                 return future.result()
             if stop():
                 raise Stopped from None
 
 
-def scan_there(packed: bytes, index: int) -> SegmentScores:
-    """One task in another process, which keeps the store open."""
-    plan, segments = _unpacked(packed)
+def scan_remotely(packed: bytes, index: int) -> SegmentScores:
+    """Run one task in another process, which caches the open store."""
+    plan, segments = _unpack(packed)
     return plan.scan(segments[index])
 
 
-_opened = lru_cache(maxsize=4)(pickle.loads)
-"""Stores by their pickles: a worker opens one once."""
+_load_store = lru_cache(maxsize=4)(pickle.loads)
+"""Load a store from its pickle. The cache lets a worker open each store once."""
 
 
 @lru_cache(maxsize=1)
-def _unpacked(packed: bytes) -> tuple[SearchPlan, dict[int, Segment]]:
-    place, question = pickle.loads(packed)
-    store: Snapshot = _opened(place)
-    return SearchPlan(store, *question), {segment.index: segment for segment in store.segments}
+def _unpack(packed: bytes) -> tuple[SearchPlan, dict[int, Segment]]:
+    pickled_store, query = pickle.loads(packed)
+    store: Snapshot = _load_store(pickled_store)
+    return SearchPlan(store, *query), {segment.index: segment for segment in store.segments}

@@ -1,8 +1,9 @@
-"""Searches between words: the tokens of a word are merged before a pattern's pairs are looked up.
+"""The scan of one segment in a search between words: tokens are merged to words before pairs are looked up.
 
-A pattern is then a condition on a query word and a key word (`word_tokens.py`), and attention is W[i, j] of `reading/words.py` (columns summed, rows averaged
-or the first token's; special tokens left out). Uniform attention is merged the same way. Whole examples are read, since
-a word's row needs all of its tokens' rows.
+A pattern is then a condition on a query word and a key word (`patterns/word_table.py`). Attention is the word-to-word
+attention of `reading/word_attention.py`: columns are summed, rows are averaged or are those of the first token, and
+special tokens are left out. Uniform attention is merged in the same way. Whole examples are read, because the row of a
+word needs the rows of all of its tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaxtyping import Float, Float64, Int64
 
 from ..containers.shard_writer import CHUNK_PAIRS
 from ..patterns.matching import Matcher, Matches
-from ..patterns.matching_rows import RowSupport
+from ..patterns.matching_rows import MatchingRows
 from ..reading.block_weights import is_rebuilt
 from ..reading.pair_attention import read_dropped
 from ..reading.segment import Segment
@@ -27,7 +28,7 @@ from .segment_scan import BLOCK_WEIGHTS, Basis, SegmentScores, Stopped
 
 
 @dataclass(frozen=True)
-class WordSupport(RowSupport):
+class MatchingWordRows(MatchingRows):
     """The query words of some examples that have matching key words."""
 
     segment: Segment
@@ -35,17 +36,17 @@ class WordSupport(RowSupport):
 
     @cached_property
     def examples(self) -> range:
-        """From the first example with a match to the last, within the segment."""
+        """Examples from the first to the last with a match, within the segment."""
         return range(int(self.example[0]), int(self.example[-1]) + 1)
 
     @cached_property
     def plan(self) -> WordPairs:
-        """Where the token pairs of these examples go."""
+        """Plan that merges the token pairs of these examples to word pairs."""
         return plan_segment(self.segment, self.site, self.examples, self.merge)
 
     @cached_property
     def word(self) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
-        """Query word and key word of each match, as the plan counts them: over all examples, and within its own."""
+        """Query word and key word of each match: its index over all examples of the plan, and in its example."""
         evaluator = self.matcher.evaluator
         example = evaluator.query.example[self.matches.query] - self.examples.start
         n_before = np.cumsum(self.plan.n_query_words) - self.plan.n_query_words
@@ -54,12 +55,12 @@ class WordSupport(RowSupport):
 
     @cached_property
     def cell(self) -> Int64[np.ndarray, "match"]:
-        """The plan's word pair of each match."""
+        """Word pair of each match in the plan."""
         query, key = self.word
         return self.plan.begin[query] + key
 
     def uniform(self, window: int | None) -> Float[np.ndarray, "row"]:
-        """What uniform attention of a layer with this window puts on the matching words, merged like attention."""
+        """Compute the mass of uniform attention with this window on the matching words, merged like attention."""
         layer = self.site.window.index(window)
         sizes = zip(*(np.diff(self.segment.token_offset(name)) for name in self._sequences), strict=True)
         counts = list(sizes)[self.examples.start : self.examples.stop]
@@ -74,77 +75,77 @@ class WordSupport(RowSupport):
 
 def _uniform(site: Site, layer: int, n_queries: int, n_keys: int) -> Float64[np.ndarray, "pair"]:
     query, key = np.arange(n_queries), np.arange(n_keys)
-    seen = keys_seen(site, layer, query, key, n_keys)
-    shares = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)
+    visible = keys_seen(site, layer, query, key, n_keys)
+    shares = visible / np.maximum(visible.sum(axis=1, keepdims=True), 1)
     return shares[key <= query[:, None]] if site.causal else shares.ravel()
 
 
 def word_basis(segment: Segment, site: Site) -> Basis:
-    """What attention between words comes from."""
+    """Return the basis of word-to-word attention."""
     return "rebuilt" if is_rebuilt(segment, site) else "attention"
 
 
 def scan_words(
     segment: Segment, site: Site, matcher: Matcher, merge: Merge, stop: Callable[[], bool] = lambda: False
 ) -> SegmentScores:
-    """Score every head of `site` on one segment; `matcher` is one over its words.
+    """Score every head of `site` on one segment. The matcher must be over words.
 
     Raises
     ------
     Stopped
-        `stop` answered True.
+        `stop` returned True.
     NotFoundError
-        Attention was not kept and cannot be rebuilt.
+        The store has neither attention nor query and key.
     """
-    scores = SegmentScores.none(site, segment.n_examples)
+    scores = SegmentScores.zeros(site, segment.n_examples)
     for matches in _blocks(segment, site, matcher):
-        support = WordSupport(matches, matcher, site, segment, merge)
-        example = support.example[support.first_of_example]
-        scores.example_rows[example] += np.diff(np.append(support.first_of_example, len(support.rows)))
-        uniform = {window: support.uniform(window).sum() for window in set(site.window)}
-        query, key = support.word
+        matching_rows = MatchingWordRows(matches, matcher, site, segment, merge)
+        example = matching_rows.example[matching_rows.first_of_example]
+        scores.example_rows[example] += np.diff(np.append(matching_rows.first_of_example, len(matching_rows.rows)))
+        uniform = {window: matching_rows.uniform(window).sum() for window in set(site.window)}
+        query, key = matching_rows.word
         for layer in range(site.n_layers):
             if stop():
                 raise Stopped
             scores.uniform[layer] += uniform[site.window[layer]]
-            weights = segment_word_attention(segment, site, layer, support.examples, support.plan)
-            mass = np.add.reduceat(weights[:, support.cell], support.first, axis=1)  # [head, row]
-            scores.mass[layer][:, example] += np.add.reduceat(mass, support.first_of_example, axis=1)
-            strongest = np.stack([support.plan.strongest(of_head) for of_head in weights])
+            weights = segment_word_attention(segment, site, layer, matching_rows.examples, matching_rows.plan)
+            mass = np.add.reduceat(weights[:, matching_rows.cell], matching_rows.first, axis=1)  # [head, row]
+            scores.mass[layer][:, example] += np.add.reduceat(mass, matching_rows.first_of_example, axis=1)
+            strongest = np.stack([matching_rows.plan.strongest(head_weights) for head_weights in weights])
             scores.hits[layer] += (strongest[:, query] == key).sum(axis=1)
-            scores.slack[layer] += _missing(support, layer).sum(axis=1)
+            scores.slack[layer] += _dropped_mass(matching_rows, layer).sum(axis=1)
     return scores
 
 
 def _blocks(segment: Segment, site: Site, matcher: Matcher) -> Iterator[Matches]:
-    """Matches of runs of whole examples: those between which a chunk of attention has none are read apart."""
+    """Iterate over the matches of runs of whole examples, split where a chunk of attention has no match."""
     offset, rows = segment.pair_offset(site.name), matcher.evaluator.query.table.token_offset
     every_pair = int(matcher.row_start[-1]) + 1
     for examples in example_blocks(offset, BLOCK_WEIGHTS // site.n_heads):
-        for found in matcher.blocks(int(rows[examples.start]), int(rows[examples.stop]), every_pair):
-            example = matcher.evaluator.query.example[found.query]
+        for block in matcher.blocks(int(rows[examples.start]), int(rows[examples.stop]), every_pair):
+            example = matcher.evaluator.query.example[block.query]
             far = np.flatnonzero(offset[example[1:]] - offset[example[:-1] + 1] > CHUNK_PAIRS) + 1
-            for start, stop in zip([0, *far.tolist()], [*far.tolist(), len(found)], strict=True):
-                part = slice(start, stop)
-                yield Matches(found.first_pair, found.last_pair, found.pair[part], found.query[part], found.key[part])
+            for start, stop in zip([0, *far.tolist()], [*far.tolist(), len(block)], strict=True):
+                run = slice(start, stop)
+                yield Matches(block.first_pair, block.last_pair, block.pair[run], block.query[run], block.key[run])
 
 
-def _missing(support: WordSupport, layer: int) -> Float[np.ndarray, "head row"]:
-    """How much more mass each row may have where a sparse codec left weights out: what its tokens' rows lack."""
-    segment, site, plan = support.segment, support.site, support.plan
+def _dropped_mass(matching_rows: MatchingWordRows, layer: int) -> Float[np.ndarray, "head row"]:
+    """Compute an upper bound of the mass of each row that a sparse codec dropped: the dropped mass of its tokens."""
+    segment, site, plan = matching_rows.segment, matching_rows.site, matching_rows.plan
     codec = segment.spec.attention_codec
-    rows = support.word[0][support.first]
+    rows = matching_rows.word[0][matching_rows.first]
     if word_basis(segment, site) == "rebuilt" or codec is None or codec.selection is None:
         return np.zeros((site.n_heads, len(rows)))
     tokens = segment.token_offset(site.query_sequence)
-    span = slice(int(tokens[support.examples.start]), int(tokens[support.examples.stop]))
+    span = slice(int(tokens[matching_rows.examples.start]), int(tokens[matching_rows.examples.stop]))
     dropped = read_dropped(segment, site, layer, slice(None), span)
-    table = segment.tokens(site.query_sequence).examples(support.examples.start, support.examples.stop)
+    table = segment.tokens(site.query_sequence).examples(matching_rows.examples.start, matching_rows.examples.stop)
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
-    of_word = np.flatnonzero(table.word >= 0)
-    word = table.word_offset[example[of_word]] + table.word[of_word]
-    if support.merge == "first":
+    token_rows = np.flatnonzero(table.word >= 0)
+    word = table.word_offset[example[token_rows]] + table.word[token_rows]
+    if matching_rows.merge == "first":
         word, first = np.unique(word, return_index=True)
-        of_word = of_word[first]
-    sums = np.stack([np.bincount(word, of_head[of_word], len(plan.n_rows)) for of_head in dropped])
+        token_rows = token_rows[first]
+    sums = np.stack([np.bincount(word, head_dropped[token_rows], len(plan.n_rows)) for head_dropped in dropped])
     return (sums / np.maximum(plan.n_rows, 1))[:, rows]

@@ -1,6 +1,6 @@
-"""Some consecutive examples of a segment, as statistics go over them: tokens once, then the attention of each layer.
+"""Blocks of consecutive examples of a segment: statistics read the tokens once, then the attention layer by layer.
 
-Blocks are of bounded size, so memory depends neither on the corpus nor on the model's depth.
+The size of a block is limited, so memory depends neither on the corpus nor on the depth of the model.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ..schema.token_table import TokenTable
 from ..schema.traces import Site
 
 BLOCK_WEIGHTS = 3 << 20
-"""Weights of one layer in memory at once, about."""
+"""Approximate number of weights of one layer in memory at once."""
 
 
 @dataclass(frozen=True)
 class CorpusTokens:
-    """What the tokens of a whole store say: the vocabulary of patterns, and how often each token id occurs."""
+    """Facts from the token tables of a whole store: the vocabulary of patterns and the count of each token id."""
 
     vocabulary: Vocabulary
     ids: Int64[np.ndarray, "distinct"]
     counts: Int64[np.ndarray, "distinct"]
     tags: tuple[str, ...] = ()
-    """Every part of speech that a word has."""
+    """Every part of speech that occurs."""
 
     @staticmethod
     def of(store: Snapshot, site: Site) -> CorpusTokens:
@@ -43,56 +43,56 @@ class CorpusTokens:
         ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
         tags: set[str] = set()
         for segment in store.segments:
-            found, times = np.unique(segment.tokens(site.key_sequence).id, return_counts=True)
-            ids, at = np.unique(np.concatenate([ids, found]), return_inverse=True)
-            counts = np.bincount(at, np.concatenate([counts, times])).astype(np.int64)
+            segment_ids, segment_counts = np.unique(segment.tokens(site.key_sequence).id, return_counts=True)
+            ids, index = np.unique(np.concatenate([ids, segment_ids]), return_inverse=True)
+            counts = np.bincount(index, np.concatenate([counts, segment_counts])).astype(np.int64)
             upos = segment.tokens(site.key_sequence).word_columns.get("upos")
             tags.update(upos.values or () if upos is not None else ())
         return CorpusTokens(site_vocabulary(store, site), ids.astype(np.int64), counts, tuple(sorted(tags)))
 
     def count_of(self, ids: np.ndarray) -> Int64[np.ndarray, "token"]:
-        """How often each token's id occurs in the store."""
+        """Count the occurrences of each token's id in the store."""
         return self.counts[np.searchsorted(self.ids, ids)]
 
 
 class Block:
-    """Examples `examples` (rows of the segment) at one site."""
+    """The examples `examples` (rows of the segment) at one site."""
 
     def __init__(self, segment: Segment, site: Site, examples: range, corpus: CorpusTokens) -> None:
         self.segment, self.site, self.examples, self.corpus = segment, site, examples, corpus
         self.query: TokenTable = segment.tokens(site.query_sequence).examples(examples.start, examples.stop)
         self.key: TokenTable = segment.tokens(site.key_sequence).examples(examples.start, examples.stop)
-        self._found: dict[str, Int64[np.ndarray, "match"]] = {}
+        self._matches: dict[str, Int64[np.ndarray, "match"]] = {}
 
     @cached_property
     def plan(self) -> RowPlan:
-        """Where the rows lie."""
+        """Layout of the rows."""
         one_text = self.site.query_sequence == self.site.key_sequence
         n_queries, n_keys = (table.n_tokens.astype(np.int64) for table in (self.query, self.key))
         return RowPlan(n_queries, n_keys, self.site.causal, self.key.special, one_text)
 
     @cached_property
     def numbers(self) -> Int64[np.ndarray, "example"]:
-        """The numbers of the examples in the store."""
+        """Numbers of the examples in the store."""
         return self.segment.first_example + np.arange(self.examples.start, self.examples.stop)
 
     def matches(self, expression: str) -> Int64[np.ndarray, "match"]:
-        """The pairs of the block that match a pattern, ascending; kept."""
-        if expression not in self._found:
+        """Return the pairs of the block that match a pattern, ascending. The result is cached."""
+        if expression not in self._matches:
             pattern = Pattern.parse(expression)
             matcher = segment_matcher(self.segment, self.site, pattern, self.corpus.vocabulary)
-            start, stop = (int(self.segment.token_offset(self.site.query_sequence)[at]) for at in self._bounds)
-            parts = [matches.pair for matches in matcher.blocks(start, stop)]
-            self._found[expression] = np.concatenate([np.empty(0, np.int64), *parts]) - self._pairs.start
-        return self._found[expression]
+            start, stop = (int(self.segment.token_offset(self.site.query_sequence)[row]) for row in self._bounds)
+            pairs = [matches.pair for matches in matcher.blocks(start, stop)]
+            self._matches[expression] = np.concatenate([np.empty(0, np.int64), *pairs]) - self._pairs.start
+        return self._matches[expression]
 
     def rows(self, layer: int) -> Rows:
-        """The attention of all heads of a layer: stored, or rebuilt from query and key where it was not kept.
+        """Read the attention of all heads of a layer, or rebuild it from query and key if the store has none.
 
         Raises
         ------
         NotFoundError
-            It was not kept, or a sparse codec left weights out, and it cannot be rebuilt.
+            The store has neither attention nor query and key, or a sparse codec dropped weights.
         """
         return Rows(self.plan, self._weights(layer), self.site.window[layer])
 
@@ -101,8 +101,8 @@ class Block:
         codec = self.segment.spec.attention_codec
         if codec is not None and codec.selection is not None:
             raise NotFoundError(
-                f"{self.site.name}: this statistic needs every weight, and {codec.name} left weights out. "
-                'Run the job again with keep.attention = "sqrt8", or use statistics that were kept.'
+                f"{self.site.name}: this statistic needs every weight, and {codec.name} dropped weights. "
+                'Run the job again with keep.attention = "sqrt8", or use the stored statistics.'
             )
         if keep.attention is None:
             return rebuild_examples(self.segment, self.site, layer, self.examples).astype(np.float64)
@@ -110,7 +110,7 @@ class Block:
 
     @cached_property
     def _row_start(self) -> Int64[np.ndarray, "query_token"]:
-        """Where each query token's pairs begin, those of tokens without keys included."""
+        """Offset of each query token's first pair, including tokens that have no keys."""
         n_keys = self.plan.n_keys[np.repeat(np.arange(self.plan.n_examples), self.plan.n_queries)]
         length = self.query.position.astype(np.int64) + 1 if self.site.causal else n_keys
         return np.cumsum(length) - length
@@ -122,11 +122,11 @@ class Block:
     @cached_property
     def _pairs(self) -> slice:
         offset = self.segment.pair_offset(self.site.name)
-        return slice(*(int(offset[at]) for at in self._bounds))
+        return slice(*(int(offset[row]) for row in self._bounds))
 
 
 def iter_blocks(store: Snapshot, site: Site, corpus: CorpusTokens | None = None) -> Iterator[Block]:
-    """Go over a store in blocks of about `BLOCK_WEIGHTS` weights a layer (at least one example)."""
+    """Iterate over a store in blocks of about `BLOCK_WEIGHTS` weights in each layer (at least one example)."""
     corpus = corpus or CorpusTokens.of(store, site)
     for segment in store.segments:
         offset, start = segment.pair_offset(site.name), 0

@@ -1,4 +1,4 @@
-"""Statistics as labelled xarray datasets: every example, and how they lie over a corpus."""
+"""Summaries of statistics over a corpus as labelled xarray datasets and tables."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ def corpus_summary(
     average: Average = "rows",
     bins: int = BINS,
 ) -> xr.Dataset:
-    """How each statistic of each head lies over the examples of a corpus.
+    """Summarise the distribution of each statistic of each head over the examples of a corpus.
 
-    Variables, float64 unless said: `mean` (weighed as `average` says), `deviation` (standard deviation over examples,
-    each alike, of those that have a value), `quantile_value` (of examples alike, dim quantile), `histogram` (int64 counts of
-    examples in `bins` equal steps between `bin_edge`, which all heads of a statistic share), `examples` (int64, that
-    have a value) and `rows` (int64, that count). Dims (statistic, layer, head, ...). NaN where no example has a value.
+    Only examples with a value take part. Dims (statistic, layer, head, ...). Variables, float64 unless stated:
+
+    - `mean`: mean, weighted as `average` says; NaN if no example has a value,
+    - `deviation`: standard deviation over examples with equal weight,
+    - `quantile_value`: quantiles over examples with equal weight, dim quantile,
+    - `histogram`: int64 counts of examples in `bins` equal steps between `bin_edge`, which all heads share,
+    - `examples`: int64, number of examples,
+    - `rows`: int64, number of rows.
 
     Raises
     ------
     ConfigError
-        Fewer than one bin.
+        `bins` is below 1.
     """
     if bins < 1:
         raise ConfigError(f"bins is {bins}; expected at least 1")
     heads = ("statistic", "layer", "head")
-    parts = [_summarise(values[name], rows[name], average, bins) for name in values]
+    summaries = [_summarise(values[name], rows[name], average, bins) for name in values]
     dims = {
         "mean": heads,
         "deviation": heads,
@@ -47,19 +51,23 @@ def corpus_summary(
         "examples": heads,
         "rows": ("statistic",),
     }
-    data = {name: (dims[name], np.stack([part[name] for part in parts])) for name in dims} if parts else {}
+    data = (
+        {name: (dims[name], np.stack([summary[name] for summary in summaries])) for name in dims} if summaries else {}
+    )
     return xr.Dataset(data, {"statistic": list(values), "quantile": list(QUANTILES)})
 
 
 def summary_frame(summary: xr.Dataset, statistic: str) -> pd.DataFrame:
-    """One statistic of a summary as a table, the largest mean first: layer, head, mean, deviation, q05 … q95, examples."""
-    one = summary.sel(statistic=statistic)
-    layer, head = (grid.ravel() for grid in np.indices(one["mean"].shape))
+    """Return one statistic as a table, largest mean first: layer, head, mean, deviation, q05 … q95, examples, rows."""
+    selected = summary.sel(statistic=statistic)
+    layer, head = (grid.ravel() for grid in np.indices(selected["mean"].shape))
     columns = {"layer": layer, "head": head}
-    columns |= {name: one[name].to_numpy().ravel() for name in ("mean", "deviation")}
+    columns |= {name: selected[name].to_numpy().ravel() for name in ("mean", "deviation")}
     for quantile in summary["quantile"].to_numpy():
-        columns[f"q{round(100 * quantile):02d}"] = one["quantile_value"].sel(quantile=quantile).to_numpy().ravel()
-    table = pd.DataFrame({**columns, "examples": one["examples"].to_numpy().ravel(), "rows": int(one["rows"])})
+        columns[f"q{round(100 * quantile):02d}"] = selected["quantile_value"].sel(quantile=quantile).to_numpy().ravel()
+    table = pd.DataFrame(
+        {**columns, "examples": selected["examples"].to_numpy().ravel(), "rows": int(selected["rows"])}
+    )
     return table.sort_values("mean", ascending=False, kind="stable", na_position="last", ignore_index=True)
 
 
@@ -77,10 +85,10 @@ def _summarise(
     histogram = np.zeros((n_layers, n_heads, bins), np.int64)
     edges = np.linspace(*(_range(exact[present]) if present.any() else (0.0, 1.0)), bins + 1)
     for head in np.ndindex(n_layers, n_heads):
-        found = exact[head][present[head]]
-        if len(found):
-            quantiles[head] = np.quantile(found, QUANTILES)
-            histogram[head] = np.histogram(found, edges)[0]
+        head_values = exact[head][present[head]]
+        if len(head_values):
+            quantiles[head] = np.quantile(head_values, QUANTILES)
+            histogram[head] = np.histogram(head_values, edges)[0]
     return {
         "mean": aggregate(values, rows, average),
         "deviation": spread,
@@ -93,7 +101,7 @@ def _summarise(
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
-    """Where a histogram begins and ends; a share's is 0 to 1."""
+    """Return the first and last edge of a histogram; 0 and 1 for shares."""
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 1:
         return 0.0, 1.0

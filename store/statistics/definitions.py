@@ -1,8 +1,8 @@
 """Statistics of a head that are computed from stored attention, names of all statistics, and means over a corpus.
 
-The statistics that a capture computes, and the record `Statistic`, are in `headatlas.store.schema.capture_statistics`;
-those here use the same formulas over stored attention (`measurement.py`). A name with the ending `_sink_free` is the
-statistic of rows without their sinks (`Rows.without_sinks`).
+The record `Statistic` and the statistics that a capture computes are in `headatlas.store.schema.capture_statistics`.
+`measurement.py` applies both kinds to stored attention. A name that ends in `_sink_free` is the statistic of rows
+without their sinks (`Rows.without_sinks`).
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ SINK_FREE = "_sink_free"
 
 
 def _matching_rows(plan: RowPlan, pairs: Pairs | None) -> Bool[np.ndarray, "row"]:
-    chosen = np.zeros(len(plan.length), bool)
-    assert pairs is not None, "rows match something"
-    chosen[plan.row[pairs]] = True
-    return chosen
+    row_mask = np.zeros(len(plan.length), bool)
+    assert pairs is not None, "the statistic needs pairs"
+    row_mask[plan.row[pairs]] = True
+    return row_mask
 
 
 def _normalised_entropy(rows: Rows, pairs: Pairs | None) -> RowValues:
     return rows.plan.sum_rows(entropy_of(rows.weights)) / np.log(np.maximum(rows.n_visible, 2))
 
 
-def _several_keys(plan: RowPlan, pairs: Pairs | None) -> Bool[np.ndarray, "row"]:
+def _has_several_keys(plan: RowPlan, pairs: Pairs | None) -> Bool[np.ndarray, "row"]:
     return plan.length > 1
 
 
 def _mass(rows: Rows, pairs: Pairs | None) -> RowValues:
-    assert pairs is not None, "mass of something"
+    assert pairs is not None, "the statistic needs pairs"
     return rows.mass(pairs)
 
 
@@ -50,21 +50,21 @@ def _matching(expression: str) -> Callable[[Block], Pairs]:
     return lambda block: block.matches(expression)
 
 
-_FURTHER = (
+_DERIVED = (
     Statistic(
         "normalised_entropy",
-        "Entropy, of the largest possible",
+        "Entropy, share of the largest possible",
         "share",
-        "Entropy of each row over ln of the keys that it sees: 0 = one key, 1 = all alike. A row that sees one key does "
-        "not count.",
+        "Entropy of each row divided by ln of the number of visible keys: 0 = one key, 1 = uniform. Rows with one "
+        "visible key are left out.",
         _normalised_entropy,
-        counts=_several_keys,
+        counts=_has_several_keys,
     ),
     Statistic(
         "signed_distance",
         "Mean signed distance",
         "tokens",
-        "Where it looks: Σ A·(query − key) of each row; above 0 = back, below 0 = ahead.",
+        "Σ A·(query − key) of each row; above 0 = the head looks back, below 0 = it looks ahead.",
         lambda rows, pairs: -rows.sum(rows.plan.offset),
         one_text=True,
     ),
@@ -72,14 +72,14 @@ _FURTHER = (
         "top5",
         "Five strongest keys",
         "share",
-        "The five largest weights of each row together (the largest alone is `maximum`).",
+        "Sum of the five largest weights of each row (the largest alone is `maximum`).",
         lambda rows, pairs: rows.top(5),
     ),
     Statistic(
         "punctuation",
         "Attention to punctuation",
         "share",
-        "Weight from each token to punctuation marks; rows count also where there is none (0).",
+        "Weight from each token to punctuation marks. Rows without a punctuation mark count as 0.",
         _mass,
         find=_matching("punctuation"),
         pattern="punctuation",
@@ -88,7 +88,7 @@ _FURTHER = (
         "same_sentence",
         "Attention within the sentence",
         "share",
-        "Weight from each token that is not special to the tokens of its sentence, itself included.",
+        "Weight from each token that is not special to the tokens of its sentence, including itself.",
         _mass,
         counts=_matching_rows,
         find=same_sentence_pairs,
@@ -98,7 +98,7 @@ _FURTHER = (
         "other_segment",
         "Attention to the other text",
         "share",
-        "Weight from tokens of one text of a pair to those of the other; rows that have such keys.",
+        "Weight from tokens of one text of a pair to tokens of the other, over the rows that have such keys.",
         _mass,
         counts=_matching_rows,
         find=_matching("other_segment"),
@@ -109,7 +109,7 @@ _FURTHER = (
         "rare",
         "Attention to the rarest token",
         "share",
-        "Weight from each token to the visible token (or tokens) whose id is rarest in the store; special ones apart.",
+        "Weight from each token to the visible token (or tokens) with the rarest id in the store, without special tokens.",
         _mass,
         counts=_matching_rows,
         find=rarest_pairs,
@@ -118,7 +118,7 @@ _FURTHER = (
         "induction",
         "Induction",
         "share",
-        "Weight from each token to those that followed its earlier copies; rows that have such keys.",
+        "Weight from each token to the tokens that followed its earlier copies, over the rows that have such keys.",
         _mass,
         counts=_matching_rows,
         find=_matching("induction"),
@@ -129,7 +129,7 @@ _FURTHER = (
         "duplicate",
         "Attention to earlier copies",
         "share",
-        "Weight from each token to its earlier copies; rows that have such keys.",
+        "Weight from each token to its earlier copies, over the rows that have such keys.",
         _mass,
         counts=_matching_rows,
         find=_matching("duplicate_token"),
@@ -137,15 +137,15 @@ _FURTHER = (
         pattern="duplicate_token",
     ),
 )
-FURTHER: dict[str, Statistic] = {statistic.name: statistic for statistic in _FURTHER}
-"""What is computed from stored attention."""
+DERIVED_STATISTICS: dict[str, Statistic] = {statistic.name: statistic for statistic in _DERIVED}
+"""Statistics that are computed from stored attention, by name."""
 VARIABILITY = "variability"
-"""Needs two passes: how far each example's map lies from the mean map (`variability.py`)."""
+"""Distance of each example's map from the mean map, which needs two passes (`variability.py`)."""
 
 
 def known_names() -> list[str]:
-    """Every statistic that can be asked for, by name."""
-    plain = [*STATISTICS.values(), *FURTHER.values()]
+    """Return the names of all statistics that can be computed."""
+    plain = [*STATISTICS.values(), *DERIVED_STATISTICS.values()]
     return [
         *(s.name for s in plain),
         VARIABILITY,
@@ -155,21 +155,21 @@ def known_names() -> list[str]:
 
 
 def statistic_of(name: str) -> Statistic:
-    """The statistic of a name; with the ending `_sink_free`, of rows without their sinks.
+    """Return a statistic by its name. The ending `_sink_free` gives the statistic of rows without their sinks.
 
     Raises
     ------
     ConfigError
-        An unknown name; the nearest known one is named.
+        The name is unknown. The error suggests the nearest name.
     """
-    known = {**STATISTICS, **FURTHER}.get(name.removesuffix(SINK_FREE))
-    if known is None or (name != known.name and not known.has_sink_free):
-        near = difflib.get_close_matches(name, known_names(), n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+    statistic = {**STATISTICS, **DERIVED_STATISTICS}.get(name.removesuffix(SINK_FREE))
+    if statistic is None or (name != statistic.name and not statistic.has_sink_free):
+        close = difflib.get_close_matches(name, known_names(), n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(f"no statistic {name!r}; known: {', '.join(known_names())}.{hint}")
-    if name == known.name:
-        return known
-    return replace(known, name=name, label=f"{known.label}, without sinks", sink_free=True, pattern=None)
+    if name == statistic.name:
+        return statistic
+    return replace(statistic, name=name, label=f"{statistic.label}, without sinks", sink_free=True, pattern=None)
 
 
 def head_statistics(
@@ -179,17 +179,17 @@ def head_statistics(
     *,
     cross: bool = False,
 ) -> Float[np.ndarray, "statistic head"]:
-    """Statistics of each head on one example, float32, in the order of `names`; computed in float64.
+    """Compute statistics of each head on one example in float64; the result is float32 in the order of `names`.
 
-    Padding must be cut off before. `cross` says that query and key are different texts. NaN where no row counts. Those
-    that depend on more than special tokens are for a store (`measured.py`).
+    Padding must be cut off before. Pass `cross` if query and key are different texts. The result is NaN if no row
+    counts. Statistics that depend on tokens other than special ones need a store (`measurement.py`).
 
     Raises
     ------
     ShapeError
-        A site within one text whose maps are not square, or `key_special` of another length.
+        The maps of a site within one text are not square, or `key_special` has another length.
     ConfigError
-        An unknown name.
+        A name is unknown, or the statistic depends on tokens.
     """
     n_heads, n_queries, n_keys = attention.shape
     if len(key_special) != n_keys or (not cross and n_queries != n_keys):
@@ -205,8 +205,8 @@ def head_statistics(
             raise ConfigError(f"statistic {name!r} depends on tokens; expected one of {', '.join(STATISTICS)}")
         counted = statistic.counted(rows.plan, None)
         if counted.any():
-            seen = rows.without_sinks() if statistic.sink_free else rows
-            row[:] = statistic.example_sums(seen, None, counted)[:, 0] / counted.sum()
+            statistic_rows = rows.without_sinks() if statistic.sink_free else rows
+            row[:] = statistic.example_sums(statistic_rows, None, counted)[:, 0] / counted.sum()
     return result
 
 
@@ -215,10 +215,10 @@ def aggregate(
     rows: Int[np.ndarray, "example"],
     average: Average = "rows",
 ) -> Float[np.ndarray, "layer head"]:
-    """Corpus mean of a statistic, float64; NaN where no example has a value.
+    """Compute the corpus mean of a statistic, float64; NaN if no example has a value.
 
-    ``average="rows"`` weighs each example by its rows that count (every token alike: what a search's mass does),
-    ``"examples"`` weighs every example alike. Examples without a value (NaN) or without rows are left out.
+    ``average="rows"`` weights each example by its rows, so every token has the same weight, as in the mass of a search.
+    ``"examples"`` gives every example the same weight. Examples without a value (NaN) or without rows are left out.
     """
     if values.shape[2] != len(rows):
         raise ShapeError(f"values have {values.shape[2]} examples, rows {len(rows)}; expected the same number")
@@ -227,5 +227,5 @@ def aggregate(
     weight = rows.astype(np.float64) if average == "rows" else (rows > 0).astype(np.float64)
     present = np.isfinite(values)
     total = np.where(present, values, 0.0) @ weight
-    support = present @ weight
-    return np.divide(total, support, out=np.full(total.shape, np.nan), where=support > 0)
+    total_weight = present @ weight
+    return np.divide(total, total_weight, out=np.full(total.shape, np.nan), where=total_weight > 0)

@@ -1,9 +1,10 @@
-"""Exchange with HeadVis: a store's heads as the files that its pages read, and its metric files beside a store.
+"""Exchange with HeadVis: export of a store's heads to the files of its pages, and comparison with its metric files.
 
-The folder has ``config.json``, ``scatter_data.json`` (a row a head), ``heads/L{layer}H{head}.json`` (sampled texts with
-their strongest edges, histograms, token tables) and two empty files that a page without a server looks for. Texts are
-sampled as HeadVis does it: each head's texts are cut into intervals by their strongest weight (position 0 apart), of the
-highest the first are kept, of the others some at random. HeadVis takes the borders from its first texts, we from all.
+The export has ``config.json``, ``scatter_data.json`` (one row for each head), ``heads/L{layer}H{head}.json`` (sampled
+texts with their strongest edges, histograms, token tables) and two empty files that a page without a server requests.
+Texts are sampled as in HeadVis. The texts of a head are divided into intervals by their strongest weight, without
+position 0. The strongest texts of the highest interval and random texts of the others are exported. HeadVis computes
+the interval borders from its first texts, this module from all texts.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ MAX_FILE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many texts of a head are written, and how much of each."""
+    """Number of texts that are exported for a head, and the edges of each text."""
 
     n_intervals: int = 5
     per_interval: int = 3
     per_top_interval: int = 10
     edges: int = 8
-    """Strongest keys of each row."""
+    """Number of strongest keys of each row."""
     threshold: float = 0.005
-    """Weaker edges are left out."""
+    """Smallest weight of an exported edge."""
     seed: int = 0
 
 
@@ -53,35 +54,37 @@ def export_headvis(
     sampling: Sampling = Sampling(),
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> int:
-    """Write a store's heads for HeadVis into the folder `out`; how many heads.
+    """Export a store's heads for HeadVis into the folder `out` and return the number of heads.
 
     Raises
     ------
     ConfigError
-        `out` holds something already, or the site joins two texts.
+        `out` is not empty, or the site joins two texts.
     """
-    found = store.site(site)
-    if found.query_sequence != found.key_sequence:
-        raise ConfigError(f"site {found.name} joins two texts; HeadVis shows heads within one: expected another site")
+    site_spec = store.site(site)
+    if site_spec.query_sequence != site_spec.key_sequence:
+        raise ConfigError(
+            f"site {site_spec.name} joins two texts; expected a site within one text. Choose another site."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already; expected a new or empty folder")
+        raise ConfigError(f"{out} already exists and is not empty; expected a new or empty folder")
     (out / "heads").mkdir(parents=True)
     (out / "attributions").mkdir()
-    table = published_table(store, "headvis", found.name)
+    table = published_table(store, "headvis", site_spec.name)
     rows = [
         {"layer": int(row["layer"]), "head": int(row["head"]), **{name: _rounded(row[name]) for name in METRICS}}
         for row in table.to_dict("records")
     ]
     _write(out / "scatter_data.json", rows)
-    _write(out / "config.json", _config(store, found, sampling), indent=2)
+    _write(out / "config.json", _config(store, site_spec, sampling), indent=2)
     _write(out / "server_config.json", {})
     _write(out / "attributions" / "manifest.json", {})
-    strongest = _strongest_weights(store, found)
-    n_heads = found.n_layers * found.n_heads
-    for number, (layer, head) in enumerate(np.ndindex(found.n_layers, found.n_heads)):
-        page = _head_page(store, found, layer, head, strongest[layer, head], sampling)
+    strongest = _strongest_weights(store, site_spec)
+    n_heads = site_spec.n_layers * site_spec.n_heads
+    for n_done, (layer, head) in enumerate(np.ndindex(site_spec.n_layers, site_spec.n_heads)):
+        page = _head_page(store, site_spec, layer, head, strongest[layer, head], sampling)
         _write(out / "heads" / f"L{layer}H{head}.json", page)
-        on_progress(number + 1, n_heads)
+        on_progress(n_done + 1, n_heads)
     return n_heads
 
 
@@ -133,26 +136,26 @@ def _config(store: Snapshot, site: Site, sampling: Sampling) -> dict[str, Any]:
 
 
 def _strongest_weights(store: Snapshot, site: Site) -> Float64[np.ndarray, "layer head example"]:
-    """Largest weight of each example between two tokens that are not its first; NaN below two tokens."""
+    """Compute the largest weight of each example without its first token; NaN for examples of fewer than two tokens."""
     result = np.full((site.n_layers, site.n_heads, store.n_examples), np.nan)
-    at = 0
+    n_done = 0
     for block in iter_blocks(store, site):
         plan = block.plan
-        here = slice(at, at := at + plan.n_examples)
+        block_examples = slice(n_done, n_done := n_done + plan.n_examples)
         inside = (plan.key_pos > 0) & (plan.query_pos > 0)[plan.row]
         starts = np.flatnonzero(np.concatenate([[True], plan.example[1:] != plan.example[:-1]]))
         for layer in range(site.n_layers if len(plan.example) else 0):
             weights = np.where(inside, block.rows(layer).weights, 0.0)
             largest = np.maximum.reduceat(weights, plan.begin[starts], axis=1)
             long = plan.n_queries[plan.example[starts]] > 1
-            result[layer, :, here][:, plan.example[starts]] = np.where(long, largest, np.nan)
+            result[layer, :, block_examples][:, plan.example[starts]] = np.where(long, largest, np.nan)
     return result
 
 
 def _sample(
     strongest: Float64[np.ndarray, "example"], sampling: Sampling, seed: int
 ) -> list[tuple[int, Int64[np.ndarray, "n"]]]:
-    """Intervals from 1 (lowest) and the positions of the examples taken from each."""
+    """Sample examples from each interval; return (interval from 1 for the lowest, positions of the examples)."""
     present = np.flatnonzero(np.isfinite(strongest))
     if not len(present):
         return []
@@ -160,15 +163,15 @@ def _sample(
     n = sampling.n_intervals
     borders = [ordered[min(round(i * len(ordered) / n), len(ordered) - 1)] for i in range(1, n)]
     interval = np.searchsorted(borders, strongest[present], side="right")
-    rng, taken = np.random.default_rng(seed), []
+    rng, samples = np.random.default_rng(seed), []
     for number in range(n):
         inside = present[interval == number]
         if number == n - 1:
-            chosen = inside[np.argsort(-strongest[inside], kind="stable")][: sampling.per_top_interval]
+            positions = inside[np.argsort(-strongest[inside], kind="stable")][: sampling.per_top_interval]
         else:
-            chosen = rng.permutation(inside)[: sampling.per_interval]
-        taken.append((number + 1, chosen))
-    return taken
+            positions = rng.permutation(inside)[: sampling.per_interval]
+        samples.append((number + 1, positions))
+    return samples
 
 
 def _head_page(
@@ -176,8 +179,8 @@ def _head_page(
 ) -> dict[str, Any]:
     numbers = store.example_numbers()
     texts = []
-    for interval, chosen in _sample(strongest, sampling, sampling.seed + 31 * (1000 * layer + 100 * head)):
-        for position in chosen.tolist():
+    for interval, positions in _sample(strongest, sampling, sampling.seed + 31 * (1000 * layer + 100 * head)):
+        for position in positions.tolist():
             edges = _edges(store, site, int(numbers[position]), layer, head, sampling)
             if len(edges["attention_indices"]):
                 maximum = _rounded(float(strongest[position]))
@@ -198,15 +201,15 @@ def _head_page(
 
 
 def _edges(store: Snapshot, site: Site, number: int, layer: int, head: int, sampling: Sampling) -> dict[str, Any]:
-    """The strongest keys of each row of one example as flat indices (query · length + key), ascending."""
+    """Collect the strongest keys of each row of one example as flat indices (query · length + key), ascending."""
     example = store.examples[number]
     maps = example.attention(layer, head, site.name).to_numpy()
     n = maps.shape[1]
     order = np.argsort(-maps, axis=1, kind="stable")[:, : sampling.edges]
     weight = np.take_along_axis(maps, order, 1)
     index = np.arange(len(maps))[:, None] * n + order
-    kept = weight >= sampling.threshold
-    index, weight = index[kept], weight[kept]
+    strong = weight >= sampling.threshold
+    index, weight = index[strong], weight[strong]
     ascending = np.argsort(index)
     return {
         "tokens": example.tokens(site.query_sequence).text,
@@ -220,9 +223,11 @@ def _distances(texts: list[dict[str, Any]]) -> dict[str, list[Any]]:
     total = np.zeros(len(DISTANCE_EDGES) - 1)
     for text in texts:
         index, value = np.array(text["attention_indices"]), np.array(text["attention_values"])
-        place = np.searchsorted(DISTANCE_EDGES, np.abs(index // text["seq_len"] - index % text["seq_len"]), "right") - 1
-        inside = place < len(total)
-        total += np.bincount(place[inside], value[inside], len(total))
+        bin_index = (
+            np.searchsorted(DISTANCE_EDGES, np.abs(index // text["seq_len"] - index % text["seq_len"]), "right") - 1
+        )
+        inside = bin_index < len(total)
+        total += np.bincount(bin_index[inside], value[inside], len(total))
     return {"bin_edges": list(DISTANCE_EDGES), "bin_values": [round(value, 4) for value in total.tolist()]}
 
 
@@ -245,35 +250,35 @@ def _write(path: Path, value: Any, indent: int | None = None) -> None:
 
 
 def read_headvis(path: Path) -> dict[str, Float64[np.ndarray, "layer head"]]:
-    """The metrics of a HeadVis file or folder: a metric file, ``scatter_data.json``, or an export that holds one.
+    """Read the metrics of a HeadVis metric file, a ``scatter_data.json``, or a folder that contains one.
 
     Raises
     ------
     NotFoundError
-        There is no such file.
+        The file does not exist.
     FormatError
-        It is no such file.
+        The file is not a HeadVis metric file.
     """
     file = path / "scatter_data.json" if path.is_dir() else path
     if not file.is_file():
         raise NotFoundError(f"{file}: no such file; expected a HeadVis metric file, or a folder with scatter_data.json")
     if file.stat().st_size > MAX_FILE_BYTES:
-        raise FormatError(f"{file} has {file.stat().st_size} bytes; expected at most {MAX_FILE_BYTES}")
+        raise FormatError(f"{file} has {file.stat().st_size:,} bytes; expected at most {MAX_FILE_BYTES:,}")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        found = _of_rows(document) if isinstance(document, list) else document["metrics"]
+        grids = _grids_of_rows(document) if isinstance(document, list) else document["metrics"]
         metrics = {
-            str(name): np.array(values, dtype=np.float64) for name, values in found.items() if isinstance(values, list)
+            str(name): np.array(values, dtype=np.float64) for name, values in grids.items() if isinstance(values, list)
         }
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{file} is no HeadVis metric file ({type(error).__name__}: {error})") from None
+        raise FormatError(f"{file} is not a HeadVis metric file ({type(error).__name__}: {error})") from None
     shapes = {values.shape for values in metrics.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise FormatError(f"{file}: metrics have the shapes {sorted(shapes)}; expected one shape, layers × heads")
     return metrics
 
 
-def _of_rows(rows: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+def _grids_of_rows(rows: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
     n_layers, n_heads = (1 + max(int(row[name]) for row in rows) for name in ("layer", "head"))
     if n_layers * n_heads != len(rows):
         raise ValueError(f"{len(rows)} rows for {n_layers} × {n_heads} heads")
@@ -288,71 +293,69 @@ def _of_rows(rows: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A store's heads beside a reference, one row a metric and the heads that differ most."""
+    """Comparison of a store's heads with a reference: one row for each metric, and the heads that differ most."""
 
     metrics: pd.DataFrame
-    """metric, heads (with a value in both), rank_correlation (Spearman), mean_difference and largest_difference
-    (absolute, in the metric's unit), layer and head of the largest."""
+    """Columns: metric, heads (number with a value in both), rank_correlation (Spearman), mean_difference and
+    largest_difference (absolute, in the metric's unit), layer and head of the largest difference."""
     heads: pd.DataFrame
-    """metric, layer, head, store, reference, difference; the largest differences of each metric first."""
+    """Columns: metric, layer, head, store, reference, difference; largest differences of each metric first."""
 
 
 def compare_headvis(
     store: Snapshot, reference: dict[str, Float64[np.ndarray, "layer head"]], site: str | None = None, top: int = 3
 ) -> Comparison:
-    """Hold a store's heads against metrics of HeadVis.
+    """Compare a store's heads with metrics of HeadVis.
 
     Raises
     ------
     ShapeError
-        They are of another number of layers or heads.
+        The reference has another number of layers or heads.
     NotFoundError
-        No metric of the reference is known.
+        The reference has no known metric.
     """
-    found = store.site(site)
-    shape = found.n_layers, found.n_heads
-    known = {name: values for name, values in reference.items() if name in METRICS}
-    if not known:
-        raise NotFoundError(f"the reference has {', '.join(reference)}; expected some of {', '.join(METRICS)}")
-    for name, values in known.items():
+    site_spec = store.site(site)
+    shape = site_spec.n_layers, site_spec.n_heads
+    metric_values = {name: values for name, values in reference.items() if name in METRICS}
+    if not metric_values:
+        raise NotFoundError(
+            f"the reference has the metrics {', '.join(reference)}; expected some of {', '.join(METRICS)}"
+        )
+    for name, values in metric_values.items():
         if values.shape != shape:
             raise ShapeError(
-                f"{name} of the reference is of {values.shape[0]} layers × {values.shape[1]} heads; "
+                f"{name} of the reference has {values.shape[0]} layers × {values.shape[1]} heads; "
                 f"{store.location} has {shape[0]} × {shape[1]}: expected the same model"
             )
-    ours = published_table(store, "headvis", found.name)
+    store_table = published_table(store, "headvis", site_spec.name)
     metrics, heads = [], []
-    for name, values in known.items():
-        mine = ours[name].to_numpy().reshape(shape)
-        apart = mine - values
-        both = np.isfinite(apart)
-        size = np.where(both, np.abs(apart), -1.0)
+    for name, values in metric_values.items():
+        store_values = store_table[name].to_numpy().reshape(shape)
+        difference = store_values - values
+        both = np.isfinite(difference)
+        size = np.where(both, np.abs(difference), -1.0)
         order = np.argsort(-size, axis=None, kind="stable")
-        layer, head = (int(at) for at in np.unravel_index(order[0], shape))
-        some = bool(both.any())
+        layer, head = (int(i) for i in np.unravel_index(order[0], shape))
+        has_values = bool(both.any())
         metrics.append(
             {
                 "metric": name,
                 "heads": int(both.sum()),
-                "rank_correlation": rank_correlation(mine[both], values[both]),
-                "mean_difference": float(size[both].mean()) if some else math.nan,
-                "largest_difference": float(size[layer, head]) if some else math.nan,
+                "rank_correlation": rank_correlation(store_values[both], values[both]),
+                "mean_difference": float(size[both].mean()) if has_values else math.nan,
+                "largest_difference": float(size[layer, head]) if has_values else math.nan,
                 "layer": layer,
                 "head": head,
             }
         )
-        for at in order[:top]:
-            place = tuple(int(i) for i in np.unravel_index(at, shape))
-            row = {"metric": name, "layer": place[0], "head": place[1], "store": mine[place]}
-            heads.append({**row, "reference": values[place], "difference": apart[place]})
+        for flat_index in order[:top]:
+            head_index = tuple(int(i) for i in np.unravel_index(flat_index, shape))
+            row = {"metric": name, "layer": head_index[0], "head": head_index[1], "store": store_values[head_index]}
+            heads.append({**row, "reference": values[head_index], "difference": difference[head_index]})
     return Comparison(pd.DataFrame(metrics), pd.DataFrame(heads))
 
 
-def rank_correlation(one: Float[np.ndarray, "n"], other: Float[np.ndarray, "n"]) -> float:
-    """Spearman's correlation, equal values sharing their mean rank; NaN where one side is all alike."""
-    if len(one) < 2:
-        return math.nan
-    first, second = (pd.Series(values).rank().to_numpy() for values in (one, other))
-    if first.std() == 0 or second.std() == 0:
-        return math.nan
-    return float(np.corrcoef(first, second)[0, 1])
+def rank_correlation(first: Float[np.ndarray, "n"], second: Float[np.ndarray, "n"]) -> float:
+    """Compute Spearman's correlation; NaN for fewer than two values or if one side is constant."""
+    frame = pd.DataFrame({"first": first, "second": second})
+    return float(frame.corr("spearman", min_periods=2).to_numpy()[0, 1])

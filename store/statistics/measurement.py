@@ -1,9 +1,8 @@
-"""Statistics that a store does not hold, computed from its attention in one pass.
+"""Statistics that a store does not hold, computed from its attention in one pass and cached.
 
-The same formulas as at capture (`definitions.py`), on weights as the store gives them back: exact from float32, within
-the codec's error else. What was computed once is kept in the user's cache folder under the snapshot's checksum, so it
-is found again also where a store cannot be written, and never for other contents. `measured_statistics` is the one
-door: where results are kept is nobody else's business.
+The formulas are those of the capture (`definitions.py`), applied to the decoded weights: exact for float32, otherwise
+within the error of the codec. Results are cached in the user's cache folder under a checksum of the snapshot, so they
+work for read-only stores and never match other contents. Callers use `measured_statistics` and do not access the cache.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ from .definitions import SINK_FREE, VARIABILITY, Average, aggregate, statistic_o
 from .variability import corner_rows, variability_sums
 
 _VERSION = 1
-"""Of the formulas: counted up when a definition changes, so that no old number is found again."""
+"""Version of the formulas. It increases when a definition changes, so that old cache entries are not used."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One statistic of every head on every example."""
+class StatisticValues:
+    """Values of one statistic of every head on every example."""
 
     values: Float32[np.ndarray, "layer head example"]
-    """NaN where no row counts."""
+    """Value of each head and example; NaN if no row counts."""
     rows: Int64[np.ndarray, "example"]
-    """The rows that count."""
+    """Number of rows that count."""
 
 
 def measured_statistics(
@@ -50,36 +49,36 @@ def measured_statistics(
     *,
     cache: bool = True,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
-) -> dict[str, Measured]:
-    """Statistics by name: from the store where it holds them, else computed (and kept, with `cache`).
+) -> dict[str, StatisticValues]:
+    """Return statistics by name: read from the store, or computed from its attention (and cached, with `cache`).
 
-    `on_progress` is called with examples done and planned.
+    `on_progress` is called with the numbers of examples done and planned.
 
     Raises
     ------
     ConfigError
-        An unknown name.
+        A name is unknown.
     NotFoundError
-        A statistic is not held, and attention was not kept and cannot be rebuilt.
+        A statistic is not stored, and the store has neither attention nor query and key to compute it from.
     """
-    found = store.site(site)
-    held = [name for name in dict.fromkeys(names) if name in store.statistic_names(found.name)]
-    result: dict[str, Measured] = _stored(store, found, held) if held else {}
+    site_spec = store.site(site)
+    stored_names = [name for name in dict.fromkeys(names) if name in store.statistic_names(site_spec.name)]
+    result: dict[str, StatisticValues] = _stored(store, site_spec, stored_names) if stored_names else {}
     missing: dict[str, Statistic | None] = {}
     for name in names:
         if name in result:
             continue
         statistic = None if name.removesuffix(SINK_FREE) == VARIABILITY else statistic_of(name)
-        kept = _load(store, found, name) if cache else None
-        if kept is None:
+        cached = _load(store, site_spec, name) if cache else None
+        if cached is None:
             missing[name] = statistic
         else:
-            result[name] = kept
+            result[name] = cached
     if missing:
-        made = _compute(store, found, missing, on_progress)
-        result |= made
-        for name, one in made.items() if cache else ():
-            _save(store, found, name, one)
+        computed = _compute(store, site_spec, missing, on_progress)
+        result |= computed
+        for name, statistic_values in computed.items() if cache else ():
+            _save(store, site_spec, name, statistic_values)
     return {name: result[name] for name in names}
 
 
@@ -90,29 +89,29 @@ def corpus_means(
     average: Average = "rows",
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> dict[str, Float64[np.ndarray, "layer head"]]:
-    """Corpus means of statistics by name (`aggregate`), which are kept too: a table of a corpus is read, not computed.
+    """Compute corpus means of statistics by name (`aggregate`). The means are cached too.
 
     Raises
     ------
     ConfigError, NotFoundError
-        As of `measured_statistics`.
+        For the reasons of `measured_statistics`.
     """
-    found, result = store.site(site), {}
-    shape = found.n_layers, found.n_heads
+    site_spec, result = store.site(site), {}
+    shape = site_spec.n_layers, site_spec.n_heads
     for name in dict.fromkeys(names):
-        kept = kept_array(store, found, f"mean-{average}", name, shape)
-        if kept is not None:
-            result[name] = kept
-    for name, one in measured_statistics(
-        store, [name for name in names if name not in result], found.name, on_progress=on_progress
+        cached = read_cached_array(store, site_spec, f"mean-{average}", name, shape)
+        if cached is not None:
+            result[name] = cached
+    for name, statistic_values in measured_statistics(
+        store, [name for name in names if name not in result], site_spec.name, on_progress=on_progress
     ).items():
-        result[name] = aggregate(one.values, one.rows, average)
-        keep_array(store, found, f"mean-{average}", name, result[name])
+        result[name] = aggregate(statistic_values.values, statistic_values.rows, average)
+        write_cached_array(store, site_spec, f"mean-{average}", name, result[name])
     return {name: result[name] for name in names}
 
 
 def statistic_rows(store: Snapshot, site: Site, name: str) -> Int64[np.ndarray, "example"]:
-    """The rows that count for a statistic, from tokens alone; a statistic of a newer version counts every row."""
+    """Count the rows of each example in a statistic, from tokens alone. An unknown statistic counts every row."""
     try:
         statistic = statistic_of(name)
     except ValueError:
@@ -120,33 +119,33 @@ def statistic_rows(store: Snapshot, site: Site, name: str) -> Int64[np.ndarray, 
     if statistic is None or (statistic.find is None and not statistic.sink_free):
         lengths = [_lengths(store, sequence) for sequence in (site.query_sequence, site.key_sequence)]
         return lengths[0] if statistic is None else statistic.rows(*lengths, causal=site.causal)
-    parts = [np.zeros(0, np.int64)]
+    counts = [np.zeros(0, np.int64)]
     for block in iter_blocks(store, site):
         counted = statistic.counted(block.plan, statistic.find(block) if statistic.find else None)
-        parts.append(block.plan.count(counted))
-    return np.concatenate(parts)
+        counts.append(block.plan.count(counted))
+    return np.concatenate(counts)
 
 
 def _lengths(store: Snapshot, sequence: str) -> Int64[np.ndarray, "example"]:
-    parts = [np.diff(segment.token_offset(sequence)) for segment in store.segments]
-    return np.concatenate([np.zeros(0, np.int64), *parts])
+    lengths = [np.diff(segment.token_offset(sequence)) for segment in store.segments]
+    return np.concatenate([np.zeros(0, np.int64), *lengths])
 
 
-def _stored(store: Snapshot, site: Site, names: Sequence[str]) -> dict[str, Measured]:
+def _stored(store: Snapshot, site: Site, names: Sequence[str]) -> dict[str, StatisticValues]:
     data = store.statistics(site.name)
     return {
-        name: Measured(data[name].to_numpy().astype(np.float32, copy=False), statistic_rows(store, site, name))
+        name: StatisticValues(data[name].to_numpy().astype(np.float32, copy=False), statistic_rows(store, site, name))
         for name in names
     }
 
 
 def _compute(
-    store: Snapshot, site: Site, wanted: dict[str, Statistic | None], on_progress: Callable[[int, int], None]
-) -> dict[str, Measured]:
+    store: Snapshot, site: Site, missing: dict[str, Statistic | None], on_progress: Callable[[int, int], None]
+) -> dict[str, StatisticValues]:
     corpus = CorpusTokens.of(store, site)
-    twice = [name for name, statistic in wanted.items() if statistic is None]
-    statistics = {name: statistic for name, statistic in wanted.items() if statistic is not None}
-    planned, done = store.n_examples * (bool(statistics) + 2 * len(twice)), 0
+    two_pass_names = [name for name, statistic in missing.items() if statistic is None]
+    statistics = {name: statistic for name, statistic in missing.items() if statistic is not None}
+    planned, done = store.n_examples * (bool(statistics) + 2 * len(two_pass_names)), 0
 
     def advance(block: Block) -> None:
         nonlocal done
@@ -154,17 +153,17 @@ def _compute(
         on_progress(done, planned)
 
     result = _one_pass(store, site, statistics, corpus, advance) if statistics else {}
-    for name in twice:
-        prepare = Rows.without_sinks if name != VARIABILITY else _as_they_are
-        apart, mass = variability_sums(store, site, prepare, corpus, advance)
-        values = np.divide(apart, mass, out=np.full(mass.shape, np.nan), where=mass > 0)
+    for name in two_pass_names:
+        prepare = Rows.without_sinks if name != VARIABILITY else _unchanged
+        distance, mass = variability_sums(store, site, prepare, corpus, advance)
+        values = np.divide(distance, mass, out=np.full(mass.shape, np.nan), where=mass > 0)
         blocks = iter_blocks(store, site, corpus)
         rows = np.concatenate([np.zeros(0, np.int64), *(corner_rows(block.plan) for block in blocks)])
-        result[name] = Measured(values.astype(np.float32), rows)
+        result[name] = StatisticValues(values.astype(np.float32), rows)
     return result
 
 
-def _as_they_are(rows: Rows) -> Rows:
+def _unchanged(rows: Rows) -> Rows:
     return rows
 
 
@@ -174,85 +173,90 @@ def _one_pass(
     statistics: dict[str, Statistic],
     corpus: CorpusTokens,
     advance: Callable[[Block], None],
-) -> dict[str, Measured]:
+) -> dict[str, StatisticValues]:
     shape = site.n_layers, site.n_heads, store.n_examples
     values = {name: np.full(shape, np.nan, np.float32) for name in statistics}
     counts = {name: np.zeros(store.n_examples, np.int64) for name in statistics}
-    at = 0
+    n_done = 0
     for block in iter_blocks(store, site, corpus):
-        here = slice(at, at + block.plan.n_examples)
-        at = here.stop
+        block_examples = slice(n_done, n_done + block.plan.n_examples)
+        n_done = block_examples.stop
         pairs = {name: statistic.find(block) if statistic.find else None for name, statistic in statistics.items()}
         counted = {name: statistic.counted(block.plan, pairs[name]) for name, statistic in statistics.items()}
-        for name, chosen in counted.items():
-            counts[name][here] = block.plan.count(chosen)
+        for name, row_mask in counted.items():
+            counts[name][block_examples] = block.plan.count(row_mask)
         for layer in range(site.n_layers):
             rows = block.rows(layer)
-            seen = {False: rows}
+            rows_by_kind = {False: rows}
             if any(statistic.sink_free for statistic in statistics.values()):
-                seen[True] = rows.without_sinks()
+                rows_by_kind[True] = rows.without_sinks()
             for name, statistic in statistics.items():
-                sums = statistic.example_sums(seen[statistic.sink_free], pairs[name], counted[name])
-                n = counts[name][here]
-                values[name][layer, :, here] = np.divide(sums, n, out=np.full(sums.shape, np.nan), where=n > 0)
+                sums = statistic.example_sums(rows_by_kind[statistic.sink_free], pairs[name], counted[name])
+                n = counts[name][block_examples]
+                values[name][layer, :, block_examples] = np.divide(
+                    sums, n, out=np.full(sums.shape, np.nan), where=n > 0
+                )
         advance(block)
-    return {name: Measured(values[name], counts[name]) for name in statistics}
+    return {name: StatisticValues(values[name], counts[name]) for name in statistics}
 
 
 def _cache_file(store: Snapshot, site: Site, kind: str, name: str) -> Path:
-    """One file a snapshot, site, kind and statistic; segments are known by their hashes, so equal contents share it."""
+    """Return the cache file of a snapshot, site, kind and statistic. Its name has the hashes of the segments."""
     entries = [segment.entry for segment in store.segments]
-    added = [overlay.sha256 for entry in entries for overlay in entry.overlays if overlay.name == name]
-    parts = [str(_VERSION), site.name, kind, name, *(entry.sha256 for entry in entries), *added]
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    overlay_hashes = [overlay.sha256 for entry in entries for overlay in entry.overlays if overlay.name == name]
+    lines = [str(_VERSION), site.name, kind, name, *(entry.sha256 for entry in entries), *overlay_hashes]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return cache_folder("statistics") / f"{kind}-{digest[:32]}.npz"
 
 
-def _load(store: Snapshot, site: Site, name: str) -> Measured | None:
-    """What was kept, if it can be read and has the right shape."""
-    kept = _read(_cache_file(store, site, "examples", name), "values", "rows")
-    if kept is None:
+def _load(store: Snapshot, site: Site, name: str) -> StatisticValues | None:
+    """Load a statistic from the cache; None if the file is missing, unreadable or of another shape."""
+    arrays = _read(_cache_file(store, site, "examples", name), "values", "rows")
+    if arrays is None:
         return None
-    values, rows = kept
+    values, rows = arrays
     shape = site.n_layers, site.n_heads, store.n_examples
-    right = values.shape == shape and values.dtype == np.float32 and rows.shape == shape[2:] and rows.dtype == np.int64
-    return Measured(values, rows) if right else None
+    fits = values.shape == shape and values.dtype == np.float32 and rows.shape == shape[2:] and rows.dtype == np.int64
+    return StatisticValues(values, rows) if fits else None
 
 
-def _save(store: Snapshot, site: Site, name: str, made: Measured) -> None:
-    _write(_cache_file(store, site, "examples", name), values=made.values, rows=made.rows)
+def _save(store: Snapshot, site: Site, name: str, statistic: StatisticValues) -> None:
+    _write(_cache_file(store, site, "examples", name), values=statistic.values, rows=statistic.rows)
 
 
-def kept_array(
+def read_cached_array(
     store: Snapshot, site: Site, kind: str, name: str, shape: tuple[int, ...]
 ) -> Float64[np.ndarray, "*shape"] | None:
-    """What `keep_array` kept of this snapshot, if it can be read and has the right shape."""
-    kept = _read(_cache_file(store, site, kind, name), "values")
-    right = kept is not None and kept[0].shape == shape and kept[0].dtype == np.float64
-    return kept[0] if kept is not None and right else None
+    """Read an array that `write_cached_array` wrote; None if it is missing, unreadable or of another shape."""
+    arrays = _read(_cache_file(store, site, kind, name), "values")
+    if arrays is None or arrays[0].shape != shape or arrays[0].dtype != np.float64:
+        return None
+    return arrays[0]
 
 
-def keep_array(store: Snapshot, site: Site, kind: str, name: str, values: Float64[np.ndarray, "*shape"]) -> None:
-    """Keep a small result about a whole snapshot, computed from it alone."""
+def write_cached_array(
+    store: Snapshot, site: Site, kind: str, name: str, values: Float64[np.ndarray, "*shape"]
+) -> None:
+    """Cache a small result that depends on a whole snapshot and on nothing else."""
     _write(_cache_file(store, site, kind, name), values=values)
 
 
 def _read(path: Path, *names: str) -> list[np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            return [kept[name] for name in names]
+        with np.load(path, allow_pickle=False) as archive:
+            return [archive[name] for name in names]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _write(path: Path, **arrays: np.ndarray) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+    with contextlib.suppress(OSError):  # without a writable cache nothing is cached
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, private = tempfile.mkstemp(dir=path.parent, suffix=".npz")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
         try:
             with os.fdopen(handle, "wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
-            os.replace(private, path)
+            os.replace(temporary, path)
         except BaseException:
-            Path(private).unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
             raise

@@ -1,4 +1,4 @@
-"""Where the weight of heads goes over a whole corpus: to which distances, and from which tokens to which."""
+"""Profiles of heads over a whole corpus: their weight by offset, and by pairs of token texts."""
 
 from __future__ import annotations
 
@@ -17,40 +17,46 @@ _PAIRS_KEPT = 4 << 20
 
 
 def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH) -> xr.Dataset:
-    """Mass of every head at each offset (key position − query position) from −`reach` to `reach`, over a corpus.
+    """Compute the mass of every head at each offset (key position − query position) from −`reach` to `reach`.
 
-    `mass`: mean weight over the rows that have a key at the offset, dims (layer, head, offset), float64, NaN where no
-    row has; `share`: weight at the offset over all rows, so that the shares of a head and its `beyond` (layer, head)
-    add up to 1; `rows`: rows that have such a key, dims (offset).
+    - `mass`: mean weight over the rows that have a key at the offset, dims (layer, head, offset), float64; NaN if no
+      row
+      has one,
+    - `share`: weight at the offset divided by the number of all rows; the shares of a head and its `beyond` sum to 1,
+    - `beyond`: the same for all other offsets, dims (layer, head),
+    - `rows`: number of rows that have a key at the offset, dims (offset).
 
     Raises
     ------
     ConfigError
-        A negative reach, or a site whose queries and keys are different texts.
+        `reach` is negative, or the site joins two texts.
     """
-    found = store.site(site)
-    if found.query_sequence != found.key_sequence:
-        raise ConfigError(f"site {found.name} joins two texts; offsets lie within one: expected another site")
+    site_spec = store.site(site)
+    if site_spec.query_sequence != site_spec.key_sequence:
+        raise ConfigError(
+            f"site {site_spec.name} joins two texts; expected a site within one text. Choose another site."
+        )
     if reach < 0:
         raise ConfigError(f"reach is {reach}; expected 0 or more")
     width = 2 * reach + 1
-    total, outside = np.zeros((found.n_layers, found.n_heads, width)), np.zeros((found.n_layers, found.n_heads))
+    total = np.zeros((site_spec.n_layers, site_spec.n_heads, width))
+    outside = np.zeros((site_spec.n_layers, site_spec.n_heads))
     rows, n_rows = np.zeros(width, np.int64), 0
-    for block in iter_blocks(store, found):
+    for block in iter_blocks(store, site_spec):
         offset = block.plan.offset
-        near = np.abs(offset) <= reach
-        place = np.where(near, offset + reach, width)
-        rows += np.bincount(place, minlength=width + 1)[:width]
+        in_reach = np.abs(offset) <= reach
+        offset_index = np.where(in_reach, offset + reach, width)
+        rows += np.bincount(offset_index, minlength=width + 1)[:width]
         n_rows += len(block.plan.length)
-        for layer in range(found.n_layers):
+        for layer in range(site_spec.n_layers):
             for head, weights in enumerate(block.rows(layer).weights):
-                sums = np.bincount(place, weights, width + 1)
+                sums = np.bincount(offset_index, weights, width + 1)
                 total[layer, head] += sums[:width]
                 outside[layer, head] += sums[width]
     with np.errstate(invalid="ignore"):
         mass = np.where(rows > 0, total / np.maximum(rows, 1), np.nan)
     dims = ("layer", "head")
-    attributes = {"long_name": "attention at an offset", "units": "share", "site": found.name}
+    attributes = {"long_name": "attention at an offset", "units": "share", "site": site_spec.name}
     return xr.Dataset(
         {
             "mass": ((*dims, "offset"), mass, attributes),
@@ -59,8 +65,8 @@ def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH
             "rows": ("offset", rows),
         },
         {
-            "layer": np.arange(found.n_layers),
-            "head": np.arange(found.n_heads),
+            "layer": np.arange(site_spec.n_layers),
+            "head": np.arange(site_spec.n_heads),
             "offset": np.arange(-reach, reach + 1),
         },
     )
@@ -69,38 +75,38 @@ def offset_profiles(store: Snapshot, site: str | None = None, reach: int = REACH
 def token_pairs(
     store: Snapshot, layer: int, head: int, n: int = 20, site: str | None = None, *, special: bool = True
 ) -> pd.DataFrame:
-    """The pairs of token texts that carry most of a head's weight over a corpus, the heaviest first.
+    """List the pairs of token texts with most of a head's weight over a corpus, the heaviest first.
 
-    Columns: query, key (texts), weight (summed over the corpus), share (of all that the head gives), count (how often
-    the pair can be seen), mean (weight / count). Without `special`, pairs with a token that the tokenizer added are
-    left out of the list, not of the share. On very large corpora pairs that have carried least so far are forgotten;
-    `attrs["forgotten"]` is the share of their weight (0: the list is exact).
+    Columns: query, key (texts), weight (sum over the corpus), share (of the head's total weight), count (number of
+    visible pairs with these texts), mean (weight / count). Without `special` the list has no pairs with special tokens;
+    the share still refers to all pairs. On very large corpora the lightest pairs are discarded on the way.
+    `attrs["forgotten"]` is the share of the discarded weight; 0 means that the list is exact.
 
     Raises
     ------
     NotFoundError
         There is no such head.
     """
-    found = store.site(site)
-    check_head(found, layer, head)
-    corpus = CorpusTokens.of(store, found)
+    site_spec = store.site(site)
+    check_head(site_spec, layer, head)
+    corpus = CorpusTokens.of(store, site_spec)
     names: dict[tuple[str, bool], int] = {}
     code = np.empty(0, np.int64)
     weight, count = np.empty(0), np.empty(0, np.int64)
-    total = forgotten = 0.0
-    for block in iter_blocks(store, found, corpus):
+    total = discarded = 0.0
+    for block in iter_blocks(store, site_spec, corpus):
         query, key = _codes(block, names)
         plan = block.plan
-        joined = query[plan.query][plan.row] << 32 | key[plan.key]
+        pair_code = query[plan.query][plan.row] << 32 | key[plan.key]
         weights = block.rows(layer).weights[head]
         total += float(weights.sum())
-        code, at = np.unique(np.concatenate([code, joined]), return_inverse=True)
-        weight = np.bincount(at, np.concatenate([weight, weights]))
-        count = np.bincount(at, np.concatenate([count, np.ones(len(joined))])).astype(np.int64)
+        code, code_index = np.unique(np.concatenate([code, pair_code]), return_inverse=True)
+        weight = np.bincount(code_index, np.concatenate([weight, weights]))
+        count = np.bincount(code_index, np.concatenate([count, np.ones(len(pair_code))])).astype(np.int64)
         if len(code) > _PAIRS_KEPT:
-            kept = np.sort(np.argpartition(-weight, _PAIRS_KEPT // 2)[: _PAIRS_KEPT // 2])
-            forgotten += float(weight.sum() - weight[kept].sum())
-            code, weight, count = code[kept], weight[kept], count[kept]
+            heaviest = np.sort(np.argpartition(-weight, _PAIRS_KEPT // 2)[: _PAIRS_KEPT // 2])
+            discarded += float(weight.sum() - weight[heaviest].sum())
+            code, weight, count = code[heaviest], weight[heaviest], count[heaviest]
     texts = list(names)
     order = np.argsort(-weight, kind="stable")
     if not special:
@@ -109,26 +115,26 @@ def token_pairs(
     order = order[:n]
     table = pd.DataFrame(
         {
-            "query": [texts[at][0] for at in (code[order] >> 32).tolist()],
-            "key": [texts[at][0] for at in (code[order] & 0xFFFFFFFF).tolist()],
+            "query": [texts[index][0] for index in (code[order] >> 32).tolist()],
+            "key": [texts[index][0] for index in (code[order] & 0xFFFFFFFF).tolist()],
             "weight": weight[order],
             "share": weight[order] / total if total else weight[order],
             "count": count[order],
             "mean": weight[order] / count[order],
         }
     )
-    table.attrs["forgotten"] = forgotten / total if total else 0.0
+    table.attrs["forgotten"] = discarded / total if total else 0.0
     return table
 
 
 def _codes(
     block: Block, names: dict[tuple[str, bool], int]
 ) -> tuple[Int64[np.ndarray, "query_token"], Int64[np.ndarray, "key_token"]]:
-    """The text of each token as a number of the whole corpus; special tokens are apart from words spelled like them."""
+    """Encode the text of each token with one code for the whole corpus; special tokens have codes of their own."""
 
-    def of(table_texts: list[str], special: list[bool]) -> np.ndarray:
+    def encode(table_texts: list[str], special: list[bool]) -> np.ndarray:
         pairs = zip(table_texts, special, strict=True)
         return np.array([names.setdefault(pair, len(names)) for pair in pairs], dtype=np.int64)
 
-    query = of(block.query.text, block.query.special.tolist())
-    return query, query if block.plan.one_text else of(block.key.text, block.key.special.tolist())
+    query = encode(block.query.text, block.query.special.tolist())
+    return query, query if block.plan.one_text else encode(block.key.text, block.key.special.tolist())

@@ -1,8 +1,8 @@
-"""The statistics of other tools under their names: the same formula, unit and averaging as published or released.
+"""The statistics of other tools under their names, with the formula, unit and averaging that they published.
 
-Each `Definition` sums a numerator and a denominator an example and head over the blocks of a store, and makes its
-columns of the totals. `docs/definitions.md` has every formula with its source beside ours; the slow loops of
-`tools/slow_definitions.py` are written from those formulas and know nothing of this module.
+Each `Definition` sums a numerator and a denominator for every example and head over the blocks of a store, and computes
+its columns from the totals. `docs/definitions.md` lists every formula with its source beside ours. The slow loops of
+`tools/slow_definitions.py` implement those formulas independently of this module.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from .variability import FIRST, mean_corner, without_first
 
 @dataclass(frozen=True)
 class Definition:
-    """What one tool computes of every head."""
+    """The columns that one tool computes for every head."""
 
     name: str
     source: str
     average: Average
-    """``"rows"``: numerators and denominators are summed over the corpus; ``"examples"``: the mean of each example's."""
+    """``"rows"``: ratio of the sums over the corpus; ``"examples"``: mean of the ratios of the examples."""
     sums: Callable[[Rows, Block, np.ndarray], Sums]
-    """Given the rows, their block and the layer's mean map (all zeros unless `needs_mean`)."""
+    """Function of the rows, their block and the layer's mean map (zeros unless `needs_mean`)."""
     columns: Mapping[str, tuple[str, str]]
     """Unit and formula of each column."""
     finish: Callable[[dict[str, Float64[np.ndarray, "layer head"]]], dict[str, np.ndarray]] = field(default=dict)
-    """Columns of the corpus from its means."""
+    """Function from the means over the corpus to the columns."""
     needs_mean: bool = False
 
 
@@ -51,7 +51,7 @@ DEFINITIONS: dict[str, Definition] = {
             clark,
             {
                 "entropy": ("nats", "mean over rows of −Σ B ln B, B = 0.9999 A + 0.0001 / T"),
-                "cls_entropy": ("nats", "the same of row 0"),
+                "cls_entropy": ("nats", "entropy of row 0"),
                 "self": ("share", "Σ A[q, q] / T"),
                 "previous": ("share", "Σ A[q, q−1] / T"),
                 "next": ("share", "Σ A[q, q+1] / T"),
@@ -81,10 +81,10 @@ DEFINITIONS: dict[str, Definition] = {
             "rows",
             voita,
             {
-                "confidence": ("share", "mean over rows of maxₖ A, end of sequence left out"),
+                "confidence": ("share", "mean over rows of maxₖ A, without the end-of-sequence token"),
                 "rare": ("share", "rows whose strongest key is of the rarest token"),
                 "positional": ("share", "rows whose strongest key is at the best offset"),
-                "offset": ("tokens", "that offset, −8 … +8"),
+                "offset": ("tokens", "the best offset, −8 … +8"),
             },
             finish_voita,
         ),
@@ -105,7 +105,7 @@ DEFINITIONS: dict[str, Definition] = {
                 for name, plane in (
                     ("previous_token", "1 below the diagonal"),
                     ("duplicate_token", "1[xₖ = x_q, k < q]"),
-                    ("induction", "the duplicate one, moved right by one"),
+                    ("induction", "the duplicate plane moved right by one"),
                 )
                 for ending, formula in (("", "Σ A∘D / Σ A"), ("_abs", "1 − T·mean|A − D|"))
             },
@@ -130,12 +130,12 @@ DEFINITIONS: dict[str, Definition] = {
 
 
 def definition_of(name: str) -> Definition:
-    """The definition of that name.
+    """Return a definition by its name.
 
     Raises
     ------
     ConfigError
-        There is none.
+        The name is unknown.
     """
     if name not in DEFINITIONS:
         raise ConfigError(f"no definition {name!r}; expected one of {', '.join(DEFINITIONS)}")
@@ -148,40 +148,40 @@ def published_table(
     site: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> pd.DataFrame:
-    """Every head by another tool's definition: layer, head and its columns, float64.
+    """Compute every head by another tool's definition: a table of layer, head and the tool's columns, float64.
 
     Raises
     ------
     ConfigError
-        No such definition.
+        There is no such definition.
     NotFoundError
-        Attention was not kept and cannot be rebuilt, or no example is committed.
+        The store has neither attention nor query and key, or no example.
     """
-    definition, found = definition_of(name), store.site(site)
+    definition, site_spec = definition_of(name), store.site(site)
     if not store.n_examples:
-        raise NotFoundError(f"{store.location} has no example yet; expected some. Run its job first.")
-    corpus = CorpusTokens.of(store, found)
-    mean = mean_corner(store, found, without_first, corpus) if definition.needs_mean else None
-    shape = found.n_layers, found.n_heads
-    above: dict[str, np.ndarray] = {}
-    below: dict[str, np.ndarray] = {}
+        raise NotFoundError(f"{store.location} has no example yet; expected at least one. Run its job first.")
+    corpus = CorpusTokens.of(store, site_spec)
+    mean = mean_corner(store, site_spec, without_first, corpus) if definition.needs_mean else None
+    shape = site_spec.n_layers, site_spec.n_heads
+    numerators: dict[str, np.ndarray] = {}
+    denominators: dict[str, np.ndarray] = {}
     done = 0
-    for block in iter_blocks(store, found, corpus):
-        for layer in range(found.n_layers):
+    for block in iter_blocks(store, site_spec, corpus):
+        for layer in range(site_spec.n_layers):
             rows = block.rows(layer)
-            of_layer = np.zeros((found.n_heads, FIRST * FIRST)) if mean is None else mean[layer]
-            for column, (top, bottom) in definition.sums(rows, block, of_layer).items():
+            layer_mean = np.zeros((site_spec.n_heads, FIRST * FIRST)) if mean is None else mean[layer]
+            for column, (top, bottom) in definition.sums(rows, block, layer_mean).items():
                 bottom = np.broadcast_to(bottom, top.shape)
                 if definition.average == "examples":
                     top = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
                     bottom = (bottom > 0).astype(np.float64)
-                for sums, part in ((above, top), (below, bottom)):
-                    sums.setdefault(column, np.zeros(shape))[layer] += part.sum(axis=1)
+                for sums, values in ((numerators, top), (denominators, bottom)):
+                    sums.setdefault(column, np.zeros(shape))[layer] += values.sum(axis=1)
         done += block.plan.n_examples
         on_progress(done, store.n_examples)
     means = {
-        column: np.divide(top, below[column], out=np.full(shape, np.nan), where=below[column] > 0)
-        for column, top in above.items()
+        column: np.divide(top, denominators[column], out=np.full(shape, np.nan), where=denominators[column] > 0)
+        for column, top in numerators.items()
     }
     layer, head = (grid.ravel() for grid in np.indices(shape))
     columns = definition.finish(means)

@@ -1,6 +1,6 @@
-"""The sums behind other tools' statistics, a function a tool: numerators and denominators of each example and head.
+"""The sums behind other tools' statistics: numerators and denominators of each example and head, one function a tool.
 
-Written on flat rows; what a column means and where it is from stands in `published.py` and `docs/definitions.md`.
+The functions work on flat rows. `published.py` and `docs/definitions.md` explain the columns and name their sources.
 """
 
 from __future__ import annotations
@@ -15,82 +15,82 @@ from .token_rarity import rarest_pairs
 from .variability import corner_cells, in_corner, without_first
 
 Sums = dict[str, tuple[np.ndarray, np.ndarray]]
-"""By column: numerator [head, example] and denominator [example] or [head, example]."""
+"""Numerator [head, example] and denominator [example] or [head, example] of each column."""
 VOITA_OFFSETS = range(-8, 9)
 HEADVIS_THRESHOLD = 0.01
 
 
-def _mask(rows: Rows, chosen: np.ndarray) -> np.ndarray:
-    return rows.plan.sum_examples(rows.sum(chosen))
+def _example_sums(rows: Rows, factor: np.ndarray) -> np.ndarray:
+    return rows.plan.sum_examples(rows.sum(factor))
 
 
 def clark(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
-    """Clark et al. 2019, released code."""
+    """Sums of Clark et al. 2019, released code."""
     plan = rows.plan
-    n = plan.n_queries.astype(np.float64)
+    n_tokens = plan.n_queries.astype(np.float64)
     smooth = 0.9999 * rows.weights + 0.0001 / plan.n_keys[plan.example][plan.row]
-    # At a causal site the keys that are hidden have a smoothed weight too: 0.0001 / T each.
+    # At a causal site the hidden keys have a smoothed weight of 0.0001 / T each.
     hidden = plan.n_keys[plan.example] - plan.length
-    rest = entropy_of(0.0001 / np.maximum(plan.n_keys[plan.example], 1).astype(np.float64)) * hidden
-    entropy = plan.sum_rows(entropy_of(smooth)) + rest
+    hidden_entropy = entropy_of(0.0001 / np.maximum(plan.n_keys[plan.example], 1).astype(np.float64)) * hidden
+    entropy = plan.sum_rows(entropy_of(smooth)) + hidden_entropy
     cls = block.key.special & (block.key.position == 0)
     sep = block.key.special & (block.key.position > 0)
-    mark = _texts(block, {".", ","})
+    mark = _has_text(block, {".", ","})
     from_sep = (block.query.special & (block.query.position > 0))[plan.query]
     to_sep = rows.sum(sep[plan.key])
     return {
-        "entropy": (plan.sum_examples(entropy), n),
-        "cls_entropy": (plan.sum_examples(entropy * (plan.query_pos == 0)), np.ones_like(n)),
-        "self": (_mask(rows, plan.offset == 0), n),
-        "previous": (_mask(rows, plan.offset == -1), n),
-        "next": (_mask(rows, plan.offset == 1), n),
-        "cls": (_mask(rows, cls[plan.key]), n),
-        "sep": (plan.sum_examples(to_sep), n),
-        "punctuation": (_mask(rows, mark[plan.key]), n),
-        "sep_to_sep": (plan.sum_examples(to_sep * from_sep), np.full_like(n, 2)),
-        "rest_to_sep": (plan.sum_examples(to_sep * ~from_sep), np.where(n > 2, n - 2, 0)),
+        "entropy": (plan.sum_examples(entropy), n_tokens),
+        "cls_entropy": (plan.sum_examples(entropy * (plan.query_pos == 0)), np.ones_like(n_tokens)),
+        "self": (_example_sums(rows, plan.offset == 0), n_tokens),
+        "previous": (_example_sums(rows, plan.offset == -1), n_tokens),
+        "next": (_example_sums(rows, plan.offset == 1), n_tokens),
+        "cls": (_example_sums(rows, cls[plan.key]), n_tokens),
+        "sep": (plan.sum_examples(to_sep), n_tokens),
+        "punctuation": (_example_sums(rows, mark[plan.key]), n_tokens),
+        "sep_to_sep": (plan.sum_examples(to_sep * from_sep), np.full_like(n_tokens, 2)),
+        "rest_to_sep": (plan.sum_examples(to_sep * ~from_sep), np.where(n_tokens > 2, n_tokens - 2, 0)),
     }
 
 
-def _texts(block: Block, wanted: set[str]) -> np.ndarray:
+def _has_text(block: Block, texts: set[str]) -> np.ndarray:
     column = block.key.columns["text"]
-    assert column.values is not None, "texts are text"
-    return np.array([*(value in wanted for value in column.values), False])[column.data] & ~block.key.special
+    assert column.values is not None, "the column holds text"
+    return np.array([*(value in texts for value in column.values), False])[column.data] & ~block.key.special
 
 
 def vig(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
-    """Vig and Belinkov 2019, without attention to the first token ("null")."""
+    """Sums of Vig and Belinkov 2019, without attention to the first token ("null")."""
     plan = rows.plan
-    rest = without_first(rows)
-    total = plan.sum_examples(rest.sum())
-    result = {"distance": (plan.sum_examples(-rest.sum(plan.offset)), total)}
+    later_rows = without_first(rows)
+    total = plan.sum_examples(later_rows.sum())
+    result = {"distance": (plan.sum_examples(-later_rows.sum(plan.offset)), total)}
     corner = in_corner(plan)
-    apart = np.where(corner, np.abs(rest.weights - mean[:, np.where(corner, corner_cells(plan), 0)]), 0.0)
-    result["variability"] = (plan.sum_examples(plan.sum_rows(apart)), 2 * _mask(rest, corner))
+    distance = np.where(corner, np.abs(later_rows.weights - mean[:, np.where(corner, corner_cells(plan), 0)]), 0.0)
+    result["variability"] = (plan.sum_examples(plan.sum_rows(distance)), 2 * _example_sums(later_rows, corner))
     words = block.key.word_columns
     if "head" in words and plan.one_text:
         query, key = (_word(block, "head"), _flat_word(block))
         joined = (query[plan.query][plan.row] == key[plan.key]) | (key[plan.query][plan.row] == query[plan.key])
-        known = (key[plan.query][plan.row] >= 0) & (key[plan.key] >= 0)
-        result["dependency"] = (_mask(rest, joined & known), total)
+        both_words = (key[plan.query][plan.row] >= 0) & (key[plan.key] >= 0)
+        result["dependency"] = (_example_sums(later_rows, joined & both_words), total)
     if block.corpus.tags:
         tags = words.get("upos", Column.of_text([None] * len(block.key.word_char_start)))
-        of_token = tags.take(_flat_word(block)).data
+        tag_code = tags.take(_flat_word(block)).data
         for tag in block.corpus.tags:
             code = tags.values.index(tag) if tags.values and tag in tags.values else -2
-            result[f"to_{tag}"] = (_mask(rest, (of_token == code)[plan.key]), total)
+            result[f"to_{tag}"] = (_example_sums(later_rows, (tag_code == code)[plan.key]), total)
     return result
 
 
 def _flat_word(block: Block) -> np.ndarray:
-    """Each key token's word among all words of the block; -1: none."""
+    """Return the index of each key token's word among all words of the block; -1 without a word."""
     table = block.key
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
     return np.where(table.word >= 0, table.word_offset[:-1][example] + table.word, -1).astype(np.int64)
 
 
 def _word(block: Block, column: str) -> np.ndarray:
-    """The word that each token's word points at, among all words of the block; -2: none."""
+    """Return the index of the word that `column` of each token's word points at, in the block; -2 without one."""
     table, flat = block.key, _flat_word(block)
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
     target = table.word_columns[column].take(flat).data.astype(np.int64)
@@ -98,19 +98,19 @@ def _word(block: Block, column: str) -> np.ndarray:
 
 
 def voita(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
-    """The end-of-sequence token (a special one that is not the first) neither asks nor is asked."""
+    """Sums of Voita et al. 2019. The end-of-sequence token (special, not the first) is neither query nor key."""
     plan = rows.plan
     special = block.key.special & (block.key.position > 0)
-    asked = np.where(special[plan.key], 0.0, rows.weights)
-    rest = Rows(plan, asked, rows.window)
+    weights = np.where(special[plan.key], 0.0, rows.weights)
+    rows_without_end = Rows(plan, weights, rows.window)
     query_special = (block.query.special & (block.query.position > 0))[plan.query]
     counts = ~query_special & (plan.sum_rows((~special[plan.key]).astype(np.float64)[None])[0] > 0)
     n = plan.count(counts).astype(np.float64)
-    pair = rest.strongest()  # [head, row]
-    result = {"confidence": (plan.sum_examples(rest.maximum() * counts), n)}
+    pair = rows_without_end.strongest()  # [head, row]
+    result = {"confidence": (plan.sum_examples(rows_without_end.maximum() * counts), n)}
     offset = plan.offset[pair]
-    for at in VOITA_OFFSETS:
-        result[f"at {at}"] = (plan.sum_examples(((offset == at) & counts).astype(np.float64)), n)
+    for candidate in VOITA_OFFSETS:
+        result[f"at {candidate}"] = (plan.sum_examples(((offset == candidate) & counts).astype(np.float64)), n)
     rare = np.zeros(plan.n_pairs, bool)
     rare[rarest_pairs(block)] = True
     result["rare"] = (plan.sum_examples((rare[pair] & counts).astype(np.float64)), n)
@@ -118,15 +118,18 @@ def voita(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
 
 
 def finish_voita(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The best offset of each head."""
-    shares = np.stack([means.pop(f"at {at}") for at in VOITA_OFFSETS])
+    """Choose the best offset of each head."""
+    shares = np.stack([means.pop(f"at {candidate}") for candidate in VOITA_OFFSETS])
     best = np.nan_to_num(shares, nan=-1).argmax(axis=0)
     positional = np.take_along_axis(shares, best[None], axis=0)[0]
     return {**means, "positional": positional, "offset": np.array(VOITA_OFFSETS)[best]}
 
 
 def _after_copies(block: Block) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs whose key follows an earlier copy of the query (it may be the query itself), and the rows with a copy."""
+    """Return the pairs whose key follows an earlier copy of the query, and a mask of the rows with a copy.
+
+    The key may be the query itself.
+    """
     if not block.plan.one_text:
         return np.zeros(0, np.int64), np.zeros(len(block.plan.length), bool)
     pairs = block.matches("key.previous.id == query.id and key.position <= query.position")
@@ -136,14 +139,14 @@ def _after_copies(block: Block) -> tuple[np.ndarray, np.ndarray]:
 
 
 def olsson(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
-    """Olsson et al. 2022: prefix matching."""
-    pairs, chosen = _after_copies(block)
-    n = rows.plan.count(chosen).astype(np.float64)
+    """Sums of Olsson et al. 2022: prefix matching."""
+    pairs, copied = _after_copies(block)
+    n = rows.plan.count(copied).astype(np.float64)
     return {"prefix_matching": (rows.plan.sum_examples(rows.mass(pairs)), n)}
 
 
 def transformerlens(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
-    """TransformerLens, `detect_head`: "mul" and "abs"."""
+    """Sums of TransformerLens, `detect_head`: "mul" and "abs"."""
     plan = rows.plan
     total = plan.sum_examples(rows.sum())
     n = plan.n_queries.astype(np.float64)
@@ -156,32 +159,32 @@ def transformerlens(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
     for name, pairs in planes.items():
         matched = plan.sum_examples(rows.mass(pairs))
         result[f"{name}_head"] = (matched, total)
-        # Σ|A − D| over all T × T pairs: what lies off D, and what D lacks; hidden pairs are 0 in both.
-        on = np.zeros(plan.n_pairs)
-        on[pairs] = 1
-        apart = plan.sum_examples(plan.sum_rows(np.abs(rows.weights - on)))
-        result[f"{name}_head_abs"] = (n - apart, n)  # 1 − T · mean|A − D| = 1 − Σ|A − D| / T
+        # Σ|A − D| over all T × T pairs; hidden pairs are 0 in both.
+        plane = np.zeros(plan.n_pairs)
+        plane[pairs] = 1
+        distance = plan.sum_examples(plan.sum_rows(np.abs(rows.weights - plane)))
+        result[f"{name}_head_abs"] = (n - distance, n)  # 1 − T · mean|A − D| = 1 − Σ|A − D| / T
     return result
 
 
 def headvis(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
-    """HeadVis: texts of at least two tokens."""
+    """Sums of HeadVis over texts of at least two tokens."""
     plan = rows.plan
     long = plan.n_queries > 1
     n = np.where(long, plan.n_queries, 0).astype(np.float64)
-    pairs, chosen = _after_copies(block)
+    pairs, copied = _after_copies(block)
     rows = Rows(plan, rows.weights * long[plan.example][plan.row], rows.window)
     strong = Rows(plan, np.where(rows.weights >= HEADVIS_THRESHOLD, rows.weights, 0.0), rows.window)
     return {
-        "self_attention_score": (_mask(rows, plan.offset == 0), n),
-        "prev_token_score": (_mask(rows, plan.offset == -1), n - (n > 0)),
+        "self_attention_score": (_example_sums(rows, plan.offset == 0), n),
+        "prev_token_score": (_example_sums(rows, plan.offset == -1), n - (n > 0)),
         "pattern_entropy": (plan.sum_examples(plan.sum_rows(entropy_of(rows.weights))), n),
-        "qk_distance": (_mask(rows, np.abs(plan.offset)), n),
-        "qk_distance_variance": (_mask(rows, plan.offset**2), n),
-        "induction_score": (plan.sum_examples(strong.mass(pairs)), plan.count(chosen).astype(np.float64)),
+        "qk_distance": (_example_sums(rows, np.abs(plan.offset)), n),
+        "qk_distance_variance": (_example_sums(rows, plan.offset**2), n),
+        "induction_score": (plan.sum_examples(strong.mass(pairs)), plan.count(copied).astype(np.float64)),
     }
 
 
 def finish_headvis(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The variance from the second moment."""
+    """Compute the variance from the second moment."""
     return {**means, "qk_distance_variance": means["qk_distance_variance"] - means["qk_distance"] ** 2}

@@ -1,8 +1,8 @@
-"""Which tokens of an example stand in one sentence.
+"""Sentences of an example, and the pairs of tokens within one sentence.
 
-Words may say so by an annotation ``sentence``. Without it a sentence ends with a token of full stops, question or
-exclamation marks, and with the text of a pair; an abbreviation's full stop ends one too, which a corpus that knows
-better can avoid by the annotation.
+The word annotation ``sentence`` defines the sentences if the corpus has it. Otherwise a sentence ends at a token of
+full stops, question marks or exclamation marks, and at the end of each text of a pair. The full stop of an abbreviation
+ends a sentence too; the annotation avoids this.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _END = re.compile(r"[.!?…。！？]+")
 
 
 def sentence_of(table: TokenTable) -> Int64[np.ndarray, "token"]:
-    """The sentence of each token, counted from 0 within its example; -1 for special tokens and tokens of none."""
+    """Return the sentence of each token, from 0 within its example; -1 for special tokens and tokens without one."""
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
-    given = table.word_columns.get("sentence")
-    if given is not None:
+    annotation = table.word_columns.get("sentence")
+    if annotation is not None:
         flat = np.where(table.word >= 0, table.word_offset[example] + table.word, -1)
-        return np.where(flat >= 0, given.take(flat).data, -1).astype(np.int64)
+        return np.where(flat >= 0, annotation.take(flat).data, -1).astype(np.int64)
     text = table.columns["text"]
-    assert text.values is not None, "texts are text"
+    assert text.values is not None, "the column holds text"
     ends = np.array([bool(_END.fullmatch(value.strip())) for value in text.values] + [False])[text.data]
-    border = np.zeros(len(table), bool)  # whether a sentence begins here
+    border = np.zeros(len(table), bool)  # True at the first token of a sentence
     if len(table):
         border[1:] = (ends[:-1] & ~table.special[:-1] & ~ends[1:]) | (table.second[1:] != table.second[:-1])
     number = np.cumsum(border)
@@ -37,7 +37,7 @@ def sentence_of(table: TokenTable) -> Int64[np.ndarray, "token"]:
 
 
 def same_sentence_pairs(block: Block) -> Int64[np.ndarray, "match"]:
-    """The pairs whose query and key stand in one sentence."""
+    """Return the pairs whose query and key are in the same sentence."""
     if not block.plan.one_text:
         return np.empty(0, np.int64)
     sentence = sentence_of(block.query)

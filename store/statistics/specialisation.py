@@ -1,7 +1,7 @@
-"""Corpus tables of the stored statistics, and what each head does more than chance would.
+"""Corpus tables of statistics, and the behaviour in which each head exceeds uniform attention most.
 
-A statistic that is the mass of a library pattern has a uniform baseline: what a head that spreads its attention evenly
-would score on the same texts. The behaviour that exceeds its baseline most is what a head is listed under.
+A statistic that is the mass of a library pattern has a uniform baseline: the value of a head with uniform attention on
+the same texts. `specialised_heads` lists each head under the behaviour that exceeds its baseline most.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from jaxtyping import Float
 
 from ..errors import NotFoundError
 from ..patterns import Pattern
-from ..patterns.matching_rows import RowSupport
+from ..patterns.matching_rows import MatchingRows
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
 from ..reading.snapshot import Snapshot
 from ..schema.capture_statistics import STATISTICS, Statistic
 from ..schema.traces import Site
 from .definitions import Average, aggregate
-from .measurement import corpus_means, keep_array, kept_array, statistic_rows
+from .measurement import corpus_means, read_cached_array, statistic_rows, write_cached_array
 
 
 def statistics_table(
@@ -30,72 +30,76 @@ def statistics_table(
     average: Average = "rows",
     on_progress: Callable[[int, int], None] = lambda done, planned: None,
 ) -> pd.DataFrame:
-    """Corpus mean of statistics: one row a head, columns layer, head and each of `names` (default: all that are kept).
+    """Return a table of corpus means: one row for each head, columns layer, head and `names` (default: all stored).
 
-    Those that the store does not hold are computed from its attention (`measured.py`).
+    Statistics that the store does not hold are computed from its attention (`measurement.py`).
 
     Raises
     ------
     ConfigError
         There is no such statistic.
     NotFoundError
-        The store kept none, or neither the statistic nor the attention to compute it from.
+        The store has no statistics, or neither the statistic nor the attention to compute it from.
     """
-    found = store.site(site)
-    wanted = list(names) or list(store.statistic_names(found.name))
-    if not wanted:
-        store.statistics(found.name)  # says what the job must keep
-    means = corpus_means(store, wanted, found.name, average, on_progress)
-    layer, head = (grid.ravel() for grid in np.indices((found.n_layers, found.n_heads)))
+    site_spec = store.site(site)
+    statistic_names = list(names) or list(store.statistic_names(site_spec.name))
+    if not statistic_names:
+        store.statistics(site_spec.name)  # raises an error that says what the job must keep
+    means = corpus_means(store, statistic_names, site_spec.name, average, on_progress)
+    layer, head = (grid.ravel() for grid in np.indices((site_spec.n_layers, site_spec.n_heads)))
     columns = {"layer": layer, "head": head}
     columns |= {name: mean.ravel() for name, mean in means.items()}
     return pd.DataFrame(columns)
 
 
 def specialised_heads(store: Snapshot, site: str | None = None, average: Average = "rows") -> pd.DataFrame:
-    """Each head with the behaviour in which it exceeds uniform attention most, the most specialised first.
+    """Return each head with the behaviour in which it exceeds uniform attention most, the most specialised head first.
 
-    Columns: layer, head, behaviour (a statistic's name), value, baseline, lift, excess (value − baseline) and every
+    Columns: layer, head, behaviour (name of a statistic), value, baseline, lift, excess (value − baseline) and every
     stored statistic.
     """
-    found = store.site(site)
-    table = statistics_table(store, (), found.name, average)
-    known = [s for s in STATISTICS.values() if s.pattern and s.name in table and table[s.name].notna().to_numpy().any()]
-    if not known:
-        raise NotFoundError(f"{store.location}: none of the stored statistics of {found.name} has a uniform baseline.")
+    site_spec = store.site(site)
+    table = statistics_table(store, (), site_spec.name, average)
+    candidates = [
+        s for s in STATISTICS.values() if s.pattern and s.name in table and table[s.name].notna().to_numpy().any()
+    ]
+    if not candidates:
+        raise NotFoundError(
+            f"{store.location}: no stored statistic of {site_spec.name} has a uniform baseline; name a statistic"
+        )
     baselines = np.stack(
-        [uniform_baseline(store, found, statistic, average) for statistic in known]
+        [uniform_baseline(store, site_spec, statistic, average) for statistic in candidates]
     )  # [statistic, layer]
-    values = np.stack([table[statistic.name].to_numpy() for statistic in known])  # [statistic, head of the model]
-    chance = baselines[:, table["layer"].to_numpy()]
-    excess = np.where(np.isnan(values), -np.inf, values - np.nan_to_num(chance))
-    best, at = excess.argmax(axis=0), np.arange(len(table))
-    value, baseline = values[best, at], chance[best, at]
+    values = np.stack([table[statistic.name].to_numpy() for statistic in candidates])  # [statistic, head of the model]
+    head_baselines = baselines[:, table["layer"].to_numpy()]
+    excess = np.where(np.isnan(values), -np.inf, values - np.nan_to_num(head_baselines))
+    best, head_index = excess.argmax(axis=0), np.arange(len(table))
+    value, baseline = values[best, head_index], head_baselines[best, head_index]
     lift = np.divide(value, baseline, out=np.full(len(value), np.nan), where=baseline > 0)
-    front = {
+    leading_columns = {
         "layer": table["layer"],
         "head": table["head"],
-        "behaviour": [known[index].name for index in best],
+        "behaviour": [candidates[index].name for index in best],
         "value": value,
         "baseline": baseline,
         "lift": lift,
-        "excess": excess[best, at],
+        "excess": excess[best, head_index],
     }
-    rest = table.drop(columns=["layer", "head"])
-    result = pd.concat([pd.DataFrame(front), rest], axis=1)
+    statistics = table.drop(columns=["layer", "head"])
+    result = pd.concat([pd.DataFrame(leading_columns), statistics], axis=1)
     return result.sort_values("excess", ascending=False, kind="stable", ignore_index=True)
 
 
 def uniform_baseline(
     store: Snapshot, site: Site, statistic: Statistic, average: Average = "rows"
 ) -> Float[np.ndarray, "layer"]:
-    """What uniform attention would score in `statistic`, for each layer (their windows differ)."""
+    """Compute the value of `statistic` for uniform attention in each layer (sliding windows differ between layers)."""
     assert statistic.pattern is not None, "only the mass of a pattern has a uniform baseline"
-    kept = kept_array(store, site, f"uniform-{average}", statistic.name, (site.n_layers,))
-    if kept is None:
-        kept = _uniform_baseline(store, site, statistic, average)
-        keep_array(store, site, f"uniform-{average}", statistic.name, kept)
-    return kept
+    baseline = read_cached_array(store, site, f"uniform-{average}", statistic.name, (site.n_layers,))
+    if baseline is None:
+        baseline = _uniform_baseline(store, site, statistic, average)
+        write_cached_array(store, site, f"uniform-{average}", statistic.name, baseline)
+    return baseline
 
 
 def _uniform_baseline(
@@ -104,17 +108,17 @@ def _uniform_baseline(
     assert statistic.pattern is not None
     pattern, vocabulary = Pattern.parse(statistic.pattern), site_vocabulary(store, site)
     windows = list(dict.fromkeys(site.window))
-    parts = []
+    segment_sums = []
     for segment in store.segments:
         uniform = np.zeros((len(windows), segment.n_examples))
         matcher = segment_matcher(segment, site, pattern, vocabulary)
         for matches in matcher:
-            support = RowSupport(matches, matcher, site)
+            matching_rows = MatchingRows(matches, matcher, site)
             for sums, window in zip(uniform, windows, strict=True):
-                np.add.at(sums, support.example, support.uniform(window))
-        parts.append(uniform)
+                np.add.at(sums, matching_rows.example, matching_rows.uniform(window))
+        segment_sums.append(uniform)
     rows = statistic_rows(store, site, statistic.name)
-    total = np.concatenate([np.zeros((len(windows), 0)), *parts], axis=1)
+    total = np.concatenate([np.zeros((len(windows), 0)), *segment_sums], axis=1)
     mean = np.divide(total, rows, out=np.full(total.shape, np.nan), where=rows > 0)
     by_window = aggregate(mean[None], rows, average)[0]
     return np.array([by_window[windows.index(window)] for window in site.window])

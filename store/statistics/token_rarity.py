@@ -1,4 +1,4 @@
-"""Which of the tokens that a row sees is the rarest of the store."""
+"""The pairs of each row with the rarest token of the store among its visible keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .blocks import Block
 
 
 def rarest_pairs(block: Block) -> Int64[np.ndarray, "match"]:
-    """The pairs whose key has the smallest count among the keys of its row that are not special, all equal ones."""
+    """Return the pairs whose key has the smallest count in its row, special tokens left out. Ties are all included."""
     plan = block.plan
     if not plan.n_pairs:
         return np.empty(0, np.int64)

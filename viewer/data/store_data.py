@@ -23,7 +23,7 @@ from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.example import Example
 from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Site
-from headatlas.store.statistics.definitions import FURTHER, aggregate
+from headatlas.store.statistics.definitions import DERIVED_STATISTICS, aggregate
 from headatlas.store.statistics.measurement import statistic_rows
 from headatlas.store.store import Store
 
@@ -215,7 +215,7 @@ class DataSource:
         found = self.site(site)
 
         def make() -> HeadValues:
-            known = STATISTICS.get(statistic) or FURTHER.get(statistic)
+            known = STATISTICS.get(statistic) or DERIVED_STATISTICS.get(statistic)
             rows = statistic_rows(self.store, found, statistic)
             values = aggregate(self.over_examples(site, statistic), rows).astype(np.float32)
             label, unit = (short(known.label), known.unit) if known else (visible(statistic), "")

@@ -1,4 +1,4 @@
-"""The compiled loops over stored edges and codes; numpy serves where they were not compiled (`..edge_scan`)."""
+"""The compiled loops over stored edges and codes. `..edge_scan` falls back to numpy if they are not installed."""
 
 from .library import CodeScan, EdgeScan, Library, installed, load
 

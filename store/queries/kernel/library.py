@@ -1,7 +1,7 @@
-"""Finding and loading the compiled loops.
+"""Loader of the compiled loops.
 
-Like the capture kernel it is an extension module only in name: setuptools compiles and places it, and goes on without
-it where no compiler is; it holds plain C functions that ctypes calls, with the interpreter's lock released.
+Setuptools builds the library as an extension module and skips it without a compiler, as for the capture kernel. The
+library has plain C functions, which ctypes calls with the global interpreter lock released.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 _VERSION = 3
-"""As in edges.cpp."""
+"""Version of the calls; the same number as in edges.cpp."""
 
 
 class EdgeScan(ctypes.Structure):
-    """One call: edges of a layer, rows, where sums go. As in edges.cpp, field by field."""
+    """Arguments of one call over edges of a layer. The fields are those of edges.cpp."""
 
     _fields_ = (
         ("key", ctypes.c_void_p),
@@ -40,7 +40,7 @@ class EdgeScan(ctypes.Structure):
 
 
 class CodeScan(ctypes.Structure):
-    """One call: codes of a layer, rows, where sums go. As in edges.cpp, field by field."""
+    """Arguments of one call over codes of a layer. The fields are those of edges.cpp."""
 
     _fields_ = (
         ("codes", ctypes.c_void_p),
@@ -63,23 +63,23 @@ class CodeScan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Library:
-    """The loaded functions."""
+    """The functions of a loaded library."""
 
     scan_edges: Any
     scan_codes: Any
     has_avx2: bool
     plain: bool = False
-    """Do without vector instructions."""
+    """True to use no vector instructions."""
 
     def run(self, call: EdgeScan | CodeScan) -> bool:
-        """Do one call; False where an edge names a key that its row lacks."""
+        """Run one call; return False if an edge names a key outside its row."""
         if isinstance(call, CodeScan):
             return self.scan_codes(ctypes.byref(call)) == 0
         return self.scan_edges(ctypes.byref(call), int(self.plain)) == 0
 
 
 def load(path: Path) -> Library | None:
-    """Load a compiled loop; None if it is no library for this machine, or of another version of the source."""
+    """Load a library; None if it is not for this machine or has another version."""
     try:
         library = ctypes.CDLL(str(path))
         size, version, scan, codes, avx2 = (
@@ -101,13 +101,13 @@ def load(path: Path) -> Library | None:
 
 
 def installed_path() -> Path | None:
-    """Where the install put the compiled loop; None where it was left out."""
+    """Return the path of the installed library; None if it was not built."""
     folder = Path(__file__).parent
     return next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_edges{suffix}").is_file()), None)
 
 
 @cache
 def installed() -> Library | None:
-    """The loop that came with this install, loaded once; None where it was not compiled."""
+    """Load the installed library once; None if it was not built."""
     path = installed_path()
     return load(path) if path else None

@@ -1,4 +1,4 @@
-"""The commands `stats`, `search` and `patterns`: what they print for people and for programs."""
+"""The commands `stats`, `search` and `patterns`: their tables, CSV and JSON."""
 
 import csv
 import io
@@ -34,20 +34,20 @@ def run(*arguments, width=100):
 
 
 def test_search_json_has_the_documented_shape(traced):
-    told = json.loads(run("search", traced.store.path, "previous_token", "--json", "--examples", 2))
-    assert len(told["heads"]) == 6
+    output = json.loads(run("search", traced.store.path, "previous_token", "--json", "--examples", 2))
+    assert len(output["heads"]) == 6
     keys = ["layer", "head", "mass", "hit_rate", "baseline", "lift", "rows", "examples"]
     keys += ["mass_low", "mass_high", "offset_baseline", "offset_lift", "p_value", "q_value", "rank"]
-    assert all(list(head) == keys for head in told["heads"])
-    masses = [head["mass"] for head in told["heads"]]
+    assert all(list(head) == keys for head in output["heads"])
+    masses = [head["mass"] for head in output["heads"]]
     assert masses == sorted(masses, reverse=True)
-    assert (told["heads"][0]["layer"], told["heads"][0]["head"]) == (0, 0)
-    assert len(told["examples"]) == 2
-    for example in told["examples"]:
+    assert (output["heads"][0]["layer"], output["heads"][0]["head"]) == (0, 0)
+    assert len(output["examples"]) == 2
+    for example in output["examples"]:
         assert list(example) == ["example", "id", "layer", "head", "score", "edge"]
         assert list(example["edge"]) == ["query_pos", "key_pos", "weight"]
         assert example["edge"]["key_pos"] == example["edge"]["query_pos"] - 1
-    assert told["search"]["basis"] == "attention"
+    assert output["search"]["basis"] == "attention"
     result = search(traced.store, "previous_token")
     assert masses == pytest.approx(np.sort(result.heads["mass"].to_numpy().ravel())[::-1].tolist())
 
@@ -59,13 +59,13 @@ def test_a_table_wider_than_the_terminal_keeps_its_columns(traced):
 
 
 def test_search_without_a_match_is_still_json(traced):
-    told = json.loads(run("search", traced.store.path, 'query.text == "nobody"', "--json", "--top", 1))
-    assert told["examples"] == []
-    (head,) = told["heads"]
+    output = json.loads(run("search", traced.store.path, 'query.text == "nobody"', "--json", "--top", 1))
+    assert output["examples"] == []
+    (head,) = output["heads"]
     assert {name for name, value in head.items() if value == 0} == {"layer", "head", "rows", "examples"}
     assert all(head[name] is None for name in ("mass", "hit_rate", "lift", "mass_low", "q_value", "rank"))
-    assert told["search"]["supported"] is False
-    assert told["search"]["notes"][0].startswith("no token has text 'nobody'")
+    assert output["search"]["supported"] is False
+    assert output["search"]["notes"][0].startswith("no token has text 'nobody'")
 
 
 def test_search_csv_is_the_table_of_heads(traced):
@@ -75,47 +75,47 @@ def test_search_csv_is_the_table_of_heads(traced):
     assert lifts == sorted(lifts, reverse=True)
 
 
-def test_search_for_people_marks_the_edge_and_says_what_answered(traced):
-    told = run("search", traced.store.path, "previous_token", "--top", 2, "--examples", 1, "--head", "0.0")
+def test_search_marks_the_edge_and_names_the_basis(traced):
+    output = run("search", traced.store.path, "previous_token", "--top", 2, "--examples", 1, "--head", "0.0")
     best = search(traced.store, "previous_token").top_examples(0, 0, 1)[0]
-    assert f"[{best.query_text}]" in told
-    assert f"«{best.key_text}»" in told
-    assert "stored attention (float32)" in told
-    assert "24 rows with a matching key in 5 of 6 examples" in told
-    assert "not complete" not in told
+    assert f"[{best.query_text}]" in output
+    assert f"«{best.key_text}»" in output
+    assert "stored attention (float32)" in output
+    assert "24 rows with a matching key in 5 of 6 examples" in output
+    assert "not complete" not in output
     bounded = run("search", traced.store.path, "key.special", "--basis", "edges", "--top", 1)
-    assert "at least the first number" in bounded
+    assert "mass is between the two numbers" in bounded
 
 
 def test_stats_json_lists_every_head_with_every_statistic(traced):
-    told = json.loads(run("stats", traced.store.path, "--json"))
-    assert len(told["heads"]) == 6
-    assert all({"layer", "head", *STATISTIC_NAMES} <= set(head) for head in told["heads"])
-    assert told["heads"][0] | {"layer": 0, "head": 0, "behaviour": "previous"} == told["heads"][0]
+    output = json.loads(run("stats", traced.store.path, "--json"))
+    assert len(output["heads"]) == 6
+    assert all({"layer", "head", *STATISTIC_NAMES} <= set(head) for head in output["heads"])
+    assert output["heads"][0] | {"layer": 0, "head": 0, "behaviour": "previous"} == output["heads"][0]
     ranked = json.loads(run("stats", traced.store.path, "--json", "--statistic", "entropy", "--top", 3))["heads"]
     assert [list(head) for head in ranked] == [["layer", "head", "entropy"]] * 3
-    assert [head["entropy"] for head in ranked] == sorted((h["entropy"] for h in told["heads"]), reverse=True)[:3]
+    assert [head["entropy"] for head in ranked] == sorted((h["entropy"] for h in output["heads"]), reverse=True)[:3]
 
 
-def test_stats_for_people(traced):
-    told = run("stats", traced.store.path, "--top", 2)
-    first = next(line for line in told.splitlines() if "0.0" in line)
+def test_stats_prints_a_table(traced):
+    output = run("stats", traced.store.path, "--top", 2)
+    first = next(line for line in output.splitlines() if "0.0" in line)
     assert "previous" in first
     assert "×" in first
-    assert "2 of 6 heads of encoder, over 6 examples, every token alike." in told
-    chosen = run("stats", traced.store.path, "--statistic", "distance", "--statistic", "first", "--average", "examples")
-    assert "distance (tokens)" in chosen
-    assert "every example alike" in chosen
+    assert "2 of 6 heads of encoder, over 6 examples, every token has the same weight." in output
+    ranked = run("stats", traced.store.path, "--statistic", "distance", "--statistic", "first", "--average", "examples")
+    assert "distance (tokens)" in ranked
+    assert "every example has the same weight" in ranked
     assert run("stats", traced.store.path, "--statistic", "first", "--csv").splitlines()[0] == "layer,head,first"
 
 
 def test_patterns_lists_the_library():
-    told = run("patterns")
-    assert all(p.name in told and p.expression in told for p in LIBRARY.values())
+    output = run("patterns")
+    assert all(p.name in output and p.expression in output for p in LIBRARY.values())
     assert {p["name"] for p in json.loads(run("patterns", "--json"))["patterns"]} == set(LIBRARY)
 
 
-def test_mistakes_reach_the_caller_with_their_place(traced):
+def test_errors_reach_the_caller_with_their_position(traced):
     with pytest.raises(PatternError) as caught:
         run("search", traced.store.path, "key.uppos == 'NOUN'")
     assert caught.value.pointed().splitlines()[-1] == "  ^^^^^^^^^"
@@ -129,13 +129,13 @@ def test_mistakes_reach_the_caller_with_their_place(traced):
         run("stats", bare.path)
 
 
-def test_corpus_text_cannot_steer_the_terminal(tmp_path, monkeypatch):
+def test_corpus_text_cannot_control_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr("traced_corpus.WORDS", ["\x1b]0;evil\x07", "[bold]x[/bold]", "a\nb"])
     store = make_store(tmp_path / "store").store
-    told = run("search", store.path, "previous_token")
-    assert "\x1b" not in told
-    assert "\x07" not in told
-    assert "[bold]x[/bold]" in told
+    output = run("search", store.path, "previous_token")
+    assert "\x1b" not in output
+    assert "\x07" not in output
+    assert "[bold]x[/bold]" in output
 
 
 SITES = [make_site(), make_site("decoder", causal=True, window=(2, None)), make_site("cross", query_sequence="target")]
@@ -143,16 +143,16 @@ SITES = [make_site(), make_site("decoder", causal=True, window=(2, None)), make_
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
 @pytest.mark.parametrize("average", ["rows", "examples"])
-def test_uniform_heads_score_exactly_their_baselines(tmp_path, monkeypatch, site, average):
-    """A model that attends uniformly to what it sees exceeds chance nowhere."""
+def test_uniform_heads_score_their_baselines(tmp_path, monkeypatch, site, average):
+    """A model with uniform attention over its visible keys exceeds no baseline."""
 
     def uniform(rng, site, n_queries, n_keys):
         maps = np.zeros((site.n_layers, site.n_heads, n_queries, n_keys), np.float32)
-        apart = np.arange(n_queries)[:, None] - np.arange(n_keys)[None, :]
+        distance = np.arange(n_queries)[:, None] - np.arange(n_keys)[None, :]
         for layer, window in enumerate(site.window):
-            seen = (apart >= 0) if site.causal else np.ones_like(apart, bool)
-            seen &= apart < window if window is not None else seen
-            maps[layer] = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)
+            visible = (distance >= 0) if site.causal else np.ones_like(distance, bool)
+            visible &= distance < window if window is not None else visible
+            maps[layer] = visible / np.maximum(visible.sum(axis=1, keepdims=True), 1)
         return maps
 
     monkeypatch.setattr("traced_corpus.random_attention", uniform)
@@ -182,18 +182,18 @@ def test_the_statistics_table_is_the_mean_over_the_corpus(traced):
 def test_search_chooses_on_one_store_and_scores_on_another(traced, tmp_path):
     other = make_store(tmp_path / "other", lengths=((9, 7, 8), (6, 9, 4)), seed=5).store
     both = ("search", "--select", traced.store.path, "--score", other.path, "previous_token")
-    told = json.loads(run(*both, "--json", "--top", 2))
+    output = json.loads(run(*both, "--json", "--top", 2))
     ranked = search(traced.store, "previous_token").table()
-    assert [(h["layer"], h["head"], h["rank"]) for h in told["heads"]] == [
+    assert [(h["layer"], h["head"], h["rank"]) for h in output["heads"]] == [
         (row.layer, row.head, None if not isinstance(row.rank, int) else row.rank)
         for row in ranked.head(2).itertuples()
     ]
-    scored = search(other, "previous_token").heads["mass"]
-    assert [h["mass"] for h in told["heads"]] == [float(scored[h["layer"], h["head"]]) for h in told["heads"]]
-    assert "offset chosen on" in run(*both, "--examples", 0)
+    mass = search(other, "previous_token").heads["mass"]
+    assert [h["mass"] for h in output["heads"]] == [float(mass[h["layer"], h["head"]]) for h in output["heads"]]
+    assert "offset were chosen on" in run(*both, "--examples", 0)
     assert (
         json.loads(run("search", traced.store.path, "previous_token", "--score", other.path, "--json", "--top", 2))
-        == told
+        == output
     )
     for wrong in ((other.path,), ("--select", other.path, "induction"), (traced.store.path, "induction", *both[1:5])):
         with pytest.raises(ConfigError, match="expected"):

@@ -1,4 +1,4 @@
-"""Matching against an interpreter that looks at one pair of tokens at a time."""
+"""Matches compared with an interpreter that evaluates one pair of tokens at a time."""
 
 import operator
 
@@ -28,12 +28,12 @@ from headatlas.store.patterns.tree import (
 )
 from headatlas.store.schema.token_table import Column, TokenFlag
 
-# Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
+# beartype checks trees while hypothesis draws them, and it picks a random item of a tuple.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
 
 
 class Naive:
-    """Says for one pair of one example whether a tree holds. Numbers, text and truth are Python's; missing is None."""
+    """Interpreter of a tree for one pair of one example. Values are Python numbers, text and bools; missing is None."""
 
     def __init__(self, query, key, columns, texts):
         self.tables, self.columns, self.texts = {"query": query, "key": key}, columns, texts
@@ -219,12 +219,12 @@ def test_matches_equal_the_pair_by_pair_interpreter(node, lengths, seed, kind, b
                     expected.append((offset, int(query.token_offset[example]) + q, int(key.token_offset[example]) + k))
                 offset += 1
     blocks = list(matcher.blocks(0, len(query), block_pairs))
-    found = [
+    matches = [
         (int(pair), int(q), int(k))
         for block in blocks
         for pair, q, k in zip(block.pair, block.query, block.key, strict=True)
     ]
-    assert found == expected
+    assert matches == expected
     for block in blocks:
         assert len(block)
         assert block.first_pair <= block.pair[0]
@@ -243,14 +243,14 @@ def test_matches_equal_the_pair_by_pair_interpreter(node, lengths, seed, kind, b
         ("key.special and query.position == 2", None),
     ],
 )
-def test_equations_look_at_one_key_a_row(text, candidates):
+def test_equations_have_one_candidate_key_for_each_row(text, candidates):
     query, _, columns, texts = corpus([100] * 3, 0)
     matcher = matcher_of(Pattern.parse(text).node, query, query, columns, texts, False)
     join = matcher._scans[0].join
     assert (None if join is None else join.n_candidates) == candidates
 
 
-def test_either_of_two_equations_is_a_union_of_joins():
+def test_a_disjunction_of_equations_is_a_union_of_joins():
     query, _, columns, texts = corpus([40], 0)
     matcher = matcher_of(
         Pattern.parse("previous_token or next_token or induction").node, query, query, columns, texts, False
@@ -266,7 +266,7 @@ def test_either_of_two_equations_is_a_union_of_joins():
         ('key.uppos == "NOUN"', "key.uppos", "did you mean upos?", "upos"),
         ("key.head_ == query.word", "key.head_", "did you mean head?", "head"),
         ("example.topics == 'a'", "example.topics", "did you mean topic?", "topic"),
-        ("key.text == 3", "key.text == 3", "key.text is text and 3 is a number; == compares things of one kind", None),
+        ("key.text == 3", "key.text == 3", "key.text is text and 3 is a number; == compares values of one kind", None),
         ("key.text < 'a'", "key.text < 'a'", "< compares numbers", None),
         ("key.special == 1", "key.special == 1", "key.special is true or false and 1 is a number", None),
         ("key.text + 1 == 2", "key.text", "expected a number for +", None),
@@ -289,10 +289,10 @@ def test_names_and_kinds_are_checked_against_the_store(text, marked, message, su
     assert caught.value.suggestions == ((suggestion,) if suggestion else ())
 
 
-def test_numbers_that_grow_too_large_are_an_error_and_not_a_wrong_answer():
+def test_numbers_beyond_64_bits_are_an_error():
     query, _, columns, texts = corpus([5], 0)
     text = "query.id * 999999999999 * 999999999999 == key.id"
-    with pytest.raises(PatternError, match="grows too large"):
+    with pytest.raises(PatternError, match="too large for 64 bits"):
         list(matcher_of(Pattern.parse(text).node, query, query, columns, texts, False))
 
 
@@ -309,7 +309,7 @@ def test_a_column_that_is_text_in_one_segment_is_text_in_all():
     assert not missing.condition(node).any()
 
 
-def test_words_are_cut_from_their_own_text_of_a_pair():
+def test_word_texts_come_from_the_right_text_of_a_pair():
     table = make_table([6], np.random.default_rng(3))
     first, second = "aabbccddeeff", "AABBCCDDEEFF"
     values = TokenFields(table, Texts([first], [second])).values("word_text")
@@ -318,15 +318,15 @@ def test_words_are_cut_from_their_own_text_of_a_pair():
         if word < 0:
             assert values.missing[token]
             continue
-        of_word = table.second[(table.word == word)]
-        text = second if of_word[-1] else first
+        is_second = table.second[(table.word == word)]
+        text = second if is_second[-1] else first
         assert values.texts[values.data[token]] == text[3 * word : 3 * word + 2]
     joined = TokenFields(table).values("word_text")
     assert joined.texts[joined.data[1]].startswith(table.text[1])
 
 
-def test_a_token_of_a_word_that_does_not_exist_is_an_error_and_not_another_examples_word():
+def test_a_token_of_an_unknown_word_is_an_error():
     table = make_table([4, 4], np.random.default_rng(0))
     table.word[1] = 7
-    with pytest.raises(FormatError, match="token 1 is said to belong to word 7"):
+    with pytest.raises(FormatError, match="token 1 belongs to word 7"):
         TokenFields(table).values("upos")

@@ -27,7 +27,7 @@ def library(tmp_path):
     return read_patterns(path)
 
 
-def test_parameters_are_filled_in(library):
+def test_parameters_are_replaced(library):
     assert list(library) == [*LIBRARY, "near", "verb_to"]
     called = Pattern.parse('verb_to(relation="nsubj", tags={"X"}) and not near', library)
     assert str(called) == 'verb_to(relation="nsubj", tags={"X"}) and not near'
@@ -55,7 +55,7 @@ def test_patterns_of_a_file_compose_with_others(library):
         ('near(n="a")', 5, "n", "expected something like 2"),
         ("near(n={1})", 5, "n", "expected something like 2"),
         ('verb_to(tags="VERB")', 8, "tags", 'expected something like {"VERB", "AUX"}'),
-        ("near(n=1, n=2)", 10, "n", "given twice"),
+        ("near(n=1, n=2)", 10, "n", "n occurs twice"),
         ("near(3)", 5, "3", "expected an argument of near (n=2)"),
         ("induction(n=1)", 10, "n", "it has none"),
         ("near(n=query.id)", 7, "query", "expected a number, a text"),
@@ -63,7 +63,7 @@ def test_patterns_of_a_file_compose_with_others(library):
         ("n == 3", 0, "n", "no pattern is called 'n'"),
     ],
 )
-def test_wrong_calls_are_pointed_at(library, call, start, marked, message):
+def test_errors_point_at_wrong_calls(library, call, start, marked, message):
     with pytest.raises(PatternError) as caught:
         Pattern.parse(call, library)
     assert caught.value.start == start
@@ -84,13 +84,13 @@ def test_wrong_calls_are_pointed_at(library, call, start, marked, message):
         ("[a]\nexpression = 'a'", PatternError, "no pattern is called 'a'"),
         ("[a]\nexpression = 'key.id == n'\nparameters = { n = [1] }", PatternError, "n is a set"),
         ("[a]\nexpression = 'key.special'\nparameters = { n = [] }", ConfigError, "parameter 'n' is []"),
-        ("[a]\nexpression = 'key.special'\nparameters = { n = [1, 'x'] }", ConfigError, "a list of one kind"),
+        ("[a]\nexpression = 'key.special'\nparameters = { n = [1, 'x'] }", ConfigError, "a list of values of one kind"),
         ("[a]\nexpression = 'key.special'\nparameters = { and = 1 }", ConfigError, "not a name"),
         ("[a]\nexpression = 'key.special'\nparameters = 3", ConfigError, "expected a table such as"),
         ("[a\n", ConfigError, "cannot be read as TOML"),
     ],
 )
-def test_files_that_cannot_be_read_say_why(tmp_path, text, error, message):
+def test_invalid_files_are_refused_with_the_reason(tmp_path, text, error, message):
     path = tmp_path / "patterns.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(error) as caught:
@@ -103,7 +103,7 @@ def test_a_missing_file_is_named(tmp_path):
         read_patterns(tmp_path / "none.toml")
 
 
-def test_acronyms_find_their_words():
+def test_acronyms_find_their_expansions():
     first = [
         "The",
         "Department",
@@ -122,8 +122,12 @@ def test_acronyms_find_their_words():
     ]
     second = ["GM", "is", "General", "Motors", ",", "not", "Gary", "Moore", "U.K."]
     start, stop = expansions([*first, *second], np.array([0, len(first), len(first) + len(second)]))
-    found = {i: (a, b) for i, (a, b) in enumerate(zip(start.tolist(), stop.tolist(), strict=True)) if a >= 0}
-    assert found == {9: (6, 8), 12: (1, 5), 14: (2, 4)}  # counted within the example; the nearest run, before it first
+    runs = {i: (a, b) for i, (a, b) in enumerate(zip(start.tolist(), stop.tolist(), strict=True)) if a >= 0}
+    assert runs == {
+        9: (6, 8),
+        12: (1, 5),
+        14: (2, 4),
+    }  # indices within the example; a run before the acronym is preferred
     assert [letters_of(word) for word in ("U.S.A.", "GAO", "A", "Gao", "A1", "ABCDEFGHIJK", "ÄÖ")] == [
         "USA", "GAO", None, None, None, None, "ÄÖ",
     ]  # fmt: skip

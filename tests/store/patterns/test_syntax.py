@@ -1,4 +1,4 @@
-"""The grammar: canonical text round trips, and every mistake is pointed at."""
+"""The grammar: canonical text round trips, and errors point at the mistake."""
 
 import string
 
@@ -26,7 +26,7 @@ from headatlas.store.patterns.tree import (
     to_text,
 )
 
-# Trees are checked while they are drawn, and beartype looks at a random item of a tuple.
+# beartype checks trees while hypothesis draws them, and it picks a random item of a tuple.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
 
 names = st.text(string.ascii_lowercase + "_é0-'", min_size=1, max_size=6) | st.sampled_from(
@@ -50,15 +50,15 @@ signed = st.builds(Constant, st.integers(-99, 99)) | constants
 regexes = st.text(st.sampled_from("ab.*+[]()|^$\\\"' "), max_size=8)
 
 
-def written_regex(text):
-    """Make any text one that can stand between double quotes: every backslash with what it escapes."""
+def escaped_regex(text):
+    """Escape backslashes and double quotes, so that the text can stand between double quotes."""
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 CALLED = Named("local", LIBRARY["local"].bound({"n": -7}), (("n", -7),))
 
 
-def parts(children):
+def inner_nodes(children):
     return st.one_of(
         st.builds(Negate, children),
         st.builds(Arithmetic, st.sampled_from("+-*"), children, children),
@@ -70,7 +70,7 @@ def parts(children):
             )
         ),
         st.builds(Member, children, st.lists(signed, min_size=1, max_size=3).map(tuple), st.booleans()),
-        st.builds(Matches, children, regexes.map(written_regex), st.booleans()),
+        st.builds(Matches, children, regexes.map(escaped_regex), st.booleans()),
         st.builds(Not, children),
         st.builds(
             lambda word, operands: junction(word, operands, Span(0, 0)),
@@ -81,7 +81,7 @@ def parts(children):
 
 
 library = st.sampled_from([Named(name, item.node) for name, item in LIBRARY.items()] + [CALLED])
-trees = st.recursive(references | constants | library, parts, max_leaves=12)
+trees = st.recursive(references | constants | library, inner_nodes, max_leaves=12)
 
 
 @given(trees)
@@ -93,7 +93,7 @@ def test_canonical_text_reads_back_as_the_same_tree(tree):
 
 
 @given(st.text(string.printable + "“é🙂", max_size=40) | st.lists(st.sampled_from(["query", ".", "text", "==", '"a"', "(", ")", "and", "not", "in", "{", "}", "3", "-", "+", "induction", "matches", " "]), max_size=20).map(" ".join))  # fmt: skip
-def test_any_text_is_read_or_refused_with_a_place_in_it(text):
+def test_any_text_is_parsed_or_refused_with_a_span(text):
     try:
         pattern = Pattern.parse(text)
     except PatternError as error:
@@ -125,7 +125,7 @@ def test_binding_and_parentheses():
     assert node.operator == "or"
 
 
-def test_spans_cover_what_was_written():
+def test_spans_cover_the_source_text():
     text = 'key.word == query.head and query.deprel == "nsubj"'
     node = Pattern.parse(text).node
     left, right = node.children
@@ -139,7 +139,7 @@ def test_patterns_compose():
     assert str(~(a | b)) == "not (previous_token or next_token or key.special)"
     assert Pattern.parse(a) is a
     assert {a, Pattern.parse("previous_token  or  next_token")} == {a}
-    with pytest.raises(ConfigError, match="got int"):
+    with pytest.raises(ConfigError, match="type int"):
         Pattern.parse(3)
 
 
@@ -162,7 +162,7 @@ def test_library_patterns_are_canonical_and_described(name):
         ("query.text && key.text", "&&", "write and"),
         ("query.text == 'a", "'a", "not closed"),
         ("query.text == 'a\\q'", "\\q", r"the escape \q is unknown"),
-        ("query.text == '\\U00110000'", "\\U00110000", "is no character"),
+        ("query.text == '\\U00110000'", "\\U00110000", "is not a character"),
         ("query == 1", "==", "expected .field"),
         ("example.next.topic == 1", ".", "expected and, or"),
         ("(query.special", " ", "the expression ends here; expected )"),
@@ -182,7 +182,7 @@ def test_library_patterns_are_canonical_and_described(name):
         ("query.__class__ == 1 else", "else", "unexpected else"),
     ],
 )
-def test_mistakes_are_pointed_at(text, marked, message):
+def test_errors_point_at_the_mistake(text, marked, message):
     with pytest.raises(PatternError) as caught:
         Pattern.parse(text)
     error = caught.value
@@ -191,7 +191,7 @@ def test_mistakes_are_pointed_at(text, marked, message):
     assert isinstance(error, HeadAtlasError)
 
 
-def test_an_error_draws_an_arrow_and_offers_what_was_meant():
+def test_an_error_draws_an_arrow_and_suggests_a_name():
     with pytest.raises(PatternError) as caught:
         Pattern.parse("key.special and inducton")
     assert caught.value.suggestions == ("induction",)
@@ -221,6 +221,6 @@ def test_hostile_text_is_refused_with_a_printable_error(text):
     assert all(character.isprintable() or character == "\n" for character in caught.value.pointed())
 
 
-def test_long_flat_expressions_are_read():
+def test_long_flat_expressions_are_parsed():
     pattern = Pattern.parse(" or ".join(f"query.id == {n}" for n in range(200)))
     assert len(pattern.node.children) == 200

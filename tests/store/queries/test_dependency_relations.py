@@ -1,4 +1,4 @@
-"""The head × relation atlas against a slow loop, by hand, and against published baselines on a real treebank."""
+"""The head × relation atlas compared with a slow loop, with known heads, and with published baselines on a treebank."""
 
 import json
 from xml.etree import ElementTree
@@ -45,10 +45,13 @@ def random_maps(rng, causal=False):
     return attention_of
 
 
-def slow_atlas(kept, merge, subtypes=False):
-    """{(relation, layer, head, direction): (right, n)}, {(relation, offset): right}: one sentence, one word at a time."""
-    right, by_offset, chance = {}, {}, {}
-    for maps, tokens in kept:
+def slow_atlas(examples, merge, subtypes=False):
+    """Compute the atlas word by word.
+
+    Returns {(relation, layer, head, direction): [right, n]}, {(relation, offset): right} and {relation: chance levels}.
+    """
+    n_right, offset_right, chance = {}, {}, {}
+    for maps, tokens in examples:
         n_words = len(tokens.word_char_start)
         heads, labels = tokens.word_columns["head"].to_list(), tokens.word_columns["deprel"].to_list()
         for layer, head in np.ndindex(maps.shape[:2]):
@@ -64,14 +67,14 @@ def slow_atlas(kept, merge, subtypes=False):
                     continue
                 relation = label if subtypes else label.split(":")[0]
                 for direction, row in zip(DIRECTIONS, (words[i], words[:, i]), strict=True):
-                    count = right.setdefault((relation, layer, head, direction), [0, 0])
+                    count = n_right.setdefault((relation, layer, head, direction), [0, 0])
                     count[0] += list(row).index(max(row)) == gold
                     count[1] += 1
                 if layer == head == 0:
                     chance.setdefault(relation, []).append(1 / (n_words - 1))
                     for offset in OFFSETS:
-                        by_offset[relation, offset] = by_offset.get((relation, offset), 0) + (i + offset == gold)
-    return right, by_offset, chance
+                        offset_right[relation, offset] = offset_right.get((relation, offset), 0) + (i + offset == gold)
+    return n_right, offset_right, chance
 
 
 def many_pieces(trees):
@@ -85,14 +88,14 @@ def test_the_atlas_equals_the_slow_loop(tmp_path, merge, subtypes, causal):
     rng = np.random.default_rng(0)
     segments = [random_trees(rng, (4, 1, 7, 2, 9)), random_trees(rng, (6, 3, 8, 5))]
     options = {"causal": True, "name": "decoder"} if causal else {}
-    store, kept = write_trees(tmp_path / "store", segments, random_maps(rng, causal), many_pieces, **options)
-    right, by_offset, chance = slow_atlas(kept, merge, subtypes)
+    store, examples = write_trees(tmp_path / "store", segments, random_maps(rng, causal), many_pieces, **options)
+    n_right, offset_right, chance = slow_atlas(examples, merge, subtypes)
     table = relation_atlas(store, merge=merge, subtypes=subtypes).table(every_head=True)
-    assert len(table) == len(right)
+    assert len(table) == len(n_right)
     for row in table.itertuples():
-        expected, n = right[row.relation, row.layer, row.head, row.direction]
+        expected, n = n_right[row.relation, row.layer, row.head, row.direction]
         assert (row.accuracy, row.n) == (pytest.approx(expected / n), n)
-        offsets = {offset: by_offset[row.relation, offset] for offset in OFFSETS}
+        offsets = {offset: offset_right[row.relation, offset] for offset in OFFSETS}
         assert row.offset_baseline == pytest.approx(max(offsets.values()) / n)
         assert offsets[row.offset] == max(offsets.values())
         assert row.low <= row.accuracy <= row.high
@@ -103,20 +106,20 @@ def test_the_atlas_equals_the_slow_loop(tmp_path, merge, subtypes, causal):
     pd.testing.assert_series_equal(best["accuracy"].sort_index(), highest, check_names=False)
 
 
-def test_blocks_of_examples_make_no_difference(tmp_path, monkeypatch):
+def test_the_result_does_not_depend_on_blocks(tmp_path, monkeypatch):
     rng = np.random.default_rng(3)
     store, _ = write_trees(tmp_path / "store", [random_trees(rng, (4, 7, 2, 9))], random_maps(rng))
-    whole = relation_atlas(store).table(every_head=True)
+    one_block = relation_atlas(store).table(every_head=True)
     monkeypatch.setattr("headatlas.store.queries.dependency_relations._BLOCK_WEIGHTS", 300)
     done = []
-    cut = relation_atlas(store, on_progress=lambda n, planned: done.append((n, planned))).table(every_head=True)
-    pd.testing.assert_frame_equal(cut, whole)
+    many_blocks = relation_atlas(store, on_progress=lambda n, planned: done.append((n, planned))).table(every_head=True)
+    pd.testing.assert_frame_equal(many_blocks, one_block)
     assert len(done) > 1
     assert done[-1] == (4, 4)
 
 
-def test_a_head_that_knows_the_trees_and_one_that_knows_them_backwards(tmp_path):
-    """Head 0.0 looks from dependent to head, 0.1 from head to dependents; special tokens and itself get more."""
+def test_heads_that_follow_the_trees_in_either_direction_have_accuracy_one(tmp_path):
+    """Head 0.0 attends to the governor, head 0.1 to the dependents; special tokens and the token itself get more."""
 
     def attention_of(tokens):
         heads = tokens.word_columns["head"].to_list()
@@ -133,9 +136,9 @@ def test_a_head_that_knows_the_trees_and_one_that_knows_them_backwards(tmp_path)
     trees = random_trees(np.random.default_rng(1), (5, 8, 3, 6))
     store, _ = write_trees(tmp_path / "store", [trees], attention_of, many_pieces, n_layers=1, n_heads=2, n_kv_heads=2)
     table = relation_atlas(store).table(every_head=True)
-    own = {(0, "to_head"), (1, "to_dependent")}
+    perfect = {(0, "to_head"), (1, "to_dependent")}
     for row in table.itertuples():
-        if (row.head, row.direction) in own:
+        if (row.head, row.direction) in perfect:
             assert row.accuracy == 1.0
     best = relation_atlas(store).table()
     assert set(best["accuracy"]) == {1.0}
@@ -143,7 +146,7 @@ def test_a_head_that_knows_the_trees_and_one_that_knows_them_backwards(tmp_path)
 
 
 def test_published_offset_baselines_on_ewt_dev(tmp_path, data_dir):
-    """Every word one token, a head that looks two words back: offsets are a fact of the trees alone."""
+    """Every word has one token. The offset baselines depend on the trees alone, not on the attention."""
     trees = read_trees(data_dir / "ud-english-ewt" / "en_ewt-ud-dev.conllu")
 
     def two_back(tokens):
@@ -174,9 +177,9 @@ def test_published_offset_baselines_on_ewt_dev(tmp_path, data_dir):
         "xcomp": (56.2, -2),
     }
     for relation, (percent, offset) in published.items():
-        found = table.loc[relation]
-        assert abs(100 * found["offset_baseline"] - percent) <= 0.1, relation
-        assert found["offset"] == offset
+        row = table.loc[relation]
+        assert abs(100 * row["offset_baseline"] - percent) <= 0.1, relation
+        assert row["offset"] == offset
     assert (len(trees), sum(map(len, trees))) == (2001, 25147)
     assert table.loc["obj", "accuracy"] >= table.loc["obj", "offset_baseline"]
 
@@ -198,17 +201,17 @@ def run(*arguments):
 @pytest.fixture
 def two_stores(tmp_path) -> tuple[Store, Store]:
     rng = np.random.default_rng(5)
-    made = [
+    stores = [
         write_trees(tmp_path / name, [random_trees(rng, (9,) * 12)], random_maps(rng))[0] for name in ("dev", "test")
     ]
-    return made[0], made[1]
+    return stores[0], stores[1]
 
 
 def test_heads_are_chosen_on_one_store_and_reported_from_another(two_stores):
     dev, test = two_stores
-    told = json.loads(run("--select", dev.path, "--score", test.path, "--json"))["relations"]
-    assert json.loads(run(dev.path, "--score", test.path, "--json"))["relations"] == told
-    chosen = relation_atlas(dev).table().set_index("relation")
+    rows = json.loads(run("--select", dev.path, "--score", test.path, "--json"))["relations"]
+    assert json.loads(run(dev.path, "--score", test.path, "--json"))["relations"] == rows
+    best_heads = relation_atlas(dev).table().set_index("relation")
     every = relation_atlas(test).table(every_head=True).set_index(["relation", "layer", "head", "direction"])
     keys = [
         "relation",
@@ -222,10 +225,10 @@ def test_heads_are_chosen_on_one_store_and_reported_from_another(two_stores):
         "offset_baseline",
         "offset",
     ]
-    assert {row["relation"] for row in told} == {"nsubj", "obj", "det", "punct"}
-    for row in told:
+    assert {row["relation"] for row in rows} == {"nsubj", "obj", "det", "punct"}
+    for row in rows:
         assert list(row) == keys
-        best = chosen.loc[row["relation"]]
+        best = best_heads.loc[row["relation"]]
         assert (row["layer"], row["head"], row["direction"]) == (best["layer"], best["head"], best["direction"])
         expected = every.loc[(row["relation"], row["layer"], row["head"], row["direction"])]
         assert row["accuracy"] == expected["accuracy"]
@@ -233,11 +236,11 @@ def test_heads_are_chosen_on_one_store_and_reported_from_another(two_stores):
         assert row["n"] == expected["n"]
 
 
-def test_relations_for_people_and_for_spreadsheets(two_stores, tmp_path):
+def test_the_command_prints_tables_and_csv(two_stores, tmp_path):
     dev, test = two_stores
-    told = run(dev.path, "--min-rows", 20, "--figure", tmp_path / "relations.svg")
-    assert "on the same data: optimistic" in told
-    assert "Too few dependents to rank heads on" in told or min(relation_atlas(dev).table()["n"]) >= 20
+    output = run(dev.path, "--min-rows", 20, "--figure", tmp_path / "relations.svg")
+    assert "on the same data, which is optimistic" in output
+    assert "too few dependents to rank heads" in output or min(relation_atlas(dev).table()["n"]) >= 20
     assert str(dev.path) in run("--select", dev.path, "--score", test.path)
     assert "95 % interval" in (tmp_path / "relations.svg").read_text(encoding="utf-8")
     lines = run(dev.path, "--csv", "--every-head", "--subtypes").splitlines()
@@ -250,20 +253,20 @@ def test_relations_for_people_and_for_spreadsheets(two_stores, tmp_path):
 def test_stores_without_trees_are_refused(tmp_path):
     from traced_corpus import make_site, make_store
 
-    with pytest.raises(NotFoundError, match=r"no relation and head.*conllu"):
+    with pytest.raises(NotFoundError, match=r"expected relation and head.*conllu"):
         relation_atlas(make_store(tmp_path / "store").store)
     cross = make_store(tmp_path / "cross", (make_site("cross", query_sequence="target"),)).store
     with pytest.raises(ConfigError, match="two texts"):
         relation_atlas(cross)
     rng = np.random.default_rng(0)
     roots, _ = write_trees(tmp_path / "roots", [[[(-1, "root")]]], random_maps(rng))
-    with pytest.raises(NotFoundError, match="no word has a head"):
+    with pytest.raises(NotFoundError, match="no word has a governor"):
         relation_atlas(roots)
 
 
-def test_the_figure_is_xml_whatever_relations_are_called(two_stores):
+def test_the_figure_is_xml_for_any_relation_name(two_stores):
     table = relation_atlas(two_stores[0]).table()
     table.loc[0, "relation"] = '<script>"&\x00'
-    drawn = ElementTree.fromstring(relations_figure(table, "a < b \x1b"))
-    assert len(drawn.findall("{http://www.w3.org/2000/svg}g")) == len(table)
-    assert not drawn.findall(".//{http://www.w3.org/2000/svg}script")
+    figure = ElementTree.fromstring(relations_figure(table, "a < b \x1b"))
+    assert len(figure.findall("{http://www.w3.org/2000/svg}g")) == len(table)
+    assert not figure.findall(".//{http://www.w3.org/2000/svg}script")

@@ -1,4 +1,4 @@
-"""The loops over stored edges and codes, compiled and in numpy, against loops over single edges and pairs."""
+"""The loops over stored edges and codes, compiled and in numpy, compared with loops over single edges and pairs."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,8 +16,8 @@ N_HEADS, N_ROWS, N_EXAMPLES = 3, 40, 9
 
 
 @pytest.fixture(params=["vectors", "plain", "numpy"])
-def way(request, monkeypatch):
-    """What `scan_edges` is given as its library."""
+def implementation(request, monkeypatch):
+    """Library argument of `scan_edges` for each implementation."""
     if request.param == "numpy":
         monkeypatch.setattr(edge_scan, "installed", lambda: None)
         return None
@@ -29,7 +29,7 @@ def way(request, monkeypatch):
 
 
 def make(rng, k, dtype, first_row=0):
-    """Rows of 1 to 300 keys (255 where a key is a byte), some chosen, with random edges; the slow loop's inputs beside."""
+    """Make random edges for rows of 1 to 300 keys (at most 255 for byte keys): rows, their matches, and edges."""
     filling = np.iinfo(dtype).max
     n_keys = np.minimum(rng.choice([1, 2, 7, 31, 32, 33, 63, 64, 65, 128, 300], N_ROWS), filling)
     key = np.full((N_HEADS, N_ROWS, k), filling, dtype)
@@ -38,91 +38,95 @@ def make(rng, k, dtype, first_row=0):
         n = min(k, n_keys[row])
         key[head, row, :n] = rng.permutation(n_keys[row])[:n]
         weights = np.sort(rng.dirichlet(np.ones(n) / 4))[::-1] * rng.uniform(0.2, 1)
-        weight[head, row, :n] = np.where(rng.random(n) < 0.1, 3e-7, weights)  # half precision's smallest too
-    chosen = np.sort(rng.permutation(N_ROWS)[:30])
-    matches = {row: np.sort(rng.permutation(n_keys[row])[: rng.integers(1, n_keys[row] + 1)]) for row in chosen}
+        weight[head, row, :n] = np.where(
+            rng.random(n) < 0.1, 3e-7, weights
+        )  # includes subnormal numbers of half precision
+    selected_rows = np.sort(rng.permutation(N_ROWS)[:30])
+    matches = {row: np.sort(rng.permutation(n_keys[row])[: rng.integers(1, n_keys[row] + 1)]) for row in selected_rows}
     example = np.sort(rng.integers(0, N_EXAMPLES, 30))
-    support = SimpleNamespace(
-        rows=chosen + first_row,
-        n_keys=n_keys[chosen],
-        n_matches=np.array([len(matches[row]) for row in chosen]),
+    matching_rows = SimpleNamespace(
+        rows=selected_rows + first_row,
+        n_keys=n_keys[selected_rows],
+        n_matches=np.array([len(matches[row]) for row in selected_rows]),
         example=example,
-        key_pos=np.concatenate([matches[row] for row in chosen]),
+        key_pos=np.concatenate([matches[row] for row in selected_rows]),
     )
-    return support, matches, Edges(key, weight, first_row)
+    return matching_rows, matches, Edges(key, weight, first_row)
 
 
-def slow(support, matches, edges):
+def slow(matching_rows, matches, edges):
     mass, hits, slack = np.zeros((N_HEADS, N_EXAMPLES)), np.zeros(N_HEADS, int), np.zeros(N_HEADS)
     for head in range(N_HEADS):
-        for (row, keys), example in zip(matches.items(), support.example, strict=True):
+        for (row, keys), example in zip(matches.items(), matching_rows.example, strict=True):
             weights = [float(w) for w in edges.weight[head, row]]
-            seen = [w for at, w in zip(edges.key[head, row].tolist(), weights, strict=True) if at in keys]
-            mass[head, example] += sum(seen)
+            matching_weights = [w for key, w in zip(edges.key[head, row].tolist(), weights, strict=True) if key in keys]
+            mass[head, example] += sum(matching_weights)
             hits[head] += edges.key[head, row, 0] in keys
-            if len(seen) < len(keys):
-                slack[head] += min((len(keys) - len(seen)) * weights[-1], max(0, 1 - sum(weights)))
+            if len(matching_weights) < len(keys):
+                slack[head] += min((len(keys) - len(matching_weights)) * weights[-1], max(0, 1 - sum(weights)))
     return mass, hits, slack
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
 @pytest.mark.parametrize("k", [1, 3, 8, 16])
-def test_every_way_equals_the_loop_over_single_edges(way, k, dtype):
+def test_every_implementation_equals_the_loop_over_single_edges(implementation, k, dtype):
     rng = np.random.default_rng(k)
     for first_row in (0, 11):
-        support, matches, edges = make(rng, k, dtype, first_row)
+        matching_rows, matches, edges = make(rng, k, dtype, first_row)
         sums = np.ones((N_HEADS, N_EXAMPLES)), np.ones(N_HEADS, np.int64), np.ones(N_HEADS)
-        scan_edges(EdgeRows.make(**vars(support)), edges, *sums, library=way)
-        for got, expected in zip(sums, slow(support, matches, edges), strict=True):
+        scan_edges(EdgeRows.make(**vars(matching_rows)), edges, *sums, library=implementation)
+        for got, expected in zip(sums, slow(matching_rows, matches, edges), strict=True):
             np.testing.assert_allclose(got - 1, expected, atol=2e-6)  # numpy sums a row in float32
 
 
 @pytest.mark.parametrize("k", [3, 8])
 @pytest.mark.parametrize("edge", [0, 1])
-def test_an_edge_that_its_row_cannot_have_is_refused(way, k, edge):
-    support, matches, edges = make(np.random.default_rng(5), k, np.uint16)
+def test_an_edge_outside_its_row_is_refused(implementation, k, edge):
+    matching_rows, matches, edges = make(np.random.default_rng(5), k, np.uint16)
     row = next(row for row in matches if edges.key[0, row, 0] > 2)
-    n_keys = int(support.n_keys[support.rows.tolist().index(row)])
+    n_keys = int(matching_rows.n_keys[matching_rows.rows.tolist().index(row)])
     edges.key[1, row, edge] = n_keys if edge else 65_535
     sums = np.zeros((N_HEADS, N_EXAMPLES)), np.zeros(N_HEADS, np.int64), np.zeros(N_HEADS)
-    with pytest.raises(FormatError, match="a key_pos that its row does not have"):
-        scan_edges(EdgeRows.make(**vars(support)), edges, *sums, library=way)
+    with pytest.raises(FormatError, match="a key_pos outside its row"):
+        scan_edges(EdgeRows.make(**vars(matching_rows)), edges, *sums, library=implementation)
 
 
 @pytest.fixture
-def codes_of(way):
-    """Codes of all pairs of some rows, and what `scan_codes` and a loop over single pairs make of them."""
+def codes_of(implementation):
+    """Function that compares `scan_codes` with a loop over single pairs on random codes."""
 
-    def ask(dtype, step=1, spoilt=None):
+    def compare(dtype, step=1, spoilt=None):
         rng = np.random.default_rng(7)
-        support, matches, edges = make(rng, 3, dtype, first_row=11)
+        matching_rows, matches, edges = make(rng, 3, dtype, first_row=11)
         length = rng.integers(300, 330, N_ROWS)
         start = np.cumsum(length) - length
         codes = rng.integers(0, 256, (N_HEADS, int(length.sum())), dtype=np.uint8)
         weight = rng.random(256)
         pair = np.concatenate([start[row] + keys for row, keys in matches.items()])
-        strongest = np.repeat(edges.key[:, :, 0], step, axis=1)[:, ::step]  # as one edge of several, or alone
+        strongest = np.repeat(edges.key[:, :, 0], step, axis=1)[
+            :, ::step
+        ]  # strided like one edge of several, or contiguous
         if spoilt is not None:
             strongest[1, next(iter(matches))] = spoilt
         mass, hits = np.ones((N_HEADS, N_EXAMPLES)), np.ones(N_HEADS, np.int64)
         pairs = CodedPairs(codes, pair, weight, strongest, 11)
-        scan_codes(EdgeRows.make(**vars(support)), pairs, mass, hits, library=way)
+        scan_codes(EdgeRows.make(**vars(matching_rows)), pairs, mass, hits, library=implementation)
         by_pair, by_key = np.ones(mass.shape), np.ones(hits.shape, int)
         for head in range(N_HEADS):
-            for (row, keys), example in zip(matches.items(), support.example, strict=True):
-                by_pair[head, example] += sum(weight[codes[head, start[row] + at]] for at in keys)
+            for (row, keys), example in zip(matches.items(), matching_rows.example, strict=True):
+                by_pair[head, example] += sum(weight[codes[head, start[row] + key]] for key in keys)
                 by_key[head] += int(strongest[head, row]) in keys
         np.testing.assert_allclose(mass, by_pair, rtol=1e-12)
         np.testing.assert_array_equal(hits, by_key)
 
-    return ask
+    return compare
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
 def test_codes_are_summed_as_by_the_loop_over_single_pairs(codes_of, dtype):
     codes_of(dtype)
     codes_of(dtype, step=8)
-    with pytest.raises(FormatError, match="a key_pos that its row does not have"):
+    with pytest.raises(FormatError, match="a key_pos outside its row"):
         codes_of(dtype, spoilt=np.iinfo(dtype).max)
 
 

@@ -1,4 +1,4 @@
-"""The proof beside a search's scores, against loops over the tokens; and choosing on one store, scoring on another."""
+"""The evidence for a search compared with loops over the tokens, and held-out searches over two stores."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from slow_search import CONDITIONS, SITES, slow_search, visible
 from traced_corpus import make_site, make_store
 
 from headatlas.store.errors import ConfigError
-from headatlas.store.queries.evidence import MAX_OFFSET, OFFSETS, evidence_of
+from headatlas.store.queries.evidence import MAX_OFFSET, OFFSETS, compute_evidence
 from headatlas.store.queries.held_out import SplitSearch, check_same_heads
 from headatlas.store.queries.pattern_search import search
 from headatlas.store.queries.resampling import random_half
@@ -22,54 +22,54 @@ def stores(tmp_path_factory):
     }
 
 
-def slow_chance(traced, site, holds):
-    """By example, pair by pair: rows, {offset: rows right}, uniform mass by layer."""
-    found = {}
+def slow_baselines(traced, site, holds):
+    """Compute for each example, pair by pair: rows, {offset: matching rows}, uniform mass of each layer."""
+    sums = {}
     for index in range(len(traced.attention[site.name])):
         query, key = traced.tokens[site.query_sequence][index], traced.tokens[site.key_sequence][index]
         for q in range(len(query)):
             keys = {k for k in range(q + 1 if site.causal else len(key)) if holds(query, key, q, k)}
             if not keys:
                 continue
-            rows, right, uniform = found.setdefault(index, [0, dict.fromkeys(OFFSETS, 0), np.zeros(site.n_layers)])
-            found[index][0] = rows + 1
+            rows, right, uniform = sums.setdefault(index, [0, dict.fromkeys(OFFSETS, 0), np.zeros(site.n_layers)])
+            sums[index][0] = rows + 1
             for offset in OFFSETS:
                 right[offset] += q + offset in keys
             for layer in range(site.n_layers):
-                seen = visible(site, layer, len(key), q)
-                uniform[layer] += len(keys & set(seen)) / len(seen) if seen else 0
-    return found
+                visible_keys = visible(site, layer, len(key), q)
+                uniform[layer] += len(keys & set(visible_keys)) / len(visible_keys) if visible_keys else 0
+    return sums
 
 
 @pytest.mark.parametrize("text", CONDITIONS)
 @pytest.mark.parametrize("kind", SITES)
-def test_chance_equals_the_slow_loop(stores, kind, text):
+def test_baselines_equal_the_slow_loop(stores, kind, text):
     site, traced = SITES[kind], stores[kind]
-    slow = slow_chance(traced, site, CONDITIONS[text])
+    slow = slow_baselines(traced, site, CONDITIONS[text])
     result = search(traced.store, text)
-    chance = result.chance
-    assert chance.rows.tolist() == [slow[i][0] for i in sorted(slow)]
+    baselines = result.baselines
+    assert baselines.rows.tolist() == [slow[i][0] for i in sorted(slow)]
     for column, example in enumerate(sorted(slow)):
-        assert dict(zip(OFFSETS, chance.at_offset[:, column].tolist(), strict=True)) == slow[example][1]
-        np.testing.assert_allclose(chance.uniform[:, column], slow[example][2], atol=1e-12)
+        assert dict(zip(OFFSETS, baselines.offset_rows[:, column].tolist(), strict=True)) == slow[example][1]
+        np.testing.assert_allclose(baselines.uniform[:, column], slow[example][2], atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", SITES)
 def test_the_offset_is_chosen_on_the_other_half(stores, kind):
     site, traced = SITES[kind], stores[kind]
     text = "duplicate_token"
-    slow = slow_chance(traced, site, CONDITIONS[text])
+    slow = slow_baselines(traced, site, CONDITIONS[text])
     examples = sorted(slow)
     half = random_half(len(examples))
-    right, chosen = 0, set()
+    right, offsets = 0, set()
     for part in (True, False):
         totals = {o: sum(slow[e][1][o] for e, h in zip(examples, half, strict=True) if h == part) for o in OFFSETS}
         best = max(totals, key=lambda o: (totals[o], -abs(o), -o))
-        chosen.add(best)
+        offsets.add(best)
         right += sum(slow[e][1][best] for e, h in zip(examples, half, strict=True) if h != part)
-    proof = search(traced.store, text).evidence
-    assert set(proof.offsets) == chosen
-    assert proof.offset_baseline == pytest.approx(right / sum(slow[e][0] for e in examples))
+    evidence = search(traced.store, text).evidence
+    assert set(evidence.offsets) == offsets
+    assert evidence.offset_baseline == pytest.approx(right / sum(slow[e][0] for e in examples))
 
 
 def test_a_pattern_that_is_an_offset_has_the_baseline_one(stores):
@@ -81,25 +81,25 @@ def test_a_pattern_that_is_an_offset_has_the_baseline_one(stores):
     assert (result.evidence.heads["p_value"] > 0.5).all()
 
 
-def test_a_head_that_follows_no_offset_is_proved_and_the_others_are_not(tmp_path, monkeypatch):
-    """Head 0.1 looks at the copies of its token, wherever they are; head 0.0 at the previous token."""
+def test_only_a_head_that_follows_no_offset_is_significant(tmp_path, monkeypatch):
+    """Head 0.1 attends to the copies of its token at any distance, head 0.0 to the previous token."""
     from traced_corpus import make_table, random_attention
 
-    made = []
+    tables = []
 
     def table(lengths, rng):
-        made.append(make_table(lengths, rng))
-        return made[-1]
+        tables.append(make_table(lengths, rng))
+        return tables[-1]
 
     count = iter(range(10_000))
 
     def attention(rng, site, n_queries, n_keys):
         maps = random_attention(rng, site, n_queries, n_keys)
-        at = next(count)
-        tokens = made[at // 12].example(at % 12)
+        n_calls = next(count)
+        tokens = tables[n_calls // 12].example(n_calls % 12)
         copies = (tokens.id[:, None] == tokens.id[None]) & (np.arange(n_queries)[:, None] > np.arange(n_keys))
-        some = copies.any(axis=1)
-        maps[0, 1][some] = copies[some] / copies[some].sum(axis=1, keepdims=True)
+        has_copy = copies.any(axis=1)
+        maps[0, 1][has_copy] = copies[has_copy] / copies[has_copy].sum(axis=1, keepdims=True)
         return maps
 
     monkeypatch.setattr("traced_corpus.make_table", table)
@@ -124,36 +124,36 @@ def test_few_rows_are_reported_and_not_ranked(stores):
     assert table["rank"].isna().all()
     assert table["q_value"].isna().all()
     assert table["mass"].notna().all()
-    assert evidence_of(result, minimum_rows=5).is_supported
+    assert compute_evidence(result, minimum_rows=5).is_supported
 
 
-def test_a_stopped_search_has_the_proof_of_what_it_searched(stores):
+def test_a_stopped_search_has_evidence_for_the_searched_examples(stores):
     store = stores["full"].store
     done = []
     part = search(
         store,
         "key.special",
-        threads=1,
+        workers=1,
         on_progress=lambda p: done.append(p.n_segments_done),
         stop=lambda: len(done) > 0,
     )
     assert not part.is_complete
-    assert len(part.chance.rows) == part.n_examples
+    assert len(part.baselines.rows) == part.n_examples
 
 
 def test_choose_on_one_store_and_score_on_another(stores, tmp_path):
     other = make_store(tmp_path / "other", lengths=LENGTHS, seed=9)
-    selected, scored = search(stores["full"].store, "key.special"), search(other.store, "key.special")
-    split = SplitSearch(selected, scored)
+    selection, evaluation = search(stores["full"].store, "key.special"), search(other.store, "key.special")
+    split = SplitSearch(selection, evaluation)
     table = split.table()
-    first, alone = selected.table(), scored.table().set_index(["layer", "head"])
+    first, alone = selection.table(), evaluation.table().set_index(["layer", "head"])
     assert table["selected_mass"].tolist() == first["mass"].tolist()
     assert table[["layer", "head"]].to_numpy().tolist() == first[["layer", "head"]].to_numpy().tolist()
     for row in table.itertuples():
         assert row.mass == alone.loc[(row.layer, row.head), "mass"]
-    assert split.evidence.offsets == (selected.chance.best_offset,)
-    right = scored.chance.scored(selected.chance.best_offset).sum()
-    assert split.evidence.offset_baseline == pytest.approx(right / scored.rows)
+    assert split.evidence.offsets == (selection.baselines.best_offset,)
+    right = evaluation.baselines.score(selection.baselines.best_offset).sum()
+    assert split.evidence.offset_baseline == pytest.approx(right / evaluation.rows)
     exact = np.mean([row for rows in slow_search(other, SITES["full"], CONDITIONS["key.special"])[0].values() for row in rows], axis=0)  # fmt: skip
     np.testing.assert_allclose(table.sort_values(["layer", "head"])["mass"], exact.ravel(), atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Heads that behave alike: against a loop over words, within one store and across two of other tokens and heads."""
+"""Similar heads compared with a loop over words, within one store and across two with different tokens and heads."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ TREES = [[(-1, "root"), *[(0, "dep")] * (n - 1)] for n in (3, 1, 4, 5, 2, 3)]
 
 
 def attention_of(seed, shape, causal, alike=None):
-    """Random maps; one head may look at the word's first token, whatever the tokens are."""
+    """Random maps. The head `alike` attends to the second word, for any tokenization."""
     rng = np.random.default_rng(seed)
 
     def maps(tokens):
@@ -61,20 +61,23 @@ def stores(tmp_path_factory):
 
 
 def word_rows(maps, tokens, merge, sink_free=False):
-    """Word rows by loops: sum over the key word's tokens, mean of the query word's; special tokens in the last place.
+    """Compute word rows by loops: sums over tokens of the key word, means over those of the query word.
 
-    Free of sinks, no token counts that is the first or special, and rows are divided by their sum.
+    The last cell is for special tokens. Without sinks, the first token and special tokens are left out and rows are
+    divided by their sum.
     """
     n_words = int(tokens.word_offset[-1])
     rows = np.zeros((*maps.shape[:2], n_words, n_words + 1))
     for i in range(n_words):
-        of_word = [q for q in range(len(tokens)) if tokens.word[q] == i]
-        of_word = of_word[:1] if merge == "first" else of_word
-        for q in of_word:
+        query_tokens = [q for q in range(len(tokens)) if tokens.word[q] == i]
+        query_tokens = query_tokens[:1] if merge == "first" else query_tokens
+        for q in query_tokens:
             for k in range(len(tokens)):
                 if sink_free and (k == 0 or tokens.word[k] < 0):
                     continue
-                rows[:, :, i, tokens.word[k] if tokens.word[k] >= 0 else n_words] += maps[:, :, q, k] / len(of_word)
+                rows[:, :, i, tokens.word[k] if tokens.word[k] >= 0 else n_words] += maps[:, :, q, k] / len(
+                    query_tokens
+                )
     if sink_free:
         rows /= np.maximum(rows.sum(axis=-1, keepdims=True), 1e-30)
     return rows
@@ -88,24 +91,26 @@ def slow_distance(p, q):
     return total
 
 
-def slow(one, other, merge, sink_free=False):
-    found = None
-    for (a, tokens_a), (b, tokens_b) in zip(one, other, strict=True):
+def slow(first, second, merge, sink_free=False):
+    distances = None
+    for (a, tokens_a), (b, tokens_b) in zip(first, second, strict=True):
         p, q = word_rows(a, tokens_a, merge, sink_free), word_rows(b, tokens_b, merge, sink_free)
-        seen = (p.sum(axis=(0, 1, 3)) > 0) & (q.sum(axis=(0, 1, 3)) > 0)
-        p, q = p[:, :, seen], q[:, :, seen]
-        sums = np.array([[sum(slow_distance(x, y) for x, y in zip(of_p, of_q, strict=True)) for of_q in (head for layer in q for head in layer)] for of_p in (head for layer in p for head in layer)])  # fmt: skip
-        found = sums[..., None] if found is None else np.concatenate([found, sums[..., None]], axis=2)
-    return found
+        has_mass = (p.sum(axis=(0, 1, 3)) > 0) & (q.sum(axis=(0, 1, 3)) > 0)
+        p, q = p[:, :, has_mass], q[:, :, has_mass]
+        p_heads, q_heads = ([head for layer in maps for head in layer] for maps in (p, q))
+        sums = [[sum(map(slow_distance, p_head, q_head)) for q_head in q_heads] for p_head in p_heads]
+        example = np.array(sums)[..., None]
+        distances = example if distances is None else np.concatenate([distances, example], axis=2)
+    return distances
 
 
 @pytest.mark.parametrize("merge", ["mean", "first"])
 def test_distances_equal_the_slow_loop(stores, merge, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK_CELLS", 30)  # several blocks a segment
-    (a, kept_a), (b, kept_b) = stores
-    for store, other, kept in ((a, None, kept_a), (a, b, kept_b), (b, a, kept_a)):
+    monkeypatch.setattr(module, "_BLOCK_CELLS", 30)  # several blocks in each segment
+    (a, examples_a), (b, examples_b) = stores
+    for store, other, examples in ((a, None, examples_a), (a, b, examples_b), (b, a, examples_a)):
         result = similar(store, other, merge=merge)
-        expected = slow(kept_a if store is a else kept_b, kept, merge)
+        expected = slow(examples_a if store is a else examples_b, examples, merge)
         np.testing.assert_allclose(result.example_distance, expected, atol=2e-5)
         assert (result.rows, result.n_examples, result.refused) == (18, 6, {})
         mean = expected.sum(axis=2) / 18
@@ -115,18 +120,17 @@ def test_distances_equal_the_slow_loop(stores, merge, monkeypatch):
 
 @pytest.mark.parametrize("merge", ["mean", "first"])
 def test_distances_without_sinks_equal_the_slow_loop(stores, merge):
-    (a, kept_a), (b, kept_b) = stores
-    for store, other, kept in ((a, None, kept_a), (a, b, kept_b), (b, None, kept_b)):
+    (a, examples_a), (b, examples_b) = stores
+    for store, other, examples in ((a, None, examples_a), (a, b, examples_b), (b, None, examples_b)):
         result = similar(store, other, merge=merge, sink_free=True)
-        own = kept_a if store is a else kept_b
-        expected = slow(own, kept, merge, sink_free=True)
-        found = np.zeros(expected.shape)  # an example without rows to compare is left out
-        found[:, :, result.example] = result.example_distance
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+        expected = slow(examples_a if store is a else examples_b, examples, merge, sink_free=True)
+        distances = np.zeros(expected.shape)  # an example without rows to compare is left out
+        distances[:, :, result.example] = result.example_distance
+        np.testing.assert_allclose(distances, expected, atol=2e-5)
     assert result.rows < 18  # in a causal model the first word sees nothing else
 
 
-def test_alike_heads_of_two_models_find_each_other(stores):
+def test_similar_heads_of_two_models_are_nearest(stores):
     (a, _), (b, _) = stores
     across = similar(a, b).table()
     assert across.iloc[0][["layer", "head", "other_layer", "other_head"]].tolist() == [1, 2, 2, 0]
@@ -144,18 +148,18 @@ def test_alike_heads_of_two_models_find_each_other(stores):
 
 def test_a_sample_is_the_same_for_the_same_seed(stores):
     (a, _), _ = stores
-    one, again, other = (similar(a, n_examples=3, seed=seed) for seed in (4, 4, 5))
-    assert one.n_examples == 3
-    assert one.n_shared == 6
-    assert one.example.tolist() == again.example.tolist() != other.example.tolist()
-    np.testing.assert_array_equal(one.distance, again.distance)
-    assert one.table()["low"].isna().all()  # too few examples for an interval
+    sample, again, other = (similar(a, n_examples=3, seed=seed) for seed in (4, 4, 5))
+    assert sample.n_examples == 3
+    assert sample.n_shared == 6
+    assert sample.example.tolist() == again.example.tolist() != other.example.tolist()
+    np.testing.assert_array_equal(sample.distance, again.distance)
+    assert sample.table()["low"].isna().all()  # too few examples for an interval
 
 
-def test_what_does_not_align_is_refused_and_counted(tmp_path, stores):
+def test_examples_that_do_not_align_are_left_out_and_counted(tmp_path, stores):
     (a, _), _ = stores
 
-    def spelled(trees):  # the words of the third example are cut at other characters
+    def spelled(trees):  # the words of the third example end at other characters
         table = tree_table(trees)
         end = table.word_char_end.copy()
         end[table.word_offset[2] : table.word_offset[3]] = 1
@@ -165,7 +169,7 @@ def test_what_does_not_align_is_refused_and_counted(tmp_path, stores):
         tmp_path / "other", [TREES[:4]], attention_of(3, (2, 3), False), spelled, n_layers=2, n_heads=3
     )
     result = similar(a, other)
-    assert (result.n_shared, result.refused) == (3, {"with other words": 1, "in one store only": 2})
+    assert (result.n_shared, result.refused) == (3, {"with different words": 1, "in one store only": 2})
     alone, _ = write_trees(tmp_path / "alone", [[[]]], attention_of(3, (2, 3), False), n_layers=2, n_heads=3)
     with pytest.raises(NotFoundError, match="1 without words"):
         similar(alone)
@@ -175,19 +179,19 @@ def test_what_does_not_align_is_refused_and_counted(tmp_path, stores):
         result.table((5, 0))
 
 
-def test_attention_that_was_not_kept_is_rebuilt(tmp_path):
+def test_missing_attention_is_rebuilt(tmp_path):
     keep = {"edges": None, "statistics": False}
-    whole, rebuilt = (
+    stored, rebuilt = (
         make_store(tmp_path / name, keep=Keep(attention=attention, query_key=vectors, **keep)).store
-        for name, attention, vectors in (("whole", "float32", None), ("rebuilt", None, "float32"))
+        for name, attention, vectors in (("stored", "float32", None), ("rebuilt", None, "float32"))
     )
-    np.testing.assert_allclose(similar(rebuilt).distance, similar(whole).distance, atol=1e-5)
+    np.testing.assert_allclose(similar(rebuilt).distance, similar(stored).distance, atol=1e-5)
     cross = make_store(tmp_path / "cross", (make_site("cross", query_sequence="target"),)).store
     with pytest.raises(ConfigError, match="joins two texts"):
         similar(cross)
 
 
-def test_the_command_and_the_method_say_the_same(stores):
+def test_the_command_and_the_method_agree(stores):
     (a, _), (b, _) = stores
     alone = typer.Typer()
     alone.add_typer(app)
@@ -198,15 +202,18 @@ def test_the_command_and_the_method_say_the_same(stores):
         assert result.exception is None, result.output
         return result.output
 
-    told = json.loads(run(a.path, b.path, "--json"))
-    assert told["similar"] | {"rows": 18, "examples": 6, "shared": 6, "refused": {}, "merge": "mean"} == told["similar"]
-    found = a.similar(b)
-    assert [pair["distance"] for pair in told["pairs"]] == pytest.approx(found.table()["distance"].tolist())
+    output = json.loads(run(a.path, b.path, "--json"))
+    assert (
+        output["similar"] | {"rows": 18, "examples": 6, "shared": 6, "refused": {}, "merge": "mean"}
+        == output["similar"]
+    )
+    result = a.similar(b)
+    assert [pair["distance"] for pair in output["pairs"]] == pytest.approx(result.table()["distance"].tolist())
     without = json.loads(run(a.path, b.path, "--json", "--sink-free"))
     expected = a.similar(b, sink_free=True).table()["distance"].tolist()
     assert without["similar"]["sink_free"]
     assert [pair["distance"] for pair in without["pairs"]] == pytest.approx(expected)
-    shown = run(a.path, "--head", "1.2", "--top", "2")
-    assert "1.2" in shown
-    assert "18 words in 6 of 6 examples" in shown
+    table = run(a.path, "--head", "1.2", "--top", "2")
+    assert "1.2" in table
+    assert "18 words in 6 of 6 examples" in table
     assert run(a.path, "--csv").splitlines()[0] == "layer,head,other_layer,other_head,distance,low,high"

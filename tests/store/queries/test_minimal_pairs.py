@@ -1,4 +1,4 @@
-"""Minimal pairs against a loop over the pairs, and every reason for which a pair is refused."""
+"""Minimal pairs compared with a loop over the pairs, and every reason to leave out a pair."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ PATTERN = "key.position == query.position - 1 and query.position > 1"
 
 
 def chain_table(trees):
-    """Chains of words whose second word's token tells the variant: 1 in even examples, 2 in odd ones."""
+    """Make chains of words. The token of the second word is 1 in even examples and 2 in odd ones."""
     table = tree_table(trees)
     ids = np.full(len(table), 9, np.int32)
     ids[table.token_offset[:-1] + 2] = 1 + np.arange(len(trees)) % 2
@@ -27,8 +27,8 @@ def chain_table(trees):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Twelve pairs; head 0.1 looks back more where the token is 2, head 0.0 alike, the others at random."""
+def pair_store(tmp_path_factory):
+    """Twelve pairs: head 0.1 attends back more if the token is 2, head 0.0 is equal in both, the others are random."""
     rng = np.random.default_rng(2)
     state = {}
 
@@ -52,8 +52,8 @@ def made(tmp_path_factory):
     return write_trees(path, [[CHAIN] * 10, [CHAIN] * 14], attention_of, chain_table, columns=columns)
 
 
-def test_differences_equal_a_loop_over_the_pairs(made):
-    store, kept = made
+def test_differences_equal_a_loop_over_the_pairs(pair_store):
+    store, examples = pair_store
     pairs = minimal_pairs(store)
     assert pairs.variants == ("he", "she")
     assert (pairs.first.tolist(), pairs.second.tolist()) == (list(range(0, 24, 2)), list(range(1, 24, 2)))
@@ -61,7 +61,7 @@ def test_differences_equal_a_loop_over_the_pairs(made):
     result = contrast(search(store, PATTERN), pairs)
 
     def mass(example):
-        maps = kept[example][0].astype(float)
+        maps = examples[example][0].astype(float)
         rows = range(2, maps.shape[2])
         return np.mean([maps[:, :, q, q - 1] for q in rows], axis=0)
 
@@ -71,7 +71,9 @@ def test_differences_equal_a_loop_over_the_pairs(made):
     with np.errstate(invalid="ignore"):  # head 0.0: 0 / 0
         t = expected.mean(axis=0) / (expected.std(axis=0, ddof=1) / np.sqrt(12))
     heads = result.heads
-    assert ((heads["p_value"].to_numpy() < 0.05) == (np.abs(np.nan_to_num(t)) > 2.200985)).all()  # of 11 degrees
+    assert (
+        (heads["p_value"].to_numpy() < 0.05) == (np.abs(np.nan_to_num(t)) > 2.200985)
+    ).all()  # 11 degrees of freedom
     assert float(heads["q_value"][0, 1]) < 1e-6
     assert float(heads["difference"][0, 0]) == 0
     assert float(heads["p_value"][0, 0]) == 1
@@ -83,52 +85,52 @@ def test_differences_equal_a_loop_over_the_pairs(made):
     assert (name, second) == (f"p{first // 2}", first + 1)
 
 
-def test_attention_itself_is_compared_row_by_row(made):
-    store, kept = made
+def test_attention_itself_is_compared_row_by_row(pair_store):
+    store, examples = pair_store
     result = attention_contrast(store, minimal_pairs(store))
     expected = np.zeros((2, 3, 12))
     for pair in range(12):
-        one, other = (kept[number][0].astype(float) for number in (2 * pair, 2 * pair + 1))
+        first, second = (examples[number][0].astype(float) for number in (2 * pair, 2 * pair + 1))
         for layer, head in np.ndindex(2, 3):
-            rows = [0.5 * sum(abs(a - b)) for a, b in zip(one[layer, head], other[layer, head], strict=True)]
+            rows = [0.5 * sum(abs(a - b)) for a, b in zip(first[layer, head], second[layer, head], strict=True)]
             expected[layer, head, pair] = sum(rows) / len(rows)
     np.testing.assert_allclose(result.difference, expected, atol=1e-6)
     assert float(result.heads["difference"][0, 0]) == 0
     above = expected - expected.mean(axis=(0, 1))
     with np.errstate(invalid="ignore"):
         t = above.mean(axis=-1) / (above.std(axis=-1, ddof=1) / np.sqrt(12))
-    assert ((result.heads["p_value"].to_numpy() < 0.05) == (t > 1.795885)).all()  # of 11 degrees, one-sided
+    assert ((result.heads["p_value"].to_numpy() < 0.05) == (t > 1.795885)).all()  # 11 degrees of freedom, one-sided
     assert np.isnan(result.heads["mass_first"]).all()
     name, first, _, largest = result.driving_pairs(0, 1, 1)[0]
     assert (name, largest) == (f"p{first // 2}", pytest.approx(expected[0, 1].max(), abs=1e-6))
     alone = typer.Typer()
     alone.add_typer(app)
     alone.callback()(lambda: None)
-    told = json.loads(CliRunner().invoke(alone, ["contrast", str(store.path), "--json"]).stdout)
-    assert (told["contrast"]["pattern"], told["heads"][0]["mass_first"]) == (None, None)
-    assert told["heads"][0]["difference"] == pytest.approx(expected.mean(axis=-1).max(), abs=1e-6)
+    output = json.loads(CliRunner().invoke(alone, ["contrast", str(store.path), "--json"]).stdout)
+    assert (output["contrast"]["pattern"], output["heads"][0]["mass_first"]) == (None, None)
+    assert output["heads"][0]["difference"] == pytest.approx(expected.mean(axis=-1).max(), abs=1e-6)
 
 
-def test_the_order_of_variants_turns_the_sign(made):
-    store, _ = made
-    found = search(store, PATTERN)
-    ahead, back = (contrast(found, minimal_pairs(store, between=b)) for b in (("he", "she"), ("she", "he")))
+def test_the_order_of_variants_changes_the_sign(pair_store):
+    store, _ = pair_store
+    result = search(store, PATTERN)
+    ahead, back = (contrast(result, minimal_pairs(store, between=b)) for b in (("he", "she"), ("she", "he")))
     np.testing.assert_allclose(ahead.heads["difference"], -back.heads["difference"])
     np.testing.assert_allclose(ahead.heads["p_value"], back.heads["p_value"], atol=1e-12)
 
 
-def test_pairs_that_do_not_align_are_refused_and_counted(tmp_path):
+def test_pairs_that_do_not_align_are_left_out_and_counted(tmp_path):
     trees = [CHAIN, CHAIN, CHAIN, CHAIN[:3], CHAIN, CHAIN, CHAIN, CHAIN, CHAIN, CHAIN, CHAIN, CHAIN, CHAIN]
     names = ["good", "good", "short", "short", "same", "same", "two", "two", "alone", "many", "many", "many", None]
     variants = ["a", "b", "a", "b", "a", "b", "a", "b", "a", "a", "b", "b", "a"]
 
     def table(trees):
-        made = tree_table(trees)
-        ids = np.full(len(made), 9, np.int32)
-        offset = made.token_offset
+        tokens = tree_table(trees)
+        ids = np.full(len(tokens), 9, np.int32)
+        offset = tokens.token_offset
         ids[offset[1] + 2] = 5
         ids[offset[7] + 1 : offset[7] + 3] = 5
-        return dataclasses.replace(made, id=ids)
+        return dataclasses.replace(tokens, id=ids)
 
     def uniform(tokens):
         return np.full((1, 1, len(tokens), len(tokens)), 1 / len(tokens))
@@ -140,7 +142,7 @@ def test_pairs_that_do_not_align_are_refused_and_counted(tmp_path):
     pairs = minimal_pairs(store)
     assert pairs.names == ["good"]
     assert pairs.refused == {
-        "another number of tokens": 1,
+        "different numbers of tokens": 1,
         "no difference": 1,
         "more than one word differs": 1,
         "one member missing": 1,
@@ -150,7 +152,7 @@ def test_pairs_that_do_not_align_are_refused_and_counted(tmp_path):
     assert np.isnan(few.heads["p_value"]).all()
     assert float(few.heads["difference"][0, 0]) == 0
     nothing = contrast(search(store, "query.position > 99"), pairs)
-    assert len(nothing.kept) == 0
+    assert len(nothing.pair_index) == 0
     assert np.isnan(nothing.heads["difference"]).all()
     assert nothing.driving_pairs(0, 0) == []
     with pytest.raises(ConfigError, match=r"'c'.*expected two different ones of 'a', 'b'"):
@@ -159,8 +161,8 @@ def test_pairs_that_do_not_align_are_refused_and_counted(tmp_path):
         minimal_pairs(store, variant="gender")
 
 
-def test_the_command(made):
-    store, _ = made
+def test_the_command(pair_store):
+    store, _ = pair_store
     program = typer.Typer()
     program.add_typer(app)
     program.callback()(lambda: None)
@@ -170,11 +172,11 @@ def test_the_command(made):
         assert result.exception is None, result.output
         return result.output
 
-    told = json.loads(run("--json", "--examples", "2"))
-    assert told["contrast"] | {"first": "he", "second": "she", "pairs": 12, "refused": {}} == told["contrast"]
-    assert (told["heads"][0]["layer"], told["heads"][0]["head"], len(told["heads"])) == (0, 1, 6)
-    assert len(told["pairs"]) == 2
-    people = run("--top", "2", "--between", "she", "he")
-    assert "12 pairs, mass in he less mass in she" in people
-    assert "Pairs that drive head 0.1" in people
+    output = json.loads(run("--json", "--examples", "2"))
+    assert output["contrast"] | {"first": "he", "second": "she", "pairs": 12, "refused": {}} == output["contrast"]
+    assert (output["heads"][0]["layer"], output["heads"][0]["head"], len(output["heads"])) == (0, 1, 6)
+    assert len(output["pairs"]) == 2
+    table = run("--top", "2", "--between", "she", "he")
+    assert "12 pairs, mass in he minus mass in she" in table
+    assert "Pairs with the largest differences of head 0.1" in table
     assert run("--csv").splitlines()[0] == "layer,head,difference,low,high,mass_first,mass_second,p_value,q_value,pairs"

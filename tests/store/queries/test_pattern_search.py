@@ -1,4 +1,4 @@
-"""Searches against a loop over the original float32 attention, one pair of tokens at a time."""
+"""Searches compared with a loop over the original float32 attention, one pair of tokens at a time."""
 
 import numpy as np
 import pytest
@@ -44,14 +44,14 @@ def test_search_equals_the_slow_loop(stores, kind, text):
     with np.errstate(invalid="ignore"):  # 0 / 0: a window hides every matching key
         np.testing.assert_allclose(result.heads["lift"], np.mean(rows, axis=0) / baseline, rtol=1e-5)
     for example, of_example in mass.items():
-        got = result.example_mass.sel(example=example)
-        np.testing.assert_allclose(got, np.mean(of_example, axis=0), atol=1e-6)
-        assert int(got["rows"]) == len(of_example)
+        example_mass = result.example_mass.sel(example=example)
+        np.testing.assert_allclose(example_mass, np.mean(of_example, axis=0), atol=1e-6)
+        assert int(example_mass["rows"]) == len(of_example)
 
 
 @pytest.mark.parametrize("text", CONDITIONS)
 @pytest.mark.parametrize("kind", SITES)
-def test_search_rebuilds_attention_that_was_not_kept(stores, kind, text, monkeypatch):
+def test_search_rebuilds_missing_attention(stores, kind, text, monkeypatch):
     exact = search(stores(kind).store, text)
     rebuilt = stores(kind, attention=None, edges=3, query_key="float32").store
     assert search(rebuilt, text).basis == "edges"
@@ -64,13 +64,13 @@ def test_search_rebuilds_attention_that_was_not_kept(stores, kind, text, monkeyp
         np.testing.assert_allclose(result.example_mass, exact.example_mass, atol=1e-6)
     assert "mass_upper" not in result.heads
     if exact.rows:
-        for found, expected in zip(result.top_examples(1, 2), exact.top_examples(1, 2), strict=True):
-            assert (found.example, found.query_pos, found.key_pos) == (
+        for hit, expected in zip(result.top_examples(1, 2), exact.top_examples(1, 2), strict=True):
+            assert (hit.example, hit.query_pos, hit.key_pos) == (
                 expected.example,
                 expected.query_pos,
                 expected.key_pos,
             )
-            assert abs(found.weight - expected.weight) < 1e-6
+            assert abs(hit.weight - expected.weight) < 1e-6
     alone = stores(kind, attention=None, edges=None, query_key="float32").store
     assert search(alone, text).basis == "rebuilt"
 
@@ -96,7 +96,7 @@ def test_edges_are_exact_where_every_key_has_one(stores, tmp_path, text, contain
     traced = stores("full", edges=8)
     convert_store(traced.store.path, tmp_path / "store", container=container)
     exact = search(traced.store, text)
-    for edges_bytes in (0, 1 << 20):  # decoded edges not kept, kept
+    for edges_bytes in (0, 1 << 20):  # without and with a cache of decoded edges
         store = open_store(tmp_path / "store", edges_bytes=edges_bytes)
         for _ in range(2):
             bound = search(store, text, basis="approximate")
@@ -109,22 +109,22 @@ def test_edges_are_exact_where_every_key_has_one(stores, tmp_path, text, contain
 def test_edges_are_decoded_once(tmp_path, monkeypatch):
     store = make_store(tmp_path / "store", lengths=((9, 9), (9, 9)), keep=Keep(query_key=None, edges=8)).store
     search(store, "previous_token", basis="edges")
-    monkeypatch.setattr(CommittedSegment, "read_block", lambda self, path, where: pytest.fail(f"{path} was kept"))
+    monkeypatch.setattr(CommittedSegment, "read_block", lambda self, path, index: pytest.fail(f"{path} is not cached"))
     assert search(store, "next_token", basis="edges").rows == 32
 
 
-def test_of_attention_only_chunks_with_a_match_are_read(tmp_path, monkeypatch):
+def test_only_chunks_of_attention_with_a_match_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(shard, "CHUNK_PAIRS", 200)
     monkeypatch.setattr(scan, "CHUNK_PAIRS", 200)
     traced = make_store(tmp_path / "store", lengths=((20,) * 30,), keep=Keep(attention="float32", query_key=None))
     read = []
     block = CommittedSegment.read_block
 
-    def noted(self, path, where):
-        read.append((path, where[2].stop - where[2].start))
-        return block(self, path, where)
+    def record(self, path, index):
+        read.append((path, index[2].stop - index[2].start))
+        return block(self, path, index)
 
-    monkeypatch.setattr(CommittedSegment, "read_block", noted)
+    monkeypatch.setattr(CommittedSegment, "read_block", record)
     few = search(traced.store, "example.index in {3, 20} and previous_token")
     assert sum(n for path, n in read if path.endswith("attention")) == 2 * 2 * 380  # layers, examples, 19 rows of 20
     assert sum(n for path, n in read if path.endswith("edge_key")) == 2 * 2 * 19
@@ -138,7 +138,7 @@ def test_without_edges_the_strongest_key_comes_from_the_stored_weights(stores, c
     traced = stores("full", attention=codec, edges=None)
     store, site = traced.store, traced.store.site()
     for text in ("previous_token", "key.special and query.position != 2", "duplicate_token"):
-        # The first of the largest stored weights, in an own loop over the decoded maps.
+        # The first of the largest stored weights, from a loop over the decoded maps.
         stored = [store.examples[i].attention().to_numpy() for i in range(store.n_examples)]
         decoded = type(traced)(store, {"encoder": stored}, traced.tokens)
         holds = CONDITIONS.get(text, lambda a, b, q, k: b.special[k] and q != 2)
@@ -147,7 +147,7 @@ def test_without_edges_the_strongest_key_comes_from_the_stored_weights(stores, c
         result = search(store, text)
         np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
         exact = np.mean([r for m in slow_search(traced, site, holds)[0].values() for r in m], axis=0)
-        bound = attention_codec(codec).bound.absolute * 2  # at most two matching keys a row
+        bound = attention_codec(codec).bound.absolute * 2  # at most two matching keys in each row
         np.testing.assert_allclose(result.heads["mass"], exact, atol=bound + 1e-6)
 
 
@@ -169,7 +169,7 @@ def test_codes_are_summed_and_the_strongest_key_is_that_of_the_edges(stores, kin
         for example, rows in mass.items():
             np.testing.assert_allclose(result.example_mass.sel(example=example), np.mean(rows, axis=0), atol=1e-6)
     read = scan.read_pairs
-    monkeypatch.setattr(scan, "read_pairs", lambda *where: read(*where) | 128)
+    monkeypatch.setattr(scan, "read_pairs", lambda *arguments: read(*arguments) | 128)
     with pytest.raises(
         CorruptSegmentError, match=r"segment 0, layer 0: attention holds the code \d+; sqrt7 ends at 127"
     ):
@@ -189,16 +189,16 @@ def test_sparse_attention_bounds_the_mass_and_gives_exact_hit_rates(stores, kind
         assert (result.heads["mass"] <= exact + 1e-5).all()
         assert (result.heads["mass_upper"] >= exact - 1e-5).all()
         np.testing.assert_allclose(result.heads["hit_rate"], hits / len(rows), atol=1e-12)
-        whole = search(traced.store, text, basis="exact")  # never from weights of which some are missing
-        assert whole.level == "rebuilt"
-        assert "mass_upper" not in whole.heads
-        np.testing.assert_allclose(whole.heads["mass"], exact, atol=1e-4)
+        rebuilt = search(traced.store, text, basis="exact")  # sparse attention is not exact
+        assert rebuilt.basis == "rebuilt"
+        assert "mass_upper" not in rebuilt.heads
+        np.testing.assert_allclose(rebuilt.heads["mass"], exact, atol=1e-4)
 
 
 def test_examples_are_ranked_and_show_their_strongest_matching_edge(tmp_path):
     traced = make_store(tmp_path / "store", lengths=((3, 7, 5), (1, 0, 8)))
-    for level in ("attention", "edges"):
-        result = search(traced.store, "key.special and query.position > 0", basis=level)
+    for basis in ("attention", "edges"):
+        result = search(traced.store, "key.special and query.position > 0", basis=basis)
         hits = result.top_examples(1, 2, 3)
         scores = result.example_mass.sel(layer=1, head=2)
         assert [hit.example for hit in hits] == scores["example"].to_numpy()[np.argsort(-scores.to_numpy())][
@@ -211,7 +211,7 @@ def test_examples_are_ranked_and_show_their_strongest_matching_edge(tmp_path):
             keys = np.flatnonzero(tokens.special)
             block = maps[1:, keys]
             q, k = np.unravel_index(block.argmax(), block.shape)
-            if level == "attention" or hit.weight > 0:
+            if basis == "attention" or hit.weight > 0:
                 assert (hit.query_pos, hit.key_pos) == (q + 1, keys[k])
                 assert hit.weight == pytest.approx(float(block.max()), abs=1e-3)
             assert hit.id == f"e{hit.example}"
@@ -225,11 +225,11 @@ def test_examples_are_ranked_and_show_their_strongest_matching_edge(tmp_path):
 
 def test_rows_of_one_matched_example_are_summed_over_blocks(tmp_path, monkeypatch):
     traced = make_store(tmp_path / "store", lengths=((30, 2, 25),))
-    whole = search(traced.store, "key.position <= query.position")
+    one_block = search(traced.store, "key.position <= query.position")
     monkeypatch.setattr("headatlas.store.queries.segment_scan.BLOCK_WEIGHTS", 200)
-    cut = search(traced.store, "key.position <= query.position")
-    np.testing.assert_allclose(cut.heads.to_array(), whole.heads.to_array(), rtol=1e-12)
-    np.testing.assert_allclose(cut.example_mass, whole.example_mass, rtol=1e-6)
+    many_blocks = search(traced.store, "key.position <= query.position")
+    np.testing.assert_allclose(many_blocks.heads.to_array(), one_block.heads.to_array(), rtol=1e-12)
+    np.testing.assert_allclose(many_blocks.example_mass, one_block.example_mass, rtol=1e-6)
 
 
 def test_table_ranks_heads(stores):

@@ -1,4 +1,4 @@
-"""Dimensions that carry a pattern: against a loop over pairs, and what is said of shared keys and rotary pairs."""
+"""Contributions of dimensions compared with a loop over pairs, with shared key heads and rotary pairs."""
 
 import json
 
@@ -28,37 +28,37 @@ PATTERNS = {
 }
 
 
-def made(path, site, codec="float32"):
+def make_query_key_store(path, site, codec="float32"):
     spec = make_spec(Keep(attention=None, query_key=codec, edges=None, statistics=False), (site,))
     write_store(path, make_contents(spec, n_segments=2))
     return open_store(path)
 
 
 def slow(store, site, layer, head, holds):
-    """Of each example the rows' contributions to matching and to other visible keys, one pair at a time."""
-    found, without = {}, 0
+    """Compute for each example the contributions of its rows to matching and to other visible keys, pair by pair."""
+    rows, without = {}, 0
     for example in store.examples:
         queries, keys = example.tokens(site.query_sequence), example.tokens(site.key_sequence)
         query = example.query(layer, head).to_numpy().astype(np.float64)
         key = example.key(layer, example.kv_head(head)).to_numpy().astype(np.float64)
         for q in range(len(queries)):
-            seen = list(range(q + 1 if site.causal else len(keys)))
-            seen = [k for k in seen if site.window[layer] is None or abs(q - k) < site.window[layer]]
+            visible = list(range(q + 1 if site.causal else len(keys)))
+            visible = [k for k in visible if site.window[layer] is None or abs(q - k) < site.window[layer]]
             parts = {True: [], False: []}
-            for k in seen:
+            for k in visible:
                 parts[bool(holds(queries, keys, q, k))].append(query[q] * key[k] * site.scaling[layer])
             if parts[True] and parts[False]:
                 row = [np.mean(parts[True], axis=0), np.mean(parts[False], axis=0), len(parts[True]), len(parts[False])]
-                found.setdefault(example.index, []).append(row)
+                rows.setdefault(example.index, []).append(row)
             without += bool(parts[True]) and not parts[False]
-    return found, without
+    return rows, without
 
 
 @pytest.mark.parametrize("kind", SITES)
 def test_contributions_equal_the_slow_loop(tmp_path, kind):
     site = SITES[kind]
-    store = made(tmp_path / "store", site)
-    for text, layer, head in ((text, *place) for text in PATTERNS for place in ((0, 1), (1, 3))):
+    store = make_query_key_store(tmp_path / "store", site)
+    for text, layer, head in ((text, *spot) for text in PATTERNS for spot in ((0, 1), (1, 3))):
         rows, without = slow(store, site, layer, head, PATTERNS[text])
         result = neurons(store, text, layer, head)
         flat = [row for of_example in rows.values() for row in of_example]
@@ -74,18 +74,18 @@ def test_contributions_equal_the_slow_loop(tmp_path, kind):
             assert np.isnan(result.score_difference)
             continue
         np.testing.assert_allclose(result.example_difference, sums, rtol=1e-6, atol=1e-8)
-        assert result.score_difference == pytest.approx(sum(np.sum(one) for one in sums) / len(flat))
+        assert result.score_difference == pytest.approx(sum(np.sum(example) for example in sums) / len(flat))
         assert table["share"].sum() == pytest.approx(1)
         assert (table["difference"].diff().dropna() <= 0).all()
         assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
 
 
-def test_rotary_pairs_add_up_and_are_named_by_frequency(tmp_path):
+def test_rotary_pairs_add_up_and_are_ordered_by_frequency(tmp_path):
     frequency = (1.0, 0.1, 0.01, 1.0, 0.1, 0.01, 0.0, 0.0)
-    store = made(tmp_path / "store", make_site(rotary=True, rotary_frequency=frequency))
+    store = make_query_key_store(tmp_path / "store", make_site(rotary=True, rotary_frequency=frequency))
     result = neurons(store, "key.position < query.position", 1, 2)
     pairs, values = result.pairs(), result.dimensions["difference"].to_numpy()
-    assert (result.kv_head, result.sharing) == (1, (3,))
+    assert (result.kv_head, result.sharing_heads) == (1, (3,))
     assert sorted(zip(pairs["pair"], pairs["first"], pairs["second"], strict=True)) == [
         (-1, 6, -1), (-1, 7, -1), (0, 0, 3), (1, 1, 4), (2, 2, 5),
     ]  # fmt: skip
@@ -94,17 +94,19 @@ def test_rotary_pairs_add_up_and_are_named_by_frequency(tmp_path):
     assert by_pair.loc[1, "period"] == pytest.approx(20 * np.pi)
     assert pairs["difference"].sum() == pytest.approx(result.score_difference)
     assert ((pairs["low"] <= pairs["difference"]) & (pairs["difference"] <= pairs["high"])).all()
-    unknown = neurons(made(tmp_path / "other", make_site(rotary=True)), "key.position < query.position", 1, 2)
+    unknown = neurons(
+        make_query_key_store(tmp_path / "other", make_site(rotary=True)), "key.position < query.position", 1, 2
+    )
     assert unknown.pairs().empty
 
 
-def test_what_cannot_be_answered_says_why(tmp_path):
+def test_errors_and_empty_results(tmp_path):
     site = make_site()
     spec = make_spec(Keep(query_key=None, edges=3), (site,))
     write_store(tmp_path / "store", make_contents(spec, n_segments=1))
     with pytest.raises(NotFoundError, match="query and key of decoder were not kept"):
         neurons(open_store(tmp_path / "store"), "previous_token", 0, 0)
-    store = made(tmp_path / "kept", site)
+    store = make_query_key_store(tmp_path / "kept", site)
     with pytest.raises(NotFoundError, match=r"no head 2\.0"):
         neurons(store, "previous_token", 2, 0)
     nothing = neurons(store, "query.id == 1000", 0, 0)
@@ -127,16 +129,18 @@ def run(*arguments):
 
 def test_the_command_prints_the_same_numbers(tmp_path):
     frequency = (1.0, 0.1, 0.01, 0.001) * 2
-    store = made(tmp_path / "store", make_site(rotary=True, rotary_frequency=frequency), "float16")
-    told = json.loads(run(store.path, "previous_token", "--head", "0.3", "--json"))
+    store = make_query_key_store(tmp_path / "store", make_site(rotary=True, rotary_frequency=frequency), "float16")
+    output = json.loads(run(store.path, "previous_token", "--head", "0.3", "--json"))
     result = neurons(store, "previous_token", 0, 3)
-    assert told["neurons"] | {"head": "0.3", "kv_head": 1, "shared_with": [2], "rows": result.rows} == told["neurons"]
-    assert [row["difference"] for row in told["dimensions"]] == pytest.approx(result.table()["difference"].tolist())
-    assert [row["pair"] for row in told["pairs"]] == result.pairs()["pair"].tolist()
-    shown = run(store.path, "previous_token", "--head", "0.3", "--top", "3")
-    assert "key head 1, shared with head 2" in shown
-    assert "tokens in which the pair turns once" in shown
-    assert "(float16)" in shown
+    assert (
+        output["neurons"] | {"head": "0.3", "kv_head": 1, "shared_with": [2], "rows": result.rows} == output["neurons"]
+    )
+    assert [row["difference"] for row in output["dimensions"]] == pytest.approx(result.table()["difference"].tolist())
+    assert [row["pair"] for row in output["pairs"]] == result.pairs()["pair"].tolist()
+    table = run(store.path, "previous_token", "--head", "0.3", "--top", "3")
+    assert "key head 1, shared with head 2" in table
+    assert "tokens of one rotation" in table
+    assert "(float16)" in table
     header, *lines = run(store.path, "previous_token", "--head", "0.3", "--csv").splitlines()
     assert header.startswith("dimension,matching,control,difference")
     assert len(lines) == 8

@@ -1,4 +1,4 @@
-"""Searches between words against a loop over words."""
+"""Searches between words compared with a loop over words."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ LENGTHS = ((3, 9, 5), (1, 0, 12), (6, 8))
 
 @dataclasses.dataclass
 class Word:
-    """What the loop knows of a word: its number and its tokens."""
+    """A word in the loop: its number, tokens and annotations."""
 
     number: int
     tokens: list[int]
@@ -34,14 +34,14 @@ class Word:
 
 
 def words_of(table):
-    """The words of one example that have tokens, in order."""
-    found = []
+    """List the words of one example that have tokens, in order."""
+    words = []
     for number in range(int(table.word_offset[-1])):
         tokens = [t for t in range(len(table)) if table.word[t] == number]
         if tokens:
             upos, head = (table.word_columns[name].to_list()[number] for name in ("upos", "head"))
-            found.append(Word(number, tokens, tuple(table.id[tokens].tolist()), upos, head))
-    return found
+            words.append(Word(number, tokens, tuple(table.id[tokens].tolist()), upos, head))
+    return words
 
 
 CONDITIONS = {
@@ -54,36 +54,37 @@ CONDITIONS = {
 
 
 def uniform_map(site, layer, n_queries, n_keys):
-    """What a head of the layer that knows nothing does, token by token."""
+    """Compute uniform attention of the layer, token by token."""
     weights = np.zeros((n_queries, n_keys))
     for q in range(n_queries):
-        seen = [k for k in range(q + 1 if site.causal else n_keys) if site.window[layer] is None or abs(q - k) < site.window[layer]]  # fmt: skip
-        for k in seen:
-            weights[q, k] = 1 / len(seen)
+        window = n_queries + n_keys if site.window[layer] is None else site.window[layer]
+        visible = [k for k in range(q + 1 if site.causal else n_keys) if abs(q - k) < window]
+        for k in visible:
+            weights[q, k] = 1 / len(visible)
     return weights
 
 
 def slow_search(traced, site, holds, merge):
-    """Per head: rows of each example with their masses, hits, uniform masses."""
+    """Compute the masses of the rows of each example, the hits of each head, and the uniform masses."""
     rows, hits, uniform = {}, np.zeros((site.n_layers, site.n_heads)), np.zeros(site.n_layers)
     for number, maps in enumerate(traced.attention[site.name]):
         query, key = (traced.tokens[s][number] for s in (site.query_sequence, site.key_sequence))
         a, b = words_of(query), words_of(key)
         matching = {i: [j for j in range(len(b)) if (j <= i or not site.causal) and holds(a, b, i, j)] for i in range(len(a))}  # fmt: skip
-        matching = {i: found for i, found in matching.items() if found}
+        matching = {i: words for i, words in matching.items() if words}
         if not matching:
             continue
         masses = np.zeros((site.n_layers, site.n_heads, len(matching)))
         for layer in range(site.n_layers):
-            know_nothing = slow_words(uniform_map(site, layer, len(query), len(key)), query, key, merge)
+            uniform_words = slow_words(uniform_map(site, layer, len(query), len(key)), query, key, merge)
             for head in range(site.n_heads):
                 merged = slow_words(maps[layer, head], query, key, merge)
-                for at, (i, found) in enumerate(matching.items()):
+                for index, (i, words) in enumerate(matching.items()):
                     row = merged[a[i].number].tolist()
-                    masses[layer, head, at] = sum(row[b[j].number] for j in found)
-                    hits[layer, head] += row.index(max(row)) in [b[j].number for j in found]
+                    masses[layer, head, index] = sum(row[b[j].number] for j in words)
+                    hits[layer, head] += row.index(max(row)) in [b[j].number for j in words]
             uniform[layer] += sum(
-                know_nothing[a[i].number, b[j].number] for i, found in matching.items() for j in found
+                uniform_words[a[i].number, b[j].number] for i, words in matching.items() for j in words
             )
         rows[number] = masses
     return rows, hits, uniform
@@ -91,13 +92,13 @@ def slow_search(traced, site, holds, merge):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    made = {}
+    by_kind = {}
 
     def store_of(kind):
-        if kind not in made:
+        if kind not in by_kind:
             keep = Keep(attention="float32", query_key=None, edges=3)
-            made[kind] = make_store(tmp_path_factory.mktemp("words") / "store", (SITES[kind],), keep, LENGTHS)
-        return made[kind]
+            by_kind[kind] = make_store(tmp_path_factory.mktemp("words") / "store", (SITES[kind],), keep, LENGTHS)
+        return by_kind[kind]
 
     return store_of
 
@@ -106,7 +107,7 @@ def stores(tmp_path_factory):
 @pytest.mark.parametrize("kind", SITES)
 def test_a_search_between_words_equals_the_loop(stores, monkeypatch, kind, text):
     merge = ("mean", "first")[(list(SITES).index(kind) + list(CONDITIONS).index(text)) % 2]
-    monkeypatch.setattr(module, "BLOCK_WEIGHTS", 150)  # several blocks a segment
+    monkeypatch.setattr(module, "BLOCK_WEIGHTS", 150)  # several blocks in each segment
     site, traced = SITES[kind], stores(kind)
     rows, hits, uniform = slow_search(traced, site, CONDITIONS[text], merge)
     n_rows = sum(masses.shape[2] for masses in rows.values())
@@ -120,12 +121,12 @@ def test_a_search_between_words_equals_the_loop(stores, monkeypatch, kind, text)
     np.testing.assert_allclose(result.heads["mass"], every.mean(axis=2), atol=1e-6)
     np.testing.assert_allclose(result.heads["hit_rate"], hits / n_rows, atol=1e-12)
     np.testing.assert_allclose(result.heads["baseline"][:, 0], uniform / n_rows, atol=1e-12)
-    np.testing.assert_allclose(result.chance.uniform.sum(axis=1), uniform, atol=1e-9)
+    np.testing.assert_allclose(result.baselines.uniform.sum(axis=1), uniform, atol=1e-9)
     for number, mass in zip(sorted(rows), result.example_mass.transpose("example", ...).to_numpy(), strict=True):
         np.testing.assert_allclose(mass, rows[number].mean(axis=2), atol=1e-6)
 
 
-def test_an_example_of_the_answer_shows_words(stores):
+def test_an_example_of_the_result_shows_words(stores):
     traced = stores("full")
     result = search(traced.store, "previous_token", words="mean")
     (hit,) = result.top_examples(0, 0, 1)
@@ -143,23 +144,23 @@ def test_an_example_of_the_answer_shows_words(stores):
     assert not query.special.any()
 
 
-def test_words_of_several_tokens_have_numbers_of_their_own(stores):
-    """Single tokens keep the tokenizer's number, in both tables of a pattern the same."""
+def test_words_of_several_tokens_have_their_own_ids(stores):
+    """Words of one token keep the tokenizer's id. Both tables of a pattern use the same ids."""
     tables = stores("cross").tokens
-    numbers = {}
+    word_ids = {}
     for sequence in ("source", "target"):
         for table in tables[sequence]:
             text = "one text that is long enough for every word of it"
-            merged = word_tokens(table, Texts([text]), numbers)
-            for at, word in enumerate(words_of(table)):
-                assert merged.word[at] == word.number
-                assert merged.id[at] == (word.ids[0] if len(word.ids) == 1 else numbers[word.ids])
-                assert merged.piece[at] == "".join(table.piece[t] for t in word.tokens)
-    assert numbers
-    assert sorted(numbers.values()) == list(range(-len(numbers), 0))
+            merged = word_tokens(table, Texts([text]), word_ids)
+            for index, word in enumerate(words_of(table)):
+                assert merged.word[index] == word.number
+                assert merged.id[index] == (word.ids[0] if len(word.ids) == 1 else word_ids[word.ids])
+                assert merged.piece[index] == "".join(table.piece[t] for t in word.tokens)
+    assert word_ids
+    assert sorted(word_ids.values()) == list(range(-len(word_ids), 0))
 
 
-def test_what_a_sparse_codec_left_out_is_bounded(tmp_path):
+def test_the_mass_that_a_sparse_codec_drops_is_bounded(tmp_path):
     traced = make_store(tmp_path / "store", keep=Keep(attention="top_k:2", query_key=None, edges=None), lengths=LENGTHS)
     for merge in ("mean", "first"):
         result = search(traced.store, "key.word <= query.word", words=merge)
@@ -170,9 +171,9 @@ def test_what_a_sparse_codec_left_out_is_bounded(tmp_path):
         assert (result.heads["mass"].to_numpy() < mass - 0.01).any()
 
 
-def test_levels_that_cannot_answer_are_refused(stores, without_shape_checks):
+def test_a_basis_without_words_is_refused(stores, without_shape_checks):
     store = stores("full").store
-    with pytest.raises(ConfigError, match="expected 'mean' or 'first', at level 'auto' or 'exact'"):
+    with pytest.raises(ConfigError, match="expected 'mean' or 'first' with basis 'auto' or 'exact'"):
         search(store, "previous_token", basis="edges", words="mean")
     with pytest.raises(ConfigError, match="'middle'"):
         search(store, "previous_token", words="middle")
@@ -180,9 +181,9 @@ def test_levels_that_cannot_answer_are_refused(stores, without_shape_checks):
 
 def test_the_command(stores):
     path = str(stores("full").store.path)
-    found = CliRunner().invoke(app, ["search", path, "previous_token", "--words", "first"])
-    assert found.exit_code == 0, found.output
-    assert "words with a matching word" in found.output
-    assert "of its first token" in found.output
+    result = CliRunner().invoke(app, ["search", path, "previous_token", "--words", "first"])
+    assert result.exit_code == 0, result.output
+    assert "words with a matching word" in result.output
+    assert "of the first token" in result.output
     refused = CliRunner().invoke(app, ["search", path, "previous_token", "--words", "first", "--basis", "edges"])
     assert isinstance(refused.exception, ConfigError)

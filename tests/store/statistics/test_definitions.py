@@ -1,4 +1,4 @@
-"""Statistics against a loop written from their sentences, one weight at a time."""
+"""Statistics compared with a slow loop over single weights, written from their descriptions."""
 
 import math
 
@@ -19,7 +19,7 @@ def random_attention(n_heads, n_queries, n_keys, causal, seed=0):
 
 
 def slow(name, matrix, special):
-    """One head's statistic, by the sentence of the specification."""
+    """Compute one head's statistic by the sentence of the specification; return the mean and the number of rows."""
     n_queries = len(matrix)
     rows = []
     for q in range(n_queries):
@@ -50,10 +50,10 @@ def test_every_statistic_equals_the_slow_loop(causal, length):
     attention = random_attention(3, length, length, causal, seed=length)
     special = np.zeros(length, bool)
     special[[0, -1]] = True
-    got = head_statistics(attention, special)
-    assert got.dtype == np.float32
+    values = head_statistics(attention, special)
+    assert values.dtype == np.float32
     size = np.array([length])
-    for row, name in zip(got, STATISTIC_NAMES, strict=True):
+    for row, name in zip(values, STATISTIC_NAMES, strict=True):
         expected = [slow(name, matrix, special) for matrix in attention]
         np.testing.assert_allclose(row, [mean for mean, _ in expected], rtol=2e-6, atol=1e-7)
         assert STATISTICS[name].rows(size, size)[0] == expected[0][1]
@@ -62,17 +62,17 @@ def test_every_statistic_equals_the_slow_loop(causal, length):
 def test_between_two_texts_neighbours_are_undefined():
     attention = random_attention(2, 3, 5, causal=False)
     special = np.array([True, False, False, False, True])
-    got = dict(zip(STATISTIC_NAMES, head_statistics(attention, special, cross=True), strict=True))
-    assert all(np.isnan(got[name]).all() for name in ("self", "previous", "next"))
+    values = dict(zip(STATISTIC_NAMES, head_statistics(attention, special, cross=True), strict=True))
+    assert all(np.isnan(values[name]).all() for name in ("self", "previous", "next"))
     for name in ("entropy", "distance", "maximum", "first", "special"):
-        np.testing.assert_allclose(got[name], [slow(name, matrix, special)[0] for matrix in attention], rtol=2e-6)
+        np.testing.assert_allclose(values[name], [slow(name, matrix, special)[0] for matrix in attention], rtol=2e-6)
 
 
 def test_one_hot_rows_have_exact_values():
     attention = np.eye(4, k=-1, dtype=np.float32)[None]
     attention[0, 0, 0] = 1
-    got = dict(zip(STATISTIC_NAMES, head_statistics(attention, np.zeros(4, bool))[:, 0].tolist(), strict=True))
-    assert got == {
+    values = dict(zip(STATISTIC_NAMES, head_statistics(attention, np.zeros(4, bool))[:, 0].tolist(), strict=True))
+    assert values == {
         "entropy": 0,
         "distance": 0.75,
         "maximum": 1,
@@ -118,8 +118,8 @@ def test_row_aggregate_is_the_mean_over_all_rows_of_the_corpus():
         [head_statistics(a, np.zeros(a.shape[1], bool)) for a in attentions], axis=-1
     )  # [statistic, head, example]
     for index, name in enumerate(STATISTIC_NAMES):
-        got = aggregate(values[index][None], STATISTICS[name].rows(lengths, lengths))[0]
+        means = aggregate(values[index][None], STATISTICS[name].rows(lengths, lengths))[0]
         for head in range(2):
-            parts = [slow(name, a[head], np.zeros(a.shape[1], bool)) for a in attentions]
-            total = sum(mean * n for mean, n in parts if n)
-            assert got[head] == pytest.approx(total / sum(n for _, n in parts), rel=1e-6)
+            slow_means = [slow(name, a[head], np.zeros(a.shape[1], bool)) for a in attentions]
+            total = sum(mean * n for mean, n in slow_means if n)
+            assert means[head] == pytest.approx(total / sum(n for _, n in slow_means), rel=1e-6)
