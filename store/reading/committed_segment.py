@@ -20,7 +20,7 @@ from ..files.hashed_files import ObjectDamageError
 from ..files.manifest import SegmentEntry
 from ..files.object_source import ObjectSource
 from ..schema.text_tables import check_offset, examples_of_rows
-from ..schema.traces import TraceSpec, entries_of, segment_layout
+from ..schema.traces import TraceSpec, count_entries, segment_layout
 from .listed_arrays import Listed, open_arrays, read_listing, read_whole
 from .segment import Segment
 from .segment_overlay import SegmentOverlay
@@ -118,7 +118,7 @@ class CommittedSegment(Segment):
                 check_offset(offset, self.entry.n_tokens.get(sequence, -1), f"{sequence}/token_offset")
                 lengths[sequence] = np.diff(offset)
             try:
-                n_entries = entries_of(self.spec, lengths, {path: layout.shape for path, layout in listed.items()})
+                n_entries = count_entries(self.spec, lengths, {path: layout.shape for path, layout in listed.items()})
             except ShapeError as error:
                 raise FormatError(str(error)) from None
             for path, expected in segment_layout(self.spec, lengths, n_entries).items():

@@ -12,7 +12,7 @@ import numpy as np
 from ..codecs.array_layout import ArrayLayout
 from ..errors import ConfigError
 from ..schema.text_tables import SegmentTables, table_arrays
-from ..schema.traces import TraceSpec, entries_of, segment_layout
+from ..schema.traces import TraceSpec, count_entries, segment_layout
 from .example import Example
 from .segment import Segment
 
@@ -43,7 +43,7 @@ class MemorySegment(Segment):
         for path, made in table_arrays(tables).items():
             self._layouts[path], self._arrays[path] = made.layout, made.data
         n_tokens = {str(name): table.n_tokens for name, table in tables.tokens.items()}
-        n_entries = entries_of(spec, n_tokens, {path: array.shape for path, array in arrays.items()})
+        n_entries = count_entries(spec, n_tokens, {path: array.shape for path, array in arrays.items()})
         for path, layout in segment_layout(spec, n_tokens, n_entries).items():
             found = arrays.get(path)
             if found is None or (found.shape, found.dtype) != (layout.shape, layout.dtype):

@@ -24,7 +24,7 @@ from ..reading.committed_segment import CommittedSegment
 from ..reading.snapshot import Snapshot, open_snapshot
 from ..schema.text_tables import SegmentTables
 from ..schema.token_table import Column, TokenTable
-from ..schema.traces import SequenceName, entries_of, segment_layout, zero_distance
+from ..schema.traces import SequenceName, count_entries, segment_layout, zero_distance
 from .store_writer import Replacement, StoreWriter
 
 
@@ -156,7 +156,9 @@ def without_examples(segment: CommittedSegment, rows: set[int]) -> tuple[Segment
             data = entries_of_rows(data, segment.read(f"{site.name}/attention_count"), kept_rows)
         arrays[path] = data
     n_tokens = {str(name): table.n_tokens for name, table in tables.tokens.items()}
-    layouts = segment_layout(spec, n_tokens, entries_of(spec, n_tokens, {path: a.shape for path, a in arrays.items()}))
+    layouts = segment_layout(
+        spec, n_tokens, count_entries(spec, n_tokens, {path: a.shape for path, a in arrays.items()})
+    )
     arrays = {path: arrays[path].astype(layout.dtype) for path, layout in layouts.items()}
     return tables, arrays
 

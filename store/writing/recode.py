@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..reading.committed_segment import CommittedSegment
 from ..reading.pair_attention import read_pairs
 from ..reading.stored_vectors import decode_block
-from ..schema.traces import Earlier, Keep, Site, TraceSpec, segment_layout
+from ..schema.traces import EarlierCodecs, Keep, Site, TraceSpec, segment_layout
 
 _CODED = ("attention", "query_key")
 
@@ -72,7 +72,7 @@ def recoded_spec(spec: TraceSpec, codecs: Mapping[str, str], keep: Collection[st
             f"was made from, or run the job again with keep.attention = {other!r}."
         )
     statistics = spec.statistics if kept.statistics else ()
-    return spec.model_copy(update={"keep": kept, "earlier": Earlier(**earlier), "statistics": statistics})
+    return spec.model_copy(update={"keep": kept, "earlier": EarlierCodecs(**earlier), "statistics": statistics})
 
 
 def _reason(error: ValueError) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from ..codecs.array_layout import SegmentArray
 from ..errors import ShapeError
 from ..schema.text_tables import SegmentTables, table_arrays
-from ..schema.traces import TraceSpec, entries_of, segment_layout
+from ..schema.traces import TraceSpec, count_entries, segment_layout
 from .array_attributes import array_attributes
 
 
@@ -40,7 +40,7 @@ def trace_contents(
     ShapeError
         An array is missing, unknown, or has another shape or type.
     """
-    n_entries = entries_of(spec, lengths, {path: data.shape for path, data in arrays.items()})
+    n_entries = count_entries(spec, lengths, {path: data.shape for path, data in arrays.items()})
     layouts = segment_layout(spec, lengths, n_entries)
     if set(arrays) != set(layouts):
         odd = sorted(set(arrays) ^ set(layouts))
