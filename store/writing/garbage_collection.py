@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import ConfigError, HeadAtlasError, located
 from ..files.hashed_files import check_folder, fsync_folder
-from ..files.leases import at_work, dead_folders, remove_unleased
+from ..files.leases import dead_folders, lock_segments, remove_unleased
 from ..files.locations import local_folder
 from ..files.manifest import Manifest, manifest_numbers, read_manifest
 from ..files.manifest_names import Latest, write_latest
@@ -71,7 +71,7 @@ def collect_store(
     with located(str(place)):
         read_manifest(place)
         try:
-            with at_work(place, alone=True):
+            with lock_segments(place, exclusive=True):
                 return _collect(place, keep, grace_s, dry_run, now or datetime.datetime.now(datetime.UTC), on_step)
         except BlockingIOError:
             raise ConfigError("a writer is at work here; expected none. Try again when it is done.") from None

@@ -22,7 +22,7 @@ from pathlib import Path
 from ..errors import ConfigError, HeadAtlasError
 from ..files.leases import lease_manifest
 from ..files.manifest import (
-    KEPT_MANIFESTS,
+    N_RECENT_MANIFESTS,
     Manifest,
     OverlayEntry,
     manifest_name,
@@ -107,13 +107,13 @@ def _holds(newest: Manifest, made: Manifest) -> bool:
 def thin_manifests(store: Path, newest: Manifest) -> list[int]:
     """Remove older manifests of which every segment is in `newest` as it was; their numbers.
 
-    Left are the newest `KEPT_MANIFESTS`, those that somebody holds and the one after each of these, and those that
+    Left are the newest `N_RECENT_MANIFESTS`, those that somebody holds and the one after each of these, and those that
     cannot be read.
     """
     listed = {(entry.path, entry.sha256): entry.overlays for entry in newest.segments}
     removed: list[int] = []
     held: int | None = None
-    for number in manifest_numbers(store)[:-KEPT_MANIFESTS]:
+    for number in manifest_numbers(store)[:-N_RECENT_MANIFESTS]:
         try:
             fd = os.open(store / manifest_name(number), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         except OSError:  # another writer was faster
