@@ -13,7 +13,7 @@ from store_builder import Content, make_contents, make_spec, only_zarr, write_st
 
 from headatlas.store.containers import shard_reader as shard_read
 from headatlas.store.containers import shard_writer as shard
-from headatlas.store.containers.shard_reader import read_places
+from headatlas.store.containers.shard_reader import read_shard_index
 from headatlas.store.errors import CorruptSegmentError, HeadAtlasError
 from headatlas.store.files.object_source import LocalFile
 from headatlas.store.store import open_store
@@ -80,9 +80,9 @@ def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.
     grid = segment.reader._open("decoder/edge_key").grid  # type: ignore[attr-defined]
     rows = grid.chunk[2]
     with LocalFile(str(victim)) as file:
-        places = read_places(file, grid)
+        chunk_ranges = read_shard_index(file, grid)
     _, n_heads, per_head, _ = grid.chunks_per_shard
-    flip(victim, 8 * (int(places[n_heads * per_head + 1, 0]) + at))  # the second chunk of head 0 of layer 1
+    flip(victim, 8 * (int(chunk_ranges[n_heads * per_head + 1, 0]) + at))  # the second chunk of head 0 of layer 1
     first = int(np.searchsorted(offset, rows, side="right")) - 1
     last = int(np.searchsorted(offset, 2 * rows, side="left")) - 1
     assert 0 < last < 5
