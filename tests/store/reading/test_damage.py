@@ -125,7 +125,7 @@ def test_a_segment_that_is_gone(store_path: Path) -> None:
 def test_an_older_listing_is_not_taken(store_path: Path) -> None:
     """segment.json of another segment, whole in itself."""
     shutil.copy(store_path / "segments/000000/segment.json", store_path / "segments/000001/segment.json")
-    with pytest.raises(CorruptSegmentError, match=r"segments/000001/segment\.json was cut or changed"):
+    with pytest.raises(CorruptSegmentError, match=r"segments/000001/segment\.json was truncated or changed"):
         open_store(store_path).segments[1].tokens()
 
 
