@@ -1,4 +1,4 @@
-"""What is written of a segment: its tables and traces as arrays with a layout, each held against the specification."""
+"""Contents of a segment to be written: tables and traces as arrays, checked against the specification."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .array_attributes import array_attributes
 def segment_contents(
     spec: TraceSpec, tables: SegmentTables, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, SegmentArray]:
-    """Everything of a segment, by path: tables first, then the traces `arrays`.
+    """Return all arrays of a segment by path: its tables, then the traces `arrays`.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def segment_contents(
 def trace_contents(
     spec: TraceSpec, lengths: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, SegmentArray]:
-    """The traces of examples of these lengths, by path.
+    """Return the traces of examples with these lengths, by path, after checking them.
 
     Raises
     ------
