@@ -1,7 +1,7 @@
-"""The trace store: format, reading, statistics, patterns and queries, without torch or panel.
+"""Trace store: format, reading, statistics, patterns and queries, without torch or panel.
 
-``open_store(path)`` gives a `Store`, whose `search` ranks heads for a `Pattern`. Names are loaded when they are used, so
-that a command starts without what it does not need.
+``open_store(path)`` returns a `Store`, whose `search` ranks heads for a `Pattern`. Names are imported on first use, so
+that commands start quickly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .store import Store as Store
     from .store import open_store as open_store
 
-_HOME = {
+_MODULES = {
     "Example": "reading.example",
     "HeadAtlasError": "errors",
     "Pattern": "patterns",
@@ -30,6 +30,6 @@ __all__ = ["Example", "HeadAtlasError", "Pattern", "SearchResult", "Store", "ope
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -42,8 +42,8 @@ def row_start(
     if window is None:
         return query_pos * (query_pos + 1) // 2 if causal else query_pos * n_keys
     if causal:
-        inside = np.minimum(query_pos, window)
-        return _as(query_pos, inside * (inside + 1) // 2 + (query_pos - inside) * window)
+        n_short = np.minimum(query_pos, window)
+        return _as(query_pos, n_short * (n_short + 1) // 2 + (query_pos - n_short) * window)
     n_cut = np.clip(np.asarray(n_keys) - window, 0, query_pos)  # rows whose window ends before the last key
     n_late = np.maximum(np.asarray(query_pos) - window, 0)  # rows whose window starts after the first key
     stops = n_cut * (n_cut - 1) // 2 + n_cut * window + (query_pos - n_cut) * n_keys

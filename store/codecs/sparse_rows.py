@@ -3,7 +3,8 @@
 Each row stores its strongest weights (`Selection`) in ascending order of key position. The rows of one head follow each
 other on the `entry` axis. `attention_count` is the number of weights of each row, so the offset of a row is the sum of
 the counts before it. Heads store different numbers of weights. The axis is as long as the longest head, and zeros fill
-the others. The mass that a row lost is stored too, rounded up, so it bounds the error of anything computed from the row.
+the others. The mass that a row lost is stored too, rounded up, so it bounds the error of anything computed from the
+row.
 """
 
 from __future__ import annotations

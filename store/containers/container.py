@@ -125,7 +125,7 @@ class SegmentListing(BaseModel):
 
 @contextmanager
 def finish_tasks(tasks: list[Future[Any]]) -> Iterator[None]:
-    """Cancel or await all tasks when the block ends, also after an error, because their arrays may change afterwards."""
+    """Cancel or await all tasks when the block ends, also after an error. Their arrays may change afterwards."""
     try:
         yield
     finally:
@@ -209,6 +209,6 @@ def guard_fork() -> None:
         _reading_process = os.getpid()
     elif _reading_process != os.getpid():
         raise ConfigError(
-            f"process {os.getpid()} was forked from process {_reading_process}, which had read from a store; expected a "
-            'new process. Start workers with multiprocessing.get_context("spawn").'
+            f"process {os.getpid()} was forked from process {_reading_process}, which had read from a store; expected "
+            'a new process. Start workers with multiprocessing.get_context("spawn").'
         )

@@ -2,9 +2,9 @@
 
 The HDF5 library lays out the file, and this module encodes the chunks. They are compressed by the same encoder as the
 chunks of Zarr, get their Fletcher32 checksum here, and are written directly. Every HDF5 reader sees ordinary filtered
-chunks. For reading, the library only provides the ranges of the chunks, and the file is closed before the first chunk is
-read. Reading therefore needs no lock and no filter, and `shard_reader.py` decodes and checks the chunks. The metadata
-has checksums of its own, so a flipped bit in an index is detected too.
+chunks. For reading, the library only provides the ranges of the chunks, and the file is closed before the first chunk
+is read. Reading therefore needs no lock and no filter, and `shard_reader.py` decodes and checks the chunks. The
+metadata has checksums of its own, so a flipped bit in an index is detected too.
 """
 
 from __future__ import annotations
@@ -145,10 +145,10 @@ class Hdf5Reader:
 
     @cached_property
     def _head_bytes(self) -> int:
-        """Estimated size of the metadata. Arrays that cannot fit into the file are ignored: a listing is not trusted."""
+        """Estimated size of the metadata. It ignores arrays that cannot fit the file: a listing is not trusted."""
         layouts = [entry.layout() for entry in self._layouts.values()]
-        most = MOST_RATIO * self._objects[FILE_NAME].bytes
-        return metadata_bytes(layout for layout in layouts if layout.raw_bytes <= most)
+        max_bytes = MOST_RATIO * self._objects[FILE_NAME].bytes
+        return metadata_bytes(layout for layout in layouts if layout.raw_bytes <= max_bytes)
 
     def read(self, path: str, selection: Slices) -> np.ndarray:
         """See `ContainerReader.read`."""

@@ -1,10 +1,10 @@
 """Reader of chunks in shards. It verifies the checksum of every chunk.
 
 The zarr library is not used for this. For partial reads zarrs 0.2.3 does not verify the crc32c of decoded chunks, so a
-flipped bit gives a wrong number (160 of 160 without a compressor). The zarr pipeline verifies it, but takes ten times as
-long for one head of one example. Both accept a chunk of 64 KiB that declares gigabytes, and both read a missing chunk
-as zeros. This reader requires that a chunk exists, passes its checksum, and has exactly the size of the grid. The arrays
-are ordinary Zarr arrays: tests read all of them with both pipelines.
+flipped bit gives a wrong number (160 of 160 without a compressor). The zarr pipeline verifies it, but takes ten times
+as long for one head of one example. Both accept a chunk of 64 KiB that declares gigabytes, and both read a missing
+chunk as zeros. This reader requires that a chunk exists, passes its checksum, and has exactly the size of the grid. The
+arrays are ordinary Zarr arrays: tests read all of them with both pipelines.
 """
 
 from __future__ import annotations

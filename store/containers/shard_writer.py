@@ -1,8 +1,8 @@
 """Writer of arrays as Zarr v3 chunks and shards, with deterministic bytes.
 
 The zarr library is not used for this, because it offers only `level` for zstd. The settings that suit attention codes
-(Huffman-coded literals, few matches) are not a level; they are twice as fast at the same size. The files are ordinary: a
-shard consists of its inner chunks, an index of (offset, bytes) pairs, and the crc32c of the index. Every inner chunk
+(Huffman-coded literals, few matches) are not a level; they are twice as fast at the same size. The files are ordinary:
+a shard consists of its inner chunks, an index of (offset, bytes) pairs, and the crc32c of the index. Every inner chunk
 ends with its own crc32c, so flipped bits are detected. One thread writes one file from start to end, so equal arrays
 give equal bytes.
 

@@ -1,7 +1,7 @@
 """Zarr container: a segment's arrays as a Zarr v3 group of ordinary chunks and shards.
 
-`shard_writer.py` writes the files and `shard_reader.py` reads them. This module assigns arrays to files, and reports the
-damaged part of an array if a file cannot be read.
+`shard_writer.py` writes the files and `shard_reader.py` reads them. This module assigns arrays to files, and reports
+the damaged part of an array if a file cannot be read.
 """
 
 from __future__ import annotations

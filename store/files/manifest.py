@@ -181,7 +181,8 @@ def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tupl
     manifest = _parse(data, name)
     if manifest.number != number:
         raise FormatError(
-            f"{name} contains number {manifest.number}; expected {number}. The file was renamed: do not trust this store."
+            f"{name} contains number {manifest.number}; expected {number}. The file was renamed. Do not trust this "
+            "store."
         )
     return manifest, hashlib.sha256(data).hexdigest()
 
@@ -207,8 +208,8 @@ def _reason_of_removal(number: int, numbers: Sequence[int]) -> str:
         return ""
     return (
         f" Commits keep the newest {N_RECENT_MANIFESTS} snapshots and those that a reader has open; they remove older "
-        "ones whose segments are all in the newest. Open the newest. To return to a state later, copy the store or keep "
-        "it open."
+        "ones whose segments are all in the newest. Open the newest. To return to a state later, copy the store or "
+        "keep it open."
     )
 
 

@@ -1,8 +1,8 @@
 """File names of manifests, and `latest.json`, the starting point of the search for the newest manifest.
 
 In a folder the reader lists the files, and the highest number is the newest. A web server cannot list files. There
-`latest.json` names a manifest after which no number is missing, and the reader searches from it. The file is only a hint
-and is replaced after each commit. If it is missing or outdated, the reader needs more requests.
+`latest.json` names a manifest after which no number is missing, and the reader searches from it. The file is only a
+hint and is replaced after each commit. If it is missing or outdated, the reader needs more requests.
 """
 
 from __future__ import annotations

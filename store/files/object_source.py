@@ -68,7 +68,7 @@ class ObjectSource(Protocol):
     n_requests: int
 
     def manifest_numbers(self) -> list[int]:
-        """Return the numbers of the store's manifests, ascending; the last is the newest. Empty if there is no store."""
+        """Return the numbers of the store's manifests, ascending; the last is the newest. Empty without a store."""
         ...
 
     def read_small(self, path: str, limit_bytes: int, item: StoredObject | None = None) -> bytes:

@@ -1,7 +1,7 @@
 """Rebuilding of attention from query, key and logsumexp, for any rows and keys, without reading other data.
 
-weight = exp(softcap(query · key · scaling) + bias − logsumexp), 0 where the mask hides the key. Over all keys that a row
-sees, and its sink, the weights add up to 1 except for the rounding of query and key. The sum is computed in pieces,
+weight = exp(softcap(query · key · scaling) + bias − logsumexp), 0 where the mask hides the key. Over all keys that a
+row sees, and its sink, the weights add up to 1 except for the rounding of query and key. The sum is computed in pieces,
 compared with 1, and divided out. This leaves at most a fifth of the error: a score that is off by d moves a weight w by
 d · w · (1 − w) instead of d · w. Rows with a sink are not divided if the store does not have the scores of the sinks.
 
@@ -70,8 +70,8 @@ class RowSums:
 class RebuiltRows:
     """Rows of some heads of one layer of an example, to be multiplied with keys of the same heads.
 
-    If query heads share a key head, its keys are repeated for each. `n_keys` is the number of keys of the example, which
-    determines the keys that a row sees. `parts` holds bias and sinks of the same heads.
+    If query heads share a key head, its keys are repeated for each. `n_keys` is the number of keys of the example,
+    which determines the keys that a row sees. `parts` holds bias and sinks of the same heads.
     """
 
     query: Vectors
@@ -85,8 +85,8 @@ class RebuiltRows:
     def tile(self, key: Vectors, first_key: int = 0, *, sums: RowSums | None = None, bounded: bool = True) -> Tile:
         """Compute the weights of the rows on the keys that start at `first_key`.
 
-        `sums` are the sums of the rows, or None if the tile holds all keys that its rows see. With `bounded` the largest
-        error is computed too.
+        `sums` are the sums of the rows, or None if the tile holds all keys that its rows see. With `bounded` the
+        largest error is computed too.
 
         Raises
         ------
@@ -100,7 +100,8 @@ class RebuiltRows:
             first, stop = self.span()
             if not ((first_key <= first) & (stop <= first_key + key.values.shape[1])).all():
                 raise ShapeError(
-                    f"the keys from {first_key} on are not all keys that the rows see; expected all. Otherwise pass the sums of the rows."
+                    f"the keys from {first_key} on are not all keys that the rows see; expected all of them. Otherwise "
+                    "pass the sums of the rows."
                 )
             total = weights.sum(axis=-1, dtype=np.float64) + self.sink_share()
             sums = RowSums(total, self.score_error(key) if bounded else None)
@@ -131,10 +132,8 @@ class RebuiltRows:
         """Return exp(score − logsumexp), not divided yet; 0 for hidden keys."""
         softcap = self.site.softcap[self.layer]
         scores = (self.query.values * np.float32(self.site.scaling[self.layer])) @ key.values.transpose(0, 2, 1)
-        if softcap is not None:  # [head, row, column]
-            scores = np.tanh(scores / np.float32(softcap)) * np.float32(
-                softcap
-            )  # its error is at most that of its argument
+        if softcap is not None:  # [head, row, column]; the error of the result is at most that of its argument
+            scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)
         columns = np.arange(first_key, first_key + key.values.shape[1])
         bias = self.parts.bias_at(self.query_pos, columns)
         if bias is not None:

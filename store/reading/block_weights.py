@@ -15,8 +15,8 @@ from .segment import Segment
 CLOSE_VECTORS = ("float32", "float16")
 """Codecs of query and key from which weights can be rebuilt more precisely than from bytes."""
 CLOSE_EDGES = 2.0**-14, 0.5
-"""Range of weights in which an edge's float16 is more precise than a rebuilt weight. Below it float16 loses digits. Above
-it rebuilt weights are better, because their error is proportional to w · (1 − w)."""
+"""Range of weights in which an edge's float16 is more precise than a rebuilt weight. Below it float16 loses digits.
+Above it rebuilt weights are better, because their error is proportional to w · (1 − w)."""
 
 
 def example_weights(
@@ -95,8 +95,8 @@ def _put_edges(
 def strictly_descending(weight: Float16[np.ndarray, "*lead edge"]) -> Float32[np.ndarray, "*lead edge"]:
     """Return weights of edges, strongest first, of which each is smaller than the one before.
 
-    Rounding to float16 can make close weights equal but preserves their order, which is stored. A weight that equals the
-    one before is reduced by 2⁻¹⁶ of its value. For 16 edges this is less in total than the rounding error.
+    Rounding to float16 can make close weights equal but preserves their order, which is stored. A weight that equals
+    the one before is reduced by 2⁻¹⁶ of its value. For 16 edges this is less in total than the rounding error.
     """
     result = weight.astype(np.float32)
     for edge in range(1, result.shape[-1]):

@@ -1,8 +1,8 @@
 """Committed segment of a store: its listing, and reading of its arrays.
 
-Opening reads nothing. The first use reads `segment.json`, whose hash is in the manifest, checks the presence and size of
-every object, and compares the listed arrays with the shapes that follow from the specification and the lengths of the
-examples. Afterwards a read decodes only the chunks that it needs.
+Opening reads nothing. The first use reads `segment.json`, whose hash is in the manifest, checks the presence and size
+of every object, and compares the listed arrays with the shapes that follow from the specification and the lengths of
+the examples. Afterwards a read decodes only the chunks that it needs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class CommittedSegment(Segment):
         cache: ByteCache | None = None,
         traces: ByteCache | None = None,
     ) -> None:
-        where = f"{source.location}, segment {entry.index}"
-        super().__init__(spec, entry.index, entry.first_example, entry.n_examples, where, cache=cache, traces=traces)
+        location = f"{source.location}, segment {entry.index}"
+        super().__init__(spec, entry.index, entry.first_example, entry.n_examples, location, cache=cache, traces=traces)
         self.entry, self.source, self._check_presence = entry, source, check_presence
         self.overlays = {overlay.name: SegmentOverlay(self, overlay) for overlay in entry.overlays}
 

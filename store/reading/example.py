@@ -80,9 +80,9 @@ class Example:
 
         An integer for `layer` or `head` drops the dimension. `query` and `key` are slices of positions (step 1). Only
         their rows are read, and the keys that these rows see if they have to be rebuilt. The attribute `source` is
-        "stored" or "rebuilt" (from query, key and logsumexp). The attribute `max_absolute_error` is the largest distance
-        from the model's weights. A weight is 0 if the mask hides its key or a sparse codec did not store it; `dropped`
-        bounds the mass of the latter.
+        "stored" or "rebuilt" (from query, key and logsumexp). The attribute `max_absolute_error` is the largest
+        distance from the model's weights. A weight is 0 if the mask hides its key or a sparse codec did not store it;
+        `dropped` bounds the mass of the latter.
 
         Raises
         ------
@@ -274,8 +274,9 @@ class Example:
         n_rows, n_columns = rows.stop - rows.start, columns.stop - columns.start
         if (n_bytes := 4 * len(layers) * len(heads) * n_rows * n_columns) > WEIGHTS_MAX_BYTES:
             raise BudgetError(
-                f"{len(layers)} x {len(heads)} maps of {n_rows} x {n_columns} weights take {n_bytes >> 20} MiB; expected at "
-                f"most {WEIGHTS_MAX_BYTES >> 20} MiB. Request fewer heads or slices (query=, key=), or use iter_tiles()."
+                f"{len(layers)} x {len(heads)} maps of {n_rows} x {n_columns} weights take {n_bytes >> 20} MiB; "
+                f"expected at most {WEIGHTS_MAX_BYTES >> 20} MiB. Request fewer heads or slices (query=, key=), or use "
+                "iter_tiles()."
             )
         read = self._rebuilt if self._source == "rebuilt" else self._stored
         return read(site, layer, head, rows, columns)

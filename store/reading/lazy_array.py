@@ -75,8 +75,8 @@ class LazyArray:
         """Return the block to read, and the index into the block that gives the selected items."""
         if (n_ellipses := sum(key is ... for key in keys)) > 1 or len(keys) - n_ellipses > self.ndim:
             raise ConfigError(
-                f"{len(keys)} indices for {self.layout.path} with axes {', '.join(self.axes)}; expected at most one for "
-                "each axis and one ellipsis."
+                f"{len(keys)} indices for {self.layout.path} with axes {', '.join(self.axes)}; expected at most one "
+                "for each axis and one ellipsis."
             )
         position = next((i for i, key in enumerate(keys) if key is ...), len(keys))
         fill = (slice(None),) * (self.ndim - len(keys) + n_ellipses)

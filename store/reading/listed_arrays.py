@@ -49,8 +49,8 @@ def read_listing(source: ObjectSource, expected: ExpectedListing) -> SegmentList
     data = source.read_small(name, LISTING_MAX_BYTES, item)
     if len(data) != expected.bytes or hashlib.sha256(data).hexdigest() != expected.sha256:
         raise CorruptSegmentError(
-            f"{name} was truncated or changed: it has {len(data)} bytes; expected {expected.bytes} bytes with the committed "
-            "hash. Restore it, or write the segment again."
+            f"{name} was truncated or changed: it has {len(data)} bytes; expected {expected.bytes} bytes with the "
+            "committed hash. Restore it, or write the segment again."
         )
     listing = SegmentListing.from_bytes(data)
     check_format_version(listing.format_version, "segment.json")

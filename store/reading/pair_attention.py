@@ -1,8 +1,8 @@
 """Stored attention on the pair axis that all layers share, for every codec.
 
 A segment stores every pair of a layer, the band of its window, or some weights of each row with their keys. This module
-reads all of them and returns the stored numbers of complete rows in the layout of the site (full or causal). A pair that
-is not stored is 0, which is a weight of 0 in every codec. Readers and searches therefore need only one layout.
+reads all of them and returns the stored numbers of complete rows in the layout of the site (full or causal). A pair
+that is not stored is 0, which is a weight of 0 in every codec. Readers and searches therefore need only one layout.
 """
 
 from __future__ import annotations

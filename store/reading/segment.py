@@ -245,4 +245,5 @@ def missing_array(path: str, spec: TraceSpec) -> str:
     }
     if name in keeps and any(s.name == site for s in spec.sites):
         return f"{path} was not kept. Run the job again with {keeps[name]}."
-    return f"no array {path!r}; expected <site>/<{'|'.join(keeps)}> with a site of {', '.join(s.name for s in spec.sites)}."
+    sites = ", ".join(s.name for s in spec.sites)
+    return f"no array {path!r}; expected <site>/<{'|'.join(keeps)}> with a site of {sites}."

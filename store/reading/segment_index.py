@@ -1,7 +1,7 @@
 """Index of the segments that one manifest of a store lists, and of their examples.
 
-Opening reads one manifest. Segments that are committed later are visible after `SegmentIndex.refresh`. The segments of a
-snapshot never change, so reading needs no locks.
+Opening reads one manifest. Segments that are committed later are visible after `SegmentIndex.refresh`. The segments of
+a snapshot never change, so reading needs no locks.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ class SegmentOverlay:
                 is_valid = layout.dtype == np.float32 and layout.shape == expected
             if not is_valid or path in self._segment.layouts:
                 raise FormatError(
-                    f"overlay {self.entry.name} lists {path} {layout.dtype.name} {layout.shape}; expected a column or a "
-                    "statistic that its segment does not have. Do not trust this store."
+                    f"overlay {self.entry.name} lists {path} {layout.dtype.name} {layout.shape}; expected an "
+                    "annotation or a statistic that its segment does not have. Do not trust this store."
                 )
         return layouts
 

@@ -1,7 +1,7 @@
 """Masks of a site: each row sees one consecutive range of keys.
 
-A causal row sees no later key. With a sliding window of w a row sees the keys less than w away: its own, the w − 1 before
-it, and at a site that is not causal the w − 1 after it. A site does not describe other masks of a model (chunks,
+A causal row sees no later key. With a sliding window of w a row sees the keys less than w away: its own, the w − 1
+before it, and at a site that is not causal the w − 1 after it. A site does not describe other masks of a model (chunks,
 prefixes). The capture compares its results with the model, see `headatlas.pipeline.capture.collector`.
 """
 

@@ -3,8 +3,8 @@
 Columns are summed over the key word's tokens. Rows are averaged over the query word's tokens, or taken from its first
 token. A word's row therefore sums to 1 minus the mass on special tokens. Special tokens and tokens without a word are
 left out without renormalization. This is the merging of Clark et al. 2019. Their paper uses the mean and their released
-code the first token; this module offers both. The result is flat: the word pairs of an example are row-major (query word,
-key word), and the examples lie one after the other.
+code the first token; this module offers both. The result is flat: the word pairs of an example are row-major (query
+word, key word), and the examples lie one after the other.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def word_pairs(
 ) -> WordPairs:
     """Plan the merge of the flat token pairs of the examples of two token tables.
 
-    Within one text both tables are the same. With `sink_free` the mass on the first token of an example is left out too,
-    like that on special tokens.
+    Within one text both tables are the same. With `sink_free` the mass on the first token of an example is left out
+    too, like that on special tokens.
 
     Raises
     ------
@@ -152,12 +152,12 @@ def plan_segment(
 
 
 def example_blocks(
-    pair_offset: Int64[np.ndarray, "boundary"], most: int, start: int = 0, stop: int | None = None
+    pair_offset: Int64[np.ndarray, "boundary"], max_pairs: int, start: int = 0, stop: int | None = None
 ) -> Iterator[range]:
-    """Yield ranges of the examples `start:stop` of a segment with at most `most` token pairs, or one example."""
+    """Yield ranges of the examples `start:stop` of a segment with at most `max_pairs` token pairs, or one example."""
     stop = len(pair_offset) - 1 if stop is None else stop
     while start < stop:
-        end = int(np.searchsorted(pair_offset, pair_offset[start] + most, side="right")) - 1
+        end = int(np.searchsorted(pair_offset, pair_offset[start] + max_pairs, side="right")) - 1
         end = min(stop, max(start + 1, end))
         yield range(start, end)
         start = end

@@ -51,7 +51,7 @@ class Statistic:
     def rows(
         self, n_queries: Int[np.ndarray, "example"], n_keys: Int[np.ndarray, "example"], *, causal: bool = False
     ) -> Int64[np.ndarray, "example"]:
-        """Return the number of rows that count in examples of these lengths, if the statistic depends on lengths only."""
+        """Return the number of rows that count in examples of these lengths. The statistic must not need tokens."""
         assert self.find is None, f"{self.name} depends on tokens"
         lengths = n_queries.astype(np.int64), n_keys.astype(np.int64)
         plan = RowPlan(*lengths, causal, np.zeros(int(lengths[1].sum()), bool))

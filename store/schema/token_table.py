@@ -68,8 +68,8 @@ class Column:
     def folded(self) -> Column:
         """Column of the case-folded texts. It is cached, because folding takes longer than a search."""
         assert self.values is not None
-        used, row = np.unique(self.data, return_inverse=True)
-        texts = [None if code < 0 else self.values[code].casefold() for code in used.tolist()]
+        codes, row = np.unique(self.data, return_inverse=True)
+        texts = [None if code < 0 else self.values[code].casefold() for code in codes.tolist()]
         return Column.of_text(texts).take(row)
 
     @property
@@ -96,10 +96,10 @@ class TokenTable:
     """Tokens and words of one sequence (`source` or `target`) of consecutive examples.
 
     Character spans are half open and count Unicode code points of the example's text, or of the second text for tokens
-    flagged `SECOND`. Special tokens have an empty span and word -1. `columns` always holds `text` (the text of the span;
-    the piece for special tokens) and `piece` (the tokenizer's spelling: ``##ing``, ``Ġthe``). `word` is the index of the
-    word within the example. `word_columns` holds the annotations of the corpus. A column `head` is the index within the
-    example of the governor's word, -1 for the root.
+    flagged `SECOND`. Special tokens have an empty span and word -1. `columns` always holds `text` (the text of the
+    span; the piece for special tokens) and `piece` (the tokenizer's spelling: ``##ing``, ``Ġthe``). `word` is the index
+    of the word within the example. `word_columns` holds the annotations of the corpus. A column `head` is the index
+    within the example of the governor's word, -1 for the root.
     """
 
     token_offset: Int64[np.ndarray, "boundary"]

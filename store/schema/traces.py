@@ -136,8 +136,8 @@ class TraceSpec(_Frozen):
     """Names of the statistics, in the order of the `statistic` axis."""
     earlier: EarlierCodecs = EarlierCodecs()
     capture: CaptureMode = "interface"
-    """Source of the attention. In mode `eager` only the attention that the model returned is known. The sites' `d_head`,
-    `scaling`, `softcap`, `window`, `rotary` and fields about sinks and biases are then meaningless."""
+    """Source of the attention. In mode `eager` only the attention that the model returned is known. The sites'
+    `d_head`, `scaling`, `softcap`, `window`, `rotary` and fields about sinks and biases are then meaningless."""
 
     @model_validator(mode="after")
     def _check_capture(self) -> TraceSpec:
@@ -205,9 +205,9 @@ def count_entries(
     for site in spec.sites:
         shape = shapes.get(f"{site.name}/attention", ())
         lengths = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
-        most = most_entries(site, codec.selection.n_kept, *lengths)
-        if len(shape) != 3 or not 0 <= shape[2] <= most:
-            raise ShapeError(f"{site.name}/attention has shape {shape}; expected at most {most} weights a head.")
+        max_entries = most_entries(site, codec.selection.n_kept, *lengths)
+        if len(shape) != 3 or not 0 <= shape[2] <= max_entries:
+            raise ShapeError(f"{site.name}/attention has shape {shape}; expected at most {max_entries} weights a head.")
         counts[str(site.name)] = shape[2]
     return counts
 

@@ -39,7 +39,7 @@ def annotate_store(
     made_from: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Snapshot:
-    """Add an annotation to the newest snapshot of a store; see `Store.annotate`. `made_from` is any JSON for provenance."""
+    """Add an annotation to the newest snapshot of a store; see `Store.annotate`. `made_from` is noted as JSON."""
     store = open_snapshot(local_folder(path))
     if not values:
         raise ConfigError(f"no values for {name!r}; expected a mapping from example ids or numbers to values.")
@@ -122,7 +122,8 @@ def _new_overlay(store: Snapshot, name: str, kind: OverlayKind, group: str, repl
     existing = {overlay.name: overlay for overlay in store.overlays}
     if name in existing and not replace:
         raise ConfigError(
-            f"{store.location} already has a column {name!r}; expected a new name. To replace the column, pass replace=True."
+            f"{store.location} already has a column {name!r}; expected a new name. To replace the column, pass "
+            "replace=True."
         )
     if name not in existing and any(name in names for names in map(_names, store.segments)):
         raise ConfigError(f"{store.location} has {name!r} from its corpus or capture; expected a new name.")
@@ -193,8 +194,8 @@ def _column(
             entries = _items(overlay.name, segment_values[row]) if row in segment_values else [None] * length
             if len(entries) != length:
                 raise ShapeError(
-                    f"example {segment.ids()[row]!r} has {len(entries)} values of {overlay.name!r}; expected {length}, one a "
-                    f"{overlay.kind}."
+                    f"example {segment.ids()[row]!r} has {len(entries)} values of {overlay.name!r}; expected {length}, "
+                    f"one a {overlay.kind}."
                 )
             values += entries
     if value_type == "text":

@@ -60,6 +60,6 @@ def rename_draft(
         with contextlib.suppress(FileNotFoundError):
             os.rename(target, spare / f"damaged-{uuid.uuid4().hex}")
     raise CorruptSegmentError(
-        f"{target} is damaged and cannot be replaced, because another process restores it. Remove it by hand, and run the "
-        "job again."
+        f"{target} is damaged and cannot be replaced, because another process restores it. Remove it by hand, and run "
+        "the job again."
     )

@@ -56,7 +56,8 @@ def collect_store(
 ) -> Collection:
     """Remove old manifests, and the segments and overlays that no other manifest uses.
 
-    The newest `keep` manifests, those written within `grace_s` seconds before `now`, and those that a reader holds stay.
+    The newest `keep` manifests, those written within `grace_s` seconds before `now`, and those that a reader holds
+    stay.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def _collect(
     on_step("manifests-removed")
     for number in held:
         manifests.setdefault(number, read_manifest(store, number)[0])
-    used = {
+    used_paths = {
         row.path
         for number, manifest in manifests.items()
         if number not in removed
@@ -119,7 +120,7 @@ def _collect(
         check_folder(store / kind, kind)
     for path in [f"{kind}/{name}" for kind in kinds for name in sorted(os.listdir(store / kind))]:
         folder = store / path
-        if path in used or folder.is_symlink() or not folder.is_dir():
+        if path in used_paths or folder.is_symlink() or not folder.is_dir():
             continue
         segments.append(path)
         n_bytes += sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())

@@ -1,7 +1,7 @@
 """Comparison of the jobs of two stores: model, tokenizer, corpus, configuration and shapes.
 
-Only stores of the same job can be resumed or merged, and only conversions of the same snapshot can be resumed. The error
-names the first difference, down to the innermost entry.
+Only stores of the same job can be resumed or merged, and only conversions of the same snapshot can be resumed. The
+error names the first difference, down to the innermost entry.
 """
 
 from __future__ import annotations

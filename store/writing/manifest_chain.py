@@ -1,13 +1,13 @@
 """Chain of manifests, as seen by a writer: creation of the next manifest, and removal of old ones.
 
-Every manifest lists the full store, so the space for all of them would grow with the square of the number of segments. A
-commit therefore removes older manifests whose segments are all listed in the new one, except the newest few. Manifests
-that a reader holds stay. Snapshots from before a drop or replacement stay too; only `gc` removes them.
+Every manifest lists the full store, so the space for all of them would grow with the square of the number of segments.
+A commit therefore removes older manifests whose segments are all listed in the new one, except the newest few.
+Manifests that a reader holds stay. Snapshots from before a drop or replacement stay too; only `gc` removes them.
 
-A number must not be used twice, because readers would never see the manifest of a slow writer that reuses an old number.
-A writer therefore holds a shared lock on the newest manifest until it has published the next one, and nobody removes the
-manifest after a locked one. On network file systems the locks may not reach other hosts. There a writer detects that its
-commit is missing in the newest manifest, and repeats it.
+A number must not be used twice, because readers would never see the manifest of a slow writer that reuses an old
+number. A writer therefore holds a shared lock on the newest manifest until it has published the next one, and nobody
+removes the manifest after a locked one. On network file systems the locks may not reach other hosts. There a writer
+detects that its commit is missing in the newest manifest, and repeats it.
 """
 
 from __future__ import annotations
@@ -73,9 +73,8 @@ class NewestManifest:
                 self._on_step("committed")
                 thin_manifests(self._path, self.manifest)
                 return True
-            (self._path / manifest_name(manifest.number)).unlink(
-                missing_ok=True
-            )  # it reused the number of a removed manifest
+            # the commit reused the number of a removed manifest
+            (self._path / manifest_name(manifest.number)).unlink(missing_ok=True)
         raise ConfigError(
             f"other writers committed first {_TRIES} times; expected fewer writers. Start fewer processes."
         )
@@ -113,7 +112,7 @@ def thin_manifests(store: Path, newest: Manifest) -> list[int]:
     The newest `N_RECENT_MANIFESTS` stay, as well as manifests that somebody holds, the one after each of these, and
     manifests that cannot be read.
     """
-    listed = {(entry.path, entry.sha256): entry.overlays for entry in newest.segments}
+    current_overlays = {(entry.path, entry.sha256): entry.overlays for entry in newest.segments}
     removed: list[int] = []
     held: int | None = None
     for number in manifest_numbers(store)[:-N_RECENT_MANIFESTS]:
@@ -123,7 +122,7 @@ def thin_manifests(store: Path, newest: Manifest) -> list[int]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if held != number - 1 and _is_covered(store, number, listed):
+            if held != number - 1 and _is_covered(store, number, current_overlays):
                 (store / manifest_name(number)).unlink(missing_ok=True)
                 removed.append(number)
         except BlockingIOError:
@@ -135,13 +134,13 @@ def thin_manifests(store: Path, newest: Manifest) -> list[int]:
     return removed
 
 
-def _is_covered(store: Path, number: int, listed: Mapping[tuple[str, str], Sequence[OverlayEntry]]) -> bool:
+def _is_covered(store: Path, number: int, current_overlays: Mapping[tuple[str, str], Sequence[OverlayEntry]]) -> bool:
     try:
         segments = read_manifest(store, number)[0].segments
     except HeadAtlasError:
         return False
     for entry in segments:
-        overlays = listed.get((entry.path, entry.sha256))
+        overlays = current_overlays.get((entry.path, entry.sha256))
         if overlays is None or any(overlay not in overlays for overlay in entry.overlays):
             return False
     return True

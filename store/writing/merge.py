@@ -1,8 +1,8 @@
 """Merging stores of the same model and specification into one, by copying the files of their segments.
 
-Parts of one job (same corpus, same plan) keep their numbers. With `append` stores of different corpora are appended, and
-their examples and segments get consecutive numbers. An id must not occur twice. Dropped segments stay dropped, unless
-another part of the job has them.
+Parts of one job (same corpus, same plan) keep their numbers. With `append` stores of different corpora are appended,
+and their examples and segments get consecutive numbers. An id must not occur twice. Dropped segments stay dropped,
+unless another part of the job has them.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def _append(stores: Sequence[Snapshot]) -> list[_NumberedSegment]:
         if duplicates:
             examples_text = ", ".join(repr(name) for name in duplicates[:5]) + (", …" if len(duplicates) > 5 else "")
             raise ConfigError(
-                f"{len(duplicates)} ids are in {owner[duplicates[0]].location} and in {store.location}: {examples_text}; expected each once. "
-                "Drop the examples from one of the stores."
+                f"{len(duplicates)} ids are in {owner[duplicates[0]].location} and in {store.location}: "
+                f"{examples_text}; expected each once. Drop the examples from one of the stores."
             )
         owner |= dict.fromkeys(ids, store)
     return [
@@ -193,9 +193,9 @@ def _without_segment(
 
 def _skipped_in(store: Snapshot, segment: CommittedSegment, shift: int) -> list[Skipped]:
     """Return the skipped examples of a segment, with new numbers."""
-    inside = range(segment.first_example, segment.first_example + segment.n_examples)
+    numbers = range(segment.first_example, segment.first_example + segment.n_examples)
     return [
         row.model_copy(update={"example": row.example + shift})
         for row in store.manifest.skipped
-        if row.example in inside
+        if row.example in numbers
     ]

@@ -43,8 +43,8 @@ def commit_overlays(
             for index, entry in segments.items():  # segments for which the new overlay has no values
                 remaining = tuple(row for row in entry.overlays if row.name not in infos or index in written)
                 segments[index] = entry.model_copy(update={"overlays": remaining})
-            named = tuple({**{row.name: row for row in manifest.overlays}, **infos}.values())
-            fields = {"segments": tuple(segments.values()), "overlays": named}
+            descriptions = tuple({**{row.name: row for row in manifest.overlays}, **infos}.values())
+            fields = {"segments": tuple(segments.values()), "overlays": descriptions}
             return None if (manifest.segments, manifest.overlays) == tuple(fields.values()) else fields
 
         return writer.change(private, change)

@@ -104,8 +104,8 @@ def unite_overlays(stores: Iterable[tuple[str, Iterable[Overlay]]]) -> dict[str,
             other_location, other = owners.setdefault(overlay.name, (location, overlay))
             if (other.kind, other.group, other.unit) != (overlay.kind, overlay.group, overlay.unit):
                 raise ConfigError(
-                    f"column {overlay.name!r} is of {other.kind} {other.group} in {other_location} and of {overlay.kind} "
-                    f"{overlay.group} in {location}; expected the same kind, group and unit. Remove one: headatlas annotate "
-                    f"STORE --name {overlay.name} --remove"
+                    f"column {overlay.name!r} is of {other.kind} {other.group} in {other_location} and of "
+                    f"{overlay.kind} {overlay.group} in {location}; expected the same kind, group and unit. Remove "
+                    f"one: headatlas annotate STORE --name {overlay.name} --remove"
                 )
     return {name: overlay for name, (_, overlay) in owners.items()}

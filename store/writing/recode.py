@@ -1,7 +1,7 @@
 """Recoding of a segment's traces to other codecs, or a subset of the traces, for `convert`.
 
-Arrays whose codec does not change are copied number for number. Other arrays are decoded and encoded layer by layer. The
-specification lists the earlier codecs, and the errors of all codecs add up.
+Arrays whose codec does not change are copied number for number. Other arrays are decoded and encoded layer by layer.
+The specification lists the earlier codecs, and the errors of all codecs add up.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def recoded_spec(spec: TraceSpec, codecs: Mapping[str, str], keep: Collection[st
     codec, new_codec = spec.attention_codec, new_keep.attention
     if codec is not None and codec.selection is not None and new_codec not in (None, codec.name):
         raise ConfigError(
-            f"attention is kept in {codec.name}: the weights that it left out are gone. Convert the original store, or run "
-            f"the job again with keep.attention = {new_codec!r}."
+            f"attention is kept in {codec.name}: the weights that it left out are gone. Convert the original store, or "
+            f"run the job again with keep.attention = {new_codec!r}."
         )
     statistics = spec.statistics if new_keep.statistics else ()
     return spec.model_copy(update={"keep": new_keep, "earlier": EarlierCodecs(**earlier), "statistics": statistics})

@@ -1,9 +1,9 @@
 """Writer of a store. It writes each segment in a private folder and then publishes it atomically.
 
-A commit has these steps. All files are written, hashed and fsynced below ``tmp/<uuid>/``. Their folders are fsynced. The
-segment's folder is renamed into ``segments/``, and ``segments/`` is fsynced. Manifest N + 1 is linked. A crash between
-two steps does not affect committed data, and leaves at most a folder that no manifest lists. Equal segments have equal
-bytes, so two processes can write the same segment: the second one discards its own.
+A commit has these steps. All files are written, hashed and fsynced below ``tmp/<uuid>/``. Their folders are fsynced.
+The segment's folder is renamed into ``segments/``, and ``segments/`` is fsynced. Manifest N + 1 is linked. A crash
+between two steps does not affect committed data, and leaves at most a folder that no manifest lists. Equal segments
+have equal bytes, so two processes can write the same segment: the second one discards its own.
 
 `files/leases.py` manages private folders. `commit.py` moves drafts into the store.
 """
@@ -108,9 +108,8 @@ class StoreWriter:
                 n_examples_planned=n_examples_planned,
                 n_segments_planned=n_segments_planned,
             )
-            first = Manifest.model_validate_json(
-                first.model_dump_json()
-            )  # as it will be read, with lists instead of tuples
+            # as it will be read, with lists instead of tuples
+            first = Manifest.model_validate_json(first.model_dump_json())
             if not manifest_numbers(folder):
                 with private_folder(folder) as private:
                     publish(folder, private, first, on_step)
@@ -150,8 +149,8 @@ class StoreWriter:
     ) -> SegmentEntry:
         """Write and commit one segment. Return the committed entry, which may be that of a faster process.
 
-        `arrays` must be exactly those of `segment_layout` for the table's token counts. For a sparse codec the last axis
-        of its arrays gives the number of stored weights. The arrays must not change before the call returns.
+        `arrays` must be exactly those of `segment_layout` for the table's token counts. For a sparse codec the last
+        axis of its arrays gives the number of stored weights. The arrays must not change before the call returns.
 
         Raises
         ------
@@ -271,8 +270,8 @@ class StoreWriter:
     ) -> Manifest:
         """Replace the contents of committed or dropped segments, all in one commit.
 
-        `skipped` and `dropped` are added to those of the manifest. Replaced segments stay on disk for the snapshots that
-        list them. A damaged segment is removed if its replacement has the same hash.
+        `skipped` and `dropped` are added to those of the manifest. Replaced segments stay on disk for the snapshots
+        that list them. A damaged segment is removed if its replacement has the same hash.
 
         Raises
         ------

@@ -1,7 +1,7 @@
 """Transports that fetch ranges of files: fsspec for object stores, and a stricter one for HTTP.
 
-Object stores, which the user chooses and trusts, are accessed through fsspec. Web servers are not trusted. No more bytes
-of a response are read than were requested. Responses that are compressed or ignore the range are refused.
+Object stores, which the user chooses and trusts, are accessed through fsspec. Web servers are not trusted. No more
+bytes of a response are read than were requested. Responses that are compressed or ignore the range are refused.
 """
 
 from __future__ import annotations
