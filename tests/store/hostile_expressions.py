@@ -15,8 +15,8 @@ SPARE_BYTES = 1 << 30
 """Address space that the child can use beyond that at the first expression, as a hard limit of the measured bound."""
 
 
-def nested(left: str, inner: str, right: str, depth: int) -> str:
-    return left * depth + inner + right * depth
+def nested(opening: str, inner: str, closing: str, depth: int) -> str:
+    return opening * depth + inner + closing * depth
 
 
 DEEP = [

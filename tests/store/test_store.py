@@ -155,16 +155,16 @@ def test_edges_mark_padding(tmp_path: Path) -> None:
 def test_statistics_are_labelled(store_path: Path, contents: list[Content]) -> None:
     store = open_store(store_path)
     data = store.statistics()
-    whole = np.concatenate([content.arrays["decoder/statistics"] for content in contents], axis=-1)
+    expected = np.concatenate([content.arrays["decoder/statistics"] for content in contents], axis=-1)
     assert list(data.data_vars) == ["entropy", "distance"]
     assert data["entropy"].dims == ("layer", "head", "example")
-    assert np.array_equal(data["entropy"].values, whole[0])
+    assert np.array_equal(data["entropy"].values, expected[0])
     assert data["entropy"].attrs["units"]
     assert data["entropy"].dtype == np.float32
     assert data.coords["id"].values.tolist() == store.example_ids()
     example_statistics = store.examples[7].statistics()
     assert example_statistics["distance"].dims == ("layer", "head")
-    assert np.array_equal(example_statistics["distance"].values, whole[1, :, :, 7])
+    assert np.array_equal(example_statistics["distance"].values, expected[1, :, :, 7])
 
 
 def test_encoder_decoder_sites(tmp_path: Path) -> None:
@@ -264,8 +264,8 @@ def test_reading_after_a_fork_is_refused(store_path: Path) -> None:
 
 def test_every_forked_child_gets_an_error_at_once(store_path: Path) -> None:
     """After ten forks while another thread reads, no child hangs, and none can read."""
-    done = subprocess.run([sys.executable, "-c", _FORKS, str(store_path)], capture_output=True, check=True, text=True)
-    assert done.stdout == "10 refused\n"
+    child = subprocess.run([sys.executable, "-c", _FORKS, str(store_path)], capture_output=True, check=True, text=True)
+    assert child.stdout == "10 refused\n"
 
 
 _FORKS = """
@@ -318,5 +318,5 @@ def test_only_the_required_chunks_are_read(store_path: Path, container: str, mon
 @only_zarr
 def test_opening_a_store_loads_no_model_library(store_path: Path) -> None:
     script = "import sys; from headatlas.store.store import open_store; open_store(sys.argv[1]).examples[0].text; print([m for m in ('torch', 'panel', 'bokeh', 'zarr', 'hdf5plugin') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script, str(store_path)], capture_output=True, check=True, text=True)
-    assert done.stdout == "[]\n"
+    child = subprocess.run([sys.executable, "-c", script, str(store_path)], capture_output=True, check=True, text=True)
+    assert child.stdout == "[]\n"

@@ -75,11 +75,11 @@ def test_any_part_reads_as_the_whole(codec: str, causal: bool, exact: dict[bool,
     store = open_store(tmp_path / "out")
     segment = store.segments[0]
     n = int(segment.pair_offset(site.name)[-1])
-    whole = read_pairs(segment, site, 1, slice(None), slice(0, n))
+    full = read_pairs(segment, site, 1, slice(None), slice(0, n))
     rng = np.random.default_rng(0)
     for start, stop in np.sort(rng.integers(0, n + 1, (25, 2))).tolist():
-        assert np.array_equal(read_pairs(segment, site, 1, slice(1, 3), slice(start, stop)), whole[1:3, start:stop])
-    assert np.array_equal(store.attention().values[1], decode_attention(whole, store.spec.keep.attention or ""))
+        assert np.array_equal(read_pairs(segment, site, 1, slice(1, 3), slice(start, stop)), full[1:3, start:stop])
+    assert np.array_equal(store.attention().values[1], decode_attention(full, store.spec.keep.attention or ""))
     bound = store.spec.attention_error
     for index in (0, 2, 3):
         old, new = before.examples[index].attention(), store.examples[index].attention()

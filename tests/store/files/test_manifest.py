@@ -88,17 +88,17 @@ def test_a_slow_writer_loses_nothing(
     """Another writer commits many times while the slow writer prepares its manifest."""
     path = tmp_path / "traces"
     write(path, many, range(2))
-    done = []
+    commits = []
     if not locks:  # as on network file systems whose locks do not reach other hosts
         monkeypatch.setattr(manifest_chain, "lease_manifest", lambda path, number: None)
 
-    def others(step: str) -> None:
-        if step == "manifest-written" and not done:
-            done.append(step)
+    def commit_often(step: str) -> None:
+        if step == "manifest-written" and not commits:
+            commits.append(step)
             write(path, many, range(2, N_SEGMENTS - 1))
             assert manifest_numbers(path)[0] == (2 if locks else N_SEGMENTS - N_RECENT)
 
-    write(path, many, [N_SEGMENTS - 1], on_step=others)
+    write(path, many, [N_SEGMENTS - 1], on_step=commit_often)
     store = open_store(path)
     assert [segment.index for segment in store.segments] == list(range(N_SEGMENTS))
     assert manifest_numbers(path)[-1] == N_SEGMENTS

@@ -168,14 +168,14 @@ def test_faulty_servers_are_refused(folder: Path, server: RangeServer) -> None:
         store.examples[1].attention()
     server.mode = "ranges"
     shard = folder / "segments/000000/encoder/attention/c/0/0/0"
-    whole = shard.read_bytes()
-    for damaged in (whole[:-9], None):
+    original = shard.read_bytes()
+    for damaged in (original[:-9], None):
         shard.unlink() if damaged is None else shard.write_bytes(damaged)
         with pytest.raises(CorruptSegmentError, match=r"object encoder/attention/c/0/0/0.*are touched"):
             open_store(server.url).examples[1].attention(0)
         (finding,) = verify_store(open_store(server.url).source).findings
         assert finding.object.endswith("encoder/attention/c/0/0/0")
-    shard.write_bytes(whole)
+    shard.write_bytes(original)
     assert open_store(server.url).examples[1].attention(0).size
 
 

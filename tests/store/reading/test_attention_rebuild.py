@@ -76,18 +76,18 @@ def test_every_tile_equals_the_slow_softmax(tmp_path: Path, kind: str, codec: st
     store, maps = make_store(tmp_path / "store", site, codec)
     for number, expected in enumerate(maps):
         example, n = store.examples[number], expected.shape[2]
-        whole = example.attention()
-        assert whole.attrs["source"] == "rebuilt"
-        bound = whole.attrs["max_absolute_error"]
+        full = example.attention()
+        assert full.attrs["source"] == "rebuilt"
+        bound = full.attrs["max_absolute_error"]
         assert bound < {"float32": 2e-4, "float16": 0.1, "bfloat16": 0.6}[codec]
-        error = np.abs(whole.values - expected).max()
+        error = np.abs(full.values - expected).max()
         assert error <= bound
         assert error <= {"float32": 1e-5, "float16": 5e-3, "bfloat16": 0.05}[codec]  # scores of up to 20 here
         if not site.has_sinks:
-            np.testing.assert_allclose(whole.sum("key_pos"), 1, atol=1e-5)
+            np.testing.assert_allclose(full.sum("key_pos"), 1, atol=1e-5)
         for query, key in ((slice(0, 1), None), (slice(n // 2, n), slice(0, n // 2 + 1)), (None, slice(n - 1, n + 9))):
             tile = example.attention(1, [3, 0], query=query, key=key)
-            expected_tile = whole.sel(layer=1, head=[3, 0])[:, query or slice(None), key or slice(None)]
+            expected_tile = full.sel(layer=1, head=[3, 0])[:, query or slice(None), key or slice(None)]
             np.testing.assert_allclose(tile.values, expected_tile.values, atol=1e-6)
             assert tile.query_pos.equals(expected_tile.query_pos)
             assert tile.key_pos.equals(expected_tile.key_pos)
@@ -138,11 +138,11 @@ def test_a_tile_reads_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.Monk
     reads: list[tuple[str, int, int]] = []
     read = CommittedSegment.read_block
 
-    def counted(self: CommittedSegment, path: str, selection: tuple[slice, ...]) -> np.ndarray:
+    def record_read(self: CommittedSegment, path: str, selection: tuple[slice, ...]) -> np.ndarray:
         reads.append((path, selection[2].start, selection[2].stop))
         return read(self, path, selection)
 
-    monkeypatch.setattr(CommittedSegment, "read_block", counted)
+    monkeypatch.setattr(CommittedSegment, "read_block", record_read)
     store.examples[2].attention(0, 1, query=slice(10, 14), key=slice(2, 5))
     expected = [("decoder/key", 8, 11), ("decoder/logsumexp", 16, 20), ("decoder/query", 16, 20)]
     assert sorted(set(reads)) == sorted([*expected, ("decoder/key", 6, 20)])  # for the sums, all keys that the rows see

@@ -62,13 +62,13 @@ def test_nothing_is_read_before_it_is_computed(path: Path, monkeypatch: pytest.M
     names: list[str] = []
     read = ZarrReader.read
 
-    def counted(self: ZarrReader, name: str, selection: tuple[slice, ...]) -> np.ndarray:
+    def record_read(self: ZarrReader, name: str, selection: tuple[slice, ...]) -> np.ndarray:
         names.append(name)
         return read(self, name, selection)
 
-    monkeypatch.setattr(ZarrReader, "read", counted)
-    whole = store.attention("encoder")
-    head = whole.isel(layer=1, head=2)
+    monkeypatch.setattr(ZarrReader, "read", record_read)
+    attention = store.attention("encoder")
+    head = attention.isel(layer=1, head=2)
     assert names == []
     assert head.chunks == (tuple(segment.array("encoder/attention").shape[2] for segment in store.segments),)
     head.compute(scheduler="threads")

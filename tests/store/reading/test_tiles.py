@@ -66,11 +66,11 @@ def test_a_tile_reads_its_rows_and_the_keys_they_see(
     read: list[int] = []
     decode = shard_read.decode_chunk
 
-    def counted(body, grid, decompressor):
+    def record_chunk(body, grid, decompressor):
         read.append(len(grid.chunk))
         return decode(body, grid, decompressor)
 
-    monkeypatch.setattr(shard_read, "decode_chunk", counted)
+    monkeypatch.setattr(shard_read, "decode_chunk", record_chunk)
     rng = np.random.default_rng(1)
     for layer in (0, 1, 0, 1, 0, 1):
         row = int(rng.integers(64, n_tokens - 64))

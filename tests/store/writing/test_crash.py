@@ -22,7 +22,7 @@ from headatlas.store.writing.verify import verify_store
 
 
 def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is flushed before it is renamed, and renamed before the manifest that lists it is linked."""
+    """All files are flushed before the rename, which comes before the link of the manifest."""
     log: list[tuple[str, str]] = []
 
     def logged(name: str, original):

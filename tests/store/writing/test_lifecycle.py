@@ -38,7 +38,7 @@ def traces(store: Store, index: int) -> list[np.ndarray]:
     return [array.values for array in (*arrays, *(data[name] for data in edges for name in data))]
 
 
-def same(arrays: list[np.ndarray], others: list[np.ndarray]) -> bool:
+def same_arrays(arrays: list[np.ndarray], others: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, others, strict=True))
 
 
@@ -62,12 +62,12 @@ def test_dropped_examples_are_empty_and_the_others_equal(store_path: Path, conta
         else:
             assert (new.text, new.text_pair, new.columns) == (old.text, old.text_pair, old.columns)
             assert new.tokens().piece == old.tokens().piece
-            assert same(traces(before, i), traces(after, i))
+            assert same_arrays(traces(before, i), traces(after, i))
             assert np.array_equal(old.statistics()["entropy"], new.statistics()["entropy"], equal_nan=True)
     assert after.segments[2].entry == before.segments[2].entry
     assert {s.read_listing().container for s in after.segments} == {container}
     assert verify_store(store_path, full=True).is_sound
-    assert same(traces(before, 5), traces(open_store(store_path, manifest=3), 5))
+    assert same_arrays(traces(before, 5), traces(open_store(store_path, manifest=3), 5))
 
 
 def test_dropping_twice_adds_up(store_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_different_corpora_are_appended(tmp_path: Path, store_path: Path, contai
     store, first, second = open_store(tmp_path / "out"), open_store(store_path), open_store(other)
     assert store.example_ids() == first.example_ids() + second.example_ids()
     for i in range(20):
-        assert same(traces(store, i), traces(first, i) if i < 12 else traces(second, i - 12))
+        assert same_arrays(traces(store, i), traces(first, i) if i < 12 else traces(second, i - 12))
     assert [row.example for row in store.manifest.skipped] == [13]
     assert store.manifest.provenance["corpus"]["parts"] == [PROVENANCE["corpus"], {"kind": "else"}]
     assert merge_stores([store_path, other], tmp_path / "out", append=True) == result

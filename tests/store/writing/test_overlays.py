@@ -179,9 +179,9 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
     else:
         rows = [f"{name},{i},{value}" for name, row in lists.items() for i, value in enumerate(row)]
         file.write_text("\n".join(["id,word,twice", *rows]) + "\n")
-    done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", "--json"])
-    assert done.exception is None, done.exception
-    assert json.loads(done.stdout)["kind"] == "word"
+    outcome = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", "--json"])
+    assert outcome.exception is None, outcome.exception
+    assert json.loads(outcome.stdout)["kind"] == "word"
     result = store.refresh().search(Pattern.parse("query.twice == 2 * query.word and key.position == 0"))
     assert result.rows == int((store.tokens_frame()["word"] >= 0).sum())
     assert "column twice" in CliRunner().invoke(app, ["info", str(folder)], env={"COLUMNS": "200"}).stdout
@@ -200,9 +200,9 @@ def test_tables_that_name_no_word_are_refused(
 ) -> None:
     file = tmp_path / f"annotations.{ending}"
     file.write_text(text.format(id=open_store(folder).examples[0].id))
-    done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", *options])
-    assert isinstance(done.exception, ConfigError)
-    assert message in str(done.exception)
+    outcome = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", *options])
+    assert isinstance(outcome.exception, ConfigError)
+    assert message in str(outcome.exception)
 
 
 def test_conllu_and_stats(folder: Path, tmp_path: Path) -> None:
@@ -214,8 +214,8 @@ def test_conllu_and_stats(folder: Path, tmp_path: Path) -> None:
         lines += [f"{i + 1}\tw\tw\tX{i}\t_\t_\t{i}\t{'dep' if i else 'root'}\t_\t_" for i in range(n_words)]
         lines.append("")
     file.write_text("\n".join(lines) + "\n")
-    done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "tag", "--column", "upos"])
-    assert done.exception is None, done.exception
+    outcome = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "tag", "--column", "upos"])
+    assert outcome.exception is None, outcome.exception
     tokens = store.refresh().tokens_frame(examples=slice(1, 3))
     words = tokens[tokens["word"] >= 0]
     assert words["tag"].tolist() == [f"X{word}" for word in words["word"]]
