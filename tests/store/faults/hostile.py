@@ -254,7 +254,9 @@ FORGERIES: dict[str, Forgery] = {
     "listing: other type": _listing(lambda f: f.array("decoder/query").update(dtype="float64")),
     "listing: ten axes": _listing(lambda f: f.document["arrays"][0].update(shape=[1] * 10, axes=["a"] * 10)),
     "listing: no axes": _listing(lambda f: f.document["arrays"][0].update(shape=[], axes=[])),
-    "listing: fewer names than axes": _listing(lambda f: f.array("source/token/id").update(axes=[]), "a name for each"),
+    "listing: fewer names than axes": _listing(
+        lambda f: f.array("source/token/id").update(axes=[]), "one name for each axis"
+    ),
     "listing: listed twice": _listing(lambda f: f.document["objects"].append(f.document["objects"][0])),
     "listing: array listed twice": _listing(lambda f: f.document["arrays"].append(f.document["arrays"][0])),
     "listing: nothing": _listing(lambda f: f.document["objects"].clear()),
