@@ -33,19 +33,19 @@ class HeadAtlasError(Exception):
 
 
 class ConfigError(HeadAtlasError, ValueError):
-    """A job file, a command line or a function argument is wrong."""
+    """Invalid job file, command line or function argument."""
 
     kind = "config"
 
 
 class ShapeError(HeadAtlasError, ValueError):
-    """Arrays disagree with each other or with what the call needs."""
+    """Arrays that disagree with each other or with the requirements of a call."""
 
     kind = "shape"
 
 
 class PatternError(HeadAtlasError, ValueError):
-    """An expression that cannot be parsed, or that names something unknown.
+    """Expression that cannot be parsed, or that contains an unknown name.
 
     `expression` is the text. `start` and `stop` delimit the faulty characters. `suggestions` are possible replacements
     for them, best first.
@@ -67,37 +67,37 @@ class PatternError(HeadAtlasError, ValueError):
 
 
 class NotFoundError(HeadAtlasError, KeyError):
-    """The requested store, example, head or array does not exist."""
+    """Request for a store, example, head or array that does not exist."""
 
     kind = "not-found"
 
 
 class FormatError(HeadAtlasError):
-    """The bytes are not a headatlas store, or the store has a newer format version."""
+    """Data that is not a headatlas store, or a store of a newer format version."""
 
     kind = "format"
 
 
 class CorruptSegmentError(HeadAtlasError):
-    """A committed object is missing, has the wrong size or fails its checksum."""
+    """Committed object that is missing, has the wrong size or fails its checksum."""
 
     kind = "corrupt"
 
 
 class RemoteError(HeadAtlasError, OSError):
-    """A server did not respond, or refused the request."""
+    """Failure of a server: it did not respond, or refused a request."""
 
     kind = "remote"
 
 
 class UnsupportedModelError(HeadAtlasError):
-    """The model does not use the attention interface, or the self-check failed."""
+    """Model that does not use the attention interface, or that failed the self-check."""
 
     kind = "unsupported-model"
 
 
 class BudgetError(HeadAtlasError):
-    """The work does not fit the memory, time or row budget."""
+    """Work that does not fit the memory, time or row budget."""
 
     kind = "budget"
 

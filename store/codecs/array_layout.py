@@ -24,7 +24,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class SegmentArray:
-    """An array to be written. Its `attributes` explain it to people who read the file without headatlas."""
+    """Array to be written. Its `attributes` explain it to people who read the file without headatlas."""
 
     layout: ArrayLayout
     data: np.ndarray
