@@ -125,7 +125,7 @@ def _sparse(kind: str, text: str) -> AttentionCodec:
         raise ValueError(f"{values!r} after the slash; expected a codec that stores every weight, such as float16")
     if kind == "top_k":
         if not number.isdecimal() or not 1 <= int(number) <= MAX_KEPT:
-            raise ValueError(f"top_k:{number}; expected 1 to {MAX_KEPT} weights a row, such as top_k:16")
+            raise ValueError(f"top_k:{number}; expected 1 to {MAX_KEPT} weights per row, such as top_k:16")
         selection, argument = Selection(int(number)), str(int(number))
     else:
         threshold = _fraction(number)

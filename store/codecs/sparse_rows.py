@@ -22,7 +22,7 @@ from .companding import encode_attention
 
 @dataclass(frozen=True)
 class SparseRows:
-    """Stored weights of some rows of one head: one entry a weight, row by row."""
+    """Stored weights of some rows of one head: one entry per weight, row by row."""
 
     key: Integer[np.ndarray, "entry"]
     stored: Num[np.ndarray, "entry"]

@@ -168,7 +168,7 @@ def check_dataset(dataset: h5py.h5d.DatasetID, layout: ArrayLayout) -> Grid:
     chunk = tuple(int(n) for n in properties.get_chunk())
     grid = Grid(layout.shape, layout.dtype, chunk, None, "zstd" if len(filters) == 2 else None, "fletcher32")
     if len(chunk) != len(layout.shape) or min(chunk) < 1 or grid.chunk_bytes > CHUNK_MAX_BYTES:
-        raise _refused(f"its chunks are {chunk}; expected one number an axis, at most {CHUNK_MAX_BYTES} bytes")
+        raise _refused(f"its chunks are {chunk}; expected one number per axis, at most {CHUNK_MAX_BYTES} bytes")
     return _one_file(grid)
 
 

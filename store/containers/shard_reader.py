@@ -143,7 +143,7 @@ def _check_ranges(
 
 
 def _max_chunk_bytes(grid: Grid) -> int:
-    """Return the largest possible size of a chunk. Incompressible data grows by a few bytes a block."""
+    """Return the largest possible size of a chunk. Incompressible data grows by a few bytes per block."""
     return grid.chunk_bytes + grid.chunk_bytes // 128 + 1024
 
 

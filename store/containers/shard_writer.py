@@ -43,7 +43,7 @@ TABLE_CHUNK = 1 << 22  # items of a chunk without shard
 MISSING_CHUNK = 2**64 - 1
 
 _PARAMETERS = {
-    # 5.4 bits a weight at 700 MB/s, compared with 5.3 at 520 MB/s for level 1; the window is one chunk
+    # 5.4 bits per weight at 700 MB/s, compared with 5.3 at 520 MB/s for level 1; the window is one chunk
     "h8": zstandard.ZstdCompressionParameters(
         window_log=17,
         hash_log=8,

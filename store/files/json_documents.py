@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def format_document(fields: dict[str, Any]) -> bytes:
-    """Format a document as UTF-8 JSON with one field a line, and one line for each entry of a list of objects."""
+    """Format a document as UTF-8 JSON with one field per line, and one line for each entry of a list of objects."""
     lines = []
     for name, value in fields.items():
         text = json.dumps(value, allow_nan=False)

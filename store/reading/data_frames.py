@@ -55,7 +55,7 @@ def _valid_text(text: object) -> str | None:
 
 
 def examples_frame(store: SegmentIndex) -> pd.DataFrame:
-    """Return a frame with one row an example, by number. An annotation with a taken name gets a prefix (``_text``)."""
+    """Return a frame with one row per example, by number. An annotation with a taken name gets a prefix (``_text``)."""
     frames = [_segment_examples(segment) for segment in store.segments]
     columns = store.example_columns()
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"example": np.empty(0, np.int64)})
@@ -78,7 +78,7 @@ def _segment_examples(segment: Segment) -> pd.DataFrame:
 
 
 def tokens_frame(store: SegmentIndex, sequence: str = "source", examples: slice | None = None) -> pd.DataFrame:
-    """Return a frame with one row a token, for the examples whose numbers are in a slice of step 1, in order.
+    """Return a frame with one row per token, for the examples whose numbers are in a slice of step 1, in order.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def tokens_frame(store: SegmentIndex, sequence: str = "source", examples: slice 
 
 
 def table_frame(table: TokenTable, first_example: int) -> pd.DataFrame:
-    """Return a frame with one row a token, for a table whose first example has this number."""
+    """Return a frame with one row per token, for a table whose first example has this number."""
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
     data: dict[str, object] = {
         "example": example + first_example,

@@ -33,7 +33,7 @@ class Snapshot(SegmentIndex):
         return Examples(self)
 
     def statistics(self, site: str | None = None) -> xr.Dataset:
-        """Return one float32 variable a statistic, dims (layer, head, example), with units; NaN where no row counts.
+        """Return one float32 variable per statistic, dims (layer, head, example), with units; NaN where no row counts.
 
         The coordinate `example` holds the numbers of the examples, and `id` their ids.
 
@@ -81,7 +81,7 @@ class Snapshot(SegmentIndex):
     @overload
     def examples_frame(self, as_: Literal["polars"]) -> pl.DataFrame: ...
     def examples_frame(self, as_: FrameLibrary = "pandas") -> pd.DataFrame | pl.DataFrame:
-        """Return a frame with one row an example, by number: id, texts, tokens, segment, annotations.
+        """Return a frame with one row per example, by number: id, texts, tokens, segment, annotations.
 
         `as_` is ``"pandas"`` or ``"polars"``.
         """
@@ -98,7 +98,7 @@ class Snapshot(SegmentIndex):
     def tokens_frame(
         self, sequence: str = "source", examples: slice | None = None, as_: FrameLibrary = "pandas"
     ) -> pd.DataFrame | pl.DataFrame:
-        """Return a frame with one row a token: example, position, id, text, piece, word, span, flags, annotations.
+        """Return a frame with one row per token: example, position, id, text, piece, word, span, flags, annotations.
 
         `examples` is a slice of numbers. Only segments with these examples are read. `as_` is ``"pandas"`` or
         ``"polars"``.

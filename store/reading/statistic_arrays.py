@@ -40,7 +40,7 @@ def statistics_dataset(
     site: Site,
     coords: Mapping[str, Int64[np.ndarray, "example"]],
 ) -> xr.Dataset:
-    """Return one variable a statistic with its unit and description; NaN where no row of an example counts."""
+    """Return one variable per statistic with its unit and description; NaN where no row of an example counts."""
     dims = ("layer", "head", *coords)
     variables = {}
     for name, value in zip(names, values, strict=True):

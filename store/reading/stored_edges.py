@@ -17,7 +17,7 @@ from ..schema.traces import Site
 from .segment import Segment
 
 EDGES_MAX_BYTES = 1 << 30
-"""Default size of a store's cache of decoded edges. A model with 72 heads needs 2.3 kB a token."""
+"""Default size of a store's cache of decoded edges. A model with 72 heads needs 2.3 kB per token."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Statistics of a head that a capture computes: one record for each, with its definition in numpy.
 
-Each statistic is the mean over an example's query rows of one number a row, so the same definition applies to one
-sentence and to a corpus. `Statistic.row_values` computes the value of each row. `Statistic.counts` selects the rows
+Each statistic is the mean over an example's query rows of one number per row. The same definition therefore applies to
+one sentence and to a corpus. `Statistic.row_values` computes the value of each row. `Statistic.counts` selects the rows
 that enter the mean. Captures compute `STATISTICS` on the device, before quantization.
 `headatlas.store.statistics.definitions` adds the statistics that are computed from stored attention.
 `docs/definitions.md` compares the formulas with those of other tools.

@@ -30,7 +30,7 @@ _TEXTS = ("text", "text_pair", "target_text")
 
 @dataclass(frozen=True)
 class SegmentTables:
-    """Data of a segment's examples apart from the traces. All sequences have one entry an example."""
+    """Data of a segment's examples apart from the traces. All sequences have one entry per example."""
 
     ids: Sequence[str]
     texts: Sequence[str]
@@ -45,7 +45,7 @@ class SegmentTables:
         return len(self.ids)
 
     def check(self) -> None:
-        """Check that all sequences have one entry an example.
+        """Check that all sequences have one entry per example.
 
         Raises
         ------

@@ -1,8 +1,8 @@
 """Flat columns of the tokens and words of many examples, the input of patterns.
 
 There is no padding. The tokens of all examples of a segment lie one after the other, and
-`token_offset[i]:token_offset[i + 1]` is the span of example i. A `Column` holds one value a row (a token, a word or an
-example). Text is dictionary-encoded, so a comparison with a constant is one comparison of integers.
+`token_offset[i]:token_offset[i + 1]` is the span of example i. A `Column` holds one value per row (a token, a word or
+an example). Text is dictionary-encoded, so a comparison with a constant is one comparison of integers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TokenFlag(IntFlag):
 
 @dataclass(frozen=True)
 class Column:
-    """Column with one value a row.
+    """Column with one value per row.
 
     In a column of numbers `values` is None and `data` holds the numbers. In a column of text `data` holds codes into
     `values`. Missing rows are NaN in columns of floats, else -1. Positions, word indices and counts are never negative.

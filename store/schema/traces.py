@@ -41,8 +41,8 @@ class Site(_Frozen):
     """One kind of attention in a model. All its layers share these shapes.
 
     `source` is the model's text (the input of an encoder–decoder), `target` the output side of an encoder–decoder. A
-    causal site stores only the lower triangle of each map. `scaling`, `softcap` and `window` have one entry a layer and
-    describe the steps between `query · key` and the softmax. A layer with a sliding window stores only its band.
+    causal site stores only the lower triangle of each map. `scaling`, `softcap` and `window` have one entry per layer
+    and describe the steps between `query · key` and the softmax. A layer with a sliding window stores only its band.
     """
 
     name: SiteName
@@ -207,7 +207,9 @@ def count_entries(
         lengths = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
         max_entries = most_entries(site, codec.selection.n_kept, *lengths)
         if len(shape) != 3 or not 0 <= shape[2] <= max_entries:
-            raise ShapeError(f"{site.name}/attention has shape {shape}; expected at most {max_entries} weights a head.")
+            raise ShapeError(
+                f"{site.name}/attention has shape {shape}; expected three axes, and at most {max_entries} weights per head."
+            )
         counts[str(site.name)] = shape[2]
     return counts
 

@@ -173,7 +173,7 @@ def _common_type(
 
 def _items(name: str, value: Any) -> Sequence[Value]:
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        raise ConfigError(f"{name!r} has the value {value!r:.80} for an example; expected a list, one entry a row.")
+        raise ConfigError(f"{name!r} has the value {value!r:.80} for an example; expected a list, one entry per row.")
     return list(value)
 
 
@@ -195,7 +195,7 @@ def _column(
             if len(entries) != length:
                 raise ShapeError(
                     f"example {segment.ids()[row]!r} has {len(entries)} values of {overlay.name!r}; expected {length}, "
-                    f"one a {overlay.kind}."
+                    f"one per {overlay.kind}."
                 )
             values += entries
     if value_type == "text":

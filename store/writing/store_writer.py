@@ -83,7 +83,7 @@ class StoreWriter:
         """Create a store, or open an existing store of the same job to resume it.
 
         `provenance` must consist of plain JSON values. `threads` is the number of threads that encode and write. The
-        default is two a processor, at most 8, because one waits for the disk while the other encodes. `on_step` is
+        default is two per processor, at most 8, because one waits for the disk while the other encodes. `on_step` is
         called with each of `STEPS`.
 
         Raises

@@ -1,6 +1,6 @@
 """Expressions that try to stop or trick the server, and the child process that evaluates them.
 
-Run as a program with the folder of a store, it prints one JSON line an expression: its index, CPU seconds, increase of
+Run as a program with the folder of a store, it prints one JSON line per expression: its index, CPU seconds, increase of
 memory in bytes, and result: ``answer`` or the name of the error with its message.
 """
 

@@ -28,7 +28,7 @@ def read_trees(path: Path) -> list[Tree]:
 
 
 def tree_table(trees: list[Tree], n_pieces=lambda example, word: 1, special: bool = True) -> TokenTable:
-    """Make the tokens of trees: `n_pieces` pieces a word, between two special tokens."""
+    """Make the tokens of trees: `n_pieces` pieces per word, between two special tokens."""
     word, flags, token_offset = [], [], [0]
     for index, tree in enumerate(trees):
         pieces = [(w, p) for w in range(len(tree)) for p in range(n_pieces(index, w))]

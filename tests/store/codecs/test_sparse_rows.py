@@ -126,7 +126,7 @@ def test_more_weights_than_rows_can_have_are_refused(tmp_path: Path) -> None:
     for name in ("attention", "attention_key"):
         array = content.arrays[f"decoder/{name}"]
         content.arrays[f"decoder/{name}"] = np.concatenate([array] * 9, axis=2)
-    with pytest.raises(ShapeError, match=r"at most \d+ weights a head"):
+    with pytest.raises(ShapeError, match=r"at most \d+ weights per head"):
         open_writer(path, [content]).write(0, 0, content.tables, content.arrays)
 
 

@@ -37,7 +37,7 @@ def _few_manifests(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(
     path: Path, many: list[Content], indices: Iterable[int], on_step: Callable[[str], None] = lambda step: None
 ) -> None:
-    """Write some segments of the job, one file a segment."""
+    """Write some segments of the job, one file per segment."""
     writer = open_writer(path, many, on_step=on_step, container="hdf5")
     for index in indices:
         content = many[index]

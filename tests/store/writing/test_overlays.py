@@ -120,7 +120,7 @@ def test_overlays_are_checked(folder: Path) -> None:
         (lambda: store.annotate("upos", {0: "x"}), ConfigError, "from its corpus or capture"),
         (lambda: store.annotate("a b", {0: "x"}), ConfigError, "expressions"),
         (lambda: store.annotate("mixed", {0: "x", 1: 2}), ConfigError, "text and numbers"),
-        (lambda: store.annotate("short", {1: [1]}, kind="word"), ShapeError, "one a word"),
+        (lambda: store.annotate("short", {1: [1]}, kind="word"), ShapeError, "one per word"),
         (lambda: store.annotate("position", {0: [1, 2, 3]}, kind="token"), ConfigError, "of every token"),
         (lambda: store.annotate("index", {0: 1}), ConfigError, "of every example"),
         (lambda: store.annotate("lost", {"nobody": 1}), NotFoundError, "nobody"),
