@@ -90,7 +90,7 @@ class AttentionCodec:
 
 ATTENTION_CODECS = ("sqrt8", "sqrt7", "sqrt6", "linear8", "linear7", "linear6", "float16", "float32")
 """Codecs with a fixed name. All of them store every weight."""
-EXPECTED = f"{', '.join(ATTENTION_CODECS)}, linear:N or sqrt:N with 2 to 256 levels, top_k:K or threshold:T"
+EXPECTED = f"{', '.join(ATTENTION_CODECS)}, linear:N or sqrt:N with 2 to 256 codes, top_k:K or threshold:T"
 
 
 @lru_cache(maxsize=256)
@@ -110,11 +110,11 @@ def attention_codec(name: str) -> AttentionCodec:
         bound = CodecBound(f"weight as {definition}", error)
         return AttentionCodec(name, name, "f2" if name == "float16" else "f4", bound, None, None)
     match = re.fullmatch(r"(sqrt|linear)(?:([876])|:(\d{1,3}))", name)
-    n_levels = 0 if match is None else 2 ** int(match[2]) if match[2] else int(match[3])
-    if match is None or not 2 <= n_levels <= 256:
+    n_codes = 0 if match is None else 2 ** int(match[2]) if match[2] else int(match[3])
+    if match is None or not 2 <= n_codes <= 256:
         raise ValueError(f"expected {EXPECTED}")
-    steps = Steps(n_levels - 1, match[1] == "sqrt")
-    name = match[1] + _NAMED.get(n_levels, f":{n_levels}")
+    steps = Steps(n_codes - 1, match[1] == "sqrt")
+    name = match[1] + _NAMED.get(n_codes, f":{n_codes}")
     return AttentionCodec(name, name, "u1", steps.bound, steps, None)
 
 

@@ -57,7 +57,7 @@ def sparse_rows(
     count = mask.sum(axis=-1)
     stored_mass = np.where(mask, weights, 0).sum(axis=-1, dtype=np.float64)
     missing = weights.sum(axis=-1, dtype=np.float64) - stored_mass + error * (weights.shape[-1] - count)
-    if error:  # a row adds up to at most 1, whatever was stored of it
+    if error:  # the model's row adds up to at most 1
         missing = np.minimum(missing, np.maximum(1 - stored_mass, 0) + error * count)
     return SparseRows(
         np.nonzero(mask)[1], encode_attention(weights[mask], codec.values), count, dropped_mass(np.clip(missing, 0, 1))

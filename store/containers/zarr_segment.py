@@ -194,7 +194,7 @@ class ZarrReader:
         name = f"{array.layout.path}/{file_name(index)}"
         if name not in self._objects:
             raise FormatError(
-                f"object {name} is not listed in segment.json; the array needs it, and would read as zeros."
+                f"object {name} is not listed in segment.json; expected it, because the array would read as zeros."
             )
         try:
             return self._source.open(self._folder, self._objects[name])

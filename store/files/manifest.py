@@ -114,7 +114,7 @@ class Manifest(_Frozen):
         end, last = 0, -1
         for entry in self.segments:
             if entry.index <= last or entry.first_example < end:
-                raise ValueError(f"segment {entry.index} is out of order or overlaps the one before")
+                raise ValueError(f"segment {entry.index} is out of order or overlaps the previous one")
             end, last = entry.first_example + entry.n_examples, entry.index
         sites = [site.name for site in self.spec.sites]
         if len(set(sites)) != len(sites) or not sites:

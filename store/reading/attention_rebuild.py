@@ -114,7 +114,7 @@ class RebuiltRows:
         score_error = np.minimum(sums.score_error, 50.0)[..., None]
         if not is_divided:
             error = np.minimum(weights * np.expm1(score_error), 1.0)
-        else:  # odds may be off by exp(2 · moved), either way
+        else:  # odds may be wrong by a factor of exp(2 · score_error)
             odds = np.exp(2 * score_error)
             error = (
                 weights

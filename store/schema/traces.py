@@ -208,7 +208,7 @@ def count_entries(
         max_entries = most_entries(site, codec.selection.n_kept, *lengths)
         if len(shape) != 3 or not 0 <= shape[2] <= max_entries:
             raise ShapeError(
-                f"{site.name}/attention has shape {shape}; expected three axes, and at most {max_entries} weights per head."
+                f"{site.name}/attention has shape {shape}; expected 3 axes and at most {max_entries} weights per head."
             )
         counts[str(site.name)] = shape[2]
     return counts

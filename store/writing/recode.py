@@ -53,7 +53,9 @@ def recoded_spec(spec: TraceSpec, codecs: Mapping[str, str], keep: Collection[st
             earlier[name] = ()
         elif name in codecs:
             if before is None:
-                raise ConfigError(f"{name} was not kept in this store; expected one that has it. Run the job again.")
+                raise ConfigError(
+                    f"{name} was not kept in this store; expected a store that has it. Run the job again with keep.{name} set."
+                )
             changes[name] = codecs[name]
     try:
         new_keep = Keep.model_validate(spec.keep.model_dump() | changes)

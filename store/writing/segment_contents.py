@@ -25,7 +25,7 @@ def segment_contents(
     """
     tables.check()
     if set(tables.tokens) != set(spec.sequences):
-        raise ShapeError(f"token tables for {sorted(tables.tokens)}; expected {sorted(spec.sequences)}.")
+        raise ShapeError(f"token tables of {sorted(tables.tokens)}; expected those of {sorted(spec.sequences)}.")
     lengths = {name: tokens.n_tokens for name, tokens in tables.tokens.items()}
     return table_arrays(tables) | trace_contents(spec, lengths, arrays)
 

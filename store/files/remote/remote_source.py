@@ -101,7 +101,7 @@ class RemoteSource:
         if isinstance(data, FileNotFoundError):
             raise CorruptSegmentError(f"{path} is missing. Restore it, or write the segment again.")
         if len(data) > limit_bytes:
-            raise FormatError(f"{path} has more than {limit_bytes} bytes; expected no more.")
+            raise FormatError(f"{path} has more than {limit_bytes} bytes; expected at most that many.")
         return data
 
     def check_segment(self, folder: str, objects: Iterable[StoredObject]) -> None:

@@ -74,8 +74,8 @@ class Transport:
             raise self._remote_error(result) from result
         if len(result) > item.stop - item.start:
             raise FormatError(
-                f"{item.path}: the server sent {len(result)} bytes for {item.start}:{item.stop}; expected at most "
-                "that range. Use a server that supports range requests."
+                f"{item.path}: the server sent {len(result)} bytes for the range {item.start}:{item.stop}; expected at "
+                f"most {item.stop - item.start}. Use a server that supports range requests."
             )
         return bytes(result)
 
