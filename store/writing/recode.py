@@ -54,7 +54,8 @@ def recoded_spec(spec: TraceSpec, codecs: Mapping[str, str], keep: Collection[st
         elif name in codecs:
             if before is None:
                 raise ConfigError(
-                    f"{name} was not kept in this store; expected a store that has it. Run the job again with keep.{name} set."
+                    f"{name} was not kept in this store; expected a store that has it. Run the job again with "
+                    f"keep.{name} set."
                 )
             changes[name] = codecs[name]
     try:
