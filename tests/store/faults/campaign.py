@@ -1,7 +1,7 @@
-"""A process that breaks stores. Reads requests, one line of JSON each, and answers each with cases and violations.
+"""Process for fault injection. It reads one request per line of JSON, and writes cases and violations for each.
 
-Every request runs in a fork of this process, which itself never reads a store; importing is paid for once, and whatever
-a campaign does to its process ends with it.
+Every request runs in a fork of this process, which itself never reads a store. Modules are imported only once, and a
+campaign cannot affect the next one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _run(name: str, answer: str, folder: str, arguments: dict) -> None:
         if not arguments.pop("real_fsync", False):
             os.fsync = lambda fd: None  # most of the time of a small store, and nothing that a kill could show
         result = importlib.import_module(name).run(folder=Path(folder), **arguments)
-        document = {fault: {"cases": cases, "violations": found} for fault, (cases, found) in result.items()}
+        document = {fault: {"cases": cases, "violations": violations} for fault, (cases, violations) in result.items()}
     except BaseException:
         document = {"the campaign itself": {"cases": 0, "violations": [traceback.format_exc()]}}
     Path(answer).write_text(json.dumps(document))

@@ -1,7 +1,7 @@
-"""Every kind of input and output call fails in turn: the nth call on a file of the store, for n all over a run.
+"""Failures of each kind of input and output call: the nth call on a file of the store, for n over the full run.
 
-`failing_calls.c` sits below Python and below the HDF5 library. Errors: too many open files, a failing disk, a full one,
-one over quota, no permission, a read-only one; and reads and writes that do half their work.
+`failing_calls.c` intercepts calls of Python and of the HDF5 library. Errors are too many open files, a failing disk, a
+full disk, exceeded quota, missing permission, a read-only disk, and short reads and writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ READING, WRITING = 0b0000011, 0b1111101  # bits of `enum kind`: opening is part 
 
 
 def run(folder: Path, container: str, n: int, n_full: int) -> dict[str, tuple[int, list[str]]]:
-    """`n` failing calls while writing, as many while reading, and `n_full` disks that fill up."""
+    """Run `n` failing calls while writing, as many while reading, and `n_full` disks that fill up."""
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
     path, whole = folder / "traces", folder / f"undisturbed-{container}"
     undisturbed(container, folder)
@@ -85,7 +85,7 @@ def run(folder: Path, container: str, n: int, n_full: int) -> dict[str, tuple[in
 
 
 def _spread(n_calls: int, n: int) -> list[tuple[int, int]]:
-    """`n` calls out of all of them, each with one of four errors; where there are fewer calls, with several."""
+    """Select `n` calls, each with one of four errors. With fewer calls each gets several errors."""
     calls = np.linspace(1, n_calls, n).astype(int) if n <= n_calls else 1 + np.arange(n) % n_calls
     return [(int(nth), (i + i // n_calls) % 4) for i, nth in enumerate(calls)]
 

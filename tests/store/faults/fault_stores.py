@@ -1,6 +1,6 @@
-"""Stores small enough to be broken a thousand times, and what must hold of them afterwards.
+"""Small stores for fault injection, and checks of their state after a fault.
 
-Used inside the process of `campaign.py`, where nothing but the store's own code checks anything.
+The process of `campaign.py` uses this module. Jaxtyping checks are off in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KEEPS: dict[str, Keep] = {
     **{f"query and key {codec}": Keep(attention=None, query_key=codec, edges=None) for codec in VECTOR_BOUNDS},
     "edges": Keep(attention=None, query_key=None, edges=3),
 }
-"""What a store keeps, so that every codec there is has its turn."""
+"""Settings of stores that cover every codec."""
 
 
 def lean_contents(keep: Keep | None = None, n_segments: int = N_SEGMENTS, n_examples: int = 3) -> list[Content]:
@@ -58,42 +58,42 @@ def _lean(content: Content) -> Content:
 
 
 def write_lean(path: Path, contents: list[Content], container: str, **options) -> list[int]:
-    """Write the segments that are not there yet; which these were."""
+    """Write the missing segments, and return their indices."""
     writer = open_writer(path, contents, container=container, **options)
-    there = writer.committed
+    committed = writer.committed
     for content in contents:
-        if content.index not in there:
+        if content.index not in committed:
             writer.write(content.index, content.first_example, content.tables, content.arrays)
-    return [content.index for content in contents if content.index not in there]
+    return [content.index for content in contents if content.index not in committed]
 
 
 @cache
 def undisturbed(container: str, folder: Path) -> dict[str, bytes]:
-    """The files of the lean store as a run that nothing disturbs leaves them."""
+    """Return the files of the lean store after an undisturbed run."""
     path = folder / f"undisturbed-{container}"
     write_lean(path, lean_contents(), container)
     return segment_bytes(path)
 
 
 def read_all(store: Store) -> dict[tuple[int, str], np.ndarray]:
-    """Every array of every segment; texts and tables are decoded too."""
-    found = {}
+    """Read every array of every segment. Texts and tables are decoded too."""
+    arrays = {}
     for segment in store.segments:
         for name in segment.layouts:
-            found[segment.index, name] = segment.read(name)
+            arrays[segment.index, name] = segment.read(name)
         segment.tokens(), segment.columns(), segment.texts(), segment.ids()
-    return found
+    return arrays
 
 
-def equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """The same type, shape and bits."""
-    return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()
+def equal(array: np.ndarray, other: np.ndarray) -> bool:
+    """True if two arrays have the same type, shape and bits."""
+    return (array.dtype, array.shape) == (other.dtype, other.shape) and array.tobytes() == other.tobytes()
 
 
 def check_survivor(path: Path, container: str, folder: Path, at_least: int = 0) -> None:
-    """What is listed is whole, what is not is invisible, going on ends with the bytes of an undisturbed run.
+    """Check that listed segments are intact, and that resuming gives the bytes of an undisturbed run.
 
-    `at_least` segments were committed before whatever happened.
+    `at_least` is the number of segments that were committed before the fault.
     """
     contents, expected = lean_contents(), undisturbed(container, folder)
     committed: set[int] = set()
@@ -117,7 +117,7 @@ def check_survivor(path: Path, container: str, folder: Path, at_least: int = 0) 
 
 @contextmanager
 def one_case(violations: list[str], what: str) -> Iterator[None]:
-    """An exception inside is a violation, not the end."""
+    """Record an exception inside the block as a violation."""
     try:
         yield
     except Exception as error:
@@ -125,9 +125,9 @@ def one_case(violations: list[str], what: str) -> Iterator[None]:
 
 
 def in_child(work: Callable[[], object], *, limit_s: int = 60) -> int:
-    """Run `work` in a fork of this process; the status it ends with.
+    """Run `work` in a fork of this process, and return its exit status.
 
-    It is ended after `limit_s` seconds of processor time; where it waits for something that never comes, after much longer.
+    The fork is killed after `limit_s` seconds of processor time, or after 30 times as many seconds of waiting.
     """
     pid = os.fork()
     if pid == 0:
@@ -145,28 +145,28 @@ def in_child(work: Callable[[], object], *, limit_s: int = 60) -> int:
 
 
 def checked_in_child(violations: list[str], what: str, work: Callable[[], object]) -> None:
-    """Run `work` in a fork; what it raises is a violation."""
+    """Run `work` in a fork, and record an exception as a violation."""
     reader, writer = os.pipe()
 
-    def tell() -> None:
-        found: list[str] = []
-        with one_case(found, what):
+    def report() -> None:
+        messages: list[str] = []
+        with one_case(messages, what):
             work()
-        os.write(writer, "".join(found).encode(errors="replace")[:4000])
+        os.write(writer, "".join(messages).encode(errors="replace")[:4000])
 
-    status = in_child(tell)
+    status = in_child(report)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        found = pipe.read().decode(errors="replace")
-    if found or status:
-        violations.append(found or f"{what}: the process ended with status {status}")
+        message = pipe.read().decode(errors="replace")
+    if message or status:
+        violations.append(message or f"{what}: the process ended with status {status}")
 
 
 def fresh(path: Path) -> Path:
-    """A path where nothing lies."""
+    """Remove a path and return it."""
     shutil.rmtree(path, ignore_errors=True)
     return path
 
 
 CLEAN = (HeadAtlasError, OSError)
-"""What a failing disk may end in."""
+"""Errors that a failing disk may raise."""

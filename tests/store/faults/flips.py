@@ -1,4 +1,4 @@
-"""One bit of a store is flipped: reading raises, or gives the same numbers and verify names the file.
+"""Flips of single bits of a store. Reading raises, or gives the same numbers and verify names the file.
 
 Every codec and every container has a store of its own; half of the flips fall on a byte of the whole store, half on a
 byte of a file, so that the many small files have their share.
@@ -32,7 +32,7 @@ def _flip_all(path: Path, n: int, rng: random.Random, violations: list[str]) -> 
     expected = _read(path)
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".lease"]
     sizes = [file.stat().st_size for file in files]
-    unnoticed = 0
+    n_unnoticed = 0
     for i in range(n):
         victim = rng.choices(files, sizes)[0] if i % 2 else rng.choice(files)
         before = victim.read_bytes()
@@ -43,23 +43,25 @@ def _flip_all(path: Path, n: int, rng: random.Random, violations: list[str]) -> 
         name = str(victim.relative_to(path))
         with one_case(violations, f"bit {bit} of {name}"):
             try:
-                found = _read(path)
-                assert all(equal(found[at], data) for at, data in expected.items()), "reads otherwise, without an error"
-                unnoticed += 1
+                arrays = _read(path)
+                assert all(equal(arrays[key], data) for key, data in expected.items()), (
+                    "reads otherwise, without an error"
+                )
+                n_unnoticed += 1
                 noticed = False
             except (CorruptSegmentError, FormatError):
                 noticed = True
             if not noticed or i % 5 == 0:
-                told = [finding.object for finding in verify_store(path, full=True).findings]
-                assert name in told, f"verify names {told}"
+                names = [finding.object for finding in verify_store(path, full=True).findings]
+                assert name in names, f"verify names {names}"
         victim.write_bytes(before)
     with one_case(violations, "afterwards"):
         assert verify_store(path, full=True).is_sound
-        assert unnoticed < n, "reading noticed none at all"
+        assert n_unnoticed < n, "reading noticed none at all"
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The traces and the tokens."""
+    """Read the traces and the tokens."""
     (segment,) = open_store(path).segments
     tokens = segment.tokens()
     names = [name for name in segment.layouts if name.startswith("decoder/")]

@@ -1,4 +1,4 @@
-"""Stores made to do harm, consistent in themselves: listing and manifest carry the right hashes of what was forged."""
+"""Forger of malicious stores that are consistent: listing and manifest have the hashes of the forged files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headatlas.store.files.manifest import manifest_name
 
 
 class Forger:
-    """Changes files of segment 0, its listing and the manifest, then seals all with right hashes."""
+    """Change files of segment 0, its listing and the manifest, then update all hashes."""
 
     def __init__(self, path: Path, number: int = 3) -> None:
         self.path, self.folder, self.manifest = path, path / SEGMENT, path / manifest_name(number)
@@ -26,20 +26,20 @@ class Forger:
         del self.head["checksum"]
 
     def put(self, name: str, data: bytes) -> None:
-        """Other bytes of a file, listed with their size and hash."""
+        """Replace the bytes of a file, and list their size and hash."""
         (self.folder / name).write_bytes(data)
         for item in self.document["objects"]:
             if item["path"] == name:
                 item |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def edit(self, name: str, change: Callable[[dict], Any]) -> None:
-        """Another JSON document."""
+        """Change a JSON document."""
         document = json.loads((self.folder / name).read_bytes())
         change(document)
         self.put(name, json.dumps(document).encode())
 
     def seal(self, listing: bytes | None = None, manifest: bytes | None = None) -> None:
-        """Write the listing and the manifest, or other bytes in their place."""
+        """Write the listing and the manifest, or other bytes instead."""
         sealed = json.dumps(self.document).encode() if listing is None else listing
         (self.folder / "segment.json").write_bytes(sealed)
         first = self.head["segments"][0] if self.head.get("segments") else {}
@@ -49,21 +49,21 @@ class Forger:
         self.manifest.write_bytes(b'{"checksum": "' + hashlib.sha256(body).hexdigest().encode() + b'"' + body)
 
     def array(self, path: str) -> dict:
-        """What the listing says of an array."""
+        """Return the entry of an array in the listing."""
         return next(item for item in self.document["arrays"] if item["path"] == path)
 
     def object(self, path: str) -> dict:
-        """What the listing says of a file."""
+        """Return the entry of a file in the listing."""
         return next(item for item in self.document["objects"] if item["path"] == path)
 
 
 def crc(data: bytes) -> bytes:
-    """A chunk or an index with its checksum."""
+    """Append the checksum to a chunk or an index."""
     return data + struct.pack("<I", google_crc32c.value(data))
 
 
 def bomb(content: int, declared: bool) -> bytes:
-    """A frame of some hundred bytes that holds `content` zeros, and says so or not."""
+    """Compress `content` zeros to a frame of some hundred bytes. With `declared` the frame states its size."""
     compressor = zstandard.ZstdCompressor(level=1, write_content_size=declared)
     engine = compressor.compressobj(size=content if declared else -1)
     block = bytes(1 << 24)

@@ -1,4 +1,4 @@
-"""A process that was forked after its parent had read is refused, at once and whatever it asks for."""
+"""A process that was forked after its parent had read gets an error at once, for any kind of read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fault_stores import in_child, lean_contents, write_lean
 from headatlas.store.errors import ConfigError
 from headatlas.store.store import Store, open_store
 
-ASKED = {
+READS = {
     "an array": lambda store: store.segments[0].read("decoder/query"),
     "a slice": lambda store: store.segments[1].read("decoder/attention", (0, 0, slice(0, 2))),
     "tokens": lambda store: store.segments[0].tokens(),
@@ -26,26 +26,26 @@ ASKED = {
 
 
 def run(folder: Path, container: str) -> dict[str, tuple[int, list[str]]]:
-    """Each question in a fork, with the parent's store and with one opened there."""
+    """Run each read in a fork, with the parent's store and with a newly opened one."""
     path, violations = folder / "traces", []
     write_lean(path, lean_contents(), container)
     store = open_store(path)
     store.segments[0].read("decoder/query")
-    for name, ask in ASKED.items():
+    for name, read in READS.items():
         start = time.monotonic()
-        status = in_child(lambda ask=ask: _refused(ask, store, path))
+        status = in_child(lambda read=read: _refused(read, store, path))
         if status or time.monotonic() - start > 20:
             violations.append(f"{name}: status {status} after {time.monotonic() - start:.1f} s")
-    return {f"read in a forked child ({container})": (2 * len(ASKED), violations)}
+    return {f"read in a forked child ({container})": (2 * len(READS), violations)}
 
 
-def _refused(ask, store: Store, path: Path) -> None:
+def _refused(read, store: Store, path: Path) -> None:
     start = time.process_time()
-    for which in (store, open_store(path)):
-        told = ""
+    for opened in (store, open_store(path)):
+        message = ""
         try:
-            ask(which)
+            read(opened)
         except ConfigError as error:
-            told = str(error)
-        assert "was forked from" in told, told or f"it was answered by process {os.getpid()}"
+            message = str(error)
+        assert "was forked from" in message, message or f"it was answered by process {os.getpid()}"
     assert time.process_time() - start < 2

@@ -1,6 +1,6 @@
-"""Documents and files changed at random and sealed again with right hashes: refused, or read as something sound.
+"""Random changes of documents and files, with updated hashes. The store is refused, or reads as valid data.
 
-Nothing but an error of ours may come out, in a second, and the process lives on.
+Only errors of headatlas may be raised, within a second, and the process must survive.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NASTY: tuple[Any, ...] = (
 
 
 def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[int, list[str]]]:
-    """`n` changes, in processes of their own of some hundred each."""
+    """Make `n` changes, in processes with some hundred changes each."""
     whole, path, violations = folder / "whole", folder / "traces", []
     in_child(lambda: write_lean(whole, lean_contents(n_segments=1), container))
     for first in range(0, n, BATCH):
@@ -43,7 +43,7 @@ def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[
 
 
 def _batch(path: Path, n: int, seed: str) -> None:
-    rng, found = random.Random(seed), []
+    rng, violations = random.Random(seed), []
     original, expected = Forger(path, 1), lean_contents(n_segments=1)[0].arrays
     listing, manifest = (original.folder / "segment.json").read_bytes(), original.manifest.read_bytes()
     small = sorted(file for file in original.folder.rglob("*") if file.name in ("zarr.json", "segment.h5"))
@@ -63,7 +63,7 @@ def _batch(path: Path, n: int, seed: str) -> None:
         else:
             forger.seal(manifest=_document(json.dumps(forger.head).encode(), rng)[1:])
         start = time.process_time()
-        with one_case(found, f"change {number} of {seed}, {kind} {victim.name if victim else ''}"):
+        with one_case(violations, f"change {number} of {seed}, {kind} {victim.name if victim else ''}"):
             with contextlib.suppress(HeadAtlasError):
                 _use(path, forger, victim, expected, rng)
             took = time.process_time() - start
@@ -72,11 +72,11 @@ def _batch(path: Path, n: int, seed: str) -> None:
             victim.write_bytes(before)
         (forger.folder / "segment.json").write_bytes(listing)
         forger.manifest.write_bytes(manifest)
-    assert not found, found[:3]
+    assert not violations, violations[:3]
 
 
 def _use(path: Path, forger: Forger, victim: Path | None, expected: dict[str, np.ndarray], rng: random.Random) -> None:
-    """What the changed document decides. Of a changed file the arrays that it holds must read as they were."""
+    """Read the data that the changed document affects. Arrays in a changed file must be equal to the original."""
     store = open_store(path)
     for segment in store.segments[:2]:
         segment.tokens(), segment.ids()
@@ -86,36 +86,36 @@ def _use(path: Path, forger: Forger, victim: Path | None, expected: dict[str, np
         else:
             names = rng.sample(sorted(segment.layouts), min(6, len(segment.layouts)))
         for name in names:
-            found = segment.read(name)
-            assert victim is None or name not in expected or equal(found, expected[name]), f"{name} reads otherwise"
+            array = segment.read(name)
+            assert victim is None or name not in expected or equal(array, expected[name]), f"{name} reads otherwise"
     if victim is None:
         store.statistics()
         store.examples[0].attention(0, 0)
 
 
 def _bytes(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes of an HDF5 file changed; chunks are left to their checksums."""
+    """Change some bytes of an HDF5 file. Chunks are protected by their checksums."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(min(len(data), 6000)) if rng.random() < 0.5 else rng.randrange(len(data))
-        changed[at] = rng.randrange(256)
+        i = rng.randrange(min(len(data), 6000)) if rng.random() < 0.5 else rng.randrange(len(data))
+        changed[i] = rng.randrange(256)
     return bytes(changed)
 
 
 def _document(data: bytes, rng: random.Random) -> bytes:
-    """A JSON document with one value exchanged, moved or gone; or with some bytes changed."""
+    """Change, move or delete one value of a JSON document, or change some of its bytes."""
     if rng.random() < 0.25:
         return _torn(data, rng)
     document = copy.deepcopy(json.loads(data))
     for _ in range(rng.randint(1, 2)):
-        places = list(_places(document))
-        holder, key = rng.choice(places)
+        entries = list(_entries(document))
+        holder, key = rng.choice(entries)
         action = rng.random()
         if action < 0.15:
             del holder[key]
             break
         if action < 0.3:
-            other, other_key = rng.choice(places)
+            other, other_key = rng.choice(entries)
             holder[key] = copy.deepcopy(other[other_key])
         elif action < 0.4 and isinstance(holder[key], int):
             holder[key] = holder[key] * rng.choice((-1, 2, 1000)) + rng.choice((-1, 0, 1))
@@ -126,19 +126,19 @@ def _document(data: bytes, rng: random.Random) -> bytes:
 
 def _torn(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
-    at = rng.randrange(1, len(changed))
+    offset = rng.randrange(1, len(changed))
     action = rng.randrange(3)
     if action == 0:
-        changed[at] = rng.randrange(256)
+        changed[offset] = rng.randrange(256)
     elif action == 1:
-        del changed[at : at + rng.randint(1, 50)]
+        del changed[offset : offset + rng.randint(1, 50)]
     else:
-        changed[at:at] = bytes(rng.choice(b'{}[]",:0-e\\') for _ in range(rng.randint(1, 20)))
+        changed[offset:offset] = bytes(rng.choice(b'{}[]",:0-e\\') for _ in range(rng.randint(1, 20)))
     return bytes(changed)
 
 
-def _places(node: Any):
-    """Every value of a document, as the list or object that holds it and its key there."""
+def _entries(node: Any):
+    """Yield every value of a document, as its list or object and its key."""
     for key in range(len(node)) if isinstance(node, list) else list(node) if isinstance(node, dict) else ():
         yield node, key
-        yield from _places(node[key])
+        yield from _entries(node[key])

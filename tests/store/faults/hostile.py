@@ -1,6 +1,6 @@
-"""Stores made to do harm: each is refused with a clear error, in under a second and under 256 MiB, never run, never followed.
+"""Malicious stores. Each is refused with a clear error within a second and 256 MiB, and nothing in it is executed.
 
-Each is opened and read whole in a process of its own, which measures itself.
+A separate process opens and reads each store, and measures its own time and memory.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _codes(value: int) -> bytes:
 
 
 def _n_chunks(forger: Forger, array: str) -> int:
-    """Chunks of a shard of an array; 0 where a chunk is a file."""
+    """Return the number of chunks in a shard of an array; 0 if each chunk is a file."""
     document = json.loads((forger.folder / array / "zarr.json").read_bytes())
     if document["codecs"][0]["name"] != "sharding_indexed":
         return 0
@@ -71,12 +71,12 @@ def _n_chunks(forger: Forger, array: str) -> int:
 
 
 def _table(n_chunks: int, *entries: int) -> bytes:
-    """An index with these offsets and bytes; the other chunks are absent."""
+    """Make a shard index with these offsets and bytes. The other chunks are missing."""
     return crc(struct.pack(f"<{2 * n_chunks}Q", *(*entries, *[ABSENT] * (2 * n_chunks))[: 2 * n_chunks]))
 
 
 def _index(*entries: int) -> Callable[[Forger], Any]:
-    """The first query shard with another index."""
+    """Replace the index of the first query shard."""
 
     def change(forger: Forger) -> None:
         n_chunks = _n_chunks(forger, "decoder/query")
@@ -95,7 +95,7 @@ def _bomb(name: str, content: int, declared: bool) -> Callable[[Forger], Any]:
 
 
 def _linked(name: str) -> Callable[[Forger], Any]:
-    """A file or folder moved elsewhere, and a link in its place."""
+    """Move a file or folder elsewhere, and replace it by a link."""
 
     def change(forger: Forger) -> None:
         victim, elsewhere = forger.path / name, forger.path.parent / "elsewhere"
@@ -312,11 +312,11 @@ FORGERIES: dict[str, Forgery] = {
     "link: in place of the manifest": (_linked("manifest-000003.json"), "cannot be opened"),
     "a pipe in place of a file": (_special, "is a link or a special file"),
 }
-"""What is forged, and what the error says; both containers."""
+"""Forgeries for both containers, with the expected error."""
 
 
 def run(folder: Path, container: str) -> dict[str, tuple[int, list[str]]]:
-    """Every forgery there is for a container."""
+    """Run every forgery of a container."""
     template, path, violations = folder / "template", folder / "traces", []
     in_child(lambda: write_lean(template, lean_contents(), container))
     own = ZARR_FORGERIES if container == "zarr" else HDF5_FORGERIES
@@ -334,13 +334,13 @@ def _forge(path: Path, change: Callable[[Forger], Any]) -> None:
     forger = Forger(path)
     before = forger.manifest.read_bytes()
     change(forger)
-    moved = (forger.manifest, forger.folder, forger.path / "segments")  # these are sealed before
-    if not any(place.is_symlink() for place in moved) and forger.manifest.read_bytes() == before:
+    paths = (forger.manifest, forger.folder, forger.path / "segments")  # these are sealed before
+    if not any(item.is_symlink() for item in paths) and forger.manifest.read_bytes() == before:
         forger.seal()
 
 
 def _untouched(path: Path) -> None:
-    """Else the forgeries might be refused for another reason."""
+    """Check that resealing alone is accepted, so that forgeries are not refused for another reason."""
     forger = Forger(path)
     if (forger.folder / QUERY).exists():
         forger.edit(QUERY, lambda document: None)
@@ -360,11 +360,11 @@ def _is_refused(path: Path, message: str) -> None:
         for example in store.examples:
             example.attention(0, 0), example.edges(0)
     except HeadAtlasError as error:
-        told = str(error)
+        error_text = str(error)
     else:
         raise AssertionError("it was read")
     took, grew = time.process_time() - cpu, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     assert took < MAX_S, f"it took {took:.1f} s (of {time.monotonic() - start:.1f})"
     assert grew < MAX_BYTES, f"it took {grew >> 20} MiB"
-    assert re.search(message, told, re.DOTALL), f"it was refused with another message: {told[:300]}"
-    assert len(told) < 3000, "the message is as long as a page"
+    assert re.search(message, error_text, re.DOTALL), f"it was refused with another message: {error_text[:300]}"
+    assert len(error_text) < 3000, "the message is as long as a page"

@@ -32,10 +32,10 @@ def virtual(file: h5py.File) -> None:
 
 
 def chunked(file: h5py.File, body: bytes | None, mask: int = 0, **options) -> None:
-    """All chunks are `body` as it is stored; None leaves them out."""
-    made = file.create_dataset(QUERY, SHAPE, "<f2", chunks=CHUNK, fletcher32=True, **options)
+    """Store `body` as every chunk. None leaves the chunks out."""
+    dataset = file.create_dataset(QUERY, SHAPE, "<f2", chunks=CHUNK, fletcher32=True, **options)
     for layer, head in np.ndindex(2, 2) if body is not None else ():
-        made.id.write_direct_chunk((layer, head, 0, 0), body, mask)
+        dataset.id.write_direct_chunk((layer, head, 0, 0), body, mask)
 
 
 def sealed(body: bytes) -> bytes:

@@ -1,6 +1,6 @@
-"""Killed at any moment: at every named step of every operation, and at random ones.
+"""Kills of a process at every named step of every operation, and at random moments.
 
-A child is ended by the system (a timer's signal, or SIGKILL at a step): none of its code runs any more.
+The system ends the child by a timer signal, or by SIGKILL at a step, so no cleanup code runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Result = dict[str, tuple[int, list[str]]]
 
 
 def run(folder: Path, container: str, n: int, seed: int = 1, what: str = "write") -> Result:
-    """`n` kills at random moments of writing or converting a store; with "steps" one at each named step."""
+    """Kill `n` processes at random moments of writing or converting a store, or with "steps" at each named step."""
     violations: list[str] = []
     cases = 0
     undisturbed(container, folder)
@@ -61,14 +61,14 @@ def run(folder: Path, container: str, n: int, seed: int = 1, what: str = "write"
 
 
 def _duration(work, path: Path) -> float:
-    """How long an undisturbed child takes: the median of three."""
-    found = []
+    """Return the duration of an undisturbed child, as the median of three."""
+    durations = []
     for _ in range(3):
         fresh(path)
         start = time.monotonic()
         in_child(work)
-        found.append(time.monotonic() - start)
-    return sorted(found)[1]
+        durations.append(time.monotonic() - start)
+    return sorted(durations)[1]
 
 
 def _until(delay: float, work) -> None:
@@ -79,13 +79,13 @@ def _until(delay: float, work) -> None:
 
 
 def _die_at(step: str, occurrence: int = 1) -> Callable[[str], None]:
-    """For `on_step`: end this process when a step is reached for the nth time."""
-    seen = 0
+    """Return a function for `on_step` that kills this process when a step is reached for the nth time."""
+    count = 0
 
     def on_step(reached: str) -> None:
-        nonlocal seen
-        seen += reached == step
-        if seen == occurrence:
+        nonlocal count
+        count += reached == step
+        if count == occurrence:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return on_step
@@ -109,7 +109,7 @@ def _kill_at(folder: Path, container: str, step: str, occurrence: int, violation
 
 
 def _kill_dropping(folder: Path, container: str, step: str, violations: list[str]) -> None:
-    """All or nothing; the same drop again ends the same."""
+    """Check that a drop is complete or absent, and that repeating it gives the same result."""
     path = Path(shutil.copytree(folder / f"undisturbed-{container}", fresh(folder / "traces")))
 
     def check() -> None:
@@ -131,7 +131,7 @@ def _kill_dropping(folder: Path, container: str, step: str, violations: list[str
 
 
 def _kill_collecting(folder: Path, container: str, step: str, violations: list[str]) -> None:
-    """The store is whole, and collecting again leaves what it uses and nothing else."""
+    """Check that the store is intact, and that another collection keeps exactly the files in use."""
     path = Path(shutil.copytree(folder / f"undisturbed-{container}", fresh(folder / "traces")))
     in_child(lambda: drop_from_store(path, examples=[4], segments=[2]))
 

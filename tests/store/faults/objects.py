@@ -1,4 +1,4 @@
-"""Every file of a store in turn is missing, empty, cut, longer, a link, or holds what another file should."""
+"""Damage of every file of a store: missing, empty, truncated, longer, or with the content of another file."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DAMAGES: dict[str, _Change] = {
         (other * (len(data) // max(1, len(other)) + 1))[: len(data)]
     ),
 }
-"""`other` is what the next file of the same kind holds: a shard for a shard, a listing for a listing."""
+"""Damage by name. `other` is the content of the next file of the same kind: a shard, or a listing."""
 READING_KEEPS_SIZE = ("swapped with another", "swapped, size kept")
-"""Here only hashes tell, where all is whole in itself: `verify --full` looks at them, reading does not."""
+"""Damage that only hashes can detect, which `verify --full` compares and reading does not."""
 
 
 def run(folder: Path, container: str, every: int = 1) -> dict[str, tuple[int, list[str]]]:
-    """Each damage to each file, or to one of `every`."""
+    """Apply each damage to each file, or to one file of `every`."""
     path = folder / "traces"
     write_lean(path, lean_contents(n_segments=2), container)
     expected = read_all(open_store(path))
@@ -53,12 +53,12 @@ def run(folder: Path, container: str, every: int = 1) -> dict[str, tuple[int, li
 
 
 def _counts(damage: str, data: dict[Path, bytes], file: Path) -> bool:
-    """Whether the damage changes the file at all."""
+    """True if the damage changes the file."""
     return damage not in READING_KEEPS_SIZE or data[file] != data[_another(list(data), file)]
 
 
 def _another(files: list[Path], victim: Path) -> Path:
-    """The next file of the same name and depth, or else the next file."""
+    """Return the next file of the same name and depth, or else the next file."""
     alike = [f for f in files if f.name == victim.name and len(f.parts) == len(victim.parts)] or files
     alike = alike if len(alike) > 1 else [f for f in files if f.suffix == victim.suffix]
     return alike[(alike.index(victim) + 1) % len(alike)]
@@ -68,17 +68,17 @@ def _check(path: Path, victim: Path, damage: str, expected: dict) -> None:
     name = str(victim.relative_to(path))
     newest = victim.name == "manifest-000002.json"
     numbered = victim.parent == path
-    if newest and damage == "missing":  # the snapshot before is the store; nothing can tell that there was a newer one
+    if newest and damage == "missing":  # the previous snapshot is then the newest, and the loss cannot be detected
         assert len(open_store(path).segments) == 1
         return
     try:
-        found = read_all(open_store(path))
-        whole = all(equal(found[at], data) for at, data in expected.items())
-        assert whole or damage in READING_KEEPS_SIZE, "reads otherwise, without an error"
+        arrays = read_all(open_store(path))
+        is_equal = all(equal(arrays[key], data) for key, data in expected.items())
+        assert is_equal or damage in READING_KEEPS_SIZE, "reads otherwise, without an error"
         assert numbered or damage in READING_KEEPS_SIZE or damage == "all zeros", "nothing was noticed on reading"
     except (CorruptSegmentError, FormatError):
         pass
-    if numbered and damage == "missing":  # collected, as far as anybody can tell
+    if numbered and damage == "missing":  # equal to a collected manifest
         return
     findings = verify_store(path, full=True).findings
     assert name in [finding.object for finding in findings], f"verify names {[f.object for f in findings]}"

@@ -1,7 +1,7 @@
-"""The power goes: what was not flushed may be lost, in any combination that a file system allows.
+"""Simulation of power loss: data that was not flushed may be lost, in any combination that a file system allows.
 
-Before each call that changes the disk an image is made of what could be left of it: of a file its bytes at its last
-flush, or none, or all that was written; of a folder its entries at its last flush, and any of those changed since.
+Before each call that changes the disk, an image is made of a possible state after a loss of power. A file has its bytes
+at its last flush, or none, or all written bytes. A folder has its entries at its last flush, and any later changes.
 (After Pillai et al. 2014, "All File Systems Are Not Created Equal".)
 """
 
@@ -23,7 +23,7 @@ WATCHED = ("open", "write", "writev", "fsync", "rename", "link", "mkdir", "unlin
 
 
 class Disk:
-    """What of the files below `root` is flushed; `on_call` hears of each call that changes them, before it is made."""
+    """State of the flushed files below `root`. `on_call` is called before each call that changes them."""
 
     def __init__(self, root: Path, on_call: Callable[[], None]) -> None:
         self.root, self._on_call, self._busy, self._lock = root, on_call, False, threading.RLock()
@@ -35,16 +35,16 @@ class Disk:
         self.real = {name: getattr(os, name) for name in WATCHED}
 
     def watch(self) -> None:
-        """From now on every call is seen."""
+        """Start intercepting calls."""
         for name in WATCHED:
-            setattr(os, name, self._seen(name))
+            setattr(os, name, self._intercept(name))
 
     def unwatch(self) -> None:
-        """No more."""
+        """Stop intercepting calls."""
         for name, call in self.real.items():
             setattr(os, name, call)
 
-    def _seen(self, name: str) -> Callable[..., Any]:
+    def _intercept(self, name: str) -> Callable[..., Any]:
         real = self.real[name]
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -71,7 +71,7 @@ class Disk:
             self.data[status.st_ino] = path.read_bytes()
 
     def image(self, target: Path, rng: random.Random, mood: str) -> None:
-        """Make what a loss of power could leave. `mood`: "all" unflushed is lost, "none" but data, or "some"."""
+        """Make a possible state after a loss of power, in which "all", "some" or "none" of the changes are lost."""
         now: dict[int, Path] = {}
         for folder, names, files in os.walk(self.root):
             for name in (*names, *files):
@@ -108,20 +108,20 @@ class Disk:
 
 
 def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[int, list[str]]]:
-    """`n` losses of power during a run, spread over all its calls."""
+    """Simulate `n` losses of power during a run, spread over all its calls."""
     violations: list[str] = []
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     rng, root, contents = random.Random(seed), folder / "running" / "traces", lean_contents()
     undisturbed(container, folder)
     calls = cases = 0
-    wanted: dict[int, list[str]] = {}
+    moods_by_call: dict[int, list[str]] = {}
     committed: list[str] = []
 
     def on_call() -> None:
         nonlocal calls, cases
         calls += 1
-        for mood in wanted.get(calls, ()):
+        for mood in moods_by_call.get(calls, ()):
             disk.image(fresh(folder / "image"), rng, mood)
             what = f"power lost before call {calls}, {mood} lost, {len(committed)} segments committed"
             cases += 1
@@ -147,5 +147,7 @@ def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[
             os.close(fd)
         if attempt == 0:
             for i in range(n):
-                wanted.setdefault(1 + round(i * (calls - 1) / max(1, n - 1)), []).append(("all", "some", "none")[i % 3])
+                moods_by_call.setdefault(1 + round(i * (calls - 1) / max(1, n - 1)), []).append(
+                    ("all", "some", "none")[i % 3]
+                )
     return {f"power lost, unflushed writes gone ({container})": (cases, violations)}

@@ -1,7 +1,7 @@
-"""Writers race for the number of the next manifest: one wins each, the others try again, nothing is lost.
+"""Race conditions of writers for the next manifest number: one wins, the others retry, and nothing is lost.
 
-Only commits race: what they list is made up, so that a thousand races take seconds. Then some races of whole segments,
-which all write.
+Most races are between commits of artificial entries, so that a thousand races take seconds. Some races are between
+writers of complete segments.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ RACERS, ROUNDS = 4, 20
 
 
 def run(folder: Path, n: int, n_whole: int) -> dict[str, tuple[int, list[str]]]:
-    """`n` races of four commits, half with threads, half with processes; in each fourth race one drops a segment.
+    """Run `n` races of four commits, half with threads, half with processes. Every fourth race drops a segment.
 
-    And `n_whole` of four processes that write the same segments of a container.
+    Also run `n_whole` races of four processes that write the same segments of a container.
     """
-    found: dict[str, tuple[int, list[str]]] = {}
+    result: dict[str, tuple[int, list[str]]] = {}
     for kind in ("threads", "processes"):
         violations: list[str] = []
-        done = 0
-        while done < n // 2:
-            rounds, path = min(ROUNDS, n // 2 - done), fresh(folder / "traces")
+        n_done = 0
+        while n_done < n // 2:
+            rounds, path = min(ROUNDS, n // 2 - n_done), fresh(folder / "traces")
             in_child(lambda path=path: open_writer(path, lean_contents(n_segments=1)) and None)
             (_with_threads if kind == "threads" else _with_processes)(path, rounds)
-            with one_case(violations, f"races {done} to {done + rounds} of {kind}"):
+            with one_case(violations, f"races {n_done} to {n_done + rounds} of {kind}"):
                 _check(path, rounds)
-            done += rounds
-        found[f"race of four commits ({kind})"] = (done, violations)
+            n_done += rounds
+        result[f"race of four commits ({kind})"] = (n_done, violations)
     for container in CONTAINERS:
         violations = []
         for number in range(n_whole):
             with one_case(violations, f"race {number}"):
                 _race_for_segments(folder, container)
-        found[f"race of four writers for all segments ({container})"] = (n_whole, violations)
-    return found
+        result[f"race of four writers for all segments ({container})"] = (n_whole, violations)
+    return result
 
 
 def _commit(writer: StoreWriter, private: Path, racer: int, number: int) -> None:
-    """Commit segment `number * RACERS + racer`; the last racer of every fourth round drops one of an earlier round."""
+    """Commit segment `number * RACERS + racer`. The last racer of every fourth round drops an earlier segment."""
     if racer == RACERS - 1 and number % 4 == 3:
         writer.replace(
             [], dropped=[Dropped(index=(number - 1) * RACERS, first_example=2 * (number - 1) * RACERS, n_examples=2)]
@@ -101,7 +101,7 @@ def _with_processes(path: Path, rounds: int) -> None:
 
 
 def _check(path: Path, rounds: int) -> None:
-    """Every commit is there once, each manifest follows the one before, and differs from it by one commit."""
+    """Check that every commit exists once, and that each manifest adds one commit to the previous one."""
     drops = [number for number in range(rounds) if number % 4 == 3]
     dropped = {(number - 1) * RACERS for number in drops}
     committed = set(range(rounds * RACERS)) - {number * RACERS + RACERS - 1 for number in drops}
@@ -120,7 +120,7 @@ def _check(path: Path, rounds: int) -> None:
 
 
 def _race_for_segments(folder: Path, container: str) -> None:
-    """Four processes write all segments, each beginning with another: each is there once, as if written alone."""
+    """Write all segments in four processes, each starting with another segment. The result equals one writer's."""
     path, contents = fresh(folder / "traces"), lean_contents()
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(RACERS)

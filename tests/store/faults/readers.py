@@ -1,4 +1,4 @@
-"""Readers beside a writer that drops, restores and collects without a pause: a snapshot stays what it was."""
+"""Readers concurrent with a writer that drops, restores and collects. Their snapshots must not change."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ READERS, PER_SNAPSHOT = 3, 10
 
 
 def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[int, list[str]]]:
-    """`n` reads by three threads, ten a snapshot, while another process changes the store."""
+    """Make `n` reads in three threads, ten per snapshot, while another process changes the store."""
     path, contents = folder / "traces", lean_contents()
     in_child(lambda: write_lean(path, contents, container))
     writer = os.fork()
     if writer == 0:
         _change_for_ever(path, contents, container, seed)
     violations: list[str] = []
-    known: dict[str, dict[str, np.ndarray]] = {}
+    first_reads: dict[str, dict[str, np.ndarray]] = {}
     lock, snapshots = threading.Lock(), set()
 
     def look(own_seed: int) -> None:
@@ -38,7 +38,7 @@ def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[
                 store = open_store(path)
                 snapshots.add(store.manifest.number)
                 for _ in range(PER_SNAPSHOT):
-                    _read(store, contents, rng, known, lock)
+                    _read(store, contents, rng, first_reads, lock)
                 store.close()
 
     threads = [threading.Thread(target=look, args=(seed * 10 + i,)) for i in range(READERS)]
@@ -56,24 +56,24 @@ def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[
     return {f"read beside a writer and a collection ({container})": (cases, violations)}
 
 
-def _read(store: Store, contents: list[Content], rng: random.Random, known: dict, lock: threading.Lock) -> None:
-    """An array of a segment: as it was written, or, of a segment without an example, as it was first read."""
+def _read(store: Store, contents: list[Content], rng: random.Random, first_reads: dict, lock: threading.Lock) -> None:
+    """Check that an array is as written or, in a segment with dropped examples, as in the first read."""
     if not store.segments:
         return
     segment = rng.choice(store.segments)
     name = rng.choice(sorted(contents[0].arrays))
-    found = segment.read(name)
+    array = segment.read(name)
     written = contents[segment.index].arrays[name]
     if segment.n_examples == sum(n > 0 for n in segment.tokens().n_tokens):
-        assert np.array_equal(found, written, equal_nan=True), f"segment {segment.index}: {name} reads otherwise"
+        assert np.array_equal(array, written, equal_nan=True), f"segment {segment.index}: {name} reads otherwise"
         return
     with lock:
-        first = known.setdefault(segment.entry.sha256, {}).setdefault(name, found)
-    assert np.array_equal(found, first, equal_nan=True), f"segment {segment.index}: {name} changed"
+        first = first_reads.setdefault(segment.entry.sha256, {}).setdefault(name, array)
+    assert np.array_equal(array, first, equal_nan=True), f"segment {segment.index}: {name} changed"
 
 
 def _change_for_ever(path: Path, contents: list[Content], container: str, seed: int) -> None:
-    """Drop an example or a segment, write it again as it was, collect what nobody reads."""
+    """Drop an example or a segment, write it again, and collect unused files, forever."""
     try:
         rng = random.Random(seed)
         while True:
@@ -82,7 +82,7 @@ def _change_for_ever(path: Path, contents: list[Content], container: str, seed: 
             if rng.random() < 0.5:
                 drop_from_store(path, segments=[index], threads=1)
             else:
-                segment = next(found for found in open_store(path).segments if found.index == index)
+                segment = next(segment for segment in open_store(path).segments if segment.index == index)
                 writer.replace([Replacement(segment.entry, *without_examples(segment, {1}))])
             writer = StoreWriter(path, container=container, threads=1)  # knows the newest snapshot
             rows = {row.index: row for row in (*writer.manifest.segments, *writer.manifest.dropped)}

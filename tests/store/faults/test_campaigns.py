@@ -1,6 +1,6 @@
-"""The store is put through every fault there is, thousands of times; see docs/reliability.md for what is promised.
+"""Thousands of injected faults in stores; docs/reliability.md lists the guarantees.
 
-The work is done in a process of its own (`campaign.py`). `make test` takes a sample of each fault, `make test-long` all.
+A separate process runs the faults (`campaign.py`). `make test` runs a sample of each fault, `make test-long` all.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def breaker(shim: Path | None) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def campaign(breaker: subprocess.Popen[str], tmp_path: Path, count_fault: Callable) -> Callable[..., int]:
-    """Run one; its faults are counted in the table, and any violation fails the test. Returns how many cases."""
+    """Return a function that runs a campaign, counts its faults, fails on violations, and returns the cases."""
 
     def run(name: str, **arguments: object) -> int:
         answer = tmp_path / "answer.json"
@@ -63,12 +63,12 @@ def campaign(breaker: subprocess.Popen[str], tmp_path: Path, count_fault: Callab
         assert breaker.stdout is not None
         breaker.stdin.write(json.dumps(request) + "\n")
         breaker.stdin.flush()
-        told = list(itertools.takewhile(lambda line: line and line != "done\n", iter(breaker.stdout.readline, "")))
-        assert answer.exists(), f"the process that breaks stores died: {''.join(told)[-2000:]}"
+        output = list(itertools.takewhile(lambda line: line and line != "done\n", iter(breaker.stdout.readline, "")))
+        assert answer.exists(), f"the process that breaks stores died: {''.join(output)[-2000:]}"
         result = json.loads(answer.read_text())
         for fault, counts in result.items():
             count_fault(fault, counts["cases"], len(counts["violations"]))
-        print("".join(told))
+        print("".join(output))
         violations = {fault: counts["violations"] for fault, counts in result.items() if counts["violations"]}
         assert not violations, json.dumps(violations, indent=1)[:6000]
         return sum(counts["cases"] for counts in result.values())

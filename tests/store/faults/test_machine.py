@@ -1,4 +1,4 @@
-"""Any order of the operations on a store, crashes among them, against a dictionary that says what must be there."""
+"""State machine of the operations on a store in any order, with crashes, compared with a dictionary."""
 
 from __future__ import annotations
 
@@ -48,29 +48,29 @@ container_of = st.sampled_from(CONTAINERS)
 
 
 class Killed(BaseException):
-    """The process is gone: nothing of ours must tidy up."""
+    """Simulated death of the process. No cleanup code may run."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a snapshot must hold."""
+    """Expected content of a snapshot."""
 
     segments: dict[int, frozenset[int]] = field(default_factory=dict)
-    """Of each committed segment the examples that were taken out of it."""
+    """Dropped examples of each committed segment."""
     dropped: frozenset[int] = frozenset()
     noted: frozenset[int] = frozenset()
 
 
 def traces(store: Store, index: int) -> list[np.ndarray]:
-    """Everything of an example as numbers."""
+    """Read all traces of an example."""
     example = store.examples[index]
-    found = [example.attention(), example.query(), example.key(), example.logsumexp()]
+    arrays = [example.attention(), example.query(), example.key(), example.logsumexp()]
     statistics = example.statistics()
-    return [array.values for array in (*found, *example.edges(1).values(), *statistics.values())]
+    return [array.values for array in (*arrays, *example.edges(1).values(), *statistics.values())]
 
 
 class Stores(RuleBasedStateMachine):
-    """One store that lives, snapshots of it that readers hold, and stores made of it that are looked at."""
+    """A store with changing contents, snapshots of it that readers hold, and stores derived from it."""
 
     contents: list[Content]
     reference: list[list[np.ndarray]]
@@ -98,7 +98,7 @@ class Stores(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def check(self, store: Store, expected: Expected, examples) -> None:
-        """That a snapshot is what it must be; of some examples every number."""
+        """Check the contents of a snapshot, and all numbers of some examples."""
         assert {segment.index for segment in store.segments} == set(expected.segments)
         assert {row.index for row in store.manifest.dropped} == expected.dropped
         assert {row.example for row in store.manifest.skipped} == expected.noted
@@ -143,7 +143,7 @@ class Stores(RuleBasedStateMachine):
         return replace(self.expected, segments=segments, noted=self.expected.noted | {example})
 
     def possible(self, what: str, which: int) -> bool:
-        """Whether an operation has something to do; `which` is an example for "drop_example", else a segment."""
+        """True if an operation has an effect. `which` is an example for "drop_example", else a segment."""
         there = self.expected.segments
         if what == "drop_example":
             return which // PER_SEGMENT in there and which not in self.expected.noted
@@ -199,7 +199,7 @@ class Stores(RuleBasedStateMachine):
             self.expected = self.without_crash(what, which)
 
     def without_crash(self, what: str, which: int) -> Expected:
-        """What the operation would have ended in."""
+        """Return the expected result of the operation without a crash."""
         there, dropped = self.expected.segments, self.expected.dropped
         if what == "drop_example":
             index = which // PER_SEGMENT
@@ -207,12 +207,12 @@ class Stores(RuleBasedStateMachine):
                 self.expected, segments=there | {index: there[index] | {which}}, noted=self.expected.noted | {which}
             )
         if what == "drop_segment":
-            left = {i: gone for i, gone in there.items() if i != which}
-            return replace(self.expected, segments=left, dropped=dropped | {which})
+            remaining = {i: gone for i, gone in there.items() if i != which}
+            return replace(self.expected, segments=remaining, dropped=dropped | {which})
         return replace(self.expected, segments=there | {which: frozenset()}, dropped=dropped - {which})
 
     def killed(self, work: Callable, step: str, reached: list[str]):
-        """Run an operation until a step; what it returned, or None if it was killed there. Nothing is tidied up."""
+        """Run an operation until a step without cleanup. Return its result, or None if it was killed."""
 
         def on_step(name: str) -> None:
             reached.append(name)
@@ -241,8 +241,8 @@ class Stores(RuleBasedStateMachine):
         }
         assert set(os.listdir(self.path / "segments")) == used
         assert os.listdir(self.path / "tmp") == []
-        kept = {store.manifest.number for store in self.readers()} | {open_store(self.path).manifest.number}
-        assert set(manifest_numbers(self.path)) == kept
+        numbers = {store.manifest.number for store in self.readers()} | {open_store(self.path).manifest.number}
+        assert set(manifest_numbers(self.path)) == numbers
 
     def readers(self) -> list[Store]:
         return [store for store, _ in self.held if store.path == self.path]
@@ -270,18 +270,18 @@ class Stores(RuleBasedStateMachine):
     def read(self, example: int) -> None:
         self.check(open_store(self.path), self.expected, [example])
 
-    @rule(index=index_of, at=st.floats(0, 1, exclude_max=True), container=container_of)
-    def damage_and_repair(self, index: int, at: float, container: str) -> None:
-        """A byte of a segment is changed: verify names the segment, and it can be written again."""
+    @rule(index=index_of, position=st.floats(0, 1, exclude_max=True), container=container_of)
+    def damage_and_repair(self, index: int, position: float, container: str) -> None:
+        """Change a byte of a segment. Verify names the segment, and it can be written again."""
         if index not in self.expected.segments:
             return
-        segment = next(found for found in open_store(self.path).segments if found.index == index)
+        segment = next(segment for segment in open_store(self.path).segments if segment.index == index)
         if any(segment.entry == other.entry for store in self.readers() for other in store.segments):
             return  # whoever holds it would rightly find it damaged
         files = sorted(file for file in segment.folder.rglob("*") if file.is_file())
-        victim = files[int(at * len(files))]
+        victim = files[int(position * len(files))]
         data = bytearray(victim.read_bytes())
-        data[int(at * len(data))] ^= 8
+        data[int(position * len(data))] ^= 8
         victim.write_bytes(data)
         assert {finding.segment for finding in verify_store(self.path, full=True).findings} == {index}
         self.expected = self.repair_one(index, container)
@@ -335,14 +335,14 @@ class Stores(RuleBasedStateMachine):
             self.check(open_store(self.path), self.expected, ())
 
 
-def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other, strict=True))
+def same(arrays: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, other, strict=True))
 
 
 @pytest.mark.parametrize("part", range(4 if LONG else 1))
 @pytest.mark.usefixtures("without_shape_checks")
 def test_any_order_of_operations(tmp_path: Path, count_fault: Callable[[str, int, int], None], part: int) -> None:
-    """200 times 75 operations in the long run."""
+    """Run 200 times 75 operations in the long profile."""
     Stores.contents = lean_contents(n_segments=N_SEGMENTS, n_examples=PER_SEGMENT)
     write_store(tmp_path / "whole", Stores.contents)
     whole = open_store(tmp_path / "whole")
