@@ -17,7 +17,18 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import fault_stores  # noqa: E402, F401  and with it everything that campaigns import
 
-CAMPAIGNS = ("kills", "failing_calls", "power_loss", "flips", "objects", "races", "readers", "hostile", "fuzz", "forks")
+CAMPAIGNS = (
+    "kills",
+    "failing_calls",
+    "power_loss",
+    "flips",
+    "damaged_objects",
+    "races",
+    "readers",
+    "hostile",
+    "fuzz",
+    "forks",
+)
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ def test_flipped_bits(campaign, container: str, n: int) -> None:
 
 @pytest.mark.parametrize("every", [25, pytest.param(1, marks=slow)])
 def test_damaged_objects(campaign, container: str, every: int) -> None:
-    campaign("objects", container=container, every=every if container == "zarr" else 1)
+    campaign("damaged_objects", container=container, every=every if container == "zarr" else 1)
 
 
 @pytest.mark.parametrize(("n", "n_whole"), [(40, 1), pytest.param(1000, 25, marks=slow)])
