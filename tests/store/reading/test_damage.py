@@ -43,7 +43,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_presence_and_size_are_checked_before_reading(store_path: Path, damage: str) -> None:
-    """The message names the object. `faults/damaged_objects.py` tests every object. Plain zarr reads some of these as zeros."""
+    """The message names the object. `faults/damaged_objects.py` damages every object in turn."""
     files = objects(store_path)
     victim = files[len(files) // 2]
     DAMAGES[damage](victim)
