@@ -16,7 +16,7 @@ from .attention_codecs import AttentionCodec
 from .attention_layout import AttentionMaps, band_array, pair_offset
 from .companding import encode_attention
 from .pairs import pack_pairs, unpack_pairs
-from .sparse_rows import SparseRows, sparse_arrays, sparse_rows
+from .sparse_rows import SparseHeadRows, sparse_arrays, sparse_rows
 
 
 def attention_arrays(
@@ -44,7 +44,7 @@ def attention_arrays(
     offset = pair_offset(site, n_queries, n_keys)
     shapes = [(int(q), int(k)) for q, k in zip(n_queries, n_keys, strict=True)]
     arrays = {n: np.empty(layout.shape, layout.dtype) for n, layout in site_layouts.items() if codec.selection is None}
-    maps: list[list[SparseRows]] = []
+    maps: list[list[SparseHeadRows]] = []
     for layer in range(site.n_layers):
         weights, band = weights_of(layer), site.band(layer)
         examples = [weights[:, start:stop] for start, stop in itertools.pairwise(offset.tolist())]
@@ -73,10 +73,10 @@ def _names(site: AttentionMaps, codec: AttentionCodec) -> list[str]:
     return ["attention", "attention_key", "attention_count", "attention_dropped"]
 
 
-def _join_rows(rows: list[SparseRows], codec: AttentionCodec) -> SparseRows:
+def _join_rows(rows: list[SparseHeadRows], codec: AttentionCodec) -> SparseHeadRows:
     """Join the rows of one head over all examples."""
 
     def join(name: str, dtype: str) -> np.ndarray:
         return np.concatenate([np.empty(0, dtype), *(getattr(row, name) for row in rows)]).astype(dtype)
 
-    return SparseRows(join("key", "i8"), join("stored", codec.dtype), join("count", "i8"), join("dropped", "f2"))
+    return SparseHeadRows(join("key", "i8"), join("stored", codec.dtype), join("count", "i8"), join("dropped", "f2"))

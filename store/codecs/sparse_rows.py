@@ -21,7 +21,7 @@ from .companding import encode_attention
 
 
 @dataclass(frozen=True)
-class SparseRows:
+class SparseHeadRows:
     """Stored weights of some rows of one head: one entry per weight, row by row."""
 
     key: Integer[np.ndarray, "entry"]
@@ -46,7 +46,7 @@ def selection_mask(
 
 def sparse_rows(
     weights: Float[np.ndarray, "query_pos key_pos"], codec: AttentionCodec, *, error: float = 0.0
-) -> SparseRows:
+) -> SparseHeadRows:
     """Encode the rows of one head of one example in a sparse codec.
 
     `error` is the largest distance of any of the weights from the model's own. `dropped` then bounds the loss of the
@@ -59,7 +59,7 @@ def sparse_rows(
     missing = weights.sum(axis=-1, dtype=np.float64) - stored_mass + error * (weights.shape[-1] - count)
     if error:  # the model's row adds up to at most 1
         missing = np.minimum(missing, np.maximum(1 - stored_mass, 0) + error * count)
-    return SparseRows(
+    return SparseHeadRows(
         np.nonzero(mask)[1], encode_attention(weights[mask], codec.values), count, dropped_mass(np.clip(missing, 0, 1))
     )
 
@@ -70,7 +70,7 @@ def dropped_mass(mass: Float[np.ndarray, "*shape"]) -> Float16[np.ndarray, "*sha
     return np.where(rounded < mass, np.nextafter(rounded, np.float16(np.inf)), rounded)
 
 
-def sparse_arrays(layouts: Sequence[ArrayLayout], maps: Sequence[Sequence[SparseRows]]) -> dict[str, np.ndarray]:
+def sparse_arrays(layouts: Sequence[ArrayLayout], maps: Sequence[Sequence[SparseHeadRows]]) -> dict[str, np.ndarray]:
     """Return the four arrays of a site, by path, from the rows of each head ``maps[layer][head]``.
 
     `layouts` describe these arrays (`segment_layout`). The `entry` axis is cut to the longest head.
