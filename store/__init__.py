@@ -1,7 +1,7 @@
-"""The trace store: format, reading, statistics, patterns and queries, without torch or panel.
+"""Trace store: format, reading, statistics, patterns and queries, without torch or panel.
 
-``open_store(path)`` gives a `Store`, whose `search` ranks heads for a `Pattern`. Each name is imported on
-first use, so a command does not load modules that it does not need.
+``open_store(path)`` returns a `Store`, whose `search` ranks heads for a `Pattern`. Names are imported on first use, so
+that commands start quickly.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Every error headatlas raises on purpose, grouped by what a caller would do about it.
+"""Errors that headatlas raises on purpose, grouped by the caller's reaction.
 
 ::
 
     HeadAtlasError
     ├── ConfigError          change the job file or the arguments           (also a ValueError)
     ├── ShapeError           pass arrays that fit together                  (also a ValueError)
-    ├── PatternError         mend the expression; carries where it broke    (also a ValueError)
-    ├── NotFoundError        ask for something the store has                (also a KeyError)
-    ├── FormatError          the store was written by something else, or a newer version
-    ├── CorruptSegmentError  an object is missing, cut or changed: verify, then write it again
-    ├── RemoteError          the network or its server failed: try again            (also an OSError)
+    ├── PatternError         correct the expression; carries the faulty characters  (also a ValueError)
+    ├── NotFoundError        request something that the store has           (also a KeyError)
+    ├── FormatError          another program or a newer version wrote the store
+    ├── CorruptSegmentError  an object is missing, truncated or changed: verify, then write it again
+    ├── RemoteError          the network or the server failed: retry                (also an OSError)
     ├── MissingExtraError    install the extra that the message names       (also an ImportError)
     ├── UnsupportedModelError  the model cannot be captured faithfully
-    └── BudgetError          ask for less, or allow more memory, time or rows
+    └── BudgetError          request less, or allow more memory, time or rows
 
-Messages say what was wrong (with the value), what was expected, and what to do. Where (store, segment, example) is
-put in front once, by `located`, at the boundary that knows it.
+A message says what was wrong (with the value), what was expected, and what to do. The caller that knows the location
+(store, segment, example) puts it in front of the message once, with `located`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contextlib import contextmanager
 
 
 class HeadAtlasError(Exception):
-    """Base of all errors raised on purpose; `kind` is a stable word for programs."""
+    """Base class of all errors that headatlas raises on purpose. Programs can rely on the word in `kind`."""
 
     kind = "error"
 
@@ -34,22 +34,22 @@ class HeadAtlasError(Exception):
 
 
 class ConfigError(HeadAtlasError, ValueError):
-    """A job file, a command line or a function argument is wrong."""
+    """Invalid job file, command line or function argument."""
 
     kind = "config"
 
 
 class ShapeError(HeadAtlasError, ValueError):
-    """Arrays disagree with each other or with what the call needs."""
+    """Arrays that disagree with each other or with the requirements of a call."""
 
     kind = "shape"
 
 
 class PatternError(HeadAtlasError, ValueError):
-    """An expression cannot be read or names something unknown.
+    """Expression that cannot be parsed, or that contains an unknown name.
 
-    `expression` is the text, `start` and `stop` the characters at fault, `suggestions` what may have been meant
-    there, best first.
+    `expression` is the text. `start` and `stop` delimit the faulty characters. `suggestions` are possible replacements
+    for them, best first.
     """
 
     kind = "pattern"
@@ -62,31 +62,31 @@ class PatternError(HeadAtlasError, ValueError):
         self.expression, self.start, self.stop = expression, start, max(stop, start + 1)
 
     def pointed(self) -> str:
-        """The message with the expression and an arrow under the mistake, over several lines."""
+        """Return the message with the expression and carets under the mistake, on several lines."""
         mark = " " * self.start + "^" * (self.stop - self.start)
         return f"{self}\n  {self.expression}\n  {mark}" if self.expression else str(self)
 
 
 class NotFoundError(HeadAtlasError, KeyError):
-    """The store, example, head or array asked for is not there."""
+    """Request for a store, example, head or array that does not exist."""
 
     kind = "not-found"
 
 
 class FormatError(HeadAtlasError):
-    """The bytes are not a headatlas store, or one of a newer format version."""
+    """Data that is not a headatlas store, or a store of a newer format version."""
 
     kind = "format"
 
 
 class CorruptSegmentError(HeadAtlasError):
-    """A committed object is missing, has the wrong size or fails its checksum."""
+    """Committed object that is missing, has the wrong size or fails its checksum."""
 
     kind = "corrupt"
 
 
 class RemoteError(HeadAtlasError, OSError):
-    """A server did not answer, or refused."""
+    """Failure of a server: it did not respond, or refused a request."""
 
     kind = "remote"
 
@@ -98,32 +98,32 @@ class MissingExtraError(HeadAtlasError, ImportError):
 
 
 class UnsupportedModelError(HeadAtlasError):
-    """The model does not go through the attention interface, or the self-check failed."""
+    """Model that does not use the attention interface, or that failed the self-check."""
 
     kind = "unsupported-model"
 
 
 class BudgetError(HeadAtlasError):
-    """The work does not fit the memory, time or row budget."""
+    """Work that does not fit the memory, time or row budget."""
 
     kind = "budget"
 
 
 @contextmanager
-def located(where: str) -> Iterator[None]:
-    """Put `where` in front of the message of any headatlas error raised inside the block.
+def located(location: str) -> Iterator[None]:
+    """Put `location` in front of the message of any headatlas error raised inside the block.
 
-    A message that begins with it stays; one that begins with a part of it ("store, segment 0" of "store, segment 0,
-    layer 2") gets the whole instead.
+    A message that already begins with `location` stays as it is. A message that begins with a part of it ("store,
+    segment 0" of "store, segment 0, layer 2") gets the full location instead of that part.
     """
     try:
         yield
     except HeadAtlasError as error:
-        told = str(error)
-        if told.startswith(where):
+        message = str(error)
+        if message.startswith(location):
             raise
-        parts = where.split(", ")
-        places = (", ".join(parts[:n]) + ": " for n in range(len(parts) - 1, 0, -1))
-        told = next((told.removeprefix(place) for place in places if told.startswith(place)), told)
-        error.args = (f"{where}: {told}", *error.args[1:])
+        parts = location.split(", ")
+        prefixes = (", ".join(parts[:n]) + ": " for n in range(len(parts) - 1, 0, -1))
+        message = next((message.removeprefix(prefix) for prefix in prefixes if message.startswith(prefix)), message)
+        error.args = (f"{location}: {message}", *error.args[1:])
         raise

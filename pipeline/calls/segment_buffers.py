@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int64
 
 from headatlas.store.codecs.array_layout import ArrayLayout
 from headatlas.store.codecs.attention_layout import band_array, pair_offset
-from headatlas.store.codecs.sparse_rows import KeptRows, sparse_arrays
+from headatlas.store.codecs.sparse_rows import SparseHeadRows, sparse_arrays
 from headatlas.store.schema.traces import Site, TraceSpec, segment_layout, zero_distance
 
 
@@ -74,7 +74,7 @@ class SparseRows:
             filled = slots < count[..., None]  # [head, row, slot]
             maps.append(
                 [
-                    KeptRows(k[at], s[at], n.astype(np.int64), left)
+                    SparseHeadRows(k[at], s[at], n.astype(np.int64), left)
                     for k, s, n, left, at in zip(key, stored, count, dropped, filled, strict=True)
                 ]
             )

@@ -1,1 +1,1 @@
-"""Codecs: names, bounds, numbers to weights and back, sparse rows, and the pair axis."""
+"""Codecs of attention and vectors: names, error bounds, encoding and decoding, sparse rows, and the pair axis."""

@@ -1,4 +1,4 @@
-"""Arrays of a segment as descriptions (path, shape, type, axes), with or without their data."""
+"""Descriptions of a segment's arrays (path, shape, type, axes), with or without their data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """One array of a segment: `axes` name its dimensions in order."""
+    """Path, shape, type and axes of one array of a segment. `axes` names the dimensions in order."""
 
     path: str
     shape: tuple[int, ...]
@@ -18,13 +18,13 @@ class ArrayLayout:
 
     @property
     def raw_bytes(self) -> int:
-        """Bytes before compression."""
+        """Size in bytes before compression."""
         return int(np.prod([int(n) for n in self.shape], dtype=object)) * self.dtype.itemsize if self.shape else 0
 
 
 @dataclass(frozen=True)
 class SegmentArray:
-    """An array on its way to disk; `attributes` explain it to people who read the file without headatlas."""
+    """Array to be written. Its `attributes` explain it to people who read the file without headatlas."""
 
     layout: ArrayLayout
     data: np.ndarray

@@ -1,13 +1,14 @@
-"""The names of attention codecs, and what each means: how a weight is written, and which weights of a row are kept.
+"""Attention codecs by name: the code of a weight, the weights of a row that are stored, and the error bounds.
 
-``sqrt:N`` and ``linear:N`` keep a weight as one of N codes in a byte, in equal steps of its square root or of itself;
-``sqrt8`` to ``sqrt6`` and ``linear8`` to ``linear6`` are those of 256, 128 and 64 codes. ``float16`` and ``float32``
-keep it as it is. ``top_k:K`` and ``threshold:T`` keep some weights of each row, in ``sqrt8`` or in what follows a
-slash: ``top_k:16/float16``. Only parsing and bounds are here: arrays are `companding.py` and `sparse.py`.
+``sqrt:N`` and ``linear:N`` store a weight as one of N codes in a byte. The steps are equal in the square root of the
+weight, or in the weight itself. ``sqrt8`` to ``sqrt6`` and ``linear8`` to ``linear6`` have 256, 128 and 64 codes.
+``float16`` and ``float32`` store the number itself. ``top_k:K`` and ``threshold:T`` store some weights of each row, by
+default as ``sqrt8``. A slash names another codec: ``top_k:16/float16``. This module parses names and computes bounds.
+`companding.py` and `sparse_rows.py` encode and decode arrays.
 
-Half a step of a code moves a weight by at most (n - 1/4) / n^2 < 1 / n for n steps of a square root, by 1 / 2n for
-linear ones. A row that adds up to 1 has at most 1 / T weights of T or more, and what is weaker than its K strongest is
-less than 1 / (K + 1): so each way to choose bounds both what a row takes and what it lacks.
+Half a step of a code moves a weight by at most (n - 1/4) / n^2 < 1 / n for n steps of a square root, and by 1 / 2n for
+n linear steps. A row that adds up to 1 has at most 1 / T weights of T or more. A weight that is not among its K
+strongest is less than 1 / (K + 1). Both selections therefore bound the size of a stored row and its missing weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 MAX_KEPT = 1024
-"""Most weights of a row that a sparse codec may keep."""
+"""Largest number of weights per row that a sparse codec can store."""
 _NAMED = {256: "8", 128: "7", 64: "6"}  # linear:256 is linear8
 _FLOATS = {"float16": ("IEEE float16", 2.0**-12, 1.25), "float32": ("IEEE float32", 0.0, 1.31)}
 """Definition, largest error and compression."""
@@ -31,7 +32,7 @@ _STEP_COMPRESSION = {"sqrt": (0.68, 0.83, 1.0), "linear": (0.47, 0.58, 0.71)}
 class CodecBound:
     """Largest error of a codec: ``|decoded - x| <= absolute + relative · |x| + scaled · scale``.
 
-    `definition` is kept with the array; only `int8` has a scale.
+    `definition` is stored with the array. Only `int8` has a scale.
     """
 
     definition: str
@@ -42,14 +43,14 @@ class CodecBound:
 
 @dataclass(frozen=True)
 class Steps:
-    """Weights as whole numbers of steps, 0 to `n_steps`: of the weight, or of its square root."""
+    """Integer codes from 0 to `n_steps`, in equal steps of the weight, or of its square root if `root` is True."""
 
     n_steps: int
     root: bool
 
     @property
     def bound(self) -> CodecBound:
-        """Its definition and largest error."""
+        """Definition and largest error of the code."""
         if self.root:
             return CodecBound(f"weight = (code / {self.n_steps}) ** 2", 1 / self.n_steps)
         return CodecBound(f"weight = code / {self.n_steps}", 0.5 / self.n_steps)
@@ -57,9 +58,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which weights of a row are kept: the `n_kept` strongest at most, the strongest always, others from `threshold` on.
+    """Selection of the weights of a row that are stored.
 
-    Weights of 0 are never kept; of equal ones those of lower keys are.
+    The strongest weight is always stored. Other weights are stored if they reach `threshold`, up to `n_kept` in total.
+    A weight of 0 is never stored. Among equal weights lower keys come first.
     """
 
     n_kept: int
@@ -67,60 +69,60 @@ class Selection:
 
     @property
     def largest_missing(self) -> float:
-        """No weight that is not kept is larger, in a row that adds up to at most 1."""
+        """Upper bound of the weights that are not stored, for rows that add up to at most 1."""
         return self.threshold or 1 / (self.n_kept + 1)
 
 
 @dataclass(frozen=True)
 class AttentionCodec:
-    """How attention is kept; `bound` is that of a weight that is kept."""
+    """Codec of attention. `bound` holds for the weights that are stored."""
 
     name: str
     values: str
-    """The codec of the weights that are kept; the same as `name` where all are."""
+    """Codec of the stored weights; equal to `name` if all weights are stored."""
     dtype: str
-    """Of the stored numbers, as numpy writes it."""
+    """Type of the stored numbers, as numpy spells it."""
     bound: CodecBound
     steps: Steps | None
     selection: Selection | None
-    """None: every weight is kept."""
+    """Selection of the stored weights, or None if all weights are stored."""
     compression: float
     """Compressed size of each raw byte, relative to `sqrt8` (docs/codecs.md, texts of 16 tokens)."""
 
     @property
     def max_absolute_error(self) -> float:
-        """Of any weight, those that are missing and read as 0 included."""
+        """Largest absolute error of any weight, including missing weights, which are read as 0."""
         return max(self.bound.absolute, self.selection.largest_missing if self.selection else 0.0)
 
 
 ATTENTION_CODECS = ("sqrt8", "sqrt7", "sqrt6", "linear8", "linear7", "linear6", "float16", "float32")
-"""The codecs with a name of their own; every one keeps all weights."""
-EXPECTED = f"{', '.join(ATTENTION_CODECS)}, linear:N or sqrt:N with 2 to 256 levels, top_k:K or threshold:T"
+"""Codecs with a fixed name. All of them store every weight."""
+EXPECTED = f"{', '.join(ATTENTION_CODECS)}, linear:N or sqrt:N with 2 to 256 codes, top_k:K or threshold:T"
 
 
 @lru_cache(maxsize=256)
 def attention_codec(name: str) -> AttentionCodec:
-    """The codec of a name; other spellings of it (``linear:256``, ``threshold:.010``) give the same one.
+    """Return the codec of a name. Other spellings of a name (``linear:256``, ``threshold:.010``) give the same codec.
 
     Raises
     ------
     ValueError
-        No codec has that name; says which there are.
+        No codec has that name. The message lists the names.
     """
-    kind, colon, rest = name.partition(":")
+    kind, colon, argument = name.partition(":")
     if kind in ("top_k", "threshold") and colon:
-        return _sparse(kind, rest)
+        return _sparse(kind, argument)
     if name in _FLOATS:
         definition, error, compression = _FLOATS[name]
         bound = CodecBound(f"weight as {definition}", error)
         return AttentionCodec(name, name, "f2" if name == "float16" else "f4", bound, None, None, compression)
-    found = re.fullmatch(r"(sqrt|linear)(?:([876])|:(\d{1,3}))", name)
-    n_levels = 0 if found is None else 2 ** int(found[2]) if found[2] else int(found[3])
-    if found is None or not 2 <= n_levels <= 256:
+    match = re.fullmatch(r"(sqrt|linear)(?:([876])|:(\d{1,3}))", name)
+    n_codes = 0 if match is None else 2 ** int(match[2]) if match[2] else int(match[3])
+    if match is None or not 2 <= n_codes <= 256:
         raise ValueError(f"expected {EXPECTED}")
-    steps = Steps(n_levels - 1, found[1] == "sqrt")
-    name = found[1] + _NAMED.get(n_levels, f":{n_levels}")
-    compression = float(np.interp(np.log2(n_levels), (0, 6, 7, 8), (0.0, *_STEP_COMPRESSION[found[1]])))
+    steps = Steps(n_codes - 1, match[1] == "sqrt")
+    name = match[1] + _NAMED.get(n_codes, f":{n_codes}")
+    compression = float(np.interp(np.log2(n_codes), (0, 6, 7, 8), (0.0, *_STEP_COMPRESSION[match[1]])))
     return AttentionCodec(name, name, "u1", steps.bound, steps, None, compression)
 
 
@@ -128,15 +130,15 @@ def _sparse(kind: str, text: str) -> AttentionCodec:
     number, _, values = text.partition("/")
     codec = attention_codec(values or "sqrt8")
     if codec.selection is not None:
-        raise ValueError(f"{values!r} after the slash; expected how a kept weight is written, such as float16")
+        raise ValueError(f"{values!r} after the slash; expected a codec that stores every weight, such as float16")
     if kind == "top_k":
         if not number.isdecimal() or not 1 <= int(number) <= MAX_KEPT:
-            raise ValueError(f"top_k:{number}; expected 1 to {MAX_KEPT} weights a row, such as top_k:16")
-        selection, written = Selection(int(number)), str(int(number))
+            raise ValueError(f"top_k:{number}; expected 1 to {MAX_KEPT} weights per row, such as top_k:16")
+        selection, argument = Selection(int(number)), str(int(number))
     else:
         threshold = _fraction(number)
-        selection, written = Selection(int(1 / threshold + 1e-6), threshold), f"{threshold:g}"
-    name = f"{kind}:{written}" + ("" if codec.name == "sqrt8" else f"/{codec.name}")
+        selection, argument = Selection(int(1 / threshold + 1e-6), threshold), f"{threshold:g}"
+    name = f"{kind}:{argument}" + ("" if codec.name == "sqrt8" else f"/{codec.name}")
     return AttentionCodec(name, codec.name, codec.dtype, codec.bound, codec.steps, selection, codec.compression)
 
 
@@ -151,11 +153,11 @@ def _fraction(text: str) -> float:
 
 
 def attention_bound(codecs: tuple[str, ...]) -> float:
-    """Largest absolute error of a weight that went through these codecs, one after the other.
+    """Return the largest absolute error of a weight after these codecs were applied one after the other.
 
-    Errors add up. Where weights that are off by e are chosen from, one that is missing may be 2e larger than else.
+    Errors add up. If the weights that a sparse codec selects from are off by e, a missing weight can be 2e larger.
     """
     earlier = sum(attention_codec(name).max_absolute_error for name in codecs[:-1])
     last = attention_codec(codecs[-1])
-    kept = last.bound.absolute + earlier
-    return max(kept, last.selection.largest_missing + 2 * earlier) if last.selection else kept
+    error = last.bound.absolute + earlier
+    return max(error, last.selection.largest_missing + 2 * earlier) if last.selection else error

@@ -1,4 +1,4 @@
-"""Arrays that hold the attention of a site in a codec: names, shapes, types, and the offsets of examples in them."""
+"""Layout of the arrays that hold a site's attention: names, shapes, types, and the offsets of examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Counts = Int[np.ndarray, "example"]
 
 
 class AttentionMaps(Protocol):
-    """The properties of a site that decide how its attention is stored; `headatlas.store.schema.traces.Site` has them."""
+    """Properties of a site that its attention arrays depend on. `headatlas.store.schema.traces.Site` has them."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -33,19 +33,19 @@ class AttentionMaps(Protocol):
 def pair_offset(
     site: AttentionMaps, n_queries: Counts, n_keys: Counts, band: int | None = None
 ) -> Int[np.ndarray, "boundary"]:
-    """Offset of each example's first pair, int64: on the `pair` axis that all layers share, or on that of a band."""
+    """Return the offset of each example's first pair, int64, on the shared `pair` axis or on the axis of a band."""
     queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
     pairs = row_start(queries, keys, causal=site.causal, window=band)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(pairs)])
 
 
 def band_array(band: int | None) -> str:
-    """Name of the array that holds the attention of the layers of a band, densely."""
+    """Return the name of the dense array that holds the attention of the layers of a band."""
     return "attention" if band is None else f"attention_window_{band}"
 
 
 def most_entries(site: AttentionMaps, n_kept: int, n_queries: Counts, n_keys: Counts) -> int:
-    """Upper bound of the weights that are stored of one head of some examples with `n_kept` a row."""
+    """Return an upper bound of the number of weights that one head stores for some examples, with `n_kept` a row."""
     queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
     if site.causal:
         return int(row_start(queries, keys, causal=True, window=n_kept).sum())
@@ -53,7 +53,7 @@ def most_entries(site: AttentionMaps, n_kept: int, n_queries: Counts, n_keys: Co
 
 
 def smallest_unsigned(largest: int) -> np.dtype:
-    """The smallest unsigned type that holds a number."""
+    """Return the smallest unsigned type that holds a number."""
     return np.dtype("u1" if largest < 1 << 8 else "u2" if largest < 1 << 16 else "u4")
 
 
@@ -62,7 +62,7 @@ def attention_layout(
 ) -> Iterator[tuple[str, tuple[int, ...], str | np.dtype, str]]:
     """Yield name, shape, type and axes of each array that holds the attention of a site.
 
-    `n_entries` is the length of the `entry` axis of a sparse codec by site name; None: the largest possible.
+    `n_entries` is the length of a sparse codec's `entry` axis by site name, or None for the largest possible length.
     """
     if codec.selection is None:
         for band, layers in site.bands.items():

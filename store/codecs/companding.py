@@ -1,12 +1,12 @@
-"""How weights and vectors become the numbers on disk, and back.
+"""Encoding of weights and vectors as the numbers on disk, and decoding.
 
-What each attention codec means, and its largest error, is `codecs.py`: here are the arrays. Attention weights lie in
-[0, 1]; with steps of a square root small weights, of which long rows are made, keep their relative size, with linear
-steps the largest error is half as large. Vectors are stored as they are in half precision; `bfloat16` travels as the
-upper 16 bits of a float32, because no array library names it. `int8` has 254 steps for each channel (one dimension of
-one head of one example), whose `scale` is kept beside the codes.
+`attention_codecs.py` defines each attention codec and its largest error. Attention weights lie in [0, 1]. Steps of the
+square root preserve the relative size of small weights, which long rows consist of. Linear steps have half the largest
+error. Vectors are stored in half precision by default. `bfloat16` is stored as the upper 16 bits of a float32, because
+array libraries have no such type. `int8` has 254 steps for each channel (one dimension of one head of one example).
+The `scale` of each channel is stored beside the codes.
 
-The bounds hold for every float32 input in range; `tests/store/test_companding.py` tries to break them.
+The bounds hold for every float32 input in range. `tests/store/codecs/test_companding.py` checks them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VECTOR_BOUNDS: dict[str, CodecBound] = {
     "float32": CodecBound("IEEE float32", 0.0),
     "int8": CodecBound("(code - 128) * scale of its example, head and dimension", 0.0, 0.0, 0.5 + 2.0**-14),
 }
-"""Codecs of query and key by name."""
+"""Error bounds of the codecs of query and key, by name."""
 LARGEST_VECTOR_VALUE: dict[str, float] = {
     "float16": _FLOAT16_MAX,
     "bfloat16": (2 - 2.0**-7) * 2.0**127,
@@ -39,14 +39,14 @@ LARGEST_VECTOR_VALUE: dict[str, float] = {
 
 
 def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:
-    """Attention weights in [0, 1] as stored numbers of the codec's dtype; a sparse codec's are those of its values.
+    """Encode attention weights in [0, 1] as numbers of the codec's dtype. A sparse codec uses the codec of its values.
 
-    Values up to 1e-3 outside the range, as rounding gives them, are moved to its border.
+    Values up to 1e-3 outside the range are rounding errors and are clipped to it.
 
     Raises
     ------
     ShapeError
-        A weight is NaN or further outside [0, 1]: those are never stored as if they were valid.
+        A weight is NaN or further outside [0, 1].
     """
     weights = np.asarray(weights, dtype=np.float32)
     if weights.size and not (weights.min() >= -1e-3 and weights.max() <= 1.001):
@@ -55,20 +55,20 @@ def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np
             "Check the model's mask and precision."
         )
     weights = np.clip(weights, 0.0, 1.0)
-    found = attention_codec(codec)
-    if (steps := found.steps) is not None:
+    definition = attention_codec(codec)
+    if (steps := definition.steps) is not None:
         position = np.sqrt(weights) if steps.root else weights
         return np.floor(position * np.float32(steps.n_steps) + np.float32(0.5)).astype(np.uint8)
-    return weights.astype(found.dtype)
+    return weights.astype(definition.dtype)
 
 
 def decode_attention(stored: Num[np.ndarray, "*shape"], codec: str) -> Float32[np.ndarray, "*shape"]:
-    """Attention weights, float32, from stored numbers; within the codec's bound of what was encoded.
+    """Decode stored numbers to attention weights, float32, within the codec's bound of the original weights.
 
     Raises
     ------
     CorruptSegmentError
-        A code that the codec does not have.
+        A code is larger than the codec allows.
     """
     if (steps := attention_codec(codec).steps) is None:
         return stored.astype(np.float32, copy=False)
@@ -89,7 +89,7 @@ INT8_SMALLEST_SCALE = 2.0**-126
 
 
 def channel_scale(vectors: Float32[np.ndarray, "*head position d_head"]) -> Float32[np.ndarray, "*head 1 d_head"]:
-    """The scale of each channel of one example for `int8`: its largest absolute value is 127 steps."""
+    """Return the `int8` scale of each channel of one example. The largest absolute value of a channel is 127 steps."""
     largest = np.abs(vectors).max(axis=-2, keepdims=True, initial=0.0)
     return np.maximum(largest / np.float32(INT8_STEPS), np.float32(INT8_SMALLEST_SCALE))
 
@@ -97,7 +97,7 @@ def channel_scale(vectors: Float32[np.ndarray, "*head position d_head"]) -> Floa
 def encode_vectors(
     vectors: Float[np.ndarray, "*shape"], codec: str, scale: Float32[np.ndarray, "..."] | None = None
 ) -> Shaped[np.ndarray, "*shape"]:
-    """Query or key vectors as stored numbers (`VECTOR_DTYPE[codec]`), rounded to nearest, ties to even.
+    """Encode query or key vectors as numbers of type `VECTOR_DTYPE[codec]`, rounded to nearest, ties to even.
 
     `int8` needs the `channel_scale` of the vectors.
 
@@ -127,7 +127,7 @@ def encode_vectors(
 def decode_vectors(
     stored: Shaped[np.ndarray, "*shape"], codec: str, scale: Float32[np.ndarray, "..."] | None = None
 ) -> Float32[np.ndarray, "*shape"]:
-    """Query or key vectors, float32, from stored numbers; for `int8` with a scale that broadcasts to their shape."""
+    """Decode stored numbers to query or key vectors, float32. `int8` needs a scale that broadcasts to their shape."""
     if codec == "int8":
         assert scale is not None, "int8 comes with its scale"
         return (stored.astype(np.float32) - np.float32(INT8_ZERO)) * scale

@@ -1,9 +1,10 @@
-"""Rows of which only some weights are kept: which, and how they lie in a segment's arrays.
+"""Sparse rows of attention: selection of the stored weights, and their layout in a segment's arrays.
 
-Of each row the strongest weights are kept (`Selection`), with their key positions ascending. The rows of one head follow
-each other on the `entry` axis; `attention_count` says how many weights each row has, so a row begins where the counts
-before it add up to. Heads keep differently many: the axis is as long as the longest needs, and zeros fill it up. What a
-row lost is kept beside it, rounded up, so that it bounds whatever is computed from the rest.
+Each row stores its strongest weights (`Selection`) in ascending order of key position. The rows of one head follow each
+other on the `entry` axis. `attention_count` is the number of weights of each row, so the offset of a row is the sum of
+the counts before it. Heads store different numbers of weights. The axis is as long as the longest head, and zeros fill
+the others. The mass that a row lost is stored too, rounded up, so it bounds the error of anything computed from the
+row.
 """
 
 from __future__ import annotations
@@ -20,56 +21,59 @@ from .companding import encode_attention
 
 
 @dataclass(frozen=True)
-class KeptRows:
-    """What is kept of some rows of one head: one entry a weight, row by row."""
+class SparseHeadRows:
+    """Stored weights of some rows of one head: one entry per weight, row by row."""
 
     key: Integer[np.ndarray, "entry"]
     stored: Num[np.ndarray, "entry"]
-    """In the codec of the values."""
+    """Weights in the codec of the values."""
     count: Integer[np.ndarray, "row"]
     dropped: Float16[np.ndarray, "row"]
 
 
-def kept_of(weights: Float[np.ndarray, "*lead key_pos"], selection: Selection) -> Bool[np.ndarray, "*lead key_pos"]:
-    """Which weights of each row are kept: the strongest, ties to the lower key; never a weight of 0."""
+def selection_mask(
+    weights: Float[np.ndarray, "*lead key_pos"], selection: Selection
+) -> Bool[np.ndarray, "*lead key_pos"]:
+    """Return a mask of the weights to store: the strongest of each row, ties to the lower key, no weight of 0."""
     order = np.argsort(-weights, axis=-1, kind="stable")[..., : selection.n_kept]
-    chosen = np.take_along_axis(weights, order, axis=-1)
-    strong = (chosen >= np.float32(selection.threshold)) & (chosen > 0)
-    strong[..., :1] = chosen[..., :1] > 0
-    kept = np.zeros(weights.shape, dtype=bool)
-    np.put_along_axis(kept, order, strong, axis=-1)
-    return kept
+    candidates = np.take_along_axis(weights, order, axis=-1)
+    is_stored = (candidates >= np.float32(selection.threshold)) & (candidates > 0)
+    is_stored[..., :1] = candidates[..., :1] > 0
+    mask = np.zeros(weights.shape, dtype=bool)
+    np.put_along_axis(mask, order, is_stored, axis=-1)
+    return mask
 
 
-def keep_rows(
+def sparse_rows(
     weights: Float[np.ndarray, "query_pos key_pos"], codec: AttentionCodec, *, error: float = 0.0
-) -> KeptRows:
-    """Rows of one head of one example, in a sparse codec.
+) -> SparseHeadRows:
+    """Encode the rows of one head of one example in a sparse codec.
 
-    `error` is how far any of the weights may be from what the model computed; `dropped` then bounds what that lost.
+    `error` is the largest distance of any of the weights from the model's own. `dropped` then bounds the loss of the
+    model's weights.
     """
     assert codec.selection is not None
-    kept = kept_of(weights, codec.selection)
-    count = kept.sum(axis=-1)
-    inside = np.where(kept, weights, 0).sum(axis=-1, dtype=np.float64)
-    left = weights.sum(axis=-1, dtype=np.float64) - inside + error * (weights.shape[-1] - count)
-    if error:  # a row adds up to at most 1, whatever was stored of it
-        left = np.minimum(left, np.maximum(1 - inside, 0) + error * count)
-    return KeptRows(
-        np.nonzero(kept)[1], encode_attention(weights[kept], codec.values), count, dropped_mass(np.clip(left, 0, 1))
+    mask = selection_mask(weights, codec.selection)
+    count = mask.sum(axis=-1)
+    stored_mass = np.where(mask, weights, 0).sum(axis=-1, dtype=np.float64)
+    missing = weights.sum(axis=-1, dtype=np.float64) - stored_mass + error * (weights.shape[-1] - count)
+    if error:  # the model's row adds up to at most 1
+        missing = np.minimum(missing, np.maximum(1 - stored_mass, 0) + error * count)
+    return SparseHeadRows(
+        np.nonzero(mask)[1], encode_attention(weights[mask], codec.values), count, dropped_mass(np.clip(missing, 0, 1))
     )
 
 
 def dropped_mass(mass: Float[np.ndarray, "*shape"]) -> Float16[np.ndarray, "*shape"]:
-    """As it is stored: float16, never less than it is."""
+    """Round a mass up to float16, the type in which it is stored."""
     rounded = mass.astype(np.float16)
     return np.where(rounded < mass, np.nextafter(rounded, np.float16(np.inf)), rounded)
 
 
-def sparse_arrays(layouts: Sequence[ArrayLayout], maps: Sequence[Sequence[KeptRows]]) -> dict[str, np.ndarray]:
-    """The four arrays of a site, by path, of the rows of each head ``maps[layer][head]``.
+def sparse_arrays(layouts: Sequence[ArrayLayout], maps: Sequence[Sequence[SparseHeadRows]]) -> dict[str, np.ndarray]:
+    """Return the four arrays of a site, by path, from the rows of each head ``maps[layer][head]``.
 
-    `layouts` are theirs (`segment_layout`); their `entry` axis is cut to the longest head.
+    `layouts` describe these arrays (`segment_layout`). The `entry` axis is cut to the longest head.
     """
     longest = max((len(head.key) for heads in maps for head in heads), default=0)
     arrays = {}
@@ -91,11 +95,11 @@ def entries_of_rows(
     count: UInt[np.ndarray, "layer head row"],
     keep: Bool[np.ndarray, "row"],
 ) -> Shaped[np.ndarray, "layer head kept_entry"]:
-    """The entries of some rows, the axis cut to the longest head."""
+    """Return the entries of some rows. The axis is cut to the longest head."""
     longest = int(count[:, :, keep].sum(axis=2, dtype=np.int64).max(initial=0))
-    found = np.zeros((*entries.shape[:2], longest), entries.dtype)
+    result = np.zeros((*entries.shape[:2], longest), entries.dtype)
     for layer, head in np.ndindex(entries.shape[:2]):
         n = count[layer, head].astype(np.int64)
-        chosen = entries[layer, head, : n.sum()][np.repeat(keep, n)]
-        found[layer, head, : len(chosen)] = chosen
-    return found
+        selected = entries[layer, head, : n.sum()][np.repeat(keep, n)]
+        result[layer, head, : len(selected)] = selected
+    return result

@@ -1,1 +1,1 @@
-"""What a segment is on disk: a Zarr v3 group or an HDF5 file of the same arrays, behind one protocol."""
+"""Containers of a segment's arrays: a Zarr v3 group or an HDF5 file, with one protocol."""

@@ -1,8 +1,8 @@
-"""What every container of a segment's arrays offers, and the listing that comes with each segment.
+"""Protocol of the containers of a segment's arrays, and the listing of a segment.
 
-A container turns named arrays into files in a private folder and reads slices of them back; it knows nothing of
-tokens, examples or manifests. `segment.json` lists every array (path, shape, dtype, axes) and every file (path, bytes,
-sha256): what the files claim about themselves is held against it before anything is allocated.
+A container writes named arrays as files in a private folder and reads slices of them. It does not know tokens, examples
+or manifests. `segment.json` lists every array (path, shape, dtype, axes) and every file (path, bytes, sha256). The
+reader compares the metadata in the files with this listing before it allocates memory.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ..files.object_source import ObjectSource
 
 MAX_AXES = 6
 _DTYPES = ("uint8", "uint16", "uint32", "int32", "int64", "float16", "float32", "float64")
-Selection = tuple[slice, ...]
+Slices = tuple[slice, ...]
 ContainerName = Literal["zarr", "hdf5"]
 CONTAINERS: tuple[ContainerName, ...] = ("zarr", "hdf5")
 
 
 class Span(NamedTuple):
-    """Items of the long axis of an array."""
+    """Range of items on the long axis of an array."""
 
     array: str
     start: int
@@ -39,12 +39,12 @@ class Span(NamedTuple):
 
 
 def long_axis(layout: ArrayLayout) -> int:
-    """The axis that runs over examples: the third of traces, the last of statistics, the only one of tables."""
+    """Return the axis that runs over examples: the third of traces, the last of statistics, the only one of tables."""
     return 2 if layout.axes[0] == "layer" else len(layout.shape) - 1
 
 
 class ArrayEntry(BaseModel):
-    """One array as `segment.json` lists it."""
+    """Entry of one array in `segment.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +55,7 @@ class ArrayEntry(BaseModel):
 
     @field_validator("path")
     @classmethod
-    def _plain(cls, path: str) -> str:
+    def _check_path(cls, path: str) -> str:
         try:
             return check_path(path)
         except FormatError as error:
@@ -63,29 +63,31 @@ class ArrayEntry(BaseModel):
 
     @field_validator("dtype")
     @classmethod
-    def _known(cls, dtype: str) -> str:
+    def _check_dtype(cls, dtype: str) -> str:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(_DTYPES)}")
         return dtype
 
     @model_validator(mode="after")
-    def _named(self) -> Self:
+    def _check_axes(self) -> Self:
         if len(self.axes) != len(self.shape) or min(self.shape) < 0:
-            raise ValueError(f"shape {self.shape} with axes {self.axes}; expected a name for each, none below 0")
+            raise ValueError(
+                f"shape {self.shape} with axes {self.axes}; expected one name for each axis and no negative length"
+            )
         return self
 
     @staticmethod
     def of(layout: ArrayLayout) -> ArrayEntry:
-        """List an array."""
+        """Return the entry of an array."""
         return ArrayEntry(path=layout.path, shape=layout.shape, dtype=layout.dtype.name, axes=layout.axes)
 
     def layout(self) -> ArrayLayout:
-        """The same as an `ArrayLayout`."""
+        """Return the entry as an `ArrayLayout`."""
         return ArrayLayout(self.path, self.shape, np.dtype(self.dtype), self.axes)
 
 
 class SegmentListing(BaseModel):
-    """The content of `segment.json`: no time, no host, so equal segments have equal listings."""
+    """Content of `segment.json`. It holds no time and no host, so equal segments have equal listings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,31 +101,31 @@ class SegmentListing(BaseModel):
     objects: tuple[StoredObject, ...]
 
     @model_validator(mode="after")
-    def _once(self) -> SegmentListing:
+    def _check_unique(self) -> SegmentListing:
         for paths in ([a.path for a in self.arrays], [o.path for o in self.objects]):
             if len(set(paths)) != len(paths):
                 raise ValueError("a path is listed twice")
         return self
 
     def to_bytes(self) -> bytes:
-        """The document."""
+        """Return the document."""
         return format_document(self.model_dump(mode="json"))
 
     @staticmethod
     def from_bytes(data: bytes) -> SegmentListing:
-        """Parse and check.
+        """Parse and check a document.
 
         Raises
         ------
         FormatError
-            Not a listing, or one of a newer format.
+            The document is no listing, or has a newer format.
         """
         return parse_document(SegmentListing, data, "segment.json")
 
 
 @contextmanager
-def finished(tasks: list[Future[Any]]) -> Iterator[None]:
-    """When the block ends, by an error too, no task runs any more: arrays must not change under them."""
+def finish_tasks(tasks: list[Future[Any]]) -> Iterator[None]:
+    """Cancel or await all tasks when the block ends, also after an error. Their arrays may change afterwards."""
     try:
         yield
     finally:
@@ -134,57 +136,57 @@ def finished(tasks: list[Future[Any]]) -> Iterator[None]:
                 task.exception()
 
 
-def groups_of(path: str) -> list[str]:
-    """The groups that an array lies in, outermost first."""
+def parent_groups(path: str) -> list[str]:
+    """Return the groups that contain an array, outermost first."""
     parts = path.split("/")[:-1]
     return ["/".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 @runtime_checkable
 class ContainerReader(Protocol):
-    """Reads the arrays of one segment. Safe from many threads."""
+    """Thread-safe reader of the arrays of one segment."""
 
-    def read(self, path: str, selection: Selection) -> np.ndarray:
-        """Items of an array; `selection` has one slice of step 1, with bounds inside the array, for each axis.
+    def read(self, path: str, selection: Slices) -> np.ndarray:
+        """Read items of an array. `selection` has one slice of step 1 for each axis, with bounds inside the array.
 
         Raises
         ------
         ObjectDamageError
-            A file that is needed is missing, cut or changed.
+            A required file is missing, truncated or changed.
         FormatError
             The files do not agree with the listing.
         """
         ...
 
     def prefetch(self, paths: Sequence[str]) -> None:
-        """Arrays that will be read whole: over a network what they need is fetched at once."""
+        """Prepare for reading these arrays completely. Over a network their bytes are fetched together."""
         ...
 
     def stored_bytes(self, path: str) -> int:
-        """Bytes that the chunks of an array take on disk, as the files claim."""
+        """Return the size of an array's chunks on disk in bytes, according to the metadata in the files."""
         ...
 
     def spans(self, object_path: str) -> list[Span]:
-        """What a file holds, if it holds items of one array only; else nothing."""
+        """Return the span of items in a file. Empty if the file holds no items, or those of several arrays."""
         ...
 
     def damaged_spans(self, object_path: str) -> list[Span]:
-        """The items in a file that cannot be decoded; `spans` if everything can, or if the file is gone."""
+        """Return the spans of a file that cannot be decoded, or `spans` if all can or the file is missing."""
         ...
 
 
 @runtime_checkable
 class Container(Protocol):
-    """One way to keep arrays in files."""
+    """File format for the arrays of a segment."""
 
     name: str
 
     def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> list[StoredObject]:
-        """Write all arrays below an empty folder, fsynced, and list the files. Equal arrays give equal bytes."""
+        """Write and fsync all arrays below an empty folder, and list the files. Equal arrays give equal bytes."""
         ...
 
     def open(self, source: ObjectSource, folder: str, listing: SegmentListing) -> ContainerReader:
-        """A reader of a segment in a folder of a store; touches no file yet."""
+        """Return a reader of a segment in a folder of a store, without opening a file."""
         ...
 
 
@@ -192,10 +194,10 @@ _reading_process: int | None = None
 
 
 def guard_fork() -> None:
-    """Refuse to read in a child that was forked after its parent had read.
+    """Refuse to read in a process that was forked after its parent had read from a store.
 
-    Locks that another thread of the parent held (of a cache, of the HDF5 library) stay locked in such a child for ever,
-    and the thread that asks servers is not there.
+    In such a process a lock that another thread of the parent held (of a cache or the HDF5 library) stays locked
+    forever. The thread for network requests does not exist in it.
 
     Raises
     ------
@@ -207,6 +209,6 @@ def guard_fork() -> None:
         _reading_process = os.getpid()
     elif _reading_process != os.getpid():
         raise ConfigError(
-            f"process {os.getpid()} was forked from {_reading_process} after that had read from a store; expected a "
-            'fresh process. Start workers with multiprocessing.get_context("spawn").'
+            f"process {os.getpid()} was forked from process {_reading_process}, which had read from a store; expected "
+            'a new process. Start workers with multiprocessing.get_context("spawn").'
         )

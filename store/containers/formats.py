@@ -1,4 +1,4 @@
-"""The containers by name."""
+"""Registry of the containers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _CONTAINERS: dict[str, Container] = {"zarr": ZarrContainer(), "hdf5": Hdf5Contai
 
 
 def container_of(name: str) -> Container:
-    """The container of that name.
+    """Return the container of that name.
 
     Raises
     ------
     ConfigError
-        No such container.
+        There is no such container.
     """
     if name not in _CONTAINERS:
         raise ConfigError(f"unknown container {name!r}; expected one of {', '.join(_CONTAINERS)}.")

@@ -1,10 +1,10 @@
-"""The HDF5 container: a segment's arrays as the datasets of one file, `segment.h5`.
+"""HDF5 container: a segment's arrays as the datasets of one file, `segment.h5`.
 
-The HDF5 library lays the file out; the chunks are ours. They are compressed by the same encoder as those of Zarr, get
-their Fletcher32 here, and are handed over as they are: ordinary filtered chunks for every reader. The other way round
-the library is asked only where chunks lie, and the file is closed before the first is read: reading takes no lock, runs
-no filter, and decodes with the same checks as `shard_read.py`. Metadata is written in the form that carries checksums
-of its own, so that a flipped bit in an index is noticed too.
+The HDF5 library lays out the file, and this module encodes the chunks. They are compressed by the same encoder as the
+chunks of Zarr, get their Fletcher32 checksum here, and are written directly. Every HDF5 reader sees ordinary filtered
+chunks. For reading, the library only provides the ranges of the chunks, and the file is closed before the first chunk
+is read. Reading therefore needs no lock and no filter, and `shard_reader.py` decodes and checks the chunks. The
+metadata has checksums of its own, so a flipped bit in an index is detected too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import FormatError, HeadAtlasError, NotFoundError, located
 from ..files.hashed_files import ObjectDamageError, StoredObject, fsync_folder
 from ..files.object_source import ObjectFile, ObjectSource
-from .container import SegmentListing, Selection, Span, finished, guard_fork, long_axis
+from .container import SegmentListing, Slices, Span, finish_tasks, guard_fork, long_axis
 from .hdf5_metadata import (
     FILE_NAME,
     MOST_RATIO,
@@ -41,43 +41,43 @@ from .hdf5_metadata import (
     open_file,
     read_index,
 )
-from .shard_reader import ChunkDamageError, Places, damaged_chunks, read_shard
+from .shard_reader import ChunkDamageError, ChunkRanges, damaged_chunks, read_shard
 from .shard_writer import Grid, checksum_bytes, compressor_of, cut_chunk
 
 if TYPE_CHECKING:
     import h5py
 
-_AHEAD = 64  # encoded chunks that may wait for the file
-_library = threading.Lock()  # opening and closing files in threads has crashed the library
+_MAX_PENDING = 64  # encoded chunks that wait for the file
+_library_lock = threading.Lock()  # the library crashed when several threads opened and closed files
 
 
 class Hdf5Container:
-    """Arrays as the datasets of one HDF5 file."""
+    """Container that writes arrays as the datasets of one HDF5 file."""
 
     name = "hdf5"
 
     def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> list[StoredObject]:
-        """See `Container.write`; the pool encodes, this thread writes the chunks in their order."""
+        """See `Container.write`. The pool encodes the chunks, and this thread writes them in order."""
         import h5py
 
         path = folder / FILE_NAME
         with _disk_errors(path):
             head_bytes = metadata_bytes(item.layout for item in arrays.values())
-            with _library:
+            with _library_lock:
                 file = h5py.File(path, "x", libver=("v110", "v110"), meta_block_size=head_bytes)
             try:
                 datasets = create_datasets(
                     file, {name: (item.layout, item.attributes) for name, item in arrays.items()}
                 )
-                for name, start, body in _encoded(arrays, pool):
+                for name, start, body in _encoded_chunks(arrays, pool):
                     datasets[name].write_direct_chunk(start, body)
             finally:
-                with _library:
+                with _library_lock:
                     datasets = {}
                     file.close()
-        written = _seal(path)
+        item = _seal(path)
         fsync_folder(folder)
-        return [written]
+        return [item]
 
     def open(self, source: ObjectSource, folder: str, listing: SegmentListing) -> Hdf5Reader:
         """See `Container.open`."""
@@ -86,18 +86,18 @@ class Hdf5Container:
 
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """What the library raises when a write fails: always an `OSError`, as for any other file."""
+    """Convert errors of the library after a failed write to `OSError`, as for any other file."""
     try:
         yield
     except RuntimeError as error:
-        found = re.search(r"errno = (\d+)", str(error))
-        raise OSError(int(found[1]) if found else errno.EIO, _first_line(error), str(path)) from None
+        match = re.search(r"errno = (\d+)", str(error))
+        raise OSError(int(match[1]) if match else errno.EIO, _first_line(error), str(path)) from None
 
 
-def _encoded(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
-    """Every chunk, as it is stored, in order; some are encoded ahead."""
+def _encoded_chunks(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
+    """Yield every chunk in its stored form, in order. Some chunks are encoded ahead."""
     tasks: list[Future[tuple[str, tuple[int, ...], bytes]]] = []
-    with finished(tasks):
+    with finish_tasks(tasks):
         for name, item in arrays.items():
             grid = hdf5_grid(item.layout)
             if 0 in grid.shape:
@@ -105,7 +105,7 @@ def _encoded(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tup
             for start in grid.chunk_starts((0,) * len(grid.shape)):
                 assert start is not None  # the file ends with the array
                 tasks.append(pool.submit(_encode, name, item.data, grid, start))
-                if len(tasks) == _AHEAD:
+                if len(tasks) == _MAX_PENDING:
                     yield tasks.pop(0).result()
         while tasks:
             yield tasks.pop(0).result()
@@ -117,7 +117,7 @@ def _encode(name: str, data: np.ndarray, grid: Grid, start: tuple[int, ...]) -> 
 
 
 def _seal(path: Path) -> StoredObject:
-    """Flush a file that is closed, and describe it."""
+    """Flush a closed file, and describe it."""
     fd = os.open(path, os.O_RDONLY)
     with os.fdopen(fd, "rb") as file:
         os.fsync(fd)
@@ -126,59 +126,59 @@ def _seal(path: Path) -> StoredObject:
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A dataset that was checked, and where its chunks lie."""
+class _OpenDataset:
+    """Checked dataset with the ranges of its chunks."""
 
     layout: ArrayLayout
     grid: Grid
-    places: Places
+    chunk_ranges: ChunkRanges
 
 
 class Hdf5Reader:
-    """See `ContainerReader`. No file stays open."""
+    """Reader of an HDF5 segment, see `ContainerReader`. It keeps no file open."""
 
     def __init__(self, source: ObjectSource, folder: str, listing: SegmentListing) -> None:
         self._source, self._folder = source, folder
         self._layouts = {entry.path: entry for entry in listing.arrays}
         self._objects = {item.path: item for item in listing.objects}
-        self._opened: dict[str, _Opened] = {}
+        self._datasets: dict[str, _OpenDataset] = {}
 
     @cached_property
     def _head_bytes(self) -> int:
-        """Where metadata may end, of the arrays that fit into the file: a listing may claim anything."""
+        """Estimated size of the metadata. It ignores arrays that cannot fit the file: a listing is not trusted."""
         layouts = [entry.layout() for entry in self._layouts.values()]
-        most = MOST_RATIO * self._objects[FILE_NAME].bytes
-        return metadata_bytes(layout for layout in layouts if layout.raw_bytes <= most)
+        max_bytes = MOST_RATIO * self._objects[FILE_NAME].bytes
+        return metadata_bytes(layout for layout in layouts if layout.raw_bytes <= max_bytes)
 
-    def read(self, path: str, selection: Selection) -> np.ndarray:
+    def read(self, path: str, selection: Slices) -> np.ndarray:
         """See `ContainerReader.read`."""
         guard_fork()
-        opened = self._open(path)
-        out = np.empty([max(0, s.stop - s.start) for s in selection], dtype=opened.layout.dtype)
+        dataset = self._open(path)
+        out = np.empty([max(0, s.stop - s.start) for s in selection], dtype=dataset.layout.dtype)
         if out.size:
             with self._file() as file:
                 try:
                     index = (0,) * out.ndim
-                    read_shard(file, opened.grid, index, opened.places, selection, out)
-                except FileNotFoundError:  # over a network only reading tells
+                    read_shard(file, dataset.grid, index, dataset.chunk_ranges, selection, out)
+                except FileNotFoundError:  # detected when reading over a network
                     raise _damage("is missing") from None
                 except ChunkDamageError as error:
-                    span = _span(opened, [error.start])
+                    span = _span(dataset, [error.start])
                     raise _damage(f"{path}, chunk at {error.start}: {error}", span) from None
         return out
 
     def prefetch(self, paths: Sequence[str]) -> None:
-        """See `ContainerReader.prefetch`: the chunks of all of them."""
-        places = [self._open(path).places for path in paths]
+        """See `ContainerReader.prefetch`. Fetches the chunks of all these arrays."""
+        chunk_ranges = [self._open(path).chunk_ranges for path in paths]
         with self._file() as file:
-            file.prefetch([(int(offset), int(n_bytes)) for rows in places for offset, n_bytes in rows])
+            file.prefetch([(int(offset), int(n_bytes)) for rows in chunk_ranges for offset, n_bytes in rows])
 
     def stored_bytes(self, path: str) -> int:
         """See `ContainerReader.stored_bytes`."""
-        return int(self._open(path).places[:, 1].sum())
+        return int(self._open(path).chunk_ranges[:, 1].sum())
 
     def spans(self, object_path: str) -> list[Span]:
-        """See `ContainerReader.spans`: the file holds every array."""
+        """See `ContainerReader.spans`. Empty, because the file holds every array."""
         return []
 
     def damaged_spans(self, object_path: str) -> list[Span]:
@@ -186,15 +186,15 @@ class Hdf5Reader:
         spans = []
         with self._file() as file:
             for path in self._layouts:
-                opened = self._open(path)
-                bad = damaged_chunks(file, opened.grid, (0,) * len(opened.layout.shape), opened.places)
-                if bad:
-                    spans.append(_span(opened, bad))
+                dataset = self._open(path)
+                damaged = damaged_chunks(file, dataset.grid, (0,) * len(dataset.layout.shape), dataset.chunk_ranges)
+                if damaged:
+                    spans.append(_span(dataset, damaged))
         return spans
 
-    def _open(self, path: str) -> _Opened:
-        opened = self._opened.get(path)
-        if opened is None:
+    def _open(self, path: str) -> _OpenDataset:
+        entry = self._datasets.get(path)
+        if entry is None:
             if path not in self._layouts:
                 raise NotFoundError(f"no array {path!r}; this segment has {', '.join(self._layouts)}")
             if FILE_NAME not in self._objects:
@@ -202,33 +202,33 @@ class Hdf5Reader:
             layout = self._layouts[path].layout()
             with self._dataset(path) as dataset:
                 grid = check_dataset(dataset, layout)
-                places = read_index(dataset, grid, self._objects[FILE_NAME].bytes)
-            opened = self._opened.setdefault(path, _Opened(layout, grid, places))
-        return opened
+                chunk_ranges = read_index(dataset, grid, self._objects[FILE_NAME].bytes)
+            entry = self._datasets.setdefault(path, _OpenDataset(layout, grid, chunk_ranges))
+        return entry
 
     @contextmanager
     def _dataset(self, path: str) -> Iterator[h5py.h5d.DatasetID]:
-        """A dataset of the file, open while the block runs; what the library raises becomes damage."""
+        """Open a dataset of the file for the block. Errors of the library become `ObjectDamageError`."""
         with located(path), contextlib.ExitStack() as stack:
             file: Any = None
-            place: Any = None
+            stream: Any = None
             try:
-                place = self._source.open_seekable(self._folder, self._objects[FILE_NAME], self._head_bytes)
-                stack.enter_context(_library)  # after what had to be fetched
-                file = open_file(place)
+                stream = self._source.open_seekable(self._folder, self._objects[FILE_NAME], self._head_bytes)
+                stack.enter_context(_library_lock)  # after the fetch
+                file = open_file(stream)
                 yield open_dataset(file, path)
             except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
                 if isinstance(error, HeadAtlasError):
                     raise
-                failure = getattr(getattr(place, "raw", None), "failure", None)
-                if isinstance(failure, HeadAtlasError):  # the network's, which the library says in other words
+                failure = getattr(getattr(stream, "raw", None), "failure", None)
+                if isinstance(failure, HeadAtlasError):  # an error of the network, which the library replaced
                     raise failure from None
                 raise _damage(f"cannot be read by the HDF5 library ({_first_line(error)})") from None
             finally:
                 if file is not None:
                     file.close()
-                if place is not None and not isinstance(place, str):
-                    place.close()
+                if stream is not None and not isinstance(stream, str):
+                    stream.close()
 
     def _file(self) -> ObjectFile:
         try:
@@ -245,11 +245,11 @@ def _damage(problem: str, span: Span | None = None) -> ObjectDamageError:
     return ObjectDamageError(message, object_path=FILE_NAME, array=array, start=start, stop=stop)
 
 
-def _span(opened: _Opened, starts: list[tuple[int, ...]]) -> Span:
-    """The items in the chunks that begin at `starts`."""
-    axis = long_axis(opened.layout)
-    stop = max(at[axis] for at in starts) + opened.grid.chunk[axis]
-    return Span(opened.layout.path, min(at[axis] for at in starts), min(stop, opened.layout.shape[axis]))
+def _span(dataset: _OpenDataset, starts: list[tuple[int, ...]]) -> Span:
+    """Return the span of the chunks that begin at `starts`."""
+    axis = long_axis(dataset.layout)
+    stop = max(start[axis] for start in starts) + dataset.grid.chunk[axis]
+    return Span(dataset.layout.path, min(start[axis] for start in starts), min(stop, dataset.layout.shape[axis]))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,10 +1,10 @@
-"""Reading chunks of arrays out of shards, every one against its checksum.
+"""Reader of chunks in shards. It verifies the checksum of every chunk.
 
-Why not through zarr: asked for a part of a shard, zarrs 0.2.3 does not compare the crc32c of the chunks it decodes, and
-a flipped bit is a wrong number (160 of 160 without a compressor); zarr's own pipeline does, but needs ten times as long
-for one head of one example. Both believe a chunk of 64 KiB that declares gigabytes, and both read an absent one as
-zeros. Here a chunk must be there, pass its checksum, and hold exactly the bytes the grid says, before it is decoded.
-The arrays stay ordinary: tests read every one with both pipelines.
+The zarr library is not used for this. For partial reads zarrs 0.2.3 does not verify the crc32c of decoded chunks, so a
+flipped bit gives a wrong number (160 of 160 without a compressor). The zarr pipeline verifies it, but takes ten times
+as long for one head of one example. Both accept a chunk of 64 KiB that declares gigabytes, and both read a missing
+chunk as zeros. This reader requires that a chunk exists, passes its checksum, and has exactly the size of the grid. The
+arrays are ordinary Zarr arrays: tests read all of them with both pipelines.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from jaxtyping import Shaped, UInt64
 
 from ..errors import CorruptSegmentError
 from ..files.object_source import LocalFile, ObjectFile, Range
-from .container import Selection
+from .container import Slices
 from .shard_writer import MISSING_CHUNK, Checksum, Grid, checksum_bytes
 
-Places = UInt64[np.ndarray, "chunk 2"]
-"""Offset and bytes of each chunk of a shard, in C order."""
+ChunkRanges = UInt64[np.ndarray, "chunk 2"]
+"""Offset and size in bytes of each chunk of a shard, in C order."""
 
 
 class ChunkDamageError(CorruptSegmentError):
-    """A chunk that begins at `start` of its array cannot be decoded."""
+    """Damage of the chunk that begins at `start` of its array."""
 
     def __init__(self, message: str, start: tuple[int, ...]) -> None:
         super().__init__(message)
         self.start = start
 
 
-def read_places(file: ObjectFile, grid: Grid) -> Places:
-    """The index of an open shard, against its checksum.
+def read_shard_index(file: ObjectFile, grid: Grid) -> ChunkRanges:
+    """Read the index of an open shard and verify its checksum.
 
     Raises
     ------
     CorruptSegmentError
-        The index is cut or changed.
+        The index is truncated or changed.
     """
     size, n_chunks = file.size, math.prod(grid.chunks_per_shard)
     index_bytes = 16 * n_chunks + 4
-    if size < index_bytes:  # before anything of that length is made
+    if size < index_bytes:  # before memory of that size is allocated
         raise CorruptSegmentError(f"{size} bytes cannot hold an index of {n_chunks} chunks")
     table = file.read_at(size - index_bytes, index_bytes)
     if len(table) != index_bytes or not _is_sound(table):
@@ -56,109 +56,116 @@ def read_shard(
     file: ObjectFile,
     grid: Grid,
     index: tuple[int, ...],
-    places: Places,
-    selection: Selection,
+    chunk_ranges: ChunkRanges,
+    selection: Slices,
     out: Shaped[np.ndarray, "*shape"],
 ) -> None:
-    """Fill the part of `out` (the array `selection` asks for) that lies in shard `index`; decodes no other chunk.
+    """Fill the part of `out` that lies in shard `index`. `out` receives the items of `selection`.
+
+    Only the required chunks are decoded.
 
     Raises
     ------
     ChunkDamageError
-        A chunk that is needed is absent, or fails its checksum.
+        A required chunk is missing, or fails its checksum.
     """
     decompressor = zstandard.ZstdDecompressor()
     base = [i * f for i, f in zip(index, grid.file_shape, strict=True)]
-    axes = [_cuts(*axis) for axis in zip(selection, base, grid.file_shape, grid.chunk, strict=True)]
+    axes = [_cut_axis(*axis) for axis in zip(selection, base, grid.file_shape, grid.chunk, strict=True)]
     block = tuple(slice((axis[0].start - b) // c, (axis[-1].start - b) // c + 1) if axis else slice(0, 0)
                   for axis, b, c in zip(axes, base, grid.chunk, strict=True))  # fmt: skip
     chunks = list(itertools.product(*axes))
-    ranges = _ranges(places.reshape(*grid.chunks_per_shard, 2)[block].reshape(-1, 2), grid, file, chunks)
+    ranges = _check_ranges(chunk_ranges.reshape(*grid.chunks_per_shard, 2)[block].reshape(-1, 2), grid, file, chunks)
     is_whole = all(cut.is_whole for axis in axes for cut in axis)
     local = file if grid.compressor is None and isinstance(file, LocalFile) and is_whole else None
     bodies = file.read_ranges(ranges) if local is None else itertools.repeat(b"")
     for cuts, (offset, n_bytes), body in zip(chunks, ranges, bodies, strict=local is None):
-        place = out[tuple([cut.target for cut in cuts])]
+        target = out[tuple([cut.target for cut in cuts])]
         try:
-            if local is not None and place.flags.c_contiguous:
-                read_into(local, offset, n_bytes, grid, place)
-            elif grid.compressor is not None and place.shape == grid.chunk and place.flags.c_contiguous:
-                decode_into(body, grid, decompressor, place)
+            if local is not None and target.flags.c_contiguous:
+                read_into(local, offset, n_bytes, grid, target)
+            elif grid.compressor is not None and target.shape == grid.chunk and target.flags.c_contiguous:
+                decode_into(body, grid, decompressor, target)
             else:
                 data = body or file.read_at(offset, n_bytes)
-                place[...] = decode_chunk(data, grid, decompressor)[tuple([cut.source for cut in cuts])]
+                target[...] = decode_chunk(data, grid, decompressor)[tuple([cut.source for cut in cuts])]
         except CorruptSegmentError as error:
             raise ChunkDamageError(str(error), tuple(cut.start for cut in cuts)) from None
 
 
-class _Cut(NamedTuple):
-    """What of a row of chunks along one axis is wanted."""
+class _AxisCut(NamedTuple):
+    """Selected items of a row of chunks along one axis."""
 
     start: int
-    """Where they begin in the array."""
+    """Start of the chunks in the array."""
     source: slice
+    """Slice of the chunk that holds the items."""
     target: slice
-    """Within what is asked for."""
+    """Slice of the selection that the items fill."""
     is_whole: bool
 
 
-def _cuts(wanted: slice, base: int, length: int, chunk: int) -> list[_Cut]:
-    """The chunks of a shard that begins at `base` which hold items `wanted` of one axis."""
-    first, last = max(wanted.start, base), min(wanted.stop, base + length)
+def _cut_axis(selection: slice, base: int, length: int, chunk: int) -> list[_AxisCut]:
+    """Return the chunks that hold the selected items of one axis, in a shard that begins at `base`."""
+    first, last = max(selection.start, base), min(selection.stop, base + length)
     cuts = []
     for start in range(base + (first - base) // chunk * chunk, last, chunk):
-        low, high = max(wanted.start, start), min(wanted.stop, start + chunk)
-        source, target = slice(low - start, high - start), slice(low - wanted.start, high - wanted.start)
-        cuts.append(_Cut(start, source, target, high - low == chunk))
+        low, high = max(selection.start, start), min(selection.stop, start + chunk)
+        source, target = slice(low - start, high - start), slice(low - selection.start, high - selection.start)
+        cuts.append(_AxisCut(start, source, target, high - low == chunk))
     return cuts
 
 
-def damaged_chunks(file: ObjectFile, grid: Grid, index: tuple[int, ...], places: Places) -> list[tuple[int, ...]]:
-    """Where the chunks of a shard begin that cannot be decoded; decodes all of it."""
-    decompressor, bad = zstandard.ZstdDecompressor(), []
-    for start, place in zip(grid.chunk_starts(index), places.tolist(), strict=True):
-        if start is not None:  # those outside the array are absent
+def damaged_chunks(
+    file: ObjectFile, grid: Grid, index: tuple[int, ...], chunk_ranges: ChunkRanges
+) -> list[tuple[int, ...]]:
+    """Decode all chunks of a shard, and return the starts of those that cannot be decoded."""
+    decompressor, damaged = zstandard.ZstdDecompressor(), []
+    for start, chunk_range in zip(grid.chunk_starts(index), chunk_ranges.tolist(), strict=True):
+        if start is not None:  # chunks outside the array are not stored
             try:
-                decode_chunk(file.read_at(*_range(place, grid, file, start)), grid, decompressor)
+                decode_chunk(file.read_at(*_check_range(chunk_range, grid, file, start)), grid, decompressor)
             except CorruptSegmentError:
-                bad.append(start)
-    return bad
+                damaged.append(start)
+    return damaged
 
 
-def _ranges(places: Places, grid: Grid, file: ObjectFile, chunks: list[tuple[_Cut, ...]]) -> list[Range]:
-    """Where chunks lie, as `_range` says; all are looked at at once."""
-    offset, n_bytes = places[:, 0], places[:, 1]
+def _check_ranges(
+    chunk_ranges: ChunkRanges, grid: Grid, file: ObjectFile, chunks: list[tuple[_AxisCut, ...]]
+) -> list[Range]:
+    """Check the ranges of chunks like `_check_range`, but vectorized."""
+    offset, n_bytes = chunk_ranges[:, 0], chunk_ranges[:, 1]
     size = np.uint64(file.size)
-    fits = (n_bytes <= _most_bytes(grid)) & (offset <= size) & (n_bytes <= size - np.minimum(offset, size))
-    for at in np.flatnonzero(~fits).tolist():
-        _range(places[at].tolist(), grid, file, tuple(cut.start for cut in chunks[at]))
-    return list(map(tuple, places.tolist()))
+    fits = (n_bytes <= _max_chunk_bytes(grid)) & (offset <= size) & (n_bytes <= size - np.minimum(offset, size))
+    for i in np.flatnonzero(~fits).tolist():
+        _check_range(chunk_ranges[i].tolist(), grid, file, tuple(cut.start for cut in chunks[i]))
+    return list(map(tuple, chunk_ranges.tolist()))
 
 
-def _most_bytes(grid: Grid) -> int:
-    """Bytes of the longest chunk there can be: one that does not compress grows by a few bytes a block."""
+def _max_chunk_bytes(grid: Grid) -> int:
+    """Return the largest possible size of a chunk. Incompressible data grows by a few bytes per block."""
     return grid.chunk_bytes + grid.chunk_bytes // 128 + 1024
 
 
-def _range(place: list[int], grid: Grid, file: ObjectFile, start: tuple[int, ...]) -> Range:
-    """Where a chunk lies, if it can be a chunk of this grid in this file."""
-    offset, n_bytes = place
+def _check_range(chunk_range: list[int], grid: Grid, file: ObjectFile, start: tuple[int, ...]) -> Range:
+    """Return the offset and size of a chunk, after checking that they are valid for this grid and file."""
+    offset, n_bytes = chunk_range
     if offset == MISSING_CHUNK and n_bytes == MISSING_CHUNK:
-        raise ChunkDamageError("a chunk is absent and would read as zeros", start)
-    if n_bytes > _most_bytes(grid) or offset + n_bytes > file.size:
+        raise ChunkDamageError("a chunk is missing and would read as zeros", start)
+    if n_bytes > _max_chunk_bytes(grid) or offset + n_bytes > file.size:
         raise ChunkDamageError(f"a chunk of {n_bytes} bytes at {offset} is too long or outside the shard", start)
     return offset, n_bytes
 
 
 def decode_chunk(body: bytes, grid: Grid, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:
-    """One chunk, against its checksum and its size.
+    """Decode one chunk and verify its checksum and size.
 
     Raises
     ------
     CorruptSegmentError
         Checksum, frame or size is wrong.
     """
-    data = _checked(body, grid)
+    data = _verify_body(body, grid)
     if grid.compressor is not None:
         try:
             data = decompressor.decompress(data, max_output_size=grid.chunk_bytes, allow_extra_data=False)
@@ -170,12 +177,12 @@ def decode_chunk(body: bytes, grid: Grid, decompressor: zstandard.ZstdDecompress
 
 
 def read_into(file: LocalFile, offset: int, n_bytes: int, grid: Grid, out: Shaped[np.ndarray, "*shape"]) -> None:
-    """A chunk that is not compressed from its file to where it is wanted, with the checks of `decode_chunk`.
+    """Read an uncompressed chunk from its file into `out`, with the checks of `decode_chunk`.
 
     Raises
     ------
     CorruptSegmentError
-        Checksum or size is wrong; what `out` holds then means nothing.
+        Checksum or size is wrong. The content of `out` is then undefined.
     """
     flat, check = out.reshape(-1).view(np.uint8), bytearray(4)
     if n_bytes != len(flat) + 4:
@@ -187,14 +194,14 @@ def read_into(file: LocalFile, offset: int, n_bytes: int, grid: Grid, out: Shape
 def decode_into(
     body: bytes, grid: Grid, decompressor: zstandard.ZstdDecompressor, out: Shaped[np.ndarray, "*shape"]
 ) -> None:
-    """One compressed chunk to where it is wanted, with the checks of `decode_chunk`: a third less time than a copy.
+    """Decompress a chunk into `out`, with the checks of `decode_chunk`. This takes a third less time than a copy.
 
     Raises
     ------
     CorruptSegmentError
-        Checksum, frame or size is wrong; what `out` holds then means nothing.
+        Checksum, frame or size is wrong. The content of `out` is then undefined.
     """
-    data = _checked(body, grid)
+    data = _verify_body(body, grid)
     try:
         with decompressor.stream_reader(data) as reader:
             n_bytes = reader.readinto(out.reshape(-1).view(np.uint8).data)
@@ -205,8 +212,8 @@ def decode_into(
         raise CorruptSegmentError(f"a chunk is not one frame of {grid.chunk_bytes} bytes of data")
 
 
-def _checked(body: bytes, grid: Grid) -> memoryview | bytes:
-    """What a stored chunk holds before its checksum, which is compared, as is the size that its frame declares."""
+def _verify_body(body: bytes, grid: Grid) -> memoryview | bytes:
+    """Verify the checksum of a stored chunk and the size that its frame declares. Return the data without checksum."""
     if len(body) < 4 or not _is_sound(body, grid.checksum):
         raise CorruptSegmentError("a chunk fails its checksum")
     data = memoryview(body)[:-4]
@@ -220,15 +227,15 @@ def _checked(body: bytes, grid: Grid) -> memoryview | bytes:
 
 
 def _frame_bytes(data: memoryview | bytes) -> int:
-    """How many bytes the frame takes that `data` begins with, by its blocks' headers (RFC 8878, 3.1.1)."""
-    at, last = zstandard.frame_header_size(data), False
-    while not last and at + 3 <= len(data):
-        header = int.from_bytes(data[at : at + 3], "little")
-        last = bool(header & 1)
-        at += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)  # of a run only the one byte is there
-    return at + (4 if data[4] & 4 else 0) if last else len(data) + 1
+    """Return the size of the frame at the beginning of `data`, from the headers of its blocks (RFC 8878, 3.1.1)."""
+    offset, is_last = zstandard.frame_header_size(data), False
+    while not is_last and offset + 3 <= len(data):
+        header = int.from_bytes(data[offset : offset + 3], "little")
+        is_last = bool(header & 1)
+        offset += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)  # a run-length block stores one byte
+    return offset + (4 if data[4] & 4 else 0) if is_last else len(data) + 1
 
 
 def _is_sound(body: bytes, checksum: Checksum = "crc32c") -> bool:
-    """Whether the last four bytes are the checksum of those before."""
+    """True if the last four bytes are the checksum of the bytes before."""
     return checksum_bytes(memoryview(body)[:-4], checksum) == body[-4:]

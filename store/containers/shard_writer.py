@@ -1,10 +1,10 @@
-"""Writing arrays as Zarr v3 chunks and shards, byte for byte decided here.
+"""Writer of arrays as Zarr v3 chunks and shards, with deterministic bytes.
 
-Why not through zarr: it offers only `level` for zstd, and the settings that suit attention codes (literals by Huffman,
-few matches: twice as fast at the same size) are not a level. The result is ordinary: a shard is its inner chunks one
-after the other, then an index of (offset, bytes) pairs and its crc32c; every inner chunk ends with its own crc32c,
-without which a flipped bit passes unnoticed. One file is written by one thread in one go, so equal arrays give equal
-bytes.
+The zarr library is not used for this, because it offers only `level` for zstd. The settings that suit attention codes
+(Huffman-coded literals, few matches) are not a level; they are twice as fast at the same size. The files are ordinary:
+a shard consists of its inner chunks, an index of (offset, bytes) pairs, and the crc32c of the index. Every inner chunk
+ends with its own crc32c, so flipped bits are detected. One thread writes one file from start to end, so equal arrays
+give equal bytes.
 
 Zarr fills every chunk to its full shape, so the chunk length is chosen to divide the array almost evenly.
 """
@@ -32,17 +32,17 @@ from ..files.hashed_files import HashedFile
 Compressor = Literal["h8", "zstd"]
 Checksum = Literal["crc32c", "fletcher32"]
 Body = bytes | memoryview | np.ndarray
-"""Flat bytes; arrays of uint8."""
+"""Flat bytes. Arrays have type uint8."""
 CHUNK_PAIRS = 32_768
-CHUNK_BYTES = 32_768  # of query, key, logsumexp: they are read by example
-CHUNK_ROWS = 65_536  # of edges: they are read whole, by search
-SHARD_BYTES = 128 << 20  # a layer that is larger is cut along its long axis
-LAYERS_BYTES = 32 << 20  # smaller layers share a shard of this size: files cost more than the bytes in them
-TABLE_CHUNK = 1 << 22  # items of a plain chunk
+CHUNK_BYTES = 32_768  # for query, key and logsumexp, which are read by example
+CHUNK_ROWS = 65_536  # for edges, which a search reads completely
+SHARD_BYTES = 128 << 20  # a larger layer is cut along its long axis
+LAYERS_BYTES = 32 << 20  # smaller layers share a shard of this size, because each file has a fixed cost
+TABLE_CHUNK = 1 << 22  # items of a chunk without shard
 MISSING_CHUNK = 2**64 - 1
 
 _PARAMETERS = {
-    # 5.4 bits a weight at 700 MB/s where level 1 needs 5.3 at 520; window of one chunk
+    # 5.4 bits per weight at 700 MB/s, compared with 5.3 at 520 MB/s for level 1; the window is one chunk
     "h8": zstandard.ZstdCompressionParameters(
         window_log=17,
         hash_log=8,
@@ -55,13 +55,16 @@ _PARAMETERS = {
     "zstd": zstandard.ZstdCompressionParameters.from_level(1),
 }
 
-_of_thread = threading.local()
-"""Its compressors, by name."""
+_thread_compressors = threading.local()
+"""Compressors of the current thread, by name."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How an array is cut: `chunk` is the unit of compression, `shard` the unit of a file (None: a chunk is a file)."""
+    """Division of an array into chunks, the unit of compression, and shards, the unit of files.
+
+    `shard` is None if each chunk is a file of its own.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -69,30 +72,30 @@ class Grid:
     shard: tuple[int, ...] | None
     compressor: Compressor | None
     checksum: Checksum = "crc32c"
-    """What the last four bytes of a stored chunk are."""
+    """Kind of the checksum in the last four bytes of a stored chunk."""
 
     @property
     def file_shape(self) -> tuple[int, ...]:
-        """Items of one file along each axis."""
+        """Number of items of one file along each axis."""
         return self.shard or self.chunk
 
     @cached_property
     def chunk_bytes(self) -> int:
-        """Bytes of a decoded chunk."""
+        """Size of a decoded chunk in bytes."""
         return math.prod(self.chunk) * self.dtype.itemsize
 
     @cached_property
     def chunks_per_shard(self) -> tuple[int, ...]:
-        """Inner chunks of a shard along each axis."""
+        """Number of inner chunks of a shard along each axis."""
         return tuple(s // c for s, c in zip(self.file_shape, self.chunk, strict=True))
 
     def files(self) -> Iterator[tuple[int, ...]]:
-        """The index of every file, in C order."""
+        """Yield the index of every file, in C order."""
         counts = (math.ceil(n / f) for n, f in zip(self.shape, self.file_shape, strict=True))
         return itertools.product(*map(range, counts))
 
     def chunk_starts(self, index: tuple[int, ...]) -> Iterator[tuple[int, ...] | None]:
-        """Where each inner chunk of a file begins in the array, in C order; None for those outside the array.
+        """Yield the start of each inner chunk of a file in the array, in C order; None for chunks outside the array.
 
         An array without items has no chunks.
         """
@@ -109,28 +112,30 @@ class Grid:
 
 
 def file_name(index: tuple[int, ...]) -> str:
-    """The path of a chunk or shard below its array."""
+    """Return the path of a chunk or shard below its array."""
     return "c/" + "/".join(map(str, index))
 
 
 def plan_grid(layout: ArrayLayout) -> Grid:
-    """How an array of a segment is cut and compressed: pure, and the same for planning and writing."""
+    """Return the grid and compressor of an array of a segment. Planning and writing use the same function."""
     name, shape, dtype = layout.path.rpartition("/")[2], layout.shape, layout.dtype
     if layout.axes[0] == "layer":
-        long, rest = shape[2], shape[3:]
-        row_bytes = math.prod(rest) * dtype.itemsize
+        long, inner = shape[2], shape[3:]
+        row_bytes = math.prod(inner) * dtype.itemsize
         if name.startswith("attention"):
             target, compressor = CHUNK_PAIRS, "h8" if dtype.itemsize == 1 else "zstd"
-        elif name.startswith("edge_"):  # weights lose a fifth of their bytes at most, and half the speed of a search
+        elif name.startswith(
+            "edge_"
+        ):  # compressed weights would save a fifth of the bytes but halve the speed of a search
             target, compressor = CHUNK_ROWS, "h8" if name == "edge_key" else None
-        else:  # mantissas of query, key and logsumexp are noise: compressing them costs more than it saves
+        else:  # the mantissas of query, key and logsumexp are noise, so compression costs more than it saves
             target, compressor = max(1, CHUNK_BYTES // row_bytes), None
         chunk = _even(long, target)
         per_shard = max(1, SHARD_BYTES // max(1, shape[1] * chunk * row_bytes))
         per_shard = min(per_shard, math.ceil(long / chunk) or 1)
         layer_bytes = shape[1] * per_shard * chunk * row_bytes
         layers = _even(shape[0], max(1, LAYERS_BYTES // max(1, layer_bytes)))
-        return Grid(shape, dtype, (1, 1, chunk, *rest), (layers, shape[1], per_shard * chunk, *rest), compressor)
+        return Grid(shape, dtype, (1, 1, chunk, *inner), (layers, shape[1], per_shard * chunk, *inner), compressor)
     if layout.axes[0] == "statistic":
         examples = _even(shape[3], max(1, TABLE_CHUNK // (shape[1] * shape[2])))
         chunk = (1, shape[1], shape[2], examples)
@@ -139,7 +144,7 @@ def plan_grid(layout: ArrayLayout) -> Grid:
 
 
 def _even(length: int, target: int) -> int:
-    """The chunk length that cuts `length` into as few chunks of at most `target` as possible, almost equal."""
+    """Return the chunk length that divides `length` into the fewest chunks of at most `target`, almost equal."""
     return max(1, math.ceil(length / max(1, math.ceil(length / target))))
 
 
@@ -161,22 +166,22 @@ def write_file(file: HashedFile, array: Shaped[np.ndarray, "*shape"], grid: Grid
 
 
 def compressor_of(grid: Grid) -> Callable[[Body], Body]:
-    """What a chunk goes through before its checksum; not to be shared between threads."""
+    """Return the compression function of a grid. It must not be shared between threads."""
     if grid.compressor is None:
         return lambda chunk: chunk
-    made = _of_thread.__dict__
-    if grid.compressor not in made:  # as dear as compressing a small table
-        made[grid.compressor] = zstandard.ZstdCompressor(compression_params=_PARAMETERS[grid.compressor])
-    return made[grid.compressor].compress
+    compressors = _thread_compressors.__dict__
+    if grid.compressor not in compressors:  # creating one takes as long as compressing a small table
+        compressors[grid.compressor] = zstandard.ZstdCompressor(compression_params=_PARAMETERS[grid.compressor])
+    return compressors[grid.compressor].compress
 
 
 def chunk_cutter(
     array: Shaped[np.ndarray, "*shape"], chunk: tuple[int, ...]
 ) -> Callable[[tuple[int, ...]], UInt8[np.ndarray, "byte"]]:
-    """What gives the flat bytes of the chunk at a start: a view where it lies whole in `array`, else a filled copy.
+    """Return a function from the start of a chunk to its flat bytes.
 
-    There are thousands of chunks in a segment and a few microseconds of work in each, so what can be known of all of
-    them is found out once.
+    The bytes are a view if the chunk is contiguous and inside `array`, else a padded copy. A segment has thousands of
+    chunks with a few microseconds of work each, so the function computes everything that they share once.
     """
     long = next((axis for axis, n in enumerate(chunk) if n > 1), len(chunk) - 1)
     n_bytes, strides = math.prod(chunk) * array.itemsize, array.strides
@@ -187,8 +192,8 @@ def chunk_cutter(
     def cut(start: tuple[int, ...]) -> UInt8[np.ndarray, "byte"]:
         if start[long] > last:
             return cut_chunk(array, start, chunk)
-        at = sum(map(operator.mul, start, strides))
-        return flat[at : at + n_bytes]
+        offset = sum(map(operator.mul, start, strides))
+        return flat[offset : offset + n_bytes]
 
     return cut
 
@@ -196,20 +201,20 @@ def chunk_cutter(
 def cut_chunk(
     array: Shaped[np.ndarray, "*shape"], start: tuple[int, ...], chunk: tuple[int, ...]
 ) -> UInt8[np.ndarray, "byte"]:
-    """One chunk as flat bytes, filled with zeros where it reaches beyond `array`."""
+    """Return one chunk as flat bytes, padded with zeros beyond the end of `array`."""
     part = array[tuple(slice(s, s + c) for s, c in zip(start, chunk, strict=True))]
     if part.shape != chunk:
-        whole = np.zeros(chunk, dtype=part.dtype)
-        whole[tuple(map(slice, part.shape))] = part
-        part = whole
+        padded = np.zeros(chunk, dtype=part.dtype)
+        padded[tuple(map(slice, part.shape))] = part
+        part = padded
     return np.ascontiguousarray(part).reshape(-1).view(np.uint8)
 
 
 def checksum_bytes(body: Body, kind: Checksum = "crc32c") -> bytes:
-    """The four bytes that follow `body`."""
+    """Return the four checksum bytes that follow `body`."""
     if kind == "fletcher32":
-        from numcodecs import Fletcher32  # slow to load; Zarr segments do without
+        from numcodecs import Fletcher32  # slow to import; Zarr segments do not use it
 
         return bytes(Fletcher32().encode(body))[-4:] if len(body) else bytes(4)
-    # the C extension takes numpy arrays and bytes, not memoryviews
+    # the C extension accepts numpy arrays and bytes, but no memoryviews
     return struct.pack("<I", google_crc32c.value(np.frombuffer(body, np.uint8) if type(body) is memoryview else body))

@@ -1,7 +1,7 @@
-"""The `zarr.json` of an array: written one way, and any other way refused.
+"""Creation and validation of an array's `zarr.json`.
 
-What is read is held against what would have been written for the listed array. No codec but `bytes`, `zstd`, `crc32c`
-and `sharding_indexed`, no other key encoding and no fill value ever gets as far as a library that would act on it.
+The reader compares the metadata with those that the writer creates for the listed array. It accepts only the codecs
+`bytes`, `zstd`, `crc32c` and `sharding_indexed`, and no other key encoding or fill value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHUNK_MAX_BYTES = 64 << 20
 
 
 def array_metadata(layout: ArrayLayout, grid: Grid, attributes: Mapping[str, str | float]) -> dict[str, Any]:
-    """The content of an array's `zarr.json`."""
+    """Return the content of an array's `zarr.json`."""
     multibyte = grid.dtype.itemsize > 1
     to_bytes = {"name": "bytes", "configuration": {"endian": "little"}} if multibyte else {"name": "bytes"}
     codecs: list[dict[str, Any]] = [to_bytes]
@@ -50,17 +50,17 @@ def array_metadata(layout: ArrayLayout, grid: Grid, attributes: Mapping[str, str
 
 
 def read_metadata(data: bytes, layout: ArrayLayout) -> Grid:
-    """The grid of an array, from the bytes of `zarr.json`, held against the listed array.
+    """Parse the bytes of `zarr.json`, compare them with the listed array, and return its grid.
 
     Raises
     ------
     FormatError
-        Anything differs from what `array_metadata` would write, or a chunk would be too large to hold.
+        The metadata differs from that of `array_metadata`, or a chunk is too large.
     """
     try:
-        found: dict[str, Any] = json.loads(data)
-        file_shape = _shape(found["chunk_grid"]["configuration"]["chunk_shape"])
-        codecs, shard, chunk = found["codecs"], None, file_shape
+        metadata: dict[str, Any] = json.loads(data)
+        file_shape = _shape(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        codecs, shard, chunk = metadata["codecs"], None, file_shape
         if codecs[0]["name"] == "sharding_indexed":
             shard, chunk = file_shape, _shape(codecs[0]["configuration"]["chunk_shape"])
             codecs = codecs[0]["configuration"]["codecs"]
@@ -68,15 +68,15 @@ def read_metadata(data: bytes, layout: ArrayLayout) -> Grid:
             raise ValueError(f"chunks {chunk} in {file_shape} for {len(layout.shape)} axes")
         compressor = "zstd" if any(codec["name"] == "zstd" for codec in codecs) else None
         grid = Grid(layout.shape, layout.dtype, chunk, shard, compressor)
-        expected = array_metadata(layout, grid, found["attributes"])
+        expected = array_metadata(layout, grid, metadata["attributes"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise FormatError(
             f"zarr.json cannot be read ({type(error).__name__}: {str(error)[:80]}); expected an array of this format."
         ) from None
-    for key in sorted({*expected, *found}):
-        if found.get(key) != expected.get(key):
+    for key in sorted({*expected, *metadata}):
+        if metadata.get(key) != expected.get(key):
             raise FormatError(
-                f"zarr.json: {key} is {json.dumps(found.get(key))[:200]}; expected "
+                f"zarr.json: {key} is {json.dumps(metadata.get(key))[:200]}; expected "
                 f"{json.dumps(expected.get(key))[:200]}. This store was not written by headatlas."
             )
     if grid.chunk_bytes > CHUNK_MAX_BYTES or any(f % c for f, c in zip(grid.file_shape, chunk, strict=True)):

@@ -1,7 +1,7 @@
-"""The Zarr container: a segment's arrays as a Zarr v3 group of ordinary chunks and shards.
+"""Zarr container: a segment's arrays as a Zarr v3 group of ordinary chunks and shards.
 
-`shard.py` writes the files, `shard_read.py` reads them; here is which file holds what, and what is wrong with which
-part of an array when one of them cannot be read.
+`shard_writer.py` writes the files and `shard_reader.py` reads them. This module assigns arrays to files, and reports
+the damaged part of an array if a file cannot be read.
 """
 
 from __future__ import annotations
@@ -20,42 +20,40 @@ from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
 from ..files.hashed_files import HashedFile, ObjectDamageError, StoredObject, fsync_folder, write_object
 from ..files.object_source import ObjectFile, ObjectSource
-from .container import SegmentListing, Selection, Span, finished, groups_of, guard_fork, long_axis
-from .shard_reader import ChunkDamageError, damaged_chunks, read_places, read_shard
+from .container import SegmentListing, Slices, Span, finish_tasks, guard_fork, long_axis, parent_groups
+from .shard_reader import ChunkDamageError, damaged_chunks, read_shard, read_shard_index
 from .shard_writer import Grid, file_name, plan_grid, write_file
 from .zarr_metadata import METADATA_MAX_BYTES, array_metadata, read_metadata
 
 
 class ZarrContainer:
-    """Arrays as a Zarr v3 group."""
+    """Container that writes arrays as a Zarr v3 group."""
 
     name = "zarr"
 
     def write(self, folder: Path, arrays: Mapping[str, SegmentArray], pool: Executor) -> list[StoredObject]:
-        """See `Container.write`; one task of the pool writes one file."""
-        groups = {"": None} | {group: None for path in arrays for group in groups_of(path)}
+        """See `Container.write`. Each task of the pool writes one file."""
+        groups = {"": None} | {group: None for path in arrays for group in parent_groups(path)}
         folders = list(groups)
-        nodes: dict[
-            str, dict[str, Any]
-        ] = {}  # all metadata again in the root, so that plain zarr need not list folders
+        nodes: dict[str, dict[str, Any]] = {}  # repeated in the root, so that zarr need not list folders
         for group in groups:
             (folder / group).mkdir(exist_ok=True)
         tasks: list[Future[StoredObject]] = []
-        with finished(tasks):
+        with finish_tasks(tasks):
             for path, item in arrays.items():
                 grid = plan_grid(item.layout)
                 nodes[path] = array_metadata(item.layout, grid, item.attributes)
                 (folder / path).mkdir()
                 tasks.append(pool.submit(_write_node, folder, path, nodes[path]))
-                made = {path: None}
+                array_folders = {path: None}
                 for index in grid.files():
                     name = f"{path}/{file_name(index)}"
-                    for parent in groups_of(name):
-                        if parent not in made and len(parent) > len(path):
-                            made[parent] = None
+                    for parent in parent_groups(name):
+                        if parent not in array_folders and len(parent) > len(path):
+                            array_folders[parent] = None
                             (folder / parent).mkdir()
                     tasks.append(pool.submit(_write_array_file, folder, name, item.data, grid, index))
-                folders += made
+                folders += array_folders
             del groups[""]
             for group in groups:
                 nodes[group] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
@@ -83,56 +81,56 @@ def _write_array_file(root: Path, name: str, data: np.ndarray, grid: Grid, index
 
 
 @dataclass
-class _Opened:
-    """An array whose metadata was checked; `places` are the indices of the shards that were touched."""
+class _OpenArray:
+    """Array whose metadata was checked. `shard_indices` caches the indices of shards that were read."""
 
     layout: ArrayLayout
     grid: Grid
-    places: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
+    shard_indices: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
 
 
 class ZarrReader:
-    """See `ContainerReader`."""
+    """Reader of a Zarr segment, see `ContainerReader`."""
 
     def __init__(self, source: ObjectSource, folder: str, listing: SegmentListing) -> None:
         self._source, self._folder = source, folder
         self._layouts = {entry.path: entry for entry in listing.arrays}
         self._objects = {item.path: item for item in listing.objects}
-        self._opened: dict[str, _Opened] = {}
+        self._arrays: dict[str, _OpenArray] = {}
 
-    def read(self, path: str, selection: Selection) -> np.ndarray:
+    def read(self, path: str, selection: Slices) -> np.ndarray:
         """See `ContainerReader.read`."""
         guard_fork()
-        opened = self._open(path)
-        out = np.empty([max(0, s.stop - s.start) for s in selection], dtype=opened.layout.dtype)
+        array = self._open(path)
+        out = np.empty([max(0, s.stop - s.start) for s in selection], dtype=array.layout.dtype)
         if out.size:
-            for index in _files_touched(opened.grid, selection):
-                self._read_file(opened, index, selection, out)
+            for index in _files_touched(array.grid, selection):
+                self._read_file(array, index, selection, out)
         return out
 
-    def _read_file(self, opened: _Opened, index: tuple[int, ...], selection: Selection, out: np.ndarray) -> None:
-        grid = opened.grid
-        with self._file(opened, index) as file:
+    def _read_file(self, array: _OpenArray, index: tuple[int, ...], selection: Slices, out: np.ndarray) -> None:
+        grid = array.grid
+        with self._file(array, index) as file:
             try:
                 if grid.shard is None:
-                    whole = Grid(grid.shape, grid.dtype, grid.chunk, grid.chunk, grid.compressor)
-                    places = np.array([[0, file.size]], dtype=np.uint64)
-                    read_shard(file, whole, index, places, selection, out)
+                    single = Grid(grid.shape, grid.dtype, grid.chunk, grid.chunk, grid.compressor)
+                    chunk_ranges = np.array([[0, file.size]], dtype=np.uint64)
+                    read_shard(file, single, index, chunk_ranges, selection, out)
                 else:
-                    if index not in opened.places:
-                        opened.places[index] = read_places(file, grid)
-                    read_shard(file, grid, index, opened.places[index], selection, out)
-            except FileNotFoundError:  # over a network only reading tells
-                raise self._damage(opened, index, "is missing") from None
+                    if index not in array.shard_indices:
+                        array.shard_indices[index] = read_shard_index(file, grid)
+                    read_shard(file, grid, index, array.shard_indices[index], selection, out)
+            except FileNotFoundError:  # detected when reading over a network
+                raise self._damage(array, index, "is missing") from None
             except ChunkDamageError as error:
-                raise self._damage(opened, index, str(error), [error.start]) from None
+                raise self._damage(array, index, str(error), [error.start]) from None
             except CorruptSegmentError as error:
-                raise self._damage(opened, index, str(error)) from None
+                raise self._damage(array, index, str(error)) from None
 
     def prefetch(self, paths: Sequence[str]) -> None:
         """See `ContainerReader.prefetch`."""
-        starts = tuple(f"{path}/" for path in paths)
-        self._source.prefetch(self._folder, [item for path, item in self._objects.items() if path.startswith(starts)])
+        prefixes = tuple(f"{path}/" for path in paths)
+        self._source.prefetch(self._folder, [item for path, item in self._objects.items() if path.startswith(prefixes)])
 
     def stored_bytes(self, path: str) -> int:
         """See `ContainerReader.stored_bytes`."""
@@ -140,44 +138,44 @@ class ZarrReader:
 
     def spans(self, object_path: str) -> list[Span]:
         """See `ContainerReader.spans`."""
-        found = self._place(object_path)
-        if found is None:
+        file = self._array_file(object_path)
+        if file is None:
             return []
-        damage = self._damage(*found, "")
+        damage = self._damage(*file, "")
         return [Span(damage.array, damage.start, damage.stop or 0)]
 
     def damaged_spans(self, object_path: str) -> list[Span]:
         """See `ContainerReader.damaged_spans`."""
-        found = self._place(object_path)
-        if found is None:
+        file_position = self._array_file(object_path)
+        if file_position is None:
             return []
-        opened, index = found
-        bad: list[tuple[int, ...]] = []
-        if opened.grid.shard is not None:
+        array, index = file_position
+        damaged: list[tuple[int, ...]] = []
+        if array.grid.shard is not None:
             try:
-                with self._file(opened, index) as file:
-                    bad = damaged_chunks(file, opened.grid, index, read_places(file, opened.grid))
+                with self._file(array, index) as file:
+                    damaged = damaged_chunks(file, array.grid, index, read_shard_index(file, array.grid))
             except (CorruptSegmentError, FileNotFoundError):
                 pass
-        damage = self._damage(opened, index, "", bad)
+        damage = self._damage(array, index, "", damaged)
         return [Span(damage.array, damage.start, damage.stop or 0)]
 
-    def _place(self, object_path: str) -> tuple[_Opened, tuple[int, ...]] | None:
-        """The array of a chunk or shard, and its index; None for metadata."""
+    def _array_file(self, object_path: str) -> tuple[_OpenArray, tuple[int, ...]] | None:
+        """Return the array and index of a chunk or shard; None for metadata."""
         path, _, index = object_path.partition("/c/")
         if not index or path not in self._layouts:
             return None
         return self._open(path), tuple(map(int, index.split("/")))
 
-    def _open(self, path: str) -> _Opened:
-        opened = self._opened.get(path)
-        if opened is None:
+    def _open(self, path: str) -> _OpenArray:
+        array = self._arrays.get(path)
+        if array is None:
             if path not in self._layouts:
                 raise NotFoundError(f"no array {path!r}; this segment has {', '.join(self._layouts)}")
             layout, name = self._layouts[path].layout(), f"{path}/zarr.json"
             if name not in self._objects:
                 raise FormatError(f"object {name} is not listed in segment.json; expected one for each array.")
-            if not self._opened:
+            if not self._arrays:
                 self._source.prefetch(
                     self._folder, [item for path, item in self._objects.items() if path.endswith("zarr.json")]
                 )
@@ -188,38 +186,39 @@ class ZarrReader:
                 )
             with located(path):
                 grid = read_metadata(data, layout)
-            opened = self._opened.setdefault(path, _Opened(layout, grid))
-        return opened
+            array = self._arrays.setdefault(path, _OpenArray(layout, grid))
+        return array
 
-    def _file(self, opened: _Opened, index: tuple[int, ...]) -> ObjectFile:
-        """A listed chunk or shard, open."""
-        name = f"{opened.layout.path}/{file_name(index)}"
+    def _file(self, array: _OpenArray, index: tuple[int, ...]) -> ObjectFile:
+        """Open a listed chunk or shard."""
+        name = f"{array.layout.path}/{file_name(index)}"
         if name not in self._objects:
             raise FormatError(
-                f"object {name} is not listed in segment.json; the array needs it, and would read as zeros."
+                f"object {name} is not listed in segment.json; expected it, because the array would read as zeros."
             )
         try:
             return self._source.open(self._folder, self._objects[name])
         except HeadAtlasError:
             raise
         except OSError as error:
-            raise self._damage(opened, index, f"cannot be opened ({error.strerror})") from None
+            raise self._damage(array, index, f"cannot be opened ({error.strerror})") from None
 
     def _damage(
-        self, opened: _Opened, index: tuple[int, ...], problem: str, starts: Sequence[tuple[int, ...]] = ()
+        self, array: _OpenArray, index: tuple[int, ...], problem: str, starts: Sequence[tuple[int, ...]] = ()
     ) -> ObjectDamageError:
-        """An error for a file, with the span of the chunks that begin at `starts`, or else of all of the file."""
-        path, axis = opened.layout.path, long_axis(opened.layout)
-        start, length = index[axis] * opened.grid.file_shape[axis], opened.grid.file_shape[axis]
+        """Return the error for a file, with the span of the chunks that begin at `starts`, or else of the full file."""
+        path, axis = array.layout.path, long_axis(array.layout)
+        start, length = index[axis] * array.grid.file_shape[axis], array.grid.file_shape[axis]
         stop = start + length
         if starts:
-            start, stop = min(at[axis] for at in starts), max(at[axis] for at in starts) + opened.grid.chunk[axis]
+            first, last = min(chunk[axis] for chunk in starts), max(chunk[axis] for chunk in starts)
+            start, stop = first, last + array.grid.chunk[axis]
         name = f"{path}/{file_name(index)}"
         message = f"object {name}: {problem}. Restore it, or write the segment again."
-        stop = min(stop, opened.layout.shape[axis])
+        stop = min(stop, array.layout.shape[axis])
         return ObjectDamageError(message, object_path=name, array=path, start=start, stop=stop)
 
 
-def _files_touched(grid: Grid, selection: Selection) -> Iterator[tuple[int, ...]]:
+def _files_touched(grid: Grid, selection: Slices) -> Iterator[tuple[int, ...]]:
     spans = [range(s.start // f, -(-s.stop // f)) for s, f in zip(selection, grid.file_shape, strict=True)]
     return itertools.product(*spans)

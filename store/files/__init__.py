@@ -1,1 +1,1 @@
-"""The files of a store and the places they lie in: local or remote, with hashes, manifests and leases."""
+"""Files of a store, local or remote: hashes, manifests, leases and caches."""

@@ -1,4 +1,4 @@
-"""A cache for many threads: bounded in bytes, least recently used goes first, one computation a key at a time."""
+"""Thread-safe cache with a limit in bytes. It evicts the least recently used value and computes each key only once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Value = TypeVar("Value")
 
 
 class ByteCache:
-    """Values by key, at most `max_bytes` together. A value larger than that is returned and not kept.
+    """Cached values by key, at most `max_bytes` in total. A larger value is returned without being cached.
 
-    Two threads that ask for the same missing key compute it once: the second waits for the first. An error is raised
-    in both and not kept.
+    If two threads request the same missing key, the second waits while the first computes the value. An error is raised
+    in both threads and is not cached.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.n_bytes = 0
         self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._making: dict[Hashable, Lock] = {}
+        self._key_locks: dict[Hashable, Lock] = {}
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -34,37 +34,37 @@ class ByteCache:
         return key in self._values
 
     def get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int] | None = None) -> Value:
-        """Look `key` up, or make its value and keep it; `size` says how many bytes it holds (default `size_of`)."""
+        """Return the value of `key`, computing and caching it if it is missing. `size` returns its size in bytes."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key][0]
-            making = self._making.setdefault(key, Lock())
-        with making:
+            key_lock = self._key_locks.setdefault(key, Lock())
+        with key_lock:
             with self._lock:
                 if key in self._values:
                     return self._values[key][0]
             try:
                 value = make()
-                self._keep(key, value, (size or size_of)(value))
+                self._store(key, value, (size or size_of)(value))
             finally:
                 with self._lock:
-                    self._making.pop(key, None)
+                    self._key_locks.pop(key, None)
         return value
 
-    def _keep(self, key: Hashable, value: Any, size: int) -> None:
+    def _store(self, key: Hashable, value: Any, size: int) -> None:
         with self._lock:
             if size > self.max_bytes or key in self._values:
                 return
             self._values[key] = (value, size)
             self.n_bytes += size
             while self.n_bytes > self.max_bytes:
-                _, (_, freed) = self._values.popitem(last=False)
-                self.n_bytes -= freed
+                _, (_, evicted_bytes) = self._values.popitem(last=False)
+                self.n_bytes -= evicted_bytes
 
 
 def size_of(value: Any, depth: int = 6) -> int:
-    """Bytes that `value` holds: arrays by their buffer, containers and objects by what is in them."""
+    """Return the approximate size of `value` in bytes: buffers of arrays, and contents of containers and objects."""
     if isinstance(value, np.ndarray):
         return value.nbytes + 128
     if value is None or isinstance(value, bool | int | float | str | bytes) or depth == 0:

@@ -1,7 +1,7 @@
-"""Files of a store: written once, hashed on the way, fsynced; and checked before anything trusts them.
+"""Files of a store. They are written once, hashed while they are written, fsynced, and checked before use.
 
-Paths inside a store are made of plain names only, so that no manifest can point outside it; symbolic links and
-anything that is not a regular file are refused.
+Paths inside a store consist of plain names, so a manifest cannot refer to files outside it. Symbolic links and other
+files that are not regular are refused.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _NAME = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
 _PATH_MAX = 512
 _DIGEST = r"^[0-9a-f]{64}$"
 Buffer = bytes | memoryview | np.ndarray  # arrays of uint8
-_PORTION_BYTES = 4 << 20
+_BUFFER_BYTES = 4 << 20
 _BLOCK_BYTES = 4096
 
 
 def check_path(path: str) -> str:
-    """`path` itself if it is relative and made of plain names; no `..`, no hidden file, no backslash.
+    """Check that `path` is relative and consists of plain names: no `..`, no hidden file, no backslash. Return it.
 
     Raises
     ------
     FormatError
-        Any other path.
+        The path is not allowed.
     """
     if len(path) > _PATH_MAX or not all(_NAME.fullmatch(part) for part in path.split("/")):
         raise FormatError(
@@ -48,7 +48,7 @@ def check_path(path: str) -> str:
 
 
 class ObjectDamageError(CorruptSegmentError):
-    """One object is damaged: items `start:stop` of the long axis of `array` are in it (None: not known)."""
+    """Damage of one object, which holds items `start:stop` of the long axis of `array`. Unknown bounds are None."""
 
     def __init__(
         self, message: str, *, object_path: str, array: str = "", start: int = 0, stop: int | None = None
@@ -68,74 +68,74 @@ class StoredObject(BaseModel):
 
     @field_validator("path")
     @classmethod
-    def _plain(cls, path: str) -> str:
+    def _check_path(cls, path: str) -> str:
         try:
             return check_path(path)
         except FormatError as error:  # pydantic reports ValueErrors
             raise ValueError(str(error)) from None
 
     def matches(self, data: bytes) -> bool:
-        """Whether `data` is what was written."""
+        """True if `data` has the size and hash of the object."""
         return len(data) == self.bytes and hashlib.sha256(data).hexdigest() == self.sha256
 
 
 class HashedFile:
-    """A new file that is hashed while it is written and fsynced when its block ends without an error.
+    """A new file that is hashed while it is written, and fsynced when its block ends without an error.
 
-    The file must not exist. After the block `bytes` and `sha256` are final. What is handed over is copied to a portion
-    of a few MB, hashed there while it is in the processor's cache, and written when the portion is full. From the first
-    full one on, it goes past the system's cache where the file system allows that: copying there takes as much
-    processor time as hashing, for bytes that are seldom read soon.
+    The file must not exist. After the block `bytes` and `sha256` are final. Data is copied to a buffer of a few MB,
+    hashed there while it is in the processor's cache, and written when the buffer is full. Once a buffer was full, the
+    file bypasses the page cache (O_DIRECT) if the file system supports it. Copying into the page cache takes as much
+    processor time as hashing, and these bytes are seldom read soon.
     """
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o644)
         try:
-            self._portion = _spare.pop()
+            self._buffer = _free_buffers.pop()
         except IndexError:
-            self._portion = memoryview(mmap.mmap(-1, _PORTION_BYTES, mmap.MAP_PRIVATE))  # not a forked process's too
-        self._n_waiting = 0
+            self._buffer = memoryview(mmap.mmap(-1, _BUFFER_BYTES, mmap.MAP_PRIVATE))  # not shared with forks
+        self._n_buffered = 0
         self._direct = False
         self._hash = hashlib.sha256()
         self.bytes = 0
         self.sha256 = ""
 
     def write(self, *buffers: Buffer) -> None:
-        """Append flat buffers of bytes, in order."""
+        """Append flat arrays of bytes, in order."""
         for buffer in buffers:
-            left = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
-            self.bytes += len(left)
-            while len(left) > _PORTION_BYTES - self._n_waiting:
-                room = _PORTION_BYTES - self._n_waiting
-                self._portion[self._n_waiting :] = left[:room]
-                left = left[room:]
+            data = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
+            self.bytes += len(data)
+            while len(data) > _BUFFER_BYTES - self._n_buffered:
+                n_free = _BUFFER_BYTES - self._n_buffered
+                self._buffer[self._n_buffered :] = data[:n_free]
+                data = data[n_free:]
                 self._set_direct(on=True)
-                self._flush(_PORTION_BYTES)
-            self._portion[self._n_waiting : self._n_waiting + len(left)] = left
-            self._n_waiting += len(left)
+                self._flush(_BUFFER_BYTES)
+            self._buffer[self._n_buffered : self._n_buffered + len(data)] = data
+            self._n_buffered += len(data)
 
     def _flush(self, n_bytes: int) -> None:
-        """Hash and write what waits."""
-        waiting = self._portion[:n_bytes]
-        self._hash.update(waiting)
-        while waiting:
-            if self._direct and len(waiting) < _BLOCK_BYTES:
+        """Hash and write the first `n_bytes` of the buffer."""
+        data = self._buffer[:n_bytes]
+        self._hash.update(data)
+        while data:
+            if self._direct and len(data) < _BLOCK_BYTES:
                 self._set_direct(on=False)
-            n_bytes = len(waiting) // _BLOCK_BYTES * _BLOCK_BYTES if self._direct else len(waiting)
+            n_bytes = len(data) // _BLOCK_BYTES * _BLOCK_BYTES if self._direct else len(data)
             try:
-                waiting = waiting[os.write(self._fd, waiting[:n_bytes]) :]  # a short write leaves the rest
+                data = data[os.write(self._fd, data[:n_bytes]) :]  # a write can be short
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
-                self._set_direct(on=False)  # as after a short write that ended within a block
-        self._n_waiting = 0
+                self._set_direct(on=False)  # the file offset is inside a block after a short write
+        self._n_buffered = 0
 
     def _set_direct(self, *, on: bool) -> None:
-        """Whether writes go past the system's cache: whole blocks at whole blocks only."""
+        """Turn direct I/O on or off. Direct writes need whole blocks at block-aligned offsets."""
         if on == self._direct or not hasattr(os, "O_DIRECT"):
             return
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        with contextlib.suppress(OSError):  # a file system that cannot
+        with contextlib.suppress(OSError):  # not supported by the file system
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
             self._direct = on
 
@@ -147,27 +147,27 @@ class HashedFile:
     ) -> None:
         try:
             if kind is None:
-                self._flush(self._n_waiting)
-                os.fsync(self._fd)  # an error here means the segment failed: never retried on the same descriptor
+                self._flush(self._n_buffered)
+                os.fsync(self._fd)  # after an error the write has failed: fsync must not be retried on this descriptor
                 self.sha256 = self._hash.hexdigest()
         finally:
             os.close(self._fd)
-            _spare.append(self._portion)
+            _free_buffers.append(self._buffer)
 
 
-_spare: list[memoryview] = []
-"""Portions of files that were written, as many as ever were open at once: fresh memory costs more than filling it."""
+_free_buffers: list[memoryview] = []
+"""Buffers for reuse, because allocating memory costs more than filling it. There are as many as files open at once."""
 
 
 def write_object(root: Path, path: str, *buffers: Buffer) -> StoredObject:
-    """Write a small file below `root` (its folder exists) and describe it."""
+    """Write a small file below `root` and describe it. Its folder must exist."""
     with HashedFile(root / path) as file:
         file.write(*buffers)
     return StoredObject(path=path, bytes=file.bytes, sha256=file.sha256)
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the entries of a folder durable."""
+    """Flush the entries of a folder to disk."""
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
         os.fsync(fd)
@@ -176,55 +176,55 @@ def fsync_folder(path: Path) -> None:
 
 
 def check_objects(root: Path, objects: Iterable[StoredObject]) -> None:
-    """Presence, kind and size of each object, by `lstat`; nothing is opened.
+    """Check the presence, kind and size of each object with `lstat`, without opening it.
 
     Raises
     ------
     ObjectDamageError
         An object is missing or has another size.
     FormatError
-        A symbolic link, or something else that is not a regular file, lies in the way.
+        An object is not a regular file, or one of its folders is a symbolic link.
     """
-    seen: set[str] = set()
+    checked: set[str] = set()
     for item in objects:
         folder = item.path.rpartition("/")[0]
-        while folder and folder not in seen:
-            seen.add(folder)
-            if os.path.lexists(root / folder):  # else the object itself is reported
+        while folder and folder not in checked:
+            checked.add(folder)
+            if os.path.lexists(root / folder):  # else `check_object` reports the object
                 check_folder(root / folder, folder)
             folder = folder.rpartition("/")[0]
         check_object(root, item)
 
 
 def check_hashes(root: Path, objects: Iterable[StoredObject]) -> None:
-    """`check_objects`, and that every byte has its hash.
+    """Check the presence, kind, size and hash of each object.
 
     Raises
     ------
     ObjectDamageError
         An object is missing or was changed.
     FormatError
-        A link or a special file lies in the way.
+        An object is not a regular file, or one of its folders is a symbolic link.
     """
     objects = tuple(objects)
     check_objects(root, objects)
     for item in objects:
-        found = file_hash(root / item.path)
-        if found != item.sha256:
+        digest = file_hash(root / item.path)
+        if digest != item.sha256:
             raise ObjectDamageError(
-                f"object {item.path} was changed: its sha256 is {found[:16]}…; expected {item.sha256[:16]}….",
+                f"object {item.path} was changed: its sha256 is {digest[:16]}…; expected {item.sha256[:16]}….",
                 object_path=item.path,
             )
 
 
 def file_hash(path: Path) -> str:
-    """The sha256 of a file's bytes."""
+    """Return the sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_object(root: Path, item: StoredObject) -> None:
-    """`check_objects` for one object whose folders are known to be folders."""
+    """Check the presence, kind and size of one object, whose folders were checked before."""
     try:
         status = os.lstat(f"{root}/{item.path}")
     except (FileNotFoundError, NotADirectoryError):
@@ -245,14 +245,14 @@ def check_object(root: Path, item: StoredObject) -> None:
 
 
 def check_folder(path: Path, name: str) -> None:
-    """A folder that is there and is not a link.
+    """Check that a folder exists and is not a link.
 
     Raises
     ------
     CorruptSegmentError
-        It is missing.
+        The folder is missing.
     FormatError
-        It is something else.
+        The path is a link or a file.
     """
     try:
         mode = os.lstat(path).st_mode
@@ -265,14 +265,14 @@ def check_folder(path: Path, name: str) -> None:
 
 
 def read_small(path: Path, name: str, limit_bytes: int) -> bytes:
-    """The bytes of a regular file of at most `limit_bytes`.
+    """Read a regular file of at most `limit_bytes`.
 
     Raises
     ------
     CorruptSegmentError
-        It is missing.
+        The file is missing.
     FormatError
-        It is larger, or a link, or not a regular file.
+        The file is larger, or is a link or a special file.
     """
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -280,7 +280,7 @@ def read_small(path: Path, name: str, limit_bytes: int) -> bytes:
         raise CorruptSegmentError(f"{name} is missing. Restore it, or write the segment again.") from None
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EACCES, errno.EPERM):
-            raise  # the disk's fault or this process's, not the file's
+            raise  # a problem of the disk or of this process, not of the file
         raise FormatError(f"{name} cannot be opened ({error.strerror}); expected a regular file.") from None
     try:
         status = os.fstat(fd)

@@ -1,4 +1,4 @@
-"""JSON documents of a store (manifests, listings): how they are laid out, and parsed without trust."""
+"""Formatting and validated parsing of a store's JSON documents (manifests, listings)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def format_document(fields: dict[str, Any]) -> bytes:
-    """UTF-8 JSON with one field a line, and one line for each entry of a list of objects."""
+    """Format a document as UTF-8 JSON with one field per line, and one line for each entry of a list of objects."""
     lines = []
     for name, value in fields.items():
         text = json.dumps(value, allow_nan=False)
@@ -24,19 +24,19 @@ def format_document(fields: dict[str, Any]) -> bytes:
 
 
 def parse_document(model: type[Model], data: bytes, name: str) -> Model:
-    """A pydantic model from JSON bytes.
+    """Parse JSON bytes into a pydantic model.
 
     Raises
     ------
     FormatError
-        It is not JSON, or not what the model describes; the first disagreement is named.
+        The bytes are not JSON or do not fit the model. The message names the first problem.
     """
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the whole file"
+        field = ".".join(map(str, first["loc"])) or "the whole file"
         raise FormatError(
-            f"{name} cannot be read: {place}: {first['msg']}. It was not written by this version of headatlas, "
+            f"{name} cannot be read: {field}: {first['msg']}. It was not written by this version of headatlas, "
             "or it is damaged."
         ) from None

@@ -1,9 +1,9 @@
-"""Who is at work in a store: private folders of writers, and the locks that keep collection and writers apart.
+"""Leases of a store: private folders of writers, and the locks of writers, readers and garbage collection.
 
-A private folder is held by a lock on ``tmp/<uuid>.lease``, which the system releases when the process dies; opening a
-writer sweeps the folders of dead ones. A lock on ``segments`` is shared by all writers, each for the time of a commit,
-and held alone while unused segments are removed. A reader shares a lock on its manifest. Locks of this kind (flock) are per
-host on some network file systems.
+A writer holds a lock on ``tmp/<uuid>.lease`` for its private folder. The system releases the lock when the process
+dies, and the next writer removes the folders of dead processes. Writers hold a shared lock on ``segments`` during a
+commit. Garbage collection holds it exclusively while it removes unused segments. A reader holds a shared lock on its
+manifest. On some network file systems locks of this kind (flock) do not reach other hosts.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .manifest_names import LATEST_NAME, manifest_name
 
 
 @contextlib.contextmanager
-def at_work(store: Path, *, alone: bool = False) -> Iterator[None]:
-    """Share the store with other writers; with `alone` nobody else may be at work.
+def lock_segments(store: Path, *, exclusive: bool = False) -> Iterator[None]:
+    """Hold a lock on the segments of a store while the block runs, shared with other writers or exclusive.
 
     Raises
     ------
     BlockingIOError
-        `alone`, and somebody is.
+        Another process holds the lock, and `exclusive` is True.
     """
     fd = os.open(store / "segments", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
         yield
     finally:
         os.close(fd)
@@ -41,15 +41,15 @@ def at_work(store: Path, *, alone: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def private_folder(store: Path) -> Iterator[Path]:
-    """A new folder ``tmp/<uuid>`` that no sweep takes away while this process lives; removed afterwards."""
+    """Create a folder ``tmp/<uuid>`` for the block and remove it afterwards. Other processes leave it alone."""
     name = uuid.uuid4().hex
     lease, folder = store / "tmp" / f"{name}.lease", store / "tmp" / name
     lease.parent.mkdir(exist_ok=True)
     fd = os.open(lease, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        with at_work(store):
-            folder.mkdir()  # only now: a sweep leaves leases without a folder alone
+        with lock_segments(store):
+            folder.mkdir()  # after the lock: `dead_folders` ignores leases without a folder
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -58,7 +58,7 @@ def private_folder(store: Path) -> Iterator[Path]:
 
 
 def dead_folders(tmp: Path) -> Iterator[Path]:
-    """Private folders whose process is gone; each lease is held while its folder is with the caller."""
+    """Yield the private folders of dead processes. The lease of a folder is held until the next one is requested."""
     if not tmp.is_dir() or tmp.is_symlink():
         return
     for folder in sorted(tmp.iterdir()):
@@ -67,7 +67,7 @@ def dead_folders(tmp: Path) -> Iterator[Path]:
         lease = folder.with_suffix(".lease")
         try:
             fd = os.open(lease, os.O_RDWR)
-        except FileNotFoundError:  # its writer is just removing it
+        except FileNotFoundError:  # the writer is about to remove the folder
             yield folder
             continue
         try:
@@ -82,24 +82,24 @@ def dead_folders(tmp: Path) -> Iterator[Path]:
 
 
 def lease_manifest(store: Path, number: int) -> int | None:
-    """A descriptor that keeps a manifest and what it lists from being collected; None where that cannot be had."""
+    """Open a descriptor that protects a manifest and its segments from collection; None if it cannot be locked."""
     path = store / manifest_name(number)
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH)  # whoever collects holds it for a moment
+        fcntl.flock(fd, fcntl.LOCK_SH)  # a collection holds it only for a moment
         if os.path.samestat(os.fstat(fd), os.lstat(path)):
             return fd
-    except OSError:  # collected, or no locks on this file system
+    except OSError:  # the manifest was collected, or the file system has no locks
         pass
     os.close(fd)
     return None
 
 
 def hold_manifest(store: Path, number: int | None) -> tuple[Manifest, int | None]:
-    """A manifest, the newest by default, and the descriptor that keeps what it lists; see `lease_manifest`.
+    """Read a manifest, by default the newest, and return it with the descriptor of its lease, see `lease_manifest`.
 
     Raises
     ------
@@ -109,18 +109,20 @@ def hold_manifest(store: Path, number: int | None) -> tuple[Manifest, int | None
     while True:
         newest = manifest_numbers(store)[-1:]
         try:
-            found = read_manifest(store, number)[0]
+            manifest = read_manifest(store, number)[0]
         except (NotFoundError, CorruptSegmentError):
-            if number is None and manifest_numbers(store)[-1:] != newest:  # collected meanwhile
+            if number is None and manifest_numbers(store)[-1:] != newest:  # collected in the meantime: retry
                 continue
             raise
-        lease = lease_manifest(store, found.number)
-        if lease is not None or manifest_name(found.number) in os.listdir(store):  # else collected between the two
-            return found, lease
+        lease = lease_manifest(store, manifest.number)
+        if lease is not None or manifest_name(manifest.number) in os.listdir(
+            store
+        ):  # else collected before it was leased
+            return manifest, lease
 
 
 def remove_unleased(store: Path, number: int, *, dry_run: bool = False) -> bool:
-    """Remove a manifest if no reader holds it; whether it went, or would."""
+    """Remove a manifest if no reader holds it. Return True if it was removed, or would be with `dry_run`."""
     path = store / manifest_name(number)
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
@@ -134,21 +136,23 @@ def remove_unleased(store: Path, number: int, *, dry_run: bool = False) -> bool:
     return True
 
 
-def create_folders(place: Path) -> None:
-    """The folders of a store, if nothing else is there.
+def create_folders(store: Path) -> None:
+    """Create the folders of a store, unless the folder holds other files.
 
     Raises
     ------
     ConfigError
-        Something else is.
+        The folder holds other files, or the path is a file.
     """
-    if place.is_dir() and not manifest_numbers(place):
-        strange = sorted(set(os.listdir(place)) - {"tmp", "segments", "overlays", LATEST_NAME})
-        if strange:
-            raise ConfigError(f"the folder holds {strange[0]!r} and no manifest; expected a store, or an empty folder.")
-    elif place.exists() and not place.is_dir():
+    if store.is_dir() and not manifest_numbers(store):
+        other_names = sorted(set(os.listdir(store)) - {"tmp", "segments", "overlays", LATEST_NAME})
+        if other_names:
+            raise ConfigError(
+                f"the folder holds {other_names[0]!r} and no manifest; expected a store, or an empty folder."
+            )
+    elif store.exists() and not store.is_dir():
         raise ConfigError("this is a file; expected a folder, or a new name.")
-    for folder in (place, place / "tmp", place / "segments"):
+    for folder in (store, store / "tmp", store / "segments"):
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             fsync_folder(folder.parent)

@@ -1,4 +1,4 @@
-"""Locations of stores: a folder of this machine, or a URL that is read over a network."""
+"""Locations of stores: folders of this machine, and URLs that are read over a network."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def open_source(
     cache_bytes: int = CACHE_BYTES,
     cache_dir: str | None = None,
 ) -> ObjectSource:
-    """The source of a folder or a URL; nothing is read yet. See `open_store` for the arguments.
+    """Return the source of a folder or a URL, without reading from it. See `open_store` for the arguments.
 
     Raises
     ------
     ConfigError
-        A URL of an unknown protocol, or a package for it is missing.
+        The protocol of the URL is unknown, or a package for it is missing.
     """
     text = os.fspath(location)
     if text.startswith("file://"):
@@ -35,30 +35,32 @@ def open_source(
     if not _is_url(text):
         return LocalSource(Path(text))
     if "://" not in text and "::" not in text:
-        raise ConfigError(f"{text} is a URL that lost a slash; expected text such as 's3://bucket/traces', no Path.")
-    from .remote.remote_source import RemoteSource  # brings fsspec
+        raise ConfigError(
+            f"{text} is a URL that lost a slash; expected a string such as 's3://bucket/traces', not a Path."
+        )
+    from .remote.remote_source import RemoteSource  # imports fsspec
 
     object_folder = Path(cache_dir) if cache_dir else url_cache_folder()
     return RemoteSource(text, options or {}, cache_bytes=cache_bytes, cache_dir=object_folder)
 
 
 def _is_url(text: str) -> bool:
-    """Whether a location names a protocol, and no folder is called like it."""
+    """True if a location begins with a protocol and no folder has that name."""
     return _URL.match(text) is not None and not Path(text.split("/", 1)[0]).is_dir()
 
 
 def local_folder(location: str | os.PathLike[str]) -> Path:
-    """A folder of this machine, to write to.
+    """Return a location as a folder of this machine that can be written to.
 
     Raises
     ------
     ConfigError
-        A URL: stores are read from there, not written.
+        The location is a URL. Stores can be read from URLs but not written to them.
     """
     text = os.fspath(location)
     if _is_url(text):
         raise ConfigError(
-            f"{text} is a URL; expected a folder: stores are read from URLs, and written to folders only. Write to a "
-            "folder, and copy the store from there (manifests last)."
+            f"{text} is a URL; expected a folder, because stores are written to folders only. Write to a folder, then "
+            "copy the store to the URL (manifests last)."
         )
     return Path(location)

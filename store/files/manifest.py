@@ -1,8 +1,8 @@
-"""The manifest: what a store holds, as an immutable, numbered document of which the highest number counts.
+"""Manifests of a store: immutable, numbered documents that list its contents. The highest number is the current one.
 
-Committing is making manifest N + 1, exclusively: it is written and fsynced in the private place, then linked to its
-name, which fails if another writer was faster; the loser reads the winner's and tries again. A document starts with
-``{"checksum": "HEX",`` where HEX is the sha256 of every byte after the quote that closes it.
+A commit creates manifest N + 1 exclusively. The writer writes and fsyncs it in its private folder, then links it to its
+name. The link fails if another writer was faster; the writer then reads that manifest and retries. A document starts
+with ``{"checksum": "HEX",`` where HEX is the sha256 of every byte after the closing quote.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..schema.traces import FORMAT_NAME, TraceSpec, check_format_version
 from .hashed_files import fsync_folder
 from .json_documents import format_document, parse_document
 from .manifest_names import Latest, manifest_name, write_latest
-from .object_source import ObjectSource, source_of
+from .object_source import ObjectSource, as_source
 from .overlays import Overlay, OverlayEntry, overlay_folder
 
 MANIFEST_MAX_BYTES = 256 << 20
-KEPT_MANIFESTS = 16
-"""How many of the newest manifests a commit leaves alone."""
+N_RECENT_MANIFESTS = 16
+"""Number of newest manifests that a commit never removes."""
 _HEAD = b'{"checksum": "'
 _DIGEST = r"^[0-9a-f]{64}$"
 
@@ -38,9 +38,10 @@ class _Frozen(BaseModel):
 
 
 class SegmentEntry(_Frozen):
-    """One committed segment; `bytes` and `sha256` are those of its segment.json, `data_bytes` of all it lists.
+    """One committed segment.
 
-    A segment that took the place of another has the beginning of its hash in its path.
+    `bytes` and `sha256` describe its segment.json. `data_bytes` is the size of all objects listed there. The path of a
+    segment that replaced another one contains the beginning of its hash.
     """
 
     index: int = Field(ge=0, lt=10**9)
@@ -54,7 +55,7 @@ class SegmentEntry(_Frozen):
     overlays: tuple[OverlayEntry, ...] = ()
 
     @model_validator(mode="after")
-    def _place(self) -> SegmentEntry:
+    def _check_paths(self) -> SegmentEntry:
         for overlay in self.overlays:
             if overlay.path != overlay_folder(self.index, overlay.sha256):
                 raise ValueError(f"overlay {overlay.name!r} has path {overlay.path!r}")
@@ -66,7 +67,7 @@ class SegmentEntry(_Frozen):
 
 
 class Dropped(_Frozen):
-    """A segment that was taken out; its examples are not in the store, and a job writes it again only as a repair."""
+    """A segment that was dropped. Its examples are not in the store. A job writes it again only as a repair."""
 
     index: int = Field(ge=0)
     first_example: int = Field(ge=0)
@@ -74,27 +75,27 @@ class Dropped(_Frozen):
 
 
 class Skipped(_Frozen):
-    """An example of the corpus that is not in the store, and why."""
+    """An example of the corpus that is not in the store, with the reason."""
 
     example: int
     id: str
     reason: str
 
 
-class Parent(_Frozen):
-    """The manifest before, by number and sha256 of its file."""
+class ParentManifest(_Frozen):
+    """Number and sha256 of the previous manifest's file."""
 
     number: int
     sha256: str = Field(pattern=_DIGEST)
 
 
 class Manifest(_Frozen):
-    """One snapshot of a store. `provenance` says what made it: model, tokenizer, corpus, config, libraries, device."""
+    """One snapshot of a store. `provenance` describes model, tokenizer, corpus, config, libraries and device."""
 
     format: str
     format_version: int
     number: int = Field(ge=0)
-    parent: Parent | None
+    parent: ParentManifest | None
     created: str
     spec: TraceSpec
     provenance: dict[str, Any]
@@ -106,67 +107,67 @@ class Manifest(_Frozen):
     overlays: tuple[Overlay, ...] = ()
 
     @model_validator(mode="after")
-    def _ordered(self) -> Manifest:
-        known = {overlay.name for overlay in self.overlays}
-        if len(known) < len(self.overlays) or any(row.name not in known for e in self.segments for row in e.overlays):
+    def _check_entries(self) -> Manifest:
+        names = {overlay.name for overlay in self.overlays}
+        if len(names) < len(self.overlays) or any(row.name not in names for e in self.segments for row in e.overlays):
             raise ValueError("an overlay is described twice, or not at all")
         end, last = 0, -1
         for entry in self.segments:
             if entry.index <= last or entry.first_example < end:
-                raise ValueError(f"segment {entry.index} is out of order or overlaps the one before")
+                raise ValueError(f"segment {entry.index} is out of order or overlaps the previous one")
             end, last = entry.first_example + entry.n_examples, entry.index
-        names = [site.name for site in self.spec.sites]
-        if len(set(names)) != len(names) or not names:
-            raise ValueError(f"sites {names}; expected at least one, each once")
+        sites = [site.name for site in self.spec.sites]
+        if len(set(sites)) != len(sites) or not sites:
+            raise ValueError(f"sites {sites}; expected at least one, each once")
         return self
 
     def to_bytes(self) -> bytes:
-        """The document, checksum first."""
+        """Return the document, checksum first."""
         fields = self.model_dump(mode="json")
-        for row in (fields, *fields["segments"]):  # an empty list is left out
+        for row in (fields, *fields["segments"]):  # empty lists of overlays are left out
             if not row["overlays"]:
                 del row["overlays"]
         body = b",\n" + format_document(fields)[2:]
         return _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"' + body
 
     def followed_by(self, own_sha256: str, **changes: Any) -> Manifest:
-        """The next snapshot with other fields; `own_sha256` is that of this manifest's file."""
-        head = {
+        """Return the next snapshot with changed fields. `own_sha256` is the hash of this manifest's file."""
+        header = {
             "number": self.number + 1,
-            "parent": Parent(number=self.number, sha256=own_sha256),
+            "parent": ParentManifest(number=self.number, sha256=own_sha256),
             "created": now(),
         }
-        return Manifest.model_validate({**dict(self), **head, **changes})
+        return Manifest.model_validate({**dict(self), **header, **changes})
 
 
 def segment_path(index: int, sha256: str | None = None) -> str:
-    """Where a segment lies in its store; with the hash of its listing where it takes the place of another."""
+    """Return the path of a segment in its store. A segment that replaces another one needs the hash of its listing."""
     return f"segments/{index:06d}" if sha256 is None else f"segments/{index:06d}-{sha256[:16]}"
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """Return the current time in UTC, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def manifest_numbers(store: Path | ObjectSource) -> list[int]:
-    """The numbers of the manifests of a store that can be found, ascending; the last is the newest."""
-    return source_of(store).manifest_numbers()
+    """Return the numbers of the manifests of a store, ascending; the last is the newest."""
+    return as_source(store).manifest_numbers()
 
 
 def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tuple[Manifest, str]:
-    """A manifest of a store, the newest by default, and the sha256 of its file.
+    """Read a manifest of a store, by default the newest, and return it with the sha256 of its file.
 
     Raises
     ------
     NotFoundError
         There is no store, or no manifest of that number.
     FormatError
-        The manifest is of a newer format version, or no manifest of this format.
+        The manifest has a newer format version, or the file is no manifest of this format.
     CorruptSegmentError
-        The manifest was cut or changed.
+        The manifest was truncated or changed.
     """
-    source = source_of(store)
+    source = as_source(store)
     if number is None:
         numbers = source.manifest_numbers()
         if not numbers:
@@ -175,36 +176,40 @@ def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tupl
     name = manifest_name(number)
     try:
         data = source.read_small(name, MANIFEST_MAX_BYTES)
-    except CorruptSegmentError:  # it is not there
+    except CorruptSegmentError:  # the file does not exist
         raise _no_manifest(source, number) from None
     manifest = _parse(data, name)
     if manifest.number != number:
-        raise FormatError(f"{name} says it is number {manifest.number}; it was renamed. Do not trust this store.")
+        raise FormatError(
+            f"{name} contains number {manifest.number}; expected {number}. The file was renamed. Do not trust this "
+            "store."
+        )
     return manifest, hashlib.sha256(data).hexdigest()
 
 
 def _no_manifest(source: ObjectSource, number: int | None) -> NotFoundError:
-    """What to say where a manifest is not, or none is."""
+    """Return the error for a missing manifest, or for a store without manifests."""
     numbers = source.manifest_numbers()
     if not numbers:
         return NotFoundError(f"{source.location} holds no manifest-NNNNNN.json; expected {_expected(source)}")
-    why = "" if number is None else _why_gone(number, numbers)
-    return NotFoundError(f"{source.location} has no manifest {number}; found: {_spans(numbers)}.{why}")
+    reason = "" if number is None else _reason_of_removal(number, numbers)
+    return NotFoundError(f"{source.location} has no manifest {number}; found: {_spans(numbers)}.{reason}")
 
 
 def _spans(numbers: Sequence[int]) -> str:
-    """Ascending numbers for people: 0, 3 to 18."""
+    """Format ascending numbers for messages: 0, 3 to 18."""
     starts = [n for n in numbers if n - 1 not in numbers]
     stops = [n for n in numbers if n + 1 not in numbers]
     return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in zip(starts, stops, strict=True))
 
 
-def _why_gone(number: int, numbers: Sequence[int]) -> str:
+def _reason_of_removal(number: int, numbers: Sequence[int]) -> str:
     if not 0 <= number < numbers[-1]:
         return ""
     return (
-        f" Commits leave the newest {KEPT_MANIFESTS} snapshots and those that somebody has open; an older number is gone "
-        "where the newest has all of its segments. Open the newest; to come back to a state, copy the store or keep it open."
+        f" Commits keep the newest {N_RECENT_MANIFESTS} snapshots and those that a reader has open; they remove older "
+        "ones whose segments are all in the newest. Open the newest. To return to a state later, copy the store or "
+        "keep it open."
     )
 
 
@@ -212,8 +217,8 @@ def _expected(source: ObjectSource) -> str:
     if source.folder is not None:
         return "the folder of a headatlas store."
     return (
-        "the address of a headatlas store. A server that cannot list needs latest.json there (any commit, or headatlas "
-        "gc, makes it), or the number: open_store(url, manifest=NUMBER)."
+        "the address of a headatlas store. A server without listings needs latest.json there (any commit, or headatlas "
+        "gc, writes it). Otherwise pass the number: open_store(url, manifest=NUMBER)."
     )
 
 
@@ -222,13 +227,13 @@ def _parse(data: bytes, name: str) -> Manifest:
     body = data[start + 65 :]
     if data[: start + 65] != _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"':
         raise CorruptSegmentError(
-            f"{name} fails its checksum: it was cut or changed. Restore it, or open the snapshot before it with "
+            f"{name} fails its checksum: it was truncated or changed. Restore it, or open the previous snapshot with "
             "open_store(path, manifest=NUMBER)."
         )
     document = b"{" + body[1:]
     header = parse_document(_Header, document, name)
     if header.format != FORMAT_NAME:
-        raise FormatError(f"{name} is of format {header.format!r}; expected {FORMAT_NAME!r}. Open a headatlas store.")
+        raise FormatError(f"{name} has format {header.format!r}; expected {FORMAT_NAME!r}. Open a headatlas store.")
     check_format_version(header.format_version, name)
     return parse_document(Manifest, document, name)
 
@@ -241,9 +246,9 @@ class _Header(BaseModel):
 
 
 def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[str], None]) -> str | None:
-    """Make `manifest` visible under its number; the sha256 of its file, or None if another writer took the number first.
+    """Publish `manifest` under its number. Return the sha256 of its file, or None if another writer took the number.
 
-    `private` is a folder of this writer's own on the same file system.
+    `private` is this writer's private folder on the same file system.
     """
     target, draft = path / manifest_name(manifest.number), private / "manifest.json"
     data = manifest.to_bytes()
@@ -258,8 +263,8 @@ def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[st
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
             raise
-        # no hard links on this file system: exclusive creation is as exclusive, but a crash here leaves a manifest
-        # that fails its checksum and must be deleted by hand
+        # Without hard links, fall back to exclusive creation. A crash here leaves a manifest that fails its checksum
+        # and must be deleted by hand.
         try:
             write_durable(target, data)
         except FileExistsError:
@@ -272,7 +277,7 @@ def publish(path: Path, private: Path, manifest: Manifest, on_step: Callable[[st
 
 
 def write_durable(path: Path, data: bytes) -> None:
-    """Create a file exclusively and fsync it; nothing is left if that fails."""
+    """Create a file exclusively and fsync it. Remove the file if that fails."""
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     try:
         view = memoryview(data)

@@ -1,8 +1,8 @@
-"""Numbers of manifests: the names of their files, and `latest.json`, which says where to begin to look.
+"""File names of manifests, and `latest.json`, the starting point of the search for the newest manifest.
 
-A folder is listed, and the highest number is the newest. A web server cannot list: there `latest.json` names a manifest
-from which on no number is left out, and a reader goes on from that one. It is a hint, replaced after each commit, and
-nothing is believed because of it; where it is missing or behind, only more is asked for.
+In a folder the reader lists the files, and the highest number is the newest. A web server cannot list files. There
+`latest.json` names a manifest after which no number is missing, and the reader searches from it. The file is only a
+hint and is replaced after each commit. If it is missing or outdated, the reader needs more requests.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ _NAME = re.compile(r"manifest-(\d{6,12})\.json")
 
 
 def manifest_name(number: int) -> str:
-    """The file name of a manifest."""
+    """Return the file name of a manifest."""
     return f"manifest-{number:06d}.json"
 
 
-def numbers_of(names: Iterable[str]) -> list[int]:
-    """The numbers of the manifests among file names, ascending; order is by number, never by time."""
-    return sorted(int(found.group(1)) for name in names if (found := _NAME.fullmatch(name)))
+def parse_manifest_names(names: Iterable[str]) -> list[int]:
+    """Return the numbers of the manifests among file names, ascending. Other names are ignored."""
+    return sorted(int(match.group(1)) for name in names if (match := _NAME.fullmatch(name)))
 
 
 class Latest(NamedTuple):
-    """What `latest.json` names: a manifest, and the sha256 of its file."""
+    """Content of `latest.json`: the number of a manifest, and the sha256 of its file."""
 
     number: int
     sha256: str
 
     def to_bytes(self) -> bytes:
-        """The document."""
+        """Return the document."""
         return f'{{"manifest": {self.number}, "sha256": "{self.sha256}"}}\n'.encode()
 
     @staticmethod
     def from_bytes(data: bytes) -> Latest | None:
-        """What a document names; None for anything that is not one, to the last byte."""
+        """Parse a document. Return None if any byte differs from the format of `to_bytes`."""
         try:
             fields = json.loads(data)
-            found = Latest(fields["manifest"], fields["sha256"])
-            sound = type(found.number) is int and 0 <= found.number < 10**12 and data == found.to_bytes()
+            latest = Latest(fields["manifest"], fields["sha256"])
+            is_valid = type(latest.number) is int and 0 <= latest.number < 10**12 and data == latest.to_bytes()
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
-        return found if sound else None
+        return latest if is_valid else None
 
 
 def write_latest(store: Path, private: Path, latest: Latest) -> None:
-    """Put it in `latest.json` unless a higher number is named there; call it while collection is held off.
+    """Write `latest.json` unless it names a higher number. The caller must hold a lock that prevents collection.
 
-    A disk that refuses changes nothing: the hint is then behind.
+    Disk errors are ignored: the hint is then outdated.
     """
-    place, draft = store / LATEST_NAME, private / LATEST_NAME
+    target, draft = store / LATEST_NAME, private / LATEST_NAME
     with contextlib.suppress(OSError):
         try:
-            before = Latest.from_bytes(place.read_bytes()[:LATEST_MAX_BYTES])
+            before = Latest.from_bytes(target.read_bytes()[:LATEST_MAX_BYTES])
         except FileNotFoundError:
             before = None
         if before is None or before.number < latest.number:
             draft.write_bytes(latest.to_bytes())
-            os.replace(draft, place)
+            os.replace(draft, target)

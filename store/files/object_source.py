@@ -1,7 +1,7 @@
-"""Where the files of a store lie: a folder here, or an address that is read over a network (`remote/`).
+"""Access to the files of a store, in a folder of this machine or over a network (`remote/`).
 
-Everything that reads a store reads it through an `ObjectSource`. Names are relative to the store, made of plain
-components (`objects.check_path`). Only folders are written to: writers take a path, by `local_folder`.
+All readers of a store use an `ObjectSource`. File names are relative to the store and consist of plain components
+(`hashed_files.check_path`). Stores are written to folders only: writers take a path from `local_folder`.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from .hashed_files import (
     fsync_folder,
     read_small,
 )
-from .manifest_names import numbers_of
+from .manifest_names import parse_manifest_names
 
 CACHE_BYTES = 256 << 20
-"""What is kept in memory of what came over a network."""
+"""Default size of the memory cache for bytes that came over a network."""
 PART_BYTES = 4 << 20
 Range = tuple[int, int]
-"""Offset and number of bytes."""
+"""Offset and number of bytes of a range."""
 
 
 class ObjectFile(Protocol):
     """One object, open for reading. Safe from many threads."""
 
     size: int
-    """Bytes that the object has, or must have."""
+    """Size of the object in bytes, or its listed size if it was not opened yet."""
 
     def read_at(self, offset: int, n_bytes: int) -> bytes:
-        """Bytes of the object; fewer where it ends before."""
+        """Read a range of the object. The result is shorter if the object ends before."""
         ...
 
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
-        """What `read_at` gives for each range, in order; as few requests as can be."""
+        """Read several ranges in order, with as few requests as possible. Each result is that of `read_at`."""
         ...
 
     def prefetch(self, ranges: Sequence[Range]) -> None:
-        """Ranges that will be read next, as they are here: over a network they are fetched at once."""
+        """Prepare for reading exactly these ranges next. Over a network they are fetched together."""
         ...
 
     def __enter__(self) -> ObjectFile: ...
@@ -57,34 +57,34 @@ class ObjectFile(Protocol):
 
 
 class ObjectSource(Protocol):
-    """Reads the files of one store. Safe from many threads; errors name the file, not the store."""
+    """Reader of the files of one store. It is thread-safe. Errors name the file, not the store."""
 
     location: str
-    """For messages, and to open it again: an absolute path or a URL without secrets."""
+    """Absolute path, or URL without secrets; for messages, and to open the source again."""
     folder: Path | None
-    """The folder, where it is on this machine."""
+    """Folder of the store, or None if it is not on this machine."""
     bytes_fetched: int
-    """Bytes of objects that came over a network."""
+    """Bytes of objects that were fetched over a network."""
     n_requests: int
 
     def manifest_numbers(self) -> list[int]:
-        """The numbers of the manifests that can be found, ascending; the last is the newest. Empty: no store."""
+        """Return the numbers of the store's manifests, ascending; the last is the newest. Empty without a store."""
         ...
 
     def read_small(self, path: str, limit_bytes: int, item: StoredObject | None = None) -> bytes:
-        """The bytes of a file of at most `limit_bytes`; `item` says what they must be, where that is known.
+        """Read a file of at most `limit_bytes`. `item` is its expected size and hash, if known.
 
         Raises
         ------
         CorruptSegmentError
-            It is missing.
+            The file is missing.
         FormatError
-            It is larger, or not a regular file.
+            The file is larger, or not a regular file.
         """
         ...
 
     def check_segment(self, folder: str, objects: Iterable[StoredObject]) -> None:
-        """Presence and size of all objects below a folder, where that costs little; else reading tells.
+        """Check the presence and size of all objects below a folder if that is cheap. Otherwise reading detects damage.
 
         Raises
         ------
@@ -94,33 +94,33 @@ class ObjectSource(Protocol):
         ...
 
     def check_object(self, folder: str, item: StoredObject) -> None:
-        """Presence and size of one object, whatever it costs."""
+        """Check the presence and size of one object, even if that needs a request."""
         ...
 
     def open(self, folder: str, item: StoredObject) -> ObjectFile:
-        """An object below a folder.
+        """Open an object below a folder.
 
         Raises
         ------
         OSError
-            It cannot be opened. Over a network that may also come with the first read.
+            The object cannot be opened. Over a network the error may come with the first read.
         """
         ...
 
     def open_seekable(self, folder: str, item: StoredObject, head_bytes: int) -> str | io.BufferedReader:
-        """What a library that opens files itself is given: a path, or an object with read and seek.
+        """Open an object for a library that takes a path or a seekable file.
 
-        It will want the first `head_bytes`: over a network they come at once.
+        The library will read the first `head_bytes`. Over a network they are fetched together.
         """
         ...
 
     def prefetch(self, folder: str, items: Sequence[StoredObject]) -> None:
-        """Whole objects that will be read next: over a network they are fetched at once."""
+        """Prepare for reading these objects next. Over a network they are fetched together."""
         ...
 
 
 class LocalFile:
-    """A file of this machine, read with `pread`."""
+    """File of this machine, read with `pread`."""
 
     __slots__ = ("_fd", "size")
 
@@ -137,11 +137,14 @@ class LocalFile:
         return (os.pread(self._fd, n_bytes, offset) for offset, n_bytes in ranges)
 
     def read_into(self, offset: int, parts: Sequence[memoryview | bytearray]) -> int:
-        """Fill buffers, one after the other, from `offset` on: how many bytes there were. Saves the copy of `read_at`."""
+        """Fill buffers one after the other, starting at `offset`, without the copy of `read_at`.
+
+        Return the number of bytes read.
+        """
         return os.preadv(self._fd, parts, offset)
 
     def prefetch(self, ranges: Sequence[Range]) -> None:
-        """See `ObjectFile.prefetch`: the system does."""
+        """See `ObjectFile.prefetch`. The page cache makes it unnecessary here."""
 
     def __enter__(self) -> LocalFile:
         return self
@@ -153,7 +156,7 @@ class LocalFile:
 
 
 class LocalSource:
-    """A store in a folder of this machine. No link is followed."""
+    """Source of a store in a folder of this machine. It does not follow links."""
 
     bytes_fetched = n_requests = 0
 
@@ -163,14 +166,14 @@ class LocalSource:
         self.location = str(self.folder)
 
     def manifest_numbers(self) -> list[int]:
-        """See `ObjectSource.manifest_numbers`: all that are there."""
+        """See `ObjectSource.manifest_numbers`."""
         try:
-            return numbers_of(os.listdir(self._root))
+            return parse_manifest_names(os.listdir(self._root))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def read_small(self, path: str, limit_bytes: int, item: StoredObject | None = None) -> bytes:
-        """See `ObjectSource.read_small`; every folder on the way is checked."""
+        """See `ObjectSource.read_small`. The folders of the path are checked too."""
         folder = path.rpartition("/")[0]
         for end in (i for i, letter in enumerate(folder + "/") if letter == "/" and folder):
             check_folder(self._root / folder[:end], folder[:end])
@@ -189,25 +192,25 @@ class LocalSource:
         return LocalFile(f"{self.location}/{folder}/{item.path}")
 
     def open_seekable(self, folder: str, item: StoredObject, head_bytes: int) -> str | io.BufferedReader:
-        """See `ObjectSource.open_seekable`: the path."""
+        """See `ObjectSource.open_seekable`. Returns the path."""
         return f"{self.location}/{folder}/{item.path}"
 
     def prefetch(self, folder: str, items: Sequence[StoredObject]) -> None:
-        """See `ObjectSource.prefetch`: the system does."""
+        """See `ObjectSource.prefetch`. The page cache makes it unnecessary here."""
 
 
-def source_of(location: Path | ObjectSource) -> ObjectSource:
-    """A source as it is, or that of a folder."""
+def as_source(location: Path | ObjectSource) -> ObjectSource:
+    """Return the source of a folder. A source is returned unchanged."""
     return LocalSource(location) if isinstance(location, Path) else location
 
 
 def object_parts(source: ObjectSource, folder: str, item: StoredObject) -> Iterator[bytes]:
-    """The bytes of an object, some MiB at a time.
+    """Read an object in parts of a few MiB.
 
     Raises
     ------
     OSError
-        It cannot be opened.
+        The object cannot be opened.
     """
     with source.open(folder, item) as file:
         for start in range(0, item.bytes, PART_BYTES):
@@ -215,23 +218,23 @@ def object_parts(source: ObjectSource, folder: str, item: StoredObject) -> Itera
 
 
 def copy_objects(source: ObjectSource, folder: str, target: Path, objects: Iterable[StoredObject]) -> None:
-    """Copy files of a folder of a store into a new folder, fsynced, each against its size and hash.
+    """Copy files of a store into a new folder, compare each with its size and hash, and fsync them.
 
     Raises
     ------
     ObjectDamageError
-        A file is not what is listed.
+        A file does not have the listed size and hash.
     """
     folders = {target: None}
     target.mkdir()
     for item in objects:
-        place = target / item.path
-        for parent in reversed(place.relative_to(target).parents):
+        path = target / item.path
+        for parent in reversed(path.relative_to(target).parents):
             if target / parent not in folders:
                 (target / parent).mkdir()
                 folders[target / parent] = None
         source.check_object(folder, item)
-        with HashedFile(place) as copy:
+        with HashedFile(path) as copy:
             for part in object_parts(source, folder, item):
                 copy.write(part)
         if (copy.bytes, copy.sha256) != (item.bytes, item.sha256):
@@ -239,5 +242,5 @@ def copy_objects(source: ObjectSource, folder: str, target: Path, objects: Itera
                 f"object {item.path} was changed: its hash is not the listed one. Restore it, or drop its segment.",
                 object_path=item.path,
             )
-    for made in reversed(folders):
-        fsync_folder(made)
+    for created in reversed(folders):
+        fsync_folder(created)

@@ -1,1 +1,1 @@
-"""Lazy reading: segments, examples, labelled arrays, frames, and attention rebuilt from query and key."""
+"""Lazy reading of stores: segments, examples, labelled arrays, frames, and attention rebuilt from query and key."""

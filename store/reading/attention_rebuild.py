@@ -1,12 +1,12 @@
-"""Attention that was not kept, from query, key and logsumexp: any rows against any keys, and nothing else is touched.
+"""Rebuilding of attention from query, key and logsumexp, for any rows and keys, without reading other data.
 
-weight = exp(softcap(query · key · scaling) + bias − logsumexp), 0 where the mask hides the key. Over all keys that a row
-sees, and its sink, this adds up to 1 but for the rounding of query and key; the sum is formed piece by piece, held against
-1, and divided out, which leaves a fifth of the error or less (a score that is off by d moves a weight w by d · w · (1 − w)
-instead of d · w). Only where a store does not have the sinks' scores rows with a sink are not divided.
+weight = exp(softcap(query · key · scaling) + bias − logsumexp), 0 where the mask hides the key. Over all keys that a
+row sees, and its sink, the weights add up to 1 except for the rounding of query and key. The sum is computed in pieces,
+compared with 1, and divided out. This leaves at most a fifth of the error: a score that is off by d moves a weight w by
+d · w · (1 − w) instead of d · w. Rows with a sink are not divided if the store does not have the scores of the sinks.
 
-The largest error is computed from the vectors themselves: rounding moves a score by at most (norm of the error) · (norm
-of the other vector) · scaling.
+The largest error is computed from the vectors: rounding moves a score by at most (norm of the error) · (norm of the
+other vector) · scaling.
 """
 
 from __future__ import annotations
@@ -32,46 +32,46 @@ _NO_PARTS = ScoreParts()
 
 @dataclass(frozen=True)
 class Tile:
-    """Rebuilt weights, and how far any of them may be from what the model computed (None: was not asked for)."""
+    """Rebuilt weights, with their largest distance from the model's own, or None if that was not computed."""
 
     weights: Float32[np.ndarray, "head row column"]
     max_absolute_error: float | None
 
 
 def missing_vectors(site: Site) -> str:
-    """What to say where query and key were not kept."""
+    """Return the message for a site whose query and key were not kept."""
     return f'query and key of {site.name} were not kept. Run the job again with keep.query_key = "float16".'
 
 
 def why_not_rebuilt(site: Site, keep: Keep) -> str | None:
-    """Why attention of a site cannot be rebuilt, and what to do; None where it can."""
+    """Return the reason why a site's attention cannot be rebuilt, with advice; None if it can be rebuilt."""
     if keep.query_key is None:
         return missing_vectors(site)
     if site.has_position_bias and "position_bias" not in site.score_parts:
         return (
-            f"the scores of {site.name} are not query · key alone (a learned bias is added), and the bias is not "
-            'kept. Run the job again with keep.attention = "sqrt8".'
+            f"the scores of {site.name} include a learned bias, which was not kept. Run the job again with "
+            'keep.attention = "sqrt8".'
         )
     return None
 
 
 @dataclass(frozen=True)
 class RowSums:
-    """Of each row over all keys that it sees: the sum of its weights before division, and how far a score may be off.
+    """Sum of each row's weights before division, over all keys that it sees, and the largest error of its scores.
 
-    Where the sink's score is known, its share is part of the sum.
+    The sum includes the share of the sink if the score of the sink is known.
     """
 
     total: Float[np.ndarray, "head row"]
-    moved: Float[np.ndarray, "head row"] | None
+    score_error: Float[np.ndarray, "head row"] | None
 
 
 @dataclass(frozen=True)
 class RebuiltRows:
-    """Rows of some heads of one layer of an example, to be held against keys of the same heads.
+    """Rows of some heads of one layer of an example, to be multiplied with keys of the same heads.
 
-    Where query heads share a key head, its keys are there once for each. `n_keys` are the keys of the example: they
-    decide what a row sees. `parts` are bias and sinks of the same heads.
+    If query heads share a key head, its keys are repeated for each. `n_keys` is the number of keys of the example,
+    which determines the keys that a row sees. `parts` holds bias and sinks of the same heads.
     """
 
     query: Vectors
@@ -83,36 +83,39 @@ class RebuiltRows:
     parts: ScoreParts = _NO_PARTS
 
     def tile(self, key: Vectors, first_key: int = 0, *, sums: RowSums | None = None, bounded: bool = True) -> Tile:
-        """Weights of the rows on the keys from `first_key`.
+        """Compute the weights of the rows on the keys that start at `first_key`.
 
-        `sums` are those of the rows; None: the tile holds all keys that its rows see. `bounded`: compute the largest
-        error too.
+        `sums` are the sums of the rows, or None if the tile holds all keys that its rows see. With `bounded` the
+        largest error is computed too.
 
         Raises
         ------
         FormatError
-            The weights of a row do not add up to 1: the mask was another than the site says, or what is stored is wrong.
+            The weights of a row do not add up to 1, because the model's mask differs from the site or data is wrong.
         ShapeError
-            A row sees keys outside the tile, and there are no `sums`.
+            A row sees keys outside the tile, and `sums` is None.
         """
         weights = self.weights(key, first_key)
         if sums is None:
             first, stop = self.span()
             if not ((first_key <= first) & (stop <= first_key + key.values.shape[1])).all():
-                raise ShapeError(f"keys from {first_key} are not all that the rows see; pass the sums of the rows.")
+                raise ShapeError(
+                    f"the keys from {first_key} on are not all keys that the rows see; expected all of them. Otherwise "
+                    "pass the sums of the rows."
+                )
             total = weights.sum(axis=-1, dtype=np.float64) + self.sink_share()
             sums = RowSums(total, self.score_error(key) if bounded else None)
             self.check(sums, partial(self.score_error, key))
-        divided = _is_divided(self.site)
-        if divided:
+        is_divided = _is_divided(self.site)
+        if is_divided:
             weights /= np.where(sums.total > 0, sums.total, 1.0).astype(np.float32)[..., None]
-        if not bounded or sums.moved is None:
+        if not bounded or sums.score_error is None:
             return Tile(weights, None)
-        moved = np.minimum(sums.moved, 50.0)[..., None]
-        if not divided:
-            error = np.minimum(weights * np.expm1(moved), 1.0)
-        else:  # odds may be off by exp(2 · moved), either way
-            odds = np.exp(2 * moved)
+        score_error = np.minimum(sums.score_error, 50.0)[..., None]
+        if not is_divided:
+            error = np.minimum(weights * np.expm1(score_error), 1.0)
+        else:  # odds may be wrong by a factor of exp(2 · score_error)
+            odds = np.exp(2 * score_error)
             error = (
                 weights
                 * (1 - weights)
@@ -122,64 +125,64 @@ class RebuiltRows:
         return Tile(weights, float(error.max(initial=0.0)) + _FLOAT32 * 8)
 
     def span(self) -> tuple[Int[np.ndarray, "row"], Int[np.ndarray, "row"]]:
-        """The first key that each row sees, and the one after its last."""
+        """Return the first key that each row sees, and the key after its last."""
         return key_span(self.site, self.layer, self.query_pos, self.n_keys)
 
     def weights(self, key: Vectors, first_key: int) -> Float32[np.ndarray, "head row column"]:
-        """exp(score − logsumexp), 0 for hidden keys; not divided yet."""
+        """Return exp(score − logsumexp), not divided yet; 0 for hidden keys."""
         softcap = self.site.softcap[self.layer]
         scores = (self.query.values * np.float32(self.site.scaling[self.layer])) @ key.values.transpose(0, 2, 1)
-        if softcap is not None:  # [head, row, column]
-            scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)  # moves less than its argument
+        if softcap is not None:  # [head, row, column]; the error of the result is at most that of its argument
+            scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)
         columns = np.arange(first_key, first_key + key.values.shape[1])
         bias = self.parts.bias_at(self.query_pos, columns)
         if bias is not None:
             scores += bias
         scores -= self.logsumexp[..., None]
-        weights = np.exp(np.minimum(scores, np.float32(8), out=scores), out=scores)  # no overflow, whatever is stored
+        weights = np.exp(np.minimum(scores, np.float32(8), out=scores), out=scores)  # no overflow for any stored data
         weights *= keys_seen(self.site, self.layer, self.query_pos, columns, self.n_keys)
         return weights
 
     def sink_share(self) -> Float[np.ndarray, "head row"] | float:
-        """What the sink takes of each row."""
+        """Return the share of the sink in each row."""
         if self.parts.sinks is None:
             return 0.0
         return np.exp(np.minimum(self.parts.sinks[:, None].astype(np.float64) - self.logsumexp, 8.0))
 
     def score_error(self, key: Vectors) -> Float[np.ndarray, "head row"]:
-        """How far score − logsumexp of any of these keys may be from what the model computed in float32."""
+        """Return the largest error of score − logsumexp over these keys, compared with the model in float32."""
         query_norm, query_error = self.query.norm(), self.query.error()
         key_norm, key_error = (side.max(axis=1, initial=0.0)[:, None] for side in (key.norm(), key.error()))
-        # sums of float32 products, here and in the model, may each be off by as many roundings as there are dimensions
+        # sums of float32 products, here and in the model, have up to one rounding error for each dimension
         rounding = 2 * (self.query.values.shape[-1] + 4) * _FLOAT32
-        moved = (query_error + rounding * query_norm) * key_norm + (query_norm + query_error) * key_error
-        least = 4 * _FLOAT32 * (np.abs(self.logsumexp.astype(np.float64)) + 8 + self.parts.largest)
-        return moved * abs(self.site.scaling[self.layer]) + least
+        error = (query_error + rounding * query_norm) * key_norm + (query_norm + query_error) * key_error
+        smallest_error = 4 * _FLOAT32 * (np.abs(self.logsumexp.astype(np.float64)) + 8 + self.parts.largest)
+        return error * abs(self.site.scaling[self.layer]) + smallest_error
 
     def check(self, sums: RowSums, error: Callable[[], np.ndarray]) -> None:
-        """Rows add up to 1 within what rounding explains; rows with a sink of unknown score to less.
+        """Check that rows add up to 1 within the rounding error, or to less for sinks with unknown scores.
 
         Raises
         ------
         FormatError
-            One does not.
+            A row does not.
         """
-        off = np.maximum(sums.total - 1, 1 - sums.total if _is_divided(self.site) else 0)
-        if (off <= _SUM_SLACK).all():
+        deviation = np.maximum(sums.total - 1, 1 - sums.total if _is_divided(self.site) else 0)
+        if (deviation <= _SUM_SLACK).all():
             return
-        moved = error() if sums.moved is None else sums.moved
-        wrong = ~(off <= _SUM_SLACK + np.expm1(np.minimum(moved, 50.0)))  # NaN too
-        if wrong.any():
-            head, row = (int(at[0]) for at in np.nonzero(wrong))
+        score_error = error() if sums.score_error is None else sums.score_error
+        is_wrong = ~(deviation <= _SUM_SLACK + np.expm1(np.minimum(score_error, 50.0)))  # True for NaN too
+        if is_wrong.any():
+            head, row = (int(indices[0]) for indices in np.nonzero(is_wrong))
             raise FormatError(
                 f"{self.site.name} layer {self.layer}, query_pos {int(self.query_pos[row])}: rebuilt weights add up to "
-                f"{sums.total[head, row]:.4f}; expected 1. The model's mask was another than the store says, or the store "
-                'is damaged: verify it, or keep attention (keep.attention = "sqrt8").'
+                f"{sums.total[head, row]:.4f}; expected 1. The model's mask differs from the store's, or the store is "
+                'damaged: verify it, or run the job again with keep.attention = "sqrt8".'
             )
 
 
 def _is_divided(site: Site) -> bool:
-    """Whether rows are divided by their sum: all that it is made of is known."""
+    """True if rows are divided by their sum, because all parts of the sum are known."""
     return not site.has_sinks or "sinks" in site.score_parts
 
 
@@ -189,7 +192,7 @@ def require_rebuilt(site: Site, keep: Keep) -> None:
     Raises
     ------
     NotFoundError
-        It cannot; says why, and what the job must keep.
+        The attention cannot be rebuilt. The message has the reason and the setting that the job needs.
     """
     reason = why_not_rebuilt(site, keep)
     if reason:
@@ -198,9 +201,9 @@ def require_rebuilt(site: Site, keep: Keep) -> None:
 
 @dataclass(frozen=True)
 class RowReader:
-    """Rows of some heads of one layer of an example, ready to be held against any of its keys.
+    """Reader of rows of some heads of one layer of an example, for tiles over any of its keys.
 
-    `query_start` and `key_start` are where the example begins on the flat token axes of the segment.
+    `query_start` and `key_start` are the offsets of the example on the flat token axes of the segment.
     """
 
     segment: Segment
@@ -214,7 +217,7 @@ class RowReader:
 
     @cached_property
     def block(self) -> RebuiltRows:
-        """The rows, read."""
+        """Data of the rows, read on first use."""
         return RebuiltRows(
             read_vectors(self.segment, self.site, "query", self.layer, self.heads, self._flat),
             read_heads(self.segment, f"{self.site.name}/logsumexp", self.layer, self.heads, self._flat),
@@ -230,29 +233,29 @@ class RowReader:
         return slice(self.query_start + self.rows.start, self.query_start + self.rows.stop)
 
     def key(self, start: int, stop: int) -> Vectors:
-        """Some keys, once for each head that uses them."""
+        """Read a range of keys, repeated for each head that uses them."""
         kv_heads = self.heads // (self.site.n_heads // self.site.n_kv_heads)
         flat = slice(self.key_start + start, self.key_start + stop)
         return read_vectors(self.segment, self.site, "key", self.layer, kv_heads, flat)
 
     @cached_property
     def sums(self) -> RowSums:
-        """The rows' sums, over the keys that they see in pieces of bounded size."""
+        """Sums of the rows over the keys that they see, computed in pieces of bounded size."""
         block, (first, stop) = self.block, self.block.span()
         total = np.zeros(block.logsumexp.shape) + block.sink_share()
-        moved = np.zeros(block.logsumexp.shape)
+        score_error = np.zeros(block.logsumexp.shape)
         step = max(64, _PIECE_WEIGHTS // max(1, total.size))
         end = int(stop.max(initial=0))
         for start in range(int(first.min(initial=end)), end, step):
             key = self.key(start, min(start + step, end))
             total += block.weights(key, start).sum(axis=-1, dtype=np.float64)
-            moved = np.maximum(moved, block.score_error(key))
-        sums = RowSums(total, moved)
-        block.check(sums, lambda: moved)
+            score_error = np.maximum(score_error, block.score_error(key))
+        sums = RowSums(total, score_error)
+        block.check(sums, lambda: score_error)
         return sums
 
     def tile(self, columns: slice) -> Tile:
-        """The rows' weights on some keys.
+        """Compute the rows' weights on some keys.
 
         Raises
         ------
@@ -260,6 +263,6 @@ class RowReader:
             The weights of a row do not add up to 1.
         """
         first, stop = self.block.span()
-        whole = bool(((columns.start <= first) & (stop <= columns.stop)).all())
+        is_complete = bool(((columns.start <= first) & (stop <= columns.stop)).all())
         key = self.key(columns.start, columns.stop)
-        return self.block.tile(key, columns.start, sums=None if whole else self.sums)
+        return self.block.tile(key, columns.start, sums=None if is_complete else self.sums)

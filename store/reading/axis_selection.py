@@ -1,4 +1,4 @@
-"""What is asked of an axis: one index, some or all; and a range of positions."""
+"""Selections along an axis: one index, several or all, and ranges of positions."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ import numpy as np
 
 from ..errors import ConfigError, NotFoundError
 
-Which = int | slice | Sequence[int] | None
-"""A choice of layers or heads: one (its dimension is dropped), some, or all (None)."""
+AxisSelection = int | slice | Sequence[int] | None
+"""Selection of layers or heads: one (its dimension is dropped), several, or all (None)."""
 
 
-class Labels:
-    """Dimensions and coordinates that are left after integers dropped theirs."""
+class AxisLabels:
+    """Dimensions and coordinates of a selection. An integer drops its dimension and leaves a scalar coordinate."""
 
-    def __init__(self, picked: dict[str, tuple[Which, np.ndarray]]) -> None:
-        self.dims = tuple(dim for dim, (which, _) in picked.items() if not isinstance(which, int | np.integer))
-        self.coords = {dim: (found if dim in self.dims else int(found[0])) for dim, (_, found) in picked.items()}
+    def __init__(self, selections: dict[str, tuple[AxisSelection, np.ndarray]]) -> None:
+        self.dims = tuple(dim for dim, (item, _) in selections.items() if not isinstance(item, int | np.integer))
+        self.coords = {dim: (i if dim in self.dims else int(i[0])) for dim, (_, i) in selections.items()}
 
 
-def pick(which: Which, length: int, name: str) -> np.ndarray:
-    """The indices that a choice means.
+def axis_indices(selection: AxisSelection, length: int, name: str) -> np.ndarray:
+    """Return the indices of a selection.
 
     Raises
     ------
     NotFoundError
-        An index is outside.
+        An index is outside the axis.
     """
-    if which is None:
+    if selection is None:
         return np.arange(length)
-    if isinstance(which, slice):
-        return np.arange(length)[which]
+    if isinstance(selection, slice):
+        return np.arange(length)[selection]
     try:
-        wanted = np.atleast_1d(np.asarray(which, dtype=np.int64))
+        indices = np.atleast_1d(np.asarray(selection, dtype=np.int64))
     except (TypeError, ValueError):
-        raise ConfigError(f"{name} {which!r}; expected an integer, a slice or a list of integers.") from None
-    for index in wanted.tolist():
+        raise ConfigError(f"{name} {selection!r}; expected an integer, a slice or a list of integers.") from None
+    for index in indices.tolist():
         if not -length <= index < length:
             raise NotFoundError(f"{name} {index} is outside 0:{length}.")
-    return np.where(wanted < 0, wanted + length, wanted)
+    return np.where(indices < 0, indices + length, indices)
 
 
-def span_of(which: slice | None, length: int, name: str) -> slice:
-    """The positions that a slice means, with numpy's meaning of its bounds.
+def position_span(selection: slice | None, length: int, name: str) -> slice:
+    """Return the positions of a slice, whose bounds have the meaning of numpy.
 
     Raises
     ------
     ConfigError
-        Not a slice of step 1.
+        The selection is not a slice of step 1.
     """
-    if which is None:
+    if selection is None:
         return slice(0, length)
-    if not isinstance(which, slice) or which.step not in (None, 1):
-        raise ConfigError(f"{name} is {which!r}; expected a slice of positions of step 1, such as slice(0, 64).")
-    start, stop, _ = which.indices(length)
+    if not isinstance(selection, slice) or selection.step not in (None, 1):
+        raise ConfigError(f"{name} is {selection!r}; expected a slice of positions of step 1, such as slice(0, 64).")
+    start, stop, _ = selection.indices(length)
     return slice(start, max(start, stop))

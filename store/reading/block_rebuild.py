@@ -1,4 +1,4 @@
-"""Attention of many examples out of query, key and logsumexp: one read a layer, examples of equal length at once."""
+"""Rebuilding of attention for many examples: one read a layer, and examples of equal length in one batch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _GROUP_WEIGHTS = 4 << 20
 
 
 def rebuild_examples(segment: Segment, site: Site, layer: int, examples: range) -> Float32[np.ndarray, "head pair"]:
-    """Weights of all heads of a layer over consecutive examples (rows of the segment), flat as attention is stored.
+    """Rebuild the weights of all heads of a layer for consecutive examples of the segment, flat as stored attention.
 
     Raises
     ------
     NotFoundError
-        Query and key were not kept, or more changes the scores than was kept.
+        Query and key, or other parts of the scores, were not kept.
     FormatError
         The weights of a row do not add up to 1.
     """
@@ -44,16 +44,16 @@ def rebuild_examples(segment: Segment, site: Site, layer: int, examples: range) 
         q = (query_offset[examples.start + group] - rows.start)[:, None] + np.arange(n_queries)
         k = (key_offset[examples.start + group] - keys.start)[:, None] + np.arange(n_keys)
         with located(f"{segment.where}, layer {layer}, example {segment.first_example + examples.start + group[0]}"):
-            found = RebuiltRows(
-                _stacked(query, q),
+            rebuilt = RebuiltRows(
+                _stack(query, q),
                 logsumexp[:, q].reshape(-1, n_queries),
                 site,
                 layer,
                 np.arange(n_queries),
                 n_keys,
-                _repeated(parts, len(group)),
+                _repeat_parts(parts, len(group)),
             )
-            tile = found.tile(_stacked(key, k), bounded=False)
+            tile = rebuilt.tile(_stack(key, k), bounded=False)
         flat = pack_pairs(tile.weights, causal=site.causal).reshape(site.n_heads, len(group), -1)
         start = pair_offset[examples.start + group] - pair_offset[examples.start]
         out[:, start[:, None] + np.arange(flat.shape[2])] = flat
@@ -63,21 +63,21 @@ def rebuild_examples(segment: Segment, site: Site, layer: int, examples: range) 
 def _equal_lengths(
     n_queries: Int[np.ndarray, "example"], n_keys: Int[np.ndarray, "example"], n_heads: int
 ) -> Iterator[Int[np.ndarray, "group"]]:
-    """Examples that have both lengths in common, as many at once as fit; those without rows are left out."""
+    """Yield batches of examples with equal lengths, of limited size. Examples without rows are left out."""
     order = np.lexsort((n_keys, n_queries))
-    cuts = np.flatnonzero(np.diff(n_queries[order]) | np.diff(n_keys[order])) + 1
-    for same in np.split(order, cuts):
-        if len(same) and n_queries[same[0]] and n_keys[same[0]]:
-            weights = int(n_queries[same[0]]) * int(n_keys[same[0]]) * n_heads
+    boundaries = np.flatnonzero(np.diff(n_queries[order]) | np.diff(n_keys[order])) + 1
+    for group in np.split(order, boundaries):
+        if len(group) and n_queries[group[0]] and n_keys[group[0]]:
+            weights = int(n_queries[group[0]]) * int(n_keys[group[0]]) * n_heads
             step = max(1, _GROUP_WEIGHTS // weights)
-            yield from (same[at : at + step] for at in range(0, len(same), step))
+            yield from (group[start : start + step] for start in range(0, len(group), step))
 
 
-def _stacked(vectors: Vectors, at: Int[np.ndarray, "example position"]) -> Vectors:
-    """Vectors of some examples, [head · example, position, d_head], examples innermost."""
+def _stack(vectors: Vectors, tokens: Int[np.ndarray, "example position"]) -> Vectors:
+    """Return the vectors of some examples, [head · example, position, d_head], with examples innermost."""
 
     def stack(part: Float32[np.ndarray, "head token d_head"]) -> Float32[np.ndarray, "row position d_head"]:
-        return part[:, at].reshape(-1, at.shape[1], part.shape[2])
+        return part[:, tokens].reshape(-1, tokens.shape[1], part.shape[2])
 
     scale = vectors.scale
     if scale is not None:
@@ -85,7 +85,7 @@ def _stacked(vectors: Vectors, at: Int[np.ndarray, "example position"]) -> Vecto
     return Vectors(stack(vectors.values), vectors.bound, scale)
 
 
-def _repeated(parts: ScoreParts, n_examples: int) -> ScoreParts:
-    """The parts of each head once for every example."""
+def _repeat_parts(parts: ScoreParts, n_examples: int) -> ScoreParts:
+    """Repeat the parts of each head for every example."""
     bias, sinks = (None if part is None else part.repeat(n_examples, axis=0) for part in (parts.bias, parts.sinks))
     return ScoreParts(bias, parts.zero, sinks)

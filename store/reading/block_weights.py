@@ -1,4 +1,4 @@
-"""Stored attention of some examples, as exact as the store has it."""
+"""Attention of some examples with the highest precision that the store offers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from .pair_attention import read_pairs
 from .segment import Segment
 
 CLOSE_VECTORS = ("float32", "float16")
-"""Codecs of query and key from which a weight is rebuilt more closely than a byte keeps it."""
+"""Codecs of query and key from which weights can be rebuilt more precisely than from bytes."""
 CLOSE_EDGES = 2.0**-14, 0.5
-"""Between these an edge's float16 is closer than what is rebuilt: below it runs out of digits, and what is rebuilt is off by
-a share of w · (1 − w)."""
+"""Range of weights in which an edge's float16 is more precise than a rebuilt weight. Below it float16 loses digits.
+Above it rebuilt weights are better, because their error is proportional to w · (1 − w)."""
 
 
 def example_weights(
     segment: Segment, site: Site, layer: int, examples: range, row_start: Int64[np.ndarray, "query_token"]
 ) -> Float32[np.ndarray, "head pair"]:
-    """Stored weights of all heads of a layer over consecutive examples (rows of the segment), flat.
+    """Read the weights of all heads of a layer for consecutive examples of the segment, flat.
 
-    Weights that are stored as edges too come from there: float16 is closer than a byte, and their order tells equal ones
-    apart. What a sparse codec left out counts as 0. `row_start` is where each query token's pairs begin.
+    Weights that are also stored as edges are taken from the edges, because float16 is more precise than a byte and the
+    order of edges distinguishes equal weights. Weights that a sparse codec left out are 0. `row_start` is the offset of
+    each query token's first pair.
 
     Raises
     ------
@@ -45,10 +46,10 @@ def example_weights(
 def closest_weights(
     segment: Segment, site: Site, layer: int, examples: range, row_start: Int64[np.ndarray, "query_token"]
 ) -> Float32[np.ndarray, "head pair"]:
-    """The same as close to the model's as the store can tell, for answers that hang on little: which of two is larger.
+    """Return the weights as close to the model's as possible, for results that depend on small differences.
 
-    Where attention is a byte a weight, incomplete or not kept, weights come from query and key if these have the
-    precision for it, and those of `CLOSE_EDGES` from the edges.
+    If attention is stored in bytes, is sparse or was not kept, the weights are rebuilt from query and key if these are
+    precise enough. Weights in the range `CLOSE_EDGES` come from the edges.
 
     Raises
     ------
@@ -63,7 +64,7 @@ def closest_weights(
 
 
 def is_rebuilt(segment: Segment, site: Site) -> bool:
-    """Whether `closest_weights` are those rebuilt from query and key."""
+    """True if `closest_weights` rebuilds the weights from query and key."""
     codec, keep = segment.spec.attention_codec, segment.spec.keep
     is_coarse = codec is not None and (codec.steps is not None or codec.selection is not None)
     return codec is None or (is_coarse and keep.query_key in CLOSE_VECTORS and why_not_rebuilt(site, keep) is None)
@@ -79,28 +80,26 @@ def _put_edges(
     *,
     between: tuple[float, float] = (0.0, 1.0),
 ) -> None:
-    """Put the weights that are kept as edges in their places, those in a range."""
+    """Replace weights by those stored as edges, if they are in the range `between`."""
     if not segment.spec.keep.edges:
         return
     token = segment.token_offset(site.query_sequence)
     rows = slice(int(token[examples.start]), int(token[examples.stop]))
     key, weight = (segment.read(f"{site.name}/{n}", (layer, slice(None), rows)) for n in ("edge_key", "edge_weight"))
     length = np.diff(np.append(row_start, weights.shape[1]))[:, None]
-    for row, of_head, edges in zip(weights, key, in_order(weight), strict=True):
-        inside = (
-            (of_head < length) & (edges >= between[0]) & (edges <= between[1])
-        )  # rows with fewer keys are filled up
-        row[(row_start[:, None] + of_head)[inside]] = edges[inside]
+    for row, key_pos, edges in zip(weights, key, strictly_descending(weight), strict=True):
+        is_valid = (key_pos < length) & (edges >= between[0]) & (edges <= between[1])  # short rows are padded
+        row[(row_start[:, None] + key_pos)[is_valid]] = edges[is_valid]
 
 
-def in_order(weight: Float16[np.ndarray, "*lead edge"]) -> Float32[np.ndarray, "*lead edge"]:
-    """Weights of edges, strongest first, such that each is below the one before it.
+def strictly_descending(weight: Float16[np.ndarray, "*lead edge"]) -> Float32[np.ndarray, "*lead edge"]:
+    """Return weights of edges, strongest first, of which each is smaller than the one before.
 
-    Rounding to float16 makes near weights equal but never changes their order, and that is stored. A weight that equals
-    the one before is moved by 2⁻¹⁶ of itself: for all of 16 edges together less than the rounding may have.
+    Rounding to float16 can make close weights equal but preserves their order, which is stored. A weight that equals
+    the one before is reduced by 2⁻¹⁶ of its value. For 16 edges this is less in total than the rounding error.
     """
     result = weight.astype(np.float32)
-    for at in range(1, result.shape[-1]):
-        below = result[..., at - 1] * np.float32(1 - 2.0**-16)
-        np.minimum(result[..., at], below, out=result[..., at])
+    for edge in range(1, result.shape[-1]):
+        limit = result[..., edge - 1] * np.float32(1 - 2.0**-16)
+        np.minimum(result[..., edge], limit, out=result[..., edge])
     return result

@@ -1,8 +1,8 @@
-"""A committed segment: its listing, and its arrays as its files have them.
+"""Committed segment of a store: its listing, and reading of its arrays.
 
-Opening touches nothing. The first use reads `segment.json` (its hash is in the manifest), checks that every object is
-there with its size, and holds the listed arrays against the shapes that the specification and the examples' lengths
-demand. After that a read decodes the chunks that it needs and no others.
+Opening reads nothing. The first use reads `segment.json`, whose hash is in the manifest, checks the presence and size
+of every object, and compares the listed arrays with the shapes that follow from the specification and the lengths of
+the examples. Afterwards a read decodes only the chunks that it needs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..files.hashed_files import ObjectDamageError
 from ..files.manifest import SegmentEntry
 from ..files.object_source import ObjectSource
 from ..schema.text_tables import check_offset, examples_of_rows
-from ..schema.traces import TraceSpec, entries_of, segment_layout
-from .listed_arrays import Listed, open_arrays, read_listing, read_whole
+from ..schema.traces import TraceSpec, count_entries, segment_layout
+from .listed_arrays import ExpectedListing, open_arrays, read_listing, read_whole
 from .segment import Segment
 from .segment_overlay import SegmentOverlay
 
@@ -29,7 +29,7 @@ from .segment_overlay import SegmentOverlay
 class CommittedSegment(Segment):
     """One segment of a store, see `Segment`.
 
-    Without `check_presence` damaged segments open too, so that what is left of them can be told.
+    Without `check_presence` damaged segments can be opened too, to report the extent of the damage.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class CommittedSegment(Segment):
         cache: ByteCache | None = None,
         traces: ByteCache | None = None,
     ) -> None:
-        where = f"{source.location}, segment {entry.index}"
-        super().__init__(spec, entry.index, entry.first_example, entry.n_examples, where, cache=cache, traces=traces)
+        location = f"{source.location}, segment {entry.index}"
+        super().__init__(spec, entry.index, entry.first_example, entry.n_examples, location, cache=cache, traces=traces)
         self.entry, self.source, self._check_presence = entry, source, check_presence
         self.overlays = {overlay.name: SegmentOverlay(self, overlay) for overlay in entry.overlays}
 
@@ -53,7 +53,7 @@ class CommittedSegment(Segment):
 
     @property
     def folder(self) -> Path:
-        """Its folder on this machine.
+        """Folder of the segment on this machine.
 
         Raises
         ------
@@ -66,14 +66,14 @@ class CommittedSegment(Segment):
 
     @cached_property
     def listing(self) -> SegmentListing:
-        """What segment.json lists; read and checked on first use.
+        """Content of segment.json, read and checked on first use.
 
         Raises
         ------
         CorruptSegmentError
             An object is missing or has another size, or segment.json is not the committed one.
         FormatError
-            The listing does not agree with the manifest, or something in the segment is a link.
+            The listing does not agree with the manifest, or the segment contains a link.
         """
         with located(self.where):
             listing = self.read_listing()
@@ -82,35 +82,35 @@ class CommittedSegment(Segment):
                     self.source.check_segment(self.entry.path, listing.objects)
                 except ObjectDamageError as error:
                     lenient = CommittedSegment(self.source, self.entry, self.spec, check_presence=False)
-                    error.args = (f"{error} {examples_text(lenient.examples_of_object(error.object_path))}",)
+                    error.args = (f"{error} {touched_examples_message(lenient.examples_of_object(error.object_path))}",)
                     raise
             return listing
 
     def read_listing(self) -> SegmentListing:
-        """segment.json alone, held against the manifest; the objects are not looked at."""
+        """Read segment.json and compare it with the manifest. The objects are not checked."""
         entry = self.entry
-        own = Listed(
+        expected = ExpectedListing(
             entry.path, entry.bytes, entry.sha256, self.index, self.first_example, self.n_examples, entry.n_tokens
         )
-        return read_listing(self.source, own)
+        return read_listing(self.source, expected)
 
     @cached_property
     def reader(self) -> ContainerReader:
-        """The container's reader over the checked listing."""
+        """Reader of the container, for the checked listing."""
         with located(self.where):
             return open_arrays(self.source, self.entry.path, self.listing)
 
     def without_overlays(self) -> CommittedSegment:
-        """The segment as it was written."""
+        """Return the segment without the overlays that were added later."""
         bare = self.entry.model_copy(update={"overlays": ()})
         return CommittedSegment(self.source, bare, self.spec, check_presence=self._check_presence)
 
     def _read_layouts(self) -> dict[str, ArrayLayout]:
-        listed = {entry.path: entry.layout() for entry in self.listing.arrays}
+        layouts = {entry.path: entry.layout() for entry in self.listing.arrays}
         with self._located():
             lengths = {}
             for sequence in self.spec.sequences:
-                offset = read_whole(self.reader, listed, f"{sequence}/token_offset")
+                offset = read_whole(self.reader, layouts, f"{sequence}/token_offset")
                 if len(offset) != self.n_examples + 1:
                     raise FormatError(
                         f"{sequence}/token_offset has {len(offset)} entries; expected {self.n_examples + 1}."
@@ -118,17 +118,17 @@ class CommittedSegment(Segment):
                 check_offset(offset, self.entry.n_tokens.get(sequence, -1), f"{sequence}/token_offset")
                 lengths[sequence] = np.diff(offset)
             try:
-                n_entries = entries_of(self.spec, lengths, {path: layout.shape for path, layout in listed.items()})
+                n_entries = count_entries(self.spec, lengths, {path: layout.shape for path, layout in layouts.items()})
             except ShapeError as error:
                 raise FormatError(str(error)) from None
             for path, expected in segment_layout(self.spec, lengths, n_entries).items():
-                found = listed.get(path)
-                if found != expected:
+                layout = layouts.get(path)
+                if layout != expected:
                     raise FormatError(
-                        f"array {path} is listed as {found and (found.dtype.name, found.shape)}; expected "
+                        f"array {path} is listed as {layout and (layout.dtype.name, layout.shape)}; expected "
                         f"{(expected.dtype.name, expected.shape)} from the specification and the examples' lengths."
                     )
-        return listed
+        return layouts
 
     def read_block(self, path: str, selection: tuple[slice, ...]) -> np.ndarray:
         """See `Segment.read_block`.
@@ -136,7 +136,7 @@ class CommittedSegment(Segment):
         Raises
         ------
         CorruptSegmentError
-            A chunk that is needed fails its checksum; the object and the examples in it are named.
+            A required chunk fails its checksum. The message names the object and its examples.
         """
         with self._located():
             return self.reader.read(path, selection)
@@ -148,44 +148,44 @@ class CommittedSegment(Segment):
         self.reader.prefetch(paths)
 
     def examples_of(self, array: str, start: int = 0, stop: int | None = None) -> range:
-        """The examples (numbers in the store) that items `start:stop` of an array's long axis belong to."""
-        everything = range(self.first_example, self.first_example + self.n_examples)
+        """Return the examples (numbers in the store) of items `start:stop` on the long axis of an array."""
+        all_examples = range(self.first_example, self.first_example + self.n_examples)
         site, _, name = array.partition("/")
         if stop is None or not any(site == s.name for s in self.spec.sites):
-            return everything
+            return all_examples
         try:
             axis = self.layouts[array].axes[-1 if name == "statistics" else 2]
             if axis == "entry":
-                return everything
+                return all_examples
             if axis == "pair":
-                found = examples_of_rows(self.stored_pair_offset(array), start, stop)
+                rows = examples_of_rows(self.stored_pair_offset(array), start, stop)
             elif axis == "example":
-                found = range(start, stop)
+                rows = range(start, stop)
             elif axis in ("distance", "sink"):
-                return everything
+                return all_examples
             else:
                 spec = self.spec.site(site)
                 sequence = spec.key_sequence if axis == "key_token" else spec.query_sequence
-                found = examples_of_rows(self._offsets[sequence], start, stop)
+                rows = examples_of_rows(self._offsets[sequence], start, stop)
         except HeadAtlasError:  # the offsets themselves are damaged
-            return everything
-        return range(self.first_example + found.start, self.first_example + found.stop)
+            return all_examples
+        return range(self.first_example + rows.start, self.first_example + rows.stop)
 
     def examples_of_object(self, object_path: str, *, damaged: bool = False) -> range:
-        """The examples that a file of this segment serves; with `damaged` those of its chunks that cannot be decoded."""
+        """Return the examples with data in a file of this segment, or only those with `damaged` chunks."""
         try:
             spans = (self.reader.damaged_spans if damaged else self.reader.spans)(object_path)
         except HeadAtlasError:
             spans = []
-        touched = [self.examples_of(*span) for span in spans] or [self.examples_of("")]
-        return range(min(found.start for found in touched), max(found.stop for found in touched))
+        ranges = [self.examples_of(*span) for span in spans] or [self.examples_of("")]
+        return range(min(examples.start for examples in ranges), max(examples.stop for examples in ranges))
 
     def _located(self) -> _Located:
         return _Located(self)
 
 
 class _Located:
-    """Adds the segment, and for damage the examples it touches, to errors raised inside the block."""
+    """Context that adds the segment, and for damage the touched examples, to errors raised inside the block."""
 
     def __init__(self, segment: CommittedSegment) -> None:
         self._segment = segment
@@ -199,12 +199,12 @@ class _Located:
         message = f"{self._segment.where}: {error}"
         if isinstance(error, ObjectDamageError):
             touched = self._segment.examples_of(error.array, error.start, error.stop)
-            message += f" {examples_text(touched)}"
+            message += f" {touched_examples_message(touched)}"
         error.args = (message, *error.args[1:])
 
 
-def examples_text(examples: range) -> str:
-    """For messages: which examples a damaged object touches."""
+def touched_examples_message(examples: range) -> str:
+    """Return the part of a message that names the examples touched by damage."""
     if not examples:
         return "No example is touched."
     return f"Examples {examples.start} to {examples.stop - 1} are touched."

@@ -1,4 +1,4 @@
-"""Examples and tokens of a store as pandas frames, annotations beside them."""
+"""Examples and tokens of a store as pandas or polars frames, with their annotations."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .segment import Segment
 
 FrameLibrary = Literal["pandas", "polars"]
 OWN_COLUMNS = ("text", "piece")
-"""Columns of a token table that are no annotations."""
+"""Columns that every token table has and that are no annotations."""
 
 
 def as_library(frame: pd.DataFrame, library: FrameLibrary) -> pd.DataFrame | pl.DataFrame:
-    """A frame as it is, or as one of polars; numbers are shared where they can be.
+    """Convert a frame to a polars frame, sharing numbers if possible, or return it unchanged for pandas.
 
-    A named index becomes a column. Lone surrogates, which polars cannot hold, become U+FFFD.
+    A named index becomes a column. Lone surrogates, which polars cannot represent, become U+FFFD.
 
     Raises
     ------
     ConfigError
-        Another library, or polars is not installed.
+        The library is unknown, or polars is not installed.
     """
     if library == "pandas":
         return frame
@@ -44,25 +44,25 @@ def as_library(frame: pd.DataFrame, library: FrameLibrary) -> pd.DataFrame | pl.
     for name in flat:
         values = flat[name].to_numpy()
         if values.dtype == object:
-            columns[str(name)] = pl.Series(str(name), [_sayable(value) for value in values], dtype=pl.String)
+            columns[str(name)] = pl.Series(str(name), [_valid_text(value) for value in values], dtype=pl.String)
         else:
             columns[str(name)] = pl.Series(str(name), values)
     return pl.DataFrame(columns)
 
 
-def _sayable(text: object) -> str | None:
+def _valid_text(text: object) -> str | None:
     return None if not isinstance(text, str) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def examples_frame(store: SegmentIndex) -> pd.DataFrame:
-    """One row an example, by number. An annotation called like a column of ours gets a line in front (``_text``)."""
+    """Return a frame with one row per example, by number. An annotation with a taken name gets a prefix (``_text``)."""
     frames = [_segment_examples(segment) for segment in store.segments]
     columns = store.example_columns()
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"example": np.empty(0, np.int64)})
     for name in ("text_pair", "target_text"):
         if name in frame and bool(np.all(frame[name].isna())):
             frame = frame.drop(columns=name)
-    frame = _beside(frame, {name: values_of(column) for name, column in columns.items()})
+    frame = _add_annotations(frame, {name: values_of(column) for name, column in columns.items()})
     return frame.set_index("example")
 
 
@@ -78,19 +78,19 @@ def _segment_examples(segment: Segment) -> pd.DataFrame:
 
 
 def tokens_frame(store: SegmentIndex, sequence: str = "source", examples: slice | None = None) -> pd.DataFrame:
-    """One row a token of the examples whose numbers are in a slice (step 1), in order.
+    """Return a frame with one row per token, for the examples whose numbers are in a slice of step 1, in order.
 
     Raises
     ------
     ConfigError
-        A slice with another step.
+        The slice has another step.
     NotFoundError
-        No such sequence.
+        There is no such sequence.
     """
-    wanted = slice(None) if examples is None else examples
-    if wanted.step not in (None, 1):
-        raise ConfigError(f"examples is {wanted!r}; expected a slice of step 1.")
-    start, stop, _ = wanted.indices(store.manifest.n_examples_planned)
+    selection = slice(None) if examples is None else examples
+    if selection.step not in (None, 1):
+        raise ConfigError(f"examples is {selection!r}; expected a slice of step 1, such as slice(0, 100).")
+    start, stop, _ = selection.indices(store.manifest.n_examples_planned)
     frames = []
     for segment in store.segments:
         low = max(start - segment.first_example, 0)
@@ -101,7 +101,7 @@ def tokens_frame(store: SegmentIndex, sequence: str = "source", examples: slice 
 
 
 def table_frame(table: TokenTable, first_example: int) -> pd.DataFrame:
-    """One row a token of a table whose first example has this number."""
+    """Return a frame with one row per token, for a table whose first example has this number."""
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
     data: dict[str, object] = {
         "example": example + first_example,
@@ -116,32 +116,32 @@ def table_frame(table: TokenTable, first_example: int) -> pd.DataFrame:
         "continuation": (table.flags & TokenFlag.CONTINUATION) != 0,
         "generated": (table.flags & TokenFlag.GENERATED) != 0,
     }
-    of_word = table.word_offset[:-1][example] + table.word  # row of the word table
+    word_row = table.word_offset[:-1][example] + table.word
     n_words = np.diff(table.word_offset)[example]
     has_word = (table.word >= 0) & (table.word < n_words)
-    of_tokens = {name: values_of(column) for name, column in table.columns.items() if name not in OWN_COLUMNS}
-    of_words = {name: _of_words(column, of_word, has_word) for name, column in table.word_columns.items()}
-    return _beside(_beside(pd.DataFrame(data), of_tokens), of_words)
+    token_annotations = {name: values_of(column) for name, column in table.columns.items() if name not in OWN_COLUMNS}
+    word_annotations = {n: _token_values(column, word_row, has_word) for n, column in table.word_columns.items()}
+    return _add_annotations(_add_annotations(pd.DataFrame(data), token_annotations), word_annotations)
 
 
-def _beside(frame: pd.DataFrame, annotations: dict[str, np.ndarray | pd.Series]) -> pd.DataFrame:
-    """Annotations as further columns; one that is called like a column of the frame gets a line in front."""
+def _add_annotations(frame: pd.DataFrame, annotations: dict[str, np.ndarray | pd.Series]) -> pd.DataFrame:
+    """Add annotations as columns. An annotation with the name of an existing column gets the prefix ``_``."""
     for name, values in annotations.items():
         frame[f"_{name}" if name in frame else name] = values
     return frame
 
 
-def _of_words(column: Column, row: np.ndarray, has_word: np.ndarray) -> np.ndarray | pd.Series:
-    """A word's annotation for each token; missing (None, NaN, -1) for tokens without a word."""
+def _token_values(column: Column, row: np.ndarray, has_word: np.ndarray) -> np.ndarray | pd.Series:
+    """Return the annotation of each token's word; missing (None, NaN, -1) for tokens without a word."""
     values = np.asarray(values_of(column))
     missing = None if column.is_text else column.missing
-    found = np.full(len(row), missing, dtype=values.dtype)
-    found[has_word] = values[row[has_word]]
-    return pd.Series(found, dtype=object) if column.is_text else found
+    result = np.full(len(row), missing, dtype=values.dtype)
+    result[has_word] = values[row[has_word]]
+    return pd.Series(result, dtype=object) if column.is_text else result
 
 
 def values_of(column: Column) -> np.ndarray | pd.Series:
-    """A column's rows: text as objects (None where missing), numbers as they are stored."""
+    """Return the rows of a column: text as objects (None if missing), numbers as stored."""
     return pd.Series(column.to_list(), dtype=object) if column.is_text else column.data
 
 

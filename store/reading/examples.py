@@ -1,4 +1,4 @@
-"""The examples of a store by number, id or slice, and their annotations joined over segments."""
+"""Access to the examples of a store by number, id or slice."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .segment_index import SegmentIndex
 
 
 class Examples:
-    """The committed examples of a store: `examples[3]`, `examples["id"]`, `examples[10:20]`, iteration.
+    """Committed examples of a store: `examples[3]`, `examples["id"]`, `examples[10:20]`, and iteration.
 
-    Numbers are those of the plan, so that they do not shift while a store grows; negative numbers count from the end
-    of what is committed.
+    Numbers are those of the plan, so they do not change while a store grows. Negative numbers count from the end of the
+    committed examples.
     """
 
     def __init__(self, store: SegmentIndex) -> None:
@@ -32,28 +32,28 @@ class Examples:
                 yield Example(segment, row, self._store.sites)
 
     @overload
-    def __getitem__(self, which: int | str) -> Example: ...
+    def __getitem__(self, selection: int | str) -> Example: ...
     @overload
-    def __getitem__(self, which: slice) -> list[Example]: ...
-    def __getitem__(self, which: int | str | slice) -> Example | list[Example]:
-        """One example by number or id, or those of a slice of numbers that are committed."""
+    def __getitem__(self, selection: slice) -> list[Example]: ...
+    def __getitem__(self, selection: int | str | slice) -> Example | list[Example]:
+        """Return one example by number or id, or the committed examples of a slice of numbers."""
         store = self._store
-        if isinstance(which, str):
-            position = self._positions.get(which)
+        if isinstance(selection, str):
+            position = self._positions.get(selection)
             if position is None:
-                raise NotFoundError(f"{store.location}: no example with id {which!r}; see example_ids().")
-            return self._one(int(store.example_numbers()[position]))
-        if isinstance(which, slice):
+                raise NotFoundError(f"{store.location}: no example with id {selection!r}; see example_ids().")
+            return self._example(int(store.example_numbers()[position]))
+        if isinstance(selection, slice):
             numbers = store.example_numbers()
             end = int(numbers[-1]) + 1 if len(numbers) else 0
-            span = range(*which.indices(end))
-            inside = numbers[np.isin(numbers, np.arange(min(span), max(span) + 1))] if span else numbers[:0]
-            wanted = [n for n in inside.tolist() if n in span]
-            return [self._one(n) for n in (wanted if span.step > 0 else reversed(wanted))]
-        number = int(which)
+            span = range(*selection.indices(end))
+            candidates = numbers[np.isin(numbers, np.arange(min(span), max(span) + 1))] if span else numbers[:0]
+            members = [n for n in candidates.tolist() if n in span]
+            return [self._example(n) for n in (members if span.step > 0 else reversed(members))]
+        number = int(selection)
         if number < 0 and -number <= len(self):
             number = int(store.example_numbers()[number])
-        return self._one(number)
+        return self._example(number)
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -62,6 +62,6 @@ class Examples:
             positions.setdefault(name, position)
         return positions
 
-    def _one(self, number: int) -> Example:
+    def _example(self, number: int) -> Example:
         segment = self._store.segment_of(number)
         return Example(segment, number - segment.first_example, self._store.sites)

@@ -1,4 +1,4 @@
-"""An array of a segment that is read when it is indexed, with numpy's meaning of integers and slices."""
+"""Lazy array of a segment: indexing reads it, with integers and slices as in numpy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Index = int | slice | EllipsisType
 
 @dataclass(frozen=True)
 class LazyArray:
-    """Shape, type and axes of an array; indexing reads the chunks it needs and gives numpy.
+    """Array of a segment with shape, type and axes. Indexing reads the required chunks and returns a numpy array.
 
     `read_block` takes a path and one slice of step 1 for each axis.
     """
@@ -61,17 +61,26 @@ class LazyArray:
         return self[...].astype(dtype or self.dtype, copy=False)
 
     def __getitem__(self, selection: tuple[Index, ...] | Index) -> np.ndarray:
-        """Integers and slices, as in numpy, an element as an array without axes; NotFoundError outside the bounds."""
+        """Read items by integers and slices, as in numpy. An element is an array without axes.
+
+        Raises
+        ------
+        NotFoundError
+            An index is outside the bounds.
+        """
         block, inner = self._plan(selection if isinstance(selection, tuple) else (selection,))
         return np.asarray(self.read_block(self.layout.path, block)[inner])
 
     def _plan(self, keys: tuple[Index, ...]) -> tuple[tuple[slice, ...], tuple[int | slice, ...]]:
-        """The block to read, and how to index it to get what was asked for."""
-        if (dots := sum(key is ... for key in keys)) > 1 or len(keys) - dots > self.ndim:
-            raise ConfigError(f"{len(keys)} indices for {self.layout.path} with axes {', '.join(self.axes)}.")
-        at = next((i for i, key in enumerate(keys) if key is ...), len(keys))
-        fill = (slice(None),) * (self.ndim - len(keys) + dots)
-        full = (*keys[:at], *fill, *keys[at + 1 :])
+        """Return the block to read, and the index into the block that gives the selected items."""
+        if (n_ellipses := sum(key is ... for key in keys)) > 1 or len(keys) - n_ellipses > self.ndim:
+            raise ConfigError(
+                f"{len(keys)} indices for {self.layout.path} with axes {', '.join(self.axes)}; expected at most one "
+                "for each axis and one ellipsis."
+            )
+        position = next((i for i, key in enumerate(keys) if key is ...), len(keys))
+        fill = (slice(None),) * (self.ndim - len(keys) + n_ellipses)
+        full = (*keys[:position], *fill, *keys[position + 1 :])
         block: list[slice] = []
         inner: list[int | slice] = []
         for key, length, axis in zip(full, self.shape, self.axes, strict=True):
@@ -82,10 +91,10 @@ class LazyArray:
                 step_back = span.step < 0 and len(span)
                 inner.append(slice(None, None, span.step) if not step_back else slice(high - low, None, span.step))
             elif isinstance(key, int | np.integer):
-                position = int(key) + (length if key < 0 else 0)
-                if not 0 <= position < length:
+                index = int(key) + (length if key < 0 else 0)
+                if not 0 <= index < length:
                     raise NotFoundError(f"{self.layout.path}: {axis} {int(key)} is outside 0:{length}.")
-                block.append(slice(position, position + 1))
+                block.append(slice(index, index + 1))
                 inner.append(0)
             else:
                 raise ConfigError(f"index {key!r} for {axis} of {self.layout.path}; expected an integer or a slice.")

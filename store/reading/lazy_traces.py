@@ -1,7 +1,7 @@
-"""The traces of a whole store as labelled dask arrays: nothing is read until something is computed.
+"""Traces of all segments of a store as labelled dask arrays, which are read when they are computed.
 
-One dask chunk is one head of one segment, so that no chunk is read twice and tasks may run on any worker: a task carries
-the store's path and snapshot, a few hundred bytes, and reads for itself.
+One dask chunk is one head of one segment, so no chunk is read twice. Tasks can run on any worker: a task carries the
+store's path and snapshot number (a few hundred bytes), and opens the store itself.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .stored_vectors import decode_block
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What dask indexes: `read` of one segment of a store, over the block that is wanted."""
+class _SegmentArray:
+    """Array of one segment that dask indexes. Indexing calls `read` for the block."""
 
     store: SegmentIndex
     segment: int
@@ -42,8 +42,8 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Decoded:
-    """Reads a block of a trace array and decodes it."""
+class _TraceReader:
+    """Reader that decodes a block of a trace array."""
 
     path: str
     keep: Keep
@@ -56,8 +56,8 @@ class _Decoded:
 
 
 @dataclass(frozen=True)
-class _Pairs:
-    """Reads a block of attention, whatever is kept of it, and decodes it."""
+class _AttentionReader:
+    """Reader that decodes a block of attention on the shared pair axis, for any codec."""
 
     site: Site
     codec: str
@@ -73,85 +73,86 @@ class _Pairs:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Example and position of each item of a long axis."""
+class _CoordinateReader:
+    """Reader of one coordinate of a long axis: the example, query_pos or key_pos of each item."""
 
     site: Site
     axis: str
-    what: str
+    coordinate: str
 
     def __call__(self, segment: Segment, selection: tuple[slice, ...]) -> np.ndarray:
-        wanted = selection[0]
+        items = selection[0]
         if self.axis == "pair":
             offset = segment.pair_offset(self.site.name)
         else:
             offset = segment.token_offset(_sequence(self.site, self.axis))
-        item = np.arange(wanted.start or 0, offset[-1] if wanted.stop is None else wanted.stop)
+        item = np.arange(items.start or 0, offset[-1] if items.stop is None else items.stop)
         row = np.searchsorted(offset, item, side="right") - 1
-        if self.what == "example":
+        if self.coordinate == "example":
             return segment.first_example + row
-        within = item - offset[row]
+        position = item - offset[row]
         if self.axis != "pair":
-            return within
+            return position
         if self.site.causal:
-            return pair_positions(within, 0, causal=True)[0 if self.what == "query_pos" else 1]
+            return pair_positions(position, 0, causal=True)[0 if self.coordinate == "query_pos" else 1]
         n_keys = np.diff(segment.token_offset(self.site.key_sequence))[row]
-        return within // n_keys if self.what == "query_pos" else within % n_keys
+        return position // n_keys if self.coordinate == "query_pos" else position % n_keys
 
 
 def decode(name: str, stored: Shaped[np.ndarray, "*shape"], keep: Keep) -> Shaped[np.ndarray, "*shape"]:
-    """Stored numbers of a trace array, other than attention, query and key, as people use them."""
+    """Decode stored numbers of a trace array other than attention, query and key."""
     if name == "edge_key":
         return np.where(stored == np.iinfo(stored.dtype).max, -1, stored.astype(np.int64))
     return stored.astype(np.float32, copy=False)
 
 
 def lazy_traces(store: SegmentIndex, site: Site, name: str) -> xr.DataArray:
-    """A trace array of all segments, joined along its long axis.
+    """Return a trace array of all segments, joined along its long axis.
 
     Raises
     ------
     NotFoundError
-        It was not kept.
+        The array was not kept.
     """
     import dask.array as da
 
     path, keep = f"{site.name}/{name}", store.spec.keep
     if name == "attention" and keep.attention:
-        read: _Pairs | _Decoded = _Pairs(site, keep.attention)
+        read: _AttentionReader | _TraceReader = _AttentionReader(site, keep.attention)
         maps = (site.n_layers, site.n_heads)
         shapes = [(*maps, int(segment.pair_offset(site.name)[-1])) for segment in store.segments]
         axes = ("layer", "head", "pair")
     else:
-        read = _Decoded(path, keep)
+        read = _TraceReader(path, keep)
         arrays = [segment.array(path) for segment in store.segments]
         shapes = [array.shape for array in arrays]
         axes = arrays[0].axes if arrays else ("layer", "head", "item")
     dtype = np.dtype(np.int64 if name == "edge_key" else np.float32)
     parts = [
-        _chunked(_Part(store, at, read, shape, dtype), (1, 1, *shape[2:]), path) for at, shape in enumerate(shapes)
+        _chunked(_SegmentArray(store, i, read, shape, dtype), (1, 1, *shape[2:]), path)
+        for i, shape in enumerate(shapes)
     ]
     data = da.concatenate(parts, axis=2) if parts else da.zeros((site.n_layers, site.n_heads, 0), np.float32)
     coords: dict[str, Any] = {axis: np.arange(size) for axis, size in zip(axes[:2], data.shape[:2], strict=True)}
-    whats = {"pair": ("query_pos", "key_pos"), "query_token": ("query_pos",), "key_token": ("key_pos",)}
-    for what in ("example", *whats.get(axes[2], ())) if shapes else ():
-        places = [
+    coordinates = {"pair": ("query_pos", "key_pos"), "query_token": ("query_pos",), "key_token": ("key_pos",)}
+    for coordinate in ("example", *coordinates.get(axes[2], ())) if shapes else ():
+        values = [
             _chunked(
-                _Part(store, at, _Place(site, axes[2], what), shape[2:3], np.dtype(np.int64)),
+                _SegmentArray(store, i, _CoordinateReader(site, axes[2], coordinate), shape[2:3], np.dtype(np.int64)),
                 (-1,),
-                f"{axes[2]}/{what}/{site.name}",
+                f"{axes[2]}/{coordinate}/{site.name}",
             )
-            for at, shape in enumerate(shapes)
+            for i, shape in enumerate(shapes)
         ]
-        coords[what] = (axes[2], da.concatenate(places))
+        coords[coordinate] = (axes[2], da.concatenate(values))
     attributes = {}
     if name == "attention" and keep.attention:
         attributes = {"long_name": "attention weight", "max_absolute_error": store.spec.attention_error}
     return xr.DataArray(data, coords, axes, name, attributes)
 
 
-def _chunked(part: _Part, chunks: Any, label: str) -> Any:
-    """A dask array over a part; equal parts of equal snapshots have equal names."""
+def _chunked(part: _SegmentArray, chunks: Any, label: str) -> Any:
+    """Return a dask array of one segment's array. Equal arrays of equal snapshots have equal names."""
     import dask.array as da
     from dask.base import tokenize
 

@@ -1,4 +1,4 @@
-"""Arrays with a listing: what a segment and the layers beside it have in common on disk."""
+"""Reading of folders with a segment.json, shared by segments and overlays."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _TABLE_MAX_RATIO = 1000  # decoded to stored; texts and token tables reach about
 
 
 @dataclass(frozen=True)
-class Listed:
-    """What the manifest says of a folder with a segment.json, and which examples it must be about."""
+class ExpectedListing:
+    """Values of the manifest that a folder's segment.json must match: path, size, hash, and examples."""
 
     path: str
     bytes: int
@@ -34,39 +34,41 @@ class Listed:
     n_tokens: dict[str, int]
 
 
-def read_listing(source: ObjectSource, entry: Listed) -> SegmentListing:
-    """segment.json alone, held against the manifest; the objects are not looked at.
+def read_listing(source: ObjectSource, expected: ExpectedListing) -> SegmentListing:
+    """Read segment.json and compare it with the manifest. The objects are not checked.
 
     Raises
     ------
     CorruptSegmentError
-        It is missing, or not the committed one.
+        The file is missing, or is not the committed one.
     FormatError
-        It is about other examples, or of a newer format.
+        The file describes other examples, or has a newer format.
     """
-    name = f"{entry.path}/segment.json"
-    item = StoredObject(path="segment.json", bytes=entry.bytes, sha256=entry.sha256)
+    name = f"{expected.path}/segment.json"
+    item = StoredObject(path="segment.json", bytes=expected.bytes, sha256=expected.sha256)
     data = source.read_small(name, LISTING_MAX_BYTES, item)
-    if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+    if len(data) != expected.bytes or hashlib.sha256(data).hexdigest() != expected.sha256:
         raise CorruptSegmentError(
-            f"{name} was cut or changed: {len(data)} bytes, and its hash is not the committed one ({entry.bytes} "
-            "bytes). Restore it, or write the segment again."
+            f"{name} was truncated or changed: it has {len(data)} bytes; expected {expected.bytes} bytes with the "
+            "committed hash. Restore it, or write the segment again."
         )
     listing = SegmentListing.from_bytes(data)
     check_format_version(listing.format_version, "segment.json")
-    told = (listing.index, listing.first_example, listing.n_examples, listing.n_tokens)
-    if told != (entry.index, entry.first_example, entry.n_examples, entry.n_tokens):
-        raise FormatError(f"segment.json describes another segment than the manifest: {told}.")
+    description = (listing.index, listing.first_example, listing.n_examples, listing.n_tokens)
+    if description != (expected.index, expected.first_example, expected.n_examples, expected.n_tokens):
+        raise FormatError(
+            f"segment.json describes another segment than the manifest: {description}. Do not trust this store."
+        )
     return listing
 
 
 def open_arrays(source: ObjectSource, path: str, listing: SegmentListing) -> ContainerReader:
-    """The reader of a checked listing.
+    """Return the reader of a folder with a checked listing.
 
     Raises
     ------
     FormatError
-        A container that this headatlas does not know.
+        This headatlas does not know the container.
     """
     try:
         return container_of(listing.container).open(source, path, listing)
@@ -75,19 +77,19 @@ def open_arrays(source: ObjectSource, path: str, listing: SegmentListing) -> Con
 
 
 def read_whole(reader: ContainerReader, layouts: Mapping[str, ArrayLayout], path: str) -> np.ndarray:
-    """A table array or the statistics, whole, if its size is believable.
+    """Read a complete table array or the statistics, after checking that its decoded size is plausible.
 
     Raises
     ------
     FormatError
-        It is not listed, or would expand beyond belief.
+        The array is not listed, or its decoded size is implausible.
     """
     if path not in layouts:
         raise FormatError(f"array {path} is not listed in segment.json; expected it in every segment.")
     layout, stored = layouts[path], reader.stored_bytes(path)
     if layout.raw_bytes > _TABLE_FREE_BYTES + _TABLE_MAX_RATIO * stored:
         raise FormatError(
-            f"array {path} would take {layout.raw_bytes} bytes out of {stored}; expected at most "
+            f"array {path} would expand from {stored} to {layout.raw_bytes} bytes; expected at most "
             f"{_TABLE_MAX_RATIO} times as many. Do not trust this store."
         )
     return reader.read(path, tuple(slice(0, n) for n in layout.shape))

@@ -1,6 +1,6 @@
-"""A segment whose arrays are in memory: one traced input that no store was written for.
+"""Segment in memory, for one traced input without a store.
 
-It has the arrays that a written segment has, by the same paths, so `Example` and the viewer read both in one way.
+It has the same arrays as a written segment under the same paths, so `Example` and the viewer can read both.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import numpy as np
 from ..codecs.array_layout import ArrayLayout
 from ..errors import ConfigError
 from ..schema.text_tables import SegmentTables, table_arrays
-from ..schema.traces import TraceSpec, entries_of, segment_layout
+from ..schema.traces import TraceSpec, count_entries, segment_layout
 from .example import Example
 from .segment import Segment
 
 
 class MemorySegment(Segment):
-    """A segment of arrays that are there already.
+    """Segment whose arrays are in memory.
 
     Parameters
     ----------
     spec
-        Sites and what was kept.
+        Sites, and the kinds of data that were kept.
     tables
         Ids, texts, annotations and tokens.
     arrays
@@ -32,7 +32,7 @@ class MemorySegment(Segment):
     Raises
     ------
     ConfigError
-        An array is missing, or has not the shape and type that `spec` and the tokens demand.
+        An array is missing, or its shape or type does not match `spec` and the tokens.
     """
 
     def __init__(self, spec: TraceSpec, tables: SegmentTables, arrays: dict[str, np.ndarray]) -> None:
@@ -40,18 +40,18 @@ class MemorySegment(Segment):
         super().__init__(spec, 0, 0, tables.n_examples, "in memory")
         self._layouts: dict[str, ArrayLayout] = {}
         self._arrays: dict[str, np.ndarray] = {}
-        for path, made in table_arrays(tables).items():
-            self._layouts[path], self._arrays[path] = made.layout, made.data
+        for path, table_array in table_arrays(tables).items():
+            self._layouts[path], self._arrays[path] = table_array.layout, table_array.data
         n_tokens = {str(name): table.n_tokens for name, table in tables.tokens.items()}
-        n_entries = entries_of(spec, n_tokens, {path: array.shape for path, array in arrays.items()})
+        n_entries = count_entries(spec, n_tokens, {path: array.shape for path, array in arrays.items()})
         for path, layout in segment_layout(spec, n_tokens, n_entries).items():
-            found = arrays.get(path)
-            if found is None or (found.shape, found.dtype) != (layout.shape, layout.dtype):
+            array = arrays.get(path)
+            if array is None or (array.shape, array.dtype) != (layout.shape, layout.dtype):
                 raise ConfigError(
-                    f"array {path} is {'missing' if found is None else (found.dtype.name, found.shape)}; expected "
+                    f"array {path} is {'missing' if array is None else (array.dtype.name, array.shape)}; expected "
                     f"{(layout.dtype.name, layout.shape)} from the specification and the tokens."
                 )
-            self._layouts[path], self._arrays[path] = layout, found
+            self._layouts[path], self._arrays[path] = layout, array
 
     def __repr__(self) -> str:
         return f"MemorySegment({self.n_examples} examples)"
@@ -63,14 +63,14 @@ class MemorySegment(Segment):
         return self._arrays[path]
 
     def _prefetch(self, paths: list[str]) -> None:
-        """They are there."""
+        """Do nothing, because the arrays are in memory."""
 
     def read_block(self, path: str, selection: tuple[slice, ...]) -> np.ndarray:
-        """Items of an array by slices; a copy, as from a file."""
+        """Return a copy of items of an array."""
         return self._arrays[path][selection].copy()
 
     @cached_property
     def examples(self) -> list[Example]:
-        """The examples, with the reading interface of a store's."""
+        """Examples of the segment, with the interface of a store's examples."""
         sites = {str(site.name): site for site in self.spec.sites}
         return [Example(self, row, sites) for row in range(self.n_examples)]

@@ -1,8 +1,8 @@
-"""Stored attention on the pair axis that all layers share, whatever a layer keeps of it.
+"""Stored attention on the pair axis that all layers share, for every codec.
 
-A segment keeps every pair of a layer, the band of its window, or some weights of each row with their keys. All of it is
-read here, and comes out as stored numbers of whole rows in the layout of the site (full or causal), 0 where none is
-kept: 0 means a weight of 0 in every codec. So readers and searches know one layout.
+A segment stores every pair of a layer, the band of its window, or some weights of each row with their keys. This module
+reads all of them and returns the stored numbers of complete rows in the layout of the site (full or causal). A pair
+that is not stored is 0, which is a weight of 0 in every codec. Readers and searches therefore need only one layout.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .segment import Segment
 
 @dataclass(frozen=True)
 class PairRows:
-    """The rows (query tokens) of a segment that a range of the pair axis touches."""
+    """Rows (query tokens) of a segment that overlap a range of the pair axis."""
 
     tokens: slice
-    """On the flat token axis of the queries."""
+    """Span of the rows on the flat token axis of the queries."""
     example: Int64[np.ndarray, "row"]
-    """Within the segment."""
+    """Index of each row's example within the segment."""
     position: Int64[np.ndarray, "row"]
     n_keys: Int64[np.ndarray, "row"]
-    """Keys of each row's example."""
+    """Number of keys of each row's example."""
     start: Int64[np.ndarray, "row"]
-    """Where each row begins on the pair axis."""
+    """Offset of each row on the pair axis."""
     length: Int64[np.ndarray, "row"]
 
 
 def pair_rows_of(segment: Segment, site: Site, pairs: slice) -> PairRows:
-    """The rows that pairs `pairs` of the flat axis of a site belong to."""
+    """Return the rows that contain a range of the flat pair axis of a site."""
     offset = segment.pair_offset(site.name)
     first = max(0, int(np.searchsorted(offset, pairs.start, side="right")) - 1)
     last = int(np.searchsorted(offset, pairs.stop, side="left"))
@@ -50,47 +50,47 @@ def pair_rows_of(segment: Segment, site: Site, pairs: slice) -> PairRows:
     length = n_row_pairs(position, n_keys, causal=site.causal)
     low = int(np.searchsorted(start + length, pairs.start, side="right"))
     high = max(low, int(np.searchsorted(start, pairs.stop, side="left")))
-    cut = slice(low, high)
+    row_span = slice(low, high)
     begin = int(query_offset[first])
     tokens = slice(begin + low, begin + high)
-    return PairRows(tokens, example[cut], position[cut], n_keys[cut], start[cut], length[cut])
+    return PairRows(tokens, example[row_span], position[row_span], n_keys[row_span], start[row_span], length[row_span])
 
 
 def read_pairs(segment: Segment, site: Site, layer: int, heads: slice, pairs: slice) -> Num[np.ndarray, "head pair"]:
-    """Stored numbers of some heads of a layer over a range of the flat pair axis.
+    """Read the stored numbers of some heads of a layer over a range of the flat pair axis.
 
     Raises
     ------
     NotFoundError
         Attention was not kept.
     FormatError
-        Kept weights have keys that their rows do not have.
+        A stored weight has a key that its row does not have.
     """
     codec, band = segment.spec.attention_codec, site.band(layer)
     if codec is not None and codec.selection is not None:
         return _read_sparse(segment, site, layer, heads, pairs)
     if codec is None or band is None:
-        within = site.bands[None].index(layer) if codec is not None else layer
-        return segment.read(f"{site.name}/attention", (within, heads, pairs))
+        layer_index = site.bands[None].index(layer) if codec is not None else layer
+        return segment.read(f"{site.name}/attention", (layer_index, heads, pairs))
     return _read_band(segment, site, layer, band, heads, pairs)
 
 
 def _read_band(
     segment: Segment, site: Site, layer: int, band: int, heads: slice, pairs: slice
 ) -> Num[np.ndarray, "head pair"]:
-    path, within = f"{site.name}/{band_array(band)}", site.bands[band].index(layer)
+    path, layer_index = f"{site.name}/{band_array(band)}", site.bands[band].index(layer)
     rows = pair_rows_of(segment, site, pairs)
     queries, keys = (np.diff(segment.token_offset(name)) for name in (site.query_sequence, site.key_sequence))
     offset = pair_offset(site, queries, keys, band)
     start = offset[rows.example] + row_start(rows.position, rows.n_keys, causal=site.causal, window=band)
     length = n_row_pairs(rows.position, rows.n_keys, causal=site.causal, window=band)
     span = slice(int(start[0]), int(start[-1] + length[-1])) if len(start) else slice(0, 0)
-    stored = segment.read(path, (within, heads, span))
-    place = rows.start - pairs.start + first_key(rows.position, window=band) - (start - span.start)
-    at = np.arange(span.stop - span.start) + np.repeat(place, length)
-    inside = (at >= 0) & (at < pairs.stop - pairs.start)
+    stored = segment.read(path, (layer_index, heads, span))
+    row_target = rows.start - pairs.start + first_key(rows.position, window=band) - (start - span.start)
+    target = np.arange(span.stop - span.start) + np.repeat(row_target, length)
+    is_inside = (target >= 0) & (target < pairs.stop - pairs.start)
     dense = np.zeros((len(stored), pairs.stop - pairs.start), stored.dtype)
-    dense[:, at[inside]] = stored[:, inside]
+    dense[:, target[is_inside]] = stored[:, is_inside]
     return dense
 
 
@@ -99,7 +99,7 @@ def _read_sparse(segment: Segment, site: Site, layer: int, heads: slice, pairs: 
     weights, rows = segment.array(path), pair_rows_of(segment, site, pairs)
     counts = segment.read(f"{path}_count", (layer, heads, slice(0, rows.tokens.stop))).astype(np.int64)
     dense = np.zeros((len(counts), pairs.stop - pairs.start), weights.dtype)
-    for of_head, count, head in zip(dense, counts, range(*heads.indices(site.n_heads)), strict=True):
+    for head_pairs, count, head in zip(dense, counts, range(*heads.indices(site.n_heads)), strict=True):
         first = int(count[: rows.tokens.start].sum())
         count = count[rows.tokens]
         span = slice(first, first + int(count.sum()))
@@ -110,16 +110,16 @@ def _read_sparse(segment: Segment, site: Site, layer: int, heads: slice, pairs: 
                 f"{segment.where}, layer {layer}, head {head}: {path}_key and {path}_count do not fit the rows. "
                 "Verify the store."
             )
-        at = key + np.repeat(rows.start - pairs.start, count)
-        inside = (at >= 0) & (at < len(of_head))
-        of_head[at[inside]] = stored[inside]
+        target = key + np.repeat(rows.start - pairs.start, count)
+        is_inside = (target >= 0) & (target < len(head_pairs))
+        head_pairs[target[is_inside]] = stored[is_inside]
     return dense
 
 
 def read_dropped(
     segment: Segment, site: Site, layer: int, heads: slice, tokens: slice
 ) -> Float32[np.ndarray, "head row"]:
-    """How much of each row's mass a sparse codec left out, at most; 0 where all weights are kept."""
+    """Read an upper bound of the mass that a sparse codec left out of each row; 0 if all weights are stored."""
     codec = segment.spec.attention_codec
     if codec is None or codec.selection is None:
         return np.zeros((len(range(*heads.indices(site.n_heads))), tokens.stop - tokens.start), np.float32)
@@ -127,7 +127,7 @@ def read_dropped(
 
 
 def mean_dropped(segments: Iterable[Segment], site: Site) -> float:
-    """Mean mass of a row that a sparse codec left out, over all heads; one layer of a segment is read at a time."""
+    """Return the mean mass that a sparse codec left out of a row, over all heads. It reads one layer at a time."""
     total, n_rows = 0.0, 0
     for segment in segments:
         rows = slice(0, int(segment.token_offset(site.query_sequence)[-1]))

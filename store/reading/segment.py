@@ -1,6 +1,7 @@
-"""The examples of a segment: their tables, and slices of their arrays, wherever these are.
+"""Interface of a segment: the tables of its examples, and slices of its arrays.
 
-`CommittedSegment` reads them from a store, `MemorySegment` has them; `Example`, searches and views know one interface.
+`CommittedSegment` reads them from a store, and `MemorySegment` holds them in memory. `Example`, searches and views use
+this interface.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
     from .segment_overlay import SegmentOverlay
 
 TABLES_MAX_BYTES = 512 << 20
-"""Decoded texts, token tables and annotations that a store keeps in memory."""
+"""Size of a store's cache of decoded texts, token tables and annotations."""
 Rows = TypeVar("Rows", bound=Sized)
 
 
 class Segment(ABC):
-    """The examples of one segment. Safe from many threads; arrays are read when asked for.
+    """Examples of one segment. It is thread-safe. Arrays are read on access.
 
-    Decoded texts, token tables and annotations are kept in `cache`; `traces` is for what searches decode (`edges.py`),
-    without one nothing is kept of that. The segments of a store share both. `where` is for messages.
+    `cache` holds decoded texts, token tables and annotations. `traces` holds data that searches decode
+    (`stored_edges.py`); without it that data is not cached. The segments of a store share both caches. `where` is the
+    location in messages.
     """
 
     def __init__(
@@ -54,13 +56,13 @@ class Segment(ABC):
         self.spec, self.index, self.first_example, self.n_examples = spec, index, first_example, n_examples
         self.where = where
         self.overlays: dict[str, SegmentOverlay] = {}
-        """The overlays beside it, by name."""
+        """Overlays of the segment, by name."""
         self._cache = ByteCache(TABLES_MAX_BYTES) if cache is None else cache
         self.traces = ByteCache(0) if traces is None else traces
 
     @cached_property
     def layouts(self) -> dict[str, ArrayLayout]:
-        """Every array of the segment by path, traces held against the specification and the examples' lengths."""
+        """Every array of the segment by path. Traces were checked against the specification and lengths."""
         return self._read_layouts()
 
     @abstractmethod
@@ -68,55 +70,55 @@ class Segment(ABC):
 
     @abstractmethod
     def read_block(self, path: str, selection: tuple[slice, ...]) -> np.ndarray:
-        """Items of an array by slices of step 1 inside its bounds, errors with their place."""
+        """Read items of an array by slices of step 1 inside its bounds. Errors name the location."""
 
     @abstractmethod
     def _table(self, path: str) -> np.ndarray:
-        """A table array or the statistics, whole."""
+        """Read a complete table array or the statistics."""
 
     @abstractmethod
     def _prefetch(self, paths: list[str]) -> None:
-        """Arrays that will be read whole: over a network they are fetched at once."""
+        """Prepare for reading these arrays completely. Over a network they are fetched together."""
 
     def _located(self) -> AbstractContextManager[None]:
-        """Adds the place to errors raised inside the block."""
+        """Add the location to errors raised inside the block."""
         return located(self.where)
 
     @cached_property
     def _overlay_of(self) -> dict[str, SegmentOverlay]:
-        """The overlay that holds each array, by path."""
+        """Overlay of each added array, by path."""
         with self._located():
             return {path: overlay for overlay in self.overlays.values() for path in overlay.layouts}
 
     def _table_or_overlay(self, path: str) -> np.ndarray:
-        """A table array of the segment or of an overlay, whole."""
+        """Read a complete table array of the segment or of an overlay."""
         overlay = self._overlay_of.get(path)
         return self._table(path) if overlay is None else overlay.read(path)
 
-    def _table_paths(self, place: str) -> list[str]:
-        """The table arrays below a place, those of overlays last; over a network all are fetched at once."""
-        paths = [path for path in self.layouts if path.startswith(f"{place}/")]
+    def _table_paths(self, folder: str) -> list[str]:
+        """Return the paths of the table arrays below a folder, with overlays last, and prefetch them."""
+        paths = [path for path in self.layouts if path.startswith(f"{folder}/")]
         self._prefetch(paths)
-        return [*paths, *(path for path in self._overlay_of if path.startswith(f"{place}/"))]
+        return [*paths, *(path for path in self._overlay_of if path.startswith(f"{folder}/"))]
 
     def tokens(self, sequence: str = "source") -> TokenTable:
-        """The token table of a sequence; kept after the first call.
+        """Return the token table of a sequence. It is cached.
 
         Raises
         ------
         NotFoundError
-            This store has no such sequence.
+            The store has no such sequence.
         """
         if sequence not in self.spec.sequences:
             raise NotFoundError(f"no sequence {sequence!r}; this store has {', '.join(self.spec.sequences)}.")
-        return self._kept(
+        return self._cached(
             "tokens",
             sequence,
             lambda: read_token_table(self._table_or_overlay, self._table_paths(sequence), sequence),
         )
 
     def token_offset(self, sequence: str) -> Int64[np.ndarray, "boundary"]:
-        """Where each example's tokens begin on the flat token axis of a sequence."""
+        """Return the offset of each example's tokens on the flat token axis of a sequence."""
         return self._offsets[sequence]
 
     @cached_property
@@ -125,24 +127,26 @@ class Segment(ABC):
             return {sequence: self._table(f"{sequence}/token_offset") for sequence in self.spec.sequences}
 
     def pair_offset(self, site: str, band: int | None = None) -> Int64[np.ndarray, "boundary"]:
-        """Where each example's pairs begin on the flat pair axis of a site, or on that of a band of it."""
-        found = self.spec.site(site)
-        n_queries, n_keys = (np.diff(self._offsets[name]) for name in (found.query_sequence, found.key_sequence))
-        return pair_offset(found, n_queries, n_keys, band)
+        """Return the offset of each example's pairs on the flat pair axis of a site, or on the axis of a band."""
+        site_spec = self.spec.site(site)
+        n_queries, n_keys = (
+            np.diff(self._offsets[name]) for name in (site_spec.query_sequence, site_spec.key_sequence)
+        )
+        return pair_offset(site_spec, n_queries, n_keys, band)
 
     def stored_pair_offset(self, path: str) -> Int64[np.ndarray, "boundary"]:
-        """Where each example's pairs begin in an array of attention (``decoder/attention_window_512``)."""
+        """Return the offset of each example's pairs in an attention array (``decoder/attention_window_512``)."""
         site, _, name = path.partition("/")
         bands = {band_array(band): band for band in self.spec.site(site).bands}
         return self.pair_offset(site, bands[name])
 
     def array(self, path: str) -> LazyArray:
-        """An array by path (``encoder/attention``): shape and dtype now, items when indexed.
+        """Return a lazy array by path (``encoder/attention``). Its items are read when it is indexed.
 
         Raises
         ------
         NotFoundError
-            The segment has no such array; the message says what the job must keep.
+            The segment has no such array. The message names the setting that the job needs.
         """
         layouts = self.layouts
         if path not in layouts:
@@ -150,40 +154,40 @@ class Segment(ABC):
         return LazyArray(layouts[path], self.read_block)
 
     def read(self, path: str, selection: tuple[Index, ...] | Index = ...) -> np.ndarray:
-        """Items of an array: integers and slices, as in numpy.
+        """Read items of an array by integers and slices, as in numpy.
 
         Raises
         ------
         CorruptSegmentError
-            A chunk that is needed fails its checksum; the object and the examples in it are named.
+            A required chunk fails its checksum. The message names the object and its examples.
         """
         return self.array(path)[selection]
 
     def statistics(self, site: str) -> Float32[np.ndarray, "statistic layer head example"]:
-        """All statistics of a site."""
+        """Read all statistics of a site that the capture computed."""
         self.array(f"{site}/statistics")
         with self._located():
             return self._table(f"{site}/statistics")
 
     def overlay_statistic(self, name: str, site: str) -> Float32[np.ndarray, "layer head example"]:
-        """A statistic that was added later; NaN where this segment does not have it."""
+        """Read a statistic that was added to the store. NaN if this segment does not have it."""
         overlay = self.overlays.get(name)
         if overlay is None:
-            found = self.spec.site(site)
-            return np.full((found.n_layers, found.n_heads, self.n_examples), np.nan, np.float32)
+            site_spec = self.spec.site(site)
+            return np.full((site_spec.n_layers, site_spec.n_heads, self.n_examples), np.nan, np.float32)
         with self._located():
             return overlay.read(overlay_path(name, "statistic", site))
 
     def ids(self) -> list[str]:
-        """The ids of the examples."""
+        """Return the ids of the examples."""
         return self._text("id")
 
     def texts(self, name: str = "text") -> list[str]:
-        """``text`` of every example; ``text_pair`` or ``target_text`` with "" where an example has none."""
+        """Return ``text``, ``text_pair`` or ``target_text`` of every example, "" if an example has none."""
         return [row or "" for row in self.optional_texts(name)]
 
     def optional_texts(self, name: str) -> list[str | None]:
-        """``text_pair`` or ``target_text`` of every example, None where it has none."""
+        """Return ``text_pair`` or ``target_text`` of every example, None if an example has none."""
         if name in ("id", "text"):
             return list(self._text(name))
         if name not in ("text_pair", "target_text"):
@@ -191,42 +195,44 @@ class Segment(ABC):
         names = list(self.layouts)
 
         def read() -> list[str | None]:
-            return self._counted(read_optional_text(self._table, names, name, self.n_examples), name)
+            return self._check_length(read_optional_text(self._table, names, name, self.n_examples), name)
 
-        return list(self._kept("optional", name, read))
+        return list(self._cached("optional", name, read))
 
     def _text(self, name: str) -> list[str]:
-        return list(self._kept("text", name, lambda: self._counted(read_text(self._table, f"example/{name}"), name)))
+        return list(
+            self._cached("text", name, lambda: self._check_length(read_text(self._table, f"example/{name}"), name))
+        )
 
-    def _kept(self, kind: str, name: str, read: Callable[[], Rows]) -> Rows:
-        """A decoded table out of the cache, or read now, errors with their place."""
+    def _cached(self, kind: str, name: str, read: Callable[[], Rows]) -> Rows:
+        """Return a decoded table from the cache, reading it if it is missing. Errors name the location."""
 
         def located_read() -> Rows:
             with self._located():
                 return read()
 
-        guard_fork()  # before a lock of the cache that another thread may have held
+        guard_fork()  # before the lock of the cache, which another thread of the parent may have held
         return self._cache.get((self.index, kind, name), located_read)
 
-    def _counted(self, rows: Rows, name: str) -> Rows:
+    def _check_length(self, rows: Rows, name: str) -> Rows:
         if len(rows) != self.n_examples:
             raise FormatError(f"{self.where}: example/{name} has {len(rows)} entries; expected {self.n_examples}.")
         return rows
 
     def columns(self) -> dict[str, Column]:
-        """The annotations of the examples."""
-        return dict(self._kept("columns", "", self._read_columns))
+        """Return the annotations of the examples."""
+        return dict(self._cached("columns", "", self._read_columns))
 
     def _read_columns(self) -> dict[str, Column]:
-        place = "example/column"
-        columns = read_columns(self._table_or_overlay, self._table_paths(place), place)
+        folder = "example/column"
+        columns = read_columns(self._table_or_overlay, self._table_paths(folder), folder)
         for name, column in columns.items():
-            self._counted(column.data, f"column/{name}")
+            self._check_length(column.data, f"column/{name}")
         return columns
 
 
 def missing_array(path: str, spec: TraceSpec) -> str:
-    """Why a store does not have an array, and what the job must keep."""
+    """Return the reason why a store does not have an array, with the setting that the job needs."""
     site, _, name = path.partition("/")
     keeps = {
         "attention": 'keep.attention = "sqrt8"',
@@ -239,4 +245,5 @@ def missing_array(path: str, spec: TraceSpec) -> str:
     }
     if name in keeps and any(s.name == site for s in spec.sites):
         return f"{path} was not kept. Run the job again with {keeps[name]}."
-    return f"no array {path!r}; expected <site>/<{'|'.join(keeps)}> with a site of {', '.join(s.name for s in spec.sites)}."
+    sites = ", ".join(s.name for s in spec.sites)
+    return f"no array {path!r}; expected <site>/<{'|'.join(keeps)}> with a site of {sites}."

@@ -1,7 +1,7 @@
-"""A store opened for reading: the segments that one manifest lists, and the examples in them.
+"""Index of the segments that one manifest of a store lists, and of their examples.
 
-Opening reads one manifest. Segments that are committed later are not seen until `SegmentIndex.refresh`. The segments that
-a snapshot lists never change, so readers take no locks.
+Opening reads one manifest. Segments that are committed later are visible after `SegmentIndex.refresh`. The segments of
+a snapshot never change, so reading needs no locks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .stored_edges import EDGES_MAX_BYTES
 
 @dataclass(frozen=True)
 class Opening:
-    """Arguments with which a store is opened, see `headatlas.store.open_store`."""
+    """Arguments for opening a store, see `headatlas.store.open_store`."""
 
     path: str
     storage_options: Mapping[str, Any] = field(default_factory=dict)
@@ -40,13 +40,13 @@ class Opening:
     cache_dir: str | None = None
     edges_bytes: int = EDGES_MAX_BYTES
     without: frozenset[int] = frozenset()
-    """Indices of the segments that are left out."""
+    """Indices of segments that are left out."""
 
 
 class SegmentIndex:
-    """The segments that one manifest lists, found by example. Safe from many threads.
+    """Segments that one manifest lists, with lookup by example. It is thread-safe.
 
-    Pickles as the arguments it was opened with and its manifest number.
+    A pickle holds the arguments for opening the store and the number of the manifest.
     """
 
     def __init__(self, opening: Opening, manifest: int | None = None) -> None:
@@ -74,99 +74,101 @@ class SegmentIndex:
 
     @property
     def location(self) -> str:
-        """Where it lies: an absolute path, or a URL."""
+        """Absolute path or URL of the store."""
         return self.source.location
 
     @property
     def name(self) -> str:
-        """The last part of its location."""
+        """Last part of the store's location."""
         return self.location.rstrip("/").rpartition("/")[2]
 
     @property
     def path(self) -> Path:
-        """Its folder.
+        """Folder of the store.
 
         Raises
         ------
         ConfigError
-            It was opened from a URL.
+            The store was opened from a URL.
         """
         if self.source.folder is None:
-            raise ConfigError(f"{self.location} is a URL; expected a store in a folder. Copy it to one first.")
+            raise ConfigError(
+                f"{self.location} is a URL; expected a store in a folder. Copy the store to a folder first."
+            )
         return self.source.folder
 
     @property
     def bytes_fetched(self) -> int:
-        """Bytes of objects that came over a network so far; 0 for a folder."""
+        """Bytes of objects that were fetched over a network so far; 0 for a folder."""
         return self.source.bytes_fetched
 
     @property
     def n_requests(self) -> int:
-        """Requests to a server so far."""
+        """Number of requests to a server so far."""
         return self.source.n_requests
 
     def _hold(self, number: int | None) -> Manifest:
-        """A manifest; while this object lives nothing that it lists is collected (from a URL it may be)."""
+        """Read a manifest and protect its segments from collection while this object lives. URLs are not protected."""
         if self.source.folder is None:
             return read_manifest(self.source, number)[0]
-        found, lease = hold_manifest(self.path, number)
+        manifest, lease = hold_manifest(self.path, number)
         if lease is not None:
             self._lease = weakref.finalize(self, os.close, lease)
-        return found
+        return manifest
 
     def close(self) -> None:
-        """Let go of the snapshot: from now on `gc` may remove what only this one uses. Else done when it is freed."""
+        """Release the snapshot, so that `gc` may remove it. Otherwise it is released when this object is freed."""
         if self._lease is not None:
             self._lease()
 
     def refresh(self) -> Self:
-        """The newest snapshot of the same store, whole; this one stays as it is."""
+        """Open the newest snapshot of the same store with all segments. This object does not change."""
         return type(self)(replace(self._opening, without=frozenset()))
 
     def without(self, segments: Collection[int]) -> Self:
-        """The same snapshot as if the segments of these indices were not committed: what damage leaves."""
-        left_out = self._opening.without.union(segments)
-        return type(self)(replace(self._opening, without=left_out), self.manifest.number)
+        """Open the same snapshot without the segments of these indices, for example without damaged ones."""
+        excluded = self._opening.without.union(segments)
+        return type(self)(replace(self._opening, without=excluded), self.manifest.number)
 
     def site(self, name: str | None = None) -> Site:
-        """The site of that name; without a name the first."""
+        """Return the site of that name, or the first site without a name."""
         return next(iter(self.sites.values())) if name is None else self.spec.site(name)
 
     @property
     def n_examples(self) -> int:
-        """Examples that are committed."""
+        """Number of committed examples."""
         return sum(segment.n_examples for segment in self.segments)
 
     @property
     def n_tokens(self) -> dict[str, int]:
-        """Tokens that are committed, by sequence."""
+        """Number of committed tokens, by sequence."""
         entries = [segment.entry for segment in self.segments]
         return {name: sum(entry.n_tokens[name] for entry in entries) for name in self.spec.sequences}
 
     @property
     def is_complete(self) -> bool:
-        """Whether every planned segment is committed, or was dropped."""
+        """True if every planned segment was committed or dropped."""
         return len(self.segments) + len(self.manifest.dropped) == self.manifest.n_segments_planned
 
     @property
     def bytes_on_disk(self) -> int:
-        """Bytes of all listed objects of this snapshot."""
+        """Size of all listed objects of this snapshot in bytes."""
         entries = [segment.entry for segment in self.segments]
         return sum(row.bytes + row.data_bytes for entry in entries for row in (entry, *entry.overlays))
 
     @property
     def overlays(self) -> tuple[Overlay, ...]:
-        """Columns and statistics that were added after the capture."""
+        """Overlays: annotations and statistics that were added after the capture."""
         return self.manifest.overlays
 
     def statistic_names(self, site: str | None = None) -> tuple[str, ...]:
-        """The statistics that `statistics` has: those kept, then those added."""
-        kept = self.spec.statistics if self.spec.keep.statistics else ()
+        """Return the names of all statistics: those of the capture, then those that were added."""
+        captured = self.spec.statistics if self.spec.keep.statistics else ()
         group = self.site(site).name
-        return (*kept, *(row.name for row in self.overlays if row.kind == "statistic" and row.group == group))
+        return (*captured, *(row.name for row in self.overlays if row.kind == "statistic" and row.group == group))
 
     def example_ids(self) -> list[str]:
-        """Every example's id, in order; kept."""
+        """Return the ids of all examples, in order. They are cached."""
         return self._ids
 
     @cached_property
@@ -174,7 +176,7 @@ class SegmentIndex:
         return [name for segment in self.segments for name in segment.ids()]
 
     def example_texts(self) -> list[str]:
-        """Every example's text, in order; kept."""
+        """Return the texts of all examples, in order. They are cached."""
         return self._texts
 
     @cached_property
@@ -182,7 +184,10 @@ class SegmentIndex:
         return [text for segment in self.segments for text in segment.texts()]
 
     def example_columns(self) -> dict[str, Column]:
-        """Every example's annotations; a column that some segments lack is missing (None, -1, NaN of floats) there. Kept."""
+        """Return the annotations of all examples. They are cached.
+
+        Rows are missing (None, -1, NaN of floats) in segments without a column.
+        """
         return self._columns
 
     @cached_property
@@ -193,21 +198,21 @@ class SegmentIndex:
         return {name: join_columns([part.get(name) for part in parts], lengths) for name in names}
 
     def example_numbers(self) -> np.ndarray:
-        """The numbers of the committed examples, ascending, int64."""
+        """Return the numbers of the committed examples, ascending, int64."""
         spans = [np.arange(s.first_example, s.first_example + s.n_examples) for s in self.segments]
         return np.concatenate([np.empty(0, np.int64), *spans]).astype(np.int64)
 
     def segment_of(self, example: int) -> CommittedSegment:
-        """The segment that holds an example.
+        """Return the segment that holds an example.
 
         Raises
         ------
         NotFoundError
             The example is outside the store, or its segment is not committed.
         """
-        at = int(np.searchsorted(self._starts, example, side="right")) - 1
-        if at >= 0 and example < self._starts[at] + self.segments[at].n_examples:
-            return self.segments[at]
+        index = int(np.searchsorted(self._starts, example, side="right")) - 1
+        if index >= 0 and example < self._starts[index] + self.segments[index].n_examples:
+            return self.segments[index]
         planned = self.manifest.n_examples_planned
-        why = "its segment is not committed yet" if 0 <= example < planned else f"the job has {planned} examples"
-        raise NotFoundError(f"{self.location}: no example {example}: {why}.")
+        reason = "its segment is not committed yet" if 0 <= example < planned else f"the job has {planned} examples"
+        raise NotFoundError(f"{self.location}: no example {example}: {reason}.")

@@ -1,4 +1,4 @@
-"""An overlay of one segment, read: the arrays that its column or statistic adds."""
+"""Overlay of one segment: the arrays of an added annotation or statistic."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..files.manifest import SegmentEntry
 from ..files.object_source import ObjectSource
 from ..files.overlays import OverlayEntry
 from ..schema.traces import TraceSpec
-from .listed_arrays import Listed, open_arrays, read_listing, read_whole
+from .listed_arrays import ExpectedListing, open_arrays, read_listing, read_whole
 
 
 class OverlaidSegment(Protocol):
-    """The part of a `CommittedSegment` that its overlays are checked against."""
+    """Part of a `CommittedSegment` that its overlays are compared with."""
 
     @property
     def source(self) -> ObjectSource: ...  # noqa: D102
@@ -33,19 +33,19 @@ class OverlaidSegment(Protocol):
 
 
 class SegmentOverlay:
-    """The arrays of one overlay of one segment; read and checked when first asked for."""
+    """Arrays of one overlay of one segment, read and checked on first use."""
 
     def __init__(self, segment: OverlaidSegment, entry: OverlayEntry) -> None:
         self.entry, self._segment = entry, segment
 
     @cached_property
     def listing(self) -> SegmentListing:
-        """What its segment.json lists.
+        """Content of the overlay's segment.json.
 
         Raises
         ------
         CorruptSegmentError
-            It is not the committed one, or an object is missing or has another size.
+            The file is not the committed one, or an object is missing or has another size.
         """
         with located(f"overlay {self.entry.name}"):
             listing = self.read_listing()
@@ -53,9 +53,9 @@ class SegmentOverlay:
             return listing
 
     def read_listing(self) -> SegmentListing:
-        """segment.json alone, held against the manifest."""
+        """Read segment.json and compare it with the manifest."""
         main = self._segment.entry
-        own = Listed(
+        expected = ExpectedListing(
             self.entry.path,
             self.entry.bytes,
             self.entry.sha256,
@@ -64,38 +64,38 @@ class SegmentOverlay:
             main.n_examples,
             main.n_tokens,
         )
-        return read_listing(self._segment.source, own)
+        return read_listing(self._segment.source, expected)
 
     @cached_property
     def reader(self) -> ContainerReader:
-        """The container's reader."""
+        """Reader of the container."""
         return open_arrays(self._segment.source, self.entry.path, self.listing)
 
     @cached_property
     def layouts(self) -> dict[str, ArrayLayout]:
-        """Every array, by path: a column, or statistics as long as the segment.
+        """Every array by path: those of an annotation, or a statistic as long as the segment.
 
         Raises
         ------
         FormatError
-            Something else, or an array that the segment has itself.
+            The overlay holds other arrays, or one that the segment has itself.
         """
-        listed = {entry.path: entry.layout() for entry in self.listing.arrays}
+        layouts = {entry.path: entry.layout() for entry in self.listing.arrays}
         sites = {site.name: site for site in self._segment.spec.sites}
-        for path, layout in listed.items():
+        for path, layout in layouts.items():
             site, kind, _ = (*path.split("/"), "", "")[:3]
-            known = "/column/" in path and len(layout.shape) == 1
+            is_valid = "/column/" in path and len(layout.shape) == 1
             if kind == "statistic" and site in sites:
                 expected = (sites[site].n_layers, sites[site].n_heads, self._segment.n_examples)  # pyright: ignore[reportArgumentType]
-                known = layout.dtype == np.float32 and layout.shape == expected
-            if not known or path in self._segment.layouts:
+                is_valid = layout.dtype == np.float32 and layout.shape == expected
+            if not is_valid or path in self._segment.layouts:
                 raise FormatError(
-                    f"overlay {self.entry.name} lists {path} {layout.dtype.name} {layout.shape}; expected a column or a "
-                    "statistic that its segment does not have. Do not trust this store."
+                    f"overlay {self.entry.name} lists {path} {layout.dtype.name} {layout.shape}; expected an "
+                    "annotation or a statistic that its segment does not have. Do not trust this store."
                 )
-        return listed
+        return layouts
 
     def read(self, path: str) -> np.ndarray:
-        """An array, whole."""
+        """Read a complete array."""
         with located(f"overlay {self.entry.name}"):
             return read_whole(self.reader, self.layouts, path)

@@ -1,4 +1,4 @@
-"""A store opened for reading: its examples, and their traces and statistics as labelled arrays and frames."""
+"""Snapshot of a store for reading: its examples, and traces and statistics as labelled arrays and frames."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
 
 
 class Snapshot(SegmentIndex):
-    """One snapshot of a store. `headatlas.store.Store` adds the queries."""
+    """Snapshot of a store. `headatlas.store.Store` adds the queries."""
 
     @cached_property
     def examples(self) -> Examples:
-        """The examples by number, id or slice."""
+        """Examples by number, id or slice."""
         return Examples(self)
 
     def statistics(self, site: str | None = None) -> xr.Dataset:
-        """One float32 variable a statistic, dims (layer, head, example), with units; NaN where no row counts.
+        """Return one float32 variable per statistic, dims (layer, head, example), with units; NaN where no row counts.
 
-        `example` holds the examples' numbers, with their ids beside.
+        The coordinate `example` holds the numbers of the examples, and `id` their ids.
 
         Raises
         ------
@@ -45,9 +45,9 @@ class Snapshot(SegmentIndex):
         return read_statistics(self, self.site(site))
 
     def attention(self, site: str | None = None) -> xr.DataArray:
-        """Attention of every example, decoded when computed: dask-backed, dims (layer, head, pair).
+        """Return attention of every example, dask-backed and decoded when computed, dims (layer, head, pair).
 
-        Coordinates along `pair`, lazy too: `example`, `query_pos`, `key_pos`. One chunk is one head of one segment.
+        `example`, `query_pos` and `key_pos` are lazy coordinates along `pair`. One chunk is one head of one segment.
 
         Raises
         ------
@@ -57,19 +57,22 @@ class Snapshot(SegmentIndex):
         return lazy_traces(self, self.site(site), "attention")
 
     def query(self, site: str | None = None) -> xr.DataArray:
-        """Query vectors of every token, dask-backed, dims (layer, head, query_token, d_head)."""
+        """Return query vectors of every token, dask-backed, dims (layer, head, query_token, d_head)."""
         return lazy_traces(self, self.site(site), "query")
 
     def key(self, site: str | None = None) -> xr.DataArray:
-        """Key vectors of every token, dask-backed, dims (layer, kv_head, key_token, d_head)."""
+        """Return key vectors of every token, dask-backed, dims (layer, kv_head, key_token, d_head)."""
         return lazy_traces(self, self.site(site), "key")
 
     def logsumexp(self, site: str | None = None) -> xr.DataArray:
-        """Logsumexp of every row, dask-backed, dims (layer, head, query_token)."""
+        """Return logsumexp of every row, dask-backed, dims (layer, head, query_token)."""
         return lazy_traces(self, self.site(site), "logsumexp")
 
     def edges(self, site: str | None = None) -> xr.Dataset:
-        """The strongest keys of every row: `key_pos` (-1: none) and `weight`, dims (layer, head, query_token, edge)."""
+        """Return the strongest keys of every row: `key_pos` (-1 for none) and `weight`.
+
+        The dims are (layer, head, query_token, edge).
+        """
         names = {"key_pos": "edge_key", "weight": "edge_weight"}
         return xr.Dataset({name: lazy_traces(self, self.site(site), array) for name, array in names.items()})
 
@@ -78,7 +81,10 @@ class Snapshot(SegmentIndex):
     @overload
     def examples_frame(self, as_: Literal["polars"]) -> pl.DataFrame: ...
     def examples_frame(self, as_: FrameLibrary = "pandas") -> pd.DataFrame | pl.DataFrame:
-        """One row an example, by number: id, texts, tokens, segment, annotations. `as_` may be ``"polars"``."""
+        """Return a frame with one row per example, by number: id, texts, tokens, segment, annotations.
+
+        `as_` is ``"pandas"`` or ``"polars"``.
+        """
         return as_library(examples_frame(self), as_)
 
     @overload
@@ -92,8 +98,9 @@ class Snapshot(SegmentIndex):
     def tokens_frame(
         self, sequence: str = "source", examples: slice | None = None, as_: FrameLibrary = "pandas"
     ) -> pd.DataFrame | pl.DataFrame:
-        """One row a token: example, position, id, text, piece, word, span, flags, and its word's annotations.
+        """Return a frame with one row per token: example, position, id, text, piece, word, span, flags, annotations.
 
-        `examples` is a slice of numbers; only the segments that it touches are read. `as_` may be ``"polars"``.
+        `examples` is a slice of numbers. Only segments with these examples are read. `as_` is ``"pandas"`` or
+        ``"polars"``.
         """
         return as_library(tokens_frame(self, sequence, examples), as_)

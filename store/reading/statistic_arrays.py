@@ -1,4 +1,4 @@
-"""Statistics of a whole store: those kept at capture, then those that were added."""
+"""Statistics of all examples of a store: those of the capture, then those that were added."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .segment_index import SegmentIndex
 
 
 def read_statistics(store: SegmentIndex, site: Site) -> xr.Dataset:
-    """See `Store.statistics`."""
+    """Return all statistics of a site, see `Snapshot.statistics`."""
     added = [overlay for overlay in store.overlays if overlay.kind == "statistic" and overlay.group == site.name]
     names = store.spec.statistics if store.spec.keep.statistics else ()
     if not store.spec.keep.statistics and not added:
@@ -29,9 +29,8 @@ def read_statistics(store: SegmentIndex, site: Site) -> xr.Dataset:
         parts = [segment.overlay_statistic(overlay.name, site.name) for segment in store.segments]
         attributes = {"long_name": overlay.name, "units": overlay.unit, "description": overlay.description}
         data[overlay.name] = (("layer", "head", "example"), np.concatenate(parts, axis=-1), attributes)
-    ids = [
-        name.encode("utf-8", "backslashreplace").decode() for name in store.example_ids()
-    ]  # pandas takes no surrogate
+    # pandas does not accept surrogates
+    ids = [name.encode("utf-8", "backslashreplace").decode() for name in store.example_ids()]
     return data.assign_coords(id=("example", np.array(ids, dtype=object)))
 
 
@@ -41,7 +40,7 @@ def statistics_dataset(
     site: Site,
     coords: Mapping[str, Int64[np.ndarray, "example"]],
 ) -> xr.Dataset:
-    """One variable a statistic with its unit and meaning; NaN where no row of an example counts."""
+    """Return one variable per statistic with its unit and description; NaN where no row of an example counts."""
     dims = ("layer", "head", *coords)
     variables = {}
     for name, value in zip(names, values, strict=True):

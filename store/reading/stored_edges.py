@@ -1,8 +1,8 @@
-"""The stored edges of a layer of a segment, kept decoded where a search reads most of them.
+"""Stored edges of a layer of a segment, with a cache for searches.
 
-A search reads the edges of every row that its pattern chooses, the next one mostly the same rows. So layers are read
-whole and kept in the store's bounded cache (`Segment.traces`) once at least half of their rows are wanted; for fewer
-rows only the chunks in which they lie are decoded, and nothing is kept.
+A search reads the edges of every row that its pattern selects, and the next search mostly reads the same rows. If at
+least half of a layer's rows are requested, the full layer is read and kept in the store's bounded cache
+(`Segment.traces`). For fewer rows only the required chunks are decoded, without caching.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from ..schema.traces import Site
 from .segment import Segment
 
 EDGES_MAX_BYTES = 1 << 30
-"""Decoded edges that a store keeps in memory, where nothing else is said: 2.3 kB a token of a model of 72 heads."""
+"""Default size of a store's cache of decoded edges. A model with 72 heads needs 2.3 kB per token."""
 
 
 @dataclass(frozen=True)
 class Edges:
-    """The strongest keys of some rows in all heads of one layer."""
+    """Strongest keys of some rows in all heads of one layer."""
 
     key: UInt[np.ndarray, "head row edge"]
-    """Positions within the example, strongest first; the largest value of the type where a row has fewer."""
+    """Positions within the example, strongest first. Short rows are filled with the largest value of the type."""
     weight: Float16[np.ndarray, "head row edge"]
     first_row: int
-    """Which query token of the segment `row` 0 is."""
+    """Query token of the segment that belongs to row 0."""
 
 
 def read_edges(segment: Segment, site: Site, layer: int, first: int, last: int) -> Edges:
-    """The edges of the query tokens `first` to `last`, or of more rows around them; not to be written to."""
+    """Return the edges of the query tokens `first` to `last`, and possibly of more rows. The arrays are read-only."""
     name = (segment.index, "edges", site.name, layer)
     guard_fork()
-    if name not in segment.traces and not _most(segment, site, first, last):
+    if name not in segment.traces and not _covers_half(segment, site, first, last):
         return Edges(*_read(segment, site, layer, slice(first, last + 1)), first)
     return Edges(*segment.traces.get(name, lambda: _read(segment, site, layer, slice(None))), 0)
 
 
 def read_strongest(segment: Segment, site: Site, layer: int, first: int, last: int) -> UInt[np.ndarray, "head row"]:
-    """The strongest key of each of the query tokens `first` to `last`; not to be written to."""
+    """Return the strongest key of each of the query tokens `first` to `last`. The array is read-only."""
     path, rows = f"{site.name}/edge_key", slice(first, last + 1)
     guard_fork()
     if (segment.index, "edges", site.name, layer) in segment.traces:
         return read_edges(segment, site, layer, first, last).key[:, rows, 0]
     name = (segment.index, "strongest", site.name, layer)
-    if name not in segment.traces and not _most(segment, site, first, last):
+    if name not in segment.traces and not _covers_half(segment, site, first, last):
         return segment.read(path, (layer, slice(None), rows, 0))
 
     def read() -> np.ndarray:
@@ -57,9 +57,9 @@ def read_strongest(segment: Segment, site: Site, layer: int, first: int, last: i
 
 
 def _read(segment: Segment, site: Site, layer: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-    where = (layer, slice(None), rows)
-    return segment.read(f"{site.name}/edge_key", where), segment.read(f"{site.name}/edge_weight", where)
+    selection = (layer, slice(None), rows)
+    return segment.read(f"{site.name}/edge_key", selection), segment.read(f"{site.name}/edge_weight", selection)
 
 
-def _most(segment: Segment, site: Site, first: int, last: int) -> bool:
+def _covers_half(segment: Segment, site: Site, first: int, last: int) -> bool:
     return 2 * (last + 1 - first) >= int(segment.token_offset(site.query_sequence)[-1])

@@ -1,4 +1,4 @@
-"""Query and key as numbers again, and what else changes the scores: biases by position and sinks."""
+"""Decoded query and key vectors, and the other parts of the scores: biases by position and sinks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .segment import Segment
 
 @dataclass(frozen=True)
 class Vectors:
-    """Decoded vectors, and the largest error that their codec may have made in each number.
+    """Decoded vectors, with the largest error of their codec in each number.
 
-    `scale` is that of `int8`, for each position or one for all.
+    `scale` is the scale of `int8`, for each position or one for all positions.
     """
 
     values: Float32[np.ndarray, "head position d_head"]
@@ -24,25 +24,25 @@ class Vectors:
     scale: Float32[np.ndarray, "head #position d_head"] | None = None
 
     def norm(self) -> Float[np.ndarray, "head position"]:
-        """Length of each vector."""
+        """Return the length of each vector."""
         return np.linalg.norm(self.values.astype(np.float64), axis=-1)
 
     def error(self) -> Float[np.ndarray, "head position"]:
-        """Length of the largest error of each vector."""
-        relative = self.bound.relative / (1 - self.bound.relative)  # of what was decoded
+        """Return the length of the largest error of each vector."""
+        relative = self.bound.relative / (1 - self.bound.relative)  # relative to the decoded value
         error = relative * self.norm() + self.bound.absolute * self.values.shape[-1] ** 0.5
         if self.scale is None:
             return error
         return error + self.bound.scaled * np.linalg.norm(self.scale.astype(np.float64), axis=-1)
 
     def part(self, positions: slice) -> Vectors:
-        """Those of some positions."""
+        """Return the vectors of some positions."""
         shared = self.scale is None or self.scale.shape[1] != self.values.shape[1]
         scale = self.scale if shared or self.scale is None else self.scale[:, positions]
         return Vectors(self.values[:, positions], self.bound, scale)
 
     def repeat(self, times: int) -> Vectors:
-        """Each head so often: key heads for the query heads that share them."""
+        """Repeat each key head for the query heads that share it."""
         if times == 1:
             return self
         scale = None if self.scale is None else self.scale.repeat(times, axis=0)
@@ -51,9 +51,9 @@ class Vectors:
 
 @dataclass(frozen=True)
 class ScoreParts:
-    """What is added to the scores of some heads of a layer, and the score of their sinks; None: nothing, or not kept.
+    """Bias of the scores of some heads of a layer, and the scores of their sinks.
 
-    `bias` runs over key_pos − query_pos; `zero` is where 0 lies.
+    A part is None if the model does not have it or it was not kept. `bias` is indexed by key_pos − query_pos + `zero`.
     """
 
     bias: Float32[np.ndarray, "head distance"] | None = None
@@ -63,19 +63,19 @@ class ScoreParts:
     def bias_at(
         self, query_pos: Int[np.ndarray, "row"], key_pos: Int[np.ndarray, "column"]
     ) -> Float32[np.ndarray, "head row column"] | None:
-        """The bias of each pair."""
+        """Return the bias of each pair, or None without a bias."""
         if self.bias is None:
             return None
         return self.bias[:, key_pos[None, :] - query_pos[:, None] + self.zero]
 
     @property
     def largest(self) -> float:
-        """The largest absolute bias."""
+        """Largest absolute bias."""
         return 0.0 if self.bias is None else float(np.abs(self.bias).max(initial=0.0))
 
 
 def read_parts(segment: Segment, site: Site, layer: int, heads: Int[np.ndarray, "head"]) -> ScoreParts:
-    """What is added to the scores of some heads of one layer."""
+    """Read bias and sinks of some heads of one layer."""
     bias = sinks = None
     if "position_bias" in site.score_parts:
         bias = read_heads(segment, f"{site.name}/position_bias", layer, heads, slice(None))
@@ -88,41 +88,44 @@ def read_parts(segment: Segment, site: Site, layer: int, heads: Int[np.ndarray, 
 def read_vectors(
     segment: Segment, site: Site, name: str, layer: int, heads: Int[np.ndarray, "head"], rows: slice
 ) -> Vectors:
-    """Decoded vectors of some (key) heads of one layer at some rows of the flat token axis."""
+    """Read and decode vectors of some (key) heads of one layer at some rows of the flat token axis."""
     codec, path = segment.spec.keep.query_key or "float32", f"{site.name}/{name}"
     stored = read_heads(segment, path, layer, heads, rows)
     scale = None
     if codec == "int8":
         examples = _examples(segment, site, name, rows)
-        wanted = slice(int(examples[0]), int(examples[-1]) + 1) if len(examples) else slice(0, 0)
-        scale = read_heads(segment, f"{path}_scale", layer, heads, wanted)
+        example_span = slice(int(examples[0]), int(examples[-1]) + 1) if len(examples) else slice(0, 0)
+        scale = read_heads(segment, f"{path}_scale", layer, heads, example_span)
         if scale.shape[1] > 1:
-            scale = scale[:, examples - wanted.start]
+            scale = scale[:, examples - example_span.start]
     return Vectors(decode_vectors(stored, codec, scale), VECTOR_BOUNDS[codec], scale)
 
 
 def decode_block(segment: Segment, site: Site, name: str, selection: tuple[slice, ...]) -> np.ndarray:
-    """Decoded query or key vectors at a selection of ``[layer, head, token, d_head]``; rows are a slice of step 1."""
+    """Read and decode query or key vectors at a selection of ``[layer, head, token, d_head]``.
+
+    The selection of tokens is a slice of step 1.
+    """
     codec, path = segment.spec.keep.query_key or "float32", f"{site.name}/{name}"
     stored = segment.read(path, selection)
     if codec != "int8":
         return decode_vectors(stored, codec)
-    layer, head, rows, *rest = (*selection, *(slice(None),) * (4 - len(selection)))
+    layer, head, rows, *inner = (*selection, *(slice(None),) * (4 - len(selection)))
     start, stop, _ = rows.indices(segment.array(path).shape[2])
     examples = _examples(segment, site, name, slice(start, max(start, stop)))
-    wanted = slice(int(examples[0]), int(examples[-1]) + 1) if len(examples) else slice(0, 0)
-    scale = segment.read(f"{path}_scale", (layer, head, wanted, *rest))
-    return decode_vectors(stored, codec, scale[:, :, examples - wanted.start if len(examples) else slice(0, 0)])
+    example_span = slice(int(examples[0]), int(examples[-1]) + 1) if len(examples) else slice(0, 0)
+    scale = segment.read(f"{path}_scale", (layer, head, example_span, *inner))
+    return decode_vectors(stored, codec, scale[:, :, examples - example_span.start if len(examples) else slice(0, 0)])
 
 
 def _examples(segment: Segment, site: Site, name: str, rows: slice) -> Int[np.ndarray, "row"]:
-    """The example of each row of the flat token axis."""
+    """Return the example of each row of the flat token axis."""
     offset = segment.token_offset(site.query_sequence if name == "query" else site.key_sequence)
     return np.searchsorted(offset, np.arange(rows.start, rows.stop), side="right") - 1
 
 
 def read_heads(segment: Segment, path: str, layer: int, heads: Int[np.ndarray, "head"], rows: slice) -> np.ndarray:
-    """Rows of some heads of one layer of a trace array; what lies between the heads is read too."""
+    """Read rows of some heads of one layer of a trace array. Heads between them are read too."""
     low, high = int(heads.min()), int(heads.max())
     block = segment.read(path, (layer, slice(low, high + 1), rows))
     return block if np.array_equal(heads, np.arange(low, high + 1)) else block[heads - low]

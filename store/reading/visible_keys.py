@@ -1,8 +1,8 @@
-"""Which keys a row sees, from a site alone: every mask here is one run of keys for each row.
+"""Masks of a site: each row sees one consecutive range of keys.
 
-A causal row sees no later key. A sliding window of w shows a row the keys less than w away: its own and the w − 1
-before it, and at a site that is not causal the w − 1 behind it too. What a model masks beyond that (chunks, prefixes)
-cannot be told from a site; the capture compares, see `headatlas.pipeline.calls.batch`.
+A causal row sees no later key. With a sliding window of w a row sees the keys less than w away: its own, the w − 1
+before it, and at a site that is not causal the w − 1 after it. A site does not describe other masks of a model (chunks,
+prefixes). The capture compares its results with the model, see `headatlas.pipeline.calls.batch`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..schema.traces import Site
 def key_span(
     site: Site, layer: int, query_pos: Int[np.ndarray, "row"], n_keys: int
 ) -> tuple[Int64[np.ndarray, "row"], Int64[np.ndarray, "row"]]:
-    """The first key that each row sees and the one after its last; equal where a row sees none."""
+    """Return the first key that each row sees and the key after its last. They are equal if a row sees no key."""
     query, window = query_pos.astype(np.int64), site.window[layer]
     first = np.maximum(query - (query if window is None else window - 1), 0)
     ahead = 1 if site.causal else n_keys if window is None else window
@@ -27,6 +27,6 @@ def key_span(
 def keys_seen(
     site: Site, layer: int, query_pos: Int[np.ndarray, "row"], key_pos: Int[np.ndarray, "column"], n_keys: int
 ) -> Bool[np.ndarray, "row column"]:
-    """Whether each row sees each of some keys."""
+    """Return a mask of the keys that each row sees."""
     first, stop = key_span(site, layer, query_pos, n_keys)
     return (key_pos >= first[:, None]) & (key_pos < stop[:, None])

@@ -1,10 +1,10 @@
-"""Attention between words: what the tokens of one word put on the tokens of another.
+"""Attention between words, merged from the attention between their tokens.
 
-Columns are summed over the key word's tokens, rows are averaged over the query word's tokens (or taken from its first
-token), so a word's row sums to 1 less what went to special tokens. Special tokens and tokens of no word are dropped
-without renormalising. This is the merging of Clark et al. 2019, whose paper says mean and whose released code takes the
-first token; both are here. Flat like everything of a segment: the word pairs of an example are row-major
-(query word, key word) and those of all examples lie one after the other.
+Columns are summed over the key word's tokens. Rows are averaged over the query word's tokens, or taken from its first
+token. A word's row therefore sums to 1 minus the mass on special tokens. Special tokens and tokens without a word are
+left out without renormalization. This is the merging of Clark et al. 2019. Their paper uses the mean and their released
+code the first token; this module offers both. The result is flat: the word pairs of an example are row-major (query
+word, key word), and the examples lie one after the other.
 """
 
 from __future__ import annotations
@@ -28,58 +28,58 @@ Merge = Literal["mean", "first"]
 
 @dataclass(frozen=True)
 class WordPairs:
-    """Where each token pair of some consecutive examples goes when tokens are merged to words."""
+    """Plan for merging the token pairs of consecutive examples to word pairs."""
 
     n_query_words: Int64[np.ndarray, "example"]
     n_key_words: Int64[np.ndarray, "example"]
     pair: Int64[np.ndarray, "kept_pair"]
-    """The token pairs that count, ascending, from the first pair of the first example."""
+    """Token pairs that count, ascending, relative to the first pair of the first example."""
     cell: Int64[np.ndarray, "kept_pair"]
-    """The word pair that each belongs to."""
+    """Word pair of each token pair that counts."""
     row_start: Int64[np.ndarray, "query_token"]
-    """Where each query token's row of pairs begins."""
+    """Offset of each query token's row of pairs."""
     n_rows: Int64[np.ndarray, "query_word"]
-    """Token rows that are averaged for each query word; 0 for a word without tokens."""
+    """Number of token rows that are averaged for each query word; 0 for a word without tokens."""
 
     @cached_property
     def start(self) -> Int64[np.ndarray, "boundary"]:
-        """Where each example's word pairs begin."""
+        """Offset of each example's word pairs."""
         sizes = self.n_query_words * self.n_key_words
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
     @cached_property
     def row_length(self) -> Int64[np.ndarray, "query_word"]:
-        """Key words of each query word's example."""
+        """Number of key words of each query word's example."""
         return np.repeat(self.n_key_words, self.n_query_words)
 
     @cached_property
     def begin(self) -> Int64[np.ndarray, "query_word"]:
-        """Where the row of each query word begins among the word pairs."""
+        """Offset of each query word's row on the axis of word pairs."""
         return np.cumsum(self.row_length) - self.row_length
 
     @cached_property
     def row_of_pair(self) -> Int64[np.ndarray, "word_pair"]:
-        """The query word of each word pair, counted over all examples."""
+        """Query word of each word pair, counted over all examples."""
         return np.repeat(np.arange(len(self.row_length)), self.row_length)
 
     def strongest(self, weights: Float64[np.ndarray, "word_pair"]) -> Int64[np.ndarray, "query_word"]:
-        """Key word with the largest weight of each row, the first of equal ones; 0 in a row without key words."""
-        found = np.zeros(len(self.begin), np.int64)
+        """Return the key word with the largest weight of each row, the first of equal ones; 0 without key words."""
+        result = np.zeros(len(self.begin), np.int64)
         if not len(weights):
-            return found
-        there = np.flatnonzero(self.row_length)
+            return result
+        rows = np.flatnonzero(self.row_length)
         largest = np.zeros(len(self.begin))
-        largest[there] = np.maximum.reduceat(weights, self.begin[there])
-        at = np.flatnonzero(weights == largest[self.row_of_pair])
-        row = self.row_of_pair[at]
-        first = at[np.concatenate([[True], row[1:] != row[:-1]])]
-        found[there] = first - self.begin[there]
-        return found
+        largest[rows] = np.maximum.reduceat(weights, self.begin[rows])
+        maxima = np.flatnonzero(weights == largest[self.row_of_pair])
+        row = self.row_of_pair[maxima]
+        first = maxima[np.concatenate([[True], row[1:] != row[:-1]])]
+        result[rows] = first - self.begin[rows]
+        return result
 
     def merge(self, attention: Num[np.ndarray, "head pair"]) -> Float64[np.ndarray, "head word_pair"]:
-        """Word-to-word attention out of decoded token pairs; rows of a word without tokens are 0.
+        """Merge decoded token pairs to word-to-word attention. Rows of a word without tokens are 0.
 
-        Weights are summed first (in float64 exact for all codecs of 8 and 16 bits) and divided once.
+        Weights are summed first, then divided once. In float64 the sum is exact for all codecs of 8 and 16 bits.
         """
         merged = np.empty((len(attention), int(self.start[-1])))
         for row, weights in zip(merged, attention, strict=True):
@@ -92,9 +92,10 @@ class WordPairs:
 def word_pairs(
     query: TokenTable, key: TokenTable, *, causal: bool, merge: Merge = "mean", sink_free: bool = False
 ) -> WordPairs:
-    """Plan the merge of the flat token pairs of the examples of two token tables (the same one within one text).
+    """Plan the merge of the flat token pairs of the examples of two token tables.
 
-    With `sink_free` what goes to the first token of an example is left out too, like special tokens.
+    Within one text both tables are the same. With `sink_free` the mass on the first token of an example is left out
+    too, like that on special tokens.
 
     Raises
     ------
@@ -119,17 +120,17 @@ def word_pairs(
     row = np.repeat(rows, length)
     key_pos = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
     key_word = key.word.astype(np.int64)[key.token_offset[:-1][example[row]] + key_pos]
-    kept = (key_word >= 0) & (key_pos > 0) if sink_free else key_word >= 0
-    row, key_pos, key_word = row[kept], key_pos[kept], key_word[kept]
+    counts = (key_word >= 0) & (key_pos > 0) if sink_free else key_word >= 0
+    row, key_pos, key_word = row[counts], key_pos[counts], key_word[counts]
     return WordPairs(n_query_words, n_key_words, row_start[row] + key_pos, row_cell[row] + key_word, row_start, n_rows)
 
 
 def segment_word_attention(
     segment: Segment, site: Site, layer: int, examples: range, plan: WordPairs
 ) -> Float64[np.ndarray, "head word_pair"]:
-    """Word-to-word attention of all heads of a layer over consecutive examples (rows of the segment).
+    """Compute word-to-word attention of all heads of a layer for consecutive examples of the segment.
 
-    Weights that a sparse codec left out count as 0 where query and key cannot tell them; see `closest_weights`.
+    Weights that a sparse codec left out are 0 unless they can be rebuilt from query and key; see `closest_weights`.
 
     Raises
     ------
@@ -142,7 +143,7 @@ def segment_word_attention(
 def plan_segment(
     segment: Segment, site: Site, examples: range, merge: Merge = "mean", *, sink_free: bool = False
 ) -> WordPairs:
-    """The merge plan of consecutive examples (rows of the segment); it serves every layer."""
+    """Return the merge plan of consecutive examples of the segment. One plan is used for every layer."""
     query, key = (
         segment.tokens(name).examples(examples.start, examples.stop)
         for name in (site.query_sequence, site.key_sequence)
@@ -151,12 +152,12 @@ def plan_segment(
 
 
 def example_blocks(
-    pair_offset: Int64[np.ndarray, "boundary"], most: int, start: int = 0, stop: int | None = None
+    pair_offset: Int64[np.ndarray, "boundary"], max_pairs: int, start: int = 0, stop: int | None = None
 ) -> Iterator[range]:
-    """Runs of the examples `start:stop` of a segment with at most so many token pairs (or one example)."""
+    """Yield ranges of the examples `start:stop` of a segment with at most `max_pairs` token pairs, or one example."""
     stop = len(pair_offset) - 1 if stop is None else stop
     while start < stop:
-        end = int(np.searchsorted(pair_offset, pair_offset[start] + most, side="right")) - 1
+        end = int(np.searchsorted(pair_offset, pair_offset[start] + max_pairs, side="right")) - 1
         end = min(stop, max(start + 1, end))
         yield range(start, end)
         start = end
@@ -170,7 +171,7 @@ def merge_example(
     *,
     sink_free: bool = False,
 ) -> Float64[np.ndarray, "*lead query_word key_word"]:
-    """Word-to-word attention out of the whole maps of one example."""
+    """Compute word-to-word attention from the full maps of one example."""
     plan = word_pairs(query, key, causal=False, merge=merge, sink_free=sink_free)
     lead, n_pairs = maps.shape[:-2], maps.shape[-2] * maps.shape[-1]
     n_heads = int(np.prod(lead, dtype=np.int64))

@@ -1,1 +1,1 @@
-"""The contents of a trace: sites, arrays, texts, tokens and words."""
+"""Contents of a trace: sites, arrays, texts, tokens and words."""

@@ -1,9 +1,10 @@
-"""The statistics of a head that a capture computes: one record each, with its definition in numpy.
+"""Statistics of a head that a capture computes: one record for each, with its definition in numpy.
 
-Each statistic is the mean over an example's query rows of one number a row, so the same definition serves one sentence
-and a corpus: `Statistic.row_values` gives the value of each row and `Statistic.counts` the rows that enter the mean.
-Captures compute `STATISTICS` on the device, before quantization. `headatlas.store.statistics.definitions` adds those
-that are computed from stored attention. `docs/definitions.md` compares the formulas with those of other tools.
+Each statistic is the mean over an example's query rows of one number per row. The same definition therefore applies to
+one sentence and to a corpus. `Statistic.row_values` computes the value of each row. `Statistic.counts` selects the rows
+that enter the mean. Captures compute `STATISTICS` on the device, before quantization.
+`headatlas.store.statistics.definitions` adds the statistics that are computed from stored attention.
+`docs/definitions.md` compares the formulas with those of other tools.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def _every_row(plan: RowPlan, pairs: Pairs | None) -> Bool[np.ndarray, "row"]:
 class Statistic:
     """One number for one head on one example: the mean of `row_values` over the rows that count.
 
-    `find` names the pairs whose mass it is, where it is one; `pattern` the library pattern of the same mass, whose
-    uniform baseline is then known too.
+    `find` returns the pairs whose mass the statistic is, or is None for other statistics. `pattern` is the library
+    pattern of the same mass; the uniform baseline of that pattern applies to the statistic too.
     """
 
     name: str
@@ -41,35 +42,35 @@ class Statistic:
     counts: Callable[[RowPlan, Pairs | None], Bool[np.ndarray, "row"]] = _every_row
     find: Callable[[Any], Pairs] | None = None
     one_text: bool = False
-    """Needs query and key from the same text: NaN at a cross-attention site."""
+    """True if query and key must come from the same text. The value is NaN at a cross-attention site."""
     pattern: str | None = None
     has_sink_free: bool = True
-    """Whether it means anything of rows without their sinks."""
+    """True if the statistic is meaningful for rows without their sinks."""
     sink_free: bool = False
 
     def rows(
         self, n_queries: Int[np.ndarray, "example"], n_keys: Int[np.ndarray, "example"], *, causal: bool = False
     ) -> Int64[np.ndarray, "example"]:
-        """How many rows count in examples of these lengths, for a statistic that needs no more than lengths."""
+        """Return the number of rows that count in examples of these lengths. The statistic must not need tokens."""
         assert self.find is None, f"{self.name} depends on tokens"
         lengths = n_queries.astype(np.int64), n_keys.astype(np.int64)
         plan = RowPlan(*lengths, causal, np.zeros(int(lengths[1].sum()), bool))
         return plan.count(self.counts(plan, None))
 
     def counted(self, plan: RowPlan, pairs: Pairs | None) -> Bool[np.ndarray, "row"]:
-        """Which rows count; none does at a site of two texts if the statistic needs one text.
+        """Return a mask of the rows that enter the mean. All False at a site of two texts if `one_text`.
 
-        Of rows without sinks those count that see something else.
+        If `sink_free`, a row also has to see a key that is no sink.
         """
         if self.one_text and not plan.one_text:
             return np.zeros(len(plan.length), bool)
-        chosen = self.counts(plan, pairs)
-        return chosen & (plan.n_visible(None, sinks=False) > 0) if self.sink_free else chosen
+        row_mask = self.counts(plan, pairs)
+        return row_mask & (plan.n_visible(None, sinks=False) > 0) if self.sink_free else row_mask
 
     def example_sums(
         self, rows: Rows, pairs: Pairs | None, counted: Bool[np.ndarray, "row"]
     ) -> Float64[np.ndarray, "head example"]:
-        """Sum over the counted rows of each example; `rows` are without sinks if the statistic is."""
+        """Sum over the counted rows of each example. `rows` must be without sinks if the statistic is `sink_free`."""
         if not counted.any():
             return np.zeros((len(rows.weights), rows.plan.n_examples))
         values = self.row_values(rows, pairs)
@@ -77,7 +78,7 @@ class Statistic:
 
 
 def entropy_of(weights: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
-    """−A ln A of each weight, 0 for weight 0."""
+    """Return −A ln A of each weight, 0 for weight 0."""
     return -weights * np.log(np.where(weights > 0, weights, 1.0))
 
 
@@ -102,14 +103,14 @@ _ALL = (
         "entropy",
         "Entropy",
         "nats",
-        "How spread out each row is: −Σ A ln A over its keys (0 for weight 0); 0 = one key, ln T = all alike.",
+        "Spread of each row: −Σ A ln A over its keys (0 for weight 0); 0 = one key, ln T = all keys equal.",
         _entropy,
     ),
     Statistic(
         "distance",
         "Mean distance",
         "tokens",
-        "How far it looks: Σ A·|query − key| of each row.",
+        "Mean distance from query to key: Σ A·|query − key| of each row.",
         lambda rows, pairs: rows.sum(np.abs(rows.plan.offset)),
     ),
     Statistic(
@@ -161,5 +162,5 @@ _ALL = (
     ),
 )
 STATISTICS: dict[str, Statistic] = {statistic.name: statistic for statistic in _ALL}
-"""What a capture computes."""
+"""Statistics that a capture computes, by name."""
 STATISTIC_NAMES: tuple[str, ...] = tuple(STATISTICS)

@@ -1,8 +1,9 @@
-"""Texts, annotations and token tables of a segment, to arrays and back.
+"""Conversion of a segment's texts, annotations and token tables to arrays and back.
 
-Text is UTF-8 bytes cut by offsets (lone surrogates pass: a tokenizer's pieces may be anything; array libraries' own
-strings drop trailing NULs). A text column is integer codes into such a list. A column's name becomes one path
-component, percent-encoded. Offsets and codes are checked on reading, so no damaged table can point outside itself.
+Text is stored as UTF-8 bytes with offsets, because the strings of array libraries drop trailing NULs. Lone surrogates
+are allowed, because a tokenizer's pieces can contain them. A text column is stored as integer codes into such a list. A
+column's name becomes one percent-encoded path component. The reader checks offsets and codes, so a damaged table cannot
+refer to rows outside itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _TEXTS = ("text", "text_pair", "target_text")
 
 @dataclass(frozen=True)
 class SegmentTables:
-    """Everything of a segment's examples besides the traces; all sequences have one entry an example."""
+    """Data of a segment's examples apart from the traces. All sequences have one entry per example."""
 
     ids: Sequence[str]
     texts: Sequence[str]
@@ -40,16 +41,16 @@ class SegmentTables:
 
     @property
     def n_examples(self) -> int:
-        """How many examples."""
+        """Number of examples."""
         return len(self.ids)
 
     def check(self) -> None:
-        """That everything has one entry an example.
+        """Check that all sequences have one entry per example.
 
         Raises
         ------
         ShapeError
-            Something has more or fewer.
+            A sequence has more or fewer entries.
         """
         counts = {"texts": self.texts, "text_pairs": self.text_pairs, "target_texts": self.target_texts}
         lengths = {name: len(rows) for name, rows in counts.items()}
@@ -61,24 +62,24 @@ class SegmentTables:
 
 
 def table_arrays(tables: SegmentTables) -> dict[str, SegmentArray]:
-    """The arrays of a segment's tables, by path."""
-    made: dict[str, SegmentArray] = {}
+    """Return the arrays of a segment's tables, by path."""
+    arrays: dict[str, SegmentArray] = {}
 
     def add(path: str, data: np.ndarray, axis: str) -> None:
-        made.update([_flat_array(path, data, axis)])
+        arrays.update([_flat_array(path, data, axis)])
 
     def add_text(path: str, rows: Iterable[str], axis: str) -> None:
-        made.update(_text_arrays(path, rows, axis))
+        arrays.update(_text_arrays(path, rows, axis))
 
     def add_columns(path: str, columns: dict[str, Column], axis: str) -> None:
         for name, column in columns.items():
-            made.update(column_arrays(f"{path}/{column_component(name)}", column, axis))
+            arrays.update(column_arrays(f"{path}/{column_component(name)}", column, axis))
 
     add_text("example/id", tables.ids, "example")
     add_text("example/text", tables.texts, "example")
     for name, rows in (("text_pair", tables.text_pairs), ("target_text", tables.target_texts)):
         present = np.asarray([row is not None for row in rows], dtype=np.uint8)
-        if present.any():  # left out where no example has one
+        if present.any():  # without such texts the arrays are left out
             add_text(f"example/{name}", [row or "" for row in rows], "example")
             add(f"example/{name}_present", present, "example")
     add_columns("example/column", tables.columns, "example")
@@ -91,11 +92,11 @@ def table_arrays(tables: SegmentTables) -> dict[str, SegmentArray]:
         for name, dtype in _WORD_FIELDS.items():
             add(f"{sequence}/word/{name}", getattr(table, f"word_{name}").astype(dtype), "word")
         add_columns(f"{sequence}/word/column", table.word_columns, "word")
-    return made
+    return arrays
 
 
 def column_arrays(path: str, column: Column, axis: str) -> dict[str, SegmentArray]:
-    """The arrays of one column, below `path`."""
+    """Return the arrays of one column, below `path`."""
     if column.values is None:
         kind = column.data.dtype.name
         number = kind if kind in _NUMBER_DTYPES else "float64" if kind.startswith("float") else "int64"
@@ -114,12 +115,12 @@ def _flat_array(path: str, data: np.ndarray, axis: str) -> tuple[str, SegmentArr
 
 
 def read_token_table(read: ReadWhole, paths: Sequence[str], sequence: str) -> TokenTable:
-    """The token table of one sequence.
+    """Read the token table of one sequence.
 
     Raises
     ------
     FormatError
-        Offsets or codes point outside their arrays.
+        Offsets or codes are outside their arrays.
     """
     tokens = {name: read(f"{sequence}/token/{name}") for name in _TOKEN_FIELDS}
     words = {name: read(f"{sequence}/word/{name}") for name in _WORD_FIELDS}
@@ -142,41 +143,41 @@ def read_token_table(read: ReadWhole, paths: Sequence[str], sequence: str) -> To
     )
 
 
-def read_columns(read: ReadWhole, paths: Sequence[str], place: str) -> dict[str, Column]:
-    """All columns below `place`, in the order they were written."""
-    names = dict.fromkeys(path[len(place) + 1 :].split("/")[0] for path in paths if path.startswith(f"{place}/"))
+def read_columns(read: ReadWhole, paths: Sequence[str], folder: str) -> dict[str, Column]:
+    """Read all columns below `folder`, in the order in which they were written."""
+    names = dict.fromkeys(path[len(folder) + 1 :].split("/")[0] for path in paths if path.startswith(f"{folder}/"))
     columns: dict[str, Column] = {}
     for name in names:
-        if f"{place}/{name}/number" in paths:
-            column = Column(read(f"{place}/{name}/number"))
+        if f"{folder}/{name}/number" in paths:
+            column = Column(read(f"{folder}/{name}/number"))
         else:
-            code, values = read(f"{place}/{name}/code"), tuple(read_text(read, f"{place}/{name}/value"))
+            code, values = read(f"{folder}/{name}/code"), tuple(read_text(read, f"{folder}/{name}/value"))
             if code.size and not (code.min() >= MISSING and code.max() < len(values)):
-                raise FormatError(f"{place}/{name}/code holds codes outside the {len(values)} values of its column.")
+                raise FormatError(f"{folder}/{name}/code holds codes outside the {len(values)} values of its column.")
             column = Column(code, values)
         columns[unquote(name)] = column
     return columns
 
 
 def read_optional_text(read: ReadWhole, paths: Sequence[str], name: str, n_examples: int) -> list[str | None]:
-    """Texts of a kind that not every example need have."""
+    """Read the texts of an optional kind; None for examples without such a text."""
     if f"example/{name}" not in paths:
         return [None] * n_examples
     rows = read_text(read, f"example/{name}")
     if f"example/{name}_present" not in paths:
         return list(rows)
     present = read(f"example/{name}_present").tolist()
-    return [row if there else None for row, there in zip(rows, present, strict=True)]
+    return [row if is_present else None for row, is_present in zip(rows, present, strict=True)]
 
 
 def read_text(read: ReadWhole, path: str) -> list[str]:
-    """The strings of a text array."""
+    """Read the strings of a text array."""
     data = read(path)
     return decode_text(data, check_offset(read(f"{path}_offset"), len(data), f"{path}_offset"))
 
 
 def encode_text(rows: Iterable[str]) -> tuple[UInt8[np.ndarray, "byte"], Int64[np.ndarray, "boundary"]]:
-    """UTF-8 bytes of all rows, and where each begins."""
+    """Encode rows as UTF-8 bytes with the offset of each row."""
     encoded = [row.encode("utf-8", "surrogatepass") for row in rows]
     offset = np.zeros(len(encoded) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in encoded], out=offset[1:])
@@ -184,27 +185,29 @@ def encode_text(rows: Iterable[str]) -> tuple[UInt8[np.ndarray, "byte"], Int64[n
 
 
 def decode_text(data: UInt8[np.ndarray, "byte"], offset: Int64[np.ndarray, "boundary"]) -> list[str]:
-    """The inverse of `encode_text`.
+    """Decode rows of UTF-8 bytes; the inverse of `encode_text`.
 
     Raises
     ------
     FormatError
         The bytes are not UTF-8.
     """
-    whole, cuts = data.tobytes(), offset.tolist()
+    text, boundaries = data.tobytes(), offset.tolist()
     try:
-        return [whole[a:b].decode("utf-8", "surrogatepass") for a, b in itertools.pairwise(cuts)]
+        return [text[a:b].decode("utf-8", "surrogatepass") for a, b in itertools.pairwise(boundaries)]
     except UnicodeDecodeError as error:
-        raise FormatError(f"a text is not UTF-8 ({error.reason}); the offsets do not fit the bytes.") from None
+        raise FormatError(
+            f"a text is not UTF-8 ({error.reason}): the offsets do not fit the bytes. Verify the store."
+        ) from None
 
 
 def check_offset(offset: Shaped[np.ndarray, "boundary"], length: int, path: str) -> Int64[np.ndarray, "boundary"]:
-    """Offsets that start at 0, never fall and end at `length`.
+    """Check that offsets start at 0, never decrease and end at `length`, and return them.
 
     Raises
     ------
     FormatError
-        They do not.
+        The offsets do not.
     """
     if (
         offset.dtype != np.int64
@@ -213,12 +216,12 @@ def check_offset(offset: Shaped[np.ndarray, "boundary"], length: int, path: str)
         or offset[-1] != length
         or np.any(np.diff(offset) < 0)
     ):
-        raise FormatError(f"{path} does not rise from 0 to {length}; the table is not what its writer made.")
+        raise FormatError(f"{path} does not rise from 0 to {length}: the table is damaged. Verify the store.")
     return offset
 
 
 def column_component(name: str) -> str:
-    """A column's name as one path component.
+    """Encode a column's name as one path component.
 
     Raises
     ------
@@ -232,7 +235,7 @@ def column_component(name: str) -> str:
 
 
 def examples_of_rows(offset: Int[np.ndarray, "boundary"], start: int, stop: int) -> range:
-    """The examples that own any of the rows `start:stop`."""
+    """Return the examples that contain any of the rows `start:stop`."""
     if stop <= start:
         return range(0)
     first = int(np.searchsorted(offset, start, side="right")) - 1

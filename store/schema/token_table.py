@@ -1,8 +1,8 @@
-"""Tokens and words of many examples as flat columns cut by offsets: what patterns are evaluated on.
+"""Flat columns of the tokens and words of many examples, the input of patterns.
 
-Ragged lengths are never padded: the tokens of all examples of a segment lie one after the other and
-`token_offset[i]:token_offset[i + 1]` are those of example i. A `Column` holds one value a row (a token, a word or an
-example); text is dictionary-encoded, so comparing with a constant is one comparison of integers.
+There is no padding. The tokens of all examples of a segment lie one after the other, and
+`token_offset[i]:token_offset[i + 1]` is the span of example i. A `Column` holds one value per row (a token, a word or
+an example). Text is dictionary-encoded, so a comparison with a constant is one comparison of integers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MISSING = -1
 
 
 class TokenFlag(IntFlag):
-    """Bits of a token's `flags`."""
+    """Bits of a token's `flags` field."""
 
     SPECIAL = 1  # added by the tokenizer: [CLS], <s>, ...
     SECOND = 2  # belongs to the second text of a pair
@@ -29,10 +29,10 @@ class TokenFlag(IntFlag):
 
 @dataclass(frozen=True)
 class Column:
-    """One value a row. `values is None`: `data` are the numbers; else `data` are codes into `values`, -1 = missing.
+    """Column with one value per row.
 
-    Whole numbers mark missing rows with -1 as well (positions, word indices and counts are never negative), floats with
-    NaN.
+    In a column of numbers `values` is None and `data` holds the numbers. In a column of text `data` holds codes into
+    `values`. Missing rows are NaN in columns of floats, else -1. Positions, word indices and counts are never negative.
     """
 
     data: Num[np.ndarray, "row"]
@@ -40,18 +40,16 @@ class Column:
 
     @staticmethod
     def of_text(rows: Iterable[str | None]) -> Column:
-        """Dictionary-encode text, values in order of first appearance."""
-        given = list(rows)
-        values = [row for row in dict.fromkeys(given) if row is not None]
+        """Dictionary-encode text, with values in order of first appearance."""
+        texts = list(rows)
+        values = [row for row in dict.fromkeys(texts) if row is not None]
         index: dict[str | None, int] = {None: MISSING} | {value: code for code, value in enumerate(values)}
-        codes = np.fromiter(
-            map(index.__getitem__, given), np.int32, len(given)
-        )  # without a loop in Python: 3 times faster
+        codes = np.fromiter(map(index.__getitem__, texts), np.int32, len(texts))  # 3 times faster than a Python loop
         return Column(codes, tuple(values))
 
     @staticmethod
     def of_numbers(rows: Sequence[int] | Sequence[float]) -> Column:
-        """Whole numbers become int32, others float64."""
+        """Return a column of numbers: whole numbers as int32, others as float64."""
         data = np.asarray(rows)
         return Column(data.astype(np.int32) if data.dtype.kind in "iub" or not data.size else data.astype(np.float64))
 
@@ -60,7 +58,7 @@ class Column:
 
     @property
     def is_text(self) -> bool:
-        """Whether rows are text."""
+        """True if the rows are text."""
         return self.values is not None
 
     def __getitem__(self, rows: slice) -> Column:
@@ -68,40 +66,40 @@ class Column:
 
     @cached_property
     def folded(self) -> Column:
-        """The texts case-folded, coded anew; kept, because folding takes longer than to search what it gives."""
+        """Column of the case-folded texts. It is cached, because folding takes longer than a search."""
         assert self.values is not None
-        used, row = np.unique(self.data, return_inverse=True)
-        texts = [None if code < 0 else self.values[code].casefold() for code in used.tolist()]
+        codes, row = np.unique(self.data, return_inverse=True)
+        texts = [None if code < 0 else self.values[code].casefold() for code in codes.tolist()]
         return Column.of_text(texts).take(row)
 
     @property
     def missing(self) -> int | float:
-        """What `data` holds where a row is missing."""
+        """Value of `data` in missing rows."""
         return np.nan if self.data.dtype.kind == "f" else MISSING
 
     def to_list(self) -> list[str | None] | list[int] | list[float]:
-        """Rows as Python values; missing text is None."""
+        """Return the rows as Python values; missing text is None."""
         if self.values is None:
             return self.data.tolist()
         return [None if code < 0 else self.values[code] for code in self.data.tolist()]
 
     def take(self, rows: Int[np.ndarray, "n"]) -> Column:
-        """Rows by index; a negative index gives a missing row."""
-        inside = rows >= 0
-        taken = np.full(rows.shape, self.missing, dtype=self.data.dtype)
-        taken[inside] = self.data[rows[inside]]
-        return Column(taken, self.values)
+        """Select rows by index. A negative index gives a missing row."""
+        is_row = rows >= 0
+        data = np.full(rows.shape, self.missing, dtype=self.data.dtype)
+        data[is_row] = self.data[rows[is_row]]
+        return Column(data, self.values)
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The tokens (and words) of one sequence (`source` or `target`) of consecutive examples.
+    """Tokens and words of one sequence (`source` or `target`) of consecutive examples.
 
-    Character spans are half open and count Unicode code points of the example's text (of the second text for tokens
-    flagged `SECOND`); special tokens have an empty span and word -1. `columns` always holds `text` (what the span
-    covers; the piece for special tokens) and `piece` (the tokenizer's own spelling: ``##ing``, ``Ġthe``).
-    `word` counts words within the example. `word_columns` are the corpus's annotations; a column `head` is the index
-    within the example of the syntactic head's word, -1 for the root.
+    Character spans are half open and count Unicode code points of the example's text, or of the second text for tokens
+    flagged `SECOND`. Special tokens have an empty span and word -1. `columns` always holds `text` (the text of the
+    span; the piece for special tokens) and `piece` (the tokenizer's spelling: ``##ing``, ``Ġthe``). `word` is the index
+    of the word within the example. `word_columns` holds the annotations of the corpus. A column `head` is the index
+    within the example of the governor's word, -1 for the root.
     """
 
     token_offset: Int64[np.ndarray, "boundary"]
@@ -121,12 +119,12 @@ class TokenTable:
 
     @property
     def n_examples(self) -> int:
-        """How many examples the table covers."""
+        """Number of examples in the table."""
         return len(self.token_offset) - 1
 
     @property
     def n_tokens(self) -> Int64[np.ndarray, "example"]:
-        """Tokens of each example."""
+        """Number of tokens of each example."""
         return np.diff(self.token_offset)
 
     @property
@@ -137,30 +135,30 @@ class TokenTable:
 
     @property
     def special(self) -> np.ndarray:
-        """Whether each token was added by the tokenizer, bool [token]."""
+        """True for tokens that the tokenizer added, bool [token]."""
         return (self.flags & TokenFlag.SPECIAL) != 0
 
     @property
     def second(self) -> np.ndarray:
-        """Whether each token belongs to the second text of a pair, bool [token]."""
+        """True for tokens of the second text of a pair, bool [token]."""
         return (self.flags & TokenFlag.SECOND) != 0
 
     @property
     def text(self) -> list[str]:
-        """What each token covers in its text; the piece for special tokens."""
+        """Text that each token covers; the piece for special tokens."""
         return [row if isinstance(row, str) else "" for row in self.columns["text"].to_list()]
 
     @property
     def piece(self) -> list[str]:
-        """The tokenizer's own spelling of each token."""
+        """Spelling of each token in the tokenizer's vocabulary."""
         return [row if isinstance(row, str) else "" for row in self.columns["piece"].to_list()]
 
     def example(self, index: int) -> TokenTable:
-        """The table of one example."""
+        """Return the table of one example."""
         return self.examples(index, index + 1)
 
     def examples(self, start: int, stop: int) -> TokenTable:
-        """The table of examples `start:stop`."""
+        """Return the table of examples `start:stop`."""
         token = slice(int(self.token_offset[start]), int(self.token_offset[stop]))
         word = slice(int(self.word_offset[start]), int(self.word_offset[stop]))
         return TokenTable(
@@ -179,7 +177,7 @@ class TokenTable:
 
 
 def join_columns(parts: Sequence[Column | None], lengths: Sequence[int]) -> Column:
-    """One column out of the segments' own; where a segment has none, its rows are missing (None, -1, NaN of floats)."""
+    """Join the columns of segments. The rows of a segment without a column are missing (None, -1, NaN of floats)."""
     present = [part for part in parts if part is not None]
     if any(part.is_text for part in present):
         rows: list[str | None] = []

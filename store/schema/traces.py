@@ -1,8 +1,8 @@
-"""What a trace is made of: sites, what is kept, and every array of a segment with its axes and type.
+"""Specification of a trace: its sites, its stored kinds of data, and the axes and type of every array of a segment.
 
-This module is pure: `segment_layout` turns a `TraceSpec` and the examples' lengths into array descriptions, and
-planning (bytes), writing (allocation), reading (checks before any allocation) and the format page all use that one
-answer. Axis order is the same everywhere: example, layer, head, query_pos, key_pos, d_head.
+This module does no I/O. `segment_layout` computes array descriptions from a `TraceSpec` and the lengths of the
+examples. Planning (bytes), writing (allocation), reading (checks before any allocation) and the format page all use
+these descriptions. The axis order is the same everywhere: example, layer, head, query_pos, key_pos, d_head.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORMAT_VERSION = 2
 SiteName = Literal["encoder", "decoder", "cross"]
 SequenceName = Literal["source", "target"]
 AttentionName = Annotated[str, AfterValidator(lambda name: attention_codec(name).name)]
-"""The name of an attention codec, see `codecs.py`."""
+"""Name of an attention codec, see `codecs/attention_codecs.py`."""
 VectorCodec = Literal["float16", "bfloat16", "float32", "int8"]
 ScorePart = Literal["position_bias", "sinks"]
 CaptureMode = Literal["interface", "eager"]
@@ -38,11 +38,11 @@ class _Frozen(BaseModel):
 
 
 class Site(_Frozen):
-    """One kind of attention in a model: all its layers share these shapes.
+    """One kind of attention in a model. All its layers share these shapes.
 
-    `source` is the model's text (an encoder–decoder's input), `target` an encoder–decoder's output side. A causal site
-    stores the lower triangle of each map only. `scaling`, `softcap` and `window` have one entry a layer: what happens
-    to `query · key` before the softmax. Layers with a sliding window store the band that it shows.
+    `source` is the model's text (the input of an encoder–decoder), `target` the output side of an encoder–decoder. A
+    causal site stores only the lower triangle of each map. `scaling`, `softcap` and `window` have one entry per layer
+    and describe the steps between `query · key` and the softmax. A layer with a sliding window stores only its band.
     """
 
     name: SiteName
@@ -57,19 +57,19 @@ class Site(_Frozen):
     softcap: tuple[float | None, ...]
     window: tuple[Annotated[int, Field(gt=0)] | None, ...]
     rotary: bool = False
-    """Whether query and key carry a rotary position embedding (dimensions then come in pairs)."""
+    """True if query and key carry a rotary position embedding, which acts on pairs of dimensions."""
     rotary_frequency: tuple[float, ...] = ()
-    """Of each dimension of a head: the angle in radians by which it turns from a token to the next, 0 where it does not
-    turn. The two of a pair have the same. Empty where it is not known, or layers differ."""
+    """Angle in radians by which each dimension of a head rotates from one token to the next; 0 for no rotation. The two
+    dimensions of a pair have the same angle. Empty if the angles are unknown or differ between layers."""
     has_sinks: bool = False
-    """Rows sum to less than 1: a learned sink takes the rest."""
+    """True if a learned sink takes part of each row, so that rows sum to less than 1."""
     has_position_bias: bool = False
-    """Scores are not query · key alone: a learned bias by position is added (T5)."""
+    """True if the model adds a learned bias by position to the scores (T5)."""
     score_parts: tuple[ScorePart, ...] = ()
-    """What is kept beside query and key to rebuild attention: a bias by key_pos − query_pos, and the sinks."""
+    """Parts of the scores stored beside query and key to rebuild attention: bias by key_pos − query_pos, and sinks."""
 
     @model_validator(mode="after")
-    def _one_a_layer(self) -> Site:
+    def _check_lengths(self) -> Site:
         for name in ("scaling", "softcap", "window"):
             if len(getattr(self, name)) != self.n_layers:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries; expected {self.n_layers}")
@@ -80,20 +80,20 @@ class Site(_Frozen):
         return self
 
     def n_pairs(self, n_queries: int, n_keys: int) -> int:
-        """(query, key) pairs of one head of one example, on the pair axis that all layers share: no window cuts it."""
+        """Return the number of pairs of one head of one example on the shared pair axis, which no window cuts."""
         return row_start(n_queries, n_keys, causal=self.causal)
 
     def band(self, layer: int) -> int | None:
-        """The window that a layer's stored maps are cut to; None: they are not cut."""
+        """Return the window to which a layer's stored maps are cut, or None if they are not cut."""
         return self.window[layer] if self.query_sequence == self.key_sequence else None
 
     @property
     def bands(self) -> dict[int | None, tuple[int, ...]]:
-        """The layers of each band, widest first: those of one band lie in one array."""
-        found: dict[int | None, list[int]] = {}
+        """Layers of each band, widest band first. The layers of one band share one array."""
+        layers: dict[int | None, list[int]] = {}
         for layer in range(self.n_layers):
-            found.setdefault(self.band(layer), []).append(layer)
-        return {band: tuple(found[band]) for band in sorted(found, key=lambda band: -(band or 1 << 62))}
+            layers.setdefault(self.band(layer), []).append(layer)
+        return {band: tuple(layers[band]) for band in sorted(layers, key=lambda band: -(band or 1 << 62))}
 
 
 def check_head(site: Site, layer: int, head: int) -> None:
@@ -102,7 +102,7 @@ def check_head(site: Site, layer: int, head: int) -> None:
     Raises
     ------
     NotFoundError
-        It has not.
+        The site has no such layer or head.
     """
     if not (0 <= layer < site.n_layers and 0 <= head < site.n_heads):
         raise NotFoundError(
@@ -111,52 +111,52 @@ def check_head(site: Site, layer: int, head: int) -> None:
 
 
 class Keep(_Frozen):
-    """What is kept of every example, and how. `None` leaves the array out."""
+    """Kinds of data stored for every example, and their codecs. `None` leaves an array out."""
 
     attention: AttentionName | None = "sqrt8"
     query_key: VectorCodec | None = "float16"
     edges: int | None = Field(default=8, gt=0, le=64)
-    """How many of the strongest keys of each row."""
+    """Number of strongest keys stored for each row."""
     statistics: bool = True
 
 
-class Earlier(_Frozen):
-    """Codecs that what is kept went through before: their errors add up. Conversions note them, jobs never do."""
+class EarlierCodecs(_Frozen):
+    """Codecs that were applied to the data before the current ones. Their errors add up. Only conversions set them."""
 
     attention: tuple[AttentionName, ...] = ()
     query_key: tuple[str, ...] = ()
 
 
 class TraceSpec(_Frozen):
-    """All that decides the shape of a segment besides the examples' lengths."""
+    """Specification that determines the shapes of a segment's arrays together with the lengths of its examples."""
 
     sites: tuple[Site, ...]
     keep: Keep
     statistics: tuple[str, ...]
-    """Names, in the order of the `statistic` axis."""
-    earlier: Earlier = Earlier()
+    """Names of the statistics, in the order of the `statistic` axis."""
+    earlier: EarlierCodecs = EarlierCodecs()
     capture: CaptureMode = "interface"
-    """`eager`: only attention that the model returned was seen; `d_head`, `scaling`, `softcap`, `window`, `rotary` and
-    what a site says of sinks and biases mean nothing then."""
+    """Source of the attention. In mode `eager` only the attention that the model returned is known. The sites'
+    `d_head`, `scaling`, `softcap`, `window`, `rotary` and fields about sinks and biases are then meaningless."""
 
     @model_validator(mode="after")
-    def _nothing_unseen(self) -> TraceSpec:
+    def _check_capture(self) -> TraceSpec:
         if self.capture == "eager" and self.keep.query_key is not None:
-            raise ValueError("query and key cannot be kept of a model that was captured in eager mode")
+            raise ValueError("query and key cannot be kept for a model that was captured in eager mode")
         return self
 
     @property
     def attention_codec(self) -> AttentionCodec | None:
-        """How attention is kept; None: it is not."""
+        """Codec of attention, or None if attention is not stored."""
         return attention_codec(self.keep.attention) if self.keep.attention else None
 
     @property
     def attention_error(self) -> float:
-        """Largest absolute error of a stored weight, conversions included; 0 where attention was not kept."""
+        """Largest absolute error of a stored weight, including conversions; 0 if attention is not stored."""
         return attention_bound((*self.earlier.attention, self.keep.attention)) if self.keep.attention else 0.0
 
     def site(self, name: str) -> Site:
-        """The site of that name."""
+        """Return the site of that name."""
         for site in self.sites:
             if site.name == name:
                 return site
@@ -164,12 +164,12 @@ class TraceSpec(_Frozen):
 
     @property
     def site_names(self) -> tuple[str, ...]:
-        """The names of the sites, in order."""
+        """Names of the sites, in order."""
         return tuple(str(site.name) for site in self.sites)
 
     @property
     def sequences(self) -> tuple[SequenceName, ...]:
-        """Which token sequences the examples have."""
+        """Token sequences that the examples have."""
         return (
             ("source", "target")
             if any("target" in (s.query_sequence, s.key_sequence) for s in self.sites)
@@ -181,55 +181,60 @@ Counts = Int[np.ndarray, "example"]
 
 
 def zero_distance(n_queries: Int[np.ndarray, "example"]) -> int:
-    """Where key_pos − query_pos = 0 lies on the `distance` axis, which begins with the longest example's last query."""
+    """Return the index of key_pos − query_pos = 0 on the `distance` axis.
+
+    The axis begins with the first key of the longest example's last query.
+    """
     return max(0, int(n_queries.max(initial=0)) - 1)
 
 
-def entries_of(
+def count_entries(
     spec: TraceSpec, n_tokens: Mapping[str, Counts], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, int]:
-    """How many weights the arrays of these shapes have room for, by site, where a sparse codec decides that.
+    """Return the number of weights that arrays of these shapes hold, by site. Empty if the codec is not sparse.
 
     Raises
     ------
     ShapeError
-        More than there can be.
+        An array holds more weights than the examples can have.
     """
     codec = spec.attention_codec
     if codec is None or codec.selection is None:
         return {}
-    found = {}
+    counts = {}
     for site in spec.sites:
         shape = shapes.get(f"{site.name}/attention", ())
         lengths = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
-        most = most_entries(site, codec.selection.n_kept, *lengths)
-        if len(shape) != 3 or not 0 <= shape[2] <= most:
-            raise ShapeError(f"{site.name}/attention has shape {shape}; expected at most {most} weights a head.")
-        found[str(site.name)] = shape[2]
-    return found
+        max_entries = most_entries(site, codec.selection.n_kept, *lengths)
+        if len(shape) != 3 or not 0 <= shape[2] <= max_entries:
+            raise ShapeError(
+                f"{site.name}/attention has shape {shape}; expected 3 axes and at most {max_entries} weights per head."
+            )
+        counts[str(site.name)] = shape[2]
+    return counts
 
 
 def edge_key_dtype(n_tokens: Mapping[str, Counts]) -> np.dtype:
     """Return the smallest type for the edge keys of a segment.
 
-    Its largest value fills short rows and is, in one byte, no key of the segment.
+    The largest value of the type fills short rows, so one-byte keys are used only if no key has that value.
     """
     longest = max((int(n.max(initial=0)) for n in n_tokens.values()), default=0)
     return np.dtype("u1" if longest <= 255 else "u2" if longest <= 65_536 else "u4")
 
 
 def check_format_version(version: int, name: str) -> None:
-    """Check that this release reads a document.
+    """Check that this release can read a document.
 
     Raises
     ------
     FormatError
-        The document is of another format version.
+        The document has another format version.
     """
     if version != FORMAT_VERSION:
         advice = "Install a newer headatlas" if version > FORMAT_VERSION else "Write the store again with its job"
         raise FormatError(
-            f"{name} is of format version {version}; this headatlas reads version {FORMAT_VERSION}. {advice}."
+            f"{name} has format version {version}; this headatlas reads version {FORMAT_VERSION}. {advice}."
         )
 
 
@@ -238,10 +243,11 @@ def segment_layout(
     n_tokens: Mapping[str, Counts],
     n_entries: Mapping[str, int] | None = None,
 ) -> dict[str, ArrayLayout]:
-    """The trace arrays of a segment whose examples have these token counts (per sequence), by path.
+    """Return the trace arrays of a segment by path, for examples with these token counts by sequence.
 
-    Token tables and texts are left out: `text_tables.table_arrays` makes them from `SegmentTables`. The number of weights
-    that a sparse codec stores depends on the weights: `n_entries` gives it by site; None: the largest possible number.
+    Token tables and texts are not included: `text_tables.table_arrays` makes them from `SegmentTables`. The number of
+    weights that a sparse codec stores depends on the weights. `n_entries` gives it by site; None means the largest
+    possible number.
     """
     layouts: list[ArrayLayout] = []
     edge_key = edge_key_dtype(n_tokens)

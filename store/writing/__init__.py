@@ -1,1 +1,1 @@
-"""How a store grows and shrinks: write, commit, verify, merge, convert, drop, collect."""
+"""Operations that change stores: write, commit, verify, merge, convert, drop, and garbage collection."""

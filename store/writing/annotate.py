@@ -1,4 +1,4 @@
-"""Adding annotations and statistics to a store that is written: checked, split by segment, committed as an overlay."""
+"""Adding annotations and statistics to a store: values are checked, split by segment, and committed as an overlay."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def annotate_store(
     made_from: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Snapshot:
-    """Add an annotation to the newest snapshot of a store; see `Store.annotate`. `made_from` is noted, any JSON."""
+    """Add an annotation to the newest snapshot of a store; see `Store.annotate`. `made_from` is noted as JSON."""
     store = open_snapshot(local_folder(path))
     if not values:
         raise ConfigError(f"no values for {name!r}; expected a mapping from example ids or numbers to values.")
@@ -51,9 +51,9 @@ def annotate_store(
     value_type = _common_type(name, rows, kind)
 
     def columns() -> Iterator[tuple[int, dict[str, dict[str, SegmentArray]]]]:
-        for index, found in rows.items():
+        for index, segment_values in rows.items():
             segment = next(s for s in store.segments if s.index == index)
-            column = _column(segment, overlay, found, value_type)
+            column = _column(segment, overlay, segment_values, value_type)
             yield index, {name: column_overlay(overlay, column)}
 
     return _commit(store, overlay, list(columns()))
@@ -71,25 +71,25 @@ def add_statistic(
 ) -> Snapshot:
     """Add a statistic to the newest snapshot of a store; see `Store.add_statistic`."""
     store = open_snapshot(local_folder(path))
-    found = store.site(site)
-    expected = (found.n_layers, found.n_heads, store.n_examples)
+    site_spec = store.site(site)
+    expected = (site_spec.n_layers, site_spec.n_heads, store.n_examples)
     if values.shape != expected or values.dtype.kind not in "fiub":
         raise ShapeError(
             f"{name!r} is {values.dtype} {values.shape}; expected numbers {expected}, layer, head and example, in the "
             "order of store.example_numbers()."
         )
-    overlay = _new_overlay(store, name, "statistic", found.name, replace)
+    overlay = _new_overlay(store, name, "statistic", site_spec.name, replace)
     overlay = overlay.model_copy(update={"unit": unit, "description": description})
     contents, start = [], 0
     for segment in store.segments:
-        own = np.ascontiguousarray(values[:, :, start : start + segment.n_examples], np.float32)
-        contents.append((segment.index, {name: statistic_overlay(overlay, own)}))
+        segment_values = np.ascontiguousarray(values[:, :, start : start + segment.n_examples], np.float32)
+        contents.append((segment.index, {name: statistic_overlay(overlay, segment_values)}))
         start += segment.n_examples
     return _commit(store, overlay, contents)
 
 
 def remove_annotation(path: str | os.PathLike[str], name: str) -> Snapshot:
-    """Take an overlay out of the newest snapshot; older ones have it until a collection.
+    """Remove an overlay from the newest snapshot. Older snapshots keep it until garbage collection.
 
     Raises
     ------
@@ -98,29 +98,34 @@ def remove_annotation(path: str | os.PathLike[str], name: str) -> Snapshot:
     """
     store = open_snapshot(local_folder(path))
     if name not in {overlay.name for overlay in store.overlays}:
-        known = ", ".join(overlay.name for overlay in store.overlays) or "none"
-        raise NotFoundError(f"{store.location}: no added column {name!r}; it has {known}.")
+        names = ", ".join(overlay.name for overlay in store.overlays) or "none"
+        raise NotFoundError(f"{store.location}: no added column {name!r}; it has {names}.")
     remove_overlay(_writer(store.path, store.segments), name)
     return store.refresh()
 
 
 def _new_overlay(store: Snapshot, name: str, kind: OverlayKind, group: str, replace: bool) -> Overlay:
-    """Describe an overlay whose name is free.
+    """Describe an overlay, after checking its name.
 
     Raises
     ------
     ConfigError
-        The store has something of that name, or no expression could say it.
+        The store already has a column of that name, or expressions could not refer to the name.
     """
     column_component(name)
     if kind != "statistic" and not name.isidentifier():
-        raise ConfigError(f"name {name!r}; expected a letter, then letters, digits and _, for expressions to name it.")
+        raise ConfigError(
+            f"name {name!r} cannot be used in expressions; expected a letter, then letters, digits and _."
+        )
     if name in {"token": TOKEN_FIELDS, "example": EXAMPLE_FIELDS}.get(kind, {}):
-        raise ConfigError(f"name {name!r} is that of a field which every {kind} has; expected another.")
-    there = {overlay.name: overlay for overlay in store.overlays}
-    if name in there and not replace:
-        raise ConfigError(f"{store.location} has a column {name!r}; expected a new name. Replace it: replace=True.")
-    if name not in there and any(name in own for own in map(_names, store.segments)):
+        raise ConfigError(f"name {name!r} is the name of a field of every {kind}; expected another name.")
+    existing = {overlay.name: overlay for overlay in store.overlays}
+    if name in existing and not replace:
+        raise ConfigError(
+            f"{store.location} already has a column {name!r}; expected a new name. To replace the column, pass "
+            "replace=True."
+        )
+    if name not in existing and any(name in names for names in map(_names, store.segments)):
         raise ConfigError(f"{store.location} has {name!r} from its corpus or capture; expected a new name.")
     return Overlay(name=name, kind=kind, group=group, created=now())
 
@@ -134,10 +139,10 @@ def _names(segment: CommittedSegment) -> set[str]:
 
 
 def _by_segment(store: Snapshot, values: Mapping[Any, Any]) -> dict[int, dict[int, Any]]:
-    """Values by row, by segment; only segments that have any."""
+    """Group values by segment and row. Segments without values are left out."""
     rows: dict[int, dict[int, Any]] = {}
-    for which, value in values.items():
-        number = store.examples[which].index if isinstance(which, str) else int(which)
+    for example, value in values.items():
+        number = store.examples[example].index if isinstance(example, str) else int(example)
         segment = store.segment_of(number)
         rows.setdefault(segment.index, {})[number - segment.first_example] = value
     return dict(sorted(rows.items()))
@@ -146,10 +151,10 @@ def _by_segment(store: Snapshot, values: Mapping[Any, Any]) -> dict[int, dict[in
 def _common_type(
     name: str, rows: Mapping[int, Mapping[int, Any]], kind: OverlayKind
 ) -> Literal["text", "int", "float"]:
-    """What all values are; whole numbers with a negative one among them are kept as float, -1 means missing."""
+    """Return the common type of all values. Negative whole numbers need float, because -1 means missing."""
     types: set[str] = set()
-    for found in rows.values():
-        for value in found.values():
+    for segment_values in rows.values():
+        for value in segment_values.values():
             for item in (value,) if kind == "example" else _items(name, value):
                 if isinstance(item, str):
                     types.add("text")
@@ -161,35 +166,38 @@ def _common_type(
                     raise ConfigError(f"{name!r} has the value {item!r:.80}; expected text, a number or None.")
     if "text" in types:
         if len(types) > 1:
-            raise ConfigError(f"{name!r} has text and numbers; expected one of them. Make the numbers text.")
+            raise ConfigError(f"{name!r} has text and numbers; expected one of them. Convert the numbers to text.")
         return "text"
     return "float" if "float" in types else "int"
 
 
 def _items(name: str, value: Any) -> Sequence[Value]:
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        raise ConfigError(f"{name!r} has the value {value!r:.80} for an example; expected a list, one entry a row.")
+        raise ConfigError(f"{name!r} has the value {value!r:.80} for an example; expected a list, one entry per row.")
     return list(value)
 
 
 def _column(
-    segment: CommittedSegment, overlay: Overlay, found: Mapping[int, Any], value_type: Literal["text", "int", "float"]
+    segment: CommittedSegment,
+    overlay: Overlay,
+    segment_values: Mapping[int, Any],
+    value_type: Literal["text", "int", "float"],
 ) -> Column:
-    """The column of a segment; rows of examples without a value are missing."""
+    """Return the column of a segment. Rows of examples without a value are missing."""
     values: list[Any] = []
     if overlay.kind == "example":
-        values = [found.get(row) for row in range(segment.n_examples)]
+        values = [segment_values.get(row) for row in range(segment.n_examples)]
     else:
-        table = segment.without_overlays().tokens(overlay.group)  # the overlay that is replaced may be damaged
+        table = segment.without_overlays().tokens(overlay.group)  # the replaced overlay may be damaged
         lengths = (np.diff(table.word_offset) if overlay.kind == "word" else table.n_tokens).tolist()
         for row, length in enumerate(lengths):
-            own = _items(overlay.name, found[row]) if row in found else [None] * length
-            if len(own) != length:
+            entries = _items(overlay.name, segment_values[row]) if row in segment_values else [None] * length
+            if len(entries) != length:
                 raise ShapeError(
-                    f"example {segment.ids()[row]!r} has {len(own)} values of {overlay.name!r}; expected {length}, one a "
-                    f"{overlay.kind}."
+                    f"example {segment.ids()[row]!r} has {len(entries)} values of {overlay.name!r}; expected {length}, "
+                    f"one per {overlay.kind}."
                 )
-            values += own
+            values += entries
     if value_type == "text":
         return Column.of_text(values)
     missing = np.nan if value_type == "float" else -1
@@ -204,5 +212,5 @@ def _commit(store: Snapshot, overlay: Overlay, contents: Iterable[tuple[int, Any
 
 
 def _writer(path: Path, segments: Sequence[CommittedSegment]) -> StoreWriter:
-    """A writer in the container that the store has."""
+    """Return a writer with the container of the store."""
     return StoreWriter(path, container=segments[0].read_listing().container if segments else "zarr", threads=1)

@@ -1,4 +1,4 @@
-"""What the files of a segment say of their arrays themselves: codec, definition, largest error."""
+"""Attributes of arrays in the files of a segment: codec, definition, largest error."""
 
 from __future__ import annotations
 
@@ -14,21 +14,29 @@ _SPARSE = {
 
 
 def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
-    """What the file itself says of a trace array, for readers without headatlas."""
+    """Return the attributes of a trace array, for people who read the file without headatlas."""
     name = path.rpartition("/")[2]
     if name in _SPARSE:
         return {"definition": _SPARSE[name]}
     if name.startswith("attention") and (codec := spec.attention_codec) is not None:
-        facts = {"codec": codec.name, "definition": codec.bound.definition, "max_absolute_error": spec.attention_error}
+        attributes = {
+            "codec": codec.name,
+            "definition": codec.bound.definition,
+            "max_absolute_error": spec.attention_error,
+        }
         if codec.selection is None:
             bands = spec.site(path.partition("/")[0]).bands
             layers = next(layers for band, layers in bands.items() if band_array(band) == name)
-            facts |= {"layers": ", ".join(map(str, layers))} if len(bands) > 1 else {}
-        return facts
+            attributes |= {"layers": ", ".join(map(str, layers))} if len(bands) > 1 else {}
+        return attributes
     if name in ("query", "key") and spec.keep.query_key:
         bound = VECTOR_BOUNDS[spec.keep.query_key]
-        said = {"codec": spec.keep.query_key, "definition": bound.definition, "max_relative_error": bound.relative}
-        return said | ({"max_error_in_scales": bound.scaled} if bound.scaled else {})
+        attributes = {
+            "codec": spec.keep.query_key,
+            "definition": bound.definition,
+            "max_relative_error": bound.relative,
+        }
+        return attributes | ({"max_error_in_scales": bound.scaled} if bound.scaled else {})
     if name in ("query_scale", "key_scale"):
         return {"definition": "largest absolute value of an example, head and dimension, over 127"}
     if name == "position_bias":

@@ -1,6 +1,7 @@
-"""From a draft to a folder of the store: described, flushed and renamed; what is in its place already counts, if it is whole.
+"""Moving a draft folder into the store: its listing is written, its files are flushed, and it is renamed.
 
-Segments and the overlays beside them are placed in one way. Nothing lists what was placed yet.
+Segments and overlays use the same steps. If an intact folder of that name exists already, it is used instead. No
+manifest lists the folder yet.
 """
 
 from __future__ import annotations
@@ -18,27 +19,29 @@ from ..files.hashed_files import fsync_folder
 from ..files.manifest import write_durable
 
 _TRIES = 1000
-Found = TypeVar("Found")
+Existing = TypeVar("Existing")
 
 
 def seal(draft: Path, listing: SegmentListing) -> bytes:
-    """Write a draft's segment.json and flush the folder; gives the document."""
+    """Write a draft's segment.json, flush the folder, and return the document."""
     document = listing.to_bytes()
     write_durable(draft / "segment.json", document)
     fsync_folder(draft)
     return document
 
 
-def place(draft: Path, target: Path, spare: Path, there: Callable[[], Found | None]) -> Found | None:
-    """Rename a sealed draft to `target`, flushed; or give what `there` says of the folder that is in that place.
+def rename_draft(
+    draft: Path, target: Path, spare: Path, check_existing: Callable[[], Existing | None]
+) -> Existing | None:
+    """Rename a sealed draft to `target` and flush it, or return the result of `check_existing` for an existing folder.
 
-    `there` answers None, or raises `OSError` or an error of the store, for a folder that is not whole: left by a crash, or
-    damaged since. It moves into the folder `spare`, and the draft takes its place.
+    `check_existing` returns None, or raises `OSError` or an error of the store, if the existing folder is incomplete or
+    damaged. Such a folder is moved into the folder `spare`, and the draft replaces it.
 
     Raises
     ------
     CorruptSegmentError
-        The folder comes back whenever it is moved away.
+        The damaged folder reappears after each move.
     """
     for _ in range(_TRIES):
         try:
@@ -50,10 +53,13 @@ def place(draft: Path, target: Path, spare: Path, there: Callable[[], Found | No
             fsync_folder(target.parent)
             return None
         with contextlib.suppress(OSError, HeadAtlasError):
-            found = there()
-            if found is not None:
+            existing = check_existing()
+            if existing is not None:
                 fsync_folder(target.parent)
-                return found
+                return existing
         with contextlib.suppress(FileNotFoundError):
             os.rename(target, spare / f"damaged-{uuid.uuid4().hex}")
-    raise CorruptSegmentError(f"{target} cannot be replaced. Remove it by hand, and run the job again.")
+    raise CorruptSegmentError(
+        f"{target} is damaged and cannot be replaced, because another process restores it. Remove it by hand, and run "
+        "the job again."
+    )

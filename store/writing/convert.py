@@ -1,7 +1,6 @@
-"""Copying a store into another container or other codecs, segment by segment; what does not change stays bit for bit.
+"""Conversion of a store to another container or other codecs, segment by segment. Unchanged arrays stay bit-identical.
 
-What comes out is a store of its own that says in its provenance what it was made from. A conversion that was cut off
-goes on where it stopped.
+The result is a store of its own, whose provenance names the original. A conversion that was interrupted can be resumed.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from .store_writer import StoreWriter
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert_store` did."""
+    """Result of `convert_store`."""
 
     path: str
     out: str
     container: str
     attention: str | None
     attention_error: float
-    """Largest of a stored weight: the errors of all codecs that it went through, added up."""
+    """Largest error of a stored weight: the sum of the errors of all codecs that were applied to it."""
     query_key: str | None
     n_segments: int
     n_segments_there: int
-    """Of these, how many an earlier conversion had left."""
+    """Number of these segments that an interrupted conversion had already written."""
     n_examples: int
     bytes_before: int
     bytes_after: int
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the result as plain values."""
         return asdict(self)
 
 
@@ -53,30 +52,30 @@ def convert_store(
     codecs: Mapping[str, str] | None = None,
     keep: Collection[str] | None = None,
     threads: int | None = None,
-    on_segment: Callable[[int, int], None] = lambda done, total: None,
+    on_segment: Callable[[int, int], None] = lambda n_done, total: None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Conversion:
-    """Write the newest snapshot of a store into the folder `out`; `on_segment` hears how many segments are done.
+    """Write the newest snapshot of a store into the folder `out`. `on_segment` receives the numbers done and total.
 
     Parameters
     ----------
     container
-        None: that of the store (Zarr if it has both).
+        Container of the result; None for that of the store (Zarr if it has both).
     codecs
         New codecs of ``attention`` and ``query_key``.
     keep
-        Which of ``attention``, ``query_key``, ``edges`` and ``statistics`` stay; None: all that there are.
+        Kinds to keep of ``attention``, ``query_key``, ``edges`` and ``statistics``; None for all.
 
     Raises
     ------
     ConfigError
-        `out` is the store itself, or holds something else than an earlier conversion of this snapshot; or a codec
-        cannot be made of what was kept.
+        `out` is the store itself, or holds anything but an interrupted conversion of this snapshot. Or the requested
+        codec cannot be computed from the stored data.
     CorruptSegmentError
         A segment cannot be read.
     """
-    source, place = open_snapshot(path), local_folder(out)
-    if source.source.folder is not None and place.absolute().resolve() == source.path.resolve():
+    source, target = open_snapshot(path), local_folder(out)
+    if source.source.folder is not None and target.absolute().resolve() == source.path.resolve():
         raise ConfigError(f"{out} is the store itself; expected another folder for the copy.")
     manifest = source.manifest
     containers = sorted({segment.read_listing().container for segment in source.segments})
@@ -94,7 +93,7 @@ def convert_store(
         made_from["kept"] = {"before": manifest.spec.keep.model_dump(), "after": spec.keep.model_dump()}
         made_from["attention_error"] = {"before": manifest.spec.attention_error, "after": spec.attention_error}
     writer = StoreWriter.create(
-        place,
+        target,
         spec=spec,
         provenance={**manifest.provenance, "made_from": made_from},
         n_examples_planned=manifest.n_examples_planned,
@@ -103,22 +102,22 @@ def convert_store(
         threads=threads,
         on_step=on_step,
     )
-    there, done = writer.committed, 0
-    on_segment(len(there), len(source.segments))
+    existing, n_done = writer.committed, 0
+    on_segment(len(existing), len(source.segments))
     starts = [segment.first_example for segment in source.segments]
     for number, segment in enumerate(source.segments):
-        if segment.index not in there:
+        if segment.index not in existing:
             low = starts[number] if number else 0
             high = starts[number + 1] if number + 1 < len(starts) else manifest.n_examples_planned
             skipped = [row for row in manifest.skipped if low <= row.example < high]
             writer.copy(segment, skipped, recoded_traces(segment, spec) if is_recoded else None)
-            done += 1
-            on_segment(len(there) + done, len(source.segments))
+            n_done += 1
+            on_segment(len(existing) + n_done, len(source.segments))
     if source.overlays:
         contents = [(segment.index, read_overlays(segment, source.overlays)) for segment in source.segments]
         commit_overlays(writer, source.overlays, contents)
-    writer.take_out(skipped=manifest.skipped, dropped=manifest.dropped)  # where no segment is left to carry it
-    result = open_snapshot(place)
+    writer.record_removals(skipped=manifest.skipped, dropped=manifest.dropped)  # for ranges without a segment
+    result = open_snapshot(target)
     return Conversion(
         path=source.location,
         out=result.location,
@@ -127,7 +126,7 @@ def convert_store(
         attention_error=spec.attention_error,
         query_key=spec.keep.query_key,
         n_segments=len(result.segments),
-        n_segments_there=len(there),
+        n_segments_there=len(existing),
         n_examples=result.n_examples,
         bytes_before=source.bytes_on_disk,
         bytes_after=result.bytes_on_disk,

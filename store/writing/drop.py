@@ -1,7 +1,8 @@
-"""Taking examples or whole segments out of a store: a new manifest without them.
+"""Dropping examples or segments from a store, with a new manifest.
 
-Examples keep their numbers. One that is dropped stays as an id without text, tokens and traces, noted among the skipped,
-in a segment written anew; what was there before is still listed by older manifests until `gc` removes them.
+Examples keep their numbers. The segment of a dropped example is written again: the id of the example stays, without
+text, tokens and traces, and the manifest lists it as skipped. Older manifests list the previous segment until `gc`
+removes them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from ..reading.committed_segment import CommittedSegment
 from ..reading.snapshot import Snapshot, open_snapshot
 from ..schema.text_tables import SegmentTables
 from ..schema.token_table import Column, TokenTable
-from ..schema.traces import SequenceName, entries_of, segment_layout, zero_distance
+from ..schema.traces import SequenceName, count_entries, segment_layout, zero_distance
 from .store_writer import Replacement, StoreWriter
 
 
 @dataclass(frozen=True)
 class Drop:
-    """What `drop_from_store` did."""
+    """Result of `drop_from_store`."""
 
     path: str
     manifest: int
@@ -38,7 +39,7 @@ class Drop:
     segments: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the result as plain values."""
         return asdict(self)
 
 
@@ -50,9 +51,9 @@ def drop_from_store(
     reason: str = "dropped",
     **options: Any,
 ) -> Drop:
-    """Take examples (numbers or ids) and segments out of the newest snapshot, in one commit.
+    """Drop examples (numbers or ids) and segments from the newest snapshot, in one commit.
 
-    `options` are those of a `StoreWriter`. Examples that are skipped already stay so.
+    `options` are passed to `StoreWriter`. Examples that are already skipped are ignored.
 
     Raises
     ------
@@ -64,35 +65,35 @@ def drop_from_store(
     for index in segments:
         if index not in by_index:
             raise NotFoundError(f"{store.path}: no segment {index}; there are {', '.join(map(str, by_index))}.")
-    there = {row.example for row in store.manifest.skipped}
-    wanted: dict[int, set[int]] = {}
-    for which in examples:
-        found = store.examples[which].index if isinstance(which, str) else int(which)
-        segment = store.segment_of(found)
-        if segment.index not in segments and found not in there:
-            wanted.setdefault(segment.index, set()).add(found - segment.first_example)
-    gone = [by_index[index].entry for index in sorted(set(segments))]
-    if not wanted and not gone:
-        raise ConfigError(f"{store.path}: nothing to drop; expected examples or segments that are still there.")
-    container = next(iter(by_index.values())).read_listing().container if wanted else "zarr"
+    skipped_numbers = {row.example for row in store.manifest.skipped}
+    rows_by_segment: dict[int, set[int]] = {}
+    for example in examples:
+        number = store.examples[example].index if isinstance(example, str) else int(example)
+        segment = store.segment_of(number)
+        if segment.index not in segments and number not in skipped_numbers:
+            rows_by_segment.setdefault(segment.index, set()).add(number - segment.first_example)
+    entries = [by_index[index].entry for index in sorted(set(segments))]
+    if not rows_by_segment and not entries:
+        raise ConfigError(f"{store.path}: nothing to drop; expected examples or segments that the store has.")
+    container = next(iter(by_index.values())).read_listing().container if rows_by_segment else "zarr"
     writer = StoreWriter(store.path, **({"container": container, "threads": None} | options))
     skipped = [
         Skipped(example=by_index[index].first_example + row, id=by_index[index].ids()[row], reason=reason)
-        for index, rows in sorted(wanted.items())
+        for index, rows in sorted(rows_by_segment.items())
         for row in sorted(rows)
     ]
-    dropped = [Dropped(index=e.index, first_example=e.first_example, n_examples=e.n_examples) for e in gone]
-    manifest = writer.replace(_emptied(store, wanted), skipped=skipped, dropped=dropped)
+    dropped = [Dropped(index=e.index, first_example=e.first_example, n_examples=e.n_examples) for e in entries]
+    manifest = writer.replace(_replacements(store, rows_by_segment), skipped=skipped, dropped=dropped)
     return Drop(
         str(store.path), manifest.number, tuple(row.example for row in skipped), tuple(row.index for row in dropped)
     )
 
 
-def _emptied(store: Snapshot, wanted: dict[int, set[int]]) -> Iterator[Replacement]:
+def _replacements(store: Snapshot, rows_by_segment: dict[int, set[int]]) -> Iterator[Replacement]:
     for segment in store.segments:
-        if segment.index in wanted:
-            tables, arrays = without_examples(segment, wanted[segment.index])
-            keep = [row not in wanted[segment.index] for row in range(segment.n_examples)]
+        if segment.index in rows_by_segment:
+            tables, arrays = without_examples(segment, rows_by_segment[segment.index])
+            keep = [row not in rows_by_segment[segment.index] for row in range(segment.n_examples)]
             tables, overlays = _split_overlays(tables, segment, store.overlays, keep)
             yield Replacement(segment.entry, tables, arrays, overlays)
 
@@ -100,14 +101,14 @@ def _emptied(store: Snapshot, wanted: dict[int, set[int]]) -> Iterator[Replaceme
 def _split_overlays(
     tables: SegmentTables, segment: CommittedSegment, overlays: Sequence[Overlay], keep: Sequence[bool]
 ) -> tuple[SegmentTables, dict[str, dict[str, SegmentArray]]]:
-    """The tables as the segment itself has them, and the overlays beside it, of examples that are kept."""
-    beside: dict[str, dict[str, SegmentArray]] = {}
+    """Split the tables of the remaining examples into those of the segment itself and the arrays of its overlays."""
+    contents: dict[str, dict[str, SegmentArray]] = {}
     for overlay in overlays:
         if overlay.name not in segment.overlays:
             continue
         if overlay.kind == "statistic":
             values = segment.overlay_statistic(overlay.name, overlay.group)
-            beside[overlay.name] = statistic_overlay(
+            contents[overlay.name] = statistic_overlay(
                 overlay, np.where(keep, values, np.float32(np.nan)).astype(np.float32)
             )
         else:
@@ -115,21 +116,21 @@ def _split_overlays(
             if overlay.kind != "example":
                 table = next(table for name, table in tables.tokens.items() if name == overlay.group)
                 columns = table.word_columns if overlay.kind == "word" else table.columns
-            beside[overlay.name] = column_overlay(overlay, columns.pop(overlay.name))
-    return tables, beside
+            contents[overlay.name] = column_overlay(overlay, columns.pop(overlay.name))
+    return tables, contents
 
 
 def without_examples(segment: CommittedSegment, rows: set[int]) -> tuple[SegmentTables, dict[str, np.ndarray]]:
-    """The contents of a segment of which some examples have no text, no tokens and no traces any more."""
+    """Return the contents of a segment without the text, tokens and traces of some examples."""
     keep = np.array([row not in rows for row in range(segment.n_examples)], dtype=bool)
     spec = segment.spec
     before: dict[SequenceName, TokenTable] = {name: segment.tokens(name) for name in spec.sequences}
     tables = SegmentTables(
         ids=segment.ids(),
-        texts=[text if kept else "" for text, kept in zip(segment.texts(), keep, strict=True)],
-        text_pairs=_blanked(segment.optional_texts("text_pair"), keep),
-        target_texts=_blanked(segment.optional_texts("target_text"), keep),
-        columns={name: _missing(column, keep) for name, column in segment.columns().items()},
+        texts=[text if stays else "" for text, stays in zip(segment.texts(), keep, strict=True)],
+        text_pairs=_blank_rows(segment.optional_texts("text_pair"), keep),
+        target_texts=_blank_rows(segment.optional_texts("target_text"), keep),
+        columns={name: _blank_column(column, keep) for name, column in segment.columns().items()},
         tokens={name: _without_tokens(table, keep) for name, table in before.items()},
     )
     arrays = {}
@@ -152,22 +153,24 @@ def without_examples(segment: CommittedSegment, rows: set[int]) -> tuple[Segment
             lengths = np.diff(segment.stored_pair_offset(path)) if axis == "pair" else before[sequence].n_tokens
             data = data[:, :, np.repeat(keep, lengths)]
         elif axis == "entry":
-            kept_rows = np.repeat(keep, before[site.query_sequence].n_tokens)
-            data = entries_of_rows(data, segment.read(f"{site.name}/attention_count"), kept_rows)
+            row_mask = np.repeat(keep, before[site.query_sequence].n_tokens)
+            data = entries_of_rows(data, segment.read(f"{site.name}/attention_count"), row_mask)
         arrays[path] = data
     n_tokens = {str(name): table.n_tokens for name, table in tables.tokens.items()}
-    layouts = segment_layout(spec, n_tokens, entries_of(spec, n_tokens, {path: a.shape for path, a in arrays.items()}))
+    layouts = segment_layout(
+        spec, n_tokens, count_entries(spec, n_tokens, {path: a.shape for path, a in arrays.items()})
+    )
     arrays = {path: arrays[path].astype(layout.dtype) for path, layout in layouts.items()}
     return tables, arrays
 
 
-def _blanked(rows: list[str | None], keep: np.ndarray) -> list[str | None]:
-    return [row if kept else None for row, kept in zip(rows, keep, strict=True)]
+def _blank_rows(rows: list[str | None], keep: np.ndarray) -> list[str | None]:
+    return [row if stays else None for row, stays in zip(rows, keep, strict=True)]
 
 
-def _missing(column: Column, keep: np.ndarray) -> Column:
+def _blank_column(column: Column, keep: np.ndarray) -> Column:
     if column.is_text:
-        return Column.of_text(_blanked([None if v is None else str(v) for v in column.to_list()], keep))
+        return Column.of_text(_blank_rows([None if v is None else str(v) for v in column.to_list()], keep))
     return Column(np.where(keep, column.data, column.missing).astype(column.data.dtype))
 
 
@@ -182,16 +185,16 @@ def _without_tokens(table: TokenTable, keep: np.ndarray) -> TokenTable:
         char_start=table.char_start[tokens],
         char_end=table.char_end[tokens],
         flags=table.flags[tokens],
-        columns={name: _taken(column, tokens) for name, column in table.columns.items()},
+        columns={name: _select_rows(column, tokens) for name, column in table.columns.items()},
         word_offset=_offset(n_words * keep),
         word_char_start=table.word_char_start[words],
         word_char_end=table.word_char_end[words],
-        word_columns={name: _taken(column, words) for name, column in table.word_columns.items()},
+        word_columns={name: _select_rows(column, words) for name, column in table.word_columns.items()},
     )
 
 
-def _taken(column: Column, rows: np.ndarray) -> Column:
-    """Rows of a column; texts that no row has any more are gone."""
+def _select_rows(column: Column, rows: np.ndarray) -> Column:
+    """Select rows of a column. Texts without a remaining row are removed."""
     if not column.is_text:
         return column.take(rows)
     return Column.of_text([None if value is None else str(value) for value in column.take(rows).to_list()])

@@ -1,8 +1,8 @@
-"""Garbage collection: old manifests, and the segments that no manifest lists any more.
+"""Garbage collection of old manifests, and of segments that no manifest lists.
 
-Kept are the newest manifests, those younger than a grace, and those that a reader holds (a lock on the file, gone with
-its process). Segments go only after the last manifest that lists them, and only while no writer is at work: a segment
-between its rename and its manifest looks unused.
+The newest manifests, those younger than a grace period, and those that a reader has locked are kept. The lock of a
+reader ends with its process. A segment is removed after the last manifest that lists it, and only while no writer is
+active: a segment that was renamed but has no manifest yet looks unused.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from typing import Any
 
 from ..errors import ConfigError, HeadAtlasError, located
 from ..files.hashed_files import check_folder, fsync_folder
-from ..files.leases import at_work, dead_folders, remove_unleased
+from ..files.leases import dead_folders, lock_segments, remove_unleased
 from ..files.locations import local_folder
 from ..files.manifest import Manifest, manifest_numbers, read_manifest
 from ..files.manifest_names import Latest, write_latest
 
 COLLECT_STEPS = ("manifest-removed", "manifests-removed", "segment-moved", "segment-removed")
-"""The points of a collection that `on_step` is told about."""
+"""Steps of a collection that `on_step` is called with."""
 GRACE_S = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What `collect_store` removed, or would remove."""
+    """Result of `collect_store`: files that were removed, or would be removed by a dry run."""
 
     path: str
     dry_run: bool
     manifests: tuple[int, ...]
     held: tuple[int, ...]
-    """Manifests that would have gone, but a reader holds them."""
+    """Numbers of old manifests that stay because a reader holds them."""
     segments: tuple[str, ...]
     bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the result as plain values."""
         return asdict(self)
 
 
@@ -54,84 +54,85 @@ def collect_store(
     now: datetime.datetime | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Collection:
-    """Remove what no kept manifest uses.
+    """Remove old manifests, and the segments and overlays that no other manifest uses.
 
-    The newest `keep` manifests stay, those made within `grace_s` seconds before `now`, and those that a reader holds.
+    The newest `keep` manifests, those written within `grace_s` seconds before `now`, and those that a reader holds
+    stay.
 
     Raises
     ------
     ConfigError
-        A writer is at work, or nothing would be kept.
+        A writer is active, or `keep` is less than 1.
     CorruptSegmentError, FormatError
-        A manifest that stays cannot be read: what it uses is not known.
+        A manifest that stays cannot be read, so its segments are unknown.
     """
-    place = local_folder(path).absolute()
+    store = local_folder(path).absolute()
     if keep < 1:
         raise ConfigError(f"keep = {keep}; expected at least 1: the newest manifest is the store.")
-    with located(str(place)):
-        read_manifest(place)
+    with located(str(store)):
+        read_manifest(store)
         try:
-            with at_work(place, alone=True):
-                return _collect(place, keep, grace_s, dry_run, now or datetime.datetime.now(datetime.UTC), on_step)
+            with lock_segments(store, exclusive=True):
+                return _collect(store, keep, grace_s, dry_run, now or datetime.datetime.now(datetime.UTC), on_step)
         except BlockingIOError:
-            raise ConfigError("a writer is at work here; expected none. Try again when it is done.") from None
+            raise ConfigError("a writer is at work in this store; expected none. Try again when it is done.") from None
 
 
 def _collect(
-    place: Path, keep: int, grace_s: float, dry_run: bool, now: datetime.datetime, on_step: Callable[[str], None]
+    store: Path, keep: int, grace_s: float, dry_run: bool, now: datetime.datetime, on_step: Callable[[str], None]
 ) -> Collection:
-    numbers = manifest_numbers(place)
-    read: dict[int, Manifest] = {}
-    old: list[int] = []
+    numbers = manifest_numbers(store)
+    manifests: dict[int, Manifest] = {}
+    old_numbers: list[int] = []
     for number in numbers:
         is_old = number in numbers[:-keep]
         try:
-            read[number] = read_manifest(place, number)[0]
-            age_s = (now - datetime.datetime.fromisoformat(read[number].created)).total_seconds()
+            manifests[number] = read_manifest(store, number)[0]
+            age_s = (now - datetime.datetime.fromisoformat(manifests[number].created)).total_seconds()
             is_old &= age_s > grace_s
         except (HeadAtlasError, ValueError):
-            if not is_old:  # what it uses is not known
+            if not is_old:  # its segments are unknown
                 raise
         if is_old:
-            old.append(number)
-    if not dry_run:  # readers that cannot list begin to look there: nothing below it is needed
-        write_latest(place, place / "tmp", Latest(numbers[-1], read_manifest(place, numbers[-1])[1]))
+            old_numbers.append(number)
+    if not dry_run:  # readers without listings start there and need no older manifest
+        write_latest(store, store / "tmp", Latest(numbers[-1], read_manifest(store, numbers[-1])[1]))
     removed: list[int] = []
-    for number in old:
-        if remove_unleased(place, number, dry_run=dry_run):
+    for number in old_numbers:
+        if remove_unleased(store, number, dry_run=dry_run):
             removed.append(number)
         on_step("manifest-removed")
-    held = [number for number in old if number not in removed]
-    fsync_folder(place)
+    held = [number for number in old_numbers if number not in removed]
+    fsync_folder(store)
     on_step("manifests-removed")
     for number in held:
-        read.setdefault(number, read_manifest(place, number)[0])
-    used = {
+        manifests.setdefault(number, read_manifest(store, number)[0])
+    used_paths = {
         row.path
-        for number, manifest in read.items()
+        for number, manifest in manifests.items()
         if number not in removed
         for entry in manifest.segments
         for row in (entry, *entry.overlays)
     }
     segments, n_bytes = [], 0
-    kinds = ("segments", "overlays") if os.path.lexists(place / "overlays") else ("segments",)
+    kinds = ("segments", "overlays") if os.path.lexists(store / "overlays") else ("segments",)
     for kind in kinds:
-        check_folder(place / kind, kind)
-    for path in [f"{kind}/{name}" for kind in kinds for name in sorted(os.listdir(place / kind))]:
-        folder = place / path
-        if path in used or folder.is_symlink() or not folder.is_dir():
+        check_folder(store / kind, kind)
+    for path in [f"{kind}/{name}" for kind in kinds for name in sorted(os.listdir(store / kind))]:
+        folder = store / path
+        if path in used_paths or folder.is_symlink() or not folder.is_dir():
             continue
         segments.append(path)
         n_bytes += sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
         if not dry_run:
-            going = place / "tmp" / f"removed-{uuid.uuid4().hex}"
-            os.rename(folder, going)
+            trash = store / "tmp" / f"removed-{uuid.uuid4().hex}"
+            os.rename(folder, trash)
             on_step("segment-moved")
-            shutil.rmtree(going)
+            shutil.rmtree(trash)
             on_step("segment-removed")
     if not dry_run:
         for kind in kinds:
-            fsync_folder(place / kind)
-        for folder in dead_folders(place / "tmp"):
+            fsync_folder(store / kind)
+        for folder in dead_folders(store / "tmp"):
             shutil.rmtree(folder, ignore_errors=True)
-    return Collection(str(place), dry_run, tuple(removed), tuple(held), tuple(segments), n_bytes)
+    return Collection(str(store), dry_run, tuple(removed), tuple(held), tuple(segments), n_bytes)

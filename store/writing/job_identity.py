@@ -1,6 +1,7 @@
-"""Whether two stores come from the same job: the same model, tokenizer, corpus, configuration and shapes.
+"""Comparison of the jobs of two stores: model, tokenizer, corpus, configuration and shapes.
 
-A store is resumed, merged and converted only then; the first difference is named, down to the innermost entry.
+Only stores of the same job can be resumed or merged, and only conversions of the same snapshot can be resumed. The
+error names the first difference, down to the innermost entry.
 """
 
 from __future__ import annotations
@@ -14,44 +15,48 @@ IDENTITY = ("model", "tokenizer", "corpus", "config", "dtype", "made_from")
 """Entries of the provenance that must agree; device and library versions need not."""
 
 
-def check_identity(found: Manifest, wanted: Manifest) -> None:
-    """That an existing store belongs to the same job."""
+def check_identity(existing: Manifest, requested: Manifest) -> None:
+    """Check that an existing store belongs to the same job."""
     advice = "Use another output folder, or the job file that made it."
-    said = ("the store there was made with", "this job")
+    labels = ("the store there was made with", "this job")
     for name in ("n_examples_planned", "n_segments_planned"):
-        check_same(name, getattr(found, name), getattr(wanted, name), *said, advice)
+        check_same(name, getattr(existing, name), getattr(requested, name), *labels, advice)
     for name in IDENTITY:
-        check_same(name, found.provenance.get(name), wanted.provenance.get(name), *said, advice)
-    check_same("spec", found.spec.model_dump(mode="json"), wanted.spec.model_dump(mode="json"), *said, advice)
+        check_same(name, existing.provenance.get(name), requested.provenance.get(name), *labels, advice)
+    check_same("spec", existing.spec.model_dump(mode="json"), requested.spec.model_dump(mode="json"), *labels, advice)
 
 
-def check_same(name: str, there: Any, asked: Any, said_there: str, said_asked: str, advice: str) -> None:
-    """That two JSON values are equal.
+def check_same(
+    name: str, existing: Any, requested: Any, existing_label: str, requested_label: str, advice: str
+) -> None:
+    """Check that two JSON values are equal.
 
     Raises
     ------
     ConfigError
-        They differ; the innermost difference is named.
+        The values differ. The message names the innermost difference.
     """
-    for place, (one, other) in _differences(name, there, asked).items():
-        raise ConfigError(f"{said_there} {place} = {_short(one)}; {said_asked} has {_short(other)}. {advice}")
+    for entry, (value, other) in _differences(name, existing, requested).items():
+        raise ConfigError(
+            f"{existing_label} {entry} = {_short(value)}; {requested_label} has {_short(other)}. {advice}"
+        )
 
 
-def _differences(name: str, there: Any, asked: Any) -> dict[str, tuple[Any, Any]]:
-    """The innermost entries of JSON values in which they differ."""
-    if there == asked:
+def _differences(name: str, existing: Any, requested: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the innermost entries in which two JSON values differ."""
+    if existing == requested:
         return {}
-    if isinstance(there, dict) and isinstance(asked, dict):
+    if isinstance(existing, dict) and isinstance(requested, dict):
         inner: dict[str, tuple[Any, Any]] = {}
-        for key in {**there, **asked}:
-            inner |= _differences(f"{name}.{key}", there.get(key), asked.get(key))
+        for key in {**existing, **requested}:
+            inner |= _differences(f"{name}.{key}", existing.get(key), requested.get(key))
         return inner
-    if isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+    if isinstance(existing, list) and isinstance(requested, list) and len(existing) == len(requested):
         inner = {}
-        for i, (one, other) in enumerate(zip(there, asked, strict=True)):
-            inner |= _differences(f"{name}[{i}]", one, other)
+        for i, (value, other) in enumerate(zip(existing, requested, strict=True)):
+            inner |= _differences(f"{name}[{i}]", value, other)
         return inner
-    return {name: (there, asked)}
+    return {name: (existing, requested)}
 
 
 def _short(value: Any) -> str:

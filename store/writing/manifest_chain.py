@@ -1,14 +1,13 @@
-"""The newest manifest as a writer knows it: how the next one is made, and old ones thinned out.
+"""Chain of manifests, as seen by a writer: creation of the next manifest, and removal of old ones.
 
-Every manifest lists the whole store, so keeping all of them would take space that grows with the square of the number of
-segments. A commit therefore removes manifests that say nothing the new one does not: all but the newest few whose segments are
-all listed still. What a reader holds stays, and so does what only `gc` may take: snapshots from before something was
-dropped or replaced.
+Every manifest lists the full store, so the space for all of them would grow with the square of the number of segments.
+A commit therefore removes older manifests whose segments are all listed in the new one, except the newest few.
+Manifests that a reader holds stay. Snapshots from before a drop or replacement stay too; only `gc` removes them.
 
-No number may be used twice, or a slow writer would make a manifest that nobody reads. So a writer holds the newest
-manifest (a shared lock) from reading it until the next is made, and nobody removes the one after a manifest that is held.
-Where such locks do not reach (other hosts, on some network file systems) a commit still sees that it is missing from
-the newest manifest, and is made again.
+A number must not be used twice, because readers would never see the manifest of a slow writer that reuses an old
+number. A writer therefore holds a shared lock on the newest manifest until it has published the next one, and nobody
+removes the manifest after a locked one. On network file systems the locks may not reach other hosts. There a writer
+detects that its commit is missing in the newest manifest, and repeats it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from ..errors import ConfigError, HeadAtlasError
 from ..files.leases import lease_manifest
 from ..files.manifest import (
-    KEPT_MANIFESTS,
+    N_RECENT_MANIFESTS,
     Manifest,
     OverlayEntry,
     manifest_name,
@@ -34,52 +33,55 @@ from ..files.manifest import (
 _TRIES = 1000
 
 
-class Newest:
-    """The newest manifest of a store; `on_step` hears of the points of a commit."""
+class NewestManifest:
+    """Newest manifest of a store. `on_step` is called with the steps of a commit."""
 
     def __init__(self, path: Path, on_step: Callable[[str], None]) -> None:
         self._path, self._on_step = path, on_step
         self.manifest, self.sha256 = read_manifest(path)
 
     def refresh(self) -> Manifest:
-        """Read it again if there is a newer one."""
+        """Read the newest manifest if it has changed, and return it."""
         while (numbers := manifest_numbers(self._path))[-1:] != [self.manifest.number]:
             try:
                 self.manifest, self.sha256 = read_manifest(self._path)
             except HeadAtlasError:
                 if manifest_numbers(self._path)[-1:] == numbers[-1:]:
-                    raise  # else it was thinned out meanwhile
+                    raise  # else another commit removed it in the meantime: retry
         return self.manifest
 
     def commit(self, private: Path, following: Callable[[Manifest, str], Manifest | None]) -> bool:
-        """Publish what `following` makes of the newest manifest and its sha256, again if another writer came first.
+        """Publish the manifest that `following` returns for the newest one and its sha256. Retry after a race.
 
-        `private` is a folder of this writer's own. False: `following` found nothing to do and gave None.
+        `private` is a private folder of this writer. Return False if `following` returned None, for no change.
 
         Raises
         ------
         ConfigError
-            Other writers came first too often.
+            Other writers committed first too often.
         """
         for _ in range(_TRIES):
-            with self._held():
-                made = following(self.manifest, self.sha256)
-                if made is None:
+            with self._hold_newest():
+                manifest = following(self.manifest, self.sha256)
+                if manifest is None:
                     return False
-                sha256 = publish(self._path, private, made, self._on_step)
+                sha256 = publish(self._path, private, manifest, self._on_step)
             if sha256 is None:
                 continue
-            self.manifest, self.sha256 = made, sha256
-            if _holds(self.refresh(), made):
+            self.manifest, self.sha256 = manifest, sha256
+            if _contains(self.refresh(), manifest):
                 self._on_step("committed")
                 thin_manifests(self._path, self.manifest)
                 return True
-            (self._path / manifest_name(made.number)).unlink(missing_ok=True)  # its number was old, and free again
-        raise ConfigError(f"{_TRIES} other commits came first; expected fewer writers. Start fewer processes.")
+            # the commit reused the number of a removed manifest
+            (self._path / manifest_name(manifest.number)).unlink(missing_ok=True)
+        raise ConfigError(
+            f"other writers committed first {_TRIES} times; expected fewer writers. Start fewer processes."
+        )
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        """The newest manifest, read; while the block runs its number and the next are not free again."""
+    def _hold_newest(self) -> Iterator[None]:
+        """Read the newest manifest. During the block its number and the next one are not reused."""
         while True:
             lease = lease_manifest(self._path, self.refresh().number)
             try:
@@ -91,54 +93,54 @@ class Newest:
                     os.close(lease)
 
 
-def _holds(newest: Manifest, made: Manifest) -> bool:
-    """Whether a commit is part of the newest manifest: nothing that it added is missing."""
-    if newest.number == made.number:
+def _contains(newest: Manifest, commit: Manifest) -> bool:
+    """True if the newest manifest contains everything that a commit added."""
+    if newest.number == commit.number:
         return True
-    there = {row.index for row in (*newest.segments, *newest.dropped)}
+    indices = {row.index for row in (*newest.segments, *newest.dropped)}
     skipped, dropped = set(newest.skipped), set(newest.dropped)
     return (
-        there.issuperset(entry.index for entry in made.segments)
-        and skipped.issuperset(made.skipped)
-        and dropped.issuperset(made.dropped)
+        indices.issuperset(entry.index for entry in commit.segments)
+        and skipped.issuperset(commit.skipped)
+        and dropped.issuperset(commit.dropped)
     )
 
 
 def thin_manifests(store: Path, newest: Manifest) -> list[int]:
-    """Remove older manifests of which every segment is in `newest` as it was; their numbers.
+    """Remove older manifests whose segments are all in `newest`, and return their numbers.
 
-    Left are the newest `KEPT_MANIFESTS`, those that somebody holds and the one after each of these, and those that
-    cannot be read.
+    The newest `N_RECENT_MANIFESTS` stay, as well as manifests that somebody holds, the one after each of these, and
+    manifests that cannot be read.
     """
-    listed = {(entry.path, entry.sha256): entry.overlays for entry in newest.segments}
+    current_overlays = {(entry.path, entry.sha256): entry.overlays for entry in newest.segments}
     removed: list[int] = []
     held: int | None = None
-    for number in manifest_numbers(store)[:-KEPT_MANIFESTS]:
+    for number in manifest_numbers(store)[:-N_RECENT_MANIFESTS]:
         try:
             fd = os.open(store / manifest_name(number), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         except OSError:  # another writer was faster
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if held != number - 1 and _is_covered(store, number, listed):
+            if held != number - 1 and _is_covered(store, number, current_overlays):
                 (store / manifest_name(number)).unlink(missing_ok=True)
                 removed.append(number)
         except BlockingIOError:
             held = number
-        except OSError:  # a file system without locks: who uses what is not known
+        except OSError:  # without locks the readers of a manifest are unknown
             return removed
         finally:
             os.close(fd)
     return removed
 
 
-def _is_covered(store: Path, number: int, listed: Mapping[tuple[str, str], Sequence[OverlayEntry]]) -> bool:
+def _is_covered(store: Path, number: int, current_overlays: Mapping[tuple[str, str], Sequence[OverlayEntry]]) -> bool:
     try:
         segments = read_manifest(store, number)[0].segments
     except HeadAtlasError:
         return False
     for entry in segments:
-        overlays = listed.get((entry.path, entry.sha256))
+        overlays = current_overlays.get((entry.path, entry.sha256))
         if overlays is None or any(overlay not in overlays for overlay in entry.overlays):
             return False
     return True

@@ -1,8 +1,8 @@
-"""One store out of several of the same model and specification: their segments, file for file.
+"""Merging stores of the same model and specification into one, by copying the files of their segments.
 
-Parts of one job (same corpus, same plan) keep their numbers. Stores of different corpora are appended, examples and
-segments numbered on, where that is asked for; an id may not occur twice. What was taken out stays out, unless another
-part of the job has it.
+Parts of one job (same corpus, same plan) keep their numbers. With `append` stores of different corpora are appended,
+and their examples and segments get consecutive numbers. An id must not occur twice. Dropped segments stay dropped,
+unless another part of the job has them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..reading.committed_segment import CommittedSegment
 from ..reading.snapshot import Snapshot, open_snapshot
 from .job_identity import check_same
 from .overlay_commit import commit_overlays
-from .overlay_writer import read_overlays, united
+from .overlay_writer import read_overlays, unite_overlays
 from .store_writer import StoreWriter
 
 _MODEL = ("model", "tokenizer", "dtype")
@@ -30,7 +30,7 @@ _JOB = ("corpus", "config", "made_from")
 
 @dataclass(frozen=True)
 class Merge:
-    """What `merge_stores` did."""
+    """Result of `merge_stores`."""
 
     out: str
     n_stores: int
@@ -39,7 +39,7 @@ class Merge:
     appended: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the result as plain values."""
         return asdict(self)
 
 
@@ -51,25 +51,25 @@ def merge_stores(
     on_segment: Callable[[int, int], None] = lambda done, total: None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Merge:
-    """Write the newest snapshots of stores into the folder `out`; cut off, the same call goes on.
+    """Write the newest snapshots of stores into the folder `out`. The same call resumes an interrupted merge.
 
     Raises
     ------
     ConfigError
-        Models or specifications differ; corpora differ and `append` was not given; a segment or an id is in two of
-        the stores. The difference is named.
+        Models or specifications differ, corpora differ without `append`, or a segment or an id is in two of the stores.
+        The message names the difference.
     """
     stores = [open_snapshot(path) for path in paths]
-    places = {store.location if store.source.folder is None else str(store.path.resolve()) for store in stores}
-    if len(places | {str(local_folder(out).absolute().resolve())}) != len(stores) + 1:
-        raise ConfigError(f"{len(stores)} stores into {out}: one is named twice; expected different folders.")
+    locations = {store.location if store.source.folder is None else str(store.path.resolve()) for store in stores}
+    if len(locations | {str(local_folder(out).absolute().resolve())}) != len(stores) + 1:
+        raise ConfigError(f"{len(stores)} stores into {out}: a folder is named twice; expected different folders.")
     if len(stores) < 2:
-        raise ConfigError("one store alone; expected at least two to merge.")
+        raise ConfigError(f"{len(stores)} store to merge; expected at least two.")
     first = stores[0]
     for store in stores[1:]:
         _check(first, store, append)
-    segments = _appended(stores) if append else _united(stores)
-    gone, noted = _without_segment(stores, append, segments)
+    segments = _append(stores) if append else _unite_parts(stores)
+    dropped, skipped_rows = _without_segment(stores, append, segments)
     manifests = [store.manifest for store in stores]
     parts = [
         {name: manifest.provenance.get(name) for name in _JOB}
@@ -87,69 +87,72 @@ def merge_stores(
         n_segments_planned=sum(m.n_segments_planned for m in manifests) if append else manifests[0].n_segments_planned,
         on_step=on_step,
     )
-    there = writer.committed
+    existing = writer.committed
     for number, (segment, index, first_example, skipped) in enumerate(segments):
         on_segment(number, len(segments))
-        if index not in there:
+        if index not in existing:
             writer.adopt(segment, index, first_example, skipped)
     on_segment(len(segments), len(segments))
-    overlays = united([(store.location, store.overlays) for store in stores])
+    overlays = unite_overlays([(store.location, store.overlays) for store in stores])
     if overlays:
-        found = [(index, read_overlays(segment, overlays.values())) for segment, index, _, _ in segments]
-        commit_overlays(writer, overlays.values(), found)
-    writer.take_out(skipped=noted, dropped=gone)
+        contents = [(index, read_overlays(segment, overlays.values())) for segment, index, _, _ in segments]
+        commit_overlays(writer, overlays.values(), contents)
+    writer.record_removals(skipped=skipped_rows, dropped=dropped)
     result = open_snapshot(out)
     return Merge(str(result.path), len(stores), len(result.segments), result.n_examples, append)
 
 
-_Placed = tuple[CommittedSegment, int, int, list[Skipped]]
+_NumberedSegment = tuple[CommittedSegment, int, int, list[Skipped]]
 
 
 def _check(first: Snapshot, store: Snapshot, append: bool) -> None:
-    one, other = first.manifest, store.manifest
+    manifest, other_manifest = first.manifest, store.manifest
     names = _MODEL if append else (*_MODEL, *_JOB)
-    pairs = [(name, one.provenance.get(name), other.provenance.get(name)) for name in names]
-    pairs += [("spec", one.spec.model_dump(mode="json"), other.spec.model_dump(mode="json"))]
+    pairs = [(name, manifest.provenance.get(name), other_manifest.provenance.get(name)) for name in names]
+    pairs += [("spec", manifest.spec.model_dump(mode="json"), other_manifest.spec.model_dump(mode="json"))]
     if not append:
-        pairs += [(n, getattr(one, n), getattr(other, n)) for n in ("n_examples_planned", "n_segments_planned")]
-    for name, there, asked in pairs:
+        pairs += [
+            (n, getattr(manifest, n), getattr(other_manifest, n)) for n in ("n_examples_planned", "n_segments_planned")
+        ]
+    for name, value, other_value in pairs:
         advice = "Stores of one model and specification can be merged"
         advice += "." if append or name in (*_MODEL, "spec") else "; those of different corpora with --append."
-        check_same(name, there, asked, f"{first.location} has", store.location, advice)
+        check_same(name, value, other_value, f"{first.location} has", store.location, advice)
 
 
-def _united(stores: Sequence[Snapshot]) -> list[_Placed]:
-    """The segments of parts of one job, under their own numbers."""
-    found: dict[int, tuple[Snapshot, CommittedSegment]] = {}
+def _unite_parts(stores: Sequence[Snapshot]) -> list[_NumberedSegment]:
+    """Return the segments of parts of one job, with their own numbers."""
+    owners: dict[int, tuple[Snapshot, CommittedSegment]] = {}
     for store in stores:
         for segment in store.segments:
-            before = found.get(segment.index)
-            if before is None:
-                found[segment.index] = (store, segment)
-            elif before[1].entry.sha256 != segment.entry.sha256:
+            owner = owners.get(segment.index)
+            if owner is None:
+                owners[segment.index] = (store, segment)
+            elif owner[1].entry.sha256 != segment.entry.sha256:
                 raise ConfigError(
-                    f"segment {segment.index} is in {before[0].location} and, with other contents, in {store.location}; "
-                    f"expected it in one. Drop it from one: headatlas drop {store.location} --segments {segment.index}"
+                    f"segment {segment.index} is in {owner[0].location} and, with other contents, in {store.location}; "
+                    "expected it in one store. Drop it from the other: "
+                    f"headatlas drop {store.location} --segments {segment.index}"
                 )
     return [
         (segment, index, segment.first_example, _skipped_in(store, segment, 0))
-        for index, (store, segment) in sorted(found.items())
+        for index, (store, segment) in sorted(owners.items())
     ]
 
 
-def _appended(stores: Sequence[Snapshot]) -> list[_Placed]:
-    """The segments of all stores, one store after the other."""
+def _append(stores: Sequence[Snapshot]) -> list[_NumberedSegment]:
+    """Return the segments of all stores, one store after the other, with new numbers."""
     owner: dict[str, Snapshot] = {}
     for store in stores:
-        own = set(store.example_ids())
-        twice = sorted(name for name in own if name in owner)
-        if twice:
-            named = ", ".join(repr(name) for name in twice[:5]) + (", …" if len(twice) > 5 else "")
+        ids = set(store.example_ids())
+        duplicates = sorted(name for name in ids if name in owner)
+        if duplicates:
+            examples_text = ", ".join(repr(name) for name in duplicates[:5]) + (", …" if len(duplicates) > 5 else "")
             raise ConfigError(
-                f"{len(twice)} ids are in {owner[twice[0]].location} and in {store.location}: {named}; expected each once. "
-                "Drop the examples from one of the stores."
+                f"{len(duplicates)} ids are in {owner[duplicates[0]].location} and in {store.location}: "
+                f"{examples_text}; expected each once. Drop the examples from one of the stores."
             )
-        owner |= dict.fromkeys(own, store)
+        owner |= dict.fromkeys(ids, store)
     return [
         (segment, index + segment.index, example + segment.first_example, _skipped_in(store, segment, example))
         for store, index, example in _shifts(stores, append=True)
@@ -158,7 +161,7 @@ def _appended(stores: Sequence[Snapshot]) -> list[_Placed]:
 
 
 def _shifts(stores: Sequence[Snapshot], append: bool) -> list[tuple[Snapshot, int, int]]:
-    """Each store, and what is added to the numbers of its segments and of its examples."""
+    """Return each store with the offsets that are added to the numbers of its segments and of its examples."""
     if not append:
         return [(store, 0, 0) for store in stores]
     indices = accumulate([store.manifest.n_segments_planned for store in stores], initial=0)
@@ -167,32 +170,32 @@ def _shifts(stores: Sequence[Snapshot], append: bool) -> list[tuple[Snapshot, in
 
 
 def _without_segment(
-    stores: Sequence[Snapshot], append: bool, segments: Sequence[_Placed]
+    stores: Sequence[Snapshot], append: bool, segments: Sequence[_NumberedSegment]
 ) -> tuple[list[Dropped], list[Skipped]]:
-    """Which segments stay taken out, and what is noted of examples that no segment carries, under new numbers."""
-    there = {index for _, index, _, _ in segments}
+    """Return the dropped segments, and the skipped examples outside all segments, with new numbers."""
+    indices = {index for _, index, _, _ in segments}
     starts = [first for _, _, first, _ in segments]
     ends = [first + segment.n_examples for segment, _, first, _ in segments]
-    gone: dict[int, Dropped] = {}
-    noted: dict[int, Skipped] = {}
+    dropped: dict[int, Dropped] = {}
+    skipped: dict[int, Skipped] = {}
     for store, index, example in _shifts(stores, append):
         for row in store.manifest.dropped:
             new = {"index": row.index + index, "first_example": row.first_example + example}
-            if new["index"] not in there:
-                gone.setdefault(new["index"], row.model_copy(update=new))
+            if new["index"] not in indices:
+                dropped.setdefault(new["index"], row.model_copy(update=new))
         for row in store.manifest.skipped:
             number = row.example + example
-            place = bisect_right(starts, number) - 1
-            if place < 0 or number >= ends[place]:
-                noted.setdefault(number, row.model_copy(update={"example": number}))
-    return [gone[index] for index in sorted(gone)], [noted[number] for number in sorted(noted)]
+            position = bisect_right(starts, number) - 1
+            if position < 0 or number >= ends[position]:
+                skipped.setdefault(number, row.model_copy(update={"example": number}))
+    return [dropped[index] for index in sorted(dropped)], [skipped[number] for number in sorted(skipped)]
 
 
 def _skipped_in(store: Snapshot, segment: CommittedSegment, shift: int) -> list[Skipped]:
-    """What is noted of examples of a segment, under their new numbers."""
-    inside = range(segment.first_example, segment.first_example + segment.n_examples)
+    """Return the skipped examples of a segment, with new numbers."""
+    numbers = range(segment.first_example, segment.first_example + segment.n_examples)
     return [
         row.model_copy(update={"example": row.example + shift})
         for row in store.manifest.skipped
-        if row.example in inside
+        if row.example in numbers
     ]

@@ -1,4 +1,4 @@
-"""Overlays beside segments: read to be written again, and written to the folder that their hash names."""
+"""Reading overlays of segments for copies, and writing them to folders named by their hash."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..files.hashed_files import check_hashes, fsync_folder
 from ..files.manifest import SegmentEntry
 from ..files.overlays import Overlay, OverlayEntry, overlay_folder, statistic_overlay
 from ..reading.committed_segment import CommittedSegment
-from .commit import place, seal
+from .commit import rename_draft, seal
 
 OverlayContents = Mapping[str, Mapping[str, SegmentArray]]
-"""The arrays of the overlays of a segment: by overlay, by path."""
+"""Arrays of the overlays of a segment, by overlay and path."""
 
 
 class SegmentDrafter(Protocol):
-    """The part of a `StoreWriter` that overlays are written with."""
+    """Part of a `StoreWriter` that writes the files of overlays."""
 
     @property
     def path(self) -> Path: ...  # noqa: D102
@@ -40,7 +40,7 @@ class SegmentDrafter(Protocol):
 
 
 def read_overlays(segment: CommittedSegment, overlays: Iterable[Overlay]) -> dict[str, dict[str, SegmentArray]]:
-    """What a segment has of some overlays, to be written beside another one."""
+    """Read the arrays of some overlays of a segment, for writing them to another store."""
     contents: dict[str, dict[str, SegmentArray]] = {}
     for info in overlays:
         overlay = segment.overlays.get(info.name)
@@ -57,20 +57,20 @@ def read_overlays(segment: CommittedSegment, overlays: Iterable[Overlay]) -> dic
 def write_overlays(
     writer: SegmentDrafter, private: Path, entry: SegmentEntry, contents: OverlayContents
 ) -> tuple[OverlayEntry, ...]:
-    """Put the overlays of a segment in their places, flushed; nothing lists them yet."""
-    made = []
+    """Write and flush the overlays of a segment. No manifest lists them yet."""
+    entries = []
     for name, arrays in contents.items():
-        own = private / uuid.uuid4().hex
-        own.mkdir()
-        listing = writer.draft(own, entry.index, entry.first_example, entry.n_examples, entry.n_tokens, arrays)
-        document = seal(own / "segment", listing)
+        folder = private / uuid.uuid4().hex
+        folder.mkdir()
+        listing = writer.draft(folder, entry.index, entry.first_example, entry.n_examples, entry.n_tokens, arrays)
+        document = seal(folder / "segment", listing)
         sha256 = hashlib.sha256(document).hexdigest()
         target = writer.path / overlay_folder(entry.index, sha256)
         if not target.parent.is_dir():
             target.parent.mkdir(exist_ok=True)
             fsync_folder(writer.path)
-        place(own / "segment", target, own, partial(_is_whole, target, document, listing))
-        made.append(
+        rename_draft(folder / "segment", target, folder, partial(_is_same_overlay, target, document, listing))
+        entries.append(
             OverlayEntry(
                 name=name,
                 path=overlay_folder(entry.index, sha256),
@@ -79,33 +79,33 @@ def write_overlays(
                 data_bytes=sum(item.bytes for item in listing.objects),
             )
         )
-    return tuple(made)
+    return tuple(entries)
 
 
-def _is_whole(target: Path, document: bytes, listing: SegmentListing) -> bool | None:
-    """Whether the overlay that is in its place already is the same, byte for byte."""
+def _is_same_overlay(target: Path, document: bytes, listing: SegmentListing) -> bool | None:
+    """True if the existing overlay is byte for byte the same, else None."""
     if (target / "segment.json").read_bytes() != document:
         return None
     check_hashes(target, listing.objects)
     return True
 
 
-def united(stores: Iterable[tuple[str, Iterable[Overlay]]]) -> dict[str, Overlay]:
-    """The overlays of several stores (their names first, for messages).
+def unite_overlays(stores: Iterable[tuple[str, Iterable[Overlay]]]) -> dict[str, Overlay]:
+    """Unite the overlays of several stores, given with their locations for messages.
 
     Raises
     ------
     ConfigError
-        Two overlays of one name are not of the same kind.
+        Two overlays of one name have different kinds, groups or units.
     """
-    found: dict[str, tuple[str, Overlay]] = {}
-    for where, overlays in stores:
+    owners: dict[str, tuple[str, Overlay]] = {}
+    for location, overlays in stores:
         for overlay in overlays:
-            other_where, other = found.setdefault(overlay.name, (where, overlay))
+            other_location, other = owners.setdefault(overlay.name, (location, overlay))
             if (other.kind, other.group, other.unit) != (overlay.kind, overlay.group, overlay.unit):
                 raise ConfigError(
-                    f"overlay {overlay.name!r} is of {other.kind} {other.group} in {other_where} and of {overlay.kind} "
-                    f"{overlay.group} in {where}; expected the same. Remove one: headatlas annotate STORE --name "
-                    f"{overlay.name} --remove"
+                    f"column {overlay.name!r} is of {other.kind} {other.group} in {other_location} and of "
+                    f"{overlay.kind} {overlay.group} in {location}; expected the same kind, group and unit. Remove "
+                    f"one: headatlas annotate STORE --name {overlay.name} --remove"
                 )
-    return {name: overlay for name, (_, overlay) in found.items()}
+    return {name: overlay for name, (_, overlay) in owners.items()}

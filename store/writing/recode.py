@@ -1,7 +1,7 @@
-"""A segment's traces in other codecs, or fewer of them: what `convert` writes.
+"""Recoding of a segment's traces to other codecs, or a subset of the traces, for `convert`.
 
-What is kept in the same codec is copied number for number. A codec that changes is decoded and encoded, layer by layer;
-the specification notes the codecs that were there before, and the errors of all add up.
+Arrays whose codec does not change are copied number for number. Other arrays are decoded and encoded layer by layer.
+The specification lists the earlier codecs, and the errors of all codecs add up.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from ..errors import ConfigError
 from ..reading.committed_segment import CommittedSegment
 from ..reading.pair_attention import read_pairs
 from ..reading.stored_vectors import decode_block
-from ..schema.traces import Earlier, Keep, Site, TraceSpec, segment_layout
+from ..schema.traces import EarlierCodecs, Keep, Site, TraceSpec, segment_layout
 
 _CODED = ("attention", "query_key")
 
 
 def recoded_spec(spec: TraceSpec, codecs: Mapping[str, str], keep: Collection[str] | None = None) -> TraceSpec:
-    """The specification of a store that is converted.
+    """Return the specification of a converted store.
 
     Parameters
     ----------
     codecs
-        The new codec of ``attention`` or ``query_key``; what is not named keeps its own.
+        New codecs of ``attention`` or ``query_key``. Other codecs do not change.
     keep
-        Which of ``attention``, ``query_key``, ``edges`` and ``statistics`` stay; None: all.
+        Kinds to keep of ``attention``, ``query_key``, ``edges`` and ``statistics``; None for all.
 
     Raises
     ------
     ConfigError
-        There is no such codec or kind, it was not kept, or what is asked for cannot be made of it.
+        There is no such codec or kind, it was not kept, or the codec cannot be computed from the stored data.
     """
     kinds = list(Keep.model_fields)
     for name in (*codecs, *(keep or ())):
         if name not in kinds:
-            raise ConfigError(f"{name!r} is not kept in a store; expected {', '.join(kinds)}.")
+            raise ConfigError(f"{name!r} is no kind of stored data; expected {', '.join(kinds)}.")
     changes: dict[str, Any] = {
         name: False if name == "statistics" else None for name in kinds if keep and name not in keep
     }
@@ -53,26 +53,29 @@ def recoded_spec(spec: TraceSpec, codecs: Mapping[str, str], keep: Collection[st
             earlier[name] = ()
         elif name in codecs:
             if before is None:
-                raise ConfigError(f"{name} was not kept in this store; expected one that has it. Run the job again.")
+                raise ConfigError(
+                    f"{name} was not kept in this store; expected a store that has it. Run the job again with "
+                    f"keep.{name} set."
+                )
             changes[name] = codecs[name]
     try:
-        kept = Keep.model_validate(spec.keep.model_dump() | changes)
+        new_keep = Keep.model_validate(spec.keep.model_dump() | changes)
     except ValueError as error:
         raise ConfigError(
             f"{', '.join(codecs.values())} is no codec of {', '.join(codecs)}: {_reason(error)}."
         ) from None
     for name in _CODED:
-        before, after = getattr(spec.keep, name), getattr(kept, name)
+        before, after = getattr(spec.keep, name), getattr(new_keep, name)
         if after is not None and after != before and before != "float32":
             earlier[name] = (*earlier[name], before)
-    found, other = spec.attention_codec, kept.attention
-    if found is not None and found.selection is not None and other not in (None, found.name):
+    codec, new_codec = spec.attention_codec, new_keep.attention
+    if codec is not None and codec.selection is not None and new_codec not in (None, codec.name):
         raise ConfigError(
-            f"attention is kept in {found.name}: the weights that it left out are gone. Convert the store that this one "
-            f"was made from, or run the job again with keep.attention = {other!r}."
+            f"attention is kept in {codec.name}: the weights that it left out are gone. Convert the original store, or "
+            f"run the job again with keep.attention = {new_codec!r}."
         )
-    statistics = spec.statistics if kept.statistics else ()
-    return spec.model_copy(update={"keep": kept, "earlier": Earlier(**earlier), "statistics": statistics})
+    statistics = spec.statistics if new_keep.statistics else ()
+    return spec.model_copy(update={"keep": new_keep, "earlier": EarlierCodecs(**earlier), "statistics": statistics})
 
 
 def _reason(error: ValueError) -> str:
@@ -81,14 +84,14 @@ def _reason(error: ValueError) -> str:
 
 
 def recoded_traces(segment: CommittedSegment, spec: TraceSpec) -> dict[str, np.ndarray]:
-    """All traces of a segment as `spec` (a `recoded_spec` of its own) wants them, by path."""
+    """Return all traces of a segment in the codecs of `spec`, by path. `spec` comes from `recoded_spec`."""
     lengths = {name: np.diff(segment.token_offset(name)) for name in segment.spec.sequences}
     arrays: dict[str, np.ndarray] = {}
     layouts, before = segment_layout(spec, lengths), segment.spec.keep
     for path in layouts:
         site, _, name = path.partition("/")
         if path in arrays or (name.endswith("_scale") and spec.keep.query_key != before.query_key):
-            continue  # made with the vectors
+            continue  # computed together with the vectors
         if name.startswith("attention") and spec.keep.attention != before.attention:
             arrays |= _recoded_attention(segment, spec, spec.site(site), layouts, lengths)
         elif name in ("query", "key") and spec.keep.query_key != before.query_key:
@@ -99,7 +102,7 @@ def recoded_traces(segment: CommittedSegment, spec: TraceSpec) -> dict[str, np.n
 
 
 def _recoded_vectors(segment: CommittedSegment, spec: TraceSpec, site: Site, name: str) -> dict[str, np.ndarray]:
-    """Query or key of one site, and the scales that come with ``int8``."""
+    """Return query or key of one site, with the scales of ``int8``."""
     path, codec = f"{site.name}/{name}", spec.keep.query_key or "float32"
     vectors = decode_block(segment, site, name, (slice(None),) * 4)  # [layer, head, token, d_head]
     if codec != "int8":
@@ -109,9 +112,9 @@ def _recoded_vectors(segment: CommittedSegment, spec: TraceSpec, site: Site, nam
     scale = np.zeros((*vectors.shape[:2], segment.n_examples, site.d_head), np.float32)
     for example, (start, stop) in enumerate(itertools.pairwise(offset.tolist())):
         if start < stop:
-            own = vectors[:, :, start:stop]
-            scale[:, :, example : example + 1] = of_example = channel_scale(own)
-            codes[:, :, start:stop] = encode_vectors(own, codec, of_example)
+            example_vectors = vectors[:, :, start:stop]
+            scale[:, :, example : example + 1] = example_scale = channel_scale(example_vectors)
+            codes[:, :, start:stop] = encode_vectors(example_vectors, codec, example_scale)
     return {path: codes, f"{path}_scale": scale}
 
 
@@ -122,13 +125,13 @@ def _recoded_attention(
     layouts: Mapping[str, ArrayLayout],
     lengths: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """The arrays of attention of one site; one layer is decoded at a time."""
+    """Return the attention arrays of one site. One layer is decoded at a time."""
     codec, n_pairs = spec.attention_codec, int(segment.pair_offset(site.name)[-1])
     assert codec is not None
-    old = segment.spec.keep.attention or "float32"
+    old_codec = segment.spec.keep.attention or "float32"
 
     def weights_of(layer: int) -> np.ndarray:
-        return decode_attention(read_pairs(segment, site, layer, slice(None), slice(0, n_pairs)), old)
+        return decode_attention(read_pairs(segment, site, layer, slice(None), slice(0, n_pairs)), old_codec)
 
     n_queries, n_keys = lengths[site.query_sequence], lengths[site.key_sequence]
     error = segment.spec.attention_error

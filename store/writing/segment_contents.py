@@ -1,4 +1,4 @@
-"""What is written of a segment: its tables and traces as arrays with a layout, each held against the specification."""
+"""Contents of a segment to be written: tables and traces as arrays, checked against the specification."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from ..codecs.array_layout import SegmentArray
 from ..errors import ShapeError
 from ..schema.text_tables import SegmentTables, table_arrays
-from ..schema.traces import TraceSpec, entries_of, segment_layout
+from ..schema.traces import TraceSpec, count_entries, segment_layout
 from .array_attributes import array_attributes
 
 
 def segment_contents(
     spec: TraceSpec, tables: SegmentTables, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, SegmentArray]:
-    """Everything of a segment, by path: tables first, then the traces `arrays`.
+    """Return all arrays of a segment by path: its tables, then the traces `arrays`.
 
     Raises
     ------
@@ -25,7 +25,7 @@ def segment_contents(
     """
     tables.check()
     if set(tables.tokens) != set(spec.sequences):
-        raise ShapeError(f"token tables for {sorted(tables.tokens)}; expected {sorted(spec.sequences)}.")
+        raise ShapeError(f"token tables of {sorted(tables.tokens)}; expected those of {sorted(spec.sequences)}.")
     lengths = {name: tokens.n_tokens for name, tokens in tables.tokens.items()}
     return table_arrays(tables) | trace_contents(spec, lengths, arrays)
 
@@ -33,14 +33,14 @@ def segment_contents(
 def trace_contents(
     spec: TraceSpec, lengths: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, SegmentArray]:
-    """The traces of examples of these lengths, by path.
+    """Return the traces of examples with these lengths, by path, after checking them.
 
     Raises
     ------
     ShapeError
         An array is missing, unknown, or has another shape or type.
     """
-    n_entries = entries_of(spec, lengths, {path: data.shape for path, data in arrays.items()})
+    n_entries = count_entries(spec, lengths, {path: data.shape for path, data in arrays.items()})
     layouts = segment_layout(spec, lengths, n_entries)
     if set(arrays) != set(layouts):
         odd = sorted(set(arrays) ^ set(layouts))

@@ -1,11 +1,11 @@
-"""Writing a store: one segment at a time, in private, then visible at once.
+"""Writer of a store. It writes each segment in a private folder and then publishes it atomically.
 
-Order of a commit: every file written, hashed and fsynced below ``tmp/<uuid>/``; folders fsynced; the segment's folder
-renamed into ``segments/``; that folder fsynced; manifest N + 1 linked. A crash between any two steps leaves what was
-committed untouched and at most a folder that nothing lists. Equal segments have equal bytes, so writing one twice, or
-in two processes at once, is harmless: who comes second drops its own.
+A commit has these steps. All files are written, hashed and fsynced below ``tmp/<uuid>/``. Their folders are fsynced.
+The segment's folder is renamed into ``segments/``, and ``segments/`` is fsynced. Manifest N + 1 is linked. A crash
+between two steps does not affect committed data, and leaves at most a folder that no manifest lists. Equal segments
+have equal bytes, so two processes can write the same segment: the second one discards its own.
 
-Private folders are in `private.py`, how a draft gets to its place in `placing.py`.
+`files/leases.py` manages private folders. `commit.py` moves drafts into the store.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from ..reading.committed_segment import CommittedSegment
 from ..schema.text_tables import SegmentTables
 from ..schema.traces import FORMAT_NAME, FORMAT_VERSION, TraceSpec
 from .array_attributes import array_attributes
-from .commit import place, seal
+from .commit import rename_draft, seal
 from .job_identity import check_identity
-from .manifest_chain import Newest
+from .manifest_chain import NewestManifest
 from .overlay_writer import OverlayContents, write_overlays
 from .segment_contents import segment_contents, trace_contents
 
 STEPS = ("arrays-written", "listing-written", "renamed", "manifest-written", "manifest-linked", "committed")
-"""The points of a commit that `on_step` is told about, in order."""
+"""Steps of a commit that `on_step` is called with, in order."""
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """What takes the place of a segment, committed (`before` is its entry) or dropped; `overlays` None keeps those it has."""
+    """New contents of a committed or dropped segment, whose entry is `before`. `overlays` None keeps its overlays."""
 
     before: SegmentEntry | Dropped
     tables: SegmentTables
@@ -55,7 +55,7 @@ class Replacement:
 
 
 class StoreWriter:
-    """Adds segments to a store. Use from one thread; several processes may write to the same store."""
+    """Writer that adds segments to a store, for one thread. Several processes can write to the same store."""
 
     def __init__(
         self, path: Path, *, container: str, threads: int | None, on_step: Callable[[str], None] = lambda step: None
@@ -64,7 +64,7 @@ class StoreWriter:
         self._container = container_of(container)
         n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
         self._threads = threads or min(8, 2 * n_processors)
-        self._newest = Newest(path, lambda step: self.on_step(step))
+        self._newest = NewestManifest(path, lambda step: self.on_step(step))
         self._notes: dict[str, list[str]] = {}
 
     @classmethod
@@ -80,23 +80,23 @@ class StoreWriter:
         threads: int | None = None,
         on_step: Callable[[str], None] = lambda step: None,
     ) -> StoreWriter:
-        """Create a store, or open an existing one of the same job to go on with it.
+        """Create a store, or open an existing store of the same job to resume it.
 
-        `provenance` must be plain JSON values. `threads` encode and write at once (default: two a processor, since one waits
-        for the disk while the other encodes; at most 8).
-        `on_step` is called at each of `STEPS`.
+        `provenance` must consist of plain JSON values. `threads` is the number of threads that encode and write. The
+        default is two per processor, at most 8, because one waits for the disk while the other encodes. `on_step` is
+        called with each of `STEPS`.
 
         Raises
         ------
         ConfigError
-            The folder holds something else, or a store of another model, corpus or configuration; the difference is
-            named.
+            The folder holds other files, or a store of another model, corpus or configuration. The message names the
+            difference.
         """
-        place = local_folder(path)
-        with located(str(place)):
-            create_folders(place)
-            for folder in dead_folders(place / "tmp"):
-                shutil.rmtree(folder, ignore_errors=True)
+        folder = local_folder(path)
+        with located(str(folder)):
+            create_folders(folder)
+            for dead in dead_folders(folder / "tmp"):
+                shutil.rmtree(dead, ignore_errors=True)
             first = Manifest(
                 format=FORMAT_NAME,
                 format_version=FORMAT_VERSION,
@@ -108,33 +108,34 @@ class StoreWriter:
                 n_examples_planned=n_examples_planned,
                 n_segments_planned=n_segments_planned,
             )
-            first = Manifest.model_validate_json(first.model_dump_json())  # as it will be read: tuples become lists
-            if not manifest_numbers(place):
-                with private_folder(place) as private:
-                    publish(place, private, first, on_step)
-            writer = cls(place, container=container, threads=threads, on_step=on_step)
+            # as it will be read, with lists instead of tuples
+            first = Manifest.model_validate_json(first.model_dump_json())
+            if not manifest_numbers(folder):
+                with private_folder(folder) as private:
+                    publish(folder, private, first, on_step)
+            writer = cls(folder, container=container, threads=threads, on_step=on_step)
             check_identity(writer.manifest, first)
         return writer
 
     def note(self, name: str, text: str) -> None:
-        """Say in the provenance of the next commits how segments were made; a list, since a job may go on elsewhere."""
+        """Add a note to the provenance of the next commits. Notes are lists, because other machines may add more."""
         self._notes.setdefault(name, []).append(text)
 
-    def _noted(self, newest: Manifest) -> dict[str, Any]:
-        """The provenance of the manifest after `newest`."""
-        found = dict(newest.provenance)
+    def _new_provenance(self, newest: Manifest) -> dict[str, Any]:
+        """Return the provenance of the manifest after `newest`."""
+        provenance = dict(newest.provenance)
         for name, texts in self._notes.items():
-            found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
-        return found
+            provenance[name] = list(dict.fromkeys([*provenance.get(name, ()), *texts]))
+        return provenance
 
     @property
     def manifest(self) -> Manifest:
-        """The newest snapshot that this writer knows."""
+        """Newest manifest that this writer has read."""
         return self._newest.manifest
 
     @property
     def committed(self) -> set[int]:
-        """Indices of the segments that are there or were dropped; reads the newest manifest."""
+        """Indices of the committed and dropped segments, from the newest manifest."""
         manifest = self._newest.refresh()
         return {entry.index for entry in (*manifest.segments, *manifest.dropped)}
 
@@ -146,17 +147,17 @@ class StoreWriter:
         arrays: Mapping[str, np.ndarray],
         skipped: Iterable[Mapping[str, Any] | Skipped] = (),
     ) -> SegmentEntry:
-        """Write and commit one segment; returns the committed entry, which another process may have made first.
+        """Write and commit one segment. Return the committed entry, which may be that of a faster process.
 
-        `arrays` are those of `segment_layout` for the table's token counts, exactly; where a sparse codec decides how many
-        weights are kept, the last axis of their arrays says it. They must not change before the call returns.
+        `arrays` must be exactly those of `segment_layout` for the table's token counts. For a sparse codec the last
+        axis of its arrays gives the number of stored weights. The arrays must not change before the call returns.
 
         Raises
         ------
         ShapeError
-            An array is missing, unknown, or has another shape or type; tables disagree in length.
+            An array is missing, unknown, or has another shape or type, or tables disagree in length.
         OSError
-            The disk is full or failed: nothing was committed, and the segment can be written again.
+            The disk is full or failed. Nothing was committed, and the segment can be written again.
         """
         with located(f"{self.path}, segment {index}"):
             notes = tuple(Skipped.model_validate(row if isinstance(row, Skipped) else dict(row)) for row in skipped)
@@ -170,9 +171,9 @@ class StoreWriter:
         skipped: Iterable[Skipped] = (),
         recoded: Mapping[str, np.ndarray] | None = None,
     ) -> SegmentEntry:
-        """Write and commit a segment of another store under its own number: the same arrays, in this container.
+        """Write and commit a segment of another store under the same number, with its arrays in this container.
 
-        With `recoded` these are all its traces, by path, as this store's specification wants them.
+        `recoded` replaces all its traces, by path, and must match the specification of this store.
 
         Raises
         ------
@@ -215,7 +216,7 @@ class StoreWriter:
         n_tokens: dict[str, int],
         contents: Mapping[str, SegmentArray],
     ) -> SegmentListing:
-        """Write the files of a segment, or of an overlay, into ``segment`` of a private folder, and describe them."""
+        """Write the files of a segment or overlay into ``segment`` of a private folder, and return their listing."""
         draft = private / "segment"
         draft.mkdir()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
@@ -232,24 +233,24 @@ class StoreWriter:
             objects=tuple(sorted(objects, key=lambda item: item.path)),
         )
 
-    def _finish(self, private: Path, listing: SegmentListing, *, instead: bool = False) -> SegmentEntry:
-        """Put a draft in its place, whole and flushed; nothing lists it yet."""
+    def _finish(self, private: Path, listing: SegmentListing, *, is_replacement: bool = False) -> SegmentEntry:
+        """Move a complete draft into the store. No manifest lists it yet."""
         draft = private / "segment"
-        entry = _entry_of(listing, seal(draft, listing), instead=instead)
+        entry = _entry_of(listing, seal(draft, listing), is_replacement=is_replacement)
         self.on_step("listing-written")
-        entry = place(draft, self.path / entry.path, private, lambda: self._there(entry)) or entry
+        entry = rename_draft(draft, self.path / entry.path, private, lambda: self._existing(entry)) or entry
         self.on_step("renamed")
         return entry
 
     def adopt(
         self, segment: CommittedSegment, index: int, first_example: int, skipped: Iterable[Skipped] = ()
     ) -> SegmentEntry:
-        """Write and commit a segment of another store under other numbers: the same files, each against its hash.
+        """Copy and commit the files of a segment of another store under other numbers. Hashes are verified.
 
         Raises
         ------
         CorruptSegmentError
-            A file is not what the other store lists.
+            A file does not match the listing of the other store.
         """
         listing = segment.listing.model_copy(update={"index": index, "first_example": first_example})
         with located(f"{self.path}, segment {index}"):
@@ -267,45 +268,46 @@ class StoreWriter:
         skipped: Iterable[Skipped] = (),
         dropped: Iterable[Dropped] = (),
     ) -> Manifest:
-        """Put other contents in the place of segments, committed ones or dropped ones, all in one commit.
+        """Replace the contents of committed or dropped segments, all in one commit.
 
-        `skipped` and `dropped` are noted beside what is noted already. The segments that were there stay where they
-        are, for the snapshots that list them; one that is damaged goes if what takes its place is the same.
+        `skipped` and `dropped` are added to those of the manifest. Replaced segments stay on disk for the snapshots
+        that list them. A damaged segment is removed if its replacement has the same hash.
 
         Raises
         ------
         ConfigError
-            Another writer changed one of the segments meanwhile.
+            Another writer changed one of the segments in the meantime.
         """
         skipped, dropped = tuple(skipped), tuple(dropped)
         with located(str(self.path)), private_folder(self.path) as private:
-            placed: dict[int, tuple[SegmentEntry | Dropped, SegmentEntry]] = {}
+            entries: dict[int, tuple[SegmentEntry | Dropped, SegmentEntry]] = {}
             for part in parts:
                 before = part.before
-                own = private / f"{before.index}"
-                own.mkdir()
+                folder = private / f"{before.index}"
+                folder.mkdir()
                 n_tokens = {name: len(tokens) for name, tokens in part.tables.tokens.items()}
                 contents = segment_contents(self.manifest.spec, part.tables, part.arrays)
-                listing = self.draft(own, before.index, before.first_example, before.n_examples, n_tokens, contents)
-                after = self._finish(own, listing, instead=True)
+                listing = self.draft(folder, before.index, before.first_example, before.n_examples, n_tokens, contents)
+                after = self._finish(folder, listing, is_replacement=True)
                 if part.overlays is not None:
                     overlays = write_overlays(self, private, after, part.overlays)
                 else:
                     overlays = before.overlays if isinstance(before, SegmentEntry) else ()
-                placed[before.index] = (before, after.model_copy(update={"overlays": overlays}))
-            return self.change(private, lambda newest: self._replaced(newest, placed, skipped, dropped))
+                entries[before.index] = (before, after.model_copy(update={"overlays": overlays}))
+            return self.change(private, lambda newest: self._replacing_fields(newest, entries, skipped, dropped))
 
-    def take_out(self, *, skipped: Iterable[Skipped], dropped: Iterable[Dropped]) -> None:
-        """Commit what was taken out of the stores that this one is made of, as far as it is not noted yet."""
-        noted, gone = set(self.manifest.skipped), set(self.manifest.dropped)
-        more, others = [row for row in skipped if row not in noted], [row for row in dropped if row not in gone]
-        if more or others:
-            self.replace([], skipped=more, dropped=others)
+    def record_removals(self, *, skipped: Iterable[Skipped], dropped: Iterable[Dropped]) -> None:
+        """Commit the skipped examples and dropped segments of the original stores that are not in the manifest yet."""
+        old_skipped, old_dropped = set(self.manifest.skipped), set(self.manifest.dropped)
+        new_skipped = [row for row in skipped if row not in old_skipped]
+        new_dropped = [row for row in dropped if row not in old_dropped]
+        if new_skipped or new_dropped:
+            self.replace([], skipped=new_skipped, dropped=new_dropped)
 
     def change(self, private: Path, changes: Callable[[Manifest], dict[str, Any] | None]) -> Manifest:
-        """Commit other fields of the newest manifest; `changes` is asked again when another writer was faster.
+        """Commit changed fields of the newest manifest. `changes` is called again if another writer was faster.
 
-        Its answer None means that nothing is to be changed. The caller holds the private folder.
+        It returns None if nothing has to change. The caller holds the private folder.
         """
 
         def following(newest: Manifest, sha256: str) -> Manifest | None:
@@ -315,51 +317,55 @@ class StoreWriter:
         self._newest.commit(private, following)
         return self.manifest
 
-    def _replaced(
+    def _replacing_fields(
         self,
         newest: Manifest,
         placed: Mapping[int, tuple[SegmentEntry | Dropped, SegmentEntry]],
         skipped: tuple[Skipped, ...],
         dropped: tuple[Dropped, ...],
     ) -> dict[str, Any]:
-        """What changes in `newest` when segments take the place of others."""
-        known: dict[int, SegmentEntry | Dropped] = {row.index: row for row in (*newest.segments, *newest.dropped)}
-        if any(known.get(index) != was for index, (was, _) in placed.items()):
-            raise ConfigError("another writer changed one of these segments meanwhile. Run it again.")
-        gone = {row.index for row in dropped}
-        there = {entry.index: entry for entry in newest.segments} | {i: after for i, (_, after) in placed.items()}
-        noted = {row.example for row in newest.skipped}
+        """Return the changed fields of `newest` after segments were replaced."""
+        current: dict[int, SegmentEntry | Dropped] = {row.index: row for row in (*newest.segments, *newest.dropped)}
+        if any(current.get(index) != before for index, (before, _) in placed.items()):
+            raise ConfigError("another writer changed one of these segments in the meantime. Run the command again.")
+        dropped_indices = {row.index for row in dropped}
+        segments = {entry.index: entry for entry in newest.segments} | {i: after for i, (_, after) in placed.items()}
+        skipped_numbers = {row.example for row in newest.skipped}
         return {
-            "provenance": self._noted(newest),
-            "segments": tuple(there[index] for index in sorted(there) if index not in gone),
-            "skipped": (*newest.skipped, *(row for row in skipped if row.example not in noted)),
+            "provenance": self._new_provenance(newest),
+            "segments": tuple(segments[index] for index in sorted(segments) if index not in dropped_indices),
+            "skipped": (*newest.skipped, *(row for row in skipped if row.example not in skipped_numbers)),
             "dropped": (
                 *(row for row in newest.dropped if row.index not in placed),
                 *(row for row in dropped if row not in newest.dropped),
             ),
         }
 
-    def _there(self, entry: SegmentEntry) -> SegmentEntry | None:
-        """The segment that another process put in the place of this one, or None if it is not whole."""
+    def _existing(self, entry: SegmentEntry) -> SegmentEntry | None:
+        """Return the entry of the segment that another process wrote in the same folder, or None if it differs."""
         folder = self.path / entry.path
         document = (folder / "segment.json").read_bytes()
-        instead = entry.path != segment_path(entry.index)
-        found = _entry_of(SegmentListing.from_bytes(document), document, instead=instead)
-        if instead and found != entry:
+        is_replacement = entry.path != segment_path(entry.index)
+        existing = _entry_of(SegmentListing.from_bytes(document), document, is_replacement=is_replacement)
+        if is_replacement and existing != entry:
             return None
-        same = ("index", "first_example", "n_examples", "n_tokens")
-        if any(getattr(found, name) != getattr(entry, name) for name in same):
+        names = ("index", "first_example", "n_examples", "n_tokens")
+        if any(getattr(existing, name) != getattr(entry, name) for name in names):
             return None
         check_hashes(folder, SegmentListing.from_bytes(document).objects)
-        _ = CommittedSegment(LocalSource(self.path), found, self.manifest.spec).layouts
-        return found
+        _ = CommittedSegment(LocalSource(self.path), existing, self.manifest.spec).layouts
+        return existing
 
     def _commit(self, entry: SegmentEntry, skipped: tuple[Skipped, ...], private: Path) -> SegmentEntry:
         def add(newest: Manifest) -> dict[str, Any] | None:
             if any(row.index == entry.index for row in (*newest.segments, *newest.dropped)):
                 return None
             segments = tuple(sorted((*newest.segments, entry), key=lambda e: e.index))
-            return {"segments": segments, "skipped": (*newest.skipped, *skipped), "provenance": self._noted(newest)}
+            return {
+                "segments": segments,
+                "skipped": (*newest.skipped, *skipped),
+                "provenance": self._new_provenance(newest),
+            }
 
         self.change(private, add)
         return self._entry(entry.index)
@@ -368,14 +374,16 @@ class StoreWriter:
         for entry in self.manifest.segments:
             if entry.index == index:
                 return entry
-        raise ConfigError(f"segment {index} was dropped from this store; a dropped segment is not written again.")
+        raise ConfigError(
+            f"segment {index} was dropped from this store. A dropped segment is written again only as a repair."
+        )
 
 
-def _entry_of(listing: SegmentListing, document: bytes, *, instead: bool = False) -> SegmentEntry:
+def _entry_of(listing: SegmentListing, document: bytes, *, is_replacement: bool = False) -> SegmentEntry:
     sha256 = hashlib.sha256(document).hexdigest()
     return SegmentEntry(
         index=listing.index,
-        path=segment_path(listing.index, sha256 if instead else None),
+        path=segment_path(listing.index, sha256 if is_replacement else None),
         first_example=listing.first_example,
         n_examples=listing.n_examples,
         n_tokens=listing.n_tokens,

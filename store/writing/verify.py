@@ -1,6 +1,7 @@
-"""Is a store what its writers made? Quick: every object is there with its size. Full: every byte has its hash.
+"""Verification of a store. The quick check compares the sizes of all objects, and the full check their hashes.
 
-Findings name the object and the examples it touches: for a damaged shard those of the chunks that cannot be decoded.
+Each finding names the object and the touched examples. For a damaged shard these are the examples of the chunks that
+cannot be decoded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..reading.segment_overlay import SegmentOverlay
 
 @dataclass(frozen=True)
 class Finding:
-    """One damaged object; `first_example` to `last_example` (both included) are touched, None where none is."""
+    """Damaged object. `first_example` to `last_example` (both included) are touched, or None if no example is."""
 
     object: str
     problem: str
@@ -32,12 +33,12 @@ class Finding:
     first_example: int | None = None
     last_example: int | None = None
     overlay: str | None = None
-    """Name of the overlay that the object belongs to; None: the segment itself."""
+    """Name of the overlay that the object belongs to, or None for the segment itself."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify_store` looked at and found."""
+    """Result of `verify_store`."""
 
     path: str
     full: bool
@@ -47,15 +48,15 @@ class Verification:
     n_bytes: int
     findings: tuple[Finding, ...]
     bytes_fetched: int = 0
-    """Over a network."""
+    """Bytes that were fetched over a network."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is damaged."""
+        """True if nothing is damaged."""
         return not self.findings
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the result as plain values."""
         return asdict(self) | {"is_sound": self.is_sound}
 
 
@@ -65,18 +66,18 @@ def verify_store(
     full: bool = False,
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Verification:
-    """Check the newest snapshot of a store; `on_bytes` hears of progress, from several threads.
+    """Check the newest snapshot of a store. `on_bytes` is called with the bytes checked, from several threads.
 
     Raises
     ------
     NotFoundError
         There is no store.
     FormatError
-        The store is of a newer format version.
+        The store has a newer format version.
     CorruptSegmentError
-        No manifest is left that can be read.
+        No manifest can be read.
     RemoteError
-        The network or its server failed, which says nothing of the store.
+        The network or the server failed. The state of the store is unknown.
     """
     source = open_source(path) if isinstance(path, str | os.PathLike) else path
     findings: list[Finding] = []
@@ -100,18 +101,18 @@ def verify_store(
             def check(item: StoredObject, segment: CommittedSegment = segment) -> Finding | None:
                 return _check_object(segment, item, full, on_bytes)
 
-            found = [finding for finding in pool.map(check, objects) if finding]
+            segment_findings = [finding for finding in pool.map(check, objects) if finding]
             for overlay in segment.overlays.values():
                 remedy = next((row.remedy for row in manifest.overlays if row.name == overlay.entry.name), "")
-                beside = [
+                overlay_findings = [
                     replace(finding, problem=f"{finding.problem} {remedy}".rstrip(), overlay=overlay.entry.name)
                     for finding in _check_overlay(segment, overlay, full)
                 ]
-                found += beside
-                n_objects += 0 if beside else len(overlay.read_listing().objects) + 1
+                segment_findings += overlay_findings
+                n_objects += 0 if overlay_findings else len(overlay.read_listing().objects) + 1
                 n_bytes += overlay.entry.bytes + overlay.entry.data_bytes
-            findings += found
-            if not found:
+            findings += segment_findings
+            if not segment_findings:
                 findings += _check_shapes(segment)
     return Verification(
         source.location,
@@ -126,49 +127,49 @@ def verify_store(
 
 
 def _newest_readable(source: ObjectSource, findings: list[Finding]) -> Manifest:
-    """The newest manifest that can be read; those that cannot are findings."""
+    """Return the newest manifest that can be read. Damaged manifests are added to `findings`."""
     for number in reversed(source.manifest_numbers()):
         try:
             return read_manifest(source, number)[0]
         except CorruptSegmentError as error:
             findings.append(Finding(manifest_name(number), str(error)))
-        except NotFoundError:  # gone since it was listed
+        except NotFoundError:  # removed after it was listed
             continue
-    return read_manifest(source)[0]  # raises: there is none at all, or none that can be read
+    return read_manifest(source)[0]  # raises, because no manifest can be read
 
 
 def _check_latest(source: ObjectSource) -> Iterator[Finding]:
-    """That `latest.json`, if there is one, names a manifest that is there."""
+    """Check that `latest.json`, if it exists, names an existing manifest."""
     try:
         latest = Latest.from_bytes(source.read_small(LATEST_NAME, LATEST_MAX_BYTES))
-    except CorruptSegmentError:  # none: older stores have none, and only servers without listings need it
+    except CorruptSegmentError:  # missing: older stores have none, and only servers without listings need it
         return
     except FormatError:
         latest = None
     try:
-        sound = latest is not None and read_manifest(source, latest.number)[1] == latest.sha256
+        is_sound = latest is not None and read_manifest(source, latest.number)[1] == latest.sha256
     except RemoteError:
         raise
     except HeadAtlasError:
-        sound = False
-    if not sound:
-        yield Finding(LATEST_NAME, "was changed, or names no manifest. Any commit, or headatlas gc, makes it again.")
+        is_sound = False
+    if not is_sound:
+        yield Finding(LATEST_NAME, "was changed, or names no manifest. Any commit, or headatlas gc, writes it again.")
 
 
 def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding]:
-    """That each manifest that is still there is the one its follower names."""
+    """Check that each existing manifest has the hash that the next one names."""
     numbers = set(source.manifest_numbers())
     while manifest.parent is not None and manifest.parent.number in numbers:
         expected, name = manifest.parent.sha256, manifest_name(manifest.parent.number)
         try:
-            manifest, found = read_manifest(source, manifest.parent.number)
+            manifest, digest = read_manifest(source, manifest.parent.number)
         except RemoteError:
             raise
         except HeadAtlasError as error:
             yield Finding(name, str(error))
             return
-        if found != expected:
-            yield Finding(name, f"was changed: its sha256 is {found[:16]}…; manifest after it says {expected[:16]}….")
+        if digest != expected:
+            yield Finding(name, f"was changed: its sha256 is {digest[:16]}…; the next manifest says {expected[:16]}….")
 
 
 def _check_object(
@@ -183,7 +184,7 @@ def _check_object(
 
 
 def _check_overlay(segment: CommittedSegment, overlay: SegmentOverlay, full: bool) -> list[Finding]:
-    """Return the findings of one overlay of a segment; each touches all of its examples."""
+    """Return the findings of one overlay of a segment. Each touches all examples of the segment."""
     path, touched = overlay.entry.path, _all_of(segment.entry)
     try:
         objects = overlay.read_listing().objects
@@ -200,7 +201,7 @@ def _check_overlay(segment: CommittedSegment, overlay: SegmentOverlay, full: boo
 
 
 def _problem(segment: CommittedSegment, item: StoredObject, folder: str, full: bool) -> str | None:
-    """What is wrong with an object of a folder; None: nothing."""
+    """Return the problem of an object in a folder, or None."""
     try:
         segment.source.check_object(folder, item)
         return _hash_problem(segment, item, folder) if full else None
@@ -216,14 +217,14 @@ def _hash_problem(segment: CommittedSegment, item: StoredObject, folder: str) ->
     digest = hashlib.sha256()
     for part in object_parts(segment.source, folder, item):
         digest.update(part)
-    found = digest.hexdigest()
-    if found == item.sha256:
+    sha256 = digest.hexdigest()
+    if sha256 == item.sha256:
         return None
-    return f"was changed: its sha256 is {found[:16]}…; expected {item.sha256[:16]}…."
+    return f"was changed: its sha256 is {sha256[:16]}…; expected {item.sha256[:16]}…."
 
 
 def _check_shapes(segment: CommittedSegment) -> Iterator[Finding]:
-    """That the arrays fit the specification; tables are decoded."""
+    """Check that the arrays fit the specification and that the tables can be decoded."""
     try:
         for sequence in segment.spec.sequences:
             segment.tokens(sequence)

@@ -1,4 +1,4 @@
-"""Shared by the store's tests; helpers that child processes need as well live in `store_builder.py`."""
+"""Fixtures of the store's tests. Helpers that child processes need too are in `store_builder.py`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from headatlas.store.containers.container import CONTAINERS
 
 @pytest.fixture(scope="session")
 def contents() -> list[Content]:
-    """Three segments of a causal model with shared key heads; not to be changed."""
+    """Three segments of a causal model with shared key heads. Tests must not change them."""
     return make_contents(make_spec(), seed=1, n_segments=3)
 
 
 @pytest.fixture(params=CONTAINERS)
 def container(request: pytest.FixtureRequest) -> str:
-    """Each container in turn; tests of one alone are marked `only_zarr`, or override this."""
+    """Name of each container. Tests of one container are marked `only_zarr`, or override this fixture."""
     return request.param
 
 
@@ -46,25 +46,25 @@ def _store_templates(tmp_path_factory: pytest.TempPathFactory, contents: list[Co
 
 @pytest.fixture
 def store_path(tmp_path: Path, container: str, _store_templates: Callable[[str], Path]) -> Path:
-    """A complete store of `contents`, this test's own."""
+    """A complete store of `contents`, which the test can change."""
     return Path(shutil.copytree(_store_templates(container), tmp_path / "traces"))
 
 
 @pytest.fixture(autouse=True)
 def _without_fsync(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """A small store is a hundred files: flushing each would be most of the time."""
+    """Skip fsync, because flushing the hundred files of a small store would take most of the time."""
     if "real_fsync" not in request.fixturenames:
         monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 @pytest.fixture
 def real_fsync() -> None:
-    """Ask for this to keep `os.fsync` as it is."""
+    """Request this fixture to keep `os.fsync` unchanged."""
 
 
 @pytest.fixture
 def forge(store_path: Path) -> Callable[..., Path]:
-    """Change files of segment 0 and its listing, then seal both with right hashes."""
+    """Return a function that changes files of segment 0 and its listing, then updates their hashes."""
 
     def change(files: dict[str, bytes] | None = None, listing: Callable[[dict], None] = lambda document: None) -> Path:
         folder = store_path / SEGMENT
@@ -74,10 +74,10 @@ def forge(store_path: Path) -> Callable[..., Path]:
             (folder / name).write_bytes(data)
             sizes[name] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         listing(document)
-        sealed = json.dumps(document).encode()
-        (folder / "segment.json").write_bytes(sealed)
+        data = json.dumps(document).encode()
+        (folder / "segment.json").write_bytes(data)
         seal_manifest(
-            store_path, lambda m: m["segments"][0].update(bytes=len(sealed), sha256=hashlib.sha256(sealed).hexdigest())
+            store_path, lambda m: m["segments"][0].update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         )
         return store_path
 

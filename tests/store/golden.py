@@ -1,7 +1,8 @@
-"""Makes the golden stores that are not there yet: ``python tests/store/golden.py``. Never over those that are.
+"""Writer of missing golden stores: ``python tests/store/golden.py``. It never overwrites existing ones.
 
-What is in `tests/data` was written by the release that introduced it, and must be readable for ever. What a version
-comes to allow later gets stores of its own: `narrow` has edge keys of one byte, `dense` and `plain` the first ones.
+The release that introduced a format version wrote its stores in `tests/data`, and every later release must read them.
+Layouts that a version allows later get stores of their own: `narrow` has edge keys of one byte, unlike `dense` and
+`plain`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def specs() -> dict[str, TraceSpec]:
-    """Every layout: full, causal, bands of both kinds, cross; codecs of N levels; sparse rows; short edge keys."""
+    """Return specifications of every layout: full, causal, both bands, cross, N-step codecs, sparse rows, edge keys."""
     encoder = make_site("encoder", causal=False, window=(3, None))
     target = {"query_sequence": "target"}
     decoder = make_site("decoder", key_sequence="target", window=(None, 2), **target)
@@ -50,7 +51,7 @@ def specs() -> dict[str, TraceSpec]:
 
 
 def facts(path: Path) -> dict:
-    """What the store at `path` reads as: hashes of arrays, and some decoded numbers."""
+    """Read the store at `path`: hashes of its arrays, and some decoded numbers."""
     store = open_store(path)
     arrays = {
         f"{segment.index}/{name}": hashlib.sha256(np.ascontiguousarray(segment.read(name)).tobytes()).hexdigest()[:16]
@@ -75,9 +76,9 @@ def facts(path: Path) -> dict:
 
 
 def main() -> None:
-    """Write the stores, one archive each, and what they must read as."""
-    answers = DATA / f"v{FORMAT_VERSION}.json"
-    expected = json.loads(answers.read_text()) if answers.exists() else {}
+    """Write the stores, one archive each, and their expected contents."""
+    file_of_facts = DATA / f"v{FORMAT_VERSION}.json"
+    expected = json.loads(file_of_facts.read_text()) if file_of_facts.exists() else {}
     for name, spec in specs().items():
         contents = make_contents(spec, seed=7, n_segments=1, n_examples=4)
         for container in CONTAINERS:
@@ -93,7 +94,7 @@ def main() -> None:
                     for file in sorted(p for p in path.rglob("*") if p.is_file()):
                         archive.writestr(zipfile.ZipInfo(str(file.relative_to(path)), EPOCH), file.read_bytes(), 8)
             expected[target.stem]["sha256"] = hashlib.sha256(target.read_bytes()).hexdigest()
-    answers.write_text(json.dumps(expected, indent=0, sort_keys=True) + "\n")
+    file_of_facts.write_text(json.dumps(expected, indent=0, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

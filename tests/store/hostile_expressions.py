@@ -1,7 +1,7 @@
-"""Some fifty expressions of somebody who wants to stop or trick the server, and the child that asks them one by one.
+"""Expressions that try to stop or trick the server, and the child process that evaluates them.
 
-Run as a program with the folder of a store it prints one JSON line an expression: its index, CPU seconds, how far memory
-rose (bytes), and what came: ``answer`` or the name of the error with its message.
+Run as a program with the folder of a store, it prints one JSON line per expression: its index, CPU seconds, increase of
+memory in bytes, and result: ``answer`` or the name of the error with its message.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 import time
 
 SPARE_BYTES = 1 << 30
-"""Of address space, beside what the child has before the first expression: a hard stop behind the measured bound."""
+"""Address space that the child can use beyond that at the first expression, as a hard limit of the measured bound."""
 
 
-def nested(left: str, inner: str, right: str, depth: int) -> str:
-    return left * depth + inner + right * depth
+def nested(opening: str, inner: str, closing: str, depth: int) -> str:
+    return opening * depth + inner + closing * depth
 
 
 DEEP = [
@@ -85,7 +85,7 @@ EXPRESSIONS: list[str] = [*DEEP, *REGULAR, *RANGES, *NAMES, *UNICODE]
 
 
 def status(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
+    """Return a value of /proc/self/status in bytes."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith(f"{name}:"))
 
@@ -96,20 +96,25 @@ def main(folder: str) -> None:
     from headatlas.store.queries.pattern_search import search
 
     store = open_store(folder)
-    for level in ("attention", "edges"):
-        search(store, "previous_token", basis=level)
+    for basis in ("attention", "edges"):
+        search(store, "previous_token", basis=basis)
     limit = status("VmSize") + SPARE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for index, expression in enumerate(EXPRESSIONS):
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")  # the peak begins anew
-        before, began = status("VmRSS"), time.process_time()
+            file.write("5")  # reset the peak
+        start_bytes, start_s = status("VmRSS"), time.process_time()
         try:
             result = search(store, expression, basis="edges" if index % 2 else "attention")
-            told = f"answer: {result.rows} rows {len(result.notes)}"
+            outcome = f"answer: {result.rows} rows {len(result.notes)}"
         except HeadAtlasError as error:
-            told = f"{type(error).__name__}: {error}"
-        line = {"index": index, "cpu_s": time.process_time() - began, "bytes": status("VmHWM") - before, "told": told}
+            outcome = f"{type(error).__name__}: {error}"
+        line = {
+            "index": index,
+            "cpu_s": time.process_time() - start_s,
+            "bytes": status("VmHWM") - start_bytes,
+            "told": outcome,
+        }
         print(json.dumps(line), flush=True)
 
 

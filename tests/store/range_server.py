@@ -1,4 +1,4 @@
-"""A small web server for tests: serves a folder, answers range requests, counts, and can misbehave."""
+"""Small web server for tests. It serves a folder, supports range requests, records requests, and can misbehave."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from urllib.parse import unquote
 
 
 class RangeServer(ThreadingHTTPServer):
-    """Files below `folder`. `mode` is "ranges", "whole" (ignores ranges), "gzip", "flood" or "broken"."""
+    """Server of the files below `folder`. `mode` is "ranges", "whole" (ignores ranges), "gzip", "flood" or "broken"."""
 
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.mode, self.asked = folder, "ranges", list[str]()
+        self.folder, self.mode, self.requested = folder, "ranges", list[str]()
         self.sent = 0
 
     @property
@@ -33,15 +33,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        self._respond(with_body=False)
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        self._respond(with_body=True)
 
-    def _answer(self, *, with_body: bool) -> None:
+    def _respond(self, *, with_body: bool) -> None:
         server = self.server
         path = unquote(self.path).removeprefix("/traces/")
-        server.asked.append(path)
+        server.requested.append(path)
         file = server.folder / path
         if server.mode == "broken":
             self.send_error(503)
@@ -49,22 +49,22 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             self.send_error(404)
             return
-        data, status, extra = file.read_bytes(), 200, {}
-        wanted = self.headers.get("Range")
+        data, status, headers = file.read_bytes(), 200, {}
+        byte_range = self.headers.get("Range")
         if server.mode == "flood":
             data = b"{" + bytes(64 << 20)
-        elif wanted and server.mode != "whole":
-            start, stop = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
+        elif byte_range and server.mode != "whole":
+            start, stop = (int(part) for part in byte_range.removeprefix("bytes=").split("-"))
             if start >= len(data):
                 self.send_error(416)
                 return
-            extra["Content-Range"] = f"bytes {start}-{min(stop, len(data) - 1)}/{len(data)}"
+            headers["Content-Range"] = f"bytes {start}-{min(stop, len(data) - 1)}/{len(data)}"
             data, status = data[start : stop + 1], 206
         if server.mode == "gzip":
-            extra["Content-Encoding"] = "gzip"
+            headers["Content-Encoding"] = "gzip"
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
-        for name, value in extra.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:

@@ -1,4 +1,4 @@
-"""What searches are compared with: loops over the original float32 attention, one pair of tokens at a time."""
+"""Reference for searches: loops over the original float32 attention, one pair of tokens at a time."""
 
 from collections.abc import Callable
 
@@ -26,16 +26,16 @@ SITES = {
 
 
 def stores_of(tmp_path_factory) -> Callable[..., Traced]:
-    """Stores by site and what they keep, made once."""
-    made = {}
+    """Return a function that makes each store, by site and kept data, once."""
+    stores = {}
 
     def store_of(kind, **keep):
         key = kind, tuple(keep.items())
-        if key not in made:
-            kept = Keep(**({"query_key": None, "attention": "float32", "edges": 3} | keep))
+        if key not in stores:
+            store_keep = Keep(**({"query_key": None, "attention": "float32", "edges": 3} | keep))
             path = tmp_path_factory.mktemp("store") / "store"
-            made[key] = make_store(path, (SITES[kind],), kept, lengths=((3, 7, 5), (1, 0, 8), (6,)))
-        return made[key]
+            stores[key] = make_store(path, (SITES[kind],), store_keep, lengths=((3, 7, 5), (1, 0, 8), (6,)))
+        return stores[key]
 
     return store_of
 
@@ -47,7 +47,7 @@ def visible(site, layer, n_keys, q):
 
 
 def slow_search(traced, site, holds):
-    """Per head: masses of rows (by example), hits, uniform masses, counted pair by pair."""
+    """Compute masses of rows by example, hits and uniform masses of each head, pair by pair."""
     examples = traced.attention[site.name]
     mass, hits, uniform = {}, np.zeros((site.n_layers, site.n_heads)), np.zeros(site.n_layers)
     for index, maps in enumerate(examples):
@@ -58,8 +58,8 @@ def slow_search(traced, site, holds):
                 continue
             row = np.zeros((site.n_layers, site.n_heads))
             for layer in range(site.n_layers):
-                seen = visible(site, layer, len(key), q)
-                uniform[layer] += len(set(keys) & set(seen)) / len(seen) if seen else 0
+                visible_keys = visible(site, layer, len(key), q)
+                uniform[layer] += len(set(keys) & set(visible_keys)) / len(visible_keys) if visible_keys else 0
                 for head in range(site.n_heads):
                     weights = maps[layer, head, q].tolist()
                     row[layer, head] = sum(weights[k] for k in keys)

@@ -1,4 +1,4 @@
-"""Small random stores and what they must read back as; imported by tests and by the processes they start."""
+"""Small random stores with their expected contents. Tests and the processes that they start import this module."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ODD_TEXTS = ("", "plain", "nul\0", "\0", "<img onerror=x>", "‮rtl", "a\ud800b"
 
 @dataclass(frozen=True)
 class Content:
-    """One segment as given to the writer."""
+    """Arguments of the writer for one segment."""
 
     index: int
     first_example: int
@@ -93,7 +93,7 @@ def make_tokens(rng: np.random.Generator, lengths: list[int]) -> TokenTable:
 
 
 def make_arrays(rng: np.random.Generator, spec: TraceSpec, tables: SegmentTables) -> dict[str, np.ndarray]:
-    """Random traces; every number is possible in its array, none is all zero."""
+    """Random traces. All numbers are valid in their arrays, and no array is all zero."""
     arrays: dict[str, np.ndarray] = {}
     lengths = {name: table.n_tokens for name, table in tables.tokens.items()}
     layouts = segment_layout(spec, lengths)
@@ -137,11 +137,11 @@ def make_content(
 
 
 def make_contents(spec: TraceSpec, seed: int = 0, n_segments: int = 3, n_examples: int = 4) -> list[Content]:
-    made = []
+    contents = []
     for index in range(n_segments):
         lengths = {name: [1 + (3 * i + index) % 7 for i in range(n_examples)] for name in spec.sequences}
-        made.append(make_content(spec, lengths, seed, index, index * n_examples))
-    return made
+        contents.append(make_content(spec, lengths, seed, index, index * n_examples))
+    return contents
 
 
 def open_writer(path: Path, contents: list[Content], **options: Any) -> StoreWriter:
@@ -170,12 +170,12 @@ def write_store(
 
 
 def segment_bytes(path: Path, below: str = "segments") -> dict[str, bytes]:
-    """Every file below a folder of `path`, by path."""
+    """Read every file below a folder of `path`, by path."""
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted((path / below).rglob("*")) if p.is_file()}
 
 
-def same_table(one: TokenTable, other: TokenTable) -> bool:
-    plain = (
+def same_table(table: TokenTable, other: TokenTable) -> bool:
+    names = (
         "token_offset",
         "id",
         "word",
@@ -187,23 +187,24 @@ def same_table(one: TokenTable, other: TokenTable) -> bool:
         "word_char_end",
     )
     return (
-        all(np.array_equal(getattr(one, name), getattr(other, name)) for name in plain)
-        and same_columns(one.columns, other.columns)
-        and same_columns(one.word_columns, other.word_columns)
+        all(np.array_equal(getattr(table, name), getattr(other, name)) for name in names)
+        and same_columns(table.columns, other.columns)
+        and same_columns(table.word_columns, other.word_columns)
     )
 
 
-def same_columns(one: dict[str, Column], other: dict[str, Column]) -> bool:
-    return list(one) == list(other) and all(
-        np.array_equal(one[name].data, other[name].data) and one[name].values == other[name].values for name in one
+def same_columns(columns: dict[str, Column], other: dict[str, Column]) -> bool:
+    return list(columns) == list(other) and all(
+        np.array_equal(columns[name].data, other[name].data) and columns[name].values == other[name].values
+        for name in columns
     )
 
 
 def seal_manifest(path: Path, change: Callable[[dict], None]) -> None:
-    """Rewrite the newest manifest with a right checksum."""
-    name = path / manifest_name(3)
-    document = json.loads(name.read_bytes())
+    """Rewrite the newest manifest with a valid checksum."""
+    file = path / manifest_name(3)
+    document = json.loads(file.read_bytes())
     del document["checksum"]
     change(document)
     body = b"," + json.dumps(document).encode()[1:]
-    name.write_bytes(b'{"checksum": "' + hashlib.sha256(body).hexdigest().encode() + b'"' + body)
+    file.write_bytes(b'{"checksum": "' + hashlib.sha256(body).hexdigest().encode() + b'"' + body)

@@ -1,4 +1,4 @@
-"""Where an error happened is said once."""
+"""An error message names the location of the error once."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from headatlas.store.errors import FormatError, NotFoundError, located
 
 
 @pytest.mark.parametrize(
-    ("told", "seen"),
+    ("message", "expected"),
     [
         ("it is short", "traces, segment 0, layer 2: it is short"),
         ("traces, segment 0: edge_key is short", "traces, segment 0, layer 2: edge_key is short"),
@@ -15,10 +15,10 @@ from headatlas.store.errors import FormatError, NotFoundError, located
         ("traces, segment 10: it is short", "traces, segment 0, layer 2: traces, segment 10: it is short"),
     ],
 )
-def test_the_most_is_said_once(told, seen):
+def test_the_longest_location_is_named_once(message, expected):
     with pytest.raises(FormatError) as caught, located("traces, segment 0, layer 2"):
-        raise FormatError(told)
-    assert str(caught.value) == seen
+        raise FormatError(message)
+    assert str(caught.value) == expected
 
 
 def test_other_errors_pass():

@@ -1,4 +1,4 @@
-"""Stores that earlier releases wrote read as they did then."""
+"""Stores of earlier releases still have the same contents."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from headatlas.store.schema.traces import FORMAT_VERSION
 from headatlas.store.store import open_store
 from headatlas.store.writing.verify import verify_store
 
-EXPECTED = {name: want for file in sorted(DATA.glob("v*.json")) for name, want in json.loads(file.read_text()).items()}
+EXPECTED = {
+    name: facts for file in sorted(DATA.glob("v*.json")) for name, facts in json.loads(file.read_text()).items()
+}
 
 
 def test_every_format_version_has_stores() -> None:
-    found = {name.partition("-")[0] for name in EXPECTED}
-    assert found == {f"v{FORMAT_VERSION}"}
+    versions = {name.partition("-")[0] for name in EXPECTED}
+    assert versions == {f"v{FORMAT_VERSION}"}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_golden_store_reads_as_it_did(name: str, tmp_path: Path) -> None:
-    archive, want = DATA / f"{name}.zip", dict(EXPECTED[name])
-    assert hashlib.sha256(archive.read_bytes()).hexdigest() == want.pop("sha256"), (
-        "golden stores are never written again"
-    )
+def test_a_golden_store_has_the_same_contents(name: str, tmp_path: Path) -> None:
+    archive, expected = DATA / f"{name}.zip", dict(EXPECTED[name])
+    assert hashlib.sha256(archive.read_bytes()).hexdigest() == expected.pop("sha256"), "golden stores must not change"
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path)
     (tmp_path / "tmp").mkdir(exist_ok=True)
-    found = json.loads(json.dumps(facts(tmp_path)))
-    for key, value in want.items():
-        assert found[key] == value, key
+    actual = json.loads(json.dumps(facts(tmp_path)))
+    for key, value in expected.items():
+        assert actual[key] == value, key
     assert verify_store(tmp_path, full=True).is_sound
 
 

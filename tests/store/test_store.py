@@ -1,4 +1,4 @@
-"""A store from the outside: examples, labelled slices, statistics, snapshots, pickles, threads, forks."""
+"""Public interface of a store: examples, labelled slices, statistics, snapshots, pickles, threads, forks."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from headatlas.store.store import Store, open_store
 
 
 def example_arrays(content: Content, row: int) -> dict[str, np.ndarray]:
-    """The traces of one example by a plain loop over offsets, decoded."""
+    """Decode the traces of one example by a plain loop over offsets."""
     offset = content.tables.tokens["source"].token_offset
     rows = slice(int(offset[row]), int(offset[row + 1]))
     n = rows.stop - rows.start
     before = sum(int(m) * (int(m) + 1) // 2 for m in np.diff(offset)[:row])
     flat = content.arrays["decoder/attention"][:, :, before : before + n * (n + 1) // 2]
     attention = np.zeros((*flat.shape[:2], n, n), np.float32)
-    at = 0
+    pair = 0
     for query in range(n):
         for key in range(query + 1):
-            attention[:, :, query, key] = (flat[:, :, at] / 255.0) ** 2
-            at += 1
+            attention[:, :, query, key] = (flat[:, :, pair] / 255.0) ** 2
+            pair += 1
     return {
         "attention": attention,
         "query": content.arrays["decoder/query"][:, :, rows].astype(np.float32),
@@ -83,7 +83,7 @@ def test_texts_annotations_and_tokens(store_path: Path, contents: list[Content])
 
 
 def test_labelled_slices(store_path: Path, contents: list[Content]) -> None:
-    """Against a plain loop, for every choice of layers and heads."""
+    """Slices equal those of a plain loop, for every selection of layers and heads."""
     store = open_store(store_path)
     example, expected = store.examples[6], example_arrays(contents[1], 2)
     for layer in (None, 1, -1, slice(1, None), [1, 0], [0]):
@@ -92,19 +92,21 @@ def test_labelled_slices(store_path: Path, contents: list[Content]) -> None:
             heads = slice(None) if head is None else head
             for name, data in expected.items():
                 kv_heads = [] if head == [] else head if name != "key" else (None if head is None else 1)
-                found = getattr(example, name)(layer, kv_heads)
-                picked = data[layers][..., :, :, :] if not isinstance(layer, int) else data[layer]
+                array = getattr(example, name)(layer, kv_heads)
+                expected_slice = data[layers][..., :, :, :] if not isinstance(layer, int) else data[layer]
                 axis = 0 if isinstance(layer, int) else 1
-                choice = (
+                key_heads = (
                     slice(None)
                     if kv_heads is None
                     else np.array(kv_heads, int)
                     if isinstance(kv_heads, list)
                     else kv_heads
                 )
-                picked = picked[(slice(None),) * axis + (choice if name == "key" or head != heads else heads,)]
-                assert np.array_equal(found.values, picked), (name, layer, head)
-                assert ("layer" in found.dims) == (not isinstance(layer, int))
+                expected_slice = expected_slice[
+                    (slice(None),) * axis + (key_heads if name == "key" or head != heads else heads,)
+                ]
+                assert np.array_equal(array.values, expected_slice), (name, layer, head)
+                assert ("layer" in array.dims) == (not isinstance(layer, int))
     attention = example.attention(1, 2)
     assert attention.dims == ("query_pos", "key_pos")
     assert int(attention.coords["layer"]) == 1
@@ -114,7 +116,7 @@ def test_labelled_slices(store_path: Path, contents: list[Content]) -> None:
     assert [example.kv_head(head) for head in range(4)] == [0, 0, 1, 1]
 
 
-def test_outside_and_not_kept(tmp_path: Path, store_path: Path) -> None:
+def test_errors_for_unknown_indices_and_missing_arrays(tmp_path: Path, store_path: Path) -> None:
     example = open_store(store_path).examples[0]
     with pytest.raises(NotFoundError, match=r"layer 2 is outside 0:2"):
         example.attention(2)
@@ -138,10 +140,10 @@ def test_outside_and_not_kept(tmp_path: Path, store_path: Path) -> None:
         assert advice in str(caught.value)
 
 
-def test_edges_mark_what_is_padding(tmp_path: Path) -> None:
+def test_edges_mark_padding(tmp_path: Path) -> None:
     content = make_content(make_spec(), {"source": [1, 4]})
-    filling = np.iinfo(content.arrays["decoder/edge_key"].dtype).max
-    content.arrays["decoder/edge_key"][0, 0, 0] = [0, filling, filling]
+    fill_value = np.iinfo(content.arrays["decoder/edge_key"].dtype).max
+    content.arrays["decoder/edge_key"][0, 0, 0] = [0, fill_value, fill_value]
     content.arrays["decoder/edge_weight"][0, 0, 0] = [1, 0, 0]
     write_store(tmp_path / "traces", [content])
     edges = open_store(tmp_path / "traces").examples[0].edges(0, 0)
@@ -153,20 +155,20 @@ def test_edges_mark_what_is_padding(tmp_path: Path) -> None:
 def test_statistics_are_labelled(store_path: Path, contents: list[Content]) -> None:
     store = open_store(store_path)
     data = store.statistics()
-    whole = np.concatenate([content.arrays["decoder/statistics"] for content in contents], axis=-1)
+    expected = np.concatenate([content.arrays["decoder/statistics"] for content in contents], axis=-1)
     assert list(data.data_vars) == ["entropy", "distance"]
     assert data["entropy"].dims == ("layer", "head", "example")
-    assert np.array_equal(data["entropy"].values, whole[0])
+    assert np.array_equal(data["entropy"].values, expected[0])
     assert data["entropy"].attrs["units"]
     assert data["entropy"].dtype == np.float32
     assert data.coords["id"].values.tolist() == store.example_ids()
-    one = store.examples[7].statistics()
-    assert one["distance"].dims == ("layer", "head")
-    assert np.array_equal(one["distance"].values, whole[1, :, :, 7])
+    example_statistics = store.examples[7].statistics()
+    assert example_statistics["distance"].dims == ("layer", "head")
+    assert np.array_equal(example_statistics["distance"].values, expected[1, :, :, 7])
 
 
 def test_encoder_decoder_sites(tmp_path: Path) -> None:
-    """Cross attention: queries are target tokens, keys source tokens."""
+    """In cross attention queries are target tokens and keys are source tokens."""
     shape = {"n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "query_sequence": "target"}
     sites = (
         make_site("encoder", causal=False, n_layers=1),
@@ -187,7 +189,7 @@ def test_encoder_decoder_sites(tmp_path: Path) -> None:
 
 
 def test_snapshots(tmp_path: Path, contents: list[Content]) -> None:
-    """A reader sees what was committed when it opened, also with a gap, until it refreshes."""
+    """A reader sees the segments that were committed when it opened, also with a gap, until it refreshes."""
     writer = open_writer(tmp_path / "traces", contents)
     assert len(open_store(tmp_path / "traces").examples) == 0
     assert open_store(tmp_path / "traces").statistics()["entropy"].shape == (2, 4, 0)
@@ -209,12 +211,12 @@ def test_snapshots(tmp_path: Path, contents: list[Content]) -> None:
         open_store(tmp_path / "traces", manifest=9)
 
 
-def test_skipped_examples_are_kept_with_their_reason(tmp_path: Path, contents: list[Content]) -> None:
+def test_skipped_examples_are_recorded_with_their_reason(tmp_path: Path, contents: list[Content]) -> None:
     writer = open_writer(tmp_path / "traces", contents)
     note = {"example": 3, "id": "long", "reason": "5,000 tokens do not fit"}
     writer.write(0, 0, contents[0].tables, contents[0].arrays, skipped=[note])
-    (found,) = open_store(tmp_path / "traces").manifest.skipped
-    assert found.model_dump() == note
+    (row,) = open_store(tmp_path / "traces").manifest.skipped
+    assert row.model_dump() == note
 
 
 def test_pickles_are_small_and_keep_the_snapshot(tmp_path: Path, contents: list[Content]) -> None:
@@ -230,8 +232,8 @@ def test_pickles_are_small_and_keep_the_snapshot(tmp_path: Path, contents: list[
     assert np.array_equal(copy.examples[0].attention().values, store.examples[0].attention().values)
 
 
-def test_many_threads_read_the_same(store_path: Path, contents: list[Content]) -> None:
-    """All open the same segments for the first time at once."""
+def test_many_threads_read_equal_data(store_path: Path, contents: list[Content]) -> None:
+    """All threads open the same segments for the first time at the same moment."""
     for _ in range(3):
         store = open_store(store_path)
 
@@ -247,7 +249,7 @@ def test_many_threads_read_the_same(store_path: Path, contents: list[Content]) -
 @only_zarr
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*")
 def test_reading_after_a_fork_is_refused(store_path: Path) -> None:
-    """With a message, and at once; a spawned process reads."""
+    """A forked process gets an error at once. A spawned process can read."""
     store = open_store(store_path)
     store.examples[0].attention()
     with (
@@ -260,10 +262,10 @@ def test_reading_after_a_fork_is_refused(store_path: Path) -> None:
     assert float(child.stdout) == pytest.approx(float(store.examples[0].attention().sum()))
 
 
-def test_every_forked_child_is_told_at_once(store_path: Path) -> None:
-    """Ten forks while another thread reads, whatever lock it holds: none hangs, and none reads."""
-    done = subprocess.run([sys.executable, "-c", _FORKS, str(store_path)], capture_output=True, check=True, text=True)
-    assert done.stdout == "10 refused\n"
+def test_every_forked_child_gets_an_error_at_once(store_path: Path) -> None:
+    """After ten forks while another thread reads, no child hangs, and none can read."""
+    child = subprocess.run([sys.executable, "-c", _FORKS, str(store_path)], capture_output=True, check=True, text=True)
+    assert child.stdout == "10 refused\n"
 
 
 _FORKS = """
@@ -300,15 +302,13 @@ def _attention_sum(store: Store) -> float:
     return float(store.examples[0].attention().sum())
 
 
-def test_only_the_chunks_that_are_needed_are_read(
-    store_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One head of one layer opens one shard, and decodes one chunk of it."""
+def test_only_the_required_chunks_are_read(store_path: Path, container: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading one head of one layer opens one shard and decodes one chunk of it."""
     store = open_store(store_path)
     store.segments[1].token_offset("source")
     preads: list[int] = []
     original = os.pread
-    monkeypatch.setattr(os, "pread", lambda fd, n, at: preads.append(n) or original(fd, n, at))
+    monkeypatch.setattr(os, "pread", lambda fd, n, offset: preads.append(n) or original(fd, n, offset))
     store.examples[5].query(1, 2)
     raw = store.segments[1].array("decoder/query")
     assert len(preads) == (2 if container == "zarr" else 1)  # the index and the chunk; HDF5's library reads the index
@@ -318,5 +318,5 @@ def test_only_the_chunks_that_are_needed_are_read(
 @only_zarr
 def test_opening_a_store_loads_no_model_library(store_path: Path) -> None:
     script = "import sys; from headatlas.store.store import open_store; open_store(sys.argv[1]).examples[0].text; print([m for m in ('torch', 'panel', 'bokeh', 'zarr', 'hdf5plugin') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script, str(store_path)], capture_output=True, check=True, text=True)
-    assert done.stdout == "[]\n"
+    child = subprocess.run([sys.executable, "-c", script, str(store_path)], capture_output=True, check=True, text=True)
+    assert child.stdout == "[]\n"

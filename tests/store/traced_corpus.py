@@ -1,4 +1,4 @@
-"""Small corpora with words, annotations and attention of known values, for tests of patterns and searches."""
+"""Small stores with known words, annotations and attention, for tests of patterns and searches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UPOS = ["DET", "NOUN", "PRON", None]
 
 
 def make_table(lengths, rng):
-    """A table of random tokens: words of one to three pieces between two special tokens where there is room."""
+    """Make a table of random tokens: words of one to three pieces, between two special tokens if there is room."""
     ids, word, flags, text = [], [], [], []
     word_offset, words, start, end = [0], {"upos": [], "head": [], "score": []}, [], []
     for length in lengths:
@@ -34,13 +34,13 @@ def make_table(lengths, rng):
                 flags.append(int(TokenFlag.SPECIAL))
                 text.append("[CLS]" if position == 0 else "[SEP]")
             else:
-                goes_on = previous_word is not None and rng.random() < 0.3
-                if not goes_on:
+                continues = previous_word is not None and rng.random() < 0.3
+                if not continues:
                     n_words += 1
                     start.append(3 * (n_words - 1))
                     end.append(3 * (n_words - 1) + 2)
                 word.append(n_words - 1)
-                flags.append(int(TokenFlag.CONTINUATION) * goes_on + int(TokenFlag.SECOND) * (position > length // 2))
+                flags.append(int(TokenFlag.CONTINUATION) * continues + int(TokenFlag.SECOND) * (position > length // 2))
                 text.append(str(rng.choice(WORDS)))
                 previous_word = n_words
             ids.append(int(rng.integers(0, 5)))
@@ -70,7 +70,7 @@ def make_table(lengths, rng):
 
 @dataclass(frozen=True)
 class Traced:
-    """A store and what went into it: `attention[site][example]` is float32 [layer, head, query_pos, key_pos]."""
+    """A store with its contents: `attention[site][example]` is float32 [layer, head, query_pos, key_pos]."""
 
     store: Store
     attention: dict[str, list[np.ndarray]]
@@ -86,28 +86,28 @@ def make_site(name="encoder", **changes):
 
 
 def random_attention(rng, site, n_queries, n_keys):
-    """Attention with masks like a model's; head 0 of layer 0 looks at the previous token."""
+    """Make attention with masks like a model's. Head 0 of layer 0 attends to the previous token."""
     scores = rng.normal(size=(site.n_layers, site.n_heads, n_queries, n_keys)) * 2
-    apart = np.arange(n_queries)[:, None] - np.arange(n_keys)[None, :]
-    scores[0, 0][apart == 1] += 6
+    distance = np.arange(n_queries)[:, None] - np.arange(n_keys)[None, :]
+    scores[0, 0][distance == 1] += 6
     for layer, window in enumerate(site.window):
-        hidden = (apart < 0) if site.causal else np.zeros_like(apart, bool)
+        hidden = (distance < 0) if site.causal else np.zeros_like(distance, bool)
         if window is not None:
-            hidden |= np.abs(apart) >= window
+            hidden |= np.abs(distance) >= window
         scores[layer][:, hidden] = -np.inf
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-1e9))
     return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
 def flat(maps, causal):
-    """Maps of one example as its range of the pair axis."""
+    """Flatten the maps of one example to its range of the pair axis."""
     if not causal:
         return maps.reshape(*maps.shape[:2], -1)
     return maps[:, :, *np.tril_indices(maps.shape[2])]
 
 
 def strongest(maps, causal, k):
-    """The k strongest keys of each row and their weights, by a stable sort."""
+    """Return the k strongest keys of each row and their weights, by a stable sort."""
     n_keys = maps.shape[-1]
     order = np.argsort(-maps, axis=-1, kind="stable")[..., :k]
     weight = np.take_along_axis(maps, order, -1)
@@ -120,7 +120,7 @@ def strongest(maps, causal, k):
 
 
 def make_store(path: Path, sites=None, keep=None, lengths=((3, 7, 5), (1, 0, 8)), seed=0) -> Traced:
-    """A complete store; `lengths` are the token counts of the examples of each segment (target: one more each)."""
+    """Write a complete store. `lengths` are the token counts of the examples of each segment (target: one more)."""
     sites = sites or (make_site(),)
     keep = keep or Keep(attention="float32", query_key=None, edges=3)
     spec = TraceSpec(sites=sites, keep=keep, statistics=STATISTIC_NAMES)
@@ -177,7 +177,7 @@ def make_store(path: Path, sites=None, keep=None, lengths=((3, 7, 5), (1, 0, 8))
 
 
 def _add(parts, site, spec, maps, key_special):
-    if spec.keep.query_key:  # keys are unit vectors, so that query · key is whatever the query says
+    if spec.keep.query_key:  # keys are unit vectors, so query · key is the entry of the query
         n_keys = maps.shape[3]
         query = np.zeros((*maps.shape[:3], site.d_head))
         query[..., :n_keys] = np.log(maps, where=maps > 0, out=np.zeros(maps.shape))

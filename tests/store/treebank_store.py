@@ -1,4 +1,4 @@
-"""Stores of dependency trees whose attention is made up: one token a word, or several."""
+"""Stores of dependency trees with artificial attention, with one or several tokens a word."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from headatlas.store.store import Store, open_store
 from headatlas.store.writing.store_writer import StoreWriter
 
 Tree = list[tuple[int, str]]
-"""Of each word the index of its head (-1: root) and its relation."""
+"""Index of each word's governor (-1 for the root), and its relation."""
 
 
 def read_trees(path: Path) -> list[Tree]:
-    """Trees of a CoNLL-U file, by a parser of its own."""
+    """Read the trees of a CoNLL-U file with an independent parser."""
     trees: list[Tree] = []
     for block in path.read_text(encoding="utf-8").strip().split("\n\n"):
         cells = [line.split("\t") for line in block.split("\n") if not line.startswith("#")]
@@ -28,7 +28,7 @@ def read_trees(path: Path) -> list[Tree]:
 
 
 def tree_table(trees: list[Tree], n_pieces=lambda example, word: 1, special: bool = True) -> TokenTable:
-    """Tokens of trees: each word in so many pieces, between two special tokens."""
+    """Make the tokens of trees: `n_pieces` pieces per word, between two special tokens."""
     word, flags, token_offset = [], [], [0]
     for index, tree in enumerate(trees):
         pieces = [(w, p) for w in range(len(tree)) for p in range(n_pieces(index, w))]
@@ -52,7 +52,7 @@ def tree_table(trees: list[Tree], n_pieces=lambda example, word: 1, special: boo
         word_columns={
             "deprel": Column.of_text(deprel),
             "relation": Column.of_text(r.partition(":")[0] for r in deprel),
-            "head": Column(np.array([h for h, _ in words], np.int32)),
+            "head": Column(np.array([governor for governor, _ in words], np.int32)),
         },
     )
 
@@ -60,13 +60,13 @@ def tree_table(trees: list[Tree], n_pieces=lambda example, word: 1, special: boo
 def write_trees(
     path: Path, segments, attention_of, table=tree_table, codec="float32", columns=None, **site
 ) -> tuple[Store, list]:
-    """A store of trees; `attention_of(tokens of one example)` gives [layer, head, query_pos, key_pos].
+    """Write a store of trees. `attention_of(tokens of one example)` returns [layer, head, query_pos, key_pos].
 
     `columns` are annotations of all examples.
     """
-    made = make_site(**site)
+    trace_site = make_site(**site)
     spec = TraceSpec(
-        sites=(made,), keep=Keep(attention=codec, query_key=None, edges=None, statistics=False), statistics=()
+        sites=(trace_site,), keep=Keep(attention=codec, query_key=None, edges=None, statistics=False), statistics=()
     )
     identity = {"model": {"name": "made up"}, "tokenizer": {}, "corpus": {"name": path.name}, "config": {}}
     writer = StoreWriter.create(
@@ -77,19 +77,21 @@ def write_trees(
         n_segments_planned=len(segments),
         threads=1,
     )
-    first, kept = 0, []
+    first, results = 0, []
     for index, trees in enumerate(segments):
         tokens = table(trees)
         maps = [attention_of(tokens.example(i)).astype(np.float32) for i in range(len(trees))]
-        kept += [(m, tokens.example(i)) for i, m in enumerate(maps)]
+        results += [(m, tokens.example(i)) for i, m in enumerate(maps)]
         ((name, layout),) = segment_layout(spec, {"source": tokens.n_tokens}).items()
-        rows = [np.tril_indices(m.shape[-1]) if made.causal else np.indices(m.shape[-2:]).reshape(2, -1) for m in maps]
+        rows = [
+            np.tril_indices(m.shape[-1]) if trace_site.causal else np.indices(m.shape[-2:]).reshape(2, -1) for m in maps
+        ]
         flat = np.concatenate([m[:, :, q, k] for m, (q, k) in zip(maps, rows, strict=True)], axis=2)
         n = len(trees)
         ids = [f"s{first + i}" for i in range(n)]
         empty: list[None] = [None] * n
-        about = {name: Column.of_text(rows[first : first + n]) for name, rows in (columns or {}).items()}
-        tables = SegmentTables(ids, list(ids), list(empty), list(empty), about, {"source": tokens})
+        annotations = {name: Column.of_text(rows[first : first + n]) for name, rows in (columns or {}).items()}
+        tables = SegmentTables(ids, list(ids), list(empty), list(empty), annotations, {"source": tokens})
         writer.write(index, first, tables, {name: companding.encode_attention(flat, codec).astype(layout.dtype)})
         first += n
-    return open_store(path), kept
+    return open_store(path), results

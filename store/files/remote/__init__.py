@@ -1,1 +1,1 @@
-"""Stores read over a network: any fsspec URL, bytes fetched by range, cached in memory and on disk."""
+"""Reading stores over a network: ranges of files from any fsspec URL, cached in memory and on disk."""

@@ -1,7 +1,7 @@
-"""A store behind a URL: what is asked for is fetched by range, near ranges in one request, and kept.
+"""Source of a store behind a URL. It fetches ranges, combines near ranges into one request, and caches them.
 
-Presence and size of objects are not asked for when a segment is opened: a request for each would cost more than the
-reading. Every byte that is used is checked when it comes: small objects by hash, chunks by their checksum.
+Opening a segment does not check the presence and size of its objects: one request for each would cost more than
+reading. All bytes are checked when they arrive, small objects by their hash and chunks by their checksum.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ..hashed_files import ObjectDamageError, StoredObject
 from ..manifest_names import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
 from ..object_source import CACHE_BYTES, LocalFile, ObjectFile, Range
 from .disk_cache import DiskCache
-from .transport import Transport, Wanted, transport_of
+from .transport import FileRange, Transport, transport_of
 
 GAP_BYTES = 32 << 10
-"""Ranges that are no further apart are fetched in one request."""
+"""Largest gap between two ranges that are fetched in one request."""
 REQUEST_BYTES = 16 << 20
 WINDOW_BYTES = 64 << 20
-"""What is fetched at once, at most, however much is read."""
+"""Largest number of bytes that are fetched at the same time."""
 BLOCK_BYTES = 64 << 10
-"""What a library that opens files itself reads at once."""
+"""Block size of files for libraries that read from a seekable file."""
 
 
 class RemoteSource:
-    """See `ObjectSource`."""
+    """Source of a store behind a URL, see `ObjectSource`."""
 
     folder: Path | None = None
 
@@ -51,28 +51,28 @@ class RemoteSource:
         self.bytes_fetched = self.n_requests = 0
         self._lock = Lock()
 
-    def fetch(self, wanted: Sequence[Wanted]) -> list[bytes | FileNotFoundError]:
-        """Ranges from the server, counted."""
-        if not wanted:
+    def fetch(self, ranges: Sequence[FileRange]) -> list[bytes | FileNotFoundError]:
+        """Fetch ranges from the server and count requests and bytes."""
+        if not ranges:
             return []
-        answers = self._transport.fetch(wanted)
+        results = self._transport.fetch(ranges)
         with self._lock:
-            self.n_requests += len(wanted)
-            self.bytes_fetched += sum(len(answer) for answer in answers if isinstance(answer, bytes))
-        return answers
+            self.n_requests += len(ranges)
+            self.bytes_fetched += sum(len(result) for result in results if isinstance(result, bytes))
+        return results
 
     def manifest_numbers(self) -> list[int]:
-        """See `ObjectSource.manifest_numbers`: all of them, or without a listing those from `latest.json` on."""
+        """See `ObjectSource.manifest_numbers`. Without a listing the numbers start at that of `latest.json`."""
         if self._transport.can_list:
             with self._lock:
                 self.n_requests += 1
             return self._transport.list_manifests()
-        (answer,) = self.fetch([Wanted(LATEST_NAME, 0, LATEST_MAX_BYTES)])
-        latest = None if isinstance(answer, FileNotFoundError) else Latest.from_bytes(answer)
+        (data,) = self.fetch([FileRange(LATEST_NAME, 0, LATEST_MAX_BYTES)])
+        latest = None if isinstance(data, FileNotFoundError) else Latest.from_bytes(data)
         first = 0 if latest is None else latest.number
         if not self._exists(first):
             return []
-        low, step = first, 1  # from there on no number is left out: twice as far as long as one is there
+        low, step = first, 1  # no number after it is missing: double the step, then bisect
         while self._exists(low + step):
             low, step = low + step, step * 2
         high = low + step
@@ -82,16 +82,16 @@ class RemoteSource:
         return list(range(first, low + 1))
 
     def _exists(self, number: int) -> bool:
-        (answer,) = self.fetch([Wanted(manifest_name(number), 0, 1)])
-        return answer == b"{"  # some servers answer any address with a page
+        (data,) = self.fetch([FileRange(manifest_name(number), 0, 1)])
+        return data == b"{"  # some servers return a page for any address
 
     def read_small(self, path: str, limit_bytes: int, item: StoredObject | None = None) -> bytes:
-        """See `ObjectSource.read_small`; of a listed object no more is asked for than it has."""
+        """See `ObjectSource.read_small`. For a listed object exactly its size is requested."""
         if item is not None and item.bytes > limit_bytes:
             raise FormatError(f"{path} has {item.bytes} bytes; expected at most {limit_bytes} bytes.")
         n_bytes = limit_bytes + 1 if item is None else item.bytes
         if item is None:
-            (data,) = self.fetch([Wanted(path, 0, n_bytes)])
+            (data,) = self.fetch([FileRange(path, 0, n_bytes)])
         else:
             with self.open("", item.model_copy(update={"path": path})) as file:
                 try:
@@ -101,36 +101,36 @@ class RemoteSource:
         if isinstance(data, FileNotFoundError):
             raise CorruptSegmentError(f"{path} is missing. Restore it, or write the segment again.")
         if len(data) > limit_bytes:
-            raise FormatError(f"{path} has more than {limit_bytes} bytes; expected no more.")
+            raise FormatError(f"{path} has more than {limit_bytes} bytes; expected at most that many.")
         return data
 
     def check_segment(self, folder: str, objects: Iterable[StoredObject]) -> None:
-        """See `ObjectSource.check_segment`: reading tells."""
+        """See `ObjectSource.check_segment`. Nothing is checked here: reading detects damage."""
 
     def check_object(self, folder: str, item: StoredObject) -> None:
         """See `ObjectSource.check_object`."""
-        size = self._transport.size(_join(folder, item.path))
+        size = self._transport.size(_join_path(folder, item.path))
         with self._lock:
             self.n_requests += 1
         if size != item.bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
+            problem = "is missing" if size is None else f"has {size} bytes"
             raise ObjectDamageError(
-                f"object {item.path} {found}; expected {item.bytes} bytes. Restore it, or write the segment again.",
+                f"object {item.path} {problem}; expected {item.bytes} bytes. Restore it, or write the segment again.",
                 object_path=item.path,
             )
 
     def open(self, folder: str, item: StoredObject) -> ObjectFile:
-        """See `ObjectSource.open`; with a cache folder the whole object is fetched into it."""
-        path = _join(folder, item.path)
+        """See `ObjectSource.open`. With a disk cache the full object is fetched into it."""
+        path = _join_path(folder, item.path)
         if self._disk is not None:
-            kept = self._disk.path_of(item, lambda: self._whole(path, item.bytes))
-            if kept is not None:
-                return LocalFile(kept)
+            cached = self._disk.cached_path(item, lambda: self._iter_object(path, item.bytes))
+            if cached is not None:
+                return LocalFile(cached)
         return RemoteFile(self, path, item.bytes)
 
-    def _whole(self, path: str, n_bytes: int) -> Iterator[bytes]:
+    def _iter_object(self, path: str, n_bytes: int) -> Iterator[bytes]:
         for start in range(0, n_bytes, REQUEST_BYTES):
-            (part,) = self.fetch([Wanted(path, start, min(start + REQUEST_BYTES, n_bytes))])
+            (part,) = self.fetch([FileRange(path, start, min(start + REQUEST_BYTES, n_bytes))])
             if isinstance(part, FileNotFoundError):
                 raise part
             yield part
@@ -138,27 +138,29 @@ class RemoteSource:
     def open_seekable(self, folder: str, item: StoredObject, head_bytes: int) -> str | io.BufferedReader:
         """See `ObjectSource.open_seekable`."""
         file = self.open(folder, item)
-        file.prefetch(_blocks(0, min(head_bytes, REQUEST_BYTES), file.size))
-        return io.BufferedReader(_Blocks(file), BLOCK_BYTES)
+        file.prefetch(_block_ranges(0, min(head_bytes, REQUEST_BYTES), file.size))
+        return io.BufferedReader(_BlockFile(file), BLOCK_BYTES)
 
     def prefetch(self, folder: str, items: Sequence[StoredObject]) -> None:
-        """See `ObjectSource.prefetch`: small objects, in requests of the same moment."""
+        """See `ObjectSource.prefetch`. Small objects are fetched with concurrent requests."""
         if self._disk is not None:
             return
-        wanted = [Wanted(_join(folder, item.path), 0, item.bytes) for item in items if item.bytes <= REQUEST_BYTES]
-        missing = [item for item in wanted if (item.path, 0, item.stop) not in self.cache]
+        ranges = [
+            FileRange(_join_path(folder, item.path), 0, item.bytes) for item in items if item.bytes <= REQUEST_BYTES
+        ]
+        missing = [item for item in ranges if (item.path, 0, item.stop) not in self.cache]
         while missing:
-            total, n = 0, 0
-            while n < len(missing) and (n == 0 or total + missing[n].stop <= WINDOW_BYTES):
-                total, n = total + missing[n].stop, n + 1
-            for item, data in zip(missing[:n], self.fetch(missing[:n]), strict=True):
-                if isinstance(data, bytes) and len(data) == item.stop:  # what is missing is told where it is read
+            n_bytes, n_ranges = 0, 0
+            while n_ranges < len(missing) and (n_ranges == 0 or n_bytes + missing[n_ranges].stop <= WINDOW_BYTES):
+                n_bytes, n_ranges = n_bytes + missing[n_ranges].stop, n_ranges + 1
+            for item, data in zip(missing[:n_ranges], self.fetch(missing[:n_ranges]), strict=True):
+                if isinstance(data, bytes) and len(data) == item.stop:  # reading reports missing objects
                     self.cache.get((item.path, 0, item.stop), lambda data=data: data)
-            missing = missing[n:]
+            missing = missing[n_ranges:]
 
 
 class RemoteFile:
-    """See `ObjectFile`: an object behind a URL; its size is the listed one."""
+    """Object behind a URL, see `ObjectFile`. Its size is the listed one."""
 
     def __init__(self, source: RemoteSource, path: str, size: int) -> None:
         self._source, self._path, self.size = source, path, size
@@ -169,45 +171,45 @@ class RemoteFile:
         return data
 
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
-        """See `ObjectFile.read_ranges`; holds `WINDOW_BYTES` at most."""
-        at = 0
-        while at < len(ranges):
-            stop, total = at, 0
-            while stop < len(ranges) and (stop == at or total + ranges[stop][1] <= WINDOW_BYTES):
+        """See `ObjectFile.read_ranges`. Holds at most `WINDOW_BYTES` in memory."""
+        start = 0
+        while start < len(ranges):
+            stop, total = start, 0
+            while stop < len(ranges) and (stop == start or total + ranges[stop][1] <= WINDOW_BYTES):
                 total += ranges[stop][1]
                 stop += 1
-            yield from self._window(ranges[at:stop])
-            at = stop
+            yield from self._read_window(ranges[start:stop])
+            start = stop
 
     def prefetch(self, ranges: Sequence[Range]) -> None:
-        """See `ObjectFile.prefetch`; nothing where it could not be kept."""
+        """See `ObjectFile.prefetch`. Does nothing if the ranges would not fit the cache."""
         if sum(n_bytes for _, n_bytes in ranges) <= self._source.cache.max_bytes // 2:
-            with contextlib.suppress(FileNotFoundError):  # told where it is read
+            with contextlib.suppress(FileNotFoundError):  # reading reports it
                 for _ in self.read_ranges(ranges):
                     pass
 
-    def _window(self, ranges: Sequence[Range]) -> list[bytes]:
-        cache, found = self._source.cache, {}
+    def _read_window(self, ranges: Sequence[Range]) -> list[bytes]:
+        cache, results = self._source.cache, {}
         for offset, n_bytes in ranges:
             key = (self._path, offset, n_bytes)
             if key in cache:
-                found[offset, n_bytes] = cache.get(key, lambda key=key: self._alone(*key[1:]))
-        missing = sorted({item for item in ranges if item not in found})
-        joined = list(_joined(missing, self.size))
-        answers = self._source.fetch([Wanted(self._path, start, stop) for start, stop, _ in joined])
-        for (start, _, parts), answer in zip(joined, answers, strict=True):
-            if isinstance(answer, FileNotFoundError):
-                raise answer
+                results[offset, n_bytes] = cache.get(key, lambda key=key: self._fetch_range(*key[1:]))
+        missing = sorted({item for item in ranges if item not in results})
+        requests = list(_combine_ranges(missing, self.size))
+        responses = self._source.fetch([FileRange(self._path, start, stop) for start, stop, _ in requests])
+        for (start, _, parts), response in zip(requests, responses, strict=True):
+            if isinstance(response, FileNotFoundError):
+                raise response
             for offset, n_bytes in parts:
-                data = answer[offset - start : offset - start + n_bytes]
-                found[offset, n_bytes] = data
-                if len(data) == n_bytes:  # a file that was cut may be whole the next time
+                data = response[offset - start : offset - start + n_bytes]
+                results[offset, n_bytes] = data
+                if len(data) == n_bytes:  # do not cache a truncated file, which may be repaired later
                     cache.get((self._path, offset, n_bytes), lambda data=data: data)
-        return [found[item] for item in ranges]
+        return [results[item] for item in ranges]
 
-    def _alone(self, offset: int, n_bytes: int) -> bytes:
-        """A range that left the cache between two looks."""
-        (data,) = self._source.fetch([Wanted(self._path, offset, offset + n_bytes)])
+    def _fetch_range(self, offset: int, n_bytes: int) -> bytes:
+        """Fetch one range, which was evicted from the cache after the check."""
+        (data,) = self._source.fetch([FileRange(self._path, offset, offset + n_bytes)])
         if isinstance(data, FileNotFoundError):
             raise data
         return data
@@ -218,11 +220,14 @@ class RemoteFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held open."""
+        """Do nothing, because no file is open."""
 
 
-def _joined(ranges: Sequence[Range], size: int) -> Iterator[tuple[int, int, list[Range]]]:
-    """Requests (start, stop, the ranges in it) for ascending ranges: near ones together, up to `REQUEST_BYTES`."""
+def _combine_ranges(ranges: Sequence[Range], size: int) -> Iterator[tuple[int, int, list[Range]]]:
+    """Combine near ranges into requests of up to `REQUEST_BYTES`.
+
+    `ranges` must be ascending. Each request is yielded as start, stop, and the ranges that it contains.
+    """
     start, stop, parts = 0, 0, list[Range]()
     for offset, n_bytes in ranges:
         end = min(offset + n_bytes, size)
@@ -237,13 +242,13 @@ def _joined(ranges: Sequence[Range], size: int) -> Iterator[tuple[int, int, list
         yield start, stop, parts
 
 
-class _Blocks(io.RawIOBase):
-    """An object as a file with a position, read in whole blocks that the cache keeps."""
+class _BlockFile(io.RawIOBase):
+    """Seekable file over an object. It reads whole blocks, which are cached."""
 
     def __init__(self, file: ObjectFile) -> None:
-        self._file, self._at = file, 0
+        self._file, self._position = file, 0
         self.failure: BaseException | None = None
-        """What went wrong, which a library may tell in other words."""
+        """Error of the last read, because a library may replace it by an error of its own."""
 
     def readable(self) -> bool:
         return True
@@ -252,27 +257,27 @@ class _Blocks(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
-        self._at = base + offset
-        return self._at
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        self._position = base + offset
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        stop = min(self._at + len(view), self._file.size)
-        if stop <= self._at:
+        stop = min(self._position + len(view), self._file.size)
+        if stop <= self._position:
             return 0
-        blocks = _blocks(self._at, stop, self._file.size)
+        blocks = _block_ranges(self._position, stop, self._file.size)
         first = blocks[0][0]
         try:
-            data = b"".join(self._file.read_ranges(blocks))[self._at - first : stop - first]
+            data = b"".join(self._file.read_ranges(blocks))[self._position - first : stop - first]
         except BaseException as error:
             self.failure = error
             raise
         view[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)
 
     def close(self) -> None:
@@ -281,11 +286,11 @@ class _Blocks(io.RawIOBase):
         super().close()
 
 
-def _blocks(start: int, stop: int, size: int) -> list[Range]:
-    """The whole blocks of a file that hold `start:stop`."""
+def _block_ranges(start: int, stop: int, size: int) -> list[Range]:
+    """Return the blocks of a file that contain `start:stop`."""
     first = start // BLOCK_BYTES * BLOCK_BYTES
-    return [(at, min(BLOCK_BYTES, size - at)) for at in range(first, min(stop, size), BLOCK_BYTES)]
+    return [(offset, min(BLOCK_BYTES, size - offset)) for offset in range(first, min(stop, size), BLOCK_BYTES)]
 
 
-def _join(folder: str, path: str) -> str:
+def _join_path(folder: str, path: str) -> str:
     return f"{folder}/{path}" if folder else path

@@ -1,7 +1,7 @@
-"""Fetching ranges of files by fsspec, and by HTTP with bounds of our own.
+"""Transports that fetch ranges of files: fsspec for object stores, and a stricter one for HTTP.
 
-An object store of the reader's choice is asked through fsspec as it is. A web server may be anybody's: its answers are
-read no further than what was asked for, compressed answers and those that ignore the range are refused.
+Object stores, which the user chooses and trusts, are accessed through fsspec. Web servers are not trusted. No more
+bytes of a response are read than were requested. Responses that are compressed or ignore the range are refused.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ...errors import ConfigError, FormatError, HeadAtlasError, RemoteError
-from ..manifest_names import numbers_of
+from ..manifest_names import parse_manifest_names
 
-_GONE = (403, 404, 410)  # some object stores answer 403 for a key that is not there
+_MISSING = (403, 404, 410)  # some object stores return 403 for a missing key
 _TRIES = 3
 
 
-class Wanted(NamedTuple):
-    """Bytes `start:stop` of a file, by its path below the store."""
+class FileRange(NamedTuple):
+    """Bytes `start:stop` of a file. `path` is relative to the store."""
 
     path: str
     start: int
@@ -27,172 +27,176 @@ class Wanted(NamedTuple):
 
 
 class Transport:
-    """Files below a URL, by fsspec."""
+    """Access to the files below a URL through fsspec."""
 
     can_list = True
 
     def __init__(self, url: str, fs: Any, root: str) -> None:
         self.url, self.fs, self.root = url.rstrip("/"), fs, root.rstrip("/")
 
-    def place(self, path: str) -> str:
-        """What fsspec calls a file of the store."""
+    def address(self, path: str) -> str:
+        """Return the name of a store's file for fsspec."""
         return f"{self.root}/{path}"
 
-    def fetch(self, wanted: Sequence[Wanted]) -> list[bytes | FileNotFoundError]:
-        """The bytes of each range, fewer where a file ends before; those of a missing file as the error.
+    def fetch(self, ranges: Sequence[FileRange]) -> list[bytes | FileNotFoundError]:
+        """Fetch the bytes of each range, or the error if the file is missing. Ranges are cut at the end of the file.
 
         Raises
         ------
         RemoteError
-            The server did not answer, or refused.
+            The server did not respond, or refused the request.
         FormatError
-            More came than was asked for.
+            The server sent more bytes than were requested.
         """
-        places = [self.place(item.path) for item in wanted]
-        starts, stops = [item.start for item in wanted], [item.stop for item in wanted]
+        addresses = [self.address(item.path) for item in ranges]
+        starts, stops = [item.start for item in ranges], [item.stop for item in ranges]
         try:
-            if len(wanted) == 1:
-                answers: list[Any] = [self._one(places[0], starts[0], stops[0])]
+            if len(ranges) == 1:
+                results: list[Any] = [self._fetch_one(addresses[0], starts[0], stops[0])]
             else:
-                answers = self.fs.cat_ranges(places, starts, stops, on_error="return")
-        except Exception as error:  # the libraries of object stores raise what they like
-            raise self._failed(error) from error
-        return [self._checked(answer, item) for answer, item in zip(answers, wanted, strict=True)]
+                results = self.fs.cat_ranges(addresses, starts, stops, on_error="return")
+        except Exception as error:  # libraries of object stores raise errors of any type
+            raise self._remote_error(error) from error
+        return [self._check(result, item) for result, item in zip(results, ranges, strict=True)]
 
-    def _one(self, place: str, start: int, stop: int) -> bytes | Exception:
+    def _fetch_one(self, address: str, start: int, stop: int) -> bytes | Exception:
         try:
-            return self.fs.cat_file(place, start=start, end=stop)
+            return self.fs.cat_file(address, start=start, end=stop)
         except FileNotFoundError as error:
             return error
 
-    def _checked(self, answer: Any, item: Wanted) -> bytes | FileNotFoundError:
-        if isinstance(answer, FileNotFoundError):
-            return answer
-        if isinstance(answer, Exception):
-            if "416" in str(answer) or "InvalidRange" in str(answer):  # the file ends before the range
+    def _check(self, result: Any, item: FileRange) -> bytes | FileNotFoundError:
+        if isinstance(result, FileNotFoundError):
+            return result
+        if isinstance(result, Exception):
+            if "416" in str(result) or "InvalidRange" in str(result):  # the file ends before the range
                 return b""
-            raise self._failed(answer) from answer
-        if len(answer) > item.stop - item.start:
+            raise self._remote_error(result) from result
+        if len(result) > item.stop - item.start:
             raise FormatError(
-                f"{item.path}: the server sent {len(answer)} bytes for {item.start}:{item.stop}; expected no more than "
-                "that. Serve the store with a server that answers range requests."
+                f"{item.path}: the server sent {len(result)} bytes for the range {item.start}:{item.stop}; expected at "
+                f"most {item.stop - item.start}. Use a server that supports range requests."
             )
-        return bytes(answer)
+        return bytes(result)
 
-    def _failed(self, error: Exception) -> HeadAtlasError:
+    def _remote_error(self, error: Exception) -> HeadAtlasError:
         if isinstance(error, HeadAtlasError):
             return error
-        told = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).split())[:200]
         return RemoteError(
-            f"the server did not give what was asked for ({type(error).__name__}: {told}). Check the address, the "
-            "credentials and the network, and try again."
+            f"the server did not send the requested bytes ({type(error).__name__}: {text}). Check the address, the "
+            "credentials and the network, then try again."
         )
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file; None if it is missing."""
+        """Return the size of a file in bytes, or None if it is missing."""
         try:
-            return int(self.fs.info(self.place(path), **self._fresh)["size"])
+            return int(self.fs.info(self.address(path), **self._refresh_options)["size"])
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._remote_error(error) from error
 
     @property
-    def _fresh(self) -> dict[str, Any]:
+    def _refresh_options(self) -> dict[str, Any]:
         return {"refresh": True} if "s3" in self.protocols else {}
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """Names of the protocol."""
+        """Names of the protocol in fsspec."""
         return (self.fs.protocol,) if isinstance(self.fs.protocol, str) else tuple(self.fs.protocol)
 
     def list_manifests(self) -> list[int]:
-        """The numbers of the manifests in the listing of the store."""
+        """List the numbers of the manifests in the store's folder."""
         try:
             self.fs.invalidate_cache()
             names = self.fs.ls(self.root, detail=False)
         except FileNotFoundError:
             return []
         except Exception as error:
-            raise self._failed(error) from error
-        return numbers_of(str(name).rstrip("/").rpartition("/")[2] for name in names)
+            raise self._remote_error(error) from error
+        return parse_manifest_names(str(name).rstrip("/").rpartition("/")[2] for name in names)
 
 
 class HttpTransport(Transport):
-    """Files below an address of the web, which cannot be listed."""
+    """Access to the files below a web address, which cannot be listed."""
 
     can_list = False
 
-    def place(self, path: str) -> str:
-        """The URL of a file: its name, percent signs too, is quoted."""
+    def address(self, path: str) -> str:
+        """Return the URL of a file. Its name is quoted, including percent signs."""
         return f"{self.url}/{quote(path, safe='/~')}"
 
-    def fetch(self, wanted: Sequence[Wanted]) -> list[bytes | FileNotFoundError]:
+    def fetch(self, ranges: Sequence[FileRange]) -> list[bytes | FileNotFoundError]:
         """See `Transport.fetch`."""
         from fsspec.asyn import sync
 
         try:
-            answers: Any = sync(self.fs.loop, self._gather, wanted)
+            results: Any = sync(self.fs.loop, self._gather, ranges)
         except Exception as error:
-            raise self._failed(error) from error
-        return answers
+            raise self._remote_error(error) from error
+        return results
 
-    async def _gather(self, wanted: Sequence[Wanted]) -> list[bytes | FileNotFoundError]:
+    async def _gather(self, ranges: Sequence[FileRange]) -> list[bytes | FileNotFoundError]:
         limit = asyncio.Semaphore(16)
 
-        async def one(item: Wanted) -> bytes | FileNotFoundError:
+        async def fetch_range(item: FileRange) -> bytes | FileNotFoundError:
             async with limit:
                 return await self._get(item)
 
-        return list(await asyncio.gather(*map(one, wanted)))
+        return list(await asyncio.gather(*map(fetch_range, ranges)))
 
-    async def _get(self, item: Wanted) -> bytes | FileNotFoundError:
+    async def _get(self, item: FileRange) -> bytes | FileNotFoundError:
         import aiohttp
 
         session = await self.fs.set_session()
         options = dict(self.fs.kwargs)
-        asked = {"Range": f"bytes={item.start}-{item.stop - 1}", "Accept-Encoding": "identity"}
-        options["headers"] = {**options.get("headers", {}), **asked}
-        for left in reversed(range(_TRIES)):
+        headers = {"Range": f"bytes={item.start}-{item.stop - 1}", "Accept-Encoding": "identity"}
+        options["headers"] = {**options.get("headers", {}), **headers}
+        for n_retries in reversed(range(_TRIES)):
             try:
-                async with session.get(self.fs.encode_url(self.place(item.path)), **options) as answer:
-                    if answer.status >= 500 and left:
+                async with session.get(self.fs.encode_url(self.address(item.path)), **options) as response:
+                    if response.status >= 500 and n_retries:
                         continue
-                    return await _body(answer, item)
+                    return await _read_body(response, item)
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError):
-                if not left:
+                if not n_retries:
                     raise
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
 
-async def _body(answer: Any, item: Wanted) -> bytes | FileNotFoundError:
-    if answer.status in _GONE:
+async def _read_body(response: Any, item: FileRange) -> bytes | FileNotFoundError:
+    if response.status in _MISSING:
         return FileNotFoundError(item.path)
-    if answer.status == 416:  # the file ends before the range
+    if response.status == 416:  # the file ends before the range
         return b""
-    if answer.status not in (200, 206):
-        raise RemoteError(f"{item.path}: the server answered {answer.status}; expected 206. Check the address.")
-    if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise FormatError(f"{item.path}: the server sent it compressed, unasked; expected the bytes as they are.")
-    if answer.status == 200 and item.start:
-        raise FormatError(
-            f"{item.path}: the server ignored the range {item.start}:{item.stop}; expected one that answers range "
-            "requests. (Python's http.server does not.)"
+    if response.status not in (200, 206):
+        raise RemoteError(
+            f"{item.path}: the server returned status {response.status}; expected 206. Check the address."
         )
-    parts, left = [], item.stop - item.start
-    while left and (part := await answer.content.read(left)):
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise FormatError(
+            f"{item.path}: the server sent compressed data; expected no Content-Encoding. Turn compression off."
+        )
+    if response.status == 200 and item.start:
+        raise FormatError(
+            f"{item.path}: the server ignored the range {item.start}:{item.stop}; expected status 206. Use a "
+            "server that supports range requests (Python's http.server does not)."
+        )
+    parts, n_remaining = [], item.stop - item.start
+    while n_remaining and (part := await response.content.read(n_remaining)):
         parts.append(part)
-        left -= len(part)
+        n_remaining -= len(part)
     return b"".join(parts)
 
 
 def transport_of(url: str, options: Mapping[str, Any]) -> Transport:
-    """The transport of a URL; `options` go to fsspec.
+    """Return the transport of a URL. `options` are passed to fsspec.
 
     Raises
     ------
     ConfigError
-        An unknown protocol, a missing package, or options that it does not know.
+        The protocol or an option is unknown, or a package is missing.
     """
     import fsspec
 
@@ -204,6 +208,8 @@ def transport_of(url: str, options: Mapping[str, Any]) -> Transport:
             "'headatlas[remote]'"
         ) from None
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{url.partition('?')[0]} cannot be opened ({error}); expected a URL of fsspec.") from None
+        raise ConfigError(
+            f"{url.partition('?')[0]} cannot be opened ({error}); expected a URL that fsspec supports."
+        ) from None
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     return (HttpTransport if "http" in protocols else Transport)(url, fs, root)

@@ -1,4 +1,4 @@
-"""Every codec keeps its stated error over ten million values, borders included."""
+"""Every codec stays within its stated error over ten million values, including the borders of its steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ N_VALUES = [100_000, pytest.param(10_000_000, marks=pytest.mark.slow)]
 
 
 def weights(n: int) -> np.ndarray:
-    """Uniform, tiny, and both sides of every step of every codec."""
+    """Weights that are uniform, tiny, and on both sides of every step of every codec."""
     rng = np.random.default_rng(0)
     middles = [
         ((np.arange(steps.n_steps) + 0.5) / steps.n_steps) ** (2 if steps.root else 1) for steps in STEPS.values()
@@ -41,18 +41,18 @@ def weights(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("n", N_VALUES)
 @pytest.mark.parametrize("codec", CODECS)
-def test_attention_error_is_within_the_stated(codec: str, n: int) -> None:
+def test_attention_error_is_within_the_bound(codec: str, n: int) -> None:
     exact = weights(n)
     stored = encode_attention(exact, codec)
     assert stored.dtype == attention_codec(codec).dtype
     error = np.abs(decode_attention(stored, codec).astype(np.float64) - exact)
     bound = attention_codec(codec).bound.absolute
     assert error.max() <= bound * (1 + 1e-4)  # the table of decoded weights is float32
-    assert error.max() >= 0.9 * bound  # and the statement is not idle
+    assert error.max() >= 0.9 * bound  # the bound is tight
 
 
 @pytest.mark.parametrize("codec", STEPS)
-def test_every_code_is_its_own(codec: str) -> None:
+def test_every_code_survives_decoding_and_encoding(codec: str) -> None:
     every = np.arange(STEPS[codec].n_steps + 1, dtype=np.uint8)
     weight = decode_attention(every, codec)
     assert np.array_equal(encode_attention(weight, codec), every)
@@ -77,7 +77,7 @@ def test_sqrt8_is_the_written_formula() -> None:
 
 @pytest.mark.parametrize("n", N_VALUES)
 @pytest.mark.parametrize("codec", VECTOR_BOUNDS)
-def test_vector_error_is_within_the_stated(codec: str, n: int) -> None:
+def test_vector_error_is_within_the_bound(codec: str, n: int) -> None:
     rng = np.random.default_rng(1)
     exact = (rng.normal(size=n) * np.exp2(rng.integers(-30, 12, n))).astype(np.float32)
     exact = exact.reshape(-1, 10)  # ten channels
@@ -96,7 +96,7 @@ def test_vector_error_is_within_the_stated(codec: str, n: int) -> None:
 
 @given(arrays(np.float32, st.integers(0, 50), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_bfloat16_rounds_to_nearest_even(vectors: np.ndarray) -> None:
-    """Against the slow definition: of the two neighbours the nearer, of two equally near the even one."""
+    """Compare with the slow definition: the nearer neighbour, or the even one of two that are equally near."""
     for value, code in zip(vectors.tolist(), encode_vectors(vectors, "bfloat16").tolist(), strict=True):
         low = int(np.float32(value).view(np.uint32)) >> 16
         near = [
@@ -107,13 +107,13 @@ def test_bfloat16_rounds_to_nearest_even(vectors: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.01, 1.01])
-def test_what_is_no_weight_is_refused(bad: float) -> None:
+def test_invalid_weights_are_refused(bad: float) -> None:
     for codec in CODECS:
         with pytest.raises(ShapeError, match="expected 0 to 1"):
             encode_attention(np.array([0.5, bad], np.float32), codec)
 
 
-def test_what_is_no_vector_is_refused() -> None:
+def test_invalid_vectors_are_refused() -> None:
     with pytest.raises(ShapeError, match="not finite"):
         encode_vectors(np.array([1, np.nan], np.float32), "float32")
     with pytest.raises(ShapeError, match="bfloat16"):
@@ -121,14 +121,14 @@ def test_what_is_no_vector_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "name"),
+    ("spelling", "name"),
     [("linear:256", "linear8"), ("sqrt:64", "sqrt6"), ("linear:16", "linear:16"), ("top_k:08", "top_k:8"),
      ("top_k:8/sqrt8", "top_k:8"), ("top_k:4/linear:64", "top_k:4/linear6"), ("threshold:.010", "threshold:0.01"),
      ("threshold:0.25/float16", "threshold:0.25/float16")],
 )  # fmt: skip
-def test_each_codec_has_one_name(written: str, name: str) -> None:
-    assert attention_codec(written).name == name
-    assert attention_codec(name) == attention_codec(written)
+def test_each_codec_has_one_name(spelling: str, name: str) -> None:
+    assert attention_codec(spelling).name == name
+    assert attention_codec(name) == attention_codec(spelling)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_no_other_name_is_a_codec(name: str) -> None:
 
 
 def test_errors_of_conversions_add_up() -> None:
-    """And a weight that was left out may be larger than a codec says by what both it and a kept one were off."""
+    """The bound of a missing weight also grows by twice the earlier error."""
     assert attention_bound(("sqrt8", "linear6")) == pytest.approx(1 / 255 + 0.5 / 63)
     assert attention_bound(("float32", "sqrt8")) == 1 / 255
     assert attention_bound(("linear:16", "top_k:4/float32")) == pytest.approx(1 / 5 + 2 * 0.5 / 15)

@@ -1,4 +1,4 @@
-"""Pair arithmetic against loops and numpy's own triangles."""
+"""Pair arithmetic compared with loops and numpy's triangles."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def test_order_is_row_by_row(n_queries: int, n_keys: int, causal: bool) -> None:
     query, key = np.array(expected).T
     pair = np.arange(len(expected))
     assert np.array_equal(pair_index(query, key, n_keys, causal=causal), pair)
-    found_query, found_key = pair_positions(pair, n_keys, causal=causal)
-    assert np.array_equal(found_query, query)
-    assert np.array_equal(found_key, key)
+    queries, keys = pair_positions(pair, n_keys, causal=causal)
+    assert np.array_equal(queries, query)
+    assert np.array_equal(keys, key)
     for row in range(n_queries):
         assert np.array_equal(pair[pair_rows(row, row + 1, n_keys, causal=causal)], pair[query == row])
 
 
 @given(n=st.integers(1, 14), causal=st.booleans(), window=st.integers(1, 16))
 def test_bands(n: int, causal: bool, window: int) -> None:
-    """Keys less than `window` away, row by row, and nothing else."""
+    """A band contains exactly the keys less than `window` away, row by row."""
     layout = {"causal": causal, "window": window}
     expected = [(q, k) for q in range(n) for k in range(n) if abs(q - k) < window and (k <= q or not causal)]
     query, key = np.array(expected).T
     pair = np.arange(len(expected))
     assert n_pairs(n, n, **layout) == len(expected)
     assert np.array_equal(pair_index(query, key, n, **layout), pair)
-    for found, wanted in zip(pair_positions(pair, n, **layout), (query, key), strict=True):
-        assert np.array_equal(found, wanted)
+    for positions, expected_positions in zip(pair_positions(pair, n, **layout), (query, key), strict=True):
+        assert np.array_equal(positions, expected_positions)
     for row in range(n):
         assert np.array_equal(pair[pair_rows(row, row + 1, n, **layout)], pair[query == row])
     full = np.zeros((2, n, n))
@@ -66,11 +66,11 @@ def test_bands(n: int, causal: bool, window: int) -> None:
 
 @given(st.integers(0, 2**25))
 def test_causal_rows_are_exact_at_their_borders(query: int) -> None:
-    """Where a square root in floating point would slip by one row."""
+    """Row borders, at which a floating-point square root would be off by one row."""
     first = query * (query + 1) // 2
-    found_query, found_key = pair_positions(np.array([first, first + query]), 2**26, causal=True)
-    assert found_query.tolist() == [query, query]
-    assert found_key.tolist() == [0, query]
+    queries, keys = pair_positions(np.array([first, first + query]), 2**26, causal=True)
+    assert queries.tolist() == [query, query]
+    assert keys.tolist() == [0, query]
 
 
 @pytest.mark.parametrize(("query", "key", "causal"), [(1, 2, True), (-1, 0, False), (0, -1, True), (0, 5, False)])

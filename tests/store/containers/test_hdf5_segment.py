@@ -1,4 +1,4 @@
-"""What is particular to HDF5: plain h5py reads it, damage is told by array, and files made to do harm are refused."""
+"""Properties of the HDF5 container: plain h5py reads it, damage names the array, and malicious files are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUERY = "decoder/query"
 
 @pytest.fixture
 def container() -> str:
-    """HDF5 alone."""
+    """Run the tests with HDF5 only."""
     return "hdf5"
 
 
@@ -34,10 +34,10 @@ def file_of(store_path: Path, segment: str = SEGMENT) -> Path:
 def test_plain_h5py_reads_every_array(store_path: Path) -> None:
     segment = open_store(store_path).segments[0]
     with h5py.File(file_of(store_path)) as file:
-        found: dict[str, h5py.Dataset] = {}
-        file.visititems(lambda name, node: found.update({name: node}) if isinstance(node, h5py.Dataset) else None)
-        assert set(found) == set(segment.layouts)
-        for name, node in found.items():
+        datasets: dict[str, h5py.Dataset] = {}
+        file.visititems(lambda name, node: datasets.update({name: node}) if isinstance(node, h5py.Dataset) else None)
+        assert set(datasets) == set(segment.layouts)
+        for name, node in datasets.items():
             assert np.array_equal(node[...], segment.read(name)), name
             assert node.attrs["axes"].decode().split() == list(segment.layouts[name].axes)
             assert node.fletcher32
@@ -45,7 +45,7 @@ def test_plain_h5py_reads_every_array(store_path: Path) -> None:
 
 
 def test_chunks_of_the_library_are_read(store_path: Path, forge: Callable[..., Path], contents: list[Content]) -> None:
-    """Compressed by the plug-in's own encoder, with its own checksums, in other chunks."""
+    """The reader accepts chunks of another shape that the HDF5 plugin compressed and checksummed."""
     data = contents[0].arrays[QUERY]
 
     def replace(file: h5py.File) -> None:
@@ -57,7 +57,7 @@ def test_chunks_of_the_library_are_read(store_path: Path, forge: Callable[..., P
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 2, 3, 7, 720, 721, 131_071, 131_072, 131_074, 300_001])
 @pytest.mark.parametrize("kind", ["random", "zeros", "ones"])
-def test_fletcher32_is_the_librarys(tmp_path: Path, n_bytes: int, kind: str) -> None:
+def test_fletcher32_equals_that_of_the_library(tmp_path: Path, n_bytes: int, kind: str) -> None:
     rng = np.random.default_rng(n_bytes)
     data = {"random": rng.integers(0, 256, n_bytes), "zeros": np.zeros(n_bytes), "ones": np.full(n_bytes, 255)}[kind]
     body = data.astype(np.uint8).tobytes()
@@ -65,8 +65,8 @@ def test_fletcher32_is_the_librarys(tmp_path: Path, n_bytes: int, kind: str) -> 
         assert checksum_bytes(body, "fletcher32") == bytes(4)
         return
     with h5py.File(tmp_path / "one.h5", "w") as file:
-        made = file.create_dataset("x", data=np.frombuffer(body, np.uint8), chunks=(n_bytes,), fletcher32=True)
-        _, stored = made.id.read_direct_chunk((0,))
+        dataset = file.create_dataset("x", data=np.frombuffer(body, np.uint8), chunks=(n_bytes,), fletcher32=True)
+        _, stored = dataset.id.read_direct_chunk((0,))
     assert stored[-4:] == checksum_bytes(body, "fletcher32")
 
 
@@ -79,25 +79,25 @@ def test_a_damaged_chunk_names_array_and_examples(tmp_path: Path, monkeypatch: p
     with h5py.File(path) as file:
         dataset = file["decoder/edge_key"]
         rows = dataset.chunks[2]
-        at = dataset.id.get_chunk_info_by_coord((1, 0, rows, 0)).byte_offset
+        byte = dataset.id.get_chunk_info_by_coord((1, 0, rows, 0)).byte_offset
     data = bytearray(path.read_bytes())
-    data[at + 8] ^= 16
+    data[byte + 8] ^= 16
     path.write_bytes(data)
     offset = segment.token_offset("source")
     first = int(np.searchsorted(offset, rows, side="right")) - 1
     last = int(np.searchsorted(offset, 2 * rows, side="left")) - 1
-    where = rf"segment\.h5: decoder/edge_key, chunk at \(1, 0, {rows}, 0\).*Examples {first} to {last} are touched"
-    with pytest.raises(CorruptSegmentError, match=where):
+    message = rf"segment\.h5: decoder/edge_key, chunk at \(1, 0, {rows}, 0\).*Examples {first} to {last} are touched"
+    with pytest.raises(CorruptSegmentError, match=message):
         segment.read("decoder/edge_key")
-    whole = contents[0].arrays["decoder/edge_key"]
-    assert np.array_equal(segment.read("decoder/edge_key", (1, 0, slice(0, rows))), whole[1, 0, :rows])
+    expected = contents[0].arrays["decoder/edge_key"]
+    assert np.array_equal(segment.read("decoder/edge_key", (1, 0, slice(0, rows))), expected[1, 0, :rows])
     (finding,) = verify_store(tmp_path / "traces", full=True).findings
     assert finding.object == f"{SEGMENT}/segment.h5"
     assert (finding.first_example, finding.last_example) == (first, last)
 
 
 def forge_file(forge: Callable[..., Path], store_path: Path, change: Callable[[h5py.File], object]) -> None:
-    """Replace the query dataset, and seal listing and manifest with the right hashes."""
+    """Replace the query dataset, and update the hashes in listing and manifest."""
     path = file_of(store_path)
     with h5py.File(path, "r+") as file:
         del file[QUERY]
@@ -117,7 +117,7 @@ def test_links_and_special_files(store_path: Path, tmp_path: Path) -> None:
         open_store(store_path).segments[0].tokens()
 
 
-def test_a_file_lost_after_opening_is_noticed(store_path: Path) -> None:
+def test_a_file_removed_after_opening_is_reported(store_path: Path) -> None:
     segment = open_store(store_path).segments[0]
     segment.tokens()
     segment.read(QUERY)

@@ -1,4 +1,4 @@
-"""What is written reads back: any shape, kind, codec and slice, by our reader, by plain zarr and by zarrs."""
+"""Round trips of any shape, kind, codec and slice, read by headatlas, by plain zarr and by zarrs."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def segments(draw: st.DrawFn) -> Content:
 
 
 def check_equal(store: Store, contents: list[Content]) -> None:
-    """Everything in `store` is exactly `contents`."""
+    """Check that `store` holds exactly `contents`."""
     assert len(store.segments) == len(contents)
     for segment, content in zip(store.segments, contents, strict=True):
         tables = content.tables
         for path, data in content.arrays.items():
-            found = segment.read(path)
-            assert found.dtype == data.dtype
-            assert np.array_equal(found, data), path
+            array = segment.read(path)
+            assert array.dtype == data.dtype
+            assert np.array_equal(array, data), path
         for name, table in tables.tokens.items():
             assert same_table(segment.tokens(name), table)
         assert segment.ids() == list(tables.ids)
@@ -102,13 +102,13 @@ def check_equal(store: Store, contents: list[Content]) -> None:
 @pytest.mark.parametrize("container", CONTAINERS)
 @given(content=segments(), cut=st.sampled_from([1, 3, 64]))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_written_reads_back(
+def test_written_segments_read_back(
     container: str, content: Content, cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small chunks and shards, so that every kind of border is met; three readers agree."""
+    """Small chunks and shards cover every kind of border. Three readers agree."""
     path = tmp_path / "traces"
     shutil.rmtree(path, ignore_errors=True)
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # hundreds of tiny files, each flushed, take seconds
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # flushing hundreds of tiny files takes seconds
     monkeypatch.setattr(shard, "CHUNK_PAIRS", cut)
     monkeypatch.setattr(shard, "CHUNK_ROWS", cut)
     monkeypatch.setattr(shard, "TABLE_CHUNK", 7 * cut)
@@ -131,7 +131,7 @@ def test_what_is_written_reads_back(
 @only_zarr
 @pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
 def test_plain_zarr_reads_every_array(store_path: Path, pipeline: str) -> None:
-    """Token tables and texts too, without a warning, and equal to what our reader gives."""
+    """Plain zarr reads all arrays, including tables, without a warning and with equal results."""
     segment = open_store(store_path).segments[0]
     with zarr.config.set({"codec_pipeline.path": pipeline}):
         group = zarr.open_group(segment.folder, mode="r", zarr_format=3)
@@ -155,13 +155,13 @@ index_or_slice = st.one_of(
 )
 
 
-@given(selection=st.lists(index_or_slice, max_size=4).map(tuple), dots=st.booleans(), at=st.integers(0, 4))
+@given(selection=st.lists(index_or_slice, max_size=4).map(tuple), dots=st.booleans(), axis=st.integers(0, 4))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_indexing_is_numpys(query: tuple[np.ndarray, LazyArray], selection: tuple, dots: bool, at: int) -> None:
-    """Integers, slices with any step, and one ellipsis."""
+def test_indexing_equals_numpy(query: tuple[np.ndarray, LazyArray], selection: tuple, dots: bool, axis: int) -> None:
+    """Integers, slices with any step, and one ellipsis select the same items as in numpy."""
     data, array = query
     if dots:
-        selection = (*selection[:at], ..., *selection[at:])
+        selection = (*selection[:axis], ..., *selection[axis:])
     try:
         expected = data[selection]
     except IndexError:
@@ -172,7 +172,7 @@ def test_indexing_is_numpys(query: tuple[np.ndarray, LazyArray], selection: tupl
 
 
 @pytest.mark.usefixtures("without_shape_checks")
-def test_indexing_refuses_what_is_no_slice(store_path: Path) -> None:
+def test_indexing_refuses_other_selections(store_path: Path) -> None:
     array = open_store(store_path).segments[0].array("decoder/query")
     for wrong in ([0, 1], np.array([True]), "x", (0, 0, 0, 0, 0), (..., ...)):
         with pytest.raises(ConfigError, match="decoder/query"):
@@ -180,7 +180,7 @@ def test_indexing_refuses_what_is_no_slice(store_path: Path) -> None:
 
 
 def test_equal_arrays_give_equal_bytes(tmp_path: Path, container: str, contents: list[Content]) -> None:
-    """Also with several threads, and in another order."""
+    """The bytes do not depend on the number of threads or the order of the segments."""
     write_store(tmp_path / "one", contents, container=container)
     from store_builder import open_writer
 
@@ -192,7 +192,7 @@ def test_equal_arrays_give_equal_bytes(tmp_path: Path, container: str, contents:
 
 
 def test_arrays_in_other_memory_orders(tmp_path: Path, container: str, contents: list[Content]) -> None:
-    """Views and Fortran order are written as what they mean."""
+    """Arrays in Fortran order are written with the same values."""
     strided = Content(
         0, 0, contents[0].spec, contents[0].tables, {k: np.asfortranarray(v) for k, v in contents[0].arrays.items()}
     )

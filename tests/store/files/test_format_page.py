@@ -1,4 +1,4 @@
-"""docs/format.md: its reader runs and agrees, and it names every array there is."""
+"""The readers in docs/format.md agree with headatlas, and the page describes every array."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def page() -> str:
 
 def test_the_plain_reader_agrees(page: str, tmp_path: Path, container: str) -> None:
     sources = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    sources = [found for found in sources if "def read_attention" in found]
-    (source,) = (found for found in sources if f"import {'h5py' if container == 'hdf5' else 'zarr'}\n" in found)
+    sources = [text for text in sources if "def read_attention" in text]
+    (source,) = (text for text in sources if f"import {'h5py' if container == 'hdf5' else 'zarr'}\n" in text)
     assert len(source.split("def read_attention")[1].splitlines()) <= 31
     names: dict = {}
     exec(compile(source, "format.md", "exec"), names)
@@ -48,7 +48,7 @@ def test_the_plain_reader_agrees(page: str, tmp_path: Path, container: str) -> N
 
 
 def test_the_plain_reader_of_sparse_rows_agrees(page: str, tmp_path: Path, container: str) -> None:
-    (source,) = (found for found in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def read_rows" in found)
+    (source,) = (text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def read_rows" in text)
     names: dict = {}
     exec(compile(source, "format.md", "exec"), names)
     spec = make_spec(Keep(attention="top_k:2/linear:16", edges=3), (make_site(window=(2, None)),))

@@ -1,4 +1,4 @@
-"""Manifests are thinned out by commits: how many stay, what a reader keeps, and that no writer's commit is lost."""
+"""Commits remove old manifests, but not those that readers hold, and no writer loses a commit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from headatlas.store.errors import NotFoundError
 from headatlas.store.files.manifest import manifest_numbers
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
-from headatlas.store.writing import manifest_chain as newest
+from headatlas.store.writing import manifest_chain
 from headatlas.store.writing.drop import drop_from_store
 from headatlas.store.writing.garbage_collection import collect_store
 from headatlas.store.writing.verify import verify_store
 
-KEPT, N_SEGMENTS = 3, 12
+N_RECENT, N_SEGMENTS = 3, 12
 TINY = make_spec(Keep(attention=None, query_key=None, edges=None))
 
 
@@ -29,25 +29,25 @@ def many() -> list[Content]:
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with many segments, in less time."""
-    monkeypatch.setattr(newest, "KEPT_MANIFESTS", KEPT)
+def _few_manifests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep fewer manifests, so that tests need fewer segments."""
+    monkeypatch.setattr(manifest_chain, "N_RECENT_MANIFESTS", N_RECENT)
 
 
 def write(
-    path: Path, many: list[Content], which: Iterable[int], on_step: Callable[[str], None] = lambda step: None
+    path: Path, many: list[Content], indices: Iterable[int], on_step: Callable[[str], None] = lambda step: None
 ) -> None:
-    """Some segments of the job that has all of them; one file a segment."""
+    """Write some segments of the job, one file per segment."""
     writer = open_writer(path, many, on_step=on_step, container="hdf5")
-    for index in which:
+    for index in indices:
         content = many[index]
         writer.write(content.index, content.first_example, content.tables, content.arrays)
 
 
-def test_a_commit_leaves_the_newest_few(tmp_path: Path, many: list[Content]) -> None:
-    """Manifests take space by the number of segments, not by its square; the store is whole, and a crash leaves no more."""
+def test_a_commit_keeps_the_newest_manifests(tmp_path: Path, many: list[Content]) -> None:
+    """The space of manifests is linear in the number of segments, and the store is complete."""
     write(tmp_path / "traces", many, range(N_SEGMENTS))
-    assert manifest_numbers(tmp_path / "traces") == list(range(N_SEGMENTS - KEPT + 1, N_SEGMENTS + 1))
+    assert manifest_numbers(tmp_path / "traces") == list(range(N_SEGMENTS - N_RECENT + 1, N_SEGMENTS + 1))
     store = open_store(tmp_path / "traces")
     assert (store.is_complete, store.n_examples) == (True, N_SEGMENTS)
     assert verify_store(tmp_path / "traces", full=True).is_sound
@@ -55,28 +55,28 @@ def test_a_commit_leaves_the_newest_few(tmp_path: Path, many: list[Content]) -> 
         open_store(tmp_path / "traces", manifest=3)
 
 
-def test_what_a_reader_holds_stays(tmp_path: Path, many: list[Content]) -> None:
-    """Its manifest opens again, here and from a pickle, until it lets go; the one after it stays for slow writers."""
+def test_a_snapshot_held_by_a_reader_stays(tmp_path: Path, many: list[Content]) -> None:
+    """The manifest can be opened again until the reader closes it. The next manifest stays for slow writers."""
     path = tmp_path / "traces"
     write(path, many, range(4))
     reader = open_store(path)
     write(path, many, range(4, N_SEGMENTS))
-    assert manifest_numbers(path)[:3] == [4, 5, N_SEGMENTS - KEPT + 1]
+    assert manifest_numbers(path)[:3] == [4, 5, N_SEGMENTS - N_RECENT + 1]
     assert len(pickle.loads(pickle.dumps(reader)).segments) == 4
     reader.close()
-    drop_from_store(path, segments=[7])  # any commit; what is before the drop is for gc
+    drop_from_store(path, segments=[7])  # any commit; only gc removes snapshots from before the drop
     assert manifest_numbers(path)[0] > 5
 
 
-def test_what_was_dropped_is_for_collection(tmp_path: Path, many: list[Content]) -> None:
-    """Snapshots from before a drop stay through any number of commits."""
+def test_only_collection_removes_snapshots_with_dropped_segments(tmp_path: Path, many: list[Content]) -> None:
+    """Snapshots from before a drop survive any number of commits."""
     path = tmp_path / "traces"
     write(path, many, range(3))
     drop_from_store(path, segments=[1])
     write(path, many, range(3, N_SEGMENTS))
     before = manifest_numbers(path)
     assert [segment.index for segment in open_store(path, manifest=3).segments] == [0, 1, 2]
-    assert before[:2] == [2, 3], "0 and 1 say nothing that the newest does not"
+    assert before[:2] == [2, 3], "all segments of 0 and 1 are in the newest"
     collect_store(path, grace_s=-1)
     assert manifest_numbers(path) == before[-1:]
 
@@ -85,20 +85,20 @@ def test_what_was_dropped_is_for_collection(tmp_path: Path, many: list[Content])
 def test_a_slow_writer_loses_nothing(
     tmp_path: Path, many: list[Content], monkeypatch: pytest.MonkeyPatch, locks: bool
 ) -> None:
-    """Between reading the newest manifest and making the next, another writer commits so often that both are old."""
+    """Another writer commits many times while the slow writer prepares its manifest."""
     path = tmp_path / "traces"
     write(path, many, range(2))
-    done = []
-    if not locks:  # as from another host, on some network file systems: nobody sees who holds what
-        monkeypatch.setattr(newest, "lease_manifest", lambda path, number: None)
+    commits = []
+    if not locks:  # as on network file systems whose locks do not reach other hosts
+        monkeypatch.setattr(manifest_chain, "lease_manifest", lambda path, number: None)
 
-    def others(step: str) -> None:
-        if step == "manifest-written" and not done:
-            done.append(step)
+    def commit_often(step: str) -> None:
+        if step == "manifest-written" and not commits:
+            commits.append(step)
             write(path, many, range(2, N_SEGMENTS - 1))
-            assert manifest_numbers(path)[0] == (2 if locks else N_SEGMENTS - KEPT)
+            assert manifest_numbers(path)[0] == (2 if locks else N_SEGMENTS - N_RECENT)
 
-    write(path, many, [N_SEGMENTS - 1], on_step=others)
+    write(path, many, [N_SEGMENTS - 1], on_step=commit_often)
     store = open_store(path)
     assert [segment.index for segment in store.segments] == list(range(N_SEGMENTS))
     assert manifest_numbers(path)[-1] == N_SEGMENTS

@@ -1,4 +1,4 @@
-"""A store behind a URL gives what the folder gives; servers that misbehave are refused; what came is kept."""
+"""A store behind a URL gives the same results as its folder. Faulty servers are refused. Bytes are cached."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PATTERN = "key.position == query.position - 1"
 
 @pytest.fixture
 def folder(tmp_path: Path, container: str) -> Path:
-    """A small store, three segments, in each container in turn."""
+    """A small store of three segments, in each container."""
     path = tmp_path / "traces"
     if container == "zarr":
         make_store(path, lengths=((3, 7, 5), (1, 8, 6), (9, 4)))
@@ -56,7 +56,7 @@ def server(folder: Path) -> Iterator[RangeServer]:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, Any]]:
-    """Options for an S3-compatible server of this machine, with a bucket ``bucket``."""
+    """Options of a local S3-compatible server with a bucket ``bucket``."""
     from moto.server import ThreadedMotoServer
 
     running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -70,59 +70,59 @@ def s3() -> Iterator[dict[str, Any]]:
         running.stop()
 
 
-def same_answers(here: Store, there: Store) -> None:
-    assert there.example_texts() == here.example_texts()
-    assert there.statistics().identical(here.statistics())
-    assert there.search(PATTERN).table("mass").equals(here.search(PATTERN).table("mass"))
+def check_same_results(local: Store, remote: Store) -> None:
+    assert remote.example_texts() == local.example_texts()
+    assert remote.statistics().identical(local.statistics())
+    assert remote.search(PATTERN).table("mass").equals(local.search(PATTERN).table("mass"))
     for number in (1, 7):
-        one, other = here.examples[number], there.examples[number]
-        assert other.attention().identical(one.attention())
-        assert other.edges(1).identical(one.edges(1))
-    assert there.tokens_frame().equals(here.tokens_frame())
+        expected, example = local.examples[number], remote.examples[number]
+        assert example.attention().identical(expected.attention())
+        assert example.edges(1).identical(expected.edges(1))
+    assert remote.tokens_frame().equals(local.tokens_frame())
 
 
-def test_s3_gives_the_same_answers(folder: Path, s3: dict[str, Any], container: str, monkeypatch, capsys) -> None:
-    """Search, statistics and attention, by an ordinary S3 server; the bytes that came are printed."""
+def test_s3_gives_the_same_results(folder: Path, s3: dict[str, Any], container: str, monkeypatch, capsys) -> None:
+    """Search, statistics and attention over an S3 server. Prints the number of fetched bytes."""
     url = f"s3://bucket/{container}/traces"
     fsspec.filesystem("s3", **s3).put(str(folder), url, recursive=True)
     store = open_store(url, storage_options=s3)
-    same_answers(open_store(folder), store)
-    fetched = store.bytes_fetched
-    assert 0 < fetched < 1.5 * store.bytes_on_disk
+    check_same_results(open_store(folder), store)
+    n_bytes = store.bytes_fetched
+    assert 0 < n_bytes < 1.5 * store.bytes_on_disk
     store.search(PATTERN)
-    assert store.bytes_fetched == fetched  # all of it was kept
+    assert store.bytes_fetched == n_bytes  # everything was cached
     copy: Store = pickle.loads(pickle.dumps(store))
     assert len(pickle.dumps(store)) < 800
     assert copy.examples[7].attention().identical(store.examples[7].attention())
     assert verify_store(store.source, full=True).is_sound
-    plain: Any  # the libraries' own readers
+    plain: Any  # opened by the libraries themselves
     if container == "zarr":
         plain = zarr.open_group(f"{url}/segments/000001", mode="r", zarr_format=3, storage_options=s3)
     else:
         plain = h5py.File(fsspec.filesystem("s3", **s3).open(f"{url}/segments/000001/segment.h5"))
     assert np.array_equal(plain["encoder/attention"][1, 2], store.segments[1].read("encoder/attention", (1, 2)))
-    monkeypatch.setitem(fsspec.config.conf, "s3", s3)  # as FSSPEC_S3_ENDPOINT_URL and its like do
-    told = json.loads(CliRunner().invoke(app, [url, "--json"]).stdout)
-    assert told["n_examples"] == 8
-    assert 0 < told["bytes_fetched"] < fetched
-    found = json.loads(CliRunner().invoke(query_app, ["search", url, PATTERN, "--json"]).stdout)
-    assert found["bytes_fetched"] > 0
+    monkeypatch.setitem(fsspec.config.conf, "s3", s3)  # like FSSPEC_S3_ENDPOINT_URL
+    info = json.loads(CliRunner().invoke(app, [url, "--json"]).stdout)
+    assert info["n_examples"] == 8
+    assert 0 < info["bytes_fetched"] < n_bytes
+    result = json.loads(CliRunner().invoke(query_app, ["search", url, PATTERN, "--json"]).stdout)
+    assert result["bytes_fetched"] > 0
     assert "fetched in" in CliRunner().invoke(stats_app, ["stats", url]).stdout
     with capsys.disabled():
-        print(f" {fetched:,} of {store.bytes_on_disk:,} bytes in {store.n_requests} requests", end="")
+        print(f" {n_bytes:,} of {store.bytes_on_disk:,} bytes in {store.n_requests} requests", end="")
 
 
-def test_http_gives_the_same_answers(folder: Path, server: RangeServer) -> None:
-    """A server that cannot list: the newest manifest is found from `latest.json` on, behind as it may be."""
+def test_http_gives_the_same_results(folder: Path, server: RangeServer) -> None:
+    """Without listings the search for the newest manifest starts at `latest.json`, even if that is outdated."""
     store = open_store(server.url)
-    same_answers(open_store(folder), store)
+    check_same_results(open_store(folder), store)
     assert store.bytes_fetched <= server.sent
     newest = store.manifest.number
     drop_from_store(folder, examples=[-1 + open_store(folder).n_examples])
     (folder / LATEST_NAME).write_bytes(b"{")
-    assert open_store(server.url).manifest.number == newest + 1  # from 0 on
+    assert open_store(server.url).manifest.number == newest + 1  # searched from 0
     collect_store(folder, grace_s=-1)
-    assert open_store(server.url).manifest.number == newest + 1  # 0 is gone; a collection says where to begin
+    assert open_store(server.url).manifest.number == newest + 1  # 0 was removed; the collection wrote latest.json
     assert verify_store(open_store(server.url).source, full=True).is_sound
     (folder / LATEST_NAME).unlink()
     with pytest.raises(NotFoundError, match=r"latest\.json"):
@@ -131,27 +131,27 @@ def test_http_gives_the_same_answers(folder: Path, server: RangeServer) -> None:
 
 
 @pytest.mark.parametrize("container", ["hdf5"])
-def test_hdf5_is_asked_for_seldom(folder: Path, server: RangeServer) -> None:
-    """A segment's metadata in one request, whole tables in a second; what was kept is not asked for again."""
+def test_hdf5_needs_few_requests(folder: Path, server: RangeServer) -> None:
+    """One request fetches a segment's metadata, and one its tables. Cached bytes are not requested again."""
     store = open_store(server.url)
     segment = store.segments[0]
 
     def requests(read: Callable[[], object]) -> int:
-        before = server.asked.count("segments/000000/segment.h5")
+        before = server.requested.count("segments/000000/segment.h5")
         read()
-        return server.asked.count("segments/000000/segment.h5") - before
+        return server.requested.count("segments/000000/segment.h5") - before
 
     assert requests(lambda: segment.layouts) == 2  # metadata, lengths of the examples
     assert requests(segment.tokens) == 1
     assert requests(lambda: [segment.reader.stored_bytes(path) for path in segment.layouts]) == 0
     assert requests(lambda: segment.read("encoder/attention")) == 1
     assert requests(lambda: segment.read("encoder/attention", 1)) == 0
-    small = open_store(server.url, cache_bytes=1).segments[0]  # keeps nothing, and reads right all the same
+    small = open_store(server.url, cache_bytes=1).segments[0]  # caches nothing
     assert np.array_equal(small.read("encoder/attention"), segment.read("encoder/attention"))
 
 
 @pytest.mark.parametrize("container", ["zarr"])
-def test_servers_that_misbehave_are_refused(folder: Path, server: RangeServer) -> None:
+def test_faulty_servers_are_refused(folder: Path, server: RangeServer) -> None:
     errors = {
         "gzip": (FormatError, "compressed"),
         "broken": (RemoteError, "503"),
@@ -168,36 +168,36 @@ def test_servers_that_misbehave_are_refused(folder: Path, server: RangeServer) -
         store.examples[1].attention()
     server.mode = "ranges"
     shard = folder / "segments/000000/encoder/attention/c/0/0/0"
-    whole = shard.read_bytes()
-    for damaged in (whole[:-9], None):
+    original = shard.read_bytes()
+    for damaged in (original[:-9], None):
         shard.unlink() if damaged is None else shard.write_bytes(damaged)
         with pytest.raises(CorruptSegmentError, match=r"object encoder/attention/c/0/0/0.*are touched"):
             open_store(server.url).examples[1].attention(0)
         (finding,) = verify_store(open_store(server.url).source).findings
         assert finding.object.endswith("encoder/attention/c/0/0/0")
-    shard.write_bytes(whole)
+    shard.write_bytes(original)
     assert open_store(server.url).examples[1].attention(0).size
 
 
 @pytest.mark.parametrize("container", ["zarr"])
-def test_a_snapshot_that_is_not_there(folder: Path, server: RangeServer) -> None:
-    """Asked for by number: the same error for a URL as for a folder, and no word of damage."""
-    for place in (folder, server.url):
+def test_a_missing_snapshot(folder: Path, server: RangeServer) -> None:
+    """The error is the same for a URL and a folder, and does not mention damage."""
+    for location in (folder, server.url):
         with pytest.raises(NotFoundError, match=r"has no manifest 77; found: .*3"):
-            open_store(place, manifest=77)
+            open_store(location, manifest=77)
     assert open_store(server.url, manifest=1).n_examples == 3
 
 
 @pytest.mark.parametrize("container", ["zarr"])
-def test_a_network_that_fails_is_not_damage(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`verify` says of a store that it cannot be reached, not that its segments are damaged."""
+def test_a_network_failure_is_not_damage(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` reports a network failure, not damaged segments."""
     store = open_store(server.url)
     fetch = store.source.fetch  # type: ignore[attr-defined]
 
-    def fails(wanted):
-        if any(item.path.endswith("segment.json") for item in wanted):
+    def fails(ranges):
+        if any(item.path.endswith("segment.json") for item in ranges):
             raise RemoteError("the server went away")
-        return fetch(wanted)
+        return fetch(ranges)
 
     monkeypatch.setattr(store.source, "fetch", fails)
     with pytest.raises(RemoteError, match="segment 0: the server went away"):
@@ -212,24 +212,24 @@ def test_other_models_behind_urls(folder: Path, server: RangeServer, tmp_path: P
 
 
 @pytest.mark.parametrize("container", ["zarr"])
-def test_objects_are_kept_on_disk_by_their_hash(folder: Path, server: RangeServer, tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
-    same_answers(open_store(folder), open_store(server.url, cache_dir=kept))
-    again = open_store(server.url, cache_dir=kept)
-    opened = again.bytes_fetched
-    same_answers(open_store(folder), again)
-    assert again.bytes_fetched == opened  # latest.json and the manifest alone
-    for victim in [path for path in kept.glob("??/*") if path.stat().st_size > 2000][:3]:
+def test_the_disk_cache_is_keyed_by_hash(folder: Path, server: RangeServer, tmp_path: Path) -> None:
+    cache_dir = tmp_path / "cache"
+    check_same_results(open_store(folder), open_store(server.url, cache_dir=cache_dir))
+    again = open_store(server.url, cache_dir=cache_dir)
+    n_bytes = again.bytes_fetched
+    check_same_results(open_store(folder), again)
+    assert again.bytes_fetched == n_bytes  # only latest.json and the manifest were fetched
+    for victim in [path for path in cache_dir.glob("??/*") if path.stat().st_size > 2000][:3]:
         victim.write_bytes(victim.read_bytes()[::-1])
-    same_answers(open_store(folder), open_store(server.url, cache_dir=kept))
+    check_same_results(open_store(folder), open_store(server.url, cache_dir=cache_dir))
 
 
 @pytest.mark.parametrize("container", ["zarr"])
 def test_urls(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory, files, and what cannot be opened or written."""
+    """URLs of memory and files can be read. Unknown protocols cannot be opened, and no URL can be written to."""
     fsspec.filesystem("memory").put(str(folder), "/traces", recursive=True)
     store = open_store("memory://traces")
-    same_answers(open_store(folder), store)
+    check_same_results(open_store(folder), store)
     assert store.name == "traces"
     assert open_store(folder.as_uri()).path == folder
     with pytest.raises(NotFoundError, match="holds no manifest"):
@@ -250,4 +250,4 @@ def test_urls(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(ConfigError, match="is a URL; expected"):
             write()
     convert_store("memory://traces", tmp_path / "copy", "hdf5")
-    same_answers(open_store(folder), open_store(tmp_path / "copy"))
+    check_same_results(open_store(folder), open_store(tmp_path / "copy"))

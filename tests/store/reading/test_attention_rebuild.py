@@ -1,4 +1,4 @@
-"""Attention rebuilt from query, key and logsumexp: against a slow float64 softmax, tile by tile, and what it reads."""
+"""Attention rebuilt from query, key and logsumexp, compared with a slow float64 softmax, and the data that it reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SITES: dict[str, dict[str, Any]] = {
 
 
 def slow_attention(site: Site, query: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Attention and logsumexp by loops over rows and keys in float64."""
+    """Compute attention and logsumexp by loops over rows and keys in float64."""
     n_layers, n_heads, n_rows, _ = query.shape
     n_keys = key.shape[2]
     weights, logsumexp = np.zeros((n_layers, n_heads, n_rows, n_keys)), np.zeros((n_layers, n_heads, n_rows))
@@ -50,13 +50,13 @@ def slow_attention(site: Site, query: np.ndarray, key: np.ndarray) -> tuple[np.n
 
 
 def make_store(path: Path, site: Site, codec: str, lengths: list[int] = LENGTHS) -> tuple[Any, list[np.ndarray]]:
-    """A store that keeps query, key and logsumexp alone, and the attention of each example."""
+    """Write a store with query, key and logsumexp only. Return it with the attention of each example."""
     spec = make_spec(Keep(attention=None, query_key=codec, edges=None, statistics=False), (site,))
     content = make_content(spec, {"source": lengths}, seed=3)
     rng = np.random.default_rng(4)
-    maps, at = [], 0
+    maps, start = [], 0
     for n in lengths:
-        rows = slice(at, at + n)
+        rows = slice(start, start + n)
         query = (rng.normal(size=(site.n_layers, site.n_heads, n, site.d_head)) * 2).astype(np.float32)
         key = (rng.normal(size=(site.n_layers, site.n_kv_heads, n, site.d_head)) * 2).astype(np.float32)
         weights, logsumexp = slow_attention(site, query, key)
@@ -64,7 +64,7 @@ def make_store(path: Path, site: Site, codec: str, lengths: list[int] = LENGTHS)
         content.arrays[f"{site.name}/key"][:, :, rows] = companding.encode_vectors(key, codec)
         content.arrays[f"{site.name}/logsumexp"][:, :, rows] = logsumexp
         maps.append(weights)
-        at += n
+        start += n
     write_store(path, [content])
     return open_store(path), maps
 
@@ -76,50 +76,50 @@ def test_every_tile_equals_the_slow_softmax(tmp_path: Path, kind: str, codec: st
     store, maps = make_store(tmp_path / "store", site, codec)
     for number, expected in enumerate(maps):
         example, n = store.examples[number], expected.shape[2]
-        whole = example.attention()
-        assert whole.attrs["source"] == "rebuilt"
-        bound = whole.attrs["max_absolute_error"]
+        full = example.attention()
+        assert full.attrs["source"] == "rebuilt"
+        bound = full.attrs["max_absolute_error"]
         assert bound < {"float32": 2e-4, "float16": 0.1, "bfloat16": 0.6}[codec]
-        error = np.abs(whole.values - expected).max()
+        error = np.abs(full.values - expected).max()
         assert error <= bound
         assert error <= {"float32": 1e-5, "float16": 5e-3, "bfloat16": 0.05}[codec]  # scores of up to 20 here
         if not site.has_sinks:
-            np.testing.assert_allclose(whole.sum("key_pos"), 1, atol=1e-5)
+            np.testing.assert_allclose(full.sum("key_pos"), 1, atol=1e-5)
         for query, key in ((slice(0, 1), None), (slice(n // 2, n), slice(0, n // 2 + 1)), (None, slice(n - 1, n + 9))):
             tile = example.attention(1, [3, 0], query=query, key=key)
-            picked = whole.sel(layer=1, head=[3, 0])[:, query or slice(None), key or slice(None)]
-            np.testing.assert_allclose(tile.values, picked.values, atol=1e-6)
-            assert tile.query_pos.equals(picked.query_pos)
-            assert tile.key_pos.equals(picked.key_pos)
+            expected_tile = full.sel(layer=1, head=[3, 0])[:, query or slice(None), key or slice(None)]
+            np.testing.assert_allclose(tile.values, expected_tile.values, atol=1e-6)
+            assert tile.query_pos.equals(expected_tile.query_pos)
+            assert tile.key_pos.equals(expected_tile.key_pos)
 
 
 @pytest.mark.parametrize("group_weights", [1, 1 << 20])
 @pytest.mark.parametrize("kind", SITES)
 def test_many_examples_at_once(tmp_path: Path, kind: str, group_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flat as attention is stored, whatever lengths come together."""
+    """The result is flat like stored attention, for any combination of lengths."""
     monkeypatch.setattr(rebuild_block, "_GROUP_WEIGHTS", group_weights)
     site = make_site(**SITES[kind])
     store, maps = make_store(tmp_path / "store", site, "float32", [5, 0, 9, 5, 1, 9, 5])
-    for some in (range(7), range(2, 6), range(1, 2)):
-        found = rebuild_block.rebuild_examples(store.segments[0], site, 1, some)
-        expected = [pack_pairs(maps[i][1], causal=site.causal) for i in some]
-        np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-5)
+    for examples in (range(7), range(2, 6), range(1, 2)):
+        weights = rebuild_block.rebuild_examples(store.segments[0], site, 1, examples)
+        expected = [pack_pairs(maps[i][1], causal=site.causal) for i in examples]
+        np.testing.assert_allclose(weights, np.concatenate(expected, axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", SITES)
 @pytest.mark.parametrize("size", [(4, 7), (1, 1), (100, 100)])
-def test_tiles_cover_what_the_mask_shows(tmp_path: Path, kind: str, size: tuple[int, int]) -> None:
+def test_tiles_cover_all_visible_keys(tmp_path: Path, kind: str, size: tuple[int, int]) -> None:
     site = make_site(**SITES[kind])
     store, maps = make_store(tmp_path / "store", site, "float32")
-    together = np.zeros(maps[2].shape[2:])
+    total = np.zeros(maps[2].shape[2:])
     for tile in store.examples[2].iter_tiles(0, 2, size=size):
         assert tile.shape[0] <= size[0]
         assert tile.shape[1] <= size[1]
-        together[np.ix_(tile.query_pos.values, tile.key_pos.values)] += tile.values
-    np.testing.assert_allclose(together, maps[2][0, 2], atol=1e-5)
+        total[np.ix_(tile.query_pos.values, tile.key_pos.values)] += tile.values
+    np.testing.assert_allclose(total, maps[2][0, 2], atol=1e-5)
     if size == (1, 1):
-        shown = keys_seen(site, 0, np.arange(23), np.arange(23), 23).sum()
-        assert sum(1 for _ in store.examples[2].iter_tiles(0, 2, size=size)) <= shown + 23
+        n_visible = keys_seen(site, 0, np.arange(23), np.arange(23), 23).sum()
+        assert sum(1 for _ in store.examples[2].iter_tiles(0, 2, size=size)) <= n_visible + 23
 
 
 def test_weights_at_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,29 +129,29 @@ def test_weights_at_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     query, key = np.array([22, 3, 3, 0, 17]), np.array([1, 3, 0, 0, 9])
     for budget in (1, 50, 1 << 20):
         monkeypatch.setattr(module, "_PAIR_WEIGHTS", budget)
-        found = store.examples[2].weights_at(1, 2, query, key)
-        np.testing.assert_allclose(found, maps[2][1, 2][query, key], atol=1e-5)
+        weights = store.examples[2].weights_at(1, 2, query, key)
+        np.testing.assert_allclose(weights, maps[2][1, 2][query, key], atol=1e-5)
 
 
 def test_a_tile_reads_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = make_store(tmp_path / "store", make_site(), "float16")
-    asked: list[tuple[str, int, int]] = []
+    reads: list[tuple[str, int, int]] = []
     read = CommittedSegment.read_block
 
-    def counted(self: CommittedSegment, path: str, selection: tuple[slice, ...]) -> np.ndarray:
-        asked.append((path, selection[2].start, selection[2].stop))
+    def record_read(self: CommittedSegment, path: str, selection: tuple[slice, ...]) -> np.ndarray:
+        reads.append((path, selection[2].start, selection[2].stop))
         return read(self, path, selection)
 
-    monkeypatch.setattr(CommittedSegment, "read_block", counted)
+    monkeypatch.setattr(CommittedSegment, "read_block", record_read)
     store.examples[2].attention(0, 1, query=slice(10, 14), key=slice(2, 5))
-    own = [("decoder/key", 8, 11), ("decoder/logsumexp", 16, 20), ("decoder/query", 16, 20)]
-    assert sorted(set(asked)) == sorted([*own, ("decoder/key", 6, 20)])  # the keys that the rows see, for their sums
-    asked.clear()
+    expected = [("decoder/key", 8, 11), ("decoder/logsumexp", 16, 20), ("decoder/query", 16, 20)]
+    assert sorted(set(reads)) == sorted([*expected, ("decoder/key", 6, 20)])  # for the sums, all keys that the rows see
+    reads.clear()
     store.examples[2].attention(0, 1, query=slice(10, 14))
-    assert sorted(asked) == [("decoder/key", 6, 29), ("decoder/logsumexp", 16, 20), ("decoder/query", 16, 20)]
+    assert sorted(reads) == [("decoder/key", 6, 29), ("decoder/logsumexp", 16, 20), ("decoder/query", 16, 20)]
 
 
-def test_rows_that_do_not_add_up_are_told(tmp_path: Path) -> None:
+def test_rows_that_do_not_add_up_are_an_error(tmp_path: Path) -> None:
     site = make_site()
     store, _ = make_store(tmp_path / "store", site, "float32")
     example = store.examples[2]
@@ -172,10 +172,10 @@ def test_rows_that_do_not_add_up_are_told(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="pass the sums"):
         rebuild.RebuiltRows(query, logsumexp, site, 0, rows, 23).tile(keys)
     sinks = make_site(has_sinks=True)
-    rebuild.RebuiltRows(query, logsumexp + 0.1, sinks, 0, rows, 23).tile(key)  # a sink may take the rest
+    rebuild.RebuiltRows(query, logsumexp + 0.1, sinks, 0, rows, 23).tile(key)  # a sink can take the remaining mass
 
 
-def test_what_cannot_be_rebuilt_says_so(tmp_path: Path) -> None:
+def test_errors_if_attention_cannot_be_rebuilt(tmp_path: Path) -> None:
     store, _ = make_store(tmp_path / "biased", make_site(has_position_bias=True), "float32")
     with pytest.raises(NotFoundError, match="learned bias"):
         store.examples[0].attention()
@@ -208,7 +208,7 @@ def test_long_rows_are_summed_in_pieces(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_stored_attention_is_cut_alike(tmp_path: Path, causal: bool) -> None:
+def test_tiles_of_stored_attention(tmp_path: Path, causal: bool) -> None:
     content = make_content(make_spec(Keep(edges=3), (make_site(causal=causal),)), {"source": LENGTHS})
     write_store(tmp_path / "store", [content])
     example = open_store(tmp_path / "store").examples[2]
@@ -219,7 +219,7 @@ def test_stored_attention_is_cut_alike(tmp_path: Path, causal: bool) -> None:
     assert tile.key_pos.values.tolist() == list(range(2, 23))
 
 
-def test_spans_are_the_masks() -> None:
+def test_spans_equal_the_masks() -> None:
     for changes in SITES.values():
         site = make_site(**changes)
         rows = np.arange(9)
@@ -227,5 +227,5 @@ def test_spans_are_the_masks() -> None:
         for q in rows:
             for k in range(9):
                 window = site.window[0]
-                seen = (k <= q or not site.causal) and (window is None or abs(q - k) < window)
-                assert seen == (first[q] <= k < stop[q])
+                is_visible = (k <= q or not site.causal) and (window is None or abs(q - k) < window)
+                assert is_visible == (first[q] <= k < stop[q])

@@ -1,4 +1,4 @@
-"""Every way of damaging a committed object is noticed: on reading, and by verify, which names object and examples."""
+"""Reading and verify detect all damage of committed objects. Verify names the object and the examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from store_builder import Content, make_contents, make_spec, only_zarr, write_st
 
 from headatlas.store.containers import shard_reader as shard_read
 from headatlas.store.containers import shard_writer as shard
-from headatlas.store.containers.shard_reader import read_places
+from headatlas.store.containers.shard_reader import read_shard_index
 from headatlas.store.errors import CorruptSegmentError, HeadAtlasError
 from headatlas.store.files.object_source import LocalFile
 from headatlas.store.store import open_store
@@ -22,7 +22,7 @@ from headatlas.store.writing.verify import verify_store
 
 
 def objects(path: Path) -> list[Path]:
-    """Every file of the middle segment besides its listing."""
+    """Files of the middle segment except its listing."""
     return sorted(p for p in (path / "segments/000001").rglob("*") if p.is_file() and p.name != "segment.json")
 
 
@@ -43,9 +43,9 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_presence_and_size_are_checked_before_reading(store_path: Path, damage: str) -> None:
-    """What the message says; every object in turn is in `faults/objects.py`. Some of these zarr alone reads as zeros."""
-    found = objects(store_path)
-    victim = found[len(found) // 2]
+    """The message names the object. `faults/damaged_objects.py` damages every object in turn."""
+    files = objects(store_path)
+    victim = files[len(files) // 2]
     DAMAGES[damage](victim)
     name = str(victim.relative_to(store_path / "segments/000001"))
     with pytest.raises(CorruptSegmentError, match=r"segment 1: object .*[Ee]xamples 4 to 7 are touched") as caught:
@@ -56,8 +56,8 @@ def test_presence_and_size_are_checked_before_reading(store_path: Path, damage: 
     assert (finding.segment, finding.first_example, finding.last_example) == (1, 4, 7)
 
 
-def test_damage_in_a_segment_whose_examples_were_all_taken_out(store_path: Path) -> None:
-    """Its arrays have no items and no chunks, but its files are hashed like any other."""
+def test_damage_in_a_segment_whose_examples_were_all_dropped(store_path: Path) -> None:
+    """Its arrays have no items and no chunks, but verify checks the hashes of its files."""
     drop_from_store(store_path, examples=[4, 5, 6, 7])
     folder = open_store(store_path).segments[1].folder
     for victim in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "segment.json"):
@@ -68,9 +68,9 @@ def test_damage_in_a_segment_whose_examples_were_all_taken_out(store_path: Path)
         victim.write_bytes(whole)
 
 
-@pytest.mark.parametrize("at", [5, 12, 20], ids=["frame", "block", "data"])
-def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Not the whole segment: examples 2 and 3 share the chunk that was hit, the rest stays readable."""
+@pytest.mark.parametrize("byte", [5, 12, 20], ids=["frame", "block", "data"])
+def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, byte: int) -> None:
+    """Examples 2 and 3 share the damaged chunk. The other examples stay readable."""
     monkeypatch.setattr(shard, "CHUNK_ROWS", 8)
     contents = make_contents(make_spec(), n_segments=1, n_examples=6)
     write_store(tmp_path / "traces", contents)
@@ -80,9 +80,9 @@ def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.
     grid = segment.reader._open("decoder/edge_key").grid  # type: ignore[attr-defined]
     rows = grid.chunk[2]
     with LocalFile(str(victim)) as file:
-        places = read_places(file, grid)
+        chunk_ranges = read_shard_index(file, grid)
     _, n_heads, per_head, _ = grid.chunks_per_shard
-    flip(victim, 8 * (int(places[n_heads * per_head + 1, 0]) + at))  # the second chunk of head 0 of layer 1
+    flip(victim, 8 * (int(chunk_ranges[n_heads * per_head + 1, 0]) + byte))  # the second chunk of head 0 of layer 1
     first = int(np.searchsorted(offset, rows, side="right")) - 1
     last = int(np.searchsorted(offset, 2 * rows, side="left")) - 1
     assert 0 < last < 5
@@ -98,21 +98,21 @@ def test_a_damaged_chunk_names_its_examples(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_swapped_objects_are_found_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two shards of equal size hold valid chunks: only the hash binds a shard to its name."""
+    """Two shards of equal size hold valid chunks. Only the hashes show that they were swapped."""
     monkeypatch.setattr(shard, "LAYERS_BYTES", 1)  # a shard for each layer
     write_store(tmp_path / "traces", make_contents(make_spec(), n_segments=1))
     names = [f"segments/000000/decoder/query/c/{layer}/0/0/0" for layer in (0, 1)]
-    one, other = (tmp_path / "traces" / name for name in names)
-    assert one.stat().st_size == other.stat().st_size
-    first, second = one.read_bytes(), other.read_bytes()
-    one.write_bytes(second)
+    path, other = (tmp_path / "traces" / name for name in names)
+    assert path.stat().st_size == other.stat().st_size
+    first, second = path.read_bytes(), other.read_bytes()
+    path.write_bytes(second)
     other.write_bytes(first)
     assert verify_store(tmp_path / "traces").is_sound
-    found = {finding.object for finding in verify_store(tmp_path / "traces", full=True).findings}
-    assert found == set(names)
+    damaged = {finding.object for finding in verify_store(tmp_path / "traces", full=True).findings}
+    assert damaged == set(names)
 
 
-def test_a_segment_that_is_gone(store_path: Path) -> None:
+def test_a_missing_segment(store_path: Path) -> None:
     shutil.rmtree(store_path / "segments/000002")
     store = open_store(store_path)
     assert store.examples[0].id == "example-0"
@@ -122,14 +122,14 @@ def test_a_segment_that_is_gone(store_path: Path) -> None:
     assert (finding.first_example, finding.last_example) == (8, 11)
 
 
-def test_an_older_listing_is_not_taken(store_path: Path) -> None:
-    """segment.json of another segment, whole in itself."""
+def test_a_listing_of_another_segment_is_refused(store_path: Path) -> None:
+    """The segment.json is valid but belongs to another segment."""
     shutil.copy(store_path / "segments/000000/segment.json", store_path / "segments/000001/segment.json")
-    with pytest.raises(CorruptSegmentError, match=r"segments/000001/segment\.json was cut or changed"):
+    with pytest.raises(CorruptSegmentError, match=r"segments/000001/segment\.json was truncated or changed"):
         open_store(store_path).segments[1].tokens()
 
 
-def test_a_torn_manifest_is_named_and_the_one_before_opens(store_path: Path) -> None:
+def test_a_truncated_manifest_is_named_and_the_previous_opens(store_path: Path) -> None:
     newest = store_path / "manifest-000003.json"
     newest.write_bytes(newest.read_bytes()[:-40])
     with pytest.raises(CorruptSegmentError, match=r"manifest-000003\.json fails its checksum.*open_store"):
@@ -140,17 +140,17 @@ def test_a_torn_manifest_is_named_and_the_one_before_opens(store_path: Path) -> 
     assert [finding.object for finding in result.findings] == ["manifest-000003.json"]
 
 
-def test_every_byte_around_a_manifests_checksum_counts(store_path: Path) -> None:
+def test_every_byte_around_the_checksum_of_a_manifest_counts(store_path: Path) -> None:
     newest = store_path / "manifest-000003.json"
     whole = newest.read_bytes()
-    for at in range(90):
-        newest.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    for i in range(90):
+        newest.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
         with pytest.raises(CorruptSegmentError, match="fails its checksum"):
             open_store(store_path)
 
 
-def test_a_changed_parent_is_found(store_path: Path) -> None:
-    """Rewritten with a valid checksum of its own: the chain of hashes tells."""
+def test_a_changed_parent_is_detected(store_path: Path) -> None:
+    """The changed manifest has a valid checksum. The chain of hashes detects the change."""
     from headatlas.store.files.manifest import read_manifest
 
     manifest, _ = read_manifest(store_path, 1)
@@ -162,7 +162,7 @@ def test_a_changed_parent_is_found(store_path: Path) -> None:
 
 @only_zarr
 def test_without_our_checks_zarr_reads_zeros(store_path: Path, contents: list[Content]) -> None:
-    """Why presence is checked: if this fails one day, the library has learned to."""
+    """Zarr reads missing chunks as zeros, so the store checks presence. A failure means that zarr has changed."""
     shutil.rmtree(store_path / "segments/000000/decoder/query/c/0")
     group = zarr.open_group(store_path / "segments/000000", mode="r", zarr_format=3)
     assert not np.any(group["decoder/query"][0])
@@ -170,8 +170,8 @@ def test_without_our_checks_zarr_reads_zeros(store_path: Path, contents: list[Co
 
 
 @only_zarr
-def test_an_object_lost_after_opening_is_noticed(store_path: Path) -> None:
-    """Presence was checked, then the shard vanished before its first read."""
+def test_an_object_removed_after_opening_is_reported(store_path: Path) -> None:
+    """The shard is removed after the check of presence and before its first read."""
     segment = open_store(store_path).segments[0]
     segment.tokens()
     os.unlink(segment.folder / "decoder/key/c/0/0/0/0")
@@ -180,27 +180,27 @@ def test_an_object_lost_after_opening_is_noticed(store_path: Path) -> None:
 
 
 @only_zarr
-def test_flips_after_the_first_read_are_noticed(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every chunk is compared with its checksum on every read, whole or in part."""
+def test_flips_after_the_first_read_are_detected(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every full or partial read compares chunks with their checksums."""
     segment = open_store(store_path).segments[0]
     expected = segment.read("decoder/query")
     victim = segment.folder / "decoder/query/c/0/0/0/0"
     before = victim.read_bytes()
-    read_into, n_whole = shard_read.read_into, []
-    monkeypatch.setattr(shard_read, "read_into", lambda *where: n_whole.append(where) or read_into(*where))
+    read_into, direct_reads = shard_read.read_into, []
+    monkeypatch.setattr(shard_read, "read_into", lambda *args: direct_reads.append(args) or read_into(*args))
     for bit in range(0, 8 * 4 * 16, 61):
         flip(victim, bit)
         for tokens in (slice(0, 2), slice(None)):
             with pytest.raises(CorruptSegmentError, match="decoder/query/c/0/0/0/0"):
                 segment.read("decoder/query", (0, slice(None), tokens))
         victim.write_bytes(before)
-    assert n_whole, "whole chunks go straight to where they are wanted"
+    assert direct_reads, "full chunks are read directly into the result"
     assert np.array_equal(segment.read("decoder/query"), expected)
 
 
 @only_zarr
 def test_zarrs_does_not_compare_checksums_of_parts(store_path: Path) -> None:
-    """Why chunks are decoded here: if this fails one day, zarrs has learned to, and could be the reader."""
+    """Zarrs skips the check, so the store decodes chunks itself. A failure means that zarrs could be the reader."""
     victim = store_path / "segments/000000/decoder/query/c/0/0/0/0"
     flip(victim, 100)
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "codec_pipeline.strict": True}):

@@ -1,4 +1,4 @@
-"""Whole-store arrays and frames: equal to the examples one by one, and nothing is read before it is computed."""
+"""Lazy arrays and frames of a store equal its examples, and are not read before they are computed."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_lazy_arrays_equal_the_examples(path: Path, site: str) -> None:
     store = open_store(path)
     attention = store.attention(site).compute()
     for example in store.examples:
-        mine = attention.isel(pair=attention.example.values == example.index)
+        pairs = attention.isel(pair=attention.example.values == example.index)
         expected = example.attention(site=site).values
-        assert np.array_equal(mine.values, expected[..., mine.query_pos.values, mine.key_pos.values])
-        assert mine.sizes["pair"] >= np.count_nonzero(expected[0, 0])
+        assert np.array_equal(pairs.values, expected[..., pairs.query_pos.values, pairs.key_pos.values])
+        assert pairs.sizes["pair"] >= np.count_nonzero(expected[0, 0])
         for name, axis, position in (
             ("query", "query_token", "query_pos"),
             ("key", "key_token", "key_pos"),
@@ -59,34 +59,34 @@ def test_nothing_is_read_before_it_is_computed(path: Path, monkeypatch: pytest.M
     store = open_store(path)
     for segment in store.segments:
         segment.pair_offset("encoder")
-    asked: list[str] = []
+    names: list[str] = []
     read = ZarrReader.read
 
-    def counted(self: ZarrReader, name: str, selection: tuple[slice, ...]) -> np.ndarray:
-        asked.append(name)
+    def record_read(self: ZarrReader, name: str, selection: tuple[slice, ...]) -> np.ndarray:
+        names.append(name)
         return read(self, name, selection)
 
-    monkeypatch.setattr(ZarrReader, "read", counted)
-    whole = store.attention("encoder")
-    head = whole.isel(layer=1, head=2)
-    assert asked == []
+    monkeypatch.setattr(ZarrReader, "read", record_read)
+    attention = store.attention("encoder")
+    head = attention.isel(layer=1, head=2)
+    assert names == []
     assert head.chunks == (tuple(segment.array("encoder/attention").shape[2] for segment in store.segments),)
     head.compute(scheduler="threads")
-    assert asked == ["encoder/attention"] * len(store.segments)
+    assert names == ["encoder/attention"] * len(store.segments)
 
 
-def test_lazy_arrays_travel_small(path: Path) -> None:
+def test_pickled_lazy_arrays_are_small(path: Path) -> None:
     store = open_store(path)
     for segment in store.segments:
-        segment.tokens()  # what was read is not sent along
+        segment.tokens()  # cached data is not pickled
     chunk = store.attention("encoder").isel(layer=0, head=slice(0, 1))
-    sent = pickle.dumps(chunk)
-    assert len(sent) < 40_000
-    assert np.array_equal(pickle.loads(sent).values, chunk.values)
+    data = pickle.dumps(chunk)
+    assert len(data) < 40_000
+    assert np.array_equal(pickle.loads(data).values, chunk.values)
     assert store.attention("encoder").data.name == open_store(path).attention("encoder").data.name
 
 
-def test_not_kept_is_said(tmp_path: Path) -> None:
+def test_missing_arrays_name_the_setting(tmp_path: Path) -> None:
     spec = make_spec(Keep(attention=None, edges=None, query_key=None, statistics=False))
     write_store(tmp_path / "store", make_contents(spec, n_segments=1))
     store = open_store(tmp_path / "store")
@@ -112,11 +112,11 @@ def test_frames(path: Path) -> None:
     tokens = store.tokens_frame()
     assert len(tokens) == store.n_tokens["source"]
     for number in (0, 3, 11):
-        table, mine = store.examples[number].tokens(), tokens[tokens["example"] == number]
-        assert mine["position"].tolist() == list(range(len(table)))
-        assert mine["id"].tolist() == table.id.tolist()
-        assert mine["piece"].tolist() == table.piece
-        assert mine["special"].tolist() == table.special.tolist()
+        table, rows = store.examples[number].tokens(), tokens[tokens["example"] == number]
+        assert rows["position"].tolist() == list(range(len(table)))
+        assert rows["id"].tolist() == table.id.tolist()
+        assert rows["piece"].tolist() == table.piece
+        assert rows["special"].tolist() == table.special.tolist()
     assert "__head" not in tokens
 
 
@@ -136,7 +136,7 @@ def test_tokens_of_some_examples(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         store.tokens_frame("other")
 
 
-def test_tables_are_kept_within_bytes(path: Path) -> None:
+def test_the_cache_of_tables_is_bounded(path: Path) -> None:
     store = open_store(path)
     table = store.segments[0].tokens()
     assert store.segments[0].tokens() is table
@@ -148,7 +148,7 @@ def test_tables_are_kept_within_bytes(path: Path) -> None:
     assert all(segment._cache is cache for segment in store.segments)
     assert 0 < cache.n_bytes <= cache.max_bytes
     small = ByteCache(1)
-    alone = CommittedSegment(store.source, store.manifest.segments[0], store.spec, cache=small)
-    assert alone.tokens() is not alone.tokens()
-    assert alone.texts() == store.segments[0].texts()
+    segment = CommittedSegment(store.source, store.manifest.segments[0], store.spec, cache=small)
+    assert segment.tokens() is not segment.tokens()
+    assert segment.texts() == store.segments[0].texts()
     assert small.n_bytes == 0

@@ -1,4 +1,4 @@
-"""Attention rebuilt with what is added to the scores (bias by position, sinks), and from vectors of a byte a number."""
+"""Attention rebuilt with position bias and sinks, and from vectors of one byte a number."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SITES: dict[str, dict[str, Any]] = {
 def attention_of(
     site: Site, query: np.ndarray, key: np.ndarray, bias: np.ndarray, sinks: np.ndarray, zero: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attention and logsumexp in float64, with every part."""
+    """Compute attention and logsumexp in float64, with every part of the scores."""
     key = key.repeat(site.n_heads // site.n_kv_heads, axis=1).astype(np.float64)
     scores = query.astype(np.float64) @ key.transpose(0, 1, 3, 2) * np.array(site.scaling)[:, None, None, None]
     for layer, cap in enumerate(site.softcap):
@@ -48,14 +48,14 @@ def attention_of(
     for layer, window in enumerate(site.window):
         hidden = (site.causal & (columns > rows)) | (abs(rows - columns) >= (window or 1 << 30))
         scores[layer][:, hidden] = -np.inf
-    together = np.concatenate([scores, np.broadcast_to(sinks[..., None, None], (*scores.shape[:3], 1))], axis=-1)
-    top = together.max(axis=-1, keepdims=True)
-    logsumexp = top + np.log(np.exp(together - top).sum(axis=-1, keepdims=True))
+    with_sinks = np.concatenate([scores, np.broadcast_to(sinks[..., None, None], (*scores.shape[:3], 1))], axis=-1)
+    top = with_sinks.max(axis=-1, keepdims=True)
+    logsumexp = top + np.log(np.exp(with_sinks - top).sum(axis=-1, keepdims=True))
     return np.exp(scores - logsumexp), logsumexp[..., 0]
 
 
 def make_store(path: Path, name: str, codec: Any, container: str = "zarr") -> tuple[Store, list[np.ndarray]]:
-    """A store that keeps query and key alone, and the attention of each example."""
+    """Write a store with query and key only. Return it with the attention of each example."""
     site = make_site(
         **{"score_parts": ("position_bias", "sinks"), "has_position_bias": True, "has_sinks": True} | SITES[name]
     )
@@ -66,22 +66,22 @@ def make_store(path: Path, name: str, codec: Any, container: str = "zarr") -> tu
     bias, sinks = (content.arrays[f"{name}/{part}"] for part in ("position_bias", "sinks"))
     bias[:], sinks[:] = rng.normal(size=bias.shape) * 2, rng.normal(size=sinks.shape) * 2
     n_queries, n_keys = lengths[site.query_sequence], lengths[site.key_sequence]
-    maps, at, key_at = [], 0, 0
+    maps, query_start, key_start = [], 0, 0
     for example, (n, m) in enumerate(zip(n_queries, n_keys, strict=True)):
         query = (rng.normal(size=(2, 4, n, 8)) * 2).astype(np.float32)
         key = (rng.normal(size=(2, 2, m, 8)) * 2).astype(np.float32)
         zero = zero_distance(np.array(n_queries))
         if n:
             weights, logsumexp = attention_of(site, query, key, bias, sinks[..., 0], zero)
-            content.arrays[f"{name}/logsumexp"][:, :, at : at + n] = logsumexp
+            content.arrays[f"{name}/logsumexp"][:, :, query_start : query_start + n] = logsumexp
             maps.append(weights)
-        for vectors, side, start in ((query, "query", at), (key, "key", key_at)):
+        for vectors, side, start in ((query, "query", query_start), (key, "key", key_start)):
             scale = channel_scale(vectors) if codec == "int8" else None
             stored = content.arrays[f"{name}/{side}"]
             stored[:, :, start : start + vectors.shape[2]] = encode_vectors(vectors, codec, scale)
             if scale is not None:
                 content.arrays[f"{name}/{side}_scale"][:, :, example] = scale[:, :, 0]
-        at, key_at = at + n, key_at + m
+        query_start, key_start = query_start + n, key_start + m
     write_store(path, [content], container=container)
     return open_store(path), maps
 
@@ -107,7 +107,7 @@ def test_every_tile_equals_the_slow_softmax(tmp_path: Path, name: str, codec: st
 @pytest.mark.parametrize("name", SITES)
 def test_the_plain_reader_rebuilds_it_too(tmp_path: Path, name: str, codec: str, container: str) -> None:
     page = (Path(__file__).resolve().parents[3] / "docs/format.md").read_text(encoding="utf-8")
-    (source,) = (found for found in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "rebuild_attention" in found)
+    (source,) = (text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "rebuild_attention" in text)
     names: dict = {}
     exec(compile(source, "format.md", "exec"), names)
     store, _ = make_store(tmp_path / "store", name, codec, container)
@@ -117,14 +117,14 @@ def test_the_plain_reader_rebuilds_it_too(tmp_path: Path, name: str, codec: str,
         h5py.File(folder / "segment.h5") if container == "hdf5" else zarr.open_group(folder, mode="r", zarr_format=3)
     )
     for row in (0, 2):
-        found = names["rebuild_attention"](group, site, codec, row, 1, 3)
-        np.testing.assert_allclose(found, store.examples[row].attention(1, 3).values, atol=2e-6)
+        attention = names["rebuild_attention"](group, site, codec, row, 1, 3)
+        np.testing.assert_allclose(attention, store.examples[row].attention(1, 3).values, atol=2e-6)
     if container == "hdf5":
         group.close()
 
 
 @pytest.mark.parametrize("part", ["position_bias", "sinks"])
-def test_a_wrong_part_is_noticed(tmp_path: Path, part: str) -> None:
+def test_a_wrong_part_is_detected(tmp_path: Path, part: str) -> None:
     store, _ = make_store(tmp_path / "store", "encoder", "float32")
     segment = store.segments[0]
     read = segment.read_block
@@ -138,12 +138,12 @@ def test_dropping_the_longest_example_cuts_the_distances(tmp_path: Path, name: s
     store, maps = make_store(tmp_path / "store", name, "int8")
     before = store.segments[0].layouts[f"{name}/position_bias"].shape[2]
     drop_from_store(store.path, examples=[2, 4])
-    kept = store.refresh()
-    assert kept.segments[0].layouts[f"{name}/position_bias"].shape[2] < before
-    assert not kept.segments[0].read(f"{name}/query_scale")[:, :, [2, 4]].any()
+    after = store.refresh()
+    assert after.segments[0].layouts[f"{name}/position_bias"].shape[2] < before
+    assert not after.segments[0].read(f"{name}/query_scale")[:, :, [2, 4]].any()
     for number in (0, 1):
-        assert kept.examples[number].attention().equals(store.examples[number].attention())
-        assert np.abs(kept.examples[number].attention().values - maps[number]).max() < 0.2
+        assert after.examples[number].attention().equals(store.examples[number].attention())
+        assert np.abs(after.examples[number].attention().values - maps[number]).max() < 0.2
 
 
 @given(

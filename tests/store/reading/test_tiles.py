@@ -1,4 +1,4 @@
-"""A tile of a long document: the chunks that it reads, and the memory that it takes."""
+"""Chunks and memory that a tile of a long document needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WINDOW = 200
 
 
 def write_document(path: Path, n_tokens: int, container: str) -> Example:
-    """One causal document of random vectors in chunks of 128 tokens; layer 1 has a window."""
+    """Write one causal document of random vectors in chunks of 128 tokens. Layer 1 has a window."""
     site = make_site(n_heads=2, n_kv_heads=1, d_head=D_HEAD, window=(None, WINDOW), scaling=(0.3, 0.3))
     spec = make_spec(Keep(attention=None, query_key="float32", edges=None, statistics=False), (site,))
     content = make_content(spec, {"source": [n_tokens]})
@@ -35,10 +35,10 @@ def write_document(path: Path, n_tokens: int, container: str) -> Example:
         for start in range(0, n_tokens, 256):
             rows = position[start : start + 256]
             scores = query[layer, :, rows].transpose(1, 0, 2) @ key[layer, 0].T * np.float32(0.3)
-            seen = position <= rows[:, None]
+            is_visible = position <= rows[:, None]
             if layer:
-                seen &= position > rows[:, None] - WINDOW
-            logsumexp[layer, :, rows] = np.log(np.where(seen, np.exp(scores), 0).sum(-1)).T
+                is_visible &= position > rows[:, None] - WINDOW
+            logsumexp[layer, :, rows] = np.log(np.where(is_visible, np.exp(scores), 0).sum(-1)).T
     content.arrays["decoder/query"][:] = encode_vectors(query, "float32")
     content.arrays["decoder/key"][:] = encode_vectors(key, "float32")
     write_store(path, [content], container=container)
@@ -51,7 +51,7 @@ def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chunks(start: int, stop: int) -> int:
-    """Chunks that hold some of these tokens."""
+    """Return the number of chunks that hold some of these tokens."""
     return math.ceil(stop / CHUNK) - start // CHUNK
 
 
@@ -59,18 +59,18 @@ def chunks(start: int, stop: int) -> int:
 def test_a_tile_reads_its_rows_and_the_keys_they_see(
     tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One head's queries of the rows, its keys up to them or inside the window, the tile's own keys: no chunk more."""
+    """A tile reads the queries of its rows, the keys that they see, and its own keys, for one head only."""
     n_tokens = 24 * CHUNK
     example = write_document(tmp_path / "traces", n_tokens, container)
     example.attention(0, 0, query=slice(0, 1))  # tables and indices are read once
     read: list[int] = []
     decode = shard_read.decode_chunk
 
-    def counted(body, grid, decompressor):
+    def record_chunk(body, grid, decompressor):
         read.append(len(grid.chunk))
         return decode(body, grid, decompressor)
 
-    monkeypatch.setattr(shard_read, "decode_chunk", counted)
+    monkeypatch.setattr(shard_read, "decode_chunk", record_chunk)
     rng = np.random.default_rng(1)
     for layer in (0, 1, 0, 1, 0, 1):
         row = int(rng.integers(64, n_tokens - 64))
@@ -88,7 +88,7 @@ def test_a_tile_reads_its_rows_and_the_keys_they_see(
 
 
 def peak_bytes(read: Callable[[], object]) -> int:
-    """Memory that a read takes at most."""
+    """Return the peak memory of a read."""
     tracemalloc.start()
     try:
         read()
@@ -97,7 +97,7 @@ def peak_bytes(read: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def test_a_tile_takes_memory_by_the_tokens(tmp_path: Path) -> None:
+def test_the_memory_of_a_tile_is_linear_in_tokens(tmp_path: Path) -> None:
     peaks = {}
     for n_tokens in (1024, 4096):
         example = write_document(tmp_path / str(n_tokens), n_tokens, "hdf5")
@@ -108,10 +108,10 @@ def test_a_tile_takes_memory_by_the_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_going_over_a_map_never_holds_it(tmp_path: Path) -> None:
+def test_iterating_over_tiles_never_holds_the_map(tmp_path: Path) -> None:
     n_tokens = 8192
     example = write_document(tmp_path / "traces", n_tokens, "hdf5")
-    seen = []
-    peak = peak_bytes(lambda: seen.extend(tile.size for tile in example.iter_tiles(0, 1)))
-    assert sum(seen) > n_tokens**2 / 2
+    sizes = []
+    peak = peak_bytes(lambda: sizes.extend(tile.size for tile in example.iter_tiles(0, 1)))
+    assert sum(sizes) > n_tokens**2 / 2
     assert peak < n_tokens**2 / 2, "half of the bytes of the smallest mask"

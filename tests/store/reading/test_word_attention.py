@@ -1,4 +1,4 @@
-"""Word-to-word attention against loops over tokens, and by hand."""
+"""Word-to-word attention compared with loops over tokens and with values computed by hand."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ SITES = {
 
 
 def slow_words(weights, query, key, merge):
-    """One head of one example, word by word."""
+    """Merge one head of one example word by word."""
     n_query, n_key = len(query.word_char_start), len(key.word_char_start)
     words = np.zeros((n_query, n_key))
     for i in range(n_query):
@@ -46,8 +46,8 @@ def test_words_of_a_segment_and_of_an_example_equal_the_loop(tmp_path, kind, mer
                     query, key = (traced.tokens[s][number] for s in (site.query_sequence, site.key_sequence))
                     for head in range(site.n_heads):
                         expected = slow_words(traced.attention[site.name][number][layer, head], query, key, merge)
-                        found = flat[head, plan.start[position] : plan.start[position + 1]]
-                        np.testing.assert_allclose(found, expected.ravel(), atol=1e-12)
+                        words_of_segment = flat[head, plan.start[position] : plan.start[position + 1]]
+                        np.testing.assert_allclose(words_of_segment, expected.ravel(), atol=1e-12)
                         words = store.examples[number].word_attention(layer, head, merge=merge)
                         np.testing.assert_allclose(words, expected, atol=1e-12)
     assert store.examples[0].word_attention(layer=[1]).dims == ("layer", "head", "query_word", "key_word")
@@ -55,7 +55,7 @@ def test_words_of_a_segment_and_of_an_example_equal_the_loop(tmp_path, kind, mer
 
 @pytest.mark.parametrize("kind", SITES)
 def test_edges_are_preferred_to_bytes(tmp_path, kind):
-    """With an edge for every key the words are as close as float16 is, not as a byte."""
+    """With an edge for every key the words have the precision of float16, not of a byte."""
     site = SITES[kind]
     keep = Keep(attention="sqrt8", query_key=None, edges=8)
     traced = make_store(tmp_path / "store", (site,), keep, lengths=((7, 1, 0, 5, 6), (4, 7)))
@@ -70,14 +70,14 @@ def test_edges_are_preferred_to_bytes(tmp_path, kind):
                 query, key = (traced.tokens[s][number] for s in (site.query_sequence, site.key_sequence))
                 exact = merge_example(traced.attention[site.name][number][layer], query, key).reshape(site.n_heads, -1)
                 coarse = traced.store.examples[number].word_attention(layer).to_numpy().reshape(site.n_heads, -1)
-                found = flat[:, plan.start[row] : plan.start[row + 1]]
-                largest["edges"] = max(largest["edges"], np.abs(found - exact).max(initial=0))
+                words = flat[:, plan.start[row] : plan.start[row + 1]]
+                largest["edges"] = max(largest["edges"], np.abs(words - exact).max(initial=0))
                 largest["bytes"] = max(largest["bytes"], np.abs(coarse - exact).max(initial=0))
     assert largest["edges"] < 1e-3 < largest["bytes"]
 
 
 def test_two_pieces_sum_average_and_first_differ(tmp_path):
-    """[CLS] un ##do it [SEP] by hand."""
+    """Values for [CLS] un ##do it [SEP] were computed by hand."""
     traced = make_store(tmp_path / "store", lengths=((5,),))
     table = traced.tokens["source"][0]
     table = dataclasses.replace(
@@ -103,7 +103,7 @@ def test_two_pieces_sum_average_and_first_differ(tmp_path):
     assert lead.shape == (2, 3, 2, 2)
 
 
-def test_rows_sum_to_one_less_what_special_tokens_get(tmp_path):
+def test_rows_sum_to_one_minus_special_tokens(tmp_path):
     traced = make_store(
         tmp_path / "store", keep=Keep(attention="float32", query_key=None, edges=None), lengths=((14,),)
     )

@@ -1,4 +1,4 @@
-"""Conversion both ways: arrays bit for bit, and from Zarr to HDF5 and back the same files; cut off, it goes on."""
+"""Conversion to the other container and back keeps all bits, and an interrupted conversion can be resumed."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ runner = CliRunner()
 OTHER = {"zarr": "hdf5", "hdf5": "zarr"}
 
 
-def same_arrays(one: Path, other: Path) -> bool:
-    pairs = zip(open_store(one).segments, open_store(other).segments, strict=True)
+def same_arrays(path: Path, other: Path) -> bool:
+    pairs = zip(open_store(path).segments, open_store(other).segments, strict=True)
     return all(
-        left.layouts == right.layouts
-        and left.examples_of("") == right.examples_of("")
-        and all(np.array_equal(left.read(p), right.read(p), equal_nan=True) for p in left.layouts)
-        for left, right in pairs
+        a.layouts == b.layouts
+        and a.examples_of("") == b.examples_of("")
+        and all(np.array_equal(a.read(p), b.read(p), equal_nan=True) for p in a.layouts)
+        for a, b in pairs
     )
 
 
-def test_there_and_back(store_path: Path, container: str, tmp_path: Path) -> None:
+def test_conversion_and_back(store_path: Path, container: str, tmp_path: Path) -> None:
     result = convert_store(store_path, tmp_path / "there", OTHER[container])  # type: ignore[arg-type]
     assert (result.n_segments, result.n_segments_there, result.n_examples) == (3, 0, 12)
     assert same_arrays(store_path, tmp_path / "there")
@@ -43,7 +43,7 @@ def test_there_and_back(store_path: Path, container: str, tmp_path: Path) -> Non
     assert segment_bytes(tmp_path / "back") == segment_bytes(store_path)
 
 
-def test_provenance_is_kept_and_the_conversion_noted(store_path: Path, container: str, tmp_path: Path) -> None:
+def test_provenance_records_the_conversion(store_path: Path, container: str, tmp_path: Path) -> None:
     convert_store(store_path, tmp_path / "there", OTHER[container])  # type: ignore[arg-type]
     convert_store(tmp_path / "there", tmp_path / "back", container)  # type: ignore[arg-type]
     before, after = open_store(store_path).manifest, open_store(tmp_path / "back").manifest
@@ -58,18 +58,18 @@ def test_provenance_is_kept_and_the_conversion_noted(store_path: Path, container
 def test_skipped_examples_stay_skipped(tmp_path: Path, contents: list[Content], container: str) -> None:
     writer = open_writer(tmp_path / "traces", contents, container=container)
     rows = [{"example": i, "id": f"example-{i}", "reason": "too long"} for i in (1, 5, 6, 11)]
-    for content, own in zip(contents, (rows[:1], rows[1:3], rows[3:]), strict=True):
-        writer.write(content.index, content.first_example, content.tables, content.arrays, own)
+    for content, skipped in zip(contents, (rows[:1], rows[1:3], rows[3:]), strict=True):
+        writer.write(content.index, content.first_example, content.tables, content.arrays, skipped)
     convert_store(tmp_path / "traces", tmp_path / "out", OTHER[container])  # type: ignore[arg-type]
     assert open_store(tmp_path / "out").manifest.skipped == open_store(tmp_path / "traces").manifest.skipped
 
 
-class CutOffError(Exception):
+class InterruptedConversionError(Exception):
     pass
 
 
-def test_what_was_taken_out_stays_noted_where_nothing_is_left(store_path: Path, container: str, tmp_path: Path) -> None:
-    """Found by the state machine: no segment, so none that carried the notes along."""
+def test_removals_are_recorded_without_segments(store_path: Path, container: str, tmp_path: Path) -> None:
+    """A store without segments still records its skipped examples and dropped segments."""
     drop_from_store(store_path, examples=[1])
     source = open_store(store_path)
     drop_from_store(store_path, segments=[segment.index for segment in source.segments])
@@ -81,17 +81,17 @@ def test_what_was_taken_out_stays_noted_where_nothing_is_left(store_path: Path, 
 
 
 @pytest.mark.parametrize("step", ["arrays-written", "listing-written", "renamed", "manifest-linked", "committed"])
-def test_cut_off_it_goes_on(store_path: Path, container: str, tmp_path: Path, step: str) -> None:
-    """At each step of the second segment: the segments that are there are not written again."""
-    seen: list[str] = []
+def test_an_interrupted_conversion_is_resumed(store_path: Path, container: str, tmp_path: Path, step: str) -> None:
+    """After an interruption at any step of the second segment, existing segments are not written again."""
+    steps: list[str] = []
 
     def on_step(reached: str) -> None:
-        seen.append(reached)
-        if seen.count(step) == 2 + (step == "manifest-linked"):  # the first manifest is empty
-            raise CutOffError
+        steps.append(reached)
+        if steps.count(step) == 2 + (step == "manifest-linked"):  # the first manifest is empty
+            raise InterruptedConversionError
 
     other = OTHER[container]
-    with pytest.raises(CutOffError):
+    with pytest.raises(InterruptedConversionError):
         convert_store(store_path, tmp_path / "out", other, on_step=on_step)  # type: ignore[arg-type]
     before = {p: p.stat().st_ino for p in (tmp_path / "out/segments/000000").rglob("*")}
     result = convert_store(store_path, tmp_path / "out", other)  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ def test_cut_off_it_goes_on(store_path: Path, container: str, tmp_path: Path, st
     assert segment_bytes(tmp_path / "out") == segment_bytes(tmp_path / "undisturbed")
 
 
-def test_what_is_refused(store_path: Path, tmp_path: Path, contents: list[Content]) -> None:
+def test_invalid_targets_are_refused(store_path: Path, tmp_path: Path, contents: list[Content]) -> None:
     for container in CONTAINERS:
         with pytest.raises(ConfigError, match="is the store itself"):
             convert_store(store_path, store_path / "../traces", container)
@@ -134,7 +134,7 @@ def test_the_command(store_path: Path, container: str, tmp_path: Path) -> None:
 
 
 def test_other_codecs(store_path: Path, container: str, tmp_path: Path) -> None:
-    """Attention is within the sum of both codecs' errors, which the store states; all else stays bit for bit."""
+    """Attention is within the sum of both codecs' errors, which the store records. Other arrays do not change."""
     first = convert_store(store_path, tmp_path / "six", codecs={"attention": "linear6"})
     second = convert_store(tmp_path / "six", tmp_path / "two", codecs={"attention": "top_k:3", "query_key": "float32"})
     before, six, two = (open_store(path) for path in (store_path, tmp_path / "six", tmp_path / "two"))
@@ -157,7 +157,7 @@ def test_other_codecs(store_path: Path, container: str, tmp_path: Path) -> None:
     assert verify_store(tmp_path / "two", full=True).is_sound
 
 
-def test_less_can_be_kept(store_path: Path, tmp_path: Path) -> None:
+def test_a_subset_can_be_kept(store_path: Path, tmp_path: Path) -> None:
     result = convert_store(store_path, tmp_path / "out", keep=["edges", "statistics"])
     store = open_store(tmp_path / "out")
     assert (result.attention, store.spec.keep.query_key, store.spec.keep.edges) == (None, None, 3)

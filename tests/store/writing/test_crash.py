@@ -1,4 +1,4 @@
-"""Killed at any moment, a store holds exactly what was committed, and going on gives the bytes of an undisturbed run."""
+"""A store that is killed at any moment holds all committed segments, and resuming gives the same bytes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from headatlas.store.writing.verify import verify_store
 
 
 def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is flushed before it is renamed, and renamed before the manifest that lists it is linked."""
+    """All files are flushed before the rename, which comes before the link of the manifest."""
     log: list[tuple[str, str]] = []
 
     def logged(name: str, original):
         def call(*arguments, **options):
-            place = arguments[0] if name != "fsync" else os.readlink(f"/proc/self/fd/{arguments[0]}")
+            path = arguments[0] if name != "fsync" else os.readlink(f"/proc/self/fd/{arguments[0]}")
             result = original(*arguments, **options)
-            log.append((name, os.fspath(place)))
+            log.append((name, os.fspath(path)))
             return result
 
         return call
@@ -43,14 +43,14 @@ def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, mon
     rename, link = kinds.index("rename"), kinds.index("link")
     draft = Path(log[rename][1])
     flushed = {
-        Path(place).relative_to(draft)
-        for name, place in log[:rename]
-        if name == "fsync" and Path(place).is_relative_to(draft)
+        Path(path).relative_to(draft)
+        for name, path in log[:rename]
+        if name == "fsync" and Path(path).is_relative_to(draft)
     }
-    written = {Path(name).relative_to("segments/000000") for name in segment_bytes(tmp_path / "traces")}
-    folders = {parent for name in written for parent in name.parents}
-    assert flushed == written | folders
-    assert [Path(place).name for name, place in log[rename + 1 : link] if name == "fsync"] == [
+    files = {Path(name).relative_to("segments/000000") for name in segment_bytes(tmp_path / "traces")}
+    folders = {parent for name in files for parent in name.parents}
+    assert flushed == files | folders
+    assert [Path(path).name for name, path in log[rename + 1 : link] if name == "fsync"] == [
         "segments",
         "manifest.json",
     ]
@@ -58,8 +58,8 @@ def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, mon
     assert Path(log[link + 1][1]) == tmp_path / "traces"
 
 
-def test_losing_a_manifest_number_is_tried_again(tmp_path: Path, contents: list[Content]) -> None:
-    """Another writer commits between reading the manifest and linking the next."""
+def test_a_lost_manifest_number_is_retried(tmp_path: Path, contents: list[Content]) -> None:
+    """Another writer commits after this one read the manifest and before it links the next."""
     other = open_writer(tmp_path / "traces", contents)
 
     def interfere(step: str) -> None:
@@ -79,7 +79,7 @@ def test_losing_a_manifest_number_is_tried_again(tmp_path: Path, contents: list[
 def test_file_systems_without_hard_links(
     tmp_path: Path, container: str, contents: list[Content], monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
-    """A manifest is then created under its name, exclusively too: who comes second tries the next number."""
+    """The writer falls back to exclusive creation of the manifest, and retries with the next number."""
 
     def refused(*arguments, **options):
         raise OSError(refusal, os.strerror(refusal))
@@ -104,14 +104,14 @@ def test_file_systems_without_hard_links(
     "jumps_s", [(0, -86_400, 0, 86_400), (86_400, 0, -86_400, 0), (0, 0, 0, 0), (4e9, 3e9, 2e9, 1e9)]
 )
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_order_is_by_number_whatever_the_clock_says(
+def test_order_is_by_number_not_by_the_clock(
     tmp_path: Path,
     contents: list[Content],
     monkeypatch: pytest.MonkeyPatch,
     jumps_s: tuple[float, ...],
     order: tuple[int, ...],
 ) -> None:
-    """Of the manifests and of the files; a collection keeps the newest, and what is dated in the future."""
+    """The dates in manifests and of files do not matter. A collection keeps the newest and future manifests."""
     path, today = tmp_path / "traces", datetime.datetime.now(datetime.UTC)
     dates = iter(today + datetime.timedelta(seconds=s) for s in jumps_s)
     monkeypatch.setattr(manifest_module, "now", lambda: next(dates).isoformat(timespec="seconds"))
@@ -128,8 +128,8 @@ def test_order_is_by_number_whatever_the_clock_says(
     assert open_store(path).example_ids() == [f"example-{i}" for i in range(12)]
 
 
-def test_a_segment_left_by_a_crash_is_taken_or_replaced(tmp_path: Path, contents: list[Content]) -> None:
-    """Renamed but not committed: a whole one is adopted, a damaged one moves out of the way."""
+def test_a_segment_of_a_crashed_writer_is_used_or_replaced(tmp_path: Path, contents: list[Content]) -> None:
+    """A segment that was renamed but not committed is used if it is intact, and replaced if it is damaged."""
     write_store(tmp_path / "whole", contents)
     for damaged in (False, True):
         path = tmp_path / f"traces{damaged}"
@@ -146,17 +146,17 @@ def test_a_segment_left_by_a_crash_is_taken_or_replaced(tmp_path: Path, contents
         assert segment_bytes(path) == segment_bytes(tmp_path / "whole")
 
 
-def test_private_folders_of_the_living_are_left_alone(tmp_path: Path, contents: list[Content]) -> None:
-    """A second writer opens while the first is in the middle of a segment."""
-    seen: list[int] = []
+def test_private_folders_of_running_writers_stay(tmp_path: Path, contents: list[Content]) -> None:
+    """A second writer opens while the first one writes a segment."""
+    counts: list[int] = []
 
     def look(step: str) -> None:
         if step == "arrays-written":
             open_writer(tmp_path / "traces", contents)
-            seen.append(len(list((tmp_path / "traces/tmp").glob("*/"))))
+            counts.append(len(list((tmp_path / "traces/tmp").glob("*/"))))
 
     write_store(tmp_path / "traces", contents, on_step=look)
-    assert seen == [1, 1, 1]
+    assert counts == [1, 1, 1]
     dead = tmp_path / "traces/tmp/0123"
     dead.mkdir()
     (tmp_path / "traces/tmp/0123.lease").touch()
@@ -165,7 +165,7 @@ def test_private_folders_of_the_living_are_left_alone(tmp_path: Path, contents: 
 
 
 def test_another_job_is_refused(tmp_path: Path, contents: list[Content]) -> None:
-    """The difference is named; device and library versions are not part of the identity."""
+    """The message names the difference. Device and library versions are not part of the identity."""
     open_writer(tmp_path / "traces", contents)
 
     def create(**changes) -> None:

@@ -1,4 +1,4 @@
-"""Dropping, collecting, merging: against what was put in, at every step of a crash, and beside readers and writers."""
+"""Dropping, collecting and merging: results, crashes at every step, and concurrent readers and writers."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ LATER = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=9)
 
 def traces(store: Store, index: int) -> list[np.ndarray]:
     example = store.examples[index]
-    found = [example.attention(), example.query(), example.key(), example.logsumexp()]
+    arrays = [example.attention(), example.query(), example.key(), example.logsumexp()]
     edges = [example.edges(layer) for layer in range(2)]
-    return [array.values for array in (*found, *(data[name] for data in edges for name in data))]
+    return [array.values for array in (*arrays, *(data[name] for data in edges for name in data))]
 
 
-def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other, strict=True))
+def same_arrays(arrays: list[np.ndarray], others: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, others, strict=True))
 
 
-def test_dropped_examples_are_gone_and_the_others_equal(store_path: Path, container: str) -> None:
+def test_dropped_examples_are_empty_and_the_others_equal(store_path: Path, container: str) -> None:
     before = open_store(store_path)
     result = drop_from_store(store_path, examples=[1, "example-5", 6], reason="asked to")
     assert result.examples == (1, 5, 6)
@@ -53,21 +53,21 @@ def test_dropped_examples_are_gone_and_the_others_equal(store_path: Path, contai
     ]
     assert after.example_ids() == before.example_ids()
     for i in range(12):
-        one, other = before.examples[i], after.examples[i]
+        old, new = before.examples[i], after.examples[i]
         if i in result.examples:
-            assert (other.text, other.text_pair, len(other.tokens())) == ("", None, 0)
-            assert other.columns == {"genre": None, "year": -1}
-            assert np.isnan(other.statistics()["entropy"]).all()
-            assert other.attention().size == 0
+            assert (new.text, new.text_pair, len(new.tokens())) == ("", None, 0)
+            assert new.columns == {"genre": None, "year": -1}
+            assert np.isnan(new.statistics()["entropy"]).all()
+            assert new.attention().size == 0
         else:
-            assert (other.text, other.text_pair, other.columns) == (one.text, one.text_pair, one.columns)
-            assert other.tokens().piece == one.tokens().piece
-            assert same(traces(before, i), traces(after, i))
-            assert np.array_equal(one.statistics()["entropy"], other.statistics()["entropy"], equal_nan=True)
+            assert (new.text, new.text_pair, new.columns) == (old.text, old.text_pair, old.columns)
+            assert new.tokens().piece == old.tokens().piece
+            assert same_arrays(traces(before, i), traces(after, i))
+            assert np.array_equal(old.statistics()["entropy"], new.statistics()["entropy"], equal_nan=True)
     assert after.segments[2].entry == before.segments[2].entry
     assert {s.read_listing().container for s in after.segments} == {container}
     assert verify_store(store_path, full=True).is_sound
-    assert same(traces(before, 5), traces(open_store(store_path, manifest=3), 5))
+    assert same_arrays(traces(before, 5), traces(open_store(store_path, manifest=3), 5))
 
 
 def test_dropping_twice_adds_up(store_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_dropping_twice_adds_up(store_path: Path) -> None:
         drop_from_store(store_path, examples=[1, 2])
 
 
-def test_dropped_segments_stay_away(store_path: Path, contents: list[Content]) -> None:
+def test_dropped_segments_stay_dropped(store_path: Path, contents: list[Content]) -> None:
     """The store is complete without them, and the job does not write them again."""
     assert drop_from_store(store_path, segments=[1]).segments == (1,)
     store = open_store(store_path)
@@ -90,15 +90,15 @@ def test_dropped_segments_stay_away(store_path: Path, contents: list[Content]) -
     assert [s.index for s in open_store(store_path).segments] == [0, 2]
 
 
-def test_what_cannot_be_dropped(store_path: Path) -> None:
+def test_unknown_examples_and_segments_cannot_be_dropped(store_path: Path) -> None:
     for options in ({"examples": [12]}, {"examples": ["nobody"]}, {"segments": [3]}):
         with pytest.raises(NotFoundError):
             drop_from_store(store_path, **options)
     assert open_store(store_path).manifest.number == 3
 
 
-def test_dropped_examples_go_from_the_disk(store_path: Path, tmp_path: Path, container: str) -> None:
-    """After a collection no file is left that was written with them."""
+def test_collection_removes_dropped_examples_from_disk(store_path: Path, tmp_path: Path, container: str) -> None:
+    """After a collection no file exists that was written with them."""
     before = {p for p in (store_path / "segments").rglob("*") if p.is_file()}
     drop_from_store(store_path, examples=[0, 4, 8])
     result = collect_store(store_path, now=LATER)
@@ -111,8 +111,8 @@ def test_dropped_examples_go_from_the_disk(store_path: Path, tmp_path: Path, con
     assert open_store(tmp_path / "out").manifest.skipped == open_store(store_path).manifest.skipped
 
 
-def test_what_a_reader_uses_stays(store_path: Path) -> None:
-    """Its manifest and the segments of it, until it is gone; in this process and in another."""
+def test_a_snapshot_held_by_a_reader_is_not_collected(store_path: Path) -> None:
+    """Manifest and segments stay until the reader in this or another process closes them."""
     reader = open_store(store_path, manifest=3)
     drop_from_store(store_path, examples=[5])
     child = subprocess.Popen(
@@ -146,31 +146,31 @@ print(float(store.examples[5].attention().values.sum()))
 
 def test_newest_young_and_dry(store_path: Path) -> None:
     drop_from_store(store_path, segments=[0])
-    everything = set(store_path.rglob("*"))
+    files = set(store_path.rglob("*"))
     assert collect_store(store_path).manifests == ()
     result = collect_store(store_path, keep=2, grace_s=-1, dry_run=True)
     assert (result.manifests, result.segments, result.dry_run) == ((0, 1, 2), (), True)
     result = collect_store(store_path, grace_s=-1, dry_run=True)
     assert (result.manifests, result.segments) == ((0, 1, 2, 3), ("segments/000000",))
-    gone = store_path / "segments/000000"
-    assert result.bytes == sum(p.stat().st_size for p in gone.rglob("*") if p.is_file())
-    assert set(store_path.rglob("*")) == everything
+    folder = store_path / "segments/000000"
+    assert result.bytes == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    assert set(store_path.rglob("*")) == files
     with pytest.raises(ConfigError, match="at least 1"):
         collect_store(store_path, keep=0)
 
 
-def test_nothing_goes_while_a_writer_is_at_work(tmp_path: Path, contents: list[Content]) -> None:
-    """Between its rename and its manifest a segment looks unused."""
-    seen: list[str] = []
+def test_no_collection_while_a_writer_is_active(tmp_path: Path, contents: list[Content]) -> None:
+    """A segment that was renamed but has no manifest yet looks unused."""
+    steps: list[str] = []
 
     def look(step: str) -> None:
         if step == "renamed":
             with pytest.raises(ConfigError, match="a writer is at work"):
                 collect_store(tmp_path / "traces", now=LATER)
-            seen.append(step)
+            steps.append(step)
 
     write_store(tmp_path / "traces", contents, on_step=look)
-    assert len(seen) == 3
+    assert len(steps) == 3
     assert collect_store(tmp_path / "traces", now=LATER).segments == ()
     assert open_store(tmp_path / "traces").is_complete
 
@@ -184,7 +184,7 @@ def test_leftovers_of_a_crash_are_collected(store_path: Path) -> None:
 
 
 def test_an_unreadable_manifest(store_path: Path) -> None:
-    """An old one goes; if it must stay nothing is removed, because what it uses is not known."""
+    """An old damaged manifest is removed. If it has to stay, nothing is removed, because its segments are unknown."""
     (store_path / manifest_name(1)).write_bytes(b"torn")
     with pytest.raises(CorruptSegmentError, match="manifest-000001"):
         collect_store(store_path, keep=3, now=LATER)
@@ -193,7 +193,7 @@ def test_an_unreadable_manifest(store_path: Path) -> None:
 
 
 def test_a_damaged_segment_is_written_again(store_path: Path, contents: list[Content], container: str) -> None:
-    """In another place; what is damaged there once more goes for the same bytes. A dropped one comes back too."""
+    """A damaged segment is replaced in another folder, also repeatedly. A dropped segment can be restored too."""
     content = contents[1]
     before = segment_bytes(store_path / "segments/000001", ".")
     for _ in range(2):
@@ -219,7 +219,7 @@ def test_a_damaged_segment_is_written_again(store_path: Path, contents: list[Con
 
 
 def test_two_drop_at_once(store_path: Path) -> None:
-    """The second one finds its segment changed, and says so; one of another segment goes through."""
+    """A drop fails if another process changed its segment. A drop in another segment succeeds."""
 
     def other(step: str) -> None:
         if step == "manifest-written" and open_store(store_path).manifest.number == 3:
@@ -239,7 +239,7 @@ def part(path: Path, contents: list[Content], indices: tuple[int, ...], containe
 
 
 def test_parts_of_one_job(tmp_path: Path, store_path: Path, contents: list[Content], container: str) -> None:
-    """Together they are the whole store, file for file; a segment in both counts once."""
+    """The merged parts equal the full store file for file. A segment in both parts counts once."""
     parts = [part(tmp_path / "a", contents, (0, 1), container), part(tmp_path / "b", contents, (1, 2), container)]
     result = merge_stores(parts, tmp_path / "out")
     assert (result.n_stores, result.n_segments, result.n_examples) == (2, 3, 12)
@@ -257,10 +257,10 @@ def test_different_corpora_are_appended(tmp_path: Path, store_path: Path, contai
         merge_stores([store_path, other], tmp_path / "out")
     result = merge_stores([store_path, other], tmp_path / "out", append=True)
     assert (result.n_segments, result.n_examples) == (5, 20)
-    store, one, two = open_store(tmp_path / "out"), open_store(store_path), open_store(other)
-    assert store.example_ids() == one.example_ids() + two.example_ids()
+    store, first, second = open_store(tmp_path / "out"), open_store(store_path), open_store(other)
+    assert store.example_ids() == first.example_ids() + second.example_ids()
     for i in range(20):
-        assert same(traces(store, i), traces(one, i) if i < 12 else traces(two, i - 12))
+        assert same_arrays(traces(store, i), traces(first, i) if i < 12 else traces(second, i - 12))
     assert [row.example for row in store.manifest.skipped] == [13]
     assert store.manifest.provenance["corpus"]["parts"] == [PROVENANCE["corpus"], {"kind": "else"}]
     assert merge_stores([store_path, other], tmp_path / "out", append=True) == result
@@ -268,24 +268,24 @@ def test_different_corpora_are_appended(tmp_path: Path, store_path: Path, contai
 
 
 @pytest.mark.parametrize("append", [True, False])
-def test_what_was_taken_out_stays_out(tmp_path: Path, contents: list[Content], container: str, append: bool) -> None:
-    """Also where no segment is left to carry the notes: a job that goes on must not write it again."""
-    one = part(tmp_path / "one", contents, (0, 1), container)
+def test_removals_survive_a_merge(tmp_path: Path, contents: list[Content], container: str, append: bool) -> None:
+    """Dropped segments stay dropped even without segments, because a resumed job must not write them again."""
+    first = part(tmp_path / "one", contents, (0, 1), container)
     other = part(tmp_path / "two", contents, (2,), container)
     if append:
         other = other_corpus(tmp_path / "other", container)
-    drop_from_store(one, examples=[5])
-    drop_from_store(one, segments=[1])
+    drop_from_store(first, examples=[5])
+    drop_from_store(first, segments=[1])
     drop_from_store(other, segments=[0 if append else 2])
-    merge_stores([one, other], tmp_path / "out", append=append)
+    merge_stores([first, other], tmp_path / "out", append=append)
     manifest = open_store(tmp_path / "out").manifest
     assert [row.index for row in manifest.segments] == ([0, 4] if append else [0])
-    gone = [(row.index, row.first_example, row.n_examples) for row in manifest.dropped]
-    assert gone == ([(1, 4, 4), (3, 12, 4)] if append else [(1, 4, 4), (2, 8, 4)])
+    dropped = [(row.index, row.first_example, row.n_examples) for row in manifest.dropped]
+    assert dropped == ([(1, 4, 4), (3, 12, 4)] if append else [(1, 4, 4), (2, 8, 4)])
     assert [row.example for row in manifest.skipped] == ([5, 13] if append else [5])
     back = part(tmp_path / "back", contents, (1,), container)
-    if not append:  # a part that has the segment brings it back, without what was noted of it elsewhere
-        merge_stores([one, other, back], tmp_path / "whole")
+    if not append:  # a part with the segment restores it, without the notes of other parts
+        merge_stores([first, other, back], tmp_path / "whole")
         manifest = open_store(tmp_path / "whole").manifest
         assert [row.index for row in manifest.segments] == [0, 1]
         assert [row.index for row in manifest.dropped] == [2]
@@ -312,7 +312,7 @@ def other_corpus(path: Path, container: str, name: str = "other") -> Path:
     return path
 
 
-def test_what_cannot_be_merged(tmp_path: Path, store_path: Path, contents: list[Content]) -> None:
+def test_stores_that_cannot_be_merged(tmp_path: Path, store_path: Path, contents: list[Content]) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match="at least two"):
         merge_stores([store_path], out)

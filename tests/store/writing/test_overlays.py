@@ -1,4 +1,4 @@
-"""Annotations and statistics that are added to a written store, and what becomes of them in its life."""
+"""Annotations and statistics that are added to a store stay with it through drop, merge, convert and collection."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check(store: Store, values: np.ndarray, dropped: tuple[int, ...] = ()) -> No
 
 
 def test_overlays_live_with_their_store(folder: Path, tmp_path: Path) -> None:
-    """Searched, shown, and kept by drop, merge, convert and a collection; segments stay byte for byte."""
+    """Searches and frames use them, and drop, merge, convert and collection keep them. Segments do not change."""
     before = {path: path.read_bytes() for path in (folder / "segments").rglob("*") if path.is_file()}
     old = open_store(folder)
     store, values = annotated(folder)
@@ -74,17 +74,17 @@ def test_overlays_live_with_their_store(folder: Path, tmp_path: Path) -> None:
         ("example.mood == 7", tokens["example"] == 5),
     ):
         assert store.search(f"{expression} and key.position == 0").rows == int(rows.sum())
-    one = store.examples[4]
-    assert np.array_equal(one.statistics()["confidence"].values, values[..., 4])
+    example = store.examples[4]
+    assert np.array_equal(example.statistics()["confidence"].values, values[..., 4])
     convert_store(folder, tmp_path / "other", "hdf5")
     check(open_store(tmp_path / "other"), values)
     assert [s.read_listing().container for s in open_store(tmp_path / "other").segments] == ["hdf5", "hdf5"]
-    for name, gone in (("a", 1), ("b", 0)):
+    for name, segment in (("a", 1), ("b", 0)):
         convert_store(folder, tmp_path / name, "zarr")
-        drop_from_store(tmp_path / name, segments=[gone])
+        drop_from_store(tmp_path / name, segments=[segment])
         document = json.loads(max((tmp_path / name).glob("manifest-*.json")).read_bytes())
         assert len(document["overlays"]) == 4
-    with pytest.raises(ConfigError, match="made_from"):  # another copy is another store
+    with pytest.raises(ConfigError, match="made_from"):  # different conversions are different stores
         merge_stores([tmp_path / "a", tmp_path / "other"], tmp_path / "wrong")
     merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
     check(open_store(tmp_path / "merged"), values)
@@ -93,8 +93,8 @@ def test_overlays_live_with_their_store(folder: Path, tmp_path: Path) -> None:
     store.close()
     old.close()
     collect_store(folder, grace_s=-1)
-    left = {row.path for entry in store.refresh().manifest.segments for row in (entry, *entry.overlays)}
-    assert {f"overlays/{path.name}" for path in (folder / "overlays").iterdir()} == {p for p in left if p[0] == "o"}
+    paths = {row.path for entry in store.refresh().manifest.segments for row in (entry, *entry.overlays)}
+    assert {f"overlays/{path.name}" for path in (folder / "overlays").iterdir()} == {p for p in paths if p[0] == "o"}
     check(open_store(folder), values, (4,))
     assert "kind" not in remove_annotation(folder, "kind").tokens_frame()
     with pytest.raises(NotFoundError, match="no added column 'kind'"):
@@ -102,7 +102,7 @@ def test_overlays_live_with_their_store(folder: Path, tmp_path: Path) -> None:
 
 
 def test_annotations_in_frames(folder: Path) -> None:
-    """A float that some segments lack is NaN there; what is called like a column of the frame stands beside it."""
+    """Missing floats are NaN. An annotation with the name of a column of the frame gets a prefix."""
     store = open_store(folder).annotate("grade", {0: 0.5, 2: -1.0})
     assert np.array_equal(store.example_columns()["grade"].data, [0.5, np.nan, -1, *[np.nan] * 3], equal_nan=True)
     assert np.isnan(store.examples_frame()["grade"].iloc[4])
@@ -121,9 +121,9 @@ def test_overlays_are_checked(folder: Path) -> None:
         (lambda: store.annotate("upos", {0: "x"}), ConfigError, "from its corpus or capture"),
         (lambda: store.annotate("a b", {0: "x"}), ConfigError, "expressions"),
         (lambda: store.annotate("mixed", {0: "x", 1: 2}), ConfigError, "text and numbers"),
-        (lambda: store.annotate("short", {1: [1]}, kind="word"), ShapeError, "one a word"),
-        (lambda: store.annotate("position", {0: [1, 2, 3]}, kind="token"), ConfigError, "every token has"),
-        (lambda: store.annotate("index", {0: 1}), ConfigError, "every example has"),
+        (lambda: store.annotate("short", {1: [1]}, kind="word"), ShapeError, "one per word"),
+        (lambda: store.annotate("position", {0: [1, 2, 3]}, kind="token"), ConfigError, "of every token"),
+        (lambda: store.annotate("index", {0: 1}), ConfigError, "of every example"),
         (lambda: store.annotate("lost", {"nobody": 1}), NotFoundError, "nobody"),
         (lambda: store.add_statistic("entropy", values), ConfigError, "from its corpus or capture"),
         (lambda: store.add_statistic("odd", values[:, :, :3]), ShapeError, "layer, head and example"),
@@ -145,11 +145,11 @@ def test_overlays_are_checked(folder: Path) -> None:
 
 
 def test_damaged_overlays_are_added_again(folder: Path) -> None:
-    """Verify says how; the same values put the same bytes in the place of the damaged ones, other overlays stay."""
+    """Verify names the command. The same values restore the same bytes, and other overlays do not change."""
     store, values = annotated(folder)
     words = [np.diff(example.tokens().word_offset)[0] for example in store.examples]
     kinds = {e.id: [f"w{i % 2}" for i in range(n)] for e, n in zip(store.examples, words, strict=True) if e.index != 4}
-    for name, again in (
+    for name, add in (
         ("kind", lambda: store.annotate("kind", kinds, kind="word", replace=True)),
         ("mood", lambda: store.annotate("mood", {0: 3, 5: 7}, replace=True)),
         ("confidence", lambda: store.add_statistic("confidence", values, unit="bits", replace=True)),
@@ -164,7 +164,7 @@ def test_damaged_overlays_are_added_again(folder: Path) -> None:
         assert result.exit_code == 1
         assert "--repair" not in result.output
         assert ("add_statistic" if name == "confidence" else f"--name {name} --replace") in result.output
-        again()
+        add()
         assert verify_store(folder, full=True).is_sound
     check(open_store(folder), values)
 
@@ -180,16 +180,16 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
     else:
         rows = [f"{name},{i},{value}" for name, row in lists.items() for i, value in enumerate(row)]
         file.write_text("\n".join(["id,word,twice", *rows]) + "\n")
-    done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", "--json"])
-    assert done.exception is None, done.exception
-    assert json.loads(done.stdout)["kind"] == "word"
-    found = store.refresh().search(Pattern.parse("query.twice == 2 * query.word and key.position == 0"))
-    assert found.rows == int((store.tokens_frame()["word"] >= 0).sum())
+    outcome = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", "--json"])
+    assert outcome.exception is None, outcome.exception
+    assert json.loads(outcome.stdout)["kind"] == "word"
+    result = store.refresh().search(Pattern.parse("query.twice == 2 * query.word and key.position == 0"))
+    assert result.rows == int((store.tokens_frame()["word"] >= 0).sum())
     assert "column twice" in CliRunner().invoke(info_app, [str(folder)], env={"COLUMNS": "200"}).stdout
 
 
 @pytest.mark.parametrize(
-    ("ending", "text", "options", "told"),
+    ("ending", "text", "options", "message"),
     [
         ("csv", "id,word,twice\n{id},,1\n", (), "word"),
         ("csv", "id,word,twice\n{id},first,1\n", (), "word"),
@@ -197,13 +197,13 @@ def test_the_command_reads_files(folder: Path, tmp_path: Path, ending: str) -> N
     ],
 )
 def test_tables_that_name_no_word_are_refused(
-    folder: Path, tmp_path: Path, ending: str, text: str, options: tuple[str, ...], told: str
+    folder: Path, tmp_path: Path, ending: str, text: str, options: tuple[str, ...], message: str
 ) -> None:
     file = tmp_path / f"annotations.{ending}"
     file.write_text(text.format(id=open_store(folder).examples[0].id))
-    done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", *options])
-    assert isinstance(done.exception, ConfigError)
-    assert told in str(done.exception)
+    outcome = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "twice", *options])
+    assert isinstance(outcome.exception, ConfigError)
+    assert message in str(outcome.exception)
 
 
 def test_conllu_and_stats(folder: Path, tmp_path: Path) -> None:
@@ -215,13 +215,13 @@ def test_conllu_and_stats(folder: Path, tmp_path: Path) -> None:
         lines += [f"{i + 1}\tw\tw\tX{i}\t_\t_\t{i}\t{'dep' if i else 'root'}\t_\t_" for i in range(n_words)]
         lines.append("")
     file.write_text("\n".join(lines) + "\n")
-    done = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "tag", "--column", "upos"])
-    assert done.exception is None, done.exception
+    outcome = CliRunner().invoke(annotate_app, [str(folder), str(file), "--name", "tag", "--column", "upos"])
+    assert outcome.exception is None, outcome.exception
     tokens = store.refresh().tokens_frame(examples=slice(1, 3))
     words = tokens[tokens["word"] >= 0]
     assert words["tag"].tolist() == [f"X{word}" for word in words["word"]]
-    listed = CliRunner().invoke(stats_app, ["stats", str(folder)], env={"COLUMNS": "200"}).stdout
-    assert "confidence (bits). made up" in listed
+    output = CliRunner().invoke(stats_app, ["stats", str(folder)], env={"COLUMNS": "200"}).stdout
+    assert "confidence (bits). made up" in output
     ranked = CliRunner().invoke(stats_app, ["stats", str(folder), "--statistic", "confidence", "--json"]).stdout
     assert json.loads(ranked)["heads"][0]["head"] == 2
 
