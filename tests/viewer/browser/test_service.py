@@ -177,7 +177,7 @@ def test_a_server_asks_for_a_password_counts_its_readers_and_says_that_it_lives(
         page.locator(".path").wait_for()
         second = page.context.new_page()
         second.goto(address)
-        second.get_by_text("1 readers are here").wait_for()
+        second.get_by_text("This viewer is full").wait_for()
         second.close()
         page.goto(f"{address}logout")
         page.get_by_text("You are logged out.").wait_for()
