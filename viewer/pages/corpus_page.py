@@ -222,7 +222,7 @@ def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> I
         "examples_of": values.label,
         "like": [
             {"head": f"{a}.{b}", "layer": a, "index": b, "score": score}
-            for (a, b), score in data.like(state.site, *spot)
+            for (a, b), score in data.similar_heads(state.site, *spot)
         ],
         "open": {"query": state.to_query(**opened), "patch": opened} if data.n_examples else None,
         "list": {"query": state.to_query(**listed), "patch": listed},
@@ -240,7 +240,7 @@ def bookmark_frame(data: DataSource, state: ViewState) -> BookmarkText | None:
 def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[StrongExample]:
     """The examples where the chosen number of the chosen head is highest, each with its strongest edge."""
     rows = []
-    for quoted in data.once(("strongest", *_which(data, state, values)), lambda: _quoted(data, state, values)):
+    for quoted in data.cached(("strongest", *_which(data, state, values)), lambda: _quoted(data, state, values)):
         patch = {"page": "views", "example": quoted["example"], "pin": quoted["pin"]}
         row: StrongExample = {
             "query": state.to_query(**patch),
@@ -299,7 +299,7 @@ def scatter_frame(data: DataSource, state: ViewState) -> ScatterFrame:
 def distribution_frame(data: DataSource, state: ViewState, values: HeadValues) -> DistributionFrame:
     """The chosen number of the chosen head over the examples: counts in bins, median and middle half."""
     patch = {"page": "examples", "order": "strongest", "row": 0}
-    spread = data.once(("spread", *_which(data, state, values)), lambda: _spread(data, state, values))
+    spread = data.cached(("spread", *_which(data, state, values)), lambda: _spread(data, state, values))
     return {
         "title": f"{values.label} of head {state.layer}.{state.head}",
         "unit": values.unit,

@@ -37,7 +37,7 @@ class ExamplesPage(Page):
         return "a search" if values.name == SEARCH else "stored statistics" + waits
 
 
-def ordered(scores: np.ndarray, found: Int64[np.ndarray, "found"], order: str) -> Int64[np.ndarray, "found"]:
+def ordered(scores: np.ndarray, found: Int64[np.ndarray, "match"], order: str) -> Int64[np.ndarray, "match"]:
     """Positions `found` in corpus order, or by score with those without a score last."""
     if order == "corpus":
         return found
@@ -133,7 +133,7 @@ def text_columns(data: DataSource) -> dict[str, list[Any]]:
     return shown
 
 
-def facets(columns: dict[str, list[Any]], found: Int64[np.ndarray, "found"]) -> list[Facet]:
+def facets(columns: dict[str, list[Any]], found: Int64[np.ndarray, "match"]) -> list[Facet]:
     """The most frequent values of each column among the rows found."""
     listed: list[Facet] = []
     for name, rows in columns.items():

@@ -12,7 +12,7 @@ from ..components.background import background
 from ..components.keylist import KeyList
 from ..components.matrix import Matrix
 from ..data.example_reader import Reader
-from ..data.map_pyramid import WHOLE, Kind, Pyramid, matrix_frame
+from ..data.map_pyramid import PICTURE_TOKENS, Kind, Pyramid, matrix_frame
 from ..frames.view_frames import Head, head_name, message_frame, sides_frame
 from .example_view import ExampleView
 from .layout import three
@@ -63,7 +63,7 @@ class MatrixViewPage(ExampleView):
             if self._shown != shown:  # another map was asked for meanwhile
                 return
             if isinstance(made, HeadAtlasError):
-                self.fail("This cannot be shown", self.data.told(made))
+                self.fail("This cannot be shown", self.data.error_text(made))
                 return
             self._pyramid = made
             note = "rebuilt from query and key" if reader.is_rebuilt else ""
@@ -79,7 +79,7 @@ class MatrixViewPage(ExampleView):
 
     def _row(self, reader: Reader, head: Head) -> None:
         """Keys of the pinned token; of a long example without a pin, nothing (its strongest edges stand in the map)."""
-        if self.pinned(reader) is not None or max(reader.shape) <= WHOLE:
+        if self.pinned(reader) is not None or max(reader.shape) <= PICTURE_TOKENS:
             self.write(reader, self.keys, reader.maps([head]))
         else:
             text = "Click a row to list its keys."

@@ -148,5 +148,5 @@ class PageStack:
             return page.refresh(changed)
         except HeadAtlasError as error:
             self._stale[route] = set(page.row.watches)
-            page.fail("This cannot be shown", page.data.told(error))
+            page.fail("This cannot be shown", page.data.error_text(error))
             return "nothing: see above"

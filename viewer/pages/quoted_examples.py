@@ -5,7 +5,7 @@ from __future__ import annotations
 from headatlas.store.queries.pattern_search import SearchResult
 
 from ..components.cards import KwicFrame, QuotedExample
-from ..data.edge_quotes import around
+from ..data.edge_quotes import quote_edge
 from ..data.search_answers import Edge
 from ..data.store_data import MAX_HITS, DataSource
 from ..state.reader_state import SAMPLES, ViewState
@@ -20,7 +20,7 @@ def kwic_frame(data: DataSource, state: ViewState, answer: SearchResult, stale: 
     rows: list[QuotedExample] = []
     for hit in data.hits_of(answer, state.layer, state.head, state.sample):
         patch = {"page": "views", "view": "head", "example": hit.example, "pin": f"q{hit.query_pos}"}
-        quoted = around(data.example(hit.example), site, Edge(hit.query_pos, hit.key_pos, hit.weight))
+        quoted = quote_edge(data.example(hit.example), site, Edge(hit.query_pos, hit.key_pos, hit.weight))
         rows.append(
             {
                 "id": visible(hit.id),

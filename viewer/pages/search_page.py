@@ -232,13 +232,13 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
     mistake: Mistake | None = None
     if isinstance(error, PatternError):
         mistake = {
-            "message": data.told(error),
+            "message": data.error_text(error),
             "start": error.start,
             "stop": error.stop,
             "expression": state.pattern,
         }
     elif error is not None:
-        mistake = {"message": data.told(error), "start": 0, "stop": 0, "expression": state.pattern}
+        mistake = {"message": data.error_text(error), "start": 0, "stop": 0, "expression": state.pattern}
     return {
         "expression": state.pattern,
         "library": [

@@ -157,7 +157,7 @@ class Session:
             answer = self.pages.refresh(self.state.page)
         except HeadAtlasError as error:  # the page could not be built
             logger.warning("%s: %s", self.state.page, error)
-            self.complain([Problem(self.state.page, "", self.data.told(error))])
+            self.complain([Problem(self.state.page, "", self.data.error_text(error))])
             return "nothing: see above"
         return self._answer[0] if answer is None else answer
 
@@ -212,7 +212,7 @@ class Session:
     def _banners(self) -> list[Banner]:
         """What holds for the whole store: damage, and segments that came since it was opened."""
         banners: list[Banner] = [
-            {"kind": "damaged", "text": f"Left out of all numbers: {self.data.told(HeadAtlasError(why))}"}
+            {"kind": "damaged", "text": f"Left out of all numbers: {self.data.error_text(HeadAtlasError(why))}"}
             for why in self.data.damaged
         ]
         if self._new_segments:
@@ -252,7 +252,7 @@ class Session:
                 bookmarks.write(site, state.layer, state.head, Bookmark(star, note))
             self.complain([])
         except HeadAtlasError as error:
-            self.complain([Problem("bookmark", "", self.data.told(error))])
+            self.complain([Problem("bookmark", "", self.data.error_text(error))])
         for page in self.pages:
             page.bookmarks_changed()
         self._bars()

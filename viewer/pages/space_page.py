@@ -11,7 +11,7 @@ from headatlas.store.errors import HeadAtlasError
 from ..components.background import background
 from ..components.space import Space
 from ..data.example_reader import Reader
-from ..data.vector_space import Plane, Sample, neighbour_plane, principal_plane, sample, space_frame
+from ..data.vector_space import Plane, Sample, neighbour_plane, principal_plane, sample_tokens, space_frame
 from ..frames.view_frames import Head, message_frame
 from .example_view import ExampleView
 from .layout import two
@@ -53,7 +53,7 @@ class SpaceViewPage(ExampleView):
 
         def work() -> tuple[Sample, Plane] | HeadAtlasError:
             try:
-                found = sample(self.data, site, head)
+                found = sample_tokens(self.data, site, head)
                 return found, (principal_plane if method == "pca" else neighbour_plane)(found)
             except HeadAtlasError as error:
                 return error
@@ -62,7 +62,7 @@ class SpaceViewPage(ExampleView):
             if self._wanted != wanted:  # another head was asked for meanwhile
                 return
             if isinstance(result, HeadAtlasError):
-                self.fail("This cannot be shown", self.data.told(result))
+                self.fail("This cannot be shown", self.data.error_text(result))
                 return
             self._placed = (wanted, *result)
             self._show()

@@ -36,7 +36,7 @@ class RecordedPage(Page):
 
 @pytest.fixture
 def stack():
-    session = SimpleNamespace(state=None, data=SimpleNamespace(told=str))
+    session = SimpleNamespace(state=None, data=SimpleNamespace(error_text=str))
     return PageStack(session, ROWS, grid(), load=lambda row: RecordedPage)
 
 
