@@ -45,9 +45,9 @@ def quote_edge(example: Example, site: Site, edge: Edge, reach: int = 160) -> Qu
     token, lead = _split_lead(parts[query_part][0])
     if site.query_sequence != site.key_sequence:
         keys = {t: text for text, t in sequence_text(example, site.key_sequence)}
-        other: list[Part] = [[_split_lead(keys[edge.key_pos])[0], "key", edge.weight], ["  \u27f5 ", "", 0.0]]
+        key_quote: list[Part] = [[_split_lead(keys[edge.key_pos])[0], "key", edge.weight], ["  \u27f5 ", "", 0.0]]
         return {
-            "before": other,
+            "before": key_quote,
             "token": token,
             "after": _cut_tail(_plain_parts(parts[query_part + 1 :]), reach),
             "self": False,

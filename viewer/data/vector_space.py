@@ -44,11 +44,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plane:
-    """Coordinates of queries and keys. `shown` is the share of the variance that the two axes show."""
+    """Coordinates of queries and keys. `variance_share` is the share of the variance along the two axes."""
 
     query: Float32[np.ndarray, "token 2"]
     key: Float32[np.ndarray, "token 2"]
-    shown: float
+    variance_share: float
     factor: float
     """Factor that queries were multiplied by and keys were divided by."""
 
@@ -148,14 +148,14 @@ def balance(tokens: Sample) -> tuple[Float32[np.ndarray, "token d_head"], Float3
 def principal_plane(tokens: Sample) -> Plane:
     """Project queries and keys on their first two principal components. The signs are fixed, so pictures are stable."""
     query, key, factor = balance(tokens)
-    both = np.concatenate([query, key]).astype(np.float64)
-    values, vectors = np.linalg.eigh(both.T @ both)
+    points = np.concatenate([query, key]).astype(np.float64)
+    values, vectors = np.linalg.eigh(points.T @ points)
     axes = vectors[:, ::-1][:, :2]
     axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1, 1)
     total = float(values.sum())
-    coordinates = (both @ axes).astype(np.float32)
-    shown = float(values[::-1][:2].sum() / total) if total > 0 else 1.0
-    return Plane(coordinates[: len(query)], coordinates[len(query) :], shown, factor)
+    coordinates = (points @ axes).astype(np.float32)
+    variance_share = float(values[::-1][:2].sum() / total) if total > 0 else 1.0
+    return Plane(coordinates[: len(query)], coordinates[len(query) :], variance_share, factor)
 
 
 def has_umap() -> bool:
@@ -207,8 +207,8 @@ def space_frame(tokens: Sample, plane: Plane, head: Head, shade: str, site: Site
         "umap": has_umap(),
         "facts": f"{len(tokens.label):,} tokens of {len(np.unique(tokens.example)):,} examples"
         + (
-            f" \u00b7 {plane.shown:.0%} of the variance".replace("%", " %")
-            if np.isfinite(plane.shown)
+            f" \u00b7 {plane.variance_share:.0%} of the variance".replace("%", " %")
+            if np.isfinite(plane.variance_share)
             else " \u00b7 UMAP"
         )
         + (f" \u00b7 {n_shared} heads share these keys" if n_shared > 1 else ""),

@@ -68,7 +68,7 @@ class CompareViewPage(ExampleView):
         self.first, self.second = HeadView(), HeadView()
         self._alignment: tuple[Alignment, Alignment] | None = None
         self._sides: tuple[Side, Side] | None = None
-        self._listed: tuple[Any, list[HeadChange]] = ((), [])
+        self._change_list: tuple[Any, list[HeadChange]] = ((), [])
         for index, view in enumerate((self.first, self.second)):
             view.param.watch(lambda event, index=index: self._pin(index, str(event.new)), "pin")
         self.delta.param.watch(lambda event: self._pin_row(str(event.new)), "pin")
@@ -283,8 +283,8 @@ class CompareViewPage(ExampleView):
         assert self._sides is not None
         (a, b), state, kind = self._sides, self.state, self.state.compare
         key = (kind, a.name, b.name, a.reader.id, b.reader.id, self.hide_special, a.head if kind != "examples" else ())
-        if self._listed[0] != key:
-            self._listed = key, self._changes()
+        if self._change_list[0] != key:
+            self._change_list = key, self._changes()
         choices: list[list[str]] = []
         if kind == "examples":
             members = self.data.pair_members(reader.example.index)
@@ -300,7 +300,7 @@ class CompareViewPage(ExampleView):
         texts = [visible(side.reader.example.text)[:140] if kind == "examples" else side.name for side in (a, b)]
         frame: ComparisonFrame = {
             "compare": kind, "a": texts[0], "b": texts[1], "choices": choices, "choice": choice,
-            "heads": self._listed[1], "list": _LISTS[kind], "head": head_name(b.head),
+            "heads": self._change_list[1], "list": _LISTS[kind], "head": head_name(b.head),
             "why": "too many weights to compare all heads",
         }  # fmt: skip
         if kind == "examples":

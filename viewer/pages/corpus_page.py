@@ -45,7 +45,7 @@ class CorpusPage(Page):
         send = self.session.receive
         self.facts, self.map, self.inspector = Facts(send), HeadMap(send), Inspector(send)
         self.scatter, self.distribution = Scatter(send), Distribution(send)
-        self.beside = HeadMap(send, visible=False)
+        self.second_map = HeadMap(send, visible=False)
         self.facts.frame = facts_frame(self.data)
         self._map_key: tuple[str, ...] = ()
         self._scatter_key: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class CorpusPage(Page):
             in_cell(self.facts, "1 / -1"),
             in_cell(self.map, "1", "2"),
             in_cell(self.scatter, "2", "2"),
-            in_cell(self.beside, "2", "2"),
+            in_cell(self.second_map, "2", "2"),
             drawer(self.inspector, "right", "3", "2 / 4"),
             in_cell(self.distribution, "1 / 3", "3"),
             columns="minmax(300px,472fr) minmax(0,576fr) 336px",
@@ -74,7 +74,7 @@ class CorpusPage(Page):
         values = chosen_values(self.data, state)
         self.map.selected = f"{state.layer}.{state.head}"
         self.scatter.selected = ",".join(f"{layer}.{head}" for layer, head in state.heads_shown)
-        beside = beside_frame(self.data, state, values)
+        second_frame = second_map_frame(self.data, state, values)
         map_key = (state.site, values.name, state.pattern, state.heads, state.other_store)
         if map_key != self._map_key:
             self.map.frame = map_frame(
@@ -86,15 +86,15 @@ class CorpusPage(Page):
                 "bookmarks": self.data.head_bookmarks(state.site),
                 "also": [f"{layer}.{head}" for layer, head in state.heads_shown[1:]],
                 "stores": [name for name in self.data.stores if name != self.data.name],
-                "beside": state.other_store if beside else "",
+                "beside": state.other_store if second_frame else "",
             }
-            if beside:  # both maps need the same scale to be comparable
-                high = max(values.high, beside["high"])
+            if second_frame:  # both maps need the same scale to be comparable
+                high = max(values.high, second_frame["high"])
                 self.map.frame = {**self.map.frame, "high": high}
-                self.beside.frame = beside | {"high": high}
-            self.scatter.visible, self.beside.visible = not beside, bool(beside)
+                self.second_map.frame = second_frame | {"high": high}
+            self.scatter.visible, self.second_map.visible = not second_frame, bool(second_frame)
             self._map_key = map_key
-        self.beside.selected = state.other_head or "0.0"
+        self.second_map.selected = state.other_head or "0.0"
         pattern = state.pattern if SEARCH in (state.x, state.y) else ""
         scatter_key = (state.site, state.x, state.y, pattern, waits)
         if scatter_key != self._scatter_key:
@@ -176,7 +176,7 @@ def map_frame(
     }
 
 
-def beside_frame(data: DataSource, state: ViewState, values: HeadValues) -> HeadMapFrame | None:
+def second_map_frame(data: DataSource, state: ViewState, values: HeadValues) -> HeadMapFrame | None:
     """Build the head map of another store by the same statistic, or by its first. None if no store is chosen."""
     if data.served_with is None or state.other_store in ("", data.name):
         return None
@@ -185,9 +185,9 @@ def beside_frame(data: DataSource, state: ViewState, values: HeadValues) -> Head
     if not names or not other.n_examples:
         return None
     table = other.head_values("", values.name if values.name in names else names[0])
-    about = f"{table.label} over {other.n_examples:,} examples"
+    description = f"{table.label} over {other.n_examples:,} examples"
     frame = map_frame(table, [], [], table.name)
-    frame["other"], frame["about"] = other.name, about
+    frame["other"], frame["about"] = other.name, description
     return frame
 
 

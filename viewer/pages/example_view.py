@@ -36,7 +36,7 @@ class ExampleView(Page):
 
     def __init__(self, session: PageSession, row: PageRow) -> None:
         self.picker = HeadPicker()
-        self._picked: tuple[Any, ...] = ()
+        self._picker_key: tuple[Any, ...] = ()
         super().__init__(session, row)
         self.link(self.picker, share="share", keys="keys")
         self.picker.param.watch(lambda event: self.change(specials="hide" if event.new else "show"), "hide_special")
@@ -130,7 +130,7 @@ class ExampleView(Page):
         """Fill the grid of heads with the largest weight of each head to or from the pinned token."""
         pin, bookmarks = self.pinned(reader), self.data.head_bookmarks(self.state.site)
         key = reader.id, pin, self.hide_special, bookmarks
-        if key == self._picked:
+        if key == self._picker_key:
             return
         zeros = np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
         if not reader.has_attention:
@@ -148,7 +148,7 @@ class ExampleView(Page):
             values = row[:, :, is_shown].max(axis=-1, initial=0)
             title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
         self.picker.frame = {**picker_frame(values, title), "bookmarks": bookmarks}
-        self._picked = key
+        self._picker_key = key
 
     def fill_keys(
         self,
@@ -177,9 +177,9 @@ class ExampleView(Page):
             back = np.zeros((len(maps), 0), np.float32)
             if reader.same_text:
                 back = maps[:, :, position] if side == "q" else maps[:, position]
-            own, others = sides if side == "q" else sides[::-1]
+            side_frame, others = sides if side == "q" else sides[::-1]
             frame = pinned_frame(
-                PinnedRow(side, position, weights, back, all_weights), self.heads, own, others,
+                PinnedRow(side, position, weights, back, all_weights), self.heads, side_frame, others,
                 n=8 if len(maps) < 3 else 6, hide_special=self.hide_special,
             )  # fmt: skip
         keys.give(frame=frame, pin="" if pin is None else f"{pin[0]}{pin[1]}")

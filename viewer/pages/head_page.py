@@ -33,9 +33,9 @@ class HeadViewPage(ExampleView):
     def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.lines, self.keys = HeadView(), KeyList()
-        self._shown: tuple[str, int, int] = ("", -1, -1)
+        self._lines_key: tuple[str, int, int] = ("", -1, -1)
         self._units: tuple[Units, Units] | None = None
-        self._most = 1
+        self._max_heads = 1
         self.picker.choices = True
         self.lines.document = lambda: self.document("head")
         self.link(self.picker, unit="unit", segments="segments", weights="weights", layout="layout")
@@ -47,7 +47,7 @@ class HeadViewPage(ExampleView):
     @property
     def heads(self) -> list[Head]:
         """The shown heads, in the order of their colours, limited for a long text."""
-        return super().heads[: self._most]
+        return super().heads[: self._max_heads]
 
     @property
     def _selection(self) -> str:
@@ -81,7 +81,7 @@ class HeadViewPage(ExampleView):
         self._units = units = (queries, keys)
         n_queries, n_keys = reader.shape
         n_drawn = min(n_queries, MAX_WINDOW) * min(n_keys, MAX_WINDOW)
-        self._most = max(1, min(MAX_DRAWN // max(1, n_drawn), MAX_READ // max(1, n_queries * n_keys)))
+        self._max_heads = max(1, min(MAX_DRAWN // max(1, n_drawn), MAX_READ // max(1, n_queries * n_keys)))
         maps = merged(reader.maps(self.heads), queries, keys)
         ranges = sentence_ranges(maps.shape[1], maps.shape[2], queries.second if reader.same_text else None)
         sentence_range = ranges[_RANGES[state.segments]] if len(ranges) > 1 else ranges[0]
@@ -98,10 +98,10 @@ class HeadViewPage(ExampleView):
             share=state.share, keys=state.keys, hide_special=self.hide_special, pin=pin, layout=state.layout,
             renormalise=state.weights == "renormalised",
         )  # fmt: skip
-        if changed & _MAPS or key != self._shown:
-            if key[0] != self._shown[0]:
+        if changed & _MAPS or key != self._lines_key:
+            if key[0] != self._lines_key[0]:
                 self.lines.tokens = sides_frame(queries.frame, None if reader.same_text else keys.frame, key[0])
-            self._shown = key
+            self._lines_key = key
             self.lines.frame = self._lines_frame(reader, maps, spans, sentence_range["name"])
             self.lines.note = self._note(reader, unit)
         self.fill_picker(reader)
@@ -131,7 +131,7 @@ class HeadViewPage(ExampleView):
         n_queries, n_keys = maps.shape[1:]
         frame = head_frame(
             maps[:, spans[0], spans[1]], self.heads, causal=reader.site.causal, query_start=spans[0].start,
-            key_start=spans[1].start, n_queries=n_queries, n_keys=n_keys, id=self._shown[0],
+            key_start=spans[1].start, n_queries=n_queries, n_keys=n_keys, id=self._lines_key[0],
         )  # fmt: skip
         if part:
             frame["part"] = part
@@ -139,8 +139,8 @@ class HeadViewPage(ExampleView):
 
     def _note(self, reader: Reader, unit: UnitKind) -> str:
         notes = [] if unit == "token" else [f"between {unit}s"]
-        if (n := len(self.state.heads_shown)) > self._most:
-            notes.append(f"{self._most} of {n} heads: the text is long")
+        if (n := len(self.state.heads_shown)) > self._max_heads:
+            notes.append(f"{self._max_heads} of {n} heads: the text is long")
         if reader.is_rebuilt:
             notes.append("rebuilt from query and key")
         elif len(self.data.store.sites) > 1:
@@ -149,6 +149,6 @@ class HeadViewPage(ExampleView):
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
-        self._shown = ("", -1, -1)
+        self._lines_key = ("", -1, -1)
         self.lines.frame = message_frame(title, reason)
         self.keys.frame = {}

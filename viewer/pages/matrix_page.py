@@ -28,7 +28,7 @@ class MatrixViewPage(ExampleView):
         """Build the layout, once."""
         self.map, self.keys = Matrix(), KeyList()
         self.picker.give(lines=False, single=True)
-        self._shown, self._reader, self._pyramid = "", None, None
+        self._map_id, self._reader, self._pyramid = "", None, None
         self.link(self.map, pin="pin", zoom="zoom", pooling="pooling", scale="scale")
         self.link(self.keys, pin="pin")
         self.listen(self.map)
@@ -49,9 +49,9 @@ class MatrixViewPage(ExampleView):
         )
         self.fill_picker(reader)
         self._row(reader, head)
-        if id_ == self._shown:
+        if id_ == self._map_id:
             return
-        self._shown, self._reader = id_, reader
+        self._map_id, self._reader = id_, reader
 
         def make() -> Pyramid | HeadAtlasError:
             try:
@@ -60,7 +60,7 @@ class MatrixViewPage(ExampleView):
                 return error
 
         def done(result: Pyramid | HeadAtlasError) -> None:
-            if self._shown != id_:  # the reader has opened another map meanwhile
+            if self._map_id != id_:  # the reader has opened another map meanwhile
                 return
             if isinstance(result, HeadAtlasError):
                 self.fail("This cannot be shown", self.data.error_text(result))
@@ -88,7 +88,7 @@ class MatrixViewPage(ExampleView):
     def on_message(self, message: dict[str, Any]) -> None:
         """Send the tiles that the browser requests, or handle a message of the list of keys."""
         super().on_message(message)
-        pyramid, id_ = self._pyramid, self._shown
+        pyramid, id_ = self._pyramid, self._map_id
         names = message.get("tiles")
         if pyramid is None or message.get("id") != id_ or not isinstance(names, list):
             return
@@ -111,14 +111,14 @@ class MatrixViewPage(ExampleView):
             return tiles
 
         def send(tiles: list[dict[str, Any]]) -> None:
-            if self._shown == id_:
+            if self._map_id == id_:
                 self.map._send_msg({"id": id_, "tiles": tiles})
 
         background(read, send)
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
-        self._shown, self._pyramid = "", None
+        self._map_id, self._pyramid = "", None
         self.map.frame = message_frame(title, reason)
         self.keys.frame = {}
 

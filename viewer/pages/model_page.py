@@ -25,7 +25,7 @@ class ModelViewPage(ExampleView):
     def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.maps, self.detail = ModelView(), HeadDetail()
-        self._shown = ""
+        self._maps_id = ""
         self.picker.lines = False
         self.maps.document = lambda: self.document("model")
         self.link(self.detail, pin="pin")
@@ -43,10 +43,10 @@ class ModelViewPage(ExampleView):
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components. Another chosen head sends only the map of that head."""
         head = self.heads[0]
-        if reader.id != self._shown:
+        if reader.id != self._maps_id:
             self.maps.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
             self.maps.frame = model_frame(reader.codes(), id=reader.id)
-            self._shown = reader.id
+            self._maps_id = reader.id
         self.maps.give(enlarged=head_name(head), selected=self._selection, hide_special=self.hide_special)
         if changed & {"site", "example", "layer", "head", "specials", "view", "page"}:
             self.detail.frame = detail_frame(
@@ -85,6 +85,6 @@ class ModelViewPage(ExampleView):
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
-        self._shown = ""
+        self._maps_id = ""
         self.maps.frame = message_frame(title, reason)
         self.detail.frame = {}

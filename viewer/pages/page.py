@@ -114,7 +114,7 @@ class PageStack:
         self._rows = {row.route: row for row in rows}
         self._pages: dict[str, Page] = {}
         self._stale = {route: set(row.watches) for route, row in self._rows.items()}
-        self._shown = ""
+        self._shown_route = ""
 
     def __getitem__(self, route: str) -> Page:
         """Return a page, built on first use."""
@@ -141,9 +141,9 @@ class PageStack:
         page = self[route]
         for name, stacked_page in self._pages.items():
             show(stacked_page.view, name == route)
-        if self._shown not in ("", route):
-            self._pages[self._shown].on_hide()
-        self._shown = route
+        if self._shown_route not in ("", route):
+            self._pages[self._shown_route].on_hide()
+        self._shown_route = route
         changed, self._stale[route] = frozenset(self._stale[route]), set()
         if not changed:
             return None

@@ -11,10 +11,10 @@ from ..data.search_answers import HeadValues
 from ..data.store_data import DataSource
 
 
-def mass_or_search(data: DataSource, pattern: str, site: str, then: Callable[[], None]) -> HeadValues | None:
+def mass_or_search(data: DataSource, pattern: str, site: str, on_complete: Callable[[], None]) -> HeadValues | None:
     """Return the mass of every head if the search has a cached result, else None.
 
-    If there is none, the search runs in the background, and `then` is called when it is complete. `then` is not called
+    If there is none, the search runs in the background, and `on_complete` is called at the end. It is not called
     if the pattern has a mistake or the search exceeds its time limit.
     """
     if data.has_answer(pattern, site):
@@ -29,7 +29,7 @@ def mass_or_search(data: DataSource, pattern: str, site: str, then: Callable[[],
 
     def done(is_complete: bool) -> None:
         if is_complete:
-            then()
+            on_complete()
 
     background(work, done)
     return None

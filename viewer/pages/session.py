@@ -49,7 +49,7 @@ class Session:
         self.wants_best_head = bool(self.state.pattern) and not re.search(r"(^|&)(layer|head)=", query)
         """True if the search chooses the head: the address or the search box names none."""
         self._new_segments = 0
-        self._travelled, self._pushes, self._push, self._answer = 0, 0, False, ("", 0.0)
+        self._history_step, self._pushes, self._push, self._answer = 0, 0, False, ("", 0.0)
         send = self.receive
         self.router, self.top, self.path = Router(send), TopBar(send), PathBar(send)
         self.notice, self.status = Notice(send, visible=False), StatusLine(send)
@@ -88,7 +88,7 @@ class Session:
         self.state.param.watch(self._changed, list(ViewState.FIELDS))
         self._push = True
         if data.served_with is not None and not data.store.is_complete and pn.state.curdoc is not None:
-            pn.state.add_periodic_callback(self._look_for_segments, period=GROWING_MS)
+            pn.state.add_periodic_callback(self._check_for_segments, period=GROWING_MS)
 
     # messages
 
@@ -97,9 +97,9 @@ class Session:
         if isinstance(patch := message.get("go"), dict):
             self.go(patch)
         elif isinstance(query := message.get("travel"), str):
-            self._travelled = step if isinstance(step := message.get("step"), int) else self._travelled
+            self._history_step = step if isinstance(step := message.get("step"), int) else self._history_step
             self.report(self.state.from_query(query))
-            self._bars()
+            self._fill_bars()
         elif isinstance(text := message.get("find"), str):
             self.find(text)
         elif isinstance(expression := message.get("run"), str):
@@ -144,7 +144,7 @@ class Session:
         """Show problems in the notice. An empty list clears it."""
         if problems or self.problems:
             self.problems = problems
-            self._notice()
+            self._fill_notice()
 
     # changes of the state
 
@@ -157,7 +157,7 @@ class Session:
         start = perf_counter()
         self._answer = (self._refresh(), perf_counter() - start)
         self._pushes += bool(names & ViewState.HISTORY) and self._push
-        self._bars()
+        self._fill_bars()
 
     def _refresh(self) -> str:
         try:
@@ -175,16 +175,16 @@ class Session:
     def report_source(self, source: str, seconds: float) -> None:
         """Show the source and the duration of background work in the status line."""
         self._answer = (source, seconds)
-        self._bars()
+        self._fill_bars()
 
-    def _bars(self) -> None:
+    def _fill_bars(self) -> None:
         state = self.state
         self.router.frame = {
             "query": state.to_query(),
             "pushes": self._pushes,
             "title": self._title(),
             "theme": state.theme,
-            "heard": self._travelled,
+            "heard": self._history_step,
         }
         self.top.frame = {
             "page": state.page,
@@ -201,9 +201,9 @@ class Session:
         parts = [f"manifest {store.manifest.number}, {len(store.segments)} segments"]
         parts += [f"answered from {source}", duration_text(seconds)] if source else []
         self.status.frame = {"good": store.is_complete, "parts": parts, "right": ["read only"]}
-        self._notice()
+        self._fill_notice()
 
-    def _notice(self) -> None:
+    def _fill_notice(self) -> None:
         banners = self._banners()
         frame = {
             "title": "Problem:" if len(self.problems) == 1 else "Problems:",
@@ -231,18 +231,18 @@ class Session:
             banners.append({"kind": "growing", "text": text, "label": "Show them"})
         return banners
 
-    def _look_for_segments(self) -> None:
-        """Tell of segments that were committed since; an empty store is opened again by itself."""
+    def _check_for_segments(self) -> None:
+        """Show a banner if new segments were committed. An empty store is reloaded at once."""
         stores = self.data.served_with
         n_new = stores.new_segments(self.data) if stores else 0
         if n_new and not self.data.n_examples:
             self.refresh_store()
         elif n_new != self._new_segments:
             self._new_segments = n_new
-            self._notice()
+            self._fill_notice()
 
     def refresh_store(self) -> None:
-        """Show the newest snapshot, in a new session on the same address."""
+        """Reload the page with the newest snapshot of the store."""
         if self.data.served_with is not None:
             self.data.served_with.refresh(self.data.name)
         self.router.frame = {**self.router.frame, "reload": True}
@@ -265,7 +265,7 @@ class Session:
             self.report([Problem("bookmark", "", self.data.error_text(error))])
         for page in self.pages:
             page.bookmarks_changed()
-        self._bars()
+        self._fill_bars()
 
     def _title(self) -> str:
         state = self.state

@@ -29,7 +29,7 @@ class ViewsPage(Page):
         self.text, self.tabs = TokenText(), Tabs(self.session.receive)
         stage = grid()
         self.views = PageStack(self.session, VIEWS, stage, ("1", "1"))
-        self._drawn: tuple[Any, ...] = ()
+        self._text_key: tuple[Any, ...] = ()
         self.text.param.watch(lambda event: self.session.go({"pin": event.new}), "pin")
         return grid(in_cell(self.text), in_cell(self.tabs), in_cell(stage), rows="auto 36px minmax(0,1fr)")
 
@@ -39,10 +39,10 @@ class ViewsPage(Page):
         self.views.mark(changed)
         self.views.refresh(state.view)
         if changed & _TEXT_FIELDS:
-            drawn = (state.example, state.site)
-            if drawn != self._drawn:
+            text_key = (state.example, state.site)
+            if text_key != self._text_key:
                 self.text.frame = text_frame(self.data, state.example, state.site)
-                self._drawn = drawn
+                self._text_key = text_key
             self.text.give(pin=state.pin, weights=self._weights())
         self.tabs.frame = self._tabs_frame(visible=True)
         return attention_source(self.data)

@@ -67,9 +67,8 @@ def make_app(stores: ServedStores) -> Callable[[], pn.viewable.Viewable]:
         document = pn.state.curdoc
         if document is not None:
             document.template = template  # type: ignore[assignment]  (Panel accepts a text that extends its own page)
-            document.template_variables["modules"] = modules(
-                session.view
-            )  # preloaded: imports would be fetched one after the other
+            # modules and style sheets are preloaded, because the browser would fetch imports one after the other
+            document.template_variables["modules"] = modules(session.view)
             document.template_variables["sheets"] = _SHEETS
             document.template_variables["app_favicon"] = ""
             document.template_variables["apple_icon"] = ""

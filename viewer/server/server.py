@@ -46,9 +46,7 @@ class Auth:
         if self.basic and self.oauth:
             raise ConfigError("basic_auth and oauth are both set. Set only one of them.")
         if (self.basic or self.oauth) and len(self.cookie_secret) < 16:
-            raise ConfigError(
-                "a login needs a secret of at least 16 characters, which signs the cookies. Set HEADATLAS_COOKIE_SECRET."
-            )
+            raise ConfigError("a login needs a cookie secret of at least 16 characters. Set HEADATLAS_COOKIE_SECRET.")
         if self.oauth and not (self.key and self.secret):
             raise ConfigError(
                 "oauth needs the key and the secret of the provider. "
@@ -192,8 +190,8 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
     return server, options.url(port)
 
 
-def limit_sessions(app: Callable[[], Any], most: int) -> Callable[[], Any]:
-    """Limit an app to `most` sessions at once. Further visitors get a message instead of the app."""
+def limit_sessions(app: Callable[[], Any], limit: int) -> Callable[[], Any]:
+    """Limit an app to `limit` sessions at once. Further visitors get a message instead of the app."""
     import panel as pn
 
     session_ids: set[str] = set()
@@ -205,11 +203,11 @@ def limit_sessions(app: Callable[[], Any], most: int) -> Callable[[], Any]:
         if context is None:
             return app()
         with lock:
-            is_full = len(session_ids) >= most
+            is_full = len(session_ids) >= limit
             if not is_full:
                 session_ids.add(context.id)
         if is_full:
-            text = f"This viewer is full: at most {most} readers at once. Try again in a minute."
+            text = f"This viewer is full: at most {limit} readers at once. Try again in a minute."
             return pn.pane.HTML(f"<p>{text}</p>", sanitize_html=True)
         pn.state.on_session_destroyed(lambda closed: session_ids.discard(closed.id))
         return app()

@@ -226,9 +226,7 @@ class ViewState(param.Parameterized):
         """Set the valid values of `patch` in one step. Returns the rejected values with the reasons."""
         problems: list[Problem] = []
         values: dict[str, Any] = {}
-        for name in sorted(
-            patch, key=lambda n: n != "site"
-        ):  # the site comes first: it decides which layers and heads exist
+        for name in sorted(patch, key=lambda n: n != "site"):  # the site determines the numbers of layers and heads
             value = patch[name]
             try:
                 values[name] = self._valid_value(name, value, values)

@@ -44,16 +44,16 @@ def url(store_path: Path, translations: Path) -> Iterator[str]:
 def test_ranked_heads_show_their_interval_and_both_baselines(page: Page, url: str, store: Store) -> None:
     expression = 'key.position == query.position - 1 and query.upos == "NOUN"'
     opened(page, url, f"page=search&pattern={quote(expression)}")
-    listed = wait_rows(page, "ranked heads", lambda mirror_rows: len(mirror_rows) == 12)
+    head_rows = wait_rows(page, "ranked heads", lambda mirror_rows: len(mirror_rows) == 12)
     result = store.search(expression)
     table = result.table().set_index(["layer", "head"])
-    for row in listed:
+    for row in head_rows:
         layer, head = map(int, row["head"].split("."))
         expected = table.loc[(layer, head)]
-        for shown, name in (
+        for field, name in (
             ("mass", "mass"), ("low", "mass_low"), ("high", "mass_high"), ("offset", "offset_lift"), ("q", "q_value")
         ):  # fmt: skip
-            assert float(row[shown]) == pytest.approx(expected[name], abs=2e-6)
+            assert float(row[field]) == pytest.approx(expected[name], abs=2e-6)
     best = page.locator("button[data-head='0.1']")
     low, high = (float(best.locator("[data-low]").get_attribute(f"data-{end}")) for end in ("low", "high"))
     assert low <= table.loc[(0, 1), "mass"] <= high
@@ -64,28 +64,28 @@ def test_ranked_heads_show_their_interval_and_both_baselines(page: Page, url: st
 
 def test_the_model_view_is_ordered_by_a_search_or_by_the_pin(page: Page, url: str, store: Store) -> None:
     opened(page, url, f"page=views&view=model&example=9&pattern={quote(PREVIOUS)}")
-    listed = rows(page, "strongest cell of each head")
-    assert [row["head"] for row in listed] == [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    head_rows = rows(page, "strongest cell of each head")
+    assert [row["head"] for row in head_rows] == [f"{layer}.{head}" for layer in range(3) for head in range(4)]
     page.locator("[data-arrange=search]").click()
     wait_query(page, arrange="search")
-    listed = wait_rows(page, "strongest cell of each head", lambda mirror_rows: "score" in mirror_rows[0])
+    head_rows = wait_rows(page, "strongest cell of each head", lambda mirror_rows: "score" in mirror_rows[0])
     mass = store.search(PREVIOUS).heads["mass"].values
-    assert listed[0]["head"] == "0.1"
-    scores = [float(row["score"]) for row in listed]
+    assert head_rows[0]["head"] == "0.1"
+    scores = [float(row["score"]) for row in head_rows]
     assert scores == sorted(scores, reverse=True)
-    for row in listed:
+    for row in head_rows:
         layer, head = map(int, row["head"].split("."))
         assert float(row["score"]) == pytest.approx(mass[layer, head], abs=1e-5)
     page.locator("[aria-label^='model view'] canvas").first.click(position={"x": 20, "y": 30})  # the best head's map
     wait_query(page, layer="", head="")  # 0.1, which a fresh page shows
     page.get_by_role("heading", name="Head 0.1").wait_for()
     page.keyboard.press("ArrowRight")
-    page.get_by_role("heading", name=f"Head {listed[1]['head']}").wait_for()
+    page.get_by_role("heading", name=f"Head {head_rows[1]['head']}").wait_for()
     opened(page, url, "page=views&view=model&example=9&arrange=weight&pin=q3")
-    listed = wait_rows(page, "strongest cell of each head", lambda mirror_rows: "score" in mirror_rows[0])
+    head_rows = wait_rows(page, "strongest cell of each head", lambda mirror_rows: "score" in mirror_rows[0])
     weights = store.examples[9].attention().values[:, :, 3].copy()
     weights[..., [0, 3, -1]] = 0  # itself, and special tokens
-    assert [float(row["score"]) for row in listed[:3]] == pytest.approx(
+    assert [float(row["score"]) for row in head_rows[:3]] == pytest.approx(
         np.sort(weights.max(-1).ravel())[::-1][:3], abs=1e-5
     )
     assert page.locator("[data-arrange=search]").is_disabled()
@@ -113,8 +113,8 @@ def test_an_encoder_decoder_is_looked_at_site_by_site(page: Page, url: str, tran
     values = store.statistics("cross")["entropy"].values
     assert page.get_by_label("statistic", exact=True).locator("option", has_text="Previous").count() == 0
     page.get_by_label("statistic", exact=True).select_option("entropy")
-    listed = wait_rows(page, "numbers of the head map", lambda mirror_rows: len(mirror_rows) == 8)
-    assert float(listed[0]["value"]) == pytest.approx(np.nanmean(values, axis=-1).max(), rel=0.2)
+    head_rows = wait_rows(page, "numbers of the head map", lambda mirror_rows: len(mirror_rows) == 8)
+    assert float(head_rows[0]["value"]) == pytest.approx(np.nanmean(values, axis=-1).max(), rel=0.2)
     opened(page, url, "store=pairs&site=decoder&page=views&view=matrix&layer=1")
     page.get_by_label("which attention").wait_for()
     assert page.get_by_label("which attention").input_value() == "decoder"
@@ -144,19 +144,19 @@ def test_the_head_view_is_walked_by_keys_and_says_what_it_shows(page: Page, url:
 def test_keys_are_listed_and_can_be_turned_off(page: Page, url: str) -> None:
     opened(page, url, "page=views&example=9")
     page.keyboard.press("?")
-    listed = page.get_by_role("dialog", name="keys")
-    listed.wait_for()
+    dialog = page.get_by_role("dialog", name="keys")
+    dialog.wait_for()
     for word in ("search", "light or dark", "release the pin"):
-        assert word in listed.inner_text()
-    listed.locator("[data-control=keys]").uncheck()
+        assert word in dialog.inner_text()
+    dialog.locator("[data-control=keys]").uncheck()
     page.keyboard.press("Escape")
-    listed.wait_for(state="hidden")
+    dialog.wait_for(state="hidden")
     page.keyboard.press("2")
     page.keyboard.press("t")
     page.get_by_label("keys", exact=True).first.click()
     assert "view=" not in page.url
     assert "theme=" not in page.url
-    listed.locator("[data-control=keys]").check()
+    dialog.locator("[data-control=keys]").check()
     page.get_by_role("button", name="Close").click()
     page.keyboard.press("2")
     wait_query(page, view="model")

@@ -53,8 +53,10 @@ def hostile_store(tmp_path_factory: pytest.TempPathFactory, notes: str) -> Path:
     genres += ["last"] * (len(rows) - len(genres))
     path = tmp_path_factory.mktemp("traces") / "<b>store"
     write_store(path, n_segments=1, rows=rows, ids=[*TWO_HUNDRED, "all"], genres=genres)
-    beside = path.parent / f"{path.name}.bookmarks.json"
-    beside.write_text(json.dumps({"headatlas_bookmarks": 1, "heads": {"encoder 1.2": {"star": True, "note": notes}}}))
+    bookmarks_path = path.parent / f"{path.name}.bookmarks.json"
+    bookmarks_path.write_text(
+        json.dumps({"headatlas_bookmarks": 1, "heads": {"encoder 1.2": {"star": True, "note": notes}}})
+    )
     return path
 
 

@@ -76,9 +76,9 @@ def wait_rows(page: Page, name: str, condition) -> list[dict[str, str]]:
 def test_the_matrix_shows_the_store_and_its_window_is_in_the_address(page: Page, url: str, store: Store) -> None:
     opened(page, url, f"page=views&view=matrix&example={EXAMPLE}&layer=1&head=2&specials=show")
     weights = store.examples[EXAMPLE].attention(1, 2).values
-    shown = rows(page, "strongest cells of the matrix")
-    assert len(shown) == min(60, int((weights > 0).sum()))
-    for row in shown:
+    cells = rows(page, "strongest cells of the matrix")
+    assert len(cells) == min(60, int((weights > 0).sum()))
+    for row in cells:
         assert float(row["weight"]) == pytest.approx(weights[int(row["q"]), int(row["k"])], abs=4e-3)
     plot = page.locator("canvas[data-level]")
     cell, left, top = (float(plot.get_attribute(f"data-{name}")) for name in ("cell", "left", "top"))
@@ -106,14 +106,14 @@ def test_a_long_matrix_is_pooled_and_finer_tiles_come_when_it_is_zoomed(page: Pa
         page.locator(f"[data-choice={kind}]").click()
         pooled = pool_blocks(weights, 1 << level, kind)
         page.locator(f"[data-choice={kind}][aria-pressed=true]").wait_for()
-        shown = wait_rows(
+        cells = wait_rows(
             page,
             "strongest cells of the matrix",
             lambda mirror_rows, p=pooled: (
                 abs(float(mirror_rows[0]["weight"]) - p.max()) < 4e-3 and int(mirror_rows[0]["level"]) == level
             ),
         )
-        for row in shown:
+        for row in cells:
             cell = int(row["q"]) >> level, int(row["k"]) >> level
             assert float(row["weight"]) == pytest.approx(pooled[cell], abs=4e-3)
     opened(page, url, f"store=long&page=views&view=matrix&example={LONG}&layer=2&head=3&specials=show&zoom=700,690,40")

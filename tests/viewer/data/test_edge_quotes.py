@@ -35,10 +35,10 @@ def test_every_edge_of_every_hostile_text_can_be_quoted(store):
             for key in range(len(example.tokens())):
                 row = quote_edge(example, store.site(), Edge(query, key, 1.0))
                 short = snippet(example, store.site(), Edge(query, key, 1.0))
-                shown = text_of(row["before"]) + row["token"] + text_of(row["after"]) + text_of(short)
-                shown.encode("utf-8")  # raises for a lone surrogate
-                assert "\x00" not in shown
-                assert "\u202e" not in shown
+                text = text_of(row["before"]) + row["token"] + text_of(row["after"]) + text_of(short)
+                text.encode("utf-8")  # raises for a lone surrogate
+                assert "\x00" not in text
+                assert "\u202e" not in text
 
 
 def test_a_snippet_stays_short(store):

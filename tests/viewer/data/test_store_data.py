@@ -122,10 +122,10 @@ def test_arrays_are_shared_and_cannot_be_changed(data):
         data.over_examples("", "entropy")[0, 0, 0] = 1
 
 
-def test_heads_like_a_head_are_near_in_all_statistics(data):
+def test_similar_heads_are_near_in_all_statistics(data):
     similar = data.similar_heads("", 0, 0)
     assert len(similar) == 5
-    assert (0, 1) not in [spot for spot, _ in similar]  # the head that attends to the previous token
+    assert (0, 1) not in [head for head, _ in similar]  # the head that attends to the previous token
     assert all(0 < score <= 1 for _, score in similar)
 
 
@@ -159,9 +159,9 @@ def test_a_sample_of_a_ranking_has_as_many_of_each_tenth() -> None:
     assert sample_ranking(ranked, "strongest", 60).tolist() == ranked[:60].tolist()
     assert sample_ranking(ranked, "weakest", 60).tolist() == ranked[:-61:-1].tolist()
     assert np.bincount(rank[sample_ranking(ranked, "deciles", 60)] // 100).tolist() == [6] * 10
-    drawn = rank[sample_ranking(ranked, "random", 60)]
-    assert len(set(drawn.tolist())) == 60
-    assert (np.diff(drawn) > 0).all()
-    assert drawn.max() > 500
+    random_ranks = rank[sample_ranking(ranked, "random", 60)]
+    assert len(set(random_ranks.tolist())) == 60
+    assert (np.diff(random_ranks) > 0).all()
+    assert random_ranks.max() > 500
     assert sample_ranking(ranked, "random", 60).tolist() == sample_ranking(ranked, "random", 60).tolist()
     assert all(sorted(sample_ranking(ranked[:7], name, 60)) == sorted(ranked[:7]) for name in SAMPLES)

@@ -113,9 +113,7 @@ def test_a_refused_login_shows_the_reason(
     page: Page, page_record, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with guarded(store_path, monkeypatch, agrees=False) as (address, provider):
-        with page.expect_console_message(
-            lambda message: "401" in message.text
-        ):  # the message may arrive after the page
+        with page.expect_console_message(lambda message: "401" in message.text):  # may arrive after the page
             page.goto(address)
         assert provider.requests == ["/authorize"]
         assert "<b>no" in page.locator("body").inner_text()

@@ -46,8 +46,8 @@ def test_a_query_brings_the_state_back(patch):
 def test_no_query_breaks_the_state(query):
     state = ViewState(BOUNDS)
     state.from_query(query)
-    again = ViewState(BOUNDS)
-    assert again.from_query(state.to_query()) == []
+    second_state = ViewState(BOUNDS)
+    assert second_state.from_query(state.to_query()) == []
 
 
 @given(
