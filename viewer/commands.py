@@ -13,14 +13,16 @@ app = typer.Typer(rich_markup_mode="rich")
 @app.command(rich_help_panel="Viewer")
 def view(
     store: Annotated[list[str], typer.Argument(help="Folder or URL of a store; name several to compare models.")],
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 5006,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")] = 5006,
     address: Annotated[
-        str, typer.Option(help="Address to listen on; the default is reached from this machine only.")
+        str, typer.Option(help="Address to listen on. By default only this machine can reach the viewer.")
     ] = "127.0.0.1",
     show: Annotated[bool, typer.Option(help="Open a browser.")] = True,
-    prefix: Annotated[str, typer.Option(help="Path below which the viewer lies, behind a proxy.")] = "",
+    prefix: Annotated[
+        str, typer.Option(help="Path below which the viewer is served, such as /atlas behind a proxy.")
+    ] = "",
     origin: Annotated[
-        list[str] | None, typer.Option(help="HOST:PORT of a page that may open the viewer; repeat for more.")
+        list[str] | None, typer.Option(help="Further HOST:PORT under which readers open the viewer. Repeatable.")
     ] = None,
     bookmarks: Annotated[
         Path | None,
@@ -28,19 +30,28 @@ def view(
             help="File for bookmarks (stars and notes) of heads; default: STORE.bookmarks.json beside each store."
         ),
     ] = None,
-    search_s: Annotated[float, typer.Option(help="Seconds that one search may take.")] = 120.0,
-    max_sessions: Annotated[int, typer.Option(help="Readers at once.")] = 200,
+    search_s: Annotated[float, typer.Option(help="Time limit of one search, in seconds.")] = 120.0,
+    max_sessions: Annotated[int, typer.Option(help="Most readers at once.")] = 200,
     basic_auth: Annotated[
-        str, typer.Option(help='A password, or a JSON file {"user": "password"}.', envvar="HEADATLAS_BASIC_AUTH")
+        str, typer.Option(help='Password, or a JSON file {"user": "password"}.', envvar="HEADATLAS_BASIC_AUTH")
     ] = "",
-    oauth: Annotated[str, typer.Option(help="Provider of logins: github, google, azure, generic and others.")] = "",
-    oauth_key: Annotated[str, typer.Option(help="Key of the provider.", envvar="HEADATLAS_OAUTH_KEY")] = "",
-    oauth_secret: Annotated[str, typer.Option(help="Secret of the provider.", envvar="HEADATLAS_OAUTH_SECRET")] = "",
+    oauth: Annotated[
+        str, typer.Option(help="Login provider: github, google, azure, generic or another that Panel supports.")
+    ] = "",
+    oauth_key: Annotated[
+        str, typer.Option(help="Client key of the login provider.", envvar="HEADATLAS_OAUTH_KEY")
+    ] = "",
+    oauth_secret: Annotated[
+        str, typer.Option(help="Client secret of the login provider.", envvar="HEADATLAS_OAUTH_SECRET")
+    ] = "",
     cookie_secret: Annotated[
-        str, typer.Option(help="Signs the cookies of logins.", envvar="HEADATLAS_COOKIE_SECRET")
+        str,
+        typer.Option(
+            help="Secret that signs the login cookies, at least 16 characters.", envvar="HEADATLAS_COOKIE_SECRET"
+        ),
     ] = "",
 ) -> None:
-    """Look at stores in the browser: heads, examples, one example closely. Nothing leaves this machine."""
+    """Show stores in the browser: heads, examples, and the views of one example. Nothing leaves this machine."""
     from headatlas.store.errors import ConfigError
 
     from .data.bookmarks import Bookmarks, bookmarks_path
@@ -48,7 +59,7 @@ def view(
     from .server.server import Auth, ServerOptions, serve
 
     if bookmarks is not None and len(store) > 1:
-        raise ConfigError("--bookmarks names one file for several stores. Leave it out, or show one store.")
+        raise ConfigError("--bookmarks names one file for several stores. Omit the option, or show one store.")
     auth = Auth(basic_auth, oauth, oauth_key, oauth_secret, cookie_secret)
     options = ServerOptions(port, address, tuple(origin or ()), prefix, auth, max_sessions)
 

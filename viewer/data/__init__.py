@@ -1,1 +1,1 @@
-"""Data that pictures need from a store: bounded, cached and shared by all sessions."""
+"""Data of a store for the pages: cached within a size limit and shared by all sessions."""

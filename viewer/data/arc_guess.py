@@ -1,4 +1,4 @@
-"""From arcs drawn on an example to expressions that say what they have in common: the likeliest of the store's guesses."""
+"""Guesses of the pattern behind arcs that a reader draws on an example."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ MAX_GUESSES = 6
 
 @dataclass(frozen=True)
 class Guess:
-    """An expression that matches all arcs, and how many pairs of the example it matches."""
+    """An expression that matches all arcs, and the number of pairs of the example that it matches."""
 
     expression: str
     n_matches: int
 
 
 def guesses(data: DataSource, number: int, site_name: str, arcs: Sequence[Arc]) -> list[Guess]:
-    """Expressions that match all `arcs` (query position, key position) of one example, the likeliest first."""
+    """Return expressions that match all `arcs` (query position, key position) of one example, the likeliest first.
+
+    Returns at most `MAX_GUESSES`. The list is empty without arcs, or if the causal mask hides one of them.
+    """
     if not arcs:
         return []
     site = data.site(site_name)
-    marked = [MarkedArc(number, query, key) for query, key in arcs if not site.causal or key <= query]
-    if len(marked) < len(arcs):  # hidden by the mask: nothing can match them
+    marked_arcs = [MarkedArc(number, query, key) for query, key in arcs if not site.causal or key <= query]
+    if len(marked_arcs) < len(arcs):  # the causal mask hides an arc, so no expression matches it
         return []
-    found = hypotheses(data.store, site, data.vocabulary(site_name), marked)
-    return [Guess(one.expression, one.n_matches) for one in found[:MAX_GUESSES]]
+    candidates = hypotheses(data.store, site, data.vocabulary(site_name), marked_arcs)
+    return [Guess(hypothesis.expression, hypothesis.n_matches) for hypothesis in candidates[:MAX_GUESSES]]

@@ -2,9 +2,9 @@
 
     {"headatlas_bookmarks": 1, "heads": {"encoder 5.8": {"star": true, "note": "looks at the verb"}}}
 
-The file is written whole, to a temporary name that then takes its place, so that no reader sees half of it; before each
-change it is read again, so that two viewers on one file lose nothing but changes to the same head. What stands in it may
-come from a stranger: sizes are bounded, and texts are shown as text.
+Each change writes a temporary file that then replaces the old one, so no reader sees half a file. The file is read
+again before each change: two viewers of one file lose only changes to the same head. The content of the file is not
+trusted: its size is limited, and its texts are shown as text.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Bookmarks:
         self._lock = Lock()
         self._signature: tuple[int, int] | None = None
         self._bookmarks: dict[str, Bookmark] = {}
-        self.all()  # raises now if the file cannot be read
+        self.all()  # raises here if the file cannot be read
 
     @property
     def is_writable(self) -> bool:
@@ -53,7 +53,7 @@ class Bookmarks:
         return os.access(self.path if self.path.exists() else self.path.parent, os.W_OK)
 
     def all(self) -> dict[str, Bookmark]:
-        """Return bookmarks by site and head (``encoder 5.8``). The file is read again if it changed.
+        """Return bookmarks by site and head (``encoder 5.8``). Reads the file again if it changed.
 
         Raises
         ------
@@ -68,12 +68,12 @@ class Bookmarks:
         return self.all().get(_key(site, layer, head), Bookmark())
 
     def heads(self, site: str) -> dict[str, Bookmark]:
-        """Return bookmarks by head (``5.8``) at one site."""
+        """Return the bookmarks of one site by head (``5.8``)."""
         prefix = f"{site} "
         return {key.removeprefix(prefix): item for key, item in self.all().items() if key.startswith(prefix)}
 
     def write(self, site: str, layer: int, head: int, bookmark: Bookmark) -> None:
-        """Save the bookmark of one head. An empty bookmark is removed.
+        """Save the bookmark of one head. Removes the head from the file if the bookmark is empty.
 
         Raises
         ------
@@ -81,7 +81,7 @@ class Bookmarks:
             The note is too long, or the file cannot be written.
         """
         if len(bookmark.note) > MAX_NOTE:
-            raise ConfigError(f"the note has {len(bookmark.note)} characters; at most {MAX_NOTE} are kept.")
+            raise ConfigError(f"the note has {len(bookmark.note)} characters; at most {MAX_NOTE} are allowed.")
         with self._lock:
             bookmarks = dict(self._read())
             bookmarks.pop(_key(site, layer, head), None)
@@ -99,7 +99,7 @@ class Bookmarks:
         if signature != self._signature:
             if status.st_size > MAX_BYTES:
                 raise BudgetError(
-                    f"the bookmarks in {self.path.name} take {status.st_size} bytes; at most {MAX_BYTES}."
+                    f"{self.path.name} has {status.st_size} bytes; a file of bookmarks has at most {MAX_BYTES}."
                 )
             self._bookmarks = parse_bookmarks(self.path.read_bytes(), self.path.name)
             self._signature = signature
@@ -107,11 +107,11 @@ class Bookmarks:
 
     def _replace(self, bookmarks: dict[str, Bookmark]) -> None:
         heads = {key: {"star": item.star, "note": item.note} for key, item in sorted(bookmarks.items())}
-        text = json.dumps({"headatlas_bookmarks": _VERSION, "heads": heads}, indent=1)  # ASCII: half of a pair survives
+        text = json.dumps({"headatlas_bookmarks": _VERSION, "heads": heads}, indent=1)
         try:
             handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
             try:
-                with os.fdopen(handle, "w", encoding="ascii") as file:
+                with os.fdopen(handle, "w", encoding="ascii") as file:  # JSON escapes lone surrogates
                     file.write(text + "\n")
                 Path(name).replace(self.path)
             except BaseException:
@@ -119,7 +119,7 @@ class Bookmarks:
                 raise
         except OSError as error:
             raise ConfigError(
-                f"bookmarks cannot be written to {self.path.name}: {error.strerror}. Name another file with --bookmarks."
+                f"cannot write bookmarks to {self.path.name}: {error.strerror}. Name another file with --bookmarks."
             ) from error
         self._bookmarks, self._signature = bookmarks, None
 
@@ -136,20 +136,24 @@ def parse_bookmarks(data: bytes, name: str) -> dict[str, Bookmark]:
         content: Any = json.loads(data)
         version, heads = content["headatlas_bookmarks"], content["heads"]
         bookmarks = {
-            key: Bookmark(_typed(bool, item["star"]), _typed(str, item["note"])) for key, item in heads.items()
+            key: Bookmark(_require_type(bool, item["star"]), _require_type(str, item["note"]))
+            for key, item in heads.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(
             f"{name} does not hold bookmarks ({error}). Move it away, or name another file with --bookmarks."
         ) from error
     if version != _VERSION or any(len(item.note) > MAX_NOTE for item in bookmarks.values()):
-        raise FormatError(f"{name} has version {version!r} or too long a note. Expected version {_VERSION}.")
+        raise FormatError(
+            f"{name} has version {version!r}, or a note is too long. "
+            f"Expected version {_VERSION} and notes of at most {MAX_NOTE} characters."
+        )
     return bookmarks
 
 
-def _typed(kind: type, value: Any) -> Any:
+def _require_type(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"expected {kind.__name__}, found {type(value).__name__}")
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
     return value
 
 

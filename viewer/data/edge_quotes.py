@@ -1,6 +1,7 @@
-"""An edge quoted in its example: the query token, the key token and the words around them, cut to what a row shows.
+"""Quotes of an edge in its example: the query token, the key token and the words around them, cut to fit a row.
 
-Parts are ``[text, kind, weight]`` with kind ``"query"``, ``"key"`` or ``""``. All text is visible text (`labels.py`).
+Parts are ``[text, kind, weight]`` with kind ``"query"``, ``"key"`` or ``""``. All characters are visible
+(`theme/token_labels.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from .search_answers import Edge
 
 Part = list[Any]
 NEAR = 56
-"""Characters between key and query that are shown; a longer way is cut in the middle."""
+"""Most characters between key and query. A longer text is cut in the middle."""
 
 
 class QuotedEdge(TypedDict):
-    """An edge around its query token."""
+    """A quote of an edge around its query token."""
 
     before: list[Part]
     token: str
@@ -29,99 +30,115 @@ class QuotedEdge(TypedDict):
     """True if the key is the query token itself."""
 
 
-def running(example: Example, sequence: str) -> list[tuple[str, int]]:
-    """One sequence of an example as it reads: (characters, token index or -1)."""
+def sequence_text(example: Example, sequence: str) -> list[tuple[str, int]]:
+    """Return the running text of one sequence as (characters, token index or -1)."""
     if sequence == "target":
         return running_text(example.tokens("target"), example.target_text or "")
     return running_text(example.tokens("source"), example.text, example.text_pair)
 
 
-def around(example: Example, site: Site, edge: Edge, reach: int = 160) -> QuotedEdge:
-    """Quote an edge around its query: `before`, the query's `token`, `after`, and whether the key is the query itself."""
-    parts = _without_special(running(example, site.query_sequence), example, site, edge)
-    at = {token: place for place, (_, token) in enumerate(parts) if token >= 0}
-    place = at[edge.query_pos]
-    token, lead = _bare(parts[place][0])
+def quote_edge(example: Example, site: Site, edge: Edge, reach: int = 160) -> QuotedEdge:
+    """Quote an edge around its query, with at most `reach` characters before and after both tokens."""
+    parts = _without_special(sequence_text(example, site.query_sequence), example, site, edge)
+    part_of_token = {token: index for index, (_, token) in enumerate(parts) if token >= 0}
+    query_part = part_of_token[edge.query_pos]
+    token, lead = _split_lead(parts[query_part][0])
     if site.query_sequence != site.key_sequence:
-        keys = {t: text for text, t in running(example, site.key_sequence)}
-        other: list[Part] = [[_bare(keys[edge.key_pos])[0], "key", edge.weight], ["  \u27f5 ", "", 0.0]]
-        return {"before": other, "token": token, "after": _cut_tail(_plain(parts[place + 1 :]), reach), "self": False}
-    before, after = parts[:place] + ([(lead, -1)] if lead else []), parts[place + 1 :]
-    key_place = at[edge.key_pos]
-    if key_place < place:
-        between = "".join(text for text, _ in before[key_place + 1 :])
-        shown = _plain(before[:key_place])
-        middle = between if len(between) <= NEAR else f" \u2026 {between[-NEAR + 12 :]}"
-        front = [*_cut_head(shown, reach), *_key(before[key_place][0], edge.weight), [middle, "", 0.0]]
-        return {"before": _compact(front), "token": token, "after": _cut_tail(_plain(after), reach), "self": False}
-    if key_place > place:
-        between = "".join(text for text, _ in parts[place + 1 : key_place])
-        middle = between if len(between) <= NEAR // 2 else f"{between[: NEAR // 2 - 10]} \u2026 "
-        back = [[middle, "", 0.0], *_key(parts[key_place][0], edge.weight), *_plain(parts[key_place + 1 :])]
+        keys = {t: text for text, t in sequence_text(example, site.key_sequence)}
+        key_quote: list[Part] = [[_split_lead(keys[edge.key_pos])[0], "key", edge.weight], ["  \u27f5 ", "", 0.0]]
         return {
-            "before": _cut_head(_plain(before), reach),
+            "before": key_quote,
+            "token": token,
+            "after": _cut_tail(_plain_parts(parts[query_part + 1 :]), reach),
+            "self": False,
+        }
+    before, after = parts[:query_part] + ([(lead, -1)] if lead else []), parts[query_part + 1 :]
+    key_part = part_of_token[edge.key_pos]
+    if key_part < query_part:
+        between = "".join(text for text, _ in before[key_part + 1 :])
+        start = _plain_parts(before[:key_part])
+        middle = between if len(between) <= NEAR else f" \u2026 {between[-NEAR + 12 :]}"
+        front = [*_cut_head(start, reach), *_key_parts(before[key_part][0], edge.weight), [middle, "", 0.0]]
+        return {
+            "before": _compact(front),
+            "token": token,
+            "after": _cut_tail(_plain_parts(after), reach),
+            "self": False,
+        }
+    if key_part > query_part:
+        between = "".join(text for text, _ in parts[query_part + 1 : key_part])
+        middle = between if len(between) <= NEAR // 2 else f"{between[: NEAR // 2 - 10]} \u2026 "
+        back = [[middle, "", 0.0], *_key_parts(parts[key_part][0], edge.weight), *_plain_parts(parts[key_part + 1 :])]
+        return {
+            "before": _cut_head(_plain_parts(before), reach),
             "token": token,
             "after": _cut_tail(_compact(back), reach),
             "self": False,
         }
     return {
-        "before": _cut_head(_plain(before), reach),
+        "before": _cut_head(_plain_parts(before), reach),
         "token": token,
-        "after": _cut_tail(_plain(after), reach),
+        "after": _cut_tail(_plain_parts(after), reach),
         "self": True,
     }
 
 
 def snippet(example: Example, site: Site, edge: Edge, width: int = 40) -> list[Part]:
-    """Quote an edge in about `width` characters, in reading order."""
-    row = around(example, site, edge)
+    """Quote an edge in about `width` characters, in the order of the text."""
+    row = quote_edge(example, site, edge)
     query: Part = [row["token"], "key" if row["self"] else "query", edge.weight]
     before, after = row["before"], row["after"]
-    keyed = next((i for i, part in enumerate(before) if part[1] == "key"), None)
-    if keyed is not None:
-        inner = _shorten(before[keyed + 1 :], 18)
-        used = len(before[keyed][0]) + len(row["token"]) + sum(len(p[0]) for p in inner)
+    key_part = next((i for i, part in enumerate(before) if part[1] == "key"), None)
+    if key_part is not None:
+        inner = _shorten(before[key_part + 1 :], 18)
+        n_used = len(before[key_part][0]) + len(row["token"]) + sum(len(p[0]) for p in inner)
         return _compact(
             [
-                *_last(before[:keyed], max(4, (width - used) // 2)),
-                before[keyed],
+                *_last(before[:key_part], max(4, (width - n_used) // 2)),
+                before[key_part],
                 *inner,
                 query,
                 *_first(after, max(4, width // 3)),
             ]
         )
-    keyed = next((i for i, part in enumerate(after) if part[1] == "key"), None)
-    if keyed is not None:
+    key_part = next((i for i, part in enumerate(after) if part[1] == "key"), None)
+    if key_part is not None:
         return _compact(
-            [*_last(before, 10), query, *_shorten(after[:keyed], 18), after[keyed], *_first(after[keyed + 1 :], 12)]
+            [
+                *_last(before, 10),
+                query,
+                *_shorten(after[:key_part], 18),
+                after[key_part],
+                *_first(after[key_part + 1 :], 12),
+            ]
         )
     return _compact([*_last(before, width // 2), query, *_first(after, width // 2)])
 
 
 def _without_special(parts: list[tuple[str, int]], example: Example, site: Site, edge: Edge) -> list[tuple[str, int]]:
-    """Leave out what the tokenizer added, unless the edge is about it."""
+    """Drop the special tokens that are neither the query nor the key of the edge."""
     special = example.tokens(site.query_sequence).special
-    about = {edge.query_pos, edge.key_pos if site.query_sequence == site.key_sequence else -1}
-    return [(text, token) for text, token in parts if token < 0 or token in about or not special[token]]
+    edge_tokens = {edge.query_pos, edge.key_pos if site.query_sequence == site.key_sequence else -1}
+    return [(text, token) for text, token in parts if token < 0 or token in edge_tokens or not special[token]]
 
 
-def _bare(text: str) -> tuple[str, str]:
-    bare = text.strip(" ")
-    return (bare, text[: len(text) - len(text.lstrip(" "))]) if bare else (text.replace(" ", "\u2423"), "")
+def _split_lead(text: str) -> tuple[str, str]:
+    stripped = text.strip(" ")
+    return (stripped, text[: len(text) - len(text.lstrip(" "))]) if stripped else (text.replace(" ", "\u2423"), "")
 
 
-def _key(text: str, weight: float) -> list[Part]:
-    bare, lead = _bare(text)
-    return ([[lead, "", 0.0]] if lead else []) + [[bare, "key", weight]]
+def _key_parts(text: str, weight: float) -> list[Part]:
+    stripped, lead = _split_lead(text)
+    return ([[lead, "", 0.0]] if lead else []) + [[stripped, "key", weight]]
 
 
-def _plain(parts: list[tuple[str, int]]) -> list[Part]:
+def _plain_parts(parts: list[tuple[str, int]]) -> list[Part]:
     text = "".join(text for text, _ in parts)
     return [[text, "", 0.0]] if text else []
 
 
 def _compact(parts: list[Part]) -> list[Part]:
-    """Join neighbours that are plain text; drop what is empty."""
+    """Join neighbouring parts of plain text and drop empty parts."""
     joined: list[Part] = []
     for part in parts:
         if part[0] == "":

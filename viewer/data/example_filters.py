@@ -1,6 +1,6 @@
-"""Which examples a reader means: with a text, with annotations, of one minimal pair; and what annotations hold.
+"""Filters of examples: by text, by annotations, by minimal pair; and the frequent values of annotations.
 
-Functions of a store, without a cache; `data.DataSource` keeps their answers.
+The functions read a store and have no cache. `DataSource` caches their results.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from headatlas.store.store import Store
 from ..theme.token_labels import visible
 
 MAX_VALUES = 24
-"""Values of a field that are proposed."""
+"""Most values of a field that are suggested."""
 
 
-def sound(store: Store) -> tuple[Store, tuple[str, ...]]:
-    """The store without segments that are damaged, and what is wrong with those."""
+def without_damage(store: Store) -> tuple[Store, tuple[str, ...]]:
+    """Return the store without its damaged segments, and one message for each of those."""
     damaged: dict[int, str] = {}
     for segment in store.segments:
         try:
-            segment.listing  # noqa: B018 (reads it, and looks at every object)
+            segment.listing  # noqa: B018 (reads the listing and checks every object)
         except HeadAtlasError as error:
             damaged[segment.index] = str(error)
     return (store.without(damaged) if damaged else store), tuple(damaged.values())
 
 
-def containing(texts: Sequence[str], ids: Sequence[str], text: str) -> Int64[np.ndarray, "found"]:
-    """Positions of the examples whose text or id contains `text`, upper and lower case alike."""
+def containing(texts: Sequence[str], ids: Sequence[str], text: str) -> Int64[np.ndarray, "match"]:
+    """Return the positions of the examples whose text or id contains `text`. Ignores case."""
     if not text:
         return np.arange(len(ids), dtype=np.int64)
-    wanted = text.casefold()
+    needle = text.casefold()
     pairs = zip(texts, ids, strict=True)
-    hits = [i for i, (body, name) in enumerate(pairs) if wanted in body.casefold() or wanted in name.casefold()]
-    return np.asarray(hits, np.int64)
+    positions = [i for i, (body, name) in enumerate(pairs) if needle in body.casefold() or needle in name.casefold()]
+    return np.asarray(positions, np.int64)
 
 
-def having(columns: Mapping[str, Column], n_examples: int, facets: Mapping[str, str]) -> Int64[np.ndarray, "found"]:
-    """Positions of the examples whose annotations, made visible, have these values."""
-    keep = np.ones(n_examples, bool)
+def having(columns: Mapping[str, Column], n_examples: int, facets: Mapping[str, str]) -> Int64[np.ndarray, "match"]:
+    """Return the positions of the examples that have these values of annotations (`facets`, as visible text)."""
+    is_match = np.ones(n_examples, bool)
     for name, value in facets.items():
         column = columns.get(name)
         if column is None or column.values is None:
-            keep[:] = False
+            is_match[:] = False
             continue
         codes = [code for code, text in enumerate(column.values) if visible(text) == value]
-        keep &= np.isin(column.data, codes)
-    return np.flatnonzero(keep).astype(np.int64)
+        is_match &= np.isin(column.data, codes)
+    return np.flatnonzero(is_match).astype(np.int64)
 
 
 def pair_groups(numbers: Int64[np.ndarray, "example"], column: Column) -> dict[object, list[int]]:
-    """Numbers of the examples by the value of one annotation."""
+    """Group the numbers of the examples by the value of one annotation."""
     groups: dict[object, list[int]] = {}
     for number, value in zip(numbers.tolist(), column.to_list(), strict=True):
         groups.setdefault(value, []).append(number)
@@ -65,7 +65,7 @@ def pair_groups(numbers: Int64[np.ndarray, "example"], column: Column) -> dict[o
 
 
 def frequent_values(store: Store, sequence: str) -> dict[str, list[tuple[str, int]]]:
-    """The most frequent values of each annotation of words that is text, every character visible, with counts."""
+    """Return the most frequent values of each text annotation of words, as (visible text, count)."""
     counts: dict[str, Counter[str]] = {}
     for segment in store.segments:
         columns = segment.tokens(sequence).word_columns
@@ -75,13 +75,15 @@ def frequent_values(store: Store, sequence: str) -> dict[str, list[tuple[str, in
                 numbers = np.bincount(column.data[column.data >= 0], minlength=len(column.values))
                 counter = counts.setdefault(field, Counter())
                 counter.update(dict(zip(column.values, numbers.tolist(), strict=True)))
-    return {field: [(visible(v), n) for v, n in found.most_common(MAX_VALUES)] for field, found in counts.items()}
+    return {field: [(visible(v), n) for v, n in counter.most_common(MAX_VALUES)] for field, counter in counts.items()}
 
 
-def sampled(ranked: Int64[np.ndarray, "example"], sample: str, n: int) -> Int64[np.ndarray, "chosen"]:
-    """At most `n` of a ranking: its ends, `n` at even steps (as many of each tenth), or `n` drawn once and for all.
+def sample_ranking(ranked: Int64[np.ndarray, "example"], sample: str, n: int) -> Int64[np.ndarray, "item"]:
+    """Return at most `n` items of a ranking.
 
-    ``weakest`` begins with the weakest; the others keep the order of the ranking.
+    ``strongest`` and ``weakest`` are the ends of the ranking, ``deciles`` are items at even steps (equally many of each
+    tenth), and ``random`` is a random sample with a fixed seed. ``weakest`` begins with the weakest item. The others
+    keep the order of the ranking.
     """
     if sample == "weakest":
         return ranked[::-1][:n]

@@ -1,7 +1,7 @@
-"""What the views read of one example: maps of some heads or of all, one row of all heads, vectors of one row.
+"""Reader of one example for the views: maps of some heads or of all, one row of all heads, vectors of one row.
 
-Attention that was not kept is rebuilt from query, key and logsumexp. All heads of an example are held as square-root
-bytes, one copy for all sessions, while they fit; a longer example is read layer by layer.
+Attention that the store does not keep is rebuilt from query, key and logsumexp. All maps of an example are cached as
+square-root bytes, one copy for all sessions, if they fit. A longer example is read layer by layer.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from headatlas.store.store import Store
 
 from ..frames.geometry import keys_seen
 from ..frames.view_frames import Head, TokensFrame, table_frame, to_codes
-from .map_pyramid import WHOLE, Pyramid
+from .map_pyramid import PICTURE_TOKENS, Pyramid
 from .store_data import DataSource
 
 CACHE_BYTES = 192 << 20
-WHOLE_BYTES = 96 << 20
-"""All maps of an example are held in memory up to this size (as bytes, one a weight)."""
+MAX_CODES_BYTES = 96 << 20
+"""Largest size of all maps of an example that are cached, in bytes (one byte a weight)."""
 
 
 class Reader:
-    """One example at one site."""
+    """Reader of one example at one site."""
 
     def __init__(self, store: Store, example: Example, site: Site, cache: ByteCache) -> None:
         self.example, self.site, self.keep, self._cache = example, site, store.spec.keep, cache
 
     @property
     def id(self) -> str:
-        """Names the picture, so that tokens and maps that belong together find each other."""
+        """Identifier of the picture. Tokens and maps with the same identifier belong together."""
         return f"{self.example.index} {self.site.name}"
 
     @cached_property
@@ -50,12 +50,12 @@ class Reader:
 
     @cached_property
     def keys(self) -> TokensFrame:
-        """Tokens of the key side; the same object as `queries` in self-attention."""
+        """Tokens of the key side. The same object as `queries` in self-attention."""
         return self.queries if self.same_text else table_frame(self.example.tokens(self.site.key_sequence))
 
     @property
     def same_text(self) -> bool:
-        """Whether queries and keys are the same tokens."""
+        """True if queries and keys are the same tokens."""
         return self.site.query_sequence == self.site.key_sequence
 
     @property
@@ -65,49 +65,50 @@ class Reader:
 
     @property
     def is_rebuilt(self) -> bool:
-        """Whether maps come from query and key because attention was not kept."""
+        """True if maps are rebuilt from query and key because the store keeps no attention."""
         return self.keep.attention is None and why_not_rebuilt(self.site, self.keep) is None
 
     @property
     def has_attention(self) -> bool:
-        """Whether maps can be had, stored or rebuilt."""
+        """True if maps are stored or can be rebuilt."""
         return self.keep.attention is not None or self.is_rebuilt
 
     def maps(self, heads: Sequence[Head]) -> Float32[np.ndarray, "n_heads query_pos key_pos"]:
-        """Attention of some heads.
+        """Read the attention of some heads.
 
         Raises
         ------
         NotFoundError
-            The store kept neither attention nor what it can be rebuilt from.
+            The store keeps neither attention nor the vectors to rebuild it.
         """
         return np.stack([self.example.head_map(layer, head, self.site.name) for layer, head in heads])
 
     def _layer(self, layer: int) -> Float32[np.ndarray, "head query_pos key_pos"]:
         return self.example.attention(layer, None, self.site.name).values
 
-    def seen(self, layer: int, query_pos: int) -> Bool[np.ndarray, "key_pos"]:
-        """Keys that the mask lets a row see."""
+    def visible_keys(self, layer: int, query_pos: int) -> Bool[np.ndarray, "key_pos"]:
+        """Return a mask of the keys that a query can attend to."""
         return keys_seen(self.shape[1], query_pos, causal=self.site.causal, window=self.site.window[layer])
 
     @property
     def n_weights(self) -> int:
-        """Weights of all maps together."""
+        """Number of weights of all maps together."""
         return self.site.n_layers * self.site.n_heads * self.shape[0] * self.shape[1]
 
     def codes(self) -> UInt8[np.ndarray, "layer head query_pos key_pos"]:
-        """All maps as square-root bytes, for pictures.
+        """Read all maps as square-root bytes, for pictures.
 
         Raises
         ------
         NotFoundError
-            As `maps`; or the example is too long to hold all maps at once.
+            As for `maps`, or the example is too long to hold all maps at once.
         """
-        if self.n_weights > WHOLE_BYTES:
+        if self.n_weights > MAX_CODES_BYTES:
             queries, keys = self.shape
             raise NotFoundError(
-                f"{self.site.n_layers} × {self.site.n_heads} maps of {queries} × {keys} tokens are {self.n_weights >> 20} MiB, "
-                f"and a picture of all heads takes at most {WHOLE_BYTES >> 20} MiB. The head view shows single heads of this example."
+                f"{self.site.n_layers} × {self.site.n_heads} maps of {queries} × {keys} tokens take "
+                f"{self.n_weights >> 20} MiB; a picture of all heads takes at most {MAX_CODES_BYTES >> 20} MiB. "
+                "Open the head view, which shows single heads of this example."
             )
 
         def read() -> np.ndarray:
@@ -116,10 +117,10 @@ class Reader:
         return self._cache.get(("codes", self.example.index, self.site.name), read)
 
     def row(self, side: str, position: int) -> Float32[np.ndarray, "layer head other"]:
-        """Weights between one token and every token of the other side, of all heads."""
+        """Read the weights of all heads between one token and every token of the other side."""
 
         def read() -> np.ndarray:
-            if self.n_weights <= WHOLE_BYTES:
+            if self.n_weights <= MAX_CODES_BYTES:
                 codes = self.codes()[:, :, position] if side == "q" else self.codes()[:, :, :, position]
                 return ((codes / 255.0) ** 2).astype(np.float32)
             layers = (self._layer(layer) for layer in range(self.site.n_layers))
@@ -128,30 +129,30 @@ class Reader:
         return self._cache.get(("row", self.example.index, self.site.name, side, position), read)
 
     def pyramid(self, head: Head) -> Pyramid:
-        """One head's map at every scale, its held levels made.
+        """Return the map of one head at every scale, with the cached levels computed.
 
         Raises
         ------
         NotFoundError
-            Attention was not kept and cannot be rebuilt.
+            The store keeps no attention, and it cannot be rebuilt.
         """
 
         def make() -> Pyramid:
             pyramid = Pyramid(self.example, self.site, *head, self.shape)
-            pyramid.margins  # noqa: B018 (makes what is held)
+            pyramid.margins  # noqa: B018 (computes the cached levels)
             return pyramid
 
-        return self._cache.get(self._pyramid_key(head), make, lambda made: made.n_bytes)
+        return self._cache.get(self._pyramid_key(head), make, lambda pyramid: pyramid.n_bytes)
 
     def has_pyramid(self, head: Head) -> bool:
-        """Whether `pyramid` answers at once: it was made, or the example is short."""
-        return max(self.shape) <= WHOLE or self._pyramid_key(head) in self._cache
+        """Return True if `pyramid` returns at once: it is cached, or the example is short."""
+        return max(self.shape) <= PICTURE_TOKENS or self._pyramid_key(head) in self._cache
 
     def _pyramid_key(self, head: Head) -> tuple[object, ...]:
         return "pyramid", self.example.index, self.site.name, *head
 
     def bias(self, head: Head, query_pos: int) -> Float32[np.ndarray, "key_pos"] | None:
-        """What a learned bias by position adds to the scores of a row; None where there is none, or it was not kept."""
+        """Return the learned position bias of a row's scores. None if there is none, or the store does not keep it."""
         parts = read_parts(self.example.segment, self.site, head[0], np.array([head[1]]))
         bias = parts.bias_at(np.array([query_pos]), np.arange(self.shape[1]))
         return None if bias is None else bias[0, 0]
@@ -159,12 +160,12 @@ class Reader:
     def vectors(
         self, head: Head, query_pos: int
     ) -> tuple[Float[np.ndarray, "d_head"], Float[np.ndarray, "key_pos d_head"], float]:
-        """Query of a row, keys that it meets, and its logsumexp.
+        """Read the query of a row, the keys of its head, and its logsumexp.
 
         Raises
         ------
         NotFoundError
-            The store kept no query and key.
+            The store keeps no query and key.
         """
         layer, name = head[0], self.site.name
         query = self.example.query(layer, head[1], name).values[query_pos]
@@ -176,9 +177,8 @@ _CACHES: WeakKeyDictionary[Any, ByteCache] = WeakKeyDictionary()
 
 
 def reader_of(data: DataSource, number: int, site: str) -> Reader:
-    """The reader of one example; what it reads is kept for all sessions that share `data`."""
+    """Return the reader of one example. All sessions that share `data` share its cache."""
     cache = _CACHES.get(data)
     if cache is None:
         cache = _CACHES[data] = ByteCache(CACHE_BYTES)
-    found = data.site(site)
-    return Reader(data.store, data.example(number), found, cache)
+    return Reader(data.store, data.example(number), data.site(site), cache)

@@ -1,9 +1,11 @@
-"""One head's map at every scale: level 0 holds the weights, level L one number for each block of 2^L × 2^L of them.
+"""Map of one head at every scale, as in mipmaps.
 
-A picture of 8,192 × 8,192 weights has more of them than any screen has pixels. It is drawn from tiles of the level whose
-blocks are about as large as a pixel: the strongest weight of a block, so that one strong edge stays visible, or the mean
-(keys that the mask hides count as 0). Levels from `FIRST_HELD` upwards are made in one pass over the map, row strips at
-a time, and held; finer tiles are read from the store when they are asked for. All of it is square-root bytes.
+Level 0 holds the weights. Level L holds one number for each block of 2^L × 2^L weights: the largest weight, so that a
+single strong edge stays visible, or the mean, in which masked keys count as 0.
+
+A map of 8,192 × 8,192 weights has more weights than a screen has pixels. The browser draws it from tiles of the level
+whose blocks are about one pixel large. Levels from `FIRST_CACHED` upwards are computed in one pass over the map, in
+strips of rows, and cached. Tiles of finer levels are read from the store on request. All values are square-root bytes.
 """
 
 from __future__ import annotations
@@ -25,24 +27,24 @@ Kind = Literal["maximum", "mean"]
 KINDS: tuple[Kind, ...] = ("maximum", "mean")
 TILE = 256
 """Rows and columns of a tile."""
-FIRST_HELD = 2
-"""First level that is held of a long example; of one that fits a picture all levels are."""
-WHOLE = 1024
-"""Up to this many tokens on either side an example fits a picture."""
+FIRST_CACHED = 2
+"""First cached level of a long example. All levels are cached if the example fits a picture."""
+PICTURE_TOKENS = 1024
+"""Most tokens on either side of an example that fits a picture."""
 _STRIP = 256
 
 
 def pool_blocks(
     values: Float[np.ndarray, "row column"], side: int, kind: Kind
 ) -> Float32[np.ndarray, "block_row block_column"]:
-    """One number for each block of `side` × `side`: its largest value, or the mean of what there is of it."""
+    """Return the maximum or the mean of each block of `side` × `side` values. Blocks at the edge may be smaller."""
     if kind == "maximum":
         return _reduce(values, side, np.maximum)
     return _reduce(values, side, np.add) / block_sizes(values.shape, side)
 
 
 def block_sizes(shape: tuple[int, ...], side: int) -> Float32[np.ndarray, "block_row block_column"]:
-    """Cells of each block; those at the edge are cut."""
+    """Return the number of values of each block. Blocks at the edge are smaller."""
     rows, columns = (np.diff(np.append(np.arange(0, n, side), n)).astype(np.float32) for n in shape)
     return rows[:, None] * columns
 
@@ -57,30 +59,30 @@ def _reduce(
 
 @dataclass(frozen=True)
 class Margins:
-    """What stands beside the map: entropy of each row in bits, and attention that each key receives."""
+    """Margins of the map: the entropy of each row in bits, and the attention that each key receives."""
 
     entropy: Float32[np.ndarray, "query_pos"]
     received: Float32[np.ndarray, "key_pos"]
 
 
 @dataclass(frozen=True)
-class _Held:
-    """Levels of both kinds from the first held one up, and the margins."""
+class _Cached:
+    """Cached levels of both kinds, the finest first, and the margins."""
 
     levels: dict[Kind, list[UInt8[np.ndarray, "block_row block_column"]]]
     margins: Margins
 
 
 class Pyramid:
-    """All levels of one head of one example; safe from many threads once made."""
+    """All levels of one head of one example. Thread-safe after construction."""
 
     def __init__(self, example: Example, site: Site, layer: int, head: int, shape: tuple[int, int]) -> None:
         self.example, self.site, self.layer, self.head, self.shape = example, site, layer, head, shape
-        self.first_held = FIRST_HELD if max(shape) > WHOLE else 0
+        self.first_cached = FIRST_CACHED if max(shape) > PICTURE_TOKENS else 0
 
     @cached_property
     def level_shapes(self) -> list[tuple[int, int]]:
-        """Blocks of each level; the last fits one tile."""
+        """Rows and columns of blocks of each level. The last level fits one tile."""
         shapes = [self.shape]
         while max(shapes[-1]) > TILE:
             shapes.append(((shapes[-1][0] + 1) // 2, (shapes[-1][1] + 1) // 2))
@@ -88,31 +90,31 @@ class Pyramid:
 
     @property
     def margins(self) -> Margins:
-        """Entropy of rows, attention received by keys."""
-        return self._held.margins
+        """Entropy of the rows and attention received by the keys."""
+        return self._cached.margins
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that are held."""
-        held = [array.nbytes for levels in self._held.levels.values() for array in levels]
-        return sum(held) + self.margins.entropy.nbytes + self.margins.received.nbytes
+        """Size of the cached arrays in bytes."""
+        sizes = [array.nbytes for levels in self._cached.levels.values() for array in levels]
+        return sum(sizes) + self.margins.entropy.nbytes + self.margins.received.nbytes
 
     def tile(self, level: int, row: int, column: int, kind: Kind) -> UInt8[np.ndarray, "block_row block_column"]:
-        """The codes of one tile.
+        """Return the codes of one tile.
 
         Raises
         ------
         NotFoundError
-            There is no such tile; or attention was not kept and cannot be rebuilt.
+            The tile does not exist, or the store keeps no attention and it cannot be rebuilt.
         """
         if not 0 <= level < len(self.level_shapes):
-            raise NotFoundError(f"no level {level}; this map has levels 0 to {len(self.level_shapes) - 1}")
+            raise NotFoundError(f"no level {level}; this map has levels 0 to {len(self.level_shapes) - 1}.")
         rows, columns = self.level_shapes[level]
         if not (0 <= row * TILE < rows and 0 <= column * TILE < columns):
-            raise NotFoundError(f"no tile {row}, {column} in level {level} of {rows} x {columns} blocks")
-        if level >= self.first_held:
-            held = self._held.levels[kind][level - self.first_held]
-            return held[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+            raise NotFoundError(f"no tile {row}, {column}; level {level} has {rows} x {columns} blocks.")
+        if level >= self.first_cached:
+            codes = self._cached.levels[kind][level - self.first_cached]
+            return codes[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
         side = TILE << level
         query = slice(row * side, min((row + 1) * side, self.shape[0]))
         key = slice(column * side, min((column + 1) * side, self.shape[1]))
@@ -120,35 +122,35 @@ class Pyramid:
         return to_codes(pool_blocks(weights, 1 << level, kind))
 
     @cached_property
-    def _held(self) -> _Held:
-        side = 1 << self.first_held
+    def _cached(self) -> _Cached:
+        side = 1 << self.first_cached
         shape = tuple(-(-n // side) for n in self.shape)
         largest, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         entropy, received = np.zeros(self.shape[0], np.float32), np.zeros(self.shape[1], np.float64)
         strips = self.example.iter_tiles(self.layer, self.head, self.site.name, size=(_STRIP, max(1, self.shape[1])))
         for strip in strips:
-            weights, at = strip.values, int(strip["query_pos"].values[0])
+            weights, start = strip.values, int(strip["query_pos"].values[0])
             received += weights.sum(axis=0, dtype=np.float64)
             logs = np.log2(weights, out=np.zeros_like(weights), where=weights > 0)
-            entropy[at : at + len(weights)] = -(weights * logs).sum(axis=1)
-            rows = slice(at // side, at // side + -(-len(weights) // side))
+            entropy[start : start + len(weights)] = -(weights * logs).sum(axis=1)
+            rows = slice(start // side, start // side + -(-len(weights) // side))
             largest[rows], total[rows] = _reduce(weights, side, np.maximum), _reduce(weights, side, np.add)
         levels: dict[Kind, list[np.ndarray]] = {"maximum": [], "mean": []}
-        for level in range(self.first_held, len(self.level_shapes)):
-            if level > self.first_held:
+        for level in range(self.first_cached, len(self.level_shapes)):
+            if level > self.first_cached:
                 largest, total = _reduce(largest, 2, np.maximum), _reduce(total, 2, np.add)
             levels["maximum"].append(to_codes(largest))
             levels["mean"].append(to_codes(total / block_sizes(self.shape, 1 << level)))
-        return _Held(levels, Margins(entropy, received.astype(np.float32)))
+        return _Cached(levels, Margins(entropy, received.astype(np.float32)))
 
 
 def tiles_of(shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """Row and column of each tile of a level."""
+    """Return the row and column of each tile of a level."""
     return [(r, c) for r in range(-(-shape[0] // TILE)) for c in range(-(-shape[1] // TILE))]
 
 
 class TileFrame(TypedDict):
-    """One tile of a level."""
+    """Frame of one tile of a level."""
 
     level: int
     row: int
@@ -159,7 +161,7 @@ class TileFrame(TypedDict):
 
 
 class MatrixFrame(TypedDict):
-    """One head's map at every level: frame of `Matrix`."""
+    """Frame of `Matrix`: the map of one head at every level."""
 
     id: str
     head: str
@@ -176,13 +178,13 @@ class MatrixFrame(TypedDict):
 
 
 def matrix_frame(pyramid: Pyramid, *, head: str, id: str, note: str = "") -> MatrixFrame:
-    """What the matrix component needs before it asks for tiles: margins, and every tile of the levels that fit a picture."""
+    """Build the first frame of the matrix: the margins, and every tile of the levels that fit a picture."""
     shapes = pyramid.level_shapes
     margins = pyramid.margins
-    whole = next(level for level, shape in enumerate(shapes) if max(shape) <= WHOLE)
+    first_level = next(level for level, shape in enumerate(shapes) if max(shape) <= PICTURE_TOKENS)
     tiles: list[TileFrame] = [
         {"level": level, "row": r, "column": c, "kind": kind, "codes": np.ascontiguousarray(codes), "shape": list(codes.shape)}
-        for level in range(whole, len(shapes))
+        for level in range(first_level, len(shapes))
         for kind in (KINDS if level else KINDS[:1])
         for r, c in tiles_of(shapes[level])
         for codes in [pyramid.tile(level, r, c, kind)]

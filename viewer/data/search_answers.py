@@ -1,4 +1,4 @@
-"""Answers as the pages use them: one number a head with its scale and ranks, and one edge."""
+"""Results as the pages use them: one number for each head with its scale and ranks, and one edge."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from headatlas.store.errors import HeadAtlasError
 from headatlas.store.queries.pattern_search import SearchResult
 
 SEARCH = "search"
-"""Stands among the statistics for the mass of the present search."""
+"""Name of the mass of the current search among the statistics."""
 
 
 def upper_end(values: Float32[np.ndarray, "*shape"]) -> float:
-    """A round number at or above the highest value: the end of its scale."""
+    """Return the upper end of a scale: a round number at or above the highest value."""
     finite = values[np.isfinite(values)]
     highest = float(finite.max()) if finite.size else 0.0
     if highest <= 0:
@@ -28,7 +28,7 @@ def upper_end(values: Float32[np.ndarray, "*shape"]) -> float:
 
 @dataclass(frozen=True)
 class HeadValues:
-    """One number a head, with what a legend needs. `high` is the upper end of the scale; the lower is 0."""
+    """One number for each head, with label and unit. The scale runs from 0 to `high`."""
 
     name: str
     label: str
@@ -38,15 +38,15 @@ class HeadValues:
 
     @cached_property
     def ranks(self) -> Int64[np.ndarray, "layer head"]:
-        """Rank of each head from the highest value, 1 first, equal values alike; 0 where there is no value."""
+        """Rank of each head: 1 for the highest value, 0 for NaN. Equal values have the same rank."""
         flat = self.values.ravel()
-        known = np.sort(flat[np.isfinite(flat)])
-        above = len(known) - np.searchsorted(known, flat, side="right")
+        ascending = np.sort(flat[np.isfinite(flat)])
+        above = len(ascending) - np.searchsorted(ascending, flat, side="right")
         return np.where(np.isfinite(flat), above + 1, 0).reshape(self.values.shape).astype(np.int64)
 
     @property
     def best(self) -> tuple[int, int]:
-        """(layer, head) of the highest value, the first of equals; (0, 0) where there is none."""
+        """(layer, head) of the highest value, the first if there are several. (0, 0) if all values are NaN."""
         flat = np.where(np.isfinite(self.values), self.values, -np.inf).ravel()
         layer, head = divmod(int(flat.argmax()), self.values.shape[1])
         return layer, head
@@ -62,7 +62,7 @@ class Edge:
 
 
 class SearchStoppedError(HeadAtlasError):
-    """A search ended before its end; `result` holds what was done. It is not kept."""
+    """Raised if a search stops early. `result` holds the part that was searched and is not cached."""
 
     kind = "stopped"
 
@@ -71,7 +71,7 @@ class SearchStoppedError(HeadAtlasError):
         self.result = result
 
 
-def mass_of(found: SearchResult) -> HeadValues:
-    """Mass of every head in an answer; NaN where nothing matched."""
-    values = found.heads["mass"].values.astype(np.float32)
+def mass_of(result: SearchResult) -> HeadValues:
+    """Return the mass of every head in a search result. NaN for heads without a match."""
+    values = result.heads["mass"].values.astype(np.float32)
     return HeadValues(SEARCH, "Mass of the search", "", values, upper_end(values))

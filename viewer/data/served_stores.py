@@ -1,7 +1,7 @@
-"""The stores that one viewer serves: by name, each a snapshot that stays as it is until a reader asks for a newer one.
+"""Stores that one viewer serves, by name. Each is a snapshot that stays the same until a reader requests a newer one.
 
-A name is the store's folder; of equal names the later get a number. Every data source knows the others, so that a view
-can compare models.
+The name of a store is that of its folder. If names are equal, the later ones get a number. Every data source has access
+to the others, so that a view can compare models.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from ..theme.token_labels import visible
 from .bookmarks import Bookmarks
 from .store_data import DataSource
 
-LOOK_AGAIN_S = 2.0
-"""A folder is looked at for new segments at most this often, however many readers ask."""
+CHECK_INTERVAL_S = 2.0
+"""Shortest time between two checks of a folder for new segments, for all readers together."""
 
 
 class ServedStores:
-    """Stores by name, the first one first.
+    """Data sources of the stores by name, in the order of opening.
 
     Parameters
     ----------
     stores
         Opened stores; at least one.
     bookmarks
-        Return the bookmarks of the store in a folder (None for a store behind a URL), or None to keep none.
+        Function that returns the bookmarks of the store in a folder (None for a store behind a URL), or None if the
+        store has no bookmarks.
     search_s
-        Seconds that one search may take.
+        Time limit of one search, in seconds.
     """
 
     def __init__(
@@ -43,9 +44,9 @@ class ServedStores:
         search_s: float | None = None,
     ) -> None:
         if not stores:
-            raise NotFoundError("there is no store to show; name at least one folder.")
+            raise NotFoundError("there is no store to show. Name at least one folder.")
         self._bookmarks, self._search_s, self._lock = bookmarks, search_s, Lock()
-        self._looked: dict[str, tuple[float, int]] = {}
+        self._checks: dict[str, tuple[float, int]] = {}
         names: list[str] = []
         for store in stores:
             name, n = visible(store.name) or "store", 2
@@ -72,9 +73,9 @@ class ServedStores:
         return DataSource(store, name=name, served_with=self, bookmarks=bookmarks, search_s=self._search_s)
 
     def __getitem__(self, name: str) -> DataSource:
-        """The store of that name."""
+        """Return the data source of a store."""
         if name not in self._sources:
-            raise NotFoundError(f"no store {name!r}; there are {', '.join(self.names)}.")
+            raise NotFoundError(f"no store {name!r}; expected one of {', '.join(self.names)}.")
         return self._sources[name]
 
     def __iter__(self) -> Iterator[DataSource]:
@@ -85,19 +86,19 @@ class ServedStores:
 
     @property
     def first(self) -> DataSource:
-        """The store that a bare address shows."""
+        """Data source of the store that is shown by default."""
         return self._sources[self.names[0]]
 
     def new_segments(self, data: DataSource) -> int:
-        """How many segments were committed since the snapshot that `data` shows."""
+        """Return the number of segments committed since the snapshot that `data` shows."""
         now = time.monotonic()
-        looked, number = self._looked.get(data.name, (-LOOK_AGAIN_S, -1))
-        if now - looked >= LOOK_AGAIN_S:
+        last_check, number = self._checks.get(data.name, (-CHECK_INTERVAL_S, -1))
+        if now - last_check >= CHECK_INTERVAL_S:
             try:
                 number = manifest_numbers(data.store.source)[-1]
-            except (HeadAtlasError, OSError, IndexError):  # not there now is nothing new
+            except (HeadAtlasError, OSError, IndexError):  # an unreadable folder counts as unchanged
                 number = data.store.manifest.number
-            self._looked[data.name] = (now, number)
+            self._checks[data.name] = (now, number)
         if number <= data.store.manifest.number:
             return 0
         try:
@@ -107,7 +108,7 @@ class ServedStores:
         return max(0, len(newest.segments) - len(data.store.manifest.segments))
 
     def refresh(self, name: str) -> DataSource:
-        """Show the newest snapshot of a store to those who come from now on."""
+        """Show the newest snapshot of a store to later sessions. Returns its data source."""
         with self._lock:
             data = self[name]
             newest = data.store.refresh()

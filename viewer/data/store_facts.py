@@ -1,4 +1,4 @@
-"""The facts of a store as the strip on the corpus page shows them."""
+"""Facts of a store for the strip on the corpus page."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from .store_data import DataSource
 
 
 class FactsFrame(TypedDict):
-    """Facts of a store: frame of `Facts`."""
+    """Frame of `Facts`."""
 
     facts: list[list[str]]
-    """[value, label]."""
+    """Facts as [value, label]."""
     tag: list[str]
-    """Text, and ``"accent"`` or ``"warn"``."""
+    """Text of the tag, and ``"accent"`` or ``"warn"``."""
 
 
 def facts_frame(data: DataSource) -> FactsFrame:
-    """Build the figures with their labels, and a tag that says whether the job has ended."""
+    """Build the facts with their labels, and a tag that shows if the store is complete."""
     store, keep = data.store, data.store.spec.keep
-    kept = [
+    arrays = [
         name
-        for name, is_kept in [("attention", keep.attention), ("q\u00b7k", keep.query_key), ("edges", keep.edges)]
-        if is_kept
+        for name, keep_option in [("attention", keep.attention), ("q\u00b7k", keep.query_key), ("edges", keep.edges)]
+        if keep_option
     ]
     sites = list(store.sites.values())
     heads = (
@@ -34,13 +34,13 @@ def facts_frame(data: DataSource) -> FactsFrame:
         + f" = {sum(s.n_layers * s.n_heads for s in sites):,}"
     )
     facts = [
-        [_named(store.manifest.provenance.get("model")) or "model", "Model"],
-        [_named(store.manifest.provenance.get("corpus")) or data.name, "Corpus"],
+        [_short_name(store.manifest.provenance.get("model")) or "model", "Model"],
+        [_short_name(store.manifest.provenance.get("corpus")) or data.name, "Corpus"],
         [f"{data.n_examples:,}", "Examples"],
         [f"{sum(store.n_tokens.values()):,}", "Tokens"],
         [heads, "Heads"],
-        [", ".join(kept) or "statistics", "Kept"],
-        [size(store.bytes_on_disk), "Size on disk"],
+        [", ".join(arrays) or "statistics", "Kept"],
+        [size_text(store.bytes_on_disk), "Size on disk"],
         [error_bound(store.spec), "Codec error"],
     ]
     planned = store.manifest.n_segments_planned
@@ -49,15 +49,15 @@ def facts_frame(data: DataSource) -> FactsFrame:
 
 
 def error_bound(spec: TraceSpec) -> str:
-    """The largest error of a stored weight, as people write it."""
+    """Format the largest error of a stored weight."""
     if spec.keep.attention is None:
         return "\u2013"
     bound = spec.attention_error
     return "exact" if bound == 0 else "\u2264 " + f"{bound:.2g}".replace("0.", ".", 1)
 
 
-def size(n_bytes: int) -> str:
-    """Bytes in the unit that people read."""
+def size_text(n_bytes: int) -> str:
+    """Format a number of bytes with a unit."""
     amount = float(n_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:
@@ -66,8 +66,8 @@ def size(n_bytes: int) -> str:
     return f"{amount:.1f} TB"
 
 
-def _named(identity: Any) -> str:
-    """A short name out of a provenance entry: its name, or the end of its path or source."""
+def _short_name(identity: Any) -> str:
+    """Return a short name of a provenance entry: its name, or the last part of its path or source."""
     if isinstance(identity, dict):
         if identity.get("name"):
             return visible(str(identity["name"]))

@@ -1,4 +1,4 @@
-"""The strongest edge of a head in one example, as lists of examples quote it."""
+"""The strongest edge of a head in one example, which lists of examples quote."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from .search_answers import Edge
 
 
 def strongest_edge(
-    example: Example, found: Site, layer: int, head: int, statistic: str, has_attention: bool
+    example: Example, site: Site, layer: int, head: int, statistic: str, has_attention: bool
 ) -> Edge | None:
-    """The strongest edge of a head in an example; for a statistic of a pattern, the strongest that matches it.
+    """Return the strongest edge of a head in an example.
 
-    Edges of tokens that the tokenizer added count only where there is no other. None where the store keeps nothing
-    that tells, or nothing matches.
+    If the statistic is the mass of a pattern, only edges that match the pattern count. Edges of special tokens count
+    only if no other edge has a weight above 0.01. None if no edge matches, or if the store keeps neither attention nor
+    edges.
     """
     keep = example.segment.spec.keep
     if keep.attention or (not keep.edges and has_attention):
-        weights = example.head_map(layer, head, found.name)
+        weights = example.head_map(layer, head, site.name)
     elif keep.edges:
-        edges = example.edges(layer, head, found.name)
+        edges = example.edges(layer, head, site.name)
         weights = np.zeros(
-            (len(example.tokens(found.query_sequence)), len(example.tokens(found.key_sequence))), np.float32
+            (len(example.tokens(site.query_sequence)), len(example.tokens(site.key_sequence))), np.float32
         )
-        at = edges["key_pos"].values
-        np.put_along_axis(weights, np.maximum(at, 0), np.where(at >= 0, edges["weight"].values, 0), axis=1)
+        key_pos = edges["key_pos"].values
+        np.put_along_axis(weights, np.maximum(key_pos, 0), np.where(key_pos >= 0, edges["weight"].values, 0), axis=1)
     else:
         return None
-    query_special, key_special = (example.tokens(name).special for name in (found.query_sequence, found.key_sequence))
-    weights = np.where(matching(statistic, weights.shape, key_special), weights, -1)
+    query_special, key_special = (example.tokens(name).special for name in (site.query_sequence, site.key_sequence))
+    weights = np.where(statistic_mask(statistic, weights.shape, key_special), weights, -1)
     plain = np.where(query_special[:, None] | key_special[None, :], -1, weights)
     weights = plain if plain.max(initial=-1) > 0.01 else weights
     if not weights.size or weights.max() <= 0:
@@ -41,17 +42,17 @@ def strongest_edge(
     return Edge(query, key, float(weights[query, key]))
 
 
-def matching(
+def statistic_mask(
     statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarray, "key_pos"]
 ) -> Bool[np.ndarray, "query_pos key_pos"]:
-    """Which pairs the statistic is the mass of; all where it is no mass."""
+    """Return a mask of the pairs whose mass the statistic is. All True if the statistic is not a mass."""
     query, key = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
     if statistic == "special":
         return np.broadcast_to(key_special[None, :], shape)
-    chosen = {
+    masks = {
         "self": key == query,
         "previous": key == query - 1,
         "next": key == query + 1,
         "first": (key == 0) & (query >= 0),
     }
-    return np.broadcast_to(chosen.get(statistic, True), shape)
+    return np.broadcast_to(masks.get(statistic, True), shape)

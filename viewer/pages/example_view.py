@@ -1,6 +1,6 @@
-"""`ExampleView`: base of the views of one example, with the picker of heads and the list of keys.
+"""`ExampleView`, the base of the views of one example, with the picker of heads and the list of keys.
 
-Components write their choices through `ViewState.apply`, which checks them: they come from a browser.
+Components write choices through `ViewState.apply`, which checks them, because they come from a browser.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from .page import Page, PageSession
 
 logger = logging.getLogger(__name__)
 PICK_WEIGHTS = 32 << 20
-"""Up to this many weights all maps are read to colour the picker while nothing is pinned."""
+"""Most weights of all maps that are read to colour the picker while no token is pinned."""
 
 
 class ExampleView(Page):
-    """One view of an example. `draw` fills it for an example that exists."""
+    """Base of the views of one example. `draw` fills a view."""
 
     def __init__(self, session: PageSession, row: PageRow) -> None:
         self.picker = HeadPicker()
-        self._picked: tuple[Any, ...] = ()
+        self._picker_key: tuple[Any, ...] = ()
         super().__init__(session, row)
         self.link(self.picker, share="share", keys="keys")
-        self.picker.param.watch(lambda event: self.tell(specials="hide" if event.new else "show"), "hide_special")
+        self.picker.param.watch(lambda event: self.change(specials="hide" if event.new else "show"), "hide_special")
         self.picker.param.watch(self._selected, "selected")
 
     @abstractmethod
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
-        """Fill the components after `changed` fields."""
+        """Fill the components after some fields have changed."""
 
     @abstractmethod
     def fail(self, title: str, reason: str) -> None:
@@ -60,112 +60,115 @@ class ExampleView(Page):
 
     @property
     def heads(self) -> list[Head]:
-        """The heads shown, in the order of their colours."""
+        """The shown heads, in the order of their colours."""
         return list(self.state.heads_shown)
 
     @property
     def hide_special(self) -> bool:
-        """Whether special tokens are left out of the pictures."""
+        """True if the pictures hide special tokens."""
         return self.state.specials == "hide"
 
-    def tell(self, **patch: Any) -> None:
-        """Change the state as the reader asked."""
+    def change(self, **patch: Any) -> None:
+        """Change fields of the state. Rejected values are logged."""
         for problem in self.state.apply(patch):
             logger.debug("%s: %s", self.row.route, problem)
 
     def link(self, component: param.Parameterized, **fields: str) -> None:
-        """Let a component's parameters write fields of the state; `refresh` writes them back."""
+        """Copy changes of a component's parameters to fields of the state. `refresh` copies the fields back."""
         for name, field in fields.items():
-            component.param.watch(lambda e, field=field: self.tell(**{field: e.new}), name)
+            component.param.watch(lambda e, field=field: self.change(**{field: e.new}), name)
 
     def _selected(self, event: Any) -> None:
-        first, *rest = [part for part in str(event.new).split(",") if part] or [""]
+        first, *others = [part for part in str(event.new).split(",") if part] or [""]
         layer, _, head = first.partition(".")
         if first and event.new != self._selection:
-            self.tell(layer=layer, head=head, heads=",".join(rest))
+            self.change(layer=layer, head=head, heads=",".join(others))
 
     @property
     def _selection(self) -> str:
         return ",".join(head_name(head) for head in self.heads)
 
     def add_head(self, name: str) -> None:
-        """Show one head more (or say nothing where it is shown already)."""
-        shown = [head_name(head) for head in self.heads]
-        if name not in shown:
-            self.tell(heads=",".join([*shown[1:], name]))
+        """Show one more head. Does nothing if the head is shown already."""
+        names = [head_name(head) for head in self.heads]
+        if name not in names:
+            self.change(heads=",".join([*names[1:], name]))
 
     def listen(self, component: ESMView) -> None:
-        """Pass the messages of a component to `heard`."""
-        component.on_msg(lambda event: self.heard(event.data) if isinstance(event.data, dict) else None)
+        """Pass the messages of a component to `on_message`."""
+        component.on_msg(lambda event: self.on_message(event.data) if isinstance(event.data, dict) else None)
 
-    def heard(self, message: dict[str, Any]) -> None:
+    def on_message(self, message: dict[str, Any]) -> None:
         """Handle a message of a side panel: ``{"add": "5.8"}`` or ``{"go": "neuron"}``."""
         if isinstance(view := message.get("go"), str):
-            self.tell(view=view)
+            self.change(view=view)
         if isinstance(head := message.get("add"), str):
             self.add_head(head)
 
     def document(self, kind: Kind) -> str:
-        """Make a file of its own out of the view, with every head of the example."""
+        """Return the view as a standalone HTML document with every head of the example."""
         state = self.state
         reader = reader_of(self.data, state.example, state.site)
         layers = range(reader.site.n_layers)
         make = neuron_part if kind == "neuron" else example_part
         part = make(reader.example, reader.site, layers)
         facts = vectors_facts(part, reader.site) if kind == "neuron" else ()
-        shown = {
+        settings = {
             "selected": self._selection, "hide_special": self.hide_special, "pin": state.pin, "share": state.share,
             "keys": state.keys,
         }  # fmt: skip
-        return make_view(kind, reader.example.text, [part], shown, facts=facts).data
+        return make_view(kind, reader.example.text, [part], settings, facts=facts).data
 
     def pinned(self, reader: Reader) -> tuple[str, int] | None:
-        """The pin, where the example has such a token."""
+        """Return side and position of the pin. None if the example has no such token."""
         pin = self.state.pinned
         if pin is None or pin[1] >= reader.shape[0 if pin[0] == "q" else 1]:
             return None
         return pin
 
-    def pick(self, reader: Reader) -> None:
-        """Fill the grid of heads: how much each gives to one other token."""
+    def fill_picker(self, reader: Reader) -> None:
+        """Fill the grid of heads with the largest weight of each head to or from the pinned token."""
         pin, bookmarks = self.pinned(reader), self.data.head_bookmarks(self.state.site)
-        asked = reader.id, pin, self.hide_special, bookmarks
-        if asked == self._picked:
+        key = reader.id, pin, self.hide_special, bookmarks
+        if key == self._picker_key:
             return
-        none = np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
+        zeros = np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
         if not reader.has_attention:
-            values, title = none, "attention was not kept"
+            values, title = zeros, "attention was not kept"
         elif pin is None and reader.n_weights > PICK_WEIGHTS:
-            values, title = none, "pin a token for weights"
+            values, title = zeros, "pin a token for weights"
         elif pin is None:
             values, title = mean_strongest(reader.codes(), reader, self.hide_special), "mean strongest key"
         else:
             side, position = pin
             row, others = reader.row(side, position), reader.keys if side == "q" else reader.queries
-            shown = ~np.asarray(others["special"], bool) if self.hide_special else np.ones(row.shape[2], bool)
+            is_shown = ~np.asarray(others["special"], bool) if self.hide_special else np.ones(row.shape[2], bool)
             if reader.same_text:
-                shown = shown & (np.arange(row.shape[2]) != position)
-            values = row[:, :, shown].max(axis=-1, initial=0)
+                is_shown = is_shown & (np.arange(row.shape[2]) != position)
+            values = row[:, :, is_shown].max(axis=-1, initial=0)
             title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
         self.picker.frame = {**picker_frame(values, title), "bookmarks": bookmarks}
-        self._picked = asked
+        self._picker_key = key
 
-    def write(
+    def fill_keys(
         self,
         reader: Reader,
         keys: KeyList,
         maps: Float32[np.ndarray, "n_heads query_pos key_pos"],
         units: tuple[Units, Units] | None = None,
     ) -> None:
-        """Fill the list of the pinned token's keys, or of the strongest edges; `maps` are between `units`."""
+        """Fill the list of the pinned token's keys, or of the strongest edges. `maps` are between `units`."""
         sides = (reader.queries, reader.keys) if units is None else (units[0].frame, units[1].frame)
         pin = self.pinned(reader)
-        every = reader.row(*pin) if pin is not None else None
+        all_weights = reader.row(*pin) if pin is not None else None
         if pin is not None and units is not None:
             side, token = pin
             position = int(units[side == "k"].of_token[token])
-            pin, every = (side, position) if position >= 0 else None, self._unit_row(reader, side, position, units)
-        if pin is None or every is None:
+            pin, all_weights = (
+                (side, position) if position >= 0 else None,
+                self._unit_row(reader, side, position, units),
+            )
+        if pin is None or all_weights is None:
             frame = strongest_frame(maps, self.heads, *sides, hide_special=self.hide_special)
             pin = None
         else:
@@ -174,9 +177,9 @@ class ExampleView(Page):
             back = np.zeros((len(maps), 0), np.float32)
             if reader.same_text:
                 back = maps[:, :, position] if side == "q" else maps[:, position]
-            own, others = sides if side == "q" else sides[::-1]
+            side_frame, others = sides if side == "q" else sides[::-1]
             frame = pinned_frame(
-                PinnedRow(side, position, weights, back, every), self.heads, own, others,
+                PinnedRow(side, position, weights, back, all_weights), self.heads, side_frame, others,
                 n=8 if len(maps) < 3 else 6, hide_special=self.hide_special,
             )  # fmt: skip
         keys.give(frame=frame, pin="" if pin is None else f"{pin[0]}{pin[1]}")
@@ -184,7 +187,7 @@ class ExampleView(Page):
     def _unit_row(
         self, reader: Reader, side: str, position: int, units: tuple[Units, Units]
     ) -> Float32[np.ndarray, "layer head other"] | None:
-        """Weights between one unit and every unit of the other side, of all heads."""
+        """Return the weights of all heads between one unit and every unit of the other side."""
         if position < 0:
             return None
         tokens = np.flatnonzero(units[side == "k"].of_token == position)
@@ -197,18 +200,18 @@ class ExampleView(Page):
 def _merge_row(
     rows: Float32[np.ndarray, "map other token"], side: str, others: Units
 ) -> Float32[np.ndarray, "map other_unit"]:
-    """Join the rows of one unit's tokens: queries are averaged, keys are summed."""
-    n, inside = len(others.frame["labels"]), others.of_token >= 0
-    joined = rows.mean(axis=2) if side == "q" else rows.sum(axis=2)
+    """Merge the rows of one unit's tokens: queries are averaged, keys are summed."""
+    n, in_unit = len(others.frame["labels"]), others.of_token >= 0
+    merged_rows = rows.mean(axis=2) if side == "q" else rows.sum(axis=2)
     sums = np.zeros((len(rows), n), np.float32)
-    np.add.at(sums.T, others.of_token[inside], joined[:, inside].T)
+    np.add.at(sums.T, others.of_token[in_unit], merged_rows[:, in_unit].T)
     if side == "q":
         return sums
-    return sums / np.maximum(np.bincount(others.of_token[inside], minlength=n), 1).astype(np.float32)
+    return sums / np.maximum(np.bincount(others.of_token[in_unit], minlength=n), 1).astype(np.float32)
 
 
 def attention_source(data: DataSource) -> str:
-    """Name of the stored traces, with the largest error of a weight."""
+    """Return the name of the stored traces, with the largest error of a weight."""
     spec = data.store.spec
     if spec.keep.attention is None:
         return "query and key"
@@ -217,7 +220,7 @@ def attention_source(data: DataSource) -> str:
 
 
 def mean_strongest(codes: np.ndarray, reader: Reader, hide_special: bool) -> Float32[np.ndarray, "layer head"]:
-    """Mean over rows of the strongest key of each head."""
+    """Return the mean over rows of the largest weight in each row, for every head."""
     rows, columns = (
         ~np.asarray(side["special"], bool) if hide_special else np.ones(len(side["labels"]), bool)
         for side in (reader.queries, reader.keys)

@@ -1,4 +1,4 @@
-"""The examples page: all examples, filtered by text and ordered by a statistic of the chosen head, a page at a time."""
+"""The examples page: all examples in pages, filtered by text and ordered by a statistic of the chosen head."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..data.search_answers import SEARCH, HeadValues, upper_end
 from ..data.store_data import DataSource
 from ..state.reader_state import ViewState
 from ..theme.token_labels import visible
-from .corpus_page import chosen_values, options, scores_over_examples, waits_for_search
-from .layout import grid, place
+from .corpus_page import chosen_values, scores_over_examples, statistic_options, waits_for_search
+from .layout import grid, in_cell
 from .page import Page
 
 PAGE_ROWS = 22
@@ -22,43 +22,43 @@ MAX_COLUMNS, MAX_FACET_VALUES = 2, 6
 
 
 class ExamplesPage(Page):
-    """Filter and list."""
+    """Page with filters and a list of examples."""
 
     def layout(self) -> pn.Column:
         """Build the cards and their layout, once."""
         self.list = ExampleList(self.session.receive)
-        return grid(place(self.list))
+        return grid(in_cell(self.list))
 
     def refresh(self, changed: frozenset[str]) -> str:
-        """Fill one page of rows."""
+        """Fill the current page of rows."""
         waits = waits_for_search(self, self.state.statistic)
         values = chosen_values(self.data, self.state)
         self.list.frame = list_frame(self.data, self.state, values)
         return "a search" if values.name == SEARCH else "stored statistics" + waits
 
 
-def ordered(scores: np.ndarray, found: Int64[np.ndarray, "found"], order: str) -> Int64[np.ndarray, "found"]:
-    """Positions `found` in corpus order, or by score with those without a score last."""
+def sort_positions(scores: np.ndarray, positions: Int64[np.ndarray, "match"], order: str) -> Int64[np.ndarray, "match"]:
+    """Sort positions in corpus order or by score. Positions without a score come last."""
     if order == "corpus":
-        return found
-    value = scores[found].astype(np.float64)
+        return positions
+    value = scores[positions].astype(np.float64)
     rank = np.where(np.isfinite(value), -value if order == "strongest" else value, np.inf)
-    return found[np.argsort(rank, kind="stable")]
+    return positions[np.argsort(rank, kind="stable")]
 
 
 def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> ExampleListFrame:
-    """The frame of the list: one page of rows, and facts about all rows that were found."""
+    """Build the frame of the list: one page of rows, and facts about all matching rows."""
     scores = scores_over_examples(data, state, values)
-    found = data.containing(state.text)
+    positions = data.containing(state.text)
     if state.where:
-        found = np.intersect1d(found, data.having(state.facets), assume_unique=True)
+        positions = np.intersect1d(positions, data.having(state.facets), assume_unique=True)
     lengths = data.lengths(data.site(state.site).query_sequence)
-    found = found[within(lengths[found], state.length_span) & within(scores[found], state.score_span)]
-    found = ordered(scores, found, state.order)
-    start = min(state.row, max(0, len(found) - 1)) // PAGE_ROWS * PAGE_ROWS
+    positions = positions[in_span(lengths[positions], state.length_span) & in_span(scores[positions], state.score_span)]
+    positions = sort_positions(scores, positions, state.order)
+    start = min(state.row, max(0, len(positions) - 1)) // PAGE_ROWS * PAGE_ROWS
     columns = text_columns(data)
     rows: list[ExampleRow] = []
-    for position in found[start : start + PAGE_ROWS].tolist():
+    for position in positions[start : start + PAGE_ROWS].tolist():
         number = int(data.numbers[position])
         patch = {"page": "views", "example": number, "pin": ""}
         rows.append(
@@ -76,26 +76,28 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> Exampl
                 "patch": patch,
             }
         )
-    counts, edges = np.histogram(lengths[found], bins=24) if len(found) else (np.zeros(24, np.int64), np.array([0, 0]))
+    counts, edges = (
+        np.histogram(lengths[positions], bins=24) if len(positions) else (np.zeros(24, np.int64), np.array([0, 0]))
+    )
     finite = scores[np.isfinite(scores)]
     return {
         "rows": rows,
         "columns": [visible(name) for name in columns],
         "start": start,
         "page_rows": PAGE_ROWS,
-        "n_found": len(found),
+        "n_found": len(positions),
         "n_all": data.n_examples,
         "text": visible(state.text),
         "order": state.order,
-        "statistics": options(data, state),
+        "statistics": statistic_options(data, state),
         "statistic": values.name,
         "label": values.label,
         "high": max(values.high, upper_end(finite)) if finite.size else values.high,
         "head": f"{state.layer}.{state.head}",
         "lengths": {"counts": counts.astype(np.int32), "first": int(edges[0]), "last": int(edges[-1])},
-        "spread": spread(scores[found]),
+        "spread": score_histogram(scores[positions]),
         "spans": {"lengths": state.lengths, "scores": state.scores},
-        "facets": facets(columns, found),
+        "facets": facets(columns, positions),
         "where": state.facets,
         "note": "No example has "
         + " and ".join(
@@ -108,41 +110,41 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> Exampl
     }
 
 
-def within(values: np.ndarray, span: tuple[float, float]) -> np.ndarray:
-    """Which values lie in a span, ends included; without a span all, also those that are not there."""
+def in_span(values: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """Return a mask of the values in a span, ends included. Without a span all values count, also NaN."""
     if span == (-np.inf, np.inf):
         return np.ones(len(values), bool)
     return (values >= span[0]) & (values <= span[1])
 
 
-def spread(scores: np.ndarray) -> Histogram:
-    """A histogram of the scores that are there."""
+def score_histogram(scores: np.ndarray) -> Histogram:
+    """Return a histogram of the scores that are not NaN."""
     finite = scores[np.isfinite(scores)].astype(np.float64)
     counts, edges = np.histogram(finite, bins=24) if finite.size else (np.zeros(24, np.int64), np.zeros(2))
     return {"counts": counts.astype(np.int32), "first": float(edges[0]), "last": float(edges[-1])}
 
 
 def text_columns(data: DataSource) -> dict[str, list[Any]]:
-    """The first annotations of examples that have few enough values to be read in a column."""
-    shown = {}
+    """Return the first annotations of examples that have few enough values for a column."""
+    columns = {}
     for name, column in data.store.example_columns().items():
         if column.values is not None and len(column.values) <= max(50, data.n_examples // 10):
-            shown[name] = column.to_list()
-        if len(shown) == MAX_COLUMNS:
+            columns[name] = column.to_list()
+        if len(columns) == MAX_COLUMNS:
             break
-    return shown
+    return columns
 
 
-def facets(columns: dict[str, list[Any]], found: Int64[np.ndarray, "found"]) -> list[Facet]:
-    """The most frequent values of each column among the rows found."""
-    listed: list[Facet] = []
+def facets(columns: dict[str, list[Any]], positions: Int64[np.ndarray, "match"]) -> list[Facet]:
+    """Return the most frequent values of each column among the matching rows."""
+    facet_list: list[Facet] = []
     for name, rows in columns.items():
         counts: dict[str, int] = {}
-        for position in found.tolist():
+        for position in positions.tolist():
             value = rows[position]
             if value is not None:
                 counts[value] = counts.get(value, 0) + 1
         top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_FACET_VALUES]
         if top:
-            listed.append({"name": visible(name), "values": [[visible(value), n] for value, n in top]})
-    return listed
+            facet_list.append({"name": visible(name), "values": [[visible(value), n] for value, n in top]})
+    return facet_list

@@ -1,6 +1,6 @@
-"""The head view of one example: lines of the chosen heads, the picker at the left, the pinned token's keys at the right.
+"""The head view of one example: lines of the chosen heads, with the picker on the left and the keys on the right.
 
-Lines join tokens, words or sentences. A pin is a token in the address; a unit that is clicked pins its first token.
+Lines join tokens, words or sentences. The address holds the pinned token. A click on a unit pins its first token.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from ..frames.picture_units import UnitKind, Units, merged, units_of
 from ..frames.view_frames import Head, HeadFrame, head_frame, head_name, message_frame, sides_frame
 from ..frames.whole_example import SentenceRange, sentence_ranges
 from .example_view import ExampleView
-from .layout import three
+from .layout import three_columns
 
 _MAPS = {"site", "example", "layer", "head", "heads", "unit", "segments"}
 MAX_DRAWN, MAX_READ = 8 << 20, 64 << 20
-"""Weights of all heads together that are drawn, and that are read: of a long text fewer heads show than were chosen."""
+"""Most weights of all heads together that are drawn, and that are read. A long text shows fewer heads than chosen."""
 _RANGES = {"all": 0, "aa": 1, "ab": 2, "ba": 3, "bb": 4}
 
 
 class HeadViewPage(ExampleView):
-    """Picker, lines, keys."""
+    """View with picker, lines and keys."""
 
     def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.lines, self.keys = HeadView(), KeyList()
-        self._shown: tuple[str, int, int] = ("", -1, -1)
+        self._lines_key: tuple[str, int, int] = ("", -1, -1)
         self._units: tuple[Units, Units] | None = None
-        self._most = 1
+        self._max_heads = 1
         self.picker.choices = True
         self.lines.document = lambda: self.document("head")
         self.link(self.picker, unit="unit", segments="segments", weights="weights", layout="layout")
         self.lines.param.watch(self._pin_unit, "pin")
         self.keys.param.watch(self._pin_unit, "pin")
         self.listen(self.keys)
-        return three(self.picker, self.lines, self.keys)
+        return three_columns(self.picker, self.lines, self.keys)
 
     @property
     def heads(self) -> list[Head]:
-        """The heads shown, in the order of their colours, as many as fit."""
-        return super().heads[: self._most]
+        """The shown heads, in the order of their colours, limited for a long text."""
+        return super().heads[: self._max_heads]
 
     @property
     def _selection(self) -> str:
@@ -58,14 +58,14 @@ class HeadViewPage(ExampleView):
         pin = str(event.new)
         if self._units is None or not pin or pin == self._unit_pin():
             if not pin and self._unit_pin():
-                self.tell(pin="")
+                self.change(pin="")
             return
         first = self._units[pin[0] == "k"].first_token
         unit = int(pin[1:]) if pin[1:].isdigit() else len(first)
-        self.tell(pin=f"{pin[0]}{first[unit]}" if unit < len(first) else pin)
+        self.change(pin=f"{pin[0]}{first[unit]}" if unit < len(first) else pin)
 
     def _unit_pin(self) -> str:
-        """The pin of the state, counted in units."""
+        """Return the pin of the state, counted in units."""
         pin = self.state.pinned
         if pin is None or self._units is None:
             return self.state.pin
@@ -74,19 +74,19 @@ class HeadViewPage(ExampleView):
         return f"{pin[0]}{unit}" if unit >= 0 else ""
 
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
-        """Fill the components; a pin of an example that fits the window sends no maps again."""
+        """Fill the components. A new pin sends no maps again if the example fits the window."""
         state, site, unit = self.state, reader.site, self._unit_kind()
         queries = units_of(reader.example, site.query_sequence, unit)
         keys = queries if reader.same_text else units_of(reader.example, site.key_sequence, unit)
         self._units = units = (queries, keys)
         n_queries, n_keys = reader.shape
-        drawn = min(n_queries, MAX_WINDOW) * min(n_keys, MAX_WINDOW)
-        self._most = max(1, min(MAX_DRAWN // max(1, drawn), MAX_READ // max(1, n_queries * n_keys)))
+        n_drawn = min(n_queries, MAX_WINDOW) * min(n_keys, MAX_WINDOW)
+        self._max_heads = max(1, min(MAX_DRAWN // max(1, n_drawn), MAX_READ // max(1, n_queries * n_keys)))
         maps = merged(reader.maps(self.heads), queries, keys)
         ranges = sentence_ranges(maps.shape[1], maps.shape[2], queries.second if reader.same_text else None)
-        chosen = ranges[_RANGES[state.segments]] if len(ranges) > 1 else ranges[0]
-        spans, pin = self._window(chosen), self._unit_pin()
-        shown = (f"{reader.id} {unit} {chosen['label']}", spans[0].start, spans[1].start)
+        sentence_range = ranges[_RANGES[state.segments]] if len(ranges) > 1 else ranges[0]
+        spans, pin = self._window(sentence_range), self._unit_pin()
+        key = (f"{reader.id} {unit} {sentence_range['label']}", spans[0].start, spans[1].start)
         self.picker.give(
             unit=state.unit,
             segments=state.segments,
@@ -98,25 +98,25 @@ class HeadViewPage(ExampleView):
             share=state.share, keys=state.keys, hide_special=self.hide_special, pin=pin, layout=state.layout,
             renormalise=state.weights == "renormalised",
         )  # fmt: skip
-        if changed & _MAPS or shown != self._shown:
-            if shown[0] != self._shown[0]:
-                self.lines.tokens = sides_frame(queries.frame, None if reader.same_text else keys.frame, shown[0])
-            self._shown = shown
-            self.lines.frame = self._lines_frame(reader, maps, spans, chosen["name"])
+        if changed & _MAPS or key != self._lines_key:
+            if key[0] != self._lines_key[0]:
+                self.lines.tokens = sides_frame(queries.frame, None if reader.same_text else keys.frame, key[0])
+            self._lines_key = key
+            self.lines.frame = self._lines_frame(reader, maps, spans, sentence_range["name"])
             self.lines.note = self._note(reader, unit)
-        self.pick(reader)
-        self.write(reader, self.keys, maps, units)
+        self.fill_picker(reader)
+        self.fill_keys(reader, self.keys, maps, units)
 
     def _unit_kind(self) -> UnitKind:
         return {"word": "word", "sentence": "sentence"}.get(self.state.unit, "token")  # type: ignore[return-value]
 
-    def _window(self, chosen: SentenceRange) -> tuple[slice, slice]:
-        """What is shown of each side: its range, or a window of that around the pin."""
+    def _window(self, sentence_range: SentenceRange) -> tuple[slice, slice]:
+        """Return the shown range of each side: the chosen range, or a window of it around the pin."""
         pin = self._unit_pin()
         center = int(pin[1:]) if pin else None
         spans = []
         for side in ("q", "k"):
-            start, stop = chosen[side]
+            start, stop = sentence_range[side]
             part = window(stop - start, None if center is None else min(max(center, start), stop - 1) - start)
             spans.append(slice(start + part.start, start + part.stop))
         return spans[0], spans[1]
@@ -131,7 +131,7 @@ class HeadViewPage(ExampleView):
         n_queries, n_keys = maps.shape[1:]
         frame = head_frame(
             maps[:, spans[0], spans[1]], self.heads, causal=reader.site.causal, query_start=spans[0].start,
-            key_start=spans[1].start, n_queries=n_queries, n_keys=n_keys, id=self._shown[0],
+            key_start=spans[1].start, n_queries=n_queries, n_keys=n_keys, id=self._lines_key[0],
         )  # fmt: skip
         if part:
             frame["part"] = part
@@ -139,8 +139,8 @@ class HeadViewPage(ExampleView):
 
     def _note(self, reader: Reader, unit: UnitKind) -> str:
         notes = [] if unit == "token" else [f"between {unit}s"]
-        if (n := len(self.state.heads_shown)) > self._most:
-            notes.append(f"{self._most} of {n} heads: the text is long")
+        if (n := len(self.state.heads_shown)) > self._max_heads:
+            notes.append(f"{self._max_heads} of {n} heads: the text is long")
         if reader.is_rebuilt:
             notes.append("rebuilt from query and key")
         elif len(self.data.store.sites) > 1:
@@ -149,6 +149,6 @@ class HeadViewPage(ExampleView):
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
-        self._shown = ("", -1, -1)
+        self._lines_key = ("", -1, -1)
         self.lines.frame = message_frame(title, reason)
         self.keys.frame = {}

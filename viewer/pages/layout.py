@@ -1,4 +1,4 @@
-"""CSS grids that pages lay their cards out in, and the drawers of a narrow window."""
+"""CSS grids that hold the cards of pages, and the drawers of a narrow window."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import panel as pn
 
 GAP = "12px"
 DRAWERS = {"right": 1279, "left": 959}
-"""Where a window is at most so many pixels wide, cards at this side lie over the others, shown when asked for."""
-# Panel's scroll button would take a cell.
+"""Width in pixels up to which the cards at a side are drawers: hidden, and opened over the other cards."""
+# Panel's scroll button would take up a cell of the grid.
 _RULES = ".scroll-button { display: none } :host(.hidden) { display: none !important }" + "".join(
     f"""
 @media (max-width: {width}px) {{ .drawer-{side} {{ position: fixed !important; {side}: 16px; top: 98px; bottom: 38px; z-index: 40;
@@ -25,7 +25,10 @@ def grid(
     narrow: Mapping[str, str] | None = None,
     **styles: str,
 ) -> pn.Column:
-    """Lay cards out in a CSS grid that fills its place; `narrow` has the columns where cards at a side are drawers."""
+    """Return a CSS grid of cards that fills its area.
+
+    `narrow` holds the columns that apply when the cards at a side are drawers.
+    """
     css = {
         "display": "grid",
         "grid-template-columns": columns,
@@ -36,21 +39,21 @@ def grid(
         **styles,
     }
     rules = _RULES + "".join(
-        f"\n@media (max-width: {DRAWERS[side]}px) {{ :host {{ grid-template-columns: {there} !important }} }}"
-        for side, there in (narrow or {}).items()
+        f"\n@media (max-width: {DRAWERS[side]}px) {{ :host {{ grid-template-columns: {narrow_columns} !important }} }}"
+        for side, narrow_columns in (narrow or {}).items()
     )
     return pn.Column(*cards, styles=css, stylesheets=[rules], sizing_mode="stretch_both", margin=0)
 
 
 def show(view: pn.Column, on: bool) -> None:
-    """Show or hide a grid (`visible` cannot: the grid's own display is stronger)."""
+    """Show or hide a grid. Its `visible` has no effect, because the grid sets its own `display`."""
     classes = [] if on else ["hidden"]
     if view.css_classes != classes:
         view.css_classes = classes
 
 
-def place(card: pn.viewable.Viewable, column: str = "auto", row: str = "auto") -> pn.viewable.Viewable:
-    """Put a card or a grid into a cell of a grid; the cell decides its size."""
+def in_cell(card: pn.viewable.Viewable, column: str = "auto", row: str = "auto") -> pn.viewable.Viewable:
+    """Put a card or a grid into a cell of a grid. The cell determines its size."""
     cell = {
         "grid-column": column,
         "grid-row": row,
@@ -64,22 +67,22 @@ def place(card: pn.viewable.Viewable, column: str = "auto", row: str = "auto") -
 
 
 def drawer(card: pn.viewable.Viewable, side: str, column: str = "auto", row: str = "auto") -> pn.viewable.Viewable:
-    """Put a card into a cell at a side, which it leaves where the window is narrow; the top bar's button shows it then."""
+    """Put a card into a cell at a side. In a narrow window it is a drawer that a button of the top bar opens."""
     card.css_classes = [*card.css_classes, f"drawer-{side}"]
-    return place(card, column, row)
+    return in_cell(card, column, row)
 
 
-def three(left: pn.viewable.Viewable, middle: pn.viewable.Viewable, right: pn.viewable.Viewable) -> pn.Column:
-    """Picker, picture, list."""
+def three_columns(left: pn.viewable.Viewable, middle: pn.viewable.Viewable, right: pn.viewable.Viewable) -> pn.Column:
+    """Return a grid of picker, picture and list."""
     return grid(
         drawer(left, "left"),
-        place(middle),
+        in_cell(middle),
         drawer(right, "right"),
         columns="232px minmax(0,1fr) 296px",
         narrow={"right": "232px minmax(0,1fr)", "left": "minmax(0,1fr)"},
     )
 
 
-def two(left: pn.viewable.Viewable, middle: pn.viewable.Viewable) -> pn.Column:
-    """Picker and picture."""
-    return grid(drawer(left, "left"), place(middle), columns="232px minmax(0,1fr)", narrow={"left": "minmax(0,1fr)"})
+def two_columns(left: pn.viewable.Viewable, middle: pn.viewable.Viewable) -> pn.Column:
+    """Return a grid of picker and picture."""
+    return grid(drawer(left, "left"), in_cell(middle), columns="232px minmax(0,1fr)", narrow={"left": "minmax(0,1fr)"})

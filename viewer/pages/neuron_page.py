@@ -1,4 +1,4 @@
-"""The neuron view of one example: why the pinned query of one head attends where it does, dimension by dimension."""
+"""The neuron view of one example: the scores of the pinned query in one head, dimension by dimension."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..components.neuronview import NeuronView
 from ..data.example_reader import Reader
 from ..frames.view_frames import NeuronRow, message_frame, neuron_frame, sides_frame
 from .example_view import ExampleView
-from .layout import two
+from .layout import two_columns
 
 
 class NeuronViewPage(ExampleView):
-    """Picker, vectors."""
+    """View with picker and vectors."""
 
     def layout(self) -> pn.Column:
         """Build the layout, once."""
@@ -23,11 +23,11 @@ class NeuronViewPage(ExampleView):
         self.vectors.param.watch(self._pin, "pin")
         self._tokens_of = ""
         self.vectors.document = lambda: self.document("neuron")
-        return two(self.picker, self.vectors)
+        return two_columns(self.picker, self.vectors)
 
     def _pin(self, event: Any) -> None:
         if event.new != self.state.pin:
-            self.tell(pin=event.new)
+            self.change(pin=event.new)
 
     @property
     def _selection(self) -> str:
@@ -36,23 +36,23 @@ class NeuronViewPage(ExampleView):
     def _selected(self, event: Any) -> None:
         layer, _, head = str(event.new).partition(".")
         if event.new and event.new != self._selection:
-            self.tell(layer=layer, head=head)
+            self.change(layer=layer, head=head)
 
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
-        """Fill the components. Without a pinned query: the first row that is no special token."""
+        """Fill the components for the pinned query, or for the first query that is not a special token."""
         head, site = self.heads[0], reader.site
         pin = self.pinned(reader)
         ordinary = [i for i, special in enumerate(reader.queries["special"]) if not special]
         query_pos = pin[1] if pin and (pin[0] == "q" or reader.same_text) else ordinary[0] if ordinary else 0
         self._explain(reader)
-        self.pick(reader)
+        self.fill_picker(reader)
         if reader.id != self._tokens_of:
             self.vectors.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
             self._tokens_of = reader.id
         if reader.keep.query_key is None:
             self.fail(
-                "Query and key were not kept",
-                'This view needs the vectors. Run the job again with [keep] query_key = "float16" (and another store).',
+                "Query and key are not in this store",
+                'This view needs the vectors. Run the job again with [keep] query_key = "float16", into another store.',
             )
             return
         query, keys, logsumexp = reader.vectors(head, query_pos)
@@ -73,22 +73,22 @@ class NeuronViewPage(ExampleView):
 
     def _explain(self, reader: Reader) -> None:
         site, (layer, head) = reader.site, self.heads[0]
-        sharing = site.n_heads // site.n_kv_heads
+        n_sharing = site.n_heads // site.n_kv_heads
         kv_head = reader.example.kv_head(head, site.name)
-        shared = (
+        sharing_text = (
             "Each head has its own keys."
-            if sharing == 1
-            else f"Heads {kv_head * sharing}\u2013{kv_head * sharing + sharing - 1} share key head {kv_head}."
+            if n_sharing == 1
+            else f"Heads {kv_head * n_sharing}\u2013{kv_head * n_sharing + n_sharing - 1} share key head {kv_head}."
         )
         vectors = "After rotary embedding, before scaling." if site.rotary else "Before scaling."
-        facts = [("Key head", shared), ("Vectors", vectors)]
+        facts = [("Key head", sharing_text), ("Vectors", vectors)]
         if window := site.window[layer]:
-            facts.append(("Mask", f"Layer {layer} sees a window of {window} tokens."))
+            facts.append(("Mask", f"Layer {layer} attends to a window of {window} tokens."))
         if site.has_position_bias:
-            kept = reader.bias((layer, head), 0) is not None
-            facts.append(("Position bias", "Added to each score." if kept else "Not kept by this store."))
+            has_bias = reader.bias((layer, head), 0) is not None
+            facts.append(("Position bias", "Added to each score." if has_bias else "Not in this store."))
         if site.has_sinks:
-            facts.append(("Sink", "A learned sink takes what the keys do not."))
+            facts.append(("Sink", "A learned sink receives the attention that the keys do not."))
         self.picker.facts = facts
 
     def fail(self, title: str, reason: str) -> None:

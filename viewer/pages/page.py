@@ -1,4 +1,4 @@
-"""`Page`: base of every page and view, and `PageStack`: pages that share one place of a session."""
+"""`Page`, the base of every page and view, and `PageStack`, the pages that share one area of a session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headatlas.store.errors import HeadAtlasError
 from ..data.store_data import DataSource
 from ..state.page_table import PageRow
 from ..state.reader_state import Problem, ViewState
-from .layout import place, show
+from .layout import in_cell, show
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,11 @@ class PageSession(Protocol):
         """Change the state."""
         ...
 
-    def answered(self, source: str, seconds: float) -> None:
-        """Update the status line after background work."""
+    def report_source(self, source: str, seconds: float) -> None:
+        """Show the source and the duration of background work in the status line."""
         ...
 
-    def complain(self, problems: list[Problem]) -> None:
+    def report(self, problems: list[Problem]) -> None:
         """Show problems in the notice."""
         ...
 
@@ -63,21 +63,21 @@ class Page(ABC):
 
     @abstractmethod
     def refresh(self, changed: frozenset[str]) -> str:
-        """Fill the cards after `changed` fields. Returns the source of the numbers for the status line."""
+        """Fill the cards after some fields have changed. Returns the source of the numbers for the status line."""
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
         logger.warning("%s: %s: %s", self.row.route, title, reason)
-        self.session.complain([Problem(self.row.route, "", reason)])
+        self.session.report([Problem(self.row.route, "", reason)])
 
-    def heard(self, message: dict[str, Any]) -> None:  # noqa: B027 (most pages hear nothing)
+    def on_message(self, message: dict[str, Any]) -> None:  # noqa: B027 (most pages need no messages)
         """Handle a message of a card on this page. Unknown messages are ignored."""
 
-    def hidden(self) -> None:  # noqa: B027 (most pages do nothing)
-        """Called when another page is shown instead."""
+    def on_hide(self) -> None:  # noqa: B027 (most pages do nothing)
+        """Handle that another page is shown instead."""
 
     def bookmarks_changed(self) -> None:
-        """Draw a bookmark that was changed."""
+        """Draw a changed bookmark."""
         self.refresh(frozenset())
 
 
@@ -88,7 +88,7 @@ def page_class(row: PageRow) -> type[Page]:
 
 
 class PageStack:
-    """Pages that share one place: one is shown, the others are hidden.
+    """Pages that share one area: one is shown, the others are hidden.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class PageStack:
     cell
         Grid column and row of each page.
     load
-        Return the class of a row.
+        Function that returns the class of a row.
     """
 
     def __init__(
@@ -114,14 +114,14 @@ class PageStack:
         self._rows = {row.route: row for row in rows}
         self._pages: dict[str, Page] = {}
         self._stale = {route: set(row.watches) for route, row in self._rows.items()}
-        self._shown = ""
+        self._shown_route = ""
 
     def __getitem__(self, route: str) -> Page:
         """Return a page, built on first use."""
         if route not in self._pages:
             row = self._rows[route]
             self._pages[route] = page = self._load(row)(self._session, row)
-            self._column.append(place(page.view, *self._cell))
+            self._column.append(in_cell(page.view, *self._cell))
         return self._pages[route]
 
     def __iter__(self) -> Iterator[Page]:
@@ -134,13 +134,16 @@ class PageStack:
             self._stale[route] |= row.watches.intersection(fields)
 
     def refresh(self, route: str) -> str | None:
-        """Show one page and refresh it if fields that it watches have changed. Returns its answer, None if unchanged."""
+        """Show one page, and refresh it if fields that it watches have changed.
+
+        Returns the source of its numbers, or None if no field has changed.
+        """
         page = self[route]
-        for other, built in self._pages.items():
-            show(built.view, other == route)
-        if self._shown not in ("", route):
-            self._pages[self._shown].hidden()
-        self._shown = route
+        for name, stacked_page in self._pages.items():
+            show(stacked_page.view, name == route)
+        if self._shown_route not in ("", route):
+            self._pages[self._shown_route].on_hide()
+        self._shown_route = route
         changed, self._stale[route] = frozenset(self._stale[route]), set()
         if not changed:
             return None
@@ -148,5 +151,5 @@ class PageStack:
             return page.refresh(changed)
         except HeadAtlasError as error:
             self._stale[route] = set(page.row.watches)
-            page.fail("This cannot be shown", page.data.told(error))
-            return "nothing: see above"
+            page.fail("This cannot be shown", page.data.error_text(error))
+            return "no data: see the notice"

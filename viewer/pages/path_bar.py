@@ -1,4 +1,4 @@
-"""The path bar: the present choice from the corpus down to one dimension, each with its neighbours."""
+"""The path bar: the current choices from the corpus down to one dimension, with their neighbours."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _head_label(data: DataSource, state: ViewState) -> str:
 
 
 def edge_text(data: DataSource, state: ViewState) -> str:
-    """``she → nurse``: the pinned token and what it is most strongly linked to by the chosen head."""
+    """Return the pinned token and its strongest partner in the chosen head, as in ``she → nurse``."""
     if state.pinned is None or not data.has_attention(state.site):
         return ""
     side, position = state.pinned
@@ -74,8 +74,8 @@ def edge_text(data: DataSource, state: ViewState) -> str:
     queries, keys = token_labels(example.tokens(site.query_sequence)), token_labels(example.tokens(site.key_sequence))
     if position >= len(queries if side == "q" else keys):
         return ""
-    one = slice(position, position + 1)
-    tile = {"query": one} if side == "q" else {"key": one}
+    span = slice(position, position + 1)
+    tile = {"query": span} if side == "q" else {"key": span}
     strongest = int(np.argmax(example.attention(state.layer, state.head, site.name, **tile).values))
     if side == "q":
         return f"{queries[position]} \u2192 {keys[strongest]}"

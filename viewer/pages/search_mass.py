@@ -1,4 +1,4 @@
-"""The mass of a search as a statistic among others: pages that colour or order heads by it."""
+"""The mass of a search as a statistic that colours or orders heads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..data.search_answers import HeadValues
 from ..data.store_data import DataSource
 
 
-def answered(data: DataSource, pattern: str, site: str, then: Callable[[], None]) -> HeadValues | None:
-    """Give the mass of every head if the search was answered before.
+def mass_or_search(data: DataSource, pattern: str, site: str, on_complete: Callable[[], None]) -> HeadValues | None:
+    """Return the mass of every head if the search has a cached result, else None.
 
-    Else None; the search then runs in the background, and `then` is called once there is an answer. A pattern with a
-    mistake, or one that takes too long, has none.
+    If there is none, the search runs in the background, and `on_complete` is called at the end. It is not called
+    if the pattern has a mistake or the search exceeds its time limit.
     """
     if data.has_answer(pattern, site):
         return data.search_values(pattern, site)
@@ -27,9 +27,9 @@ def answered(data: DataSource, pattern: str, site: str, then: Callable[[], None]
             return False
         return data.has_answer(pattern, site)
 
-    def done(found: bool) -> None:
-        if found:
-            then()
+    def done(is_complete: bool) -> None:
+        if is_complete:
+            on_complete()
 
     background(work, done)
     return None

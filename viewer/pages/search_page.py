@@ -1,7 +1,7 @@
-"""The search page: a pattern, the heads that show it, the examples that show it best.
+"""The search page: a pattern, the heads that match it, and the examples with the best matches.
 
-A search runs in a thread; until it has answered the last answer stays, dimmed and named as such. A mistake in the
-expression is shown under the word at fault.
+A search runs in a thread. Until it is complete the page shows the last result, dimmed and labelled. A mistake in the
+expression is marked under the word that causes it.
 """
 
 from __future__ import annotations
@@ -39,34 +39,34 @@ from ..frames.view_frames import table_frame
 from ..state.reader_state import ViewState
 from ..theme.token_labels import visible
 from .corpus_page import map_frame
-from .layout import grid, place, show
+from .layout import grid, in_cell, show
 from .page import Page
 from .quoted_examples import kwic_frame
 
 MAX_HEADS = 250
 MAX_DRAWN = 256
-"""Tokens of an example that arcs are drawn on."""
+"""Most tokens of an example that arcs can be drawn on."""
 START = "previous_token"
 
 
 class SearchPage(Page):
-    """Pattern, map, summary, ranked heads, ranked examples."""
+    """Page with pattern, map, summary, ranked heads and ranked examples."""
 
     def layout(self) -> pn.Column:
         """Build the cards and their layout, once."""
         send = self.session.receive
         self.box, self.map, self.summary = PatternBox(send), HeadMap(send), Summary(send)
         self.heads, self.examples, self.state_card = HeadList(send), Kwic(send), StateCard(send)
-        top = grid(place(self.box), place(self.map), columns="minmax(0,1fr) 152px")
-        self.results = grid(place(self.heads), place(self.examples), columns="minmax(420px,592fr) minmax(0,804fr)")
+        top = grid(in_cell(self.box), in_cell(self.map), columns="minmax(0,1fr) 152px")
+        self.results = grid(in_cell(self.heads), in_cell(self.examples), columns="minmax(420px,592fr) minmax(0,804fr)")
         cells = [
-            place(top, "1", "1"),
-            place(self.summary, "1", "2"),
-            place(self.results, "1", "3"),
-            place(self.state_card, "1", "3"),
+            in_cell(top, "1", "1"),
+            in_cell(self.summary, "1", "2"),
+            in_cell(self.results, "1", "3"),
+            in_cell(self.state_card, "1", "3"),
         ]
-        self._asked: tuple[str, str] | None = None
-        self._answer: SearchResult | None = None
+        self._request: tuple[str, str] | None = None
+        self._result: SearchResult | None = None
         self._error: HeadAtlasError | None = None
         self._took = 0.0
         self._busy = False
@@ -77,62 +77,62 @@ class SearchPage(Page):
         return grid(*cells, rows="158px 34px minmax(0,1fr)", gap="8px")
 
     def refresh(self, changed: frozenset[str]) -> str:
-        """Ask where the pattern is new, and fill the cards from the last answer."""
-        asked = (self.state.site, self.state.pattern)
-        if asked != self._asked:
-            self._asked = asked
-            self._ask(asked)
+        """Start a search if the pattern is new, and fill the cards from the last result."""
+        request = (self.state.site, self.state.pattern)
+        if request != self._request:
+            self._request = request
+            self._start_search(request)
         self._fill()
         return self._source()
 
-    def heard(self, message: dict[str, Any]) -> None:
-        """Stop a search, or take the arcs that were drawn."""
+    def on_message(self, message: dict[str, Any]) -> None:
+        """Stop a search, or store the arcs that the reader has drawn."""
         if message.get("cancel"):
             self._cancel.set()
         elif "arcs" in message:
             self.session.go({"arcs": arcs_text(arcs_of(message["arcs"]))})
 
-    def _ask(self, asked: tuple[str, str]) -> None:
-        site, expression = asked
-        self._cancel.set()  # the question before is no longer waited for
+    def _start_search(self, request: tuple[str, str]) -> None:
+        site, expression = request
+        self._cancel.set()  # stops the previous search
         self._cancel, self._progress = Event(), None
         if not expression:
-            self._answer, self._error, self._busy = None, None, False
+            self._result, self._error, self._busy = None, None, False
             return
         try:
-            self.data.check_pattern(expression, site)  # a mistake is found before any work
+            self.data.check_pattern(expression, site)  # reports a mistake before the search starts
         except HeadAtlasError as error:
             self._error, self._busy = error, False
             return
         self._error, self._busy = None, not self.data.has_answer(expression, site)
         cancel, document = self._cancel, pn.state.curdoc
 
-        def told(progress: SearchProgress) -> None:
-            if self._asked == asked and not cancel.is_set():
+        def report_progress(progress: SearchProgress) -> None:
+            if self._request == request and not cancel.is_set():
                 self._progress = progress
                 if document is not None and document.session_context is not None:
                     document.add_next_tick_callback(self._fill_box)
 
         def work() -> SearchResult | HeadAtlasError:
             try:
-                return self.data.search(expression, site, told, cancel.is_set)
-            except SearchStoppedError as stopped:
-                return stopped.result
+                return self.data.search(expression, site, report_progress, cancel.is_set)
+            except SearchStoppedError as error:
+                return error.result
             except HeadAtlasError as error:
                 return error
 
         def done(result: SearchResult | HeadAtlasError) -> None:
-            if self._asked != asked:  # another question was asked meanwhile
+            if self._request != request:  # the reader has started another search meanwhile
                 return
             self._busy, self._progress = False, None
             if isinstance(result, HeadAtlasError):
                 self._error = result
             else:
-                self._answer = result
+                self._result = result
                 self._took = result.seconds
             self._fill()
             self._choose_head()
-            self.session.answered(self._source(), self._took)
+            self.session.report_source(self._source(), self._took)
 
         if self._busy:
             background(work, done)
@@ -140,42 +140,42 @@ class SearchPage(Page):
             done(work())
 
     def _choose_head(self) -> None:
-        """Go to the strongest head where the search was asked without one."""
-        if self._answer is None or self._error is not None or not self._answer.rows or not self.session.wants_best_head:
+        """Choose the strongest head if the search was started without a chosen head."""
+        if self._result is None or self._error is not None or not self._result.rows or not self.session.wants_best_head:
             return
         self.session.wants_best_head = False
-        layer, head = mass_of(self._answer).best
+        layer, head = mass_of(self._result).best
         if (layer, head) != (self.state.layer, self.state.head):
             self.session.go({"layer": layer, "head": head}, push=False)
 
     def _source(self) -> str:
-        return source(self.data, self._answer) if self._answer is not None else ""
+        return source(self.data, self._result) if self._result is not None else ""
 
     def _fill(self) -> None:
-        state, answer = self.state, self._answer
-        stale = answer is not None and (self._busy or answer.pattern.expression != state.pattern)
+        state, result = self.state, self._result
+        stale = result is not None and (self._busy or result.pattern.expression != state.pattern)
         self._fill_box()
-        shown = answer is not None and answer.rows > 0
-        show(self.results, shown)
-        self.map.visible = shown
-        self.box.styles = {**self.box.styles, "grid-column": "1" if shown else "1 / 3"}
-        self.state_card.styles = {**self.state_card.styles, "grid-row": "3" if answer is not None else "2 / 4"}
-        self.summary.visible = answer is not None
-        self.state_card.visible = not shown
-        if answer is None or not shown:
-            self.state_card.frame = waiting_frame(self.data, state, self._busy, answer, self._error)
-            if answer is None:
+        has_rows = result is not None and result.rows > 0
+        show(self.results, has_rows)
+        self.map.visible = has_rows
+        self.box.styles = {**self.box.styles, "grid-column": "1" if has_rows else "1 / 3"}
+        self.state_card.styles = {**self.state_card.styles, "grid-row": "3" if result is not None else "2 / 4"}
+        self.summary.visible = result is not None
+        self.state_card.visible = not has_rows
+        if result is None or not has_rows:
+            self.state_card.frame = waiting_frame(self.data, state, self._busy, result, self._error)
+            if result is None:
                 return
-        self.summary.frame = summary_frame(answer, self.data, self._took, stale)
-        if shown:
+        self.summary.frame = summary_frame(result, self.data, self._took, stale)
+        if has_rows:
             self.map.selected = f"{state.layer}.{state.head}"
             bookmarks = self.data.head_bookmarks(state.site)
-            self.map.frame = map_frame(mass_of(answer), [], [], "search", small=True) | {"bookmarks": bookmarks}
-            self.heads.frame = heads_frame(answer, state, stale, bookmarks)
-            self.examples.frame = kwic_frame(self.data, state, answer, stale)
+            self.map.frame = map_frame(mass_of(result), [], [], "search", small=True) | {"bookmarks": bookmarks}
+            self.heads.frame = heads_frame(result, state, stale, bookmarks)
+            self.examples.frame = kwic_frame(self.data, state, result, stale)
 
     def _fill_box(self) -> None:
-        """The expression, the mistake, how far the search is, and what is drawn."""
+        """Fill the box of the pattern: expression, mistake, progress and drawn arcs."""
         frame = box_frame(self.data, self.state, self._error, self._busy)
         progress = self._progress
         frame["progress"] = [progress.n_examples_done, progress.n_examples] if progress and self._busy else None
@@ -184,12 +184,12 @@ class SearchPage(Page):
         self.box.frame = frame
 
 
-def arcs_of(given: Any) -> list[Arc] | None:
-    """Arcs as a browser names them; None where it draws none."""
-    if not isinstance(given, list):
+def arcs_of(message: Any) -> list[Arc] | None:
+    """Parse the arcs of a browser's message. None if the message turns drawing off."""
+    if not isinstance(message, list):
         return None
     arcs: list[Arc] = []
-    for item in given[:MAX_ARCS]:
+    for item in message[:MAX_ARCS]:
         if isinstance(item, list) and len(item) == 2:
             query, key = item
             if type(query) is int and type(key) is int and 0 <= query < MAX_DRAWN and 0 <= key < MAX_DRAWN:
@@ -198,18 +198,18 @@ def arcs_of(given: Any) -> list[Arc] | None:
 
 
 def arcs_text(arcs: list[Arc] | None) -> str:
-    """Arcs as the address names them."""
+    """Format arcs for the address."""
     return "" if arcs is None else ",".join(f"{query}>{key}" for query, key in arcs) or "none"
 
 
 def arcs_of_text(text: str) -> list[Arc] | None:
-    """The same read; None where nothing is drawn."""
+    """Parse the arcs of the address. None if drawing is off."""
     pairs = [arc.split(">") for arc in text.split(",")] if text not in ("", "none") else []
     return [(int(query), int(key)) for query, key in pairs] if text else None
 
 
 def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> DrawnArcs:
-    """The tokens that arcs are drawn on, the arcs, and what they may mean."""
+    """Build the tokens that arcs are drawn on, the arcs, and the guesses of their pattern."""
     site, example = data.site(state.site), data.example(state.example)
     queries = table_frame(example.tokens(site.query_sequence))
     keys = queries if site.query_sequence == site.key_sequence else table_frame(example.tokens(site.key_sequence))
@@ -225,20 +225,22 @@ def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> DrawnArc
 
 
 def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> PatternFrame:
-    """The expression with the library and the mistake."""
+    """Build the frame of the pattern box: the expression, the library and the mistake."""
     library = data.library
-    picked = next((name for name, item in library.items() if state.pattern in (name, item.expression)), "")
-    about = library[picked].description if picked else "fields: " + ", ".join(data.fields(state.site)[:14])
+    library_name = next((name for name, item in library.items() if state.pattern in (name, item.expression)), "")
+    description = (
+        library[library_name].description if library_name else "fields: " + ", ".join(data.fields(state.site)[:14])
+    )
     mistake: Mistake | None = None
     if isinstance(error, PatternError):
         mistake = {
-            "message": data.told(error),
+            "message": data.error_text(error),
             "start": error.start,
             "stop": error.stop,
             "expression": state.pattern,
         }
     elif error is not None:
-        mistake = {"message": data.told(error), "start": 0, "stop": 0, "expression": state.pattern}
+        mistake = {"message": data.error_text(error), "start": 0, "stop": 0, "expression": state.pattern}
     return {
         "expression": state.pattern,
         "library": [
@@ -249,9 +251,9 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
             side: list(fields)
             for side, fields in zip(("query", "key", "example"), _sides(data, state.site), strict=True)
         },
-        "values": {field: [list(v) for v in found] for field, found in data.field_values(state.site).items()},
-        "picked": picked,
-        "description": about,
+        "values": {field: [list(v) for v in counts] for field, counts in data.field_values(state.site).items()},
+        "picked": library_name,
+        "description": description,
         "error": mistake,
         "busy": busy,
         "progress": None,
@@ -264,36 +266,36 @@ def _sides(data: DataSource, site: str) -> tuple[Any, Any, Any]:
     return vocabulary.query, vocabulary.key, vocabulary.example
 
 
-def source(data: DataSource, answer: SearchResult) -> str:
-    """Where an answer comes from, with its error."""
-    if answer.basis == "edges":
+def source(data: DataSource, result: SearchResult) -> str:
+    """Return the traces that a result is computed from, with their error."""
+    if result.basis == "edges":
         return "edges (mass is a lower bound)"
-    if answer.basis == "rebuilt":
+    if result.basis == "rebuilt":
         return f"attention rebuilt from query and key ({data.store.spec.keep.query_key})"
-    if "mass_upper" in answer.heads:
+    if "mass_upper" in result.heads:
         return f"attention ({data.store.spec.keep.attention}: mass is a lower bound)"
     return f"attention, {error_bound(data.store.spec)}"
 
 
 def waiting_frame(
-    data: DataSource, state: ViewState, busy: bool, answer: SearchResult | None, error: HeadAtlasError | None
+    data: DataSource, state: ViewState, busy: bool, result: SearchResult | None, error: HeadAtlasError | None
 ) -> StateFrame:
-    """What stands where results would be."""
+    """Build the card that is shown without results."""
     if busy:
         return {"kind": "loading", "title": "Searching", "lines": [f"{data.n_examples:,} examples"], "loading": True}
     if error is not None:
         return {
             "kind": "mistake",
-            "title": "Nothing was searched",
-            "lines": ["Mend what is underlined above, then run it again."],
+            "title": "The search did not run",
+            "lines": ["Correct the underlined part of the pattern, then run the search again."],
         }
-    if answer is not None:
+    if result is not None:
         return {
             "kind": "no-match",
             "title": "No match",
             "lines": [
-                f"No row of {data.n_examples:,} examples has a key that matches.",
-                *(visible(note) for note in answer.notes),
+                f"No row of {data.n_examples:,} examples has a matching key.",
+                *(visible(note) for note in result.notes),
             ],
             "code": visible(state.pattern),
         }
@@ -302,9 +304,10 @@ def waiting_frame(
     )
     return {
         "kind": "no-search",
-        "title": "Which heads do this?",
+        "title": "Search for heads",
         "lines": [
-            "Write a condition on a query token and a key token, or pick one above. Every head is scored for it over all examples."
+            "Write a condition on a query token and a key token, or pick one above. "
+            "The search scores every head over all examples."
         ],
         "actions": [
             {"label": START.replace("_", " "), "query": state.to_query(**patch), "patch": patch, "primary": True}
@@ -312,37 +315,37 @@ def waiting_frame(
     }
 
 
-def summary_frame(answer: SearchResult, data: DataSource, seconds: float, stale: bool) -> SummaryFrame:
-    """On what the answer rests."""
-    above = int((answer.heads["lift"].values > 1).sum())
-    beyond, offset = int((answer.evidence.heads["offset_lift"].values > 1).sum()), answer.evidence.offset_baseline
+def summary_frame(result: SearchResult, data: DataSource, seconds: float, stale: bool) -> SummaryFrame:
+    """Build the summary of a result: numbers of rows, examples and heads."""
+    above = int((result.heads["lift"].values > 1).sum())
+    above_offset, offset = int((result.evidence.heads["offset_lift"].values > 1).sum()), result.evidence.offset_baseline
     figures = [
-        [f"{answer.rows:,}", "query rows with a match"],
-        [f"{answer.n_examples:,}", f"of {data.n_examples:,} examples"],
-        [f"{answer.heads['mass'].size:,}", "heads"],
+        [f"{result.rows:,}", "query rows with a match"],
+        [f"{result.n_examples:,}", f"of {data.n_examples:,} examples"],
+        [f"{result.heads['mass'].size:,}", "heads"],
         [f"{above:,}", "above uniform attention"],
-        *([[f"{beyond:,}", "above the best fixed offset"]] if np.isfinite(offset) else []),
+        *([[f"{above_offset:,}", "above the best fixed offset"]] if np.isfinite(offset) else []),
     ]
-    took = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    duration = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
     return {
         "figures": figures,
         "partial": ""
-        if answer.is_complete
-        else f"stopped after {answer.n_examples_searched:,} of {data.n_examples:,} examples",
-        "right": [f"from {source(data, answer)}", took],
+        if result.is_complete
+        else f"stopped after {result.n_examples_searched:,} of {data.n_examples:,} examples",
+        "right": [f"from {source(data, result)}", duration],
         "stale": "of the last valid pattern" if stale else "",
     }
 
 
 def heads_frame(
-    answer: SearchResult, state: ViewState, stale: bool, bookmarks: HeadBookmarks | None = None
+    result: SearchResult, state: ViewState, stale: bool, bookmarks: HeadBookmarks | None = None
 ) -> HeadListFrame:
-    """Heads by the chosen measure, best first, each with its interval; the baselines are for all."""
-    proof = answer.evidence
-    table = {name: answer.heads[name].values for name in ("mass", "hit_rate", "baseline", "lift")}
-    beside = {
-        name: proof.heads[given].values
-        for name, given in (
+    """Build the list of heads by the chosen measure, best first, each with its interval and the baselines."""
+    evidence = result.evidence
+    table = {name: result.heads[name].values for name in ("mass", "hit_rate", "baseline", "lift")}
+    evidence_table = {
+        name: evidence.heads[column].values
+        for name, column in (
             ("low", "mass_low"),
             ("high", "mass_high"),
             ("offset_lift", "offset_lift"),
@@ -353,23 +356,23 @@ def heads_frame(
     n_heads = table["mass"].shape[1]
     rows = []
     for rank, flat in enumerate(order.tolist(), 1):
-        spot = divmod(flat, n_heads)
-        figures = {name: float(values[spot]) for name, values in (table | beside).items()}
-        chosen = spot == (state.layer, state.head)
+        head = divmod(flat, n_heads)
+        figures = {name: float(values[head]) for name, values in (table | evidence_table).items()}
+        is_chosen = head == (state.layer, state.head)
         rows.append(
             {
-                "head": f"{spot[0]}.{spot[1]}",
-                "layer": spot[0],
-                "index": spot[1],
+                "head": f"{head[0]}.{head[1]}",
+                "layer": head[0],
+                "index": head[1],
                 "rank": rank,
                 **figures,
-                "rows": answer.rows,
-                "bookmark": (bookmarks or {}).get(f"{spot[0]}.{spot[1]}"),
-                "on": chosen,
+                "rows": result.rows,
+                "bookmark": (bookmarks or {}).get(f"{head[0]}.{head[1]}"),
+                "on": is_chosen,
             }
         )
-    offset = proof.offset_baseline
-    scale = np.concatenate([table["mass"].ravel(), beside["high"].ravel(), table["baseline"].ravel(), [offset]])
+    offset = evidence.offset_baseline
+    scale = np.concatenate([table["mass"].ravel(), evidence_table["high"].ravel(), table["baseline"].ravel(), [offset]])
     return {
         "rows": rows,
         "high": upper_end(scale.astype(np.float32)),
@@ -377,6 +380,6 @@ def heads_frame(
         "n_heads": table["mass"].size,
         "stale": stale,
         "offset": offset if np.isfinite(offset) else None,
-        "offsets": " and ".join(f"{step:+d}".replace("-", "\u2212") if step else "0" for step in proof.offsets),
-        "ranked": proof.is_supported,
+        "offsets": " and ".join(f"{step:+d}".replace("-", "\u2212") if step else "0" for step in evidence.offsets),
+        "ranked": evidence.is_supported,
     }

@@ -1,7 +1,7 @@
-"""One reader's session: the state, the frame around the pages, and the one place where messages from cards arrive.
+"""Session of one reader: the state, the frame around the pages, and the handler of all messages from cards.
 
-A change of the state refreshes the page that is shown and then the bars; pages that are hidden catch up when they are
-shown. What comes from the browser is checked by `ViewState.apply`; what it does not take is named in the notice.
+A change of the state refreshes the current page and then the bars. A hidden page catches up when it is shown.
+`ViewState.apply` checks all values from the browser. The notice shows the values that it rejects.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from ..data.store_data import DataSource
 from ..state.page_table import PAGES, PageRow, row_of
 from ..state.reader_state import Problem, ViewState
 from ..theme.token_labels import visible
-from .layout import grid, place
+from .layout import grid, in_cell
 from .page import Page, PageStack, page_class
 from .path_bar import path_frame
 
 logger = logging.getLogger(__name__)
 GROWING_MS = 3_000
-"""How often a session of a job that still runs looks for new segments."""
+"""Interval at which a session checks a store that still grows for new segments."""
 _HEAD = re.compile(r"\s*([0-9]{1,6})\.([0-9]{1,6})\s*")
 
 
 class Session:
-    """The app of one reader; `view` is the root of the document.
+    """The app of one reader. `view` is the root of the document.
 
     Parameters
     ----------
     data
-        Shared by all sessions.
+        Data source, shared by all sessions.
     query
-        The query of the address that opened this session.
+        Query of the address that opened this session.
     """
 
     def __init__(self, data: DataSource, query: str = "") -> None:
         self.data, self.state = data, ViewState(data.bounds, store=data.name)
         self.problems: list[Problem] = self.state.from_query(query)
         self.wants_best_head = bool(self.state.pattern) and not re.search(r"(^|&)(layer|head)=", query)
-        """Whether the answer of the search may choose the head: it was asked without one."""
+        """True if the search chooses the head: the address or the search box names none."""
         self._new_segments = 0
-        self._travelled, self._pushes, self._push, self._answer = 0, 0, False, ("", 0.0)
+        self._history_step, self._pushes, self._push, self._answer = 0, 0, False, ("", 0.0)
         send = self.receive
         self.router, self.top, self.path = Router(send), TopBar(send), PathBar(send)
         self.notice, self.status = Notice(send, visible=False), StatusLine(send)
@@ -60,7 +60,14 @@ class Session:
         )
         self.pages = PageStack(self, PAGES, self.body, load=self._load)
         rows = "48px 38px auto minmax(0,1fr) 26px"
-        parts = [place(self.top), place(self.path), place(self.notice), self.body, place(self.status), self.router]
+        parts = [
+            in_cell(self.top),
+            in_cell(self.path),
+            in_cell(self.notice),
+            self.body,
+            in_cell(self.status),
+            self.router,
+        ]
         for row, part in enumerate(parts[:5], 1):
             part.styles = {**part.styles, "grid-row": str(row)}
         self.router.param.update(width=0, height=0, margin=0, styles={"position": "absolute"})
@@ -81,18 +88,18 @@ class Session:
         self.state.param.watch(self._changed, list(ViewState.FIELDS))
         self._push = True
         if data.served_with is not None and not data.store.is_complete and pn.state.curdoc is not None:
-            pn.state.add_periodic_callback(self._look_for_segments, period=GROWING_MS)
+            pn.state.add_periodic_callback(self._check_for_segments, period=GROWING_MS)
 
     # messages
 
     def receive(self, message: dict[str, Any]) -> None:
-        """Do what a card asks for; unknown messages are ignored."""
+        """Handle a message of a card. Unknown messages are ignored."""
         if isinstance(patch := message.get("go"), dict):
             self.go(patch)
         elif isinstance(query := message.get("travel"), str):
-            self._travelled = step if isinstance(step := message.get("step"), int) else self._travelled
-            self.complain(self.state.from_query(query))
-            self._bars()
+            self._history_step = step if isinstance(step := message.get("step"), int) else self._history_step
+            self.report(self.state.from_query(query))
+            self._fill_bars()
         elif isinstance(text := message.get("find"), str):
             self.find(text)
         elif isinstance(expression := message.get("run"), str):
@@ -103,20 +110,20 @@ class Session:
         elif message.get("refresh"):
             self.refresh_store()
         elif message.get("dismiss"):
-            self.complain([])
+            self.report([])
         else:
-            self.pages[self.state.page].heard(message)
+            self.pages[self.state.page].on_message(message)
 
     def go(self, patch: dict[str, Any], push: bool = True) -> None:
-        """Change the state; with ``push=False`` without a history entry of its own."""
+        """Change the state. With ``push=False`` the browser's history gets no new entry."""
         self._push = push
         try:
-            self.complain(self.state.apply(patch))
+            self.report(self.state.apply(patch))
         finally:
             self._push = True
 
     def find(self, text: str) -> None:
-        """Take the search box's text for a head, an example's id, a pattern, or words in the examples."""
+        """Interpret the text of the search box: a head, the id of an example, a pattern, or words in examples."""
         text = text.strip()
         if match := _HEAD.fullmatch(text):
             self.go(
@@ -133,13 +140,13 @@ class Session:
         else:
             self.go({"page": "examples", "text": text, "row": 0})
 
-    def complain(self, problems: list[Problem]) -> None:
-        """Show what was not taken; an empty list clears the notice."""
+    def report(self, problems: list[Problem]) -> None:
+        """Show problems in the notice. An empty list clears it."""
         if problems or self.problems:
             self.problems = problems
-            self._notice()
+            self._fill_notice()
 
-    # what follows from a change
+    # changes of the state
 
     def _changed(self, *events: Any) -> None:
         names = frozenset(event.name for event in events)
@@ -147,37 +154,37 @@ class Session:
 
     def _show(self, names: frozenset[str]) -> None:
         self.pages.mark(names)
-        started = perf_counter()
-        self._answer = (self._refresh(), perf_counter() - started)
+        start = perf_counter()
+        self._answer = (self._refresh(), perf_counter() - start)
         self._pushes += bool(names & ViewState.HISTORY) and self._push
-        self._bars()
+        self._fill_bars()
 
     def _refresh(self) -> str:
         try:
-            answer = self.pages.refresh(self.state.page)
+            source = self.pages.refresh(self.state.page)
         except HeadAtlasError as error:  # the page could not be built
             logger.warning("%s: %s", self.state.page, error)
-            self.complain([Problem(self.state.page, "", self.data.told(error))])
-            return "nothing: see above"
-        return self._answer[0] if answer is None else answer
+            self.report([Problem(self.state.page, "", self.data.error_text(error))])
+            return "no data: see the notice"
+        return self._answer[0] if source is None else source
 
     def _load(self, row: PageRow) -> type[Page]:
         """Return the class of a page. In an empty store every page explains that it is empty."""
         return page_class(row) if self.data.n_examples else EmptyPage
 
-    def answered(self, source: str, seconds: float) -> None:
-        """Say what answered after work in the background."""
+    def report_source(self, source: str, seconds: float) -> None:
+        """Show the source and the duration of background work in the status line."""
         self._answer = (source, seconds)
-        self._bars()
+        self._fill_bars()
 
-    def _bars(self) -> None:
+    def _fill_bars(self) -> None:
         state = self.state
         self.router.frame = {
             "query": state.to_query(),
             "pushes": self._pushes,
             "title": self._title(),
             "theme": state.theme,
-            "heard": self._travelled,
+            "heard": self._history_step,
         }
         self.top.frame = {
             "page": state.page,
@@ -192,28 +199,31 @@ class Session:
         source, seconds = self._answer
         store = self.data.store
         parts = [f"manifest {store.manifest.number}, {len(store.segments)} segments"]
-        parts += [f"answered from {source}", took(seconds)] if source else []
+        parts += [f"answered from {source}", duration_text(seconds)] if source else []
         self.status.frame = {"good": store.is_complete, "parts": parts, "right": ["read only"]}
-        self._notice()
+        self._fill_notice()
 
-    def _notice(self) -> None:
+    def _fill_notice(self) -> None:
         banners = self._banners()
         frame = {
-            "title": "Not in this link:" if len(self.problems) == 1 else "Not taken:",
+            "title": "Problem:" if len(self.problems) == 1 else "Problems:",
             "problems": [
                 {"field": visible(p.field), "value": visible(p.value[:200]), "reason": visible(p.reason)}
                 for p in self.problems
             ],
             "banners": banners,
         }
-        if frame != self.notice.frame:  # a frame that is sent costs the server a millisecond, and a click changes ten
+        if frame != self.notice.frame:  # sending a frame takes about 1 ms, and a click changes up to ten frames
             self.notice.give(frame=frame, visible=bool(self.problems or banners))
 
     def _banners(self) -> list[Banner]:
-        """What holds for the whole store: damage, and segments that came since it was opened."""
+        """Return the banners about the store: damaged segments, and segments committed since it was opened."""
         banners: list[Banner] = [
-            {"kind": "damaged", "text": f"Left out of all numbers: {self.data.told(HeadAtlasError(why))}"}
-            for why in self.data.damaged
+            {
+                "kind": "damaged",
+                "text": f"Damaged and excluded from all numbers: {self.data.error_text(HeadAtlasError(message))}",
+            }
+            for message in self.data.damaged
         ]
         if self._new_segments:
             n = self._new_segments
@@ -221,18 +231,18 @@ class Session:
             banners.append({"kind": "growing", "text": text, "label": "Show them"})
         return banners
 
-    def _look_for_segments(self) -> None:
-        """Tell of segments that were committed since; an empty store is opened again by itself."""
+    def _check_for_segments(self) -> None:
+        """Show a banner if new segments were committed. An empty store is reloaded at once."""
         stores = self.data.served_with
         n_new = stores.new_segments(self.data) if stores else 0
         if n_new and not self.data.n_examples:
             self.refresh_store()
         elif n_new != self._new_segments:
             self._new_segments = n_new
-            self._notice()
+            self._fill_notice()
 
     def refresh_store(self) -> None:
-        """Show the newest snapshot, in a new session on the same address."""
+        """Reload the page with the newest snapshot of the store."""
         if self.data.served_with is not None:
             self.data.served_with.refresh(self.data.name)
         self.router.frame = {**self.router.frame, "reload": True}
@@ -241,8 +251,8 @@ class Session:
         """Save a star or a note of the chosen head."""
         bookmarks, state = self.data.bookmarks, self.state
         if bookmarks is None or not bookmarks.is_writable:
-            reason = "bookmarks are read only here; start the viewer with --bookmarks PATH"
-            self.complain([Problem("bookmark", "", reason)])
+            reason = "the bookmarks cannot be written. Start the viewer with --bookmarks PATH."
+            self.report([Problem("bookmark", "", reason)])
             return
         site = self.data.site(state.site).name
         try:
@@ -250,38 +260,38 @@ class Session:
             star, note = message.get("star", bookmark.star), message.get("note", bookmark.note)
             if isinstance(star, bool) and isinstance(note, str):
                 bookmarks.write(site, state.layer, state.head, Bookmark(star, note))
-            self.complain([])
+            self.report([])
         except HeadAtlasError as error:
-            self.complain([Problem("bookmark", "", self.data.told(error))])
+            self.report([Problem("bookmark", "", self.data.error_text(error))])
         for page in self.pages:
             page.bookmarks_changed()
-        self._bars()
+        self._fill_bars()
 
     def _title(self) -> str:
         state = self.state
-        what = f"example {state.example}, {state.view}" if state.page == "views" else state.page
-        return f"{what} \u00b7 headatlas"
+        subject = f"example {state.example}, {state.view}" if state.page == "views" else state.page
+        return f"{subject} \u00b7 headatlas"
 
 
 class EmptyPage(Page):
-    """What every page is while no segment is committed."""
+    """Page of a store without a committed segment."""
 
     def layout(self) -> pn.Column:
         """Build the card, once."""
         self.card = StateCard(self.session.receive)
-        return grid(place(self.card))
+        return grid(in_cell(self.card))
 
     def refresh(self, changed: frozenset[str]) -> str:
-        """Say what is missing and which command fills it."""
+        """Show what is missing, and the command that adds it."""
         store = self.data.store
         self.card.frame = {
             "kind": "empty",
             "title": "Empty store",
             "lines": [
-                f"{self.data.name} holds no committed segment yet; {store.manifest.n_segments_planned} are planned."
+                f"{self.data.name} has no committed segment yet; {store.manifest.n_segments_planned} are planned."
                 if not self.data.damaged
-                else f"Every segment of {self.data.name} is damaged; see above.",
-                "Run its job (or let it run on): this page opens by itself when the first segment is committed.",
+                else f"Every segment of {self.data.name} is damaged; see the notice.",
+                "Run the job of this store. The page reloads when the first segment is committed.",
             ],
             "code": f"headatlas verify {self.data.name}"
             if self.data.damaged
@@ -291,10 +301,10 @@ class EmptyPage(Page):
 
 
 def looks_like_pattern(text: str) -> bool:
-    """Whether the search box's text is meant as an expression rather than as words."""
+    """Return True if the text of the search box looks like an expression rather than words."""
     return bool(re.search(r"\b(query|key|example)\s*[.\[]|[=!<>]=|\bnot\b.*\bin\b", text))
 
 
-def took(seconds: float) -> str:
-    """A time as people read it."""
+def duration_text(seconds: float) -> str:
+    """Format a duration in milliseconds or seconds."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""The query–key space of the chosen head over tokens sampled from the whole store."""
+"""The query–key space of the chosen head, for tokens sampled from the whole store."""
 
 from __future__ import annotations
 
@@ -11,83 +11,83 @@ from headatlas.store.errors import HeadAtlasError
 from ..components.background import background
 from ..components.space import Space
 from ..data.example_reader import Reader
-from ..data.vector_space import Plane, Sample, neighbour_plane, principal_plane, sample, space_frame
+from ..data.vector_space import Plane, Sample, neighbour_plane, principal_plane, sample_tokens, space_frame
 from ..frames.view_frames import Head, message_frame
 from .example_view import ExampleView
-from .layout import two
+from .layout import two_columns
 
 
 class SpaceViewPage(ExampleView):
-    """Picker, plane with its list of chosen tokens."""
+    """View with picker, and the plane with its list of chosen tokens."""
 
     def layout(self) -> pn.Column:
         """Build the layout, once."""
         self.space = Space()
         self.picker.param.update(lines=False, single=True, specials=False)
-        self._placed: tuple[Any, Sample, Plane] | None = None
-        self._wanted: Any = None
+        self._projection: tuple[Any, Sample, Plane] | None = None
+        self._requested_key: Any = None
         self.link(self.space, shade="shade")
-        self.space.param.watch(lambda event: self._place(), "method")
+        self.space.param.watch(lambda event: self._project(), "method")
         self.listen(self.space)
-        return two(self.picker, self.space)
+        return two_columns(self.picker, self.space)
 
     @property
     def heads(self) -> list[Head]:
-        """One head: the chosen one."""
+        """The chosen head only."""
         return [(self.state.layer, self.state.head)]
 
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
-        """Fill the components; places are computed once a head, in the background."""
-        self.pick(reader)
+        """Fill the components. Coordinates are computed once for each head, in the background."""
+        self.fill_picker(reader)
         self.space.shade = self.state.shade
-        self._place()
+        self._project()
 
-    def _place(self) -> None:
+    def _project(self) -> None:
         state, method = self.state, self.space.method
         site, head = self.data.site(state.site), self.heads[0]
-        wanted = (site.name, head, method)
-        if self._placed is not None and self._placed[0] == wanted:
+        key = (site.name, head, method)
+        if self._projection is not None and self._projection[0] == key:
             self._show()
             return
-        self._wanted = wanted
+        self._requested_key = key
 
         def work() -> tuple[Sample, Plane] | HeadAtlasError:
             try:
-                found = sample(self.data, site, head)
-                return found, (principal_plane if method == "pca" else neighbour_plane)(found)
+                tokens = sample_tokens(self.data, site, head)
+                return tokens, (principal_plane if method == "pca" else neighbour_plane)(tokens)
             except HeadAtlasError as error:
                 return error
 
         def done(result: tuple[Sample, Plane] | HeadAtlasError) -> None:
-            if self._wanted != wanted:  # another head was asked for meanwhile
+            if self._requested_key != key:  # the reader has chosen another head meanwhile
                 return
             if isinstance(result, HeadAtlasError):
-                self.fail("This cannot be shown", self.data.told(result))
+                self.fail("This cannot be shown", self.data.error_text(result))
                 return
-            self._placed = (wanted, *result)
+            self._projection = (key, *result)
             self._show()
 
-        shown = self._placed
-        if method == "umap" and shown is not None and shown[0] == (site.name, head, "pca"):
-            self._show(" \u00b7 UMAP is being computed")  # the plane at once, the other when it is there
+        previous = self._projection
+        if method == "umap" and previous is not None and previous[0] == (site.name, head, "pca"):
+            self._show(" \u00b7 UMAP is being computed")  # shows the principal components until UMAP is ready
         else:
             self.space.frame = message_frame("Placing tokens", f"Queries and keys of head {head[0]}.{head[1]}.")
         background(work, done)
 
     def _show(self, note: str = "") -> None:
-        assert self._placed is not None
-        (site, head, _), found, plane = self._placed
-        frame = space_frame(found, plane, head, self.state.shade, self.data.site(site))
+        assert self._projection is not None
+        (site, head, _), tokens, plane = self._projection
+        frame = space_frame(tokens, plane, head, self.state.shade, self.data.site(site))
         self.space.frame = frame | {"facts": frame["facts"] + note}
 
-    def heard(self, message: dict[str, Any]) -> None:
+    def on_message(self, message: dict[str, Any]) -> None:
         """Open the example of a chosen token in the head view."""
         token = message.get("open")
         if isinstance(token, list) and len(token) == 3:
             number, position, side = token
-            self.tell(view="head", example=number, pin=f"{side}{position}")
+            self.change(view="head", example=number, pin=f"{side}{position}")
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
-        self._placed = None
+        self._projection = None
         self.space.frame = message_frame(title, reason)

@@ -1,4 +1,4 @@
-"""The views of one example: its running text with the pin, and the head, model and neuron view below."""
+"""The page of one example: its running text with the pin, and the views below it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..frames.view_frames import TextFrame, text_line
 from ..state.page_table import VIEWS
 from ..theme.token_labels import visible
 from .example_view import attention_source
-from .layout import grid, place
+from .layout import grid, in_cell
 from .page import Page, PageStack
 
 MAX_TAGS = 3
@@ -22,16 +22,16 @@ _TEXT_FIELDS = {"page", "view", "site", "example", "layer", "head", "heads", "pi
 
 
 class ViewsPage(Page):
-    """Text, tabs, and the view that is open."""
+    """Page with the text, the tabs and the open view."""
 
     def layout(self) -> pn.Column:
         """Build the cards and their layout, once."""
         self.text, self.tabs = TokenText(), Tabs(self.session.receive)
         stage = grid()
         self.views = PageStack(self.session, VIEWS, stage, ("1", "1"))
-        self._drawn: tuple[Any, ...] = ()
+        self._text_key: tuple[Any, ...] = ()
         self.text.param.watch(lambda event: self.session.go({"pin": event.new}), "pin")
-        return grid(place(self.text), place(self.tabs), place(stage), rows="auto 36px minmax(0,1fr)")
+        return grid(in_cell(self.text), in_cell(self.tabs), in_cell(stage), rows="auto 36px minmax(0,1fr)")
 
     def refresh(self, changed: frozenset[str]) -> str:
         """Show the open view and the text with its pin."""
@@ -39,30 +39,30 @@ class ViewsPage(Page):
         self.views.mark(changed)
         self.views.refresh(state.view)
         if changed & _TEXT_FIELDS:
-            drawn = (state.example, state.site)
-            if drawn != self._drawn:
+            text_key = (state.example, state.site)
+            if text_key != self._text_key:
                 self.text.frame = text_frame(self.data, state.example, state.site)
-                self._drawn = drawn
+                self._text_key = text_key
             self.text.give(pin=state.pin, weights=self._weights())
         self.tabs.frame = self._tabs_frame(visible=True)
         return attention_source(self.data)
 
-    def hidden(self) -> None:
-        """Turn the keys of the tabs off."""
+    def on_hide(self) -> None:
+        """Turn the keyboard shortcuts of the tabs off."""
         self.tabs.frame = self._tabs_frame(visible=False)
 
     def bookmarks_changed(self) -> None:
-        """Do nothing: bookmarks change on another page, and a view draws them when it is shown again."""
+        """Do nothing. Bookmarks change on another page; a view draws them when it is shown again."""
 
     def _tabs_frame(self, *, visible: bool) -> TabsFrame:
         state, site = self.state, self.data.site(self.state.site)
         flat, (before, after) = state.layer * site.n_heads + state.head, self.data.neighbours(state.example)
 
         def head(step: int) -> dict[str, int] | None:
-            to = flat + step
+            target = flat + step
             return (
-                {"layer": to // site.n_heads, "head": to % site.n_heads}
-                if 0 <= to < site.n_layers * site.n_heads
+                {"layer": target // site.n_heads, "head": target % site.n_heads}
+                if 0 <= target < site.n_layers * site.n_heads
                 else None
             )
 
@@ -78,7 +78,7 @@ class ViewsPage(Page):
         return {"view": state.view, "views": views, "steps": steps, "visible": visible}
 
     def _weights(self) -> dict[str, np.ndarray]:
-        """The strongest weight of the heads shown between the pinned token and every token of the other side."""
+        """Return the largest weight over the shown heads between the pinned token and each token of the other side."""
         state, site = self.state, self.data.site(self.state.site)
         if state.pinned is None or not self.data.has_attention(state.site):
             return {}
@@ -86,14 +86,14 @@ class ViewsPage(Page):
         example = self.data.example(state.example)
         if position >= len(example.tokens(site.query_sequence if side == "q" else site.key_sequence)):
             return {}
-        one = slice(position, position + 1)
-        tile = {"query": one} if side == "q" else {"key": one}
+        span = slice(position, position + 1)
+        tile = {"query": span} if side == "q" else {"key": span}
         rows = [example.attention(*head, site.name, **tile).values.ravel() for head in state.heads_shown]
         return {"k" if side == "q" else "q": np.max(rows, axis=0).astype(np.float32)}
 
 
 def text_frame(data: Any, number: int, site_name: str) -> TextFrame:
-    """Running text of an example: one line where query and key are the same text, else one each."""
+    """Build the running text of an example: one line if query and key are the same text, else two lines."""
     site, example = data.site(site_name), data.example(number)
     if site.query_sequence == site.key_sequence:
         texts = {"source": (example.text, example.text_pair), "target": (example.target_text or "", None)}[

@@ -1,1 +1,1 @@
-"""The web server: address, login, the document."""
+"""The web server: address, login and document."""

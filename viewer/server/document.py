@@ -1,4 +1,4 @@
-"""The app as a document: one session a visitor, our own page around it, colours set before the first paint."""
+"""The app as a document. Each visitor has a session of their own. The page sets the colours before the first paint."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..state.reader_state import query_of_arguments
 from ..theme.colours import css_variables
 from ..theme.fonts import FONT, MONO
 
-# Panel's page with our style, an icon of our own (no request for one) and no marks of another program. The script sets
-# the theme the address names, else the system's, before anything is painted.
+# Panel's page with the viewer's style, an inline icon (so the browser requests none) and no marks of another program.
+# Before the first paint, the script sets the theme that the address names, or else the theme of the system.
 _TEMPLATE = """
 {% block title %}headatlas{% endblock %}
 {% block preamble %}
@@ -29,10 +29,10 @@ _TEMPLATE = """
 {% endfor %}<style>@STYLE@</style>
 <script>
 (() => {
-  const asked = new URLSearchParams(location.search).get("theme");
-  const dark = asked === "dark" || (asked !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
+  const theme = new URLSearchParams(location.search).get("theme");
+  const dark = theme === "dark" || (theme !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
   document.documentElement.dataset.theme = dark ? "dark" : "light";
-  // Panel imports through a shim that fetches and rewrites every file; ours are plain, and the head of the page has asked for them
+  // Panel imports through a shim that fetches and rewrites every file. The viewer's files need no rewriting and are preloaded above.
   const native = Object.assign(url => import(new URL(url, document.baseURI)), {addImportMap() {}});
   Object.defineProperty(window, "importShim", {get: () => native, set() {}});
 })();
@@ -45,11 +45,11 @@ _SHEETS = [
     f"static/extensions/panel/{name}.css?v={pn.__version__}"
     for name in ("css/loading", "css/listpanel", "bundled/theme/default", "bundled/theme/native")
 ]
-"""Panel's rules for its layouts, which its elements ask for one after the other."""
+"""Panel's style sheets for its layouts. Preloaded, because its elements request them one after the other."""
 
 
 def page_template() -> str:
-    """The HTML page that holds the app."""
+    """Return the template of the HTML page that holds the app."""
     rules = (Path(__file__).parents[1] / "theme/theme.css").read_text(encoding="utf-8")
     fonts = f":root {{ --font: {FONT}; --mono: {MONO} }}\n"
     themes = ":root {%s color-scheme: light }\n:root[data-theme=dark] {%s color-scheme: dark }\n"
@@ -57,17 +57,18 @@ def page_template() -> str:
 
 
 def make_app(stores: ServedStores) -> Callable[[], pn.viewable.Viewable]:
-    """Make the function that Panel calls for every visitor."""
+    """Return the function that Panel calls for every visitor."""
     template = page_template()
 
     def app() -> pn.viewable.Viewable:
-        asked = pn.state.session_args.get("store", [b""])[-1].decode("utf-8", "replace")
-        data = stores[asked] if asked in stores.names else stores.first
+        name = pn.state.session_args.get("store", [b""])[-1].decode("utf-8", "replace")
+        data = stores[name] if name in stores.names else stores.first
         session = Session(data, query_of_arguments(pn.state.session_args))
         document = pn.state.curdoc
         if document is not None:
-            document.template = template  # type: ignore[assignment]  (Panel renders text as an extension of its own page)
-            document.template_variables["modules"] = modules(session.view)  # else fetched one after the other
+            document.template = template  # type: ignore[assignment]  (Panel accepts a text that extends its own page)
+            # modules and style sheets are preloaded, because the browser would fetch imports one after the other
+            document.template_variables["modules"] = modules(session.view)
             document.template_variables["sheets"] = _SHEETS
             document.template_variables["app_favicon"] = ""
             document.template_variables["apple_icon"] = ""

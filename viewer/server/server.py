@@ -1,7 +1,7 @@
 """The viewer's web server: one process, one address, explicit origins.
 
-It binds to loopback unless told otherwise, and a web socket is only taken from the origins it was told: the address it
-listens on, and those given. All sessions read the same `ServedStores`. Only bookmarks can be written.
+The server binds to loopback by default. It accepts web sockets only from pages at the address it listens on and from
+the origins in its options. All sessions read the same `ServedStores`. Only bookmarks can be written.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9._~\-]+)*")
 
 @dataclass(frozen=True)
 class Auth:
-    """Who may open the viewer; nobody is asked by default. What is said here goes to Panel as it is.
+    """Settings of the login, which are passed on to Panel. By default the viewer needs no login.
 
-    `basic` is a password, or a file of ``{"user": "password"}``. `oauth` names a provider of Panel's (``github``, ``google``,
-    ``azure``, ``generic``, ...) with its `key` and `secret`. Either needs `cookie_secret`, which signs the cookies.
+    `basic` is a password, or a file of ``{"user": "password"}``. `oauth` names a provider that Panel supports
+    (``github``, ``google``, ``azure``, ``generic``, ...), with its `key` and `secret`. Both kinds of login need
+    `cookie_secret`, which signs the cookies.
     """
 
     basic: str = ""
@@ -43,52 +44,55 @@ class Auth:
 
     def __post_init__(self) -> None:
         if self.basic and self.oauth:
-            raise ConfigError("basic_auth and oauth are both given; take one")
+            raise ConfigError("basic_auth and oauth are both set. Set only one of them.")
         if (self.basic or self.oauth) and len(self.cookie_secret) < 16:
-            raise ConfigError(
-                "logins need a secret of 16 characters or more that signs their cookies; set HEADATLAS_COOKIE_SECRET"
-            )
+            raise ConfigError("a login needs a cookie secret of at least 16 characters. Set HEADATLAS_COOKIE_SECRET.")
         if self.oauth and not (self.key and self.secret):
             raise ConfigError(
-                "oauth needs the key and the secret that the provider gave; set HEADATLAS_OAUTH_KEY and HEADATLAS_OAUTH_SECRET"
+                "oauth needs the key and the secret of the provider. "
+                "Set HEADATLAS_OAUTH_KEY and HEADATLAS_OAUTH_SECRET."
             )
 
     def for_panel(self) -> dict[str, Any]:
-        """What `panel.io.server.get_server` is told.
+        """Return the login arguments of `panel.io.server.get_server`.
 
         Raises
         ------
         ConfigError
-            Panel knows no such provider, or is not told where the ``generic`` one is.
+            Panel does not support the provider, or the addresses of the ``generic`` provider are not set.
         """
         if self.oauth:
             _check_provider(self.oauth)
-        given = {
+        arguments = {
             "basic_auth": self.basic, "oauth_provider": self.oauth, "oauth_key": self.key, "oauth_secret": self.secret,
             "cookie_secret": self.cookie_secret,
         }  # fmt: skip
-        door = str(Path(__file__).parent / "door.html")  # Panel's own pages ask a network for fonts and a logo
-        own = {"logout_template": door, "oauth_error_template": door} | ({"login_template": door} if self.basic else {})
-        return {name: value for name, value in given.items() if value} | (own if self.basic or self.oauth else {})
+        page = str(Path(__file__).parent / "door.html")  # Panel's own pages load fonts and a logo from the network
+        templates = {"logout_template": page, "oauth_error_template": page} | (
+            {"login_template": page} if self.basic else {}
+        )
+        return {name: value for name, value in arguments.items() if value} | (
+            templates if self.basic or self.oauth else {}
+        )
 
 
 def _check_provider(name: str) -> None:
     from panel.auth import AUTH_PROVIDERS
 
-    known = sorted(set(AUTH_PROVIDERS) - {"basic", "password", "pam"})
-    if name not in known:
-        raise ConfigError(f"oauth is {name!r}; expected one of {', '.join(known)}")
-    unset = [place for place in _GENERIC if not os.environ.get(place)]
+    providers = sorted(set(AUTH_PROVIDERS) - {"basic", "password", "pam"})
+    if name not in providers:
+        raise ConfigError(f"oauth is {name!r}; expected one of {', '.join(providers)}")
+    unset = [variable for variable in _GENERIC if not os.environ.get(variable)]
     if name == "generic" and unset:
-        raise ConfigError(f"a generic provider needs its addresses; set {', '.join(unset)}")
+        raise ConfigError(f"the generic provider has no addresses. Set {', '.join(unset)}.")
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where the viewer listens and from which pages a web socket may come.
+    """Address, origins and limits of the server.
 
-    `origins` are further ``host:port`` from which the viewer is opened (behind a proxy). `prefix` is the path below
-    which everything lies (``/atlas``).
+    `origins` lists further ``host:port`` under which readers open the viewer (behind a proxy). `prefix` is the path
+    below which the viewer is served (``/atlas``).
     """
 
     port: int = 5006
@@ -104,7 +108,7 @@ class ServerOptions:
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):
                 raise ConfigError(
-                    f"origin is {origin!r}; expected host or host:port (* would let any web page read the store)"
+                    f"origin is {origin!r}; expected host or host:port. With * any web page could read the store."
                 )
         if not _PREFIX.fullmatch(self.normal_prefix):
             raise ConfigError(f"prefix is {self.prefix!r}; expected a path such as /atlas")
@@ -113,25 +117,25 @@ class ServerOptions:
 
     @property
     def normal_prefix(self) -> str:
-        """The prefix with a slash in front and none behind; empty for none."""
+        """Prefix with a leading slash and without a trailing one. Empty if there is no prefix."""
         bare = self.prefix.strip("/")
         return f"/{bare}" if bare else ""
 
     def allowed_origins(self, port: int) -> list[str]:
-        """Origins of web sockets once the port is known."""
+        """Return the origins that may open web sockets to a port."""
         hosts = ["localhost", "127.0.0.1"] if is_loopback(self.address) else []
         if self.address not in ("", "0.0.0.0", "::"):
             hosts.append(f"[{self.address}]" if ":" in self.address else self.address)
         return list(dict.fromkeys([*(f"{host}:{port}" for host in hosts), *self.origins]))
 
     def url(self, port: int) -> str:
-        """The address to open."""
+        """Return the address to open."""
         host = "127.0.0.1" if self.address in ("", "0.0.0.0", "::") else self.address
         return f"http://{f'[{host}]' if ':' in host else host}:{port}{self.normal_prefix}/"
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return True if only this machine can reach an address."""
     if address == "localhost":
         return True
     try:
@@ -141,31 +145,33 @@ def is_loopback(address: str) -> bool:
 
 
 def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]:
-    """Make a server that listens but is not started; returns it and the address to open.
+    """Create a server that listens but is not started. Returns the server and the address to open.
 
     Raises
     ------
     ConfigError
-        The port is taken, the address is none of this machine, or no origin could open the viewer.
+        The port is in use, the address does not belong to this machine, or no origin could open the viewer.
     """
     import panel as pn
 
     from .document import make_app
 
-    send_at_once()
-    try:  # asked here: a server that fails to bind leaves a socket open
+    disable_nagle()
+    try:  # checked here: a server that fails to bind leaves a socket open
         port = free_port(options.address, options.port)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {options.address}:{options.port}: {error.strerror or error}; choose another --port or --address"
+            f"cannot listen on {options.address}:{options.port}: {error.strerror or error}. "
+            "Choose another --port or --address."
         ) from error
     origins = options.allowed_origins(port)
     if not origins:
         raise ConfigError(
-            f"address {options.address!r} listens on every interface; name the origins that may open the viewer, such as --origin HOST:{port}"
+            f"address {options.address!r} listens on every interface. "
+            f"Name the origins that may open the viewer, such as --origin HOST:{port}."
         )
     pn.config.respect_explicit_sizing = True
-    app = limited(make_app(stores), options.max_sessions)
+    app = limit_sessions(make_app(stores), options.max_sessions)
     server = pn.io.server.get_server(
         {"/": app},
         port=port,
@@ -184,11 +190,11 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
     return server, options.url(port)
 
 
-def limited(app: Callable[[], Any], most: int) -> Callable[[], Any]:
-    """Give at most `most` sessions the app; who comes later is told so and may try again."""
+def limit_sessions(app: Callable[[], Any], limit: int) -> Callable[[], Any]:
+    """Limit an app to `limit` sessions at once. Further visitors get a message instead of the app."""
     import panel as pn
 
-    present: set[str] = set()
+    session_ids: set[str] = set()
     lock = threading.Lock()
 
     def serve() -> Any:
@@ -197,37 +203,44 @@ def limited(app: Callable[[], Any], most: int) -> Callable[[], Any]:
         if context is None:
             return app()
         with lock:
-            full = len(present) >= most
-            if not full:
-                present.add(context.id)
-        if full:
-            text = f"{most} readers are here, which is as many as this viewer takes. Try again in a minute."
+            is_full = len(session_ids) >= limit
+            if not is_full:
+                session_ids.add(context.id)
+        if is_full:
+            text = f"This viewer is full: at most {limit} readers at once. Try again in a minute."
             return pn.pane.HTML(f"<p>{text}</p>", sanitize_html=True)
-        pn.state.on_session_destroyed(lambda ended: present.discard(ended.id))
+        pn.state.on_session_destroyed(lambda closed: session_ids.discard(closed.id))
         return app()
 
     return serve
 
 
 @functools.cache
-def send_at_once() -> None:
-    """Send every message when it is written: Nagle's algorithm and delayed acknowledgements add 40 ms to a picture.
+def disable_nagle() -> None:
+    """Turn off Nagle's algorithm for web sockets.
 
-    Bokeh writes a message as several frames and sets no TCP_NODELAY.
+    Bokeh writes a message as several frames and does not set TCP_NODELAY. With delayed acknowledgements, Nagle's
+    algorithm adds 40 ms to a picture.
     """
     from bokeh.server.views.ws import WSHandler
 
-    opened = WSHandler.open
+    original = WSHandler.open
 
-    def open(handler: Any, *arguments: Any, **named: Any) -> Any:
+    def open(handler: Any, *arguments: Any, **options: Any) -> Any:
         handler.set_nodelay(True)
-        return opened(handler, *arguments, **named)
+        return original(handler, *arguments, **options)
 
     WSHandler.open = open
 
 
 def free_port(address: str, port: int = 0) -> int:
-    """`port` if it can be listened on, or for 0 any that can; OSError if not."""
+    """Return `port`, or any free port if it is 0.
+
+    Raises
+    ------
+    OSError
+        The port is in use, or the address does not belong to this machine.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -235,8 +248,8 @@ def free_port(address: str, port: int = 0) -> int:
         return int(probe.getsockname()[1])
 
 
-def make_ready(stores: ServedStores) -> None:
-    """Make one page and forget it: modules are loaded and the map is read before somebody waits for them."""
+def warm_up(stores: ServedStores) -> None:
+    """Build one page and discard it, so that the first visitor does not wait for imports and for the head map."""
     from bokeh.document import Document
     from panel.io.state import set_curdoc
 
@@ -254,13 +267,13 @@ def serve(
     show: bool = False,
     announce: Callable[[str], Any] = functools.partial(print, flush=True),
 ) -> None:
-    """Serve until interrupted."""
+    """Serve until the process is interrupted."""
     server, url = make_server(stores, options)
-    make_ready(stores)
+    warm_up(stores)
     announce(f"headatlas: {', '.join(stores.names)} is at {url}  (Ctrl-C ends)")
     server.start()
     if show:
         import webbrowser
 
         webbrowser.open(url)
-    server.run_until_shutdown()  # ends on Ctrl-C and on SIGTERM, and stops the server then
+    server.run_until_shutdown()  # stops the server on Ctrl-C and on SIGTERM

@@ -1,1 +1,1 @@
-"""The state of a reader, which the URL holds."""
+"""State of a reader, as the URL holds it."""

@@ -1,6 +1,6 @@
-"""The pages and the views of one example: one row each. The address, the tabs, the path bar and the drawers follow from it.
+"""Table of the pages and of the views of one example. The address, tabs, path bar and drawers are derived from it.
 
-To add a page or a view: write its class in `pages/`, its component in `components/` (one Python and one JavaScript
+To add a page or a view, write its class in `pages/`, its component in `components/` (one Python and one JavaScript
 file), and a row here.
 """
 
@@ -15,7 +15,7 @@ Drawer = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class PageRow:
-    """One page, or one view of an example.
+    """Row of the table: one page, or one view of an example.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class PageRow:
     path_part
         Part of the path bar that is marked while the page is shown.
     path_value
-        Value of the path bar's first part while the page is shown; the name of the store if empty.
+        Value of the path bar's first part while the page is shown. If empty, the bar shows the name of the store.
     """
 
     route: str
@@ -81,12 +81,14 @@ PAGES = (
         "examples", "Examples", "examples_page:ExamplesPage",
         _HEADS | {"text", "order", "row", "example", "where", "lengths", "scores"}, path_value="examples",
     ),
-    PageRow("views", "Views", "views_page:ViewsPage", frozenset().union(*(row.watches for row in VIEWS)), (), "example"),
+    PageRow(
+        "views", "Views", "views_page:ViewsPage", frozenset().union(*(row.watches for row in VIEWS)), (), "example"
+    ),
 )  # fmt: skip
 """Pages, in the order of the top bar. The page `views` holds the views of one example."""
 
 
 def row_of(page: str, view: str) -> PageRow:
-    """Return the row of what is shown: the page, or the view on the page `views`."""
+    """Return the row of a page, or the row of the view if the page is `views`."""
     rows, route = (VIEWS, view) if page == "views" else (PAGES, page)
     return next(row for row in rows if row.route == route)

@@ -1,8 +1,8 @@
-"""What the reader chose: one flat record that every page and view watches, and its form as a URL query.
+"""Choices of one reader: a flat record that every page and view watches, and its form as a URL query.
 
-The record is the only thing parts of the viewer share. A query names only what differs from the start, so a fresh
-page has an empty one; every value that comes from outside (a URL, a component in the browser) passes `apply`, which
-takes what is valid and names what is not. A bad value is never taken and never silently dropped.
+The record is the only state that parts of the viewer share. A query names only the fields that differ from the start,
+so a fresh page has an empty query. Every value from outside (a URL, a component in the browser) passes `apply`, which
+sets valid values and reports invalid ones. An invalid value is neither set nor silently dropped.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
 MAX_TEXT = 2_000
 MAX_HEADS = 256
-"""Heads beside the chosen one; the first twelve have colours that were tuned for colour blindness."""
+"""Most heads beside the chosen one. The first twelve have colours that readers with colour blindness can tell apart."""
 
-_WHOLE = re.compile(r"[0-9]{1,9}")
+_INTEGER = re.compile(r"[0-9]{1,9}")
 _NUMBER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
 _PIN = re.compile(r"([qk])([0-9]{1,9})")
 _HEAD = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})")
@@ -46,18 +46,29 @@ _ZOOM = re.compile(r"([0-9]{1,7}(\.[0-9]{1,2})?,){2}[0-9]{1,7}(\.[0-9]{1,2})?")
 
 
 _FIELDS = (
-    "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example", "pin",
-    "share", "keys", "specials", "unit", "segments", "weights", "layout", "pooling", "scale", "zoom", "arrange", "compare",
-    "other_example", "other_head", "other_store", "shade", "sample", "arcs", "where", "text", "order", "row", "lengths", "scores", "theme",
+    "store", "page", "view", "site", "statistic", "x", "y", "pattern", "measure", "layer", "head", "heads", "example",
+    "pin", "share", "keys", "specials", "unit", "segments", "weights", "layout", "pooling", "scale", "zoom", "arrange",
+    "compare", "other_example", "other_head", "other_store", "shade", "sample", "arcs", "where", "text", "order", "row",
+    "lengths", "scores", "theme",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the store has, so that a choice can be checked: per site (layers, heads), statistics, examples.
+    """Contents of a store that choices are checked against.
 
-    `stores` names the stores that are served together, the one that is shown first.
-    `start` holds choices of a fresh page that differ from the defaults (the head that stands out, ...).
+    Attributes
+    ----------
+    sites
+        Numbers of layers and heads of each site.
+    statistics
+        Names of the statistics.
+    examples
+        Numbers of the examples. None if they are not checked.
+    start
+        Choices of a fresh page that differ from the defaults, such as the head with the highest statistic.
+    stores
+        Names of the stores that are served together. The first one is shown by default.
     """
 
     sites: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -69,7 +80,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Problem:
-    """A value that was asked for and not taken: `field` and `value` as they came, `reason` for people."""
+    """A value that was rejected: `field` and `value` as they arrived, and the `reason` as text."""
 
     field: str
     value: str
@@ -80,10 +91,10 @@ class Problem:
 
 
 class ViewState(param.Parameterized):
-    """All choices of one reader; see `FIELDS` for what a URL may hold.
+    """All choices of one reader. `FIELDS` lists the fields that a URL may hold.
 
-    `heads` lists further heads beside (`layer`, `head`), in the order they were added. `pin` is empty or a side and a
-    position: ``q14`` pins query 14, ``k3`` key 3.
+    `heads` lists further heads beside (`layer`, `head`), in the order in which they were added. `pin` is empty, or a
+    side and a position: ``q14`` pins query 14, ``k3`` pins key 3.
     """
 
     page = param.Selector(default="corpus", objects=[row.route for row in PAGES])
@@ -102,38 +113,38 @@ class ViewState(param.Parameterized):
     share = param.Number(default=0.75, bounds=(0.0, 1.0))
     keys = param.Integer(default=8, bounds=(1, 64))
     specials = param.Selector(default="hide", objects=list(SPECIALS), doc="special tokens in the views")
-    unit = param.Selector(default="token", objects=list(UNITS), doc="what a line of the head view joins")
-    segments = param.Selector(default="all", objects=list(SEGMENTS), doc="from which text of a pair to which")
+    unit = param.Selector(default="token", objects=list(UNITS), doc="units that a line of the head view joins")
+    segments = param.Selector(default="all", objects=list(SEGMENTS), doc="texts of a pair that the lines join")
     weights = param.Selector(
-        default="stored", objects=list(WEIGHTS), doc="as stored, or rows of what is shown add up to 1"
+        default="stored", objects=list(WEIGHTS), doc="as stored, or scaled so that each row adds up to 1"
     )
-    layout = param.Selector(default="columns", objects=list(LAYOUTS), doc="of the head view's tokens")
-    pooling = param.Selector(default="maximum", objects=list(POOLINGS), doc="of a matrix that is zoomed out")
-    scale = param.Selector(default="sqrt", objects=list(SCALES), doc="of the matrix's colours")
+    layout = param.Selector(default="columns", objects=list(LAYOUTS), doc="layout of the head view's tokens")
+    pooling = param.Selector(default="maximum", objects=list(POOLINGS), doc="pooling of a matrix that is zoomed out")
+    scale = param.Selector(default="sqrt", objects=list(SCALES), doc="scale of the matrix's colours")
     zoom = param.String(default="", doc="first row, first column and width of the matrix's window")
     arrange = param.Selector(default="layer", objects=list(ARRANGEMENTS), doc="order of the model view's heads")
     compare = param.Selector(default="examples", objects=list(COMPARISONS))
-    other_example = param.String(default="", doc="number of the example that is compared with; empty: its pair's other")
-    other_head = param.String(default="", doc="layer.head that is compared with, of `other_store` where models are")
-    other_store = param.String(default="", doc="name of the store that is compared with")
-    shade = param.String(default="side", doc="what colours the query-key space: side, position, token or an annotation")
-    where = param.String(default="", doc="annotations that listed examples have, a JSON object of texts")
+    other_example = param.String(default="", doc="number of the second example; empty: the other of the pair")
+    other_head = param.String(default="", doc="second head as layer.head, in `other_store` if models are compared")
+    other_store = param.String(default="", doc="name of the second store")
+    shade = param.String(default="side", doc="colouring of the query-key space: side, position, token or an annotation")
+    where = param.String(default="", doc="annotations of the listed examples, as a JSON object of texts")
     text = param.String(default="", doc="text filter of the example list")
     order = param.Selector(default="corpus", objects=list(ORDERS), doc="order of the example list")
     row = param.Integer(default=0, bounds=(0, None), doc="first row of the example list")
-    lengths = param.String(default="", doc="tokens that listed examples have, as 5..40, 5.. or ..40")
-    scores = param.String(default="", doc="statistic of the chosen head that listed examples have, as .2..1")
-    sample = param.Selector(default="strongest", objects=list(SAMPLES), doc="which examples of a search are listed")
-    arcs = param.String(default="", doc="arcs drawn on the example, as 7>5,3>2; none: before the first one")
+    lengths = param.String(default="", doc="numbers of tokens of the listed examples, as 5..40, 5.. or ..40")
+    scores = param.String(default="", doc="range of the chosen head's statistic in the listed examples, as .2..1")
+    sample = param.Selector(default="strongest", objects=list(SAMPLES), doc="part of a search's ranking that is listed")
+    arcs = param.String(default="", doc="arcs drawn on the example, as 7>5,3>2; none: no arc is drawn yet")
     theme = param.Selector(default="auto", objects=list(THEMES))
-    store = param.String(default="", doc="name of the store, where several are served")
+    store = param.String(default="", doc="name of the store, if several are served")
 
     FIELDS: ClassVar[tuple[str, ...]] = _FIELDS
     HISTORY: ClassVar[frozenset[str]] = frozenset(
         {"page", "view", "site", "pattern", "layer", "head", "heads", "example", "pin", "unit", "segments"}
         | {"compare", "other_example", "other_head", "other_store", "where", "lengths", "scores"}
     )
-    """A change of one of these is a new history entry; the rest (sliders, sort, colour) replace the current one."""
+    """Fields whose change adds a history entry. Changes of others (sliders, colours) replace the current one."""
 
     def __init__(self, bounds: Bounds | None = None, **params: Any) -> None:
         super().__init__()
@@ -147,102 +158,102 @@ class ViewState(param.Parameterized):
 
     @property
     def bounds(self) -> Bounds:
-        """What the store has."""
+        """Contents of the store that choices are checked against."""
         return self._bounds
 
     @property
     def heads_shown(self) -> tuple[tuple[int, int], ...]:
-        """(layer, head) of the chosen head and then the further ones, each once."""
+        """(layer, head) of the chosen head, then of the further heads. Each head occurs once."""
         further = [(int(m[1]), int(m[2])) for m in map(_HEAD.fullmatch, self.heads.split(",")) if m]
         return tuple(dict.fromkeys([(self.layer, self.head), *further]))
 
     @property
     def facets(self) -> dict[str, str]:
-        """Annotations that listed examples have."""
+        """Annotations of the listed examples: text by name."""
         return json.loads(self.where) if self.where else {}
 
     @property
     def length_span(self) -> tuple[float, float]:
-        """Fewest and most tokens of listed examples; infinite where nothing is asked."""
-        return _span(self.lengths)
+        """Fewest and most tokens of the listed examples. A missing bound is infinite."""
+        return _parse_span(self.lengths)
 
     @property
     def score_span(self) -> tuple[float, float]:
-        """Least and greatest statistic of listed examples."""
-        return _span(self.scores)
+        """Least and greatest statistic of the listed examples. A missing bound is infinite."""
+        return _parse_span(self.scores)
 
     @property
     def pinned(self) -> tuple[Literal["q", "k"], int] | None:
-        """Side and position of the pinned token."""
+        """Side and position of the pinned token. None if no token is pinned."""
         match = _PIN.fullmatch(self.pin)
         return (match[1], int(match[2])) if match else None  # type: ignore[return-value]
 
-    def to_query(self, **changed: Any) -> str:
-        """Write the query (without ``?``) that brings this state, with `changed` fields, back; empty for the start."""
-        if self._parts is None:  # a page asks for some twenty links of one state
+    def to_query(self, **changes: Any) -> str:
+        """Return the query (without ``?``) of this state with some `changes`. It is empty for the start."""
+        if self._parts is None:  # a page writes about twenty links of one state
             self._parts = {name: self._part(name, getattr(self, name)) for name in self.FIELDS}
-        parts = self._parts | {name: self._part(name, value) for name, value in changed.items()}
+        parts = self._parts | {name: self._part(name, value) for name, value in changes.items()}
         return "&".join(filter(None, parts.values()))
 
     def _part(self, name: str, value: Any) -> str:
-        """One field as it stands in a query; empty where it is as at the start."""
+        """Return one field as part of a query. It is empty if the value is that of the start."""
         if value == self._start[name]:
             return ""
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
         return f"{name}={quote(text, safe='.,:')}"
 
     @param.depends(*_FIELDS, watch=True)
-    def _forget_parts(self) -> None:
-        """Before anybody else hears of a change: the query is another one."""
+    def _clear_parts(self) -> None:
+        """Clear the parts of the query. This runs before the other watchers of a change."""
         self._parts = None
 
     def from_query(self, query: str) -> list[Problem]:
-        """Become the state of `query`: fields it does not name go back to the start. Returns what was not taken."""
-        wanted: dict[str, Any] = {name: value for name, value in self._start.items() if name != "theme"}
+        """Set the state to that of `query`; reset the fields that it does not name. Returns the rejected values."""
+        patch: dict[str, Any] = {name: value for name, value in self._start.items() if name != "theme"}
         problems: list[Problem] = []
         if self._bounds.examples is not None and not self._bounds.examples:
-            del wanted["example"]  # an empty store has no first one
+            del patch["example"]  # an empty store has no first example
         for part in query.removeprefix("?").split("&"):
             name, _, value = part.partition("=")
             if name:
                 text = _unquote(value)
-                wanted[_unquote(name)] = text
+                patch[_unquote(name)] = text
                 if "�" in text and "%EF%BF%BD" not in value.upper():
                     problems.append(Problem(_unquote(name), value, "is not UTF-8 text"))
-        return problems + self.apply(wanted)
+        return problems + self.apply(patch)
 
     def apply(self, patch: Mapping[str, Any]) -> list[Problem]:
-        """Take the valid values of `patch` in one step. Returns what was not taken, with the reason."""
+        """Set the valid values of `patch` in one step. Returns the rejected values with the reasons."""
         problems: list[Problem] = []
-        taken: dict[str, Any] = {}
-        for name in sorted(patch, key=lambda n: n != "site"):  # the site decides which layers and heads exist
+        values: dict[str, Any] = {}
+        for name in sorted(patch, key=lambda n: n != "site"):  # the site determines the numbers of layers and heads
             value = patch[name]
             try:
-                taken[name] = self._checked(name, value, taken)
+                values[name] = self._valid_value(name, value, values)
             except ValueError as error:
-                problems.append(Problem(name, _shown(value), str(error)))
-        if taken.get("site", self.site) != self.site:
-            taken = self._moved(taken["site"]) | taken
+                problems.append(Problem(name, _short_repr(value), str(error)))
+        if values.get("site", self.site) != self.site:
+            values = self._site_changes(values["site"]) | values
         with batch_call_watchers(self):
-            for name, value in taken.items():
+            for name, value in values.items():
                 if getattr(self, name) != value:
                     setattr(self, name, value)
         return problems
 
-    def _checked(self, name: str, value: Any, taken: Mapping[str, Any]) -> Any:
+    def _valid_value(self, name: str, value: Any, values: Mapping[str, Any]) -> Any:
         if name not in self.FIELDS:
-            raise ValueError(f"there is no such field; known are {', '.join(self.FIELDS)}")
+            raise ValueError(f"there is no such field; expected one of {', '.join(self.FIELDS)}")
         parameter = self.param[name]
         if isinstance(parameter, param.Selector):
-            return _one_of(value, parameter.objects)
+            return _option(value, parameter.objects)
         if name == "site":
-            return _one_of(value, self._bounds.sites) if self._bounds.sites else _text(value)
+            return _option(value, self._bounds.sites) if self._bounds.sites else _text(value)
         if name in ("statistic", "x", "y"):
-            return _one_of(value, self._bounds.statistics) if self._bounds.statistics else _text(value)
+            return _option(value, self._bounds.statistics) if self._bounds.statistics else _text(value)
         if name == "store":
-            return _one_of(value, self._bounds.stores) if self._bounds.stores else _text(value)
+            return _option(value, self._bounds.stores) if self._bounds.stores else _text(value)
         if name == "other_store":
-            return _one_of(value, ("", *self._bounds.stores)) if self._bounds.stores else _text(value)
+            return _option(value, ("", *self._bounds.stores)) if self._bounds.stores else _text(value)
         if name == "zoom":
             return _matching(_ZOOM, value, "expected row,column,width of the matrix's window, such as 0,120,64")
         if name == "arcs":
@@ -252,9 +263,9 @@ class ViewState(param.Parameterized):
         if name == "other_head":
             return _matching(_HEAD, value, "expected layer.head, such as 5.8")
         if name == "other_example":
-            return str(self._whole("example", value, taken)) if value != "" else ""
+            return str(self._integer("example", value, values)) if value != "" else ""
         if name == "where":
-            return _where(value)
+            return _facets_json(value)
         if name == "lengths":
             return _matching(_SPAN, value, "expected fewest..most tokens, such as 5..40, 5.. or ..40")
         if name == "scores":
@@ -262,35 +273,35 @@ class ViewState(param.Parameterized):
         if name == "share":
             return _share(value)
         if isinstance(parameter, param.Integer):
-            return self._whole(name, value, taken)
+            return self._integer(name, value, values)
         if name == "pin":
             if value != "" and not _PIN.fullmatch(_text(value)):
                 raise ValueError("expected q or k and a position, such as q14")
             return value
         if name == "heads":
-            return self._head_list(_text(value), taken)
+            return self._head_list(_text(value), values)
         return _text(value)
 
-    def _whole(self, name: str, value: Any, taken: Mapping[str, Any]) -> int:
+    def _integer(self, name: str, value: Any, values: Mapping[str, Any]) -> int:
         text = str(value) if not isinstance(value, bool) else ""
-        if isinstance(value, float) and value.is_integer():  # JavaScript has one kind of number
+        if isinstance(value, float) and value.is_integer():  # JavaScript has no integers
             text = str(int(value))
-        if not _WHOLE.fullmatch(text) or not text.isascii():
+        if not _INTEGER.fullmatch(text) or not text.isascii():
             raise ValueError("expected a whole number")
         number = int(text)
-        layers, heads = self._site_shape(taken)
+        layers, heads = self._site_shape(values)
         limit = {"layer": layers, "head": heads}.get(name)
         if limit is not None and number >= limit:
             raise ValueError(f"this store has {name} 0 to {limit - 1}")
         examples = self._bounds.examples
         if name == "example" and examples is not None and number not in examples:
-            raise ValueError(_absent(examples))
+            raise ValueError(_missing_example(examples))
         if name == "keys" and not 1 <= number <= 64:
             raise ValueError("expected 1 to 64")
         return number
 
-    def _moved(self, site: str) -> dict[str, Any]:
-        """What becomes of the other choices at another site: heads that it has not are let go, and so is the pin."""
+    def _site_changes(self, site: str) -> dict[str, Any]:
+        """Return the changes that follow from another site: its missing heads are deselected and the pin is cleared."""
         layers, heads = self._bounds.sites.get(site, (None, None))
         if layers is None or heads is None:
             return {"pin": ""}
@@ -302,12 +313,12 @@ class ViewState(param.Parameterized):
             "heads": ",".join(f"{layer}.{head}" for layer, head in others),
         }
 
-    def _site_shape(self, taken: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
-        return self._bounds.sites.get(taken.get("site", self.site), (None, None))
+    def _site_shape(self, values: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
+        return self._bounds.sites.get(values.get("site", self.site), (None, None))
 
-    def _head_list(self, text: str, taken: Mapping[str, Any]) -> str:
-        layers, heads = self._site_shape(taken)
-        kept = []
+    def _head_list(self, text: str, values: Mapping[str, Any]) -> str:
+        layers, heads = self._site_shape(values)
+        names = []
         for item in filter(None, text.split(",")):
             match = _HEAD.fullmatch(item)
             if not match:
@@ -315,20 +326,20 @@ class ViewState(param.Parameterized):
             layer, head = int(match[1]), int(match[2])
             if layers is not None and heads is not None and (layer >= layers or head >= heads):
                 raise ValueError(f"head {item[:20]} is not in this store: {layers} layers of {heads} heads")
-            kept.append(f"{layer}.{head}")
-        if len(kept) > MAX_HEADS:
-            raise ValueError(f"{len(kept)} heads; at most {MAX_HEADS} are shown together")
-        return ",".join(dict.fromkeys(kept))
+            names.append(f"{layer}.{head}")
+        if len(names) > MAX_HEADS:
+            raise ValueError(f"{len(names)} heads; at most {MAX_HEADS} can be shown together")
+        return ",".join(dict.fromkeys(names))
 
 
-def _span(text: str) -> tuple[float, float]:
+def _parse_span(text: str) -> tuple[float, float]:
     match = _SPAN.fullmatch(text)
     low, high = (match[1], match[3]) if match else ("", "")
     return (float(low) if low else float("-inf"), float(high) if high else float("inf"))
 
 
 def query_of_arguments(arguments: Mapping[str, list[bytes]]) -> str:
-    """Write the arguments of a request, as the server hands them over, as a query (last value of each name)."""
+    """Convert the arguments of a request to a query. The last value of each name counts."""
     return "&".join(f"{quote(name)}={quote(values[-1])}" for name, values in arguments.items() if values)
 
 
@@ -336,18 +347,18 @@ def _unquote(text: str) -> str:
     return unquote_to_bytes(text.replace("+", " ").encode("utf-8", "replace")).decode("utf-8", "replace")
 
 
-def _absent(examples: Collection[int]) -> str:
+def _missing_example(examples: Collection[int]) -> str:
     if not examples:
         return "this store has no example yet"
     return f"this store has {len(examples)} examples, numbers {min(examples)} to {max(examples)}"
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     return value[:200] if isinstance(value, str) else repr(value)[:200]
 
 
-def _one_of(value: Any, known: Iterable[str]) -> str:
-    names = list(known)
+def _option(value: Any, options: Iterable[str]) -> str:
+    names = list(options)
     if not isinstance(value, str) or value not in names:
         raise ValueError(f"expected one of {', '.join(names)}")
     return value
@@ -357,9 +368,9 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("expected text")
     if len(value) > MAX_TEXT:
-        raise ValueError(f"{len(value)} characters; at most {MAX_TEXT} are taken")
+        raise ValueError(f"{len(value)} characters; at most {MAX_TEXT} are allowed")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("half of a surrogate pair is not text")
+        raise ValueError("the text has half of a surrogate pair; expected valid Unicode")
     return value
 
 
@@ -369,16 +380,16 @@ def _matching(form: re.Pattern[str], value: Any, expected: str) -> str:
     return value
 
 
-def _where(value: Any) -> str:
+def _facets_json(value: Any) -> str:
     if value == "":
         return ""
     try:
-        chosen = json.loads(_text(value))
+        facets = json.loads(_text(value))
     except ValueError:
-        chosen = None
-    if not isinstance(chosen, dict) or not all(isinstance(item, str) for item in chosen.values()):
+        facets = None
+    if not isinstance(facets, dict) or not all(isinstance(item, str) for item in facets.values()):
         raise ValueError('expected a JSON object of texts, such as {"genre": "mail"}')
-    return json.dumps(chosen, ensure_ascii=False) if chosen else ""
+    return json.dumps(facets, ensure_ascii=False) if facets else ""
 
 
 def _share(value: Any) -> float:

@@ -1,4 +1,4 @@
-"""Choices of many in a real browser: heads by a lasso, examples by length and value, a second model, a search cancelled."""
+"""Choices of many items in a real browser: heads by a lasso, filtered examples, a second model, a cancelled search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import Store, open_store
-from headatlas.viewer.data.example_filters import sampled
+from headatlas.viewer.data.example_filters import sample_ranking
 
 from ..conftest import write_store
 from ..view_data import PATIENCE_S, wait_for
@@ -40,7 +40,7 @@ def gated_search(store, expression, site, *, on_progress, stop):
     return search(store, expression, site, on_progress=tell, stop=stop)
 store_data.search = gated_search
 """
-"""The real search, which waits after segment N until the file N is there, or until it is cancelled."""
+"""Python code that makes the search wait after segment N until the file N exists, or until it is cancelled."""
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,14 @@ def url(store_path: Path, other_store: Path) -> Iterator[str]:
 
 
 def drag(page: Page, canvas: Locator, corners: list[tuple[float, float]]) -> None:
-    """Draw through corners given in shares of a canvas."""
+    """Drag the mouse through corners, given as shares of the width and height of a canvas."""
     box = canvas.bounding_box()
     assert box
-    places = [(box["x"] + 2 + x * (box["width"] - 4), box["y"] + 2 + y * (box["height"] - 4)) for x, y in corners]
-    page.mouse.move(*places[0])
+    points = [(box["x"] + 2 + x * (box["width"] - 4), box["y"] + 2 + y * (box["height"] - 4)) for x, y in corners]
+    page.mouse.move(*points[0])
     page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=4)
+    for point in points[1:]:
+        page.mouse.move(*point, steps=4)
     page.mouse.up()
 
 
@@ -73,22 +73,22 @@ def test_a_lasso_chooses_heads_and_any_number_is_drawn_in_its_own_colour(page: P
     page.wait_for_timeout(300)
     drag(page, canvas, [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
     page.locator("[data-chosen='12']").wait_for()
-    every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    names = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
     page.get_by_role("button", name="Open", exact=True).click()
     wait_query(page, page="views")
     page.locator(".hchip").nth(11).wait_for()
-    assert sorted(page.locator(".hchip").all_inner_texts()) == every
-    opened(page, url, f"page=views&example=9&layer=0&head=0&heads={','.join(every)}&share=1&keys=64&specials=show")
+    assert sorted(page.locator(".hchip").all_inner_texts()) == names
+    opened(page, url, f"page=views&example=9&layer=0&head=0&heads={','.join(names)}&share=1&keys=64&specials=show")
     page.locator("table[data-mirror='edges of the head view'] tr[data-head='2.3']").first.wait_for(state="attached")
     colours = page.locator(".hchip i").evaluate_all("is => is.map(i => i.style.background)")
     assert len(set(colours)) == 12
-    found = page.evaluate(
+    themes = page.evaluate(
         """async ([url, palette]) => { const {paintOf} = await import(new URL(url, document.baseURI).href);
         return ["light", "dark"].map(theme => { const p = paintOf({theme, esm_constants: {palette}}); return Array.from({length: 144}, (_, i) => p.head(i)); }) }""",
         ["./components/headatlas.viewer.components.esm_view/ESMView/_js/paint.js", _palette()],
     )
-    assert [len(set(theme)) for theme in found] == [144, 144]
-    assert all(len(colour) == 7 and colour.startswith("#") for theme in found for colour in theme)
+    assert [len(set(theme)) for theme in themes] == [144, 144]
+    assert all(len(colour) == 7 and colour.startswith("#") for theme in themes for colour in theme)
     opened(page, url)
     page.locator("canvas[data-selected]").first.wait_for()
 
@@ -107,8 +107,8 @@ def test_examples_are_chosen_by_length_and_by_value(page: Page, url: str, store:
     expected = np.flatnonzero((lengths >= 6) & (lengths <= 20) & (entropy <= middle))
     assert 0 < len(expected) < len(lengths)
     page.locator(f"[data-found='{len(expected)}']").wait_for()
-    shown = page.locator("a.er").evaluate_all("rows => rows.map(r => +r.dataset.example)")
-    assert shown == expected[:22].tolist()
+    numbers = page.locator("a.er").evaluate_all("rows => rows.map(r => +r.dataset.example)")
+    assert numbers == expected[:22].tolist()
     page.locator("[data-span=scores]").click()
     wait_query(page, scores="", lengths="6..20")
     page.get_by_label("fewest tokens").fill("10")
@@ -191,7 +191,7 @@ def test_a_search_tells_how_far_it_is_and_is_cancelled(page: Page, tmp_path: Pat
         n = int(partial.inner_text().split("after ")[1].split(" of")[0])
         assert 0 < n < 60
         best = page.locator("[data-mass]").first
-        assert best.get_attribute("data-head") == "0.1"  # what was searched counts
+        assert best.get_attribute("data-head") == "0.1"  # the partial result counts
         page.goto("about:blank")
 
 
@@ -199,49 +199,51 @@ def test_pages_of_logins_ask_for_nothing_elsewhere(store_path: Path, monkeypatch
     monkeypatch.setenv("HEADATLAS_COOKIE_SECRET", "of sixteen letters or more")
     options = ("--oauth", "github", "--oauth-key", "key", "--oauth-secret", "secret")
     with viewing(store_path, *options) as address:
-        place = urlsplit(address)
+        address_parts = urlsplit(address)
 
-        def asked(path: str) -> tuple[int, str, str]:
-            connection = HTTPConnection(place.hostname or "", place.port, timeout=PATIENCE_S)
+        def get(path: str) -> tuple[int, str, str]:
+            connection = HTTPConnection(address_parts.hostname or "", address_parts.port, timeout=PATIENCE_S)
             connection.request("GET", path)
             answer = connection.getresponse()
-            found = answer.status, answer.getheader("Location") or "", answer.read().decode()
+            response = answer.status, answer.getheader("Location") or "", answer.read().decode()
             connection.close()
-            return found
+            return response
 
-        status, where, _ = asked("/")
+        status, location, _ = get("/")
         assert status == 302
-        assert where.startswith("./login")
-        status, where, _ = asked("/login")
+        assert location.startswith("./login")
+        status, location, _ = get("/login")
         assert status == 302
-        assert where.startswith("https://github.com/login/oauth/authorize?")  # the provider, and nobody else
+        assert location.startswith("https://github.com/login/oauth/authorize?")  # only the address of the provider
         for path in ("/login?code=x&state=wrong", "/login?error=access_denied&error_description=%3Cb%3Eno", "/logout"):
-            _, _, body = asked(path)
+            _, _, body = get(path)
             assert "headatlas" in body, path
             assert "://" not in body, path
             assert "<b>" not in body
 
 
 def test_other_parts_of_a_ranking_stand_beside_the_strongest(page: Page, url: str, store: Store) -> None:
-    found = store.search(PREVIOUS)
-    ranking = found.ranked_examples(0, 1).tolist()
+    result = store.search(PREVIOUS)
+    ranking = result.ranked_examples(0, 1).tolist()
     opened(page, url, f"page=search&pattern={quote(PREVIOUS)}&layer=0&head=1")
     rows = page.locator("table[data-mirror='ranked examples'] tbody tr")
     page.locator(".kw").first.wait_for()
-    shown = {
-        "Weakest": sampled(np.array(ranking), "weakest", 60).tolist(),
-        "Deciles": sampled(np.array(ranking), "deciles", 60).tolist(),
-        "Random": sampled(np.array(ranking), "random", 60).tolist(),
+    samples = {
+        "Weakest": sample_ranking(np.array(ranking), "weakest", 60).tolist(),
+        "Deciles": sample_ranking(np.array(ranking), "deciles", 60).tolist(),
+        "Random": sample_ranking(np.array(ranking), "random", 60).tolist(),
     }
-    assert shown["Weakest"] != ranking[:60]
-    for name, numbers in shown.items():
+    assert samples["Weakest"] != ranking[:60]
+    for name, numbers in samples.items():
         page.get_by_role("button", name=name, exact=True).click()
         wait_query(page, sample=name.lower())
         page.locator(f".kw[data-example='{numbers[0]}']").first.wait_for()
         page.get_by_role("button", name=name, exact=True, pressed=True).wait_for()
         assert [int(v) for v in page.locator(".kw").evaluate_all("ks => ks.map(k => k.dataset.example)")] == numbers
-        told = rows.evaluate_all("rows => rows.map(row => [Number(row.dataset.rank), Number(row.dataset.score)])")
-        hits = found.hits(0, 1, np.array(numbers))
-        assert told == [[ranking.index(hit.example) + 1, pytest.approx(hit.score, abs=1e-6)] for hit in hits]
+        ranked_scores = rows.evaluate_all(
+            "rows => rows.map(row => [Number(row.dataset.rank), Number(row.dataset.score)])"
+        )
+        hits = result.hits(0, 1, np.array(numbers))
+        assert ranked_scores == [[ranking.index(hit.example) + 1, pytest.approx(hit.score, abs=1e-6)] for hit in hits]
     page.reload()
     page.get_by_role("button", name="Random", exact=True, pressed=True).wait_for()

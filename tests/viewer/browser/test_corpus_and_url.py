@@ -1,4 +1,4 @@
-"""The viewer in a real browser: one path from the corpus to a line, addresses, keys, hostile text, no request outside.
+"""The viewer in a real browser: the path from the corpus to an edge, addresses, keys, and hostile text.
 
 The `page` fixture fails a test on any request that leaves this machine and on any error on the console.
 """
@@ -38,14 +38,14 @@ def get_patient_server(*arguments, **options):
     return get_server(*arguments, **options | {{"unused_session_lifetime_milliseconds": {1000 * PATIENCE_S}}})
 panel.io.server.get_server = get_patient_server
 """
-"""Lets a session wait as long for its browser as the tests do. On a busy machine a socket may come after 30 s."""
+"""Python code that makes a session wait for its browser as long as the tests do. A busy machine may need over 30 s."""
 
 
 @contextmanager
 def viewing(store: Path, *options: str, before: str = "") -> Iterator[str]:
-    """Run the command on a free port; gives the address it prints. At the end it may not have written an error.
+    """Run the command on a free port. Yields the address that it prints, and checks at the end that it raised no error.
 
-    `before` is Python that runs first.
+    `before` is Python code that runs first.
     """
     code = f"{PATIENT}\n{before}\nfrom headatlas.viewer.commands import app; app()"
     command = [sys.executable, "-c", code, str(store), "--port", "0", "--no-show", *options]
@@ -54,24 +54,23 @@ def viewing(store: Path, *options: str, before: str = "") -> Iterator[str]:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        said = []
+        output = []
         for line in process.stdout:
-            said.append(line)
+            output.append(line)
             if "is at http://" in line:
                 break
-        reading = Thread(
-            target=lambda: said.extend(process.stdout or ()), daemon=True
-        )  # a full pipe would stop the server
-        reading.start()
-        match = re.search(r"is at (http://\S+)", said[-1] if said else "")
+        # a full pipe would stop the server
+        reader = Thread(target=lambda: output.extend(process.stdout or ()), daemon=True)
+        reader.start()
+        match = re.search(r"is at (http://\S+)", output[-1] if output else "")
         try:
-            assert match, "the viewer ended: " + "".join(said)
+            assert match, "the viewer ended: " + "".join(output)
             yield match[1]
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
-            reading.join(PATIENCE_S)
-        assert "headatlas/viewer/" not in "".join(said), "".join(said)  # no traceback through our files
+            reader.join(PATIENCE_S)
+        assert "headatlas/viewer/" not in "".join(output), "".join(output)  # no traceback of the viewer
 
 
 @pytest.fixture(scope="module")
@@ -93,24 +92,24 @@ def click_head(page: Page, layer: int, head: int) -> None:
 
 
 def wait_query(tab: Page, /, **fields: str) -> None:
-    """Wait until the address holds these fields."""
+    """Wait until the address has these fields."""
     tab.wait_for_function(
-        "wanted => { const q = new URLSearchParams(location.search); return Object.entries(wanted).every(([k, v]) => (q.get(k) ?? '') === v); }",
+        "fields => { const q = new URLSearchParams(location.search); return Object.entries(fields).every(([k, v]) => (q.get(k) ?? '') === v); }",
         arg=fields,
     )
 
 
 def mirrors(page: Page) -> dict[str, list[str]]:
-    """The numbers behind every picture that is shown, as the reader of a table hears them."""
-    found = page.locator("table[data-mirror]").all()
-    shown = [
+    """Return the rows of the text mirror of every shown picture."""
+    tables = page.locator("table[data-mirror]").all()
+    shown_tables = [
         table
-        for table in found
+        for table in tables
         if table.evaluate(
             "t => { for (let e = t; e; e = e.parentElement || e.getRootNode().host) if (getComputedStyle(e).display === 'none') return false; return true; }"
         )
     ]
-    return {table.get_attribute("data-mirror"): table.locator("tr").all_text_contents() for table in shown}
+    return {table.get_attribute("data-mirror"): table.locator("tr").all_text_contents() for table in shown_tables}
 
 
 def test_from_the_map_to_a_line_and_back_by_the_address(page: Page, url: str, store: Store) -> None:
@@ -129,13 +128,13 @@ def test_from_the_map_to_a_line_and_back_by_the_address(page: Page, url: str, st
     page.locator('.tok[data-token="1"]').first.click()
     wait_query(page, pin="q1")
     page.locator("table[data-mirror] tr").nth(1).wait_for(state="attached")
-    seen = mirrors(page)
-    assert any(len(rows) > 2 for rows in seen.values())
+    tables = mirrors(page)
+    assert any(len(rows) > 2 for rows in tables.values())
     page.reload()
     page.locator(".path").wait_for()
     page.locator("table[data-mirror] tr").nth(1).wait_for(state="attached")
     wait_query(page, page="views", example=str(number), pin="q1")
-    wait_for(page, lambda: mirrors(page) == seen)
+    wait_for(page, lambda: mirrors(page) == tables)
 
 
 def test_back_and_forward_walk_the_choices(page: Page, url: str) -> None:
@@ -281,9 +280,9 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, url: str, query: str
     if "example=0" in query:
         assert "<img" in page.locator(".lines").inner_text()
     if "page=examples" in query:
-        shown = "\n".join(page.locator("a.er").all_text_contents())
+        listed_text = "\n".join(page.locator("a.er").all_text_contents())
         for literal in ("</script><script>alert(2)</script>", "‹RLO›", "‹NUL›", "‹U+D83D›", "&lt;b&gt;", "<i>news</i>"):
-            assert literal in shown
+            assert literal in listed_text
     assert "\u202e" not in text
 
 
@@ -311,7 +310,7 @@ def test_an_empty_store_says_what_to_do(page: Page, tmp_path: Path, viewer_store
         opened(page, address, "page=search")
         page.locator("[data-state=empty]").wait_for()
         assert page.locator(".code").text_content() == f"headatlas run CONFIG --out {path.name}"
-        assert str(path.parent) not in page.locator("body").inner_text()  # a server's folders are not its readers'
+        assert str(path.parent) not in page.locator("body").inner_text()  # readers must not see folders of the server
         page.goto("about:blank")  # before the server ends
 
 
@@ -326,8 +325,8 @@ def test_below_a_prefix_everything_is_found(page: Page, store_path: Path) -> Non
 
 
 def test_another_web_page_may_not_read_the_store(url: str) -> None:
-    place = urlsplit(url)
-    connection = HTTPConnection(place.hostname or "", place.port, timeout=PATIENCE_S)
+    address = urlsplit(url)
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=PATIENCE_S)
     headers = {
         "Upgrade": "websocket",
         "Connection": "Upgrade",

@@ -1,6 +1,6 @@
-"""How heads are ranked and told apart in a real browser: evidence of a search, order of the model view, encoder–decoders.
+"""Ranking and comparison of heads in a real browser: evidence of a search, order of the model view, encoder–decoders.
 
-What a picture shows is read from its text mirror and held against the store.
+The tests read the numbers of a picture from its text mirror and compare them with the store.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from headatlas.store.store import Store, open_store
 from headatlas.viewer.data.store_data import DataSource
-from headatlas.viewer.data.vector_space import has_umap, neighbour_plane, sample
+from headatlas.viewer.data.vector_space import has_umap, neighbour_plane, sample_tokens
 
 from ..conftest import write_store
 from .test_corpus_and_url import PREVIOUS, opened, viewing, wait_query
@@ -31,7 +31,7 @@ TARGETS = ["Die Krankenschwester traf ihn .", "Sie gingen früh .", "Er stimmte 
 
 @pytest.fixture(scope="module")
 def translations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three sentences in two languages, at the three sites of an encoder–decoder."""
+    """A store of three sentences in two languages, with the three sites of an encoder–decoder."""
     return write_store(tmp_path_factory.mktemp("traces") / "pairs", n_segments=1, rows=SOURCES, targets=TARGETS)
 
 
@@ -44,48 +44,48 @@ def url(store_path: Path, translations: Path) -> Iterator[str]:
 def test_ranked_heads_show_their_interval_and_both_baselines(page: Page, url: str, store: Store) -> None:
     expression = 'key.position == query.position - 1 and query.upos == "NOUN"'
     opened(page, url, f"page=search&pattern={quote(expression)}")
-    listed = wait_rows(page, "ranked heads", lambda found: len(found) == 12)
-    answer = store.search(expression)
-    table = answer.table().set_index(["layer", "head"])
-    for row in listed:
+    head_rows = wait_rows(page, "ranked heads", lambda mirror_rows: len(mirror_rows) == 12)
+    result = store.search(expression)
+    table = result.table().set_index(["layer", "head"])
+    for row in head_rows:
         layer, head = map(int, row["head"].split("."))
-        known = table.loc[(layer, head)]
-        for shown, name in (
+        expected = table.loc[(layer, head)]
+        for field, name in (
             ("mass", "mass"), ("low", "mass_low"), ("high", "mass_high"), ("offset", "offset_lift"), ("q", "q_value")
         ):  # fmt: skip
-            assert float(row[shown]) == pytest.approx(known[name], abs=2e-6)
+            assert float(row[field]) == pytest.approx(expected[name], abs=2e-6)
     best = page.locator("button[data-head='0.1']")
     low, high = (float(best.locator("[data-low]").get_attribute(f"data-{end}")) for end in ("low", "high"))
     assert low <= table.loc[(0, 1), "mass"] <= high
-    page.get_by_text(f"offset \u22121: {answer.evidence.offset_baseline:.2f}".replace("0.", ".")).wait_for()
-    beyond = int((answer.evidence.heads["offset_lift"] > 1).sum())
-    assert f"{beyond} above the best fixed offset" in page.get_by_role("status").first.inner_text()
+    page.get_by_text(f"offset \u22121: {result.evidence.offset_baseline:.2f}".replace("0.", ".")).wait_for()
+    above_offset = int((result.evidence.heads["offset_lift"] > 1).sum())
+    assert f"{above_offset} above the best fixed offset" in page.get_by_role("status").first.inner_text()
 
 
 def test_the_model_view_is_ordered_by_a_search_or_by_the_pin(page: Page, url: str, store: Store) -> None:
     opened(page, url, f"page=views&view=model&example=9&pattern={quote(PREVIOUS)}")
-    listed = rows(page, "strongest cell of each head")
-    assert [row["head"] for row in listed] == [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    head_rows = rows(page, "strongest cell of each head")
+    assert [row["head"] for row in head_rows] == [f"{layer}.{head}" for layer in range(3) for head in range(4)]
     page.locator("[data-arrange=search]").click()
     wait_query(page, arrange="search")
-    listed = wait_rows(page, "strongest cell of each head", lambda found: "score" in found[0])
+    head_rows = wait_rows(page, "strongest cell of each head", lambda mirror_rows: "score" in mirror_rows[0])
     mass = store.search(PREVIOUS).heads["mass"].values
-    assert listed[0]["head"] == "0.1"
-    scores = [float(row["score"]) for row in listed]
+    assert head_rows[0]["head"] == "0.1"
+    scores = [float(row["score"]) for row in head_rows]
     assert scores == sorted(scores, reverse=True)
-    for row in listed:
+    for row in head_rows:
         layer, head = map(int, row["head"].split("."))
         assert float(row["score"]) == pytest.approx(mass[layer, head], abs=1e-5)
     page.locator("[aria-label^='model view'] canvas").first.click(position={"x": 20, "y": 30})  # the best head's map
     wait_query(page, layer="", head="")  # 0.1, which a fresh page shows
     page.get_by_role("heading", name="Head 0.1").wait_for()
     page.keyboard.press("ArrowRight")
-    page.get_by_role("heading", name=f"Head {listed[1]['head']}").wait_for()
+    page.get_by_role("heading", name=f"Head {head_rows[1]['head']}").wait_for()
     opened(page, url, "page=views&view=model&example=9&arrange=weight&pin=q3")
-    listed = wait_rows(page, "strongest cell of each head", lambda found: "score" in found[0])
+    head_rows = wait_rows(page, "strongest cell of each head", lambda mirror_rows: "score" in mirror_rows[0])
     weights = store.examples[9].attention().values[:, :, 3].copy()
     weights[..., [0, 3, -1]] = 0  # itself, and special tokens
-    assert [float(row["score"]) for row in listed[:3]] == pytest.approx(
+    assert [float(row["score"]) for row in head_rows[:3]] == pytest.approx(
         np.sort(weights.max(-1).ravel())[::-1][:3], abs=1e-5
     )
     assert page.locator("[data-arrange=search]").is_disabled()
@@ -96,12 +96,12 @@ def test_an_encoder_decoder_is_looked_at_site_by_site(page: Page, url: str, tran
     opened(page, url, "store=pairs&page=views&example=2&layer=2&head=3&heads=1.2,2.1&pin=q4")
     assert page.locator(".col.q .t .l").all_inner_texts() == page.locator(".col.k .t .l").all_inner_texts()
     page.get_by_label("which attention").select_option("cross")
-    wait_query(page, site="cross", layer="1", heads="1.2", pin="")  # two layers here: what is not there is let go
+    wait_query(page, site="cross", layer="1", heads="1.2", pin="")  # two layers here: heads of layer 2 are deselected
     page.locator(".col.q .t .l", has_text="Plan").wait_for()
     assert "stimmte" in page.locator(".col.q .t .l").all_inner_texts()
     assert page.locator(".col.k .t .l").all_inner_texts()[1:3] == ["He", "agreed"]
     weights = store.examples[2].attention(1, 3, "cross").values
-    for row in wait_rows(page, "edges of the head view", lambda found: len(found) > 3):
+    for row in wait_rows(page, "edges of the head view", lambda mirror_rows: len(mirror_rows) > 3):
         if row["head"] == "1.3":
             assert float(row["weight"]) == pytest.approx(weights[int(row["q"]), int(row["k"])], abs=1e-5)
     page.locator(".t[data-side=k][data-index='2']").click()
@@ -113,8 +113,8 @@ def test_an_encoder_decoder_is_looked_at_site_by_site(page: Page, url: str, tran
     values = store.statistics("cross")["entropy"].values
     assert page.get_by_label("statistic", exact=True).locator("option", has_text="Previous").count() == 0
     page.get_by_label("statistic", exact=True).select_option("entropy")
-    listed = wait_rows(page, "numbers of the head map", lambda found: len(found) == 8)
-    assert float(listed[0]["value"]) == pytest.approx(np.nanmean(values, axis=-1).max(), rel=0.2)
+    head_rows = wait_rows(page, "numbers of the head map", lambda mirror_rows: len(mirror_rows) == 8)
+    assert float(head_rows[0]["value"]) == pytest.approx(np.nanmean(values, axis=-1).max(), rel=0.2)
     opened(page, url, "store=pairs&site=decoder&page=views&view=matrix&layer=1")
     page.get_by_label("which attention").wait_for()
     assert page.get_by_label("which attention").input_value() == "decoder"
@@ -130,9 +130,9 @@ def test_the_head_view_is_walked_by_keys_and_says_what_it_shows(page: Page, url:
     weights = store.examples[9].attention(0, 1).values[3]
     tokens = store.examples[9].tokens().text
     page.locator("[data-picture='head view'] [aria-live]", has_text=tokens[3]).wait_for()
-    said = page.locator("[data-picture='head view'] [aria-live]").inner_text()
-    assert tokens[int(weights.argmax())] in said
-    assert f"{weights.max():.2f}".lstrip("0") in said
+    live_text = page.locator("[data-picture='head view'] [aria-live]").inner_text()
+    assert tokens[int(weights.argmax())] in live_text
+    assert f"{weights.max():.2f}".lstrip("0") in live_text
     page.keyboard.press("ArrowRight")
     wait_query(page, pin="k3")
     page.keyboard.press("n")
@@ -144,26 +144,27 @@ def test_the_head_view_is_walked_by_keys_and_says_what_it_shows(page: Page, url:
 def test_keys_are_listed_and_can_be_turned_off(page: Page, url: str) -> None:
     opened(page, url, "page=views&example=9")
     page.keyboard.press("?")
-    listed = page.get_by_role("dialog", name="keys")
-    listed.wait_for()
+    dialog = page.get_by_role("dialog", name="keys")
+    dialog.wait_for()
     for word in ("search", "light or dark", "release the pin"):
-        assert word in listed.inner_text()
-    listed.locator("[data-control=keys]").uncheck()
+        assert word in dialog.inner_text()
+    dialog.locator("[data-control=keys]").uncheck()
     page.keyboard.press("Escape")
-    listed.wait_for(state="hidden")
+    dialog.wait_for(state="hidden")
     page.keyboard.press("2")
     page.keyboard.press("t")
     page.get_by_label("keys", exact=True).first.click()
     assert "view=" not in page.url
     assert "theme=" not in page.url
-    listed.locator("[data-control=keys]").check()
+    dialog.locator("[data-control=keys]").check()
     page.get_by_role("button", name="Close").click()
     page.keyboard.press("2")
     wait_query(page, view="model")
 
 
 def test_umap_is_offered_where_it_is_installed(page: Page, store_path: Path) -> None:
-    with viewing(store_path, before="import sys; sys.modules['umap'] = None") as address:  # as where it is not
+    without_umap = "import sys; sys.modules['umap'] = None"
+    with viewing(store_path, before=without_umap) as address:
         opened(page, address, "page=views&view=space&layer=1&head=2")
         button = page.locator("[data-method=umap]")
         button.wait_for()
@@ -173,14 +174,14 @@ def test_umap_is_offered_where_it_is_installed(page: Page, store_path: Path) -> 
 
 
 @pytest.mark.skipif(not has_umap(), reason="umap-learn is not installed")
-@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")  # a kind of UMAP that is not used here
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")  # only parametric UMAP needs it
 def test_umap_takes_the_place_of_the_plane_when_it_is_ready(page: Page, url: str, store: Store) -> None:
     opened(page, url, "page=views&view=space&layer=1&head=2")
     plane = rows(page, "query-key space")
     page.locator("[data-method=umap]").click()
     page.get_by_text("UMAP is being computed").wait_for()
-    assert rows(page, "query-key space") == plane  # the plane stays until then
+    assert rows(page, "query-key space") == plane  # the plane stays until UMAP is ready
     page.get_by_text("examples \u00b7 UMAP").wait_for(timeout=300_000)
-    expected = neighbour_plane(sample(DataSource(store), store.site(), (1, 2)))
+    expected = neighbour_plane(sample_tokens(DataSource(store), store.site(), (1, 2)))
     for row, (x, y) in zip(rows(page, "query-key space")[:50], expected.query[:50].tolist(), strict=True):
         assert (float(row["x"]), float(row["y"])) == pytest.approx((x, y), abs=0.05)

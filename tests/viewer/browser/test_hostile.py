@@ -1,6 +1,6 @@
 """Two hundred hostile strings as tokens, texts, ids, annotations, notes and values of the address, on every page.
 
-No script runs, no element of theirs appears, and every character stands somewhere, acting ones by their names.
+No script runs, no element of the strings appears, and every character is shown, control characters by their names.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 ALL = len(TWO_HUNDRED)
-"""Number of the example whose tokens are all of them; example i before it has the i-th as id, text and annotation."""
+"""Number of the example whose tokens are all strings. Example i has the i-th string as id, text and annotation."""
 PLACE = f"page=views&example={ALL}&specials=show&layer=1&head=2"
-READ = """() => { const found = [], elements = []; const walk = node => { if (node.shadowRoot) walk(node.shadowRoot);
-  for (const child of node.childNodes || []) { if (child.nodeType === 3) found.push(child.data); else if (!["STYLE", "SCRIPT"].includes(child.tagName)) walk(child); }
-  if (["IMG", "IFRAME"].includes(node.tagName)) elements.push(node.tagName); if (node.title) found.push(node.title); if (node.value) found.push(node.value); };
-  walk(document.body); return [found.join("\\n"), elements, window.ran || 0]; }"""
+READ = """() => { const texts = [], elements = []; const walk = node => { if (node.shadowRoot) walk(node.shadowRoot);
+  for (const child of node.childNodes || []) { if (child.nodeType === 3) texts.push(child.data); else if (!["STYLE", "SCRIPT"].includes(child.tagName)) walk(child); }
+  if (["IMG", "IFRAME"].includes(node.tagName)) elements.push(node.tagName); if (node.title) texts.push(node.title); if (node.value) texts.push(node.value); };
+  walk(document.body); return [texts.join("\\n"), elements, window.ran || 0]; }"""
 
 
 def text(name: str) -> str:
-    """A string as one word of a text."""
+    """Return a string as one word of a text."""
     return name.replace(" ", "_")
 
 
@@ -53,8 +53,10 @@ def hostile_store(tmp_path_factory: pytest.TempPathFactory, notes: str) -> Path:
     genres += ["last"] * (len(rows) - len(genres))
     path = tmp_path_factory.mktemp("traces") / "<b>store"
     write_store(path, n_segments=1, rows=rows, ids=[*TWO_HUNDRED, "all"], genres=genres)
-    beside = path.parent / f"{path.name}.bookmarks.json"
-    beside.write_text(json.dumps({"headatlas_bookmarks": 1, "heads": {"encoder 1.2": {"star": True, "note": notes}}}))
+    bookmarks_path = path.parent / f"{path.name}.bookmarks.json"
+    bookmarks_path.write_text(
+        json.dumps({"headatlas_bookmarks": 1, "heads": {"encoder 1.2": {"star": True, "note": notes}}})
+    )
     return path
 
 
@@ -66,22 +68,22 @@ def url(hostile_store: Path) -> Iterator[str]:
 
 @pytest.fixture
 def watched(page: Page, page_record: PageRecord) -> Page:
-    """A page on which a dialog, or a function that the strings call, is an error."""
+    """A page that records an error for a dialog and for a function that the strings call."""
     page.add_init_script("window.ran = 0; window.alert = () => { window.ran++; }")
     page.on("dialog", lambda dialog: (page_record.errors.append(dialog.message), dialog.dismiss()))
     return page
 
 
 def shown(page: Page) -> str:
-    """Everything that is written on the page; nothing of it may have become an element or run."""
+    """Return all text of the page. Fails if a string became an element or ran."""
     written, elements, ran = page.evaluate(READ)
     assert elements == []
     assert ran == 0
     return written
 
 
-def missing(written: str, wanted: list[str]) -> list[str]:
-    return [name for name in wanted if name not in written]
+def missing(written: str, expected: list[str]) -> list[str]:
+    return [name for name in expected if name not in written]
 
 
 def test_every_page_of_the_examples_names_each(watched: Page, url: str) -> None:
@@ -106,13 +108,13 @@ def test_every_page_of_the_examples_names_each(watched: Page, url: str) -> None:
 def test_every_view_writes_each_token(watched: Page, url: str, tmp_path: Path) -> None:
     opened(watched, url, f"{PLACE}&view=head")
     watched.locator("[data-drawn]").wait_for()
-    # two pieces a word that is long: what is shown together is the string
+    # long words have two tokens: their labels together are the string
     labels = watched.locator(".col.q .l").all_text_contents()
-    whole = "".join(name.removeprefix("+") for name in labels)
-    assert missing(whole, [label(text(name)) for name in TWO_HUNDRED]) == []
+    text_of_labels = "".join(name.removeprefix("+") for name in labels)
+    assert missing(text_of_labels, [label(text(name)) for name in TWO_HUNDRED]) == []
     assert missing(shown(watched), labels) == []
-    for at in (1, 5, 30):
-        watched.locator(f".t[data-side='q'][data-index='{at}']").hover()
+    for index in (1, 5, 30):
+        watched.locator(f".t[data-side='q'][data-index='{index}']").hover()
     watched.locator(".t[data-side='q'][data-index='1']").click()
     wait_query(watched, pin="q1")
     files = {}
@@ -126,12 +128,12 @@ def test_every_view_writes_each_token(watched: Page, url: str, tmp_path: Path) -
     assert {row["Query"] for row in pinned} == {labels[1]}
     for kind in ("SVG", "HTML"):
         offline = watched.context.new_page()
-        asked: list[str] = []
-        offline.on("request", lambda request, asked=asked: asked.append(request.url))
-        offline.on("dialog", lambda dialog, asked=asked: asked.append(dialog.message))
-        address = f"{url}file-of-{kind}"  # what is opened from a disk may not be asked for here: the same bytes
-        kinds = {"SVG": "image/svg+xml", "HTML": "text/html; charset=utf-8"}
-        answer = {"path": files[kind], "content_type": kinds[kind]}
+        requests: list[str] = []
+        offline.on("request", lambda request, requests=requests: requests.append(request.url))
+        offline.on("dialog", lambda dialog, requests=requests: requests.append(dialog.message))
+        address = f"{url}file-of-{kind}"  # the `page` fixture forbids file URLs, so this serves the same bytes
+        content_types = {"SVG": "image/svg+xml", "HTML": "text/html; charset=utf-8"}
+        answer = {"path": files[kind], "content_type": content_types[kind]}
         offline.route(address, lambda route, _, answer=answer: route.fulfill(**answer))
         offline.goto(address)
         if kind == "HTML":
@@ -140,7 +142,7 @@ def test_every_view_writes_each_token(watched: Page, url: str, tmp_path: Path) -
         else:
             assert offline.locator("text").count() > 10
             assert offline.locator("script, foreignObject, image").count() == 0
-        assert asked == [address]
+        assert requests == [address]
         offline.close()
     views = {
         "model": "strongest cell of each head", "neuron": "scores and attention of the row", "matrix": "strongest cells of the matrix",
@@ -179,7 +181,7 @@ def test_notes_the_search_and_the_library_show_them(watched: Page, url: str, not
     watched.locator(".kw").first.wait_for()
     written = shown(watched)
     assert expression in written
-    assert len({visible(name) for name in TWO_HUNDRED} & set(written.splitlines())) > 30  # ids of the examples listed
+    assert len({visible(name) for name in TWO_HUNDRED} & set(written.splitlines())) > 30  # ids of the listed examples
     opened(watched, url, f"page=search&example={ALL}")
     watched.get_by_text("Draw arcs").click()
     watched.locator(".w[data-side=q]").nth(5).wait_for()
@@ -192,14 +194,14 @@ def test_values_of_the_address_are_named(watched: Page, url: str) -> None:
     values |= {f"x{i}": name for i, name in enumerate(TWO_HUNDRED)}
     query = "&".join(f"{name}={quote(value.encode('utf-8', 'replace'))}" for name, value in values.items())
     opened(watched, url, query)
-    watched.get_by_text("Not taken:").wait_for()
+    watched.get_by_text("Problems:").wait_for()
     written = shown(watched)
-    wanted = [visible(value.encode("utf-8", "replace").decode()) for value in values.values()]
-    assert missing(written, wanted) == []
-    asked = "".join(TWO_HUNDRED[:3])
-    opened(watched, url, f"page=examples&text={quote(asked)}")
+    expected = [visible(value.encode("utf-8", "replace").decode()) for value in values.values()]
+    assert missing(written, expected) == []
+    hostile_text = "".join(TWO_HUNDRED[:3])
+    opened(watched, url, f"page=examples&text={quote(hostile_text)}")
     watched.locator("[data-found='0']").wait_for()
-    assert visible(asked) in shown(watched)
-    opened(watched, url, f"page=search&pattern={quote(asked)}")
+    assert visible(hostile_text) in shown(watched)
+    opened(watched, url, f"page=search&pattern={quote(hostile_text)}")
     watched.locator("[data-message]").wait_for()
-    assert asked in watched.get_by_label("pattern", exact=True).last.input_value()
+    assert hostile_text in watched.get_by_label("pattern", exact=True).last.input_value()

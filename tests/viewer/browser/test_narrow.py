@@ -1,4 +1,4 @@
-"""Windows narrower than a screen, or enlarged to 200 %: cards at the sides become drawers, nothing lies outside."""
+"""Narrow windows, or a page zoom of 200 %: cards at the sides become drawers, and nothing lies outside the window."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_below_1280_the_details_are_a_drawer(page: Page, url: str, query: str) -
     page.locator(".drawer-right").first.wait_for(state="hidden")
     assert button.get_attribute("aria-expanded") == "false"
     page.wait_for_timeout(300)
-    assert ("pin=q1" in page.url) == ("pin=q1" in query)  # it was not released too
+    assert ("pin=q1" in page.url) == ("pin=q1" in query)  # Escape did not release the pin
 
 
 def test_below_960_the_heads_are_one_too(page: Page, url: str) -> None:
@@ -60,10 +60,10 @@ def test_below_960_the_heads_are_one_too(page: Page, url: str) -> None:
     assert inside(page)
     page.locator("button[data-side=left]").click()
     page.locator(".drawer-left:visible").first.wait_for()
-    page.locator("button[data-side=right]").click()  # one at a time
+    page.locator("button[data-side=right]").click()  # only one drawer is open
     page.locator(".drawer-right:visible").first.wait_for()
     left.wait_for(state="hidden")
-    page.locator(".nav a[data-page=examples]").click()  # a page without any
+    page.locator(".nav a[data-page=examples]").click()  # a page without drawers
     page.locator("button[data-side=left]").wait_for(state="hidden")
     page.locator("button[data-side=right]").wait_for(state="hidden")
     assert inside(page)

@@ -1,4 +1,4 @@
-"""What a server does besides pictures: bookmarks, drawn patterns, stores that grow or are damaged, readers it lets in."""
+"""Services of the server besides pictures: bookmarks, drawn patterns, growing and damaged stores, login."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_drawn_arc_becomes_a_pattern_and_names_are_completed(page: Page, url: 
     guess.wait_for()
     wait_query(page, arcs="2>1,3>2")
     page.reload()
-    guess.wait_for()  # what is drawn is in the address
+    guess.wait_for()  # the address holds the drawn arcs
     guess.click()
     wait_query(page, pattern=PREVIOUS)
     assert page.locator("[data-mass]").first.get_attribute("data-head") == "0.1"
@@ -115,18 +115,18 @@ def test_annotations_filter_the_examples(page: Page, url: str, store_path: Path)
 
 
 def test_a_store_that_grows_is_shown_when_the_reader_asks(page: Page, tmp_path: Path) -> None:
-    whole = write_store(tmp_path / "whole", n_segments=3, planned=3)
+    full = write_store(tmp_path / "whole", n_segments=3, planned=3)
     growing = tmp_path / "growing"
-    shutil.copytree(whole, growing)
-    later = sorted(growing.glob("manifest-*.json"))[-1]
-    hidden = tmp_path / later.name
-    later.rename(hidden)
+    shutil.copytree(full, growing)
+    manifest = sorted(growing.glob("manifest-*.json"))[-1]
+    hidden_manifest = tmp_path / manifest.name
+    manifest.rename(hidden_manifest)
     with viewing(growing) as address:
         opened(page, address, "page=examples")
         page.locator("[data-found='40']").wait_for()
-        hidden.rename(later)
+        hidden_manifest.rename(manifest)
         page.locator("[data-banner=growing]", has_text="1 new segment was committed").wait_for()
-        assert page.locator("[data-found='40']").count() == 1  # never changes under the reader
+        assert page.locator("[data-found='40']").count() == 1  # the page does not change by itself
         page.get_by_role("button", name="Show them").click()
         page.locator("[data-found='60']").wait_for()
         page.goto("about:blank")
@@ -134,13 +134,13 @@ def test_a_store_that_grows_is_shown_when_the_reader_asks(page: Page, tmp_path: 
 
 def test_an_empty_store_opens_by_itself(page: Page, tmp_path: Path) -> None:
     path = write_store(tmp_path / "soon", n_segments=1)
-    first = sorted(path.glob("manifest-*.json"))[-1]
-    hidden = tmp_path / first.name
-    first.rename(hidden)
+    manifest = sorted(path.glob("manifest-*.json"))[-1]
+    hidden_manifest = tmp_path / manifest.name
+    manifest.rename(hidden_manifest)
     with viewing(path) as address:
         opened(page, address)
         page.locator("[data-state=empty]").wait_for()
-        hidden.rename(first)
+        hidden_manifest.rename(manifest)
         page.locator("canvas[data-cell]").first.wait_for()
         page.goto("about:blank")
 
@@ -164,8 +164,8 @@ def test_a_server_asks_for_a_password_counts_its_readers_and_says_that_it_lives(
 ) -> None:
     monkeypatch.setenv("HEADATLAS_COOKIE_SECRET", "of sixteen letters or more")
     with viewing(store_path, "--basic-auth", "open sesame", "--max-sessions", "1") as address:
-        place = urlsplit(address)
-        connection = HTTPConnection(place.hostname or "", place.port, timeout=PATIENCE_S)
+        address_parts = urlsplit(address)
+        connection = HTTPConnection(address_parts.hostname or "", address_parts.port, timeout=PATIENCE_S)
         connection.request("GET", "/liveness")
         assert connection.getresponse().status == 200
         connection.close()
@@ -177,7 +177,7 @@ def test_a_server_asks_for_a_password_counts_its_readers_and_says_that_it_lives(
         page.locator(".path").wait_for()
         second = page.context.new_page()
         second.goto(address)
-        second.get_by_text("1 readers are here").wait_for()
+        second.get_by_text("This viewer is full").wait_for()
         second.close()
         page.goto(f"{address}logout")
         page.get_by_text("You are logged out.").wait_for()

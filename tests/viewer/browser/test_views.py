@@ -1,6 +1,6 @@
-"""The views of one example in a real browser: matrix, compare, units of the head view, space; and what can be downloaded.
+"""The views of one example in a real browser: matrix, compare, units of the head view, space, and downloads.
 
-What a picture shows is read from its text mirror and held against the store.
+The tests read the numbers of a picture from its text mirror and compare them with the store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from headatlas.store.schema.traces import Keep
 from headatlas.store.store import Store, open_store
 from headatlas.viewer.data.map_pyramid import pool_blocks
 from headatlas.viewer.data.store_data import DataSource
-from headatlas.viewer.data.vector_space import principal_plane, sample
+from headatlas.viewer.data.vector_space import principal_plane, sample_tokens
 
 from ..conftest import write_store
 from ..view_data import wait_for
@@ -35,7 +35,7 @@ EXAMPLE = 9
 
 @pytest.fixture(scope="module")
 def long_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pair of texts, two sentences, and a text of 1,302 tokens."""
+    """A store of a pair of texts, a text of 1,302 tokens, and a text from right to left."""
     rows = ["She met him . They left .", "w " * 1299 + "end", "היא פגשה אותו . 漢字"]
     second = ["He agreed .", None, None]
     return write_store(tmp_path_factory.mktemp("traces") / "long", n_segments=1, rows=rows, second=second)
@@ -43,7 +43,7 @@ def long_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vectors_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples of `store` from another model, of which only query and key were kept."""
+    """The examples of `store` with another model. The store keeps query and key only."""
     keep = Keep(attention=None, edges=None, statistics=False)
     return write_store(tmp_path_factory.mktemp("traces") / "vectors", n_segments=1, keep=keep)
 
@@ -76,9 +76,9 @@ def wait_rows(page: Page, name: str, condition) -> list[dict[str, str]]:
 def test_the_matrix_shows_the_store_and_its_window_is_in_the_address(page: Page, url: str, store: Store) -> None:
     opened(page, url, f"page=views&view=matrix&example={EXAMPLE}&layer=1&head=2&specials=show")
     weights = store.examples[EXAMPLE].attention(1, 2).values
-    shown = rows(page, "strongest cells of the matrix")
-    assert len(shown) == min(60, int((weights > 0).sum()))
-    for row in shown:
+    cells = rows(page, "strongest cells of the matrix")
+    assert len(cells) == min(60, int((weights > 0).sum()))
+    for row in cells:
         assert float(row["weight"]) == pytest.approx(weights[int(row["q"]), int(row["k"])], abs=4e-3)
     plot = page.locator("canvas[data-level]")
     cell, left, top = (float(plot.get_attribute(f"data-{name}")) for name in ("cell", "left", "top"))
@@ -106,22 +106,24 @@ def test_a_long_matrix_is_pooled_and_finer_tiles_come_when_it_is_zoomed(page: Pa
         page.locator(f"[data-choice={kind}]").click()
         pooled = pool_blocks(weights, 1 << level, kind)
         page.locator(f"[data-choice={kind}][aria-pressed=true]").wait_for()
-        shown = wait_rows(
+        cells = wait_rows(
             page,
             "strongest cells of the matrix",
-            lambda found, p=pooled: abs(float(found[0]["weight"]) - p.max()) < 4e-3 and int(found[0]["level"]) == level,
+            lambda mirror_rows, p=pooled: (
+                abs(float(mirror_rows[0]["weight"]) - p.max()) < 4e-3 and int(mirror_rows[0]["level"]) == level
+            ),
         )
-        for row in shown:
-            at = int(row["q"]) >> level, int(row["k"]) >> level
-            assert float(row["weight"]) == pytest.approx(pooled[at], abs=4e-3)
+        for row in cells:
+            cell = int(row["q"]) >> level, int(row["k"]) >> level
+            assert float(row["weight"]) == pytest.approx(pooled[cell], abs=4e-3)
     opened(page, url, f"store=long&page=views&view=matrix&example={LONG}&layer=2&head=3&specials=show&zoom=700,690,40")
     page.locator("canvas[data-level='0'][data-missing='0']").wait_for()
-    for row in wait_rows(page, "strongest cells of the matrix", lambda found: found[0]["level"] == "0"):
+    for row in wait_rows(page, "strongest cells of the matrix", lambda mirror_rows: mirror_rows[0]["level"] == "0"):
         assert float(row["weight"]) == pytest.approx(weights[int(row["q"]), int(row["k"])], abs=4e-3)
 
 
 def test_examples_and_models_are_compared(page: Page, url: str, store: Store, vectors_store: Path) -> None:
-    other = EXAMPLE + 3  # the same words but for the last one
+    other = EXAMPLE + 3  # differs in the last word only
     opened(
         page,
         url,
@@ -132,8 +134,8 @@ def test_examples_and_models_are_compared(page: Page, url: str, store: Store, ve
         q, k = int(row["q"]), int(row["k"])
         assert float(row["difference"]) == pytest.approx(second[q, k] - first[q, k], abs=1e-5)
     changed = rows(page, "heads that change")
-    every = store.examples[EXAMPLE].attention().values, store.examples[other].attention().values
-    moved = np.abs(every[1] - every[0]).sum(-1).mean(-1) / 2
+    all_maps = store.examples[EXAMPLE].attention().values, store.examples[other].attention().values
+    moved = np.abs(all_maps[1] - all_maps[0]).sum(-1).mean(-1) / 2
     assert float(changed[0]["value"]) == pytest.approx(moved.max(), abs=5e-3)
     best = np.unravel_index(moved.argmax(), moved.shape)
     assert changed[0]["head"] == f"{best[0]}.{best[1]}"
@@ -141,7 +143,7 @@ def test_examples_and_models_are_compared(page: Page, url: str, store: Store, ve
     k = int(bar.get_attribute("data-key"))
     assert float(bar.get_attribute("data-a")) == pytest.approx(first[3, k], abs=1e-5)
     assert float(bar.get_attribute("data-b")) == pytest.approx(second[3, k], abs=1e-5)
-    page.locator(".t[data-side='q'][data-index='2']").first.hover()  # the other view points at the same row
+    page.locator(".t[data-side='q'][data-index='2']").first.hover()  # the other view marks the same row
     page.locator(".t.me[data-side='q'][data-index='2']").nth(1).wait_for()
     page.locator("[data-compare=heads]").click()
     wait_query(page, compare="heads")
@@ -153,7 +155,7 @@ def test_examples_and_models_are_compared(page: Page, url: str, store: Store, ve
     page.get_by_role("heading", name="vectors 0.2").wait_for()
     example = open_store(vectors_store).examples[EXAMPLE]
     words = store.examples[EXAMPLE].word_attention(1, 1).values, example.word_attention(0, 2).values
-    for row in wait_rows(page, "difference of two maps", lambda found: len(found) > 3):
+    for row in wait_rows(page, "difference of two maps", lambda mirror_rows: len(mirror_rows) > 3):
         q, k = int(row["q"]), int(row["k"])
         assert float(row["difference"]) == pytest.approx(words[1][q, k] - words[0][q, k], abs=1e-4)
 
@@ -203,12 +205,12 @@ def test_lines_join_words_and_sentences_and_rows_are_renormalised(
 
 def test_the_space_lies_where_it_is_computed_and_a_lasso_opens_examples(page: Page, url: str, store: Store) -> None:
     opened(page, url, "page=views&view=space&layer=1&head=2&shade=upos")
-    found = sample(DataSource(store), store.site(), (1, 2))
-    plane = principal_plane(found)
+    tokens = sample_tokens(DataSource(store), store.site(), (1, 2))
+    plane = principal_plane(tokens)
     for row, (x, y) in zip(rows(page, "query-key space")[:50], plane.query[:50].tolist(), strict=True):
         assert (float(row["x"]), float(row["y"])) == pytest.approx((x, y), abs=2e-3)
     canvas = page.locator("canvas[data-shade=upos]")
-    assert int(canvas.get_attribute("data-tokens")) == len(found.label)
+    assert int(canvas.get_attribute("data-tokens")) == len(tokens.label)
     box = canvas.bounding_box()
     assert box
     page.mouse.move(box["x"] + 2, box["y"] + 2)
@@ -216,10 +218,10 @@ def test_the_space_lies_where_it_is_computed_and_a_lasso_opens_examples(page: Pa
     for x, y in ((1, 0.02), (1, 1), (0.02, 1), (0, 0.02)):
         page.mouse.move(box["x"] + x * (box["width"] - 4) + 2, box["y"] + y * (box["height"] - 4) + 2, steps=3)
     page.mouse.up()
-    chosen = page.locator(".hit")
-    chosen.first.wait_for()
-    number, position, side = (chosen.first.get_attribute(f"data-{name}") for name in ("example", "position", "side"))
-    chosen.first.click()
+    hits = page.locator(".hit")
+    hits.first.wait_for()
+    number, position, side = (hits.first.get_attribute(f"data-{name}") for name in ("example", "position", "side"))
+    hits.first.click()
     wait_query(page, view="", example=number if number != "0" else "", pin=f"{side}{position}")
     page.locator("[role=tab][data-view=head][aria-selected=true]").wait_for()
 
@@ -229,7 +231,7 @@ def test_a_view_is_downloaded_as_picture_table_and_page(page: Page, url: str, tm
     edges = rows(page, "edges of the head view")
     menu = page.get_by_label("download head view")
 
-    def fetched(kind: str) -> Path:
+    def download(kind: str) -> Path:
         menu.click()
         with page.expect_download() as waiting:
             page.locator(".downloads[open] [data-format]", has_text=kind).click()
@@ -237,29 +239,29 @@ def test_a_view_is_downloaded_as_picture_table_and_page(page: Page, url: str, tm
         waiting.value.save_as(target)
         return target
 
-    svg = fetched("SVG").read_text("utf-8")
+    svg = download("SVG").read_text("utf-8")
     labels = page.locator(".col.q .t .l").all_inner_texts()
     assert labels
     assert all(f">{label}</text>" in svg for label in labels)
     assert svg.count("<path") >= len(edges)
     assert "<script" not in svg
     assert "foreignObject" not in svg
-    assert fetched("PNG").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    table = list(csv.DictReader(io.StringIO(fetched("CSV").read_text("utf-8"))))
+    assert download("PNG").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    table = list(csv.DictReader(io.StringIO(download("CSV").read_text("utf-8"))))
     assert [(row["Head"], row["q"], row["k"], row["Weight"]) for row in table] == [
         (row["head"], row["q"], row["k"], row["weight"]) for row in edges
     ]
-    document = fetched("HTML")
+    document = download("HTML")
     offline = page.context.new_page()
     offline.goto("about:blank")
     offline.set_content(document.read_text("utf-8"))
     offline.locator(".t.me[data-side=q][data-index='2']").wait_for()
     assert rows(offline, "edges of the head view") == edges
     offline.locator(".hchip[data-head='1.2']").wait_for()
-    assert len(rows(offline, "weight of each head")) == 12  # the whole view travels, with every head of the example
+    assert len(rows(offline, "weight of each head")) == 12  # the file holds every head of the example
     offline.close()
     opened(page, url, "page=corpus")
     menu = page.get_by_label("download head map")
-    values = list(csv.DictReader(io.StringIO(fetched("CSV").read_text("utf-8"))))
+    values = list(csv.DictReader(io.StringIO(download("CSV").read_text("utf-8"))))
     assert len(values) == 12
     assert json.loads(json.dumps(values[0]["head"])) == "0.1"

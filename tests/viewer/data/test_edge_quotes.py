@@ -1,9 +1,9 @@
-"""Edges quoted in their example."""
+"""Quotes of edges in their example."""
 
 import numpy as np
 import pytest
 
-from headatlas.viewer.data.edge_quotes import around, snippet
+from headatlas.viewer.data.edge_quotes import quote_edge, snippet
 from headatlas.viewer.data.search_answers import Edge
 
 
@@ -15,17 +15,17 @@ def text_of(parts):
 def test_the_row_holds_the_sentence_with_query_and_key_marked(store, query, key):
     example = store.examples[9]
     tokens = example.tokens()
-    row = around(example, store.site(), Edge(query, key, 0.5))
+    row = quote_edge(example, store.site(), Edge(query, key, 0.5))
     keys = [part for part in row["before"] + row["after"] if part[1] == "key"]
     assert row["token"] == tokens.text[query].strip()
     assert row["self"] == (query == key)
     assert [part[0] for part in keys] == ([] if query == key else ["‹CLS›" if key == 0 else tokens.text[key]])
     assert all(part[2] == 0.5 for part in keys)
-    whole = text_of(row["before"]) + row["token"] + text_of(row["after"])
+    text = text_of(row["before"]) + row["token"] + text_of(row["after"])
     if abs(query - key) < 6:
-        assert whole.replace("‹CLS›", "") == example.text
+        assert text.replace("‹CLS›", "") == example.text
     else:
-        assert "…" in whole
+        assert "…" in text
 
 
 def test_every_edge_of_every_hostile_text_can_be_quoted(store):
@@ -33,12 +33,12 @@ def test_every_edge_of_every_hostile_text_can_be_quoted(store):
         example = store.examples[number]
         for query in range(len(example.tokens())):
             for key in range(len(example.tokens())):
-                row = around(example, store.site(), Edge(query, key, 1.0))
+                row = quote_edge(example, store.site(), Edge(query, key, 1.0))
                 short = snippet(example, store.site(), Edge(query, key, 1.0))
-                shown = text_of(row["before"]) + row["token"] + text_of(row["after"]) + text_of(short)
-                shown.encode("utf-8")  # no lone surrogate travels
-                assert "\x00" not in shown
-                assert "\u202e" not in shown
+                text = text_of(row["before"]) + row["token"] + text_of(row["after"]) + text_of(short)
+                text.encode("utf-8")  # raises for a lone surrogate
+                assert "\x00" not in text
+                assert "\u202e" not in text
 
 
 def test_a_snippet_stays_short(store):

@@ -1,4 +1,4 @@
-"""The shared cache: bounded in bytes, one computation a key."""
+"""The shared cache: limited in bytes, one computation for each key."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds():
     cache.get("b", lambda: pytest.fail("b was kept"))
     cache.get("d", lambda: np.zeros(300, np.uint8))
     cache.get("b", lambda: pytest.fail("b was used last"))
-    made = []
-    cache.get("c", lambda: made.append(1))
-    assert made == [1]
+    calls = []
+    cache.get("c", lambda: calls.append(1))
+    assert calls == [1]
 
 
 def test_what_does_not_fit_is_returned_and_not_kept():

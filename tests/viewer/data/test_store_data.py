@@ -1,4 +1,4 @@
-"""The data layer: numbers agree with the store, examples are found, answers are shared."""
+"""`DataSource`: numbers agree with the store, filters find examples, results are cached."""
 
 import numpy as np
 import pytest
@@ -10,10 +10,10 @@ from hypothesis.extra.numpy import arrays
 from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
-from headatlas.viewer.data.example_filters import sampled
+from headatlas.viewer.data.example_filters import sample_ranking
 from headatlas.viewer.data.search_answers import SEARCH, HeadValues, upper_end
 from headatlas.viewer.data.store_data import DataSource, short
-from headatlas.viewer.data.strongest_edge import matching
+from headatlas.viewer.data.strongest_edge import statistic_mask
 from headatlas.viewer.state.reader_state import SAMPLES, ViewState
 
 
@@ -28,9 +28,9 @@ def test_a_corpus_mean_weighs_every_counting_row_alike(data, store):
         attention = example.attention(0, 1).values
         total += attention[np.arange(1, len(attention)), np.arange(len(attention) - 1)].sum()
         rows += len(attention) - 1
-    found = data.head_values("", "previous")
-    assert found.values[0, 1] == pytest.approx(total / rows, abs=0.004)
-    assert (found.best, found.ranks[0, 1], found.high) == ((0, 1), 1, 1.0)
+    table = data.head_values("", "previous")
+    assert table.values[0, 1] == pytest.approx(total / rows, abs=0.004)
+    assert (table.best, table.ranks[0, 1], table.high) == ((0, 1), 1, 1.0)
 
 
 def test_a_fresh_page_starts_where_something_stands_out(data):
@@ -122,11 +122,11 @@ def test_arrays_are_shared_and_cannot_be_changed(data):
         data.over_examples("", "entropy")[0, 0, 0] = 1
 
 
-def test_heads_like_a_head_are_near_in_all_statistics(data):
-    like = data.like("", 0, 0)
-    assert len(like) == 5
-    assert (0, 1) not in [spot for spot, _ in like]  # the one that looks back
-    assert all(0 < score <= 1 for _, score in like)
+def test_similar_heads_are_near_in_all_statistics(data):
+    similar = data.similar_heads("", 0, 0)
+    assert len(similar) == 5
+    assert (0, 1) not in [head for head, _ in similar]  # the head that attends to the previous token
+    assert all(0 < score <= 1 for _, score in similar)
 
 
 @always(np.full((2, 3), 1.1754944e-38, np.float32))
@@ -143,21 +143,25 @@ def test_ranks_and_scale_ends_fit_the_values(values):
 
 def test_what_a_statistic_is_the_mass_of():
     special = np.array([True, False, False])
-    assert matching("previous", (3, 3), special).tolist() == [[False] * 3, [True, False, False], [False, True, False]]
-    assert matching("special", (2, 3), special).tolist() == [[True, False, False]] * 2
-    assert matching("entropy", (2, 3), special).all()
+    assert statistic_mask("previous", (3, 3), special).tolist() == [
+        [False] * 3,
+        [True, False, False],
+        [False, True, False],
+    ]
+    assert statistic_mask("special", (2, 3), special).tolist() == [[True, False, False]] * 2
+    assert statistic_mask("entropy", (2, 3), special).all()
     assert short("Attention to the previous token") == "Previous token"
 
 
 def test_a_sample_of_a_ranking_has_as_many_of_each_tenth() -> None:
     ranked = np.random.default_rng(3).permutation(1000)
-    place = np.argsort(ranked)
-    assert sampled(ranked, "strongest", 60).tolist() == ranked[:60].tolist()
-    assert sampled(ranked, "weakest", 60).tolist() == ranked[:-61:-1].tolist()
-    assert np.bincount(place[sampled(ranked, "deciles", 60)] // 100).tolist() == [6] * 10
-    drawn = place[sampled(ranked, "random", 60)]
-    assert len(set(drawn.tolist())) == 60
-    assert (np.diff(drawn) > 0).all()
-    assert drawn.max() > 500
-    assert sampled(ranked, "random", 60).tolist() == sampled(ranked, "random", 60).tolist()
-    assert all(sorted(sampled(ranked[:7], name, 60)) == sorted(ranked[:7]) for name in SAMPLES)
+    rank = np.argsort(ranked)
+    assert sample_ranking(ranked, "strongest", 60).tolist() == ranked[:60].tolist()
+    assert sample_ranking(ranked, "weakest", 60).tolist() == ranked[:-61:-1].tolist()
+    assert np.bincount(rank[sample_ranking(ranked, "deciles", 60)] // 100).tolist() == [6] * 10
+    random_ranks = rank[sample_ranking(ranked, "random", 60)]
+    assert len(set(random_ranks.tolist())) == 60
+    assert (np.diff(random_ranks) > 0).all()
+    assert random_ranks.max() > 500
+    assert sample_ranking(ranked, "random", 60).tolist() == sample_ranking(ranked, "random", 60).tolist()
+    assert all(sorted(sample_ranking(ranked[:7], name, 60)) == sorted(ranked[:7]) for name in SAMPLES)

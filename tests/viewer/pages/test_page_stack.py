@@ -1,4 +1,4 @@
-"""`PageStack`: pages are built when they are first shown, catch up, and are tried again after an error."""
+"""`PageStack`: pages are built on first use, catch up when shown, and are refreshed again after an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS = [PageRow(name, name, "", frozenset({"page", name})) for name in ("a", "b"
 
 
 class RecordedPage(Page):
-    """Records its calls."""
+    """A page that records its calls."""
 
     def layout(self):
         self.calls, self.error = [], None
@@ -30,13 +30,13 @@ class RecordedPage(Page):
     def fail(self, title, reason):
         self.calls.append(reason)
 
-    def hidden(self):
+    def on_hide(self):
         self.calls.append("hidden")
 
 
 @pytest.fixture
 def stack():
-    session = SimpleNamespace(state=None, data=SimpleNamespace(told=str))
+    session = SimpleNamespace(state=None, data=SimpleNamespace(error_text=str))
     return PageStack(session, ROWS, grid(), load=lambda row: RecordedPage)
 
 
@@ -62,7 +62,7 @@ def test_a_page_without_a_changed_field_is_not_refreshed(stack):
 
 def test_a_page_that_failed_is_refreshed_again(stack):
     stack["a"].error = NotFoundError("it is gone")
-    assert stack.refresh("a") == "nothing: see above"
+    assert stack.refresh("a") == "no data: see the notice"
     assert stack["a"].calls[-1] == "it is gone"
     stack["a"].error = None
     assert stack.refresh("a") == "answer of a"

@@ -1,4 +1,4 @@
-"""A session without a browser: what messages do to the state, and what the cards are given."""
+"""A session without a browser: effects of messages on the state, and frames of the cards."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 import headatlas.viewer.components.cards as cards
 from headatlas.viewer.data.store_data import DataSource
-from headatlas.viewer.pages.session import Session, looks_like_pattern, took
+from headatlas.viewer.pages.session import Session, duration_text, looks_like_pattern
 
 PREVIOUS = "key.position == query.position - 1"
 
@@ -137,7 +137,7 @@ COMPONENTS = [
 
 @pytest.mark.parametrize("kind", COMPONENTS, ids=lambda kind: kind.__name__)
 def test_no_rule_of_a_component_is_called_like_it(kind):
-    """Panel puts the class's name in small letters on the component's element."""
+    """Panel sets the lower-case name of the class as CSS class of the component's element."""
     folder = Path(cards.__file__).parent
     files = [kind._bundle, "style.js", "shell.js"]
     rules = {
@@ -150,6 +150,6 @@ def test_no_rule_of_a_component_is_called_like_it(kind):
 
 
 def test_small_words():
-    assert (took(0.0042), took(1.23)) == ("4 ms", "1.2 s")
+    assert (duration_text(0.0042), duration_text(1.23)) == ("4 ms", "1.2 s")
     assert looks_like_pattern("key.special")
     assert not looks_like_pattern("the key to the door")

@@ -1,4 +1,4 @@
-"""The three view pages on a real store: they follow the state, write it, and say what a job must keep."""
+"""The view pages on a real store: they follow the state, write it, and name the arrays that a job must keep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..components.test_headview import rows_of
 from ..conftest import write_store
 from ..view_data import wait_for
 
-EXAMPLE = 9  # "They met ." or one of its kind: long enough, no hostile text
+EXAMPLE = 9  # a sentence such as "They met ." without hostile text
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_head_page_shows_the_heads_of_the_state(data):
     assert frame["codec"] == "sqrt8"
     np.testing.assert_allclose((frame["attention"][1] / 255.0) ** 2, example.attention(0, 1).values, atol=1e-7)
     row = example.attention().values[:, :, 2]
-    shown = ~example.tokens().special
-    shown[2] = False
-    np.testing.assert_allclose(page.picker.frame["values"], row[:, :, shown].max(axis=-1), atol=1e-6)
+    is_shown = ~example.tokens().special
+    is_shown[2] = False
+    np.testing.assert_allclose(page.picker.frame["values"], row[:, :, is_shown].max(axis=-1), atol=1e-6)
     assert page.picker.selected == "1.2,0.1"
     assert page.keys.frame["rows"][0]["weights"] == pytest.approx(
         [example.attention(*h).values[2, page.keys.frame["rows"][0]["position"]] for h in ((1, 2), (0, 1))]
@@ -97,7 +97,7 @@ def test_choices_in_the_components_reach_the_state(data):
     page.add_head("1.1")
     assert state.heads == "2.1,0.3,1.1"
     assert page.lines.frame["heads"] == ["2.0", "2.1", "0.3", "1.1"]
-    page.picker.selected = "9.9"  # from a browser that lies
+    page.picker.selected = "9.9"  # an invalid value from a browser
     assert (state.layer, state.head) == (2, 0)
 
 
@@ -150,14 +150,17 @@ def keep_store(tmp_path, keep):
 
 def test_attention_that_was_not_kept_is_rebuilt(tmp_path):
     # both stores hold the same vectors: the writer of the fixture starts from one seed
-    rebuilt, kept = keep_store(tmp_path / "a", Keep(attention=None, edges=4)), keep_store(tmp_path / "b", Keep(edges=4))
+    rebuilt, stored = (
+        keep_store(tmp_path / "a", Keep(attention=None, edges=4)),
+        keep_store(tmp_path / "b", Keep(edges=4)),
+    )
     state = state_of(rebuilt, view="head")
     page = view_of(state, rebuilt)
     assert page.lines.note == "rebuilt from query and key"
     reader = reader_of(rebuilt, EXAMPLE, "")
     for layer in range(3):
         maps = reader.maps([(layer, head) for head in range(4)])
-        assert np.abs(maps - kept.example(EXAMPLE).attention(layer).values).max() <= 0.006
+        assert np.abs(maps - stored.example(EXAMPLE).attention(layer).values).max() <= 0.006
 
 
 def test_vectors_that_were_not_kept_are_asked_for(tmp_path):
@@ -219,11 +222,11 @@ def test_hostile_examples_in_all_views(serve, data):
     def make():
         import panel as pn
 
-        mine = [
+        own_states = [
             ViewState(data.bounds, page="views", example=0, view=view, pin="q1") for view in ("head", "model", "neuron")
         ]
-        states[:] = mine
-        views = [view_of(state, data).view for state in mine]
+        states[:] = own_states
+        views = [view_of(state, data).view for state in own_states]
         for view in views:
             view.param.update(sizing_mode="fixed", width=1300, height=500)
         return pn.Column(*views)
@@ -234,8 +237,8 @@ def test_hostile_examples_in_all_views(serve, data):
             state.apply({"example": example})
         labels = table_frame(data.example(example).tokens())["labels"]
         served.page.wait_for_function(
-            """labels => { const found = []; const walk = n => { if (n.shadowRoot) walk(n.shadowRoot); for (const c of n.children || []) { if (c.matches('.col.q .t .l')) found.push(c.textContent); walk(c); } };
-            walk(document.documentElement); return JSON.stringify(found) === JSON.stringify(labels) }""",
+            """labels => { const texts = []; const walk = n => { if (n.shadowRoot) walk(n.shadowRoot); for (const c of n.children || []) { if (c.matches('.col.q .t .l')) texts.push(c.textContent); walk(c); } };
+            walk(document.documentElement); return JSON.stringify(texts) === JSON.stringify(labels) }""",
             arg=labels,
         )
         expect(served.page.locator(".pinned .tok")).to_have_text(labels[1])

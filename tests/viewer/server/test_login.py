@@ -1,4 +1,4 @@
-"""Logging in through a provider of OAuth: one that runs on this machine, asked by Panel as any other is."""
+"""Login through an OAuth provider that runs on this machine."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ KEY, SECRET, CODE, TOKEN, NAME = "our key", "our secret", "for once", "let me in
 
 
 class Provider(ThreadingHTTPServer):
-    """Knows one person, who always agrees, or never."""
+    """An OAuth provider with one user, who always agrees to a login, or never."""
 
     daemon_threads = True
 
     def __init__(self, agrees: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.agrees, self.asked = agrees, list[str]()
+        self.agrees, self.requests = agrees, list[str]()
 
     @property
     def url(self) -> str:
@@ -41,13 +41,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         address = urlsplit(self.path)
-        given = {name: value[0] for name, value in parse_qs(address.query).items()}
-        self.server.asked.append(address.path)
+        arguments = {name: value[0] for name, value in parse_qs(address.query).items()}
+        self.server.requests.append(address.path)
         if address.path == "/authorize":
-            assert given["client_id"] == KEY
+            assert arguments["client_id"] == KEY
             answer = {"code": CODE} if self.server.agrees else {"error": "access_denied", "error_description": "<b>no"}
             self.send_response(302)
-            self.send_header("Location", f"{given['redirect_uri']}?{urlencode(answer | {'state': given['state']})}")
+            self.send_header(
+                "Location", f"{arguments['redirect_uri']}?{urlencode(answer | {'state': arguments['state']})}"
+            )
             self.end_headers()
         elif address.path == "/user" and self.headers["Authorization"] == f"Bearer {TOKEN}":
             self.say({"email": NAME})
@@ -55,9 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
 
     def do_POST(self) -> None:
-        self.server.asked.append(self.path)
-        given = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        if (given["code"], given["client_secret"]) == ([CODE], [SECRET]):
+        self.server.requests.append(self.path)
+        arguments = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        if (arguments["code"], arguments["client_secret"]) == ([CODE], [SECRET]):
             self.say({"access_token": TOKEN, "token_type": "bearer"})
         else:
             self.send_error(401)
@@ -71,12 +73,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Discard the messages of the server."""
 
 
 @contextmanager
 def guarded(store: Path, monkeypatch: pytest.MonkeyPatch, agrees: bool) -> Iterator[tuple[str, Provider]]:
-    """A viewer behind a provider."""
+    """Run a viewer with a login provider. Yields its address and the provider."""
     with Provider(agrees) as provider:
         thread = Thread(target=provider.serve_forever)
         thread.start()
@@ -93,26 +95,28 @@ def guarded(store: Path, monkeypatch: pytest.MonkeyPatch, agrees: bool) -> Itera
             thread.join()
 
 
-def test_who_logs_in_sees_what_the_address_asked_for(
+def test_a_login_leads_to_the_page_of_the_address(
     page: Page, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with guarded(store_path, monkeypatch, agrees=True) as (address, provider):
         opened(page, address, "page=views&example=9&heads=0.1")
-        assert provider.asked == ["/authorize", "/token", "/user"]
+        assert provider.requests == ["/authorize", "/token", "/user"]
         page.locator("table[data-mirror='edges of the head view'] tr[data-head='0.1']").first.wait_for(state="attached")
         assert "example=9" in page.url
-        assert "code=" not in page.url  # what the provider gave is not left in an address that people share
+        assert "code=" not in page.url  # readers share addresses: no login code stays in one
         opened(page, address, "page=examples")
-        assert len(provider.asked) == 3  # nobody is asked twice
+        assert len(provider.requests) == 3  # the second page needs no new login
         page.goto("about:blank")
 
 
-def test_who_is_refused_is_told_so(page: Page, page_record, store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_login_shows_the_reason(
+    page: Page, page_record, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with guarded(store_path, monkeypatch, agrees=False) as (address, provider):
-        with page.expect_console_message(lambda message: "401" in message.text):  # it may come after the page
+        with page.expect_console_message(lambda message: "401" in message.text):  # may arrive after the page
             page.goto(address)
-        assert provider.asked == ["/authorize"]
+        assert provider.requests == ["/authorize"]
         assert "<b>no" in page.locator("body").inner_text()
         assert page.locator("b").count() == 0
         assert page.locator(".path").count() == 0
-        page_record.errors.clear()  # the browser notes the answer 401
+        page_record.errors.clear()  # the browser records the answer 401 as an error

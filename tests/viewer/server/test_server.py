@@ -1,4 +1,4 @@
-"""Where the viewer listens and who may open it."""
+"""Address, origins and login of the server."""
 
 import socket
 
@@ -6,7 +6,7 @@ import pytest
 
 from headatlas.store.errors import ConfigError
 from headatlas.viewer.data.served_stores import ServedStores
-from headatlas.viewer.server.server import Auth, ServerOptions, is_loopback, make_server, send_at_once
+from headatlas.viewer.server.server import Auth, ServerOptions, disable_nagle, is_loopback, make_server
 
 
 @pytest.mark.parametrize("origin", ["*", "http://a.example", "a b", "", "a.example:port"])
@@ -37,21 +37,21 @@ def test_only_named_origins_may_open_it():
     assert (is_loopback("::1"), is_loopback("localhost"), is_loopback("10.0.0.1")) == (True, True, False)
 
 
-def test_wrong_numbers_and_paths_are_refused():
+def test_an_invalid_port_or_prefix_is_rejected():
     with pytest.raises(ConfigError, match="port is 70000"):
         ServerOptions(port=70_000)
     with pytest.raises(ConfigError, match="prefix"):
         ServerOptions(prefix="/a?b")
 
 
-def test_a_provider_of_logins_must_be_known_and_found(monkeypatch):
+def test_a_login_provider_must_be_supported_and_have_addresses(monkeypatch):
     def auth(name):
         return Auth(oauth=name, key="key", secret="secret", cookie_secret="of sixteen letters or more")
 
     with pytest.raises(ConfigError, match=r"oauth is 'gihtub'; expected one of .*github"):
         auth("gihtub").for_panel()
     monkeypatch.setenv("PANEL_OAUTH_TOKEN_URL", "https://login.example/token")
-    with pytest.raises(ConfigError, match="set PANEL_OAUTH_AUTHORIZE_URL, PANEL_OAUTH_USER_URL"):
+    with pytest.raises(ConfigError, match="Set PANEL_OAUTH_AUTHORIZE_URL, PANEL_OAUTH_USER_URL"):
         auth("generic").for_panel()
     assert auth("github").for_panel()["oauth_provider"] == "github"
 
@@ -61,11 +61,11 @@ def test_every_interface_needs_an_origin(store):
         make_server(ServedStores([store]), ServerOptions(address="0.0.0.0"))
 
 
-def test_a_taken_port_is_named(store):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+def test_the_error_names_a_port_in_use(store):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
             make_server(ServedStores([store]), ServerOptions(port=port))
 
@@ -73,13 +73,13 @@ def test_a_taken_port_is_named(store):
 def test_web_sockets_send_at_once():
     from bokeh.server.views.ws import WSHandler
 
-    send_at_once()
-    send_at_once()  # once is enough
-    asked = []
+    disable_nagle()
+    disable_nagle()  # a second call changes nothing
+    calls = []
 
     class Handler:
-        set_nodelay = asked.append
+        set_nodelay = calls.append
 
-    with pytest.raises(AttributeError):  # the rest of Bokeh's own `open` needs a request
+    with pytest.raises(AttributeError):  # Bokeh's own `open` needs a request
         WSHandler.open(Handler())
-    assert asked == [True]
+    assert calls == [True]

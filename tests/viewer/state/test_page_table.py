@@ -1,4 +1,4 @@
-"""The table of pages: each row names a page class, fields of the state and a place on the path bar."""
+"""Table of pages: each row names a page class, fields of the state and a part of the path bar."""
 
 from __future__ import annotations
 

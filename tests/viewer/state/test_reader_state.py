@@ -1,4 +1,4 @@
-"""The state of a reader and its URL query."""
+"""State of a reader and its URL query."""
 
 import pytest
 from hypothesis import given
@@ -33,9 +33,9 @@ values = st.fixed_dictionaries(
 
 
 @given(values)
-def test_a_query_brings_the_state_back(chosen):
+def test_a_query_brings_the_state_back(patch):
     state = ViewState(BOUNDS)
-    assert state.apply(chosen) == []
+    assert state.apply(patch) == []
     other = ViewState(BOUNDS, page="views", layer=3, text="x")
     assert other.from_query(state.to_query()) == []
     assert {f: getattr(other, f) for f in state.FIELDS} == {f: getattr(state, f) for f in state.FIELDS}
@@ -46,8 +46,8 @@ def test_a_query_brings_the_state_back(chosen):
 def test_no_query_breaks_the_state(query):
     state = ViewState(BOUNDS)
     state.from_query(query)
-    again = ViewState(BOUNDS)
-    assert again.from_query(state.to_query()) == []
+    second_state = ViewState(BOUNDS)
+    assert second_state.from_query(state.to_query()) == []
 
 
 @given(
@@ -56,7 +56,7 @@ def test_no_query_breaks_the_state(query):
         st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.lists(st.integers()),
     )
 )
-def test_a_patch_from_the_browser_is_taken_or_named(patch):
+def test_a_value_from_the_browser_is_set_or_reported(patch):
     state = ViewState(BOUNDS)
     problems = state.apply(patch)
     refused = {p.field for p in problems}
@@ -94,7 +94,7 @@ def test_the_start_has_an_empty_query():
         ("pattern=%ff", "pattern", "not UTF-8"),
     ],
 )
-def test_a_bad_value_is_named_and_not_taken(query, field, reason):
+def test_an_invalid_value_is_reported_and_not_set(query, field, reason):
     state = ViewState(BOUNDS)
     problems = state.from_query(query)
     assert [p.field for p in problems] == [field]
@@ -114,10 +114,10 @@ def test_the_chosen_head_comes_first_and_once():
 
 
 def test_one_patch_is_one_change():
-    state, seen = ViewState(BOUNDS), []
-    state.param.watch(lambda *events: seen.append({e.name for e in events}), list(ViewState.FIELDS))
+    state, changes = ViewState(BOUNDS), []
+    state.param.watch(lambda *events: changes.append({e.name for e in events}), list(ViewState.FIELDS))
     state.apply({"page": "views", "example": 3, "layer": 2})
-    assert seen == [{"page", "example", "layer"}]
+    assert changes == [{"page", "example", "layer"}]
 
 
 def test_arguments_of_a_request_keep_their_bytes():
@@ -127,13 +127,13 @@ def test_arguments_of_a_request_keep_their_bytes():
     assert (state.pattern, state.layer) == ('key.text == "a&b=%"', 2)
 
 
-def test_an_empty_store_does_not_refuse_what_nobody_asked_for():
+def test_an_empty_store_rejects_only_an_example_that_the_query_names():
     state = ViewState(Bounds(sites={"encoder": (6, 12)}, examples=range(0)))
     assert state.from_query("page=examples") == []
     assert [problem.field for problem in state.from_query("example=3")] == ["example"]
 
 
-def test_another_site_lets_go_what_it_has_not():
+def test_another_site_deselects_heads_that_it_does_not_have():
     state = ViewState(BOUNDS)
     assert state.apply({"layer": 5, "head": 7, "heads": "1.2,4.11", "pin": "q3"}) == []
     assert state.apply({"site": "cross"}) == []
