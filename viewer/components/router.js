@@ -2,7 +2,7 @@
 // a picture replaces the present one after 200 ms. Back and Forward send the query they restored to Python.
 import { plain } from "../_js/paint.js";
 import { debounced } from "../_js/shell.js";
-import { apply, unpacked } from "../_js/wire.js";
+import { apply, decodeMessage } from "../_js/wire.js";
 
 // frame: {query, pushes: how many history entries were asked for (two frames may arrive as one), title, theme: "auto"|"light"|"dark", heard: number of Back/Forward steps Python has answered}
 export function render({model, el: host}) {
@@ -44,7 +44,7 @@ export function render({model, el: host}) {
   model.on("frame", follow);
   model.on("remove", () => { removeEventListener("popstate", back); media.removeEventListener("change", dress); });
   // changes of every component come here in one message (wire.py)
-  model.on("msg:custom", data => apply(model.document, unpacked(plain(data))));
+  model.on("msg:custom", data => apply(model.document, decodeMessage(plain(data))));
   model.send_msg({listens: true});
   host.style.display = "none";
   follow();
