@@ -11,8 +11,8 @@ export function decodeMessage({text, bytes, mark}) {
   });
 }
 
-// Set {model id: {property: value}} in a document without sending anything back to the server. All values are set before
-// the first component is notified.
+// Set {model id: {property: value}} in a document without sending anything back to the server. All values are set
+// before the first component is notified.
 export function apply(document, changes) {
   const properties = [];
   for (const [id, values] of Object.entries(changes)) {
