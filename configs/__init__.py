@@ -1,1 +1,1 @@
-"""Job files that ship with the package and run as they are."""
+"""Job files that are part of the package and run unchanged."""

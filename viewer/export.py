@@ -1,4 +1,4 @@
-"""`View`: a head, model or neuron view as one HTML file that works offline and keeps its interaction."""
+"""`View`: a head, model or neuron view as one interactive HTML file that works offline."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _COMPONENTS: dict[str, dict[str, str]] = {
 
 
 class View:
-    """One view as an HTML document: `data` is the whole document, `save` writes it, a notebook shows it."""
+    """One view as an HTML document. `data` is the document's text; `save` writes it to a file; a notebook shows it."""
 
     def __init__(self, data: str, height: int) -> None:
         self.data, self.height = data, height
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the document to a file; it opens in any browser, without a network."""
+        """Write the document to a file. Any browser opens it, without a network."""
         target = Path(path)
         target.write_text(self.data, encoding="utf-8")
         return target
 
     def _repr_html_(self) -> str:
-        """As Jupyter shows it: a frame of its own, so that page and view cannot touch each other."""
+        """Return the view as an iframe for Jupyter. The iframe isolates the notebook's page and the view."""
         return (
             f'<iframe sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(self.data, quote=True)}" '
             f'style="width:100%;height:{self.height}px;border:0" title="headatlas view"></iframe>'
@@ -52,16 +52,16 @@ def make_view(
     theme: str = "auto",
     height: int = 640,
 ) -> View:
-    """Put one view into a document.
+    """Make the document of one view.
 
     Parameters
     ----------
     parts
-        `whole_example.part_frame` of each attention that can be chosen (encoder, decoder, cross).
+        `whole_example.part_frame` of each attention that the reader can choose (encoder, decoder, cross).
     state
-        What is chosen at first: ``selected``, ``hide_special`` and so on.
+        Initial values of the view's choices: ``selected``, ``hide_special`` and so on.
     facts
-        (heading, text) below the picker.
+        (heading, text) sections below the head picker.
 
     Raises
     ------
@@ -71,8 +71,8 @@ def make_view(
     n_bytes = array_bytes(parts)
     if n_bytes > MAX_BYTES:
         raise BudgetError(
-            f"this view holds {n_bytes >> 20} MiB of numbers; a file takes at most {MAX_BYTES >> 20} MiB. "
-            "Name fewer layers with include_layers=[...], or a shorter text."
+            f"this view holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. "
+            "Name fewer layers with include_layers=[...], or pass a shorter text."
         )
     start = {"selected": "0.0", "part": 0, "range": 0, "pin": "", "share": 0.75, "keys": 8, "hide_special": False}
     data = {

@@ -1,4 +1,4 @@
-"""A small real store for the viewer: written by `StoreWriter`, with heads whose behaviour is known, and hostile texts."""
+"""A small store for the viewer's tests. `StoreWriter` writes it, with heads of prescribed behaviour and hostile texts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _BASE = [
     "\\u003c", "</style>", "__proto__", "\x1b[31m",
 ]  # fmt: skip
 TWO_HUNDRED = [f"{base}{i}" if i else base for i in range(10) for base in _BASE]
-"""Hostile strings, each different."""
+"""Two hundred different hostile strings."""
 PLAIN = [
     "The nurse told the patient that she would call the doctor again .",
     "A lawyer for the union thinks he agreed .",
@@ -57,61 +57,64 @@ CROSS = DECODER.model_copy(update={"name": "cross", "causal": False, "key_sequen
 
 
 def texts(n: int) -> list[str]:
-    """Texts of n examples: hostile ones first."""
+    """Return the texts of n examples, the hostile ones first."""
     return [HOSTILE[i] if i < len(HOSTILE) else f"{PLAIN[i % len(PLAIN)]} {i}" for i in range(n)]
 
 
 def token_table(rows: list[str], second: list[str | None] | None = None) -> TokenTable:
-    """Split at spaces, with [CLS] and [SEP]; long words in two pieces; `second` texts follow the first."""
+    """Split texts at spaces, with [CLS] and [SEP]. Long words have two pieces; `second` texts follow the first."""
     ids, word, start, end, flags, text, piece, offset = [], [], [], [], [], [], [], [0]
     word_start, word_end, word_offset, tag = [], [], [0], []
     vocabulary: dict[str, int] = {}
 
-    def add(shown: str, spelled: str, at: tuple[int, int, int, int]) -> None:
-        ids.append(vocabulary.setdefault(spelled, len(vocabulary)))
-        text.append(shown)
-        piece.append(spelled)
-        for column, value in zip((word, start, end, flags), at, strict=True):
+    def add(characters: str, spelling: str, row: tuple[int, int, int, int]) -> None:
+        ids.append(vocabulary.setdefault(spelling, len(vocabulary)))
+        text.append(characters)
+        piece.append(spelling)
+        for column, value in zip((word, start, end, flags), row, strict=True):
             column.append(value)
 
     for first, pair in zip(rows, second or [None] * len(rows), strict=True):
         add("[CLS]", "[CLS]", (-1, 0, 0, TokenFlag.SPECIAL))
         n = -1
         for row, side in ((first, 0), (pair, TokenFlag.SECOND)):
-            at = 0
+            begin = 0
             for part in [] if row is None else row.split(" "):
-                n, stop = n + 1, at + len(part)
-                cut = at + 6 if len(part) > 9 else stop
-                add(row[at:cut], row[at:cut], (n, at, cut, side))
+                n, stop = n + 1, begin + len(part)
+                cut = begin + 6 if len(part) > 9 else stop
+                add(row[begin:cut], row[begin:cut], (n, begin, cut, side))
                 if cut < stop:
                     add(row[cut:stop], "##" + row[cut:stop], (n, cut, stop, side | TokenFlag.CONTINUATION))
-                word_start.append(at)
+                word_start.append(begin)
                 word_end.append(stop)
                 tag.append("PRON" if part in ("she", "he") else "PUNCT" if part == "." else "NOUN")
-                at = stop + 1
+                begin = stop + 1
             if row is not None:
                 add("[SEP]", "[SEP]", (-1, len(row), len(row), side | TokenFlag.SPECIAL))
         offset.append(len(ids))
         word_offset.append(len(word_start))
-    whole = lambda values: np.asarray(values, np.int32)  # noqa: E731
+    integers = lambda values: np.asarray(values, np.int32)  # noqa: E731
     return TokenTable(
-        np.asarray(offset, np.int64), whole(ids), whole(word), whole(start), whole(end), np.asarray(flags, np.uint8),
+        np.asarray(offset, np.int64), integers(ids), integers(word), integers(start), integers(end), np.asarray(flags, np.uint8),
         {"text": Column.of_text(text), "piece": Column.of_text(piece)},
-        np.asarray(word_offset, np.int64), whole(word_start), whole(word_end), {"upos": Column.of_text(tag)},
+        np.asarray(word_offset, np.int64), integers(word_start), integers(word_end), {"upos": Column.of_text(tag)},
     )  # fmt: skip
 
 
 def vectors(rng: np.random.Generator, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Query and key [layer, head, token, d_head]. Head 0.1 looks back by one, 1.2 at itself, 2.3 at the first token."""
+    """Return query and key [layer, head, token, d_head].
+
+    Head 0.1 attends to the previous token, 1.2 to the token itself, 2.3 to the first token.
+    """
     query, key = rng.normal(size=(2, LAYERS, HEADS, n_tokens, D_HEAD)).astype(np.float16).astype(np.float32)
-    where = np.eye(n_tokens, D_HEAD, dtype=np.float32)
-    key[0, 1] = key[1, 2] = key[2, 3] = where
-    query[0, 1, 1:], query[1, 2], query[2, 3] = 36 * where[:-1], 32 * where, 30 * where[:1]
+    unit = np.eye(n_tokens, D_HEAD, dtype=np.float32)
+    key[0, 1] = key[1, 2] = key[2, 3] = unit
+    query[0, 1, 1:], query[1, 2], query[2, 3] = 36 * unit[:-1], 32 * unit, 30 * unit[:1]
     return query, key
 
 
 def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Every array of a segment from random vectors: attention, edges and statistics follow from query and key."""
+    """Make every array of a segment from random vectors: attention, edges and statistics follow from query and key."""
     counts = {name: table.n_tokens for name, table in tables.tokens.items()}
     layout = segment_layout(spec, counts)
     arrays = {p: np.zeros(a.shape, a.dtype) for p, a in layout.items()}
@@ -129,7 +132,7 @@ def segment_arrays(spec: TraceSpec, tables: SegmentTables, rng: np.random.Genera
 def site_arrays(
     arrays: dict[str, np.ndarray], site: Site, tables: SegmentTables, i: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Fill in one example at one site; returns its packed attention."""
+    """Fill in one example of one site and return its packed attention."""
     name, queries, keys = site.name, tables.tokens[site.query_sequence], tables.tokens[site.key_sequence]
     rows, columns = (slice(int(t.token_offset[i]), int(t.token_offset[i + 1])) for t in (queries, keys))
     n_queries, n_keys = rows.stop - rows.start, columns.stop - columns.start
@@ -144,19 +147,19 @@ def site_arrays(
         "query": (rows, encode_vectors(query, "float16")), "key": (columns, encode_vectors(key, "float16")),
         "logsumexp": (rows, logsumexp),
     }  # fmt: skip
-    for array, (place, value) in values.items():
+    for array, (positions, value) in values.items():
         if f"{name}/{array}" in arrays:
-            arrays[f"{name}/{array}"][:, :, place] = value
+            arrays[f"{name}/{array}"][:, :, positions] = value
     if f"{name}/edge_key" in arrays:
         order = np.argsort(-attention, axis=-1, kind="stable")[..., :EDGES]
-        weight, kept, none = (
+        weight, n_edges, no_key = (
             np.take_along_axis(attention, order, -1),
             order.shape[-1],
             np.iinfo(arrays[f"{name}/edge_key"].dtype).max,
         )
-        arrays[f"{name}/edge_key"][:, :, rows] = none
-        arrays[f"{name}/edge_key"][:, :, rows, :kept] = np.where(weight > 0, order, none)
-        arrays[f"{name}/edge_weight"][:, :, rows, :kept] = weight
+        arrays[f"{name}/edge_key"][:, :, rows] = no_key
+        arrays[f"{name}/edge_key"][:, :, rows, :n_edges] = np.where(weight > 0, order, no_key)
+        arrays[f"{name}/edge_weight"][:, :, rows, :n_edges] = weight
     if f"{name}/statistics" in arrays:
         special = keys.special[columns]
         for layer in range(site.n_layers):
@@ -178,10 +181,10 @@ def write_store(
     genres: list[str] | None = None,
     targets: list[str] | None = None,
 ) -> Path:
-    """Write a store of `n_segments` segments; `planned` more than that leaves the job unfinished.
+    """Write a store of `n_segments` segments. If `planned` is larger the job is unfinished.
 
-    `rows`, `second`, `ids` and `genres` are texts, ids and annotations of its own; with `targets` it is an
-    encoder–decoder's.
+    `rows`, `second`, `ids` and `genres` replace the default texts, ids and annotations. With `targets` the store is
+    that of an encoder–decoder.
     """
     n_examples = len(rows) if rows else n_examples
     spec = TraceSpec(
@@ -195,12 +198,13 @@ def write_store(
     edges = np.linspace(0, n_examples, n_segments + 1).astype(int).tolist()
     for index in range(n_segments):
         start, stop = edges[index], edges[index + 1]
-        mine, others = rows[start:stop], pairs[start:stop]
-        theirs: list[str | None] = [*targets[start:stop]] if targets else [None] * len(mine)
+        first_texts, second_texts = rows[start:stop], pairs[start:stop]
+        target_texts: list[str | None] = [*targets[start:stop]] if targets else [None] * len(first_texts)
         tables = SegmentTables(
-            ids[start:stop] if ids else [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)], mine, others, theirs,
+            ids[start:stop] if ids else [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)],
+            first_texts, second_texts, target_texts,
             {"genre": Column.of_text(genres[start:stop] if genres else ["mail" if i % 3 else "<i>news</i>" for i in range(start, stop)])},
-            {"source": token_table(mine, others)} | ({"target": token_table(targets[start:stop])} if targets else {}),
+            {"source": token_table(first_texts, second_texts)} | ({"target": token_table(targets[start:stop])} if targets else {}),
         )  # fmt: skip
         writer.write(index, start, tables, segment_arrays(spec, tables, rng))
     return path
@@ -208,17 +212,17 @@ def write_store(
 
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty examples in two segments."""
+    """Path of a store of sixty examples in two segments."""
     return write_store(tmp_path_factory.mktemp("traces") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def store(store_path: Path) -> Store:
-    """The store, opened."""
+    """Store of sixty examples in two segments, opened."""
     return open_store(store_path)
 
 
 @pytest.fixture(scope="session")
 def viewer_store() -> Callable[..., Path]:
-    """Write a store like `store_path`'s with other sizes, or less kept."""
+    """`viewer_store(path, ...)` writes a store of other sizes, texts or arrays; see `write_store`."""
     return write_store

@@ -1,4 +1,4 @@
-"""A page that serves one component or view, in a real browser that may talk to nobody else."""
+"""Fixture `serve`: one component or view on a server, opened in a browser that can reach no other address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .view_data import PATIENCE_S, wait_for
 
 
 class Served:
-    """One page and all that it said: requests to others, console errors, script errors."""
+    """One page, with its requests to other addresses, console errors and script errors."""
 
     def __init__(self, page, url: str) -> None:
         self.page, self.url, self.ready = page, url, Event()
@@ -33,16 +33,18 @@ class Served:
             route.abort()
 
     def open(self, path: str = "/") -> None:
-        """Open the page, and wait until its session says so: what Python changes before that does not arrive."""
+        """Open the page and wait until its session has loaded. Changes that Python makes earlier do not arrive."""
         self.ready.clear()
         self.page.goto(self.url + path)
         wait_for(self.page, self.ready.is_set, lambda: "loading the page")
 
     def check(self) -> None:
+        """Assert that the page requested no other address and reported no error."""
         assert self.outside == []
         assert [e for e in self.errors if "favicon" not in e] == []
 
     def shot(self, name: str) -> None:
+        """Save a screenshot if HEADATLAS_SHOTS names a folder."""
         folder = os.environ.get("HEADATLAS_SHOTS")
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,10 @@ class Served:
 
 @pytest.fixture
 def serve(browser) -> Iterator[Callable[..., Served]]:
-    """`serve(make)`: serve what `make()` returns (a viewable) on a free port and open it; checked at the end."""
+    """`serve(make)` serves the viewable that `make()` returns on a free port and opens it.
+
+    At the end of the test every page is checked.
+    """
     import panel as pn
 
     running: list[tuple] = []

@@ -1,4 +1,4 @@
-"""Attention to draw in tests: made up for unit tests, MiniLM's own where the package is there."""
+"""Random attention for tests of the views, and a wait for pages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ SENTENCE = "The nurse who had rescheduled with the surgeon told the patient that
 
 
 def random_attention(shape, causal=False, seed=0):
+    """Softmax of random scores, float32 of `shape`."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=shape) * 3
     if causal:
@@ -19,13 +20,13 @@ def random_attention(shape, causal=False, seed=0):
 
 
 PATIENCE_S = 120
-"""Limit of a wait: it ends a test that hangs, and no test on a slow machine."""
+"""Limit of a wait in seconds. It ends a test that hangs, and leaves enough time for slow machines."""
 
 
 def wait_for(page, condition, what=lambda: "the condition"):
-    """Let the page run until a condition holds: the browser and Python hear of a change at different times.
+    """Let the page run until a condition holds. The browser and Python learn of a change at different times.
 
-    `what` describes what was waited for if it never happened.
+    `what` returns the description of the condition for the error message.
     """
     end = time.monotonic() + PATIENCE_S
     while not condition():

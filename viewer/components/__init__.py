@@ -1,1 +1,1 @@
-"""Hand-written canvas components: a Python frame in, events out, no dependency, no build step."""
+"""Components of the viewer, drawn on canvases by plain JavaScript without dependencies or a build step."""

@@ -1,7 +1,7 @@
 import { count } from "../_js/paint.js";
 import { el, fit } from "../_js/dom.js";
-// Arcs on a sentence: a click on one token and then on another draws an arc from query to key; the server answers with
-// expressions that all arcs have in common.
+// Arcs on a sentence. A click on one token and then on another draws an arc from query to key. The server answers with
+// expressions that match all arcs.
 
 export const ARCS_CSS = `
 .draw { position: relative; overflow: auto hidden; flex: none; padding-top: 34px; white-space: nowrap } .draw canvas { position: absolute; left: 0; top: 0; pointer-events: none } .draw .w { display: inline-block; padding: 1px 5px; margin: 0 1px; border: 0; border-radius: 3px; background: var(--surface-2); font-size: 12.5px !important; unicode-bidi: isolate }
@@ -20,7 +20,7 @@ export function arcEditor(ui, send) {
     else {
       const same = arc => arc[0] === from && arc[1] === index, arcs = drawn.arcs.some(same) ? drawn.arcs.filter(arc => !same(arc)) : [...drawn.arcs, [from, index]];
       from = null;
-      drawn = {...drawn, arcs};   // the next arc may be drawn before the answer arrives
+      drawn = {...drawn, arcs};   // the reader can draw the next arc before the answer arrives
       send(arcs);
     }
     paint();

@@ -1,4 +1,4 @@
-"""Work that takes long: in a thread, with its result handed to the session that asked."""
+"""Background threads for long work, with the result handed back to the session."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .wire import step
 
 
 def background(work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-    """Run `work` in a thread and hand its result to `done` in this session; at once where there is no server."""
+    """Run `work` in a thread and pass its result to `done` in this session. Without a server both run at once."""
     document = pn.state.curdoc
     if document is None or document.session_context is None:
         done(work())
         return
 
     async def run() -> None:
-        found = await asyncio.to_thread(work)
+        result = await asyncio.to_thread(work)
         with step(document):
-            done(found)
+            done(result)
 
-    # Not before the page has loaded: what changes between sending the page and its first connection is lost.
+    # Start after the page has loaded: changes between the response and the page's first connection are lost.
     pn.state.onload(lambda: pn.state.execute(run))

@@ -1,8 +1,8 @@
-"""The cards and bars of the pages. A frame goes down; messages come up: ``{"go": {field: value}}`` and few others.
+"""Cards and bars of the pages. Python sends frames down; the browser sends messages up, mostly ``{"go": {field: value}}``.
 
-A message comes from a browser, so it is checked to be a dict with text keys and handed to one function of the session;
-the values are checked where they are used (`ViewState.apply`). Panel gives the element of a component its class's name
-in small letters as a CSS class: no rule of a component may be called like one.
+A message comes from a browser. `Card` checks that it is a dict with text keys and passes it to one function of the
+session; `ViewState.apply` checks the values. Panel adds the lower-case class name of a component to its element as a
+CSS class, so a component's style sheet must not use the name of a component as a class.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HeadBookmarks = dict[str, dict[str, str | bool]]
 
 
 class Card(ESMView):
-    """A component that sends messages; `send` receives each."""
+    """Component that sends messages. `send` receives each of them."""
 
     __abstract = True
 
@@ -48,16 +48,16 @@ class RouterFrame(TypedDict):
 
     query: str
     pushes: int
-    """Number of history entries so far. Two frames may arrive as one."""
+    """Number of history entries so far. The browser may receive two frames as one."""
     title: str
     theme: str
     heard: int
-    """Number of Back and Forward steps that are answered."""
+    """Number of Back and Forward steps that Python has answered."""
     reload: NotRequired[bool]
 
 
 class Router(Card):
-    """The address bar, the document's title and theme; once it says that it listens, changes of all components."""
+    """Address bar, title and theme of the document. After its first message the changes of all components go through it."""
 
     frame_types = (RouterFrame,)
 
@@ -80,7 +80,7 @@ class PageLink(TypedDict):
 
 
 class TopBarFrame(TypedDict):
-    """Pages and stores."""
+    """Pages and stores to choose from."""
 
     page: str
     pages: list[PageLink]
@@ -91,7 +91,7 @@ class TopBarFrame(TypedDict):
 
 
 class TopBar(Card):
-    """Pages, search box, name of the store, theme switch."""
+    """Bar with the pages, the search box, the name of the store and the theme switch."""
 
     frame_types = (TopBarFrame,)
 
@@ -112,7 +112,7 @@ class PathItem(TypedDict):
 
 
 class PathFrame(TypedDict):
-    """The present choice at each part of the path."""
+    """Current choice at each part of the path."""
 
     path: list[PathItem]
     site: NotRequired[str]
@@ -121,7 +121,7 @@ class PathFrame(TypedDict):
 
 
 class PathBar(Card):
-    """Corpus › Head › Example › Edge › Dimension."""
+    """Path bar: Corpus › Head › Example › Edge › Dimension."""
 
     frame_types = (PathFrame,)
 
@@ -129,7 +129,7 @@ class PathBar(Card):
 
 
 class ProblemText(TypedDict):
-    """A value that was rejected."""
+    """Rejected value and the reason."""
 
     field: str
     value: str
@@ -137,7 +137,7 @@ class ProblemText(TypedDict):
 
 
 class Banner(TypedDict):
-    """A fact about the whole store."""
+    """Fact about the whole store."""
 
     kind: str
     text: str
@@ -154,7 +154,7 @@ class NoticeFrame(TypedDict):
 
 
 class Notice(Card):
-    """Values of the address that were not taken."""
+    """Rejected values of the address, and banners."""
 
     frame_types = (NoticeFrame,)
 
@@ -170,7 +170,7 @@ class StatusFrame(TypedDict):
 
 
 class StatusLine(Card):
-    """What answered, its error bound, its time."""
+    """Bar with the source, error bound and time of the numbers."""
 
     frame_types = (StatusFrame,)
 
@@ -178,7 +178,7 @@ class StatusLine(Card):
 
 
 class Action(TypedDict):
-    """A button that changes the state."""
+    """Button that changes the state."""
 
     label: str
     query: str
@@ -198,7 +198,7 @@ class StateFrame(TypedDict):
 
 
 class StateCard(Card):
-    """A page without a picture: why, and what to do."""
+    """Card of a page without a picture. It gives the reason and what the reader can do."""
 
     frame_types = (StateFrame,)
 
@@ -214,7 +214,7 @@ class ViewLink(TypedDict):
 
 
 class TabsFrame(TypedDict):
-    """Views of an example, and what the keys h, l, j and k change."""
+    """Views of an example, and the changes that the keys h, l, j and k make."""
 
     view: str
     views: list[ViewLink]
@@ -223,7 +223,7 @@ class TabsFrame(TypedDict):
 
 
 class Tabs(Card):
-    """The views of one example and their keys."""
+    """Tabs of the views of one example, with their keys."""
 
     frame_types = (TabsFrame,)
 
@@ -231,7 +231,7 @@ class Tabs(Card):
 
 
 class Facts(Card):
-    """What the store holds."""
+    """Facts about the store."""
 
     frame_types = (FactsFrame,)
 
@@ -239,14 +239,14 @@ class Facts(Card):
 
 
 class HeadStatistic(TypedDict):
-    """A further statistic for the tooltip."""
+    """Statistic that only the tooltip shows."""
 
     label: str
     values: np.ndarray
 
 
 class HeadMapFrame(TypedDict):
-    """One number of every head."""
+    """Map of one number of every head."""
 
     n_layers: int
     n_heads: int
@@ -262,18 +262,18 @@ class HeadMapFrame(TypedDict):
     small: bool
     bookmarks: NotRequired[HeadBookmarks]
     also: NotRequired[list[str]]
-    """Further heads that are chosen."""
+    """Further selected heads."""
     stores: NotRequired[list[str]]
     """Stores that can be shown beside this one."""
     beside: NotRequired[str]
     """Store that is shown beside this one."""
     other: NotRequired[str]
-    """Name of the store, if this is the map beside."""
+    """Name of the store, if this is the second map."""
     about: NotRequired[str]
 
 
 class HeadMap(Card):
-    """Layers × heads, coloured by one number. `selected` is apart from the frame: a click sends four bytes back."""
+    """Layers × heads, coloured by one number. `selected` is not part of the frame, so that a click sends four bytes back."""
 
     selected = param.String(default="0.0", doc="layer.head")
 
@@ -283,7 +283,7 @@ class HeadMap(Card):
 
 
 class Axis(TypedDict):
-    """One statistic of every head."""
+    """Axis of a scatter plot: one statistic of every head."""
 
     name: str
     label: str
@@ -303,7 +303,7 @@ class ScatterFrame(TypedDict):
 
 
 class Scatter(Card):
-    """Heads by two statistics."""
+    """Scatter plot of the heads by two statistics."""
 
     selected = param.String(default="0.0", doc="layer.head")
 
@@ -323,7 +323,7 @@ class Spread(TypedDict):
 
 
 class DistributionFrame(Spread):
-    """One number of one head over the examples."""
+    """Distribution of one number of one head over the examples."""
 
     title: str
     unit: str
@@ -335,7 +335,7 @@ class DistributionFrame(Spread):
 
 
 class Distribution(Card):
-    """One number of one head over the examples."""
+    """Histogram of one number of one head over the examples."""
 
     frame_types = (DistributionFrame,)
 
@@ -343,14 +343,14 @@ class Distribution(Card):
 
 
 class Link(TypedDict):
-    """Address of a choice."""
+    """Link to a choice: its address and the change of the state."""
 
     query: str
     patch: Patch
 
 
 class StatisticRow(TypedDict):
-    """One statistic of the chosen head."""
+    """One statistic of the selected head."""
 
     name: str
     label: str
@@ -362,7 +362,7 @@ class StatisticRow(TypedDict):
 
 
 class StrongExample(Link):
-    """An example with its strongest edge."""
+    """Example with its strongest edge."""
 
     parts: list[list[Any]]
     """[text, kind, weight]."""
@@ -370,7 +370,7 @@ class StrongExample(Link):
 
 
 class SimilarHead(TypedDict):
-    """A head with a similar profile of statistics."""
+    """Head with a similar profile of statistics."""
 
     head: str
     layer: int
@@ -379,7 +379,7 @@ class SimilarHead(TypedDict):
 
 
 class BookmarkText(TypedDict):
-    """Bookmark of the chosen head."""
+    """Bookmark of the selected head."""
 
     star: bool
     note: str
@@ -387,7 +387,7 @@ class BookmarkText(TypedDict):
 
 
 class InspectorFrame(TypedDict):
-    """The chosen head."""
+    """Statistics, examples and similar heads of the selected head."""
 
     head: str
     sub: str
@@ -404,9 +404,10 @@ class InspectorFrame(TypedDict):
 
 
 class Inspector(Card):
-    """The statistics of one head, its strongest examples, heads like it.
+    """Card of one head: its statistics, its strongest examples and similar heads.
 
-    `table` holds every head's values by statistic; it is apart from the frame, which each click on a head sends anew.
+    `table` holds every head's values by statistic. It is not part of the frame, because each click on a head sends a
+    new frame.
     """
 
     table = param.Dict(default={})
@@ -417,7 +418,7 @@ class Inspector(Card):
 
 
 class NamedPattern(TypedDict):
-    """A pattern of the library."""
+    """Pattern of the library."""
 
     name: str
     expression: str
@@ -425,7 +426,7 @@ class NamedPattern(TypedDict):
 
 
 class Mistake(TypedDict):
-    """Error in an expression."""
+    """Error in an expression and its position."""
 
     message: str
     start: int
@@ -445,7 +446,7 @@ class DrawnArcs(TypedDict):
 
 
 class PatternFrame(TypedDict):
-    """Expression of a search."""
+    """Expression of a search, its state, and the library of patterns."""
 
     expression: str
     library: list[NamedPattern]
@@ -463,7 +464,7 @@ class PatternFrame(TypedDict):
 
 
 class PatternBox(Card):
-    """The expression of a search, the library, the mistake."""
+    """Box for the expression of a search, with the library and the error message."""
 
     frame_types = (PatternFrame,)
 
@@ -471,7 +472,7 @@ class PatternBox(Card):
 
 
 class SummaryFrame(TypedDict):
-    """Evidence of a search."""
+    """Figures that a search rests on."""
 
     figures: list[list[str]]
     partial: str
@@ -480,7 +481,7 @@ class SummaryFrame(TypedDict):
 
 
 class Summary(Card):
-    """On what a search rests."""
+    """Bar with the figures that a search rests on: rows, examples, heads, source and time."""
 
     frame_types = (SummaryFrame,)
 
@@ -508,7 +509,7 @@ class RankedHead(TypedDict):
 
 
 class HeadListFrame(TypedDict):
-    """Heads by the chosen measure."""
+    """Heads ranked by the selected measure."""
 
     rows: list[RankedHead]
     high: float
@@ -523,7 +524,7 @@ class HeadListFrame(TypedDict):
 
 
 class HeadList(Card):
-    """Heads ranked by a search."""
+    """List of the heads that a search ranked."""
 
     frame_types = (HeadListFrame,)
 
@@ -531,7 +532,7 @@ class HeadList(Card):
 
 
 class QuotedExample(QuotedEdge):
-    """One example around its strongest matching edge."""
+    """Excerpt of one example around its strongest matching edge."""
 
     id: str
     score: float
@@ -557,7 +558,7 @@ class KwicFrame(TypedDict):
 
 
 class Kwic(Card):
-    """Ranked examples, aligned on the query token."""
+    """Keyword in context: ranked examples, aligned on the query token."""
 
     frame_types = (KwicFrame,)
 
@@ -580,7 +581,7 @@ class Facet(TypedDict):
 
 
 class ExampleRow(TypedDict):
-    """One example."""
+    """One example of the list."""
 
     id: str
     text: str
@@ -593,7 +594,7 @@ class ExampleRow(TypedDict):
 
 
 class ExampleListFrame(TypedDict):
-    """One page of examples, and facts about all that match the filter."""
+    """One page of examples, and facts about all examples that match the filter."""
 
     rows: list[ExampleRow]
     columns: list[str]
@@ -617,7 +618,7 @@ class ExampleListFrame(TypedDict):
 
 
 class ExampleList(Card):
-    """A page of examples with filter and order."""
+    """List of examples, one page at a time, with filter and order."""
 
     frame_types = (ExampleListFrame,)
 

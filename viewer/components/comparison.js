@@ -22,10 +22,10 @@ export function render({model, el: host}) {
     const choose = frame.choices.length ? el("select.pickb", {"aria-label": "compare with", onchange: event => send({b: event.target.value})}, frame.choices.map(([value, text]) => el("option", {value}, text))) : "";
     if (choose) choose.value = frame.choice;
     const field = frame.number === undefined ? "" : el("label.row", {style: "margin-top:6px;font-size:12px"}, "B is example", el("input.pickb.numb", {type: "number", min: 0, value: frame.number, "aria-label": "number of example B", style: "margin:0", onchange: event => send({b: event.target.value})}));
-    body.replaceChildren(el("p.sect", null, "Compare"), el("div.seg", {role: "group", "aria-label": "what is compared"}, KINDS.map(([value, text]) => el("button", {"aria-pressed": String(frame.compare === value), "data-compare": value, onclick: () => send({compare: value})}, text))),
+    body.replaceChildren(el("p.sect", null, "Compare"), el("div.seg", {role: "group", "aria-label": "kind of comparison"}, KINDS.map(([value, text]) => el("button", {"aria-pressed": String(frame.compare === value), "data-compare": value, onclick: () => send({compare: value})}, text))),
       el("div.side", null, el("b.a", null, "A"), el("span", {dir: "auto"}, frame.a), el("b.b", null, "B"), el("span", {dir: "auto"}, frame.b)), choose, field,
       frame.compare === "models" ? "" : el("div.row", {style: "margin-top:8px"}, el("button.btn", {onclick: () => send({swap: true})}, "Swap A and B")),
-      ...(frame.heads.length ? [el("hr"), el("p.sect", null, frame.list, el("span.r", {title: "half the absolute difference of a row, averaged over rows"}, "row moves")), ...frame.heads.map(h => el("button.moved", {"data-head": h.head, "data-value": h.value.toFixed(6), "aria-pressed": String(h.head === frame.head), onclick: () => send({head: h.head})},
+      ...(frame.heads.length ? [el("hr"), el("p.sect", null, frame.list, el("span.r", {title: "half the absolute difference of a row, averaged over rows"}, "row change")), ...frame.heads.map(h => el("button.moved", {"data-head": h.head, "data-value": h.value.toFixed(6), "aria-pressed": String(h.head === frame.head), onclick: () => send({head: h.head})},
         el("b", null, h.head), el("div.bar", null, el("i", {style: `width:${100 * h.value / most}%`})), el("span.n", null, number(h.value))))] : [el("hr"), el("p.dim.sm", null, frame.why || "")]));
     table.set(["Head", "Value"], frame.heads.map(h => [h.head, number(h.value, 3)]), frame.heads.map(h => ({head: h.head, value: h.value.toFixed(6)})));
   }

@@ -1,4 +1,4 @@
-"""What stands beside two compared views: what is compared, which heads change, the difference as a picture."""
+"""Cards beside two compared views: the choice of the comparison, the heads that change, and the difference as a picture."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .esm_view import ESMView
 
 
 class ComparisonFrame(TypedDict):
-    """What is compared."""
+    """Two sides of a comparison, and the heads that change between them."""
 
     compare: str
     a: str
     b: str
-    """Text or name of each side."""
+    """Text or name of side B, as `a` is of side A."""
     choices: list[list[str]]
     """Choices of B as [value, label]."""
     choice: str
@@ -28,14 +28,13 @@ class ComparisonFrame(TypedDict):
     number: NotRequired[str]
     """Number of B, if examples are compared."""
     why: str
-    """Reason for an empty list of heads."""
+    """Reason why the list of heads is empty."""
 
 
 class Comparison(ESMView):
-    """The left side: examples, heads or models; what A and B are; the heads that change.
+    """Left side: the kind of comparison (examples, heads or models), A and B, and the heads that change.
 
-    `on_msg` tells of ``{"compare": ...}``, ``{"b": value}``, ``{"head": "5.8"}`` and
-    ``{"swap": true}``.
+    Messages for `on_msg`: ``{"compare": ...}``, ``{"b": value}``, ``{"head": "5.8"}`` and ``{"swap": true}``.
     """
 
     frame_types = (ComparisonFrame,)
@@ -44,9 +43,9 @@ class Comparison(ESMView):
 
 
 class Difference(ESMView):
-    """The right side: B less A as a signed map, and the pinned row of both. `frame` is `compare.difference_frame`.
+    """Right side: B minus A as a signed map, and the pinned row of both. `frame` is `alignment.difference_frame`.
 
-    `pin` is the aligned row, as text; empty for none.
+    `pin` is the index of the aligned row as text, or empty.
     """
 
     pin = param.String(default="")

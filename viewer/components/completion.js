@@ -1,6 +1,6 @@
 import { el } from "../_js/dom.js";
-// Names and values that fit what is being written in the expression box: fields after `query.`, values after `field ==`,
-// library patterns and words of the language elsewhere. Arrows choose, Tab or Enter takes, Escape closes.
+// Completion in the expression box: fields after `query.`, values after `field ==`, elsewhere patterns of the library
+// and words of the language. Arrows select an item, Tab or Enter inserts it, Escape closes the list.
 
 export const COMPLETION_CSS = `
 .complete { position: absolute; z-index: 30; top: 40px; left: 8px; min-width: 220px; max-width: 420px; max-height: 232px; overflow: auto; background: var(--surface); border: 1px solid var(--line-2); border-radius: 6px; box-shadow: var(--shadow); padding: 4px; font: 12.5px var(--mono) }
@@ -8,13 +8,13 @@ export const COMPLETION_CSS = `
 `;
 const WORDS = ["and", "or", "not", "in", "matches", "true", "false"];
 
-// what may stand at `caret`: {from, items: [[text, what]]}, nearest first
+// Completions at `caret`: {from, items: [[text, kind]]}, the best first. `from` is the offset of the text to replace.
 export function proposals(text, caret, frame) {
   const before = text.slice(0, caret), starts = (list, part) => [...list.filter(([t]) => t.startsWith(part)), ...list.filter(([t]) => !t.startsWith(part) && t.includes(part))];
-  const valued = /\b(?:query|key)\.(?:previous\.|next\.)?([a-z_]\w*)\s*(?:==|!=|in\s*\{(?:[^}]*,)?)\s*("?)([^"{},]*)$/.exec(before);
-  if (valued && frame.values[valued[1]] && (valued[2] || !valued[3])) {
-    const from = caret - valued[3].length - valued[2].length;
-    return {from, items: starts(frame.values[valued[1]].map(([v, n]) => [v, n.toLocaleString("en-US")]), valued[3]).map(([v, n]) => [JSON.stringify(v), n])};
+  const valueMatch = /\b(?:query|key)\.(?:previous\.|next\.)?([a-z_]\w*)\s*(?:==|!=|in\s*\{(?:[^}]*,)?)\s*("?)([^"{},]*)$/.exec(before);
+  if (valueMatch && frame.values[valueMatch[1]] && (valueMatch[2] || !valueMatch[3])) {
+    const from = caret - valueMatch[3].length - valueMatch[2].length;
+    return {from, items: starts(frame.values[valueMatch[1]].map(([v, n]) => [v, n.toLocaleString("en-US")]), valueMatch[3]).map(([v, n]) => [JSON.stringify(v), n])};
   }
   if ((before.match(/"/g) || []).length % 2) return {from: caret, items: []};
   const field = /\b(query|key|example)\.(?:previous\.|next\.)?(\w*)$/.exec(before);
@@ -24,30 +24,31 @@ export function proposals(text, caret, frame) {
   return word ? {from: caret - word.length, items: starts(names, word).filter(([name]) => name !== word)} : {from: caret, items: []};
 }
 
-// A list below `input`; `changed` runs after a choice was written. Returns {open, key}: `key(event)` is true when it took the key
+// The list of completions below `input`. `changed` runs after an insertion. `key(event)` of the result is true if the
+// list handled the key.
 export function completion(input, host, frameOf, changed) {
   const list = el("div.complete", {role: "listbox", "aria-label": "completions", hidden: true});
   host.append(list);
-  let found = {from: 0, items: []}, chosen = -1;
-  const close = () => { list.hidden = true; list.style.display = "none"; chosen = -1; };
+  let completions = {from: 0, items: []}, selected = -1;
+  const close = () => { list.hidden = true; list.style.display = "none"; selected = -1; };
   function draw() {
-    list.hidden = !found.items.length; list.style.display = found.items.length ? "" : "none";
-    list.replaceChildren(...found.items.slice(0, 40).map(([text, what], i) => el("div", {role: "option", "aria-selected": String(i === chosen), "data-completion": text, onmousedown: event => { event.preventDefault(); take(i); }}, text, el("span.what", null, what))));
-    list.style.left = `${Math.min(12 + found.from * 8.1, Math.max(8, host.clientWidth - 430))}px`;
-    list.children[chosen]?.scrollIntoView({block: "nearest"});
+    list.hidden = !completions.items.length; list.style.display = completions.items.length ? "" : "none";
+    list.replaceChildren(...completions.items.slice(0, 40).map(([text, kind], i) => el("div", {role: "option", "aria-selected": String(i === selected), "data-completion": text, onmousedown: event => { event.preventDefault(); take(i); }}, text, el("span.what", null, kind))));
+    list.style.left = `${Math.min(12 + completions.from * 8.1, Math.max(8, host.clientWidth - 430))}px`;
+    list.children[selected]?.scrollIntoView({block: "nearest"});
   }
-  function open() { found = proposals(input.value, input.selectionStart, frameOf()); chosen = -1; draw(); }
+  function open() { completions = proposals(input.value, input.selectionStart, frameOf()); selected = -1; draw(); }
   function take(i) {
-    const [text] = found.items[i], caret = input.selectionStart;
-    input.setRangeText(text, found.from, caret, "end");
+    const [text] = completions.items[i], caret = input.selectionStart;
+    input.setRangeText(text, completions.from, caret, "end");
     close(); changed();
     if (text.endsWith(".")) open();
   }
   function key(event) {
     if (list.hidden) return false;
-    const n = Math.min(found.items.length, 40), step = {ArrowDown: 1, ArrowUp: -1}[event.key];
-    if (step) { chosen = (chosen + step + n + (chosen < 0 && step < 0 ? 1 : 0)) % n; draw(); }
-    else if (event.key === "Tab" || (event.key === "Enter" && chosen >= 0)) take(Math.max(0, chosen));
+    const n = Math.min(completions.items.length, 40), step = {ArrowDown: 1, ArrowUp: -1}[event.key];
+    if (step) { selected = (selected + step + n + (selected < 0 && step < 0 ? 1 : 0)) % n; draw(); }
+    else if (event.key === "Tab" || (event.key === "Enter" && selected >= 0)) take(Math.max(0, selected));
     else if (event.key === "Escape") close();
     else return false;
     event.preventDefault();

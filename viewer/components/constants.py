@@ -1,4 +1,4 @@
-"""Constants that Python and JavaScript share. `constants.js` is generated from this list.
+"""Constants that Python and JavaScript share. This module generates `constants.js`.
 
 After a change here run ``python -m headatlas.viewer.components.constants``. A test compares the file with the list.
 """

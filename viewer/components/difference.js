@@ -1,8 +1,8 @@
 import { plain, number, clamp } from "../_js/paint.js";
-import { el, mount, fit, tooltip, at, onWidth, mirror, keyboard } from "../_js/dom.js";
+import { el, mount, fit, tooltip, pointerIn, onWidth, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 
-// B less A: blue where A has more, orange where B has, nothing where they agree.
+// B minus A: blue where A is larger, orange where B is larger, blank where they are equal.
 const OWN = `
 .map { position: relative; margin: 6px 0 8px; outline-offset: 2px } .legend { display: flex; gap: 6px; align-items: center; justify-content: center; font-size: 11px; color: var(--ink-2) } .legend canvas { border: 1px solid var(--line-2) }
 .two { display: grid; grid-template-columns: 82px minmax(0,1fr) 42px; gap: 8px; align-items: center; min-height: 26px; font-size: 12px } .two i { display: block; height: 7px; border-radius: 2px; margin: 1px 0; min-width: 1px } .two .n { text-align: right; font-variant-numeric: tabular-nums }
@@ -20,7 +20,7 @@ export function render({model, el: host}) {
   let frame = {}, width = 0, cell = [1, 1], hover = null;
   const value = (q, k) => frame.delta[q * frame.shape[1] + k], label = (side, axis, i) => frame.labels[side][axis][i];
   const name = (axis, i) => label(0, axis, i) === label(1, axis, i) ? label(0, axis, i) : `${label(0, axis, i)} / ${label(1, axis, i)}`;
-  const seen = (q, k) => !frame.hidden[0][q] && !frame.hidden[1][k];
+  const isShown = (q, k) => !frame.hidden[0][q] && !frame.hidden[1][k];
 
   function take() {
     frame = plain(model.frame);
@@ -28,7 +28,7 @@ export function render({model, el: host}) {
     map.hidden = !shown; legend.style.display = shown ? "" : "none"; note.textContent = frame.title || "";
     if (!shown) { lower.replaceChildren(); return table.set(["Query", "Key", "Difference"], []); }
     const cells = [];
-    for (let q = 0; q < frame.shape[0]; q++) for (let k = 0; k < frame.shape[1]; k++) if (seen(q, k) && Math.abs(value(q, k)) >= .005) cells.push([q, k, value(q, k)]);
+    for (let q = 0; q < frame.shape[0]; q++) for (let k = 0; k < frame.shape[1]; k++) if (isShown(q, k) && Math.abs(value(q, k)) >= .005) cells.push([q, k, value(q, k)]);
     cells.sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]) || a[0] - b[0] || a[1] - b[1]);
     cells.length = Math.min(cells.length, LISTED);
     table.set(["Query", "Key", "Difference"], cells.map(([q, k, d]) => [name(0, q), name(1, k), signed(d)]), cells.map(([q, k, d]) => ({q, k, difference: d.toFixed(6)})));
@@ -45,7 +45,7 @@ export function render({model, el: host}) {
     cell = [w / Math.max(1, columns), h / Math.max(1, rows)];
     for (let q = 0; q < rows; q++) for (let k = 0; k < columns; k++) {
       const d = value(q, k);
-      if (!seen(q, k) || Math.abs(d) < .002) continue;
+      if (!isShown(q, k) || Math.abs(d) < .002) continue;
       g.fillStyle = p.signed(-Math.sign(d) * Math.sqrt(clamp(Math.abs(d) / most, 0, 1)));
       g.fillRect(k * cell[0], q * cell[1], Math.ceil(cell[0]), Math.ceil(cell[1]));
     }
@@ -58,15 +58,15 @@ export function render({model, el: host}) {
     low.textContent = `A +${number(most)}`; high.textContent = `B +${number(most)}`;
     canvas.setAttribute("aria-label", `difference of ${rows} by ${columns} weights, at most ${number(most, 3)}`);
   }
-  const hit = event => { const [x, y] = at(event, canvas), q = Math.floor(y / cell[1]), k = Math.floor(x / cell[0]); return q >= 0 && k >= 0 && q < frame.shape[0] && k < frame.shape[1] ? [q, k] : null; };
+  const hit = event => { const [x, y] = pointerIn(event, canvas), q = Math.floor(y / cell[1]), k = Math.floor(x / cell[0]); return q >= 0 && k >= 0 && q < frame.shape[0] && k < frame.shape[1] ? [q, k] : null; };
   canvas.addEventListener("mousemove", event => {
-    const found = frame.delta && hit(event);
-    if (String(found) !== String(hover)) { hover = found; draw(); }
-    if (!found) return tip.hide();
-    tip.show(event, `${name(0, found[0])} \u2192 ${name(1, found[1])}`, [["B \u2212 A", signed(value(...found)), "", true]], "click pins the row");
+    const position = frame.delta && hit(event);
+    if (String(position) !== String(hover)) { hover = position; draw(); }
+    if (!position) return tip.hide();
+    tip.show(event, `${name(0, position[0])} \u2192 ${name(1, position[1])}`, [["B \u2212 A", signed(value(...position)), "", true]], "click pins the row");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
-  canvas.addEventListener("click", event => { const found = frame.delta && hit(event); if (found) model.pin = String(found[0]) === model.pin ? "" : String(found[0]); });
+  canvas.addEventListener("click", event => { const position = frame.delta && hit(event); if (position) model.pin = String(position[0]) === model.pin ? "" : String(position[0]); });
   keyboard(model, map, {n: () => table.toggle()});
   model.on("frame", take);
   model.on("remove", onWidth(map, w => { width = w; draw(); }));

@@ -1,7 +1,7 @@
 import { number } from "../_js/paint.js";
 import { el, onceAFrame } from "../_js/dom.js";
 
-// The side of the neuron view: dimensions by their part, each with a factor from 0 to 2, and the row that results.
+// Side of the neuron view: dimensions by their part, each with a factor from 0 to 2, and the resulting row.
 export const DIMENSIONS_CSS = `
 .dim { display: grid; grid-template-columns: 40px 34px minmax(0, 1fr) 44px 40px; gap: 8px; align-items: center; height: 28px; font-size: 12px; margin: 0 -5px; padding: 0 5px; border-radius: 4px }
 .dim.on { background: var(--accent-soft) } .dim.th { height: 18px; color: var(--ink-3); font-size: 11px } .dim .pt { display: flex; justify-content: flex-end } .dim .pt i { height: 8px; border-radius: 1px }
@@ -14,7 +14,8 @@ export const DIMENSIONS_CSS = `
 
 const SHOWN = 9;
 
-// `view`: {parts, scale: Map, dim, setDim, rescale, rows: [{label, k, now, before}], hidden, edited, paint, pairs, canScale}
+// `view`: {parts, scale: Map, dim, setDim, rescale, rows: [{label, k, now, before}], hidden, edited, paint, pairs,
+// canScale}
 export function dimensionList(host, view) {
   const {parts, scale, paint: p} = view, ranked = Array.from(parts.keys()).sort((a, b) => Math.abs(parts[b]) - Math.abs(parts[a]) || a - b);
   const shown = [...new Set([...ranked.slice(0, SHOWN), ...scale.keys(), ...(view.dim === null ? [] : [view.dim])])], most = Math.abs(parts[ranked[0]]) || 1, half = parts.length / 2;

@@ -1,6 +1,6 @@
-// One number of one head over all examples: a histogram with median, middle half and the corpus mean.
+// One number of one head over all examples: a histogram with the median, the middle half and the mean of the corpus.
 import { count, number } from "../_js/paint.js";
-import { at, el, fit, write } from "../_js/dom.js";
+import { pointerIn, el, fit, write } from "../_js/dom.js";
 import { component, link } from "../_js/shell.js";
 
 const EDGE = {left: 46, right: 16, top: 14, bottom: 22};
@@ -33,7 +33,7 @@ export function render({model, el: host}) {
     }
     canvas.onmousemove = event => {
       if (!frame) return;
-      const [x] = at(event, canvas), i = Math.floor((x - EDGE.left) / (canvas.clientWidth - EDGE.left - EDGE.right) * frame.counts.length);
+      const [x] = pointerIn(event, canvas), i = Math.floor((x - EDGE.left) / (canvas.clientWidth - EDGE.left - EDGE.right) * frame.counts.length);
       if (i < 0 || i >= frame.counts.length) { ui.tip.hide(); return; }
       const width = frame.high / frame.counts.length;
       ui.tip.show(event, `${number(i * width, 3)} \u2013 ${number((i + 1) * width, 3)}`, [["Examples", count(frame.counts[i]), "", true]]);

@@ -1,9 +1,10 @@
 import { FONT } from "../_js/constants.js";
 import { paintOf, plain } from "../_js/paint.js";
 import { recorderOf, svgOf, pngOf, csvOf, save } from "../_js/picture.js";
-// Elements, canvases, tooltips. Corpus strings reach the page as text nodes only: `el` never parses markup.
+// Elements, canvases and tooltips. Corpus strings reach the page as text nodes only: `el` never parses markup.
 
-// el("div.row", {title: "x", onclick: f}, child, "text"): classes after dots, on* are listeners, others attributes
+// el("div.row", {title: "x", onclick: f}, child, "text"): classes follow dots; properties on* are listeners, others
+// attributes
 export function el(spec, props, ...kids) {
   const [tag, ...classes] = spec.split(".");
   const node = document.createElement(tag || "div");
@@ -26,8 +27,8 @@ function add(node, kids) {
   }
 }
 
-// The component's root: style and theme variables on one element that fills the view. `changed(paint)` runs when the
-// theme does; the returned `paint()` is the present one.
+// Make the component's root, one element with the style and the theme variables. `changed(paint)` runs when the theme
+// changes; the returned `paint()` gives the current colours; `offer()` adds download menus to cards that came later.
 export function mount(model, host, css, changed) {
   const style = document.createElement("style"), root = el("div.ha");
   style.textContent = css;
@@ -51,14 +52,14 @@ export function mount(model, host, css, changed) {
   const offer = () => root.querySelectorAll("[data-picture]").forEach(card => card.querySelector(":scope > .downloads") || downloads(card, model, () => changed(paint)));
   queueMicrotask(offer);
   model.on("remove", () => { observer.disconnect(); media.removeEventListener("change", restyle); });
-  return {root, paint: () => paint, offer};   // `offer`: for cards that came later
+  return {root, paint: () => paint, offer};
 }
 
-// A menu in the corner of a card that names its picture: `data-picture="head view"`
+// Download menu in the corner of a card that names its picture: `data-picture="head view"`
 const FORMATS = {SVG: "shapes and text", PNG: "pixels", CSV: "the numbers", HTML: "a page of its own that works offline"};
 function downloads(card, model, repaint) {
   const name = `headatlas ${card.dataset.picture}`.replaceAll(" ", "-");
-  const take = async format => {
+  const download = async format => {
     menu.open = false;
     if (format === "CSV") return save(`${name}.csv`, csvOf(card), "text/csv");
     if (format === "HTML") return model.send_msg({download: card.dataset.picture});
@@ -67,13 +68,13 @@ function downloads(card, model, repaint) {
   };
   const formats = Object.keys(FORMATS).filter(format => (format !== "CSV" || card.querySelector("table.mirror")) && (format !== "HTML" || !model.alone));
   const menu = el("details.downloads", null, el("summary", {"aria-label": `download ${card.dataset.picture}`, title: "Download"}, "\u2913"),
-    el("div", {role: "menu"}, formats.map(format => el("button", {role: "menuitem", "data-format": format, title: FORMATS[format], onclick: () => take(format)}, format))));
+    el("div", {role: "menu"}, formats.map(format => el("button", {role: "menuitem", "data-format": format, title: FORMATS[format], onclick: () => download(format)}, format))));
   menu.addEventListener("focusout", event => { if (!menu.contains(event.relatedTarget)) menu.open = false; });
   card.append(menu);
   model.on("msg:custom", data => { const {of, page} = plain(data); if (page !== undefined && of === card.dataset.picture) save(`${name}.html`, page, "text/html"); });
 }
 
-// Size a canvas in CSS pixels, sharp on any screen; returns its context, cleared
+// Size a canvas in CSS pixels, sharp on any screen. Returns its cleared context.
 export function fit(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   const recorder = recorderOf(canvas);
@@ -94,13 +95,13 @@ export function write(context, text, x, y, {color, size = 11, weight = 400, alig
   context.fillText(text, x, y);
 }
 
-// One tooltip a component: title; rows of [label, value, note, hot]; what a click does
+// The tooltip of a component: a title, rows of [label, value, note, hot], and a line on what a click does
 export function tooltip(root) {
   const node = el("div.tip", {role: "tooltip"});
   root.append(node);
   let box = null;
   const tip = {
-    about: null,   // what it tells of, where the caller says so: over the same it needs to be moved only
+    about: null,   // object that the tooltip describes, if the caller passes one: over the same object it is only moved
     hide() { node.style.display = "none"; tip.about = null; },
     show(event, title, rows = [], foot = "", about = null) {
       node.replaceChildren(el("div.tip-title", null, title),
@@ -124,12 +125,13 @@ export function tooltip(root) {
   return tip;
 }
 
-export function at(event, node = event.currentTarget) {
+// Position [x, y] of the pointer in a node, in CSS pixels
+export function pointerIn(event, node = event.currentTarget) {
   const box = node.getBoundingClientRect();
   return [event.clientX - box.left, event.clientY - box.top];
 }
 
-// Call back with the width of a node now and whenever it changes; returns what stops it
+// Call back with the width of a node now and whenever it changes. Returns a function that stops this.
 export function onWidth(node, callback) {
   let last = -1;
   const observer = new ResizeObserver(() => {
@@ -140,7 +142,7 @@ export function onWidth(node, callback) {
   return () => observer.disconnect();
 }
 
-// At most one call a frame, with the latest arguments
+// Call at most once per animation frame, with the latest arguments
 export function onceAFrame(callback) {
   let latest = null, waiting = false;
   return (...args) => {
@@ -151,26 +153,26 @@ export function onceAFrame(callback) {
   };
 }
 
-// A table behind a picture: what a canvas shows as text, for screen readers, the `n` key and the tests
+// Text mirror: a table behind a picture with the content of its canvas, for screen readers, the `n` key and the tests
 export function mirror(root, caption) {
   const head = el("thead"), body = el("tbody"), table = el("table.mirror", {"data-mirror": caption}, el("caption", null, caption), head, body);
   root.append(table);
-  let rows = [], known = [], titles = null;
+  let rows = [], entries = [], titles = null;
   const text = cell => cell === undefined || cell === null || cell === false ? "" : String(cell);
   return {
     table,
-    // columns: names; data: arrays of cells; attributes: one object of data-* a row. Only what differs is written.
+    // columns: names; data: arrays of cells; attributes: one object of data-* per row. Only differences are written.
     set(columns, data, attributes = []) {
       rows = data;
       if (titles !== columns.join("\n")) {
-        titles = columns.join("\n"); known = [];
+        titles = columns.join("\n"); entries = [];
         head.replaceChildren(el("tr", null, columns.map(c => el("th", null, c))));
         body.replaceChildren();
       }
-      known.splice(data.length).forEach(row => row.node.remove());
+      entries.splice(data.length).forEach(row => row.node.remove());
       data.forEach((cells, i) => {
-        if (!known[i]) { known[i] = {node: el("tr", null, cells.map(() => el("td"))), cells: [], about: {}}; body.append(known[i].node); }
-        const row = known[i], about = attributes[i] || {};
+        if (!entries[i]) { entries[i] = {node: el("tr", null, cells.map(() => el("td"))), cells: [], about: {}}; body.append(entries[i].node); }
+        const row = entries[i], about = attributes[i] || {};
         cells.forEach((cell, j) => { const now = text(cell); if (row.cells[j] !== now) { row.cells[j] = now; row.node.children[j].textContent = now; } });
         for (const name of Object.keys(row.about)) if (!(name in about)) row.node.removeAttribute(`data-${name}`);
         for (const [name, value] of Object.entries(about)) if (row.about[name] !== value) row.node.setAttribute(`data-${name}`, value);
@@ -182,7 +184,7 @@ export function mirror(root, caption) {
   };
 }
 
-// Keys of a picture that has the focus. Escape works wherever the focus is, as long as the picture shows and nobody types.
+// Keys of a focused picture. Escape works with any focus, if the picture is visible and the reader is not typing.
 export function keyboard(model, node, actions) {
   const typing = event => /^(INPUT|TEXTAREA|SELECT)$/.test(event.composedPath()[0]?.tagName || "") || event.composedPath()[0]?.isContentEditable;
   const plainKey = event => !event.ctrlKey && !event.metaKey && !event.altKey;

@@ -1,9 +1,11 @@
-"""`ESMView`: what every component shares. A component is a Python class beside a plain JavaScript file of its own.
+"""`ESMView`, the base class of all components. A component is a Python class with a plain JavaScript file of its own.
 
-Data travel down as a `frame` (a dict of scalars, strings and NumPy arrays; arrays go as binary buffers, never as lists:
-a JSON list of 512 × 512 numbers takes two seconds) and choices travel up as small parameters (`pin`, `heads`, ...).
-There is no build step and no dependency: on a server each file has one address below `ESMView`, whichever component
-asks for it, so that a browser fetches and runs it once; where there is no server (a notebook) the imports are spliced in.
+Python sends data to the browser as a `frame`: a dict of scalars, strings and NumPy arrays. Arrays travel as binary
+buffers, because a JSON list of 512 × 512 numbers takes two seconds. The browser sends choices back as small parameters
+(`pin`, `selected`, ...).
+
+There is no build step and no dependency. On a server each file has one address below `ESMView` for all components, so
+that a browser fetches and runs it once. Without a server (in a notebook) the imported files are inlined.
 
 `panel_private.py` lists the members of Panel that are not public.
 """
@@ -27,7 +29,7 @@ from param.parameterized import batch_call_watchers, no_instance_params
 from headatlas.store.errors import HeadAtlasError
 
 from ..theme.colours import THEMES, palette
-from . import panel_private as panel_private  # checks the versions before they are used
+from . import panel_private as panel_private  # checks the installed versions when it is imported
 from .background import background
 from .script_files import FOLDER, IMPORT, files_of, splice
 from .standalone_page import frozen_page
@@ -44,43 +46,44 @@ class ESMView(JSComponent):
     """
 
     frame_types: ClassVar[tuple[type, ...]] = ()
-    """Typed dicts of the frame. Their names are those that the JavaScript file reads."""
+    """Typed dicts of the frame. Together they declare exactly the names that the JavaScript file reads."""
 
-    frame: Any = param.Dict(default={}, doc="What to draw: scalars, strings and arrays; {} draws nothing.")
-    theme = param.Selector(default="auto", objects=["auto", *THEMES], doc="auto: as the page around it.")
+    frame: Any = param.Dict(default={}, doc="Data to draw: scalars, strings and arrays; {} draws nothing.")
+    theme = param.Selector(default="auto", objects=["auto", *THEMES], doc="auto: the theme of the page.")
     label = param.String(default="", doc="Accessible name of the picture.")
 
-    def __init_subclass__(cls, **named: Any) -> None:
-        super().__init_subclass__(**named)
-        cls._busy__ignore = cls._priority_changes  # else each of them marks the process as busy, for all sessions
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._busy__ignore = cls._priority_changes  # otherwise each change marks the process as busy, for all sessions
 
     def __init__(self, **params: Any) -> None:
-        no_instance_params(type(self))  # Panel asks for each of some forty: a copy of each costs a session its memory
+        no_instance_params(type(self))  # saves memory: Panel would copy some forty parameters for every component
         super().__init__(**params)
 
-    _js: ClassVar[list[str]] = sorted(path.name for path in FOLDER.glob("*.js"))  # what the server hands out
+    _js: ClassVar[list[str]] = sorted(path.name for path in FOLDER.glob("*.js"))  # files that the server may send
     _constants: ClassVar[dict[str, Any]] = {"palette": palette()}
     _priority_changes: ClassVar[list[str]] = []
 
     __abstract = True
 
     def give(self, **values: Any) -> None:
-        """Set what differs, in one step (`param.update` reads all parameters of a component first, to be able to go back)."""
+        """Set the parameters that differ, in one step. `param.update` is slower: it first saves all parameters.
+
+        Dicts hold arrays, which `==` cannot compare, so only empty dicts count as equal.
+        """
         with batch_call_watchers(self):
             for name, value in values.items():
-                known = getattr(self, name)
-                same = (
-                    not known and not value if isinstance(value, dict) else known == value
-                )  # of arrays `==` is no answer
-                if type(known) is not type(value) or not same:
+                current = getattr(self, name)
+                is_same = not current and not value if isinstance(value, dict) else current == value
+                if type(current) is not type(value) or not is_same:
                     setattr(self, name, value)
 
     document: Callable[[], str] | None = None
-    """Makes the page that a download holds; None: this component as it stands."""
+    """Function that makes the document of an HTML download. If None the download holds this component as it stands."""
 
     def _handle_msg(self, data: Any) -> None:
-        if isinstance(data, dict) and isinstance(of := data.get("download"), str):
-            background(self._page, lambda page: self._send_msg({"of": of[:200], "page": page}))
+        if isinstance(data, dict) and isinstance(picture := data.get("download"), str):
+            background(self._page, lambda page: self._send_msg({"of": picture[:200], "page": page}))
         else:
             super()._handle_msg(data)
 
@@ -88,32 +91,32 @@ class ESMView(JSComponent):
         if self.document is not None:
             try:
                 return self.document()
-            except HeadAtlasError as error:  # the document is too large or incomplete: freeze what is on the screen
-                logger.info("%s as it stands: %s", type(self).__name__, error)
+            except HeadAtlasError as error:  # too large or incomplete: fall back to this component as it stands
+                logger.info("%s: the download holds this component as it stands: %s", type(self).__name__, error)
         values = {name: getattr(self, name) for name in self.param if name not in Layoutable.param and name != "theme"}
         return frozen_page(type(self).__name__, str(self._bundle), values, self.theme)
 
     def _param_change(self, *events: param.parameterized.Event) -> None:
-        left = [event for event in events if not self._put(event)]
-        if left:
-            super()._param_change(*left)
+        unsent = [event for event in events if not self._put_in_outbox(event)]
+        if unsent:
+            super()._param_change(*unsent)
 
-    def _put(self, event: param.parameterized.Event) -> bool:
-        """Put a change of data into its page's outbox; whether it is done with."""
+    def _put_in_outbox(self, event: param.parameterized.Event) -> bool:
+        """Put a change of data into the outbox of each page. False if Panel has to send it."""
         if event.name not in data_names(type(self)):
             return False
-        places = [(ref, model, outbox_of(model.document)) for ref, (model, _) in self._models.items()]
-        if not all(outbox for _, _, outbox in places):
+        models = [(ref, model, outbox_of(model.document)) for ref, (model, _) in self._models.items()]
+        if not all(outbox for _, _, outbox in models):
             return False
-        for ref, model, outbox in places:
-            if event.name in self._priority_changes and not self._keep(ref, model, event):
+        for ref, model, outbox in models:
+            if event.name in self._priority_changes and not self._set_on_server(ref, model, event):
                 continue
             if outbox is not None:
                 outbox.put(model.id, event.name, event.new)
         return True
 
-    def _keep(self, ref: str, model: Any, event: param.parameterized.Event) -> bool:
-        """Give the server's model what the browser may change too; whether the browser must still hear of it."""
+    def _set_on_server(self, ref: str, model: Any, event: param.parameterized.Event) -> bool:
+        """Set a value on the server's model that the browser can change too. False if it came from the browser."""
         document, name, missing = model.document, event.name, object()
         if self._in_process__events.get(document, {}).get(name, missing) == event.new:
             return False
@@ -130,7 +133,8 @@ class ESMView(JSComponent):
         return step(next((model.document for model, _ in self._models.values()), None))
 
     def _process_bokeh_event(self, doc: Any, event: Any) -> None:
-        with set_curdoc(doc), self._step():  # without Panel's process-wide mark that it is busy: a third of a click
+        # Panel also marks the whole process as busy here, which takes a third of the time of a click.
+        with set_curdoc(doc), self._step():
             self._process_event(event)
 
     def _process_events(self, events: dict[str, Any]) -> None:
@@ -139,7 +143,7 @@ class ESMView(JSComponent):
 
     @classmethod
     def _render_esm(cls, compiled: Any = True, server: bool = False) -> str:
-        """The URL of the file on a server, else its source with the shared files spliced in."""
+        """Return the URL of the file on a server, otherwise its source with the shared files inlined."""
         if server and cls._bundle in ESMView._js:
             return address(str(cls._bundle))
         source = super()._render_esm(compiled=compiled, server=server)
@@ -148,21 +152,22 @@ class ESMView(JSComponent):
 
 @cache
 def data_names(kind: type[ESMView]) -> frozenset[str]:
-    """The parameters of a component that are its own: what it draws and what is chosen in it."""
+    """Return the names of a component's own parameters: its data and its choices, without those of Panel."""
     return frozenset(name for name in kind.param if issubclass(kind.param[name].owner, ESMView) and name != "name")
 
 
 def address(file: str) -> str:
-    """Where the server has a component's file, from the page on."""
+    """Return the address of a component's file on the server, relative to the page."""
     return _address(state.rel_path or "", file)
 
 
 @cache
-def _address(below: str, file: str) -> str:
-    return ("" if below else "./") + component_resource_path(ESMView, "_js", file)  # looks for the folder on the disk
+def _address(base_path: str, file: str) -> str:
+    # cached, because `component_resource_path` looks for the folder on the disk
+    return ("" if base_path else "./") + component_resource_path(ESMView, "_js", file)
 
 
 def modules(view: Viewable) -> list[str]:
-    """Addresses of all files that the components of a layout run."""
+    """List the addresses of all files that the components of a layout run."""
     bundles = dict.fromkeys(str(part._bundle) for part in view.select(ESMView) if isinstance(part, ESMView))
     return [address(file) for file in dict.fromkeys(file for bundle in bundles for file in files_of(bundle))]

@@ -1,4 +1,5 @@
-// A page of examples: id, text, annotations, tokens, one statistic of the chosen head. Filter and order act on all of them.
+// A page of examples: id, text, annotations, tokens, one statistic of the selected head. Filter and order apply to all
+// examples.
 import { count, number } from "../_js/paint.js";
 import { el, fit, mirror, write } from "../_js/dom.js";
 import { component, debounced, link, segmented, select, walk } from "../_js/shell.js";
@@ -15,8 +16,9 @@ const CSS = `
 .facet { display: grid; grid-template-columns: 112px 1fr 40px; gap: 8px; align-items: center; height: 22px; font-size: 12px } .facet .n { text-align: right; color: var(--ink-3); font-variant-numeric: tabular-nums }
 `;
 
-// frame: {rows: [{id, text, columns: [text], tokens, value, on, query, patch}], columns: [names], start, page_rows, n_found, n_all,
-//         text, order, statistics: [[name, label]], statistic, label, high, head, lengths: {counts: int32, first, last}, facets: [{name, values: [[value, n]]}], note}
+// frame: {rows: [{id, text, columns: [text], tokens, value, on, query, patch}], columns: [names], start, page_rows,
+//         n_found, n_all, text, order, statistics: [[name, label]], statistic, label, high, head, lengths: {counts:
+//         int32, first, last}, facets: [{name, values: [[value, n]]}], note}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const filter = el("input", {type: "search", "aria-label": "text filter", placeholder: "text or id contains\u2026", maxlength: 2000});
@@ -29,7 +31,7 @@ export function render({model, el: host}) {
       el("section.card", {"data-picture": "examples", "aria-label": "examples"}, head, el("div.body", {style: "padding:0;overflow:hidden;display:flex;flex-direction:column"}, titles, list, foot))));
     walk(list, () => [...list.querySelectorAll("a.er")]);
     const table = mirror(list.parentElement, "examples");
-    // a histogram with two fields below it; a drag over it fills them, "5..40" goes to the address
+    // Histogram with two fields below it. A drag over it fills the fields; their range ("5..40") goes into the address.
     function brush(field, least, most, write_) {
       const canvas = el("canvas.brush", {role: "img", "data-brush": field}), inputs = [least, most].map(name => el("input", {type: "text", inputmode: "decimal", "aria-label": name, placeholder: name.split(" ")[0]}));
       let spread = null, from = null;
@@ -50,16 +52,16 @@ export function render({model, el: host}) {
         },
       };
     }
-    // one value of an annotation; again: all of them
+    // Toggle the filter by one value of an annotation
     function narrow(frame, name, value) {
-      const where = {...frame.where};
-      if (where[name] === value) delete where[name]; else where[name] = value;
-      ui.go({where: Object.keys(where).length ? JSON.stringify(where) : "", row: 0});
+      const filters = {...frame.where};
+      if (filters[name] === value) delete filters[name]; else filters[name] = value;
+      ui.go({where: Object.keys(filters).length ? JSON.stringify(filters) : "", row: 0});
     }
-    let typed = null;
+    let lastText = null;
     return frame => {
-      if (frame.text !== typed && ui.root.getRootNode().activeElement !== filter) filter.value = frame.text;
-      typed = frame.text;
+      if (frame.text !== lastText && ui.root.getRootNode().activeElement !== filter) filter.value = frame.text;
+      lastText = frame.text;
       const grid = `grid-template-columns:92px minmax(0,1fr) ${frame.columns.map(() => "84px").join(" ")} 46px 132px`, style = {style: grid};
       side.replaceChildren(
         el("div.sect", null, "Tokens", el("span.r", null, frame.n_found ? `${frame.lengths.first} \u2013 ${frame.lengths.last}` : "")), ...lengths.nodes, el("hr"),

@@ -1,4 +1,4 @@
-// What the store holds, as figures in one strip.
+// Facts about the store, as figures in one strip.
 import { el, mirror } from "../_js/dom.js";
 import { component } from "../_js/shell.js";
 
@@ -6,7 +6,7 @@ const CSS = `
 .figures { flex-direction: row; align-items: center; height: 56px; padding: 0 4px; overflow: hidden }
 .fact { padding: 0 18px; border-left: 1px solid var(--line); line-height: 1.25; white-space: nowrap; min-width: 0 } .fact:first-child { border: 0; padding-left: 12px }
 .fact b { display: block; font-size: 16px; font-weight: 600; letter-spacing: -.01em; font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; max-width: 260px; unicode-bidi: isolate }
-/* where room is short, names give way, figures do not */
+/* in a narrow strip names are shortened, figures are not */
 .fact[data-fact=Examples], .fact[data-fact=Tokens], .fact[data-fact=Heads], .fact[data-fact="Size on disk"], .fact[data-fact="Codec error"] { flex: none }
 @media (max-width: 1279px) { .fact { padding: 0 12px } .fact b { font-size: 14px } } @media (max-width: 900px) { .fact[data-fact=Kept], .fact[data-fact="Codec error"] { display: none } }
 .fact span { font-size: 11px; color: var(--ink-3) }
@@ -21,7 +21,7 @@ export function render({model, el: host}) {
     return frame => {
       figures.replaceChildren(...frame.facts.map(([value, label]) => el("div.fact", {"data-fact": label}, el("b", {title: value}, value), el("span", null, label))),
         el("span.grow"), el(`span.tag.${frame.tag[1]}`, null, frame.tag[0]));
-      table.set(["What", "Value"], frame.facts.map(([value, label]) => [label, value]));
+      table.set(["Fact", "Value"], frame.facts.map(([value, label]) => [label, value]));
     };
   });
 }

@@ -1,7 +1,7 @@
 import { plain, number, signedNumber, parsePin, clamp, SCALES } from "../_js/paint.js";
-import { el, mount, fit, tooltip, at, onWidth, mirror, keyboard } from "../_js/dom.js";
+import { el, mount, fit, tooltip, pointerIn, onWidth, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
-import { codeColours, mapImage, kept } from "../_js/maps.js";
+import { codeColours, mapImage, shownCells } from "../_js/maps.js";
 
 const OWN = `
 .map { position: relative; margin: 8px 0 10px; outline-offset: 2px } .facts { display: grid; grid-template-columns: 1fr auto; gap: 4px 8px; font-size: 12px; color: var(--ink-2) } .facts b { color: var(--ink); font-weight: 500; text-align: right; font-variant-numeric: tabular-nums }
@@ -38,7 +38,7 @@ export function render({model, el: host}) {
   function draw() {
     if (!width || !frame.attention) return;
     const p = paint(), [rows, cols] = frame.shape;
-    keep = {q: kept(frame.special[0], rows, rows, model.hide_special), k: kept(frame.special[1], cols, cols, model.hide_special)};
+    keep = {q: shownCells(frame.special[0], rows, rows, model.hide_special), k: shownCells(frame.special[1], cols, cols, model.hide_special)};
     size = Math.min(width, 420);
     const height = clamp(size * keep.q.length / Math.max(1, keep.k.length), 40, 480), g = fit(canvas, size, height), scale = SCALES[model.scale];
     const colours = codeColours(p, scale), image = mapImage((q, k) => clamp(Math.floor(Math.sqrt(value(q, k)) * 255 + .5), 0, 255), rows, cols, colours,
@@ -47,24 +47,24 @@ export function render({model, el: host}) {
     g.drawImage(image, 0, 0, size, height);
     g.strokeStyle = p["line-2"]; g.lineWidth = 1; g.strokeRect(.5, .5, size - 1, height - 1);
     map.size = {w: size / keep.k.length, h: height / keep.q.length};
-    const pin = parsePin(model.pin), at = pin && keep[pin.side].indexOf(pin.index);
+    const pin = parsePin(model.pin), line = pin && keep[pin.side].indexOf(pin.index);
     g.strokeStyle = p.accent; g.lineWidth = 1.5;
-    if (pin && at >= 0) pin.side === "q" ? g.strokeRect(0, at * map.size.h, size, map.size.h) : g.strokeRect(at * map.size.w, 0, map.size.w, height);
+    if (pin && line >= 0) pin.side === "q" ? g.strokeRect(0, line * map.size.h, size, map.size.h) : g.strokeRect(line * map.size.w, 0, map.size.w, height);
     if (hover) { g.strokeStyle = p.ink; g.strokeRect(keep.k.indexOf(hover[1]) * map.size.w, keep.q.indexOf(hover[0]) * map.size.h, map.size.w, map.size.h); }
     canvas.setAttribute("aria-label", `attention of head ${frame.head}`);
     const r = fit(ramp, 120, 8);
     for (let i = 0; i < 120; i++) { r.fillStyle = p.seq(scale(i / 119)); r.fillRect(i, 0, 1, 8); }
   }
   const grey = hex => { const [r, g, b] = [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)); return (255 << 24 | b << 16 | g << 8 | r) >>> 0; };
-  const hit = event => { const [x, y] = at(event, canvas), q = keep.q[Math.floor(y / map.size.h)], k = keep.k[Math.floor(x / map.size.w)]; return q === undefined || k === undefined ? null : [q, k]; };
+  const hit = event => { const [x, y] = pointerIn(event, canvas), q = keep.q[Math.floor(y / map.size.h)], k = keep.k[Math.floor(x / map.size.w)]; return q === undefined || k === undefined ? null : [q, k]; };
   canvas.addEventListener("mousemove", event => {
-    const found = map.size && hit(event);
-    if (String(found) !== String(hover)) { hover = found; draw(); }
-    if (!found) return tip.hide();
-    tip.show(event, `${frame.labels[0][found[0]]} \u2192 ${frame.labels[1][found[1]]}`, [["Weight", number(value(...found), 3), "", true], ["Query", String(found[0])], ["Key", String(found[1])]], "click pins the row");
+    const position = map.size && hit(event);
+    if (String(position) !== String(hover)) { hover = position; draw(); }
+    if (!position) return tip.hide();
+    tip.show(event, `${frame.labels[0][position[0]]} \u2192 ${frame.labels[1][position[1]]}`, [["Weight", number(value(...position), 3), "", true], ["Query", String(position[0])], ["Key", String(position[1])]], "click pins the row");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
-  canvas.addEventListener("click", event => { const found = map.size && hit(event); if (found) model.pin = model.pin === `q${found[0]}` ? "" : `q${found[0]}`; });
+  canvas.addEventListener("click", event => { const position = map.size && hit(event); if (position) model.pin = model.pin === `q${position[0]}` ? "" : `q${position[0]}`; });
   keyboard(model, map, {n: () => table.toggle(), Escape: () => { if (model.pin) model.pin = ""; }});
   take();
   model.on("frame", take);

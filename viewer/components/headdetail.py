@@ -1,4 +1,4 @@
-"""`HeadDetail`: one head of the model view, large: its map, its statistics here, its strongest edges."""
+"""`HeadDetail`: one enlarged head of the model view, with its map, its statistics here and its strongest edges."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .esm_view import ESMView
 
 
 class HeadDetail(ESMView):
-    """The right side of the model view.
+    """Right side of the model view.
 
-    `frame` is `detail_frames.detail_frame`; a click on a row of the map or on an edge pins its query. `on_msg` tells of
-    ``{"go": "head"}`` or ``{"go": "neuron"}``.
+    `frame` is `detail_frames.detail_frame`. A click on a row of the map or on an edge pins its query. Messages for
+    `on_msg`: ``{"go": "head"}`` and ``{"go": "neuron"}``.
     """
 
     pin = param.String(default="")

@@ -1,7 +1,7 @@
-// Layers x heads, any size, as one canvas: a cell is a head, colour is one number of it. Layer 0 on top.
-// Arrows walk, Enter opens, a click selects; the table behind the canvas holds every number.
+// Layers x heads of any model as one canvas: a cell is a head, its colour is one number of the head. Layer 0 is on top.
+// Arrows move the selection, Enter opens an example, a click selects. The text mirror holds every number.
 import { count, number } from "../_js/paint.js";
-import { at, el, fit, mirror, write } from "../_js/dom.js";
+import { pointerIn, el, fit, mirror, write } from "../_js/dom.js";
 import { component, select } from "../_js/shell.js";
 
 const CSS = `
@@ -20,7 +20,7 @@ export function render({model, el: host}) {
     const head = el("header.maphead"), card = el("section.card", {"data-picture": "head map"});
     let table = null, frame = null, selected = parse(model.selected), geometry = null, hovered = null, ranks = null, top = null;
 
-    function place(layer, h) { return {x: geometry.left + h * geometry.cell, y: geometry.top + layer * geometry.cell}; }
+    function cornerOf(layer, h) { return {x: geometry.left + h * geometry.cell, y: geometry.top + layer * geometry.cell}; }
     function measure() {
       const {n_layers: layers, n_heads: heads, small} = frame, left = small ? 20 : 28, above = small ? 16 : 32, right = small ? 2 : 66;
       const width = box.clientWidth, height = box.clientHeight || width;
@@ -42,23 +42,23 @@ export function render({model, el: host}) {
       for (let h = 0; h < heads; h += every) write(g, String(h), left + h * cell + side / 2, above - 8, {color: p["ink-3"], size, align: "center"});
       for (let l = 0; l < layers; l += every) write(g, String(l), left - 6, above + l * cell + side / 2, {color: p["ink-3"], size, align: "right"});
       for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
-        const {x, y} = place(l, h), v = value(l, h), s = share(v);
+        const {x, y} = cornerOf(l, h), v = value(l, h), s = share(v);
         g.fillStyle = p.seq(s * .97 + (s > 0 ? .03 : 0));
         rectangle(x, y, side, side, round); g.fill();
         if (s < .12 && gap) { g.strokeStyle = p.line; g.lineWidth = 1; rectangle(x + .5, y + .5, side - 1, side - 1, round); g.stroke(); }
         if (Number.isNaN(v)) { g.strokeStyle = p["line-2"]; g.beginPath(); g.moveTo(x + 2, y + side - 2); g.lineTo(x + side - 2, y + 2); g.stroke(); }
         if (cell >= 26 && top.has(l * heads + h)) write(g, number(v), x + side / 2, y + side / 2 + .5, {color: p.on(s), weight: 500, align: "center", size: cell < 30 ? 10 : 11});
       }
-      for (const [name, {star}] of Object.entries(frame.bookmarks || {})) {   // a dot in the corner: starred or noted
-        const [l, h] = name.split(".").map(Number), {x, y} = place(l, h);
+      for (const [name, {star}] of Object.entries(frame.bookmarks || {})) {   // a dot in the corner marks a star or a note
+        const [l, h] = name.split(".").map(Number), {x, y} = cornerOf(l, h);
         if (l >= layers || h >= heads) continue;
         g.fillStyle = star ? p.warn : p["ink-3"]; g.beginPath(); g.arc(x + side - Math.min(4, side / 4), y + Math.min(4, side / 4), cell >= 15 ? 3 : 2, 0, 7); g.fill();
         g.strokeStyle = p.surface; g.lineWidth = 1; g.stroke();
       }
-      const also = (frame.also || []).map((name, i) => [name.split(".").map(Number), p.head(i + 1)]);   // further heads that are chosen
+      const also = (frame.also || []).map((name, i) => [name.split(".").map(Number), p.head(i + 1)]);   // further selected heads
       for (const [spot, color] of [...also, [selected, also.length ? p.head(0) : p.ink], [hovered, p["ink-2"]]]) {
         if (!spot || spot[0] >= layers || spot[1] >= heads) continue;
-        const {x, y} = place(...spot), grow = gap ? 2 : 1;
+        const {x, y} = cornerOf(...spot), grow = gap ? 2 : 1;
         g.lineWidth = 2; g.strokeStyle = p.surface; rectangle(x - grow, y - grow, side + 2 * grow, side + 2 * grow, round + 1); g.stroke();
         g.strokeStyle = color; rectangle(x - grow / 2, y - grow / 2, side + grow, side + grow, round + 1); g.stroke();
       }
@@ -76,7 +76,7 @@ export function render({model, el: host}) {
     }
     const spotAt = event => {
       if (!geometry) return null;
-      const [x, y] = at(event, canvas), h = Math.floor((x - geometry.left) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
+      const [x, y] = pointerIn(event, canvas), h = Math.floor((x - geometry.left) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
       return l >= 0 && h >= 0 && l < frame.n_layers && h < frame.n_heads ? [l, h] : null;
     };
     const sentence = ([l, h]) => `Head ${l}.${h}: ${frame.title} ${number(value(l, h), 3)}, rank ${ranks[l * frame.n_heads + h]} of ${count(frame.values.length)}`;
@@ -95,10 +95,10 @@ export function render({model, el: host}) {
       if (!spot) { ui.tip.hide(); return; }
       const i = spot[0] * frame.n_heads + spot[1];
       ui.tip.show(event, `Head ${spot.join(".")}`, [[frame.title, number(frame.values[i], 3), `#${ranks[i]}`, true],
-        ...frame.others.map(o => [o.label, number(o.values[i], 3), ""]), ...noted(spot)],
+        ...frame.others.map(o => [o.label, number(o.values[i], 3), ""]), ...noteOf(spot)],
         `rank of ${count(frame.values.length)} \u00B7 click to select`);
     };
-    const noted = spot => { const bookmark = frame.bookmarks?.[spot.join(".")]; return bookmark ? [[`${bookmark.star ? "\u2605 " : ""}${bookmark.note.slice(0, 120)}`, "", ""]] : []; };
+    const noteOf = spot => { const bookmark = frame.bookmarks?.[spot.join(".")]; return bookmark ? [[`${bookmark.star ? "\u2605 " : ""}${bookmark.note.slice(0, 120)}`, "", ""]] : []; };
     canvas.onmouseleave = () => { hovered = null; draw(); ui.tip.hide(); };
     canvas.onclick = event => { const spot = spotAt(event); if (spot) choose(spot, event.detail > 1); };
     canvas.onkeydown = event => {

@@ -1,5 +1,5 @@
 import { plain, parseHeads, number, clamp, gridNames } from "../_js/paint.js";
-import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
+import { el, mount, fit, write, tooltip, pointerIn, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 
 const OWN = `
@@ -59,40 +59,40 @@ export function render({model, el: host}) {
     drawChips();
   }
   function drawChips() {
-    const p = paint(), chosen = selected();
-    chips.replaceChildren(...chosen.map((name, i) => el("button.hchip", {"data-head": name, title: chosen.length > 1 ? "click removes, double click leaves this one alone" : "the head shown",
-      onclick: event => { if (chosen.length > 1) once(event, () => set(chosen.filter(n => n !== name))); }, ondblclick: () => { clearTimeout(waiting); set([name]); }}, el("i", {style: `background:${p.head(i)}`}), name)),
+    const p = paint(), heads = selected();
+    chips.replaceChildren(...heads.map((name, i) => el("button.hchip", {"data-head": name, title: heads.length > 1 ? "click to remove \u00B7 double click to keep only this head" : "the only head",
+      onclick: event => { if (heads.length > 1) once(event, () => set(heads.filter(n => n !== name))); }, ondblclick: () => { clearTimeout(waiting); set([name]); }}, el("i", {style: `background:${p.head(i)}`}), name)),
       model.single ? "" : el("button.btn.quiet", {onclick: () => allOfLayer()}, "all of layer"));
   }
-  // a click on a chip takes it away, and then a double click has no chip left to hit: wait whether a second one comes
+  // A click on a chip removes it, so a double click would have no target: wait for a second click first
   let waiting = 0;
   const once = (event, act) => { clearTimeout(waiting); if (event.detail) waiting = setTimeout(act, 220); else act(); };
-  const set = chosen => { model.selected = [...new Set(chosen)].join(","); };
+  const set = heads => { model.selected = [...new Set(heads)].join(","); };
   const allOfLayer = (row = Math.max(0, names.cell(selected()[0] || names.name(0, 0))[0])) => set(names.columns.map((_, h) => names.name(row, h)));
   function choose(name, add) {
-    const chosen = selected();
+    const heads = selected();
     if (!add || model.single) return set([name]);
-    set(chosen.includes(name) ? (chosen.length > 1 ? chosen.filter(n => n !== name) : chosen) : [...chosen, name]);
+    set(heads.includes(name) ? (heads.length > 1 ? heads.filter(n => n !== name) : heads) : [...heads, name]);
   }
   function hit(event) {
-    const [x, y] = at(event, canvas), h = Math.floor((x - geometry.margin) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
+    const [x, y] = pointerIn(event, canvas), h = Math.floor((x - geometry.margin) / geometry.cell), l = Math.floor((y - geometry.top) / geometry.cell);
     return l >= 0 && h >= 0 && l < shape[0] && h < shape[1] ? [l, h] : null;
   }
-  // the number of a layer stands for all of its heads
+  // Layer whose number is under the pointer, or null; a click there selects all heads of the layer
   function layerAt(event) {
-    const [x, y] = at(event, canvas), l = Math.floor((y - geometry.top) / geometry.cell);
+    const [x, y] = pointerIn(event, canvas), l = Math.floor((y - geometry.top) / geometry.cell);
     return !model.single && x < geometry.margin && l >= 0 && l < shape[0] ? l : null;
   }
   canvas.addEventListener("mousemove", event => {
-    const found = geometry && hit(event), name = found && names.name(...found), row = geometry && layerAt(event);
-    canvas.style.cursor = found || row !== null ? "pointer" : "default";
+    const cell = geometry && hit(event), name = cell && names.name(...cell), row = geometry && layerAt(event);
+    canvas.style.cursor = cell || row !== null ? "pointer" : "default";
     if (name !== hover) { hover = name; draw(); }
     if (row !== null) return tip.show(event, `Layer ${names.rows[row]}`, [], "click to show all its heads");
-    if (!found) return tip.hide();
-    tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...found), 3), "", true], ...(frame.bookmarks?.[name] ? [[`${frame.bookmarks[name].star ? "\u2605 " : ""}${frame.bookmarks[name].note.slice(0, 120)}`, ""]] : [])], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
+    if (!cell) return tip.hide();
+    tip.show(event, `Head ${name}`, [[frame.title || "weight", number(value(...cell), 3), "", true], ...(frame.bookmarks?.[name] ? [[`${frame.bookmarks[name].star ? "\u2605 " : ""}${frame.bookmarks[name].note.slice(0, 120)}`, ""]] : [])], model.single ? "click to show" : "click to show \u00B7 Shift click to add");
   });
   canvas.addEventListener("mouseleave", () => { hover = null; tip.hide(); draw(); });
-  canvas.addEventListener("click", event => { const found = geometry && hit(event); if (found) return choose(names.name(...found), event.shiftKey); const row = geometry && layerAt(event); if (row !== null) allOfLayer(row); });
+  canvas.addEventListener("click", event => { const cell = geometry && hit(event); if (cell) return choose(names.name(...cell), event.shiftKey); const row = geometry && layerAt(event); if (row !== null) allOfLayer(row); });
   const move = (dl, dh) => () => {
     const [l, h] = names.cell(selected()[0] || "");
     set([names.name(clamp(l + dl, 0, shape[0] - 1), clamp(h + dh, 0, shape[1] - 1))]);
@@ -113,7 +113,7 @@ export function render({model, el: host}) {
     const box = el("input", {type: "checkbox", checked: model.hide_special, "data-control": "hide_special"});
     box.addEventListener("change", () => { model.hide_special = box.checked; });
     model.on("hide_special", () => { box.checked = model.hide_special; });
-    // a box for one of two values of a field
+    // check box for a field with two values
     const check = (name, on, off, text) => {
       const node = el("input", {type: "checkbox", "data-control": name}), refresh = () => { node.checked = model[name] === on; };
       node.addEventListener("change", () => { model[name] = node.checked ? on : off; });
@@ -130,7 +130,7 @@ export function render({model, el: host}) {
     lines.replaceChildren(...(model.lines ? [el("hr"), el("p.sect", null, "Lines"),
       slider("share", "Share of each row", 10, 100, 5, v => Math.round(v * 100), v => `${v} %`, v => v / 100),
       slider("keys", "Keys per row", 1, 64, 1, v => v, v => `at most ${v}`, v => v)] : []),
-      ...(model.specials ? [el("hr"), el("p.sect", null, "Show"), model.choices ? unit : "", model.choices ? between : "", el("label.ck", null, box, "hide special tokens"), ...(model.choices ? [check("weights", "renormalised", "stored", "renormalise the rest"), check("layout", "rows", "columns", "rows as columns (wide scripts)")] : [])] : []));
+      ...(model.specials ? [el("hr"), el("p.sect", null, "Show"), model.choices ? unit : "", model.choices ? between : "", el("label.ck", null, box, "hide special tokens"), ...(model.choices ? [check("weights", "renormalised", "stored", "renormalise shown weights"), check("layout", "rows", "columns", "rows as columns (wide scripts)")] : [])] : []));
   }
   function drawFacts() {
     facts.replaceChildren(...plain(model.facts).flatMap(([heading, text]) => [el("hr"), el("p.sect", null, heading), el("p", null, text)]));

@@ -1,4 +1,4 @@
-"""`HeadPicker`: every head as a cell, the chosen ones as chips in their colours, and what the lines show."""
+"""`HeadPicker`: every head as a cell, the selected heads as chips in their colours, and the options of the lines."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from .esm_view import ESMView
 
 
 class HeadPicker(ESMView):
-    """The left side of a view.
+    """Left side of a view.
 
-    `frame` is `view_frames.picker_frame`; `selected` lists heads as ``"5.8,5.10"`` in the order of their colours: a click
-    chooses one, Shift click adds or removes, a double click on a chip leaves that one alone.
+    `frame` is `view_frames.picker_frame`. `selected` lists heads as ``"5.8,5.10"`` in the order of their colours. A
+    click selects one head, Shift click adds or removes one, a double click on a chip removes all others.
     """
 
     selected = param.String(default="")
-    single = param.Boolean(default=False, doc="Only one head at a time.")
-    lines = param.Boolean(default=True, doc="Whether the sliders for lines are there.")
-    specials = param.Boolean(default=True, doc="Whether the box for special tokens is there.")
+    single = param.Boolean(default=False, doc="True if only one head can be selected.")
+    lines = param.Boolean(default=True, doc="True if the sliders for lines are shown.")
+    specials = param.Boolean(default=True, doc="True if the box for special tokens is shown.")
     share = param.Number(default=0.75, bounds=(0, 1))
     keys = param.Integer(default=8, bounds=(1, 64))
     hide_special = param.Boolean(default=True)
-    choices = param.Boolean(default=False, doc="Whether the choices of the head view are there.")
-    pairs = param.Boolean(default=False, doc="Whether the example has two texts.")
+    choices = param.Boolean(default=False, doc="True if the choices of the head view are shown.")
+    pairs = param.Boolean(default=False, doc="True if the example has two texts.")
     unit = param.Selector(default="token", objects=["token", "word", "sentence"])
     segments = param.Selector(default="all", objects=["all", "aa", "ab", "ba", "bb"])
     weights = param.Selector(default="stored", objects=["stored", "renormalised"])
     layout = param.Selector(default="columns", objects=["columns", "rows"])
-    facts = param.List(default=[], item_type=tuple, doc="(title, text) sections below.")
+    facts = param.List(default=[], item_type=tuple, doc="(title, text) sections below the heads.")
 
     frame_types = (PickerFrame,)
 

@@ -1,12 +1,13 @@
 import { plain, parsePin, formatPin, number, count, percent, clamp } from "../_js/paint.js";
-import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
+import { el, mount, fit, write, tooltip, pointerIn, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 import { MIN_WEIGHT } from "../_js/constants.js";
 import { weights, strongestEdges, paintLines } from "../_js/lines.js";
 
-// Two canvases under two columns of text: `base` holds the drawn edges (or, greyed, their context) around what is seen and is
-// painted when the frame, a slider or the scroll asks for others; `top` holds the lines of one token and is repainted on hover, so it is only as large as
-// what can be seen of the plot. Tokens are elements, in blocks: the browser passes over those that are out of sight, at each hover too.
+// Two canvases lie under two columns of text. `base` holds the drawn edges around the visible part, in grey while a
+// token is active; it is repainted when the frame, a slider or the scroll position changes. `top` holds the lines of
+// the active token; it is repainted on hover and therefore only as large as the visible part. Tokens are elements in
+// blocks, so that the browser skips the blocks outside the visible part.
 const OWN = `
 .plot { position: relative; min-height: 100%; outline-offset: -3px; cursor: default }
 .plot canvas { position: absolute; left: 0; top: 0; pointer-events: none } .plot canvas.top { position: sticky }
@@ -32,7 +33,7 @@ const RTL = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/g, LTR = /[A-Za-z\u00c0-\
 const TOP = 26, BADGES = 4, BLOCK = 32, SURELY_SHORT = 9, TOLD = 12, LISTED = 400, PADDING = 4;
 
 export function render({model, el: host}) {
-  const {root, paint} = mount(model, host, CSS + OWN, () => { painted = ""; draw(); });
+  const {root, paint} = mount(model, host, CSS + OWN, () => { paintKey = ""; draw(); });
   const heading = el("h2", null, "Head view"), me = {};
   const tip = tooltip(root), sub = el("span.sub.ell"), counts = el("span.count.num", {"data-count": ""}), live = el("div.sr", {"aria-live": "polite"});
   const base = el("canvas"), top = el("canvas.top"), columns = {q: el("div.col.q"), k: el("div.col.k")};
@@ -42,45 +43,45 @@ export function render({model, el: host}) {
   root.append(card);
   const table = mirror(card, "edges of the head view");
 
-  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, painted = "", nodes = {q: [], k: []}, blocks = {q: [], k: []}, marked = [], fresh = false, taken = [], laid = "";
+  let frame = {}, tokens = {}, weight = null, edges = [], hover = null, width = 0, geometry = null, paintKey = "", nodes = {q: [], k: []}, blocks = {q: [], k: []}, marked = [], fresh = false, lastInputs = [], layoutKey = "";
   const start = side => side === "q" ? frame.query_start : frame.key_start, size = side => frame.shape[side === "q" ? 1 : 2];
-  // what special tokens hide: looked up once, since a hover asks for every token of every head
+  // copy of `model.hide_special`: a hover reads it for every token of every head
   let hide = model.hide_special;
   const hidden = (side, i) => hide && !!tokens[side].special[i + start(side)];
   const label = (side, i) => tokens[side].labels[i + start(side)] ?? "";
-  // the token that matters now, counted from the start of the window
+  // the active token (under the pointer, else pinned), counted from the start of the window
   function active() {
     const pin = parsePin(model.pin), local = pin && {side: pin.side, index: pin.index - start(pin.side)};
     return hover || (local && local.index >= 0 && local.index < size(local.side) ? local : null);
   }
-  // tokens along the top instead of down the side; texts that run from right to left begin at the right
+  // true if the tokens run along the top instead of down the side; right-to-left texts then begin at the right
   const flat = () => model.layout === "rows";
   const ink = h => frame.tint ? paint()[frame.tint] : paint().head(h);
   const runsLeft = () => { const text = tokens.q.labels.join(" "); return (text.match(RTL) || []).length > (text.match(LTR) || []).length; };
   const canvasOf = (canvas, ...size) => { const g = fit(canvas, ...(flat() ? size.reverse() : size)); if (flat()) g.transform(0, 1, 1, 0, 0, 0); return g; };
   const pair = (h, act, i) => act.side === "q" ? weight(h, act.index, i) : weight(h, i, act.index);
-  // weights between one token and all of the other side, head after head: picture and tooltip read the same
-  let met = {};
-  function meets(act) {
-    if (met.weight !== weight || met.side !== act.side || met.index !== act.index) {
+  // weights between one token and all tokens of the other side, head after head, cached for picture and tooltip
+  let link = {};
+  function linkOf(act) {
+    if (link.weight !== weight || link.side !== act.side || link.index !== act.index) {
       const n = size(act.side === "q" ? "k" : "q"), values = new Float64Array(n * frame.heads.length);
-      for (let h = 0, at = 0; h < frame.heads.length; h++) for (let i = 0; i < n; i++) values[at++] = pair(h, act, i);
-      met = {weight, ...act, values, n};
+      for (let h = 0, index = 0; h < frame.heads.length; h++) for (let i = 0; i < n; i++) values[index++] = pair(h, act, i);
+      link = {weight, ...act, values, n};
     }
-    return met;
+    return link;
   }
 
   function take() {
-    if (model.frame === taken[0] && model.tokens === taken[1]) return;   // both came in one message
-    const before = model.tokens === taken[1] ? tokens : {}, was = frame;
-    taken = [model.frame, model.tokens];
+    if (model.frame === lastInputs[0] && model.tokens === lastInputs[1]) return;   // frame and tokens came in one message
+    const before = model.tokens === lastInputs[1] ? tokens : {}, was = frame;
+    lastInputs = [model.frame, model.tokens];
     frame = plain(model.frame); tokens = {};
-    const given = before.q ? {...before.given} : plain(model.tokens);
+    const sides = before.q ? {...before.sides} : plain(model.tokens);
     if (frame.message || !frame.attention) return message();
-    if (given.id !== frame.id || !given.query) return;   // the other half of a change is still on its way
-    tokens = {q: given.query, k: given.key || given.query, given};
+    if (sides.id !== frame.id || !sides.query) return;   // the matching tokens or frame have not arrived yet
+    tokens = {q: sides.query, k: sides.key || sides.query, sides};
     heading.textContent = frame.title || "Head view";
-    // another head between the same tokens: they stand where they are
+    // other heads of the same tokens: the token elements stay
     const same = before.q && ["query_start", "key_start"].every(name => frame[name] === was[name]) && String(frame.shape.slice(1)) === String(was.shape.slice(1));
     weight = shownWeights(); hover = null;
     plot.hidden = false; body.querySelector(".message")?.remove();
@@ -88,11 +89,11 @@ export function render({model, el: host}) {
     if (!same) { fresh = true; build(); }
     draw();
   }
-  // with `renormalise`, what a row gives to the keys that are shown adds up to 1
+  // with `renormalise`, the weights of a row over the shown keys add up to 1
   function shownWeights() {
     const stored = weights(frame), [, rows, cols] = frame.shape, sums = new Map();
     if (!model.renormalise) return stored;
-    const sum = (h, q) => { const at = h * rows + q; let s = sums.get(at); if (s === undefined) { s = 0; for (let k = 0; k < cols; k++) if (!hidden("k", k)) s += stored(h, q, k); sums.set(at, s); } return s; };
+    const sum = (h, q) => { const index = h * rows + q; let s = sums.get(index); if (s === undefined) { s = 0; for (let k = 0; k < cols; k++) if (!hidden("k", k)) s += stored(h, q, k); sums.set(index, s); } return s; };
     return (h, q, k) => { if (hidden("k", k)) return 0; const s = sum(h, q); return s > 0 ? stored(h, q, k) / s : 0; };
   }
   function message() {
@@ -108,23 +109,23 @@ export function render({model, el: host}) {
     const part = frame.part ? ` \u00B7 ${frame.part}` : frame.n_queries > rows || frame.n_keys > cols ? ` \u00B7 tokens ${frame.query_start}\u2013${frame.query_start + rows - 1} of ${count(frame.n_queries)}, around the pin` : "";
     counts.textContent = `${count(sum("drawn"))} of ${count(sum("pairs"))} edges drawn, ${percent(sum("rowMass") ? sum("drawnMass") / sum("rowMass") : 0)} of the attention${part}${model.renormalise ? " \u00B7 rows add up to 1" : ""}`;
     Object.assign(counts.dataset, {drawn: sum("drawn"), pairs: sum("pairs"), share: (sum("drawnMass") / (sum("rowMass") || 1)).toFixed(6)});
-    painted = "";
+    paintKey = "";
   }
   function build() {
     for (const side of ["q", "k"]) {
       nodes[side] = Array.from({length: size(side)}, (_, i) => {
         const text = label(side, i), classes = (tokens[side].special[i + start(side)] ? ".sp" : text.startsWith("+") ? ".cont" : "");
-        return el(`div.t${classes}`, {"data-side": side, "data-index": i + start(side)}, el(text.length > SURELY_SHORT ? "span.l.cut" : "span.l", {dir: "auto"}, text));   // to cut is a layer of its own each
+        return el(`div.t${classes}`, {"data-side": side, "data-index": i + start(side)}, el(text.length > SURELY_SHORT ? "span.l.cut" : "span.l", {dir: "auto"}, text));   // only long labels: every shortened label costs the browser a compositing layer
       });
       blocks[side] = Array.from({length: Math.ceil(size(side) / BLOCK)}, (_, b) => el("div.bl", null, nodes[side].slice(b * BLOCK, (b + 1) * BLOCK)));
       columns[side].replaceChildren(...blocks[side]);
     }
-    marked = []; laid = "";
+    marked = []; layoutKey = "";
   }
   function layout() {
-    const wanted = `${width} ${body.clientHeight} ${body.clientWidth} ${model.layout} ${model.hide_special}`;
-    if (laid === wanted) return;
-    laid = wanted;
+    const key = `${width} ${body.clientHeight} ${body.clientWidth} ${model.layout} ${model.hide_special}`;
+    if (layoutKey === key) return;
+    layoutKey = key;
     plot.classList.toggle("flat", flat());
     if (flat()) return layoutFlat();
     const n = Math.max(size("q"), size("k")), room = Math.max(200, body.clientHeight - 12);
@@ -135,18 +136,18 @@ export function render({model, el: host}) {
     [left - 14, right + 11, right + 118].forEach((x, i) => { Object.assign(heads[i].style, {left: `${x}px`, top: "", transform: i ? "" : "translateX(-100%)"}); });
     for (const side of ["q", "k"]) {
       const across = side === "q" ? `right:0;width:${left - 6}px` : `left:0;width:${Math.max(0, width - right - 2)}px`;
-      place(side, (from, n) => `${across};top:${TOP + row * from}px;height:${row * n}px`, (i, from) => `top:${row * (i - from)}px;height:${row}px;font-size:${geometry.font}px;line-height:${row - 1}px`);
+      positionTokens(side, (from, n) => `${across};top:${TOP + row * from}px;height:${row * n}px`, (i, from) => `top:${row * (i - from)}px;height:${row}px;font-size:${geometry.font}px;line-height:${row - 1}px`);
     }
   }
-  function place(side, ofBlock, ofToken) {
+  function positionTokens(side, ofBlock, ofToken) {
     blocks[side].forEach((block, b) => { block.style.cssText = ofBlock(b * BLOCK, block.children.length); });
     nodes[side].forEach((node, i) => { node.style.cssText = ofToken(i, i - i % BLOCK); node.classList.toggle("hid", hidden(side, i)); });
   }
-  // the same with the axes exchanged: `row` is the width of a token, `left` and `right` are heights
+  // layout with exchanged axes: `row` is the width of a token, `left` and `right` are heights
   function layoutFlat() {
     const n = Math.max(size("q"), size("k")), room = Math.max(300, body.clientHeight - 12), start = 40, row = clamp((width - start - 12) / n, 18, 46), mirrored = runsLeft();
-    const long = start + row * n + 12, left = clamp(room * .26, 90, 150), right = Math.max(left + 110, room - clamp(room * .3, 110, 190)), at = i => mirrored ? n - 1 - i : i;
-    geometry = {row, left, right, height: Math.max(width, Math.ceil(long)), across: room, font: clamp(Math.floor(row - 5), 12, 15), y: i => start + row * (at(i) + .5), index: x => { const i = Math.floor((x - start) / row); return at(i); }};
+    const long = start + row * n + 12, left = clamp(room * .26, 90, 150), right = Math.max(left + 110, room - clamp(room * .3, 110, 190)), orderOf = i => mirrored ? n - 1 - i : i;
+    geometry = {row, left, right, height: Math.max(width, Math.ceil(long)), across: room, font: clamp(Math.floor(row - 5), 12, 15), y: i => start + row * (orderOf(i) + .5), index: x => { const i = Math.floor((x - start) / row); return orderOf(i); }};
     plot.style.height = `${room}px`; plot.style.width = `${geometry.height}px`;
     plot.dataset.direction = mirrored ? "rtl" : "ltr";
     columns.q.style.cssText = "left:0;top:0"; columns.k.style.cssText = "left:0;top:0";
@@ -154,7 +155,7 @@ export function render({model, el: host}) {
     const first = (from, m) => Math.min(geometry.y(from), geometry.y(from + m - 1)) - row / 2;
     for (const side of ["q", "k"]) {
       const along = side === "q" ? `top:0;height:${left - 4}px` : `top:${right + 4}px;height:${Math.max(0, room - right - 4)}px`;
-      place(side, (from, m) => `${along};left:${first(from, m)}px;width:${row * m}px`,
+      positionTokens(side, (from, m) => `${along};left:${first(from, m)}px;width:${row * m}px`,
         (i, from) => `left:${geometry.y(i) - row / 2 - first(from, Math.min(BLOCK, size(side) - from))}px;width:${row}px;font-size:${geometry.font}px;line-height:${row - 4}px`);
     }
   }
@@ -163,15 +164,15 @@ export function render({model, el: host}) {
     layout(); paintBase(); paintTop(); list();
     if (fresh) { fresh = false; body.scrollTop = 0; body.scrollLeft = flat() && plot.dataset.direction === "rtl" ? geometry.height : 0; reveal(); }
   }
-  // All edges in colour, or grey behind those of one token: what is seen and half as much on each side. Lines are drawn by
-  // a processor here and there, and those of a long text take seconds where the canvas is as long as the text.
+  // All edges in colour, or in grey behind the lines of the active token. The canvas covers the visible part and half
+  // as much on each side: without a GPU, lines on a canvas as long as a long text take seconds.
   let drawn = [0, 0];
   function paintBase() {
-    const seen = flat() ? body.clientWidth : body.clientHeight, from = Math.max(0, flat() ? body.scrollLeft : body.scrollTop - PADDING), until = Math.min(geometry.height, from + seen);
-    const act = active(), wanted = `${act ? "grey" : "colour"} ${geometry.across} ${geometry.height} ${model.layout}`;
-    if (painted === wanted && drawn[0] <= from && drawn[1] >= until) return;
-    painted = wanted;
-    drawn = [Math.max(0, Math.floor(from - seen / 2)), Math.min(geometry.height, Math.ceil(until + seen / 2))];
+    const extent = flat() ? body.clientWidth : body.clientHeight, from = Math.max(0, flat() ? body.scrollLeft : body.scrollTop - PADDING), until = Math.min(geometry.height, from + extent);
+    const act = active(), key = `${act ? "grey" : "colour"} ${geometry.across} ${geometry.height} ${model.layout}`;
+    if (paintKey === key && drawn[0] <= from && drawn[1] >= until) return;
+    paintKey = key;
+    drawn = [Math.max(0, Math.floor(from - extent / 2)), Math.min(geometry.height, Math.ceil(until + extent / 2))];
     base.style.top = flat() ? "0" : `${drawn[0]}px`; base.style.left = flat() ? `${drawn[0]}px` : "0";
     const p = paint(), g = canvasOf(base, geometry.across, drawn[1] - drawn[0]), {left: x1, right: x2, y} = geometry, middle = (edges.length - 1) / 2;
     g.translate(0, -drawn[0]);
@@ -182,8 +183,8 @@ export function render({model, el: host}) {
     });
   }
   function paintTop() {
-    const from = flat() ? body.scrollLeft : body.scrollTop - PADDING, seen = flat() ? body.clientWidth : body.clientHeight;   // before anything changes: else it is a layout
-    const p = paint(), g = canvasOf(top, geometry.across, Math.min(geometry.height, seen)), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
+    const from = flat() ? body.scrollLeft : body.scrollTop - PADDING, extent = flat() ? body.clientWidth : body.clientHeight;   // read before any change, which would force a layout
+    const p = paint(), g = canvasOf(top, geometry.across, Math.min(geometry.height, extent)), act = active(), {left: x1, right: x2, y} = geometry, n = frame.heads.length;
     for (const node of marked) node.classList.remove("me", "on", "strong");
     for (const node of badges.splice(0)) { node.remove(); spare.push(node); }
     marked = [];
@@ -193,7 +194,7 @@ export function render({model, el: host}) {
     if (!act) return flat() ? null : received(g, p);
     const other = act.side === "q" ? "k" : "q", all = [], mark = (node, ...names) => { node.classList.add(...names); marked.push(node); };
     const strongest = [-1, -1, -1, -1];
-    const {values, n: m} = meets(act);
+    const {values, n: m} = linkOf(act);
     for (let i = 0; i < m; i++) {
       if (hidden(other, i)) continue;
       let best = 0;
@@ -206,31 +207,31 @@ export function render({model, el: host}) {
         if (w >= strongest[2]) { strongest[0] = q; strongest[1] = k; strongest[2] = w; strongest[3] = h; }
       }
       const peak = values[best * m + i];
-      if (peak < .02 || geometry.y(i) < from - 200 || geometry.y(i) > from + seen + 200) continue;   // a scroll comes here again
+      if (peak < .02 || geometry.y(i) < from - 200 || geometry.y(i) > from + extent + 200) continue;   // tokens far outside the visible part: the next scroll repaints
       mark(node, "on", ...(peak > .15 ? ["strong"] : []));
       for (let h = 0; h < n; h++) if (n <= BADGES || h === best) node.append(badge(h, values[h * m + i]));
     }
     mark(nodes[act.side][act.index], "me");
-    // weak lines first, those of a head and a strength as one path
+    // weak lines first; lines of the same head and strength form one path
     const bend = (x2 - x1) * .36, paths = Array.from({length: 16 * n}, () => null);
     all.forEach((lines, h) => {
       const shift = (h - (n - 1) / 2) * Math.min(3.2, geometry.row / n);
       for (const [q, k, w] of lines) {
-        const at = Math.min(15, Math.floor(w * 16)) * n + h, path = paths[at] ||= g.newPath ? g.newPath() : new Path2D(), a = y(q) + shift, b = y(k) + shift;
+        const bin = Math.min(15, Math.floor(w * 16)) * n + h, path = paths[bin] ||= g.newPath ? g.newPath() : new Path2D(), a = y(q) + shift, b = y(k) + shift;
         path.moveTo(x1, a); path.bezierCurveTo(x1 + bend, a, x2 - bend, b, x2, b);
       }
     });
-    paths.forEach((path, at) => {
+    paths.forEach((path, bin) => {
       if (!path) return;
-      const w = (Math.floor(at / n) + .5) / 16;
-      g.strokeStyle = ink(at % n); g.globalAlpha = clamp(.35 + .65 * w, .35, 1); g.lineWidth = .8 + 2.6 * w;
+      const w = (Math.floor(bin / n) + .5) / 16;
+      g.strokeStyle = ink(bin % n); g.globalAlpha = clamp(.35 + .65 * w, .35, 1); g.lineWidth = .8 + 2.6 * w;
       g.stroke(path);
     });
     g.globalAlpha = 1;
     const [q, k, w, h] = strongest;
     live.textContent = h >= 0 ? `${label("q", q)} to ${label("k", k)}, ${number(w)}, head ${frame.heads[h]}` : "no weight above .01";
   }
-  // numbers beside tokens: made once, used again by the next token
+  // numbers beside tokens; their elements are reused for the next token
   const badges = [], spare = [];
   function badge(h, w) {
     const node = spare.pop() || el("span.bd", null, el("i"), "");
@@ -256,7 +257,7 @@ export function render({model, el: host}) {
       write(g, sums.by.reduce((s, r) => s + r[k], 0).toFixed(1), x + 5, geometry.y(k) + .5, {color: p["ink-3"]});
     }
   }
-  // the mirror: edges of the pinned token, or the strongest of those drawn
+  // text mirror: edges of the pinned token, or the strongest of the drawn edges
   function list() {
     const pin = parsePin(model.pin), act = pin && !hover ? active() : null, rows = [];
     if (act) {
@@ -273,7 +274,7 @@ export function render({model, el: host}) {
   }
 
   function hit(event) {
-    const [a, b] = at(event, plot), [x, y] = flat() ? [b, a] : [a, b], i = flat() ? geometry.index(y) : Math.floor((y - TOP) / geometry.row), side = x < geometry.left + 6 ? "q" : x > geometry.right - 6 ? "k" : null;
+    const [a, b] = pointerIn(event, plot), [x, y] = flat() ? [b, a] : [a, b], i = flat() ? geometry.index(y) : Math.floor((y - TOP) / geometry.row), side = x < geometry.left + 6 ? "q" : x > geometry.right - 6 ? "k" : null;
     return side && i >= 0 && i < size(side) ? {side, index: i} : null;
   }
   function setHover(next) {
@@ -282,7 +283,7 @@ export function render({model, el: host}) {
     paintBase(); paintTop();
     if (frame.group) document.dispatchEvent(new CustomEvent("headatlas-hover", {detail: {group: frame.group, me, side: next?.side, row: next && frame.rows[next.side][next.index]}}));
   }
-  // views that are compared point at the same row
+  // compared views mark the same row
   const follow = event => {
     const {group, me: from, side, row} = event.detail, index = side && frame.rows ? frame.rows[side].indexOf(row) : -1;
     if (!frame.group || group !== frame.group || from === me || !geometry) return;
@@ -293,24 +294,24 @@ export function render({model, el: host}) {
   model.on("remove", () => document.removeEventListener("headatlas-hover", follow));
   plot.addEventListener("mousemove", event => {
     if (!geometry || !tokens.q) return;
-    const found = hit(event);
-    setHover(found);
-    plot.style.cursor = found ? "pointer" : "default";
-    if (!found) return tip.hide();
-    if (tip.about === met) return tip.move(event);   // the same token of the same picture
-    const {side, index} = found, other = side === "q" ? "k" : "q", piece = tokens[side].pieces[index + start(side)];
+    const token = hit(event);
+    setHover(token);
+    plot.style.cursor = token ? "pointer" : "default";
+    if (!token) return tip.hide();
+    if (tip.about === link) return tip.move(event);   // same token, same picture
+    const {side, index} = token, other = side === "q" ? "k" : "q", piece = tokens[side].pieces[index + start(side)];
     tip.show(event, `${side === "q" ? "query" : "key"} ${label(side, index)}`, [["Position", String(index + start(side))], ...(piece ? [["Piece", piece]] : []),
       ...frame.heads.map((name, h) => {
         let best = -1, most = -1;
-        const {values, n} = meets(found);
+        const {values, n} = linkOf(token);
         for (let i = 0; i < n; i++) { const w = values[h * n + i]; if (w > most && !hidden(other, i)) { most = w; best = i; } }
         return {name, best, most};
-      }).sort((a, b) => frame.heads.length > TOLD ? b.most - a.most : 0).slice(0, TOLD).map(({name, best, most}) => [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)])], "click to pin", met);
+      }).sort((a, b) => frame.heads.length > TOLD ? b.most - a.most : 0).slice(0, TOLD).map(({name, best, most}) => [`Head ${name} ${side === "q" ? "\u2192" : "\u2190"} ${best < 0 ? "" : label(other, best)}`, best < 0 ? "" : number(most, 3)])], "click to pin", link);
   });
   plot.addEventListener("mouseleave", () => { tip.hide(); if (tokens.q) setHover(null); });
   plot.addEventListener("click", event => {
-    const found = tokens.q && geometry && hit(event);
-    if (found) pinTo({side: found.side, index: found.index + start(found.side)});
+    const token = tokens.q && geometry && hit(event);
+    if (token) pinTo({side: token.side, index: token.index + start(token.side)});
   });
   body.addEventListener("scroll", onceAFrame(() => { if (tokens.q && geometry) { paintBase(); paintTop(); } }));
   function pinTo(pin) { model.pin = pin && formatPin(pin) !== model.pin ? formatPin(pin) : ""; }
@@ -345,7 +346,7 @@ export function render({model, el: host}) {
   model.on(["frame", "tokens"], take);
   model.on("pin", pinned);
   model.on(["share", "keys", "hide_special", "renormalise"], () => { hide = model.hide_special; if (tokens.q) { sums = {}; weight = shownWeights(); choose(); draw(); } });
-  model.on("layout", () => { if (tokens.q) { painted = ""; draw(); } });
+  model.on("layout", () => { if (tokens.q) { paintKey = ""; draw(); } });
   model.on("note", () => { sub.textContent = model.note; });
   sub.textContent = model.note;
   const stop = onWidth(body, w => { width = w; draw(); });

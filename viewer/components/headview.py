@@ -11,11 +11,10 @@ from .esm_view import ESMView
 
 
 class HeadView(ESMView):
-    """Bipartite lines of one example (or a window of a long one).
+    """Bipartite lines of one example (or of a window of a long one).
 
     `frame` is `view_frames.head_frame` or `view_frames.message_frame`; `tokens` is `view_frames.sides_frame`
-    with the same `id`.
-    Which edges are drawn is `geometry.strongest_edges`, done in the browser from the frame that is there.
+    with the same `id`. The browser chooses the edges by the rule of `geometry.strongest_edges`.
     """
 
     tokens: Any = param.Dict(default={})
@@ -23,9 +22,9 @@ class HeadView(ESMView):
     share = param.Number(default=0.75, bounds=(0, 1))
     keys = param.Integer(default=8, bounds=(1, 64))
     hide_special = param.Boolean(default=True)
-    renormalise = param.Boolean(default=False, doc="Rows of what is shown add up to 1.")
+    renormalise = param.Boolean(default=False, doc="True if the shown weights of each row are scaled to a sum of 1.")
     layout = param.Selector(default="columns", objects=["columns", "rows"])
-    note = param.String(default="", doc="What stands beside the title.")
+    note = param.String(default="", doc="Text beside the title.")
 
     frame_types = (HeadFrame, MessageFrame)
 

@@ -1,4 +1,4 @@
-// One head: its statistics as value and rank among all heads, the examples that show it best, heads with a like profile.
+// One head: value and rank of its statistics, its strongest examples, and heads with a similar profile.
 import { count, number, plain, SCALES } from "../_js/paint.js";
 import { el, fit } from "../_js/dom.js";
 import { component, link } from "../_js/shell.js";
@@ -14,19 +14,19 @@ const CSS = `
 .like { display: grid; grid-template-columns: 44px 1fr 30px; align-items: center; gap: 8px; height: 22px; width: 100%; font-size: 12px !important; border: 0; padding: 0; background: none; text-align: left }
 `;
 
-// table: {statistic: float32 of every head}; frame: {head, layer, index, sub, tag, n, statistics: [{name, label, value, rank, of, high, on}],
-//         examples: [{query, patch, parts: [[text, kind, weight]], score}], examples_of, like: [{head, layer, index, score}],
-//         search: {query, patch}|null, open: {query, patch}|null, list: {query, patch}}
+// table: {statistic: float32 of every head}; frame: {head, layer, index, sub, tag, n, statistics: [{name, label, value,
+//         rank, of, high, on}], examples: [{query, patch, parts: [[text, kind, weight]], score}], examples_of, like:
+//         [{head, layer, index, score}], search: {query, patch}|null, open: {query, patch}|null, list: {query, patch}}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const head = el("header"), body = el("div.body", {style: "padding:10px 12px 8px"});
     ui.root.append(el("section.card", {"data-picture": "head", "aria-label": "head"}, head, body));
     const remark = el("textarea.remark", {"aria-label": "note on this head", placeholder: "A note on this head\u2026", maxlength: 2000, dir: "auto"});
-    let noted = "", of = null;
-    const keep = () => { if (of !== null && remark.value !== noted) { noted = remark.value; ui.send({bookmark: {note: remark.value}}); } };
+    let savedNote = "", of = null;
+    const keep = () => { if (of !== null && remark.value !== savedNote) { savedNote = remark.value; ui.send({bookmark: {note: remark.value}}); } };
     remark.addEventListener("change", keep);
-    const strips = new Map();   // rows by statistic: they stay, their numbers change
-    const made = s => {
+    const strips = new Map();   // rows by statistic; the elements are reused for every head
+    const makeStrip = s => {
       const strip = {now: s, canvas: el("canvas", {"aria-hidden": "true"}), label: el("span.ell"), value: el("span.v"), rank: el("span.k")};
       const tip = event => ui.tip.show(event, strip.now.label, [["This head", number(strip.now.value, 3), "", true], ["Rank", `${strip.now.rank} of ${count(strip.now.of)}`]], "ticks: all heads \u00B7 click colours the map");
       strip.node = el("button.strip", {"data-statistic": s.name, onclick: () => ui.go({statistic: s.name}), onmousemove: tip, onmouseleave: ui.tip.hide}, strip.label, strip.canvas, strip.value, strip.rank);
@@ -40,8 +40,8 @@ export function render({model, el: host}) {
       strip.label.textContent = s.label; strip.value.textContent = number(s.value); strip.rank.textContent = s.rank ? `#${s.rank}` : "\u2013";
     };
     return frame => {
-      if (of !== frame.head || ui.root.getRootNode().activeElement !== remark) { remark.value = noted = frame.bookmark?.note || ""; of = frame.head; }
-      const p = ui.paint(), table = plain(model.table), shown = frame.statistics.map(s => strips.get(s.name) || made(s));
+      if (of !== frame.head || ui.root.getRootNode().activeElement !== remark) { remark.value = savedNote = frame.bookmark?.note || ""; of = frame.head; }
+      const p = ui.paint(), table = plain(model.table), shown = frame.statistics.map(s => strips.get(s.name) || makeStrip(s));
       head.replaceChildren(el("h2", {style: "font-size:15px"}, `Head ${frame.head}`), el("span.sub.ell", null, frame.sub));
       frame.statistics.forEach((s, i) => write(shown[i], s));
       body.replaceChildren(
@@ -57,7 +57,7 @@ export function render({model, el: host}) {
         ...(frame.like.length ? [el("hr", {style: "margin-top:6px"}), el("div.sect", null, "Similar heads", el("span.r", null, "by profile of statistics")),
           el("div", null, frame.like.map(other => el("button.like", {onclick: () => ui.go({layer: other.layer, head: other.index})}, el("b", null, other.head),
             el("div.bar", null, el("i", {style: `width:${100 * other.score}%`})), el("span.num", {style: "text-align:right"}, number(other.score)))))] : []));
-      const width = shown.length ? Math.max(60, shown[0].node.clientWidth - 118 - 80 - 32) : 0;   // once: each look after a change is a layout
+      const width = shown.length ? Math.max(60, shown[0].node.clientWidth - 118 - 80 - 32) : 0;   // read once: reading after a change forces a layout
       for (const {canvas, now} of shown) paintStrip(canvas, width, now, table[now.name] || [], p);
     };
   });

@@ -21,9 +21,9 @@ export function render({model, el: host}) {
   root.append(el("section.card", null, body));
   const name = label => el("bdi", null, label);
 
-  // a labelled row of one bar a head
+  // a labelled row with one bar per head
   function row(label, position, weights, colors, {dim = false, onclick = null, kind = "", data = {}} = {}) {
-    if (weights.length > 12) { const best = weights.indexOf(Math.max(...weights)); data = {...data, weights: data.weights ?? weights.join(" ")}; colors = [colors[best]]; weights = [weights[best]]; }   // the strongest stands for many
+    if (weights.length > 12) { const best = weights.indexOf(Math.max(...weights)); data = {...data, weights: data.weights ?? weights.join(" ")}; colors = [colors[best]]; weights = [weights[best]]; }   // with many heads only the strongest gets a bar
     const height = weights.length > 1 ? Math.max(2, Math.min(7, 24 / weights.length)) : 8, many = weights.length > 4;
     const shown = many ? [Math.max(...weights)] : weights;
     return el(`${onclick ? "button" : "div"}.wl${kind}${dim ? ".dim" : ""}`, {onclick, ...Object.fromEntries(Object.entries(data).map(([k, v]) => [`data-${k}`, v]))},

@@ -1,4 +1,4 @@
-"""`KeyList`: what hovering says, kept as text: keys with weights, heads with the same edge, the way back."""
+"""`KeyList`: the keys of a pinned token with their weights, the heads with the same edge, and the reverse edges."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .esm_view import ESMView
 
 
 class KeyList(ESMView):
-    """The right side of a view.
+    """Right side of a view.
 
-    `frame` is `detail_frames.pinned_frame`, or `detail_frames.strongest_frame` while nothing is pinned. `on_msg`
-    tells of ``{"add": "5.8"}`` (a head was clicked) and ``{"go": "neuron"}`` (a view was asked for).
+    `frame` is `detail_frames.pinned_frame`, or `detail_frames.strongest_frame` while no token is pinned. Messages for
+    `on_msg`: ``{"add": "5.8"}`` (click on a head) and ``{"go": "neuron"}`` (click on a view).
     """
 
     pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")

@@ -1,4 +1,4 @@
-// Ranked examples, one a row, aligned on the query token (keyword in context); the key is shaded by its weight.
+// Keyword in context: ranked examples, one per row, aligned on the query token. The weight shades the key.
 import { number, SCALES } from "../_js/paint.js";
 import { el, mirror } from "../_js/dom.js";
 import { component, link, segmented, walk } from "../_js/shell.js";
@@ -14,7 +14,8 @@ const CSS = `
 .foot { padding: 6px 12px; border-top: 1px solid var(--line); font-size: 11px; color: var(--ink-3) }
 `;
 
-// frame: {title, sub, sample, samples, told, n, rows: [{id, rank, score, weight, query, patch, before: [[text, kind, weight]], token: text, self: bool, after: [...]}], stale, note}
+// frame: {title, sub, sample, samples, told, n, rows: [{id, rank, score, weight, query, patch, before: [[text, kind,
+//         weight]], token: text, self: bool, after: [...]}], stale, note}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const head = el("header"), list = el("div", {style: "flex:1;overflow:hidden auto;min-height:0", role: "list"}), foot = el("div.row.foot");

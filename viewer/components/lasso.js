@@ -1,4 +1,5 @@
-// Whether a point lies inside a closed path of [x, y]: an even number of crossings is outside.
+// True if a point lies inside a closed path of [x, y]. A ray from an outside point crosses the path an even number of
+// times.
 export function within(path, x, y) {
   let odd = false;
   for (let i = 0, j = path.length - 1; i < path.length; j = i++) {

@@ -1,9 +1,10 @@
 import { MIN_WEIGHT } from "../_js/constants.js";
-// Which edges a head view draws and how lines are painted; no elements. `strongestEdges` is geometry.strongest_edges.
+// Selection of the edges of a head view, and painting of lines; no elements. `strongestEdges` is
+// geometry.strongest_edges.
 
 const SQRT8 = new Float64Array(256).map((_, c) => Math.fround((c / 255) * (c / 255)));
 
-// weight(head, q, k) of a frame, whatever its codec
+// weight(head, q, k) of a frame in either codec
 export function weights(frame) {
   const [, rows, columns] = frame.shape, a = frame.attention, size = rows * columns;
   return frame.codec === "sqrt8" ? (h, q, k) => SQRT8[a[h * size + q * columns + k]] : (h, q, k) => a[h * size + q * columns + k];
@@ -26,17 +27,17 @@ export function strongestEdges(weight, head, {rows, columns, causal, share, keys
     }
     mass += total;
     strong.sort((a, b) => values[b] - values[a] || a - b);
-    let taken = 0;
-    for (let i = 0; i < strong.length && i < keys && taken < share * total; i++) {
+    let sum = 0;
+    for (let i = 0; i < strong.length && i < keys && sum < share * total; i++) {
       query.push(q); key.push(strong[i]); value.push(values[strong[i]]);
-      taken += values[strong[i]];
+      sum += values[strong[i]];
     }
   }
   return {query, key, value, pairs, mass, rowMass, drawn: value.length, drawnMass: value.reduce((s, w) => s + w, 0)};
 }
 
-// One path for each of 16 strengths: 130,000 lines are 16 strokes. `y1`, `y2` give heights by position; lines that pass
-// `within` [from, until] on one side are left out.
+// Paint lines with one path for each of 16 strengths: 130,000 lines are 16 strokes. `y1`, `y2` give heights by
+// position. Lines entirely outside `within` [from, until] are skipped.
 export function paintLines(context, edges, {x1, x2, y1, y2, color, alpha, width, from = 0, within = [-Infinity, Infinity]}) {
   const paths = new Map(), bend = (x2 - x1) * .36;
   for (let i = 0; i < edges.value.length; i++) {

@@ -1,9 +1,10 @@
 import { MAX_THUMBNAIL } from "../_js/constants.js";
 import { gridNames, parseHeads } from "../_js/paint.js";
 import { WEIGHT } from "../_js/maps.js";
-// Frames made in the browser from all maps of an example, where there is no Python to ask: frames/view_frames.py and frames/detail_frames.py.
-// A part: {attention, codec, shape: [layer, head, query, key], layers, columns, causal, query, key|null, vectors|null}.
-// A range {name, q: [start, stop], k: [start, stop]} is what of it is looked at.
+// Frames of standalone documents, made in the browser from all maps of an example. They are those of
+// frames/view_frames.py and frames/detail_frames.py. A part is {attention, codec, shape: [layer, head, query, key],
+// layers, columns, causal, query, key|null, vectors|null}. A range {name, q: [start, stop], k: [start, stop]} is the
+// shown section of a part.
 
 export const keysOf = part => part.key || part.query;
 export const partNames = part => gridNames({shape: part.shape, layers: part.layers, columns: part.columns});
@@ -23,27 +24,27 @@ export function cutTokens(tokens, [start, stop]) {
 
 export function headFrame(part, cells, range, id) {
   const [, heads, rows, columns] = part.shape, nq = range.q[1] - range.q[0], nk = range.k[1] - range.k[0], attention = new part.attention.constructor(cells.length * nq * nk);
-  cells.forEach(([l, h], i) => { for (let q = 0; q < nq; q++) { const at = ((l * heads + h) * rows + q + range.q[0]) * columns + range.k[0]; attention.set(part.attention.subarray(at, at + nk), (i * nq + q) * nk); } });
+  cells.forEach(([l, h], i) => { for (let q = 0; q < nq; q++) { const start = ((l * heads + h) * rows + q + range.q[0]) * columns + range.k[0]; attention.set(part.attention.subarray(start, start + nk), (i * nq + q) * nk); } });
   return {id, attention, codec: part.codec, heads: cells.map(cell => partNames(part).name(...cell)), causal: part.causal, shape: [cells.length, nq, nk],
     query_start: range.q[0], key_start: range.k[0], n_queries: rows, n_keys: columns, part: range.name};
 }
 
-// square-root bytes, each pixel the strongest of its block where a side is longer than `limit`
+// Square-root bytes. If a side is longer than `limit`, a pixel is the strongest of its block.
 export function modelFrame(part, range, id, limit = MAX_THUMBNAIL) {
   const [layers, heads] = part.shape, size = ([a, b]) => Math.min(limit, b - a), nq = size(range.q), nk = size(range.k);
-  const blocks = ([a, b], n) => Int32Array.from({length: b - a}, (_, i) => { let at = Math.floor((i * n) / (b - a)); while (at + 1 < n && Math.floor((at + 1) * (b - a) / n) <= i) at++; return at; });
+  const blocks = ([a, b], n) => Int32Array.from({length: b - a}, (_, i) => { let block = Math.floor((i * n) / (b - a)); while (block + 1 < n && Math.floor((block + 1) * (b - a) / n) <= i) block++; return block; });
   const rows = blocks(range.q, nq), columns = blocks(range.k, nk), codes = new Uint8Array(layers * heads * nq * nk);
   const code = part.codec === "sqrt8" ? x => x : x => Math.floor(Math.fround(Math.fround(Math.fround(Math.sqrt(Math.min(1, Math.max(0, x)))) * 255) + .5));
   for (let m = 0; m < layers * heads; m++) for (let q = 0; q < rows.length; q++) {
     const from = (m * part.shape[2] + q + range.q[0]) * part.shape[3] + range.k[0], to = (m * nq + rows[q]) * nk;
-    for (let k = 0; k < columns.length; k++) { const v = code(part.attention[from + k]), at = to + columns[k]; if (v > codes[at]) codes[at] = v; }
+    for (let k = 0; k < columns.length; k++) { const v = code(part.attention[from + k]), index = to + columns[k]; if (v > codes[index]) codes[index] = v; }
   }
   return {id, codes, shape: [layers, heads, nq, nk], n_queries: rows.length, n_keys: columns.length, layers: part.layers, columns: part.columns};
 }
 
 const open = (tokens, hide) => i => !(hide && tokens.special[i]);
 
-// how much each head gives to one other token: of the pinned one, else the mean over rows of the strongest key
+// Value of each head: largest weight of the pinned token, or without a pin the mean over rows of the strongest key
 export function pickerFrame(part, pin, range, hide) {
   const [layers, heads] = part.shape, values = new Float32Array(layers * heads), keys = keysOf(part), pinned = pin && (pin.side === "q" ? range.q : range.k);
   const inside = pinned && pin.index >= pinned[0] && pin.index < pinned[1];
@@ -59,13 +60,13 @@ export function pickerFrame(part, pin, range, hide) {
 
 export function strongestFrame(part, cells, range, hide, n = 9) {
   const edges = [], names = partNames(part), keys = keysOf(part), queries = span(range.q).filter(open(part.query, hide)), columns = span(range.k).filter(open(keys, hide));
-  let least = 0;   // the weight of the last of the best so far: of equals the first found stays
+  let least = 0;   // weight of the last listed edge; of equal weights the first one stays
   cells.forEach((cell, slot) => { const weight = weightOf(part, cell); for (const q of queries) for (const k of columns) {
     const w = weight(q, k);
     if (!(w > least)) continue;
-    let at = edges.length;
-    while (at && edges[at - 1][3] < w) at--;
-    edges.splice(at, 0, [slot, q, k, w]);
+    let rank = edges.length;
+    while (rank && edges[rank - 1][3] < w) rank--;
+    edges.splice(rank, 0, [slot, q, k, w]);
     if (edges.length > n) edges.pop();
     if (edges.length === n) least = edges[n - 1][3];
   } });
@@ -78,12 +79,12 @@ export function pinnedFrame(part, cells, pin, range, hide, n = cells.length < 3 
   const reach = pin.side === "q" ? range.k : range.q, maps = cells.map(cell => weightOf(part, cell)), link = (map, i) => pin.side === "q" ? map(pin.index, i) : map(i, pin.index);
   const of = i => maps.map(map => link(map, i)), peak = i => Math.max(0, ...of(i)), total = some => maps.map(map => some.reduce((sum, i) => sum + link(map, i), 0));
   const all = span(reach), hidden = all.filter(i => hide && others.special[i]), order = descending(all.filter(open(others, hide)), peak);
-  const count = Math.min(n, Math.max(3, order.filter(i => peak(i) >= .01).length)), listed = order.slice(0, count), rest = order.slice(count);
+  const count = Math.min(n, Math.max(3, order.filter(i => peak(i) >= .01).length)), top = order.slice(0, count), remainder = order.slice(count);
   const row = (tokens, i, weights) => ({label: tokens.labels[i], position: i, weights}), same = !part.key && range.q[0] === range.k[0] && range.q[1] === range.k[1];
-  const frame = {side: pin.side, position: pin.index, label: own.labels[pin.index], heads: cells.map(cell => names.name(...cell)), rows: listed.map(i => row(others, i, of(i))),
-    rest: rest.length ? total(rest) : [], hidden: hidden.length ? total(hidden) : [], back: [], turns: same, edge: {}, alone: true};
-  if (listed.length) {
-    const best = listed[0], everywhere = [], pair = [own.labels[pin.index], others.labels[best]];
+  const frame = {side: pin.side, position: pin.index, label: own.labels[pin.index], heads: cells.map(cell => names.name(...cell)), rows: top.map(i => row(others, i, of(i))),
+    rest: remainder.length ? total(remainder) : [], hidden: hidden.length ? total(hidden) : [], back: [], turns: same, edge: {}, alone: true};
+  if (top.length) {
+    const best = top[0], everywhere = [], pair = [own.labels[pin.index], others.labels[best]];
     for (let l = 0; l < part.shape[0]; l++) for (let h = 0; h < part.shape[1]; h++) everywhere.push({head: names.name(l, h), weight: link(weightOf(part, [l, h]), best)});
     frame.edge = {title: pin.side === "q" ? pair : pair.reverse(), heads: descending([...everywhere.keys()], i => everywhere[i].weight).slice(0, 5).map(i => everywhere[i])};
   }
@@ -101,11 +102,12 @@ export function detailFrame(part, cell, range, hide) {
     facts: [], alone: true, edges: edges.map(e => ({...e, query: e.query - range.q[0], key: e.key - range.k[0]}))};
 }
 
-// one row of one head from its vectors (view_frames.neuron_frame); `part.vectors` has query, key, logsumexp and what the site says
+// One row of one head from its vectors (view_frames.neuron_frame). `part.vectors` has query, key, logsumexp and
+// constants of the site.
 export function neuronFrame(part, [l, h], q, id) {
-  const v = part.vectors, [, heads, rows, n] = part.shape, d = v.d_head, kv = Math.floor(h / v.n_sharing), kvHeads = heads / v.n_sharing, at = (l * heads + h) * rows + q;
-  const query = v.query.slice(at * d, (at + 1) * d), from = (l * kvHeads + kv) * n, keys = v.key.slice(from * d, (from + n) * d), logsumexp = v.logsumexp[at];
-  const window = v.window[l], softcap = v.softcap[l], scaling = v.scaling[l], scores = new Float32Array(n), seen = new Uint8Array(n);
+  const v = part.vectors, [, heads, rows, n] = part.shape, d = v.d_head, kv = Math.floor(h / v.n_sharing), kvHeads = heads / v.n_sharing, index = (l * heads + h) * rows + q;
+  const query = v.query.slice(index * d, (index + 1) * d), from = (l * kvHeads + kv) * n, keys = v.key.slice(from * d, (from + n) * d), logsumexp = v.logsumexp[index];
+  const window = v.window[l], softcap = v.softcap[l], scaling = v.scaling[l], scores = new Float32Array(n), mask = new Uint8Array(n);
   const span = rows + n - 1, bias = v.bias ? v.bias.slice((l * heads + h) * span + rows - 1 - q, (l * heads + h) * span + rows - 1 - q + n) : new Float32Array(0);
   const rebuilt = new Float32Array(v.position_bias && !bias.length ? 0 : n), stored = part.attention ? Float32Array.from({length: n}, (_, k) => weightOf(part, [l, h])(q, k)) : new Float32Array(0);
   for (let k = 0; k < n; k++) {
@@ -114,12 +116,12 @@ export function neuronFrame(part, [l, h], q, id) {
     raw *= scaling;
     const score = (softcap ? softcap * Math.tanh(raw / softcap) : raw) + (bias.length ? bias[k] : 0), distance = q - k;
     scores[k] = score;
-    seen[k] = part.causal ? +(distance >= 0 && (!window || distance < window)) : +(!window || Math.abs(distance) < window);
-    if (rebuilt.length) rebuilt[k] = seen[k] ? Math.exp(Math.min(score - logsumexp, 0)) : 0;
+    mask[k] = part.causal ? +(distance >= 0 && (!window || distance < window)) : +(!window || Math.abs(distance) < window);
+    if (rebuilt.length) rebuilt[k] = mask[k] ? Math.exp(Math.min(score - logsumexp, 0)) : 0;
   }
   const shown = stored.length ? stored : rebuilt;
   let focus = 0;
-  shown.forEach((w, k) => { if (seen[k] && (!seen[focus] || w > shown[focus])) focus = k; });
-  return {id, query, keys, scores, bias, seen, rebuilt, stored, focus, head: partNames(part).name(l, h), query_pos: q, kv_head: v.kv_heads[kv], n_sharing: v.n_sharing,
+  shown.forEach((w, k) => { if (mask[k] && (!mask[focus] || w > shown[focus])) focus = k; });
+  return {id, query, keys, scores, bias, seen: mask, rebuilt, stored, focus, head: partNames(part).name(l, h), query_pos: q, kv_head: v.kv_heads[kv], n_sharing: v.n_sharing,
     scaling, softcap: softcap || 0, rotary: v.rotary, codec: v.codec, logsumexp};
 }

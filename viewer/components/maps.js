@@ -1,13 +1,15 @@
-// Attention maps as pixels: codes -> colours through one table, one ImageData a map.
+// Attention maps as pixels: one table maps codes to colours, one ImageData holds a map.
 
 export const WEIGHT = new Float64Array(256).map((_, c) => Math.fround((c / 255) * (c / 255)));
 
-// 256 packed colours for square-root codes under a scale of weights; one scale for all maps, or they cannot be compared
+// 256 packed colours for square-root codes under a scale of weights. All maps use the same table, so that they can be
+// compared.
 export function codeColours(paint, scale) {
   return Uint32Array.from(WEIGHT, w => paint.up[Math.min(255, Math.floor(scale(w) * 255 + .5))]);
 }
 
-// A map of rows x columns as a canvas of one pixel a cell. `rowShown`, `columnShown` leave cells out; `empty` paints what a mask hides.
+// A map of rows x columns as a canvas with one pixel per cell. `keepRows` and `keepColumns` list the shown cells;
+// `empty` is the colour of masked cells.
 export function mapImage(code, rows, columns, colours, {keepRows, keepColumns, causal = false, empty = null} = {}) {
   const r = keepRows || Array.from({length: rows}, (_, i) => i), c = keepColumns || Array.from({length: columns}, (_, i) => i);
   const canvas = document.createElement("canvas");
@@ -20,7 +22,7 @@ export function mapImage(code, rows, columns, colours, {keepRows, keepColumns, c
   return canvas;
 }
 
-// Maps side by side as one canvas of one pixel a cell: `codes` from `start` on are `n` maps of rows x columns
+// Maps side by side as one canvas with one pixel per cell: `codes` from `start` on are `n` maps of rows x columns
 export function mapStrip(codes, start, n, rows, columns, colours, keepRows, keepColumns) {
   const canvas = document.createElement("canvas"), across = keepColumns.length;
   canvas.width = Math.max(1, n * across); canvas.height = Math.max(1, keepRows.length);
@@ -36,8 +38,8 @@ export function mapStrip(codes, start, n, rows, columns, colours, keepRows, keep
   return canvas;
 }
 
-// Which cells of one side stay when special tokens are hidden; a cell of a long example stands for several tokens
-export function kept(special, cells, n, hide) {
+// Cells of one side that are shown while special tokens are hidden. In long examples a cell covers several tokens.
+export function shownCells(special, cells, n, hide) {
   const keep = [];
   for (let i = 0; i < cells; i++) {
     const from = Math.floor(i * n / cells), to = Math.max(from + 1, Math.floor((i + 1) * n / cells));

@@ -1,10 +1,10 @@
 import { plain, number, count, parsePin, clamp, SCALES } from "../_js/paint.js";
-import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
+import { el, mount, fit, write, tooltip, pointerIn, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 import { codeColours, mapImage, WEIGHT } from "../_js/maps.js";
 
-// The map is drawn from tiles of the level whose blocks are about a pixel wide; a tile that is not there yet is asked
-// for, and a coarser one stands in. Positions are cells of the whole map; `view` is its window on the canvas.
+// The map is drawn from tiles of the level whose blocks are about a pixel wide. Missing tiles are requested from the
+// server, and coarser tiles replace them meanwhile. Positions are cells of the map; `view` is the window on the canvas.
 const OWN = `
 .plot { position: absolute; inset: 0; outline-offset: -3px; cursor: crosshair; overflow: hidden; touch-action: none } .plot.moving { cursor: grabbing } .body.flush { padding: 0; overflow: hidden }
 .inset { position: absolute; right: 12px; bottom: 12px; border: 1px solid var(--line-2); background: var(--surface); box-shadow: var(--shadow); pointer-events: none }
@@ -20,16 +20,16 @@ export function render({model, el: host}) {
   const body = el("div.body.flush", null, plot), card = el("section.card", {"data-picture": "matrix"}, el("header", null, el("h2", null, "Matrix"), sub, tools), body, live);
   root.append(card);
   const table = mirror(card, "strongest cells of the matrix");
-  let frame = {}, tokens = {}, view = null, size = [0, 0], hover = null, tiles = new Map(), asked = new Set(), images = new Map(), own = "";
+  let frame = {}, tokens = {}, view = null, size = [0, 0], hover = null, tiles = new Map(), requests = new Set(), images = new Map(), own = "";
 
   function take() {
     frame = plain(model.frame);
     body.querySelector(".message")?.remove();
     if (frame.message || !frame.levels) return message();
-    const given = plain(model.tokens);
-    if (given.id !== frame.id.split("/")[0] || !given.query) return;
-    tokens = {q: given.query, k: given.key || given.query};
-    tiles = new Map(); asked = new Set(); images = new Map();
+    const sides = plain(model.tokens);
+    if (sides.id !== frame.id.split("/")[0] || !sides.query) return;
+    tokens = {q: sides.query, k: sides.key || sides.query};
+    tiles = new Map(); requests = new Set(); images = new Map();
     for (const tile of frame.tiles) keep(tile);
     plot.hidden = false;
     sub.textContent = `head ${frame.head}${frame.note ? `, ${frame.note}` : ""}`;
@@ -51,9 +51,9 @@ export function render({model, el: host}) {
   }
   function restore() {
     const parts = model.zoom.split(",").map(Number), least = fitted();
-    view = parts.length === 3 && parts.every(Number.isFinite) ? held({row: parts[0], column: parts[1], cell: room()[0] / Math.max(SMALLEST, parts[2])}) : least;
+    view = parts.length === 3 && parts.every(Number.isFinite) ? clampView({row: parts[0], column: parts[1], cell: room()[0] / Math.max(SMALLEST, parts[2])}) : least;
   }
-  function held({row, column, cell}) {
+  function clampView({row, column, cell}) {
     const [w, h] = room(), [rows, columns] = frame.shape, least = fitted().cell, most = Math.max(least, w / SMALLEST);
     cell = clamp(cell, least, Math.min(most, 60));
     return {cell, row: clamp(row, 0, Math.max(0, rows - h / cell)), column: clamp(column, 0, Math.max(0, columns - w / cell))};
@@ -66,19 +66,19 @@ export function render({model, el: host}) {
     list();
   }, WAIT); };
   const paintSoon = onceAFrame(() => draw());
-  const move = next => { view = held(next); tell(); paintSoon(); };
+  const move = next => { view = clampView(next); tell(); paintSoon(); };
   function zoom(factor, x = room()[0] / 2, y = room()[1] / 2) {
-    const cell = held({...view, cell: view.cell * factor}).cell;
+    const cell = clampView({...view, cell: view.cell * factor}).cell;
     move({cell, row: view.row + y / view.cell - y / cell, column: view.column + x / view.cell - x / cell});
   }
   const levelOf = () => clamp(Math.floor(Math.log2(1 / (view.cell * (window.devicePixelRatio || 1)))) + 1, 0, frame.levels.length - 1);
-  const seen = () => { const [w, h] = room(); return {rows: [view.row, Math.min(frame.shape[0], view.row + h / view.cell)], columns: [view.column, Math.min(frame.shape[1], view.column + w / view.cell)]}; };
+  const visibleRange = () => { const [w, h] = room(); return {rows: [view.row, Math.min(frame.shape[0], view.row + h / view.cell)], columns: [view.column, Math.min(frame.shape[1], view.column + w / view.cell)]}; };
 
-  function wanted(level) {
-    const side = frame.tile << level, {rows, columns} = seen(), found = [];
+  function visibleTiles(level) {
+    const side = frame.tile << level, {rows, columns} = visibleRange(), positions = [];
     for (let r = Math.floor(rows[0] / side); r * side < rows[1]; r++) for (let c = Math.floor(columns[0] / side); c * side < columns[1]; c++)
-      if (!(frame.causal && c * side >= (r + 1) * side)) found.push([r, c]);
-    return found;
+      if (!(frame.causal && c * side >= (r + 1) * side)) positions.push([r, c]);
+    return positions;
   }
   function imageOf(tile) {
     const name = key(tile.level, tile.row, tile.column, tile.kind);
@@ -96,13 +96,13 @@ export function render({model, el: host}) {
     if (coloured.name !== name) coloured = {name, table: codeColours(paint(), SCALES[model.scale])};
     return coloured.table;
   }
-  // one tile, cut to the plot, or the part of a coarser one that covers it
-  function place(g, level, r, c) {
+  // Draw the visible part of one tile, or of the coarser tile that covers it. True if the tile itself was available.
+  function drawTile(g, level, r, c) {
     const side = frame.tile << level, area = {rows: [r * side, Math.min(frame.shape[0], (r + 1) * side)], columns: [c * side, Math.min(frame.shape[1], (c + 1) * side)]};
     for (let l = level, tr = r, tc = c; l < frame.levels.length; l++, tr >>= 1, tc >>= 1) {
       const tile = tiles.get(key(l, tr, tc, model.pooling));
       if (!tile) continue;
-      const span = seen(), block = 1 << l, left = tc * frame.tile * block, top = tr * frame.tile * block;
+      const span = visibleRange(), block = 1 << l, left = tc * frame.tile * block, top = tr * frame.tile * block;
       const cut = (a, b) => [Math.max(a[0], b[0]), Math.min(a[1], b[1])], [r0, r1] = cut(area.rows, span.rows), [c0, c1] = cut(area.columns, span.columns);
       if (r1 <= r0 || c1 <= c0) return true;
       g.drawImage(imageOf(tile), (c0 - left) / block, (r0 - top) / block, (c1 - c0) / block, (r1 - r0) / block,
@@ -114,11 +114,11 @@ export function render({model, el: host}) {
   function draw() {
     if (!size[0] || !frame.levels || !tokens.q) return;
     if (!view) { restore(); list(); }
-    const p = paint(), g = fit(canvas, ...size), level = levelOf(), missing = [], [w, h] = room(), {rows, columns} = seen();
+    const p = paint(), g = fit(canvas, ...size), level = levelOf(), missing = [], [w, h] = room(), {rows, columns} = visibleRange();
     const right = (columns[1] - view.column) * view.cell, bottom = (rows[1] - view.row) * view.cell;
     g.imageSmoothingEnabled = false;
-    for (const [r, c] of wanted(level)) if (!place(g, level, r, c)) missing.push([level, r, c, model.pooling]);
-    if (frame.causal && view.cell >= 3) {   // what the mask hides
+    for (const [r, c] of visibleTiles(level)) if (!drawTile(g, level, r, c)) missing.push([level, r, c, model.pooling]);
+    if (frame.causal && view.cell >= 3) {   // masked cells
       g.fillStyle = p["surface-2"];
       for (let q = Math.floor(rows[0]); q < rows[1]; q++) { const x = Math.max(0, (q + 1 - view.column) * view.cell); if (x < right) g.fillRect(LEFT + x, TOP + Math.max(0, q - view.row) * view.cell, right - x, Math.min(view.cell, bottom - (q - view.row) * view.cell)); }
     }
@@ -130,9 +130,9 @@ export function render({model, el: host}) {
     ask(missing);
   }
   function ask(missing) {
-    const fresh = missing.filter(t => !asked.has(key(...t))).slice(0, 48);
+    const fresh = missing.filter(t => !requests.has(key(...t))).slice(0, 48);
     if (!fresh.length) return;
-    fresh.forEach(t => asked.add(key(...t)));
+    fresh.forEach(t => requests.add(key(...t)));
     model.send_msg({tiles: fresh, id: frame.id});
   }
   model.on("msg:custom", data => {
@@ -143,7 +143,7 @@ export function render({model, el: host}) {
   });
   const special = (side, i) => model.hide_special && !!tokens[side].special[i];
   function veil(g, p, right, bottom) {
-    const {rows, columns} = seen(), thin = view.cell < 2;
+    const {rows, columns} = visibleRange(), thin = view.cell < 2;
     g.fillStyle = p.surface; g.globalAlpha = .82;
     for (const [side, [from, to], first] of [["q", rows, view.row], ["k", columns, view.column]]) for (let i = Math.floor(from); i < to && !thin; i++) {
       if (!special(side, i)) continue;
@@ -153,9 +153,9 @@ export function render({model, el: host}) {
     g.globalAlpha = 1;
   }
   const label = (side, i) => tokens[side].labels[i] ?? "";
-  // token labels while they fit, else positions
+  // token labels if they fit, else positions
   function labels(g, p) {
-    const {rows, columns} = seen(), pin = parsePin(model.pin), fits = view.cell >= 9.5, step = fits ? 1 : nice(46 / view.cell), font = clamp(Math.floor(view.cell - 1), 9, 12);
+    const {rows, columns} = visibleRange(), pin = parsePin(model.pin), fits = view.cell >= 9.5, step = fits ? 1 : nice(46 / view.cell), font = clamp(Math.floor(view.cell - 1), 9, 12);
     const name = (side, i) => { const text = fits ? label(side, i) : count(i); return text.length > 15 ? `${text.slice(0, 14)}\u2026` : text; };
     const color = (side, i) => pin && pin.side === side && pin.index === i ? p.ink : special(side, i) ? p["line-2"] : hover && hover[side === "q" ? 0 : 1] === i ? p.accent : p["ink-2"];
     for (let q = Math.max(0, Math.ceil(rows[0] / step - .5) * step); q < rows[1]; q += step) { const y = TOP + (q + .5 - view.row) * view.cell; if (q >= 0 && y > TOP) write(g, name("q", q), LEFT - 6, y, {align: "right", size: font, color: color("q", q), weight: pin?.side === "q" && pin.index === q ? 600 : 400}); }
@@ -168,7 +168,7 @@ export function render({model, el: host}) {
   const nice = least => { let step = 1; for (const m of [1, 2, 5]) for (let e = 1; e < 1e6; e *= 10) if (m * e >= least && (step < least || m * e < step)) step = m * e; return step; };
   const largest = new WeakMap(), most = values => { if (!largest.has(values)) { let top = 1e-9; for (const v of values) if (v > top) top = v; largest.set(values, top); } return largest.get(values); };
   function margins(g, p, right, bottom) {
-    const {rows, columns} = seen(), bars = (values, [from, to], first, span, put) => {
+    const {rows, columns} = visibleRange(), bars = (values, [from, to], first, span, put) => {
       const per = Math.max(1, Math.ceil(1 / view.cell)), high = most(values);
       for (let i = Math.floor(from / per) * per; i < to; i += per) { let top = 0; for (let j = i; j < Math.min(i + per, values.length); j++) top = Math.max(top, values[j]); put((i - first) * view.cell, per * view.cell, span * top / high); }
     };
@@ -194,7 +194,7 @@ export function render({model, el: host}) {
     const zoomed = view.cell > fitted().cell * 1.01;
     inset.style.display = zoomed ? "" : "none";
     if (!zoomed) return;
-    const [rows, columns] = frame.shape, scale = 132 / Math.max(rows, columns), g = fit(inset, columns * scale, rows * scale), top = frame.levels.length - 1, tile = tiles.get(key(top, 0, 0, model.pooling)), {rows: r, columns: c} = seen();
+    const [rows, columns] = frame.shape, scale = 132 / Math.max(rows, columns), g = fit(inset, columns * scale, rows * scale), top = frame.levels.length - 1, tile = tiles.get(key(top, 0, 0, model.pooling)), {rows: r, columns: c} = visibleRange();
     if (tile) g.drawImage(imageOf(tile), 0, 0, columns * scale, rows * scale);
     g.strokeStyle = p.accent; g.lineWidth = 1.5; g.strokeRect(c[0] * scale + .75, r[0] * scale + .75, Math.max(2, (c[1] - c[0]) * scale - 1.5), Math.max(2, (r[1] - r[0]) * scale - 1.5));
   }
@@ -209,12 +209,12 @@ export function render({model, el: host}) {
       frame.levels.length > 1 || level ? group("pooling", [["maximum", "Max"], ["mean", "Mean"]]) : "",
       el("div.seg", {role: "group", "aria-label": "zoom"}, el("button", {"aria-label": "zoom out", onclick: () => zoom(1 / 1.6)}, "\u2212"), el("button", {"aria-label": "fit", onclick: () => move(fitted())}, "fit"), el("button", {"aria-label": "zoom in", onclick: () => zoom(1.6)}, "+")));
   }
-  // strongest cells that can be seen, as the mirror's rows: at this level, positions of the block's first cell
+  // strongest visible cells of this level as rows of the text mirror; a position is the first cell of the block
   function list() {
     if (!view || !frame.levels) return;
-    const level = levelOf(), block = 1 << level, {rows, columns} = seen(), best = [];
+    const level = levelOf(), block = 1 << level, {rows, columns} = visibleRange(), best = [];
     let floor = -1;
-    for (const [r, c] of wanted(level)) {
+    for (const [r, c] of visibleTiles(level)) {
       const tile = tiles.get(key(level, r, c, model.pooling));
       if (!tile) continue;
       for (let i = 0; i < tile.shape[0]; i++) for (let j = 0; j < tile.shape[1]; j++) {
@@ -233,7 +233,7 @@ export function render({model, el: host}) {
   }
 
   function hit(event) {
-    const [x, y] = at(event, plot), q = Math.floor(view.row + (y - TOP) / view.cell), k = Math.floor(view.column + (x - LEFT) / view.cell), {rows, columns} = seen();
+    const [x, y] = pointerIn(event, plot), q = Math.floor(view.row + (y - TOP) / view.cell), k = Math.floor(view.column + (x - LEFT) / view.cell), {rows, columns} = visibleRange();
     return x >= LEFT && y >= TOP && q < rows[1] && k < columns[1] ? [q, k] : null;
   }
   function valueAt(q, k) {
@@ -253,24 +253,24 @@ export function render({model, el: host}) {
       if (drag.far) move({cell: drag.view.cell, row: drag.view.row - dy / view.cell, column: drag.view.column - dx / view.cell});
       return;
     }
-    const found = hit(event);
-    if (String(found) !== String(hover)) { hover = found; paintSoon(); }
-    if (!found) return tip.hide();
-    const [q, k] = found, [value, block] = valueAt(q, k), range = i => block > 1 ? `${i - i % block}\u2013${i - i % block + block - 1}` : String(i);
+    const cell = hit(event);
+    if (String(cell) !== String(hover)) { hover = cell; paintSoon(); }
+    if (!cell) return tip.hide();
+    const [q, k] = cell, [value, block] = valueAt(q, k), range = i => block > 1 ? `${i - i % block}\u2013${i - i % block + block - 1}` : String(i);
     live.textContent = `${label("q", q)} to ${label("k", k)}, ${number(value, 3)}`;
     tip.show(event, `${label("q", q)} \u2192 ${label("k", k)}`, [[block > 1 ? `${model.pooling} of ${block} \u00D7 ${block}` : "Weight", frame.causal && k > q ? "masked" : number(value, 3), "", true], ["Query", range(q)], ["Key", range(k)]], "click pins the row");
   });
   plot.addEventListener("pointerup", event => {
     const far = drag?.far;
     drag = null; plot.classList.remove("moving");
-    const found = !far && view && hit(event);
-    if (found) model.pin = model.pin === `q${found[0]}` ? "" : `q${found[0]}`;
+    const cell = !far && view && hit(event);
+    if (cell) model.pin = model.pin === `q${cell[0]}` ? "" : `q${cell[0]}`;
   });
   plot.addEventListener("pointerleave", () => { hover = null; tip.hide(); paintSoon(); });
   plot.addEventListener("wheel", event => {
     if (!view) return;
     event.preventDefault();
-    const [x, y] = at(event, plot);
+    const [x, y] = pointerIn(event, plot);
     zoom(Math.exp(-clamp(event.deltaY, -200, 200) / 300), clamp(x - LEFT, 0, room()[0]), clamp(y - TOP, 0, room()[1]));
   }, {passive: false});
   const pan = (dr, dc) => () => view && move({...view, row: view.row + dr * 60 / view.cell, column: view.column + dc * 60 / view.cell});
@@ -278,7 +278,7 @@ export function render({model, el: host}) {
 
   model.on(["frame", "tokens"], take);
   model.on(["pin", "hide_special"], () => draw());
-  model.on(["pooling", "scale"], () => { if (view) { images.clear(); asked.clear(); draw(); list(); } });
+  model.on(["pooling", "scale"], () => { if (view) { images.clear(); requests.clear(); draw(); list(); } });
   model.on("zoom", () => { if (frame.levels && model.zoom !== own) { own = model.zoom; view = null; draw(); } });
   model.on("remove", onWidth(body, () => { size = [body.clientWidth, body.clientHeight]; view = null; draw(); }));
   take();

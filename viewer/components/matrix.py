@@ -1,4 +1,4 @@
-"""`Matrix`: one head's map at any scale, from all 8,192 tokens down to one weight, with margins and token labels."""
+"""`Matrix`: the map of one head at any scale, from 8,192 tokens down to one weight, with margins and token labels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from .esm_view import ESMView
 
 
 class Matrix(ESMView):
-    """A heat map that is zoomed and panned.
+    """Heat map with zoom and pan.
 
-    `frame` is `map_pyramid.matrix_frame` or `view_frames.message_frame`; `tokens` as in `HeadView`. `on_msg` asks for finer
-    tiles, ``{"tiles": [[level, row, column, kind], ...], "id": ...}``; the answer is a message of the same shape with
-    codes. `zoom` is ``"row,column,span"``: the first row and column shown and how many columns fit the width.
+    `frame` is `map_pyramid.matrix_frame` or `view_frames.message_frame`; `tokens` is that of `HeadView`. A message
+    requests finer tiles, ``{"tiles": [[level, row, column, kind], ...], "id": ...}``; the answer is a message of the
+    same shape with codes. `zoom` is ``"row,column,span"``: the first shown row and column, and the number of columns
+    that fit the width.
     """
 
     tokens: Any = param.Dict(default={})
     pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")
-    zoom = param.String(default="", doc="'' fits the whole map")
+    zoom = param.String(default="", doc="'row,column,span'; '': the whole map")
     pooling = param.Selector(default="maximum", objects=["maximum", "mean"])
     scale = param.Selector(default="sqrt", objects=["sqrt", "linear", "log"])
     hide_special = param.Boolean(default=True)

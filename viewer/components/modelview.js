@@ -1,7 +1,7 @@
 import { plain, number, count, clamp, SCALES, parseHeads, gridNames } from "../_js/paint.js";
-import { el, mount, fit, write, tooltip, at, onWidth, mirror, keyboard } from "../_js/dom.js";
+import { el, mount, fit, write, tooltip, pointerIn, onWidth, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
-import { codeColours, mapStrip, kept, WEIGHT } from "../_js/maps.js";
+import { codeColours, mapStrip, shownCells, WEIGHT } from "../_js/maps.js";
 
 const ORDERS = [["layer", "by layer"], ["weight", "by weight"], ["search", "by search"]], STRIP = 14;
 const OWN = `.order { flex: none } .order button { padding: 0 9px; height: 22px; flex: none } .order button:disabled { color: var(--ink-3); opacity: .6; cursor: default } .body.flush { padding: 4px 8px 8px } .plot { position: relative; outline-offset: -2px } .stack { position: absolute; left: 0; top: 0; pointer-events: none }`;
@@ -15,44 +15,44 @@ export function render({model, el: host}) {
   const table = mirror(card, "strongest cell of each head");
   let frame = {}, ranks = null, names = null, tokens = {}, width = 0, geometry = null, hover = null, strongest = [], keep = {q: [], k: []};
 
-  let taken = [];
+  let lastInputs = [];
   function take() {
-    if (model.frame === taken[0] && model.tokens === taken[1]) return;   // both came in one message
-    taken = [model.frame, model.tokens];
+    if (model.frame === lastInputs[0] && model.tokens === lastInputs[1]) return;   // frame and tokens came in one message
+    lastInputs = [model.frame, model.tokens];
     frame = plain(model.frame);
-    const given = plain(model.tokens);
+    const sides = plain(model.tokens);
     if (frame.message || !frame.codes) return message();
-    if (given.id !== frame.id || !given.query) return;
-    tokens = {q: given.query, k: given.key || given.query}; names = gridNames(frame);
+    if (sides.id !== frame.id || !sides.query) return;
+    tokens = {q: sides.query, k: sides.key || sides.query}; names = gridNames(frame);
     body.querySelector(".message")?.remove(); plot.hidden = false;
     arrange(); measure(); redraw();
   }
-  // best first where scores are given: `ranks.heads` lists cells, `ranks.at` says where a cell stands
+  // Order by score, if there are scores: `ranks.heads` lists cells, `ranks.position` is the rank of each cell from 0
   function arrange() {
     const {scores, title} = plain(model.ranking || {}), ranked = !model.alone && model.arrange !== "layer" && scores && frame.shape && scores.length === frame.shape[0] * frame.shape[1];
     ranks = null;
     if (ranked) {
-      const heads = Array.from(scores.keys()).sort((a, b) => (scores[b] || 0) - (scores[a] || 0) || a - b), at = new Int32Array(heads.length);
-      heads.forEach((cell, i) => { at[cell] = i; });
-      ranks = {heads, at, scores, title};
+      const heads = Array.from(scores.keys()).sort((a, b) => (scores[b] || 0) - (scores[a] || 0) || a - b), position = new Int32Array(heads.length);
+      heads.forEach((cell, i) => { position[cell] = i; });
+      ranks = {heads, position, scores, title};
     }
     sub.textContent = ranks ? `ordered by ${ranks.title}` : "row = layer, column = head";
     order.style.display = model.alone ? "none" : "";
-    order.replaceChildren(...ORDERS.map(([value, text]) => el("button", {"aria-pressed": String(model.arrange === value), "data-arrange": value, disabled: value === "search" && !model.searched, title: value === "search" && !model.searched ? "no search was made" : null, onclick: () => { model.arrange = value; }}, text)));
+    order.replaceChildren(...ORDERS.map(([value, text]) => el("button", {"aria-pressed": String(model.arrange === value), "data-arrange": value, disabled: value === "search" && !model.searched, title: value === "search" && !model.searched ? "search for a pattern first" : null, onclick: () => { model.arrange = value; }}, text)));
   }
   function message() {
     plot.hidden = true; counts.textContent = ""; body.querySelector(".message")?.remove();
     if (frame.message) body.append(el("div.message", null, el("b", null, frame.message.title), frame.message.text));
     table.set(["Head", "Query", "Key", "Weight"], []);
   }
-  // token range that a cell stands for, as text
+  // range of tokens that a cell covers, as text
   const span = (side, i) => {
     const cells = frame.shape[side === "q" ? 2 : 3], n = side === "q" ? frame.n_queries : frame.n_keys, from = Math.floor(i * n / cells), to = Math.max(from + 1, Math.floor((i + 1) * n / cells));
     return to - from > 1 ? `${from}\u2013${to - 1}` : tokens[side].labels[from] ?? "";
   };
   function measure() {
     const [layers, heads, rows, cols] = frame.shape;
-    keep = {q: kept(tokens.q.special, rows, frame.n_queries, model.hide_special), k: kept(tokens.k.special, cols, frame.n_keys, model.hide_special)};
+    keep = {q: shownCells(tokens.q.special, rows, frame.n_queries, model.hide_special), k: shownCells(tokens.k.special, cols, frame.n_keys, model.hide_special)};
     strongest = [];
     for (let l = 0; l < layers; l++) for (let h = 0; h < heads; h++) {
       let best = -1, q = -1, k = -1;
@@ -66,9 +66,9 @@ export function render({model, el: host}) {
     list();
   }
   function list() {
-    const listed = ranks ? ranks.heads.map(cell => [strongest[cell], ranks.scores[cell]]) : strongest.map(s => [s, null]);
-    table.set(["Head", "Query", "Key", "Weight", ...(ranks ? ["Score"] : [])], listed.map(([s, score]) => [s.name, s.q < 0 ? "" : span("q", s.q), s.k < 0 ? "" : span("k", s.k), number(s.weight, 3), ...(ranks ? [number(score, 3)] : [])]),
-      listed.map(([s, score]) => ({head: s.name, q: s.q, k: s.k, weight: s.weight.toFixed(6), ...(ranks ? {score: score.toFixed(6)} : {})})));
+    const ranking = ranks ? ranks.heads.map(cell => [strongest[cell], ranks.scores[cell]]) : strongest.map(s => [s, null]);
+    table.set(["Head", "Query", "Key", "Weight", ...(ranks ? ["Score"] : [])], ranking.map(([s, score]) => [s.name, s.q < 0 ? "" : span("q", s.q), s.k < 0 ? "" : span("k", s.k), number(s.weight, 3), ...(ranks ? [number(score, 3)] : [])]),
+      ranking.map(([s, score]) => ({head: s.name, q: s.q, k: s.k, weight: s.weight.toFixed(6), ...(ranks ? {score: score.toFixed(6)} : {})})));
   }
   function redraw() {
     if (!width || !tokens.q) return;
@@ -98,12 +98,12 @@ export function render({model, el: host}) {
     canvas.dataset.maps = frame.id;
     mark();
   }
-  // where a head's map stands: by layer, or by its rank with as many in a row
+  // top left corner of a head's map: by layer, or by rank with the same number of maps per row
   function corner(l, j) {
-    const {left, top, w, h, gap, strip} = geometry, heads = frame.shape[1], cell = l * heads + j, at = ranks ? ranks.at[cell] : cell;
-    return {x: Math.round(left + at % heads * (w + gap)), y: Math.round(top + strip + Math.floor(at / heads) * (h + gap + strip))};
+    const {left, top, w, h, gap, strip} = geometry, heads = frame.shape[1], cell = l * heads + j, position = ranks ? ranks.position[cell] : cell;
+    return {x: Math.round(left + position % heads * (w + gap)), y: Math.round(top + strip + Math.floor(position / heads) * (h + gap + strip))};
   }
-  // rings of the chosen heads, over the maps, so that choosing repaints no map
+  // Rings of the selected heads, on a canvas over the maps, so that a new selection repaints no map
   function mark() {
     if (!geometry) return;
     const p = paint(), {top, w, h, gap, strip} = geometry, g = fit(over, width, top + frame.shape[0] * (h + gap + strip) + 2);
@@ -118,7 +118,7 @@ export function render({model, el: host}) {
     if (hover) ring(hover, p["ink-2"], 1.5);
   }
   function hit(event) {
-    const [x, y] = at(event, plot), {left, top, w, h, gap, strip} = geometry, [layers, heads] = frame.shape, column = Math.floor((x - left) / (w + gap)), row = Math.floor((y - top) / (h + gap + strip));
+    const [x, y] = pointerIn(event, plot), {left, top, w, h, gap, strip} = geometry, [layers, heads] = frame.shape, column = Math.floor((x - left) / (w + gap)), row = Math.floor((y - top) / (h + gap + strip));
     if (row < 0 || column < 0 || row >= layers || column >= heads) return null;
     const cell = ranks ? ranks.heads[row * heads + column] : row * heads + column;
     return names.name(Math.floor(cell / heads), cell % heads);
@@ -130,15 +130,15 @@ export function render({model, el: host}) {
     if (name !== hover) { hover = name; mark(); }
     if (!name) return tip.hide();
     const [l, j] = names.cell(name), s = strongest[l * frame.shape[1] + j];
-    tip.show(event, `Head ${name}`, s.q < 0 ? [] : [...(ranks ? [[ranks.title, number(ranks.scores[l * frame.shape[1] + j], 3), `#${ranks.at[l * frame.shape[1] + j] + 1}`, true]] : []), ["Strongest", number(s.weight, 3), "", true], ["from", span("q", s.q)], ["to", span("k", s.k)]], "click to enlarge \u00B7 Shift click adds it to the head view");
+    tip.show(event, `Head ${name}`, s.q < 0 ? [] : [...(ranks ? [[ranks.title, number(ranks.scores[l * frame.shape[1] + j], 3), `#${ranks.position[l * frame.shape[1] + j] + 1}`, true]] : []), ["Strongest", number(s.weight, 3), "", true], ["from", span("q", s.q)], ["to", span("k", s.k)]], "click to enlarge \u00B7 Shift click adds it to the head view");
   });
   plot.addEventListener("mouseleave", () => { hover = null; tip.hide(); mark(); });
   plot.addEventListener("click", event => {
     const name = geometry && hit(event);
     if (!name) return;
     if (!event.shiftKey) return void (model.enlarged = name);
-    const chosen = parseHeads(model.selected);
-    model.selected = (chosen.includes(name) ? chosen.filter(n => n !== name) : [...chosen, name]).join(",");
+    const heads = parseHeads(model.selected);
+    model.selected = (heads.includes(name) ? heads.filter(n => n !== name) : [...heads, name]).join(",");
   });
   const move = (dl, dj) => () => {
     if (!names) return;

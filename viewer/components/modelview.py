@@ -1,4 +1,4 @@
-"""`ModelView`: every head of a model on one example, as small maps on one scale; a click enlarges one."""
+"""`ModelView`: small maps of every head of a model on one example, with one colour scale."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .esm_view import ESMView
 class ModelView(ESMView):
     """Thumbnails of all heads: rows are layers, columns are heads.
 
-    `frame` is `view_frames.model_frame` or `view_frames.message_frame`; `tokens` as in `HeadView`. `enlarged` names the head
-    shown large at the side; `selected` lists the heads of the head view, marked in their colours (Shift click adds).
-    `arrange` is the order: by layer, or by the scores of `ranking` (``{scores: float32 [layer * head], title}``), best
-    first; ``"search"`` can be chosen where `searched` says so.
+    `frame` is `view_frames.model_frame` or `view_frames.message_frame`; `tokens` is that of `HeadView`. `enlarged` names
+    the head that `HeadDetail` shows (a click sets it). `selected` lists the heads of the head view, marked in their
+    colours (Shift click adds one). `arrange` is the order: by layer, or by the scores of `ranking`
+    (``{scores: float32 [layer * head], title}``), best first. ``"search"`` is available if `searched` is True.
     """
 
     tokens: Any = param.Dict(default={})

@@ -1,7 +1,7 @@
 import { plain, number, signedNumber, parsePin, clamp } from "../_js/paint.js";
-import { el, mount, fit, write, tooltip, at, onWidth, mirror, keyboard } from "../_js/dom.js";
+import { el, mount, fit, write, tooltip, pointerIn, onWidth, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
-import { dimensionParts, rescaled, orderOf } from "../_js/vectors.js";
+import { dimensionParts, rescaleRow, orderOf } from "../_js/vectors.js";
 import { dimensionList, DIMENSIONS_CSS } from "../_js/dimensions.js";
 
 const OWN = `
@@ -23,11 +23,11 @@ export function render({model, el: host}) {
   const label = k => tokens.k.labels[k] ?? "", before = () => frame.stored.length ? frame.stored : frame.rebuilt;
 
   function take() {
-    const next = plain(model.frame), given = plain(model.tokens);
+    const next = plain(model.frame), sides = plain(model.tokens);
     if (next.message || !next.query) { frame = next; return message(); }
-    if (given.id !== next.id || !given.query) return;
+    if (sides.id !== next.id || !sides.query) return;
     const same = frame.head === next.head && frame.query_pos === next.query_pos && frame.id === next.id;
-    frame = next; tokens = {q: given.query, k: given.key || given.query};
+    frame = next; tokens = {q: sides.query, k: sides.key || sides.query};
     if (!same) { scale = new Map(); focus = frame.focus; dim = null; }
     body.querySelector(".message")?.remove(); plot.hidden = false; right.style.visibility = ""; token.style.display = orders.style.display = "";
     sub.textContent = `head ${frame.head}, query`; token.textContent = tokens.q.labels[frame.query_pos] ?? ""; spot.textContent = `position ${frame.query_pos}`;
@@ -40,21 +40,21 @@ export function render({model, el: host}) {
     if (frame.message) body.append(el("div.message", null, el("b", null, frame.message.title), frame.message.text));
     table.set(["Key", "Score", "Rebuilt", "Stored"], []); dims.set(["Dimension", "Part"], []);
   }
-  // how far the attention rebuilt from the vectors is from what is stored
+  // largest difference between the stored attention and the attention rebuilt from the vectors
   function worst() {
     let most = 0;
     if (frame.stored.length && frame.rebuilt.length) for (let k = 0; k < frame.stored.length; k++) most = Math.max(most, Math.abs(frame.stored[k] - frame.rebuilt[k]));
     return most;
   }
   function agreement() {
-    const what = `${frame.query.length} dimensions${frame.codec ? ` \u00B7 ${frame.codec}` : ""}${frame.bias?.length ? " \u00B7 position bias added" : ""}`;
-    if (!frame.rebuilt.length) return `${what} \u00B7 scores carry a position bias that was not kept: attention as stored`;
-    return frame.stored.length ? `${what} \u00B7 rebuilt within ${number(worst(), 4)} of the stored attention` : `${what} \u00B7 attention rebuilt from the vectors`;
+    const summary = `${frame.query.length} dimensions${frame.codec ? ` \u00B7 ${frame.codec}` : ""}${frame.bias?.length ? " \u00B7 position bias added" : ""}`;
+    if (!frame.rebuilt.length) return `${summary} \u00B7 scores lack a position bias that is not stored: attention as stored`;
+    return frame.stored.length ? `${summary} \u00B7 rebuilt within ${number(worst(), 4)} of the stored attention` : `${summary} \u00B7 attention rebuilt from the vectors`;
   }
   function update() {
     rows = Array.from(frame.seen.keys()).filter(k => frame.seen[k] && !(model.hide_special && tokens.k.special[k]));
-    if (!rows.includes(focus) && rows.length) focus = rows.reduce((best, k) => before()[k] > before()[best] ? k : best);   // what is hidden is not measured
-    parts = dimensionParts(frame, focus); now = rescaled(frame, scale); order = orderOf(model.order, parts);
+    if (!rows.includes(focus) && rows.length) focus = rows.reduce((best, k) => before()[k] > before()[best] ? k : best);   // a hidden key cannot be the focus
+    parts = dimensionParts(frame, focus); now = rescaleRow(frame, scale); order = orderOf(model.order, parts);
     if (dim === null) dim = orderOf("part", parts)[0];
     const names = ["dimension", "part", ...(frame.rotary ? ["pairs"] : [])];
     orders.replaceChildren(...names.map(name => el("button", {"aria-pressed": String(model.order === name), "data-order": name, onclick: () => { model.order = name; }}, {dimension: "as is", part: "by part", pairs: "pairs"}[name])));
@@ -76,14 +76,14 @@ export function render({model, el: host}) {
       rescale: (d, value) => { if (d === null) scale = new Map(); else if (value === 1) scale.delete(d); else scale.set(d, value); update(); },
       note: [`Part: what a dimension adds to the score of `, el("bdi", {style: "font-weight:600;color:var(--ink)"}, label(focus)), `, against the mean of the other keys. `, shared,
         frame.rotary ? `After rotary embedding: dimensions d and d + ${frame.query.length / 2} turn together. ` : "", frame.softcap ? `Scores are soft-capped at ${frame.softcap}. ` : "",
-        frame.rebuilt.length ? "" : "A learned bias by position is added to these scores, so factors are off. "]});
+        frame.rebuilt.length ? "" : "The model adds a learned bias by position to these scores, so factors are off. "]});
   }
   function geometry() {
     const d = frame.query.length, label = 104, dot = 104, attention = 128, span = Math.max(60, Math.floor((width - label - 24 - 20 - dot - attention) / 2));
     const row = clamp((Math.max(200, body.clientHeight - 20) - TOP - 18) / Math.max(1, rows.length), 15, 33);
     return {d, xk: label, xp: label + span + 24, span, cell: span / d, xd: label + 2 * span + 44, xa: label + 2 * span + 44 + dot, row, height: Math.ceil(TOP + row * rows.length + 20), label: label - 12};
   }
-  // vectors as one image of a pixel a number; rows are then stretched with a gap between them
+  // image of vectors with one pixel per number; each of its rows is stretched later, with gaps between them
   function image(values, count) {
     const p = paint(), d = frame.query.length, c = document.createElement("canvas");
     c.width = d; c.height = Math.max(1, count);
@@ -104,8 +104,8 @@ export function render({model, el: host}) {
     write(g, tokens.q.labels[frame.query_pos] ?? "", o.label, 38, {align: "right", size: 12, weight: 600, color: p["accent-ink"]});
     g.drawImage(image((_, i) => frame.query[i], 1), xk, 29, span, 18);
     g.strokeStyle = p.accent; g.lineWidth = 1.5; g.strokeRect(xk - .75, 28.25, span + 1.5, 19.5);
-    const said = span < 210 ? ["part in the score of", label(focus).slice(0, 14)] : ["part of each dimension in the score of", `${label(focus)}, against the mean of the other keys`];
-    said.forEach((text, i) => write(g, text, xk, 66 + 15 * i, {color: p["ink-2"]}));
+    const caption = span < 210 ? ["part in the score of", label(focus).slice(0, 14)] : ["part of each dimension in the score of", `${label(focus)}, against the mean of the other keys`];
+    caption.forEach((text, i) => write(g, text, xk, 66 + 15 * i, {color: p["ink-2"]}));
     const most = parts.reduce((m, v) => Math.max(m, Math.abs(v)), 1e-9), base = 72;
     g.fillStyle = p["line-2"]; g.fillRect(xp, base, span, 1);
     order.forEach((i, x) => { const h = 44 * parts[i] * factor(i) / most; g.fillStyle = h < 0 ? p.neg : p.pos; g.fillRect(xp + x * cell + .3, h < 0 ? base : base - h, Math.max(.6, cell - .6), Math.abs(h)); });
@@ -133,7 +133,7 @@ export function render({model, el: host}) {
     canvas.setAttribute("aria-label", `head ${frame.head}, query ${tokens.q.labels[frame.query_pos]}: strongest key ${label(focus)}`);
   }
   function hit(event) {
-    const [x, y] = at(event, canvas), k = rows[Math.floor((y - TOP) / g0.row)], column = [g0.xk, g0.xp].find(left => x >= left && x < left + g0.span);
+    const [x, y] = pointerIn(event, canvas), k = rows[Math.floor((y - TOP) / g0.row)], column = [g0.xk, g0.xp].find(left => x >= left && x < left + g0.span);
     return {k: y >= TOP ? k : undefined, i: column === undefined ? undefined : order[Math.floor((x - column) / g0.cell)]};
   }
   canvas.addEventListener("mousemove", event => {

@@ -1,4 +1,4 @@
-"""`NeuronView`: why a token attends where it does: query, keys, their product dimension by dimension, score, softmax."""
+"""`NeuronView`: the computation of one row of attention: query, keys, products by dimension, scores and softmax."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .esm_view import ESMView
 
 
 class NeuronView(ESMView):
-    """One row of one head, from the stored vectors, with the list of its dimensions at the side.
+    """One row of one head, computed from the stored vectors, with the list of its dimensions beside it.
 
-    `frame` is `view_frames.neuron_frame` or `view_frames.message_frame`; `tokens` as in `HeadView`. Scaling a dimension and
-    choosing the key that parts are measured for happen in the browser.
+    `frame` is `view_frames.neuron_frame` or `view_frames.message_frame`; `tokens` is that of `HeadView`. The browser
+    scales dimensions, and computes the parts of the score of the selected key.
     """
 
     tokens: Any = param.Dict(default={})
-    pin = param.String(default="", doc="A query, 'q14': the row shown.")
+    pin = param.String(default="", doc="'q14': query 14 is the shown row")
     order = param.Selector(default="dimension", objects=["dimension", "part", "pairs"])
     hide_special = param.Boolean(default=True)
 

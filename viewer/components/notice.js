@@ -1,4 +1,4 @@
-// Values of the address that were not taken, each with its reason; nothing is ignored in silence.
+// Rejected values of the address, each with its reason, and banners about the store.
 import { el } from "../_js/dom.js";
 import { component, icon } from "../_js/shell.js";
 
@@ -19,7 +19,7 @@ export function render({model, el: host}) {
       box.style.display = frame.problems.length ? "" : "none";
       box.replaceChildren(el("b", null, frame.title),
         el("ul", null, frame.problems.map(p => el("li", {"data-field": p.field}, el("code", null, `${p.field} = ${p.value}`), ` \u2014 ${p.reason}`))),
-        el("button.btn.quiet.icon", {"aria-label": "put away", onclick: () => ui.send({dismiss: true})}, icon("close")));
+        el("button.btn.quiet.icon", {"aria-label": "dismiss", onclick: () => ui.send({dismiss: true})}, icon("close")));
     };
   });
 }

@@ -1,6 +1,6 @@
-// Colours, scales and numbers as people read them; no elements. The colours themselves come from colours.py as constants.
+// Colours, scales and formatted numbers; no elements. The colours themselves come from colours.py as constants.
 
-// Panel hands nested dicts over as Maps: make them plain objects, leave typed arrays alone.
+// Convert the Maps that Panel makes of nested dicts to plain objects. Typed arrays stay as they are.
 export function plain(value) {
   if (value instanceof Map) return Object.fromEntries([...value].map(([k, v]) => [k, plain(v)]));
   if (Array.isArray(value)) return value.map(plain);
@@ -10,7 +10,7 @@ export function plain(value) {
 const bytes = hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
 export const clamp = (x, low, high) => x < low ? low : x > high ? high : x;
 
-// 256 packed colours (0xAABBGGRR, as ImageData wants them) and as many CSS strings
+// 256 packed colours (0xAABBGGRR, the format of ImageData) and the same colours as CSS strings
 function table(steps) {
   const packed = new Uint32Array(256), css = [];
   for (let i = 0; i < 256; i++) {
@@ -23,7 +23,7 @@ function table(steps) {
   return {packed, css};
 }
 
-// "auto" follows the page (data-theme of its root element), or else the system
+// "auto" follows the page (data-theme of its root element), otherwise the system
 export function themeOf(model) {
   if (model.theme === "light" || model.theme === "dark") return model.theme;
   const page = document.documentElement.dataset.theme;
@@ -31,7 +31,7 @@ export function themeOf(model) {
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
 
-// colours of heads after the tuned ones: hues a golden angle apart, in three lightnesses that stand off the surface
+// colours of further heads: hues a golden angle apart, in three lightnesses with contrast to the surface
 function further(i, theme) {
   const l = (theme === "light" ? [.44, .6, .52] : [.82, .66, .74])[i % 3], hue = (i * 137.508 + 20) * Math.PI / 180, a = .13 * Math.cos(hue), b = .13 * Math.sin(hue);
   const [x, y, z] = [l + .3963377774 * a + .2158037573 * b, l - .1055613458 * a - .0638541728 * b, l - .0894841775 * a - 1.291485548 * b].map(v => v ** 3);   // OKLab
@@ -52,7 +52,7 @@ export function paintOf(model) {
     seq: x => up.css[index(x)],
     signed: x => (x < 0 ? down : up).css[index(Math.abs(x))],
     head: i => i < heads.length ? heads[i] : further(i - heads.length, theme),
-    // text on a step of the ramp, 4.5:1 everywhere
+    // colour of text on a step of the ramp, with a contrast of at least 4.5:1
     on: theme === "light" ? x => x > .675 ? "#FFFFFF" : x > .3 ? "#000000" : tokens.ink
                           : x => x > .52 ? "#000000" : x > .25 ? "#FFFFFF" : tokens.ink,
   };
@@ -88,7 +88,8 @@ export const formatPin = pin => pin ? `${pin.side}${pin.index}` : "";
 // "5.8,5.10" <-> ["5.8", "5.10"]
 export const parseHeads = text => (text || "").split(",").filter(Boolean);
 
-// Names of a grid's heads. A picture of some layers (`frame.layers`) or heads (`frame.columns`) keeps the model's numbers.
+// Names of a grid's heads. A picture of some layers (`frame.layers`) or heads (`frame.columns`) keeps the model's
+// numbers.
 export function gridNames(frame) {
   const [layers, heads] = frame.shape, count = n => Array.from({length: n}, (_, i) => i), rows = frame.layers || count(layers), columns = frame.columns || count(heads);
   return {rows, columns, name: (l, h) => `${rows[l]}.${columns[h]}`, cell: name => { const [l, h] = name.split(".").map(Number); return [rows.indexOf(l), columns.indexOf(h)]; }};

@@ -63,7 +63,7 @@ def missing_members(component: Any) -> list[str]:
 
 
 def check_members() -> None:
-    """Compare the installed versions with the lists above.
+    """Check that the installed versions have all members of the lists above.
 
     Raises
     ------

@@ -1,4 +1,5 @@
-// Corpus > Head > Example > Edge > Dimension: the present choice at every part of the path, each a link, with steps to its neighbours.
+// Path bar, Corpus > Head > Example > Edge > Dimension: the current choice at each part as a link, with steps to its
+// neighbours.
 import { el } from "../_js/dom.js";
 import { component, icon, link, select } from "../_js/shell.js";
 
@@ -14,7 +15,8 @@ const CSS = `
 .step:hover:not([disabled]) { background: var(--surface-3); color: var(--ink) } .step[disabled] { opacity: .35; cursor: default }
 `;
 
-// frame: {sites: [name] where there are several, site, path: [{name, value, on, off, query, patch, previous?: patch|null, next?: patch|null}]}
+// frame: {sites: [name] if there is more than one, site, path: [{name, value, on, off, query, patch, previous?:
+//         patch|null, next?: patch|null}]}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
     const bar = el("nav.path", {"aria-label": "path"}), items = el("span.row", {style: "gap:0;min-width:0"});
@@ -31,7 +33,7 @@ export function render({model, el: host}) {
       items.replaceChildren(...frame.path.flatMap((part, i) => [
         i ? el("span.sep", {"aria-hidden": "true"}, "\u203A") : "",
         el(`span.part${part.on ? ".on" : ""}${part.off ? ".off" : ""}`, {"data-part": part.name.toLowerCase()},
-          part.name === "Head" && frame.sites?.length ? select(frame.sites.map(name => [name, name]), frame.site, "which attention", site => ui.go({site})) : null,
+          part.name === "Head" && frame.sites?.length ? select(frame.sites.map(name => [name, name]), frame.site, "attention site", site => ui.go({site})) : null,
           link(ui, "", part.query, part.patch, {title: part.value}, part.name, el("b", null, part.value)),
           part.previous === undefined ? null : [step(part.name, "previous", part.previous), step(part.name, "next", part.next)]),
       ]));

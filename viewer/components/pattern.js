@@ -1,4 +1,5 @@
-// The expression box: coloured while it is written, run by Enter; a mistake gets an arrow under it and what is known.
+// The expression box: it colours the text while the reader types, and Enter runs it. An arrow marks an error above its
+// message.
 import { el } from "../_js/dom.js";
 import { component, segmented, select } from "../_js/shell.js";
 import { completion, COMPLETION_CSS } from "../_js/completion.js";
@@ -21,7 +22,8 @@ const CSS = `
 `;
 const TOKEN = /("(?:[^"\\]|\\.)*"?)|\b(and|or|not|in|true|false)\b|\b(query|key)\b|[^"a-zA-Z_]+|[a-zA-Z_]\w*/g;
 
-// frame: {expression, library: [{name, expression, description}], picked, description, error: {message, start, stop, expression}|null, busy}
+// frame: {expression, library: [{name, expression, description}], picked, description, error: {message, start, stop,
+//         expression}|null, busy}
 export function render({model, el: host}) {
   component(model, host, CSS + COMPLETION_CSS + ARCS_CSS, ui => {
     const input = el("input", {type: "text", spellcheck: "false", autocomplete: "off", "aria-label": "pattern", maxlength: 2000, placeholder: "key.position == query.position - 1"});
@@ -35,12 +37,12 @@ export function render({model, el: host}) {
     function run() { ui.send({run: input.value}); }
     const colour = () => {
       const text = input.value, mark = error && error.expression === text ? error : null, parts = [];
-      let place = 0;
-      for (const [whole, quoted, word, side] of text.matchAll(TOKEN)) {
-        const wrong = mark && place < mark.stop && place + whole.length > mark.start;
-        const kind = [quoted && "c-s", word && "c-k", side && "c-a", wrong && "c-e"].filter(Boolean);
-        parts.push(kind.length ? el(`span.${kind.join(".")}`, null, whole) : whole);
-        place += whole.length;
+      let offset = 0;
+      for (const [piece, string, word, side] of text.matchAll(TOKEN)) {
+        const isWrong = mark && offset < mark.stop && offset + piece.length > mark.start;
+        const kind = [string && "c-s", word && "c-k", side && "c-a", isWrong && "c-e"].filter(Boolean);
+        parts.push(kind.length ? el(`span.${kind.join(".")}`, null, piece) : piece);
+        offset += piece.length;
       }
       code.replaceChildren(...parts);
       code.style.transform = `translateX(${-input.scrollLeft}px)`;
@@ -59,14 +61,14 @@ export function render({model, el: host}) {
     });
     return frame => {
       error = frame.error; now = frame;
-      modes.replaceChildren(segmented([["write", "Write"], ["draw", "Draw arcs"]], frame.drawn ? "draw" : "write", "how to ask", mode => ui.send({arcs: mode === "draw" ? [] : null})));
+      modes.replaceChildren(segmented([["write", "Write"], ["draw", "Draw arcs"]], frame.drawn ? "draw" : "write", "input mode", mode => ui.send({arcs: mode === "draw" ? [] : null})));
       arcs.box.style.display = frame.drawn ? "" : "none"; editor.style.display = frame.drawn ? "none" : ""; about.style.display = frame.drawn ? "none" : "";
       if (frame.drawn) arcs.show(frame.drawn);
       const [done, of] = frame.progress || [0, 1];
       going.style.display = frame.busy ? "" : "none"; going.firstChild.style.width = `${100 * done / Math.max(1, of)}%`; going.setAttribute("aria-valuenow", String(Math.round(100 * done / Math.max(1, of))));
       if (frame.expression !== shown) { input.value = frame.expression; shown = frame.expression; }
       button.textContent = frame.busy ? "Cancel" : "Run";
-      const chips = [...frame.library].sort((a, b) => (b.name === frame.picked) - (a.name === frame.picked));   // what is picked is seen
+      const chips = [...frame.library].sort((a, b) => (b.name === frame.picked) - (a.name === frame.picked));   // the selected pattern comes first, so that it is visible
       all.replaceChildren(select([["", `library: ${frame.library.length} patterns`], ...frame.library.map(item => [item.expression, item.name])], frame.picked ? frame.expression : "", "library of patterns", expression => expression && ui.send({run: expression})));
       library.replaceChildren(...chips.map(item => el("button.chip", {"aria-pressed": String(item.name === frame.picked), title: `${item.description}\n${item.expression}`, "data-pattern": item.name, onclick: () => ui.send({run: item.expression})}, item.name)));
       about.replaceChildren(...(frame.picked ? [el("b.strong", null, frame.picked), `  \u2014  ${frame.description}`] : [frame.description]));

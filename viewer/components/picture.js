@@ -1,9 +1,8 @@
-// A component as an SVG, a PNG or a table: what is on the screen, as shapes and text, for papers and slides.
-// While `recording` is on, `fit` (dom.js) hands out contexts that write SVG instead of pixels; elements around a canvas
-// are read from the page: backgrounds, borders, text where it stands.
+// Downloads of a component as SVG, PNG or CSV, for papers and slides. While `recording` is set, `fit` (dom.js) returns
+// contexts that write SVG instead of pixels. Backgrounds, borders and text come from the elements of the page.
 
 const SVG_NS = ["http:", "", "www.w3.org", "2000", "svg"].join("/");   // a name, not an address
-let recording = null;   // Map of canvas -> SvgContext while a picture is taken
+let recording = null;   // Map of canvas -> SvgContext while svgOf runs, else null
 export const recorderOf = canvas => {
   if (!recording) return null;
   const context = new SvgContext();
@@ -11,7 +10,7 @@ export const recorderOf = canvas => {
   return context;
 };
 
-const escaped = text => String(text).replace(/[&<>"]/g, c => ({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})[c]);
+const escapeXml = text => String(text).replace(/[&<>"]/g, c => ({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})[c]);
 const short = x => +(+x).toFixed(2);
 
 class SvgPath {
@@ -21,41 +20,41 @@ class SvgPath {
   bezierCurveTo(...p) { this.d += `C${p.map(short).join(" ")}`; }
   closePath() { this.d += "Z"; }
 }
-// the part of a canvas context that the components use
+// The methods of a canvas context that the components use
 class SvgContext extends SvgPath {
   constructor() {
     super();
     Object.assign(this, {out: [], moves: "", stack: [], fillStyle: "#000", strokeStyle: "#000", lineWidth: 1, globalAlpha: 1, font: "11px sans-serif", textAlign: "left", textBaseline: "middle", dash: []});
   }
   put(tag, attributes, inner = "") {
-    const moved = this.moves ? {...attributes, transform: this.moves} : attributes;
-    this.out.push(`<${tag} ${Object.entries(moved).map(([k, v]) => `${k}="${escaped(v)}"`).join(" ")}${inner ? `>${inner}</${tag}>` : "/>"}`);
+    const allAttributes = this.moves ? {...attributes, transform: this.moves} : attributes;
+    this.out.push(`<${tag} ${Object.entries(allAttributes).map(([k, v]) => `${k}="${escapeXml(v)}"`).join(" ")}${inner ? `>${inner}</${tag}>` : "/>"}`);
   }
-  get inked() { return {fill: this.fillStyle, ...(this.globalAlpha < 1 ? {"fill-opacity": short(this.globalAlpha)} : {})}; }
-  get lined() { return {fill: "none", stroke: this.strokeStyle, "stroke-width": short(this.lineWidth), ...(this.globalAlpha < 1 ? {"stroke-opacity": short(this.globalAlpha)} : {}), ...(this.dash.length ? {"stroke-dasharray": this.dash.join(" ")} : {})}; }
+  get fillAttributes() { return {fill: this.fillStyle, ...(this.globalAlpha < 1 ? {"fill-opacity": short(this.globalAlpha)} : {})}; }
+  get strokeAttributes() { return {fill: "none", stroke: this.strokeStyle, "stroke-width": short(this.lineWidth), ...(this.globalAlpha < 1 ? {"stroke-opacity": short(this.globalAlpha)} : {}), ...(this.dash.length ? {"stroke-dasharray": this.dash.join(" ")} : {})}; }
   newPath() { return new SvgPath(); }
   beginPath() { this.d = ""; }
   rect(x, y, w, h) { this.d += `M${short(x)} ${short(y)}h${short(w)}v${short(h)}h${short(-w)}Z`; }
   roundRect(x, y, w, h) { this.rect(x, y, w, h); }
   arc(x, y, r) { this.d += `M${short(x - r)} ${short(y)}a${short(r)} ${short(r)} 0 1 0 ${short(2 * r)} 0a${short(r)} ${short(r)} 0 1 0 ${short(-2 * r)} 0`; }
-  fill() { this.put("path", {d: this.d, ...this.inked}); }
-  stroke(path = this) { this.put("path", {d: path.d, ...this.lined}); }
-  fillRect(x, y, w, h) { this.put("rect", {x: short(x), y: short(y), width: short(Math.abs(w)), height: short(Math.abs(h)), ...this.inked}); }
-  strokeRect(x, y, w, h) { this.put("rect", {x: short(x), y: short(y), width: short(w), height: short(h), ...this.lined}); }
+  fill() { this.put("path", {d: this.d, ...this.fillAttributes}); }
+  stroke(path = this) { this.put("path", {d: path.d, ...this.strokeAttributes}); }
+  fillRect(x, y, w, h) { this.put("rect", {x: short(x), y: short(y), width: short(Math.abs(w)), height: short(Math.abs(h)), ...this.fillAttributes}); }
+  strokeRect(x, y, w, h) { this.put("rect", {x: short(x), y: short(y), width: short(w), height: short(h), ...this.strokeAttributes}); }
   fillText(text, x, y) {
     const [, weight, size] = /^(?:(\d+) )?([\d.]+)px/.exec(this.font) || [];
     this.put("text", {x: short(x), y: short(y), "font-size": size || 11, ...(weight && weight !== "400" ? {"font-weight": weight} : {}), "text-anchor": {center: "middle", right: "end"}[this.textAlign] || "start",
-      "dominant-baseline": {middle: "central", top: "hanging"}[this.textBaseline] || "alphabetic", ...this.inked}, escaped(text));
+      "dominant-baseline": {middle: "central", top: "hanging"}[this.textBaseline] || "alphabetic", ...this.fillAttributes}, escapeXml(text));
   }
-  drawImage(image, ...at) {
-    let source = image, place = at;
-    if (at.length === 8) {
-      const [sx, sy, sw, sh] = at;
+  drawImage(image, ...coordinates) {
+    let source = image, target = coordinates;
+    if (coordinates.length === 8) {
+      const [sx, sy, sw, sh] = coordinates;
       source = document.createElement("canvas"); source.width = Math.max(1, Math.round(sw)); source.height = Math.max(1, Math.round(sh));
       source.getContext("2d").drawImage(image, sx, sy, sw, sh, 0, 0, source.width, source.height);
-      place = at.slice(4);
+      target = coordinates.slice(4);
     }
-    const [x, y, w = image.width, h = image.height] = place;
+    const [x, y, w = image.width, h = image.height] = target;
     this.put("image", {x: short(x), y: short(y), width: short(w), height: short(h), preserveAspectRatio: "none", style: "image-rendering:pixelated", href: source.toDataURL("image/png")});
   }
   measureText(text) { return {width: String(text).length * 6}; }
@@ -69,14 +68,14 @@ class SvgContext extends SvgPath {
   clearRect() { this.out = []; }
 }
 
-// SVG text of everything that shows in `card`; `repaint` draws the component's canvases again
+// SVG text of the visible content of `card`. `repaint` redraws the component's canvases.
 export function svgOf(card, repaint) {
   const frame = card.getBoundingClientRect(), parts = [];
   recording = new Map();
   try { repaint(); collect(card, frame, frame, parts); }
   finally { recording = null; repaint(); }
   const style = getComputedStyle(card), width = Math.ceil(frame.width), height = Math.ceil(frame.height);
-  return `<svg xmlns="${SVG_NS}" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="${escaped(style.fontFamily)}">` +
+  return `<svg xmlns="${SVG_NS}" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="${escapeXml(style.fontFamily)}">` +
     `<rect width="${width}" height="${height}" fill="${style.backgroundColor}"/>${parts.join("\n")}</svg>`;
 }
 const SKIPPED = ".mirror, .sr, .tip, .downloads, [hidden]";
@@ -88,8 +87,8 @@ function collect(node, frame, clip, parts) {
   if (outside && box.width && box.height) return;
   const x = box.left - frame.left, y = box.top - frame.top;
   if (node instanceof HTMLCanvasElement) {
-    const recorded = recording.get(node);
-    if (recorded) parts.push(`<g transform="translate(${short(x)} ${short(y)})">${recorded.out.join("")}</g>`);
+    const recorder = recording.get(node);
+    if (recorder) parts.push(`<g transform="translate(${short(x)} ${short(y)})">${recorder.out.join("")}</g>`);
     return;
   }
   const filled = !/^rgba\(.*, 0\)$|^transparent$/.test(style.backgroundColor), line = style.borderTopWidth !== "0px" && style.borderTopStyle !== "none" && style.borderBottomWidth !== "0px";
@@ -105,7 +104,7 @@ function collect(node, frame, clip, parts) {
     else if (child.nodeType === Node.TEXT_NODE && child.data.trim()) lines(child, style, frame, inner, parts);
   }
 }
-// a text node line by line, where the page broke it
+// Text of a text node, line by line as the page breaks it
 function lines(node, style, frame, clip, parts) {
   const range = document.createRange();
   range.selectNodeContents(node);
@@ -123,9 +122,9 @@ function lines(node, style, frame, clip, parts) {
   range.setStart(node, start); range.setEnd(node, node.data.length);
   put(node.data.slice(start), range.getClientRects()[0]);
 }
-const textAt = (text, x, y, style) => `<text x="${short(x)}" y="${short(y)}" font-size="${parseFloat(style.fontSize)}"${style.fontWeight === "400" ? "" : ` font-weight="${style.fontWeight}"`} fill="${style.color}" dominant-baseline="central" xml:space="preserve">${escaped(text)}</text>`;
+const textAt = (text, x, y, style) => `<text x="${short(x)}" y="${short(y)}" font-size="${parseFloat(style.fontSize)}"${style.fontWeight === "400" ? "" : ` font-weight="${style.fontWeight}"`} fill="${style.color}" dominant-baseline="central" xml:space="preserve">${escapeXml(text)}</text>`;
 
-// the same as pixels, twice as fine
+// PNG of an SVG text at twice its size in pixels
 export async function pngOf(svg) {
   const image = new Image();
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
@@ -136,14 +135,14 @@ export async function pngOf(svg) {
   return new Promise(resolve => canvas.toBlob(resolve, "image/png"));
 }
 
-// the tables behind the pictures of a card; numbers as exact as the page has them (data-* of a row), not as it writes them
+// CSV of the text mirrors of a card, with exact numbers (data-* of a row) instead of rounded ones
 export function csvOf(card) {
-  const quoted = cell => /[",\n\r]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell;
+  const quote = cell => /[",\n\r]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell;
   return [...card.querySelectorAll("table.mirror")].map(table => {
     const titles = [...table.querySelectorAll("th")].map(th => th.textContent), rows = [...table.querySelectorAll("tbody tr")];
     const further = rows.length ? Object.keys(rows[0].dataset).filter(name => !titles.some(t => t.toLowerCase() === name)) : [];
     const lines = rows.map(row => [...titles.map((title, i) => row.dataset[title.toLowerCase()] ?? row.cells[i]?.textContent ?? ""), ...further.map(name => row.dataset[name])]);
-    return [[...titles, ...further], ...lines].map(line => line.map(quoted).join(",")).join("\n");
+    return [[...titles, ...further], ...lines].map(line => line.map(quote).join(",")).join("\n");
   }).join("\n\n") + "\n";
 }
 

@@ -1,16 +1,18 @@
-// The address bar. Python sends the query of its state; what changes a choice becomes a history entry, what only changes
-// a picture replaces the present one after 200 ms. Back and Forward send the query they restored to Python.
+// The address bar. Python sends the query of its state. A changed choice becomes a history entry; a change that only
+// affects a picture replaces the current entry after 200 ms. Back and Forward send the restored query to Python.
 import { plain } from "../_js/paint.js";
 import { debounced } from "../_js/shell.js";
-import { apply, unpacked } from "../_js/wire.js";
+import { apply, decodeMessage } from "../_js/wire.js";
 
-// frame: {query, pushes: how many history entries were asked for (two frames may arrive as one), title, theme: "auto"|"light"|"dark", heard: number of Back/Forward steps Python has answered}
+// frame: {query, pushes: number of history entries so far (two frames may arrive as one), title, theme:
+//         "auto"|"light"|"dark", heard: number of Back/Forward steps Python has answered}
 export function render({model, el: host}) {
   const media = matchMedia("(prefers-color-scheme: dark)");
   let travelled = 0, pushed = 0;
   const url = query => location.pathname + (query ? `?${query}` : "");
   const present = () => location.search.replace(/^\?/, "");
-  // history and title are calls to another process, which may take longer than the picture: they wait for the picture
+  // Changes of the history and the title are calls to another process of the browser, which can be slow: draw the
+  // picture first
   const waiting = [];
   let due = false;
   const later = () => { if (!due) { due = true; requestAnimationFrame(() => setTimeout(write)); } };
@@ -32,7 +34,7 @@ export function render({model, el: host}) {
     later();
     dress();
     if (frame.reload) return location.reload();
-    if (frame.query === undefined || frame.heard < travelled) return;   // an answer to a step that was left again
+    if (frame.query === undefined || frame.heard < travelled) return;   // the answer to an earlier step
     const fresh = frame.pushes > pushed && frame.query !== (waiting.at(-1) ?? present());
     pushed = frame.pushes;
     if (fresh) { replace.drop(); push(frame.query); }
@@ -43,8 +45,8 @@ export function render({model, el: host}) {
   media.addEventListener("change", dress);
   model.on("frame", follow);
   model.on("remove", () => { removeEventListener("popstate", back); media.removeEventListener("change", dress); });
-  // changes of every component come here in one message (wire.py)
-  model.on("msg:custom", data => apply(model.document, unpacked(plain(data))));
+  // one message holds the changes of all components (wire.py)
+  model.on("msg:custom", data => apply(model.document, decodeMessage(plain(data))));
   model.send_msg({listens: true});
   host.style.display = "none";
   follow();

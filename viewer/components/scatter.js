@@ -1,6 +1,6 @@
-// Every head as a dot: two statistics against each other, shaded by layer. Arrows go to the nearest head that way.
+// Every head as a dot by two statistics, shaded by layer. Arrows select the nearest head in their direction.
 import { count, number } from "../_js/paint.js";
-import { at, el, fit, mirror, write } from "../_js/dom.js";
+import { pointerIn, el, fit, mirror, write } from "../_js/dom.js";
 import { within } from "../_js/lasso.js";
 import { component, select } from "../_js/shell.js";
 
@@ -18,7 +18,7 @@ export function render({model, el: host}) {
     ui.root.append(el("section.card", {"data-picture": "heads by two statistics", "aria-label": "heads by two statistics"}, head, el("div.body", {style: "padding:10px 11px 0;overflow:hidden"}, box), under), live);
     const table = mirror(box, "heads by two statistics");
     let frame = null, hovered = -1, size = [0, 0], lasso = null;
-    const chosen = () => frame ? model.selected.split(",").map(text => { const [l, h] = text.split(".").map(Number); return l * frame.n_heads + h; }) : [], selected = () => chosen()[0] ?? -1;
+    const selection = () => frame ? model.selected.split(",").map(text => { const [l, h] = text.split(".").map(Number); return l * frame.n_heads + h; }) : [], selected = () => selection()[0] ?? -1;
     const name = i => `${Math.floor(i / frame.n_heads)}.${i % frame.n_heads}`;
     const spot = i => [EDGE.left + frame.x.values[i] / frame.x.high * (size[0] - EDGE.left - EDGE.right), size[1] - EDGE.bottom - frame.y.values[i] / frame.y.high * (size[1] - EDGE.top - EDGE.bottom)];
     const there = i => !Number.isNaN(frame.x.values[i]) && !Number.isNaN(frame.y.values[i]);
@@ -45,7 +45,7 @@ export function render({model, el: host}) {
         g.lineWidth = 1; g.strokeStyle = p.surface; g.stroke();
       }
       for (const [i, x, y, align] of labels(radius)) write(g, name(i), x, y, {color: p["ink-2"], align});
-      const rings = chosen();
+      const rings = selection();
       for (const [i, color] of [[hovered, p["ink-2"]], ...rings.map((i, n) => [i, rings.length > 1 ? p.head(n) : p.ink])]) {
         if (i < 0 || !there(i)) continue;
         const [x, y] = spot(i);
@@ -53,21 +53,21 @@ export function render({model, el: host}) {
       }
       if (lasso) { g.strokeStyle = p.accent; g.lineWidth = 1.5; g.beginPath(); lasso.forEach(([x, y], i) => i ? g.lineTo(x, y) : g.moveTo(x, y)); g.stroke(); }
     }
-    // heads inside the loop: the head that is chosen stays the first where it is among them
-    function take(path) {
-      const held = Array.from(frame.x.values.keys()).filter(i => there(i) && within(path, ...spot(i))), first = held.includes(selected()) ? selected() : held[0];
-      if (held.length) ui.go({layer: Math.floor(first / frame.n_heads), head: first % frame.n_heads, heads: held.filter(i => i !== first).map(name).join(",")});
+    // Select the heads inside a closed path. The selected head stays the first if it is among them.
+    function selectInside(path) {
+      const heads = Array.from(frame.x.values.keys()).filter(i => there(i) && within(path, ...spot(i))), first = heads.includes(selected()) ? selected() : heads[0];
+      if (heads.length) ui.go({layer: Math.floor(first / frame.n_heads), head: first % frame.n_heads, heads: heads.filter(i => i !== first).map(name).join(",")});
     }
-    // the chosen head and those farthest out are named, where there is room
+    // labels of the selected head and of outlying heads, if there is room
     function labels(radius) {
-      const taken = [], out = [], far = i => Math.abs(frame.x.values[i] / frame.x.high - .5) + Math.abs(frame.y.values[i] / frame.y.high - .5);
+      const boxes = [], out = [], far = i => Math.abs(frame.x.values[i] / frame.x.high - .5) + Math.abs(frame.y.values[i] / frame.y.high - .5);
       const order = Array.from(frame.x.values.keys()).filter(there).sort((a, b) => far(b) - far(a));
       for (const i of [selected(), ...order.filter(i => i !== selected())]) {
         if (i < 0 || !there(i) || out.length > 14) continue;
         const [x, y] = spot(i), right = x < size[0] - EDGE.right - 40, box = right ? [x + radius + 3, y - 7, x + 36, y + 7] : [x - 36, y - 7, x - radius - 3, y + 7];
         const dots = i !== selected() && order.some(j => j !== i && inside(spot(j), box));
-        if (dots || taken.some(t => t[0] < box[2] && box[0] < t[2] && t[1] < box[3] && box[1] < t[3])) continue;
-        taken.push(box);
+        if (dots || boxes.some(t => t[0] < box[2] && box[0] < t[2] && t[1] < box[3] && box[1] < t[3])) continue;
+        boxes.push(box);
         out.push([i, right ? x + radius + 4 : x - radius - 4, y, right ? "left" : "right"]);
       }
       return out;
@@ -85,18 +85,18 @@ export function render({model, el: host}) {
       return best;
     }
     const choose = i => { ui.go({layer: Math.floor(i / frame.n_heads), head: i % frame.n_heads}); live.textContent = `Head ${name(i)}: ${frame.x.label} ${number(frame.x.values[i], 3)}, ${frame.y.label} ${number(frame.y.values[i], 3)}`; };
-    canvas.onpointerdown = event => { if (frame && !event.button) { lasso = [at(event, canvas)]; canvas.setPointerCapture(event.pointerId); } };
-    canvas.onpointerup = event => { const path = lasso; lasso = null; if (path && path.length > 3) { take(path); drawn = event.timeStamp; } draw(); };
+    canvas.onpointerdown = event => { if (frame && !event.button) { lasso = [pointerIn(event, canvas)]; canvas.setPointerCapture(event.pointerId); } };
+    canvas.onpointerup = event => { const path = lasso; lasso = null; if (path && path.length > 3) { selectInside(path); drawn = event.timeStamp; } draw(); };
     let drawn = -1;
     canvas.onmousemove = event => {
-      if (lasso && event.buttons) { lasso.push(at(event, canvas)); ui.tip.hide(); return void draw(); }
-      const i = nearest(...at(event, canvas), 14);
+      if (lasso && event.buttons) { lasso.push(pointerIn(event, canvas)); ui.tip.hide(); return void draw(); }
+      const i = nearest(...pointerIn(event, canvas), 14);
       if (i !== hovered) { hovered = i; draw(); }
       if (i < 0) ui.tip.hide();
       else ui.tip.show(event, `Head ${name(i)}`, [[frame.x.label, number(frame.x.values[i], 3), "", true], [frame.y.label, number(frame.y.values[i], 3)]], "click to select \u00B7 drag draws a lasso");
     };
     canvas.onmouseleave = () => { hovered = -1; draw(); ui.tip.hide(); };
-    canvas.onclick = event => { if (event.timeStamp - drawn < 50 && drawn >= 0) return; const i = nearest(...at(event, canvas), 20); if (i >= 0) choose(i); };
+    canvas.onclick = event => { if (event.timeStamp - drawn < 50 && drawn >= 0) return; const i = nearest(...pointerIn(event, canvas), 20); if (i >= 0) choose(i); };
     canvas.onkeydown = event => {
       if (event.key === "n") { table.toggle(); return; }
       if (event.key === "Escape") { ui.go({heads: ""}); return; }
@@ -119,8 +119,8 @@ export function render({model, el: host}) {
       const p = ui.paint(), stops = Array.from({length: 9}, (_, i) => p.seq(.3 + .65 * i / 8)).join(","), last = frame.x.values.length / frame.n_heads - 1;
       head.replaceChildren(el("h2", null, "Heads by two statistics"), el("span.grow"), select(frame.options, frame.x.name, "across", x => ui.go({x})), el("span.dim", null, "\u00D7"), select(frame.options, frame.y.name, "up", y => ui.go({y})));
       foot = () => {
-        const n = chosen().length;
-        under.replaceChildren(el("span.legend", null, "layer 0", el("span.ramp", {style: `background:linear-gradient(90deg,${stops})`}), String(last)), el("span.grow"), ...(n > 1 ? [el("b.strong", {"data-chosen": n}, `${count(n)} heads chosen`),
+        const n = selection().length;
+        under.replaceChildren(el("span.legend", null, "layer 0", el("span.ramp", {style: `background:linear-gradient(90deg,${stops})`}), String(last)), el("span.grow"), ...(n > 1 ? [el("b.strong", {"data-chosen": n}, `${count(n)} heads selected`),
           el("button.btn", {onclick: () => ui.go({page: "views", view: "head"})}, "Open"), el("button.btn", {onclick: () => ui.go({heads: ""})}, "Clear")] : [el("span", null, `${count(frame.x.values.length)} heads, ${frame.note}`)]));
       };
       foot();

@@ -1,4 +1,4 @@
-"""Component files as one script: imports of shared files replaced by the files, for pages without a server."""
+"""Component files joined to one script for pages without a server: each import is replaced by the imported file."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ _EXPORT = re.compile(r"^export ", re.MULTILINE)
 
 @cache
 def files_of(file: str) -> tuple[str, ...]:
-    """A component's file and all that it imports, as names in the folder."""
-    needed = [match["file"] for match in IMPORT.finditer((FOLDER / file).read_text("utf-8"))]
-    return tuple(dict.fromkeys([file, *(name for inner in needed for name in files_of(inner))]))
+    """List the names of a component's file and of all files that it imports."""
+    imports = [match["file"] for match in IMPORT.finditer((FOLDER / file).read_text("utf-8"))]
+    return tuple(dict.fromkeys([file, *(name for inner in imports for name in files_of(inner))]))
 
 
 def splice(source: str) -> str:
-    """Replace imports of shared files by the files, each once and before what needs it."""
-    shared, own = _take(source, [])
+    """Replace imports by the imported files. Each file appears once, before the files that use it."""
+    shared, own = _inline(source, [])
     return "\n".join([*shared, own])
 
 
 def bundle(components: dict[str, str], start: str) -> str:
-    """One script of several components, each a constant with its `render`, then the file `start`.
+    """Join several components to one script, each as a constant with its `render`, followed by the file `start`.
 
     Parameters
     ----------
     components
         File by the name of the constant, ``{"HeadView": "headview.js"}``.
     start
-        File that uses them.
+        File that uses the constants.
     """
-    done: list[str] = []
+    names: list[str] = []
     shared: list[str] = []
     own: list[str] = []
     for name, file in components.items():
-        parts, text = _take((FOLDER / file).read_text("utf-8"), done)
+        parts, text = _inline((FOLDER / file).read_text("utf-8"), names)
         shared += parts
         own.append(f"const {name} = (() => {{\n{_EXPORT.sub('', text)}\nreturn {{render}};\n}})();")
-    parts, text = _take((FOLDER / start).read_text("utf-8"), done)
+    parts, text = _inline((FOLDER / start).read_text("utf-8"), names)
     return "\n".join([*shared, *parts, *own, _EXPORT.sub("", text)])
 
 
-def _take(source: str, done: list[str]) -> tuple[list[str], str]:
-    """The shared files that a source needs and that are not `done` yet, and the source without its imports."""
+def _inline(source: str, names: list[str]) -> tuple[list[str], str]:
+    """Return the imported files that are not in `names` yet, and the source without its imports. Extends `names`."""
     parts: list[str] = []
     for match in IMPORT.finditer(source):
         name = match["file"]
-        if name not in done:
-            done.append(name)
-            needed, text = _take((FOLDER / name).read_text("utf-8"), done)
-            parts += [*needed, _EXPORT.sub("", text)]
+        if name not in names:
+            names.append(name)
+            imports, text = _inline((FOLDER / name).read_text("utf-8"), names)
+            parts += [*imports, _EXPORT.sub("", text)]
     return parts, IMPORT.sub("", source)

@@ -1,9 +1,10 @@
-// What the cards and bars of the pages share: drawing from a frame, messages to Python, links that are real URLs.
+// Code that the cards and bars of the pages share: drawing of frames, messages to Python, links with real URLs.
 import { el, mount, tooltip } from "../_js/dom.js";
 import { plain } from "../_js/paint.js";
 import { CSS } from "../_js/style.js";
 
-// setup(ui) builds what stays (inputs keep their focus) and returns draw(frame), called for every frame and theme
+// setup(ui) builds the lasting elements (inputs keep their focus) and returns draw(frame), which runs for every frame
+// and theme
 export function component(model, host, css, setup) {
   let draw = null;
   const redraw = () => {
@@ -18,7 +19,7 @@ export function component(model, host, css, setup) {
   redraw();
 }
 
-// A link (classes in `spec`: ".part.on") whose URL restores what it shows; a plain click only changes the state
+// A link (classes in `spec`: ".part.on") whose URL restores its choice. A plain click only changes the state.
 export function link(ui, spec, query, patch, props, ...kids) {
   return el(`a${spec}`, {href: query ? `?${query}` : location.pathname, ...props, onclick: event => {
     if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey || event.button) return;
@@ -62,7 +63,7 @@ export function segmented(options, value, label, changed) {
     el("button", {"aria-pressed": String(v === value), onclick: () => changed(v)}, text)));
 }
 
-// Wait until the caller is quiet; `.drop()` forgets what is waiting
+// Call back after a pause of `wait` ms without calls. `.drop()` cancels a waiting call.
 export function debounced(wait, callback) {
   let timer = 0;
   const call = (...args) => { clearTimeout(timer); timer = setTimeout(() => callback(...args), wait); };
@@ -70,7 +71,7 @@ export function debounced(wait, callback) {
   return call;
 }
 
-// Up and down move among rows, Enter opens; `rows()` gives the focusable row elements
+// Arrow keys move the focus among rows. `rows()` returns the focusable row elements.
 export function walk(container, rows) {
   container.addEventListener("keydown", event => {
     const step = {ArrowDown: 1, j: 1, ArrowUp: -1, k: -1}[event.key];
@@ -83,11 +84,12 @@ export function walk(container, rows) {
 
 export const typing = event => /^(INPUT|SELECT|TEXTAREA)$/.test(event.composedPath()[0]?.tagName || "");
 
-// Keys that work wherever the focus is can be turned off, for this browser: speech and tremor type them by accident
+// Single keys that work with any focus can be turned off for this browser: speech input and tremor can press them by
+// accident
 const SWITCH = "headatlas single keys";
 export const singleKeys = () => { try { return localStorage.getItem(SWITCH) !== "off"; } catch { return true; } };
-export const setSingleKeys = on => { try { localStorage.setItem(SWITCH, on ? "on" : "off"); } catch { /* a browser that keeps nothing */ } };
-// whether a key pressed somewhere is meant for the page
+export const setSingleKeys = on => { try { localStorage.setItem(SWITCH, on ? "on" : "off"); } catch { /* the browser blocks its storage */ } };
+// true if a key press is meant for the page
 export const global = event => !event.ctrlKey && !event.metaKey && !event.altKey && !event.defaultPrevented && !typing(event) && singleKeys();
 
 const SHELL = `

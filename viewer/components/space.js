@@ -1,9 +1,9 @@
 import { plain, count, clamp } from "../_js/paint.js";
-import { el, mount, fit, write, tooltip, at, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
+import { el, mount, fit, write, tooltip, pointerIn, onWidth, onceAFrame, mirror, keyboard } from "../_js/dom.js";
 import { within } from "../_js/lasso.js";
 import { CSS } from "../_js/style.js";
 
-// A query lies near the keys that it attends to. Form tells the side: queries are rings, keys are filled.
+// Queries lie near the keys that they attend to. Queries are rings, keys are filled dots.
 const OWN = `
 .two { display: grid; grid-template-columns: minmax(0,1fr) 300px; gap: 12px; height: 100% } .plot { position: relative; height: 100%; outline-offset: -3px; cursor: crosshair; touch-action: none } .body.flush { padding: 0; overflow: hidden }
 .tools { display: flex; gap: 8px; align-items: center; margin-left: auto } .pickc { height: 24px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); font-size: 12px !important } .tools .seg button { height: 22px; padding: 0 9px } .tools .seg button:disabled { color: var(--ink-3); opacity: .7; cursor: help }
@@ -20,7 +20,7 @@ export function render({model, el: host}) {
   const count_ = el("span.r"), list = el("div"), side = el("section.card", {"data-picture": "chosen tokens"}, el("div.body", null, el("p.sect", {style: "padding-right:30px"}, "Chosen tokens", count_), list));
   root.append(el("div.two", null, card, side));
   const table = mirror(card, "query-key space"), chosenTable = mirror(side, "chosen tokens");
-  let frame = {}, size = [0, 0], places = null, hover = null, lasso = null, chosen = [];
+  let frame = {}, size = [0, 0], dots = null, hover = null, lasso = null, selection = [];
   const n = () => frame.labels.length, point = i => i < n() ? [frame.query[2 * i], frame.query[2 * i + 1]] : [frame.key[2 * (i - n())], frame.key[2 * (i - n()) + 1]];
   const token = i => i % n(), isQuery = i => i < n();
 
@@ -28,7 +28,7 @@ export function render({model, el: host}) {
     frame = plain(model.frame);
     body.querySelector(".message")?.remove();
     const shown = !!frame.query;
-    plot.hidden = !shown; chosen = []; lasso = null; places = null;
+    plot.hidden = !shown; selection = []; lasso = null; dots = null;
     sub.textContent = shown ? `head ${frame.head} \u00B7 ${frame.facts}` : "";
     if (!shown) { if (frame.message) body.append(el("div.message", null, el("b", null, frame.message.title), frame.message.text)); legend.replaceChildren(); table.set(["Side", "Token", "x", "y"], []); return choose([]); }
     const rows = [];
@@ -47,30 +47,30 @@ export function render({model, el: host}) {
     if (frame.shade === "position") return p.seq(.2 + .8 * group / 255);
     return group < 0 ? p["line-2"] : p.head(group);
   };
-  function place() {
+  function layOut() {
     let [x0, x1, y0, y1] = [Infinity, -Infinity, Infinity, -Infinity];
     for (let i = 0; i < 2 * n(); i++) { const [x, y] = point(i); x0 = Math.min(x0, x); x1 = Math.max(x1, x); y0 = Math.min(y0, y); y1 = Math.max(y1, y); }
-    const scale = Math.min((size[0] - 2 * EDGE) / Math.max(1e-9, x1 - x0), (size[1] - 2 * EDGE) / Math.max(1e-9, y1 - y0)), cx = (x0 + x1) / 2, cy = (y0 + y1) / 2;   // one scale for both axes
-    places = new Float32Array(4 * n());
-    for (let i = 0; i < 2 * n(); i++) { const [x, y] = point(i); places[2 * i] = size[0] / 2 + (x - cx) * scale; places[2 * i + 1] = size[1] / 2 - (y - cy) * scale; }
+    const scale = Math.min((size[0] - 2 * EDGE) / Math.max(1e-9, x1 - x0), (size[1] - 2 * EDGE) / Math.max(1e-9, y1 - y0)), cx = (x0 + x1) / 2, cy = (y0 + y1) / 2;   // both axes have the same scale
+    dots = new Float32Array(4 * n());
+    for (let i = 0; i < 2 * n(); i++) { const [x, y] = point(i); dots[2 * i] = size[0] / 2 + (x - cx) * scale; dots[2 * i + 1] = size[1] / 2 - (y - cy) * scale; }
   }
   function draw() {
     if (!frame.query || !size[0]) return;
-    if (!places) place();
-    const p = paint(), g = fit(canvas, ...size), picked = new Set(chosen), r = n() > 700 ? 2.6 : 3.4;
+    if (!dots) layOut();
+    const p = paint(), g = fit(canvas, ...size), selectedDots = new Set(selection), r = n() > 700 ? 2.6 : 3.4;
     for (let i = 2 * n() - 1; i >= 0; i--) {
-      const x = places[2 * i], y = places[2 * i + 1];
-      g.globalAlpha = picked.size && !picked.has(i) ? .16 : frame.special[token(i)] ? .35 : .85;
+      const x = dots[2 * i], y = dots[2 * i + 1];
+      g.globalAlpha = selectedDots.size && !selectedDots.has(i) ? .16 : frame.special[token(i)] ? .35 : .85;
       g.beginPath(); g.arc(x, y, r, 0, 7);
       if (isQuery(i)) { g.strokeStyle = color(i, p); g.lineWidth = 1.4; g.stroke(); } else { g.fillStyle = color(i, p); g.fill(); }
     }
     g.globalAlpha = 1;
-    if (hover !== null) {   // the token's other vector, and a line to it
+    if (hover !== null) {   // a line to the other vector of the token
       const other = isQuery(hover) ? hover + n() : hover - n();
       g.strokeStyle = p.ink; g.lineWidth = 1.5;
-      g.beginPath(); g.moveTo(places[2 * hover], places[2 * hover + 1]); g.lineTo(places[2 * other], places[2 * other + 1]); g.globalAlpha = .4; g.stroke(); g.globalAlpha = 1;
-      g.beginPath(); g.arc(places[2 * hover], places[2 * hover + 1], r + 3, 0, 7); g.stroke();
-      write(g, frame.labels[token(hover)], places[2 * hover] + 9, places[2 * hover + 1], {color: p.ink, weight: 600});
+      g.beginPath(); g.moveTo(dots[2 * hover], dots[2 * hover + 1]); g.lineTo(dots[2 * other], dots[2 * other + 1]); g.globalAlpha = .4; g.stroke(); g.globalAlpha = 1;
+      g.beginPath(); g.arc(dots[2 * hover], dots[2 * hover + 1], r + 3, 0, 7); g.stroke();
+      write(g, frame.labels[token(hover)], dots[2 * hover] + 9, dots[2 * hover + 1], {color: p.ink, weight: 600});
     }
     if (lasso) { g.strokeStyle = p.accent; g.lineWidth = 1.5; g.beginPath(); lasso.forEach(([x, y], i) => i ? g.lineTo(x, y) : g.moveTo(x, y)); g.stroke(); }
     const ring = c => `border:1.5px solid ${c}`, fill = c => `background:${c}`, items = [["query", ring(frame.shade === "side" ? p.neg : p["ink-3"])], ["key", fill(frame.shade === "side" ? p.pos : p["ink-3"])]];
@@ -81,23 +81,23 @@ export function render({model, el: host}) {
     Object.assign(canvas.dataset, {shade: frame.shade, tokens: n()});
   }
   function choose(next) {
-    chosen = next;
+    selection = next;
     const open = i => model.send_msg({open: [frame.example[token(i)], frame.position[token(i)], isQuery(i) ? "q" : "k"]});
-    count_.textContent = chosen.length ? count(chosen.length) : "";
-    list.replaceChildren(...(chosen.length ? chosen.slice(0, LISTED).map(i => el("button.hit", {"data-example": frame.example[token(i)], "data-position": frame.position[token(i)], "data-side": isQuery(i) ? "q" : "k", onclick: () => open(i)},
+    count_.textContent = selection.length ? count(selection.length) : "";
+    list.replaceChildren(...(selection.length ? selection.slice(0, LISTED).map(i => el("button.hit", {"data-example": frame.example[token(i)], "data-position": frame.position[token(i)], "data-side": isQuery(i) ? "q" : "k", onclick: () => open(i)},
       el("span.n", null, isQuery(i) ? "q" : "k"), el("bdi.ell", null, frame.labels[token(i)]), el("span.n", null, `${frame.example[token(i)]} : ${frame.position[token(i)]}`))) : [el("p.dim.sm", null, "Draw around dots to list their tokens; a click opens the example.")]));
-    chosenTable.set(["Side", "Token"], chosen.slice(0, 1000).map(i => [isQuery(i) ? "query" : "key", frame.labels[token(i)]]), chosen.slice(0, 1000).map(i => ({example: frame.example[token(i)], position: frame.position[token(i)], side: isQuery(i) ? "q" : "k"})));
+    chosenTable.set(["Side", "Token"], selection.slice(0, 1000).map(i => [isQuery(i) ? "query" : "key", frame.labels[token(i)]]), selection.slice(0, 1000).map(i => ({example: frame.example[token(i)], position: frame.position[token(i)], side: isQuery(i) ? "q" : "k"})));
   }
   function nearest(x, y) {
     let best = null, least = 100;
-    for (let i = 0; i < 2 * n(); i++) { const d = (places[2 * i] - x) ** 2 + (places[2 * i + 1] - y) ** 2; if (d < least) { least = d; best = i; } }
+    for (let i = 0; i < 2 * n(); i++) { const d = (dots[2 * i] - x) ** 2 + (dots[2 * i + 1] - y) ** 2; if (d < least) { least = d; best = i; } }
     return best;
   }
   const soon = onceAFrame(() => draw());
-  plot.addEventListener("pointerdown", event => { if (places && !event.button) { lasso = [at(event, plot)]; plot.setPointerCapture(event.pointerId); } });
+  plot.addEventListener("pointerdown", event => { if (dots && !event.button) { lasso = [pointerIn(event, plot)]; plot.setPointerCapture(event.pointerId); } });
   plot.addEventListener("pointermove", event => {
-    if (!places) return;
-    const [x, y] = at(event, plot).map((v, i) => clamp(v, 0, size[i]));
+    if (!dots) return;
+    const [x, y] = pointerIn(event, plot).map((v, i) => clamp(v, 0, size[i]));
     if (lasso && event.buttons) { lasso.push([x, y]); tip.hide(); return soon(); }
     hover = nearest(x, y); soon();
     if (hover === null) return tip.hide();
@@ -107,16 +107,16 @@ export function render({model, el: host}) {
   plot.addEventListener("pointerup", event => {
     const path = lasso;
     if (!path) return;
-    if (path.length < 4) { lasso = null; const i = nearest(...at(event, plot)); if (i !== null) choose([i]); return soon(); }
-    const found = [];
-    for (let i = 0; i < 2 * n(); i++) if (within(path, places[2 * i], places[2 * i + 1])) found.push(i);
-    choose(found);
+    if (path.length < 4) { lasso = null; const i = nearest(...pointerIn(event, plot)); if (i !== null) choose([i]); return soon(); }
+    const inside = [];
+    for (let i = 0; i < 2 * n(); i++) if (within(path, dots[2 * i], dots[2 * i + 1])) inside.push(i);
+    choose(inside);
     lasso = null; soon();
   });
   plot.addEventListener("pointerleave", () => { hover = null; tip.hide(); soon(); });
   keyboard(model, plot, {n: () => table.toggle(), Escape: () => { choose([]); soon(); }});
   model.on("frame", take);
   model.on(["shade", "method"], () => { if (frame.query) head(); });
-  model.on("remove", onWidth(body, () => { size = [body.clientWidth, body.clientHeight]; places = null; draw(); }));
+  model.on("remove", onWidth(body, () => { size = [body.clientWidth, body.clientHeight]; dots = null; draw(); }));
   take();
 }

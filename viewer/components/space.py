@@ -1,4 +1,4 @@
-"""`Space`: queries and keys of one head in one plane; a lasso chooses tokens."""
+"""`Space`: queries and keys of one head in one plane, with a lasso that selects tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .esm_view import ESMView
 
 
 class Space(ESMView):
-    """Two clouds: queries are outlined, keys are filled. `frame` is `vector_space.space_frame` or `view_frames.message_frame`.
+    """Two clouds of dots: queries are outlined, keys are filled.
 
-    `shade` says what colours the dots, `method` how they were placed. `on_msg` tells of
-    ``{"open": [example, position, side]}``.
+    `frame` is `vector_space.space_frame` or `view_frames.message_frame`. `shade` is the property that colours the dots,
+    `method` the projection. Message for `on_msg`: ``{"open": [example, position, side]}``.
     """
 
     shade = param.String(default="side")

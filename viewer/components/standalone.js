@@ -4,14 +4,14 @@ import { el, mount } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 import { keysOf, partNames, cellsOf, cutTokens, headFrame, modelFrame, detailFrame, pickerFrame, strongestFrame, pinnedFrame, neuronFrame } from "../_js/listing.js";
 
-// One view in a file of its own: the components as they are, over models that no server stands behind. Everything is in
-// the page: a component's choice changes the other components here. `data` is what export.py wrote.
+// A view in a standalone document. The components are the same; their models have no server. A choice in one component
+// changes the others here. export.py writes `data`.
 const BAR = `
 .bar-row { display: flex; align-items: center; gap: 12px; height: 32px; padding: 0 4px } .bar-row h1 { margin: 0; font-size: 13px; font-weight: 600; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; unicode-bidi: isolate }
 .bar-row label { display: flex; align-items: center; gap: 6px; font-size: 12px; color: var(--ink-2); white-space: nowrap } .bar-row select { height: 26px; border: 1px solid var(--line-2); border-radius: 6px; background: var(--surface); padding: 0 6px }
 `;
 
-// what a component sees of Panel: properties that tell of changes, `on`, `send_msg`
+// The part of a Panel model that a component uses: properties that notify of changes, `on`, `send_msg`
 function makeModel(values, constants) {
   const now = {label: "", ...values}, listeners = new Map(), model = {esm_constants: constants, alone: true};
   const tell = names => { for (const callback of new Set(names.flatMap(name => listeners.get(name) || []))) callback(); };
@@ -34,9 +34,9 @@ function decode(value) {
 function startPage(raw, COMPONENTS) {
   const data = decode(raw), state = {...data.state}, main = document.querySelector("main");
   const constants = {palette: data.palette}, model = values => makeModel({theme: data.theme, ...values}, constants);
-  const place = (component, its) => { const host = el("div.host"); main.append(host); component.render({model: its, el: host.attachShadow({mode: "open"})}); };
+  const show = (component, its) => { const host = el("div.host"); main.append(host); component.render({model: its, el: host.attachShadow({mode: "open"})}); };
   const part = () => data.parts[state.part], ranges = () => part().ranges, range = () => ranges()[state.range] || ranges()[0];
-  const cells = () => cellsOf(part(), picker.selected), chosen = () => cells()[0] || [0, 0], id = () => `${state.part}`;
+  const cells = () => cellsOf(part(), picker.selected), firstCell = () => cells()[0] || [0, 0], id = () => `${state.part}`;
   const picker = model({frame: {}, selected: state.selected || "", single: data.kind !== "head", lines: data.kind === "head", specials: true, share: state.share, keys: state.keys, hide_special: state.hide_special, choices: false, pairs: false, unit: "token", segments: "all", weights: "stored", layout: "columns", facts: data.facts || []});
   let changed = () => {};
 
@@ -54,30 +54,30 @@ function startPage(raw, COMPONENTS) {
       data.kind !== "neuron" && ranges().length > 1 ? choice("range", "Sentences", ranges().map(r => r.label), value => { state.range = value; changed("range"); }) : ""));
     colour(); draw();
   }
-  // heads of a choice that this part has; else its first
+  // the heads of a selection that this part has, otherwise its first head
   function valid(selected) {
-    const names = partNames(part()), kept = parseHeads(selected).filter(name => names.cell(name).every(i => i >= 0));
-    return (kept.length ? kept : [names.name(0, 0)]).join(",");
+    const names = partNames(part()), heads = parseHeads(selected).filter(name => names.cell(name).every(i => i >= 0));
+    return (heads.length ? heads : [names.name(0, 0)]).join(",");
   }
   const hide = () => picker.hide_special;
   if (data.kind !== "page") bar(); else frozenBar();
   ({head: startHead, model: startModel, neuron: startNeuron, page: startFrozen})[data.kind]();
 
-  // a component as it stood: hover, tooltips and tables work, what would need the store does nothing
+  // one component in its saved state: hover, tooltips and tables work; actions that need the store do nothing
   function frozenBar() {
     const its = model({}), {root, paint} = mount(its, document.querySelector("header").attachShadow({mode: "open"}), CSS + BAR, colour);
     function colour() { document.documentElement.style.background = paint().tokens.bg; document.documentElement.style.colorScheme = paint().theme; }
     colour(); root.append(el("div.bar-row", null, el("h1", {dir: "auto"}, data.title)));
   }
   function startFrozen() {
-    for (const {component, values} of data.items) place(COMPONENTS[component], model(values));
+    for (const {component, values} of data.items) show(COMPONENTS[component], model(values));
   }
 
   function startHead() {
     const view = model({frame: {}, tokens: {}, pin: state.pin, share: state.share, keys: state.keys, hide_special: hide(), renormalise: false, layout: "columns", note: ""}), list = model({frame: {}, pin: state.pin});
-    let shown = "", tokensOf = null, weighed = "";
+    let mapsKey = "", tokensOf = null, pickerKey = "";
     const inside = ([start, stop], i) => Math.min(stop - 1, Math.max(start, i));
-    // a text longer than the window is shown around the pin
+    // the window of a long text lies around the pin
     function cut() {
       const {name, q, k} = range(), pin = parsePin(view.pin), n = ([a, b]) => b - a;
       const around = ([a, b]) => { if (b - a <= MAX_WINDOW) return [a, b]; const start = pin ? Math.min(Math.max(a, pin.index - MAX_WINDOW / 2), b - MAX_WINDOW) : a; return [start, start + MAX_WINDOW]; };
@@ -85,16 +85,16 @@ function startPage(raw, COMPONENTS) {
     }
     function maps() {
       const window = cut(), key = `${id()} ${picker.selected} ${window.name} ${window.q} ${window.k}`;
-      if (key === shown) return;
-      shown = key;
+      if (key === mapsKey) return;
+      mapsKey = key;
       const patch = {frame: headFrame(part(), cells(), window, id()), note: data.parts.length > 1 ? part().label : part().note || ""};
       if (tokensOf !== part()) { tokensOf = part(); patch.tokens = {query: part().query, key: part().key, id: id()}; }
       view.update(patch);
     }
     function text() {
       const pin = parsePin(view.pin);
-      const weighing = `${id()} ${state.range} ${view.pin} ${hide()}`;   // the heads' weights, whichever are shown
-      if (weighing !== weighed) { weighed = weighing; picker.update({frame: pickerFrame(part(), pin, range(), hide())}); }
+      const key = `${id()} ${state.range} ${view.pin} ${hide()}`;   // the inputs of the picker's frame
+      if (key !== pickerKey) { pickerKey = key; picker.update({frame: pickerFrame(part(), pin, range(), hide())}); }
       list.update({frame: pin ? pinnedFrame(part(), cells(), pin, range(), hide()) : strongestFrame(part(), cells(), range(), hide()), pin: view.pin});
     }
     function pinned(value) {
@@ -102,50 +102,50 @@ function startPage(raw, COMPONENTS) {
       const next = pin ? `${pin.side}${inside(allowed, pin.index)}` : "";
       view.update({pin: next}); maps(); text();
     }
-    changed = what => { if (what === "part") view.update({pin: ""}); maps(); pinned(view.pin); };
+    changed = field => { if (field === "part") view.update({pin: ""}); maps(); pinned(view.pin); };
     picker.on("selected", () => { maps(); text(); });
     picker.on(["share", "keys", "hide_special"], () => { view.update({share: picker.share, keys: picker.keys, hide_special: hide()}); text(); });
     view.on("pin", () => pinned(view.pin));
     list.on("pin", () => pinned(list.pin));
     list.on("msg", ({add}) => { const names = parseHeads(picker.selected); if (add && !names.includes(add)) picker.selected = [...names, add].join(","); });
     maps(); text();
-    place(COMPONENTS.HeadPicker, picker); place(COMPONENTS.HeadView, view); place(COMPONENTS.KeyList, list);
+    show(COMPONENTS.HeadPicker, picker); show(COMPONENTS.HeadView, view); show(COMPONENTS.KeyList, list);
   }
 
   function startModel() {
-    const name = () => partNames(part()).name(...chosen());
+    const name = () => partNames(part()).name(...firstCell());
     const view = model({frame: {}, tokens: {}, enlarged: name(), selected: "", hide_special: hide(), scale: "sqrt"}), detail = model({frame: {}, pin: "", hide_special: hide(), scale: "sqrt"});
-    let weighed = "";
+    let pickerKey = "";
     function maps() {
       const key = `${id()} ${state.range}`, window = range();
       view.update({frame: modelFrame(part(), window, key), tokens: {query: cutTokens(part().query, window.q), key: cutTokens(keysOf(part()), window.k), id: key}});
-      rest();
+      updateDetail();
     }
-    function rest() {
-      detail.update({frame: detailFrame(part(), chosen(), range(), hide()), hide_special: hide()});
+    function updateDetail() {
+      detail.update({frame: detailFrame(part(), firstCell(), range(), hide()), hide_special: hide()});
       view.update({enlarged: name(), hide_special: hide()});
-      const weighing = `${id()} ${state.range} ${hide()}`;
-      if (weighing !== weighed) { weighed = weighing; picker.update({frame: pickerFrame(part(), null, range(), hide())}); }
+      const key = `${id()} ${state.range} ${hide()}`;
+      if (key !== pickerKey) { pickerKey = key; picker.update({frame: pickerFrame(part(), null, range(), hide())}); }
     }
     changed = () => { detail.update({pin: ""}); maps(); };
     view.on("enlarged", () => { picker.selected = view.enlarged; });
-    picker.on(["selected", "hide_special"], rest);
+    picker.on(["selected", "hide_special"], updateDetail);
     maps();
-    place(COMPONENTS.HeadPicker, picker); place(COMPONENTS.ModelView, view); place(COMPONENTS.HeadDetail, detail);
+    show(COMPONENTS.HeadPicker, picker); show(COMPONENTS.ModelView, view); show(COMPONENTS.HeadDetail, detail);
   }
 
   function startNeuron() {
     const view = model({frame: {}, tokens: {}, pin: state.pin, order: "dimension", hide_special: hide()});
     function row() {
       const pin = parsePin(view.pin), special = part().query.special, first = special.findIndex(s => !s), query = pin ? Math.min(pin.index, special.length - 1) : Math.max(0, first);
-      view.update({frame: neuronFrame(part(), chosen(), query, id()), tokens: {query: part().query, key: part().key, id: id()}, hide_special: hide()});
+      view.update({frame: neuronFrame(part(), firstCell(), query, id()), tokens: {query: part().query, key: part().key, id: id()}, hide_special: hide()});
       if (part().attention) picker.update({frame: pickerFrame(part(), {side: "q", index: query}, range(), hide())});
-      else picker.update({frame: {...pickerFrame({...part(), attention: new Float32Array(part().shape.reduce((a, b) => a * b)), codec: "float32"}, null, range(), hide()), title: "attention was not kept"}});
+      else picker.update({frame: {...pickerFrame({...part(), attention: new Float32Array(part().shape.reduce((a, b) => a * b)), codec: "float32"}, null, range(), hide()), title: "attention is not stored"}});
     }
     changed = () => { view.update({pin: ""}); row(); };
     view.on("pin", row);
     picker.on(["selected", "hide_special"], row);
     row();
-    place(COMPONENTS.HeadPicker, picker); place(COMPONENTS.NeuronView, view);
+    show(COMPONENTS.HeadPicker, picker); show(COMPONENTS.NeuronView, view);
   }
 }

@@ -1,7 +1,7 @@
-"""An HTML file that holds components with their data: it works offline and sends no request.
+"""Standalone HTML documents: components with their data in one file that works offline and sends no request.
 
-The page holds the same component files that a server sends, the data as JSON (arrays in base64), and a small model in
-place of Panel's. Its content policy forbids every request. Corpus text is data only: nothing in it can close the
+The document holds the component files that a server would send, the data as JSON (arrays in base64), and a small model
+that replaces Panel's. Its content security policy forbids every request. Corpus text is data only: it cannot close the
 script element (`<` is escaped), and components write it as text nodes.
 """
 
@@ -24,7 +24,7 @@ from .script_files import bundle
 PageKind = Literal["head", "model", "neuron", "page"]
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 MAX_BYTES = 128 << 20
-"""Limit of all arrays in one file. A browser opens larger files only slowly."""
+"""Limit of all arrays in one file, in bytes. Browsers open larger files slowly."""
 _STYLE = """
 html, body { margin: 0; height: 100% } body { display: grid; grid-template-rows: 32px minmax(0,1fr); gap: 6px; padding: 6px; box-sizing: border-box }
 main { display: grid; gap: 8px; min-height: 0; grid-template-columns: 232px minmax(0,1fr) 296px; grid-template-rows: minmax(0,1fr) } main.neuron { grid-template-columns: 232px minmax(0,1fr) } main.page { grid-template-columns: minmax(0,1fr) }
@@ -35,16 +35,16 @@ main { display: grid; gap: 8px; min-height: 0; grid-template-columns: 232px minm
 
 
 def frozen_page(name: str, file: str, values: dict[str, Any], theme: str) -> str:
-    """Write one component as it stands into a document: hover, tooltips and tables work.
+    """Make the document of one component in its present state. Hover, tooltips and tables still work.
 
     Parameters
     ----------
     name
         Class of the component.
     file
-        Its JavaScript file.
+        JavaScript file of the component.
     values
-        Its parameters.
+        Parameters of the component by name.
 
     Raises
     ------
@@ -54,7 +54,10 @@ def frozen_page(name: str, file: str, values: dict[str, Any], theme: str) -> str
     values = _finite(values)
     n_bytes = array_bytes(values)
     if n_bytes > MAX_BYTES:
-        raise BudgetError(f"this picture holds {n_bytes >> 20} MiB of numbers; a file takes at most {MAX_BYTES >> 20}.")
+        raise BudgetError(
+            f"this picture holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. "
+            "Show fewer heads or a shorter text."
+        )
     data = {
         "kind": "page", "title": visible(name), "theme": theme, "palette": palette(), "parts": [], "state": {},
         "facts": [], "items": [{"component": name, "values": values}],
@@ -63,18 +66,18 @@ def frozen_page(name: str, file: str, values: dict[str, Any], theme: str) -> str
 
 
 def make_page(kind: PageKind, title: str, data: dict[str, Any], names: dict[str, str]) -> str:
-    """Write the HTML document of components with their data.
+    """Make the HTML document of components with their data.
 
     Parameters
     ----------
     kind
-        A view with several components, or ``"page"`` for one component as it stands.
+        View with several components, or ``"page"`` for one component in its present state.
     names
         File of each component by the name of its class.
     """
     script = bundle(names, "standalone.js")
     call = f'startPage(JSON.parse(document.getElementById("data").textContent), {{{", ".join(names)}}});'
-    assert "</script" not in script, "the components never hold an end tag"
+    assert "</script" not in script, "a component file contains </script"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -93,7 +96,7 @@ def array_bytes(value: Any) -> int:
 
 
 def to_json(data: Any) -> str:
-    """JSON in ASCII that cannot end a script element; arrays as ``{"$array": "f4", "data": base64}``."""
+    """Encode data as ASCII JSON that cannot end a script element. Arrays become ``{"$array": "f4", "data": base64}``."""
     text = json.dumps(data, default=_encode_array, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -105,11 +108,11 @@ def _encode_array(value: Any) -> Any:
         return {"$array": kind, "data": base64.b64encode(raw).decode("ascii")}
     if isinstance(value, np.integer | np.floating | np.bool_):
         return value.item()
-    raise TypeError(f"{type(value).__name__} has no place in a frame")
+    raise TypeError(f"a frame holds a {type(value).__name__}; expected text, numbers, lists, dicts and arrays")
 
 
 def _finite(value: Any) -> Any:
-    """Numbers that JSON cannot write become null."""
+    """Replace numbers that JSON cannot represent (NaN, infinity) by None."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-// A page that has nothing to draw says why, and what to do about it. Loading shows only after 150 ms.
+// A page without a picture: the reason, and what the reader can do. The loading bars appear after 150 ms.
 import { el } from "../_js/dom.js";
 import { component, link } from "../_js/shell.js";
 

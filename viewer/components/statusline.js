@@ -1,4 +1,4 @@
-// What answered, with which error, how fast.
+// Source, error bound and time of the numbers.
 import { el } from "../_js/dom.js";
 import { component } from "../_js/shell.js";
 

@@ -1,5 +1,5 @@
 import { FONT, MONO } from "../_js/constants.js";
-// The look of all components: the type, spaces and controls of one interface. Colours are variables set by `mount`.
+// Styles of all components: type, spacing and controls. Colours are variables that `mount` sets.
 export const CSS = `
 .ha { color: var(--ink); --mono: ${MONO}; font: 13px/1.4 ${FONT};
   -webkit-font-smoothing: antialiased; box-sizing: border-box; width: 100%; height: 100%; min-height: 0; position: relative; text-align: left }

@@ -1,4 +1,4 @@
-// On what a search rests: rows, examples, heads; where the answer came from and how long it took.
+// Figures that a search rests on: rows, examples and heads, with the source and time of the answer.
 import { el } from "../_js/dom.js";
 import { component } from "../_js/shell.js";
 

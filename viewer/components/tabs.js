@@ -1,4 +1,5 @@
-// The views of one example. 1 to 6 switch, Esc releases the pin, h l step through heads, j k through examples.
+// The views of one example. Keys: 1 to 6 switch the view, Esc releases the pin, h l step through heads, j k through
+// examples.
 import { el } from "../_js/dom.js";
 import { component, global, link, typing } from "../_js/shell.js";
 

@@ -61,7 +61,7 @@ export function render({model, el: host}) {
       if (pinned) reveal(span);
     }
   }
-  // scroll the text, and only the text, to the pinned token
+  // scroll the text to the pinned token; the page around it does not scroll
   function reveal(span) {
     const box = lines.getBoundingClientRect(), own = span.getBoundingClientRect();
     if (own.height && (own.top < box.top || own.bottom > box.bottom)) lines.scrollTop += own.top - box.top - box.height / 2;

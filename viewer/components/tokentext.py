@@ -1,4 +1,4 @@
-"""`TokenText`: one example as running text; a click pins a token, weights from the pin shade the others."""
+"""`TokenText`: one example as running text. A click pins a token, and weights shade the other tokens."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .esm_view import ESMView
 
 
 class TokenText(ESMView):
-    """Running text.
+    """Running text of one example.
 
-    `frame` is made by `views_page.text_frame`; `weights` is ``{}`` or ``{"q": float32 [query], "k": float32 [key]}``:
-    how strongly the pinned token and each other token are linked (the strongest of the heads shown).
+    `views_page.text_frame` makes `frame`. `weights` is ``{}`` or ``{"q": float32 [query], "k": float32 [key]}``: the
+    largest weight, over the shown heads, between the pinned token and each other token.
     """
 
     pin = param.String(default="", doc="'q14': query 14; 'k3': key 3; '': nothing")

@@ -1,5 +1,5 @@
-// Pages, the search box, the name of the store, light or dark, the list of keys. Keys: / searches, t changes the theme,
-// g c|s|e|v a page, ? lists them all.
+// Top bar: pages, search box, name of the store, theme switch, list of keys. Keys: / searches, t changes the theme,
+// g c|s|e|v opens a page, ? lists all keys.
 import { el } from "../_js/dom.js";
 import { component, global, icon, link, select, setSingleKeys, singleKeys } from "../_js/shell.js";
 
@@ -20,8 +20,8 @@ const CSS = `
 .side { display: none } @media (max-width: 1279px) { .side.right:not([hidden]) { display: inline-flex } } @media (max-width: 959px) { .side.left:not([hidden]) { display: inline-flex } }
 `;
 const HELP = [["everywhere", [["/", "search"], ["g c, g s, g e, g v", "Corpus, Search, Examples, Views"], ["t", "light or dark"], ["?", "this list"], ["Tab", "from picture to picture"]]],
-  ["on a picture that has the focus", [["\u2190 \u2191 \u2192 \u2193", "walk: heads, rows, cells, tokens"], ["Enter", "choose"], ["n", "its numbers as a table"]]],
-  ["in the views", [["1 \u2026 6", "the view"], ["h l", "head before, after"], ["j k", "example after, before"], ["Esc", "release the pin"]]]];
+  ["on a picture that has the focus", [["\u2190 \u2191 \u2192 \u2193", "move to the next head, row, cell or token"], ["Enter", "choose"], ["n", "its numbers as a table"]]],
+  ["in the views", [["1 \u2026 6", "the view"], ["h l", "previous, next head"], ["j k", "next, previous example"], ["Esc", "release the pin"]]]];
 const KEYS = {c: "corpus", s: "search", e: "examples", v: "views"};
 
 // frame: {page, pages: [{page, label, query}], store, stores: [[name, query]], theme, drawers: ["left", "right"]}
@@ -34,8 +34,8 @@ export function render({model, el: host}) {
       }});
     const off = el("input", {type: "checkbox", "data-control": "keys", onchange: () => setSingleKeys(off.checked)});
     const help = el("dialog.help", {"aria-label": "keys"}, el("div.row", null, el("h2", null, "Keys"), el("span.grow"), el("button.btn", {onclick: () => help.close()}, "Close")),
-      HELP.map(([where, keys]) => [el("p.sect", null, where), el("dl", null, keys.map(([key, what]) => [el("dt", null, el("kbd", null, key)), el("dd", null, what)]))]),
-      el("label.ck", null, off, "keys work without Ctrl or Alt (but Tab, Esc and those of a picture)"));
+      HELP.map(([heading, keys]) => [el("p.sect", null, heading), el("dl", null, keys.map(([key, effect]) => [el("dt", null, el("kbd", null, key)), el("dd", null, effect)]))]),
+      el("label.ck", null, off, "single keys work without Ctrl or Alt (Tab, Esc and the keys of a picture always work)"));
     const ask = () => { off.checked = singleKeys(); help.showModal(); };
     const helper = el("button.btn.quiet.icon", {"aria-label": "keys", title: "keys (?)", onclick: ask}, icon("help"));
     const open = document.documentElement.dataset;
@@ -60,7 +60,7 @@ export function render({model, el: host}) {
       else if (event.key === "t") flip();
       else if (event.key === "?") ask();
     };
-    const close = event => {   // before others hear of it: Esc also releases the pin
+    const close = event => {   // listens before other handlers, because Esc also releases the pin
       if (event.key !== "Escape" || !open.drawer || help.open) return;
       drawer("");
       event.stopPropagation();
@@ -71,9 +71,9 @@ export function render({model, el: host}) {
     return frame => {
       nav.replaceChildren(...frame.pages.map(({page, label, query}) =>
         link(ui, "", query, {page}, {"aria-current": page === frame.page ? "page" : null, "data-page": page}, label)));
-      const several = frame.stores.length > 1;
-      store.replaceChildren(several ? select(frame.stores.map(([name]) => [name, name]), frame.store, "store", name => { location.search = `?${frame.stores.find(s => s[0] === name)[1]}`; }) : frame.store);
-      store.classList.toggle("several", several);
+      const hasChoice = frame.stores.length > 1;
+      store.replaceChildren(hasChoice ? select(frame.stores.map(([name]) => [name, name]), frame.store, "store", name => { location.search = `?${frame.stores.find(s => s[0] === name)[1]}`; }) : frame.store);
+      store.classList.toggle("several", hasChoice);
       store.title = frame.store;
       for (const button of drawers) button.hidden = !frame.drawers.includes(button.dataset.side);
       if (open.drawer && !frame.drawers.includes(open.drawer)) drawer("");

@@ -1,6 +1,8 @@
-// One attention row from its vectors, in the browser: what a dimension adds, and the row after dimensions were scaled.
+// One attention row from its vectors, computed in the browser: the part of each dimension, and the row with scaled
+// dimensions.
 
-// part of each dimension in the score of key `focus`, against the mean of the other keys seen (geometry.dimension_parts)
+// part of each dimension in the score of key `focus`, relative to the mean of the other keys of the mask
+// (geometry.dimension_parts)
 export function dimensionParts(frame, focus) {
   const d = frame.query.length, n = frame.seen.length, mean = new Float64Array(d);
   let others = 0;
@@ -8,10 +10,10 @@ export function dimensionParts(frame, focus) {
   return Float64Array.from(mean, (sum, i) => frame.query[i] * (frame.keys[focus * d + i] - (others ? sum / others : 0)) * frame.scaling);
 }
 
-// scores and attention when dimension i counts scale[i] times: {scores, attention}. Without changes those of the frame.
-export function rescaled(frame, scale) {
-  const d = frame.query.length, n = frame.seen.length, edited = [...scale.entries()].filter(([, s]) => s !== 1);
-  if (!edited.length || !frame.rebuilt.length) return {scores: frame.scores, attention: frame.rebuilt, edited: false};
+// {scores, attention, edited} of the row if dimension i is scaled by scale[i]; those of the frame if nothing is scaled
+export function rescaleRow(frame, scale) {
+  const d = frame.query.length, n = frame.seen.length, factors = [...scale.entries()].filter(([, s]) => s !== 1);
+  if (!factors.length || !frame.rebuilt.length) return {scores: frame.scores, attention: frame.rebuilt, edited: false};
   const scores = new Float64Array(n);
   for (let k = 0; k < n; k++) {
     let raw = 0;
@@ -19,16 +21,16 @@ export function rescaled(frame, scale) {
     raw *= frame.scaling;
     scores[k] = (frame.softcap ? frame.softcap * Math.tanh(raw / frame.softcap) : raw) + (frame.bias?.length ? frame.bias[k] : 0);
   }
-  // what takes attention besides the keys (a sink) keeps its place in the sum
+  // attention that goes to no key (a sink) stays in the sum
   let top = frame.logsumexp;
   for (let k = 0; k < n; k++) if (frame.seen[k]) top = Math.max(top, scores[k]);
   let before = 0, after = 0;
   for (let k = 0; k < n; k++) if (frame.seen[k]) { before += Math.exp(frame.scores[k] - top); after += Math.exp(scores[k] - top); }
-  const rest = Math.max(0, Math.exp(frame.logsumexp - top) - before), sum = after + (rest > 1e-3 * before ? rest : 0);
+  const sink = Math.max(0, Math.exp(frame.logsumexp - top) - before), sum = after + (sink > 1e-3 * before ? sink : 0);
   return {scores, attention: Float64Array.from(scores, (s, k) => frame.seen[k] ? Math.exp(s - top) / sum : 0), edited: true};
 }
 
-// dimensions in the order shown: as they are, by the size of their part, or rotary pairs side by side
+// order of the dimensions: as they are, by the size of their part, or with rotary pairs side by side
 export function orderOf(order, parts) {
   const d = parts.length, all = Array.from({length: d}, (_, i) => i);
   if (order === "part") return all.sort((a, b) => Math.abs(parts[b]) - Math.abs(parts[a]) || a - b);

@@ -1,9 +1,9 @@
-"""One message for all that one step of a session changed, instead of one of Panel's for every property of every component.
+"""Outbox of a page: all changes of one step of a session travel to the browser in one message.
 
-What Panel and Bokeh do for a property (themes, references, a message of its own) costs the server one to two milliseconds,
-and a click changes ten. So a page that is open has an `Outbox`: changes of data gather there while a message from the
-browser is answered, and leave as one text of JSON beside one block of bytes. `router.js` hands them out. A component that
-is on no such page (a notebook, a test) is none the wiser: Panel sends its changes.
+Panel and Bokeh send a message per changed property. Each costs the server one to two milliseconds (themes, references,
+the message itself), and a click changes ten properties. An open page therefore has an `Outbox`. It collects the changes
+of data while the session handles a message from the browser, and sends them as one JSON text with one block of bytes.
+`router.js` distributes them. For components without such a page (in notebooks and tests) Panel sends the changes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from bokeh.document import Document
 
 _MARK = secrets.token_hex(8)
-"""Key of what JSON cannot say, in this process; a key of a stranger's annotation cannot be like it."""
+"""Key of values that JSON cannot represent. It is random, so that no key of a corpus annotation can equal it."""
 _TYPES = frozenset({"float32", "float64", "uint8", "int8", "uint16", "int16", "uint32", "int32"})
-"""What a browser has typed arrays of."""
+"""Types of JavaScript's typed arrays."""
 
 
 class Outbox:
@@ -31,7 +31,7 @@ class Outbox:
     Parameters
     ----------
     send
-        Method that sends one message to the page; its object is not kept alive.
+        Method that sends one message to the page. The outbox holds a weak reference to it.
     """
 
     def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
@@ -39,70 +39,70 @@ class Outbox:
         self._waiting: dict[str, dict[str, Any]] = {}
 
     def put(self, model_id: str, name: str, value: Any) -> None:
-        """Take a new value of a component's property; of several the last one is sent."""
+        """Add a new value of a component's property. It replaces an earlier value that was not sent yet."""
         with self:
             self._waiting.setdefault(model_id, {})[name] = value
 
     def __enter__(self) -> Outbox:
-        """Begin a step, or a step inside one."""
+        """Begin a step. Steps may be nested."""
         self._depth += 1
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Send what gathered, at the end of the outermost step."""
+        """Send the collected changes at the end of the outermost step."""
         self._depth -= 1
         if self._depth == 0 and self._waiting:
-            waiting, self._waiting = self._waiting, {}
+            changes, self._waiting = self._waiting, {}
             if send := self._send():
-                send(packed(waiting))
+                send(encode_message(changes))
 
 
 _OUTBOXES: WeakKeyDictionary[Document, Outbox] = WeakKeyDictionary()
 
 
 def open_outbox(document: Document, send: Callable[[dict[str, Any]], None]) -> None:
-    """From now on the page of `document` listens."""
+    """Open the outbox of a page. Changes of its components go through it from now on."""
     _OUTBOXES[document] = Outbox(send)
 
 
 def outbox_of(document: Document | None) -> Outbox | None:
-    """The outbox of a page that listens."""
+    """Return the outbox of a page, or None if it has none."""
     return None if document is None else _OUTBOXES.get(document)
 
 
 def step(document: Document | None) -> AbstractContextManager[object]:
-    """Gather what changes inside into one message."""
+    """Return a context that collects all changes inside it into one message."""
     return outbox_of(document) or nullcontext()
 
 
-def packed(value: Any) -> dict[str, Any]:
-    """Write a value as ``{"text": JSON, "bytes": block, "mark": key}``; `unpacked` of wire.js reads it.
+def encode_message(value: Any) -> dict[str, Any]:
+    """Encode a value as ``{"text": JSON, "bytes": block, "mark": key}``. `decodeMessage` in wire.js decodes it.
 
-    Arrays lie in the block, each from a multiple of eight on; in the text stands ``{mark: [type, offset, length]}`` for
-    them, and ``{mark: "NaN"}`` for numbers that JSON has no word for. `mark` is empty where the text has neither.
+    The block holds the arrays, each at a multiple of eight bytes. The text has ``{mark: [type, offset, length]}`` for an
+    array and ``{mark: "NaN"}`` for a number that JSON cannot represent. `mark` is empty if the text has neither.
     """
-    for finite in (True, False):
+    for is_finite in (True, False):
         block = _Block()
-        whole = value if finite else _marked(value)
+        content = value if is_finite else _mark_numbers(value)
         try:
-            text = json.dumps(whole, default=block.take, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-        except ValueError:  # not finite
-            if not finite:
+            text = json.dumps(content, default=block.add, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        except ValueError:  # a number is not finite
+            if not is_finite:
                 raise
             continue
-        return {"text": text, "bytes": b"".join(block.parts), "mark": _MARK if block.parts or not finite else ""}
+        return {"text": text, "bytes": b"".join(block.parts), "mark": _MARK if block.parts or not is_finite else ""}
     raise AssertionError("unreachable")
 
 
 class _Block:
-    """Arrays one after the other."""
+    """Block of bytes that holds arrays one after the other."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self._size = 0
 
-    def take(self, value: Any) -> Any:
-        """What stands in the text for a value that JSON does not know."""
+    def add(self, value: Any) -> Any:
+        """Add an array and return its placeholder for the text. NumPy scalars become plain numbers."""
         if isinstance(value, np.generic):
             return value.item()
         if not isinstance(value, np.ndarray):
@@ -119,12 +119,12 @@ class _Block:
         return {_MARK: [str(array.dtype), start, array.size]}
 
 
-def _marked(value: Any) -> Any:
-    """The same with marks for numbers that are not finite."""
+def _mark_numbers(value: Any) -> Any:
+    """Replace numbers that are not finite by placeholders."""
     if isinstance(value, dict):
-        return {key: _marked(inner) for key, inner in value.items()}
+        return {key: _mark_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_marked(inner) for inner in value]
+        return [_mark_numbers(inner) for inner in value]
     if isinstance(value, float | np.floating) and not math.isfinite(value):
         return {_MARK: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
     return value

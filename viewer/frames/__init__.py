@@ -1,1 +1,1 @@
-"""Arrays to frames for the browser."""
+"""Frames that the components receive, made of arrays and tokens."""

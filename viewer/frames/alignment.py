@@ -1,8 +1,8 @@
-"""Two maps side by side: which rows and columns belong together, their difference, and which heads differ most.
+"""Comparison of two maps: alignment of their rows and columns, their difference, and the heads that differ most.
 
 Units are aligned by their texts: equal runs, and runs of the same length between them (the word that differs in a minimal
-pair). What has no partner is left out of the difference. The same head of two examples is compared token by token; two
-models, whose tokenizers differ, word by word.
+pair). The difference leaves out units without a partner. Two examples of one model are compared token by token; two
+models are compared word by word, because their tokenizers differ.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from jaxtyping import Bool, Float, Float32, Int64
 from .view_frames import Head, head_name
 
 LISTED = 14
+"""Number of heads in a list of changes."""
 
 
 class HeadChange(TypedDict):
-    """How much of a row moves in one head, 0 to 1."""
+    """Share of a row's weight that differs in one head, 0 to 1."""
 
     head: str
     value: float
 
 
 class DifferenceRow(TypedDict):
-    """One key of the pinned row."""
+    """One key of the pinned row with its weight in A and in B."""
 
     labels: list[str]
     key: int
@@ -37,16 +38,16 @@ class DifferenceRow(TypedDict):
 
 
 class DifferenceFrame(TypedDict):
-    """B less A as a signed map: frame of `Difference`."""
+    """B minus A as a signed map: frame of `Difference`."""
 
     title: str
     delta: np.ndarray
     """float32 [query_pair, key_pair]."""
     shape: list[int]
     most: float
-    """Largest absolute difference that is shown."""
+    """Largest absolute difference among the shown pairs."""
     labels: list[list[list[str]]]
-    """Of queries and of keys, for each side."""
+    """Labels of the queries and of the keys, for each side."""
     hidden: list[np.ndarray]
     row: int | None
     rows: list[DifferenceRow]
@@ -54,7 +55,7 @@ class DifferenceFrame(TypedDict):
 
 @dataclass(frozen=True)
 class Alignment:
-    """Pairs of positions that belong together, ascending."""
+    """Pairs of aligned positions, ascending."""
 
     first: Int64[np.ndarray, "pair"]
     second: Int64[np.ndarray, "pair"]
@@ -63,7 +64,7 @@ class Alignment:
         return len(self.first)
 
     def rows(self, n_first: int, n_second: int) -> tuple[list[int], list[int]]:
-        """The number of the pair that each position of either side is in, -1 for none."""
+        """Return the index of the pair of each position, for either side; -1 for positions without a partner."""
         sides = np.full(n_first, -1), np.full(n_second, -1)
         sides[0][self.first] = sides[1][self.second] = np.arange(len(self))
         return sides[0].tolist(), sides[1].tolist()
@@ -80,8 +81,8 @@ def align(first: Sequence[str], second: Sequence[str]) -> Alignment:
     for tag, a, b, c, d in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
         if tag == "equal" or (tag == "replace" and b - a == d - c):
             pairs += zip(range(a, b), range(c, d), strict=True)
-    found = np.array(pairs, np.int64).reshape(-1, 2)
-    return Alignment(found[:, 0], found[:, 1])
+    positions = np.array(pairs, np.int64).reshape(-1, 2)
+    return Alignment(positions[:, 0], positions[:, 1])
 
 
 def difference(
@@ -90,12 +91,12 @@ def difference(
     queries: Alignment,
     keys: Alignment,
 ) -> Float32[np.ndarray, "*lead query_pair key_pair"]:
-    """Second less first, where both have a weight."""
-    cut = [
+    """Return second minus first over the aligned pairs."""
+    aligned = [
         side[..., rows[:, None], columns[None, :]]
         for side, rows, columns in ((first, queries.first, keys.first), (second, queries.second, keys.second))
     ]
-    return (cut[1] - cut[0]).astype(np.float32)
+    return (aligned[1] - aligned[0]).astype(np.float32)
 
 
 def changes(
@@ -103,13 +104,13 @@ def changes(
     query_shown: Bool[np.ndarray, "query_pair"],
     key_shown: Bool[np.ndarray, "key_pair"],
 ) -> Float32[np.ndarray, "layer head"]:
-    """How much of a row moves, for each head: half the absolute difference of a row, averaged over rows (0 to 1)."""
-    cut = np.abs(delta[:, :, query_shown][:, :, :, key_shown])
-    return (cut.sum(axis=-1) / 2).mean(axis=-1) if cut.size else np.zeros(delta.shape[:2], np.float32)
+    """Return each head's change: half the absolute difference of a row, averaged over rows (0 to 1)."""
+    size = np.abs(delta[:, :, query_shown][:, :, :, key_shown])
+    return (size.sum(axis=-1) / 2).mean(axis=-1) if size.size else np.zeros(delta.shape[:2], np.float32)
 
 
 def change_list(values: Float32[np.ndarray, "layer head"], *, least: bool = False) -> list[HeadChange]:
-    """The heads that change most (or `least`), with how much."""
+    """List the heads that change most (or `least`) with their change."""
     order = np.argsort(values if least else -values, axis=None, kind="stable")[:LISTED]
     heads: list[Head] = [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order]
     return [{"head": head_name(head), "value": float(values[head])} for head in heads]
@@ -124,15 +125,15 @@ def difference_frame(
     weights: tuple[Float32[np.ndarray, "key_pair"], Float32[np.ndarray, "key_pair"]] | None,
     hidden: tuple[Bool[np.ndarray, "query_pair"], Bool[np.ndarray, "key_pair"]],
 ) -> DifferenceFrame:
-    """The signed picture and the row of the pin.
+    """Make the frame of a difference: the signed map and the pinned row.
 
-    `labels` are (queries, keys) of the first and of the second side; `weights` the pinned row of both.
+    `labels` are (queries, keys) of the first and of the second side; `weights` are the pinned row of both.
     """
     rows: list[DifferenceRow] = []
     if weights is not None:
-        moved = np.where(hidden[1], -1, np.abs(weights[1] - weights[0]))
-        for k in np.argsort(-moved, kind="stable")[:8].tolist():
-            if moved[k] >= 0:
+        change = np.where(hidden[1], -1, np.abs(weights[1] - weights[0]))
+        for k in np.argsort(-change, kind="stable")[:8].tolist():
+            if change[k] >= 0:
                 names = [labels[0][1][k], labels[1][1][k]]
                 rows.append({"labels": names, "key": k, "a": float(weights[0][k]), "b": float(weights[1][k])})
     shown = np.where(hidden[0][:, None] | hidden[1][None, :], 0, delta)

@@ -1,6 +1,6 @@
-"""Frames of what stands beside a picture: the keys of a pinned token, the strongest edges, one head large.
+"""Frames of the views beside a picture: the keys of a pinned token, the strongest edges, one enlarged head.
 
-Pure functions, as in `frames.py`; the numbers listed are those of the arrays, never renormalised.
+Pure functions, as in `view_frames.py`. The listed numbers are those of the arrays; nothing is renormalised.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class HeadWeight(TypedDict):
 
 
 class EdgeHeads(TypedDict):
-    """The heads that have one edge strongest."""
+    """Heads that give the largest weight to one edge."""
 
     title: list[str]
-    """Query and key of the edge."""
+    """Labels of the query and the key."""
     heads: list[HeadWeight]
 
 
@@ -36,7 +36,7 @@ class KeyRow(TypedDict):
     label: str
     position: int
     weights: list[float]
-    """Weight in each head that is shown."""
+    """Weight in each of the shown heads."""
 
 
 class PinnedFrame(TypedDict):
@@ -53,18 +53,18 @@ class PinnedFrame(TypedDict):
     """Weight of each head on hidden special tokens. Empty if none is hidden."""
     back: list[KeyRow]
     turns: bool
-    """True if the same token has another side to look at."""
+    """True if the same token can also be pinned on the other side."""
     edge: EdgeHeads | dict[str, list[str]]
     """Heads with the strongest edge of the pinned token. Empty if no token is listed."""
     alone: NotRequired[bool]
-    """True in a file of its own, where no other view can be opened."""
+    """True in a standalone file, where no other view can be opened."""
 
 
 class Edge(TypedDict):
-    """One edge of the heads that are shown."""
+    """One edge of one of the shown heads."""
 
     slot: int
-    """Index of the head among those shown."""
+    """Index of the head among the shown heads."""
     query: int
     key: int
     labels: list[str]
@@ -72,7 +72,7 @@ class Edge(TypedDict):
 
 
 class StrongestFrame(TypedDict):
-    """Strongest edges of the heads that are shown: frame of `KeyList` while nothing is pinned."""
+    """Strongest edges of the shown heads: frame of `KeyList` while no token is pinned."""
 
     heads: list[str]
     edges: list[Edge]
@@ -80,14 +80,14 @@ class StrongestFrame(TypedDict):
 
 
 class DetailFrame(TypedDict):
-    """One head, large: frame of `HeadDetail`."""
+    """One enlarged head: frame of `HeadDetail`."""
 
     head: str
     attention: np.ndarray
     shape: list[int]
     causal: bool
     labels: list[list[str]]
-    """Of queries and of keys."""
+    """Labels of the queries and of the keys."""
     special: list[np.ndarray]
     facts: list[list[str | float]]
     """[label, value, unit]."""
@@ -102,12 +102,13 @@ class PinnedRow:
     Attributes
     ----------
     side, position
-        The pin: ``"q"`` lists keys, ``"k"`` lists the queries that attend to it.
+        The pinned token: ``"q"`` lists keys, ``"k"`` lists the queries that attend to it.
     weights, all_heads
-        Weight between the pinned token and each token of the other side, for the heads shown and for all heads.
+        Weight between the pinned token and each token of the other side, for the shown heads and for all heads.
     back
-        Weight between each token of the pinned side and the token at the same position of the other side: what
-        attends to a pinned query, or what a pinned key attends to. Empty if the sides are different texts.
+        Weight between each token of the pinned side and the token at the same position of the other side. For a
+        pinned query these are the tokens that attend to it; for a pinned key the tokens that it attends to. Empty if
+        the sides are different texts.
     """
 
     side: str
@@ -118,7 +119,7 @@ class PinnedRow:
 
 
 def edge_frame(weight: Float[np.ndarray, "layer head"], query: str, key: str, n: int = 5) -> EdgeHeads:
-    """The `n` heads that have one edge strongest."""
+    """List the `n` heads that give the largest weight to one edge."""
     order = np.argsort(-weight.ravel(), kind="stable")[:n]
     return {
         "title": [query, key],
@@ -141,7 +142,7 @@ def pinned_frame(
     hide_special: bool = False,
     n: int = 8,
 ) -> PinnedFrame:
-    """List the keys (or queries) of a pinned token, the heads with its strongest edge, and the way back.
+    """Make the frame of a pinned token: its keys (or queries), the heads of its strongest edge, its reverse edges.
 
     `tokens` are those of the pinned side, `others` those of the other side.
     """
@@ -150,39 +151,39 @@ def pinned_frame(
     shown = np.flatnonzero(~special) if hide_special else np.arange(len(special))
     peak = weights[:, shown].max(axis=0, initial=0.0)
     order = shown[np.argsort(-peak, kind="stable")]
-    n_listed = min(n, max(3, int((peak >= 0.01).sum())))
-    listed, rest = order[:n_listed], order[n_listed:]
+    n_rows = min(n, max(3, int((peak >= 0.01).sum())))
+    top, remainder = order[:n_rows], order[n_rows:]
     hidden = np.flatnonzero(special) if hide_special else np.zeros(0, np.int64)
-    rows = [_listed(others, int(i), weights[:, i]) for i in listed]
+    rows = [_key_row(others, int(i), weights[:, i]) for i in top]
     frame: PinnedFrame = {
         "side": side,
         "position": position,
         "label": tokens["labels"][position],
         "heads": [head_name(head) for head in heads],
         "rows": rows,
-        "rest": _total(weights[:, rest]) if len(rest) else [],
+        "rest": _total(weights[:, remainder]) if len(remainder) else [],
         "hidden": _total(weights[:, hidden]) if len(hidden) else [],
         "back": [],
         "turns": bool(back.size),
         "edge": {},
     }
-    if len(listed):
-        best = int(listed[0])
+    if len(top):
+        best = int(top[0])
         query, key = tokens["labels"][position], others["labels"][best]
         if side == "k":
             query, key = key, query
         frame["edge"] = edge_frame(pin.all_heads[:, :, best], query, key)
     if back.size:
-        reach = back.max(axis=0)
-        reach[position] = -1.0
+        reverse = back.max(axis=0)
+        reverse[position] = -1.0
         if hide_special:
-            reach[np.asarray(tokens["special"], bool)] = -1.0
-        strongest = [int(i) for i in np.argsort(-reach, kind="stable")[:3] if reach[i] >= 0]
-        frame["back"] = [_listed(tokens, i, back[:, i].max(keepdims=True)) for i in strongest]
+            reverse[np.asarray(tokens["special"], bool)] = -1.0
+        strongest = [int(i) for i in np.argsort(-reverse, kind="stable")[:3] if reverse[i] >= 0]
+        frame["back"] = [_key_row(tokens, i, back[:, i].max(keepdims=True)) for i in strongest]
     return frame
 
 
-def _listed(tokens: TokensFrame, position: int, weights: Float[np.ndarray, "n_heads"]) -> KeyRow:
+def _key_row(tokens: TokensFrame, position: int, weights: Float[np.ndarray, "n_heads"]) -> KeyRow:
     return {"label": tokens["labels"][position], "position": position, "weights": [float(w) for w in weights]}
 
 
@@ -199,13 +200,13 @@ def strongest_frame(
     hide_special: bool,
     n: int = 9,
 ) -> StrongestFrame:
-    """What is written while nothing is pinned: the strongest edges of the heads shown."""
+    """Make the list that is shown while no token is pinned: the strongest edges of the shown heads."""
     weight = np.array(attention, np.float32)
     if hide_special:
         weight[:, np.asarray(queries["special"], bool), :] = -1
         weight[:, :, np.asarray(keys["special"], bool)] = -1
     order = np.argsort(-weight.ravel(), kind="stable")[:n]
-    found = zip(*np.unravel_index(order, weight.shape), strict=True)
+    positions = zip(*np.unravel_index(order, weight.shape), strict=True)
     return {
         "heads": [head_name(head) for head in heads],
         "edges": [
@@ -216,7 +217,7 @@ def strongest_frame(
                 "labels": [queries["labels"][q], keys["labels"][k]],
                 "weight": float(weight[h, q, k]),
             }
-            for h, q, k in found
+            for h, q, k in positions
             if weight[h, q, k] > 0
         ],
     }
@@ -232,7 +233,7 @@ def detail_frame(
     facts: Sequence[tuple[str, float, str]] = (),
     hide_special: bool = False,
 ) -> DetailFrame:
-    """One head, large. `facts` are (label, value, unit) of this head on this example."""
+    """Make the frame of one enlarged head. `facts` are (label, value, unit) of this head in this example."""
     strongest = strongest_frame(attention[None], [head], queries, keys, hide_special=hide_special, n=6)
     return {
         "head": head_name(head),

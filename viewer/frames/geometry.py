@@ -1,7 +1,7 @@
-"""Which edges a head view draws, which part of a long example it shows, and what a row's score is made of.
+"""Selection of edges, windows of long examples, and the parts of a score, as the views compute them.
 
-Pure functions on arrays. The components do the same in the browser (a slider must not wait for the server) and the
-tests hold both to one answer, so sums run in the order written here, in double precision.
+Pure functions on arrays. The components compute the same in the browser, because a slider must not wait for the server.
+Tests require equal results of both. Sums therefore run in the order written here, in double precision.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from jaxtyping import Bool, Float, Float64, Int64
 from headatlas.store.errors import ShapeError
 
 MAX_WINDOW = 512
-"""Tokens that a head view shows at once."""
+"""Number of tokens that a head view shows at once."""
 MIN_WEIGHT = 0.01
-"""Weaker edges are never drawn."""
+"""Smallest weight of an edge that is drawn."""
 
 
 @dataclass(frozen=True)
 class DrawnEdges:
-    """Edges of one head by query row, strongest first, and what they are of.
+    """Edges of one head by query row, strongest first, with the totals that they are a part of.
 
-    `n_pairs` counts the pairs that could be drawn; `mass` is what the shown rows give to shown keys, `row_mass` all
-    that they give.
+    `n_pairs` counts the pairs that could be drawn. `mass` is the weight that the shown rows give to the shown keys;
+    `row_mass` is the weight that they give to all keys.
     """
 
     query_pos: Int64[np.ndarray, "edge"]
@@ -39,7 +39,7 @@ class DrawnEdges:
 
     @property
     def share(self) -> float:
-        """Part of all attention of the shown rows that is drawn, 0 to 1."""
+        """Drawn share of all attention of the shown rows, 0 to 1."""
         return float(self.weight.sum() / self.row_mass) if self.row_mass else 0.0
 
 
@@ -52,9 +52,10 @@ def strongest_edges(
     query_shown: Bool[np.ndarray, "query_pos"] | None = None,
     key_shown: Bool[np.ndarray, "key_pos"] | None = None,
 ) -> DrawnEdges:
-    """Choose, in each shown row, the strongest shown keys until they hold `share` of what it gives to shown keys.
+    """Choose the strongest keys of each row until they hold `share` of the weight that the row gives to shown keys.
 
-    At most `keys` a row, never below `MIN_WEIGHT`, ties to the lower key. A causal row q can draw keys 0 to q.
+    Only shown rows and keys take part. A row draws at most `keys` edges, none below `MIN_WEIGHT`; among equal weights
+    the lower key comes first. Row q of a causal head can draw keys 0 to q.
     Cost O(query_pos · key_pos · log key_pos).
     """
     n_queries, n_keys = attention.shape
@@ -70,8 +71,8 @@ def strongest_edges(
     ranked = np.take_along_axis(visible, order, axis=1)
     before = np.cumsum(ranked, axis=1)
     before = np.concatenate([np.zeros((n_queries, min(1, before.shape[1]))), before[:, :-1]], axis=1)
-    take = (before < share * total[:, None]) & (ranked >= MIN_WEIGHT) & np.take_along_axis(shown, order, axis=1)
-    row, rank = np.nonzero(take)
+    drawn = (before < share * total[:, None]) & (ranked >= MIN_WEIGHT) & np.take_along_axis(shown, order, axis=1)
+    row, rank = np.nonzero(drawn)
     return DrawnEdges(
         query_pos=row,
         key_pos=order[row, rank],
@@ -83,7 +84,7 @@ def strongest_edges(
 
 
 def window(n_tokens: int, center: int | None = None, size: int = MAX_WINDOW) -> slice:
-    """Positions to show of a long example: all, or `size` of them around `center` (the start without one).
+    """Return the positions of an example to show: all, or `size` of them around `center` (by default at the start).
 
     >>> window(100), window(2000, 1000, size=100), window(2000, 1990, size=100)
     (slice(0, 100, None), slice(950, 1050, None), slice(1900, 2000, None))
@@ -99,32 +100,33 @@ def row_scores(
     scaling: float,
     softcap: float | None = None,
 ) -> Float64[np.ndarray, "key_pos"]:
-    """What one query row's softmax receives: query · key · scaling, soft-capped; before masks and biases.
+    """Return the scores of one query row before masks and biases: query · key · scaling, soft-capped.
 
     Raises
     ------
     ShapeError
-        The keys are not as wide as the query.
+        The keys have another number of dimensions than the query.
     """
     if keys.shape[1] != query.shape[0]:
         raise ShapeError(
-            f"the query has {query.shape[0]} dimensions and the keys {keys.shape[1]}; pass those of one key head"
+            f"the query has {query.shape[0]} dimensions and the keys {keys.shape[1]}; "
+            "expected the same number. Pass the keys of one key head"
         )
     scores = keys.astype(np.float64) @ query.astype(np.float64) * scaling
     return softcap * np.tanh(scores / softcap) if softcap else scores
 
 
 def rebuilt_row(
-    scores: Float[np.ndarray, "key_pos"], logsumexp: float, seen: Bool[np.ndarray, "key_pos"]
+    scores: Float[np.ndarray, "key_pos"], logsumexp: float, mask: Bool[np.ndarray, "key_pos"]
 ) -> Float64[np.ndarray, "key_pos"]:
-    """Rebuild one attention row from its scores and the stored logsumexp; keys that the mask hides weigh 0."""
-    return np.where(seen, np.exp(np.minimum(scores - logsumexp, 0.0)), 0.0)
+    """Rebuild one attention row from its scores and the stored logsumexp. Keys outside the mask weigh 0."""
+    return np.where(mask, np.exp(np.minimum(scores - logsumexp, 0.0)), 0.0)
 
 
 def keys_seen(n_keys: int, query_pos: int, *, causal: bool, window: int | None) -> Bool[np.ndarray, "key_pos"]:
-    """Tell which keys the mask of a row lets through.
+    """Return the mask of a row: True for each key that the row can attend to.
 
-    A window of w shows a row the keys less than w away; a causal row none behind its own.
+    With a window of w these are the keys less than w positions away. A causal row has no keys after its own position.
     """
     distance = query_pos - np.arange(n_keys)
     if causal:
@@ -138,13 +140,13 @@ def dimension_parts(
     *,
     scaling: float,
     focus: int,
-    seen: Bool[np.ndarray, "key_pos"],
+    mask: Bool[np.ndarray, "key_pos"],
 ) -> Float64[np.ndarray, "d_head"]:
-    """Measure what each dimension adds to the score of key `focus`, against the mean of the other keys seen.
+    """Return each dimension's part in the score of key `focus`, relative to the mean of the other keys in `mask`.
 
-    Sums to the difference of the scaled scores (before a soft cap). Against nothing where no other key is seen.
+    The parts sum to the difference of the scaled scores (before a soft cap). Without other keys the mean is 0.
     """
-    others = seen.copy()
+    others = mask.copy()
     others[focus] = False
     mean = keys[others].astype(np.float64).mean(axis=0) if others.any() else np.zeros(keys.shape[1])
     return query.astype(np.float64) * (keys[focus] - mean) * scaling

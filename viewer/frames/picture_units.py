@@ -1,8 +1,8 @@
-"""What a row or column of a picture stands for: a token, a word or a sentence.
+"""Units of a picture: its rows and columns are tokens, words or sentences.
 
-Attention between words or sentences is what the store's merging says (`store/reading/word_attention.py`): columns are summed
-over the tokens of the key unit, rows are averaged over those of the query unit; tokens of no word (special ones) are
-left out without renormalising.
+Attention between words or sentences is computed by the store (`store/reading/word_attention.py`): columns are summed
+over the tokens of the key unit, rows are averaged over the tokens of the query unit. Tokens that belong to no word
+(special tokens) are left out without renormalising.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from .view_frames import TokensFrame, table_frame, tokens_frame
 UnitKind = Literal["token", "word", "sentence"]
 _END = re.compile(r"""[.!?\u2026\u3002\uff01\uff1f\u061f\u0964]["')\]\u201d\u2019\u00bb]*$""")
 MAX_LABEL = 28
+"""Longest label of a word or sentence, in characters."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """The units of one side; `table` counts tokens by unit where the store's tables count them by word."""
+    """Units of one side. `table` groups tokens by unit, where the store's tables group them by word."""
 
     frame: TokensFrame
     of_token: Int64[np.ndarray, "token"]
-    """The unit of each token, -1 for tokens of none."""
+    """Unit of each token, -1 for tokens without a unit."""
     table: TokenTable
 
     @property
     def first_token(self) -> Int64[np.ndarray, "unit"]:
-        """The first token of each unit; 0 for a unit without tokens."""
+        """First token of each unit; 0 for a unit without tokens."""
         n = len(self.frame["labels"])
         first = np.zeros(n, np.int64)
         tokens = np.flatnonzero(self.of_token >= 0)[::-1]
@@ -46,15 +47,15 @@ class Units:
 
     @property
     def second(self) -> int | None:
-        """The first unit of the second text of a pair."""
+        """First unit of the second text of a pair, or None if there is one text."""
         if not len(self.of_token):
             return None
-        found = np.flatnonzero(self.table.second[self.first_token])
-        return int(found[0]) if len(found) and found[0] else None
+        units = np.flatnonzero(self.table.second[self.first_token])
+        return int(units[0]) if len(units) and units[0] else None
 
 
 def units_of(example: Example, sequence: str, kind: UnitKind) -> Units:
-    """The units of one sequence of an example."""
+    """Return the units of one sequence of an example."""
     tokens = example.tokens(sequence)
     if kind == "token":
         return Units(table_frame(tokens), np.arange(len(tokens), dtype=np.int64), tokens)
@@ -71,14 +72,14 @@ def units_of(example: Example, sequence: str, kind: UnitKind) -> Units:
 def merged(
     maps: Float[np.ndarray, "n_heads query_pos key_pos"], query: Units, key: Units
 ) -> Float32[np.ndarray, "n_heads query_unit key_unit"]:
-    """Attention between units out of attention between tokens."""
+    """Merge attention between tokens to attention between units."""
     if all(np.array_equal(side.of_token, np.arange(n)) for side, n in zip((query, key), maps.shape[1:], strict=True)):
         return np.asarray(maps, np.float32)
     return merge_example(maps, query.table, key.table).astype(np.float32)
 
 
 def _words(tokens: TokenTable, texts: tuple[str, str]) -> list[tuple[str, bool]]:
-    """Text of each word, and whether it is of the second text."""
+    """Return (text, is_second) for each word; `is_second` is True for words of the second text."""
     n = len(tokens.word_char_start)
     second = np.zeros(n, bool)
     inside = tokens.word >= 0
@@ -88,16 +89,16 @@ def _words(tokens: TokenTable, texts: tuple[str, str]) -> list[tuple[str, bool]]
 
 
 def _sentences(words: list[tuple[str, bool]]) -> tuple[Int64[np.ndarray, "word"], list[str]]:
-    """The sentence of each word: a sentence ends with its mark, and with its text."""
-    of_word, labels, at = np.zeros(len(words), np.int64), [], -1
-    ended, side = True, False
+    """Return the sentence of each word, and the sentences. A sentence ends at its end mark or at the end of its text."""
+    of_word, labels, sentence = np.zeros(len(words), np.int64), [], -1
+    is_first, side = True, False
     for index, (text, second) in enumerate(words):
-        if ended or second != side:
-            at, side = at + 1, second
+        if is_first or second != side:
+            sentence, side = sentence + 1, second
             labels.append("")
-        labels[at] = f"{labels[at]} {text}".strip()
-        of_word[index] = at
-        ended = bool(_END.search(text))
+        labels[sentence] = f"{labels[sentence]} {text}".strip()
+        of_word[index] = sentence
+        is_first = bool(_END.search(text))
     return of_word, labels
 
 

@@ -1,8 +1,8 @@
-"""From arrays and tokens to frames: the small dicts that components receive.
+"""Frames made of arrays and tokens. A frame is the small dict that a component receives.
 
-Pure functions that know neither the store nor the app, so that a notebook call on bare tensors and a page on a store
-make the same pictures. Arrays stay arrays (they travel as binary); text is made visible here (`labels.py`), so no
-frame holds a character that would act in a browser or fail to travel.
+Pure functions that know neither the store nor the app. A notebook call on bare tensors and a page on a store therefore
+make the same pictures. Arrays stay arrays (they travel as binary). Text is made visible here (`theme/token_labels.py`):
+no frame holds a control character or a lone surrogate.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SidesFrame(TypedDict):
 
     query: TokensFrame
     key: TokensFrame | None
-    """None if both sides are the same text."""
+    """Tokens of the keys, or None if both sides are the same text."""
     id: str
     """Equal to the `id` of the picture that the tokens belong to."""
 
@@ -50,10 +50,10 @@ class TextLine(TypedDict):
     """One line of running text."""
 
     parts: list[list[str | int]]
-    """[text, token or -1]."""
+    """[text, token index], with -1 for text between tokens."""
     special: np.ndarray
     side: str
-    """What a click pins: ``"q"``, ``"k"`` or ``"qk"``."""
+    """Sides that a click pins: ``"q"``, ``"k"`` or ``"qk"``."""
 
 
 class TextFrame(TypedDict):
@@ -64,7 +64,7 @@ class TextFrame(TypedDict):
 
 
 class Message(TypedDict):
-    """Text in the place of a picture."""
+    """Text that a view shows instead of a picture."""
 
     title: str
     text: str
@@ -77,7 +77,7 @@ class MessageFrame(TypedDict):
 
 
 class HeadFrame(TypedDict):
-    """Lines of the head view: frame of `HeadView`."""
+    """Attention that the head view draws as lines: frame of `HeadView`."""
 
     id: str
     attention: np.ndarray
@@ -96,7 +96,7 @@ class HeadFrame(TypedDict):
     tint: NotRequired[str]
     """``"pos"`` or ``"neg"``: colour of a compared view."""
     group: NotRequired[str]
-    """Views of one group mark the same row while the pointer is over one of them."""
+    """Name of a group of views. They mark the same row while the pointer is over any of them."""
     rows: NotRequired[dict[str, list[int]]]
     """Aligned row of each query (`q`) and key (`k`) of a compared view, -1 for none."""
 
@@ -129,7 +129,7 @@ class PickerFrame(TypedDict):
 
 
 class NeuronFrame(TypedDict):
-    """One row of one head from its vectors: frame of `NeuronView`."""
+    """One query row of one head and its vectors: frame of `NeuronView`."""
 
     id: str
     query: np.ndarray
@@ -158,7 +158,7 @@ class NeuronRow:
     Attributes
     ----------
     stored
-        Attention as stored, None if it was not kept.
+        Attention as stored, or None if the store does not hold it.
     kv_head
         Key head of the head; the head itself by default.
     n_sharing
@@ -168,7 +168,7 @@ class NeuronRow:
     position_bias
         True if the model adds a learned bias by position to the scores.
     bias
-        The bias of this row, None if the store did not keep it.
+        Bias of this row, or None if the store does not hold it.
     codec
         Codec of the stored vectors.
     """
@@ -192,14 +192,14 @@ class NeuronRow:
 
 
 def head_name(head: Head) -> str:
-    """`5.8`: layer 5, head 8, both from 0."""
+    """Return the name of a head, such as ``5.8`` for layer 5, head 8. Both count from 0."""
     return f"{head[0]}.{head[1]}"
 
 
 def tokens_frame(
     labels: Sequence[str], special: Sequence[bool] | None = None, pieces: Sequence[str] | None = None
 ) -> TokensFrame:
-    """Tokens of one side of a picture; `labels` as `labels.label` writes them, `pieces` for tooltips."""
+    """Make the frame of one side's tokens. `token_labels.label` writes `labels`; `pieces` are for tooltips."""
     return {
         "labels": list(labels),
         "special": np.zeros(len(labels), np.uint8) if special is None else np.asarray(special, np.uint8),
@@ -208,30 +208,30 @@ def tokens_frame(
 
 
 def table_frame(tokens: TokenTable) -> TokensFrame:
-    """Tokens of one example."""
+    """Make the frame of one token table."""
     return tokens_frame(token_labels(tokens), tokens.special.tolist(), tokens.piece)
 
 
 def sides_frame(queries: TokensFrame, keys: TokensFrame | None = None, id: str = "") -> SidesFrame:
-    """Tokens of both sides of a picture; without `keys` both sides are the same text."""
+    """Make the frame of both sides' tokens. Without `keys` both sides are the same text."""
     return {"query": queries, "key": keys, "id": id}
 
 
 def text_line(tokens: TokenTable, text: str, text_pair: str | None = None, side: str = "qk") -> TextLine:
-    """One line of running text; `side` says what a click on it can pin: queries, keys or both."""
+    """Make one line of running text. `side` names what a click on it can pin: queries, keys or both."""
     parts = [list(part) for part in running_text(tokens, text, text_pair)]
     return {"parts": parts, "special": tokens.special.astype(np.uint8), "side": side}
 
 
 def pack(attention: Float[np.ndarray, "*shape"]) -> tuple[np.ndarray, str]:
-    """Attention as the browser takes it: square-root bytes where they say the same, else float32."""
+    """Encode attention for the browser: as square-root bytes if these are exact, else as float32."""
     attention = np.ascontiguousarray(attention, np.float32)
     codes = to_codes(attention)
     return (codes, "sqrt8") if np.array_equal(_WEIGHTS[codes], attention) else (attention, "float32")
 
 
 def to_codes(attention: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Square-root bytes, weight = (code / 255) ** 2."""
+    """Encode attention as square-root bytes: weight = (code / 255) ** 2."""
     return np.floor(np.sqrt(np.clip(attention, 0, 1), dtype=np.float32) * np.float32(255) + np.float32(0.5)).astype(
         np.uint8
     )
@@ -248,14 +248,14 @@ def head_frame(
     n_keys: int | None = None,
     id: str = "",
 ) -> HeadFrame:
-    """Lines of the head view; the arrays may be a window of an example that begins at `query_start`, `key_start`.
+    """Make the frame of the head view. The arrays may be a window of an example that begins at `query_start`, `key_start`.
 
-    `id` says which `sides_frame` the picture goes with: the two may arrive one after the other.
+    `id` equals the `id` of the `sides_frame` that belongs to the picture: the two may arrive one after the other.
 
     Raises
     ------
     ShapeError
-        `heads` does not name each map.
+        The number of `heads` differs from the number of maps.
     """
     if len(heads) != len(attention):
         raise ShapeError(f"{len(heads)} heads are named for {len(attention)} attention maps; name each map once")
@@ -277,7 +277,7 @@ def head_frame(
 def model_frame(
     codes: UInt8[np.ndarray, "layer head query_pos key_pos"], *, limit: int = MAX_THUMBNAIL, id: str = ""
 ) -> ModelFrame:
-    """Thumbnails of all heads; examples longer than `limit` show the strongest weight under each pixel."""
+    """Make thumbnails of all heads. In examples longer than `limit` a pixel shows the largest weight that it covers."""
     pooled = pool(codes, limit)
     return {
         "id": id,
@@ -291,7 +291,7 @@ def model_frame(
 def pool(
     codes: UInt8[np.ndarray, "layer head query_pos key_pos"], limit: int
 ) -> UInt8[np.ndarray, "layer head row column"]:
-    """Keep the maximum over blocks, so that neither side is longer than `limit`."""
+    """Pool the maps by the maximum over blocks, so that neither side is longer than `limit`."""
     for axis in (2, 3):
         n = codes.shape[axis]
         if n > limit:
@@ -301,33 +301,33 @@ def pool(
 
 
 def picker_frame(values: Float[np.ndarray, "layer head"], title: str) -> PickerFrame:
-    """Heads as a grid of values in [0, 1]."""
+    """Make the frame of the head picker from values in [0, 1]."""
     return {"values": np.ascontiguousarray(values, np.float32), "shape": list(values.shape), "title": title}
 
 
 def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:
-    """Explain one row: its scores, the attention rebuilt from them, and the attention as stored.
+    """Make the frame of one row: its scores, the attention rebuilt from them, and the attention as stored.
 
-    If the model adds a bias by position that the store did not keep, the row cannot be rebuilt and `rebuilt` is empty.
+    If the model adds a bias by position that the store does not hold, the row cannot be rebuilt and `rebuilt` is empty.
     """
     scores = row_scores(row.query, row.keys, scaling=row.scaling, softcap=row.softcap)
     if row.bias is not None:
         scores = scores + row.bias
-    seen = keys_seen(len(row.keys), row.query_pos, causal=row.causal, window=row.window)
+    mask = keys_seen(len(row.keys), row.query_pos, causal=row.causal, window=row.window)
     lacks_bias = row.position_bias and row.bias is None
-    rebuilt = np.zeros(0) if lacks_bias else rebuilt_row(scores, row.logsumexp, seen)
-    shown = row.stored if row.stored is not None and len(row.stored) else rebuilt
-    none = np.zeros(0, np.float32)
+    rebuilt = np.zeros(0) if lacks_bias else rebuilt_row(scores, row.logsumexp, mask)
+    attention = row.stored if row.stored is not None and len(row.stored) else rebuilt
+    empty = np.zeros(0, np.float32)
     return {
         "id": id,
         "query": np.ascontiguousarray(row.query, np.float32),
         "keys": np.ascontiguousarray(row.keys, np.float32),
         "scores": scores.astype(np.float32),
-        "bias": none if row.bias is None else np.ascontiguousarray(row.bias, np.float32),
-        "seen": seen.astype(np.uint8),
+        "bias": empty if row.bias is None else np.ascontiguousarray(row.bias, np.float32),
+        "seen": mask.astype(np.uint8),
         "rebuilt": rebuilt.astype(np.float32),
-        "stored": none if row.stored is None else np.ascontiguousarray(row.stored, np.float32),
-        "focus": int(np.argmax(np.where(seen, shown, -1))) if len(shown) else 0,
+        "stored": empty if row.stored is None else np.ascontiguousarray(row.stored, np.float32),
+        "focus": int(np.argmax(np.where(mask, attention, -1))) if len(attention) else 0,
         "head": head_name(row.head),
         "query_pos": row.query_pos,
         "kv_head": row.head[1] if row.kv_head is None else row.kv_head,
@@ -341,5 +341,5 @@ def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:
 
 
 def message_frame(title: str, text: str) -> MessageFrame:
-    """What a view shows instead of a picture, and what to do about it."""
+    """Make the message that a view shows instead of a picture. `text` says what the reader can do."""
     return {"message": {"title": visible(title), "text": "\n".join(visible(line) for line in text.split("\n"))}}

@@ -1,7 +1,7 @@
-"""What a view in a file of its own holds of one example: all maps, tokens, sentence ranges, vectors.
+"""Data of one example for a standalone view: all maps, tokens, sentence ranges and vectors.
 
-A part is one attention (self, encoder, decoder or cross). It comes from bare tensors or from an example of a store; the
-browser cuts and sums it (`components/listing.js`).
+A part is one attention (self, encoder, decoder or cross). It comes from bare tensors or from an example of a store. The
+browser selects and sums its values (`components/listing.js`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from headatlas.store.schema.traces import Site
 from .view_frames import TokensFrame, pack, table_frame, to_codes
 
 MAX_EXACT = 100 << 20
-"""Weights that take more bytes than this travel as one byte each."""
+"""Limit of the exact weights of one part, in bytes. Above it each weight is rounded to one byte."""
 LABELS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross"}
+"""Label of each site's part."""
 
 
 class SentenceRange(TypedDict):
-    """Part of an example that can be chosen: all of it, or one sentence against another."""
+    """Choice of queries and keys of an example: all of them, or one sentence against another."""
 
     label: str
     name: str
@@ -34,7 +35,7 @@ class SentenceRange(TypedDict):
 
 
 class Vectors(TypedDict):
-    """Queries and keys of a part, with the constants of their scores (one item a layer)."""
+    """Queries and keys of a part, with the constants of their scores (one item per layer)."""
 
     query: np.ndarray
     key: np.ndarray
@@ -79,14 +80,14 @@ def part_frame(
     sentence_b_start: int | None = None,
     note: str = "",
 ) -> PartFrame:
-    """One attention with its tokens; `keys` None where both sides are the same text.
+    """Make the frame of one attention with its tokens. `keys` is None if both sides are the same text.
 
     Parameters
     ----------
     layers
-        Numbers of the layers in the model, if the part holds only some.
+        Numbers of the layers in the model. Needed if the part holds only some of them.
     sentence_b_start
-        First token of the second sentence; views then offer A → A, A → B and so on.
+        First token of the second sentence. Views then offer A → A, A → B and so on.
 
     Raises
     ------
@@ -95,16 +96,16 @@ def part_frame(
     """
     n_layers, n_heads, n_queries, n_keys = attention.shape
     others = queries if keys is None else keys
-    what = f"{label.lower()} " if label else ""
+    prefix = f"{label.lower()} " if label else ""
     for side, tokens, n in (("query", queries, n_queries), ("key", others, n_keys)):
         if len(tokens["labels"]) != n:
             raise ShapeError(
-                f"{len(tokens['labels'])} {what}tokens for attention of {n} {side} positions; "
-                "pass the tokens of exactly the input that the model read, special tokens included"
+                f"{len(tokens['labels'])} {prefix}tokens for attention of {n} {side} positions; "
+                "pass all tokens of the model's input, including special tokens"
             )
     codes, codec = pack(attention)
     if codec == "float32" and codes.nbytes > MAX_EXACT:
-        codes, codec, note = to_codes(codes), "sqrt8", ", ".join(filter(None, [note, "weights within .002"]))
+        codes, codec, note = to_codes(codes), "sqrt8", ", ".join(filter(None, [note, "weights within 0.002"]))
     return {
         "label": label,
         "note": note,
@@ -122,13 +123,14 @@ def part_frame(
 
 
 def sentence_ranges(n_queries: int, n_keys: int, sentence_b_start: int | None) -> list[SentenceRange]:
-    """All tokens, and the four ways between the sentences of a pair."""
+    """List the choices of a part: all tokens and, for a pair, the four combinations of its sentences."""
     ranges: list[SentenceRange] = [{"label": "All", "name": "", "q": [0, n_queries], "k": [0, n_keys]}]
     if sentence_b_start is None:
         return ranges
     if n_queries != n_keys or not 0 < sentence_b_start < n_queries:
         raise ShapeError(
-            f"sentence_b_start is {sentence_b_start}; expected the index of the second sentence's first token, 1 to {n_queries - 1}"
+            f"sentence_b_start is {sentence_b_start}; "
+            f"expected the index of the second sentence's first token, 1 to {n_queries - 1}"
         )
     spans = {"A": [0, sentence_b_start], "B": [sentence_b_start, n_queries]}
     return ranges + [
@@ -139,30 +141,33 @@ def sentence_ranges(n_queries: int, n_keys: int, sentence_b_start: int | None) -
 
 
 def example_part(example: Example, site: Site, layers: Sequence[int]) -> PartFrame:
-    """One site of an example of a store (or of `headatlas.pipeline.trace`): stored attention, or rebuilt.
+    """Make the frame of one site of an example, from stored attention or from attention rebuilt from query and key.
+
+    The example comes from a store or from `headatlas.pipeline.trace`.
 
     Raises
     ------
     NotFoundError
-        Neither attention nor query and key were kept.
+        The store holds neither attention nor query and key.
     """
-    found = example.attention(list(layers), None, site.name)
-    note = "" if found.attrs["source"] == "stored" else "rebuilt from query and key"
-    return _with_tokens(example, site, layers, found.values, note)
+    attention = example.attention(list(layers), None, site.name)
+    note = "" if attention.attrs["source"] == "stored" else "rebuilt from query and key"
+    return _with_tokens(example, site, layers, attention.values, note)
 
 
 def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFrame:
-    """Like `example_part`, with the vectors of the layers; attention only where it was kept.
+    """Make the same frame with the vectors of the layers. It has attention only if the store holds it.
 
     Raises
     ------
     NotFoundError
-        Query and key were not kept.
+        The store does not hold query and key.
     """
     keep, name = example.segment.spec.keep, site.name
     if keep.query_key is None:
         raise NotFoundError(
-            'query and key were not kept, which the neuron view needs. Run the job again with keep.query_key = "float16".'
+            "the store holds no query and key, which the neuron view needs. "
+            'Run the job again with keep.query_key = "float16".'
         )
     query, key = example.query(list(layers), None, name).values, example.key(list(layers), None, name).values
     if keep.attention is not None:
@@ -191,15 +196,18 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
 
 
 def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.ndarray, "layer head distance"] | None:
-    """Learned biases by key_pos − query_pos, from the smallest distance of this example; None where none was kept."""
+    """Return learned biases by key_pos − query_pos, from the smallest distance of this example on.
+
+    None if the store holds no bias of a layer.
+    """
     n_queries, n_keys = (len(example.tokens(name)) for name in (site.query_sequence, site.key_sequence))
-    kept = []
+    biases = []
     for layer in layers:
         parts = read_parts(example.segment, site, layer, np.arange(site.n_heads))
         if parts.bias is None:
             return None
-        kept.append(parts.bias[:, parts.zero - n_queries + 1 : parts.zero + n_keys])
-    return np.ascontiguousarray(np.stack(kept), np.float32)
+        biases.append(parts.bias[:, parts.zero - n_queries + 1 : parts.zero + n_keys])
+    return np.ascontiguousarray(np.stack(biases), np.float32)
 
 
 def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.ndarray, note: str) -> PartFrame:
@@ -214,9 +222,9 @@ def _with_tokens(example: Example, site: Site, layers: Sequence[int], maps: np.n
 
 
 def vectors_facts(part: PartFrame, site: Site) -> list[tuple[str, Any]]:
-    """Facts about the vectors, written below the picker."""
+    """Return the facts about the vectors that a view shows below the picker."""
     assert part["vectors"] is not None
     sharing = part["vectors"]["n_sharing"]
-    shared = "Each head has its own keys." if sharing == 1 else f"{sharing} query heads share one key head."
-    turned = "After rotary embedding, before scaling." if site.rotary else "Before scaling."
-    return [("Key head", shared), ("Vectors", turned)]
+    key_head = "Each head has its own keys." if sharing == 1 else f"{sharing} query heads share one key head."
+    stage = "After rotary embedding, before scaling." if site.rotary else "Before scaling."
+    return [("Key head", key_head), ("Vectors", stage)]

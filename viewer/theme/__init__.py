@@ -1,1 +1,1 @@
-"""Colours and labels."""
+"""Colours, fonts and token labels."""

@@ -1,8 +1,8 @@
-"""Colours of every picture, once: Python draws and tests with them, the components receive them as constants.
+"""Colours of every picture. Python draws and tests with them; the components receive them as constants.
 
-Sequential ramps start at the surface (attention is sparse: zero must be no ink) and gain lightness distance
-monotonically. Signed values take the sequential ramp upwards and `NEGATIVE` downwards. Heads are coloured by the order
-in which they were selected, never by their number: hues by number repeat in wide models.
+Sequential ramps start at the colour of the surface, because attention is sparse and zero must stay blank. Their
+lightness then moves away from it monotonically. Signed values use the sequential ramp above zero and `NEGATIVE` below.
+Heads are coloured by the order in which they were selected. Colours by head number would repeat in wide models.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ HEADS: dict[Theme, tuple[str, ...]] = {
 
 
 def palette() -> dict[str, dict[str, object]]:
-    """Everything above by theme, as the components' JavaScript reads it."""
+    """Return all colours by theme, in the form that the components' JavaScript reads."""
     return {
         theme: {
             "tokens": dict(TOKENS[theme]),
@@ -97,17 +97,17 @@ def palette() -> dict[str, dict[str, object]]:
 
 
 def css_variables(theme: Theme) -> str:
-    """The tokens as CSS custom properties, `--surface: #FFFFFF; …`."""
+    """Return the colour tokens as CSS custom properties, `--surface: #FFFFFF; …`."""
     return " ".join(f"--{name}: {value};" for name, value in TOKENS[theme].items())
 
 
 def rgb(colour: str) -> UInt8[np.ndarray, "3"]:
-    """`#RRGGBB` as three bytes."""
+    """Convert `#RRGGBB` to three bytes."""
     return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.uint8)
 
 
 def ramp(steps: tuple[str, ...]) -> UInt8[np.ndarray, "256 3"]:
-    """256 colours between evenly spaced `steps`, linear in sRGB."""
+    """Interpolate 256 colours between evenly spaced `steps`, linearly in sRGB."""
     anchors = np.stack([rgb(step) for step in steps]).astype(np.float64)
     x = np.linspace(0, len(steps) - 1, 256)
     return np.stack([np.floor(np.interp(x, np.arange(len(steps)), c) + 0.5) for c in anchors.T], axis=1).astype(
@@ -116,12 +116,12 @@ def ramp(steps: tuple[str, ...]) -> UInt8[np.ndarray, "256 3"]:
 
 
 def sequential(value: Float[np.ndarray, "*shape"], theme: Theme = "light") -> UInt8[np.ndarray, "*shape 3"]:
-    """Colours of values in [0, 1]; values outside are clipped, NaN is zero."""
+    """Return the colours of values in [0, 1]. Values outside are clipped; NaN counts as zero."""
     index = np.floor(np.clip(np.nan_to_num(value), 0, 1) * 255 + 0.5).astype(np.intp)
     return ramp(SEQUENTIAL[theme])[index]
 
 
 def signed(value: Float[np.ndarray, "*shape"], theme: Theme = "light") -> UInt8[np.ndarray, "*shape 3"]:
-    """Colours of values in [-1, 1]: orange below zero, blue above, the surface at zero."""
+    """Return the colours of values in [-1, 1]: orange below zero, blue above, the surface at zero."""
     index = np.floor(np.clip(np.abs(np.nan_to_num(value)), 0, 1) * 255 + 0.5).astype(np.intp)
     return np.where((value < 0)[..., None], ramp(NEGATIVE[theme])[index], ramp(SEQUENTIAL[theme])[index])

@@ -1,4 +1,4 @@
-"""Font stacks of the interface, once: the page, the components and their canvases use them."""
+"""Font stacks of the page, the components and their canvases."""
 
 FONT = (
     '-apple-system,BlinkMacSystemFont,"Segoe UI Variable Text","Segoe UI",Inter,Roboto,"Helvetica Neue","Noto Sans",'

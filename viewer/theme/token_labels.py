@@ -1,8 +1,8 @@
-"""How a token is written: what is usual stays plain, what is not is marked.
+"""Labels of tokens. Ordinary text stays as it is; everything else gets a visible mark.
 
-Continuations of a word get a ``+``, special tokens ``‹ ›``, a newline ``↵``, a tab ``⇥``. Characters that would act
-instead of show (controls, bidirectional marks) or cannot travel as UTF-8 (lone surrogates) become named chips, so that
-no character is lost and none does anything.
+Continuations of a word get a ``+``, special tokens ``‹ ›``, a newline ``↵``, a tab ``⇥``. Control characters,
+bidirectional marks and lone surrogates (which UTF-8 cannot encode) are replaced by their names, ``‹NUL›``. No character
+is lost and none has an effect on the page.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _NAMES = {
     0x202A: "LRE", 0x202B: "RLE", 0x202C: "PDF", 0x202D: "LRO", 0x202E: "RLO", 0x2066: "LRI", 0x2067: "RLI",
     0x2068: "FSI", 0x2069: "PDI", 0xFEFF: "BOM",
 }  # fmt: skip
-_JOINERS = (0x200C, 0x200D)  # part of ordinary Persian and of emoji
+_JOINERS = (0x200C, 0x200D)  # part of ordinary Persian text and of emoji
 
 
 def visible(text: str) -> str:
-    """Write every character so that it shows: a NUL becomes ``‹NUL›``, a newline ``↵``."""
+    """Make every character of a text visible: a NUL becomes ``‹NUL›``, a newline ``↵``."""
     return "".join(_visible_character(c) for c in text) if not text.isascii() or not text.isprintable() else text
 
 
 def visible_lines(text: str) -> str:
-    """The same for text of several lines in a field where line ends are kept."""
+    """Make every character visible but the line ends, for fields that show several lines."""
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
@@ -46,7 +46,7 @@ def _visible_character(character: str) -> str:
 
 
 def label(text: str, *, special: bool = False, continuation: bool = False) -> str:
-    r"""Name a token in a column or a list: one short line without spaces around it.
+    r"""Return the label of a token in a column or a list: one short line without spaces around it.
 
     >>> label("[CLS]", special=True), label("uled", continuation=True), label(" the"), label("\n"), label(" ")
     ('‹CLS›', '+uled', 'the', '↵', '␣')
@@ -60,7 +60,7 @@ def label(text: str, *, special: bool = False, continuation: bool = False) -> st
 
 
 def token_labels(tokens: TokenTable) -> list[str]:
-    """Labels of all rows of a table."""
+    """Return the labels of all rows of a token table."""
     special, continuation = tokens.special, (tokens.flags & TokenFlag.CONTINUATION) != 0
     return [
         label(text, special=bool(s), continuation=bool(c))
@@ -69,9 +69,9 @@ def token_labels(tokens: TokenTable) -> list[str]:
 
 
 def running_text(tokens: TokenTable, text: str, text_pair: str | None = None) -> list[tuple[str, int]]:
-    """One example as it reads: (characters, token index) in order, -1 for what lies between tokens.
+    """Split the text of one example into (characters, token index) in reading order, -1 for text between tokens.
 
-    Tokens that share characters (byte pieces of one letter) show them once, at the first; the others show ``·``.
+    If tokens share characters (byte pieces of one letter) the first of them shows these; the others show ``·``.
     """
     parts: list[tuple[str, int]] = []
     end = [0, 0]
@@ -89,9 +89,9 @@ def running_text(tokens: TokenTable, text: str, text_pair: str | None = None) ->
         if special:
             parts.append((label(piece, special=True), index))
             continue
-        source, done = texts[second], end[second]
-        if start > done:
-            parts.append((visible(source[done:start]), -1))
-        parts.append((visible(source[max(start, done) : stop]) or "·", index))
-        end[second] = max(done, stop)
+        source, previous = texts[second], end[second]
+        if start > previous:
+            parts.append((visible(source[previous:start]), -1))
+        parts.append((visible(source[max(start, previous) : stop]) or "·", index))
+        end[second] = max(previous, stop)
     return parts

@@ -153,7 +153,7 @@ def test_what_stands_beside_the_pictures_is_downloaded_too(page: Page, url: str,
         return list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text("utf-8"))))
 
     opened(page, url)
-    facts = {row["What"]: row["Value"] for row in table("store")}
+    facts = {row["Fact"]: row["Value"] for row in table("store")}
     assert facts["Examples"] == "60"
     opened(page, url, "page=views&example=9")
     page.locator("table[data-mirror='weight of each head'] tbody tr").first.wait_for(state="attached")

@@ -227,7 +227,7 @@ def test_bad_values_in_an_address_are_named(page: Page, url: str) -> None:
         "layer",
         "page",
     ]
-    page.get_by_label("put away").click()
+    page.get_by_label("dismiss").click()
     page.locator("[data-field]").first.wait_for(state="detached")
 
 

@@ -95,7 +95,7 @@ def test_an_encoder_decoder_is_looked_at_site_by_site(page: Page, url: str, tran
     store = open_store(translations)
     opened(page, url, "store=pairs&page=views&example=2&layer=2&head=3&heads=1.2,2.1&pin=q4")
     assert page.locator(".col.q .t .l").all_inner_texts() == page.locator(".col.k .t .l").all_inner_texts()
-    page.get_by_label("which attention").select_option("cross")
+    page.get_by_label("attention site").select_option("cross")
     wait_query(page, site="cross", layer="1", heads="1.2", pin="")  # two layers here: heads of layer 2 are deselected
     page.locator(".col.q .t .l", has_text="Plan").wait_for()
     assert "stimmte" in page.locator(".col.q .t .l").all_inner_texts()
@@ -116,8 +116,8 @@ def test_an_encoder_decoder_is_looked_at_site_by_site(page: Page, url: str, tran
     head_rows = wait_rows(page, "numbers of the head map", lambda mirror_rows: len(mirror_rows) == 8)
     assert float(head_rows[0]["value"]) == pytest.approx(np.nanmean(values, axis=-1).max(), rel=0.2)
     opened(page, url, "store=pairs&site=decoder&page=views&view=matrix&layer=1")
-    page.get_by_label("which attention").wait_for()
-    assert page.get_by_label("which attention").input_value() == "decoder"
+    page.get_by_label("attention site").wait_for()
+    assert page.get_by_label("attention site").input_value() == "decoder"
 
 
 def test_the_head_view_is_walked_by_keys_and_says_what_it_shows(page: Page, url: str, store: Store) -> None:

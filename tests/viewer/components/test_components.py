@@ -1,4 +1,4 @@
-"""Picker, key list, model view, one head large, neuron view: each mirror against the arrays, each click."""
+"""Head picker, key list, model view, enlarged head and neuron view: mirrors agree with the arrays, clicks work."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LABELS = ["‹CLS›", "the", "nurse", "said", "she", "‹SEP›"]
 TOKENS = frames.tokens_frame(LABELS, [True, False, False, False, False, True], LABELS)
 
 
-def mirrored(page, name):
-    """Rows of a text mirror as dicts of their data attributes."""
+def mirror_rows(page, name):
+    """Return the rows of a text mirror as dicts of their data attributes."""
     table = page.locator(f"table[data-mirror='{name}']")
     table.locator("tbody tr").first.wait_for(state="attached")
     return table.locator("tbody tr").evaluate_all("rows => rows.map(r => ({...r.dataset}))")
@@ -26,20 +26,20 @@ def test_picker_chooses_adds_isolates_and_slides(serve):
     from headatlas.viewer.components.headpicker import HeadPicker
 
     values = np.random.default_rng(0).random((3, 4)).astype(np.float32)
-    made = []
+    views = []
     served = serve(
         lambda: (
-            made.append(HeadPicker(frame=frames.picker_frame(values, "weight"), selected="0.0", width=232, height=600))
-            or made[-1]
+            views.append(HeadPicker(frame=frames.picker_frame(values, "weight"), selected="0.0", width=232, height=600))
+            or views[-1]
         )
     )
-    page, picker = served.page, made[-1]
-    shown = {r["head"]: float(r["value"]) for r in mirrored(page, "weight of each head")}
+    page, picker = served.page, views[-1]
+    shown = {r["head"]: float(r["value"]) for r in mirror_rows(page, "weight of each head")}
     assert shown == pytest.approx({f"{i}.{h}": float(values[i, h]) for i in range(3) for h in range(4)}, abs=1e-6)
-    canvas, at = page.locator(".grid canvas"), lambda layer, head: {"x": 18 + 18 * head + 8, "y": 14 + 18 * layer + 8}
-    canvas.click(position=at(1, 2))
+    canvas, cell = page.locator(".grid canvas"), lambda layer, head: {"x": 18 + 18 * head + 8, "y": 14 + 18 * layer + 8}
+    canvas.click(position=cell(1, 2))
     wait_for(page, lambda: picker.selected == "1.2")
-    canvas.click(position=at(2, 3), modifiers=["Shift"])
+    canvas.click(position=cell(2, 3), modifiers=["Shift"])
     wait_for(page, lambda: picker.selected == "1.2,2.3")
     assert page.locator(".hchip").all_inner_texts() == ["1.2", "2.3"]
     page.get_by_text("all of layer").click()
@@ -66,20 +66,20 @@ def test_key_list_shows_the_frame_and_pins(serve):
     frame = details.pinned_frame(
         details.PinnedRow("q", 4, shown[:, 4], shown[:, :, 4], maps[:, :, 4]), heads, TOKENS, TOKENS, hide_special=True
     )
-    made, heard = [], []
+    views, messages = [], []
 
     def make():
         keys = KeyList(frame=frame, pin="q4", width=296, height=700)
-        keys.on_msg(lambda event: heard.append(event.data))
-        made.append(keys)
+        keys.on_msg(lambda event: messages.append(event.data))
+        views.append(keys)
         return keys
 
     served = serve(make)
-    page, keys = served.page, made[-1] if made else None
+    page = served.page
     rows = page.locator("[data-row]")
     rows.first.wait_for()
-    keys = made[-1]
-    listed = {
+    keys = views[-1]
+    weights_by_row = {
         r["row"]: [float(w) for w in r["weights"].split()]
         for r in rows.evaluate_all("rs => rs.map(r => ({...r.dataset}))")
     }
@@ -88,13 +88,13 @@ def test_key_list_shows_the_frame_and_pins(serve):
         "hidden": frame["hidden"],
     }
     expected = {k: v for k, v in expected.items() if v}
-    assert listed.keys() == expected.keys()
+    assert weights_by_row.keys() == expected.keys()
     for key, weights in expected.items():
-        assert listed[key] == pytest.approx(weights, abs=1e-6)
+        assert weights_by_row[key] == pytest.approx(weights, abs=1e-6)
     page.locator(f"[data-edge-head='{frame['edge']['heads'][0]['head']}']").click()
-    wait_for(page, lambda: {"add": frame["edge"]["heads"][0]["head"]} in heard)
+    wait_for(page, lambda: {"add": frame["edge"]["heads"][0]["head"]} in messages)
     page.get_by_text("Why: neuron view").click()
-    wait_for(page, lambda: {"go": "neuron"} in heard)
+    wait_for(page, lambda: {"go": "neuron"} in messages)
     page.get_by_role("button", name="Attended by").click()
     wait_for(page, lambda: keys.pin == "k4")
     page.locator(f"[data-row='{frame['rows'][0]['position']}']").click()
@@ -109,10 +109,10 @@ def test_model_view_shows_every_head_and_enlarges(serve, hide_special):
 
     maps = random_attention((3, 4, 6, 6), seed=7)
     codes = frames.to_codes(maps)
-    made = []
+    views = []
     served = serve(
         lambda: (
-            made.append(
+            views.append(
                 ModelView(
                     frame=frames.model_frame(codes, id="x"),
                     tokens=frames.sides_frame(TOKENS, id="x"),
@@ -122,11 +122,11 @@ def test_model_view_shows_every_head_and_enlarges(serve, hide_special):
                     height=600,
                 )
             )
-            or made[-1]
+            or views[-1]
         )
     )
     page = served.page
-    rows = {r["head"]: r for r in mirrored(page, "strongest cell of each head")}
+    rows = {r["head"]: r for r in mirror_rows(page, "strongest cell of each head")}
     assert len(rows) == 12
     shown = slice(1, 5) if hide_special else slice(0, 6)
     for layer in range(3):
@@ -138,14 +138,14 @@ def test_model_view_shows_every_head_and_enlarges(serve, hide_special):
             assert float(row["weight"]) == pytest.approx((part.max() / 255) ** 2, abs=1e-6)
     plot = page.locator(".plot")
     plot.click(position={"x": 300, "y": 120})
-    wait_for(page, lambda: made[-1].enlarged not in ("", "0.0"))
+    wait_for(page, lambda: views[-1].enlarged not in ("", "0.0"))
     plot.focus()
     page.keyboard.press("ArrowRight")
     plot.click(position={"x": 300, "y": 120}, modifiers=["Shift"])
-    wait_for(page, lambda: made[-1].selected != "")
+    wait_for(page, lambda: views[-1].selected != "")
 
 
-def test_model_view_paints_what_it_says(serve):
+def test_model_view_paints_the_colours_of_its_weights(serve):
     from headatlas.viewer.components.modelview import ModelView
     from headatlas.viewer.theme.colours import sequential
 
@@ -167,7 +167,7 @@ def test_model_view_paints_what_it_says(serve):
     assert abs(pixels[strong] - pixels[middle]) < 0.2 * pixels[strong]
 
 
-def test_one_head_large(serve):
+def test_an_enlarged_head_shows_its_map_and_pins(serve):
     from headatlas.viewer.components.headdetail import HeadDetail
 
     attention = random_attention((6, 6), seed=8)
@@ -179,17 +179,17 @@ def test_one_head_large(serve):
         facts=[("Entropy", 1.25, "nats"), ("Gone", float("nan"), "")],
         hide_special=True,
     )
-    made = []
-    served = serve(lambda: made.append(HeadDetail(frame=frame, width=296, height=700)) or made[-1])
+    views = []
+    served = serve(lambda: views.append(HeadDetail(frame=frame, width=296, height=700)) or views[-1])
     page = served.page
-    rows = mirrored(page, "map of one head")
+    rows = mirror_rows(page, "map of one head")
     inner = attention[1:5, 1:5]
     assert float(rows[0]["weight"]) == pytest.approx(inner.max(), abs=1e-6)
     assert page.locator("[data-fact]").evaluate_all("f => f.map(x => [x.dataset.fact, +x.dataset.value])") == [
         ["Entropy", 1.25]
     ]
     page.locator("[data-query]").first.click()
-    wait_for(page, lambda: made[-1].pin == f"q{rows[0]['query']}")
+    wait_for(page, lambda: views[-1].pin == f"q{rows[0]['query']}")
 
 
 def neuron(serve, **options):
@@ -201,7 +201,7 @@ def neuron(serve, **options):
     scores = keys.astype(np.float64) @ query * scaling
     logsumexp = float(np.log(np.exp(scores).sum()))
     stored = np.exp(scores - logsumexp).astype(np.float32)
-    made = []
+    views = []
 
     def make():
         frame = frames.neuron_frame(
@@ -217,7 +217,7 @@ def neuron(serve, **options):
             ),
             "x",
         )
-        made.append(
+        views.append(
             NeuronView(
                 frame=frame,
                 tokens=frames.sides_frame(TOKENS, id="x"),
@@ -227,26 +227,26 @@ def neuron(serve, **options):
                 pin="q4",
             )
         )
-        return made[-1]
+        return views[-1]
 
-    return serve(make), made, query, keys, scaling, scores, stored
+    return serve(make), views, query, keys, scaling, scores, stored
 
 
 def test_neuron_view_shows_scores_attention_and_parts(serve):
     from headatlas.viewer.frames.geometry import dimension_parts
 
-    served, made, query, keys, scaling, scores, stored = neuron(serve)
+    served, views, query, keys, scaling, scores, stored = neuron(serve)
     page = served.page
-    rows = {int(r["key"]): r for r in mirrored(page, "scores and attention of the row")}
+    rows = {int(r["key"]): r for r in mirror_rows(page, "scores and attention of the row")}
     assert [float(rows[k]["score"]) for k in range(6)] == pytest.approx(scores.tolist(), abs=1e-4)
     assert [float(rows[k]["attention"]) for k in range(6)] == pytest.approx(stored.tolist(), abs=1e-5)
     assert [float(rows[k]["stored"]) for k in range(6)] == pytest.approx(stored.tolist(), abs=1e-6)
-    parts = dimension_parts(query, keys, scaling=scaling, focus=int(stored.argmax()), seen=np.ones(6, bool))
-    shown = {int(r["dimension"]): float(r["part"]) for r in mirrored(page, "dimensions by their part")}
+    parts = dimension_parts(query, keys, scaling=scaling, focus=int(stored.argmax()), mask=np.ones(6, bool))
+    shown = {int(r["dimension"]): float(r["part"]) for r in mirror_rows(page, "dimensions by their part")}
     assert shown == pytest.approx(dict(enumerate(parts.tolist())), abs=1e-4)
     page.locator("[data-order='part']").click()
-    wait_for(page, lambda: made[-1].order == "part")
-    order = [int(r["dimension"]) for r in mirrored(page, "dimensions by their part")]
+    wait_for(page, lambda: views[-1].order == "part")
+    order = [int(r["dimension"]) for r in mirror_rows(page, "dimensions by their part")]
     assert order == sorted(range(8), key=lambda d: -abs(parts[d]))
     assert [int(d) for d in page.locator("[data-dim]").evaluate_all("d => d.map(x => x.dataset.dim)")] == order
 
@@ -260,11 +260,11 @@ def test_zeroing_a_dimension_gives_the_softmax_without_it(serve):
     page.get_by_text("1 changed").wait_for()
     without = np.delete(keys, dim, axis=1).astype(np.float64) @ np.delete(query, dim) * scaling
     expected = np.exp(without) / np.exp(without).sum()
-    rows = {int(r["key"]): float(r["attention"]) for r in mirrored(page, "scores and attention of the row")}
+    rows = {int(r["key"]): float(r["attention"]) for r in mirror_rows(page, "scores and attention of the row")}
     assert [rows[k] for k in range(6)] == pytest.approx(expected.tolist(), abs=1e-5)
     page.locator("[data-reset]").click()
     page.get_by_text("no changes").wait_for()
-    rows = {int(r["key"]): float(r["attention"]) for r in mirrored(page, "scores and attention of the row")}
+    rows = {int(r["key"]): float(r["attention"]) for r in mirror_rows(page, "scores and attention of the row")}
     assert [rows[k] for k in range(6)] == pytest.approx(stored.tolist(), abs=1e-5)
 
 
@@ -272,11 +272,20 @@ def test_neuron_view_names_rotary_pairs_shared_keys_and_biases(serve):
     served, *_ = neuron(serve, frame={"rotary": True, "kv_head": 0, "n_sharing": 3, "softcap": 50.0})
     note = served.page.locator(".note")
     note.wait_for()
-    for said in ("Key head 0, shared by 3 query heads", "dimensions d and d + 4 turn together", "soft-capped at 50"):
-        assert said in note.inner_text()
+    for text in ("Key head 0, shared by 3 query heads", "dimensions d and d + 4 turn together", "soft-capped at 50"):
+        assert text in note.inner_text()
     served.page.locator("[data-order='pairs']").click()
     served.page.locator("[data-order='pairs'][aria-pressed='true']").wait_for()
-    assert [int(r["dimension"]) for r in mirrored(served.page, "dimensions by their part")] == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert [int(r["dimension"]) for r in mirror_rows(served.page, "dimensions by their part")] == [
+        0,
+        4,
+        1,
+        5,
+        2,
+        6,
+        3,
+        7,
+    ]
 
 
 def test_scores_with_a_position_bias_cannot_be_changed(serve):
@@ -295,10 +304,10 @@ def test_colours_in_the_browser_are_those_of_python(serve):
     assert root.evaluate("r => getComputedStyle(r).getPropertyValue('--surface').trim()") == TOKENS["dark"]["surface"]
     base = "./components/headatlas.viewer.components.tokentext/TokenText/_js/paint.js"
     for theme, steps in (("light", SEQUENTIAL), ("dark", SEQUENTIAL)):
-        found = served.page.evaluate(
+        ramps = served.page.evaluate(
             """async ([url, theme, palette]) => { const {paintOf} = await import(new URL(url, document.baseURI).href); const p = paintOf({theme, esm_constants: {palette}});
             return [[...p.up], [...p.down]].map(t => t.map(c => [c & 255, c >> 8 & 255, c >> 16 & 255])) }""",
             [base, theme, palette()],
         )
-        np.testing.assert_array_equal(found[0], ramp(steps[theme]))
-        np.testing.assert_array_equal(found[1], ramp(NEGATIVE[theme]))
+        np.testing.assert_array_equal(ramps[0], ramp(steps[theme]))
+        np.testing.assert_array_equal(ramps[1], ramp(NEGATIVE[theme]))

@@ -1,4 +1,4 @@
-"""Constants of Python and JavaScript are the same."""
+"""Python and JavaScript have the same constants."""
 
 from headatlas.viewer.components.constants import CONSTANTS, constants_script
 from headatlas.viewer.components.script_files import FOLDER

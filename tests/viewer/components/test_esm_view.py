@@ -1,4 +1,4 @@
-"""What all components share: how their files reach a browser, with a server and without."""
+"""Component files reach a browser with a server and without."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_file_is_served_by_url_and_not_inlined():
     )
 
 
-def test_without_a_server_the_shared_files_are_spliced_in_once_and_in_order():
+def test_without_a_server_the_shared_files_are_inlined_once_and_in_order():
     source = TokenText._render_esm(server=False)
     assert "import" not in [line.split(" ")[0] for line in source.splitlines()]
     assert source.count("function el(") == source.count("function paintOf(") == 1
@@ -28,10 +28,10 @@ def test_without_a_server_the_shared_files_are_spliced_in_once_and_in_order():
 @pytest.mark.parametrize(
     "name", ["tokentext", "headview", "headpicker", "keylist", "modelview", "headdetail", "neuronview"]
 )
-def test_what_the_browser_changes_is_not_debounced(name):
+def test_changes_of_the_browser_are_not_debounced(name):
     from panel.reactive import Syncable
 
-    assert Syncable._priority_changes == []  # still what Panel asks before it waits
+    assert Syncable._priority_changes == []  # Panel still reads this list before it waits
     module = importlib.import_module(f"headatlas.viewer.components.{name}")
     cls = next(c for c in vars(module).values() if getattr(c, "_bundle", None) == f"{name}.js")
     assert cls._priority_changes
@@ -49,14 +49,14 @@ def test_a_file_is_fetched_once_for_all_components(serve):
 
     from headatlas.viewer.components.keylist import KeyList
 
-    fetched = []
+    paths = []
     frame = {"lines": [], "tags": ["hello"]}
     served = serve(lambda: pn.Column(TokenText(frame=frame, width=300, height=50), KeyList(width=300, height=50)))
-    served.page.locator("section.card").nth(1).wait_for(state="attached")  # nothing of the first load is counted
-    served.page.on("request", lambda r: fetched.append(urlparse(r.url).path))
+    served.page.locator("section.card").nth(1).wait_for(state="attached")  # requests of the first load do not count
+    served.page.on("request", lambda r: paths.append(urlparse(r.url).path))
     served.page.reload()
     served.page.get_by_text("hello").wait_for()
     served.page.locator("section.card").nth(1).wait_for(state="attached")
-    ours = [path for path in fetched if "/ESMView/_js/" in path]
+    ours = [path for path in paths if "/ESMView/_js/" in path]
     assert len(ours) == len(set(ours))
     assert {path.rsplit("/", 1)[1] for path in ours} >= {"tokentext.js", "keylist.js", "paint.js", "dom.js", "style.js"}

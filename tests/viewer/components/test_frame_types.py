@@ -36,7 +36,7 @@ DESTRUCTURED = r"\{([^{}]*)\}\s*=\s*"
 
 
 def names_read(source: str, variable: str) -> set[str]:
-    """Names of the properties that JavaScript source reads from a variable, by access or by destructuring."""
+    """Return the properties that JavaScript source reads from a variable, by access or by destructuring."""
     names = set(re.findall(rf"(?:(?<![\w.$])|(?<=\.\.\.)){variable}\??\.(\w+)", source))
     for inner in re.findall(rf"{DESTRUCTURED}{variable}(?![\w.(])", source):
         names |= {re.split(r"[:=]", item)[0].strip() for item in inner.split(",") if not item.strip().startswith("...")}
@@ -44,21 +44,21 @@ def names_read(source: str, variable: str) -> set[str]:
 
 
 def helper_names(file: str, functions: set[str]) -> set[str]:
-    """Names that the functions of a shared file read from a parameter called `frame`."""
+    """Return the names that functions of a shared file read from a parameter called `frame`."""
     source = (FOLDER / file).read_text("utf-8")
     matches = re.finditer(r"^export function (\w+)\(([^)]*)\) \{.*?^\}", source, re.MULTILINE | re.DOTALL)
     bodies = {match[1]: (match[2], match[0]) for match in matches}
-    called = {name for function in functions & bodies.keys() for name in bodies if f"{name}(" in bodies[function][1]}
+    calls = {name for function in functions & bodies.keys() for name in bodies if f"{name}(" in bodies[function][1]}
     return {
         name
-        for function in functions & bodies.keys() | called
+        for function in functions & bodies.keys() | calls
         if re.search(r"\bframe\b", bodies[function][0])
         for name in names_read(bodies[function][1], "frame")
     }
 
 
 def frame_names(file: str) -> set[str]:
-    """Names that a component reads from its frame, directly or through a function of a shared file."""
+    """Return the names that a component reads from its frame, directly or through a function of a shared file."""
     source = (FOLDER / file).read_text("utf-8")
     names = names_read(source, "frame") | names_read(source, r"plain\(model\.frame\)")
     if "frame = next" in source:
@@ -69,7 +69,7 @@ def frame_names(file: str) -> set[str]:
 
 
 def declared_names(component: type[ESMView]) -> set[str]:
-    """Names in the frame types of a component."""
+    """Return the names in the frame types of a component."""
     return {name for kind in component.frame_types for name in kind.__required_keys__ | kind.__optional_keys__}
 
 
@@ -85,6 +85,6 @@ def test_every_component_is_checked():
     assert {path.name for path in FOLDER.glob("*.js") if "export function render(" in path.read_text("utf-8")} == files
 
 
-def test_a_difference_is_seen():
+def test_names_are_read_from_javascript():
     source = "const {a, b: c} = frame; frame.d.e; other.frame.f; ...frame.g; frame?.h; myframe.i;"
     assert names_read(source, "frame") == {"a", "b", "d", "g", "h"}

@@ -1,4 +1,4 @@
-"""The head view in a browser: what its text mirror says against the arrays, pins, hover, hostile tokens."""
+"""The head view in a browser: its text mirror agrees with the arrays; pins, hover and hostile tokens."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def make_view(attention, labels=None, *, special=(), **options):
 
 
 def rows_of(page, mirror="edges of the head view"):
-    """The mirror's rows as {(head, q, k): weight}."""
-    found = page.evaluate(
+    """Return the rows of a text mirror as {(head, q, k): weight}."""
+    rows = page.evaluate(
         """name => { const hosts = []; const walk = n => { if (n.shadowRoot) walk(n.shadowRoot); for (const c of n.children || []) walk(c); if (n.dataset && n.dataset.mirror === name) hosts.push(n); };
         walk(document.documentElement); return hosts.flatMap(t => [...t.querySelectorAll('tbody tr')].map(r => ({...r.dataset}))) }""",
         mirror,
     )
-    return {(r["head"], int(r["q"]), int(r["k"])): float(r["weight"]) for r in found}
+    return {(r["head"], int(r["q"]), int(r["k"])): float(r["weight"]) for r in rows}
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_drawn_edges_are_those_of_the_rule(serve, causal):
     attention = random_attention((2, 12, 12), causal, seed=3)
-    made = []
-    served = serve(lambda: made.append(make_view(attention, special=(0, 11), causal=causal)) or made[-1])
+    views = []
+    served = serve(lambda: views.append(make_view(attention, special=(0, 11), causal=causal)) or views[-1])
     shown = np.array([0 < i < 11 for i in range(12)])
 
     def expected(share, keys):
@@ -52,7 +52,7 @@ def test_drawn_edges_are_those_of_the_rule(serve, causal):
     served.page.locator("[data-count][data-drawn]").wait_for()
     for share, keys in [(0.75, 8), (0.3, 8), (0.9, 2)]:
         drawn = expected(share, keys)
-        made[-1].param.update(share=share, keys=keys)
+        views[-1].param.update(share=share, keys=keys)
         counts = served.page.locator(
             f"[data-drawn='{sum(map(len, drawn))}'][data-pairs='{sum(d.n_pairs for d in drawn)}']"
         )
@@ -63,18 +63,18 @@ def test_drawn_edges_are_those_of_the_rule(serve, causal):
             f"{sum(map(len, drawn))} of {sum(d.n_pairs for d in drawn)} edges drawn, {part:.0%}".replace("%", " %")
             in counts.inner_text()
         )
-        mirrored = {
+        weights = {
             (frames.head_name(head), int(q), int(k)): float(w)
             for head, d in zip(HEADS, drawn, strict=True)
             for q, k, w in zip(d.query_pos, d.key_pos, d.weight, strict=True)
         }
-        assert rows_of(served.page) == pytest.approx(mirrored, abs=1e-6)
+        assert rows_of(served.page) == pytest.approx(weights, abs=1e-6)
 
 
 def test_pin_hover_and_escape(serve):
     attention = random_attention((2, 8, 8), seed=5)
-    made = []
-    served = serve(lambda: made.append(make_view(attention)) or made[-1])
+    views = []
+    served = serve(lambda: views.append(make_view(attention)) or views[-1])
     page = served.page
     query = page.locator(".t[data-side='q'][data-index='3']")
     query.hover()
@@ -92,7 +92,7 @@ def test_pin_hover_and_escape(serve):
         if attention[:, 3, k].max() >= 0.02
     }
     assert badges == pytest.approx(expected, abs=1e-4)
-    assert made[-1].pin == ""
+    assert views[-1].pin == ""
     query.click()
     pinned = {
         (frames.head_name(h), 3, k): float(attention[i, 3, k])
@@ -102,16 +102,16 @@ def test_pin_hover_and_escape(serve):
     }
     page.mouse.move(400, 5)
     page.locator(".t.me[data-side='q'][data-index='3']").wait_for()
-    wait_for(page, lambda: made[-1].pin == "q3")
+    wait_for(page, lambda: views[-1].pin == "q3")
     wait_for(page, lambda: rows_of(page) == pytest.approx(pinned, abs=1e-6))
     assert page.locator("[aria-live]").inner_text().startswith("t3 to ")
     page.keyboard.press("Escape")
     page.locator(".plot:not(.active)").wait_for()
-    wait_for(page, lambda: made[-1].pin == "")
+    wait_for(page, lambda: views[-1].pin == "")
     page.locator(".t[data-side='k'][data-index='2']").click()
     page.mouse.move(400, 5)
     page.locator(".t.me[data-side='k'][data-index='2']").wait_for()
-    wait_for(page, lambda: made[-1].pin == "k2")
+    wait_for(page, lambda: views[-1].pin == "k2")
     received = {
         (frames.head_name(h), q, 2): float(attention[i, q, 2])
         for i, h in enumerate(HEADS)
@@ -125,12 +125,12 @@ def test_pin_hover_and_escape(serve):
     page.locator("table.mirror.open").wait_for()
 
 
-def test_a_pin_from_python_shows_and_a_new_frame_follows_its_tokens(serve):
+def test_a_pin_set_in_python_shows_and_a_new_frame_waits_for_its_tokens(serve):
     first, second = random_attention((1, 6, 6), seed=1), random_attention((1, 9, 9), seed=2)
-    made = []
-    served = serve(lambda: made.append(make_view(first)) or made[-1])
+    views = []
+    served = serve(lambda: views.append(make_view(first)) or views[-1])
     served.page.locator(".col.q .t").nth(5).wait_for()
-    view = made[-1]
+    view = views[-1]
     view.pin = "q4"
     served.page.locator(".t.me[data-index='4']").wait_for()
     other = make_view(second, [f"u{i}" for i in range(9)])
@@ -142,7 +142,7 @@ def test_a_pin_from_python_shows_and_a_new_frame_follows_its_tokens(serve):
 
 def test_a_window_counts_positions_of_the_whole_example(serve):
     attention = random_attention((1, 20, 20), seed=1)
-    made = []
+    views = []
 
     def make():
         view = make_view(attention[:, :10, :10])
@@ -152,7 +152,7 @@ def test_a_window_counts_positions_of_the_whole_example(serve):
             attention[:, 5:15, 5:15], HEADS[:1], query_start=100, key_start=100, n_queries=120, n_keys=120, id="x"
         )
         view.pin = "q103"
-        made.append(view)
+        views.append(view)
         return view
 
     served = serve(make)
@@ -183,7 +183,7 @@ def test_hostile_tokens_show_and_do_nothing(serve):
     assert served.page.locator("img, svg, script[src='x']").count() == 0
 
 
-def test_512_tokens_are_drawn_and_hover_is_repainted_alone(serve):
+def test_512_tokens_are_drawn_and_hover_marks_one(serve):
     attention = random_attention((1, 512, 512), seed=1)
     served = serve(lambda: make_view(attention))
     served.page.locator(".t[data-side='q'][data-index='511']").wait_for(state="attached")
@@ -193,7 +193,7 @@ def test_512_tokens_are_drawn_and_hover_is_repainted_alone(serve):
     served.page.locator(".t.me[data-index='7']").wait_for()
 
 
-def test_without_a_picture_it_says_why(serve):
+def test_a_message_is_shown_instead_of_a_picture(serve):
     from headatlas.viewer.components.headview import HeadView
 
     served = serve(

@@ -16,27 +16,27 @@ VIEWER = Path(headatlas.viewer.__path__[0])
 
 
 def members_of_panel() -> set[str]:
-    """Private attributes in `components/` that a Panel component has but our classes do not define first."""
-    used: set[str] = set()
+    """Return the private names in `components/` that are attributes of a Panel component."""
+    names: set[str] = set()
     for path in (VIEWER / "components").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Attribute):
-                used.add(node.attr)
+                names.add(node.attr)
             elif isinstance(node, ast.FunctionDef):
-                used.add(node.name)
+                names.add(node.name)
             elif isinstance(node, ast.Name):
-                used.add(node.id)
+                names.add(node.id)
     spacer = pn.Spacer()
     return {
         name
-        for name in used
+        for name in names
         if name.startswith("_") and not name.startswith("__") and (hasattr(JSComponent, name) or hasattr(spacer, name))
     }
 
 
 def test_every_private_member_in_the_components_is_listed():
-    listed = {*panel_private.CLASS_MEMBERS["panel.custom:JSComponent"], *panel_private.INSTANCE_MEMBERS}
-    assert members_of_panel() == listed
+    members = {*panel_private.CLASS_MEMBERS["panel.custom:JSComponent"], *panel_private.INSTANCE_MEMBERS}
+    assert members_of_panel() == members
 
 
 def test_the_installed_versions_have_all_members():

@@ -1,4 +1,4 @@
-"""Running text: what it shows, and that a click pins."""
+"""Running text: its content, its shading, and the pin of a click."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LINE = {"parts": [["‹CLS›", 0], ["The", 1], [" ", -1], ["nurse", 2], [" ", -
 def test_click_pins_and_weights_shade(serve):
     from headatlas.viewer.components.tokentext import TokenText
 
-    made = []
+    texts = []
 
     def make():
         line = LINE | {"special": np.array([1, 0, 0, 0], np.uint8)}
         text = TokenText(frame={"lines": [line], "tags": ["4 tokens"]}, width=600, height=100)
         text.param.watch(lambda e: setattr(text, "weights", {"k": np.float32([0.25, 0, 0.64, 0.1])}), "pin")
-        made.append(text)
+        texts.append(text)
         return text
 
     served = serve(make)
@@ -28,7 +28,7 @@ def test_click_pins_and_weights_shade(serve):
     token = page.locator("[data-token='3']")
     token.click()
     page.locator("[data-token='2'][data-weight='0.6400']").wait_for()
-    wait_for(page, lambda: made[-1].pin == "q3")
+    wait_for(page, lambda: texts[-1].pin == "q3")
     assert token.get_attribute("aria-pressed") == "true"
     assert page.locator(".lines").inner_text() == "‹CLS›The nurse she"
     served.shot("tokentext")

@@ -1,4 +1,4 @@
-"""What a step of a session changed leaves as one message, and says what was put into it."""
+"""The changes of one step of a session travel as one message, and arrive unchanged."""
 
 import json
 import math
@@ -7,63 +7,63 @@ import numpy as np
 import pytest
 from bokeh.document import Document
 
-from headatlas.viewer.components.wire import Outbox, open_outbox, packed, step
+from headatlas.viewer.components.wire import Outbox, encode_message, open_outbox, step
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.pages.session import Session
 
 
 class Page:
-    """A page that keeps what it is sent."""
+    """Page that records its messages."""
 
     def __init__(self):
         self.messages = []
 
-    def take(self, message):
-        self.messages.append(unpacked(message))
+    def receive(self, message):
+        self.messages.append(decode_message(message))
 
 
-def unpacked(message):
-    """What wire.js does."""
+def decode_message(message):
+    """Decode a message as wire.js does."""
 
-    def revive(found):
-        at = found.get(message["mark"]) if message["mark"] else None
-        if at is None:
-            return found
-        if isinstance(at, str):
-            return float(at)
-        kind, start, size = at
+    def revive(value):
+        code = value.get(message["mark"]) if message["mark"] else None
+        if code is None:
+            return value
+        if isinstance(code, str):
+            return float(code)
+        kind, start, size = code
         assert start % 8 == 0
         return np.frombuffer(message["bytes"], kind, size, start)
 
     return json.loads(message["text"], object_hook=revive)
 
 
-def test_arrays_and_numbers_arrive_as_they_were():
+def test_arrays_and_numbers_arrive_unchanged():
     value = {
         "a": np.arange(5, dtype=np.uint8), "b": [np.float32(0.5), {"c": np.linspace(0, 1, 3, dtype=np.float32)}],
         "flags": np.array([True, False]), "long": np.array([[1, 2], [3, 4]]), "text": "</script>\u2028 {{7*7}}", "none": None,
     }  # fmt: skip
-    found = unpacked(packed({**value, "nan": math.nan, "all": (math.inf, -math.inf, 1.5)}))
-    np.testing.assert_array_equal(found["a"], value["a"])
-    assert found["a"].dtype == np.uint8
-    assert found["b"][0] == 0.5
-    np.testing.assert_array_equal(found["b"][1]["c"], value["b"][1]["c"])
-    assert found["flags"].tolist() == [1, 0]
-    assert found["long"].tolist() == [1, 2, 3, 4]
-    assert (found["text"], found["none"]) == (value["text"], None)
-    assert math.isnan(found["nan"])
-    assert found["all"] == [math.inf, -math.inf, 1.5]
-    assert packed({"only": "text"})["mark"] == ""
+    result = decode_message(encode_message({**value, "nan": math.nan, "all": (math.inf, -math.inf, 1.5)}))
+    np.testing.assert_array_equal(result["a"], value["a"])
+    assert result["a"].dtype == np.uint8
+    assert result["b"][0] == 0.5
+    np.testing.assert_array_equal(result["b"][1]["c"], value["b"][1]["c"])
+    assert result["flags"].tolist() == [1, 0]
+    assert result["long"].tolist() == [1, 2, 3, 4]
+    assert (result["text"], result["none"]) == (value["text"], None)
+    assert math.isnan(result["nan"])
+    assert result["all"] == [math.inf, -math.inf, 1.5]
+    assert encode_message({"only": "text"})["mark"] == ""
 
 
-def test_a_value_that_no_browser_knows_is_refused():
+def test_a_value_without_an_encoding_is_rejected():
     with pytest.raises(TypeError, match="a frame holds a set"):
-        packed({"a": {1, 2}})
+        encode_message({"a": {1, 2}})
 
 
 def test_a_step_is_one_message_with_the_last_values():
     page = Page()
-    outbox = Outbox(page.take)
+    outbox = Outbox(page.receive)
     with outbox:
         outbox.put("1", "frame", {"n": 1})
         with outbox:
@@ -75,37 +75,37 @@ def test_a_step_is_one_message_with_the_last_values():
     assert page.messages[1:] == [{"1": {"frame": {"n": 3}}}]
 
 
-def test_a_click_on_a_head_is_one_message_of_what_it_changed(store):
+def test_a_click_on_a_head_is_one_message_with_the_changes_alone(store):
     session, document, page = Session(DataSource(store)), Document(), Page()
     root = session.view.get_root(document)
     document.add_root(root)
     corpus = session.pages["corpus"]
-    of = {
+    models = {
         name: card._models[root.ref["id"]][0]
         for name, card in {
             "map": corpus.map, "inspector": corpus.inspector, "scatter": corpus.scatter, "router": session.router, "facts": corpus.facts,
         }.items()
     }  # fmt: skip
-    session.receive({"go": {"layer": 0, "head": 2}})  # nobody listens yet: Panel's own way
-    assert of["map"].data.selected == "0.2"
-    open_outbox(document, page.take)
+    session.receive({"go": {"layer": 0, "head": 2}})  # the page has no outbox yet: Panel sends the change
+    assert models["map"].data.selected == "0.2"
+    open_outbox(document, page.receive)
     with step(document):
         session.receive({"go": {"layer": 2, "head": 3}})
     assert len(page.messages) == 1
     changes = page.messages[0]
-    assert changes[of["map"].id] == {"selected": "2.3"}
-    assert changes[of["inspector"].id]["frame"]["head"] == "2.3"
-    assert set(changes[of["inspector"].id]) == {"frame"}
-    assert "frame" not in changes[of["scatter"].id]
-    assert "layer=2&head=3" in changes[of["router"].id]["frame"]["query"]
-    assert of["facts"].id not in changes
-    assert of["map"].data.selected == "0.2"
+    assert changes[models["map"].id] == {"selected": "2.3"}
+    assert changes[models["inspector"].id]["frame"]["head"] == "2.3"
+    assert set(changes[models["inspector"].id]) == {"frame"}
+    assert "frame" not in changes[models["scatter"].id]
+    assert "layer=2&head=3" in changes[models["router"].id]["frame"]["query"]
+    assert models["facts"].id not in changes
+    assert models["map"].data.selected == "0.2"
 
 
-def test_what_the_browser_may_change_too_is_kept_on_the_server(store):
+def test_choices_of_the_browser_are_also_set_on_the_server(store):
     session, document, page = Session(DataSource(store), "page=views&view=head&example=3"), Document(), Page()
     document.add_root(root := session.view.get_root(document))
-    open_outbox(document, page.take)
+    open_outbox(document, page.receive)
     from headatlas.viewer.components.headview import HeadView
 
     lines = next(iter(session.view.select(HeadView)))

@@ -1,4 +1,4 @@
-"""Frames: what reaches the browser says what the arrays say."""
+"""Frames hold the values of the arrays that they are made of."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_stored_bytes_travel_as_they_are_and_other_values_exactly(seed, n):
     codes, codec = frames.pack(stored)
     assert codec == "sqrt8"
     np.testing.assert_array_equal(codes, encode_attention(attention, "sqrt8"))
-    exact, codec = frames.pack(attention)
+    values, codec = frames.pack(attention)
     if codec == "float32":
-        np.testing.assert_array_equal(exact, attention)
+        np.testing.assert_array_equal(values, attention)
 
 
 def test_heads_and_maps_must_agree():
@@ -43,7 +43,8 @@ def test_pooling_keeps_the_strongest(n, limit):
     np.testing.assert_array_equal(pooled.max(axis=(2, 3)), codes.max(axis=(2, 3)))
 
 
-def inspected(side, hide_special):
+def pinned_example(side, hide_special):
+    """Maps of all heads, maps of the shown heads, and the frame of token 3 pinned on one side."""
     maps = random_attention((2, 3, 5, 5), seed=4)
     heads = [(0, 1), (1, 2)]
     shown = np.stack([maps[h] for h in heads])
@@ -64,12 +65,12 @@ def inspected(side, hide_special):
 @pytest.mark.parametrize("side", ["q", "k"])
 @pytest.mark.parametrize("hide_special", [True, False])
 def test_the_list_of_a_pin_adds_up_and_is_ordered(side, hide_special):
-    maps, shown, frame = inspected(side, hide_special)
-    listed = np.array([row["weights"] for row in frame["rows"]])
-    total = listed.sum(axis=0) + np.array(frame["rest"] or [0, 0]) + np.array(frame["hidden"] or [0, 0])
+    maps, shown, frame = pinned_example(side, hide_special)
+    weights = np.array([row["weights"] for row in frame["rows"]])
+    total = weights.sum(axis=0) + np.array(frame["rest"] or [0, 0]) + np.array(frame["hidden"] or [0, 0])
     expected = shown[:, 3].sum(axis=-1) if side == "q" else shown[:, :, 3].sum(axis=-1)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
-    assert np.all(np.diff(listed.max(axis=1)) <= 0)
+    assert np.all(np.diff(weights.max(axis=1)) <= 0)
     assert bool(frame["hidden"]) == hide_special
     assert (frame["label"], frame["turns"]) == ("she", True)
     best = frame["rows"][0]["position"]
@@ -80,31 +81,31 @@ def test_the_list_of_a_pin_adds_up_and_is_ordered(side, hide_special):
     assert frame["edge"]["title"] == (
         ["she", TOKENS["labels"][best]] if side == "q" else [TOKENS["labels"][best], "she"]
     )
-    returned = shown[:, :, 3].max(axis=0) if side == "q" else shown[:, 3].max(axis=0)
-    assert all(row["weights"] == [returned[row["position"]]] and row["position"] != 3 for row in frame["back"])
+    reverse = shown[:, :, 3].max(axis=0) if side == "q" else shown[:, 3].max(axis=0)
+    assert all(row["weights"] == [reverse[row["position"]]] and row["position"] != 3 for row in frame["back"])
 
 
 def test_between_two_texts_a_pin_has_one_side():
-    every = random_attention((1, 2, 3, 5))
+    maps = random_attention((1, 2, 3, 5))
     queries = frames.tokens_frame(["le", "la", "les"])
-    none = np.zeros((1, 0), np.float32)
+    back = np.zeros((1, 0), np.float32)
     frame = details.pinned_frame(
-        details.PinnedRow("q", 1, every[0, 1:, 1], none, every[:, :, 1]), [(0, 1)], queries, TOKENS
+        details.PinnedRow("q", 1, maps[0, 1:, 1], back, maps[:, :, 1]), [(0, 1)], queries, TOKENS
     )
     assert (frame["turns"], frame["back"], frame["label"]) == (False, [], "la")
     assert frame["edge"]["title"][0] == "la"
 
 
-def test_strongest_edges_leave_special_tokens_out_when_asked():
+def test_strongest_edges_leave_hidden_special_tokens_out():
     maps = random_attention((1, 5, 5), seed=1)
-    every = details.strongest_frame(maps, [(0, 0)], TOKENS, TOKENS, hide_special=False)
-    assert every["edges"][0]["weight"] == maps.max()
+    frame = details.strongest_frame(maps, [(0, 0)], TOKENS, TOKENS, hide_special=False)
+    assert frame["edges"][0]["weight"] == maps.max()
     shown = details.strongest_frame(maps, [(0, 0)], TOKENS, TOKENS, hide_special=True)
     assert {e["query"] for e in shown["edges"]} | {e["key"] for e in shown["edges"]} <= {1, 2, 3}
     assert shown["edges"][0]["weight"] == maps[0, 1:4, 1:4].max()
 
 
-def test_a_neuron_frame_rebuilds_what_is_stored():
+def test_a_neuron_frame_rebuilds_the_stored_row():
     rng = np.random.default_rng(0)
     query, keys = rng.normal(size=8).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
     scores = keys @ query * 0.4
@@ -115,7 +116,7 @@ def test_a_neuron_frame_rebuilds_what_is_stored():
     np.testing.assert_allclose(frame["rebuilt"], attention, atol=1e-6)
     np.testing.assert_allclose(frame["scores"], scores, atol=1e-5)
     assert frame["focus"] == attention.argmax()
-    parts = dimension_parts(query, keys, scaling=0.4, focus=frame["focus"], seen=frame["seen"].astype(bool))
+    parts = dimension_parts(query, keys, scaling=0.4, focus=frame["focus"], mask=frame["seen"].astype(bool))
     assert parts.sum() == pytest.approx(scores[frame["focus"]] - np.delete(scores, frame["focus"]).mean(), abs=1e-4)
     assert (frame["head"], frame["kv_head"], frame["n_sharing"]) == ("1.5", 1, 4)
 
@@ -130,7 +131,7 @@ def test_with_a_position_bias_nothing_is_rebuilt():
     assert frame["focus"] == 1
 
 
-def test_a_position_bias_that_was_kept_is_part_of_the_scores():
+def test_a_stored_position_bias_is_part_of_the_scores():
     keys, bias = np.float32([[1, 0], [0, 1], [1, 1]]), np.float32([0.5, -1.0, 2.0])
     scores = keys @ np.float32([2, 1]) * 0.5 + bias
     row = np.exp(scores) / np.exp(scores).sum()
@@ -144,6 +145,6 @@ def test_a_position_bias_that_was_kept_is_part_of_the_scores():
     np.testing.assert_allclose(frame["rebuilt"], row, atol=1e-6)
 
 
-def test_messages_hold_no_acting_character():
+def test_messages_hold_no_control_character():
     frame = frames.message_frame("gone \u202e", "line\nnext \x00")
     assert frame == {"message": {"title": "gone ‹RLO›", "text": "line\nnext ‹NUL›"}}

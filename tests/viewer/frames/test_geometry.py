@@ -1,4 +1,4 @@
-"""Which edges are drawn, what a score is made of: against slow loops."""
+"""Drawn edges, windows and scores agree with slow loops."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ..view_data import random_attention
 
 
 def slow_edges(attention, share, keys, causal, query_shown, key_shown):
-    """The rule of the head view, one pair at a time."""
-    found, pairs = [], 0
+    """Apply the rule of the head view, one pair at a time."""
+    edges, pairs = [], 0
     for q in range(attention.shape[0]):
         if not query_shown[q]:
             continue
         row = [k for k in range(attention.shape[1]) if key_shown[k] and (not causal or k <= q)]
         pairs += len(row)
-        total = taken = 0.0
+        total = drawn = 0.0
         for k in row:
             total += float(attention[q, k])
         for n, k in enumerate(sorted(row, key=lambda k: (-attention[q, k], k))):
             w = float(attention[q, k])
-            if n >= keys or taken >= share * total or w < 0.01:
+            if n >= keys or drawn >= share * total or w < 0.01:
                 break
-            found.append((q, k))
-            taken += w
-    return found, pairs
+            edges.append((q, k))
+            drawn += w
+    return edges, pairs
 
 
 @given(
@@ -86,34 +86,34 @@ def test_a_row_is_rebuilt_from_its_vectors(softcap, window, causal):
     rng = np.random.default_rng(1)
     query, keys, q = rng.normal(size=8), rng.normal(size=(9, 8)), 5
     scores = geometry.row_scores(query, keys, scaling=0.3, softcap=softcap)
-    seen = geometry.keys_seen(9, q, causal=causal, window=window)
+    mask = geometry.keys_seen(9, q, causal=causal, window=window)
     expected = [k for k in range(9) if (k <= q if causal else True) and (window is None or abs(q - k) < window)]
-    assert np.flatnonzero(seen).tolist() == expected
+    assert np.flatnonzero(mask).tolist() == expected
     slow = np.array([0.3 * sum(a * b for a, b in zip(query, key, strict=True)) for key in keys])
     if softcap:
         slow = softcap * np.tanh(slow / softcap)
     np.testing.assert_allclose(scores, slow, rtol=1e-12)
-    logsumexp = float(np.log(np.exp(slow[seen]).sum()))
-    row = geometry.rebuilt_row(scores, logsumexp, seen)
+    logsumexp = float(np.log(np.exp(slow[mask]).sum()))
+    row = geometry.rebuilt_row(scores, logsumexp, mask)
     assert row.sum() == pytest.approx(1.0)
-    assert not row[~seen].any()
+    assert not row[~mask].any()
 
 
-def test_parts_sum_to_the_lead_over_the_mean_of_the_others():
+def test_parts_sum_to_the_difference_from_the_mean_of_the_other_keys():
     rng = np.random.default_rng(2)
     query, keys = rng.normal(size=6), rng.normal(size=(5, 6))
-    seen = np.array([True, True, False, True, True])
-    parts = geometry.dimension_parts(query, keys, scaling=0.5, focus=1, seen=seen)
+    mask = np.array([True, True, False, True, True])
+    parts = geometry.dimension_parts(query, keys, scaling=0.5, focus=1, mask=mask)
     scores = geometry.row_scores(query, keys, scaling=0.5)
     assert parts.sum() == pytest.approx(scores[1] - scores[[0, 3, 4]].mean())
 
 
 def test_parts_of_the_only_key_are_its_score():
     query, keys = np.ones(3), np.arange(3.0)[None]
-    parts = geometry.dimension_parts(query, keys, scaling=1.0, focus=0, seen=np.array([True]))
+    parts = geometry.dimension_parts(query, keys, scaling=1.0, focus=0, mask=np.array([True]))
     assert parts.tolist() == [0, 1, 2]
 
 
-def test_vectors_of_other_width_are_refused():
+def test_keys_with_another_number_of_dimensions_are_rejected():
     with pytest.raises(ShapeError, match="8 dimensions and the keys 4"):
         geometry.row_scores(np.zeros(8), np.zeros((2, 4)), scaling=1.0)

@@ -1,4 +1,4 @@
-"""The page for users of BertViz: its own calls run as they stand there."""
+"""The code examples of the documentation page for users of BertViz run unchanged."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ def blocks(repository, label):
     return [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if b.startswith(f"# {label}")]
 
 
-def test_every_call_of_bertviz_stands_beside_one_of_ours(repository):
-    assert (
-        len(blocks(repository, "headatlas")) == len(blocks(repository, "BertViz")) + 1
-    )  # and one for models under SDPA
+def test_every_call_of_bertviz_has_one_of_headatlas_beside_it(repository):
+    n_pairs = len(blocks(repository, "BertViz"))
+    assert len(blocks(repository, "headatlas")) == n_pairs + 1  # one more, for models that run with SDPA
 
 
 def test_the_calls_run(repository, minilm_dir, tmp_path, monkeypatch):

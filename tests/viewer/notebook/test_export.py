@@ -1,10 +1,9 @@
-"""Views as files, in a browser: the text mirrors against the arrays, interaction, hostile strings, no requests."""
+"""Views as files in a browser: text mirrors agree with the arrays, interaction, hostile strings, no requests."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -22,22 +21,22 @@ EXAMPLE = 9
 TOKENS = ["[CLS]", "the", "nurse", "re", "##sched", "##uled", "[SEP]", "they", "met", "[SEP]"]
 
 
-def bare(n=10, n_layers=3, n_heads=4, seed=1, causal=False):
+def random_layers(n=10, n_layers=3, n_heads=4, seed=1, causal=False):
     return [random_attention((1, n_heads, n, n), causal, seed + layer) for layer in range(n_layers)]
 
 
 def drawn(maps, names, shown, **options):
-    """What the rule draws of some heads, as the mirror writes it."""
+    """Edges that the rule draws for some heads, as {(head, q, k): weight}."""
     edges = {}
     for name, attention in zip(names, maps, strict=True):
-        found = strongest_edges(attention, query_shown=shown, key_shown=shown, **options)
-        for q, k, w in zip(found.query_pos, found.key_pos, found.weight, strict=True):
+        strongest = strongest_edges(attention, query_shown=shown, key_shown=shown, **options)
+        for q, k, w in zip(strongest.query_pos, strongest.key_pos, strongest.weight, strict=True):
             edges[name, int(q), int(k)] = float(w)
     return edges
 
 
 def test_the_document_forbids_every_request_and_escapes_its_data():
-    view = head_view(bare(1), ["</script><script>alert(1)</script><!--"], html_action="return")
+    view = head_view(random_layers(1), ["</script><script>alert(1)</script><!--"], html_action="return")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', view.data)
     assert policy
     assert policy[1].startswith("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'")
@@ -52,24 +51,24 @@ def test_the_document_forbids_every_request_and_escapes_its_data():
     assert "<script" not in frame
 
 
-def test_a_document_that_no_browser_would_open_is_refused(monkeypatch):
+def test_a_document_above_the_size_limit_is_rejected(monkeypatch):
     monkeypatch.setattr(export, "MAX_BYTES", 1000)
     with pytest.raises(BudgetError, match="include_layers"):
-        head_view(bare(10), TOKENS, html_action="return")
+        head_view(random_layers(10), TOKENS, html_action="return")
 
 
 @pytest.mark.browser
 def test_head_view_of_an_example_shows_the_numbers_of_the_store(store, opened):
     example = store.examples[EXAMPLE]
-    found = opened(head_view(example, layer=1, heads=[2, 0], html_action="return"))
-    found.page.locator("[data-drawn]").wait_for()
+    document = opened(head_view(example, layer=1, heads=[2, 0], html_action="return"))
+    document.page.locator("[data-drawn]").wait_for()
     shown = ~example.tokens().special
     maps = example.attention(1, [2, 0]).values
-    assert found.edges() == pytest.approx(drawn(maps, ["1.2", "1.0"], shown), abs=1e-6)
+    assert document.edges() == pytest.approx(drawn(maps, ["1.2", "1.0"], shown), abs=1e-6)
 
-    found.page.locator(".t[data-side='q'][data-index='2']").hover()
-    found.page.locator(".col.k .bd").first.wait_for()
-    badges = found.page.locator(".col.k .bd").evaluate_all(
+    document.page.locator(".t[data-side='q'][data-index='2']").hover()
+    document.page.locator(".col.k .bd").first.wait_for()
+    badges = document.page.locator(".col.k .bd").evaluate_all(
         "bs => bs.map(b => [b.dataset.head, +b.parentNode.dataset.index, +b.dataset.weight])"
     )
     expected = {
@@ -80,27 +79,27 @@ def test_head_view_of_an_example_shows_the_numbers_of_the_store(store, opened):
     }
     assert {(h, k): w for h, k, w in badges} == pytest.approx(expected, abs=1e-4)
 
-    found.page.locator(".t[data-side='q'][data-index='2']").click()
-    found.page.locator(".pinned").wait_for()
+    document.page.locator(".t[data-side='q'][data-index='2']").click()
+    document.page.locator(".pinned").wait_for()
     pinned = {(n, 2, int(k)): float(maps[i, 2, k]) for i, n in enumerate(["1.2", "1.0"]) for k in np.flatnonzero(shown) if maps[i, 2, k] >= 0.01}  # fmt: skip
-    found.page.mouse.move(600, 690)
-    assert found.edges() == pytest.approx(pinned, abs=1e-6)
+    document.page.mouse.move(600, 690)
+    assert document.edges() == pytest.approx(pinned, abs=1e-6)
     side = frames.table_frame(example.tokens())
     everything = example.attention().values
-    listed = details.pinned_frame(
+    frame = details.pinned_frame(
         details.PinnedRow("q", 2, maps[:, 2], maps[:, :, 2], everything[:, :, 2]), [(1, 2), (1, 0)], side, side,
         hide_special=True,
     )  # fmt: skip
-    assert listing_of(found.page) == pytest.approx(expected_listing(listed), abs=2e-6)
-    values = {r["head"]: float(r["value"]) for r in found.mirror("weight of each head")}
+    assert listing_of(document.page) == pytest.approx(expected_listing(frame), abs=2e-6)
+    values = {r["head"]: float(r["value"]) for r in document.mirror("weight of each head")}
     others = shown.copy()
     others[2] = False
     assert values == pytest.approx(
         {f"{i}.{h}": float(everything[i, h, 2, others].max()) for i in range(3) for h in range(4)}, abs=1e-6
     )
-    found.page.keyboard.press("Escape")
-    found.page.locator(".plot:not(.active)").wait_for()
-    assert found.edges() == pytest.approx(drawn(maps, ["1.2", "1.0"], shown), abs=1e-6)
+    document.page.keyboard.press("Escape")
+    document.page.locator(".plot:not(.active)").wait_for()
+    assert document.edges() == pytest.approx(drawn(maps, ["1.2", "1.0"], shown), abs=1e-6)
 
 
 def listing_of(page):
@@ -126,35 +125,34 @@ def expected_listing(frame):
 
 @pytest.mark.browser
 def test_heads_sliders_and_sentences_are_chosen_in_the_file(opened):
-    attention = bare()
-    found = opened(head_view(attention, TOKENS, sentence_b_start=7, layer=1, heads=[3], html_action="return"))
-    page, everything = found.page, np.ones(10, bool)
+    attention = random_layers()
+    document = opened(head_view(attention, TOKENS, sentence_b_start=7, layer=1, heads=[3], html_action="return"))
+    page, everything = document.page, np.ones(10, bool)
     page.locator("[data-drawn]").wait_for()
-    assert found.edges() == pytest.approx(drawn([attention[1][0, 3]], ["1.3"], everything), abs=1e-6)
+    assert document.edges() == pytest.approx(drawn([attention[1][0, 3]], ["1.3"], everything), abs=1e-6)
     page.get_by_role("button", name="all of layer").click()
     page.locator("[data-head='1.0']").first.wait_for()
     names = ["1.0", "1.1", "1.2", "1.3"]
-    assert found.edges() == pytest.approx(drawn(attention[1][0], names, everything), abs=1e-6)
+    assert document.edges() == pytest.approx(drawn(attention[1][0], names, everything), abs=1e-6)
     page.locator("[data-head='1.2']").first.dblclick()
     page.locator("[data-control='keys']").fill("2")
     page.locator("[data-control='share']").fill("90")
     page.get_by_text("at most 2").wait_for()
     expected = drawn([attention[1][0, 2]], ["1.2"], everything, keys=2, share=0.9)
     page.locator(f"[data-drawn='{len(expected)}']").wait_for()
-    assert found.edges() == pytest.approx(expected, abs=1e-6)
+    assert document.edges() == pytest.approx(expected, abs=1e-6)
     for value, (rows, columns) in {
         "A \u2192 B": (slice(0, 7), slice(7, 10)), "B \u2192 A": (slice(7, 10), slice(0, 7)),
         "A \u2192 A": (slice(0, 7), slice(0, 7)), "B \u2192 B": (slice(7, 10), slice(7, 10)),
     }.items():  # fmt: skip
         page.locator("select[data-control='range']").select_option(label=value)
         page.get_by_text(f"sentence {value[0]} \u2192 sentence {value[-1]}").wait_for()
-        cut = attention[1][0, 2][rows, columns]
-        part = strongest_edges(cut, keys=2, share=0.9)
+        part = strongest_edges(attention[1][0, 2][rows, columns], keys=2, share=0.9)
         expected = {
             ("1.2", int(q) + rows.start, int(k) + columns.start): float(w)
             for q, k, w in zip(part.query_pos, part.key_pos, part.weight, strict=True)
         }
-        assert found.edges() == pytest.approx(expected, abs=1e-6)
+        assert document.edges() == pytest.approx(expected, abs=1e-6)
         assert page.locator(".col.q .t").count() == rows.stop - rows.start
         assert (
             page.locator(".col.k .t").all_inner_texts()[0].startswith({0: "\u2039CLS\u203a", 7: "they"}[columns.start])
@@ -164,40 +162,40 @@ def test_heads_sliders_and_sentences_are_chosen_in_the_file(opened):
 @pytest.mark.browser
 def test_encoder_decoder_and_cross_attention_have_their_own_tokens(opened):
     encoder, decoder, cross = (
-        bare(5, seed=2),
-        bare(3, seed=5, causal=True),
+        random_layers(5, seed=2),
+        random_layers(3, seed=5, causal=True),
         [random_attention((1, 4, 3, 5), seed=9)] * 3,
     )
     view = head_view(
         encoder_attention=encoder, decoder_attention=decoder, cross_attention=cross,
         encoder_tokens=["a", "b", "c", "d", "e"], decoder_tokens=["x", "y", "z"], heads=[1], html_action="return",
     )  # fmt: skip
-    found = opened(view)
+    document = opened(view)
     for part, maps in (("Encoder", encoder), ("Cross", cross), ("Decoder", decoder)):
-        found.page.locator("select[data-control='part']").select_option(label=part)
-        found.page.locator("header .sub", has_text=part).wait_for()
+        document.page.locator("select[data-control='part']").select_option(label=part)
+        document.page.locator("header .sub", has_text=part).wait_for()
         expected = strongest_edges(maps[0][0, 1], causal=part == "Decoder")
-        assert {(q, k): w for (_, q, k), w in found.edges().items()} == pytest.approx(
+        assert {(q, k): w for (_, q, k), w in document.edges().items()} == pytest.approx(
             {
                 (int(q), int(k)): float(w)
                 for q, k, w in zip(expected.query_pos, expected.key_pos, expected.weight, strict=True)
             },
             abs=1e-6,
         )
-    assert found.page.locator(".col.k .l").all_inner_texts() == ["x", "y", "z"]
+    assert document.page.locator(".col.k .l").all_inner_texts() == ["x", "y", "z"]
 
 
 @pytest.mark.browser
 def test_some_layers_keep_their_numbers(opened):
-    attention = bare()
-    found = opened(head_view(attention, TOKENS, include_layers=[2, 0], layer=2, heads=[1], html_action="return"))
-    found.page.locator("[data-drawn]").wait_for()
-    assert found.edges() == pytest.approx(drawn([attention[2][0, 1]], ["2.1"], np.ones(10, bool)), abs=1e-6)
-    assert [r["head"] for r in found.mirror("weight of each head")][:5] == ["2.0", "2.1", "2.2", "2.3", "0.0"]
-    found.page.get_by_role("group", name="heads: rows").focus()
-    found.page.keyboard.press("ArrowDown")
-    found.page.locator("[data-head='0.1']").first.wait_for()
-    assert found.edges() == pytest.approx(drawn([attention[0][0, 1]], ["0.1"], np.ones(10, bool)), abs=1e-6)
+    attention = random_layers()
+    document = opened(head_view(attention, TOKENS, include_layers=[2, 0], layer=2, heads=[1], html_action="return"))
+    document.page.locator("[data-drawn]").wait_for()
+    assert document.edges() == pytest.approx(drawn([attention[2][0, 1]], ["2.1"], np.ones(10, bool)), abs=1e-6)
+    assert [r["head"] for r in document.mirror("weight of each head")][:5] == ["2.0", "2.1", "2.2", "2.3", "0.0"]
+    document.page.get_by_role("group", name="heads: rows").focus()
+    document.page.keyboard.press("ArrowDown")
+    document.page.locator("[data-head='0.1']").first.wait_for()
+    assert document.edges() == pytest.approx(drawn([attention[0][0, 1]], ["0.1"], np.ones(10, bool)), abs=1e-6)
 
 
 @pytest.mark.browser
@@ -205,50 +203,52 @@ def test_a_long_text_is_shown_around_the_pin(opened):
     n = 600
     attention = np.zeros((1, 1, n, n), np.float32)
     attention[0, 0, np.arange(n), np.maximum(np.arange(n) - 3, 0)] = 1
-    found = opened(head_view([attention], [f"w{i}" for i in range(n)], html_action="return"))
-    found.page.get_by_text("tokens 0\u2013511 of 600").wait_for()
-    found.page.locator(".t[data-side='q'][data-index='500']").click()
-    found.page.get_by_text("tokens 88\u2013599 of 600").wait_for()
-    found.page.mouse.move(600, 690)
-    assert found.edges() == {("0.0", 500, 497): 1.0}
+    document = opened(head_view([attention], [f"w{i}" for i in range(n)], html_action="return"))
+    document.page.get_by_text("tokens 0\u2013511 of 600").wait_for()
+    document.page.locator(".t[data-side='q'][data-index='500']").click()
+    document.page.get_by_text("tokens 88\u2013599 of 600").wait_for()
+    document.page.mouse.move(600, 690)
+    assert document.edges() == {("0.0", 500, 497): 1.0}
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("n", [10, 130])
 def test_model_view_shows_every_head_and_enlarges_one(opened, n):
-    attention = bare(n)
+    attention = random_layers(n)
     tokens = TOKENS if n == 10 else [f"w{i}" for i in range(n)]
-    found = opened(model_view(attention, tokens, 7, include_layers=[0, 2], include_heads=[0, 3], html_action="return"))
-    found.page.locator("[data-fact], [data-query]").first.wait_for()
+    document = opened(
+        model_view(attention, tokens, 7, include_layers=[0, 2], include_heads=[0, 3], html_action="return")
+    )
+    document.page.locator("[data-fact], [data-query]").first.wait_for()
     maps = np.concatenate(attention)[[0, 2]][:, [0, 3]]
     pooled = frames.model_frame(frames.to_codes(maps))["codes"]
-    mirrored = found.mirror("strongest cell of each head")
-    assert [r["head"] for r in mirrored] == ["0.0", "0.3", "2.0", "2.3"]
-    for row, codes in zip(mirrored, pooled.reshape(4, *pooled.shape[2:]), strict=True):
+    rows = document.mirror("strongest cell of each head")
+    assert [r["head"] for r in rows] == ["0.0", "0.3", "2.0", "2.3"]
+    for row, codes in zip(rows, pooled.reshape(4, *pooled.shape[2:]), strict=True):
         q, k = np.unravel_index(codes.argmax(), codes.shape)
         assert (int(row["q"]), int(row["k"])) == (q, k)
         assert float(row["weight"]) == pytest.approx((codes.max() / 255) ** 2, abs=1e-6)
-    found.page.get_by_role("group", name="model view").focus()
-    found.page.keyboard.press("ArrowDown")
-    found.page.keyboard.press("ArrowRight")
-    found.page.get_by_role("heading", name="Head 2.3").wait_for()
+    document.page.get_by_role("group", name="model view").focus()
+    document.page.keyboard.press("ArrowDown")
+    document.page.keyboard.press("ArrowRight")
+    document.page.get_by_role("heading", name="Head 2.3").wait_for()
     strongest = np.sort(maps[1, 1].ravel())[::-1][:6]
-    weights = [float(r["weight"]) for r in found.mirror("map of one head")]
+    weights = [float(r["weight"]) for r in document.mirror("map of one head")]
     assert weights == pytest.approx(strongest.tolist(), abs=1e-6)
-    found.page.locator("select[data-control='range']").select_option(label="B \u2192 A")
+    document.page.locator("select[data-control='range']").select_option(label="B \u2192 A")
     best = maps[1, 1][7:, :7].max()
-    found.page.wait_for_function(
+    document.page.wait_for_function(
         "best => [...document.querySelectorAll('.host')].some(h => [...h.shadowRoot.querySelectorAll('[data-query]')].some(r => Math.abs(+r.dataset.weight - best) < 1e-5))",
         arg=float(best),
     )
-    assert float(found.mirror("map of one head")[0]["weight"]) == pytest.approx(best, abs=1e-6)
+    assert float(document.mirror("map of one head")[0]["weight"]) == pytest.approx(best, abs=1e-6)
 
 
 @pytest.mark.browser
 def test_neuron_view_of_an_example_shows_vectors_and_their_change(store, opened):
     example = store.examples[EXAMPLE]
-    found = opened(neuron_view(example, 1, 2, query=2, html_action="return"))
-    found.page.locator("[data-worst]").wait_for()
+    document = opened(neuron_view(example, 1, 2, query=2, html_action="return"))
+    document.page.locator("[data-worst]").wait_for()
     site, shown = store.site(), ~example.tokens().special
     frame = frames.neuron_frame(
         frames.NeuronRow(
@@ -256,20 +256,20 @@ def test_neuron_view_of_an_example_shows_vectors_and_their_change(store, opened)
             example.attention(1, 2).values[2], (1, 2), query_pos=2, scaling=site.scaling[1],
         )
     )  # fmt: skip
-    rows = {int(r["key"]): r for r in found.mirror("scores and attention of the row")}
+    rows = {int(r["key"]): r for r in document.mirror("scores and attention of the row")}
     assert sorted(rows) == np.flatnonzero(shown).tolist()
     for k, row in rows.items():
         assert float(row["score"]) == pytest.approx(float(frame["scores"][k]), abs=2e-5)
         assert float(row["attention"]) == pytest.approx(float(frame["rebuilt"][k]), abs=2e-6)
         assert float(row["stored"]) == pytest.approx(float(frame["stored"][k]), abs=2e-6)
-    found.page.locator("[data-zero]").first.click()
-    found.page.get_by_text("1 changed").wait_for()
-    changed = {int(r["key"]): float(r["attention"]) for r in found.mirror("scores and attention of the row")}
+    document.page.locator("[data-zero]").first.click()
+    document.page.get_by_text("1 changed").wait_for()
+    changed = {int(r["key"]): float(r["attention"]) for r in document.mirror("scores and attention of the row")}
     assert max(abs(changed[k] - float(rows[k]["attention"])) for k in rows) > 1e-4
-    found.page.get_by_role("group", name="neuron view").focus()
-    found.page.keyboard.press("ArrowDown")
-    found.page.get_by_text("position 3").wait_for()
-    row = {int(r["key"]): float(r["stored"]) for r in found.mirror("scores and attention of the row")}
+    document.page.get_by_role("group", name="neuron view").focus()
+    document.page.keyboard.press("ArrowDown")
+    document.page.get_by_text("position 3").wait_for()
+    row = {int(r["key"]): float(r["stored"]) for r in document.mirror("scores and attention of the row")}
     assert row == pytest.approx({k: float(example.attention(1, 2).values[3, k]) for k in row}, abs=2e-6)
 
 
@@ -279,16 +279,16 @@ def test_two_hundred_hostile_tokens_do_nothing_and_all_show(opened, prettify):
     hostile = TWO_HUNDRED
     attention = random_attention((1, 2, 200, 200))
     view = head_view([attention], hostile, prettify_tokens=prettify, html_action="return")
-    found = opened(view)
-    found.page.locator("[data-drawn]").wait_for()
+    document = opened(view)
+    document.page.locator("[data-drawn]").wait_for()
     from headatlas.viewer.theme.token_labels import label, visible
 
     expected = [label(text) if prettify else visible(text) for text in hostile]
-    assert found.page.locator(".col.q .l").evaluate_all("ls => ls.map(l => l.textContent)") == expected
-    found.page.locator(".t[data-side='q'][data-index='1']").hover()
-    found.page.locator(".t[data-side='q'][data-index='1']").click()
-    found.page.locator(".pinned").wait_for()
-    assert found.page.evaluate("document.querySelectorAll('img, svg').length") == 0
+    assert document.page.locator(".col.q .l").evaluate_all("ls => ls.map(l => l.textContent)") == expected
+    document.page.locator(".t[data-side='q'][data-index='1']").hover()
+    document.page.locator(".t[data-side='q'][data-index='1']").click()
+    document.page.locator(".pinned").wait_for()
+    assert document.page.evaluate("document.querySelectorAll('img, svg').length") == 0
     opened(model_view([attention], hostile, prettify_tokens=prettify, html_action="return")).page.locator(
         "[data-query]"
     ).first.wait_for()
@@ -299,15 +299,14 @@ def test_hostile_examples_of_a_store_are_inert_in_every_view(store, opened):
     for number in range(3):
         example = store.examples[number]
         for call in (head_view, model_view, neuron_view):
-            found = opened(call(example, html_action="return"))
-            found.page.locator("main > .host").first.wait_for()
-            assert found.page.locator("h1").inner_text() != ""
+            document = opened(call(example, html_action="return"))
+            document.page.locator("main > .host").first.wait_for()
+            assert document.page.locator("h1").inner_text() != ""
 
 
 @pytest.mark.browser
-def test_the_frame_of_a_notebook_shows_the_view(browser, tmp_path):
-    shutil.rmtree(tmp_path / "nothing", ignore_errors=True)
-    view = head_view(bare(), TOKENS, html_action="return")
+def test_the_frame_of_a_notebook_shows_the_view(browser):
+    view = head_view(random_layers(), TOKENS, html_action="return")
     page = browser.new_page()
     errors = []
     page.on("pageerror", lambda e: errors.append(str(e)))

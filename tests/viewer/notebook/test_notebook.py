@@ -1,4 +1,4 @@
-"""The views as calls: what they take, what they refuse and what they say then. No browser."""
+"""The views as functions: arguments that they accept, arguments that they reject, and the error messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..view_data import random_attention
 TOKENS = ["[CLS]", "the", "nurse", "[SEP]"]
 
 
-def bare(n_layers=2, n=4):
+def random_layers(n_layers=2, n=4):
     return tuple(random_attention((1, 3, n, n), seed=layer) for layer in range(n_layers))
 
 
@@ -32,18 +32,18 @@ def data_of(view):
 @pytest.mark.parametrize("make", [list, tuple, np.stack])
 @pytest.mark.parametrize("batched", [True, False])
 def test_layers_come_as_list_tuple_or_one_array(make, batched):
-    attention = make([layer if batched else layer[0] for layer in bare()])
+    attention = make([layer if batched else layer[0] for layer in random_layers()])
     part = data_of(head_view(attention, TOKENS, html_action="return"))["parts"][0]
     assert (part["shape"], part["layers"], part["causal"]) == ([2, 3, 4, 4], [0, 1], False)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_torch_tensors_of_any_type_are_taken(dtype):
+def test_torch_tensors_of_any_type_are_accepted(dtype):
     torch = pytest.importorskip("torch")
-    attention = tuple(torch.tensor(layer).to(getattr(torch, dtype)).requires_grad_() for layer in bare())
+    attention = tuple(torch.tensor(layer).to(getattr(torch, dtype)).requires_grad_() for layer in random_layers())
     view = head_view(attention, TOKENS, html_action="return")
-    again = head_view([layer.detach().float().numpy() for layer in attention], TOKENS, html_action="return")
-    assert data_of(view)["parts"] == data_of(again)["parts"]
+    expected = head_view([layer.detach().float().numpy() for layer in attention], TOKENS, html_action="return")
+    assert data_of(view)["parts"] == data_of(expected)["parts"]
 
 
 @pytest.mark.parametrize("call", [head_view, model_view])
@@ -56,37 +56,55 @@ def test_empty_attention_says_how_to_get_it(call, empty):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"attention": bare()}, ConfigError, "convert_ids_to_tokens"),
-        ({"attention": bare(), "tokens": TOKENS[:3]}, ShapeError, "3 tokens for attention of 4 query positions"),
-        ({"attention": [layer.repeat(2, 0) for layer in bare()], "tokens": TOKENS}, ShapeError, "batch of 2"),
+        ({"attention": random_layers()}, ConfigError, "convert_ids_to_tokens"),
+        (
+            {"attention": random_layers(), "tokens": TOKENS[:3]},
+            ShapeError,
+            "3 tokens for attention of 4 query positions",
+        ),
+        ({"attention": [layer.repeat(2, 0) for layer in random_layers()], "tokens": TOKENS}, ShapeError, "batch of 2"),
         ({"attention": [np.ones((4, 4))], "tokens": TOKENS}, ShapeError, r"expected \[1, head, query, key\]"),
-        ({"attention": [bare()[0], random_attention((1, 2, 4, 4))], "tokens": TOKENS}, ShapeError, "different shapes"),
-        ({"attention": [layer * 40 - 3 for layer in bare()], "tokens": TOKENS}, ConfigError, "outputs.attentions"),
-        ({"attention": bare(), "tokens": TOKENS, "sentence_b_start": 4}, ShapeError, "1 to 3"),
-        ({"attention": bare(), "tokens": TOKENS, "include_layers": [2]}, ConfigError, "from 0 to 1"),
-        ({"attention": bare(), "tokens": TOKENS, "encoder_attention": bare()}, ConfigError, "both given"),
-        ({"encoder_attention": bare()}, ConfigError, "without encoder_tokens"),
-        ({"cross_attention": bare(), "encoder_tokens": TOKENS}, ConfigError, "without decoder_tokens"),
-        ({"attention": bare(), "tokens": TOKENS, "html_action": "show"}, ConfigError, '"view" or "return"'),
+        (
+            {"attention": [random_layers()[0], random_attention((1, 2, 4, 4))], "tokens": TOKENS},
+            ShapeError,
+            "different shapes",
+        ),
+        (
+            {"attention": [layer * 40 - 3 for layer in random_layers()], "tokens": TOKENS},
+            ConfigError,
+            "outputs.attentions",
+        ),
+        ({"attention": random_layers(), "tokens": TOKENS, "sentence_b_start": 4}, ShapeError, "1 to 3"),
+        ({"attention": random_layers(), "tokens": TOKENS, "include_layers": [2]}, ConfigError, "from 0 to 1"),
+        (
+            {"attention": random_layers(), "tokens": TOKENS, "encoder_attention": random_layers()},
+            ConfigError,
+            "both given",
+        ),
+        ({"encoder_attention": random_layers()}, ConfigError, "without encoder_tokens"),
+        ({"cross_attention": random_layers(), "encoder_tokens": TOKENS}, ConfigError, "without decoder_tokens"),
+        ({"attention": random_layers(), "tokens": TOKENS, "html_action": "show"}, ConfigError, '"view" or "return"'),
     ],
 )
 @pytest.mark.parametrize("call", [head_view, model_view])
 @pytest.mark.usefixtures("without_shape_checks")
-def test_what_does_not_fit_is_named(call, arguments, error, message):
+def test_errors_name_the_argument_that_does_not_fit(call, arguments, error, message):
     with pytest.raises(error, match=message):
         call(**{"html_action": "return", **arguments})
 
 
-def test_first_heads_are_those_asked_for():
-    chosen = lambda **asked: data_of(head_view(bare(), TOKENS, html_action="return", **asked))["state"]["selected"]  # noqa: E731
-    assert chosen() == "0.0,0.1,0.2"
-    assert chosen(layer=1, heads=[2, 0]) == "1.2,1.0"
-    with pytest.raises(NotFoundError, match="layer 5"):
-        chosen(layer=5)
-    with pytest.raises(NotFoundError, match=r"heads \[7\]"):
-        chosen(heads=[7])
-    with pytest.raises(NotFoundError, match="layer 0 is not here"):
-        chosen(layer=0, include_layers=[1])
+def test_layer_and_heads_choose_the_heads_that_are_shown_first():
+    def selected(**options):
+        return data_of(head_view(random_layers(), TOKENS, html_action="return", **options))["state"]["selected"]
+
+    assert selected() == "0.0,0.1,0.2"
+    assert selected(layer=1, heads=[2, 0]) == "1.2,1.0"
+    with pytest.raises(NotFoundError, match="layer is 5; expected one of 0, 1"):
+        selected(layer=5)
+    with pytest.raises(NotFoundError, match=r"heads are \[7\] in layer 0"):
+        selected(heads=[7])
+    with pytest.raises(NotFoundError, match="layer is 0; expected one of 1"):
+        selected(layer=0, include_layers=[1])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +122,7 @@ def test_tokens_are_made_readable(tokens, labels, special):
     assert read_tokens(tokens, prettify=False)["labels"] == tokens
 
 
-def test_attention_that_was_not_kept_is_rebuilt_or_asked_for(viewer_store, tmp_path, store):
+def test_attention_that_the_store_does_not_hold_is_rebuilt_or_reported(viewer_store, tmp_path, store):
     vectors = open_store(viewer_store(tmp_path / "qk", 12, 1, keep=Keep(attention=None, edges=None, statistics=False)))
     example = vectors.examples[9]
     part = data_of(head_view(example, html_action="return"))["parts"][0]
@@ -122,14 +140,14 @@ def test_attention_that_was_not_kept_is_rebuilt_or_asked_for(viewer_store, tmp_p
 @pytest.mark.usefixtures("without_shape_checks")
 def test_neuron_view_of_bare_attention_says_what_it_needs():
     with pytest.raises(ConfigError, match=r"headatlas\.pipeline\.trace"):
-        neuron_view(bare(), html_action="return")
+        neuron_view(random_layers(), html_action="return")
 
 
-def test_the_calls_load_neither_panel_nor_a_model_library():
+def test_the_views_import_neither_panel_nor_a_model_library():
     code = (
         "import sys, numpy as np; import headatlas.viewer; assert 'headatlas.viewer.notebook' not in sys.modules; "
         "from headatlas.viewer import head_view; head_view([np.eye(2)[None, None]], ['a', 'b'], html_action='return'); "
         "print([name for name in ('panel', 'bokeh', 'torch', 'transformers') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.stdout.strip(), process.returncode) == ("[]", 0), process.stderr

@@ -1,4 +1,4 @@
-"""From a model to the views: a trace, an executed notebook, both in a browser."""
+"""Views of a traced model, and views of an executed notebook, in a browser."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def traced(minilm_dir) -> Example:
 
 @pytest.mark.browser
 def test_a_trace_goes_through_all_three_views(traced, opened):
-    found = opened(head_view(traced, layer=4, heads=[7], html_action="return"))
-    found.page.locator("select[data-control='range']").select_option(label="A \u2192 B")
-    found.page.get_by_text("sentence A \u2192 sentence B").wait_for()
+    document = opened(head_view(traced, layer=4, heads=[7], html_action="return"))
+    document.page.locator("select[data-control='range']").select_option(label="A \u2192 B")
+    document.page.get_by_text("sentence A \u2192 sentence B").wait_for()
     tokens, maps = traced.tokens(), traced.attention(4, 7).values
     b = int(np.flatnonzero(tokens.second)[0])
     part = strongest_edges(maps[:b, b:], query_shown=~tokens.special[:b], key_shown=~tokens.special[b:])
-    assert found.edges() == pytest.approx(
+    assert document.edges() == pytest.approx(
         {
             ("4.7", int(q), int(k) + b): float(w)
             for q, k, w in zip(part.query_pos, part.key_pos, part.weight, strict=True)
         },
         abs=1e-6,
     )
-    found = opened(model_view(traced, html_action="return"))
-    found.page.locator("[data-query]").first.wait_for()
-    assert len(found.mirror("strongest cell of each head")) == 72
-    found = opened(neuron_view(traced, 4, 7, query=3, html_action="return"))
-    assert float(found.page.locator("[data-worst]").get_attribute("data-worst") or 1) < 1e-5
+    document = opened(model_view(traced, html_action="return"))
+    document.page.locator("[data-query]").first.wait_for()
+    assert len(document.mirror("strongest cell of each head")) == 72
+    document = opened(neuron_view(traced, 4, 7, query=3, html_action="return"))
+    assert float(document.page.locator("[data-worst]").get_attribute("data-worst") or 1) < 1e-5
 
 
 CELLS = [
@@ -76,8 +76,8 @@ def test_a_notebook_runs_offline_and_its_views_respond(minilm_dir, repository, b
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path),
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    given = f"FOLDER, TEXT, PAIR = {str(minilm_dir)!r}, {TEXT!r}, {PAIR!r}"
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (given, *CELLS)])
+    constants = f"FOLDER, TEXT, PAIR = {str(minilm_dir)!r}, {TEXT!r}, {PAIR!r}"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (constants, *CELLS)])
     nbclient.NotebookClient(notebook, timeout=600, startup_timeout=600, kernel_name="here").execute()
 
     shown = [output["data"]["text/html"] for cell in notebook.cells[-3:] for output in cell.outputs if "data" in output]

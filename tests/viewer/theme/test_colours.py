@@ -1,4 +1,4 @@
-"""Colours can be read: contrasts as WCAG 2.2 measures them."""
+"""Contrast of the colours, as WCAG 2.2 measures it."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,15 @@ PAIRS = (
 )  # fmt: skip
 
 
-def contrast(one: str, other: str) -> float:
-    """From 1 to 21."""
-    srgb = np.stack([rgb(one), rgb(other)]) / 255
+def contrast(first: str, second: str) -> float:
+    """Return the contrast ratio of two colours, 1 to 21."""
+    srgb = np.stack([rgb(first), rgb(second)]) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     dark, light = np.sort(linear @ [0.2126, 0.7152, 0.0722])
     return float((light + 0.05) / (dark + 0.05))
 
 
-def test_contrast_is_what_the_standard_says():
+def test_contrast_agrees_with_the_standard():
     assert contrast("#000000", "#FFFFFF") == pytest.approx(21)
     assert contrast("#777777", "#FFFFFF") == pytest.approx(4.48, abs=0.005)
 

@@ -1,4 +1,4 @@
-"""How tokens are written: nothing acts, nothing is lost, everything can travel."""
+"""Token labels show every character, contain no control character and can be encoded as UTF-8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ANY = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
 
 
 @given(ANY)
-def test_visible_text_travels_and_holds_no_acting_character(text):
+def test_visible_text_is_valid_utf_8_without_control_characters(text):
     shown = visible(text)
     shown.encode("utf-8")
     assert not set(shown) & set("\x00\n\t\r\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u200e\u200f\ufeff")
@@ -22,9 +22,9 @@ def test_visible_text_travels_and_holds_no_acting_character(text):
 
 
 @given(ANY, ANY)
-def test_different_characters_are_written_differently(one, other):
-    if one != other and not set(one + other) & set("‹›↵⇥"):
-        assert visible(one) != visible(other)
+def test_different_characters_are_written_differently(first, second):
+    if first != second and not set(first + second) & set("‹›↵⇥"):
+        assert visible(first) != visible(second)
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_labels(text, special, continuation, expected):
 
 def make_table(spans, special, texts, second=None):
     n = len(spans)
-    whole = lambda values: np.asarray(values, np.int32)  # noqa: E731
+    integers = lambda values: np.asarray(values, np.int32)  # noqa: E731
     flags = [TokenFlag.SPECIAL if s else TokenFlag(0) for s in special]
     flags = [f | (TokenFlag.SECOND if second and second[i] else 0) for i, f in enumerate(flags)]
     return TokenTable(
-        np.array([0, n]), whole(range(n)), whole([-1 if s else i for i, s in enumerate(special)]), whole([a for a, _ in spans]), whole([b for _, b in spans]),
-        np.asarray(flags, np.uint8), {"text": Column.of_text(texts), "piece": Column.of_text(texts)}, np.array([0, n]), whole([0] * n), whole([0] * n),
+        np.array([0, n]), integers(range(n)), integers([-1 if s else i for i, s in enumerate(special)]), integers([a for a, _ in spans]), integers([b for _, b in spans]),
+        np.asarray(flags, np.uint8), {"text": Column.of_text(texts), "piece": Column.of_text(texts)}, np.array([0, n]), integers([0] * n), integers([0] * n),
     )  # fmt: skip
 
 
