@@ -140,7 +140,7 @@ def _continue_all(
 
     rows = [i for i in range(len(examples)) if i not in skipped]
     on_event(Stage(f"writing {len(rows)} continuations of at most {options.generate.max_new_tokens} tokens"))
-    writer = load_configured(options.model, head=True)
+    writer = load_configured(options.model, lm_head=True)
     assert writer.tokenizer is not None
     prompts = [examples[i].source for i in rows]
     written = write_continuations(writer.model, writer.tokenizer, prompts, options.generate, options.limits)

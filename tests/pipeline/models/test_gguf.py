@@ -127,16 +127,16 @@ def test_two_at_once_end_with_one_folder(tiny_gguf, tmp_path: Path, monkeypatch:
         meeting.wait()
 
     monkeypatch.setattr(gguf_rebuild, "_rebuild", rebuild)
-    made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(rebuild_gguf(path, tmp_path))) for _ in range(2)]
+    folders: list[Path] = []
+    threads = [threading.Thread(target=lambda: folders.append(rebuild_gguf(path, tmp_path))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 2
-    assert made[0] == made[1]
-    assert [entry.name for entry in (tmp_path / "gguf").iterdir()] == [made[0].name]
-    assert json.loads((made[0] / "headatlas-rebuild.json").read_text())["source"] == "tiny.gguf"
+    assert len(folders) == 2
+    assert folders[0] == folders[1]
+    assert [entry.name for entry in (tmp_path / "gguf").iterdir()] == [folders[0].name]
+    assert json.loads((folders[0] / "headatlas-rebuild.json").read_text())["source"] == "tiny.gguf"
 
 
 def test_what_is_missing_is_named(tiny_gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ from headatlas.store.files.hashed_files import file_hash
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch):
-    """Nothing may open a connection."""
+    """Fail on every attempt to open a connection."""
 
     def refuse(*_):
         raise AssertionError("a connection was tried")
