@@ -88,7 +88,7 @@ def test_smollm2_on_a_treebank(ewt_dev: list[CorpusExample], smollm2_gguf: Path)
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """Which character stands for which byte in byte-level BPE (as in GPT-2)."""
+    """Return the character of each byte in byte-level BPE (as in GPT-2)."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}

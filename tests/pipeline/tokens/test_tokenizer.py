@@ -96,11 +96,11 @@ def test_bytes_of_one_character_share_its_span_and_word(tokenizers, kind: str):
 @pytest.mark.parametrize("kind", ["unigram", "byte_fallback"])
 def test_a_boundary_sign_put_in_front_covers_nothing(tokenizers, kind: str):
     encoded = encode_one(tokenizers[kind], "\u00e9 nurse")
-    at = encoded.source.piece.index("▁")
-    assert encoded.source.char_start[at] == encoded.source.char_end[at] == 0
-    assert encoded.source.text[at] == "▁"
-    assert encoded.source.word[at] == -1
-    assert not flags_of(encoded.source, TokenFlag.SPECIAL)[at]
+    sign_index = encoded.source.piece.index("▁")
+    assert encoded.source.char_start[sign_index] == encoded.source.char_end[sign_index] == 0
+    assert encoded.source.text[sign_index] == "▁"
+    assert encoded.source.word[sign_index] == -1
+    assert not flags_of(encoded.source, TokenFlag.SPECIAL)[sign_index]
     words = [word for word in words_of(encoded) if word]
     assert words[0] == "\u00e9"
     assert words[-1] == "nurse"

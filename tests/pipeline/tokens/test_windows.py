@@ -1,4 +1,4 @@
-"""Long documents as windows: every token of the document in its place, words whole, and where it came from."""
+"""Windows of long documents: tokens, whole words, and the reference to the document."""
 
 from __future__ import annotations
 
