@@ -63,9 +63,12 @@ def generate_continuations(
     if not model.can_generate():
         raise ConfigError(f"{type(model).__name__} cannot generate text; remove generate.max_new_tokens")
     pad = tokenizer.pad_token_id
-    choices = _choices(model, settings, pad if isinstance(pad, int) else 0)
+    generation_config = _generation_config(model, settings, pad if isinstance(pad, int) else 0)
     ends = end_tokens(model)
-    own_settings, model.generation_config = model.generation_config, choices  # source of the settings that remain unset
+    own_settings, model.generation_config = (
+        model.generation_config,
+        generation_config,
+    )  # source of the settings that remain unset
     two_sided = bool(model.config.is_encoder_decoder)
     continuations: list[list[int]] = [[] for _ in prompts]
     generate: Any = model.generate
@@ -74,14 +77,14 @@ def generate_continuations(
         with suppress(UnsupportedModelError):  # models without SDPA use their own attention
             stack.enter_context(implementation(model, "sdpa"))
         for number, batch in enumerate(
-            _batches(prompts, limits, settings.max_new_tokens, choices.pad_token_id, not two_sided)
+            _batches(prompts, limits, settings.max_new_tokens, generation_config.pad_token_id, not two_sided)
         ):
             with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
                 torch.manual_seed(settings.seed + number)
                 sequences = generate(
                     input_ids=batch.ids.to(model.device),
                     attention_mask=batch.mask.to(model.device),
-                    generation_config=choices,
+                    generation_config=generation_config,
                 )
             new_ids = sequences[:, 1:] if two_sided else sequences[:, batch.ids.shape[1] :]
             for row, ids in zip(batch.rows, new_ids.tolist(), strict=True):
@@ -97,11 +100,11 @@ def end_tokens(model: PreTrainedModel) -> frozenset[int]:
     return frozenset([ends] if isinstance(ends, int) else ends or ())
 
 
-def _choices(model: PreTrainedModel, settings: GenerateConfig, pad: int) -> Any:
+def _generation_config(model: PreTrainedModel, settings: GenerateConfig, pad: int) -> Any:
     """Return settings for plain greedy search or sampling. The model's own settings give only the special tokens."""
     from transformers import GenerationConfig
 
-    own = model.generation_config
+    model_config = model.generation_config
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
@@ -113,9 +116,9 @@ def _choices(model: PreTrainedModel, settings: GenerateConfig, pad: int) -> Any:
         no_repeat_ngram_size=0,
         min_length=0,
         pad_token_id=pad,
-        eos_token_id=getattr(own, "eos_token_id", None),
-        bos_token_id=getattr(own, "bos_token_id", None),
-        decoder_start_token_id=getattr(own, "decoder_start_token_id", None),
+        eos_token_id=getattr(model_config, "eos_token_id", None),
+        bos_token_id=getattr(model_config, "bos_token_id", None),
+        decoder_start_token_id=getattr(model_config, "decoder_start_token_id", None),
     )
 
 
@@ -262,7 +265,7 @@ def decode_with_spans(
     special_ids = set(tokenizer.all_special_ids)
     special = [token_id in special_ids for token_id in continuation]
 
-    def read(ids: Sequence[int]) -> str:
+    def decode(ids: Sequence[int]) -> str:
         text_ids = [token_id for token_id in ids if token_id not in special_ids]
         return str(tokenizer.decode(text_ids, clean_up_tokenization_spaces=False))
 
@@ -276,7 +279,7 @@ def decode_with_spans(
             continue
         prefix = decode([*context, *continuation[:k]])
         prefix = prefix[len(context_text) :] if prefix.startswith(context_text) else decode(continuation[:k])
-        differences = (i for i, (token_id, other) in enumerate(zip(prefix, text, strict=False)) if token_id != other)
+        differences = (i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b)
         stop = max(start, next(differences, min(len(prefix), len(text))))
         is_part = stop == start and prefix.endswith("\ufffd")
         spans.append((start, min(start + 1, len(text)) if is_part else stop))
