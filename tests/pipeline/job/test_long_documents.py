@@ -1,4 +1,4 @@
-"""What a long document takes to capture: memory by its tokens, not by their square."""
+"""Memory of the capture of long documents: it grows with the number of tokens, not with its square."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 def peaks(repository: Path, model: str, *sizes: str) -> list[int]:
-    """How much memory the capture of documents of each size took at most, in a process of its own, in bytes."""
+    """Return the peak memory in bytes of capturing a document of each size, in a separate process."""
     command = [sys.executable, str(CHILD), model, *sizes]
     child = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     return json.loads(child.stdout.splitlines()[-1])

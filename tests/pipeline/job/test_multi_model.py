@@ -1,4 +1,4 @@
-"""Several models over one corpus: a store for each, the same examples in all, each resumed by itself."""
+"""Several models over one corpus: one store per model with the same examples, resumed independently."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_each_store_is_resumed_by_itself(job_file, tmp_path):
     assert first.is_complete
     assert not second.is_complete
     log = io.StringIO()
-    done, rest = run_jobs(jobs, LogLines(log))
-    assert (done.n_segments_written, rest.n_segments_written) == (0, 3 - len(second.segments))
+    first_report, second_report = run_jobs(jobs, LogLines(log))
+    assert (first_report.n_segments_written, second_report.n_segments_written) == (0, 3 - len(second.segments))
     assert "llama" in log.getvalue()
     store, other = open_store(jobs[1].store.path), tmp_path / "undisturbed"
     run_jobs(load_jobs(job_file, ["corpus.max_examples=24"], other)[1:])

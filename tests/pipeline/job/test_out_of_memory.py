@@ -1,4 +1,4 @@
-"""Memory that really runs out: a process that may take no more, and what becomes of its batches and examples."""
+"""Batches and examples of a process that runs out of memory, with a real memory limit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 
 
 def run_limited(job: dict, megabytes: int, n_limited: int = -1) -> list[list]:
-    """What a job says that may take so much more from its first batch on; the limit falls after `n_limited` examples."""
+    """Run a job with a limit on new memory from its first batch until `n_limited` examples, and return its events."""
     command = [sys.executable, "-c", CHILD, json.dumps(job), str(megabytes), str(n_limited)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr

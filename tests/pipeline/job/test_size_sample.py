@@ -17,16 +17,16 @@ from headatlas.store.store import Store, open_store
 
 
 def stored_bytes(store: Store) -> Counter[str]:
-    """Bytes of every array on disk."""
-    found: Counter[str] = Counter()
+    """Return the bytes of every array on disk."""
+    n_bytes: Counter[str] = Counter()
     for segment in store.segments:
         for path in segment.layouts:
-            found[path] += segment.reader.stored_bytes(path)
-    return found
+            n_bytes[path] += segment.reader.stored_bytes(path)
+    return n_bytes
 
 
 def check(config: JobConfig, least: int) -> None:
-    """Each array and the whole store within 5 %, from a sample of the usual size that is not the whole corpus."""
+    """Check that a sample of the usual size predicts every array and the whole store within 5 %."""
     job = prepare_job(config)
     assert len(job.examples) >= least
     projection = project_job(job, timed=False, n_sampled=SAMPLE_EXAMPLES)
