@@ -155,7 +155,7 @@ def test_what_writes_nothing_is_refused(tiny_job, tiny_folder):
         run_job(parse_config({**tiny_job, "generate": {"max_new_tokens": 64}}))
     with pytest.raises(HeadAtlasError, match=r"would be random|sees later tokens"):
         run_job(parse_config({**tiny_job, "generate": {"max_new_tokens": 4}}))
-    with pytest.raises(ConfigError, match="a window of a document is no prompt"):
+    with pytest.raises(ConfigError, match="a window of a document cannot be a prompt"):
         parse_config({**tiny_job, "generate": {"max_new_tokens": 4}, "tokens": {"too_long": "windows"}})
 
 

@@ -335,7 +335,7 @@ app(["run", sys.argv[1]])
         [sys.executable, "-c", program, str(config)], capture_output=True, check=False, text=True, env={**os.environ}
     )
     assert child.returncode == 130, child.stderr
-    assert "the same command goes on" in child.stderr
+    assert "Run the same command again to resume" in child.stderr
     assert "Traceback" not in child.stderr
     store = open_store(tiny_job["store"]["path"])
     assert 1 <= len(store.segments) < 5
