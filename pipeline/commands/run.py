@@ -29,7 +29,7 @@ ConfigArgument = Annotated[
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", metavar="STORE", help="Folder of the store, instead of store.path.", show_default=False),
+    typer.Option("--out", metavar="STORE", help="Folder to write to, instead of store.path.", show_default=False),
 ]
 SetOption = Annotated[
     list[str] | None,

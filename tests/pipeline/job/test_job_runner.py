@@ -318,6 +318,7 @@ def test_interrupt_on_the_command_line(tiny_job, tmp_path):
 import os, signal, sys
 from headatlas.pipeline import progress
 from headatlas.pipeline.commands.run import app
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
 right = progress.LogLines.__call__
 def interrupt(self, event):
     right(self, event)
