@@ -88,7 +88,7 @@ class ExampleSkipped:
 
 @dataclass(frozen=True)
 class SegmentRestarted:
-    """Some examples of a segment cannot be stored. The segment is computed again without them."""
+    """A segment has examples that cannot be stored. It is computed again without them."""
 
     index: int
     n_examples: int

@@ -85,7 +85,7 @@ class Grammar:
     phrases: dict[str, tuple[Rule, ...]]
     lexicons: dict[str, Lexicon]
     values: frozenset[str]
-    """All feature values. Any other argument of a rule is a variable."""
+    """Set of all feature values. Any other argument of a rule is a variable."""
     min_words: int = 1
     max_words: int = 100
 

@@ -101,9 +101,9 @@ def _read(path: Path, file: io.BufferedIOBase, n_bytes: int) -> bytes:
     return _reading(path, lambda: file.readline(n_bytes))
 
 
-def _reading(path: Path, read: Callable[[], bytes]) -> bytes:
+def _reading(path: Path, operation: Callable[[], bytes]) -> bytes:
     try:
-        return read()
+        return operation()
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"corpus.path {str(path)!r} cannot be read to its end: {error}") from error
 

@@ -111,11 +111,11 @@ def prepare_job(
         torch.set_num_threads(config.run.threads)
     resident_model_bytes = 0
     if loaded is None:
-        before = resident_bytes()
+        bytes_before = resident_bytes()
         on_event(Stage(f"reading model {config.model.source}"))
         loaded = load_configured(config.model, images=config.corpus.kind == "images")
         if loaded.model.device.type == "cpu":
-            resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - before))
+            resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - bytes_before))
     corpus = corpus or open_corpus(config.corpus, on_event)
     examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
 

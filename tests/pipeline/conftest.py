@@ -101,8 +101,8 @@ def tiny_job(tiny_folder, tmp_path):
     generator = torch.Generator().manual_seed(5)
     lines = []
     for i in range(40):
-        picked = torch.randint(0, len(WORDS), (1 + i * 7 % 13,), generator=generator).tolist()
-        lines.append(" ".join(WORDS[k] for k in picked))
+        word_ids = torch.randint(0, len(WORDS), (1 + i * 7 % 13,), generator=generator).tolist()
+        lines.append(" ".join(WORDS[k] for k in word_ids))
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {

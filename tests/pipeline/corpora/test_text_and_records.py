@@ -118,9 +118,9 @@ def test_jsonl(tmp_path: Path):
 def test_bad_json_lines_are_quarantined(tmp_path: Path, line: bytes, reason: str):
     path = write(tmp_path, b'{"text": "first"}\n' + line + b'\n{"text": "last"}\n', "x.jsonl")
     assert [example.text for example in examples_of(JsonlCorpus(path=path))] == ["first", "last"]
-    ((number, why),) = faults_of(JsonlCorpus(path=path))
+    ((number, message),) = faults_of(JsonlCorpus(path=path))
     assert number == 2
-    assert why.startswith(reason)
+    assert message.startswith(reason)
 
 
 def test_fields_by_name_and_columns_to_keep(tmp_path: Path):
@@ -156,17 +156,17 @@ def test_column_names_fit_paths_and_expressions(fields: list[str]):
 
 def test_sampling(tmp_path: Path):
     path = write(tmp_path, "".join(f"line {i}\n" if i % 10 else "\n" for i in range(200)))
-    whole = examples_of(TextCorpus(path=path))
+    corpus = examples_of(TextCorpus(path=path))
     options = TextCorpus(path=path, sample=20, seed=3)
     sample = examples_of(options)
     assert len(sample) == 20
-    assert sample == [example for example in whole if example in sample]  # file order, same ids
+    assert sample == [example for example in corpus if example in sample]  # file order, same ids
     assert sample == examples_of(options)
     assert sample != examples_of(options.model_copy(update={"seed": 4}))
     assert len(faults_of(options)) == 20
     assert examples_of(options.model_copy(update={"max_examples": 5})) == sample[:5]
-    assert examples_of(TextCorpus(path=path, max_examples=7)) == whole[:7]
-    assert examples_of(TextCorpus(path=path, sample=1000)) == whole
+    assert examples_of(TextCorpus(path=path, max_examples=7)) == corpus[:7]
+    assert examples_of(TextCorpus(path=path, sample=1000)) == corpus
 
 
 def test_samples_are_fair(tmp_path: Path):
@@ -207,9 +207,9 @@ def test_files_of_a_folder_are_examples_as_they_are(tmp_path):
     options = TextCorpus(path=tmp_path, unit="file")
     assert [(example.id, example.text) for example in examples_of(options)] == [("a", "three"), ("b", "one\n\ntwo\r\n")]
     assert faults_of(options) == [(3, "c.txt: not utf-8: byte 0")]
-    before = describe_corpus(options)
+    description = describe_corpus(options)
     write(tmp_path, b"other", "a.txt")
-    assert describe_corpus(options)["sha256"] != before["sha256"]
+    assert describe_corpus(options)["sha256"] != description["sha256"]
     (single,) = examples_of(TextCorpus(path=tmp_path / "b.txt", unit="file"))
     assert single.text == "one\n\ntwo\r\n"
     (tmp_path / "empty").mkdir()

@@ -51,9 +51,9 @@ def main() -> None:
 
     peaks = []
     for size in sizes:  # the first one also allocates memory that stays: code, caches, scratch memory
-        before = forget_peak()
+        base_bytes = forget_peak()
         capture(size)
-        peaks.append(peak_bytes() - before)
+        peaks.append(peak_bytes() - base_bytes)
     print(json.dumps(peaks))
 
 

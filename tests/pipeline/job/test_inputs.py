@@ -97,7 +97,7 @@ def test_sampling_is_seeded(tiny_job, folder_of, tmp_path):
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_source_and_target_texts(name, tiny_job, folder_of, tmp_path):
-    """Encoder, decoder and cross attention of pairs of texts; the decoder reads its start token and then the target."""
+    """Stores have encoder, decoder and cross attention. The decoder reads its start token and then the target."""
     folder = folder_of(name)
     rows = [
         {"text": "the nurse said that", "target": "a doctor left"},
@@ -141,9 +141,9 @@ def test_an_encoder_decoder_writes_its_target(tiny_job, folder_of):
         }
         with torch.no_grad():
             out = model(**inputs, output_attentions=True)
-        said = out.logits[0].argmax(-1).tolist()
-        assert target.id.tolist() == [model.config.decoder_start_token_id, *said[: len(target) - 1]]
-        assert len(target) == 6 or said[-1] == model.config.eos_token_id
+        predicted = out.logits[0].argmax(-1).tolist()
+        assert target.id.tolist() == [model.config.decoder_start_token_id, *predicted[: len(target) - 1]]
+        assert len(target) == 6 or predicted[-1] == model.config.eos_token_id
         assert (target.flags & TokenFlag.GENERATED != 0).tolist() == [False] + [True] * (len(target) - 1)
         assert not (source.flags & TokenFlag.GENERATED).any()
         cross = torch.stack(out.cross_attentions)[:, 0].numpy()
@@ -160,7 +160,7 @@ def test_what_writes_nothing_is_refused(tiny_job, tiny_folder):
 
 
 def test_corrupt_lines_are_quarantined_and_the_counts_add_up(tiny_job, tmp_path):
-    """Every line of a file is an example of the store or named with its number and reason."""
+    """A line of the file becomes an example of the store, or is recorded with its number and a reason."""
     lines = [b'{"text": "the nurse"}', b"{not json", b'{"text": "caf\xe9"}', b'{"text": ""}', b'{"id": 7}', b"[1, 2]"]
     lines += [b'{"text": "a dog", "id": "last"}', b'{"text": "x\\ud800"}', b""]
     path = tmp_path / "corrupt.jsonl"

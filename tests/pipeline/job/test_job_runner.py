@@ -122,7 +122,7 @@ def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
     """Repaired bytes are equal. A removed example remains removed if its segment is computed again."""
     path = Path(tiny_job["store"]["path"])
     run_job(parse_config(tiny_job))
-    before, fresh = segment_bytes(path), open_store(path)
+    original_bytes, fresh = segment_bytes(path), open_store(path)
     drop_from_store(path, segments=[1])
     drop_from_store(path, examples=[3])
     for index in (0, 2):
@@ -142,7 +142,7 @@ def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
     assert verify_store(path, full=True).is_sound
     for segment in store.segments[1:]:
         for file in (file for file in sorted(segment.folder.rglob("*")) if file.is_file()):
-            assert file.read_bytes() == before[f"{segment.index:06d}/{file.relative_to(segment.folder)}"]
+            assert file.read_bytes() == original_bytes[f"{segment.index:06d}/{file.relative_to(segment.folder)}"]
     assert (store.examples[3].text, len(store.examples[3].tokens())) == ("", 0)
     assert store.example_ids() == fresh.example_ids()
     for i in (0, 7):
@@ -168,8 +168,8 @@ def test_killed_and_resumed_is_the_same_as_undisturbed(n_batches, tiny_job, tmp_
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     events = []
     run_job(parse_config(disturbed), events.append)
-    done = next(event for event in events if isinstance(event, JobStarted)).n_segments_done
-    assert done < 5
+    n_done = next(event for event in events if isinstance(event, JobStarted)).n_segments_done
+    assert n_done < 5
     run_job(parse_config(tiny_job))
     assert segment_bytes(tmp_path / "disturbed") == segment_bytes(tiny_job["store"]["path"])
     store = open_store(tmp_path / "disturbed")
@@ -198,12 +198,12 @@ def test_interrupted_run_keeps_whole_segments_and_goes_on(tiny_job):
 
 def test_finished_job_does_nothing_again(tiny_job):
     run_job(parse_config(tiny_job))
-    before = segment_bytes(tiny_job["store"]["path"])
+    original_bytes = segment_bytes(tiny_job["store"]["path"])
     events = []
     report = run_job(parse_config(tiny_job), events.append)
     assert report.n_segments_written == 0
     assert not any(isinstance(event, BatchDone | CheckPassed) for event in events)
-    assert segment_bytes(tiny_job["store"]["path"]) == before
+    assert segment_bytes(tiny_job["store"]["path"]) == original_bytes
 
 
 def test_another_job_does_not_mix_in(tiny_job):
@@ -245,11 +245,11 @@ def test_out_of_memory_halves_the_batch(tiny_job, tmp_path, monkeypatch):
     run_job(parse_config(other), events.append)
     assert any(isinstance(event, BatchHalved) for event in events)
     assert sum(event.n_examples for event in events if isinstance(event, BatchDone)) == 40
-    whole = open_store(tiny_job["store"]["path"])
+    full = open_store(tiny_job["store"]["path"])
     halved = open_store(tmp_path / "halved")
     for i in range(40):
         np.testing.assert_allclose(
-            whole.examples[i].attention().values, halved.examples[i].attention().values, atol=0.009
+            full.examples[i].attention().values, halved.examples[i].attention().values, atol=0.009
         )
 
 
@@ -343,20 +343,20 @@ app(["run", sys.argv[1]])
 
 
 def test_a_list_of_statistics_is_captured_or_computed_from_what_was_stored(tiny_job, tmp_path):
-    whole = run_job(parse_config(with_settings(tiny_job, store={"path": str(tmp_path / "whole")}))).store
+    full_path = run_job(parse_config(with_settings(tiny_job, store={"path": str(tmp_path / "whole")}))).store
     names = ["top5", "first", "entropy", "entropy_sink_free"]
     listed = with_settings(tiny_job, keep={"statistics": names, "attention": "float32"})
     run_job(parse_config(listed))
-    store, data = open_store(tiny_job["store"]["path"]), open_store(whole).statistics()
+    store, data = open_store(tiny_job["store"]["path"]), open_store(full_path).statistics()
     assert store.spec.statistics == ("entropy", "first")
     assert store.statistic_names() == ("entropy", "first", "top5", "entropy_sink_free")
     for name in ("entropy", "first"):
         np.testing.assert_array_equal(store.statistics()[name], data[name])
-    computed = measured_statistics(open_store(whole), ["top5"], cache=False)["top5"]
+    computed = measured_statistics(open_store(full_path), ["top5"], cache=False)["top5"]
     np.testing.assert_allclose(store.statistics()["top5"], computed.values, atol=0.01)  # that one is from sqrt8
-    before = store.manifest.number
+    manifest_number = store.manifest.number
     run_job(parse_config(listed))  # all is there
-    assert store.refresh().manifest.number == before
+    assert store.refresh().manifest.number == manifest_number
     remove_annotation(store.path, "top5")  # as if the job had been cut off before it
     run_job(parse_config(listed))
     assert set(store.refresh().statistic_names()) == set(names)

@@ -74,8 +74,8 @@ def test_each_store_is_resumed_by_itself(job_file, tmp_path):
     store, other = open_store(jobs[1].store.path), tmp_path / "undisturbed"
     run_jobs(load_jobs(job_file, ["corpus.max_examples=24"], other)[1:])
     for i in range(24):
-        whole = open_store(other / "llama").examples[i]
-        np.testing.assert_array_equal(store.examples[i].attention().values, whole.attention().values)
+        expected = open_store(other / "llama").examples[i]
+        np.testing.assert_array_equal(store.examples[i].attention().values, expected.attention().values)
 
 
 def test_a_model_that_fails_does_not_stop_the_others(job_file, tiny_folder, tmp_path):

@@ -92,10 +92,10 @@ def test_rebuilt_attention_is_the_models_own(name, codec, largest, model_of, inp
         for i, n in enumerate(LENGTHS):
             expected = eager[:, i, :, :n, :n]
             example = store.examples[i]
-            whole = example.attention(site=site)
-            error = np.abs(whole.values - expected).max()
+            rebuilt = example.attention(site=site)
+            error = np.abs(rebuilt.values - expected).max()
             assert error <= largest
-            assert error <= whole.attrs["max_absolute_error"] + 1e-5
+            assert error <= rebuilt.attrs["max_absolute_error"] + 1e-5
             for tile in example.iter_tiles(1, [2, 1], site, size=(5, 4)):
                 q, k = tile.query_pos.values, tile.key_pos.values
                 assert np.abs(tile.values - expected[1][[2, 1]][:, q][:, :, k]).max() <= largest
@@ -175,7 +175,7 @@ def test_a_bias_is_by_distance_or_not_rebuilt(model_of, inputs_of, tmp_path, mon
 
 @pytest.mark.parametrize("name", ["modernbert", "gemma2"])
 def test_a_mask_that_the_site_does_not_tell_is_refused(name, model_of, inputs_of):
-    """As in models that mask by chunks or prefixes: here the site is told another window than the model uses."""
+    """Models that mask by chunks or prefixes are rejected. Here the site has another window than the model."""
 
     def widen(sites):
         return tuple(site.model_copy(update={"window": tuple(w and w + 1 for w in site.window)}) for site in sites)

@@ -1,4 +1,4 @@
-"""Images through a tiny vision transformer: patches as tokens, the picture by reference."""
+"""Images in a tiny vision transformer: patches are tokens, and the store refers to the image file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def vit_folder(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Four images in two folders, one of them damaged, and a file that is none."""
+    """Folder with four images in two subfolders, one of them damaged, and a text file."""
     dice = np.random.default_rng(2)
     folder = tmp_path / "pictures"
     for name in ("cats/b.png", "cats/a.jpg", "dogs/a.webp", "dogs/broken.png"):
@@ -80,7 +80,7 @@ def test_patches_are_tokens(vit_folder, pictures, tmp_path):
         with torch.no_grad():
             maps = model(pixel_values=reader.pixels([record]), output_attentions=True).attentions
         np.testing.assert_allclose(example.attention().values, torch.stack(maps)[:, 0].numpy(), atol=0.004)
-    # What patterns say of patches: attention within one row of the image.
+    # A pattern over patches: attention within one row of the image.
     assert float(store.search("key.row == query.row and key.column != query.column").heads["mass"].min()) > 0
 
 

@@ -46,13 +46,13 @@ def test_a_folder(make_model, kind: str, architecture: str, model_type: str):
 
 def test_the_identity_follows_the_files(make_model):
     folder = make_model()
-    before = load_model(str(folder)).identity
-    assert load_model(str(folder)).identity == before
+    original = load_model(str(folder)).identity
+    assert load_model(str(folder)).identity == original
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["pilot"] = 99
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    after = load_model(str(folder)).identity
-    assert {name for name in before.files if before.files[name] != after.files[name]} == {"tokenizer.json"}
+    changed = load_model(str(folder)).identity
+    assert {name for name in original.files if original.files[name] != changed.files[name]} == {"tokenizer.json"}
 
 
 def test_dtypes(make_model):

@@ -75,8 +75,8 @@ def unigram() -> PreTrainedTokenizerFast:
 def byte_fallback() -> PreTrainedTokenizerFast:
     """Build a tokenizer like Llama 2's: ▁ for spaces, unknown characters as bytes, <s> in front."""
     merges = _merges([f"▁{word}" for word in WORDS])
-    own = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS, *SIGNS]
-    tokens = dict.fromkeys([*own, *("".join(merge) for merge in merges)])
+    basic_tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS, *SIGNS]
+    tokens = dict.fromkeys([*basic_tokens, *("".join(merge) for merge in merges)])
     model = models.BPE(
         vocab={token: i for i, token in enumerate(tokens)}, merges=list(dict.fromkeys(merges)), byte_fallback=True
     )
