@@ -159,13 +159,13 @@ class JobConfig(_Section):
         }
 
     def digest(self) -> str:
-        """SHA-256 of everything in the file that decides the bytes of segments."""
+        """Return the SHA-256 of all settings that determine the bytes of segments."""
         document = self.model_dump(mode="json", exclude={"model": {"name"}, "store": {"path"}, "run": {"threads"}})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
-    """Read a job file of one model, see `load_jobs`.
+    """Read a job file with one model. See `load_jobs`.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     """
     jobs = load_jobs(name, overrides)
     if len(jobs) > 1:
-        raise ConfigError(f"{name} names {len(jobs)} models; expected one. `headatlas run` takes such a file.")
+        raise ConfigError(f"{name} names {len(jobs)} models; expected one. `headatlas run` accepts several.")
     return jobs[0]
 
 

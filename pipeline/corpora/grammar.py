@@ -112,7 +112,9 @@ def read_grammar(path: Path) -> Grammar:
     with open_bytes(path) as file:
         raw = file.read(MAX_GRAMMAR_BYTES + 1)
     if len(raw) > MAX_GRAMMAR_BYTES:
-        raise ConfigError(f"{path.name} has more than {MAX_GRAMMAR_BYTES} bytes, which is the limit for a grammar")
+        raise ConfigError(
+            f"{path.name} has more than {MAX_GRAMMAR_BYTES} bytes; expected a grammar of at most this size"
+        )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -167,7 +169,7 @@ def _read_lexicon(draft: _Draft, line: int, match: re.Match[str], lines: list[st
     n_forms = max(1, len(values))
     if not entries or len(set(values)) < len(values):
         raise draft.fail(
-            line, f"words {match['name']} need entries (indented, separated by commas) and different values"
+            line, f"words {match['name']} need entries (indented, separated by commas), and values without repetitions"
         )
     for entry in entries:
         if len(entry) != n_forms:
@@ -208,8 +210,8 @@ def _read_parts(draft: _Draft, line: int, text: str) -> tuple[Part, ...]:
                 optional=optional,
             )
         )
-    if sum(part.relation is None for part in parts) != 1:
-        raise draft.fail(line, "exactly one part must be the head (`:*`)")
+    if (n_heads := sum(part.relation is None for part in parts)) != 1:
+        raise draft.fail(line, f"{n_heads} parts are heads; exactly one part must be the head (`:*`)")
     return tuple(parts)
 
 
@@ -230,7 +232,10 @@ def _check(draft: _Draft) -> Grammar:
     for _, rule in draft.rules:
         _check_rule(draft, rule, arity, values)
         if rule.name in phrases and len(rule.arguments) != arity[rule.name]:
-            raise draft.fail(rule.line, f"{rule.name} has {arity[rule.name]} arguments in another rule")
+            raise draft.fail(
+                rule.line,
+                f"{rule.name} has {len(rule.arguments)} arguments here, but {arity[rule.name]} arguments in another rule",
+            )
     min_words, max_words = draft.length
     frozen = {name: tuple(rules) for name, rules in phrases.items()}
     return Grammar(sentences, frozen, draft.lexicons, values, min_words, max_words)
@@ -242,7 +247,9 @@ def _check_rule(draft: _Draft, rule: Rule, arity: dict[str, int], values: frozen
     for part in rule.parts:
         if part.symbol is not None:
             if part.symbol not in arity:
-                raise draft.fail(rule.line, f"there are no words and no phrase {part.symbol!r}")
+                raise draft.fail(
+                    rule.line, f"there are no words and no phrase {part.symbol!r}; define one, or correct the name"
+                )
             if len(part.arguments) != arity[part.symbol]:
                 raise draft.fail(
                     rule.line, f"{part.symbol} takes {arity[part.symbol]} arguments, not {len(part.arguments)}"

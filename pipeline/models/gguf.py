@@ -41,7 +41,7 @@ def rebuild_gguf(path: Path, cache: Path) -> Path:
     """
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ConfigError(f"{path} does not begin with the bytes GGUF, so it is not a GGUF file")
+            raise ConfigError(f"{path} does not begin with the bytes GGUF; expected a GGUF file")
     sha256 = file_hash(path)
     folder = cache / "gguf" / f"{path.stem}-{sha256[:16]}-v{REBUILD_VERSION}"
     if _is_complete(folder, sha256):

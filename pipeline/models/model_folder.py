@@ -53,16 +53,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes, expected at most {_MAX_CONFIG_BYTES}")
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes; expected at most {_MAX_CONFIG_BYTES}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path.parent} has no {path.name}, so it is not a model folder") from error
+        raise ConfigError(
+            f"{path.parent} has no {path.name}; expected a model folder as save_pretrained writes it"
+        ) from error
     except ConfigError:
         raise
     except (ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+        raise ConfigError(f"{path} contains a {type(value).__name__}; expected a JSON object")
     return value
 
 
@@ -112,7 +114,9 @@ def read_weight_files(folder: Path) -> list[Path]:
         raise ConfigError(f"{index} has no weight_map; save the model again with save_pretrained")
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-            raise ConfigError(f"{index} names the weight file {name!r}, which is not a file of this folder")
+            raise ConfigError(
+                f"{index} names the weight file {name!r}, which is not a file of this folder; save the model again with save_pretrained"
+            )
     return sorted(folder / name for name in names)
 
 

@@ -106,17 +106,17 @@ def resolve_model(
         )
     if revision is not None:
         raise ConfigError(
-            f"model.revision {revision!r} is for hub models, but model.source {source!r} is a path; remove it"
+            f"model.revision {revision!r} is for hub models, but model.source {source!r} is a path; remove model.revision"
         )
     name = location.removeprefix("package:").rstrip("/") if location.startswith("package:") else path.absolute().name
     if location != source or path.suffix.lower() == ".gguf":
         from .gguf import rebuild_gguf
 
         if not path.is_file():
-            raise ConfigError(f"model.source {source!r}: there is no file {path}; give the path of a GGUF file")
+            raise ConfigError(f"model.source {source!r}: there is no file {path}; expected the path of a GGUF file")
         return ModelFolder(rebuild_gguf(path, cache_folder(cache_dir)), name, origin=path)
     if not path.is_dir():
-        raise ConfigError(f"model.source {source!r}: there is no folder {path}; give a model folder or a hub name")
+        raise ConfigError(f"model.source {source!r}: there is no folder {path}; expected a model folder or a hub name")
     return ModelFolder(path, name)
 
 

@@ -120,13 +120,13 @@ def _room(options: EncodingOptions, loaded: LoadedModel) -> int:
     max_tokens, n_new = options.tokens.max_tokens, options.generate.max_new_tokens
     if max_tokens is not None and limit is not None and max_tokens > limit:
         raise ConfigError(
-            f"tokens.max_tokens is {max_tokens}, but {loaded.identity.name} takes at most {limit} tokens. Lower it."
+            f"tokens.max_tokens is {max_tokens}, but {loaded.identity.name} takes at most {limit} tokens. Lower tokens.max_tokens."
         )
     room = max_tokens or limit or 1 << 30
     if n_new >= room:
         raise ConfigError(
             f"generate.max_new_tokens is {n_new}, which leaves no room for a prompt: {loaded.identity.name} takes {room} "
-            "tokens for prompt and continuation together. Lower it."
+            "tokens for prompt and continuation together. Lower generate.max_new_tokens."
         )
     return room
 

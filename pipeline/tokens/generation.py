@@ -65,15 +65,13 @@ def generate_continuations(
     pad = tokenizer.pad_token_id
     generation_config = _generation_config(model, settings, pad if isinstance(pad, int) else 0)
     ends = end_tokens(model)
-    own_settings, model.generation_config = (
-        model.generation_config,
-        generation_config,
-    )  # source of the settings that remain unset
+    # `generate` reads settings that its own configuration leaves unset from the model's configuration.
+    original_config, model.generation_config = model.generation_config, generation_config
     two_sided = bool(model.config.is_encoder_decoder)
     continuations: list[list[int]] = [[] for _ in prompts]
     generate: Any = model.generate
     with ExitStack() as stack:
-        stack.callback(setattr, model, "generation_config", own_settings)
+        stack.callback(setattr, model, "generation_config", original_config)
         with suppress(UnsupportedModelError):  # models without SDPA use their own attention
             stack.enter_context(implementation(model, "sdpa"))
         for number, batch in enumerate(

@@ -89,7 +89,7 @@ def encode(
     results: list[EncodedExample | Skipped] = []
     for start in range(0, len(examples), _BATCH_EXAMPLES):
         batch = examples[start : start + _BATCH_EXAMPLES]
-        reasons = [_unfit(example, has_target) for example in batch]
+        reasons = [_skip_reason(example, has_target) for example in batch]
         encodable = [example for example, reason in zip(batch, reasons, strict=True) if reason is None]
         settings = {"max_tokens": max_tokens, "on_too_long": on_too_long, "add_special_tokens": add_special_tokens}
         encoded = iter(
@@ -101,7 +101,7 @@ def encode(
     return results
 
 
-def _unfit(example: CorpusExample, has_target: bool) -> str | None:
+def _skip_reason(example: CorpusExample, has_target: bool) -> str | None:
     if has_target and example.target is None:
         return "no target text"
     for text in (example.text, example.text_pair, example.target):

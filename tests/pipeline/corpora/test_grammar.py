@@ -89,7 +89,7 @@ sentence s = Np(sg)@a:nsubj "saw"/VERB:* Np(pl)@b:obj Clause(a):advcl ","/PUNCT:
 def test_minimal_pairs(tmp_path: Path):
     rules = 'sentence s = "the"/DET:det Noun(_)@x:nsubj "said"/VERB:* Pronoun(!g)^x:obj Old:xcomp "."/PUNCT:punct'
     examples = generate(tmp_path, rules, examples=7)
-    assert len(examples) == 6  # a pair is never cut
+    assert len(examples) == 6  # a pair is never split
     for first, second in zip(examples[::2], examples[1::2], strict=True):
         assert (first.columns["variant"], second.columns["variant"]) == ("f", "m")
         assert (
@@ -201,7 +201,7 @@ def test_demo_trees_are_trees(demo: list[CorpusExample]):
         assert all(-1 <= value < len(governors) and value != i for i, value in enumerate(governors))
         assert [i for i, value in enumerate(governors) if value == -1] == [example.word_columns["deprel"].index("root")]
         assert find_cycle(governors) is None
-        assert crossing_arcs(governors) == 0  # every phrase is one stretch of words
+        assert crossing_arcs(governors) == 0  # the words of every phrase are consecutive
 
 
 def crossing_arcs(governors: list[int]) -> int:

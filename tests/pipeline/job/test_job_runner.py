@@ -353,11 +353,13 @@ def test_a_list_of_statistics_is_captured_or_computed_from_what_was_stored(tiny_
     for name in ("entropy", "first"):
         np.testing.assert_array_equal(store.statistics()[name], data[name])
     computed = measured_statistics(open_store(full_path), ["top5"], cache=False)["top5"]
-    np.testing.assert_allclose(store.statistics()["top5"], computed.values, atol=0.01)  # that one is from sqrt8
+    np.testing.assert_allclose(
+        store.statistics()["top5"], computed.values, atol=0.01
+    )  # computed from attention stored as sqrt8
     manifest_number = store.manifest.number
-    run_job(parse_config(listed))  # all is there
+    run_job(parse_config(listed))  # nothing is missing
     assert store.refresh().manifest.number == manifest_number
-    remove_annotation(store.path, "top5")  # as if the job had been cut off before it
+    remove_annotation(store.path, "top5")  # as if the job had been interrupted before this step
     run_job(parse_config(listed))
     assert set(store.refresh().statistic_names()) == set(names)
     with pytest.raises(ConfigError, match="neither attention nor query_key"):

@@ -95,7 +95,7 @@ def test_a_model_that_fails_does_not_stop_the_others(job_file, tiny_folder, tmp_
 def test_windows_that_differ_are_refused(job_file):
     jobs = load_jobs(
         job_file, ["tokens.max_tokens=8", "tokens.too_long=windows"]
-    )  # 6 words beside two special tokens, or 8
+    )  # a window has 6 words and two special tokens, or 8 words
     with pytest.raises(HeadAtlasError, match="llama: its tokenizer cuts documents into other windows"):
         run_jobs(jobs)
     assert open_store(jobs[0].store.path).is_complete

@@ -31,7 +31,7 @@ def listen(event):
     if isinstance(event, BatchDone | BatchHalved):
         log.append([type(event).__name__, event.n_examples])
     if sum(n for kind, n in log if kind == "BatchDone") == n_limited:
-        resource.setrlimit(resource.RLIMIT_AS, FREE)  # writing starts threads, whose stacks count
+        resource.setrlimit(resource.RLIMIT_AS, FREE)  # writing starts threads, and their stacks count
     if isinstance(event, SegmentDone):
         log.append(["SegmentDone", event.index])
     if isinstance(event, ExampleSkipped):

@@ -170,7 +170,7 @@ def test_a_bias_is_by_distance_or_not_rebuilt(model_of, inputs_of, tmp_path, mon
     store = capture_store(tmp_path / "store", model, inputs, keep)
     with pytest.raises(NotFoundError, match="learned bias"):
         store.examples[0].attention(0, 0, "encoder")
-    assert store.examples[0].attention(0, 0, "cross").shape == (17, 17)  # has none
+    assert store.examples[0].attention(0, 0, "cross").shape == (17, 17)  # no position bias
 
 
 @pytest.mark.parametrize("name", ["modernbert", "gemma2"])
@@ -181,6 +181,6 @@ def test_a_mask_that_the_site_does_not_tell_is_refused(name, model_of, inputs_of
         return tuple(site.model_copy(update={"window": tuple(w and w + 1 for w in site.window)}) for site in sites)
 
     model, inputs = model_of(name), inputs_of(name, LENGTHS)
-    capture(model, inputs, Keep(), widen)  # attention itself is kept: nothing depends on it
+    capture(model, inputs, Keep(), widen)  # attention itself is stored, so the window has no effect
     with pytest.raises(UnsupportedModelError, match="cannot be rebuilt"):
         capture(model, inputs, Keep(attention=None), widen)

@@ -128,13 +128,13 @@ def test_missing_weights_are_refused(make_model):
     weights = load_file(path)
     pooler = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
     save_file(pooler, path, {"format": "pt"})
-    load_model(str(path.parent))  # nothing of attention is missing
+    load_model(str(path.parent))  # only the pooler is missing
     save_file({name: tensor for name, tensor in pooler.items() if "layer.1" not in name}, path, {"format": "pt"})
     with pytest.raises(ConfigError, match=r"weights of BertModel are not in its files .*would be random"):
         load_model(str(path.parent))
 
 
-# ---- folders that would like to run code, fetch things or read elsewhere ---------------------------------------------
+# ---- folders that try to run code, to download files or to read other folders ----------------------------------------
 
 EVIL = "open({flag!r}, 'w').write('ran')\nclass Evil: pass\n"
 

@@ -35,7 +35,7 @@ def words_without_token(encoded: list[EncodedExample]) -> Counter[str]:
         word_ids = set(result.source.word.tolist())
         for i, word in enumerate(result.example.words):
             if i not in word_ids:
-                # Only because one token covers it together with another word.
+                # A token may cover the word together with another word.
                 overlapping = [
                     (start, stop)
                     for start, stop in zip(result.source.char_start, result.source.char_end, strict=True)

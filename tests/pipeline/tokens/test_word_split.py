@@ -57,7 +57,7 @@ def test_words_are_ordered_and_cover_what_is_visible(text: str):
 @pytest.mark.parametrize(
     ("unit", "n_words"),
     [
-        ("a'", 2),  # the last apostrophe stands behind the word
+        ("a'", 2),  # the last apostrophe is not part of the word
         ("1.", 2),
         ("\U0001f469\u200d", 1),
         ("\u0301", 1),
