@@ -1,4 +1,4 @@
-"""Corpora and models in, segments out: the only part that loads torch and transformers."""
+"""The pipeline: it runs models over corpora and writes stores. Only this part imports torch and transformers."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["trace"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load `trace` when it is first used, so that the package itself is cheap to import.
+    """Import `trace` on first access, so that importing the package is fast.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""The job file: TOML, checked by pydantic, with ``section.key=value`` overrides.
+"""The job file: TOML, validated by pydantic, with ``section.key=value`` overrides.
 
-Relative paths count from the current directory, as on any command line; ``package:NAME/path`` is a file inside an
-installed package. A job has an identity: the settings that decide the bytes of its segments. Where it writes, how
-many threads it uses and how it shows progress are not part of it.
+Relative paths start at the current directory. ``package:NAME/path`` is a file inside an installed package. The
+identity of a job consists of the settings that determine the bytes of its segments. The output folder, the number of
+threads and the progress display are not part of it.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ class _Section(BaseModel):
 
 
 class StoreConfig(_Section):
-    """Where and in what portions the traces are written."""
+    """The store section: output folder, segment size and container format."""
 
     path: Path | None = None
-    """The store's folder; by default ``traces/`` and the name of the job file."""
+    """Folder of the store; by default ``traces/`` and the name of the job file."""
     segment_examples: int = Field(default=1024, gt=0)
-    """At most; a segment costs a tenth of a second of processor time whatever is in it."""
+    """Largest number of examples in a segment. Each segment has a fixed cost of about 0.1 s of processor time."""
     segment_bytes: int = Field(default=256 << 20, ge=1 << 16)
-    """Raw bytes of a segment; two of them are in memory at a time."""
+    """Largest raw size of a segment in bytes. Two segments are in memory at a time."""
     container: ContainerName = "zarr"
-    """Whether a segment is a Zarr v3 group or one HDF5 file."""
+    """Format of a segment: ``zarr`` (a Zarr v3 group) or ``hdf5`` (one HDF5 file)."""
 
 
 class RunConfig(_Section):
-    """How the work is cut. Batches change the last bits of the numbers, so they belong to the job's identity."""
+    """The run section: batches and threads. Batches affect the last bits of the results, so they are part of the identity."""
 
     batch_size: int = Field(default=64, gt=0)
     max_batch_tokens: int = Field(default=16_384, gt=0)
     max_length_ratio: float = Field(default=2.0, ge=1)
     threads: int | None = Field(default=None, gt=0)
-    """Of torch; by default torch's own choice."""
+    """Number of torch threads; by default torch decides."""
 
     @property
     def limits(self) -> BatchLimits:
-        """Limits for the planning of batches."""
+        """Limits of the batches."""
         return BatchLimits(self.batch_size, self.max_batch_tokens, self.max_length_ratio)
 
 
@@ -73,42 +73,42 @@ PRESETS: dict[str, dict[str, Any]] = {
     "long": {"attention": None},
     "exact": {"attention": "float32", "query_key": "float32"},
 }
-"""What ``keep.preset`` stands for (docs/codecs.md says what each costs); settings beside it come first."""
+"""Settings of each ``keep.preset`` (docs/codecs.md has their costs). Explicit settings override them."""
 
 
 class KeepConfig(Keep):
-    """What is kept; ``false`` and ``"none"`` leave an array out. ``preset`` names one of `PRESETS` to start from."""
+    """The keep section: arrays to store. ``false`` and ``"none"`` omit an array. ``preset`` is a name in `PRESETS`."""
 
     statistics: bool | tuple[str, ...] = True  # pyright: ignore[reportIncompatibleVariableOverride]
-    """True: those that the capture computes; or names of any. What the capture does not compute is computed from the
-    stored attention when all of it is there."""
+    """Statistics to store: True for those of the capture, or a list of names. Statistics that the capture does not
+    compute are computed from stored attention when the store is complete."""
 
     @field_validator("statistics", mode="before")
     @classmethod
-    def _known(cls, value: Any) -> Any:
+    def _known_statistics(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ("true", "false"):
             value = [name.strip() for name in value.split(",")]
         if isinstance(value, list | tuple):
             for name in value:
                 if name not in known_names():
-                    statistic_of(str(name))  # says which are known, and which is near
+                    statistic_of(str(name))  # raises an error with the valid names and the nearest one
             return tuple(dict.fromkeys(value)) or False
         return value
 
     @property
     def captured(self) -> tuple[str, ...]:
-        """The statistics that are computed while the model runs, in the order of their definitions."""
+        """Statistics that the capture computes, in the order of their definitions."""
         if isinstance(self.statistics, bool):
             return tuple(STATISTICS) if self.statistics else ()
         return tuple(name for name in STATISTICS if name in self.statistics)
 
     @property
     def computed_later(self) -> tuple[str, ...]:
-        """The statistics that are computed from what was stored."""
+        """Statistics that are computed from stored attention after the capture."""
         return () if isinstance(self.statistics, bool) else tuple(n for n in self.statistics if n not in STATISTICS)
 
     def stored(self) -> Keep:
-        """What the store's specification says."""
+        """Return the keep settings for the specification of the store."""
         return Keep.model_validate({**self.model_dump(), "statistics": bool(self.captured)})
 
     @model_validator(mode="before")
@@ -141,16 +141,16 @@ class JobConfig(_Section):
     @model_validator(mode="after")
     def _no_windows_of_prompts(self) -> JobConfig:
         if self.generate.max_new_tokens and self.tokens.too_long == "windows":
-            raise ValueError('a window of a document is no prompt; set tokens.too_long to "whole" or "truncate"')
+            raise ValueError('a window of a document cannot be a prompt; set tokens.too_long to "whole" or "truncate"')
         return self
 
     @property
     def encoding(self) -> EncodingOptions:
-        """The settings that turn the corpus into token sequences."""
+        """Settings that determine the token sequences."""
         return EncodingOptions(self.model, self.tokens, self.generate, self.run.limits)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the bytes of segments, besides model, corpus and kept arrays (recorded apart)."""
+        """Return the settings that determine the bytes of segments. Model, corpus and arrays are recorded separately."""
         return {
             "tokens": self.tokens.model_dump(mode="json"),
             "store": self.store.model_dump(mode="json", exclude={"path"}),
@@ -159,13 +159,13 @@ class JobConfig(_Section):
         }
 
     def digest(self) -> str:
-        """SHA-256 of everything in the file that decides the bytes of segments."""
+        """Return the SHA-256 of all settings that determine the bytes of segments."""
         document = self.model_dump(mode="json", exclude={"model": {"name"}, "store": {"path"}, "run": {"threads"}})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
-    """Read a job file of one model, see `load_jobs`.
+    """Read a job file with one model. See `load_jobs`.
 
     Raises
     ------
@@ -174,25 +174,26 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     """
     jobs = load_jobs(name, overrides)
     if len(jobs) > 1:
-        raise ConfigError(f"{name} names {len(jobs)} models; expected one. `headatlas run` takes such a file.")
+        raise ConfigError(f"{name} names {len(jobs)} models; expected one. `headatlas run` accepts several.")
     return jobs[0]
 
 
 def load_jobs(name: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> list[JobConfig]:
-    """Read a job file, or the one of that name which ships with headatlas (``demo``): a job for each of its models.
+    """Read a job file, or a shipped one by its name (``demo``), and return one job for each of its models.
 
-    `overrides` are ``section.key=value`` with the value in TOML (a bare word is text). Another ``corpus.kind`` than
-    the file's starts an empty corpus section: options of one kind mean nothing to another. `out` takes the place of
-    ``store.path``, in which several models (``[[model]]`` instead of ``[model]``) have a folder each.
+    `overrides` are ``section.key=value`` with the value in TOML (a bare word is text). A ``corpus.kind`` other than
+    that of the file clears the corpus section, because options differ between kinds. `out` replaces ``store.path``.
+    Several models (``[[model]]`` instead of ``[model]``) each have a folder inside it.
 
     Raises
     ------
     ConfigError
-        The file is not there, too large, not TOML, or says what no job can do; the nearest known key is named.
+        The file does not exist, is too large, is not TOML, or has invalid settings. For an unknown key, the message
+        names the nearest valid one.
     """
     path = find_config(name)
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes; a job file has at most {MAX_FILE_BYTES}.")
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes; expected a job file of at most {MAX_FILE_BYTES}.")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -203,32 +204,36 @@ def load_jobs(name: str | Path, overrides: Sequence[str] = (), out: Path | None 
     if kinds and isinstance(corpus, dict) and kinds[-1] != corpus.get("kind"):
         document["corpus"] = {}
     models: Any = document.get("model")
-    several = isinstance(models, list) and len(models) > 0
+    has_model_list = isinstance(models, list) and len(models) > 0
     for keys, value in changes:
         section: Any = document.setdefault(keys[0], {})
-        for part in models if several and keys[0] == "model" else [section]:
-            if not isinstance(part, dict):
+        for table in models if has_model_list and keys[0] == "model" else [section]:
+            if not isinstance(table, dict):
                 raise ConfigError(f"{path}: {keys[0]} is {section!r}; expected a section [{keys[0]}].")
-            part[keys[1]] = value
-    jobs = [parse_config({**document, "model": one}, str(path)) for one in models] if several else []
+            table[keys[1]] = value
+    jobs = [parse_config({**document, "model": model}, str(path)) for model in models] if has_model_list else []
     jobs = jobs or [parse_config(document, str(path))]
     folder = out or jobs[0].store.path or Path("traces") / path.stem
     names = [job.model.short_name for job in jobs]
-    if several and (twice := sorted({one for one in names if names.count(one) > 1})):
-        raise ConfigError(f"{path}: two models would write to {folder / twice[0]}; give each a name under [[model]].")
+    if has_model_list and (duplicates := sorted({name for name in names if names.count(name) > 1})):
+        raise ConfigError(
+            f"{path}: two models would write to {folder / duplicates[0]}; give each a name under [[model]]."
+        )
     return [
-        job.model_copy(update={"store": job.store.model_copy(update={"path": folder / one if several else folder})})
-        for job, one in zip(jobs, names, strict=True)
+        job.model_copy(
+            update={"store": job.store.model_copy(update={"path": folder / name if has_model_list else folder})}
+        )
+        for job, name in zip(jobs, names, strict=True)
     ]
 
 
-def parse_config(document: dict[str, Any], where: str = "job") -> JobConfig:
-    """Check a job given as nested dictionaries.
+def parse_config(document: dict[str, Any], source: str = "job") -> JobConfig:
+    """Validate a job in the form of nested dictionaries.
 
     Raises
     ------
     ConfigError
-        Names every mistake, with the nearest known key for an unknown one.
+        The document is invalid. The message lists all mistakes and begins with `source`.
     """
     corpus = document.get("corpus")
     if isinstance(corpus, dict) and isinstance(corpus.get("path"), str):
@@ -237,17 +242,17 @@ def parse_config(document: dict[str, Any], where: str = "job") -> JobConfig:
         return JobConfig.model_validate(document)
     except ValidationError as error:
         raise ConfigError(
-            f"{where}: " + "; ".join(_explain(problem).removesuffix(".") for problem in error.errors()) + "."
+            f"{source}: " + "; ".join(_explain(problem).removesuffix(".") for problem in error.errors()) + "."
         ) from error
 
 
 def find_config(name: str | Path) -> Path:
-    """The file of that name, or the shipped job file.
+    """Return the file with this path, or the shipped job file with this name.
 
     Raises
     ------
     ConfigError
-        There is neither.
+        Neither exists.
     """
     path = Path(name)
     if path.is_file():
@@ -256,7 +261,7 @@ def find_config(name: str | Path) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     raise ConfigError(
-        f"there is no job file {str(name)!r}; give a path, or one of those that ship: {', '.join(sorted(shipped))}."
+        f"there is no job file {str(name)!r}; use a path, or the name of a shipped job file: {', '.join(sorted(shipped))}."
     )
 
 
@@ -293,35 +298,35 @@ def _parse_override(text: str) -> tuple[tuple[str, str], Any]:
 
 
 def _explain(problem: Any) -> str:
-    """One mistake found by pydantic, in our words."""
-    place = [str(part) for part in problem["loc"]]
-    section = place[0] if place else ""
-    if section == "corpus" and len(place) > 1 and place[1] in _corpus_kinds():
-        kind, place = place[1], [place[0], *place[2:]]
+    """Describe one mistake that pydantic reports."""
+    keys = [str(part) for part in problem["loc"]]
+    section = keys[0] if keys else ""
+    if section == "corpus" and len(keys) > 1 and keys[1] in _corpus_kinds():
+        kind, keys = keys[1], [keys[0], *keys[2:]]
     else:
         kind = ""
-    name = ".".join(place)
+    name = ".".join(keys)
     match problem["type"]:
         case "extra_forbidden":
-            known = _known_keys(section, kind) if len(place) > 1 else list(JobConfig.model_fields)
-            near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-            prefix = ".".join(place[:-1])
+            valid = _valid_keys(section, kind) if len(keys) > 1 else list(JobConfig.model_fields)
+            near = difflib.get_close_matches(keys[-1], valid, n=1, cutoff=0.5)
+            prefix = ".".join(keys[:-1])
             hint = f"did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else ""
-            return f"unknown key {name}; {hint + ' ' if hint else ''}Known {'here' if prefix else 'sections'}: {', '.join(known)}."
+            return f"unknown key {name}; {hint + ' ' if hint else ''}Valid {'keys' if prefix else 'sections'}: {', '.join(valid)}."
         case "missing":
             return f"{name} is missing."
         case "union_tag_not_found":
             return f"corpus.kind is missing; it is one of {', '.join(_corpus_kinds())}."
         case "union_tag_invalid":
-            found = str(problem["input"].get("kind")) if isinstance(problem["input"], dict) else ""
-            near = difflib.get_close_matches(found, _corpus_kinds(), n=1, cutoff=0.5)
+            name = str(problem["input"].get("kind")) if isinstance(problem["input"], dict) else ""
+            near = difflib.get_close_matches(name, _corpus_kinds(), n=1, cutoff=0.5)
             hint = f" did you mean {near[0]!r}?" if near else ""
-            return f"corpus.kind is {found!r};{hint} It is one of {', '.join(_corpus_kinds())}."
+            return f"corpus.kind is {name!r};{hint} It is one of {', '.join(_corpus_kinds())}."
         case _:
             return f"{name} is {problem['input']!r}: {problem['msg']}."
 
 
-def _known_keys(section: str, kind: str) -> list[str]:
+def _valid_keys(section: str, kind: str) -> list[str]:
     if section == "corpus":
         return list(_corpus_kinds()[kind].model_fields) if kind in _corpus_kinds() else ["kind"]
     field = JobConfig.model_fields.get(section)
@@ -332,7 +337,7 @@ def _known_keys(section: str, kind: str) -> list[str]:
 
 
 def _corpus_kinds() -> dict[str, type[BaseModel]]:
-    """Options model of each corpus kind, from the annotation of the union itself."""
+    """Return the options model of each corpus kind, read from the annotation of the union."""
     union = typing.get_args(CorpusConfig)[0]
     members = typing.get_args(union) if isinstance(union, types.UnionType) else (union,)
     return {kind: member for member in members for kind in typing.get_args(member.model_fields["kind"].annotation)}

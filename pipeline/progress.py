@@ -1,6 +1,6 @@
-"""What a job tells while it runs: events as plain data, shown as a progress bar or as log lines.
+"""Events of a running job, and their display as a progress bar or as log lines.
 
-The job knows nothing of how it is shown: it calls one function with each event.
+A job does not depend on the display. It calls one function with each event.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the preparation began."""
+    """A step of the preparation has begun."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ModelBegun:
-    """The next of several models has its turn; `number` counts from 1."""
+    """The job of the next model has begun. `number` counts from 1."""
 
     number: int
     n_models: int
@@ -33,7 +33,7 @@ class ModelBegun:
 
 @dataclass(frozen=True)
 class ModelFailed:
-    """A model could not be captured; the others go on."""
+    """The job of a model failed. The other models still run."""
 
     name: str
     reason: str
@@ -41,7 +41,7 @@ class ModelFailed:
 
 @dataclass(frozen=True)
 class JobStarted:
-    """Everything is ready; `n_done` examples are in the store from before."""
+    """The preparation is finished. `n_done` examples are already in the store."""
 
     store: str
     model: str
@@ -53,7 +53,7 @@ class JobStarted:
 
 @dataclass(frozen=True)
 class CheckPassed:
-    """The capture agrees with the model's own eager attention."""
+    """The capture matches the model's own eager attention."""
 
     n_examples: int
     n_weights: int
@@ -72,14 +72,14 @@ class BatchDone:
 
 @dataclass(frozen=True)
 class BatchHalved:
-    """Memory ran out; the batch is tried again in two halves."""
+    """A batch ran out of memory. It is retried in two halves."""
 
     n_examples: int
 
 
 @dataclass(frozen=True)
 class ExampleSkipped:
-    """An example is listed in the store without traces."""
+    """An example is skipped. The store lists it without traces."""
 
     index: int
     id: str
@@ -88,7 +88,7 @@ class ExampleSkipped:
 
 @dataclass(frozen=True)
 class SegmentRestarted:
-    """Examples of the segment turned out not to be storable; it is computed again without them."""
+    """A segment has examples that cannot be stored. It is computed again without them."""
 
     index: int
     n_examples: int
@@ -132,7 +132,7 @@ Event = (
 
 @dataclass
 class Rates:
-    """Totals since the start, and what follows from them."""
+    """Totals and rates since the start."""
 
     started: float = field(default_factory=time.monotonic)
     n_examples: int = 0
@@ -148,13 +148,13 @@ class Rates:
             self.n_bytes += event.n_bytes
 
     def text(self) -> str:
-        """Rates in words."""
+        """Format the rates."""
         elapsed = max(time.monotonic() - self.started, 1e-6)
         return f"{self.n_examples / elapsed:,.0f} examples/s · {self.n_tokens / elapsed:,.0f} tokens/s · {format_bytes(self.n_bytes)} written"
 
 
 def format_bytes(n: float) -> str:
-    """Bytes for people: ``12.3 MB``."""
+    """Format bytes with a unit: ``12.3 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(n) < 1000:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
@@ -163,15 +163,15 @@ def format_bytes(n: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people: ``2 min 05 s``."""
+    """Format a duration: ``2 min 05 s``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes} min {remainder:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def describe(event: Event) -> str | None:
-    """One line for an event that deserves one, else None."""
+    """Return the display line of an event, or None if it has none."""
     match event:
         case Stage(text=text):
             return text
@@ -180,68 +180,68 @@ def describe(event: Event) -> str | None:
         case ModelFailed():
             return f"{event.name} failed: {event.reason}"
         case JobStarted():
-            before = f", {event.n_done:,} of them there from before" if event.n_done else ""
+            stored = f", {event.n_done:,} of them already stored" if event.n_done else ""
             return (
-                f"{event.model} → {event.store}: {event.n_examples:,} examples in {event.n_segments} segments{before}"
+                f"{event.model} → {event.store}: {event.n_examples:,} examples in {event.n_segments} segments{stored}"
             )
         case CheckPassed():
             rebuilt = "" if event.rebuilt is None else f"; rebuilt from query and key within {event.rebuilt:.1e}"
-            return f"self-check passed: {event.n_weights:,} weights within {event.largest:.1e} of eager attention (at most {event.bound:g}){rebuilt}"
+            return f"self-check passed: {event.n_weights:,} weights within {event.largest:.1e} of eager attention (limit {event.bound:g}){rebuilt}"
         case BatchHalved():
-            return f"out of memory with {event.n_examples} examples: trying halves"
+            return f"out of memory with {event.n_examples} examples: retrying in two halves"
         case ExampleSkipped():
             return f"skipped example {event.index} ({event.id}): {event.reason}"
         case SegmentRestarted():
-            return f"segment {event.index} starts again without {event.n_examples} examples"
+            return f"segment {event.index} is computed again without {event.n_examples} examples"
         case JobDone():
-            left_out = "".join(
-                f", {count:,} {what}"
-                for count, what in ((event.n_skipped, "skipped"), (event.n_quarantined, "records unreadable"))
+            omissions = "".join(
+                f", {count:,} {description}"
+                for count, description in ((event.n_skipped, "skipped"), (event.n_quarantined, "records unreadable"))
                 if count
             )
-            return f"done: {event.n_examples:,} examples{left_out}, {format_bytes(event.n_bytes)} in {event.store} after {format_seconds(event.seconds)}"
+            return f"done: {event.n_examples:,} examples{omissions}, {format_bytes(event.n_bytes)} in {event.store} after {format_seconds(event.seconds)}"
         case _:
             return None
 
 
 class Stream(Protocol):
-    """Where lines go."""
+    """Output stream for lines."""
 
     def write(self, text: str, /) -> object:
-        """Take some text."""
+        """Write text."""
         ...
 
     def flush(self) -> object:
-        """Send it on."""
+        """Flush the stream."""
         ...
 
 
 class LogLines:
-    """Plain lines, for files and pipes; a line for every segment."""
+    """Display of plain lines for files and pipes, with one line per segment."""
 
     def __init__(self, stream: Stream | None = None) -> None:
         self._stream = stream or sys.stderr
         self._rates: Rates | None = None
-        self._n_left = 0
+        self._n_pending = 0
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if isinstance(event, JobStarted):
-            self._rates, self._n_left = Rates(), event.n_examples - event.n_done
+            self._rates, self._n_pending = Rates(), event.n_examples - event.n_done
         line = describe(event)
         if self._rates is not None:
             self._rates.add(event)
             if isinstance(event, SegmentDone):
-                line = f"segment {event.index} committed: {self._rates.n_examples:,} of {self._n_left:,} examples, {self._rates.text()}"
+                line = f"segment {event.index} committed: {self._rates.n_examples:,} of {self._n_pending:,} examples, {self._rates.text()}"
         if line:
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing to put away."""
+        """Do nothing."""
 
 
 class ProgressBar:
-    """A bar with rates and the time left for each model, lines above for what matters."""
+    """Progress bar with rates and remaining time for each model. Important events are lines above the bar."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -276,25 +276,26 @@ class ProgressBar:
             self._progress.update(self._task, advance=advance, rates=self._rates.text())
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the bar and restore the terminal."""
         self._progress.stop()
 
 
 def open_display(quiet: bool = False) -> LogLines | ProgressBar | Silent:
-    """What suits where standard error goes."""
+    """Open the display that fits standard error: a bar for a terminal, lines otherwise, nothing if `quiet`."""
     if quiet:
         return Silent()
     return ProgressBar() if sys.stderr.isatty() else LogLines()
 
 
 class Silent:
-    """Shows nothing."""
+    """Display that shows nothing."""
 
     def __call__(self, event: Event) -> None:
         """Ignore an event."""
 
     def close(self) -> None:
-        """Nothing to put away."""
+        """Do nothing."""
 
 
 Listener = Callable[[Event], None]
+"""Function that receives the events of a job."""

@@ -1,4 +1,4 @@
-"""The command `headatlas annotate`: add to a written store what a file says of its examples."""
+"""The command `headatlas annotate`: add annotations from a file to a store."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ def annotate(
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="LAYER",
-            help="A .jsonl, .csv, .tsv, .parquet or .conllu file; rows are found by `id`.",
+            metavar="FILE",
+            help="A .jsonl, .csv, .tsv, .parquet or .conllu file. Its rows name examples by `id`.",
             show_default=False,
         ),
     ] = None,
     name: Annotated[
-        str, typer.Option("--name", help="What expressions call it: query.NAME or example.NAME.", show_default=False)
-    ] = ...,  # pyright: ignore[reportArgumentType]  typer's word for a required option
+        str,
+        typer.Option(
+            "--name", help="Name of the column in expressions: query.NAME or example.NAME.", show_default=False
+        ),
+    ] = ...,  # pyright: ignore[reportArgumentType]  typer marks a required option by ...
     column: Annotated[
-        str | None, typer.Option(help="The file's column, if its name is not the one of --name.", show_default=False)
+        str | None, typer.Option(help="Column of the file; default: the name in --name.", show_default=False)
     ] = None,
     kind: Annotated[
         Literal["example", "word", "token"] | None,
-        typer.Option(help="What each value of a list belongs to; default word.", show_default=False),
+        typer.Option(help="Items that the values of a list annotate; default: word.", show_default=False),
     ] = None,
-    sequence: Annotated[Literal["source", "target"], typer.Option(help="Whose words or tokens.")] = "source",
-    description: Annotated[str, typer.Option(help="Stored with the column.")] = "",
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the column of that name.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the column of that name.")] = False,
+    sequence: Annotated[Literal["source", "target"], typer.Option(help="Sequence of the words or tokens.")] = "source",
+    description: Annotated[str, typer.Option(help="Description to store with the column.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the column with this name.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the column with this name.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Add an annotation of examples, words or tokens to a written store. Nothing is written anew.
+    """Add annotations of examples, words or tokens to a store. Existing files are not rewritten.
 
     Example: [bold]headatlas annotate traces/ewt parsed.conllu --name upos2 --column upos[/bold]
     """
@@ -54,7 +57,7 @@ def annotate(
         n_examples = 0
     else:
         if file is None:
-            raise ConfigError("no file; expected headatlas annotate STORE FILE --name NAME.")
+            raise ConfigError("FILE is missing; expected headatlas annotate STORE FILE --name NAME.")
         kind, values = read_annotation_file(file, column or name, kind)
         opened = annotate_store(
             store,
@@ -68,18 +71,18 @@ def annotate(
         )
         n_examples = len(values)
     if as_json:
-        told = {
+        report = {
             "path": opened.location,
             "manifest": opened.manifest.number,
             "name": name,
             "kind": "removed" if remove else kind,
         }
-        print(json.dumps(told | {"n_examples": n_examples}, indent=1))
+        print(json.dumps(report | {"n_examples": n_examples}, indent=1))
     elif remove:
-        print(f"{opened.location}: manifest {opened.manifest.number} is without {name}.")
+        print(f"{opened.location}: manifest {opened.manifest.number} no longer has {name}.")
     else:
-        used = f"example.{name}" if kind == "example" else f"query.{name}"
+        reference = f"example.{name}" if kind == "example" else f"query.{name}"
         print(
             f"{opened.location}: manifest {opened.manifest.number} has {name} ({kind}) of {n_examples:,} of "
-            f"{opened.n_examples:,} examples. In patterns: {used}"
+            f"{opened.n_examples:,} examples. Name in patterns: {reference}"
         )

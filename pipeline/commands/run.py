@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headatlas.store.commands.options import AsJson
+
 if TYPE_CHECKING:
     from ..config import JobConfig
     from ..job.resources import JobProjection
@@ -21,7 +23,7 @@ ConfigArgument = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG",
-        help="A job file, or the name of one that ships with headatlas (demo, prose, smollm2).",
+        help="A job file, or the name of a shipped one (demo, prose, smollm2).",
         show_default=False,
     ),
 ]
@@ -31,11 +33,11 @@ OutOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated.", show_default=False),
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting. May be repeated.", show_default=False),
 ]
 MaxOption = Annotated[
     int | None,
-    typer.Option("--max-examples", metavar="N", min=1, help="Take the first N examples only.", show_default=False),
+    typer.Option("--max-examples", metavar="N", min=1, help="Use only the first N examples.", show_default=False),
 ]
 SampleOption = Annotated[
     int | None,
@@ -43,11 +45,10 @@ SampleOption = Annotated[
         "--sample",
         metavar="N",
         min=1,
-        help="Take N examples at random (corpus.seed decides which), in their order; --max-examples counts these.",
+        help="Use a random sample of N examples in file order. corpus.seed is its seed; --max-examples applies to it.",
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -57,15 +58,16 @@ def run(
     changes: SetOption = None,
     max_examples: MaxOption = None,
     sample: SampleOption = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Write again what is damaged (every byte is compared) or was dropped.")
+        bool,
+        typer.Option("--repair", help="Verify every byte of the store, and write damaged and dropped segments again."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not show progress.")] = False,
 ) -> None:
-    """Run a model over a corpus and write its attention to a store; the same command again goes on where it stopped.
+    """Run a model over a corpus and write its attention to a store. Run the same command again to resume it.
 
-    A job file may name several models: each gets a store of its own, STORE/NAME, with the same examples in all.
+    A job file may name several models. Each has its own store, STORE/NAME, and all stores have the same examples.
 
     Example: [bold]headatlas run demo --out traces/demo[/bold]
     """
@@ -81,7 +83,7 @@ def run(
         display.close()
         stores = ", ".join(str(job.store.path) for job in jobs)
         print(
-            f"\nheadatlas: stopped. Every committed segment is safe in {stores}; the same command goes on from there.",
+            f"\nheadatlas: interrupted. {stores} has every committed segment. Run the same command again to resume.",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
@@ -98,16 +100,16 @@ def plan(
     changes: SetOption = None,
     max_examples: MaxOption = None,
     sample: SampleOption = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
     timed: Annotated[bool, typer.Option("--timed/--untimed", help="Run one batch to estimate the time.")] = True,
     measure: Annotated[
         int,
         typer.Option(
-            "--measure", metavar="N", min=0, help="Capture N examples to measure the bytes on disk (0: guess them)."
+            "--measure", metavar="N", min=0, help="Capture N examples to measure the bytes on disk; 0 estimates them."
         ),
     ] = 192,
 ) -> None:
-    """Show what a job would take: examples, tokens, segments, bytes on disk by array, memory and time. Writes no store.
+    """Show the size of a job: examples, tokens, segments, bytes on disk by array, memory and time. Writes no store.
 
     Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
     """
@@ -117,16 +119,16 @@ def plan(
 
     jobs = _load(config, out, changes, max_examples, sample)
     corpus = open_corpus(jobs[0].corpus)
-    found = []
-    for one in jobs:
-        job = prepare_job(one, corpus=corpus)
+    results = []
+    for config_of_model in jobs:
+        job = prepare_job(config_of_model, corpus=corpus)
         projection = project_job(job, timed, measure)
         if as_json:
-            found.append(_projection_json(projection, job))
+            results.append(_projection_json(projection, job))
         else:
             _print_projection(projection, job)
     if as_json:
-        _print_json(found)
+        _print_json(results)
 
 
 def _load(
@@ -141,9 +143,9 @@ def _load(
     return load_jobs(config, overrides, out)
 
 
-def _print_json(found: list[dict[str, Any]]) -> None:
-    """One object; of several models a list."""
-    print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
+def _print_json(results: list[dict[str, Any]]) -> None:
+    """Print one object, or a list if there are several models."""
+    print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 
 def _projection_json(projection: JobProjection, job: Any) -> dict[str, Any]:
@@ -174,13 +176,13 @@ def _print_projection(projection: JobProjection, job: Any) -> None:
         f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
         highlight=False,
     )
-    for count, what in (
+    for count, problem in (
         (len(job.skipped), "examples cannot be encoded"),
         (job.n_quarantined, "records cannot be read"),
     ):
         if count:
-            console.print(f"{count:,} {what}", highlight=False)
-    origin = "from a sample" if projection.besides else "a guess"
+            console.print(f"{count:,} {problem}", highlight=False)
+    origin = "from a sample" if projection.besides else "an estimate"
     table = Table("array", "raw", f"on disk ({origin})", box=None, header_style="bold")
     table.columns[1].justify = table.columns[2].justify = "right"
     for array in (*projection.arrays, *projection.besides):
@@ -191,7 +193,7 @@ def _print_projection(projection: JobProjection, job: Any) -> None:
     console.print(table)
     if any(array.is_estimate for array in projection.arrays):
         console.print(
-            f"How many weights {job.spec.keep.attention} keeps depends on the weights: its bytes are an estimate.",
+            f"The number of weights that {job.spec.keep.attention} keeps depends on the weights, so its bytes are an estimate.",
             highlight=False,
         )
     parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in projection.memory.items())

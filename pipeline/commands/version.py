@@ -1,4 +1,4 @@
-"""What `headatlas --version` says of the pipeline. torch is not imported: that takes seconds."""
+"""Lines about the pipeline in `headatlas --version`. torch is not imported, because that takes seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KERNEL_FOLDER = Path(__file__).parents[1] / "reduce" / "kernel"
 
 
 def version_lines() -> list[str]:
-    """Version of torch, and which capture kernels are installed."""
+    """Return lines with the version of torch and the installed capture kernels."""
     is_compiled = any((KERNEL_FOLDER / f"_attention{suffix}").is_file() for suffix in EXTENSION_SUFFIXES)
     return [
         f"torch {installed_version('torch') or 'not installed'}",

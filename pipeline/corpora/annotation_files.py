@@ -1,8 +1,8 @@
-"""Files that annotate the examples of a store: JSON lines, CSV, Parquet and CoNLL-U.
+"""Files that annotate the examples of a store: JSON Lines, CSV, Parquet and CoNLL-U.
 
-In a table each row is one example (``id`` and the value), or one word or token of it, where a column ``word`` or
-``token`` says which, from 0. JSON lines and Parquet may hold lists, one entry a word or token. Of CoNLL-U a column of
-the words is taken.
+A row of a table annotates one example (columns ``id`` and the value). With a column ``word`` or ``token`` it annotates
+that word or token of the example, counted from 0. JSON Lines and Parquet may also contain lists with one entry for
+each word or token. From CoNLL-U, one column of the words is read.
 """
 
 from __future__ import annotations
@@ -19,41 +19,43 @@ from .corpus import read_corpus
 from .corpus_options import ConlluCorpus
 from .records import Quarantined, iter_lines
 
-Level = Literal["example", "word", "token"]
-_ENDINGS = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".conllu": "conllu"}
+AnnotationKind = Literal["example", "word", "token"]
+_FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".conllu": "conllu"}
 
 
-def read_annotation_file(path: Path, column: str, level: Level | None = None) -> tuple[Level, dict[str, Any]]:
-    """What a file says of each example, by id, and on which level.
+def read_annotation_file(
+    path: Path, column: str, kind: AnnotationKind | None = None
+) -> tuple[AnnotationKind, dict[str, Any]]:
+    """Read an annotation file: its kind (example, word or token) and the values by example id.
 
     Parameters
     ----------
     path
-        A file whose ending says what it is.
+        The file. Its suffix selects the format.
     column
-        The field, or the column of CoNLL-U (``upos``, ``deprel``, ``head`` ...), that holds the values.
-    level
-        What lists are about; lists are of words if it is not given.
+        The field, or the column of CoNLL-U (``upos``, ``deprel``, ``head`` ...), that contains the values.
+    kind
+        The items that lists annotate; words by default.
 
     Raises
     ------
     ConfigError
-        The file cannot be read, or has no such column; an example is in it twice.
+        The file cannot be read, lacks the column, or contains an example twice.
     """
-    kind = _ENDINGS.get(path.suffix)
-    if kind is None:
-        raise ConfigError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(_ENDINGS)}.")
+    file_format = _FORMATS.get(path.suffix)
+    if file_format is None:
+        raise ConfigError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(_FORMATS)}.")
     if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file; paths are relative to where you are.")
-    if kind == "conllu":
-        if level not in (None, "word"):
-            raise ConfigError(f"level {level!r}; expected 'word': CoNLL-U annotates words.")
+        raise ConfigError(f"{path}: there is no such file. Relative paths start at the current directory.")
+    if file_format == "conllu":
+        if kind not in (None, "word"):
+            raise ConfigError(f"--kind is {kind!r}; expected 'word', because CoNLL-U annotates words.")
         return "word", _conllu(path, column)
-    return _table(path, kind, column, level)
+    return _table(path, file_format, column, kind)
 
 
 def describe_annotation_file(path: Path, column: str) -> dict[str, Any]:
-    """What identifies the file, for the store to note."""
+    """Describe the file for the provenance in the store: name, SHA-256 and column."""
     return {"name": path.name, "sha256": file_hash(path), "column": column}
 
 
@@ -63,20 +65,21 @@ def _conllu(path: Path, column: str) -> dict[str, Any]:
         if isinstance(example, Quarantined):
             raise ConfigError(f"{path}, line {example.line}: {example.reason}.")
         if column not in example.word_columns:
-            known = ", ".join(example.word_columns)
-            raise ConfigError(f"{path}, {example.id}: no column {column!r}; expected one of {known}.")
-        own = example.word_columns[column]
-        values[example.id] = [None if item == -1 else item for item in own]
+            names = ", ".join(example.word_columns)
+            raise ConfigError(f"{path}, {example.id}: no column {column!r}; expected one of {names}.")
+        values[example.id] = [None if item == -1 else item for item in example.word_columns[column]]
     return values
 
 
-def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Level, dict[str, Any]]:
+def _table(
+    path: Path, file_format: str, column: str, kind: AnnotationKind | None
+) -> tuple[AnnotationKind, dict[str, Any]]:
     import pandas as pd
 
     try:
-        if kind == "jsonl":
+        if file_format == "jsonl":
             frame = pd.DataFrame(_records(path))
-        elif kind == "parquet":
+        elif file_format == "parquet":
             frame = pd.read_parquet(path)
         else:
             separator = "\t" if path.suffix == ".tsv" else ","
@@ -84,33 +87,35 @@ def _table(path: Path, kind: str, column: str, level: Level | None) -> tuple[Lev
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read ({str(error)[:200]}); expected {kind}.") from None
-    for needed in ("id", column):
-        if needed not in frame:
-            raise ConfigError(f"{path} has no column {needed!r}; it has {', '.join(map(str, frame))}.")
+        raise ConfigError(f"{path} cannot be read ({str(error)[:200]}); expected {file_format}.") from None
+    for name in ("id", column):
+        if name not in frame:
+            raise ConfigError(f"{path} has no column {name!r}; it has {', '.join(map(str, frame))}.")
     rows = zip(frame["id"].astype(str).tolist(), frame[column].tolist(), strict=True)
-    places: tuple[Literal["word", "token"], ...] = ("word", "token")
-    for place in places:
-        if place in frame and place != column:
-            if level not in (None, place):
+    item_kinds: tuple[Literal["word", "token"], ...] = ("word", "token")
+    for item_kind in item_kinds:
+        if item_kind in frame and item_kind != column:
+            if kind not in (None, item_kind):
                 raise ConfigError(
-                    f"{path} has a column {place!r}, so its rows are {place}s; expected no level {level!r}."
+                    f"--kind is {kind!r}, but {path} has a column {item_kind!r}, so its rows are {item_kind}s. "
+                    f"Use --kind {item_kind}."
                 )
-            return place, _rows_by_example(path, list(rows), frame[place].tolist(), place)
+            return item_kind, _rows_by_example(path, list(rows), frame[item_kind].tolist(), item_kind)
     values: dict[str, Any] = {}
     for name, value in rows:
         if name in values:
             raise ConfigError(f"{path} has example {name!r} twice; expected it once, or a column 'word' or 'token'.")
         values[name] = _plain(value)
     with_lists = sum(isinstance(value, list) for value in values.values())
-    if with_lists not in (0, len(values)) or (level is not None and (level == "example") == bool(with_lists)):
-        wanted = (
-            f"{'single values' if level == 'example' else 'lists'} for level {level!r}" if level else "only one kind"
+    if with_lists not in (0, len(values)) or (kind is not None and (kind == "example") == bool(with_lists)):
+        expected = (
+            f"{'single values' if kind == 'example' else 'lists'} for --kind {kind}" if kind else "only one of the two"
         )
         raise ConfigError(
-            f"{path}: {column!r} holds {with_lists} lists and {len(values) - with_lists} single values; expected {wanted}."
+            f"{path}: {column!r} has {with_lists} lists and {len(values) - with_lists} single values; "
+            f"expected {expected}."
         )
-    return (level or "word") if with_lists else "example", values
+    return (kind or "word") if with_lists else "example", values
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -127,31 +132,31 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _rows_by_example(
-    path: Path, rows: list[tuple[str, Any]], places: list[Any], level: Literal["word", "token"]
+    path: Path, rows: list[tuple[str, Any]], positions: list[Any], kind: Literal["word", "token"]
 ) -> dict[str, list[Any]]:
-    """Rows that each say something of one word or token; every one of an example must be there."""
-    found: dict[str, dict[int, Any]] = {}
-    for (name, value), place in zip(rows, places, strict=True):
-        own = found.setdefault(name, {})
+    """Collect rows that annotate one word or token each. An example must have a row for each of them."""
+    values: dict[str, dict[int, Any]] = {}
+    for (name, value), position in zip(rows, positions, strict=True):
+        items = values.setdefault(name, {})
         try:
-            at = int(place)
+            index = int(position)
         except (ValueError, TypeError):
             raise ConfigError(
-                f"{path}: {level} is {place!r} in a row of example {name!r}; expected a number from 0."
+                f"{path}: {kind} is {position!r} in a row of example {name!r}; expected a number from 0."
             ) from None
-        if at in own:
-            raise ConfigError(f"{path} has {level} {at} of example {name!r} twice; expected it once.")
-        own[at] = _plain(value)
-    for name, own in found.items():
-        if sorted(own) != list(range(len(own))):
+        if index in items:
+            raise ConfigError(f"{path} has {kind} {index} of example {name!r} twice; expected it once.")
+        items[index] = _plain(value)
+    for name, items in values.items():
+        if sorted(items) != list(range(len(items))):
             raise ConfigError(
-                f"{path}: example {name!r} has not every {level} from 0 to {max(own)}; expected each once."
+                f"{path}: example {name!r} lacks a {kind} between 0 and {max(items)}; expected each of them once."
             )
-    return {name: [own[i] for i in range(len(own))] for name, own in found.items()}
+    return {name: [items[i] for i in range(len(items))] for name, items in values.items()}
 
 
 def _plain(value: Any) -> Any:
-    """A cell as plain values; what is missing is None."""
+    """Convert a cell to plain Python values; missing values become None."""
     if isinstance(value, Mapping):
         raise ConfigError(f"a value is an object ({value!r:.80}); expected text, a number or a list of them.")
     if hasattr(value, "tolist"):

@@ -1,11 +1,11 @@
 """CoNLL-U: sentences of annotated words (https://universaldependencies.org/format.html).
 
-Words keep their order and get the characters they cover in ``# text`` (or in the text their forms make). Multiword
-tokens (``1-2 don't``) are written in the text as a whole: their words share its characters out where the forms spell
-it (``do``, ``n't``), else each word spans all of it. Empty nodes (``8.1``) stand in no text and are left out.
+Words keep their order. Each gets the characters that it covers in ``# text``, or in the text that is built from the
+forms. The words of a multiword token (``1-2 don't``) divide its characters if their forms spell it (``do``, ``n't``);
+otherwise each of them spans the whole token. Empty nodes (``8.1``) are not part of the text and are ignored.
 
-A sentence that breaks the format (columns, numbering, a tree with two roots or a cycle, forms that are not in the
-text) is quarantined whole, with the line at fault.
+A sentence that breaks the format is quarantined as a whole, with the line of the error: wrong columns or numbers, a
+tree with two roots or a cycle, forms that do not occur in the text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _COMMENT = re.compile(r"#\s*(?:meta::)?([^=]*?)\s*=\s*(.*?)\s*")
 _N_COLUMNS = 10
 
 
-class _Broken(Exception):
-    """A sentence that breaks the format: line and reason."""
+class _MalformedSentence(Exception):
+    """Raised for a sentence that breaks the format, with line and reason."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -40,14 +40,14 @@ class _Sentence:
     ranges: list[tuple[int, int, str]] = field(default_factory=list)
     """Multiword tokens: first and last word (from 0) and form."""
     spaces: dict[int, bool] = field(default_factory=dict)
-    """Whether a space follows the surface token that ends with this word."""
+    """True if a space follows the surface token that ends with this word (from 0)."""
 
 
 def read_conllu(options: ConlluCorpus) -> Iterator[CorpusExample | Quarantined]:
-    """Annotated sentences; word annotations form, lemma, upos, xpos, feats, deprel, relation, head.
+    """Yield annotated sentences with the word annotations form, lemma, upos, xpos, feats, deprel, relation, head.
 
     `relation` is `deprel` without its subtype (``nsubj`` for ``nsubj:pass``). ``_`` is a missing value. The last
-    ``# newdoc id`` is the annotation `document`, ``# sent_id`` the id.
+    ``# newdoc id`` becomes the annotation `document`, and ``# sent_id`` the id.
     """
     document: str | None = None
     for lines in _split_sentences(options):
@@ -56,8 +56,8 @@ def read_conllu(options: ConlluCorpus) -> Iterator[CorpusExample | Quarantined]:
             if "newdoc id" in sentence.metadata or "newdoc" in sentence.metadata:
                 document = sentence.metadata.get("newdoc id")
             yield _build(options, sentence, document)
-        except _Broken as broken:
-            yield broken.fault
+        except _MalformedSentence as error:
+            yield error.fault
 
 
 def _split_sentences(options: ConlluCorpus) -> Iterator[list[tuple[int, str | Quarantined]]]:
@@ -75,10 +75,10 @@ def _split_sentences(options: ConlluCorpus) -> Iterator[list[tuple[int, str | Qu
 
 def _parse(lines: list[tuple[int, str | Quarantined]]) -> _Sentence:
     sentence = _Sentence(line=lines[0][0])
-    covered = 0  # words up to here lie in a multiword token
+    n_covered = 0  # number of words up to the end of the last multiword token
     for number, line in lines:
         if isinstance(line, Quarantined):
-            raise _Broken(number, line.reason)
+            raise _MalformedSentence(number, line.reason)
         if line.startswith("#"):
             if match := _COMMENT.fullmatch(line):
                 sentence.metadata.setdefault(match[1], match[2])
@@ -87,31 +87,33 @@ def _parse(lines: list[tuple[int, str | Quarantined]]) -> _Sentence:
             continue
         columns = line.split("\t")
         if len(columns) != _N_COLUMNS:
-            raise _Broken(number, f"{len(columns)} columns, expected {_N_COLUMNS} separated by tabs")
+            raise _MalformedSentence(number, f"{len(columns)} columns, expected {_N_COLUMNS} separated by tabs")
         match = _ID.fullmatch(columns[0])
         if not match:
-            raise _Broken(number, f"the word number {columns[0]!r} is no number, range or decimal")
+            raise _MalformedSentence(number, f"the word number {columns[0]!r} is no number, range or decimal")
         n_words, has_space = len(sentence.rows), "SpaceAfter=No" not in columns[9].split("|")
         if match[3]:  # an empty node
             continue
         if match[2]:
             first, last = int(match[1]) - 1, int(match[2]) - 1
-            if first != n_words or last < first or first < covered:
-                raise _Broken(number, f"the multiword token {columns[0]} does not begin at word {n_words + 1}")
+            if first != n_words or last < first or first < n_covered:
+                raise _MalformedSentence(
+                    number, f"the multiword token {columns[0]} does not begin at word {n_words + 1}"
+                )
             sentence.ranges.append((first, last, columns[1]))
             sentence.spaces[last] = has_space
-            covered = last + 1
+            n_covered = last + 1
             continue
         if int(match[1]) != n_words + 1:
-            raise _Broken(number, f"word number {match[1]}, expected {n_words + 1}")
-        if n_words >= covered:
+            raise _MalformedSentence(number, f"word number {match[1]}, expected {n_words + 1}")
+        if n_words >= n_covered:
             sentence.spaces[n_words] = has_space
         sentence.rows.append((number, columns))
     if not sentence.rows:
-        raise _Broken(sentence.line, "no words")
-    if covered > len(sentence.rows):
-        raise _Broken(
-            sentence.line, f"the last multiword token ends at word {covered}, but there are {len(sentence.rows)}"
+        raise _MalformedSentence(sentence.line, "no words")
+    if n_covered > len(sentence.rows):
+        raise _MalformedSentence(
+            sentence.line, f"the last multiword token ends at word {n_covered}, but there are {len(sentence.rows)}"
         )
     return sentence
 
@@ -119,7 +121,7 @@ def _parse(lines: list[tuple[int, str | Quarantined]]) -> _Sentence:
 def _build(options: ConlluCorpus, sentence: _Sentence, document: str | None) -> CorpusExample:
     text = sentence.metadata.get("text") or _write_text(sentence)
     if reason := check_text(text):
-        raise _Broken(sentence.line, reason)
+        raise _MalformedSentence(sentence.line, reason)
     rows = [columns for _, columns in sentence.rows]
     deprel = [_value(row[7]) for row in rows]
     word_columns: dict[str, list[str | None] | list[int]] = {
@@ -137,7 +139,7 @@ def _build(options: ConlluCorpus, sentence: _Sentence, document: str | None) -> 
     return CorpusExample(
         id=sentence.metadata.get("sent_id") or default_id(options.path, sentence.line),
         text=text,
-        words=_place_words(sentence, text),
+        words=_locate_words(sentence, text),
         word_columns=word_columns,
         columns=metadata,
     )
@@ -148,41 +150,43 @@ def _value(column: str) -> str | None:
 
 
 def _read_tree(sentence: _Sentence) -> list[int]:
-    """Index of each word's head, -1 for the root; all -1 where the sentence has no tree (every head is ``_``)."""
+    """Return the index of each word's governor, -1 for the root. All -1 if the sentence has no tree (all ``_``)."""
     n_words = len(sentence.rows)
     if all(row[6] == "_" for _, row in sentence.rows):
         return [-1] * n_words
-    heads: list[int] = []
+    governors: list[int] = []
     for number, row in sentence.rows:
         if not (row[6].isascii() and row[6].isdecimal()) or len(row[6]) > 6 or int(row[6]) > n_words:
-            raise _Broken(number, f"head {row[6]!r} is not a word number from 0 to {n_words}")
-        heads.append(int(row[6]) - 1)
-    roots = [number for (number, _), head in zip(sentence.rows, heads, strict=True) if head < 0]
+            raise _MalformedSentence(number, f"head {row[6]!r} is not a word number from 0 to {n_words}")
+        governors.append(int(row[6]) - 1)
+    roots = [number for (number, _), governor in zip(sentence.rows, governors, strict=True) if governor < 0]
     if len(roots) != 1:
-        raise _Broken(roots[1] if roots else sentence.line, f"{len(roots)} roots, expected one")
-    if (looping := find_cycle(heads)) is not None:
-        raise _Broken(sentence.rows[looping][0], f"word {looping + 1} is its own head, directly or over others")
-    return heads
+        raise _MalformedSentence(roots[1] if roots else sentence.line, f"{len(roots)} roots, expected one")
+    if (cycle_word := find_cycle(governors)) is not None:
+        raise _MalformedSentence(
+            sentence.rows[cycle_word][0], f"word {cycle_word + 1} is its own head, directly or over others"
+        )
+    return governors
 
 
-def find_cycle(heads: list[int]) -> int | None:
-    """A word on a cycle of heads, or None where every word leads to a root (-1)."""
-    state = [0] * len(heads)  # 0 unseen, 1 on the path walked now, 2 known to reach a root
-    for start in range(len(heads)):
+def find_cycle(governors: list[int]) -> int | None:
+    """Return a word on a cycle of governors, or None if every word leads to a root (-1)."""
+    state = [0] * len(governors)  # 0: not visited, 1: on the current path, 2: reaches a root
+    for start in range(len(governors)):
         path, word = list[int](), start
         while word >= 0 and state[word] == 0:
             state[word] = 1
             path.append(word)
-            word = heads[word]
+            word = governors[word]
         if word >= 0 and state[word] == 1:
             return word
-        for seen in path:
-            state[seen] = 2
+        for visited in path:
+            state[visited] = 2
     return None
 
 
 def _surface_tokens(sentence: _Sentence) -> Iterator[tuple[int, int, str]]:
-    """What is written: first and last word and form of each surface token."""
+    """Yield the first word, last word and form of each surface token."""
     starts = {first: (first, last, form) for first, last, form in sentence.ranges}
     word = 0
     while word < len(sentence.rows):
@@ -196,7 +200,7 @@ def _write_text(sentence: _Sentence) -> str:
     return "".join(parts).rstrip(" ")
 
 
-def _place_words(sentence: _Sentence, text: str) -> tuple[Word, ...]:
+def _locate_words(sentence: _Sentence, text: str) -> tuple[Word, ...]:
     words: list[Word] = []
     cursor = 0
     for first, last, form in _surface_tokens(sentence):
@@ -204,19 +208,19 @@ def _place_words(sentence: _Sentence, text: str) -> tuple[Word, ...]:
         while cursor < len(text) and text[cursor].isspace():
             cursor += 1
         if not form or not text.startswith(form, cursor):
-            raise _Broken(
+            raise _MalformedSentence(
                 number, f"the text has {text[cursor : cursor + len(form)]!r} at character {cursor}, not {form!r}"
             )
         stop = cursor + len(form)
-        words += _share_out(cursor, form, [row[1] for _, row in sentence.rows[first : last + 1]])
+        words += _divide_token(cursor, form, [row[1] for _, row in sentence.rows[first : last + 1]])
         cursor = stop
     if text[cursor:].strip():
-        raise _Broken(sentence.line, f"the text goes on after the last word: {text[cursor:].strip()[:40]!r}")
+        raise _MalformedSentence(sentence.line, f"the text goes on after the last word: {text[cursor:].strip()[:40]!r}")
     return tuple(words)
 
 
-def _share_out(start: int, surface: str, forms: list[str]) -> list[Word]:
-    """Spans of the words of one surface token."""
+def _divide_token(start: int, surface: str, forms: list[str]) -> list[Word]:
+    """Divide the characters of one surface token among its words."""
     if "".join(forms).casefold() != surface.casefold() or sum(map(len, forms)) != len(surface):
         return [Word(start, start + len(surface)) for _ in forms]
     spans: list[Word] = []

@@ -1,4 +1,4 @@
-"""One way in for all kinds of corpus: unique ids, sampling, and what identifies a corpus."""
+"""Reading of all kinds of corpus, with unique ids and sampling, and the description that identifies a corpus."""
 
 from __future__ import annotations
 
@@ -34,44 +34,46 @@ _READERS: dict[str, Callable[[Any], Iterator[CorpusExample | Quarantined]]] = {
 
 
 def read_corpus(options: CorpusOptions) -> Iterator[CorpusExample | Quarantined]:
-    """Examples of a corpus in file order, with what had to be left out.
+    """Yield the examples of a corpus in file order, and the records that cannot be used.
 
-    Ids are unique. The same options and file give the same examples with the same ids, whether all are read or a
-    sample. Memory grows with the number of ids, and with the sample.
+    Ids are unique. An example has the same id in the whole corpus and in a sample of it. Memory grows with the number
+    of ids and with the size of the sample.
 
     Raises
     ------
     ConfigError
-        The file cannot be read at all, or is not what the options say.
+        The file cannot be read, or does not match the options.
     """
-    examples = _with_unique_ids(_READERS[getattr(options, "kind")](options))  # noqa: B009 (only the kinds have it)
+    examples = _with_unique_ids(_READERS[getattr(options, "kind")](options))  # noqa: B009 (only the subclasses have `kind`)
     if options.sample is not None:
         examples = _sample(examples, options.sample, options.seed)
-    left = options.max_examples
-    if left is None:
+    remaining = options.max_examples
+    if remaining is None:
         yield from examples
         return
     for example in examples:
         yield example
-        left -= isinstance(example, CorpusExample)
-        if not left:
+        remaining -= isinstance(example, CorpusExample)
+        if not remaining:
             return
 
 
 def describe_corpus(options: CorpusOptions, examples: Sequence[CorpusExample] = ()) -> dict[str, Any]:
-    """What tells two corpora apart, as plain values for JSON: file name, SHA-256, and the options less the folder.
+    """Describe the identity of a corpus as JSON values: file name, SHA-256, and the options without the path.
 
-    The SHA-256 of images is that of their paths and hashes in `examples`, which were read from them.
+    The SHA-256 of an image corpus covers the paths and hashes in `examples`.
     """
     settings = options.model_dump(mode="json", exclude={"path"})
     if getattr(options, "kind", None) == "images":
-        seen = [(e.text, e.columns["image_sha256"]) for e in examples]
-        whole = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in seen).encode()).hexdigest()
-        return {"name": options.path.name, "sha256": whole, "options": settings}
+        hashes = [(e.text, e.columns["image_sha256"]) for e in examples]
+        digest_of_all = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in hashes).encode()).hexdigest()
+        return {"name": options.path.name, "sha256": digest_of_all, "options": settings}
     if getattr(options, "unit", None) == "file" and options.path.is_dir():
         files = {file.name: _hash(file) for file in corpus_files(options.path)}
-        whole = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in files.items()).encode()).hexdigest()
-        return {"name": options.path.name, "sha256": whole, "files": files, "options": settings}
+        digest_of_all = hashlib.sha256(
+            "".join(f"{name}\0{digest}\n" for name, digest in files.items()).encode()
+        ).hexdigest()
+        return {"name": options.path.name, "sha256": digest_of_all, "files": files, "options": settings}
     return {"name": options.path.name, "sha256": _hash(options.path), "options": settings}
 
 
@@ -93,18 +95,18 @@ def _with_unique_ids(examples: Iterator[CorpusExample | Quarantined]) -> Iterato
 def _sample(
     examples: Iterator[CorpusExample | Quarantined], size: int, seed: int
 ) -> Iterator[CorpusExample | Quarantined]:
-    """A uniform sample in file order (reservoir), after everything quarantined."""
-    dice = random.Random(seed)
-    kept: list[tuple[int, CorpusExample]] = []
+    """Yield all quarantined records, then a uniform sample in file order (reservoir sampling)."""
+    generator = random.Random(seed)
+    reservoir: list[tuple[int, CorpusExample]] = []
     count = 0
     for example in examples:
         if isinstance(example, Quarantined):
             yield example
             continue
         if count < size:
-            kept.append((count, example))
-        elif (place := dice.randrange(count + 1)) < size:
-            kept[place] = (count, example)
+            reservoir.append((count, example))
+        elif (slot := generator.randrange(count + 1)) < size:
+            reservoir[slot] = (count, example)
         count += 1
-    for _, example in sorted(kept, key=lambda entry: entry[0]):
+    for _, example in sorted(reservoir, key=lambda entry: entry[0]):
         yield example

@@ -1,4 +1,4 @@
-"""What a job file may say about its corpus: one frozen model a kind, told apart by `kind`."""
+"""The corpus section of a job file: one frozen model for each `kind` of corpus."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class CorpusOptions(BaseModel):
-    """What all kinds share."""
+    """Options of all kinds of corpus."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
-    """The file to read; one that ends in ``.gz`` is unpacked on the way."""
+    """The file to read. Files that end in ``.gz`` are decompressed while reading."""
     encoding: str = "utf-8"
-    """Text encoding of the file; any that writes a line end as the byte 10."""
+    """Text encoding of the file. It must encode a line end as the byte 10."""
     sample: int | None = Field(default=None, gt=0)
-    """Take so many examples at random from the whole file, in file order."""
+    """Size of a random sample of the whole file, in file order; by default all examples."""
     seed: int = 0
-    """Decides the sample (and what templates generate)."""
+    """Random seed of the sample, and of the sentences that templates generate."""
     max_examples: int | None = Field(default=None, gt=0)
-    """Stop after so many examples (of the sample, where there is one)."""
+    """Number of examples after which reading stops, counted in the sample if there is one."""
 
     @field_validator("encoding")
     @classmethod
@@ -31,10 +31,10 @@ class CorpusOptions(BaseModel):
         try:
             if codecs.lookup(encoding).encode("\n")[0] != b"\n":
                 raise ValueError(
-                    f"encoding {encoding!r} does not write a line end as one byte; convert the file to utf-8"
+                    f"encoding {encoding!r} does not encode a line end as one byte; convert the file to utf-8"
                 )
         except (LookupError, TypeError) as error:
-            raise ValueError(f"unknown encoding {encoding!r}; utf-8 and latin-1 are the usual ones") from error
+            raise ValueError(f"unknown encoding {encoding!r}; the usual ones are utf-8 and latin-1") from error
         return encoding
 
 
@@ -43,37 +43,37 @@ class TextCorpus(CorpusOptions):
 
     kind: Literal["text"] = "text"
     unit: Literal["line", "paragraph", "file"] = "line"
-    """A line an example; or the lines between blank lines, joined by spaces; or a file as it is, where `path` may be a
-    folder: its ``*.txt`` in the order of their names, each under its name."""
+    """Text of one example: a line; a paragraph, with its lines joined by spaces; or a whole file. With ``file``, `path`
+    may be a folder: each ``*.txt`` in it is an example, sorted by name, with its name as id."""
 
 
 class FieldOptions(CorpusOptions):
-    """Which fields of a record are what. A field left at None is taken where a field of that very name exists."""
+    """Names of the fields of a record. An option that is None reads the field of its own name, if there is one."""
 
     text: str = "text"
     text_pair: str | None = None
     target: str | None = None
     id: str | None = None
     columns: tuple[str, ...] | None = None
-    """Fields to keep as annotations of the example; by default all others that hold one value."""
+    """Fields to keep as annotations of the example; by default all other fields with a single value."""
 
 
 class JsonlCorpus(FieldOptions):
-    """One JSON object a line."""
+    """JSON Lines: one JSON object per line."""
 
     kind: Literal["jsonl"] = "jsonl"
 
 
 class DelimitedCorpus(FieldOptions):
-    """A table with a header line; `csv` is separated by commas, `tsv` by tabs."""
+    """A table with a header line: `csv` is separated by commas, `tsv` by tabs."""
 
     kind: Literal["csv", "tsv"]
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    """The separator, where it is another."""
+    """The separator, if it is another character."""
     quoting: bool = True
-    """Whether double quotes enclose fields; false takes them as text."""
+    """True if double quotes enclose fields; false if they are part of the text."""
     numbers: tuple[str, ...] = ()
-    """Fields to read as numbers; all others are text."""
+    """Fields to read as numbers; all other fields are text."""
 
 
 class ParquetCorpus(FieldOptions):
@@ -95,11 +95,11 @@ class TemplatesCorpus(CorpusOptions):
 
     kind: Literal["templates"] = "templates"
     examples: int = Field(default=2048, gt=0)
-    """How many distinct sentences to generate."""
+    """Number of distinct sentences to generate."""
 
 
 class ImageCorpus(CorpusOptions):
-    """Images: those of a folder and the folders in it, or of a text file that names one a line."""
+    """Images of a folder and its subfolders, or of a text file with one image path per line."""
 
     kind: Literal["images"] = "images"
 

@@ -1,4 +1,4 @@
-"""An example on its way from a corpus to a model: text with annotated words, then token sequences."""
+"""Examples before and after tokenization: texts with annotated words, and their token sequences."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from jaxtyping import Int, Int32, UInt8
 
 @dataclass(frozen=True)
 class Word:
-    """One word: a half-open character span of the text it lies in. Only syntactic words of a corpus are listed."""
+    """One word: a half-open character span of its text. For a treebank, only syntactic words."""
 
     char_start: int
     char_end: int
-    second: bool = False  # lies in the second text of a pair
+    second: bool = False  # True if it is in the second text of a pair
 
 
 @dataclass(frozen=True)
 class CorpusExample:
-    """One input as the corpus has it, before tokenization.
+    """One input of the corpus before tokenization.
 
-    `word_columns` has one list as long as `words` for each annotation (``upos``, ``deprel``, ``head`` ...); `head` is
-    the index of the head's word, -1 for the root. `columns` are annotations of the whole example.
+    `word_columns` has one list for each annotation (``upos``, ``deprel``, ``head`` ...), as long as `words`. `head` is
+    the word index of the governor, -1 for the root. `columns` are annotations of the whole example.
     """
 
     id: str
@@ -35,12 +35,12 @@ class CorpusExample:
     word_columns: dict[str, list[str | None] | list[int]] = field(default_factory=dict)
     columns: dict[str, str | int | float | None] = field(default_factory=dict)
     image: Path | None = None
-    """What an image corpus has instead of a text to read."""
+    """Image file to read instead of the text; None in text corpora."""
 
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """The tokens of one sequence of one example; the columns mean what `headatlas.store.schema.token_table.TokenTable` says."""
+    """The tokens of one sequence of one example. `headatlas.store.schema.token_table.TokenTable` defines the columns."""
 
     id: Int32[np.ndarray, "token"]
     word: Int32[np.ndarray, "token"]
@@ -50,40 +50,42 @@ class TokenSequence:
     text: tuple[str, ...]
     piece: tuple[str, ...]
     columns: dict[str, Int32[np.ndarray, "token"]] = field(default_factory=dict)
-    """More of each token, by name: row and column of an image's patches; -1 is missing."""
+    """Further columns by name, such as row and column of image patches; -1 is missing."""
 
     def __len__(self) -> int:
         return len(self.id)
 
     def beginning(self, n_tokens: int) -> TokenSequence:
-        """The first tokens."""
+        """Return the first `n_tokens` tokens."""
         if len(self) <= n_tokens:
             return self
         return self.take(np.arange(n_tokens))
 
     def take(self, rows: Int[np.ndarray, "n"]) -> TokenSequence:
-        """Some tokens, by index."""
-        picked: dict[str, Any] = {}
-        for part in fields(self):
-            column = getattr(self, part.name)
-            if isinstance(column, dict):
-                picked[part.name] = {name: values[rows] for name, values in column.items()}
+        """Return the tokens with these indices."""
+        columns: dict[str, Any] = {}
+        for column_field in fields(self):
+            values = getattr(self, column_field.name)
+            if isinstance(values, dict):
+                columns[column_field.name] = {name: array[rows] for name, array in values.items()}
             else:
-                picked[part.name] = column[rows] if isinstance(column, np.ndarray) else tuple(column[i] for i in rows)
-        return TokenSequence(**picked)
+                columns[column_field.name] = (
+                    values[rows] if isinstance(values, np.ndarray) else tuple(values[i] for i in rows)
+                )
+        return TokenSequence(**columns)
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """An example ready for the model; `example.words` are filled in, also where the corpus had none."""
+    """An example ready for the model. `example.words` is always filled in, also if the corpus has no words."""
 
     example: CorpusExample
     source: TokenSequence
     target: TokenSequence | None = None
-    truncated: bool = False  # text beyond the token limit was cut off
+    truncated: bool = False  # True if the text was cut at the token limit
 
     def beginning(self, n_tokens: int) -> EncodedExample:
-        """The same with the first tokens of each side alone; the text stays, and an image whole."""
+        """Return the example with only the first tokens of each sequence. The text stays; images are returned unchanged."""
         if self.example.image is not None:
             return self
         target = None if self.target is None else self.target.beginning(n_tokens)
@@ -91,11 +93,11 @@ class EncodedExample:
 
 
 def empty_tokens() -> TokenSequence:
-    """A sequence of no tokens."""
+    """Return a sequence without tokens."""
     none = np.empty(0, dtype=np.int32)
     return TokenSequence(none, none, none, none, np.empty(0, dtype=np.uint8), (), ())
 
 
 def without_tokens(example: CorpusExample, two_sided: bool) -> EncodedExample:
-    """An example that is listed but not traced."""
+    """Return an example that is listed in the store but has no tokens and no traces."""
     return EncodedExample(example, empty_tokens(), empty_tokens() if two_sided else None)

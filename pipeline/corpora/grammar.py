@@ -1,7 +1,7 @@
-"""The grammar file: phrases with a marked head, a lexicon, and what they mean (docs/grammar.md has the language).
+"""Parser of grammar files: a lexicon, and phrases with a marked head (docs/grammar.md describes the language).
 
-Parsing is strict, since a slip would give wrong gold annotations: unknown symbols, values that no word has, variables
-used only once, phrases without exactly one head are all refused with their line.
+Parsing is strict, because a mistake would produce wrong gold annotations. The parser rejects unknown symbols, values
+that no word has, variables that are used only once, and phrases without exactly one head. Errors name the line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ARGUMENT = re.compile(rf"!?{_NAME}|_")
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Words of one class. Each entry has one form for each of `values` (one only, where the class has no values)."""
+    """Words of one class. Each entry has one form for each of `values`, or a single form if there are no values."""
 
     name: str
     upos: str
@@ -48,7 +48,7 @@ class Lexicon:
     entries: tuple[tuple[str, ...], ...]
     entity: str | None = None
     lemma: str | None = None
-    """A fixed lemma, ``form`` for each form its own, None for the entry's first form."""
+    """A fixed lemma; ``form`` if each form is its own lemma; None if the lemma is the first form of the entry."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Part:
     literal: str | None
     upos: str | None
     relation: str | None
-    """To the rule's head; None marks the head itself."""
+    """Relation to the head of the rule; None for the head itself."""
     label: str | None = None
     antecedent: str | None = None
     optional: bool = False
@@ -68,7 +68,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to write a phrase (or a sentence, whose `name` is that of its construction)."""
+    """One expansion of a phrase, or of a sentence; the `name` of a sentence rule is its construction."""
 
     name: str
     arguments: tuple[str, ...]
@@ -79,13 +79,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar that was checked: every name it uses is there."""
+    """A checked grammar: all names that it uses are defined."""
 
     sentences: tuple[Rule, ...]
     phrases: dict[str, tuple[Rule, ...]]
     lexicons: dict[str, Lexicon]
     values: frozenset[str]
-    """All feature values; any other argument of a rule is a variable."""
+    """Set of all feature values. Any other argument of a rule is a variable."""
     min_words: int = 1
     max_words: int = 100
 
@@ -107,16 +107,18 @@ def read_grammar(path: Path) -> Grammar:
     Raises
     ------
     ConfigError
-        The file cannot be read, is not UTF-8, or breaks the language; the message has the line.
+        The file cannot be read, is not UTF-8, or has a syntax error. The message names the line.
     """
     with open_bytes(path) as file:
         raw = file.read(MAX_GRAMMAR_BYTES + 1)
     if len(raw) > MAX_GRAMMAR_BYTES:
-        raise ConfigError(f"{path.name} has more than {MAX_GRAMMAR_BYTES} bytes; a grammar is shorter")
+        raise ConfigError(
+            f"{path.name} has more than {MAX_GRAMMAR_BYTES} bytes; expected a grammar of at most this size"
+        )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name} is not UTF-8 (byte {error.start}); a grammar is") from error
+        raise ConfigError(f"{path.name} is not UTF-8 (byte {error.start}); save the grammar as UTF-8") from error
     draft = _Draft(path)
     for line, statement in _statements(text):
         _read_statement(draft, line, statement)
@@ -124,7 +126,7 @@ def read_grammar(path: Path) -> Grammar:
 
 
 def _statements(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Statements, each the lines from one that is not indented to the next, with the number of the first."""
+    """Yield statements with the number of their first line. A line that is not indented begins a statement."""
     first, lines = 0, list[str]()
     for number, line in enumerate(text.splitlines(), start=1):
         line = re.sub(r"(^|\s)#.*", "", line).rstrip()
@@ -143,7 +145,7 @@ def _read_statement(draft: _Draft, line: int, lines: list[str]) -> None:
     if match := _WORDS.fullmatch(lines[0]):
         lexicon = _read_lexicon(draft, line, match, lines[1:])
         if lexicon.name in draft.lexicons:
-            raise draft.fail(line, f"words {lexicon.name} are there already")
+            raise draft.fail(line, f"words {lexicon.name} are defined already")
         draft.lexicons[lexicon.name] = lexicon
     elif match := _RULE.fullmatch(" ".join(lines)):
         arguments = _read_arguments(draft, line, match["arguments"])
@@ -155,7 +157,7 @@ def _read_statement(draft: _Draft, line: int, lines: list[str]) -> None:
         draft.length = (int(match["least"]), int(match["most"]))
     else:
         expected = "'words NAME(feature: values) UPOS', 'phrase NAME(…) = …', 'sentence NAME = …' or 'length MIN MAX'"
-        raise draft.fail(line, f"{lines[0]!r} is no statement; expected {expected}")
+        raise draft.fail(line, f"{lines[0]!r} is not a statement; expected {expected}")
 
 
 def _read_lexicon(draft: _Draft, line: int, match: re.Match[str], lines: list[str]) -> Lexicon:
@@ -167,7 +169,7 @@ def _read_lexicon(draft: _Draft, line: int, match: re.Match[str], lines: list[st
     n_forms = max(1, len(values))
     if not entries or len(set(values)) < len(values):
         raise draft.fail(
-            line, f"words {match['name']} need entries (indented, separated by commas) and different values"
+            line, f"words {match['name']} need entries (indented, separated by commas), and values without repetitions"
         )
     for entry in entries:
         if len(entry) != n_forms:
@@ -180,7 +182,7 @@ def _read_arguments(draft: _Draft, line: int, text: str | None) -> tuple[str, ..
     arguments = tuple(argument.strip() for argument in (text or "").split(",") if argument.strip())
     for argument in arguments:
         if not _ARGUMENT.fullmatch(argument):
-            raise draft.fail(line, f"{argument!r} is no argument; expected a value, a variable, !variable or _")
+            raise draft.fail(line, f"{argument!r} is not an argument; expected a value, a variable, !variable or _")
     return arguments
 
 
@@ -190,12 +192,12 @@ def _read_parts(draft: _Draft, line: int, text: str) -> tuple[Part, ...]:
         match = _PART.fullmatch(piece)
         if not match:
             expected = 'Symbol(arguments):relation or "word"/UPOS:relation, with * for the head\'s relation'
-            raise draft.fail(line, f"{piece!r} is no part; expected {expected}")
+            raise draft.fail(line, f"{piece!r} is not a part; expected {expected}")
         relation = None if match["relation"] == "*" else match["relation"]
         arguments = _read_arguments(draft, line, match["arguments"])
         optional = match["optional"] is not None
         if optional and (match["label"] or relation is None):
-            raise draft.fail(line, f"{piece!r} may be left out, so it can be neither head nor antecedent")
+            raise draft.fail(line, f"{piece!r} is optional, so it can be neither head nor antecedent")
         parts.append(
             Part(
                 symbol=match["symbol"],
@@ -208,8 +210,8 @@ def _read_parts(draft: _Draft, line: int, text: str) -> tuple[Part, ...]:
                 optional=optional,
             )
         )
-    if sum(part.relation is None for part in parts) != 1:
-        raise draft.fail(line, "exactly one part must be the head (`:*`)")
+    if (n_heads := sum(part.relation is None for part in parts)) != 1:
+        raise draft.fail(line, f"{n_heads} parts are heads; exactly one part must be the head (`:*`)")
     return tuple(parts)
 
 
@@ -230,10 +232,13 @@ def _check(draft: _Draft) -> Grammar:
     for _, rule in draft.rules:
         _check_rule(draft, rule, arity, values)
         if rule.name in phrases and len(rule.arguments) != arity[rule.name]:
-            raise draft.fail(rule.line, f"{rule.name} has {arity[rule.name]} arguments elsewhere")
-    least, most = draft.length
+            raise draft.fail(
+                rule.line,
+                f"{rule.name} has {len(rule.arguments)} arguments here, but {arity[rule.name]} arguments in another rule",
+            )
+    min_words, max_words = draft.length
     frozen = {name: tuple(rules) for name, rules in phrases.items()}
-    return Grammar(sentences, frozen, draft.lexicons, values, least, most)
+    return Grammar(sentences, frozen, draft.lexicons, values, min_words, max_words)
 
 
 def _check_rule(draft: _Draft, rule: Rule, arity: dict[str, int], values: frozenset[str]) -> None:
@@ -242,17 +247,19 @@ def _check_rule(draft: _Draft, rule: Rule, arity: dict[str, int], values: frozen
     for part in rule.parts:
         if part.symbol is not None:
             if part.symbol not in arity:
-                raise draft.fail(rule.line, f"there are no words and no phrase {part.symbol!r}")
+                raise draft.fail(
+                    rule.line, f"there are no words and no phrase {part.symbol!r}; define one, or correct the name"
+                )
             if len(part.arguments) != arity[part.symbol]:
                 raise draft.fail(
                     rule.line, f"{part.symbol} takes {arity[part.symbol]} arguments, not {len(part.arguments)}"
                 )
         variables += [*part.arguments, *filter(None, (part.label, part.antecedent))]
     for name in variables:
-        # A varied variable stands for a choice of its own: once is enough.
+        # A varied variable (!x) may be used only once, because it generates a minimal pair by itself.
         uses[name.lstrip("!")] = uses.get(name.lstrip("!"), 0) + (2 if name.startswith("!") else 1)
     for name, count in uses.items():
         if count == 1 and name != "_" and name not in values:
             raise draft.fail(
-                rule.line, f"{name!r} stands only once and is no value of any words; write _ for any value"
+                rule.line, f"{name!r} is used only once and is not a value of any words; write _ for any value"
             )

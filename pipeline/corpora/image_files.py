@@ -1,7 +1,7 @@
-"""Images of a folder, or those that a list names: kept by reference, as a path, a SHA-256 and a size in pixels.
+"""Images of a folder or of a list file. A store keeps them by reference: path, SHA-256, size in pixels.
 
-Every image is decoded once while the corpus is read, so that a damaged one is quarantined before a model runs. Pillow
-does it, which comes with ``pip install headatlas[images]``.
+The reader decodes every image once, so that a damaged file is quarantined before the model runs. Decoding needs
+Pillow (``pip install headatlas[images]``).
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ MAX_PIXELS = 100_000_000
 
 
 class UnreadableImage(Exception):
-    """A file is no image that can be used; the message says why."""
+    """Raised if a file is not a usable image. The message is the reason."""
 
 
 def read_images(options: ImageCorpus) -> Iterator[CorpusExample | Quarantined]:
-    """Images by the order of their paths, or of the list; the text of an example is its path within the corpus.
+    """Yield images sorted by path, or in the order of the list. The text of an example is its path within the corpus.
 
-    Annotations: `image` (that path), `image_sha256`, `width` and `height` in pixels, and `folder` where there are some.
+    Annotations: `image` (the same path), `image_sha256`, `width` and `height` in pixels, and `folder` for images in
+    subfolders.
     """
     folder = options.path if options.path.is_dir() else options.path.parent
     for number, name in _names(options):
@@ -47,44 +48,44 @@ def read_images(options: ImageCorpus) -> Iterator[CorpusExample | Quarantined]:
         except UnreadableImage as error:
             yield Quarantined(number, f"{name}: {error}")
             continue
-        within = Path(name)
+        relative_path = Path(name)
         columns: dict[str, str | int | float | None] = {
             "image": name,
             "image_sha256": digest,
             "width": image.width,
             "height": image.height,
         }
-        if within.parent.name:
-            columns["folder"] = within.parent.name
-        yield CorpusExample(id=within.with_suffix("").as_posix(), text=name, columns=columns, image=path)
+        if relative_path.parent.name:
+            columns["folder"] = relative_path.parent.name
+        yield CorpusExample(id=relative_path.with_suffix("").as_posix(), text=name, columns=columns, image=path)
 
 
 def _names(options: ImageCorpus) -> Iterator[tuple[int, str | Quarantined]]:
-    """Paths of images below the folder, or relative to the list's."""
+    """Yield numbered image paths, relative to the corpus folder or to the folder of the list."""
     if not options.path.is_dir():
         for number, line in iter_lines(options.path, options.encoding):
             if isinstance(line, Quarantined) or line.strip():
                 yield number, line if isinstance(line, Quarantined) else line.strip()
         return
-    found = sorted(
+    paths = sorted(
         path.relative_to(options.path).as_posix()
         for path in options.path.rglob("*")
         if path.suffix.lower() in ENDINGS and path.is_file()
     )
-    if not found:
+    if not paths:
         raise ConfigError(
             f"corpus.path {str(options.path)!r} is a folder without images; expected {', '.join(ENDINGS)}"
         )
-    yield from enumerate(found, 1)
+    yield from enumerate(paths, 1)
 
 
 def read_image(path: Path, sha256: str | None = None) -> tuple[Image, str]:
-    """The first picture of a file in RGB, turned as its camera was held, and the SHA-256 of the file.
+    """Read the first frame of an image file in RGB, rotated by its EXIF orientation, and the SHA-256 of the file.
 
     Raises
     ------
     UnreadableImage
-        It is missing, too large, damaged, or (where `sha256` is given) another file than before.
+        The file is missing, too large or damaged, or its hash differs from `sha256`.
     ConfigError
         Pillow is not installed.
     """
@@ -105,7 +106,7 @@ def read_image(path: Path, sha256: str | None = None) -> tuple[Image, str]:
         raise UnreadableImage("the file changed since the corpus was read")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; size is checked here
+            warnings.simplefilter("ignore")  # warnings about metadata and size; the size is checked below
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")

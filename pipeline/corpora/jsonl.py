@@ -1,4 +1,4 @@
-"""One JSON object a line."""
+"""JSON Lines: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .records import Quarantined, iter_lines
 
 
 def read_jsonl(options: JsonlCorpus) -> Iterator[CorpusExample | Quarantined]:
-    """Examples of a JSON lines file; fields that hold one value become annotations, lists and objects are left out."""
+    """Yield the examples of a JSON Lines file. Scalar fields become annotations; lists and objects are ignored."""
     reader = RecordReader(options)
     for number, line in iter_lines(options.path, options.encoding):
         if isinstance(line, Quarantined):

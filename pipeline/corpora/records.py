@@ -1,7 +1,7 @@
-"""What every reader shares: lines with their numbers, quarantine, record ids, names of annotations.
+"""Numbered lines, quarantine, record ids and annotation names: the part that all corpus readers share.
 
-Readers never stop at a bad record: they give a `Quarantined` with its line and reason and go on, and every record of a
-file comes out as one example or one `Quarantined`. A file that cannot be read at all is a `ConfigError`.
+A reader never stops at a bad record. It yields a `Quarantined` with the line and the reason, and continues. Every
+record of a file becomes one example or one `Quarantined`. An unreadable file raises `ConfigError`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ MAX_COLUMNS = 64
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A record that was left out. `line` counts lines (rows, in a Parquet table) from 1."""
+    """A record that cannot be used. `line` is its line number (row number in a Parquet table), from 1."""
 
     line: int
     reason: str
 
 
 def iter_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | Quarantined]]:
-    r"""Lines of a file with their numbers from 1, without line end; only ``\n`` and ``\r\n`` end a line.
+    r"""Yield the lines of a file without their ends, numbered from 1. Only ``\n`` and ``\r\n`` end a line.
 
-    A byte order mark is dropped. A line that does not decode, or has more than 16 MiB, comes as `Quarantined`.
+    A byte order mark is dropped. A line that does not decode or is longer than 16 MiB is yielded as `Quarantined`.
     """
     with open_bytes(path) as file:
         number = 0
@@ -61,34 +61,38 @@ def open_bytes(path: Path) -> io.BufferedIOBase:
     Raises
     ------
     ConfigError
-        It is not there or may not be read.
+        The file does not exist or cannot be opened.
     """
     try:
         if not path.is_file():
-            raise ConfigError(f"corpus.path {str(path)!r}: there is no such file; paths are relative to where you are")
+            raise ConfigError(
+                f"corpus.path {str(path)!r}: there is no such file. Relative paths start at the current directory"
+            )
         return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
         raise ConfigError(f"corpus.path {str(path)!r} cannot be opened: {error}") from error
 
 
 def corpus_files(path: Path) -> list[Path]:
-    """The file itself, or the ``*.txt`` and ``*.txt.gz`` of a folder in the order of their names.
+    """Return the file itself, or the ``*.txt`` and ``*.txt.gz`` files of a folder, sorted by name.
 
     Raises
     ------
     ConfigError
-        The folder holds none.
+        The folder contains no such file.
     """
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.name.removesuffix(".gz").endswith(".txt"))
-    if not found:
-        raise ConfigError(f"corpus.path {str(path)!r} is a folder without *.txt; expected a text file, or some of them")
-    return found
+    files = sorted(file for file in path.iterdir() if file.name.removesuffix(".gz").endswith(".txt"))
+    if not files:
+        raise ConfigError(
+            f"corpus.path {str(path)!r} is a folder without *.txt; expected a text file, or a folder of text files"
+        )
+    return files
 
 
 def read_bytes(path: Path, file: io.BufferedIOBase) -> bytes | None:
-    """The rest of a file; None if it has more than 16 MiB."""
+    """Read a file to its end; None if more than 16 MiB remain."""
     data = _reading(path, lambda: file.read(MAX_RECORD_BYTES + 1))
     return data if len(data) <= MAX_RECORD_BYTES else None
 
@@ -97,15 +101,15 @@ def _read(path: Path, file: io.BufferedIOBase, n_bytes: int) -> bytes:
     return _reading(path, lambda: file.readline(n_bytes))
 
 
-def _reading(path: Path, read: Callable[[], bytes]) -> bytes:
+def _reading(path: Path, operation: Callable[[], bytes]) -> bytes:
     try:
-        return read()
+        return operation()
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"corpus.path {str(path)!r} cannot be read to its end: {error}") from error
 
 
 def check_text(text: str) -> str | None:
-    """Why a text can be no example, or None."""
+    """Return the reason why a text cannot be an example, or None if it can."""
     if not text.strip():
         return "empty text"
     if not text.isascii():
@@ -116,43 +120,43 @@ def check_text(text: str) -> str | None:
 
 
 def file_stem(path: Path) -> str:
-    """The file's name without its endings: what ids made from record numbers begin with."""
+    """Return the file name without its suffixes. Ids that are built from record numbers begin with it."""
     name = path.name.removesuffix(".gz")
     return name.rsplit(".", 1)[0] or name
 
 
 def default_id(path: Path, number: int) -> str:
-    """The id of a record that brings none: ``<stem>-000123``, from its line or row number."""
+    """Return the id of a record without one: ``<stem>-000123``, from its line or row number."""
     return f"{file_stem(path)}-{number:06d}"
 
 
 class UniqueIds:
-    """Makes repeated ids different: the second ``a`` becomes ``a#2``, whatever else is in the file before it."""
+    """Makes repeated ids unique. The second ``a`` becomes ``a#2``, or the next number that is free."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
 
     def __call__(self, name: str) -> str:
-        """The id itself the first time, else with a number behind."""
-        if name not in self._seen:
-            self._seen[name] = 1
+        """Return the id itself the first time, later the id with a number appended."""
+        if name not in self._counts:
+            self._counts[name] = 1
             return name
         while True:
-            self._seen[name] += 1
-            candidate = f"{name}#{self._seen[name]}"
-            if candidate not in self._seen:
-                self._seen[candidate] = 1
+            self._counts[name] += 1
+            candidate = f"{name}#{self._counts[name]}"
+            if candidate not in self._counts:
+                self._counts[candidate] = 1
                 return candidate
 
 
 class ColumnNames:
-    """Gives fields names that expressions and array paths can hold: letters, digits and ``_``, all different."""
+    """Converts field names to names that are valid in expressions and array paths: letters, digits, ``_``, unique."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
 
     def __call__(self, field: str) -> str:
-        """The annotation's name for a field, the same each time.
+        """Return the annotation name of a field, the same at every call.
 
         Raises
         ------
@@ -161,7 +165,9 @@ class ColumnNames:
         """
         if field not in self._names:
             if len(self._names) >= MAX_COLUMNS:
-                raise ConfigError(f"more than {MAX_COLUMNS} different fields; name those to keep in corpus.columns")
+                raise ConfigError(
+                    f"more than {MAX_COLUMNS} different fields. Name the fields to keep in corpus.columns"
+                )
             plain = re.sub(r"[^0-9A-Za-z]+", "_", field).strip("_") or "column"
             if plain[0].isdigit():
                 plain = f"column_{plain}"

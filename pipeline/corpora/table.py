@@ -1,4 +1,4 @@
-"""Tables: text separated by commas, tabs or another sign, and Parquet."""
+"""Tables: text separated by commas, tabs or another character, and Parquet."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _BATCH_ROWS = 1024
 
 
 def read_delimited(options: DelimitedCorpus) -> Iterator[CorpusExample | Quarantined]:
-    """Examples of a delimited table with a header; a record's number is that of the line it ends on.
+    """Yield the examples of a delimited table with a header. The number of a record is that of its last line.
 
     Raises
     ------
     ConfigError
-        There is no header, it repeats a name, or lacks a column that the options name.
+        The header is missing, repeats a name, or lacks a column that the options name.
     """
     faults: list[Quarantined] = []
     rows = csv.reader(
@@ -56,7 +56,7 @@ def read_delimited(options: DelimitedCorpus) -> Iterator[CorpusExample | Quarant
 
 
 def _feed_lines(options: DelimitedCorpus, faults: list[Quarantined]) -> Iterator[str]:
-    """Lines for the csv reader, which must see one for each, so that its line numbers stay right."""
+    """Yield lines to the csv reader. An unreadable line is replaced by an empty one to keep its line count correct."""
     for _, line in iter_lines(options.path, options.encoding):
         if isinstance(line, Quarantined):
             faults.append(line)
@@ -66,7 +66,7 @@ def _feed_lines(options: DelimitedCorpus, faults: list[Quarantined]) -> Iterator
 
 
 def _next_row(rows: Any) -> list[str] | str | None:
-    """The next row that is not blank, the reason why it cannot be read, or None at the end."""
+    """Return the next row that is not blank, the reason why it cannot be read, or None at the end."""
     limit = csv.field_size_limit(MAX_RECORD_BYTES)
     try:
         return next((row for row in rows if row), None)
@@ -80,9 +80,9 @@ def _check_header(options: DelimitedCorpus, row: list[str] | str) -> list[str]:
     if isinstance(row, str):
         raise ConfigError(f"corpus.path {str(options.path)!r}: the header line cannot be read: {row}")
     if len(set(row)) != len(row):
-        twice = sorted({name for name in row if row.count(name) > 1})
+        repeated = sorted({name for name in row if row.count(name) > 1})
         raise ConfigError(
-            f"corpus.path {str(options.path)!r}: the header repeats {', '.join(map(repr, twice))}; rename them"
+            f"corpus.path {str(options.path)!r}: the header repeats {', '.join(map(repr, repeated))}; rename these columns"
         )
     return row
 
@@ -103,7 +103,7 @@ def _read_row(
 
 
 def read_parquet(options: ParquetCorpus) -> Iterator[CorpusExample | Quarantined]:
-    """Examples of a Parquet table; records are numbered by row, from 1.
+    """Yield the examples of a Parquet table. Records are numbered by row, from 1.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def read_parquet(options: ParquetCorpus) -> Iterator[CorpusExample | Quarantined
 
     if not options.path.is_file():
         raise ConfigError(
-            f"corpus.path {str(options.path)!r}: there is no such file; paths are relative to where you are"
+            f"corpus.path {str(options.path)!r}: there is no such file. Relative paths start at the current directory"
         )
     reader = RecordReader(options)
     number = 0

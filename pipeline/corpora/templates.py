@@ -1,8 +1,8 @@
-"""Sentences generated from a grammar file, with the annotations that come from how they were made.
+"""Sentences generated from a grammar file. Their annotations follow from the rules that generated them.
 
-A phrase's head is its head part's head, and the other parts' heads hang on it: the tree is a tree by construction. The
-same goes for coreference and entity classes. A variable written ``!x`` gives a minimal pair: the sentence once for each
-value, different in one word, checked.
+The head of a phrase is the head of its head part. It governs the heads of the other parts, so the result is always a
+tree. Coreference and entity classes come from the rules too. A variable written ``!x`` generates a minimal pair: one
+sentence for each value, and the generator checks that they differ in exactly one word.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .records import Quarantined, default_id
 
 _MAX_DEPTH = 40
 _MAX_NODES = 200
-_MAX_VAIN_DRAWS = 1000
+_MAX_FAILED_DRAWS = 1000
 _OPEN_CLASSES = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV"})
 _GLUED = frozenset({".", ",", ";", ":", "!", "?", "'s", "'", "n't"})
 _VOWELS = frozenset("aeiouAEIOU")
 
 
 class _DeadEnd(Exception):
-    """A draw that cannot be finished: no rule or word fits, or it grows without end."""
+    """Raised if a sentence cannot be completed: no rule or word fits, or it exceeds the size limits."""
 
 
 @dataclass
 class _Cell:
-    """What a variable stands for: a feature value, or the leaf it names as an antecedent."""
+    """The value of a variable: a feature value, or the word that it names as an antecedent."""
 
     value: str | None = None
     leaf: _Leaf | None = None
@@ -41,36 +41,36 @@ class _Cell:
 
 @dataclass
 class _Leaf:
-    """A word of the sentence; its form follows the value of `cell`."""
+    """A word of the sentence. The value of `cell` selects its form."""
 
     upos: str
     entry: tuple[str, ...]
     lexicon: Lexicon | None = None
     cell: _Cell | None = None
-    head: _Leaf | None = None
+    governor: _Leaf | None = None
     relation: str = "root"
     antecedent: _Cell | None = None
 
     @property
     def form(self) -> str:
-        """The form for the value of its variable."""
+        """The form that the value of its variable selects."""
         if self.lexicon is None or self.cell is None or self.cell.value is None:
             return self.entry[0]
         return self.entry[self.lexicon.values.index(self.cell.value)]
 
     @property
     def lemma(self) -> str:
-        """The lemma, by the rule of its word class."""
+        """The lemma, as its word class defines it."""
         fixed = None if self.lexicon is None else self.lexicon.lemma
         return (self.entry[0] if fixed is None else self.form if fixed == "form" else fixed).partition("/")[0]
 
 
 @dataclass
 class _Draw:
-    """One sentence in the making."""
+    """State of the generation of one sentence."""
 
     grammar: Grammar
-    dice: random.Random
+    generator: random.Random
     leaves: list[_Leaf] = field(default_factory=list)
     used: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
     varied: _Cell | None = None
@@ -78,7 +78,7 @@ class _Draw:
     n_nodes: int = 0
 
     def expand(self, rule: Rule, cells: list[_Cell], depth: int) -> _Leaf:
-        """Add the words of a rule; gives the word that heads them."""
+        """Add the words of a rule and return the word that heads them."""
         self.n_nodes += 1
         if depth > _MAX_DEPTH or self.n_nodes > _MAX_NODES:
             raise _DeadEnd
@@ -88,20 +88,20 @@ class _Draw:
                 cell.value = argument
             elif argument != "_":
                 names[argument] = cell
-        heads: list[tuple[Part, _Leaf]] = []
+        part_heads: list[tuple[Part, _Leaf]] = []
         for part in rule.parts:
-            if part.optional and self.dice.random() < 0.5:
+            if part.optional and self.generator.random() < 0.5:
                 continue
             leaf = self._expand_part(part, names, depth)
             if part.label is not None:
                 names.setdefault(part.label, _Cell()).leaf = leaf
             if part.antecedent is not None:
                 leaf.antecedent = names.setdefault(part.antecedent, _Cell())
-            heads.append((part, leaf))
-        head = next(leaf for part, leaf in heads if part.relation is None)
-        for part, leaf in heads:
+            part_heads.append((part, leaf))
+        head = next(leaf for part, leaf in part_heads if part.relation is None)
+        for part, leaf in part_heads:
             if part.relation is not None:
-                leaf.head, leaf.relation = head, part.relation
+                leaf.governor, leaf.relation = head, part.relation
         return head
 
     def _expand_part(self, part: Part, names: dict[str, _Cell], depth: int) -> _Leaf:
@@ -115,7 +115,7 @@ class _Draw:
         rules = [rule for rule in self.grammar.phrases[part.symbol] if self._fits(rule, cells)]
         if not rules:
             raise _DeadEnd
-        rule = self.dice.choices(rules, [rule.weight for rule in rules])[0]
+        rule = self.generator.choices(rules, [rule.weight for rule in rules])[0]
         return self.expand(rule, cells, depth + 1)
 
     def _cell(self, argument: str, names: dict[str, _Cell]) -> _Cell:
@@ -129,7 +129,7 @@ class _Draw:
         return cell
 
     def _fits(self, rule: Rule, cells: list[_Cell]) -> bool:
-        # A rule for one value only cannot serve both sentences of a pair.
+        # A rule for a single value cannot generate both sentences of a minimal pair.
         return all(
             argument not in self.grammar.values or (cell.value in (None, argument) and not cell.varied)
             for argument, cell in zip(rule.arguments, cells, strict=True)
@@ -138,13 +138,13 @@ class _Draw:
     def _draw_word(self, lexicon: Lexicon, cell: _Cell | None) -> _Leaf:
         if cell is not None:
             if cell.value is None:
-                cell.value = self.dice.choice(lexicon.values)
+                cell.value = self.generator.choice(lexicon.values)
             if cell.value not in lexicon.values:
                 raise _DeadEnd
             if cell.varied and not self.varied_values:
                 self.varied_values = lexicon.values
         entries = [entry for entry in lexicon.entries if (lexicon.name, entry) not in self.used]
-        entry = self.dice.choice(entries or lexicon.entries)
+        entry = self.generator.choice(entries or lexicon.entries)
         if lexicon.upos in _OPEN_CLASSES:
             self.used.add((lexicon.name, entry))
         leaf = _Leaf(lexicon.upos, entry, lexicon, cell)
@@ -153,44 +153,44 @@ class _Draw:
 
 
 def read_templates(options: TemplatesCorpus) -> Iterator[CorpusExample | Quarantined]:
-    """Distinct sentences of a grammar, the same for the same seed; pairs stand together and are never cut.
+    """Yield distinct sentences of a grammar, the same for the same seed. Minimal pairs are adjacent and never split.
 
-    Word annotations form, lemma, upos, deprel, relation, head, entity and `antecedent` (index of the word a pronoun
-    stands for, -1 for none); annotations of the sentence: `construction`, and of minimal pairs `pair` (the same for
-    all its sentences) and `variant` (the value that differs).
+    Word annotations: form, lemma, upos, deprel, relation, head, entity and `antecedent` (index of the word that a
+    pronoun refers to, -1 for none). Sentence annotations: `construction`; for minimal pairs also `pair` (the same for
+    all sentences of the pair) and `variant` (the value that differs).
 
     Raises
     ------
     ConfigError
-        The grammar is wrong, a pair differs in more than one word, or there are not that many different sentences.
+        The grammar is invalid, a pair differs in more than one word, or the grammar has too few different sentences.
     """
     grammar = read_grammar(options.path)
-    dice = random.Random(options.seed)
-    seen: set[str] = set()
-    vain = 0
+    generator = random.Random(options.seed)
+    texts: set[str] = set()
+    n_failed = 0
     number = 0
-    while len(seen) < options.examples:
-        examples = _draw_examples(grammar, dice, default_id(options.path, number + 1))
-        texts = {example.text for example in examples}
-        if not examples or texts & seen or len(texts) < len(examples):
-            vain += 1
-            if vain > _MAX_VAIN_DRAWS:
+    while len(texts) < options.examples:
+        examples = _draw_examples(grammar, generator, default_id(options.path, number + 1))
+        new_texts = {example.text for example in examples}
+        if not examples or new_texts & texts or len(new_texts) < len(examples):
+            n_failed += 1
+            if n_failed > _MAX_FAILED_DRAWS:
                 raise ConfigError(
-                    f"{options.path.name} gave {len(seen)} different sentences, then none in {_MAX_VAIN_DRAWS} tries; "
-                    f"ask for fewer than corpus.examples = {options.examples} or widen the grammar"
+                    f"{options.path.name} gave {len(texts)} different sentences, then none in {_MAX_FAILED_DRAWS} draws; "
+                    f"corpus.examples asks for {options.examples}. Lower it, or extend the grammar"
                 )
             continue
-        if len(seen) + len(texts) > options.examples:
+        if len(texts) + len(new_texts) > options.examples:
             return
-        vain, number = 0, number + 1
-        seen |= texts
+        n_failed, number = 0, number + 1
+        texts |= new_texts
         yield from examples
 
 
-def _draw_examples(grammar: Grammar, dice: random.Random, name: str) -> list[CorpusExample]:
-    """One sentence, or all of a minimal pair; none where the draw failed."""
-    draw = _Draw(grammar, dice)
-    rule = dice.choices(grammar.sentences, [rule.weight for rule in grammar.sentences])[0]
+def _draw_examples(grammar: Grammar, generator: random.Random, name: str) -> list[CorpusExample]:
+    """Generate one sentence, or all sentences of a minimal pair; an empty list if the draw failed."""
+    draw = _Draw(grammar, generator)
+    rule = generator.choices(grammar.sentences, [rule.weight for rule in grammar.sentences])[0]
     try:
         draw.expand(rule, [], 0)
     except _DeadEnd:
@@ -214,8 +214,8 @@ def _check_pair(rule: Rule, examples: list[CorpusExample]) -> None:
     for other in others:
         if (n := sum(a != b for a, b in zip(first, other, strict=True))) != 1:
             raise ConfigError(
-                f"sentence {rule.name} (line {rule.line}): its pair {examples[0].text!r} differs in {n} words, expected one; "
-                "let only one word depend on the varied variable"
+                f"sentence {rule.name} (line {rule.line}): its pair {examples[0].text!r} differs in {n} words, expected one. "
+                "Only one word may depend on the varied variable"
             )
 
 
@@ -225,7 +225,7 @@ def _write(leaves: list[_Leaf], name: str, columns: dict[str, str | int | float 
     text = ""
     words: list[Word] = []
     for i, form in enumerate(forms):
-        if "/" in form:  # a/an
+        if "/" in form:  # a form such as "a/an", chosen by the next word
             following = forms[i + 1] if i + 1 < len(forms) else ""
             form = form.split("/")[following[:1] in _VOWELS]
         if i == 0:
@@ -247,7 +247,7 @@ def _write(leaves: list[_Leaf], name: str, columns: dict[str, str | int | float 
             "upos": [leaf.upos for leaf in leaves],
             "deprel": relations,
             "relation": [relation and relation.partition(":")[0] for relation in relations],
-            "head": [-1 if leaf.head is None else index[id(leaf.head)] for leaf in leaves],
+            "head": [-1 if leaf.governor is None else index[id(leaf.governor)] for leaf in leaves],
             "entity": [None if leaf.lexicon is None else leaf.lexicon.entity for leaf in leaves],
             "antecedent": [-1 if leaf is None else index[id(leaf)] for leaf in antecedents],
         },

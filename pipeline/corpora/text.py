@@ -1,4 +1,4 @@
-"""Plain text: a line, a paragraph or a whole file an example."""
+"""Plain text: one example per line, paragraph or file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .records import (
 
 
 def read_text(options: TextCorpus) -> Iterator[CorpusExample | Quarantined]:
-    """Examples of a text file; ids come from the number of the (first) line.
+    """Yield the examples of a text file. Their ids come from the number of their (first) line.
 
-    In lines, a blank one is quarantined as empty; between paragraphs it only separates. Lines of a paragraph are
-    joined by one space; a line that cannot be read quarantines its paragraph. A file keeps its line ends, and its id
-    is its name.
+    With lines as examples, a blank line is quarantined as empty. Between paragraphs it is a separator. The lines of a
+    paragraph are joined by one space; an unreadable line quarantines its paragraph. A whole file keeps its line ends,
+    and its id is its name.
     """
     readers = {"line": _read_lines, "paragraph": _read_paragraphs, "file": _read_files}
     return readers[options.unit](options)

@@ -1,1 +1,1 @@
-"""A job: prepare, project, run, resume and repair it, or trace one input."""
+"""Preparation, projection, execution and repair of jobs, and tracing of single inputs."""

@@ -1,7 +1,7 @@
-"""Statistics of a job that are computed from stored attention, after the capture.
+"""Statistics of a job that are computed from stored attention after the capture.
 
-They are added to the store as overlays, by the same code and with the same numbers as `headatlas stats`. A job that was
-interrupted before this step adds them when it is run again.
+The job adds them to the store as overlays, with the code and the results of `headatlas stats`. A job that was
+interrupted before this step adds them when it runs again.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ def check_deferred(keep: KeepConfig, sites: Sequence[Site]) -> None:
     Raises
     ------
     ConfigError
-        Nothing is kept to compute them from, or the model has several kinds of attention.
+        The job stores nothing to compute them from, or the model has several attention sites.
     """
     names = ", ".join(keep.computed_later)
     if names and keep.attention is None and keep.query_key is None:
         raise ConfigError(
-            f"keep.statistics names {names}, computed from attention, and neither attention nor query_key is kept; "
-            'expected one of them. Set keep.attention = "sqrt8".'
+            f"keep.statistics names {names}, which need stored attention, but neither attention nor query_key is kept. "
+            'Set keep.attention = "sqrt8".'
         )
     if names and len(sites) > 1:
         raise ConfigError(
-            f"keep.statistics names {names}, and the model has {len(sites)} kinds of attention; an added statistic is "
-            "of one. Leave them out, and ask for them by `headatlas stats STORE --site NAME`."
+            f"keep.statistics names {names}, but the model has {len(sites)} attention sites and an added statistic "
+            "covers one. Remove these names, and run `headatlas stats STORE --site NAME` after the job."
         )
 
 
 def add_deferred(path: Path, names: Sequence[str], on_event: Callable[[Event], None]) -> None:
-    """Add to a complete store those of the named statistics that it does not have."""
+    """Add the named statistics to a complete store, except those that it already has."""
     store = open_store(path)
     missing = [name for name in names if name not in store.statistic_names()]
     if not missing or not store.is_complete:
         return
-    on_event(Stage(f"computing {', '.join(missing)} from what was stored"))
-    for name, one in measured_statistics(store, missing, cache=False).items():
-        known = None if name.removesuffix(SINK_FREE) == VARIABILITY else statistic_of(name)
-        unit, description = (known.unit, known.description) if known else ("", "")
-        store = store.add_statistic(name, one.values, unit=unit, description=description)
+    on_event(Stage(f"computing {', '.join(missing)} from stored traces"))
+    for name, statistic in measured_statistics(store, missing, cache=False).items():
+        definition = None if name.removesuffix(SINK_FREE) == VARIABILITY else statistic_of(name)
+        unit, description = (definition.unit, definition.description) if definition else ("", "")
+        store = store.add_statistic(name, statistic.values, unit=unit, description=description)

@@ -1,8 +1,9 @@
-"""Running a job: segment by segment, each written in the background while the next is computed.
+"""Run a job segment by segment. A background thread writes a segment while the next one is computed.
 
-What is committed stays; what is not leaves no trace; running the same job again goes on where it stopped and ends with
-the same bytes. An example that cannot be stored (out of memory alone, scores that are not finite) takes its segment
-back to the start without it, so nothing doubtful is ever written. What is repaired goes the same way (`repair.py`).
+Segments are committed one by one. If a job is interrupted, its committed segments remain and unfinished ones leave no
+files. Running the job again resumes it, and the store ends with the same bytes. If an example cannot be stored (it runs
+out of memory alone, or its scores are not finite), its segment is computed again without it. Repairs of segments
+(`repair.py`) use the same code.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from .repair import find_repairs
 
 @dataclass(frozen=True)
 class JobReport:
-    """How a job ended."""
+    """Summary of a finished job."""
 
     store: str
     n_examples: int
@@ -71,7 +72,7 @@ class JobReport:
 
 
 class UnstorableExamples(Exception):
-    """Examples of a segment, by index within it, that must not be stored, with the reasons."""
+    """Raised for examples that must not be stored. `reasons` maps their index within the segment to the reason."""
 
     def __init__(self, reasons: dict[int, str]) -> None:
         super().__init__(reasons)
@@ -80,21 +81,21 @@ class UnstorableExamples(Exception):
 
 @dataclass
 class ComputedSegment:
-    """A segment ready to be written; `buffers` stay valid until the one after the next is begun."""
+    """A segment that is ready to be written. Its `buffers` are reused by the segment after the next one."""
 
     segment: SegmentSpec
     examples: list[EncodedExample]
     buffers: SegmentBuffers
     skipped: dict[int, str]
-    """Reasons by index within the corpus."""
-    instead_of: SegmentEntry | Dropped | None = None
-    """What it takes the place of, if it is written again."""
+    """Reasons for skipped examples, by index within the corpus."""
+    replaced_entry: SegmentEntry | Dropped | None = None
+    """Manifest entry that this segment replaces in a repair; None in a normal run."""
 
 
 def run_job(config: JobConfig, on_event: Listener = lambda event: None, *, repair: bool = False) -> JobReport:
-    """Run a job, or what is left of it; with `repair` also what is damaged and what was dropped.
+    """Run or resume a job. With `repair`, damaged and dropped segments are written again too.
 
-    KeyboardInterrupt passes through after the segment that was being written is committed.
+    A KeyboardInterrupt is raised after the segment that is being written has been committed.
 
     Raises
     ------
@@ -105,8 +106,8 @@ def run_job(config: JobConfig, on_event: Listener = lambda event: None, *, repai
 
 
 def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bool = False) -> JobReport:
-    """Compute and write the segments that are not in the store yet, or with `repair` not sound."""
-    started = time.monotonic()
+    """Compute and write the missing segments; with `repair`, also the damaged and dropped ones."""
+    start_time = time.monotonic()
     writer = StoreWriter.create(
         job.path,
         spec=job.spec,
@@ -116,24 +117,26 @@ def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bo
         container=job.config.store.container,
     )
     repairs = find_repairs(writer, on_event) if repair else {}
-    done = writer.committed - repairs.keys()
-    left = [segment for segment in job.segments if segment.index not in done]
-    n_done = sum(segment.n_examples for segment in job.segments if segment.index in done)
+    sound_segments = writer.committed - repairs.keys()
+    pending_segments = [segment for segment in job.segments if segment.index not in sound_segments]
+    n_done = sum(segment.n_examples for segment in job.segments if segment.index in sound_segments)
     on_event(
-        JobStarted(str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(done))
+        JobStarted(
+            str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(sound_segments)
+        )
     )
-    if left:
-        reduction, served_by = _check(job, left, on_event)
+    if pending_segments:
+        reduction, served_by = _check(job, pending_segments, on_event)
         writer.note("reduction", served_by)
         collector = TraceCollector(job.spec, job.sites, reduction)
         pools = (BufferPool(), BufferPool())
         pending: Future[SegmentEntry] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
-            for number, segment in enumerate(left):
+            for number, segment in enumerate(pending_segments):
                 computed = compute_segment(
-                    job, segment, collector, pools[number % 2], on_event, _noted(writer, segment)
+                    job, segment, collector, pools[number % 2], on_event, _recorded_skips(writer, segment)
                 )
-                computed.instead_of = repairs.get(segment.index)
+                computed.replaced_entry = repairs.get(segment.index)
                 if pending is not None:
                     _report_segment(pending.result(), on_event)
                 pending = background.submit(write_segment, writer, computed)
@@ -142,13 +145,13 @@ def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bo
     add_deferred(job.path, job.config.keep.computed_later, on_event)
     manifest = writer.manifest
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - start_time
     on_event(JobDone(str(job.path), len(job.examples), len(manifest.skipped), job.n_quarantined, n_bytes, seconds))
     return JobReport(
         str(job.path),
         len(job.examples),
         len(job.segments),
-        len(left),
+        len(pending_segments),
         len(manifest.skipped),
         job.n_quarantined,
         n_bytes,
@@ -156,8 +159,8 @@ def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bo
     )
 
 
-def _noted(writer: StoreWriter, segment: SegmentSpec) -> dict[int, str]:
-    """The examples of a segment that the store notes as skipped already, with the reasons."""
+def _recorded_skips(writer: StoreWriter, segment: SegmentSpec) -> dict[int, str]:
+    """Return the examples of a segment that the store already lists as skipped, with the reasons."""
     inside = range(segment.first_example, segment.first_example + segment.n_examples)
     return {row.example: row.reason for row in writer.manifest.skipped if row.example in inside}
 
@@ -168,11 +171,11 @@ def compute_segment(
     collector: TraceCollector,
     pool: BufferPool,
     on_event: Listener = lambda event: None,
-    taken_out: Mapping[int, str] | None = None,
+    removed: Mapping[int, str] | None = None,
 ) -> ComputedSegment:
-    """Run the model over one segment's examples.
+    """Run the model over the examples of one segment.
 
-    Of those in `taken_out` (reasons by index within the corpus) that could be stored only the id is kept.
+    `removed` has the examples that a user removed, with the reasons by index within the corpus. Only their ids are kept.
     """
     examples = list(job.examples[segment.examples])
     skipped = {
@@ -185,21 +188,23 @@ def compute_segment(
     while True:
         try:
             computed = ComputedSegment(segment, examples, _fill(job, examples, collector, pool, on_event), skipped)
-        except UnstorableExamples as found:
-            for index, reason in sorted(found.reasons.items()):
+        except UnstorableExamples as error:
+            for index, reason in sorted(error.reasons.items()):
                 skipped[segment.first_example + index] = reason
                 on_event(ExampleSkipped(segment.first_example + index, examples[index].example.id, reason))
                 examples[index] = without_tokens(examples[index].example, examples[index].target is not None)
-            on_event(SegmentRestarted(segment.index, len(found.reasons)))
+            on_event(SegmentRestarted(segment.index, len(error.reasons)))
             continue
-        gone = {index: reason for index, reason in (taken_out or {}).items() if index not in skipped}
-        if not gone:
+        newly_removed = {index: reason for index, reason in (removed or {}).items() if index not in skipped}
+        if not newly_removed:
             return computed
-        for index in gone:
-            bare = CorpusExample(job.examples[index].example.id, "")
-            examples[index - segment.first_example] = without_tokens(bare, job.examples[index].target is not None)
-        skipped |= gone
-        on_event(SegmentRestarted(segment.index, len(gone)))
+        for index in newly_removed:
+            placeholder = CorpusExample(job.examples[index].example.id, "")
+            examples[index - segment.first_example] = without_tokens(
+                placeholder, job.examples[index].target is not None
+            )
+        skipped |= newly_removed
+        on_event(SegmentRestarted(segment.index, len(newly_removed)))
 
 
 def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntry:
@@ -210,16 +215,16 @@ def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntr
         for index, reason in sorted(computed.skipped.items())
     ]
     index, arrays = computed.segment.index, computed.buffers.arrays
-    if computed.instead_of is None:
+    if computed.replaced_entry is None:
         return writer.write(index, computed.segment.first_example, tables, arrays, notes)
     rows = [Skipped.model_validate(note) for note in notes]
-    manifest = writer.replace([Replacement(computed.instead_of, tables, arrays)], skipped=rows)
+    manifest = writer.replace([Replacement(computed.replaced_entry, tables, arrays)], skipped=rows)
     return next(entry for entry in manifest.segments if entry.index == index)
 
 
 def segment_tables(encoded: Sequence[EncodedExample], sequences: Sequence[SequenceName]) -> SegmentTables:
-    """Ids, texts, annotations and tokens of a segment."""
-    examples = [one.example for one in encoded]
+    """Build the tables of a segment: ids, texts, annotations and tokens."""
+    examples = [item.example for item in encoded]
     return SegmentTables(
         ids=[example.id for example in examples],
         texts=[example.text for example in examples],
@@ -239,19 +244,19 @@ def _fill(
     except MemoryError as error:
         raise _no_memory(job, n_tokens) from error
     failures: dict[int, str] = {}
-    of_batches: list[dict[int, str]] = []  # may grow until the block ends
+    of_batches: list[dict[int, str]] = []  # the collector may add entries until the block ends
     with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
         for batch in plan_batches(n_tokens, job.limits):
-            waiting: list[Sequence[int]] = [batch.examples]
-            while waiting:
-                part = waiting.pop()
+            queue: list[Sequence[int]] = [batch.examples]
+            while queue:
+                part = queue.pop()
                 reasons = _run_batch(job, examples, part, buffers, collector, forward)
                 if reasons is not None:
                     of_batches.append(reasons)
                     on_event(BatchDone(len(part), sum(int(counts[i]) for counts in n_tokens.values() for i in part)))
                 elif len(part) > 1:
                     on_event(BatchHalved(len(part)))
-                    waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+                    queue += [part[len(part) // 2 :], part[: len(part) // 2]]
                 else:
                     size = max(int(counts[part[0]]) for counts in n_tokens.values())
                     failures[part[0]] = f"out of memory: {size} tokens are too many for this machine, even alone"
@@ -264,12 +269,15 @@ def _fill(
 
 
 def _no_memory(job: Job, n_tokens: dict[str, np.ndarray]) -> Exception:
-    """What to say where the traces of a segment have no room: its only example goes, several can be parted."""
+    """Return the error for a segment whose traces do not fit into memory.
+
+    A single example is skipped. A segment of several examples is an error, because smaller segments may fit.
+    """
     n_bytes = format_bytes(int(example_bytes(job.spec, n_tokens).sum()))
     rows = np.flatnonzero(next(iter(n_tokens.values())))
     if len(rows) > 1:
         return BudgetError(
-            f"there is no memory for the {n_bytes} of a segment; lower store.segment_bytes (of a new store), or free some."
+            f"there is no memory for the {n_bytes} of a segment. Free memory, or lower store.segment_bytes and write a new store."
         )
     return UnstorableExamples({int(rows[0]): f"out of memory: its traces take {n_bytes}, too much for this machine"})
 
@@ -282,8 +290,11 @@ def _run_batch(
     collector: TraceCollector,
     forward: Callable[[ModelInputs], None],
 ) -> dict[int, str] | None:
-    """Run one batch; the examples that must not be stored, all of them once the collector settled; None: no memory."""
-    before = {name: arrays.n_filled for name, arrays in buffers.sites.items()}
+    """Run one batch and return the examples that must not be stored; None if memory ran out.
+
+    The result may receive more entries until the collector has finished.
+    """
+    n_filled_before = {name: arrays.n_filled for name, arrays in buffers.sites.items()}
     model = job.loaded.model
     try:
         inputs = job.inputs.build([examples[i] for i in part])
@@ -292,74 +303,81 @@ def _run_batch(
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        for name, count in before.items():
+        for name, count in n_filled_before.items():
             buffers.sites[name].n_filled = count
-        _give_back(model.device)
+        _release_memory(model.device)
         return None
     return batch.failures
 
 
-def _give_back(device: torch.device) -> None:
-    """Let the system have what was freed: allocators keep it, and code made for a batch of another shape finds no room."""
+def _release_memory(device: torch.device) -> None:
+    """Return freed memory to the system.
+
+    Allocators keep freed blocks. Without this, the code that oneDNN generates for another batch shape may not fit.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in the GNU C library
         if trim is not None:
             trim(0)
 
 
-_NO_ROOM = (
+_OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory",
     "not enough memory",
-    "could not create a primitive",  # oneDNN, without saying why: it finds no room for the code that it generates
+    "could not create a primitive",  # oneDNN raises this if there is no memory for the code that it generates
     "could not create a memory object",
 )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in _NO_ROOM)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in text for words in _OUT_OF_MEMORY_TEXTS
+    )
 
 
-def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
-    """Hold the capture against eager attention on a few examples of what comes next; what then serves, and its name."""
+def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
+    """Check the capture against eager attention on a few of the next examples. Return the reduction and its name."""
     spec, model = job.spec, job.loaded.model
-    plain = TorchReduction(spec.keep, spec.statistics)
-    eager = spec.capture == "eager"
-    on_event(Stage(f"checking the capture against {'the softmaxes of the model' if eager else 'eager attention'}"))
-    for segment in left:
+    torch_reduction = TorchReduction(spec.keep, spec.statistics)
+    is_eager = spec.capture == "eager"
+    on_event(Stage(f"checking the capture against {'the softmaxes of the model' if is_eager else 'eager attention'}"))
+    for segment in segments:
         examples = job.examples[segment.examples]
         n_tokens = count_tokens(examples, spec)
         if not next(iter(n_tokens.values())).any():
             continue
-        chosen = choose_examples(spec.sites, n_tokens)
-        checked = [examples[i].beginning(most_checked_tokens(spec.sites)) for i in chosen]
-        lengths = {name: counts.tolist() for name, counts in count_tokens(checked, spec).items()}
-        inputs = job.inputs.build(checked)
-        if eager:
+        indices = choose_examples(spec.sites, n_tokens)
+        shortened = [examples[i].beginning(most_checked_tokens(spec.sites)) for i in indices]
+        lengths = {name: counts.tolist() for name, counts in count_tokens(shortened, spec).items()}
+        inputs = job.inputs.build(shortened)
+        if is_eager:
             report = check_eager(model, job.sites, inputs, lengths)
         else:
             report = check_capture(model, job.sites, spec.keep, inputs, lengths)
         on_event(CheckPassed(report.n_examples, report.n_weights, report.largest, report.bound, report.rebuilt))
-        if eager:
-            on_event(Stage("capturing in eager mode, with torch operations: query and key cannot be seen"))
-            return plain, "eager mode, torch operations"
-        fused = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
-        if isinstance(fused, TorchReduction):
+        if is_eager:
+            on_event(Stage("capturing in eager mode, with torch operations; query and key are not available"))
+            return torch_reduction, "eager mode, torch operations"
+        reduction = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
+        if isinstance(reduction, TorchReduction):
             on_event(Stage(f"capturing with {kernel.explain()}"))
-            return plain, "torch operations"
-        agreement = check_agreement(model, job.sites, spec, inputs, lengths, fused)
+            return torch_reduction, "torch operations"
+        agreement = check_agreement(model, job.sites, spec, inputs, lengths, reduction)
         if agreement.difference:
             on_event(
-                Stage(f"capturing with torch operations: the {fused.name} differs from them ({agreement.difference})")
+                Stage(
+                    f"capturing with torch operations: the {reduction.name} differs from them ({agreement.difference})"
+                )
             )
-            return plain, "torch operations"
-        share = f"{fused.n_fused} of {fused.n_fused + fused.n_torch} layers"
-        served_by = f"{fused.name}, {share}" if fused.n_fused else "torch operations"
-        on_event(Stage(f"capturing with {'the ' if fused.n_fused else ''}{served_by}"))
-        return fused, served_by
-    return plain, "torch operations"
+            return torch_reduction, "torch operations"
+        share = f"{reduction.n_fused} of {reduction.n_fused + reduction.n_torch} layers"
+        served_by = f"{reduction.name}, {share}" if reduction.n_fused else "torch operations"
+        on_event(Stage(f"capturing with {'the ' if reduction.n_fused else ''}{served_by}"))
+        return reduction, served_by
+    return torch_reduction, "torch operations"
 
 
 def _report_segment(entry: SegmentEntry, on_event: Listener) -> None:

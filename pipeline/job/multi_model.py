@@ -1,6 +1,6 @@
-"""Several models over one corpus: one after the other, each into a store of its own, example i the same in all.
+"""Run several models over one corpus, one after the other. Each has its own store, with the same examples in all.
 
-The corpus is read once. A model that cannot be captured does not keep the others from it; each store resumes by itself.
+The corpus is read once. If a model fails, the others still run. Each store is resumed independently.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ from .prepared_job import Job, prepare_job
 def run_jobs(
     configs: Sequence[JobConfig], on_event: Listener = lambda event: None, *, repair: bool = False
 ) -> list[JobReport]:
-    """Run jobs that differ in their models (`config.load_jobs`), or what is left of them, see `run.run_job`.
+    """Run or resume jobs that differ only in their models (`config.load_jobs`). See `job_runner.run_job`.
 
     Raises
     ------
     HeadAtlasError
-        A job failed; of several, all others were run before.
+        A job failed. If there are several jobs, all others have run before.
     """
     corpus = open_corpus(configs[0].corpus, on_event)
     reports: list[JobReport] = []
     failures: dict[str, str] = {}
-    first: list[tuple[object, ...]] | None = None
+    first_keys: list[tuple[object, ...]] | None = None
     for number, config in enumerate(configs, 1):
         name = config.model.short_name
         if len(configs) > 1:
             on_event(ModelBegun(number, len(configs), name))
         try:
             job = prepare_job(config, on_event, corpus)
-            first = first or [_place(example) for example in job.examples]
-            _check_aligned(job, first)
+            first_keys = first_keys or [_alignment_key(example) for example in job.examples]
+            _check_aligned(job, first_keys)
             reports.append(execute_job(job, on_event, repair=repair))
         except HeadAtlasError as error:
             if len(configs) == 1:
                 raise
             on_event(ModelFailed(name, str(error)))
             failures[name] = str(error)
-        job = None  # the next model needs its memory
+        job = None  # free the memory for the next model
     if failures:
-        told = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise HeadAtlasError(f"{len(failures)} of {len(configs)} models failed, the others are done. {told}")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise HeadAtlasError(f"{len(failures)} of {len(configs)} models failed, the others are done. {reasons}")
     return reports
 
 
-def _place(example: EncodedExample) -> tuple[object, ...]:
-    """What must be the same in all stores: the example's id, and which characters of its document it shows."""
+def _alignment_key(example: EncodedExample) -> tuple[object, ...]:
+    """Return the identity of an example that must be equal in all stores: its id and its span of the document."""
     return (example.example.id, *(example.example.columns.get(name) for name in WINDOW_COLUMNS))
 
 
-def _check_aligned(job: Job, first: list[tuple[object, ...]]) -> None:
-    if [_place(example) for example in job.examples] != first:
+def _check_aligned(job: Job, first_keys: list[tuple[object, ...]]) -> None:
+    if [_alignment_key(example) for example in job.examples] != first_keys:
         raise ConfigError(
-            "its tokenizer cuts documents into other windows than that of the first model, so examples would not be the "
-            'same in both stores. Set tokens.too_long = "truncate", or run the models in jobs of their own.'
+            "its tokenizer cuts documents into other windows than the tokenizer of the first model, so the stores would "
+            'have different examples. Set tokens.too_long = "truncate", or use a separate job for each model.'
         )

@@ -1,6 +1,6 @@
-"""Prepare everything that a run needs from a job file: model, sites, encoded examples, segments, provenance.
+"""Prepare a job from its configuration: model, sites, encoded examples, segments, provenance.
 
-Nothing is written here, so `headatlas plan` and `headatlas run` share it.
+Preparation writes nothing. `headatlas plan` and `headatlas run` share it.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 _LIBRARIES = ("headatlas", "torch", "transformers", "tokenizers", "numpy", "zarr")
 _LISTED_QUARANTINED = 100
 EAGER_BATCH_BYTES = 512 << 20
-"""Largest size of the maps of one batch in eager mode, all layers together; one example may exceed it."""
+"""Largest total size of the maps of one batch in eager mode, over all layers. A single example may exceed it."""
 
 
 @dataclass(frozen=True)
 class Job:
     """A job that is ready to run.
 
-    Examples that cannot be stored (`skipped`: why, by index) keep their place, with text and without tokens, so that
-    example i of the corpus is example i of the store.
+    Examples that cannot be stored keep their index, with text and without tokens, so that example i of the corpus is
+    example i of the store. `skipped` has the reasons by index.
     """
 
     config: JobConfig
@@ -59,11 +59,11 @@ class Job:
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
     resident_model_bytes: int = 0
-    """Memory that loading the model took, at most its weights; 0 on a GPU, or if it was loaded before."""
+    """Memory that loading the model took, at most its weights. 0 on a GPU, or if the model was already loaded."""
 
     @property
     def limits(self) -> BatchLimits:
-        """Limits of a batch; smaller if the maps of all layers are in memory at once."""
+        """Limits of a batch. They are lower if the maps of all layers are in memory at once."""
         limits = self.config.run.limits
         if self.spec.capture == "interface":
             return limits
@@ -77,7 +77,7 @@ class Job:
 
 
 def count_tokens(examples: list[EncodedExample], spec: TraceSpec) -> dict[str, Int64[np.ndarray, "example"]]:
-    """Token counts, by the sequences the model has."""
+    """Count the tokens of every example, for each sequence of the model."""
     counts: dict[str, Int64[np.ndarray, "example"]] = {}
     for sequence in spec.sequences:
         sides = (example.source if sequence == "source" else example.target for example in examples)
@@ -91,17 +91,17 @@ def prepare_job(
     corpus: Corpus | None = None,
     loaded: LoadedModel | None = None,
 ) -> Job:
-    """Load the model, read the corpus (unless they are given), encode it, find the sites, plan the segments.
+    """Load the model and read the corpus (unless passed), encode it, find the sites and plan the segments.
 
     Raises
     ------
     ConfigError
-        Model or corpus cannot be read, or no example is left.
+        Model or corpus cannot be read, or no example can be encoded.
     UnsupportedModelError
         The model's attention cannot be captured.
     """
     import torch
-    from transformers import AutoModel, AutoTokenizer  # noqa: F401  # else they would count as the model's memory
+    from transformers import AutoModel, AutoTokenizer  # noqa: F401  # imported first, so that their memory is not counted as that of the model
 
     from ..capture.eager import find_sites, require_keep
     from ..models.sources import load_configured
@@ -111,11 +111,11 @@ def prepare_job(
         torch.set_num_threads(config.run.threads)
     resident_model_bytes = 0
     if loaded is None:
-        before = resident_bytes()
+        bytes_before = resident_bytes()
         on_event(Stage(f"reading model {config.model.source}"))
         loaded = load_configured(config.model, images=config.corpus.kind == "images")
         if loaded.model.device.type == "cpu":
-            resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - before))
+            resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - bytes_before))
     corpus = corpus or open_corpus(config.corpus, on_event)
     examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
 
@@ -127,12 +127,14 @@ def prepare_job(
     if config.generate.max_new_tokens and not any(site.causal for site in sites.sites):
         kind = type(loaded.model).__name__
         raise UnsupportedModelError(
-            f"{kind} sees later tokens, so it writes no text; leave generate.max_new_tokens out."
+            f"{kind} sees later tokens, so it cannot generate text; remove generate.max_new_tokens."
         )
     check_deferred(config.keep, sites.sites)
     if sites.capture == "eager":
         kind = type(loaded.model).__name__
-        on_event(Stage(f"{kind} computes attention outside transformers' interface: the maps it returns are captured"))
+        on_event(
+            Stage(f"{kind} computes attention outside transformers' interface; capturing the maps that it returns")
+        )
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=config.keep.captured, capture=sites.capture)
     segments = plan_segments(
         spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
@@ -156,7 +158,7 @@ def prepare_job(
 
 
 def model_shape(loaded: LoadedModel) -> ModelShape:
-    """The sizes of a model for the memory projection."""
+    """Return the sizes of a model for the memory projection."""
     hidden = _first_size(loaded, ("hidden_size", "d_model", "dim", "n_embd"), 1024)
     inner = _first_size(loaded, ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner"), 4 * hidden)
     parameters = list(loaded.model.parameters())
@@ -164,7 +166,7 @@ def model_shape(loaded: LoadedModel) -> ModelShape:
 
 
 def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> int:
-    """The first of these numbers that the model's configuration has (families name them differently)."""
+    """Return the first of these sizes that the configuration has. Model families use different names."""
     config = loaded.model.config.get_text_config()
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), default)
 
@@ -172,12 +174,12 @@ def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> in
 def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
     """Describe model, tokenizer, corpus, settings, libraries and machine."""
     tokenizer, images = job.loaded.tokenizer, job.loaded.images
-    reads = {"class": "" if images is None else images.name}
+    reader = {"class": "" if images is None else images.name}
     if tokenizer is not None:
-        reads = {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)}
+        reader = {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)}
     return {
         "model": job.loaded.identity.to_dict(),
-        "tokenizer": reads,
+        "tokenizer": reader,
         "corpus": corpus.description,
         "quarantined": [
             {"line": record.line, "reason": record.reason} for record in corpus.quarantined[:_LISTED_QUARANTINED]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; where the system has no ``/proc``, its peak so far."""
+    """Return the resident bytes of this process; on systems without ``/proc``, the peak so far."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

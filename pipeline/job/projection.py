@@ -1,4 +1,4 @@
-"""Time and memory of a prepared job, with a short timed trial of the real thing."""
+"""Projection of the resources of a prepared job. The time comes from a short timed capture."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .size_sample import measure_sample
 
 _TRIAL_TOKENS = 2048
 WRITING_SHARE = 1.15
-"""Writing and bookkeeping beside computing."""
+"""Factor for the time of writing and bookkeeping on top of the computation."""
 
 
 def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjection:
-    """Project the resources of a job. `timed` runs one batch of typical length twice to estimate the time.
+    """Project the resources of a job.
 
-    If `n_sampled` is above 0, that many examples are captured and written to measure the bytes on disk; else they are
-    a guess.
+    With `timed`, one batch of typical length runs twice to estimate the time. With `n_sampled` above 0, this number of
+    examples is captured and written to measure the bytes on disk; otherwise the bytes are estimated.
     """
     process_bytes = resident_bytes() - job.resident_model_bytes
     n_tokens = job.n_tokens
@@ -46,24 +46,24 @@ def project_job(job: Job, timed: bool = True, n_sampled: int = 0) -> JobProjecti
 
 
 def seconds_per_token(job: Job) -> float:
-    """Seconds of capture for each token, from a batch around the middle of the lengths."""
+    """Measure the seconds of capture per token on a batch of typical length."""
     n_tokens = job.n_tokens
     total = np.sum(np.stack(list(n_tokens.values())), axis=0)
     order = np.argsort(total, kind="stable")
     order = order[total[order] > 0]
-    # Half of all tokens are in shorter examples, half in longer ones.
+    # `middle` splits the tokens in half: one half is in shorter examples, the other half in longer ones.
     middle = int(np.searchsorted(np.cumsum(total[order]), total.sum() / 2))
-    half = max(1, _TRIAL_TOKENS // max(1, int(total[order[min(middle, len(order) - 1)]])) // 2)
-    chosen = [int(i) for i in order[max(0, middle - half) : middle + half]] or [int(order[0])]
-    examples = [job.examples[i] for i in chosen]
-    lengths = {name: counts[chosen] for name, counts in n_tokens.items()}
+    n_around = max(1, _TRIAL_TOKENS // max(1, int(total[order[min(middle, len(order) - 1)]])) // 2)
+    indices = [int(i) for i in order[max(0, middle - n_around) : middle + n_around]] or [int(order[0])]
+    examples = [job.examples[i] for i in indices]
+    lengths = {name: counts[indices] for name, counts in n_tokens.items()}
     spec = job.spec
     reduction = choose_reduction(spec.keep, spec.statistics, job.loaded.model.device, spec.capture)
     collector = TraceCollector(spec, job.sites, reduction)
     buffers = SegmentBuffers(job.spec, lengths)
     batches = plan_batches(lengths, job.limits)
     seconds = 0.0
-    for _ in range(2):  # the first time warms up
+    for _ in range(2):  # the first pass is a warm-up
         started = time.perf_counter()
         with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
             for batch in batches:

@@ -1,7 +1,7 @@
-"""Writing segments again that are damaged or were dropped: the job that made a store can make any part of it anew.
+"""Find the segments of a store that its job must write again: damaged and dropped ones.
 
-A segment that is computed again has the bytes it had, so whatever was derived from it stays true. Examples that
-somebody took out of it stay out.
+A job computes a segment again with the same bytes, so data that were derived from it remain valid. Examples that a
+user removed from the segment remain removed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from headatlas.store.writing.verify import verify_store
 from ..progress import Event, Stage
 
 Repairs = dict[int, SegmentEntry | Dropped]
-"""What the newest snapshot says of each segment that is to be written again, by index."""
+"""Manifest entries of the segments to write again, by segment index, from the newest snapshot."""
 
 
 def find_repairs(writer: StoreWriter, on_event: Callable[[Event], None] = lambda event: None) -> Repairs:
-    """The segments in which a full verification finds damage, and those that were dropped.
+    """Find damaged segments with a full verification, and dropped segments.
 
-    Layers beside segments come from elsewhere: a damaged one is told, with what to do.
+    Overlays do not come from the job. If one is damaged, an event reports it with the command that repairs it.
 
     Raises
     ------
@@ -35,8 +35,8 @@ def find_repairs(writer: StoreWriter, on_event: Callable[[Event], None] = lambda
             on_event(Stage(f"not repaired: {finding.object}: {finding.problem}"))
     damaged = {finding.segment for finding in findings if finding.overlay is None}
     dropped = {row.index: row for row in writer.manifest.dropped}
-    found: Repairs = dropped | {entry.index: entry for entry in writer.manifest.segments if entry.index in damaged}
-    for rows, what in ((found.keys() - dropped.keys(), "are damaged"), (dropped.keys(), "were dropped")):
+    repairs: Repairs = dropped | {entry.index: entry for entry in writer.manifest.segments if entry.index in damaged}
+    for rows, state in ((repairs.keys() - dropped.keys(), "are damaged"), (dropped.keys(), "were dropped")):
         if rows:
-            on_event(Stage(f"segments that {what}: {', '.join(map(str, sorted(rows)))}"))
-    return found
+            on_event(Stage(f"segments that {state}: {', '.join(map(str, sorted(rows)))}"))
+    return repairs

@@ -1,4 +1,4 @@
-"""Project what a job takes (bytes on disk, memory, time) from token counts and shapes, before anything is computed."""
+"""Project the bytes on disk, memory and time of a job from token counts and shapes, before it runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..calls.lazy_mask import DENSE_PAIRS
 from ..tokens.batch_plan import BatchLimits, BatchPlan, Lengths, SegmentSpec, plan_batches
 
 FIRST_USE_BYTES = 96 << 20
-"""Memory that libraries take when they are first used: code, thread stacks, caches."""
+"""Memory that libraries allocate on first use: code, thread stacks, caches."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class ArrayProjection:
     path: str
     raw_bytes: int
     stored_bytes: int
-    """Predicted, after compression."""
+    """Predicted bytes after compression."""
     is_estimate: bool = False
-    """True if the weights decide how many are stored (a sparse codec). `raw_bytes` is then an upper bound."""
+    """True for arrays of a sparse codec, where the weights determine the size. `raw_bytes` is then an upper bound."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,22 @@ class JobProjection:
     n_segments: int
     n_batches: int
     wasted_tokens: float
-    """Share of computed tokens that is padding."""
+    """Fraction of the computed tokens that are padding, 0 to 1."""
     arrays: tuple[ArrayProjection, ...]
     memory: dict[str, int] = field(default_factory=dict)
     """Peak bytes by cause."""
     time_s: float | None = None
     besides: tuple[ArrayProjection, ...] = ()
-    """Tables and metadata, if they were measured."""
+    """Tables and metadata; empty if they were not measured."""
 
     @property
     def raw_bytes(self) -> int:
-        """All trace arrays before compression."""
+        """Bytes of all trace arrays before compression."""
         return sum(array.raw_bytes for array in self.arrays)
 
     @property
     def stored_bytes(self) -> int:
-        """Predicted size of the store, as far as it is known."""
+        """Predicted bytes of the store, without the parts that were not measured."""
         return sum(array.stored_bytes for array in (*self.arrays, *self.besides))
 
     @property
@@ -79,7 +79,7 @@ class FixedMemory:
     """Memory that does not depend on the examples."""
 
     process_bytes: int
-    """Of the process as it is, without the model."""
+    """Current memory of the process without the model."""
     tile_bytes: int
     check_bytes: int
 
@@ -98,7 +98,7 @@ def project(
     largest_segment = 0
     n_batches = n_padded = n_real = 0
     largest_batch = largest_slots = 0
-    expected_entries = most_entries = 0
+    expected_entries = max_entries = 0
     for segment in segments:
         lengths = {name: np.asarray(values[segment.examples], dtype=np.int64) for name, values in n_tokens.items()}
         raw = 0
@@ -107,8 +107,8 @@ def project(
             raw += layout.raw_bytes
         largest_segment = max(largest_segment, raw)
         largest_slots = max(largest_slots, _slot_bytes(spec, lengths))
-        expected, most = _sparse_entries(spec, lengths)
-        expected_entries, most_entries = expected_entries + expected, most_entries + most
+        expected, maximum = _sparse_entries(spec, lengths)
+        expected_entries, max_entries = expected_entries + expected, max_entries + maximum
         for batch in plan_batches(lengths, limits):
             n_batches += 1
             n_padded += batch.n_padded_tokens
@@ -117,12 +117,12 @@ def project(
                 _activation_bytes(batch, model) + _mask_bytes(batch, spec, lengths) + _map_bytes(batch, spec, lengths)
             )
             largest_batch = max(largest_batch, batch_bytes)
-    filled = expected_entries / max(1, most_entries)
-    arrays = tuple(_project_array(spec, path, raw, filled) for path, raw in layouts.items())
+    kept_fraction = expected_entries / max(1, max_entries)
+    arrays = tuple(_project_array(spec, path, raw, kept_fraction) for path, raw in layouts.items())
     memory = {
         "process": fixed.process_bytes + FIRST_USE_BYTES,
         "model": model.weight_bytes,
-        # One segment is written while the next is computed; buffers are an eighth larger than needed.
+        # One segment is written while the next one is computed. Buffers are an eighth larger than needed.
         "segments": 2 * largest_segment * 9 // 8,
         "writing": min(largest_segment, 256 << 20),
         "activations": largest_batch,
@@ -143,14 +143,14 @@ def project(
     )
 
 
-def _project_array(spec: TraceSpec, path: str, raw_bytes: int, filled: float) -> ArrayProjection:
-    """Predict the stored bytes of one array; `filled` is the expected share of the entries of a sparse codec."""
+def _project_array(spec: TraceSpec, path: str, raw_bytes: int, kept_fraction: float) -> ArrayProjection:
+    """Predict the stored bytes of one array; `kept_fraction` is the expected fraction of the entries of a sparse codec."""
     site_name, name = path.split("/", 1)
     codec, is_causal = spec.attention_codec, spec.site(site_name).causal
     is_sparse = codec is not None and codec.selection is not None and name.startswith("attention")
     factor = compression_factor(name, codec, causal=is_causal)
     if is_sparse and name in ("attention", "attention_key"):
-        factor *= filled
+        factor *= kept_fraction
     return ArrayProjection(path, raw_bytes, int(raw_bytes * factor), is_sparse)
 
 
@@ -159,7 +159,7 @@ def _activation_bytes(batch: BatchPlan, model: ModelShape) -> int:
 
 
 def _mask_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
-    """Bytes of masks as booleans and numbers; of many pairs only tiles exist, and weights of the output."""
+    """Bytes of dense masks, or of mask tiles and output weights if a batch has more than `DENSE_PAIRS` pairs."""
     longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())
     pairs = len(batch.examples) * longest * longest
     n_heads = max(site.n_heads for site in spec.sites)
@@ -168,7 +168,7 @@ def _mask_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
 
 
 def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
-    """Bytes of the maps of a batch in eager mode, and of one layer while it is computed."""
+    """Bytes of all maps of a batch in eager mode, including those of the layer that is being computed."""
     if spec.capture == "interface":
         return 0
     longest = max(int(values[list(batch.examples)].max()) for values in lengths.values())
@@ -177,23 +177,23 @@ def _map_bytes(batch: BatchPlan, spec: TraceSpec, lengths: Lengths) -> int:
 
 
 def _sparse_entries(spec: TraceSpec, lengths: Lengths) -> tuple[int, int]:
-    """Weights that a sparse codec is expected to keep, and the most that it may keep; all maps together."""
+    """Return the expected and the largest number of weights that a sparse codec keeps, over all maps."""
     codec = spec.attention_codec
     if codec is None or codec.selection is None:
         return 0, 0
-    expected = most = 0
+    expected = maximum = 0
     for site in spec.sites:
         queries, keys = lengths[site.query_sequence], lengths[site.key_sequence]
-        n_expected, n_most = (
+        n_expected, n_maximum = (
             int(entry_counts(queries, keys, n_kept, causal=site.causal).sum()) * site.n_layers * site.n_heads
             for n_kept in (expected_row_entries(codec.selection), codec.selection.n_kept)
         )
-        expected, most = expected + n_expected, most + n_most
-    return expected, most
+        expected, maximum = expected + n_expected, maximum + n_maximum
+    return expected, maximum
 
 
 def _slot_bytes(spec: TraceSpec, lengths: Lengths) -> int:
-    """Bytes of the rows of a sparse codec while two segments are in memory."""
+    """Bytes of the rows of a sparse codec for the two segments in memory."""
     codec = spec.attention_codec
     if codec is None or codec.selection is None:
         return 0

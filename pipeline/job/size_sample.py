@@ -1,9 +1,9 @@
-"""What a job will take on disk, measured: some of its examples go through the model and the writer, and are counted.
+"""Measure the size of a store on a sample: some examples are captured and written, and their bytes are counted.
 
-How well attention and edges compress depends on model, corpus and codec; no table of ratios is right for all of them.
-The sample is short runs of neighbours at equal steps through the corpus: neighbours are often alike, and lie in one
-chunk. Stored bytes of an array are its raw bytes (known exactly from the shapes) times the sample's ratio. Texts,
-tokens and annotations need no model: whole segments of them are counted.
+The compression of attention and edges depends on model, corpus and codec, so fixed ratios would be wrong. The sample
+consists of short runs of consecutive examples at equal distances in the corpus, because neighbours are often similar
+and share chunks. The stored bytes of an array are its raw bytes (known from the shapes) times the ratio of the sample.
+Texts, tokens and annotations do not need the model; they are measured on whole segments.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from .resources import ArrayProjection, JobProjection
 
 SAMPLE_EXAMPLES = 192
 SAMPLE_TOKENS = 8192
-"""A sample holds so many tokens at most, but at least one example."""
+"""Largest number of tokens in a sample. A sample has at least one example."""
 RUN_EXAMPLES = 8
 _TABLE_SEGMENTS = 4
 
 
 def measure_sample(job: Job, projection: JobProjection, n_examples: int = SAMPLE_EXAMPLES) -> JobProjection:
-    """A projection whose stored bytes come from `n_examples` of the job's examples, written and counted.
+    """Return the projection with stored bytes measured on `n_examples` examples of the job.
 
-    Tables and metadata (of the files, and what lists them) come besides.
+    It also has the bytes of tables and of metadata (manifest and metadata of the files).
     """
-    chosen = choose_sample(np.sum(np.stack(list(job.n_tokens.values())), axis=0), n_examples)
-    whole = SegmentSpec(0, 0, len(chosen))
-    part = replace(job, examples=[job.examples[i] for i in chosen], skipped={}, segments=(whole,))
+    indices = choose_sample(np.sum(np.stack(list(job.n_tokens.values())), axis=0), n_examples)
+    sample_segment = SegmentSpec(0, 0, len(indices))
+    sample_job = replace(job, examples=[job.examples[i] for i in indices], skipped={}, segments=(sample_segment,))
     spec = job.spec
     reduction = choose_reduction(spec.keep, spec.statistics, job.loaded.model.device, spec.capture)
     collector = TraceCollector(spec, job.sites, reduction)
-    computed = compute_segment(part, whole, collector, BufferPool())
+    computed = compute_segment(sample_job, sample_segment, collector, BufferPool())
     raw = {path: array.nbytes for path, array in computed.buffers.arrays.items()}
     with tempfile.TemporaryDirectory(prefix="headatlas-plan-") as folder:
         writer = StoreWriter.create(
             Path(folder) / "sample",
             spec=spec,
             provenance=job.provenance,
-            n_examples_planned=whole.n_examples,
+            n_examples_planned=sample_segment.n_examples,
             n_segments_planned=1,
             container=job.config.store.container,
         )
@@ -70,8 +70,8 @@ def measure_sample(job: Job, projection: JobProjection, n_examples: int = SAMPLE
         for array in projection.arrays
     )
     metadata *= len(job.segments)
-    if job.config.store.container == "hdf5":  # its index of chunks is in the file, and grows with them
-        in_sample = len(job.segments) * _count_chunks(job, np.array(chosen))
+    if job.config.store.container == "hdf5":  # the chunk index is part of the file and grows with the number of chunks
+        in_sample = len(job.segments) * _count_chunks(job, np.array(indices))
         in_job = sum(_count_chunks(job, np.arange(len(job.examples))[s.examples]) for s in job.segments)
         metadata = max(0, round(metadata + INDEX_BYTES * (in_job - in_sample)))
     besides = (_project_tables(job), ArrayProjection("metadata", metadata, metadata))
@@ -79,20 +79,24 @@ def measure_sample(job: Job, projection: JobProjection, n_examples: int = SAMPLE
 
 
 def choose_sample(n_tokens: np.ndarray, n_examples: int) -> list[int]:
-    """Runs of neighbours at equal steps, ascending; examples without tokens are left out."""
-    there = np.flatnonzero(n_tokens)
-    count = max(1, min(n_examples, len(there), int(SAMPLE_TOKENS / n_tokens[there].mean())))
+    """Choose runs of consecutive examples at equal distances, ascending. Examples without tokens are skipped."""
+    candidates = np.flatnonzero(n_tokens)
+    count = max(1, min(n_examples, len(candidates), int(SAMPLE_TOKENS / n_tokens[candidates].mean())))
     n_runs = max(1, round(count / RUN_EXAMPLES))
-    run = min(count, RUN_EXAMPLES)
-    starts = ((np.arange(n_runs) + 0.5) * len(there) / n_runs - run / 2).astype(int).clip(0, len(there) - run)
-    return there[np.unique(starts[:, None] + np.arange(run))].tolist()
+    run_length = min(count, RUN_EXAMPLES)
+    starts = (
+        ((np.arange(n_runs) + 0.5) * len(candidates) / n_runs - run_length / 2)
+        .astype(int)
+        .clip(0, len(candidates) - run_length)
+    )
+    return candidates[np.unique(starts[:, None] + np.arange(run_length))].tolist()
 
 
 def _project_tables(job: Job) -> ArrayProjection:
-    """Tables of a few segments, the whole job's by their share of the examples."""
-    at = np.unique(np.linspace(0, len(job.segments) - 1, _TABLE_SEGMENTS).astype(int))
+    """Measure the tables of a few segments and scale them to the number of examples of the job."""
+    segment_indices = np.unique(np.linspace(0, len(job.segments) - 1, _TABLE_SEGMENTS).astype(int))
     raw = stored = n_examples = 0
-    for segment in (job.segments[i] for i in at):
+    for segment in (job.segments[i] for i in segment_indices):
         arrays = table_arrays(segment_tables(job.examples[segment.examples], job.spec.sequences))
         raw += sum(item.layout.raw_bytes for item in arrays.values())
         stored += sum(_array_bytes(item.layout, item.data) for item in arrays.values())
@@ -102,14 +106,14 @@ def _project_tables(job: Job) -> ArrayProjection:
 
 
 def _count_chunks(job: Job, examples: np.ndarray) -> int:
-    """Chunks of the traces of a segment of these examples."""
+    """Count the chunks of the traces of a segment with these examples."""
     lengths = {str(name): counts[examples] for name, counts in job.n_tokens.items()}
     grids = (plan_grid(layout) for layout in segment_layout(job.spec, lengths).values())
     return sum(math.prod(math.ceil(n / c) for n, c in zip(grid.shape, grid.chunk, strict=True)) for grid in grids)
 
 
 def _array_bytes(layout: ArrayLayout, data: np.ndarray) -> int:
-    """Bytes of an array's chunks with their checksums, and of the shards' indices."""
+    """Count the bytes of the chunks of an array, their checksums, and the shard indices."""
     grid = plan_grid(layout)
     compress, cut = compressor_of(grid), chunk_cutter(data, grid.chunk)
     total = 0

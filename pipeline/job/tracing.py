@@ -1,7 +1,7 @@
-"""One input of a model, traced into memory: for a notebook, without a corpus, a job file or a store.
+"""Trace one input of a model into memory, for notebooks: without a corpus, a job file or a store.
 
-It goes through the capture that jobs use, the self-check against the model's own eager attention included; nothing is
-rounded (attention, query and key as float32; attention alone of a model that is captured in eager mode).
+The capture is that of jobs, including the self-check against the model's own eager attention. Attention, queries and
+keys are float32, without rounding. A model that is captured in eager mode has attention only.
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ def trace(
 ) -> Example:
     """Run a model on one text and keep its attention, queries, keys and statistics.
 
-    The model may be loaded with any attention implementation; it is left as it was. `target` is what the decoder of an
-    encoder–decoder reads.
+    The model may use any attention implementation, and its state is restored afterwards. `target` is the input text
+    of the decoder of an encoder–decoder.
 
     Returns
     -------
-    An example as a store gives it (`attention()`, `query()`, `key()`, `tokens()`, ...); the views take it.
+    An example as in a store, with `attention()`, `query()`, `key()`, `tokens()` and so on. The views accept it.
 
     Raises
     ------
     ConfigError
-        The text is too long for the model, or cannot be encoded; or `target` is missing or of no use.
+        The text is too long for the model or cannot be encoded. Or `target` is missing, or the model has no use for it.
     UnsupportedModelError
-        The model's attention cannot be captured faithfully.
+        The model's attention cannot be captured correctly.
     """
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
     if two_sided != (target is not None):
         raise ConfigError(
-            f"{type(model).__name__} is an encoder–decoder: pass target=, what its decoder reads."
+            f"{type(model).__name__} is an encoder–decoder; pass target=, the text that its decoder reads."
             if two_sided
-            else f"{type(model).__name__} has no decoder of its own: leave target out, or pass text_pair."
+            else f"{type(model).__name__} is not an encoder–decoder; leave target out, or pass text_pair."
         )
     with torch.inference_mode(), _evaluating(model):
         encoded = _encode(model, tokenizer, CorpusExample("trace", text, text_pair, target), add_special_tokens)
@@ -115,13 +115,13 @@ def _encode(
     if not isinstance(encoded, EncodedExample):
         raise ConfigError(f"the text cannot be traced: {encoded.reason}.")
     if not len(encoded.source) or (encoded.target is not None and not len(encoded.target)):
-        raise ConfigError("the text has no tokens; pass one that has.")
+        raise ConfigError("the text has no tokens; pass a text with at least one token.")
     return encoded
 
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off; afterwards every module is as it was."""
+    """Set the model to evaluation mode inside the block, and restore the mode of every module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,1 +1,1 @@
-"""Model sources: from a folder, hub name, package or GGUF file to a loaded model."""
+"""Loading of models from folders, the hub, packages and GGUF files."""

@@ -1,4 +1,4 @@
-"""Switch the attention implementation of a loaded model, and put it back."""
+"""Switch the attention implementation of a loaded model, and restore it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from headatlas.store.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SUPPORTED = (
-    "Supported are the models that call transformers' attention interface; docs/models.md lists those that were tested."
-)
+SUPPORTED = "Models that call transformers' attention interface are supported; docs/models.md lists the tested ones."
 
 
 @contextmanager
@@ -23,10 +21,10 @@ def implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
     Raises
     ------
     UnsupportedModelError
-        The model cannot be switched.
+        The model does not support this implementation.
     """
     configs = _attention_configs(model)
-    before = [(config, config._attn_implementation_internal) for config in configs]
+    originals = [(config, config._attn_implementation_internal) for config in configs]
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} does not call transformers' attention interface, so its attention cannot be "
@@ -41,22 +39,22 @@ def implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
             ) from error
         yield
     finally:
-        for config, value in before:
+        for config, value in originals:
             config._attn_implementation_internal = value
 
 
 def _attention_configs(model: PreTrainedModel) -> list[Any]:
-    """Every configuration object that holds an attention implementation, each once."""
-    found: dict[int, Any] = {}
-    waiting = [module.config for module in model.modules() if hasattr(module, "config")]
-    while waiting:
-        config = waiting.pop()
-        if id(config) in found or not hasattr(config, "_attn_implementation_internal"):
+    """Collect all configuration objects that have an attention implementation, each once."""
+    configs: dict[int, Any] = {}
+    queue = [module.config for module in model.modules() if hasattr(module, "config")]
+    while queue:
+        config = queue.pop()
+        if id(config) in configs or not hasattr(config, "_attn_implementation_internal"):
             continue
-        found[id(config)] = config
-        waiting.extend(
+        configs[id(config)] = config
+        queue.extend(
             getattr(config, name)
             for name in getattr(config, "sub_configs", {})
             if getattr(config, name, None) is not None
         )
-    return list(found.values())
+    return list(configs.values())

@@ -1,9 +1,10 @@
-"""Turn a GGUF file into a plain model folder, once.
+"""Convert a GGUF file to a plain model folder in the cache, once.
 
-transformers can read GGUF (dequantised to float32, through the packages gguf and accelerate) but slowly, and cannot
-save what it read. So the weights are moved into a fresh model of the same configuration, saved as safetensors in the
-cache under the hash of the GGUF file, and loaded from there ever after. The folder is made under a private name and
-renamed, so that a folder under its final name is whole; a lost race drops the copy that came second.
+transformers reads GGUF slowly (dequantised to float32, with the packages gguf and accelerate) and cannot save the
+model that it read. Therefore the weights are moved into a new model of the same configuration. That model is saved as
+safetensors in the cache, under the hash of the GGUF file, and later loads use it. The folder is written under a
+temporary name and then renamed, so that a folder with a final name is complete. If two processes convert the same
+file, the second one deletes its copy.
 """
 
 from __future__ import annotations
@@ -23,48 +24,47 @@ from headatlas.store.files.hashed_files import file_hash
 from .model_folder import quiet_transformers, read_json
 
 REBUILD_VERSION = 1
-"""Raised when rebuilding changes what it writes: older folders are then left aside."""
+"""Version of the conversion. It increases when the output changes; folders of older versions are then ignored."""
 
 _RECORD = "headatlas-rebuild.json"
 
 
 def rebuild_gguf(path: Path, cache: Path) -> Path:
-    """The folder a GGUF file was rebuilt into, rebuilding it where the cache has none.
+    """Return the model folder of a GGUF file, and convert the file first if the cache does not have the folder.
 
-    Takes about four bytes of disk and, the first time, of memory a parameter.
+    Each parameter needs about four bytes on disk, and four bytes of memory during the conversion.
 
     Raises
     ------
     ConfigError
-        gguf or accelerate is not installed, the file is no GGUF model that transformers reads, or the cache cannot
-        be written.
+        gguf or accelerate is not installed, transformers cannot read the file, or the cache is not writable.
     """
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ConfigError(f"{path} does not begin with the letters GGUF; it is not a GGUF file")
+            raise ConfigError(f"{path} does not begin with the bytes GGUF; expected a GGUF file")
     sha256 = file_hash(path)
     folder = cache / f"{path.stem}-{sha256[:16]}-v{REBUILD_VERSION}"
-    if _is_whole(folder, sha256):
+    if _is_complete(folder, sha256):
         return folder
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
     if missing:
         raise ConfigError(f"{path}: reading GGUF needs {' and '.join(missing)}; pip install 'headatlas[gguf]'")
-    part = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}.part")
+    temporary = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}.part")
     try:
-        part.mkdir(parents=True)
+        temporary.mkdir(parents=True)
         try:
             with quiet_transformers():
-                _rebuild(path, part)
-            _write_record(part, path.name, sha256)
-            if folder.exists() and not _is_whole(folder, sha256):
+                _rebuild(path, temporary)
+            _write_record(temporary, path.name, sha256)
+            if folder.exists() and not _is_complete(folder, sha256):
                 shutil.rmtree(folder)
             try:
-                part.rename(folder)
+                temporary.rename(folder)
             except OSError:
-                if not _is_whole(folder, sha256):
+                if not _is_complete(folder, sha256):
                     raise
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise ConfigError(
             f"the cache {cache} cannot be written ({error}); set HEADATLAS_CACHE_DIR to a folder with about 4 bytes a parameter free"
@@ -77,23 +77,23 @@ def _rebuild(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    settings: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(path.parent, **where)
+        config = AutoConfig.from_pretrained(path.parent, **settings)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-        read = auto.from_pretrained(path.parent, dtype=torch.float32, attn_implementation="eager", **where)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **settings)
+        quantised = auto.from_pretrained(path.parent, dtype=torch.float32, attn_implementation="eager", **settings)
     except Exception as error:
         raise ConfigError(f"{path}: transformers cannot read this GGUF file: {error}") from error
-    config = read.config
+    config = quantised.config
     vars(config).pop("quantization_config", None)
-    # `read` remembers that it was quantised and refuses to be saved; a model that only shares its tensors does not.
+    # `quantised` refuses to be saved because it was read from GGUF. A new model that shares its tensors can be saved.
     with torch.device("meta"):
-        plain = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    plain.load_state_dict(read.state_dict(), strict=True, assign=True)
-    plain.tie_weights()
-    plain.generation_config = read.generation_config
-    plain.save_pretrained(folder, safe_serialization=True)
+        model = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    model.load_state_dict(quantised.state_dict(), strict=True, assign=True)
+    model.tie_weights()
+    model.generation_config = quantised.generation_config
+    model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
 
@@ -111,8 +111,8 @@ def _write_record(folder: Path, name: str, sha256: str) -> None:
         os.fsync(file.fileno())
 
 
-def _is_whole(folder: Path, sha256: str) -> bool:
-    """Whether the folder was rebuilt from that file and every file in it still has its size."""
+def _is_complete(folder: Path, sha256: str) -> bool:
+    """True if the folder was converted from the file with this hash and all its files have their recorded sizes."""
     try:
         record = read_json(folder / _RECORD)
     except ConfigError:

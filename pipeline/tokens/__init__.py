@@ -1,1 +1,1 @@
-"""Records to token sequences, and token counts to batches."""
+"""Tokenization of the corpus, planning of batches, and inputs of the model."""

@@ -1,8 +1,8 @@
-"""Plan the segments and batches of a job from token counts alone, so that equal lengths give equal plans and bytes.
+"""Plan the segments and batches of a job from token counts alone. Equal lengths give equal plans and equal bytes.
 
 Segments are consecutive examples. Within a segment, examples are sorted by length and cut into batches. Dynamic
-programming finds the cut with the fewest padded tokens, plus a price for each batch. In file order two thirds of all
-computed tokens would be padding; with this plan it is a few percent.
+programming finds the cut with the fewest padded tokens, plus a fixed cost for each batch. In file order, two thirds of
+all computed tokens would be padding; with this plan it is a few percent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.traces import Counts, TraceSpec
 
 BATCH_PRICE_TOKENS = 48
-"""Fixed cost of a batch in tokens, so that a few tokens less padding do not lead to many small batches."""
+"""Fixed cost of a batch in tokens. It prevents many small batches that would save only a few padded tokens."""
 
 Lengths = Mapping[str, Counts]
 
@@ -27,11 +27,11 @@ class BatchLimits:
 
     max_examples: int = 64
     max_tokens: int = 16_384
-    """Padded tokens, both sequences together."""
+    """Padded tokens of both sequences together."""
     max_ratio: float = 2.0
-    """Longest over shortest example (up to 8 tokens of difference are always allowed)."""
+    """Ratio of longest to shortest example. A difference of up to 8 tokens is always allowed."""
     max_pairs: int | None = None
-    """Pairs of positions, padding included: for models whose maps are in memory at once, all layers' together."""
+    """Pairs of positions, including padding. Set for models that hold the maps of all layers in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class SegmentSpec:
 
     @property
     def examples(self) -> slice:
-        """As a slice of the corpus."""
+        """The examples of the segment, as a slice of the corpus."""
         return slice(self.first_example, self.first_example + self.n_examples)
 
 
 def plan_segments(spec: TraceSpec, n_tokens: Lengths, max_examples: int, max_bytes: int) -> tuple[SegmentSpec, ...]:
-    """Cut the corpus into segments of at most `max_examples` and `max_bytes` raw bytes (one example may exceed them)."""
+    """Cut the corpus into segments of at most `max_examples` and `max_bytes` raw bytes. One example may exceed `max_bytes`."""
     size = example_bytes(spec, n_tokens)
     segments: list[SegmentSpec] = []
     first, total = 0, 0
@@ -73,41 +73,41 @@ def plan_segments(spec: TraceSpec, n_tokens: Lengths, max_examples: int, max_byt
 
 
 def plan_batches(n_tokens: Lengths, limits: BatchLimits) -> tuple[BatchPlan, ...]:
-    """Cut one segment's examples into batches; the longest batch comes first, so that memory runs out early or never.
+    """Cut the examples of one segment into batches. The longest batch comes first, so memory runs out early or never.
 
-    Examples of no tokens are left out.
+    Examples without tokens are omitted.
     """
     lengths = [np.asarray(values, dtype=np.int64) for values in n_tokens.values()]
     order = [int(i) for i in np.lexsort(lengths[::-1]) if lengths[0][i] > 0]
     rows = [tuple(int(values[i]) for values in lengths) for i in order]
-    best: list[float] = [0.0]
-    cut: list[int] = [0]
+    costs: list[float] = [0.0]
+    best_starts: list[int] = [0]
     for stop in range(1, len(rows) + 1):
         longest = rows[stop - 1]
-        least, at = float("inf"), stop - 1
+        lowest_cost, best_start = float("inf"), stop - 1
         for start in range(stop - 1, max(-1, stop - 1 - limits.max_examples), -1):
             longest = tuple(map(max, longest, rows[start]))
             padded = (stop - start) * sum(longest)
             too_large = padded > limits.max_tokens or (
                 limits.max_pairs is not None and (stop - start) * max(longest) ** 2 > limits.max_pairs
             )
-            if start < stop - 1 and (too_large or _too_unlike(rows[start][0], longest[0], limits)):
+            if start < stop - 1 and (too_large or _lengths_differ_too_much(rows[start][0], longest[0], limits)):
                 break
-            price = best[start] + padded + BATCH_PRICE_TOKENS
-            if price < least:
-                least, at = price, start
-        best.append(least)
-        cut.append(at)
+            cost = costs[start] + padded + BATCH_PRICE_TOKENS
+            if cost < lowest_cost:
+                lowest_cost, best_start = cost, start
+        costs.append(lowest_cost)
+        best_starts.append(best_start)
     batches: list[BatchPlan] = []
     stop = len(rows)
     while stop:
-        start = cut[stop]
-        part = rows[start:stop]
-        padded = len(part) * sum(max(column) for column in zip(*part, strict=True))
-        batches.append(BatchPlan(tuple(order[start:stop]), sum(map(sum, part)), padded))
+        start = best_starts[stop]
+        batch_rows = rows[start:stop]
+        padded = len(batch_rows) * sum(max(column) for column in zip(*batch_rows, strict=True))
+        batches.append(BatchPlan(tuple(order[start:stop]), sum(map(sum, batch_rows)), padded))
         stop = start
     return tuple(batches)
 
 
-def _too_unlike(shortest: int, longest: int, limits: BatchLimits) -> bool:
+def _lengths_differ_too_much(shortest: int, longest: int, limits: BatchLimits) -> bool:
     return longest > shortest * limits.max_ratio and longest > shortest + 8

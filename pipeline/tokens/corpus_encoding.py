@@ -1,4 +1,4 @@
-"""Encode a corpus for one model: texts as tokens, prompts with the text the model generates after them, or images."""
+"""Encode a corpus for one model: texts, images, or prompts with their generated continuations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """The settings of a job that decide its token sequences; `limits` are those of the batches that generate text."""
+    """The settings of a job that determine its token sequences. `limits` apply to the batches that generate text."""
 
     model: ModelConfig
     tokens: TokensConfig
@@ -36,7 +36,7 @@ class EncodingOptions:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The contents of a corpus: examples, the records that could not be read, and a description that identifies it."""
+    """The contents of a corpus: examples, unreadable records, and the description that identifies it."""
 
     examples: list[CorpusExample]
     quarantined: list[Quarantined]
@@ -49,7 +49,7 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
     Raises
     ------
     ConfigError
-        It cannot be read, or holds no example.
+        The corpus cannot be read or has no example.
     """
     on_event(Stage(f"reading corpus {options.path}"))
     quarantined, examples = list[Quarantined](), list[CorpusExample]()
@@ -60,24 +60,26 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
             examples.append(record)
     if not examples:
         first = f"; the first: {quarantined[0].reason}" if quarantined else ""
-        raise ConfigError(f"{options.path} holds no example ({len(quarantined)} records could not be read{first}).")
+        raise ConfigError(
+            f"{options.path} has no example ({len(quarantined)} records could not be read{first}); expected at least one."
+        )
     return Corpus(examples, quarantined, {**describe_corpus(options, examples), "n_quarantined": len(quarantined)})
 
 
 def encode_corpus(
     options: EncodingOptions, loaded: LoadedModel, corpus: Corpus, on_event: OnEvent = lambda event: None
 ) -> tuple[list[EncodedExample], dict[int, str]]:
-    """The examples of a job, and by index why some have no tokens.
+    """Encode the corpus. Return the examples, and the reasons by index for examples without tokens.
 
     Raises
     ------
     ConfigError
-        More tokens are asked for than the model takes, or no example is left.
+        The configured token limit exceeds that of the model, or no example can be encoded.
     """
     on_event(Stage(f"encoding {len(corpus.examples)} examples"))
     if loaded.images is not None:
         return [loaded.images.encode(example) for example in corpus.examples], {}
-    assert loaded.tokenizer is not None, "what reads no images reads text"
+    assert loaded.tokenizer is not None, "a model without an image reader has a tokenizer"
     two_sided, start = _decoder(loaded)
     n_new = options.generate.max_new_tokens
     encoded = encode(
@@ -104,25 +106,27 @@ def encode_corpus(
 
 
 def _decoder(loaded: LoadedModel) -> tuple[bool, int | None]:
-    """Whether the model has a decoder beside its encoder, and what that reads first."""
+    """Return True if the model is an encoder–decoder, and the start token of its decoder."""
     two_sided = bool(getattr(loaded.model.config, "is_encoder_decoder", False))
     return two_sided, getattr(loaded.model.config, "decoder_start_token_id", None) if two_sided else None
 
 
 def _room(options: EncodingOptions, loaded: LoadedModel) -> int:
-    """How many tokens one sequence may have."""
+    """Return the largest number of tokens of one sequence."""
     from .model_inputs import max_model_tokens
 
     assert loaded.tokenizer is not None
     limit = max_model_tokens(loaded.model, loaded.tokenizer)
     max_tokens, n_new = options.tokens.max_tokens, options.generate.max_new_tokens
     if max_tokens is not None and limit is not None and max_tokens > limit:
-        raise ConfigError(f"tokens.max_tokens is {max_tokens}, but {loaded.identity.name} takes at most {limit}.")
+        raise ConfigError(
+            f"tokens.max_tokens is {max_tokens}, but {loaded.identity.name} takes at most {limit} tokens. Lower tokens.max_tokens."
+        )
     room = max_tokens or limit or 1 << 30
     if n_new >= room:
         raise ConfigError(
             f"generate.max_new_tokens is {n_new}, which leaves no room for a prompt: {loaded.identity.name} takes {room} "
-            "tokens, prompt and continuation together."
+            "tokens for prompt and continuation together. Lower generate.max_new_tokens."
         )
     return room
 
@@ -134,19 +138,23 @@ def _continue_all(
     skipped: dict[int, str],
     on_event: OnEvent,
 ) -> None:
-    """Put what the model writes behind every prompt (or, of an encoder–decoder, as its target) in its place."""
+    """Generate continuations and append them to the prompts; for an encoder–decoder they become the targets."""
     from ..models.sources import load_configured
-    from .generation import answer_example, continue_example, end_tokens, write_continuations
+    from .generation import continue_example, end_tokens, generate_continuations, with_generated_target
 
     rows = [i for i in range(len(examples)) if i not in skipped]
-    on_event(Stage(f"writing {len(rows)} continuations of at most {options.generate.max_new_tokens} tokens"))
-    writer = load_configured(options.model, head=True)
-    assert writer.tokenizer is not None
+    on_event(Stage(f"generating {len(rows)} continuations of at most {options.generate.max_new_tokens} tokens"))
+    generator = load_configured(options.model, lm_head=True)
+    assert generator.tokenizer is not None
     prompts = [examples[i].source for i in rows]
-    written = write_continuations(writer.model, writer.tokenizer, prompts, options.generate, options.limits)
+    continuations = generate_continuations(
+        generator.model, generator.tokenizer, prompts, options.generate, options.limits
+    )
     two_sided, start = _decoder(loaded)
-    for i, ids in zip(rows, written, strict=True):
+    for i, ids in zip(rows, continuations, strict=True):
         if two_sided:
-            examples[i] = answer_example(examples[i], ids, writer.tokenizer, start, end_tokens(writer.model))
+            examples[i] = with_generated_target(
+                examples[i], ids, generator.tokenizer, start, end_tokens(generator.model)
+            )
         else:
-            examples[i] = continue_example(examples[i], ids, writer.tokenizer)
+            examples[i] = continue_example(examples[i], ids, generator.tokenizer)

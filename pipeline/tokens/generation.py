@@ -1,8 +1,8 @@
-"""What a model writes after a prompt, so that its attention can be seen over both.
+"""Generation of text after prompts, so that attention can be captured over prompt and continuation.
 
-Continuations are written by transformers' own `generate`, greedily or by a seeded throw, before anything is captured;
-then prompt and continuation run through the model once more as one example, token for token what was written. Of an
-encoder–decoder the continuation is the target. Tokens that the model wrote have `TokenFlag.GENERATED`.
+Before the capture, `generate` of transformers produces the continuations with greedy search or seeded sampling. Then
+prompt and continuation run through the model as one example, with exactly the generated tokens. For an encoder–decoder
+the continuation is the target. Generated tokens have `TokenFlag.GENERATED`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 _CONTEXT = 16
-"""Tokens of the prompt that are decoded with the continuation: what some tokenizers spell depends on what is before."""
+"""Number of prompt tokens that are decoded with the continuation, because decoding may depend on the tokens before."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Prompts by index, and the padded tensors of them."""
+    """Prompts by index, and their padded tensors."""
 
     rows: tuple[int, ...]
     ids: Tensor
@@ -44,83 +44,89 @@ class _Batch:
 
 
 @torch.inference_mode()
-def write_continuations(
+def generate_continuations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[TokenSequence],
     settings: GenerateConfig,
     limits: BatchLimits,
 ) -> list[list[int]]:
-    """Tokens that a model with its output head writes after each prompt, an end token included.
+    """Generate the tokens after each prompt, including the end token. The model needs its language-model head.
 
-    The same prompts, settings and limits give the same tokens on one machine.
+    The same prompts, settings and limits give the same tokens on the same machine.
 
     Raises
     ------
     ConfigError
-        The model writes nothing.
+        The model cannot generate text.
     """
     if not model.can_generate():
-        raise ConfigError(f"{type(model).__name__} cannot write text; leave generate.max_new_tokens out")
+        raise ConfigError(f"{type(model).__name__} cannot generate text; remove generate.max_new_tokens")
     pad = tokenizer.pad_token_id
-    choices = _choices(model, settings, pad if isinstance(pad, int) else 0)
+    generation_config = _generation_config(model, settings, pad if isinstance(pad, int) else 0)
     ends = end_tokens(model)
-    before, model.generation_config = model.generation_config, choices  # what choices leave open is taken from there
+    # `generate` reads settings that its own configuration leaves unset from the model's configuration.
+    original_config, model.generation_config = model.generation_config, generation_config
     two_sided = bool(model.config.is_encoder_decoder)
-    written: list[list[int]] = [[] for _ in prompts]
+    continuations: list[list[int]] = [[] for _ in prompts]
     generate: Any = model.generate
     with ExitStack() as stack:
-        stack.callback(setattr, model, "generation_config", before)
-        with suppress(UnsupportedModelError):  # what knows no SDPA writes with its own attention
+        stack.callback(setattr, model, "generation_config", original_config)
+        with suppress(UnsupportedModelError):  # models without SDPA use their own attention
             stack.enter_context(implementation(model, "sdpa"))
         for number, batch in enumerate(
-            _batches(prompts, limits, settings.max_new_tokens, choices.pad_token_id, not two_sided)
+            _batches(prompts, limits, settings.max_new_tokens, generation_config.pad_token_id, not two_sided)
         ):
             with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
                 torch.manual_seed(settings.seed + number)
-                out = generate(
+                sequences = generate(
                     input_ids=batch.ids.to(model.device),
                     attention_mask=batch.mask.to(model.device),
-                    generation_config=choices,
+                    generation_config=generation_config,
                 )
-            new = out[:, 1:] if two_sided else out[:, batch.ids.shape[1] :]
-            for row, ids in zip(batch.rows, new.tolist(), strict=True):
-                written[row] = ids[: next((k + 1 for k, one in enumerate(ids) if one in ends), len(ids))]
-    return written
+            new_ids = sequences[:, 1:] if two_sided else sequences[:, batch.ids.shape[1] :]
+            for row, ids in zip(batch.rows, new_ids.tolist(), strict=True):
+                continuations[row] = ids[
+                    : next((k + 1 for k, token_id in enumerate(ids) if token_id in ends), len(ids))
+                ]
+    return continuations
 
 
 def end_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """The tokens with which a model says that it is done."""
+    """Return the end tokens of a model."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return frozenset([ends] if isinstance(ends, int) else ends or ())
 
 
-def _choices(model: PreTrainedModel, settings: GenerateConfig, pad: int) -> Any:
-    """Plain greedy search or sampling: of what a model's folder asks for only its special tokens are taken."""
+def _generation_config(model: PreTrainedModel, settings: GenerateConfig, pad: int) -> Any:
+    """Return settings for plain greedy search or sampling. The model's own settings give only the special tokens."""
     from transformers import GenerationConfig
 
-    own = model.generation_config
-    dice: dict[str, Any] = {"do_sample": False}
+    model_config = model.generation_config
+    sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
-        dice = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
-        **dice,
+        **sampling,
         max_new_tokens=settings.max_new_tokens,
         num_beams=1,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         min_length=0,
         pad_token_id=pad,
-        eos_token_id=getattr(own, "eos_token_id", None),
-        bos_token_id=getattr(own, "bos_token_id", None),
-        decoder_start_token_id=getattr(own, "decoder_start_token_id", None),
+        eos_token_id=getattr(model_config, "eos_token_id", None),
+        bos_token_id=getattr(model_config, "bos_token_id", None),
+        decoder_start_token_id=getattr(model_config, "decoder_start_token_id", None),
     )
 
 
 def _batches(
-    prompts: Sequence[TokenSequence], limits: BatchLimits, n_new: int, pad: int, on_the_left: bool
+    prompts: Sequence[TokenSequence], limits: BatchLimits, n_new: int, pad: int, pad_left: bool
 ) -> list[_Batch]:
-    """Prompts of like length together, padded on the left where the model goes on behind them, else on the right."""
+    """Build batches of prompts of similar length, padded on the left or on the right.
+
+    Decoder-only models continue the sequence and need padding on the left; encoders need it on the right.
+    """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     batches: list[_Batch] = []
     start = 0
@@ -137,7 +143,7 @@ def _batches(
         ids = np.full((len(rows), longest), pad, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
         for i, row in enumerate(rows):
-            first = longest - len(prompts[row]) if on_the_left else 0
+            first = longest - len(prompts[row]) if pad_left else 0
             ids[i, first : first + len(prompts[row])] = prompts[row].id
             mask[i, first : first + len(prompts[row])] = 1
         batches.append(_Batch(rows, torch.from_numpy(ids), torch.from_numpy(mask)))
@@ -146,131 +152,134 @@ def _batches(
 
 
 def continue_example(
-    encoded: EncodedExample, written: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    encoded: EncodedExample, continuation: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> EncodedExample:
-    """Prompt and continuation as one text (of a pair: behind its second).
+    """Join prompt and continuation to one text. The continuation of a pair is appended to the second text.
 
     The annotation `prompt_end` is the number of characters of the prompt. Words of the continuation have no
     annotations.
     """
     example, prompt = _without_cut_text(encoded), encoded.source
     is_pair = example.text_pair is not None
-    base = example.text_pair or "" if is_pair else example.text
-    own = [int(one) for one in prompt.id[(prompt.flags & TokenFlag.SPECIAL) == 0]]
-    text, spans, special = spell(tokenizer, own[-_CONTEXT:], written)
-    texts = (example.text, base + text) if is_pair else (base + text, "")
+    prompt_text = example.text_pair or "" if is_pair else example.text
+    prompt_ids = [int(token_id) for token_id in prompt.id[(prompt.flags & TokenFlag.SPECIAL) == 0]]
+    text, spans, special = decode_with_spans(tokenizer, prompt_ids[-_CONTEXT:], continuation)
+    texts = (example.text, prompt_text + text) if is_pair else (prompt_text + text, "")
     if example.word_columns:
-        added = tuple(
-            Word(word.char_start + len(base), word.char_end + len(base), is_pair) for word in split_words(text)
+        new_words = tuple(
+            Word(word.char_start + len(prompt_text), word.char_end + len(prompt_text), is_pair)
+            for word in split_words(text)
         )
-        words = example.words + added
+        words = example.words + new_words
         columns = {
-            name: [*rows, *([-1 if name == "head" else None] * len(added))]
+            name: [*rows, *([-1 if name == "head" else None] * len(new_words))]
             for name, rows in example.word_columns.items()
         }
     else:
         words, columns = split_words(texts[0]) + split_words(texts[1], second=True), {}
-    which: list[int | None] = [
+    text_index: list[int | None] = [
         None if flags & TokenFlag.SPECIAL else int(bool(flags & TokenFlag.SECOND)) for flags in prompt.flags.tolist()
     ]
-    which += [None if is_special else int(is_pair) for is_special in special]
+    text_index += [None if is_special else int(is_pair) for is_special in special]
     offsets = list(zip(prompt.char_start.tolist(), prompt.char_end.tolist(), strict=True))
-    offsets += [(start + len(base), stop + len(base)) for start, stop in spans]
+    offsets += [(start + len(prompt_text), stop + len(prompt_text)) for start, stop in spans]
     sequence = make_sequence(
-        [*prompt.id.tolist(), *written],
-        [*prompt.piece, *_pieces(tokenizer, written)],
+        [*prompt.id.tolist(), *continuation],
+        [*prompt.piece, *_pieces(tokenizer, continuation)],
         offsets,
-        which,
+        text_index,
         texts,
         words,
         first_generated=len(prompt),
     )
-    whole = replace(
+    continued = replace(
         example,
         text=texts[0],
         text_pair=texts[1] if is_pair else None,
         words=words,
         word_columns=columns,  # pyright: ignore[reportArgumentType]
-        columns={**example.columns, "prompt_end": len(base)},
+        columns={**example.columns, "prompt_end": len(prompt_text)},
     )
-    return EncodedExample(whole, sequence, truncated=encoded.truncated)
+    return EncodedExample(continued, sequence, truncated=encoded.truncated)
 
 
-def answer_example(
+def with_generated_target(
     encoded: EncodedExample,
-    written: Sequence[int],
+    continuation: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     start_id: int | None,
     ends: frozenset[int],
 ) -> EncodedExample:
-    """A source with what an encoder–decoder wrote as its target: what the decoder read while it did."""
-    text, spans, special = spell(tokenizer, (), written)
-    ids, which = list(written), [None if is_special else 0 for is_special in special]
-    if ids and ids[-1] in ends:  # the end was said, and not read
-        ids, spans, which = ids[:-1], spans[:-1], which[:-1]
-    first = [] if start_id is None else [start_id]
+    """Add the text that an encoder–decoder generated as the target: the tokens that its decoder read."""
+    text, spans, special = decode_with_spans(tokenizer, (), continuation)
+    ids, text_index = list(continuation), [None if is_special else 0 for is_special in special]
+    if ids and ids[-1] in ends:  # the decoder generated the end token but did not read it
+        ids, spans, text_index = ids[:-1], spans[:-1], text_index[:-1]
+    start_ids = [] if start_id is None else [start_id]
     sequence = make_sequence(
-        [*first, *ids],
-        _pieces(tokenizer, [*first, *ids]),
-        [(0, 0)] * len(first) + spans,
-        [None] * len(first) + which,
+        [*start_ids, *ids],
+        _pieces(tokenizer, [*start_ids, *ids]),
+        [(0, 0)] * len(start_ids) + spans,
+        [None] * len(start_ids) + text_index,
         (text, ""),
         split_words(text),
-        first_generated=len(first),
+        first_generated=len(start_ids),
     )
     return replace(encoded, example=replace(encoded.example, target=text), target=sequence)
 
 
 def _without_cut_text(encoded: EncodedExample) -> CorpusExample:
-    """The example with the text that its tokens cover alone, where its end was cut off."""
+    """Return the example; if it was truncated, without the text that its tokens do not cover."""
     example = encoded.example
     if not encoded.truncated:
         return example
     if example.text_pair is not None:
         raise ConfigError(
-            f'example {example.id!r}: a pair of texts too long to be continued; set tokens.too_long to "whole" to skip it'
+            f'example {example.id!r}: a truncated pair of texts cannot be continued. Set tokens.too_long to "whole" to skip it'
         )
     stop = int(encoded.source.char_end.max(initial=0))
-    kept = [i for i, word in enumerate(example.words) if word.char_end <= stop]
-    columns: dict[str, Any] = {name: [rows[i] for i in kept] for name, rows in example.word_columns.items()}
+    word_indices = [i for i, word in enumerate(example.words) if word.char_end <= stop]
+    columns: dict[str, Any] = {name: [rows[i] for i in word_indices] for name, rows in example.word_columns.items()}
     if "head" in columns:
-        columns["head"] = [head if head < len(kept) else -1 for head in columns["head"]]
-    return replace(example, text=example.text[:stop], words=tuple(example.words[i] for i in kept), word_columns=columns)
+        columns["head"] = [governor if governor < len(word_indices) else -1 for governor in columns["head"]]
+    return replace(
+        example, text=example.text[:stop], words=tuple(example.words[i] for i in word_indices), word_columns=columns
+    )
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The tokenizer's own spelling; a model may have numbers that its tokenizer has not."""
+    """Return the tokenizer's pieces; ``<id>`` for ids that only the model has."""
     pieces: list[str | None] = list(tokenizer.convert_ids_to_tokens(list(ids)))
-    return [f"<{one}>" if piece is None else piece for one, piece in zip(ids, pieces, strict=True)]
+    return [f"<{token_id}>" if piece is None else piece for token_id, piece in zip(ids, pieces, strict=True)]
 
 
-def spell(
-    tokenizer: PreTrainedTokenizerBase, context: Sequence[int], written: Sequence[int]
+def decode_with_spans(
+    tokenizer: PreTrainedTokenizerBase, context: Sequence[int], continuation: Sequence[int]
 ) -> tuple[str, list[tuple[int, int]], list[bool]]:
-    """The text of tokens that follow `context`, the characters of it that each covers, and which are special.
+    """Decode tokens that follow `context`: their text, the span of each token, and True for special tokens.
 
-    Tokens that are parts of one character all have its span; one that spells nothing has an empty one.
+    Tokens that are parts of one character all have the span of this character. A token without text has an empty span.
     """
     special_ids = set(tokenizer.all_special_ids)
-    special = [one in special_ids for one in written]
+    special = [token_id in special_ids for token_id in continuation]
 
-    def read(ids: Sequence[int]) -> str:
-        plain = [one for one in ids if one not in special_ids]
-        return str(tokenizer.decode(plain, clean_up_tokenization_spaces=False))
+    def decode(ids: Sequence[int]) -> str:
+        text_ids = [token_id for token_id in ids if token_id not in special_ids]
+        return str(tokenizer.decode(text_ids, clean_up_tokenization_spaces=False))
 
-    before = read(context)
-    text = read([*context, *written])
-    text = text[len(before) :] if text.startswith(before) else read(written)
-    reached, spans = 0, list[tuple[int, int]]()
-    for k in range(1, len(written) + 1):
+    context_text = decode(context)
+    text = decode([*context, *continuation])
+    text = text[len(context_text) :] if text.startswith(context_text) else decode(continuation)
+    start, spans = 0, list[tuple[int, int]]()
+    for k in range(1, len(continuation) + 1):
         if special[k - 1]:
             spans.append((0, 0))
             continue
-        part = read([*context, *written[:k]])
-        part = part[len(before) :] if part.startswith(before) else read(written[:k])
-        same = (i for i, (one, other) in enumerate(zip(part, text, strict=False)) if one != other)
-        now = max(reached, next(same, min(len(part), len(text))))
-        is_part = now == reached and part.endswith("\ufffd")
-        spans.append((reached, min(reached + 1, len(text)) if is_part else now))
-        reached = now
+        prefix = decode([*context, *continuation[:k]])
+        prefix = prefix[len(context_text) :] if prefix.startswith(context_text) else decode(continuation[:k])
+        differences = (i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b)
+        stop = max(start, next(differences, min(len(prefix), len(text))))
+        is_part = stop == start and prefix.endswith("\ufffd")
+        spans.append((start, min(start + 1, len(text)) if is_part else stop))
+        start = stop
     return text, spans, special

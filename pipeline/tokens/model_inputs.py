@@ -1,4 +1,4 @@
-"""From encoded examples to the tensors a model takes: padded on the right, with masks and segment ids."""
+"""Conversion of encoded examples to model inputs: tensors padded on the right, with masks and segment ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Arguments of a forward pass, and which tokens are special, by sequence."""
+    """Arguments of a forward pass, and masks of the special tokens by sequence."""
 
     arguments: dict[str, Tensor]
     special: dict[str, Bool[Tensor, "batch token"]]
@@ -46,7 +46,7 @@ class InputBuilder:
         self._segments = "token_type_ids" in accepted and getattr(model.config, "type_vocab_size", 0) > 1
 
     def build(self, examples: Sequence[EncodedExample]) -> ModelInputs:
-        """Pad a batch on the right to its longest example; images are all of one size."""
+        """Build the inputs of a batch, padded on the right to the longest example. Images all have the same size."""
         sources = [example.source for example in examples]
         if self._images is not None:
             special = torch.from_numpy(np.stack([(s.flags & TokenFlag.SPECIAL) != 0 for s in sources]))
@@ -59,14 +59,14 @@ class InputBuilder:
             arguments["token_type_ids"] = self._segment_ids(sources, ids)
         if self._two_sided:
             targets = [example.target for example in examples if example.target is not None]
-            assert len(targets) == len(examples), "examples of an encoder–decoder are encoded with a target"
+            assert len(targets) == len(examples), "every example of an encoder–decoder has a target"
             ids, mask, special = self._pad_batch(targets)
             arguments |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
             flags["target"] = special
         return ModelInputs(arguments, flags)
 
     def build_probe(self, example: EncodedExample) -> dict[str, Tensor]:
-        """What finds the model's sites: three tokens of an example's source and two of its target, or its image."""
+        """Build a small input for finding the sites: three tokens of the source and two of the target, or the image."""
         if self._images is not None:
             return {"pixel_values": self._images.pixels([example.example])}
         sides = [(example.source, "", 3), (example.target if self._two_sided else None, "decoder_", 2)]
@@ -87,12 +87,12 @@ class InputBuilder:
             ids[row, : len(sequence)] = sequence.id
             mask[row, : len(sequence)] = 1
             special[row, : len(sequence)] = (sequence.flags & TokenFlag.SPECIAL) != 0
-        on_device = (torch.from_numpy(array).to(self._device) for array in (ids, mask, special))
-        ids_tensor, mask_tensor, special_tensor = on_device
+        tensors = (torch.from_numpy(array).to(self._device) for array in (ids, mask, special))
+        ids_tensor, mask_tensor, special_tensor = tensors
         return ids_tensor, mask_tensor, special_tensor
 
     def _segment_ids(self, sequences: Sequence[TokenSequence], ids: Tensor) -> Tensor:
-        """0 for the first text, 1 from the second text's first token on (its closing special token too)."""
+        """Return 0 for the first text, and 1 from the first token of the second text to the end of the sequence."""
         segment = np.zeros(tuple(ids.shape), dtype=np.int64)
         for row, sequence in enumerate(sequences):
             second = np.flatnonzero(sequence.flags & TokenFlag.SECOND)
@@ -102,18 +102,18 @@ class InputBuilder:
 
 
 def max_model_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest sequence the model was made for; None where nothing says so."""
+    """Return the length limit of the model in tokens; None if neither model nor tokenizer states one."""
     limits = [
         getattr(model.config.get_text_config(), name, None)
         for name in ("max_position_embeddings", "n_positions", "max_source_positions")
     ]
-    stated = tokenizer.model_max_length
-    found = [limit for limit in (*limits, stated) if isinstance(limit, int) and 0 < limit < 10**9]
-    if not found:
+    tokenizer_limit = tokenizer.model_max_length
+    valid_limits = [limit for limit in (*limits, tokenizer_limit) if isinstance(limit, int) and 0 < limit < 10**9]
+    if not valid_limits:
         return None
-    longest = min(found)
+    longest = min(valid_limits)
     for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from padding_idx + 1
+        # RoBERTa and related models count positions from padding_idx + 1.
         if (
             name.endswith("position_embeddings")
             and isinstance(module, torch.nn.Embedding)

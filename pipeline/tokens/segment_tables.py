@@ -1,4 +1,4 @@
-"""From encoded examples to the flat columns of a segment."""
+"""Conversion of encoded examples to the flat columns of a segment."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _EXACT_FLOAT = 2**53
 
 
 def build_token_table(examples: Sequence[EncodedExample], sequence: SequenceName = "source") -> TokenTable:
-    """The tokens and words of one sequence of many examples, one after the other.
+    """Concatenate the tokens and words of one sequence of many examples.
 
-    Annotations of words that only some examples have are missing (None, -1) in the others. The target sequence has
-    words without annotations.
+    Word annotations that only some examples have are missing (None, -1) in the others. Words of the target sequence
+    have no annotations.
     """
     sequences = [_sequence_of(example, sequence) for example in examples]
     words: list[tuple[Word, ...]] = [
         example.example.words if sequence == "source" else split_words(example.example.target or "")
         for example in examples
     ]
-    more = dict.fromkeys(name for s in sequences for name in s.columns)
+    extra_names = dict.fromkeys(name for s in sequences for name in s.columns)
     flat_words = [word for of_example in words for word in of_example]
     word_columns: dict[str, Column] = {}
     if sequence == "source":
@@ -45,7 +45,7 @@ def build_token_table(examples: Sequence[EncodedExample], sequence: SequenceName
         columns={
             "text": Column.of_text(text for s in sequences for text in s.text),
             "piece": Column.of_text(piece for s in sequences for piece in s.piece),
-            **{name: Column(_join([_numbers(s, name) for s in sequences], np.int32)) for name in more},
+            **{name: Column(_join([_numeric_column(s, name) for s in sequences], np.int32)) for name in extra_names},
         },
         word_offset=_offsets(words),
         word_char_start=np.asarray([word.char_start for word in flat_words], np.int32),
@@ -55,10 +55,11 @@ def build_token_table(examples: Sequence[EncodedExample], sequence: SequenceName
 
 
 def build_example_columns(examples: Sequence[CorpusExample]) -> dict[str, Column]:
-    """The annotations of whole examples as columns.
+    """Convert the annotations of examples to columns.
 
-    A column whose values are all numbers stays numeric (float64 with NaN where some are missing, float64 where some are
-    negative, for -1 marks a missing whole number); any other is text, numbers in it written out.
+    A column of whole numbers is int32. It is float64 if values are missing (NaN), negative (-1 means missing in int32)
+    or beyond int32, and text beyond 2**53. A column with other numbers is float64. Any other column is text, and its
+    numbers are written out.
     """
     names = dict.fromkeys(name for example in examples for name in example.columns)
     return {name: _example_column([example.columns.get(name) for example in examples]) for name in names}
@@ -67,12 +68,12 @@ def build_example_columns(examples: Sequence[CorpusExample]) -> dict[str, Column
 def _sequence_of(example: EncodedExample, sequence: SequenceName) -> TokenSequence:
     if sequence == "source":
         return example.source
-    assert example.target is not None, "encoded without has_target"
+    assert example.target is not None, "the example was encoded without has_target"
     return example.target
 
 
-def _numbers(sequence: TokenSequence, name: str) -> np.ndarray:
-    """A column of one sequence, missing where it has none."""
+def _numeric_column(sequence: TokenSequence, name: str) -> np.ndarray:
+    """Return a numeric column of one sequence; all missing (-1) if the sequence does not have it."""
     return sequence.columns.get(name, np.full(len(sequence), MISSING, np.int32))
 
 
@@ -101,8 +102,8 @@ def _example_column(values: list[str | int | float | None]) -> Column:
     if not numbers or len(numbers) < n_present:
         return Column.of_text(None if value is None else str(value) for value in values)
     if all(isinstance(value, int) for value in numbers):
-        if n_present == len(values) and min(numbers) >= 0 and max(numbers) <= _INT32.max:  # -1 would read as missing
+        if n_present == len(values) and min(numbers) >= 0 and max(numbers) <= _INT32.max:  # -1 would mean missing
             return Column(np.asarray(numbers, np.int32))
-        if max(map(abs, numbers)) > _EXACT_FLOAT:  # a float64 would change it
+        if max(map(abs, numbers)) > _EXACT_FLOAT:  # float64 would round it
             return Column.of_text(None if value is None else str(value) for value in values)
     return Column(np.asarray([np.nan if value is None else value for value in values], np.float64))

@@ -15,12 +15,12 @@ class TokensConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_tokens: int | None = Field(default=None, gt=0)
-    """Longest sequence, and length of a window; by default what the model allows."""
+    """Length limit of sequences and windows; by default the limit of the model."""
     too_long: TooLong = "truncate"
-    """Treatment of a longer text: ``truncate`` keeps its beginning; ``windows`` cuts it into examples of their own; ``whole``
-    skips it with a note."""
+    """Treatment of a longer text: ``truncate`` keeps its beginning, ``windows`` cuts it into several examples, ``whole``
+    skips it and records the reason."""
     stride: int | None = Field(default=None, gt=0)
-    """Tokens from the beginning of one window to that of the next; by default none is in two windows."""
+    """Distance between the first tokens of consecutive windows; by default windows do not overlap."""
     special: bool = True
     """True if the tokenizer adds its special tokens."""
 
@@ -37,8 +37,8 @@ class GenerateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_new_tokens: int = Field(default=0, ge=0)
-    """At most; with 0 nothing is written."""
+    """Largest number of tokens to generate for an example; 0 generates none."""
     temperature: float = Field(default=0.0, ge=0)
-    """0 takes the most likely token every time; above 0 the next token is sampled at this temperature."""
+    """Sampling temperature; 0 is greedy search."""
     seed: int = Field(default=0, ge=0)
     """The random seed of the sampling."""

@@ -1,12 +1,15 @@
-"""From text to token sequences in which every token knows its characters and its word, whatever the tokenizer.
+"""Tokenization of texts. Every token has its characters and its word, for all kinds of tokenizers.
 
-What tokenizers report is brought to one form. A span never begins or ends with whitespace unless the token is nothing
-else (byte-level BPE counts the leading space in, ``Ġthe``). Tokens that are parts of one character (bytes of an emoji)
-all have the span of that character. Combining marks that a normalizer dropped stay with the token before them. A word
-boundary sign of its own (``▁``) in front of a text covers nothing.
+Tokenizers report spans differently; this module converts them to one form:
 
-A token belongs to the word with which it shares most characters, the earlier one of equals; tokens of nothing but
-whitespace and special tokens belong to none. A corpus that brings no words gets those of `words.py`.
+* A span does not begin or end with whitespace, unless the token is only whitespace. Byte-level BPE includes the
+  leading space (``Ġthe``).
+* Tokens that are parts of one character, such as the bytes of an emoji, have the span of this character.
+* Combining marks that a normalizer dropped belong to the token before them.
+* A word boundary sign (``▁``) that is a token in front of a text has an empty span.
+
+A token belongs to the word with which it shares the most characters, or to the first such word. Whitespace tokens and
+special tokens belong to no word. `word_split.py` finds the words if the corpus has none.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ _BOUNDARY_SIGNS = frozenset("▁Ġ")
 
 @dataclass(frozen=True)
 class Skipped:
-    """An example that was not encoded; `index` counts within the list given to `encode`."""
+    """An example that could not be encoded. `index` is its index in the list that `encode` received."""
 
     index: int
     id: str
@@ -55,48 +58,50 @@ def encode(
     has_target: bool = False,
     decoder_start_token_id: int | None = None,
 ) -> list[EncodedExample | Skipped]:
-    """Encode examples, one result each, in order and without padding.
+    """Encode examples in order, without padding, with one result for each example.
 
-    Examples without words get them (`EncodedExample.example` has them then). With `has_target` the target text
-    becomes what the decoder reads: `decoder_start_token_id` first, where there is one, and no end token.
+    If an example has no words, `EncodedExample.example` has the words of its text. With `has_target` the target
+    sequence is the input of the decoder: `decoder_start_token_id` first, if it is not None, and no end token.
 
-    Of what has more than `max_tokens` the beginning is taken ("truncate"), or nothing ("whole"); "windows" makes
-    several results of a single text, `stride` tokens apart (by default as many as a window has, so that none is in
-    two).
+    `on_too_long` selects what happens to an example of more than `max_tokens`. "truncate" keeps its beginning and
+    "whole" skips it. "windows" cuts a single text into several results, which begin `stride` tokens apart; by default
+    the windows do not overlap.
 
     Raises
     ------
     ConfigError
-        The tokenizer has no fast version, `max_tokens` leaves no room beside the special tokens, or windows `stride`
-        tokens apart would leave some out.
+        The tokenizer has no fast version, `max_tokens` leaves no room beside the special tokens, or `stride` is so
+        large that windows would omit tokens.
     """
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"{type(tokenizer).__name__} has no fast version, which alone says what characters tokens cover"
+            f"{type(tokenizer).__name__} has no fast version; expected one, because only fast tokenizers report character offsets"
         )
     n_special = tokenizer.num_special_tokens_to_add(pair=False) if add_special_tokens else 0
     if max_tokens <= n_special:
-        raise ConfigError(f"max_tokens {max_tokens} leaves no room beside {n_special} special tokens; allow more")
+        raise ConfigError(f"max_tokens {max_tokens} leaves no room beside {n_special} special tokens; increase it")
     room = max_tokens - n_special
     if stride is not None and not 0 < stride <= room:
         raise ConfigError(
-            f"a stride of {stride} leaves tokens out: a window has room for {room} beside {n_special} special ones; "
-            f"expected 1 to {room}"
+            f"a stride of {stride} leaves tokens out, because a window has room for {room} beside {n_special} special "
+            f"tokens; expected 1 to {room}"
         )
     results: list[EncodedExample | Skipped] = []
     for start in range(0, len(examples), _BATCH_EXAMPLES):
         batch = examples[start : start + _BATCH_EXAMPLES]
-        reasons = [_unfit(example, has_target) for example in batch]
-        fit = [example for example, reason in zip(batch, reasons, strict=True) if reason is None]
+        reasons = [_skip_reason(example, has_target) for example in batch]
+        encodable = [example for example, reason in zip(batch, reasons, strict=True) if reason is None]
         settings = {"max_tokens": max_tokens, "on_too_long": on_too_long, "add_special_tokens": add_special_tokens}
-        encoded = iter(_encode_batch(fit, tokenizer, has_target, decoder_start_token_id, stride or room, **settings))
+        encoded = iter(
+            _encode_batch(encodable, tokenizer, has_target, decoder_start_token_id, stride or room, **settings)
+        )
         for i, (example, reason) in enumerate(zip(batch, reasons, strict=True)):
             outcome = next(encoded) if reason is None else reason
             results += outcome if isinstance(outcome, list) else [Skipped(start + i, example.id, outcome)]
     return results
 
 
-def _unfit(example: CorpusExample, has_target: bool) -> str | None:
+def _skip_reason(example: CorpusExample, has_target: bool) -> str | None:
     if has_target and example.target is None:
         return "no target text"
     for text in (example.text, example.text_pair, example.target):
@@ -121,25 +126,32 @@ def _encode_batch(
     for example, source, target in zip(examples, sources, targets, strict=True):
         sides = (source,) if target is None else (source, target)
         n_tokens = max(len(side.ids) for side in sides)
-        windowed = policy == "windows" and example.text_pair is None and target is None
-        if n_tokens > max_tokens and not windowed:
-            why = {"truncate": " and cutting failed", "windows": "; windows are made of single texts only"}
-            yield f"{n_tokens} tokens, at most {max_tokens} are allowed{why.get(policy, '')}"
+        is_windowed = policy == "windows" and example.text_pair is None and target is None
+        if n_tokens > max_tokens and not is_windowed:
+            details = {"truncate": " and cutting failed", "windows": "; windows are made of single texts only"}
+            yield f"{n_tokens} tokens, at most {max_tokens} are allowed{details.get(policy, '')}"
         elif any(not len(side.ids) for side in sides):
             yield "no tokens"
         else:
             words = example.words or split_words(example.text) + split_words(example.text_pair or "", second=True)
-            worded = replace(example, words=words)
+            example_with_words = replace(example, words=words)
             sequence = _read_sequence(source, (example.text, example.text_pair or ""), words)
-            if windowed:
-                yield cut_windows(worded, sequence, max_tokens, stride)
+            if is_windowed:
+                yield cut_windows(example_with_words, sequence, max_tokens, stride)
                 continue
-            after = None
+            target_sequence = None
             if target is not None:
                 text = example.target or ""
-                after = _read_sequence(target, (text, ""), split_words(text))
-                after = _shift_right(after, decoder_start_token_id, max_tokens, tokenizer)
-            yield [EncodedExample(worded, sequence, after, truncated=any(bool(side.overflowing) for side in sides))]
+                target_sequence = _read_sequence(target, (text, ""), split_words(text))
+                target_sequence = _shift_right(target_sequence, decoder_start_token_id, max_tokens, tokenizer)
+            yield [
+                EncodedExample(
+                    example_with_words,
+                    sequence,
+                    target_sequence,
+                    truncated=any(bool(side.overflowing) for side in sides),
+                )
+            ]
 
 
 def _run_tokenizer(
@@ -151,7 +163,7 @@ def _run_tokenizer(
     on_too_long: str,
     add_special_tokens: bool,
 ) -> list[Any]:
-    """The tokenizers library's own encodings, pairs and single texts alike, in order."""
+    """Return the encodings of the tokenizers library, in order, for pairs and single texts."""
     result: list[Any] = [None] * len(texts)
     truncation: dict[str, Any] = {"truncation": True, "max_length": max_tokens} if on_too_long == "truncate" else {}
     for is_pair in (False, True):
@@ -167,8 +179,8 @@ def _run_tokenizer(
 
 
 def _read_sequence(encoding: Any, texts: tuple[str, str], words: tuple[Word, ...]) -> TokenSequence:
-    """Spans, words and flags of one encoding."""
-    # sequence_ids is None for what the tokenizer added
+    """Convert one encoding of the tokenizers library to tokens with spans, words and flags."""
+    # sequence_ids is None for tokens that the tokenizer added
     return make_sequence(encoding.ids, encoding.tokens, encoding.offsets, encoding.sequence_ids, texts, words)
 
 
@@ -176,31 +188,34 @@ def make_sequence(
     ids: Sequence[int],
     pieces: Sequence[str],
     offsets: Sequence[tuple[int, int]],
-    which: Sequence[int | None],
+    text_index: Sequence[int | None],
     texts: tuple[str, str],
     words: tuple[Word, ...],
     first_generated: int | None = None,
 ) -> TokenSequence:
-    """Tokens with spans and words, from the characters `offsets` that they cover of the text `which` (None: special)."""
+    """Build tokens with spans and words.
+
+    `offsets` are the characters that each token covers in the text with the index `text_index` (None: special token).
+    """
     n_tokens = len(ids)
-    spans = _trim_spans(offsets, which, pieces, texts)
-    word = _align(spans, which, words)
+    spans = _trim_spans(offsets, text_index, pieces, texts)
+    word = _align(spans, text_index, words)
     flags = np.zeros(n_tokens, np.uint8)
     if first_generated is not None:
         flags[first_generated:] = int(TokenFlag.GENERATED)
-    seen: set[int] = set()
-    covered: list[str] = []
+    words_before: set[int] = set()
+    token_texts: list[str] = []
     for i, (start, stop) in enumerate(spans):
-        text = texts[which[i] or 0]
-        covered.append(text[start:stop] if stop > start else pieces[i])
-        if which[i] is None:
+        text = texts[text_index[i] or 0]
+        token_texts.append(text[start:stop] if stop > start else pieces[i])
+        if text_index[i] is None:
             flags[i] |= TokenFlag.SPECIAL
-        if which[i] == 1:
+        if text_index[i] == 1:
             flags[i] |= TokenFlag.SECOND
-        if word[i] in seen:
+        if word[i] in words_before:
             flags[i] |= TokenFlag.CONTINUATION
         elif word[i] != MISSING:
-            seen.add(word[i])
+            words_before.add(word[i])
     edges = np.asarray(spans, np.int32).reshape(n_tokens, 2)
     return TokenSequence(
         id=np.asarray(ids, np.int32),
@@ -208,62 +223,62 @@ def make_sequence(
         char_start=edges[:, 0].copy(),
         char_end=edges[:, 1].copy(),
         flags=flags,
-        text=tuple(covered),
+        text=tuple(token_texts),
         piece=tuple(pieces),
     )
 
 
 def _trim_spans(
-    offsets: Sequence[tuple[int, int]], which: Sequence[int | None], pieces: Sequence[str], texts: tuple[str, str]
+    offsets: Sequence[tuple[int, int]], text_index: Sequence[int | None], pieces: Sequence[str], texts: tuple[str, str]
 ) -> list[tuple[int, int]]:
-    """Spans without whitespace at their ends, with dropped marks, inside their texts."""
+    """Remove whitespace from the ends of spans, add dropped combining marks, and clip the spans to their texts."""
     spans: list[tuple[int, int]] = []
     for i, (start, stop) in enumerate(offsets):
-        if which[i] is None:
+        if text_index[i] is None:
             spans.append((0, 0))
             continue
-        text = texts[which[i] or 0]
+        text = texts[text_index[i] or 0]
         stop = min(stop, len(text))
         start = min(start, stop)
-        trimmed = text[start:stop].strip()
-        if trimmed:
-            if _BOUNDARY_SIGNS.issuperset(pieces[i]) and not _BOUNDARY_SIGNS.issuperset(trimmed):
-                stop = start  # a sign put in front, which tokenizers report with the character behind it
+        content = text[start:stop].strip()
+        if content:
+            if _BOUNDARY_SIGNS.issuperset(pieces[i]) and not _BOUNDARY_SIGNS.issuperset(content):
+                stop = start  # an added boundary sign; tokenizers report it with the span of the next character
             else:
                 start += len(text[start:stop]) - len(text[start:stop].lstrip())
-                stop = start + len(trimmed)
-                same = i + 1 < len(offsets) and which[i + 1] == which[i]
-                limit = max(stop, offsets[i + 1][0]) if same else len(text)
+                stop = start + len(content)
+                next_in_same_text = i + 1 < len(offsets) and text_index[i + 1] == text_index[i]
+                limit = max(stop, offsets[i + 1][0]) if next_in_same_text else len(text)
                 while stop < limit and unicodedata.category(text[stop])[0] == "M":
                     stop += 1
         spans.append((start, stop))
     return spans
 
 
-def _align(spans: list[tuple[int, int]], which: Sequence[int | None], words: tuple[Word, ...]) -> list[int]:
-    """The word of each token, -1 for none."""
-    aligned = [MISSING] * len(spans)
+def _align(spans: list[tuple[int, int]], text_index: Sequence[int | None], words: tuple[Word, ...]) -> list[int]:
+    """Return the word index of each token, -1 for none."""
+    word_of_token = [MISSING] * len(spans)
     for second in (False, True):
         order = sorted((word.char_start, word.char_end, i) for i, word in enumerate(words) if word.second == second)
-        reach = list(accumulate((stop for _, stop, _ in order), max))
+        furthest_ends = list(accumulate((stop for _, stop, _ in order), max))
         for i, (start, stop) in enumerate(spans):
-            if which[i] is None or bool(which[i]) != second or start == stop:
+            if text_index[i] is None or bool(text_index[i]) != second or start == stop:
                 continue
             best = 0
-            for k in range(bisect_right(reach, start), len(order)):
+            for k in range(bisect_right(furthest_ends, start), len(order)):
                 word_start, word_stop, index = order[k]
                 if word_start >= stop:
                     break
-                shared = min(stop, word_stop) - max(start, word_start)
-                if shared > best:
-                    best, aligned[i] = shared, index
-    return aligned
+                n_shared = min(stop, word_stop) - max(start, word_start)
+                if n_shared > best:
+                    best, word_of_token[i] = n_shared, index
+    return word_of_token
 
 
 def _shift_right(
     labels: TokenSequence, start_id: int | None, max_tokens: int, tokenizer: PreTrainedTokenizerBase
 ) -> TokenSequence:
-    """What a decoder reads while it is to say `labels`: its start token first, the end token left out."""
+    """Convert labels to decoder inputs: prepend the start token and remove the end token."""
     if start_id is None:
         return labels
     stop = len(labels)

@@ -1,8 +1,8 @@
-"""Windows of a long document: examples of their own that know where they come from.
+"""Cut long documents into windows. Each window is an example that refers to its document.
 
-A window holds a stretch of the document's tokens as they were made of the whole, with special tokens around them. Its
-text is cut at whole words, so that words keep their characters. The annotations `window_of` (id of the document),
-`window` (from 0), `window_start` and `window_end` (characters of the document) say what it shows.
+The document is tokenized as a whole. A window contains consecutive tokens of it, between the special tokens. Its text
+is cut at word boundaries, so words keep all their characters. The annotations `window_of` (id of the document),
+`window` (from 0), `window_start` and `window_end` (characters of the document) record its origin.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ WINDOW_COLUMNS = ("window_of", "window", "window_start", "window_end")
 
 
 def cut_windows(example: CorpusExample, tokens: TokenSequence, size: int, stride: int) -> list[EncodedExample]:
-    """Windows of at most `size` tokens of one document, `stride` tokens apart, the last where the document ends.
+    """Cut one document into windows of at most `size` tokens that begin `stride` tokens apart.
 
-    A document that fits into one keeps its id and text. A word's head that lies outside its window becomes -1.
+    A document that fits into one window keeps its id and text. The governor of a word becomes -1 if it is outside the
+    window.
     """
     if len(tokens) <= size:
         columns = dict(zip(WINDOW_COLUMNS, (example.id, 0, 0, len(example.text)), strict=True))
         return [EncodedExample(replace(example, columns={**example.columns, **columns}), tokens)]
-    own = np.flatnonzero((tokens.flags & TokenFlag.SPECIAL) == 0)
-    before, after = np.arange(own[0]), np.arange(own[-1] + 1, len(tokens))
-    room = size - len(before) - len(after)
-    starts = range(0, max(1, len(own) - room + stride), stride)
-    windows = (np.concatenate([before, own[start : start + room], after]) for start in starts)
+    document_tokens = np.flatnonzero((tokens.flags & TokenFlag.SPECIAL) == 0)
+    leading, trailing = np.arange(document_tokens[0]), np.arange(document_tokens[-1] + 1, len(tokens))
+    room = size - len(leading) - len(trailing)
+    starts = range(0, max(1, len(document_tokens) - room + stride), stride)
+    windows = (np.concatenate([leading, document_tokens[start : start + room], trailing]) for start in starts)
     spans = np.array([(word.char_start, word.char_end) for word in example.words], np.int32).reshape(-1, 2)
     return [_cut(example, spans, number, tokens.take(rows)) for number, rows in enumerate(windows)]
 
@@ -39,34 +40,41 @@ def cut_windows(example: CorpusExample, tokens: TokenSequence, size: int, stride
 def _cut(
     example: CorpusExample, spans: Int32[np.ndarray, "word 2"], number: int, sequence: TokenSequence
 ) -> EncodedExample:
-    shown = (sequence.flags & TokenFlag.SPECIAL) == 0
-    touched = spans[sequence.word[shown & (sequence.word != MISSING)]]
-    start = int(min(sequence.char_start[shown].min(), touched[:, 0].min(initial=len(example.text))))
-    stop = int(max(sequence.char_end[shown].max(), touched[:, 1].max(initial=0)))
-    kept = np.flatnonzero((spans[:, 0] >= start) & (spans[:, 1] <= stop)).tolist()
-    place = np.full(len(example.words) + 1, MISSING, np.int32)  # the last entry is that of "no word"
-    place[kept] = np.arange(len(kept), dtype=np.int32)
+    is_text = (sequence.flags & TokenFlag.SPECIAL) == 0
+    token_spans = spans[sequence.word[is_text & (sequence.word != MISSING)]]
+    start = int(min(sequence.char_start[is_text].min(), token_spans[:, 0].min(initial=len(example.text))))
+    stop = int(max(sequence.char_end[is_text].max(), token_spans[:, 1].max(initial=0)))
+    word_indices = np.flatnonzero((spans[:, 0] >= start) & (spans[:, 1] <= stop)).tolist()
+    new_index = np.full(len(example.words) + 1, MISSING, np.int32)  # the last entry is for tokens without a word (-1)
+    new_index[word_indices] = np.arange(len(word_indices), dtype=np.int32)
     columns = dict(zip(WINDOW_COLUMNS, (example.id, number, start, stop), strict=True))
-    cut = CorpusExample(
+    example_of_window = CorpusExample(
         id=f"{example.id}@{number}",
         text=example.text[start:stop],
-        words=tuple(Word(word.char_start - start, word.char_end - start) for word in (example.words[i] for i in kept)),
-        word_columns={name: _cut_column(name, rows, kept, place) for name, rows in example.word_columns.items()},
+        words=tuple(
+            Word(word.char_start - start, word.char_end - start) for word in (example.words[i] for i in word_indices)
+        ),
+        word_columns={
+            name: _cut_column(name, rows, word_indices, new_index) for name, rows in example.word_columns.items()
+        },
         columns={**example.columns, **columns},
     )
-    moved = replace(
+    tokens = replace(
         sequence,
-        word=place[sequence.word],
-        char_start=np.where(shown, sequence.char_start - start, 0).astype(np.int32),
-        char_end=np.where(shown, sequence.char_end - start, 0).astype(np.int32),
+        word=new_index[sequence.word],
+        char_start=np.where(is_text, sequence.char_start - start, 0).astype(np.int32),
+        char_end=np.where(is_text, sequence.char_end - start, 0).astype(np.int32),
     )
-    return EncodedExample(cut, moved)
+    return EncodedExample(example_of_window, tokens)
 
 
 def _cut_column(
-    name: str, rows: list[str | None] | list[int], kept: list[int], place: np.ndarray
+    name: str, rows: list[str | None] | list[int], word_indices: list[int], new_index: np.ndarray
 ) -> list[str | None] | list[int]:
     if name == "head":
-        heads = [rows[i] for i in kept]
-        return [int(place[head]) if isinstance(head, int) and head >= 0 else MISSING for head in heads]
-    return [rows[i] for i in kept]  # pyright: ignore[reportReturnType]
+        governors = [rows[i] for i in word_indices]
+        return [
+            int(new_index[governor]) if isinstance(governor, int) and governor >= 0 else MISSING
+            for governor in governors
+        ]
+    return [rows[i] for i in word_indices]  # pyright: ignore[reportReturnType]

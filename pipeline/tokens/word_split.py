@@ -1,8 +1,8 @@
-"""Split plain text into words, for corpora that come without any.
+"""Split plain text into words, for corpora without annotated words.
 
 A simplified Unicode word segmentation (UAX #29), in one linear pass:
 
-* letters, digits and ``_`` with their combining marks make a word; an apostrophe between letters (``don't``) and a
+* letters, digits and ``_`` with their combining marks form a word; an apostrophe between letters (``don't``) and a
   point or comma between digits (``3.14``) stay inside it;
 * a Han or Hiragana character is a word of its own, since such text has no spaces;
 * every other visible character is a word: punctuation, symbols, an emoji with its modifiers and joiners, a flag;
@@ -21,7 +21,7 @@ _APOSTROPHES = "'\u2019\u02bc\uff07"
 
 
 class _CharClasses(dict[int, str]):
-    """One ASCII letter for each character, found when first asked for; made for `str.translate`."""
+    """Table for `str.translate` that maps each character to an ASCII letter for its class, computed on first use."""
 
     def __missing__(self, code: int) -> str:
         kind = self[code] = _char_class(chr(code))
@@ -57,14 +57,14 @@ _WORD = re.compile(
     r"""
       [ad][mj]* (?: [ad][mj]* | (?<=[amj])q(?=a) | (?<=[dmj])p(?=d) )*   # letters and digits
     | h[mj]*                                                            # an ideograph
-    | rr?[mj]*                                                          # a flag is two of these
+    | rr?[mj]*                                                          # a flag is two regional indicators
     | [opq]m* (?: j+ om* )* [mj]*                                       # punctuation, symbol, emoji sequence
-    | m[mj]*                                                            # a mark that stands on nothing
+    | m[mj]*                                                            # a mark without a base character
     """,
     re.VERBOSE,
 )
 
 
 def split_words(text: str, *, second: bool = False) -> tuple[Word, ...]:
-    """The words of a text in order, never overlapping, each at least one character long."""
+    """Split a text into its words, in order. Words do not overlap and have at least one character."""
     return tuple(Word(*match.span(), second) for match in _WORD.finditer(text.translate(_CLASSES)))

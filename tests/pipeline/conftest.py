@@ -46,7 +46,7 @@ WORDS = [
 
 
 def save_tokenizer(folder, single: str, pair: str | None = None, longest: int = 64):
-    """A fast word tokenizer that puts special tokens around texts by these templates."""
+    """Save a fast word tokenizer that puts special tokens around texts by these templates."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -69,7 +69,7 @@ def save_tokenizer(folder, single: str, pair: str | None = None, longest: int = 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A folder with a tiny random BERT and a fast word tokenizer."""
+    """Folder with a tiny random BERT and a fast word tokenizer."""
     folder = tmp_path_factory.mktemp("model") / "tiny-bert"
     save_tokenizer(folder, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
     build_model("bert").save_pretrained(folder)
@@ -78,31 +78,31 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory):
-    """Makes the folder of a tiny random model by architecture, with its output head, and that tokenizer."""
-    made = {}
+    """Function that saves a tiny random model of an architecture, with its output head and the word tokenizer."""
+    folders = {}
 
     def make(name):
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("models") / f"tiny-{name.replace(' ', '-')}"
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("models") / f"tiny-{name.replace(' ', '-')}"
             longest = 8192 if name.startswith("long ") else 64
-            save_tokenizer(made[name], "$A [SEP]" if name in ("t5", "bart") else "$A", longest=longest)
+            save_tokenizer(folders[name], "$A [SEP]" if name in ("t5", "bart") else "$A", longest=longest)
             model = build_model(name.removeprefix("long "), head=True)
             if longest > 64:
                 model.config.max_position_embeddings = longest
-            model.save_pretrained(made[name])
-        return made[name]
+            model.save_pretrained(folders[name])
+        return folders[name]
 
     return make
 
 
 @pytest.fixture
 def tiny_job(tiny_folder, tmp_path):
-    """A job as a dictionary: 40 sentences of 1 to 13 words, in 5 segments."""
+    """Job as a dictionary: 40 sentences of 1 to 13 words, in 5 segments."""
     generator = torch.Generator().manual_seed(5)
     lines = []
     for i in range(40):
-        picked = torch.randint(0, len(WORDS), (1 + i * 7 % 13,), generator=generator).tolist()
-        lines.append(" ".join(WORDS[k] for k in picked))
+        word_ids = torch.randint(0, len(WORDS), (1 + i * 7 % 13,), generator=generator).tolist()
+        lines.append(" ".join(WORDS[k] for k in word_ids))
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {

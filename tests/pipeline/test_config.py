@@ -1,4 +1,4 @@
-"""Job files: what they may say, and what people are told when they say something else."""
+"""Job files: valid settings, and the messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def test_another_corpus_kind_starts_an_empty_section(job_file):
     ("change", "message"),
     [
         ("keep.statistics=entropie", r"no statistic 'entropie'; known: .* Did you mean entropy"),
-        ("run.batchsize=3", r"unknown key run.batchsize; did you mean run.batch_size\? Known here: batch_size,"),
+        ("run.batchsize=3", r"unknown key run.batchsize; did you mean run.batch_size\? Valid keys: batch_size,"),
         ("corpus.max_example=3", r"unknown key corpus.max_example; did you mean corpus.max_examples\?"),
-        ("modell.source=x", r"unknown key modell; did you mean model\? Known sections: model, corpus"),
+        ("modell.source=x", r"unknown key modell; did you mean model\? Valid sections: model, corpus"),
         ("corpus.kind=conlu", r"corpus.kind is 'conlu'; did you mean 'conllu'\? It is one of text, jsonl, csv"),
         ("run.batch_size=0", r"run.batch_size is 0: Input should be greater than 0"),
         ("keep.attention=sqrt4", r"keep.attention is 'sqrt4'.*linear:N"),

@@ -1,4 +1,4 @@
-"""The commands, and what they print."""
+"""The commands run and plan, and their output."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_log_lines():
     log(ExampleSkipped(3, "x", "too long"))
     log(JobDone("out", 100, 1, 2, 12_345_678, 75.2))
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "tiny → out: 100 examples in 5 segments, 20 of them there from before"
+    assert lines[0] == "tiny → out: 100 examples in 5 segments, 20 of them already stored"
     assert lines[1].startswith("segment 1 committed: 20 of 80 examples, ")
     assert lines[1].endswith("12.3 MB written")
     assert lines[2] == "skipped example 3 (x): too long"

@@ -153,17 +153,17 @@ def test_bytes_that_are_no_text_quarantine_their_sentence(tmp_path: Path):
 
 
 @given(st.lists(st.integers(-1, 7), min_size=1, max_size=8))
-def test_cycles(heads: list[int]):
-    heads = [min(head, len(heads) - 1) for head in heads]
+def test_cycles(governors: list[int]):
+    governors = [min(governor, len(governors) - 1) for governor in governors]
 
     def reaches_root(word: int) -> bool:
-        for _ in heads:
-            word = heads[word] if word >= 0 else word
+        for _ in governors:
+            word = governors[word] if word >= 0 else word
         return word < 0
 
-    found = find_cycle(heads)
-    assert (found is None) == all(reaches_root(word) for word in range(len(heads)))
-    assert found is None or not reaches_root(found)
+    word_on_cycle = find_cycle(governors)
+    assert (word_on_cycle is None) == all(reaches_root(word) for word in range(len(governors)))
+    assert word_on_cycle is None or not reaches_root(word_on_cycle)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ TRAPS = {
 @pytest.mark.parametrize("ends", ["\n\n", "\n", "", "\r\n\r\n", "\n \n\t\n"], ids=repr)
 @pytest.mark.parametrize("trap", TRAPS)
 def test_traps(tmp_path: Path, trap: str, ends: str):
-    """Each sentence twice, with every way a file may end; a byte order mark in front."""
+    """Read each sentence twice, with every kind of file end and a byte order mark in front."""
     content, text, words = TRAPS[trap]
     content = content.replace("\n", "\r\n") if "\r" in ends else content
     items = read(tmp_path, "\ufeff" + content + ("\r\n\r\n" if "\r" in ends else "\n\n") + content + ends)

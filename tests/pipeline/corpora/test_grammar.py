@@ -28,21 +28,21 @@ words Old ADJ
 def generate(folder: Path, rules: str, examples: int = 4, seed: int = 0, words: str = SMALL) -> list[CorpusExample]:
     path = folder / "small.grammar"
     path.write_text(words + rules, encoding="utf-8")
-    made = list(read_corpus(TemplatesCorpus(path=path, examples=examples, seed=seed)))
-    assert all(isinstance(example, CorpusExample) for example in made)
-    return made  # pyright: ignore[reportReturnType]
+    sentences = list(read_corpus(TemplatesCorpus(path=path, examples=examples, seed=seed)))
+    assert all(isinstance(example, CorpusExample) for example in sentences)
+    return sentences  # pyright: ignore[reportReturnType]
 
 
 def test_agreement_optional_parts_and_forms(tmp_path: Path):
     rules = 'sentence s = "the"/DET:det Old?:amod Noun(n):nsubj Be(n):* "here"/ADV:advmod "."/PUNCT:punct'
-    made = generate(tmp_path, rules, examples=12)
-    assert {example.text for example in made} == {
+    examples = generate(tmp_path, rules, examples=12)
+    assert {example.text for example in examples} == {
         f"The {adjective}{noun}{'s' if verb == 'are' else ''} {verb} here."
         for adjective in ("", "old ", "idle ")
         for noun in ("nurse", "engineer")
         for verb in ("is", "are")
     }
-    example = next(example for example in made if example.text == "The idle engineers are here.")
+    example = next(example for example in examples if example.text == "The idle engineers are here.")
     assert example.word_columns == {
         "form": ["The", "idle", "engineers", "are", "here", "."],
         "lemma": ["the", "idle", "engineer", "be", "here", "."],
@@ -57,8 +57,8 @@ def test_agreement_optional_parts_and_forms(tmp_path: Path):
 
 
 def test_a_before_vowels(tmp_path: Path):
-    made = generate(tmp_path, "sentence s = A:det Old?:amod Noun(sg):*", examples=6)
-    assert {example.text for example in made} == {
+    examples = generate(tmp_path, "sentence s = A:det Old?:amod Noun(sg):*", examples=6)
+    assert {example.text for example in examples} == {
         "A nurse",
         "An engineer",
         "An old nurse",
@@ -66,7 +66,7 @@ def test_a_before_vowels(tmp_path: Path):
         "An idle nurse",
         "An idle engineer",
     }
-    assert {example.word_columns["lemma"][0] for example in made} == {"a"}
+    assert {example.word_columns["lemma"][0] for example in examples} == {"a"}
 
 
 def test_phrases_hang_by_their_heads_and_carry_antecedents(tmp_path: Path):
@@ -88,9 +88,9 @@ sentence s = Np(sg)@a:nsubj "saw"/VERB:* Np(pl)@b:obj Clause(a):advcl ","/PUNCT:
 
 def test_minimal_pairs(tmp_path: Path):
     rules = 'sentence s = "the"/DET:det Noun(_)@x:nsubj "said"/VERB:* Pronoun(!g)^x:obj Old:xcomp "."/PUNCT:punct'
-    made = generate(tmp_path, rules, examples=7)
-    assert len(made) == 6  # a pair is never cut
-    for first, second in zip(made[::2], made[1::2], strict=True):
+    examples = generate(tmp_path, rules, examples=7)
+    assert len(examples) == 6  # a pair is never split
+    for first, second in zip(examples[::2], examples[1::2], strict=True):
         assert (first.columns["variant"], second.columns["variant"]) == ("f", "m")
         assert (
             first.columns["pair"]
@@ -113,21 +113,21 @@ def test_the_seed_decides(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rules", "line", "problem"),
     [
-        ("colour blue", 11, "no statement"),
+        ("colour blue", 11, "is not a statement"),
         ("sentence s = Noun:*", 11, "Noun takes 1 arguments, not 0"),
         ("sentence s = Verb:*", 11, "no phrase 'Verb'"),
         ("sentence s = Old:amod A:det", 11, "exactly one part"),
         ("sentence s = Old:* A:*", 11, "exactly one part"),
         ("sentence s = Old?:*", 11, "neither head nor antecedent"),
-        ("sentence s = Old", 11, "'Old' is no part"),
-        ('sentence s = "two words"/X:*', 11, "is no part"),
-        ("sentence s = Noun(plural):*", 11, "'plural' stands only once"),
-        ("sentence s = Old@x:*", 11, "'x' stands only once"),
+        ("sentence s = Old", 11, "'Old' is not a part"),
+        ('sentence s = "two words"/X:*', 11, "is not a part"),
+        ("sentence s = Noun(plural):*", 11, "'plural' is used only once"),
+        ("sentence s = Old@x:*", 11, "'x' is used only once"),
         ("sentence s(n) = Noun(n):*", 11, "only phrases"),
-        ("sentence s = Noun(n m):*", 11, "'n m' is no argument"),
-        ("phrase P(n) = Noun(n):*\nphrase P = Old:*\nsentence s = P(_):*", 12, "arguments elsewhere"),
+        ("sentence s = Noun(n m):*", 11, "'n m' is not an argument"),
+        ("phrase P(n) = Noun(n):*\nphrase P = Old:*\nsentence s = P(_):*", 12, "arguments in another rule"),
         ("phrase Old = Noun(_):*\nsentence s = Old:*", 11, "is the name of words and of a phrase"),
-        ("words Old ADJ\n    new\nsentence s = Old:*", 11, "there already"),
+        ("words Old ADJ\n    new\nsentence s = Old:*", 11, "are defined already"),
         ("words New ADJ\nsentence s = New:*", 11, "need entries"),
         ("words New(n: a b) ADJ\n    one\nsentence s = New(a):*", 11, "has 1 forms, expected 2"),
         ("words New ADJ colour=red\n    one\nsentence s = New:*", 11, "unknown option 'colour'"),
@@ -142,12 +142,12 @@ def test_slips_are_refused_with_their_line(tmp_path: Path, rules: str, line: int
 def test_pairs_must_differ_in_one_word(tmp_path: Path):
     with pytest.raises(ConfigError, match="differs in 2 words"):
         generate(tmp_path, "sentence s = Noun(!n):nsubj Be(n):*")
-    with pytest.raises(ConfigError, match="0 different sentences"):  # a rule for one value cannot serve a pair
+    with pytest.raises(ConfigError, match="0 different sentences"):  # a rule for a single value cannot generate a pair
         generate(tmp_path, "phrase P(sg) = Noun(sg):*\nsentence s = P(!n):*")
 
 
 def test_grammars_that_cannot_give_what_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(templates, "_MAX_VAIN_DRAWS", 100)
+    monkeypatch.setattr(templates, "_MAX_FAILED_DRAWS", 100)
     with pytest.raises(ConfigError, match="gave 2 different sentences"):
         generate(tmp_path, "sentence s = Noun(sg):*", examples=3)
     with pytest.raises(ConfigError, match="0 different sentences"):
@@ -196,16 +196,16 @@ def test_demo_has_its_sentences(demo: list[CorpusExample], repository: Path):
 
 def test_demo_trees_are_trees(demo: list[CorpusExample]):
     for example in demo:
-        head = [value for value in example.word_columns["head"] if isinstance(value, int)]
-        assert len(head) == len(example.words)
-        assert all(-1 <= value < len(head) and value != i for i, value in enumerate(head))
-        assert [i for i, value in enumerate(head) if value == -1] == [example.word_columns["deprel"].index("root")]
-        assert find_cycle(head) is None
-        assert crossing_arcs(head) == 0  # every phrase is one stretch of words
+        governors = [value for value in example.word_columns["head"] if isinstance(value, int)]
+        assert len(governors) == len(example.words)
+        assert all(-1 <= value < len(governors) and value != i for i, value in enumerate(governors))
+        assert [i for i, value in enumerate(governors) if value == -1] == [example.word_columns["deprel"].index("root")]
+        assert find_cycle(governors) is None
+        assert crossing_arcs(governors) == 0  # the words of every phrase are consecutive
 
 
-def crossing_arcs(head: list[int]) -> int:
-    arcs = [(min(i, h), max(i, h)) for i, h in enumerate(head) if h >= 0]
+def crossing_arcs(governors: list[int]) -> int:
+    arcs = [(min(i, h), max(i, h)) for i, h in enumerate(governors) if h >= 0]
     return sum(a < c < b < d for a, b in arcs for c, d in arcs)
 
 
@@ -242,7 +242,7 @@ def test_demo_pronouns_stand_for_what_fits(demo: list[CorpusExample]):
                 plural = columns["form"][antecedent] != columns["lemma"][antecedent]
                 assert plural == (form == "they")
     assert n_pronouns > 700
-    assert all(len(found) == 1 for found in names.values())
+    assert all(len(gender) == 1 for gender in names.values())
 
 
 def test_demo_pairs_differ_in_one_word(demo: list[CorpusExample]):
@@ -262,17 +262,21 @@ def test_demo_pairs_differ_in_one_word(demo: list[CorpusExample]):
 
 
 def annotations(demo: list[CorpusExample], construction: str) -> set[tuple[str, str, str]]:
-    """(dependent, relation, head) of all sentences of a construction, as parts of speech."""
-    found: set[tuple[str, str, str]] = set()
+    """Collect (dependent, relation, governor) of all sentences of a construction, as parts of speech."""
+    triples: set[tuple[str, str, str]] = set()
     for example in demo:
         if example.columns["construction"] == construction:
             columns = example.word_columns
-            for i, head in enumerate(columns["head"]):
-                assert isinstance(head, int)
-                found.add(
-                    (str(columns["upos"][i]), str(columns["deprel"][i]), "" if head < 0 else str(columns["upos"][head]))
+            for i, governor in enumerate(columns["head"]):
+                assert isinstance(governor, int)
+                triples.add(
+                    (
+                        str(columns["upos"][i]),
+                        str(columns["deprel"][i]),
+                        "" if governor < 0 else str(columns["upos"][governor]),
+                    )
                 )
-    return found
+    return triples
 
 
 def test_demo_relations_are_those_of_universal_dependencies(demo: list[CorpusExample]):
@@ -295,7 +299,7 @@ def test_demo_relations_are_those_of_universal_dependencies(demo: list[CorpusExa
 
 
 def test_demo_pair_by_hand(tmp_path: Path, repository: Path):
-    """One construction alone, its words found by their place."""
+    """Check the annotations of one construction word by word."""
     source = (repository / "configs" / "demo.grammar").read_text(encoding="utf-8")
     path = tmp_path / "one.grammar"
     path.write_text(

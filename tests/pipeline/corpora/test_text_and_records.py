@@ -90,10 +90,10 @@ def test_jsonl(tmp_path: Path):
         {"text": "three", "id": 7, "odd-name 1": "w", "score": float("nan")},
     ]
     options = JsonlCorpus(path=write(tmp_path, "\n".join(map(json.dumps, rows)), "rows.jsonl"))
-    one, two, three = examples_of(options)
-    assert one.columns == {"label": "x", "score": 0.5, "n": 3, "flag": "true", "none": None}
-    assert (two.id, two.text_pair, two.target, two.columns) == ("a#2", "other", "zwei", {"odd_name_1": "v"})
-    assert (three.id, three.columns) == ("7", {"odd_name_1_2": "w", "score": None})
+    first, second, third = examples_of(options)
+    assert first.columns == {"label": "x", "score": 0.5, "n": 3, "flag": "true", "none": None}
+    assert (second.id, second.text_pair, second.target, second.columns) == ("a#2", "other", "zwei", {"odd_name_1": "v"})
+    assert (third.id, third.columns) == ("7", {"odd_name_1_2": "w", "score": None})
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_jsonl(tmp_path: Path):
 def test_bad_json_lines_are_quarantined(tmp_path: Path, line: bytes, reason: str):
     path = write(tmp_path, b'{"text": "first"}\n' + line + b'\n{"text": "last"}\n', "x.jsonl")
     assert [example.text for example in examples_of(JsonlCorpus(path=path))] == ["first", "last"]
-    ((number, why),) = faults_of(JsonlCorpus(path=path))
+    ((number, message),) = faults_of(JsonlCorpus(path=path))
     assert number == 2
-    assert why.startswith(reason)
+    assert message.startswith(reason)
 
 
 def test_fields_by_name_and_columns_to_keep(tmp_path: Path):
@@ -140,33 +140,33 @@ def test_too_many_fields_are_refused(tmp_path: Path):
 @given(st.lists(st.sampled_from(["a", "a#2", "a#2#2", "b", "a#3"]), max_size=30))
 def test_ids_become_unique_and_first_ones_stay(names: list[str]):
     unique = UniqueIds()
-    made = [unique(name) for name in names]
-    assert len(set(made)) == len(made)
-    assert all(new == name or new.startswith(f"{name}#") for name, new in zip(names, made, strict=True))
+    ids = [unique(name) for name in names]
+    assert len(set(ids)) == len(ids)
+    assert all(new == name or new.startswith(f"{name}#") for name, new in zip(names, ids, strict=True))
 
 
 @given(st.lists(st.text(max_size=6), max_size=20, unique=True))
 def test_column_names_fit_paths_and_expressions(fields: list[str]):
     names = ColumnNames()
-    made = [names(field) for field in fields]
-    assert len(set(made)) == len(made)
-    assert all(name.isidentifier() and name.isascii() and not name.startswith("_") for name in made)
-    assert [names(field) for field in fields] == made
+    column_names = [names(field) for field in fields]
+    assert len(set(column_names)) == len(column_names)
+    assert all(name.isidentifier() and name.isascii() and not name.startswith("_") for name in column_names)
+    assert [names(field) for field in fields] == column_names
 
 
 def test_sampling(tmp_path: Path):
     path = write(tmp_path, "".join(f"line {i}\n" if i % 10 else "\n" for i in range(200)))
-    whole = examples_of(TextCorpus(path=path))
+    corpus = examples_of(TextCorpus(path=path))
     options = TextCorpus(path=path, sample=20, seed=3)
     sample = examples_of(options)
     assert len(sample) == 20
-    assert sample == [example for example in whole if example in sample]  # file order, same ids
+    assert sample == [example for example in corpus if example in sample]  # file order, same ids
     assert sample == examples_of(options)
     assert sample != examples_of(options.model_copy(update={"seed": 4}))
     assert len(faults_of(options)) == 20
     assert examples_of(options.model_copy(update={"max_examples": 5})) == sample[:5]
-    assert examples_of(TextCorpus(path=path, max_examples=7)) == whole[:7]
-    assert examples_of(TextCorpus(path=path, sample=1000)) == whole
+    assert examples_of(TextCorpus(path=path, max_examples=7)) == corpus[:7]
+    assert examples_of(TextCorpus(path=path, sample=1000)) == corpus
 
 
 def test_samples_are_fair(tmp_path: Path):
@@ -207,11 +207,11 @@ def test_files_of_a_folder_are_examples_as_they_are(tmp_path):
     options = TextCorpus(path=tmp_path, unit="file")
     assert [(example.id, example.text) for example in examples_of(options)] == [("a", "three"), ("b", "one\n\ntwo\r\n")]
     assert faults_of(options) == [(3, "c.txt: not utf-8: byte 0")]
-    before = describe_corpus(options)
+    description = describe_corpus(options)
     write(tmp_path, b"other", "a.txt")
-    assert describe_corpus(options)["sha256"] != before["sha256"]
-    (one,) = examples_of(TextCorpus(path=tmp_path / "b.txt", unit="file"))
-    assert one.text == "one\n\ntwo\r\n"
+    assert describe_corpus(options)["sha256"] != description["sha256"]
+    (single,) = examples_of(TextCorpus(path=tmp_path / "b.txt", unit="file"))
+    assert single.text == "one\n\ntwo\r\n"
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"a folder without \*\.txt"):
         examples_of(TextCorpus(path=tmp_path / "empty", unit="file"))

@@ -1,4 +1,4 @@
-"""A process that captures short and long documents of a tiny model and prints how much memory each took at most, in bytes.
+"""A process that captures short and long documents with a tiny model and prints the peak memory of each in bytes.
 
 Run by `test_long_documents.py` as: long_document.py MODEL N_TOKENS ... (from the root of the repository). A second
 document of half the length is in each batch where N_TOKENS ends with "+".
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    give_back_at_once()
+    release_freed_memory()
     sys.path.insert(0, str(Path(__file__).parents[3]))
     import numpy as np
     import torch
@@ -50,30 +50,30 @@ def main() -> None:
         buffers.check_filled()
 
     peaks = []
-    for size in sizes:  # the first makes what stays, too: code, caches, scratch memory
-        before = forget_peak()
+    for size in sizes:  # the first one also allocates memory that stays: code, caches, scratch memory
+        base_bytes = forget_peak()
         capture(size)
-        peaks.append(peak_bytes() - before)
+        peaks.append(peak_bytes() - base_bytes)
     print(json.dumps(peaks))
 
 
 def peak_bytes() -> int:
-    """The largest memory of this process; `ru_maxrss` would be that of the process that started it, if that was larger."""
+    """Return the peak memory of this process. `ru_maxrss` may be that of the parent process instead."""
     return memory("VmHWM")
 
 
-def give_back_at_once() -> None:
-    """Let every block of 64 KiB and more be the system's again when it is freed, so that the peak is what was held.
+def release_freed_memory() -> None:
+    """Make the allocator return every freed block of 64 KiB and more to the system, so that the peak is exact.
 
-    Else glibc moves that bound up to 32 MB while the process runs, and how blocks lie in its heap decides the peak: by
-    30 MB and more, in either direction, where a document takes 20.
+    By default glibc raises this limit to up to 32 MB while the process runs. Then the layout of its heap changes the
+    peak by 30 MB and more, in either direction, while a document needs 20 MB.
     """
     mmap_threshold = -3
     ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 16)
 
 
 def forget_peak() -> int:
-    """Give free memory back, which imports left and which would serve unseen, and count from what is taken now."""
+    """Return free memory to the system, reset the peak counter, and return the current resident bytes."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -81,7 +81,7 @@ def forget_peak() -> int:
 
 
 def memory(name: str) -> int:
-    """A line of this process's status, in bytes."""
+    """Return a field of the status of this process, in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(status.partition(f"{name}:")[2].split()[0])
 

@@ -1,4 +1,4 @@
-"""Whole jobs over what is not a plain sentence: windows of documents, source and target, samples."""
+"""Whole jobs over inputs other than plain sentences: windows of documents, source and target, continuations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_rows(folder, *rows):
 
 
 def test_windows_of_long_documents_are_examples_of_their_own(tiny_job, tmp_path):
-    """A document far over the limit: all its tokens, in windows that overlap by half, each with where it comes from."""
+    """A document far over the limit is stored in windows that overlap by half and record their origin."""
     text = " ".join(["the nurse", "said that", "a doctor", "left home"] * 5)
     corpus = write_rows(tmp_path, {"id": "a", "text": text}, {"id": "b", "text": "the dog"})
     windows = {"max_tokens": 18, "too_long": "windows", "stride": 8}
@@ -42,14 +42,14 @@ def test_windows_of_long_documents_are_examples_of_their_own(tiny_job, tmp_path)
 
 
 def eager_maps(folder, ids):
-    """What transformers itself attends to on these tokens: [layer, head, query, key]."""
+    """Return the attention that transformers computes on these tokens: [layer, head, query, key]."""
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
         return torch.stack(model(torch.tensor([ids]), output_attentions=True).attentions)[:, 0].numpy()
 
 
-def likeliest(model, ids, n_new, end):
-    """Greedy search, one whole forward pass a token."""
+def greedy_tokens(model, ids, n_new, end):
+    """Run greedy search with one full forward pass for each token."""
     ids = list(ids)
     for _ in range(n_new):
         with torch.no_grad():
@@ -65,7 +65,7 @@ def test_prompts_are_captured_with_what_the_model_writes(name, tiny_job, folder_
     job = {**tiny_job, "model": {"source": str(folder)}, "generate": {"max_new_tokens": 6}}
     run_job(parse_config({**job, "corpus": {**tiny_job["corpus"], "max_examples": 7}}))
     store = open_store(tiny_job["store"]["path"])
-    writer = AutoModelForCausalLM.from_pretrained(folder).eval()
+    generator = AutoModelForCausalLM.from_pretrained(folder).eval()
     texts = Path(tiny_job["corpus"]["path"]).read_text(encoding="utf-8").splitlines()
     for i in range(7):
         example = store.examples[i]
@@ -74,30 +74,30 @@ def test_prompts_are_captured_with_what_the_model_writes(name, tiny_job, folder_
         n_prompt = int((~generated).sum())
         assert generated.tolist() == [False] * n_prompt + [True] * (len(tokens) - n_prompt)
         prompt = AutoTokenizer.from_pretrained(folder)(texts[i])["input_ids"]
-        assert tokens.id.tolist() == likeliest(writer, prompt, 6, writer.generation_config.eos_token_id)
+        assert tokens.id.tolist() == greedy_tokens(generator, prompt, 6, generator.generation_config.eos_token_id)
         assert example.text.startswith(texts[i])
         assert example.columns["prompt_end"] == len(texts[i])
         for text, start, stop in zip(tokens.text, tokens.char_start, tokens.char_end, strict=True):
             assert example.text[start:stop] in (text, "")
         np.testing.assert_allclose(example.attention().values, eager_maps(folder, tokens.id.tolist()), atol=0.004)
-    found = store.search("query.generated and not key.generated")
-    assert float(found.heads["mass"].max()) > 0
+    result = store.search("query.generated and not key.generated")
+    assert float(result.heads["mass"].max()) > 0
     assert store.manifest.provenance["config"]["generate"] == {"max_new_tokens": 6, "temperature": 0.0, "seed": 0}
 
 
-def test_throws_of_dice_are_seeded(tiny_job, folder_of, tmp_path):
-    written = {}
+def test_sampling_is_seeded(tiny_job, folder_of, tmp_path):
+    token_ids = {}
     for run, seed in (("a", 3), ("b", 3), ("c", 4)):
         job = {**tiny_job, "model": {"source": str(folder_of("llama"))}, "store": {"path": str(tmp_path / run)}}
         job["generate"] = {"max_new_tokens": 5, "temperature": 1.5, "seed": seed}
         run_job(parse_config({**job, "corpus": {**tiny_job["corpus"], "max_examples": 6}}))
-        written[run] = [example.tokens().id.tolist() for example in open_store(tmp_path / run).examples]
-    assert written["a"] == written["b"] != written["c"]
+        token_ids[run] = [example.tokens().id.tolist() for example in open_store(tmp_path / run).examples]
+    assert token_ids["a"] == token_ids["b"] != token_ids["c"]
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_source_and_target_texts(name, tiny_job, folder_of, tmp_path):
-    """Encoder, decoder and cross attention of pairs of texts; the decoder reads its start token and then the target."""
+    """Stores have encoder, decoder and cross attention. The decoder reads its start token and then the target."""
     folder = folder_of(name)
     rows = [
         {"text": "the nurse said that", "target": "a doctor left"},
@@ -141,9 +141,9 @@ def test_an_encoder_decoder_writes_its_target(tiny_job, folder_of):
         }
         with torch.no_grad():
             out = model(**inputs, output_attentions=True)
-        said = out.logits[0].argmax(-1).tolist()
-        assert target.id.tolist() == [model.config.decoder_start_token_id, *said[: len(target) - 1]]
-        assert len(target) == 6 or said[-1] == model.config.eos_token_id
+        predicted = out.logits[0].argmax(-1).tolist()
+        assert target.id.tolist() == [model.config.decoder_start_token_id, *predicted[: len(target) - 1]]
+        assert len(target) == 6 or predicted[-1] == model.config.eos_token_id
         assert (target.flags & TokenFlag.GENERATED != 0).tolist() == [False] + [True] * (len(target) - 1)
         assert not (source.flags & TokenFlag.GENERATED).any()
         cross = torch.stack(out.cross_attentions)[:, 0].numpy()
@@ -155,12 +155,12 @@ def test_what_writes_nothing_is_refused(tiny_job, tiny_folder):
         run_job(parse_config({**tiny_job, "generate": {"max_new_tokens": 64}}))
     with pytest.raises(HeadAtlasError, match=r"would be random|sees later tokens"):
         run_job(parse_config({**tiny_job, "generate": {"max_new_tokens": 4}}))
-    with pytest.raises(ConfigError, match="a window of a document is no prompt"):
+    with pytest.raises(ConfigError, match="a window of a document cannot be a prompt"):
         parse_config({**tiny_job, "generate": {"max_new_tokens": 4}, "tokens": {"too_long": "windows"}})
 
 
 def test_corrupt_lines_are_quarantined_and_the_counts_add_up(tiny_job, tmp_path):
-    """Every line of a file is an example of the store or named with its number and reason."""
+    """A line of the file becomes an example of the store, or is recorded with its number and a reason."""
     lines = [b'{"text": "the nurse"}', b"{not json", b'{"text": "caf\xe9"}', b'{"text": ""}', b'{"id": 7}', b"[1, 2]"]
     lines += [b'{"text": "a dog", "id": "last"}', b'{"text": "x\\ud800"}', b""]
     path = tmp_path / "corrupt.jsonl"
@@ -169,8 +169,8 @@ def test_corrupt_lines_are_quarantined_and_the_counts_add_up(tiny_job, tmp_path)
     assert (report.n_examples, report.n_quarantined, report.n_skipped) == (2, 6, 0)
     store = open_store(tiny_job["store"]["path"])
     assert store.example_ids() == ["corrupt-000001", "last"]
-    told = store.manifest.provenance["quarantined"]
-    assert [record["line"] for record in told] == [2, 3, 4, 5, 6, 8]
-    for record, reason in zip(told, ("JSON", "utf-8", "empty", "no 'text'", "list", "surrogate"), strict=True):
+    records = store.manifest.provenance["quarantined"]
+    assert [record["line"] for record in records] == [2, 3, 4, 5, 6, 8]
+    for record, reason in zip(records, ("JSON", "utf-8", "empty", "no 'text'", "list", "surrogate"), strict=True):
         assert reason in record["reason"], record
-    assert store.manifest.provenance["corpus"]["n_quarantined"] == len(told)
+    assert store.manifest.provenance["corpus"]["n_quarantined"] == len(records)

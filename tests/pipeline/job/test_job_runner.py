@@ -1,4 +1,4 @@
-"""Whole jobs on a tiny model: the same bytes always, whatever interrupts them."""
+"""Whole jobs on a tiny model: interruptions do not change the bytes of the store."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.progress import BatchDone, SegmentDone
 from headatlas.pipeline.job.job_runner import run_job
 
-job, at = json.loads(sys.argv[1]), int(sys.argv[2])
+job, last = json.loads(sys.argv[1]), int(sys.argv[2])
 count = 0
 
 def listen(event):
     global count
     count += isinstance(event, BatchDone)
-    if count == at:
+    if count == last:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
@@ -62,8 +62,8 @@ def segment_bytes(store) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def at(job, **sections):
-    """The job with some settings changed."""
+def with_settings(job, **sections):
+    """Return the job with some settings changed."""
     return {**job, **{name: {**job.get(name, {}), **settings} for name, settings in sections.items()}}
 
 
@@ -107,22 +107,22 @@ def test_store_holds_what_the_model_attends_to(tiny_job, tiny_folder):
                 rows = Rows.of_map(expected[layer].astype(np.float64), special, one_text=True)
                 counted = statistic.counted(rows.plan, None)
                 mean = statistic.example_sums(rows, None, counted)[:, 0] / counted.sum() if counted.any() else np.nan
-                found = example.statistics()[name].values[layer]
-                np.testing.assert_allclose(found, mean, rtol=1e-4, atol=1e-5)
+                stored_mean = example.statistics()[name].values[layer]
+                np.testing.assert_allclose(stored_mean, mean, rtol=1e-4, atol=1e-5)
 
 
 def test_same_job_same_bytes(tiny_job, tmp_path):
-    other = at(tiny_job, store={"path": str(tmp_path / "other")})
+    other = with_settings(tiny_job, store={"path": str(tmp_path / "other")})
     run_job(parse_config(tiny_job))
     run_job(parse_config(other))
     assert segment_bytes(tiny_job["store"]["path"]) == segment_bytes(tmp_path / "other")
 
 
 def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
-    """Bit for bit; an example that was taken out stays out, also where its segment is computed again."""
+    """Repaired bytes are equal. A removed example remains removed if its segment is computed again."""
     path = Path(tiny_job["store"]["path"])
     run_job(parse_config(tiny_job))
-    before, fresh = segment_bytes(path), open_store(path)
+    original_bytes, fresh = segment_bytes(path), open_store(path)
     drop_from_store(path, segments=[1])
     drop_from_store(path, examples=[3])
     for index in (0, 2):
@@ -132,7 +132,7 @@ def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)
     assert {finding.segment for finding in verify_store(path, full=True).findings} == {0, 2}
-    assert run_job(parse_config(tiny_job)).n_segments_written == 0  # only when it is asked to
+    assert run_job(parse_config(tiny_job)).n_segments_written == 0  # only with repair=True
 
     report = run_job(parse_config(tiny_job), repair=True)
     assert report.n_segments_written == 3
@@ -142,7 +142,7 @@ def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
     assert verify_store(path, full=True).is_sound
     for segment in store.segments[1:]:
         for file in (file for file in sorted(segment.folder.rglob("*")) if file.is_file()):
-            assert file.read_bytes() == before[f"{segment.index:06d}/{file.relative_to(segment.folder)}"]
+            assert file.read_bytes() == original_bytes[f"{segment.index:06d}/{file.relative_to(segment.folder)}"]
     assert (store.examples[3].text, len(store.examples[3].tokens())) == ("", 0)
     assert store.example_ids() == fresh.example_ids()
     for i in (0, 7):
@@ -150,26 +150,26 @@ def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
         assert store.examples[i].text == fresh.examples[i].text
     assert run_job(parse_config(tiny_job), repair=True).n_segments_written == 0
 
-    store.annotate("mood", {0: 3})  # what somebody added is not the job's to make again
+    store.annotate("mood", {0: 3})  # the job cannot compute added annotations again
     victim = next(file for file in sorted((path / "overlays").rglob("*")) if file.is_file() and file.parent.name == "c")
     victim.write_bytes(victim.read_bytes()[::-1])
     events = []
     assert run_job(parse_config(tiny_job), events.append, repair=True).n_segments_written == 0
-    (told,) = [event for event in events if "not repaired" in str(event)]
-    assert "--name mood --replace" in str(told)
+    (report_event,) = [event for event in events if "not repaired" in str(event)]
+    assert "--name mood --replace" in str(report_event)
 
 
 @pytest.mark.parametrize("n_batches", [1, 7])
 def test_killed_and_resumed_is_the_same_as_undisturbed(n_batches, tiny_job, tmp_path):
-    disturbed = at(tiny_job, store={"path": str(tmp_path / "disturbed")})
+    disturbed = with_settings(tiny_job, store={"path": str(tmp_path / "disturbed")})
     child = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(disturbed), str(n_batches)], capture_output=True, check=False
     )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     events = []
     run_job(parse_config(disturbed), events.append)
-    done = next(event for event in events if isinstance(event, JobStarted)).n_segments_done
-    assert done < 5
+    n_done = next(event for event in events if isinstance(event, JobStarted)).n_segments_done
+    assert n_done < 5
     run_job(parse_config(tiny_job))
     assert segment_bytes(tmp_path / "disturbed") == segment_bytes(tiny_job["store"]["path"])
     store = open_store(tmp_path / "disturbed")
@@ -198,22 +198,22 @@ def test_interrupted_run_keeps_whole_segments_and_goes_on(tiny_job):
 
 def test_finished_job_does_nothing_again(tiny_job):
     run_job(parse_config(tiny_job))
-    before = segment_bytes(tiny_job["store"]["path"])
+    original_bytes = segment_bytes(tiny_job["store"]["path"])
     events = []
     report = run_job(parse_config(tiny_job), events.append)
     assert report.n_segments_written == 0
     assert not any(isinstance(event, BatchDone | CheckPassed) for event in events)
-    assert segment_bytes(tiny_job["store"]["path"]) == before
+    assert segment_bytes(tiny_job["store"]["path"]) == original_bytes
 
 
 def test_another_job_does_not_mix_in(tiny_job):
     run_job(parse_config(tiny_job))
     with pytest.raises(ConfigError, match="edges"):
-        run_job(parse_config(at(tiny_job, keep={"edges": 4})))
+        run_job(parse_config(with_settings(tiny_job, keep={"edges": 4})))
 
 
 def spoil_memory(monkeypatch, fails):
-    """Let the model run out of memory where `fails(batch size, tokens)`."""
+    """Let the model run out of memory if `fails(batch size, tokens)`."""
     right = TraceCollector.begin
 
     def begin(self, buffers, examples, special):
@@ -240,16 +240,16 @@ def test_out_of_memory_halves_the_batch(tiny_job, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "_check", unchecked)
     run_job(parse_config(tiny_job))
     spoil_memory(monkeypatch, lambda n_examples, n_tokens: n_examples > 2)
-    other = at(tiny_job, store={"path": str(tmp_path / "halved")})
+    other = with_settings(tiny_job, store={"path": str(tmp_path / "halved")})
     events = []
     run_job(parse_config(other), events.append)
     assert any(isinstance(event, BatchHalved) for event in events)
     assert sum(event.n_examples for event in events if isinstance(event, BatchDone)) == 40
-    whole = open_store(tiny_job["store"]["path"])
+    full = open_store(tiny_job["store"]["path"])
     halved = open_store(tmp_path / "halved")
     for i in range(40):
         np.testing.assert_allclose(
-            whole.examples[i].attention().values, halved.examples[i].attention().values, atol=0.009
+            full.examples[i].attention().values, halved.examples[i].attention().values, atol=0.009
         )
 
 
@@ -318,6 +318,7 @@ def test_interrupt_on_the_command_line(tiny_job, tmp_path):
 import os, signal, sys
 from headatlas.pipeline import progress
 from headatlas.pipeline.commands.run import app
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
 right = progress.LogLines.__call__
 def interrupt(self, event):
     right(self, event)
@@ -335,29 +336,31 @@ app(["run", sys.argv[1]])
         [sys.executable, "-c", program, str(config)], capture_output=True, check=False, text=True, env={**os.environ}
     )
     assert child.returncode == 130, child.stderr
-    assert "the same command goes on" in child.stderr
+    assert "Run the same command again to resume" in child.stderr
     assert "Traceback" not in child.stderr
     store = open_store(tiny_job["store"]["path"])
     assert 1 <= len(store.segments) < 5
 
 
 def test_a_list_of_statistics_is_captured_or_computed_from_what_was_stored(tiny_job, tmp_path):
-    whole = run_job(parse_config(at(tiny_job, store={"path": str(tmp_path / "whole")}))).store
+    full_path = run_job(parse_config(with_settings(tiny_job, store={"path": str(tmp_path / "whole")}))).store
     names = ["top5", "first", "entropy", "entropy_sink_free"]
-    listed = at(tiny_job, keep={"statistics": names, "attention": "float32"})
+    listed = with_settings(tiny_job, keep={"statistics": names, "attention": "float32"})
     run_job(parse_config(listed))
-    store, data = open_store(tiny_job["store"]["path"]), open_store(whole).statistics()
+    store, data = open_store(tiny_job["store"]["path"]), open_store(full_path).statistics()
     assert store.spec.statistics == ("entropy", "first")
     assert store.statistic_names() == ("entropy", "first", "top5", "entropy_sink_free")
     for name in ("entropy", "first"):
         np.testing.assert_array_equal(store.statistics()[name], data[name])
-    computed = measured_statistics(open_store(whole), ["top5"], cache=False)["top5"]
-    np.testing.assert_allclose(store.statistics()["top5"], computed.values, atol=0.01)  # that one is from sqrt8
-    before = store.manifest.number
-    run_job(parse_config(listed))  # all is there
-    assert store.refresh().manifest.number == before
-    remove_annotation(store.path, "top5")  # as if the job had been cut off before it
+    computed = measured_statistics(open_store(full_path), ["top5"], cache=False)["top5"]
+    np.testing.assert_allclose(
+        store.statistics()["top5"], computed.values, atol=0.01
+    )  # computed from attention stored as sqrt8
+    manifest_number = store.manifest.number
+    run_job(parse_config(listed))  # nothing is missing
+    assert store.refresh().manifest.number == manifest_number
+    remove_annotation(store.path, "top5")  # as if the job had been interrupted before this step
     run_job(parse_config(listed))
     assert set(store.refresh().statistic_names()) == set(names)
     with pytest.raises(ConfigError, match="neither attention nor query_key"):
-        run_job(parse_config(at(listed, keep={"attention": "none", "query_key": "none"})))
+        run_job(parse_config(with_settings(listed, keep={"attention": "none", "query_key": "none"})))

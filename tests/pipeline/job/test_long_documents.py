@@ -1,4 +1,4 @@
-"""What a long document takes to capture: memory by its tokens, not by their square."""
+"""Memory of the capture of long documents: it grows with the number of tokens, not with its square."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 def peaks(repository: Path, model: str, *sizes: str) -> list[int]:
-    """How much memory the capture of documents of each size took at most, in a process of its own, in bytes."""
+    """Return the peak memory in bytes of capturing a document of each size, in a separate process."""
     command = [sys.executable, str(CHILD), model, *sizes]
     child = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     return json.loads(child.stdout.splitlines()[-1])
@@ -28,7 +28,7 @@ def peaks(repository: Path, model: str, *sizes: str) -> list[int]:
 @pytest.mark.skipif(not available(), reason="the kernel is not compiled; torch operations are tested for their tiles")
 @pytest.mark.parametrize("model", ["mistral", "modernbert"])
 def test_capture_takes_memory_by_the_tokens(model: str, repository: Path) -> None:
-    """Tiny models, causal or not, with windows or without, and one of two documents padded to the other's length."""
+    """Covers causal and other tiny models, with and without windows, and a document padded to twice its length."""
     short, long = peaks(repository, model, "3072+", "6144+")
     assert long - short < 6144**2, "half of the bytes of the smallest mask of both"
 
@@ -38,12 +38,12 @@ def test_capture_takes_memory_by_the_tokens(model: str, repository: Path) -> Non
 @pytest.mark.skipif(not available(), reason="the kernel is not compiled")
 @pytest.mark.parametrize("model", ["llama", "mistral"])
 def test_memory_grows_linearly_up_to_32768_tokens(model: str, repository: Path) -> None:
-    """The second half of the tokens takes as much as the first did, by the token: tokens² would take more than twice that.
+    """The second half of the tokens needs as much memory per token as the first. Quadratic growth would need double.
 
-    A bit held for every fourth pair fails here.
+    One bit for every fourth pair of tokens would fail this test.
     """
-    _, first, half, whole = peaks(repository, model, "3072", "4096", "16384", "32768")
-    early, late = (half - first) / (16384 - 4096), (whole - half) / (32768 - 16384)
+    _, first, half, full = peaks(repository, model, "3072", "4096", "16384", "32768")
+    early, late = (half - first) / (16384 - 4096), (full - half) / (32768 - 16384)
     assert 0 < late < 1.25 * early
 
 
@@ -66,7 +66,7 @@ print(json.dumps([peak_bytes(), projected]))
 @needs_proc
 @pytest.mark.parametrize("case", ["short texts, everything", "long documents, query and key"])
 def test_a_job_takes_no_more_memory_than_was_projected(case: str, tiny_job: dict, folder_of, tmp_path: Path) -> None:
-    """Measured over a process of its own, from before the model is loaded; and the projection is no blank cheque."""
+    """A separate process measures the peak. The projection is an upper bound, at most three times the peak."""
     text = " ".join(["the nurse said that she left"] * (10 if case.startswith("short") else 700))
     corpus = tmp_path / "long.txt"
     corpus.write_text((text + "\n") * (1500 if case.startswith("short") else 4), encoding="utf-8")
@@ -81,7 +81,7 @@ def test_a_job_takes_no_more_memory_than_was_projected(case: str, tiny_job: dict
 
 
 def test_the_beginning_of_an_example() -> None:
-    """Every column of every side is cut; the text stays."""
+    """`beginning` cuts all columns of both sequences, and does not change the text."""
     number = np.arange(5, dtype=np.int32)
     side = TokenSequence(number, number, number, number, number.astype(np.uint8), tuple("abcde"), tuple("abcde"))
     short = EncodedExample(CorpusExample("x", "abcde"), side, side).beginning(2)

@@ -1,4 +1,4 @@
-"""Several models over one corpus: a store for each, the same examples in all, each resumed by itself."""
+"""Several models over one corpus: one store per model with the same examples, resumed independently."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_each_store_is_resumed_by_itself(job_file, tmp_path):
     assert first.is_complete
     assert not second.is_complete
     log = io.StringIO()
-    done, rest = run_jobs(jobs, LogLines(log))
-    assert (done.n_segments_written, rest.n_segments_written) == (0, 3 - len(second.segments))
+    first_report, second_report = run_jobs(jobs, LogLines(log))
+    assert (first_report.n_segments_written, second_report.n_segments_written) == (0, 3 - len(second.segments))
     assert "llama" in log.getvalue()
     store, other = open_store(jobs[1].store.path), tmp_path / "undisturbed"
     run_jobs(load_jobs(job_file, ["corpus.max_examples=24"], other)[1:])
     for i in range(24):
-        whole = open_store(other / "llama").examples[i]
-        np.testing.assert_array_equal(store.examples[i].attention().values, whole.attention().values)
+        expected = open_store(other / "llama").examples[i]
+        np.testing.assert_array_equal(store.examples[i].attention().values, expected.attention().values)
 
 
 def test_a_model_that_fails_does_not_stop_the_others(job_file, tiny_folder, tmp_path):
@@ -95,7 +95,7 @@ def test_a_model_that_fails_does_not_stop_the_others(job_file, tiny_folder, tmp_
 def test_windows_that_differ_are_refused(job_file):
     jobs = load_jobs(
         job_file, ["tokens.max_tokens=8", "tokens.too_long=windows"]
-    )  # 6 words beside two special tokens, or 8
+    )  # a window has 6 words and two special tokens, or 8 words
     with pytest.raises(HeadAtlasError, match="llama: its tokenizer cuts documents into other windows"):
         run_jobs(jobs)
     assert open_store(jobs[0].store.path).is_complete

@@ -1,4 +1,4 @@
-"""Memory that really runs out: a process that may take no more, and what becomes of its batches and examples."""
+"""Batches and examples of a process that runs out of memory, with a real memory limit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def listen(event):
     if isinstance(event, BatchDone | BatchHalved):
         log.append([type(event).__name__, event.n_examples])
     if sum(n for kind, n in log if kind == "BatchDone") == n_limited:
-        resource.setrlimit(resource.RLIMIT_AS, FREE)  # writing starts threads, whose stacks count
+        resource.setrlimit(resource.RLIMIT_AS, FREE)  # writing starts threads, and their stacks count
     if isinstance(event, SegmentDone):
         log.append(["SegmentDone", event.index])
     if isinstance(event, ExampleSkipped):
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 
 
 def run_limited(job: dict, megabytes: int, n_limited: int = -1) -> list[list]:
-    """What a job says that may take so much more from its first batch on; the limit falls after `n_limited` examples."""
+    """Run a job with a limit on new memory from its first batch until `n_limited` examples, and return its events."""
     command = [sys.executable, "-c", CHILD, json.dumps(job), str(megabytes), str(n_limited)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
@@ -56,7 +56,7 @@ def run_limited(job: dict, megabytes: int, n_limited: int = -1) -> list[list]:
 
 @pytest.mark.slow
 def test_batches_are_halved_and_the_next_is_whole_again(tiny_job, tmp_path):
-    """A batch of 1,500 long sentences does not fit, parts of it do, and so does a batch of short ones after it."""
+    """A batch of 1,500 long sentences does not fit, but parts of it do. The next batch, of short ones, fits."""
     long, short = " ".join(["the nurse said that she"] * 12), "a dog"
     corpus = tmp_path / "many.txt"
     corpus.write_text(f"{long}\n" * 1500 + f"{short}\n" * 100, encoding="utf-8")
@@ -70,19 +70,19 @@ def test_batches_are_halved_and_the_next_is_whole_again(tiny_job, tmp_path):
     job["run"] = {"batch_size": 1500, "max_batch_tokens": 1 << 30, "threads": 1}
     log = run_limited(job, 64, 1600)
     assert ["BatchHalved", 1500] in log
-    done = [count for kind, count in log if kind == "BatchDone"]
-    assert sum(done) == 1600
-    assert 100 in done  # planned so, and tried so
+    batch_sizes = [count for kind, count in log if kind == "BatchDone"]
+    assert sum(batch_sizes) == 1600
+    assert 100 in batch_sizes  # the batch as planned
     assert not any(kind == "ExampleSkipped" for kind, _ in log)
     job["store"]["path"] = str(tmp_path / "whole")
     run_job(parse_config(job))
-    limited, whole = (open_store(tmp_path / name).statistics() for name in ("limited", "whole"))
-    for name in whole:
-        np.testing.assert_allclose(limited[name].values, whole[name].values, rtol=1e-4, atol=1e-5, equal_nan=True)
+    limited, unlimited = (open_store(tmp_path / name).statistics() for name in ("limited", "whole"))
+    for name in unlimited:
+        np.testing.assert_allclose(limited[name].values, unlimited[name].values, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_an_example_without_room_is_skipped_with_its_reason(tiny_job, folder_of, tmp_path):
-    """Its traces alone take more than there is; those before and after it are stored."""
+    """An example whose traces do not fit into memory is skipped. The examples before and after it are stored."""
     corpus = tmp_path / "one.txt"
     corpus.write_text("the nurse\n" + "the old dog left home " * 1600 + "\n" + "she said that\n" * 3, encoding="utf-8")
     job = {

@@ -1,4 +1,4 @@
-"""Stores that keep query and key alone give back the model's own eager attention."""
+"""Attention that is rebuilt from query and key equals the model's own eager attention."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def capture(model, inputs, keep, change=lambda sites: sites):
 
 
 def capture_store(path, model, inputs, keep, change=lambda site: site):
-    """A store of what was captured; `change` alters what it says of its sites."""
+    """Capture the inputs into a store. `change` alters the descriptions of its sites."""
     spec, buffers = capture(model, inputs, keep)
     spec = spec.model_copy(update={"sites": tuple(map(change, spec.sites))})
     n = len(LENGTHS)
@@ -67,7 +67,7 @@ def capture_store(path, model, inputs, keep, change=lambda site: site):
 
 
 def eager_attention(model, inputs):
-    """Eager attention of transformers, by site: ``[layer, example, head, query, key]``."""
+    """Return the eager attention of transformers, by site: ``[layer, example, head, query, key]``."""
     with torch.no_grad(), implementation(model, "eager"):
         output = model(**inputs, output_attentions=True, **forward_options(model))
     names = {"encoder_attentions": "encoder", "decoder_attentions": "decoder", "cross_attentions": "cross"}
@@ -92,10 +92,10 @@ def test_rebuilt_attention_is_the_models_own(name, codec, largest, model_of, inp
         for i, n in enumerate(LENGTHS):
             expected = eager[:, i, :, :n, :n]
             example = store.examples[i]
-            whole = example.attention(site=site)
-            error = np.abs(whole.values - expected).max()
+            rebuilt = example.attention(site=site)
+            error = np.abs(rebuilt.values - expected).max()
             assert error <= largest
-            assert error <= whole.attrs["max_absolute_error"] + 1e-5
+            assert error <= rebuilt.attrs["max_absolute_error"] + 1e-5
             for tile in example.iter_tiles(1, [2, 1], site, size=(5, 4)):
                 q, k = tile.query_pos.values, tile.key_pos.values
                 assert np.abs(tile.values - expected[1][[2, 1]][:, q][:, :, k]).max() <= largest
@@ -115,10 +115,10 @@ def test_a_search_rebuilds_what_was_not_kept(name, model_of, inputs_of, tmp_path
         tmp_path / "store", model, inputs, Keep(attention=None, query_key="float32", edges=None, statistics=False)
     )
     for site, eager in eager_attention(model, inputs).items():
-        found = search(store, "key.position == query.position", site, basis="exact")
+        result = search(store, "key.position == query.position", site, basis="exact")
         rows = [eager[:, i, :, range(n), range(n)] for i, n in enumerate(LENGTHS)]  # [row, layer, head]
         expected = np.concatenate(rows).mean(axis=0)
-        np.testing.assert_allclose(found.heads.mass.values, expected, atol=1e-5)
+        np.testing.assert_allclose(result.heads.mass.values, expected, atol=1e-5)
 
 
 PARTS = {
@@ -138,8 +138,8 @@ def test_without_a_part_it_is_not(part, model_of, inputs_of, tmp_path, monkeypat
     keep = Keep(attention=None, query_key="float32", edges=None, statistics=False)
     expected = eager_attention(model, inputs)[site if name == "t5" else None][:, 0]
 
-    def without(found):
-        return found.model_copy(update=update(found)) if found.name == site else found
+    def without(site_spec):
+        return site_spec.model_copy(update=update(site_spec)) if site_spec.name == site else site_spec
 
     example = capture_store(tmp_path / "store", model, inputs, keep, without).examples[0]
     with pytest.raises(FormatError, match="add up to"):  # the reader notices
@@ -149,7 +149,7 @@ def test_without_a_part_it_is_not(part, model_of, inputs_of, tmp_path, monkeypat
 
 
 def capture_again(example):
-    """The same example with nothing remembered."""
+    """Open the store again and return the same example, without cached results."""
     return open_store(example.segment.folder.parents[1]).examples[example.index]
 
 
@@ -158,10 +158,10 @@ def test_a_bias_is_by_distance_or_not_rebuilt(model_of, inputs_of, tmp_path, mon
 
     model, inputs = model_of("t5"), inputs_of("t5", LENGTHS, LENGTHS)
     keep = Keep(attention=None, edges=None, statistics=False)
-    found = score_parts._by_distance
+    original = score_parts._by_distance
 
     def of_probe_only(call, n_queries, n_keys, rows=slice(None)):
-        return found(call, n_queries, n_keys, rows) if n_queries <= 3 else None
+        return original(call, n_queries, n_keys, rows) if n_queries <= 3 else None
 
     monkeypatch.setattr(score_parts, "_by_distance", of_probe_only)
     with pytest.raises(UnsupportedModelError, match="more than the distance"):
@@ -170,17 +170,17 @@ def test_a_bias_is_by_distance_or_not_rebuilt(model_of, inputs_of, tmp_path, mon
     store = capture_store(tmp_path / "store", model, inputs, keep)
     with pytest.raises(NotFoundError, match="learned bias"):
         store.examples[0].attention(0, 0, "encoder")
-    assert store.examples[0].attention(0, 0, "cross").shape == (17, 17)  # has none
+    assert store.examples[0].attention(0, 0, "cross").shape == (17, 17)  # no position bias
 
 
 @pytest.mark.parametrize("name", ["modernbert", "gemma2"])
 def test_a_mask_that_the_site_does_not_tell_is_refused(name, model_of, inputs_of):
-    """As in models that mask by chunks or prefixes: here the site is told another window than the model uses."""
+    """Models that mask by chunks or prefixes are rejected. Here the site has another window than the model."""
 
     def widen(sites):
         return tuple(site.model_copy(update={"window": tuple(w and w + 1 for w in site.window)}) for site in sites)
 
     model, inputs = model_of(name), inputs_of(name, LENGTHS)
-    capture(model, inputs, Keep(), widen)  # attention itself is kept: nothing depends on it
+    capture(model, inputs, Keep(), widen)  # attention itself is stored, so the window has no effect
     with pytest.raises(UnsupportedModelError, match="cannot be rebuilt"):
         capture(model, inputs, Keep(attention=None), widen)

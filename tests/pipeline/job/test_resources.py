@@ -1,4 +1,4 @@
-"""Projections count every array, and memory is that of this process and what comes on top of it."""
+"""Projections count every array. Projected memory is that of this process plus that of the job."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_memory_begins_with_that_of_the_process():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_of_the_process_is_measured():
-    before = resident_bytes()
+    base_bytes = resident_bytes()
     block = np.ones(64 << 20, np.uint8)
-    assert resident_bytes() - before > 48 << 20
+    assert resident_bytes() - base_bytes > 48 << 20
     del block

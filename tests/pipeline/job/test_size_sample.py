@@ -17,16 +17,16 @@ from headatlas.store.store import Store, open_store
 
 
 def stored_bytes(store: Store) -> Counter[str]:
-    """Bytes of every array on disk."""
-    found: Counter[str] = Counter()
+    """Return the bytes of every array on disk."""
+    n_bytes: Counter[str] = Counter()
     for segment in store.segments:
         for path in segment.layouts:
-            found[path] += segment.reader.stored_bytes(path)
-    return found
+            n_bytes[path] += segment.reader.stored_bytes(path)
+    return n_bytes
 
 
 def check(config: JobConfig, least: int) -> None:
-    """Each array and the whole store within 5 %, from a sample of the usual size that is not the whole corpus."""
+    """Check that a sample of the usual size predicts every array and the whole store within 5 %."""
     job = prepare_job(config)
     assert len(job.examples) >= least
     projection = project_job(job, timed=False, n_sampled=SAMPLE_EXAMPLES)
@@ -58,13 +58,13 @@ def test_a_treebank(minilm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
 def test_a_sample_is_runs_of_neighbours_all_over_the_corpus() -> None:
     lengths = np.full(1000, 20)
     lengths[::50] = 0
-    chosen = np.array(choose_sample(lengths, 192))
-    assert len(chosen) == 192
-    assert (np.diff(chosen) > 0).all()
-    assert (lengths[chosen] > 0).all()
-    assert (np.diff(chosen) > 2).sum() == 192 / 8 - 1
-    assert chosen[0] < 50
-    assert chosen[-1] > 950
+    indices = np.array(choose_sample(lengths, 192))
+    assert len(indices) == 192
+    assert (np.diff(indices) > 0).all()
+    assert (lengths[indices] > 0).all()
+    assert (np.diff(indices) > 2).sum() == 192 / 8 - 1
+    assert indices[0] < 50
+    assert indices[-1] > 950
     assert choose_sample(np.array([0, 9, 0]), 100) == [1]
     assert choose_sample(np.full(5, 9), 100) == [0, 1, 2, 3, 4]
     assert len(choose_sample(np.full(50, 8000), 100)) == 1, "one long example is enough"

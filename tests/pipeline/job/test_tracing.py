@@ -28,11 +28,11 @@ def test_a_trace_holds_what_the_model_computes(loaded, pair):
     model, tokenizer = loaded
     example = trace(model, tokenizer, TEXT, pair)
     inputs = tokenizer(TEXT, pair, return_tensors="pt", return_token_type_ids=True)
-    before = model.config._attn_implementation
+    implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     with torch.no_grad():
         expected = model(**inputs, output_attentions=True).attentions
-    model.set_attn_implementation(before)
+    model.set_attn_implementation(implementation)
     np.testing.assert_allclose(example.attention().values, torch.stack(expected)[:, 0].numpy(), atol=1e-5)
     tokens = example.tokens()
     assert tokens.piece == tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
@@ -51,10 +51,10 @@ def test_the_model_is_left_as_it_was(loaded):
     model, tokenizer = loaded
     model.train()
     model.encoder.layer[0].eval()
-    before = [module.training for module in model.modules()], model.config._attn_implementation
+    state = [module.training for module in model.modules()], model.config._attn_implementation
     first = trace(model, tokenizer, TEXT).attention().values
     np.testing.assert_array_equal(first, trace(model, tokenizer, TEXT).attention().values)  # no dropout
-    assert ([module.training for module in model.modules()], model.config._attn_implementation) == before
+    assert ([module.training for module in model.modules()], model.config._attn_implementation) == state
     model.eval()
 
 

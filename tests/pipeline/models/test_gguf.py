@@ -17,7 +17,7 @@ LAYERS, WIDTH, HEADS, KV_HEADS, INNER = 2, 64, 4, 2, 64
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
-    """A Llama of two layers with random float32 weights, and these by their GGUF names."""
+    """Path of a two-layer Llama with random float32 weights, and its weights by GGUF name."""
     from gguf import GGUFWriter
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -72,8 +72,8 @@ def test_rebuilding_keeps_every_weight(tiny_gguf, tmp_path: Path):
     path, weights = tiny_gguf
     folder = rebuild_gguf(path, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    state, expected = model.state_dict(), read.state_dict()
+    reference = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    state, expected = model.state_dict(), reference.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
     assert np.array_equal(state["model.layers.1.mlp.up_proj.weight"].numpy(), weights["blk.1.ffn_up"])
@@ -81,7 +81,7 @@ def test_rebuilding_keeps_every_weight(tiny_gguf, tmp_path: Path):
     tokens = AutoTokenizer.from_pretrained(folder)("the the")["input_ids"]
     assert tokens == AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)("the the")["input_ids"]
     batch = {"input_ids": torch.tensor([tokens])}
-    assert torch.equal(model(**batch).logits, read(**batch).logits)
+    assert torch.equal(model(**batch).logits, reference(**batch).logits)
 
 
 def test_loading_through_the_source(tiny_gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -89,7 +89,7 @@ def test_loading_through_the_source(tiny_gguf, tmp_path: Path, monkeypatch: pyte
     loaded = load_model(f"gguf:{path}", cache_dir=tmp_path)
     assert loaded.identity.architecture == "LlamaModel"
     assert list(loaded.identity.files) == ["tiny.gguf"]
-    # Found again by what is in the file, not by where it lies; nothing is rebuilt.
+    # The cache is keyed by the contents of the file, not by its path, so nothing is rebuilt.
     monkeypatch.setattr(gguf_rebuild, "_rebuild", None)
     copy = tmp_path / "tiny.gguf"
     copy.write_bytes(path.read_bytes())
@@ -127,16 +127,16 @@ def test_two_at_once_end_with_one_folder(tiny_gguf, tmp_path: Path, monkeypatch:
         meeting.wait()
 
     monkeypatch.setattr(gguf_rebuild, "_rebuild", rebuild)
-    made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(rebuild_gguf(path, tmp_path))) for _ in range(2)]
+    folders: list[Path] = []
+    threads = [threading.Thread(target=lambda: folders.append(rebuild_gguf(path, tmp_path))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 2
-    assert made[0] == made[1]
-    assert [entry.name for entry in tmp_path.iterdir()] == [made[0].name]
-    assert json.loads((made[0] / "headatlas-rebuild.json").read_text())["source"] == "tiny.gguf"
+    assert len(folders) == 2
+    assert folders[0] == folders[1]
+    assert [entry.name for entry in tmp_path.iterdir()] == [folders[0].name]
+    assert json.loads((folders[0] / "headatlas-rebuild.json").read_text())["source"] == "tiny.gguf"
 
 
 def test_what_is_missing_is_named(tiny_gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

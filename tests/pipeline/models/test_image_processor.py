@@ -1,4 +1,4 @@
-"""Images through a tiny vision transformer: patches as tokens, the picture by reference."""
+"""Images in a tiny vision transformer: patches are tokens, and the store refers to the image file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def vit_folder(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Four images in two folders, one of them damaged, and a file that is none."""
+    """Folder with four images in two subfolders, one of them damaged, and a text file."""
     dice = np.random.default_rng(2)
     folder = tmp_path / "pictures"
     for name in ("cats/b.png", "cats/a.jpg", "dogs/a.webp", "dogs/broken.png"):
@@ -63,24 +63,24 @@ def test_patches_are_tokens(vit_folder, pictures, tmp_path):
     assert store.example_ids() == ["cats/a", "cats/b", "dogs/a"]
     model = AutoModel.from_pretrained(vit_folder, attn_implementation="eager").eval()
     reader = load_image_reader(ModelFolder(vit_folder, "vit"), model)
-    found = [record for record in read_corpus(ImageCorpus(path=pictures)) if not isinstance(record, Quarantined)]
+    records = [record for record in read_corpus(ImageCorpus(path=pictures)) if not isinstance(record, Quarantined)]
     n_side = model.config.image_size // model.config.patch_size
-    for example, record in zip(store.examples, found, strict=True):
+    for example, record in zip(store.examples, records, strict=True):
         name = example.columns["image"]
         assert name == example.text
         assert example.columns["image_sha256"] == hashlib.sha256((pictures / str(name)).read_bytes()).hexdigest()
         assert (example.columns["width"], example.columns["height"]) == (31, 20)
         assert example.columns["folder"] == Path(str(name)).parent.name
         tokens = example.tokens()
-        places = [tokens.columns[axis].to_list() for axis in ("row", "column")]
-        assert places[0] == [-1, *(row for row in range(n_side) for _ in range(n_side))]
-        assert places[1] == [-1, *(column for _ in range(n_side) for column in range(n_side))]
+        grid_columns = [tokens.columns[axis].to_list() for axis in ("row", "column")]
+        assert grid_columns[0] == [-1, *(row for row in range(n_side) for _ in range(n_side))]
+        assert grid_columns[1] == [-1, *(column for _ in range(n_side) for column in range(n_side))]
         assert tokens.text[:3] == ["[CLS]", "0,0", "0,1"]
         assert tokens.special.tolist() == [True] + [False] * n_side**2
         with torch.no_grad():
             maps = model(pixel_values=reader.pixels([record]), output_attentions=True).attentions
         np.testing.assert_allclose(example.attention().values, torch.stack(maps)[:, 0].numpy(), atol=0.004)
-    # What patterns say of patches: attention within one row of the image.
+    # A pattern over patches: attention within one row of the image.
     assert float(store.search("key.row == query.row and key.column != query.column").heads["mass"].min()) > 0
 
 

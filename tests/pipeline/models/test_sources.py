@@ -14,7 +14,7 @@ from headatlas.store.files.hashed_files import file_hash
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch):
-    """Nothing may open a connection."""
+    """Fail on every attempt to open a connection."""
 
     def refuse(*_):
         raise AssertionError("a connection was tried")
@@ -46,13 +46,13 @@ def test_a_folder(make_model, kind: str, architecture: str, model_type: str):
 
 def test_the_identity_follows_the_files(make_model):
     folder = make_model()
-    before = load_model(str(folder)).identity
-    assert load_model(str(folder)).identity == before
+    original = load_model(str(folder)).identity
+    assert load_model(str(folder)).identity == original
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["pilot"] = 99
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    after = load_model(str(folder)).identity
-    assert {name for name in before.files if before.files[name] != after.files[name]} == {"tokenizer.json"}
+    changed = load_model(str(folder)).identity
+    assert {name for name in original.files if original.files[name] != changed.files[name]} == {"tokenizer.json"}
 
 
 def test_dtypes(make_model):
@@ -120,13 +120,13 @@ def test_missing_weights_are_refused(make_model):
     weights = load_file(path)
     pooler = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
     save_file(pooler, path, {"format": "pt"})
-    load_model(str(path.parent))  # nothing of attention is missing
+    load_model(str(path.parent))  # only the pooler is missing
     save_file({name: tensor for name, tensor in pooler.items() if "layer.1" not in name}, path, {"format": "pt"})
     with pytest.raises(ConfigError, match=r"weights of BertModel are not in its files .*would be random"):
         load_model(str(path.parent))
 
 
-# ---- folders that would like to run code, fetch things or read elsewhere ---------------------------------------------
+# ---- folders that try to run code, to download files or to read other folders ----------------------------------------
 
 EVIL = "open({flag!r}, 'w').write('ran')\nclass Evil: pass\n"
 

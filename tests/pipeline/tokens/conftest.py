@@ -1,4 +1,4 @@
-"""One small tokenizer of each kind, with a vocabulary written down here: training one would not repeat itself."""
+"""One small tokenizer of each kind. The vocabularies are fixed, because training is not reproducible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORDS = ["the", "nurse", "clock", "pilot", "museum", "repair"]
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges that build these words from the left."""
+    """Return byte-pair merges that build these words from the left."""
     return [(word[:i], word[i]) for word in words for i in range(1, len(word))]
 
 
@@ -21,7 +21,7 @@ def _wrap(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
 
 
 def wordpiece() -> PreTrainedTokenizerFast:
-    """Like BERT's: lower case, accents stripped, [CLS] and [SEP] around one text or two."""
+    """Build a tokenizer like BERT's: lower case, accents stripped, [CLS] and [SEP] around one text or two."""
     tokens = [
         "[PAD]",
         "[UNK]",
@@ -44,7 +44,7 @@ def wordpiece() -> PreTrainedTokenizerFast:
 
 
 def byte_level(trim_offsets: bool = False) -> PreTrainedTokenizerFast:
-    """Like GPT-2's: bytes, a leading space belongs to the token, nothing added."""
+    """Build a tokenizer like GPT-2's: bytes, a leading space belongs to the token, no special tokens."""
     merges = [*_merges(WORDS), *(("Ġ", word) for word in WORDS)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = dict.fromkeys(["<s>", *alphabet, *("".join(merge) for merge in merges)])
@@ -58,7 +58,7 @@ def byte_level(trim_offsets: bool = False) -> PreTrainedTokenizerFast:
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    """Like T5's: ▁ marks the beginning of words, </s> ends a text."""
+    """Build a tokenizer like T5's: ▁ marks the beginning of words, </s> ends a text."""
     scores = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
     scores += [(token, -8.0) for token in ("▁", *LETTERS, *SIGNS)]
     scores += [(token, -4.0) for word in WORDS for token in (word, f"▁{word}")]
@@ -73,10 +73,10 @@ def unigram() -> PreTrainedTokenizerFast:
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
-    """Like Llama 2's: ▁ for spaces put in by the normalizer, unknown characters as their bytes, <s> in front."""
+    """Build a tokenizer like Llama 2's: ▁ for spaces, unknown characters as bytes, <s> in front."""
     merges = _merges([f"▁{word}" for word in WORDS])
-    own = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS, *SIGNS]
-    tokens = dict.fromkeys([*own, *("".join(merge) for merge in merges)])
+    basic_tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS, *SIGNS]
+    tokens = dict.fromkeys([*basic_tokens, *("".join(merge) for merge in merges)])
     model = models.BPE(
         vocab={token: i for i, token in enumerate(tokens)}, merges=list(dict.fromkeys(merges)), byte_fallback=True
     )
@@ -92,7 +92,7 @@ def byte_fallback() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
-    """A tokenizer of each kind by name."""
+    """One tokenizer of each kind, by name."""
     return {
         "wordpiece": wordpiece(),
         "byte_level": byte_level(),

@@ -1,4 +1,4 @@
-"""Plans are complete, deterministic, within their limits, and waste little."""
+"""Plans are complete, deterministic, within their limits, and have little padding."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_batches_hold_every_example_once_within_limits(tokens, max_examples, max
     batches = plan_batches({"source": np.asarray(tokens)}, limits)
     assert sorted(i for batch in batches for i in batch.examples) == [i for i, n in enumerate(tokens) if n]
     for batch in batches:
-        own = [tokens[i] for i in batch.examples]
-        assert own == sorted(own)
-        assert batch.n_tokens == sum(own)
-        assert batch.n_padded_tokens == len(own) * max(own)
-        assert len(own) <= max_examples
-        assert len(own) == 1 or batch.n_padded_tokens <= max_tokens
-        assert max(own) <= max(min(own) * max_ratio, min(own) + 8)
+        n_tokens = [tokens[i] for i in batch.examples]
+        assert n_tokens == sorted(n_tokens)
+        assert batch.n_tokens == sum(n_tokens)
+        assert batch.n_padded_tokens == len(n_tokens) * max(n_tokens)
+        assert len(n_tokens) <= max_examples
+        assert len(n_tokens) == 1 or batch.n_padded_tokens <= max_tokens
+        assert max(n_tokens) <= max(min(n_tokens) * max_ratio, min(n_tokens) + 8)
     assert batches == plan_batches({"source": np.asarray(tokens)}, limits)
     longest = [max(tokens[i] for i in batch.examples) for batch in batches]
     assert longest == sorted(longest, reverse=True)

@@ -32,10 +32,10 @@ def encode_all(examples: list[CorpusExample], tokenizer) -> list[EncodedExample]
 def words_without_token(encoded: list[EncodedExample]) -> Counter[str]:
     missing: Counter[str] = Counter()
     for result in encoded:
-        have = set(result.source.word.tolist())
+        word_ids = set(result.source.word.tolist())
         for i, word in enumerate(result.example.words):
-            if i not in have:
-                # Only because one token covers it together with another word.
+            if i not in word_ids:
+                # A token may cover the word together with another word.
                 overlapping = [
                     (start, stop)
                     for start, stop in zip(result.source.char_start, result.source.char_end, strict=True)
@@ -76,19 +76,19 @@ def test_smollm2_on_a_treebank(ewt_dev: list[CorpusExample], smollm2_gguf: Path)
         source = result.source
         parts = Counter(zip(source.char_start.tolist(), source.char_end.tolist(), strict=True))
         for i, piece in enumerate(source.piece):
-            written = bytes(byte_of[char] for char in piece)
+            piece_bytes = bytes(byte_of[char] for char in piece)
             if parts[source.char_start[i], source.char_end[i]] == 1:
-                decoded = written.decode("utf-8", "ignore")  # a cut character is decoded with its other half
+                decoded = piece_bytes.decode("utf-8", "ignore")  # a cut character is decoded with its other half
                 assert (decoded.strip() or decoded) in source.text[i]
             else:
-                assert written.strip() in source.text[i].encode()
+                assert piece_bytes.strip() in source.text[i].encode()
             assert source.word[i] >= 0 or not source.text[i].strip()
     missing = words_without_token(encoded)
     assert missing.total() == 160  # of 25,147: its vocabulary has tokens such as `."` and `).`
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """Which character stands for which byte in byte-level BPE (as in GPT-2)."""
+    """Return the character of each byte in byte-level BPE (as in GPT-2)."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}

@@ -29,12 +29,12 @@ def test_the_table_has_the_sequences_one_after_the_other(tokenizers):
     assert table.n_examples == 3
     assert table.n_tokens.tolist() == [len(result.source) for result in encoded]
     for i, result in enumerate(encoded):
-        one, source = table.example(i), result.source
+        row, source = table.example(i), result.source
         for name in ("id", "word", "char_start", "char_end", "flags"):
-            assert np.array_equal(getattr(one, name), getattr(source, name)), name
-        assert tuple(one.text) == source.text
-        assert tuple(one.piece) == source.piece
-        spans = zip(one.word_char_start.tolist(), one.word_char_end.tolist(), strict=True)
+            assert np.array_equal(getattr(row, name), getattr(source, name)), name
+        assert tuple(row.text) == source.text
+        assert tuple(row.piece) == source.piece
+        spans = zip(row.word_char_start.tolist(), row.word_char_end.tolist(), strict=True)
         assert [Word(a, b) for a, b in spans] == [Word(w.char_start, w.char_end) for w in result.example.words]
     assert [table.example(i).word_columns["upos"].to_list() for i in range(3)] == [
         ["DET", None],
@@ -79,7 +79,7 @@ def columns_of(**rows: list) -> dict[str, list]:
 
 
 def test_columns_of_examples_keep_their_kind():
-    made = columns_of(
+    columns = columns_of(
         text=["a", None, "absent"],
         whole=[1, 2, 3],
         polarity=[1, -1, 0],
@@ -90,16 +90,16 @@ def test_columns_of_examples_keep_their_kind():
         huge=[1, 2**60, None],
         nothing=[None, None, None],
     )
-    assert made["text"] == ("i", ["a", None, None])
-    assert made["whole"] == ("i", [1, 2, 3])
-    assert made["polarity"] == ("f", [1, -1, 0]), "the whole number -1 marks a missing row"
-    assert made["gaps"][0] == "f"
-    assert np.array_equal(made["gaps"][1], [1, np.nan, 3], equal_nan=True)
-    assert made["real"] == ("f", [1, 2.5, 3])
-    assert made["mixed"] == ("i", ["1", "b", "2.5"])
-    assert made["large"] == ("f", [1, 2**40, 3])
-    assert made["huge"] == ("i", ["1", str(2**60), None])
-    assert made["nothing"] == ("i", [None, None, None])
+    assert columns["text"] == ("i", ["a", None, None])
+    assert columns["whole"] == ("i", [1, 2, 3])
+    assert columns["polarity"] == ("f", [1, -1, 0]), "the whole number -1 marks a missing row"
+    assert columns["gaps"][0] == "f"
+    assert np.array_equal(columns["gaps"][1], [1, np.nan, 3], equal_nan=True)
+    assert columns["real"] == ("f", [1, 2.5, 3])
+    assert columns["mixed"] == ("i", ["1", "b", "2.5"])
+    assert columns["large"] == ("f", [1, 2**40, 3])
+    assert columns["huge"] == ("i", ["1", str(2**60), None])
+    assert columns["nothing"] == ("i", [None, None, None])
 
 
 def test_inputs_load_neither_torch_nor_transformers():

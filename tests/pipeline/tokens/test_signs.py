@@ -1,4 +1,4 @@
-"""Accents, emoji and combining marks, spelt out for each kind of tokenizer: which word and which characters a token has."""
+"""Words and characters of tokens in texts with accents, emoji and combining marks, for each kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def conllu(words: list[str]) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("annotated", [False, True], ids=["split", "annotated"])
 def test_every_token_lies_in_its_word(tokenizers, kind, annotated, tmp_path):
-    """The same words whether they are split here or come from a treebank, and every character of them has a token."""
+    """Words are the same if they are split here or come from a treebank, and all their characters have tokens."""
     path = tmp_path / "signs.conllu"
     path.write_text(conllu(SENTENCE), encoding="utf-8")
     (example,) = read_corpus(ConlluCorpus(path=path))
@@ -45,19 +45,19 @@ def test_every_token_lies_in_its_word(tokenizers, kind, annotated, tmp_path):
     assert isinstance(encoded, EncodedExample)
     text, words, source = encoded.example.text, encoded.example.words, encoded.source
     assert [text[word.char_start : word.char_end] for word in words] == SENTENCE
-    covered: list[set[int]] = [set() for _ in words]
-    for start, stop, word, part in zip(source.char_start, source.char_end, source.word, source.text, strict=True):
+    characters_of_word: list[set[int]] = [set() for _ in words]
+    for start, stop, word, token_text in zip(source.char_start, source.char_end, source.word, source.text, strict=True):
         if word >= 0:
             assert words[word].char_start <= start < stop <= words[word].char_end
-            assert part == text[start:stop]
-            covered[word] |= set(range(start, stop))
-    # Also marks that a normalizer drops, and signs that it gives one token of their own.
-    assert [len(seen) for seen in covered] == [len(word) for word in SENTENCE]
+            assert token_text == text[start:stop]
+            characters_of_word[word] |= set(range(start, stop))
+    # This includes marks that a normalizer drops, and signs with a single token.
+    assert [len(characters) for characters in characters_of_word] == [len(word) for word in SENTENCE]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mark_never_begins_a_token_of_its_letter(tokenizers, kind):
-    """A letter and its marks are one to the reader: the first token of the word begins at the letter."""
+    """A letter and its marks are one character: the first token of the word begins at the letter."""
     words = ["Zoe\u0308", "e\u0323\u0301t", WAVE]
     (encoded,) = encode([CorpusExample("x", " ".join(words))], tokenizers[kind], max_tokens=512)
     first = {}

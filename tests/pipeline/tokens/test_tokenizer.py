@@ -96,11 +96,11 @@ def test_bytes_of_one_character_share_its_span_and_word(tokenizers, kind: str):
 @pytest.mark.parametrize("kind", ["unigram", "byte_fallback"])
 def test_a_boundary_sign_put_in_front_covers_nothing(tokenizers, kind: str):
     encoded = encode_one(tokenizers[kind], "\u00e9 nurse")
-    at = encoded.source.piece.index("▁")
-    assert encoded.source.char_start[at] == encoded.source.char_end[at] == 0
-    assert encoded.source.text[at] == "▁"
-    assert encoded.source.word[at] == -1
-    assert not flags_of(encoded.source, TokenFlag.SPECIAL)[at]
+    sign_index = encoded.source.piece.index("▁")
+    assert encoded.source.char_start[sign_index] == encoded.source.char_end[sign_index] == 0
+    assert encoded.source.text[sign_index] == "▁"
+    assert encoded.source.word[sign_index] == -1
+    assert not flags_of(encoded.source, TokenFlag.SPECIAL)[sign_index]
     words = [word for word in words_of(encoded) if word]
     assert words[0] == "\u00e9"
     assert words[-1] == "nurse"
@@ -147,13 +147,13 @@ def test_of_equal_shares_the_earlier_word_wins(tokenizers):
 
 def test_cutting_keeps_special_tokens_and_says_so(tokenizers):
     text = "The nurse who helped the pilot repaired an old clock."
-    whole = encode_one(tokenizers["wordpiece"], text)
+    complete = encode_one(tokenizers["wordpiece"], text)
     (cut,) = encode([CorpusExample("x", text)], tokenizers["wordpiece"], max_tokens=6)
     assert isinstance(cut, EncodedExample)
-    assert not whole.truncated
+    assert not complete.truncated
     assert cut.truncated
     assert len(cut.source) == 6
-    assert cut.source.piece == (*whole.source.piece[:5], "[SEP]")
+    assert cut.source.piece == (*complete.source.piece[:5], "[SEP]")
 
 
 def test_skipping_says_why_and_keeps_the_order(tokenizers):
@@ -218,33 +218,35 @@ def test_any_text(tokenizers, kind: str, text: str, pair: str | None):
     assert source.id.tolist() == expected
     texts = (text, pair or "")
     assert words == split_words(text) + split_words(pair or "", second=True)
-    seen: set[int] = set()
-    covered: tuple[set[int], set[int]] = (set(), set())
+    words_before: set[int] = set()
+    characters: tuple[set[int], set[int]] = (set(), set())
     for i in range(len(source)):
         start, stop, word = int(source.char_start[i]), int(source.char_end[i]), int(source.word[i])
-        which = bool(source.flags[i] & TokenFlag.SECOND)
-        assert 0 <= start <= stop <= len(texts[which])
-        span = texts[which][start:stop]
+        text_index = bool(source.flags[i] & TokenFlag.SECOND)
+        assert 0 <= start <= stop <= len(texts[text_index])
+        span = texts[text_index][start:stop]
         assert source.text[i] == (span or source.piece[i])
         assert not span.strip() or span == span.strip()
-        covered[which].update(range(start, stop))
-        assert bool(source.flags[i] & TokenFlag.CONTINUATION) == (word in seen)
+        characters[text_index].update(range(start, stop))
+        assert bool(source.flags[i] & TokenFlag.CONTINUATION) == (word in words_before)
         if source.flags[i] & TokenFlag.SPECIAL:
             assert (start, stop, word) == (0, 0, -1)
         elif word >= 0:
-            seen.add(word)
-            shared = [
-                0 if other.second != which else min(stop, other.char_end) - max(start, other.char_start)
+            words_before.add(word)
+            n_shared = [
+                0 if other.second != text_index else min(stop, other.char_end) - max(start, other.char_start)
                 for other in words
             ]
-            assert shared[word] == max(shared) > 0
-            assert max(shared) not in shared[:word]
+            assert n_shared[word] == max(n_shared) > 0
+            assert max(n_shared) not in n_shared[:word]
         elif span.strip():
-            assert all(other.second != which or other.char_end <= start or other.char_start >= stop for other in words)
-    if kind.startswith("byte"):  # nothing is lost, so every word has its token unless a token spans two
-        for which in (False, True):
-            visible = {i for i, char in enumerate(texts[which]) if not char.isspace()}
-            assert visible <= covered[which]
+            assert all(
+                other.second != text_index or other.char_end <= start or other.char_start >= stop for other in words
+            )
+    if kind.startswith("byte"):  # byte-level tokens cover all visible characters
+        for text_index in (False, True):
+            visible = {i for i, char in enumerate(texts[text_index]) if not char.isspace()}
+            assert visible <= characters[text_index]
 
 
 def test_dtypes(tokenizers):

@@ -1,4 +1,4 @@
-"""Long documents as windows: every token of the document in its place, words whole, and where it came from."""
+"""Windows of long documents: tokens, whole words, and the reference to the document."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_windows_hold_the_tokens_of_the_document(tokenizers, kind, parts, size, 
     room = size - tokenizer.num_special_tokens_to_add(pair=False)
     stride = data.draw(st.none() | st.integers(1, room))
     document = CorpusExample("doc", text, columns={"genre": "letter"})
-    (whole,) = encode([document], tokenizer, max_tokens=4096)
+    (full,) = encode([document], tokenizer, max_tokens=4096)
     windows = encode([document], tokenizer, max_tokens=size, on_too_long="windows", stride=stride)
-    if isinstance(whole, Skipped):
-        assert windows == [whole]
+    if isinstance(full, Skipped):
+        assert windows == [full]
         return
-    rows = [i for i, flags in enumerate(whole.source.flags) if not flags & TokenFlag.SPECIAL]
+    rows = [i for i, flags in enumerate(full.source.flags) if not flags & TokenFlag.SPECIAL]
     if len(rows) <= room:
         assert [window.example.id for window in windows] == ["doc"]
     first = 0
@@ -46,20 +46,20 @@ def test_windows_hold_the_tokens_of_the_document(tokenizers, kind, parts, size, 
         start = about["window_start"]
         assert (about["window_of"], about["window"], about["genre"]) == ("doc", number, "letter")
         assert window.example.text == text[start : about["window_end"]]
-        here = window.source
-        own = [i for i, flags in enumerate(here.flags) if not flags & TokenFlag.SPECIAL]
-        assert len(own) <= room
-        assert len(here) - len(own) == len(whole.source) - len(rows)
-        for i, k in zip(own, rows[first:], strict=False):
-            assert here.id[i] == whole.source.id[k]
-            assert here.text[i] == whole.source.text[k]
-            assert here.char_start[i] + start == whole.source.char_start[k]
-            assert here.char_end[i] + start == whole.source.char_end[k]
-            assert (here.word[i] < 0) == (whole.source.word[k] < 0)
-            if here.word[i] >= 0:
-                mine, other = window.example.words[here.word[i]], whole.example.words[whole.source.word[k]]
-                assert (mine.char_start + start, mine.char_end + start) == (other.char_start, other.char_end)
-        last = first + len(own)
+        window_tokens = window.source
+        positions = [i for i, flags in enumerate(window_tokens.flags) if not flags & TokenFlag.SPECIAL]
+        assert len(positions) <= room
+        assert len(window_tokens) - len(positions) == len(full.source) - len(rows)
+        for i, k in zip(positions, rows[first:], strict=False):
+            assert window_tokens.id[i] == full.source.id[k]
+            assert window_tokens.text[i] == full.source.text[k]
+            assert window_tokens.char_start[i] + start == full.source.char_start[k]
+            assert window_tokens.char_end[i] + start == full.source.char_end[k]
+            assert (window_tokens.word[i] < 0) == (full.source.word[k] < 0)
+            if window_tokens.word[i] >= 0:
+                word, other = window.example.words[window_tokens.word[i]], full.example.words[full.source.word[k]]
+                assert (word.char_start + start, word.char_end + start) == (other.char_start, other.char_end)
+        last = first + len(positions)
         first += stride or room
     assert last == len(rows)
 

@@ -41,23 +41,23 @@ def test_words(text: str, expected: list[str]):
 @given(TEXT)
 def test_words_are_ordered_and_cover_what_is_visible(text: str):
     words = split_words(text)
-    covered = set[int]()
-    reach = 0
+    characters = set[int]()
+    last_end = 0
     for word in words:
-        assert reach <= word.char_start < word.char_end <= len(text)
-        reach = word.char_end
-        covered.update(range(word.char_start, word.char_end))
+        assert last_end <= word.char_start < word.char_end <= len(text)
+        last_end = word.char_end
+        characters.update(range(word.char_start, word.char_end))
     for i, char in enumerate(text):
         if unicodedata.category(char)[0] in "LMNPS":
-            assert i in covered
+            assert i in characters
         if char.isspace():
-            assert i not in covered
+            assert i not in characters
 
 
 @pytest.mark.parametrize(
     ("unit", "n_words"),
     [
-        ("a'", 2),  # the last apostrophe stands behind the word
+        ("a'", 2),  # the last apostrophe is not part of the word
         ("1.", 2),
         ("\U0001f469\u200d", 1),
         ("\u0301", 1),
