@@ -17,7 +17,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.traces import CaptureMode, Site, SiteName
 
 from ..calls.attention_hook import AttentionCall, capturing
-from ..calls.rotary import rotary_frequency, watching_rotation
+from ..calls.rotary import recording_rotations, rotary_frequency
 from ..calls.score_terms import find_parts, has_bias
 from ..models.attention_implementation import SUPPORTED
 
@@ -115,7 +115,7 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         No attention, or not all layers, went through the interface; or layers differ in shape.
     """
     recorder = _Recorder()
-    with capturing(model, recorder), watching_rotation(model) as rotation:
+    with capturing(model, recorder), recording_rotations(model) as rotation:
         model(**inputs, **forward_options(model))
     if not recorder.calls:
         raise UnsupportedModelError(
