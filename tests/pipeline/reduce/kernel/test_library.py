@@ -1,4 +1,4 @@
-"""Whether the kernel is found, said, and left out cleanly."""
+"""Tests of loading the kernel, of the explanation if there is none, and of an install without a compiler."""
 
 import os
 import subprocess
