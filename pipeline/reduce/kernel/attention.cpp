@@ -1,11 +1,11 @@
-// Fused attention on the CPU: scores, softmax, statistics, codes, strongest keys and the attention output in one pass over
-// tiles of rows. Arrays of tokens² numbers are never in memory.
+// Fused attention on the CPU: scores, softmax, statistics, codes, strongest keys and the attention output in one pass
+// over tiles of rows. Arrays of tokens² numbers are never in memory.
 //
 // Files: call.h (arguments), reduce.h (passes over a tile), statistics.h (statistics), products.h (matrix products),
-// edges.h (strongest keys), vectors.h (stored queries and keys), lanes.h (SIMD vectors of an instruction set). This file
-// compiles them once for each instruction set and selects one at run time. A task is one head of one example, or all query
-// heads that share its keys. Threads take tasks from a counter. One thread does the entire task, so results do not depend
-// on the number of threads.
+// edges.h (strongest keys), vectors.h (stored queries and keys), lanes.h (SIMD vectors of an instruction set). This
+// file compiles them once for each instruction set and selects one at run time. A task is one head of one example, or
+// all query heads that share its keys. Threads take tasks from a counter. One thread does the entire task, so results
+// do not depend on the number of threads.
 #include "call.h"
 
 #include <atomic>
@@ -76,8 +76,8 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
-// Thread pool that lives as long as the process and runs one job at a time. It is never destroyed: at exit a thread would
-// still wait on a destroyed condition variable, which is undefined behavior.
+// Thread pool that lives as long as the process and runs one job at a time. It is never destroyed: at exit a thread
+// would still wait on a destroyed condition variable, which is undefined behavior.
 class Pool {
  public:
   // Calls work() on this thread and on n_threads - 1 others. Returns when all calls have returned.
@@ -120,7 +120,8 @@ class Pool {
 static std::atomic<Pool *> the_pool{nullptr};
 static std::atomic<bool> forked{false};
 // Registered when the library is loaded, so that the handler runs at every later fork.
-[[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr), forked.store(true); });
+[[maybe_unused]] static const int registered =
+    pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr), forked.store(true); });
 
 static Pool &pool() {
   Pool *current = the_pool.load();
@@ -132,10 +133,10 @@ static Pool &pool() {
   return *current;
 }
 
-// Calls work() on n_threads threads, of which n_useful have tasks. If PyTorch's OpenMP runtime is loaded, its threads run
-// the work: after each matrix product of the model they spin for milliseconds, and other threads would compete with them
-// for cores. OpenMP creates a new team for another number of threads, so all n_threads are called. A forked child has the
-// memory of both pools but not their threads, so it starts a new `Pool`.
+// Calls work() on n_threads threads, of which n_useful have tasks. If PyTorch's OpenMP runtime is loaded, its threads
+// run the work: after each matrix product of the model they spin for milliseconds, and other threads would compete with
+// them for cores. OpenMP creates a new team for another number of threads, so all n_threads are called. A forked child
+// has the memory of both pools but not their threads, so it starts a new `Pool`.
 static void on_threads(int n_threads, int64_t n_useful, const std::function<void()> &work) {
   if (n_threads <= 1 || n_useful <= 1) return work();
   using Parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
@@ -177,7 +178,8 @@ EXPORT int headatlas_attention(const Call *call, int isa, int n_threads) {
   for (int64_t i = 0; i < call->n_examples; ++i)
     if (call->key_length[i] > longest) longest = call->key_length[i];
 
-  // Query heads that share keys are one task, so that keys are packed once. If that leaves threads idle, each head is a task.
+  // Query heads that share keys are one task, so that keys are packed once. If that leaves threads idle, each head is a
+  // task.
   const int64_t group = call->n_heads / call->n_kv_heads;
   const int64_t per_task = call->n_examples * call->n_kv_heads >= 4 * n_threads || n_threads == 1 ? group : 1;
   const int64_t tasks_per_example = call->n_heads / per_task, n_tasks = call->n_examples * tasks_per_example;
@@ -244,7 +246,8 @@ EXPORT int headatlas_vectors(const Vectors *call, int isa, int n_threads) {
       int32_t *largest = call->largest + example;
       int32_t previous = __atomic_load_n(largest, __ATOMIC_RELAXED);
       while (previous < block_largest &&
-             !__atomic_compare_exchange_n(largest, &previous, block_largest, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+             !__atomic_compare_exchange_n(largest, &previous, block_largest, false, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED)) {
       }
     }
   };

@@ -21,7 +21,8 @@ struct Call {
   int64_t before, after, kept_before, kept_after;
   double scaling, softcap;  // softcap 0: none
   // Biases are added to the scores after the soft cap, [example, head, query_pos, key_pos], contiguous along key_pos. A
-  // stride may be 0. A bias below `HIDDEN` hides the key. A sink takes a share of every row of its head and is not stored.
+  // stride may be 0. A bias below `HIDDEN` hides the key. A sink takes a share of every row of its head and is not
+  // stored.
   const float *bias[2];
   int64_t bias_stride[2][3];
   const float *sinks;  // [head]
@@ -65,8 +66,8 @@ struct Vectors {
   int32_t *largest;  // [example], initially 0: the largest absolute value as float bits
 };
 
-// Kind of codes: the index in `CODE_KINDS` of c_structures.py. ROOT and LINEAR are bytes that count steps of the weight's
-// square root or of the weight.
+// Kind of codes: the index in `CODE_KINDS` of c_structures.py. ROOT and LINEAR are bytes that count steps of the
+// weight's square root or of the weight.
 enum { CODES_ROOT, CODES_LINEAR, CODES_FLOAT16, CODES_FLOAT32 };
 
 constexpr float HIDDEN = -1e37f;

@@ -60,7 +60,7 @@ INLINE void write_few(const Edges<Key> &edges, const float *row, const int32_t *
   alignas(64) int32_t rank[FEW];
   alignas(64) uint16_t half[FEW];
   alignas(64) uint8_t ties[FEW] = {};
-  const float *value = row + first_key;  // few keys are ranked in slot; numbers after them are ranked but not written
+  const float *value = row + first_key;  // few keys are ranked in place; numbers after them are ranked but not written
   if (candidate) {
     for (int i = 0; i < n; ++i) gathered[i] = row[candidate[i]];
     value = gathered;
@@ -114,7 +114,8 @@ INLINE void write_edges(const Call &call, int64_t head, int64_t row_index, const
                         int64_t first_key, int n, bool squared, float share) {
   const int n_edges = (int)call.n_edges;
   const Edges<Key> edges{(Key *)call.edge_key + head * call.edge_key_stride + row_index * n_edges,
-                         call.edge_weight + head * call.edge_weight_stride + row_index * n_edges, n_edges, squared, share};
+                         call.edge_weight + head * call.edge_weight_stride + row_index * n_edges, n_edges, squared,
+                         share};
   if (n <= FEW)
     write_few(edges, row, candidate, first_key, n);
   else

@@ -1,5 +1,6 @@
-// SIMD vector operations of one instruction set. The file is included once for each instruction set, inside its namespace,
-// with HEADATLAS_ISA set to 2 (AVX-512), 1 (AVX2) or 0 (the compiler's baseline). It has no include guard on purpose.
+// SIMD vector operations of one instruction set. The file is included once for each instruction set, inside its
+// namespace, with HEADATLAS_ISA set to 2 (AVX-512), 1 (AVX2) or 0 (the compiler's baseline). It has no include guard on
+// purpose.
 //
 // Plain arithmetic uses the compiler's vector types. Intrinsics are used only for operations that compilers translate
 // poorly: maximum, reductions, comparison to bits, float to byte.
@@ -43,8 +44,8 @@ INLINE Floats larger(Floats a, Floats b) {
 #endif
 }
 
-// a * b + c as an explicit fused operation. Contraction is disabled for all other code, so that results do not depend on
-// the compiler's optimization of the surrounding loop.
+// a * b + c as an explicit fused operation. Contraction is disabled for all other code, so that results do not depend
+// on the compiler's optimization of the surrounding loop.
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 #if HEADATLAS_ISA == 2
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -131,8 +132,8 @@ INLINE void store_halves(uint16_t *to, Floats from) {
 #endif
 }
 
-// 2**x with a relative error below 1.2e-7, for x in [-125, 127]. Adding the magic number rounds x to an integer in the low
-// bits of the sum, with the bias of a float's exponent. NaN stays NaN.
+// 2**x with a relative error below 1.2e-7, for x in [-125, 127]. Adding the magic number rounds x to an integer in the
+// low bits of the sum, with the bias of a float's exponent. NaN stays NaN.
 INLINE Floats exp2_near(Floats x) {
   constexpr float MAGIC = 12582912.0f + 127.0f;
   const Floats rounded = x + MAGIC;

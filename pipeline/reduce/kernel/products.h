@@ -67,7 +67,8 @@ static void pack_values(const float *value, const int64_t stride[4], int64_t n_k
   }
 }
 
-static void pack_queries(const float *query, const int64_t stride[4], int n_rows, int64_t d, float factor, float *packed) {
+static void pack_queries(const float *query, const int64_t stride[4], int n_rows, int64_t d, float factor,
+                         float *packed) {
   for (int r = 0; r < n_rows; ++r) {
     fetch_ahead(query + r * stride[2], stride, d);
     copy_scaled(query + r * stride[2], stride[3], d, factor, packed + r * d);

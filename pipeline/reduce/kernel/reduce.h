@@ -3,8 +3,8 @@
 //
 // An unnormalized weight is 4**t with t = score * log2(e) / 2 minus the largest of the row. The code computes h = 2**t.
 // The weight is h * h, and its square root for the sqrt8 code is h: code = floor(255 * h / sqrt(Z) + .5). The largest
-// weight of a row is 1/Z (or less if a sink is larger). Only TILE rows of scores are in memory at a time. Each pass over
-// a tile processes one row after the other, so that the processor can overlap neighboring rows.
+// weight of a row is 1/Z (or less if a sink is larger). Only TILE rows of scores are in memory at a time. Each pass
+// over a tile processes one row after the other, so that the processor can overlap neighboring rows.
 
 constexpr double LN2 = 0.69314718055994530942;
 constexpr double HALF_LOG2E = 0.72134752044448170368;
@@ -64,8 +64,9 @@ static void compute_scores(const Head &head, int64_t first, int n_rows) {
       const int64_t start = head.start(first + row), stop = head.stop(first + row + rows - 1);
       if (panel < start / PANEL || panel * PANEL >= stop) continue;
       const int64_t n_remaining = rounded_up(stop - panel * PANEL, LANES) / LANES;
-      score_panel(rows, (int)(n_remaining < PANEL_VECTORS ? n_remaining : PANEL_VECTORS), head.scratch.queries + row * d, d,
-                  head.scratch.keys + panel * PANEL * d, head.scratch.scores + row * width + panel * PANEL, width);
+      score_panel(rows, (int)(n_remaining < PANEL_VECTORS ? n_remaining : PANEL_VECTORS),
+                  head.scratch.queries + row * d, d, head.scratch.keys + panel * PANEL * d,
+                  head.scratch.scores + row * width + panel * PANEL, width);
     }
   if (call.softcap > 0) {  // here scores are 2 log2(e) s / cap, and tanh(u) = 1 - 2 / (exp(2 u) + 1)
     const float cap = (float)(call.softcap * HALF_LOG2E);
@@ -144,7 +145,8 @@ INLINE Moments exponentials(float *row, int64_t query_pos, int64_t start, int64_
   return {sum(total), entropy, distance};
 }
 
-// Stores LANES codes of one kind from h. `by` is the number of steps times the row's share, or its square root for ROOT.
+// Stores LANES codes of one kind from h. `by` is the row's share (ROOT: its square root), times the steps of a byte
+// code.
 template <int KIND>
 INLINE void store_codes(void *to, Floats h, Floats by) {
   if (KIND == CODES_ROOT) store_bytes((uint8_t *)to, multiply_add(h, by, fill(0.5f)));
@@ -153,8 +155,8 @@ INLINE void store_codes(void *to, Floats h, Floats by) {
   if (KIND == CODES_FLOAT32) store((float *)to, h * h * by);
 }
 
-// Replaces h by h * h, and writes the codes of the keys `from` ... `to` - 1 to `codes`. The example has `n_remaining` codes from
-// there on.
+// Replaces h by h * h, and writes the codes of the keys `from` ... `to` - 1 to `codes`. The example has `n_remaining`
+// codes from there on.
 template <int KIND>
 INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t from, int64_t to, float factor, uint8_t *codes,
                         int64_t n_remaining) {
@@ -166,7 +168,7 @@ INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t from, i
     const Floats h = load(row + k);
     store(row + k, h * h);
     const int64_t offset = k - from;
-    if (offset >= 0 && n_remaining - offset >= LANES) {  // may overwrite the start of the next row, which is written later
+    if (offset >= 0 && n_remaining - offset >= LANES) {  // may overwrite the next row, which is written later
       store_codes<KIND>(codes + offset * SIZE, h, by);
     } else {
       uint8_t last[LANES * SIZE];
@@ -189,7 +191,9 @@ static void write_tile_codes(const Head &head, int64_t first, int n_rows, const 
   const float steps = (float)call.codes_steps;
   for (int r = 0; r < n_rows; ++r) {
     const int64_t q = first + r, offset = head.codes_before(q);
-    const float by = KIND == CODES_ROOT ? steps * __builtin_sqrtf(share[r]) : KIND == CODES_LINEAR ? steps * share[r] : share[r];
+    const float by = KIND == CODES_ROOT     ? steps * __builtin_sqrtf(share[r])
+                     : KIND == CODES_LINEAR ? steps * share[r]
+                                            : share[r];
     write_codes<KIND>(head.scratch.scores + r * head.width, head.start(q), head.stop(q),
                       head.kept_start(q), head.kept_stop(q), by, codes + offset * SIZE, n_pairs - offset);
   }
@@ -218,7 +222,7 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
     float sink_weight = 0;
     if (call.sinks) {  // t is relative to the larger of the row's largest score and the sink
       const float sink = call.sinks[head.head] * (float)HALF_LOG2E;
-      const float top = maximum[r] > sink ? maximum[r] : sink;  // the sink if the row has NaN, which makes the head invalid below
+      const float top = maximum[r] > sink ? maximum[r] : sink;  // the sink if the row has NaN; see below
       head.valid &= maximum[r] > HIDDEN;
       sink_weight = exp2f(2 * (sink - top));
       strongest[r] = exp2f(2 * (maximum[r] - top));
@@ -289,7 +293,8 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
 }
 
 // Reduces `n_heads` query heads from `first_head` on, which share one key and value head.
-static void reduce_heads(const Call &call, int64_t example, int64_t first_head, int64_t n_heads, const Scratch &scratch) {
+static void reduce_heads(const Call &call, int64_t example, int64_t first_head, int64_t n_heads,
+                         const Scratch &scratch) {
   const int64_t n_queries = call.query_length[example], n_keys = call.key_length[example];
   const int64_t kv_head = first_head / (call.n_heads / call.n_kv_heads);
   const float *key = call.key + example * call.key_stride[0] + kv_head * call.key_stride[1];
