@@ -15,7 +15,6 @@ never trusted, and transformers sees only a local folder that was checked before
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
+from headatlas.store.files.package_paths import find_in_package
 
 from .model_folder import ModelFolder, check_config, hash_model_files, quiet_transformers, read_weight_files
 from .model_options import DType, ModelConfig
@@ -90,7 +90,7 @@ def resolve_model(
     """
     place = source.removeprefix("gguf:")
     if place.startswith("package:"):
-        path = _find_in_package(place)
+        path = find_in_package(place, "model.source")
     elif (
         place != source
         or place.lower().endswith(".gguf")
@@ -122,25 +122,6 @@ def resolve_model(
 
 def _looks_like_path(place: str) -> bool:
     return place.startswith((".", "/", "~")) or place.endswith("/") or place.count("/") > 1 or "\\" in place
-
-
-def _find_in_package(place: str) -> Path:
-    package, _, inside = place.removeprefix("package:").partition("/")
-    if not package.isidentifier() or not inside:
-        raise ConfigError(f"model.source {place!r}: expected package:NAME/path, NAME being the name to import")
-    spec = importlib.util.find_spec(package)
-    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec is not None else []
-    if not roots:
-        raise ConfigError(
-            f"model.source {place!r}: no package {package!r} is installed here; pip install {package.replace('_', '-')}"
-        )
-    for root in roots:
-        path = root / inside
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise ConfigError(f"model.source {place!r} leads out of the package {package!r}; name a path inside it")
-        if path.exists():
-            return path
-    raise ConfigError(f"model.source {place!r}: the package {package!r} has no {inside!r}; look into {roots[0]}")
 
 
 def _download(name: str, revision: str | None, local_only: bool) -> ModelFolder:

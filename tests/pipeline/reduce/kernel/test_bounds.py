@@ -182,7 +182,7 @@ def test_wrong_options(library, options):
 
 
 def test_instructions_the_processor_lacks(library):
-    with pytest.raises(ConfigError, match="'avx2': this processor runs plain"):
+    with pytest.raises(ConfigError, match="'avx2' are not available; this processor runs plain"):
         attempt(replace(library, instructions=("plain",)), instructions="avx2")
 
 
