@@ -80,11 +80,12 @@ class Batch:
                 for rows in row_blocks(run.n_queries, run.n_keys):
                     crop = call.mask[run.start : run.stop, :, rows, : run.n_keys]
                     queries = np.arange(rows.start, rows.stop)
-                    visible = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
-                    open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+                    expected = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
+                    visible = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
                     # A visible key must not have a bias either.
-                    differs = torch.where(visible, ~open_ if crop.dtype == torch.bool else crop != 0, open_)
-                    same, in_window = same and not bool(differs.any()), in_window and not bool((open_ & ~visible).any())
+                    differs = torch.where(expected, ~visible if crop.dtype == torch.bool else crop != 0, visible)
+                    same = same and not bool(differs.any())
+                    in_window = in_window and not bool((visible & ~expected).any())
                 entry = (call.mask, same, in_window)  # holds the mask, so that its id stays unique
                 self._derivable[id(call.mask), index, window] = entry
             _, same, in_window = entry
@@ -111,8 +112,8 @@ def _read_mask(call: AttentionCall, site: Site, run: Run) -> tuple[Tensor | Addi
     is_open = is_triangle = True
     for rows in row_blocks(run.n_queries, run.n_keys):
         crop = call.mask[run.start : run.stop, :, rows, : run.n_keys]
-        shown = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
-        if site.causal and bool(shown.triu(1 + rows.start).any()):
+        visible = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+        if site.causal and bool(visible.triu(1 + rows.start).any()):
             raise UnsupportedModelError(
                 f"{call.module} attends to later tokens. It did not when the model was probed with a short example."
             )

@@ -134,7 +134,7 @@ class AdditiveRows:
         self.shape = shape
 
     def __getitem__(self, index: tuple[slice, slice, slice, slice]) -> Tensor:
-        inside = (slice(*part.indices(n)[:2]) for part, n in zip(index, self.shape, strict=True))
-        rows, heads, queries, keys = inside
-        shown = self._mask[self._first + rows.start : self._first + rows.stop, heads, queries, keys]
-        return torch.zeros(shown.shape, device=shown.device).masked_fill_(~shown, self._lowest)
+        bounds = (slice(*part.indices(n)[:2]) for part, n in zip(index, self.shape, strict=True))
+        rows, heads, queries, keys = bounds
+        visible = self._mask[self._first + rows.start : self._first + rows.stop, heads, queries, keys]
+        return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, self._lowest)

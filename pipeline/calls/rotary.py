@@ -43,7 +43,7 @@ def recording_rotations(model: PreTrainedModel) -> Iterator[RotaryCalls]:
     modules: list[Any] = [sys.modules[name] for name in sorted(names) if hasattr(sys.modules.get(name), _FUNCTION)]
     originals = [getattr(module, _FUNCTION) for module in modules]
 
-    def watched(original: Any) -> Any:
+    def recorded(original: Any) -> Any:
         def apply(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             tensors = [value for value in args if isinstance(value, Tensor)]
@@ -55,7 +55,7 @@ def recording_rotations(model: PreTrainedModel) -> Iterator[RotaryCalls]:
 
     try:
         for module, original in zip(modules, originals, strict=True):
-            setattr(module, _FUNCTION, watched(original))
+            setattr(module, _FUNCTION, recorded(original))
         yield rotations
     finally:
         for module, original in zip(modules, originals, strict=True):
@@ -82,17 +82,17 @@ def _call_frequency(before: Tensor, cosine: Tensor, sine: Tensor, after: Tensor,
         return ()
     if after.shape[-1] > (n := cosine.shape[-1]) and torch.equal(after[..., n:], before[..., n:]):
         before, after = before[..., :n], after[..., :n]
-    n_turned = after.shape[-1]
-    angles = _angles(cosine, sine, n_turned)
+    n_rotated = after.shape[-1]
+    angles = _angles(cosine, sine, n_rotated)
     if angles is None:
         return ()
-    if torch.equal(after, query[..., :n_turned]):
+    if torch.equal(after, query[..., :n_rotated]):
         start = 0
-    elif torch.equal(after, query[..., -n_turned:]):
-        start = d_head - n_turned
+    elif torch.equal(after, query[..., -n_rotated:]):
+        start = d_head - n_rotated
     else:
         return ()
-    half = n_turned // 2
+    half = n_rotated // 2
     for first, second in (
         (torch.arange(half), torch.arange(half) + half),
         (torch.arange(half) * 2, torch.arange(half) * 2 + 1),
@@ -105,16 +105,16 @@ def _call_frequency(before: Tensor, cosine: Tensor, sine: Tensor, after: Tensor,
     return ()
 
 
-def _angles(cosine: Tensor, sine: Tensor, n_turned: int) -> Float[Tensor, "pair"] | None:
+def _angles(cosine: Tensor, sine: Tensor, n_rotated: int) -> Float[Tensor, "pair"] | None:
     """Return the angle of each pair from token 0 to token 1, or None if cosine and sine do not determine it."""
-    if cosine.shape != sine.shape or cosine.dim() not in (2, 3) or cosine.shape[-2] < 2 or n_turned % 2:
+    if cosine.shape != sine.shape or cosine.dim() not in (2, 3) or cosine.shape[-2] < 2 or n_rotated % 2:
         return None
     rows = torch.atan2(sine.double(), cosine.double()).reshape(-1, *cosine.shape[-2:])[0]
     angles = rows[1]
     if rows[0].any():  # the first token is rotated: its position is not 0
         return None
-    half = n_turned // 2
-    if len(angles) == n_turned:
+    half = n_rotated // 2
+    if len(angles) == n_rotated:
         if torch.equal(angles[:half], angles[half:]):
             angles = angles[:half]
         elif torch.equal(angles[0::2], angles[1::2]):
@@ -126,11 +126,11 @@ def _angles(cosine: Tensor, sine: Tensor, n_turned: int) -> Float[Tensor, "pair"
 def _is_rotation(before: Tensor, after: Tensor, angles: Tensor, first: Tensor, second: Tensor) -> bool:
     """Return True if rotating each pair (`first`, `second`) of `before` by its angle gives `after`, up to a scale."""
     position = torch.arange(before.shape[-2], dtype=torch.float64, device=before.device)
-    turn = torch.polar(torch.ones((), dtype=torch.float64), position[:, None].cpu() * angles.cpu())
+    rotation = torch.polar(torch.ones((), dtype=torch.float64), position[:, None].cpu() * angles.cpu())
     vectors, rotated = (
         torch.complex(t.double().cpu()[..., first], t.double().cpu()[..., second]) for t in (before, after)
     )
-    for expected in (vectors * turn, vectors * turn.conj()):
+    for expected in (vectors * rotation, vectors * rotation.conj()):
         scale = (rotated * expected.conj()).real.sum() / expected.abs().square().sum().clamp_min(1e-300)
         if (rotated - scale * expected).abs().max() <= _TOLERANCE * rotated.abs().max():
             return True

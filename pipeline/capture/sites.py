@@ -181,8 +181,8 @@ def is_causal(call: AttentionCall) -> bool:
         return call.causal
     if call.mask.shape[-1] != call.mask.shape[-2] or call.mask.shape[-1] < 2:
         return False
-    open_ = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
-    return not bool(open_.triu(1).any())
+    visible = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
+    return not bool(visible.triu(1).any())
 
 
 def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:

@@ -120,12 +120,12 @@ def check_capture(
         for i in range(n_examples):
             n, m = lengths[site.query_sequence][i], lengths[site.key_sequence][i]
             for layer in range(site.n_layers):
-                band, stored = site.band(layer), arrays.attention_of(site, layer)
-                assert stored is not None, "the check stores attention"
+                band, array = site.band(layer), arrays.attention_of(site, layer)
+                assert array is not None, "the check stores attention"
                 start = placement.pair_start[band][i]
                 pairs = slice(start, start + n_pairs(n, m, causal=site.causal, window=band))
                 expected = eager[site.name][layer][i, :, :n, :m].float().cpu().numpy()
-                captured = unpack_pairs(stored[:, pairs], n, m, causal=site.causal, window=band)
+                captured = unpack_pairs(array[:, pairs], n, m, causal=site.causal, window=band)
                 difference = np.abs(captured - expected)
                 worst = float(difference.max())
                 if not worst <= largest_bound:

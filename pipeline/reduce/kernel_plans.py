@@ -71,8 +71,8 @@ def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) 
         for index, run in enumerate(site_placement.runs):
             batch.check_mask(call, site, site.bands[band][0], index, run, rebuilt=False)
     # Some models count the query's own position in the window, some do not. The mask decides.
-    stated = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
-    windows = [None, *(window for window in stated if window > 0)]
+    widths = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
+    windows = [None, *(window for window in widths if window > 0)]
     for index, run in enumerate(site_placement.runs):
         mask, triangular = batch.mask_of(call, site, index, run)
         windows = [
@@ -137,7 +137,7 @@ def _shows_expected_keys_in(
     if window is not None:
         expected &= distance < window if causal else distance.abs() <= window
     if tile is None:
-        shown = distance >= 0 if triangular else torch.ones_like(expected)
-        return bool((shown == expected).all())
+        visible = distance >= 0 if triangular else torch.ones_like(expected)
+        return bool((visible == expected).all())
     hidden = torch.finfo(tile.dtype).min / 2
     return bool(((tile == 0) | (tile < hidden)).all()) and bool(((tile == 0) == expected).all())

@@ -48,8 +48,8 @@ def layer_addresses(site: Site, layer: int, arrays: SiteArrays) -> dict[int, dic
     codes = arrays.attention_bands.get(band)
     layers = range(site.n_layers) if codes is None else site.bands[band]
     axes = {"logsumexp": 0, "edge_key": 0, "edge_weight": 0, "statistics": 1}
-    stored = {name: (getattr(arrays, name), axis) for name, axis in axes.items()}
-    steps = {name: (a.ctypes.data, a.strides[axis]) for name, (a, axis) in stored.items() if a is not None}
+    array_and_axis = {name: (getattr(arrays, name), axis) for name, axis in axes.items()}
+    steps = {name: (a.ctypes.data, a.strides[axis]) for name, (a, axis) in array_and_axis.items() if a is not None}
     addresses = {other: {name: base + other * step for name, (base, step) in steps.items()} for other in layers}
     if codes is not None:
         for index, other in enumerate(layers):

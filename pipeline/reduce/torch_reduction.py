@@ -137,9 +137,9 @@ class TorchReduction:
         # Projections lie in memory as [batch, token, head, d_head], rotated vectors as [batch, head, token, d_head].
         flat = vectors if vectors.is_contiguous() else vectors.transpose(1, 2)
         smallest, largest = (float(value) for value in torch.aminmax(flat))
-        stored = _to_host(vectors.to(getattr(torch, codec)), codec)
+        encoded = _to_host(vectors.to(getattr(torch, codec)), codec)
         for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
-            out[:, start : start + n] = stored[row, :, :n]
+            out[:, start : start + n] = encoded[row, :, :n]
         return max(-smallest, largest) if smallest == smallest else smallest
 
     def store_statistics(
