@@ -211,8 +211,8 @@ def _check_call(call: AttentionCall, kwargs: dict[str, Any]) -> None:
         raise UnsupportedModelError(f"{call.module} packs several sequences into one row. Pass them as a padded batch.")
     if call.causal and n_queries != n_keys:
         raise UnsupportedModelError(
-            f"{call.module} attends causally from {n_queries} queries to {n_keys} keys, so a key/value cache is in use. "
-            "Run the model with use_cache=False."
+            f"{call.module} attends causally from {n_queries} queries to {n_keys} keys, so a key/value cache is in "
+            "use. Run the model with use_cache=False."
         )
     if call.query.shape[1] % call.key.shape[1]:
         raise UnsupportedModelError(

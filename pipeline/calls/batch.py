@@ -32,8 +32,8 @@ class Batch:
     bias_lines: dict[tuple[str, int, int, int], tuple[Tensor | None, Tensor | None, np.ndarray | None]] = field(
         default_factory=dict
     )
-    """Biases by distance. Keys are site, ids of bias and mask, and index of the run. An entry holds both tensors, so that
-    their ids stay unique."""
+    """Biases by distance. Keys are site, ids of bias and mask, and index of the run. An entry holds both tensors, so
+    that their ids stay unique."""
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | AdditiveRows | None, bool]] = field(default_factory=dict)
     _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool, bool]] = field(default_factory=dict)
 
@@ -91,8 +91,8 @@ class Batch:
             _, same, in_window = entry
         if not rebuilt and not in_window:
             raise UnsupportedModelError(
-                f"{call.module} has a window of {window} but shows keys that are further away. Only the window is stored. "
-                "Please report this model."
+                f"{call.module} has a window of {window} but shows keys that are further away. Only the window is "
+                "stored. Please report this model."
             )
         if rebuilt and not same:
             raise UnsupportedModelError(

@@ -22,7 +22,7 @@ TOLERANCE = 1e-6
 
 
 def has_bias(call: AttentionCall) -> bool:
-    """Return True if finite numbers other than 0 are added to the scores, by the position bias or by an additive mask."""
+    """Return True if the position bias or an additive mask adds finite numbers other than 0 to the scores."""
     if call.position_bias is not None and bool(call.position_bias.any()):
         return True
     if call.mask is None or call.mask.dtype == torch.bool:

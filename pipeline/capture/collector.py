@@ -55,7 +55,7 @@ class TraceCollector:
         self._reduction.reduce_weights(weights, site, site_call.layer, self._batch, arrays)
 
     def end_pass(self) -> None:
-        """Check that the forward pass is complete. The next one may begin. `settle` waits for the traces of this one."""
+        """Check that the forward pass is complete, so that the next one may begin. `settle` waits for the traces."""
         self._sequence.finish()
         self._reduction.end_pass()
         self._batch = None

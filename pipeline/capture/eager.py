@@ -61,7 +61,8 @@ def require_keep(model: PreTrainedModel, sites: ModelSites, keep: Keep) -> None:
     """
     if sites.capture == "eager" and keep.query_key is not None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} computes attention outside transformers' attention interface. Its maps can be captured "
+            f"{type(model).__name__} computes attention outside transformers' attention interface. Its maps can be "
+            "captured "
             f'(eager mode), but not query and key, and keep.query_key is "{keep.query_key}". Leave them out: --set '
             'keep.query_key=none, or query_key = "none" under [keep].'
         )
@@ -108,8 +109,8 @@ def discover_eager_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -
         if wrong_map is not None or len({m.shape[1] for m in maps}) > 1:
             shape = None if wrong_map is None else tuple(wrong_map.shape)
             raise UnsupportedModelError(
-                f"In eager mode {name} returns {site_name} attention of shape {shape}; expected one map of {query} queries "
-                f"and {key} keys for each head, and the same number of heads in every layer."
+                f"In eager mode {name} returns {site_name} attention of shape {shape}; expected one map of {query} "
+                f"queries and {key} keys for each head, and the same number of heads in every layer."
             )
         sites.append(_site(site_name, maps, two_sided))
         calls += [SiteCall(_call_name(site_name, layer), site_name, layer) for layer in range(len(maps))]
@@ -163,7 +164,8 @@ def forwarding(
     else:
         if model.training:
             raise UnsupportedModelError(
-                f"{type(model).__name__} is in training mode, in which dropout changes attention. Call model.eval() first."
+                f"{type(model).__name__} is in training mode, in which dropout changes attention. Call model.eval() "
+                "first."
             )
         yield lambda inputs: _run_eager(model, sites, collector, inputs)
 
@@ -190,8 +192,8 @@ def read_attentions(model: PreTrainedModel, sites: ModelSites, output: Any) -> d
         maps = getattr(output, _OUTPUTS[site.name] if two_sided or site.name == "cross" else "attentions", None)
         if maps is None or len(maps) != site.n_layers or any(layer is None for layer in maps):
             raise UnsupportedModelError(
-                f"{type(model).__name__} returns {len(maps or ())} eager attention maps for {site.n_layers} {site.name} layers; "
-                "expected one for each layer."
+                f"{type(model).__name__} returns {len(maps or ())} eager attention maps for {site.n_layers} "
+                f"{site.name} layers; expected one for each layer."
             )
         maps_by_site[site.name] = maps
     return maps_by_site

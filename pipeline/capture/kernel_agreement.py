@@ -41,7 +41,7 @@ TOLERANCES = {
     "position_bias": (0, 1e-6),
     "sinks": (0, 0),
 }
-"""Relative and absolute tolerance, by array. Vectors are compared in their stored precision. Edge keys may differ in ties."""
+"""Relative and absolute tolerance, by array. Vectors are compared as stored. Edge keys may differ in ties."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ class CallSequence:
         expected = self._expected[self._n_calls]
         if expected.module != module:
             raise UnsupportedModelError(
-                f"attention call {self._n_calls} came from {module}; expected {expected.module}. The order of layers changed."
+                f"attention call {self._n_calls} came from {module}; expected {expected.module}. The order of layers "
+                "changed."
             )
         self._n_calls += 1
         return expected
@@ -119,8 +120,8 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         model(**inputs, **forward_options(model))
     if not recorder.calls:
         raise UnsupportedModelError(
-            f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be captured. "
-            f"{SUPPORTED}"
+            f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be "
+            f"captured. {SUPPORTED}"
         )
     names: list[SiteName] = [_site_name(model, call) for call in recorder.calls]
     by_site: dict[SiteName, list[AttentionCall]] = {}
@@ -131,8 +132,8 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         layer_index = getattr(modules[call.module], "layer_idx", None)
         if isinstance(layer_index, int) and layer_index != layer:
             raise UnsupportedModelError(
-                f"{call.module} is call {layer} of the {name} site, but its layer_idx is {layer_index}: some layers do not use "
-                f"the attention interface. {SUPPORTED}"
+                f"{call.module} is call {layer} of the {name} site, but its layer_idx is {layer_index}: some layers do "
+                f"not use the attention interface. {SUPPORTED}"
             )
         by_site[name].append(call)
         calls.append(SiteCall(call.module, name, layer))
@@ -140,8 +141,8 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         expected = count_layers(model, name)
         if expected is not None and expected != len(site_calls):
             raise UnsupportedModelError(
-                f"{type(model).__name__} has {expected} {name} layers but made {len(site_calls)} attention calls there. "
-                f"{SUPPORTED}"
+                f"{type(model).__name__} has {expected} {name} layers but made {len(site_calls)} attention calls "
+                f"there. {SUPPORTED}"
             )
     rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
     order: list[SiteName] = [name for name in get_args(SiteName) if name in by_site]

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BOUNDS = {torch.float32: (1e-5, 1e-6), torch.float16: (0.03, 1e-3), torch.bfloat16: (0.2, 5e-3)}
-"""Largest and mean absolute difference allowed, by the model's dtype. In half precision eager attention rounds scores and
-weights, while the capture computes them in float32 from the same vectors."""
+"""Largest and mean absolute difference allowed, by the model's dtype. In half precision eager attention rounds scores
+and weights, while the capture computes them in float32 from the same vectors."""
 HIDDEN_BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of hidden states between SDPA and eager attention, as a share of the largest hidden state."""
 CHECK_BYTES = 256 << 20
@@ -79,7 +79,7 @@ def choose_examples(sites: Sequence[Site], lengths: Mapping[str, np.ndarray], co
 
 
 def most_checked_tokens(sites: Sequence[Site]) -> int:
-    """Return the number of tokens of one example that fits `CHECK_BYTES`. Longer examples are truncated for the check."""
+    """Return the largest length of an example that fits `CHECK_BYTES`. Longer ones are truncated for the check."""
     maps = sum(site.n_layers * site.n_heads for site in sites)
     return max(2, math.isqrt(CHECK_BYTES // (2 * 4 * maps)))
 
@@ -131,9 +131,9 @@ def check_capture(
                 if not worst <= largest_bound:
                     head = int(difference.reshape(site.n_heads, -1).max(axis=1).argmax())
                     raise UnsupportedModelError(
-                        f"{type(model).__name__}: captured attention differs from the model's own by {worst:.3g} ({site.name} "
-                        f"layer {layer}, head {head}, example {i} of {n} tokens); expected at most {largest_bound:g}. "
-                        "This model cannot be captured. Please report it."
+                        f"{type(model).__name__}: captured attention differs from the model's own by {worst:.3g} "
+                        f"({site.name} layer {layer}, head {head}, example {i} of {n} tokens); expected at most "
+                        f"{largest_bound:g}. This model cannot be captured. Please report it."
                     )
                 largest, total, count = max(largest, worst), total + float(difference.sum()), count + difference.size
                 if why_not_rebuilt(site, spec.keep) is None:
@@ -147,8 +147,9 @@ def check_capture(
                         rebuilt_difference = np.abs(weights - expected[:, block])
                         if float((rebuilt_difference - rounding_error - largest_bound).max()) > 0:
                             raise UnsupportedModelError(
-                                f"{type(model).__name__}: attention rebuilt from stored query and key ({codec}) differs from the "
-                                f"model's own by {float(rebuilt_difference.max()):.3g} ({site.name} layer {layer}, example {i}). "
+                                f"{type(model).__name__}: attention rebuilt from stored query and key ({codec}) "
+                                f"differs from the model's own by {float(rebuilt_difference.max()):.3g} ({site.name} "
+                                f"layer {layer}, example {i}). "
                                 "Rounding does not explain that. Keep attention instead "
                                 '(keep.query_key = "none").'
                             )
@@ -158,8 +159,8 @@ def check_capture(
     mean = total / max(count, 1)
     if mean > mean_bound:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: captured attention differs from the model's own by {mean:.3g} on average; expected at most "
-            f"{mean_bound:g}. This model cannot be captured. Please report it."
+            f"{type(model).__name__}: captured attention differs from the model's own by {mean:.3g} on average; "
+            f"expected at most {mean_bound:g}. This model cannot be captured. Please report it."
         )
     return CheckReport(n_examples, count, largest, mean, largest_bound, rebuilt)
 
@@ -183,8 +184,8 @@ def _check_hidden(model: PreTrainedModel, inputs: ModelInputs, expected: Tensor)
     bound = HIDDEN_BOUNDS.get(model.dtype, HIDDEN_BOUNDS[torch.float32]) * float(expected[mask].abs().max())
     if not difference <= bound:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: hidden states under SDPA differ from those under eager attention by {difference:.3g}; "
-            f"expected at most {bound:.3g}. This model cannot be captured. Please report it."
+            f"{type(model).__name__}: hidden states under SDPA differ from those under eager attention by "
+            f"{difference:.3g}; expected at most {bound:.3g}. This model cannot be captured. Please report it."
         )
 
 

@@ -21,7 +21,7 @@ def write_channels(
     starts: tuple[int, ...],
     lengths: tuple[int, ...],
 ) -> float:
-    """Write ``[example, head, position, d_head]`` as codes ``[head, row, d_head]`` and scales ``[head, example, d_head]``.
+    """Write ``[example, head, position, d_head]`` as codes `[head, row, d_head]` and scales `[head, example, d_head]`.
 
     Returns
     -------

@@ -40,7 +40,12 @@ class KernelVectors(TorchReduction):
     def write_vectors(
         self, vectors: Tensor, out: np.ndarray, starts: tuple[int, ...], lengths: tuple[int, ...], codec: str
     ) -> float:
-        """Write ``[example, head, position, d_head]`` to ``[head, row, d_head]``. Return the largest absolute value, or NaN."""
+        """Write ``[example, head, position, d_head]`` to ``[head, row, d_head]``.
+
+        Returns
+        -------
+        The largest absolute value, or NaN if any value is NaN.
+        """
         n_threads, placement = torch.get_num_threads(), _vector_placement(lengths, starts)
         # An entry holds its placement, so that the id stays unique.
         prepared = self._prepared.get((id(placement), vectors.shape))

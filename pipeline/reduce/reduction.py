@@ -30,7 +30,7 @@ class Reduction(Protocol):
     """Interface of the reductions, which turn attention calls into stored numbers."""
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
-        """Write the stored arrays of one call into `arrays`. Return the attention output if it was computed, else None."""
+        """Write the stored arrays of one call into `arrays`. Return the attention output if it was computed."""
         ...
 
     def end_pass(self) -> None:

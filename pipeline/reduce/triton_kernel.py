@@ -77,7 +77,7 @@ class DeviceRequest:
 
 @dataclass(frozen=True)
 class DeviceResult:
-    """Results on the device. `sums` are sums over rows, [statistic, example, head], in the order of `STATISTIC_NAMES`."""
+    """Results on the device. `sums` over rows are [statistic, example, head], in the order of `STATISTIC_NAMES`."""
 
     codes: Tensor | None
     logsumexp: Tensor | None
@@ -123,7 +123,8 @@ def _reduce(
     codes_ptr, logsumexp_ptr, edge_key_ptr, edge_weight_ptr, sums_ptr, valid_ptr,
     query_0, query_1, query_2, key_0, key_1, key_2,
     bias_00, bias_01, bias_02, bias_10, bias_11, bias_12,
-    n_pairs, n_rows_all, n_examples, n_heads, n_groups, longest_key, d_head, scaling, softcap, before, after, band, n_steps,
+    n_pairs, n_rows_all, n_examples, n_heads, n_groups, longest_key, d_head, scaling, softcap, before, after, band,
+    n_steps,
     CAUSAL: tl.constexpr, SAME: tl.constexpr, BIASES: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
     CODES: tl.constexpr, ROOT: tl.constexpr, LOGSUMEXP: tl.constexpr, N_EDGES: tl.constexpr, EDGES: tl.constexpr,
     STATISTICS: tl.constexpr, UPCAST: tl.constexpr,
@@ -152,8 +153,8 @@ def _reduce(
     total = tl.zeros((BLOCK_Q,), tl.float32)
     for first in range(0, stop, BLOCK_K):
         scores = _scores(
-            query, key_ptr, key_2, bias_0, bias_02, bias_1, bias_12, rows, first + tl.arange(0, BLOCK_K), n_rows, n_keys,
-            d_head, scaling, softcap, before, after, BLOCK_D, BIASES, SOFTCAP, UPCAST,
+            query, key_ptr, key_2, bias_0, bias_02, bias_1, bias_12, rows, first + tl.arange(0, BLOCK_K), n_rows,
+            n_keys, d_head, scaling, softcap, before, after, BLOCK_D, BIASES, SOFTCAP, UPCAST,
         )  # fmt: skip
         larger = tl.maximum(top, tl.max(scores, 1))
         total = total * tl.exp(top - larger) + tl.sum(

@@ -225,8 +225,8 @@ def _point_biases(call: Call, biases: Sequence[torch.Tensor], sinks: torch.Tenso
         fits = bias.ndim == 4 and all(n in (1, m) for n, m in zip(bias.shape[:3], full[:3], strict=True))
         if not fits or bias.shape[3] != full[3] or not _is_dense_float32(bias):
             raise ShapeError(
-                f"bias is {tuple(bias.shape)} {bias.dtype} on {bias.device}; expected float32 {full} on the CPU. The first "
-                "three sizes may be 1."
+                f"bias is {tuple(bias.shape)} {bias.dtype} on {bias.device}; expected float32 {full} on the CPU. The "
+                "first three sizes may be 1."
             )
         call.bias[number] = bias.data_ptr()
         call.bias_stride[number][:] = [
@@ -289,7 +289,8 @@ def _point_edges(call: Call, edge_key: np.ndarray, edge_weight: np.ndarray, plac
     n_edges = edge_key.shape[2]
     if edge_weight.shape[1:] != edge_key.shape[1:] or not 1 <= n_edges <= MAX_EDGES:
         raise ShapeError(
-            f"edge_key has shape {edge_key.shape}, edge_weight {edge_weight.shape}; expected the same, 1 ... {MAX_EDGES} edges"
+            f"edge_key has shape {edge_key.shape}, edge_weight {edge_weight.shape}; expected the same, 1 ... "
+            f"{MAX_EDGES} edges"
         )
     if placement.longest_key > {1: 255, 2: 65_536}.get(edge_key.itemsize, LONGEST):
         raise ShapeError(

@@ -28,7 +28,8 @@ class BatchPlacement:
     causal
         True if a query sees its own position and earlier ones. Codes then hold the lower triangle.
     key_lengths
-        Number of keys of each example, for attention between two sequences. None if queries and keys are the same tokens.
+        Number of keys of each example, for attention between two sequences. None if queries and keys are the same
+        tokens.
     pair_offset, row_offset, column
         First pair of the codes, first row, and column of the statistics of each example [example]. They are required
         for the arrays that use them. Examples must not overlap.

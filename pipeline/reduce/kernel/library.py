@@ -45,7 +45,8 @@ class Library:
         instruction_set = instructions or self.instructions[-1]
         if instruction_set not in self.instructions:
             raise ConfigError(
-                f"instructions {instruction_set!r} are not available; this processor runs {', '.join(self.instructions)}"
+                f"instructions {instruction_set!r} are not available; this processor runs "
+                f"{', '.join(self.instructions)}"
             )
         code = self.functions[type(call)](ctypes.byref(call), INSTRUCTIONS.index(instruction_set), n_threads)
         if code == 2:

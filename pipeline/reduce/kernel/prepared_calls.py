@@ -65,7 +65,7 @@ class PreparedAttention:
 
 @dataclass
 class PreparedVectors:
-    """A checked call that stores vectors. `endpoints` holds the vectors and the target array until `run` has finished."""
+    """A checked call that stores vectors. `endpoints` holds vectors and target array until `run` has finished."""
 
     call: Vectors
     library: Library
