@@ -20,7 +20,7 @@ from headatlas.pipeline.job.projection import project_job
 from headatlas.pipeline.progress import Stage
 from headatlas.pipeline.tokens.batch_plan import BatchLimits, plan_batches
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
-from headatlas.store.commands.main import app
+from headatlas.store.commands.info import app
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Keep, TraceSpec
@@ -135,7 +135,7 @@ def test_a_job_keeps_attention_and_says_so(mpnet_job):
     assert store.spec.capture == store.manifest.provenance["capture"] == "eager"
     maps = store.examples[7].attention()
     np.testing.assert_allclose(maps.sum("key_pos"), 1, atol=0.05)
-    assert "eager mode" in CliRunner().invoke(app, ["info", report.store]).output
+    assert "eager mode" in CliRunner().invoke(app, [report.store]).output
     assert run_job(config).n_segments_written == 0
 
 
