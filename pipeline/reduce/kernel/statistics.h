@@ -1,7 +1,7 @@
 // Statistics of the kernel: names, number of rows in the mean, and the contribution of a row of weights.
 //
-// The order is that of `STATISTIC_NAMES` in store/schema/capture_statistics.py. The loader compares the two. The file is
-// included first for the list, then once for each instruction set, inside its namespace, for `add_statistics`.
+// The order is that of `STATISTIC_NAMES` in store/schema/capture_statistics.py. The loader compares the two. The file
+// is included first for the list, then once for each instruction set, inside its namespace, for `add_statistics`.
 #ifndef HEADATLAS_STATISTICS
 #include <cstdint>
 

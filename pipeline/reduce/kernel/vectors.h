@@ -1,8 +1,8 @@
 // Copy of queries or keys from the model's tensor to the rows of a segment, in the stored type. Included once for each
 // instruction set, inside its namespace.
 //
-// A model stores the heads of a token next to each other, the store has the tokens of a head next to each other. The code
-// reads all heads of a block of tokens and writes each head's rows, so that both sides stay in the cache.
+// A model stores the heads of a token next to each other, the store has the tokens of a head next to each other. The
+// code reads all heads of a block of tokens and writes each head's rows, so that both sides stay in the cache.
 
 typedef uint16_t LooseHalves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 
@@ -21,8 +21,8 @@ INLINE void store_encoded(void *to, int64_t offset, Floats from) {
   if (CODEC == KEPT_BFLOAT16) *(LooseHalves *)((uint16_t *)to + offset) = to_bfloat16((Ints)from);
 }
 
-// Stores tokens first ... stop - 1 of one example. Returns the largest absolute value as bits. The bits have the order of
-// the values, with infinity and NaN above every number.
+// Stores tokens first ... stop - 1 of one example. Returns the largest absolute value as bits. The bits have the order
+// of the values, with infinity and NaN above every number.
 template <int CODEC>
 static int32_t store_tokens(const Vectors &call, int64_t example, int64_t first, int64_t stop) {
   constexpr int64_t BYTES = CODEC == KEPT_FLOAT32 ? 4 : 2;
