@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headatlas.store.containers.container import ContainerName
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.package_paths import PREFIX, find_in_package
 from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Keep
 from headatlas.store.statistics.definitions import known_names, statistic_of
@@ -272,18 +273,9 @@ def _shipped_configs() -> dict[str, Path]:
 
 
 def _resolve_package_path(text: str) -> str:
-    if not text.startswith("package:"):
+    if not text.startswith(PREFIX):
         return text
-    package, _, inside = text.removeprefix("package:").partition("/")
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = (Path(folder) / inside).resolve()
-        if path.is_relative_to(Path(folder).resolve()) and path.exists():
-            return str(path)
-    raise ConfigError(f"corpus.path {text!r}: there is no such file inside an installed package {package!r}.")
+    return str(find_in_package(text, "corpus.path", is_nested=True).resolve())
 
 
 def _parse_override(text: str) -> tuple[tuple[str, str], Any]:

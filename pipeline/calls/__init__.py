@@ -1,1 +1,1 @@
-"""One attention call of a running model: the hook, its batch, its masks, and the buffers it ends in."""
+"""Attention calls of a running model: the hook, the state of a batch, masks, and the arrays of a segment."""

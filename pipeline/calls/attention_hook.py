@@ -1,9 +1,9 @@
-"""See every attention call of a transformers model while it runs unchanged.
+"""Hook that passes every attention call of a transformers model to a receiver. The model's results do not change.
 
-One function is registered with transformers' `AttentionInterface`. For each call it hands the tensors that meet in
-the softmax to a receiver and lets PyTorch's SDPA compute the output, so hidden states are those of the plain model.
-The name is registered for masks too: a name the mask interface does not know gets no mask at all, silently. It must
-not contain "sdpa" or "flash", which transformers treats specially.
+This module registers one function with transformers' `AttentionInterface`. For each call the function passes query,
+key, value and mask to a receiver, and PyTorch's SDPA computes the output. The hidden states are therefore those of the
+plain model. The same name is registered with the mask interface: for an unknown name transformers silently makes no
+mask. The name must not contain "sdpa" or "flash", because transformers treats such names specially.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 IMPLEMENTATION = "headatlas_capture"
 
 OUTPUT_WEIGHTS = 1 << 24
-"""Most weights that are in memory at once where the attention output is computed from them."""
+"""Largest number of weights in memory at once when the attention output is computed from weights."""
 
 
 @dataclass(frozen=True)
 class AttentionCall:
     """The tensors and settings of one attention call. All tensors belong to the model and must not be changed.
 
-    `mask` is boolean (True: may attend) or additive; None with `causal` means the lower triangle. A sliding window is
-    already inside the mask; `window` only tells its width. Keys are grouped: query head h uses key head
+    `mask` is boolean (True: may attend) or additive. None with `causal` means the lower triangle. The mask already
+    contains a sliding window; `window` is its width. Keys are grouped: query head h uses key head
     ``h // (head / kv_head)``.
     """
 
@@ -56,7 +56,7 @@ class AttentionCall:
 
     @property
     def n_groups(self) -> int:
-        """Query heads that share one key head."""
+        """Number of query heads that share one key head."""
         return self.query.shape[1] // self.key.shape[1]
 
 
@@ -64,12 +64,12 @@ class Receiver(Protocol):
     """Receives attention calls."""
 
     def receive(self, call: AttentionCall) -> Tensor | None:
-        """Take one call.
+        """Process one call.
 
         Returns
         -------
-        The attention output ``[batch, query, head, d_value]`` where the receiver has computed it anyway, else None:
-        SDPA does it then.
+        The attention output ``[batch, query, head, d_value]`` if the receiver computed it. None if SDPA has to compute
+        it.
         """
         ...
 
@@ -81,13 +81,14 @@ class _Route:
 
 
 _ROUTES: dict[int, _Route] = {}
-"""By id of the attention module, while a capture is installed on its model."""
+"""Routes by id of the attention module. An entry exists while a capture is installed on the model."""
 
 
 def attention_weights(call: AttentionCall) -> Float[Tensor, "batch head query key"]:
-    """Attention of a whole call in float32, padding included; rows sum to 1, or less where a sink takes the rest.
+    """Compute the attention of a call in float32, including padding. Rows sum to 1, or to less with sinks.
 
-    The plain definition, kept for the cases SDPA cannot do and as the reference that faster reductions are held to.
+    This is the plain definition. It serves the calls that SDPA does not support, and it is the reference for faster
+    reductions.
     """
     key = call.key.float().repeat_interleave(call.n_groups, dim=1)
     scores = call.query.float() @ key.transpose(-1, -2) * call.scaling  # [batch, head, query, key]
@@ -110,7 +111,7 @@ def attention_weights(call: AttentionCall) -> Float[Tensor, "batch head query ke
 
 
 def attention_output(call: AttentionCall) -> Float[Tensor, "batch query head d_value"]:
-    """Output of eager attention: the weights, in the model's precision, times the values."""
+    """Compute the output of eager attention: weights in the model's precision, times values."""
     weights = attention_weights(call).to(call.value.dtype)
     return (weights @ call.value.repeat_interleave(call.n_groups, dim=1)).transpose(1, 2).contiguous()
 
@@ -118,7 +119,7 @@ def attention_output(call: AttentionCall) -> Float[Tensor, "batch query head d_v
 def _output_by_rows(
     module: nn.Module, call: AttentionCall, **options: Any
 ) -> Float[Tensor, "batch query head d_value"]:
-    """The attention output, a few rows at a time, so that neither weights nor mask are held whole."""
+    """Compute the attention output in blocks of rows, so that neither all weights nor the full mask are in memory."""
     n_rows = max(1, OUTPUT_WEIGHTS // (call.query.shape[0] * call.query.shape[1] * call.key.shape[2]))
     parts: list[Tensor] = []
     for start in range(0, call.query.shape[2], n_rows):
@@ -141,10 +142,10 @@ def _output_by_rows(
             parts.append(attention_output(part))
             continue
         vectors = (part.query, part.key, part.value)
-        made = sdpa_attention_forward(
+        output = sdpa_attention_forward(
             module, *vectors, mask, scaling=call.scaling, is_causal=False, position_bias=part.position_bias, **options
         )
-        parts.append(made[0])
+        parts.append(output[0])
     return torch.cat(parts, dim=1)
 
 
@@ -158,7 +159,7 @@ def capture_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Serve one call of transformers' attention interface; the arguments are those of the interface."""
+    """Handle one call of transformers' attention interface. The arguments are those of the interface."""
     is_causal, position_bias = kwargs.pop("is_causal", None), kwargs.pop("position_bias", None)
     softcap, sinks = kwargs.pop("softcap", None), kwargs.pop("s_aux", None)
     window = kwargs.pop("sliding_window", None)
@@ -204,17 +205,19 @@ def capture_attention(
 
 
 def _check_call(call: AttentionCall, kwargs: dict[str, Any]) -> None:
-    """Refuse what the captured tensors would not describe."""
+    """Raise `UnsupportedModelError` if the captured tensors do not describe the attention of the call."""
     n_queries, n_keys = call.query.shape[2], call.key.shape[2]
     if any(name.startswith(("cu_seq_lens", "cu_seqlens")) and value is not None for name, value in kwargs.items()):
-        raise UnsupportedModelError(f"{call.module} packs several sequences into one row; pass them as a padded batch.")
+        raise UnsupportedModelError(f"{call.module} packs several sequences into one row. Pass them as a padded batch.")
     if call.causal and n_queries != n_keys:
         raise UnsupportedModelError(
-            f"{call.module} attends causally from {n_queries} queries to {n_keys} keys: a cache is in use. Run with use_cache=False."
+            f"{call.module} attends causally from {n_queries} queries to {n_keys} keys, so a key/value cache is in "
+            "use. Run the model with use_cache=False."
         )
     if call.query.shape[1] % call.key.shape[1]:
         raise UnsupportedModelError(
-            f"{call.module} has {call.query.shape[1]} query heads over {call.key.shape[1]} key heads."
+            f"{call.module} has {call.query.shape[1]} query heads and {call.key.shape[1]} key heads. "
+            "The number of query heads must be a multiple of the number of key heads."
         )
 
 
@@ -224,18 +227,18 @@ AttentionMaskInterface.register(IMPLEMENTATION, tiled_mask)
 
 @contextmanager
 def capturing(model: PreTrainedModel, receiver: Receiver) -> Iterator[None]:
-    """Send every attention call of `model` to `receiver` inside the block; afterwards the model is as it was.
+    """Send every attention call of `model` to `receiver` inside the block, then restore the model.
 
-    Blocks may be nested: the inner receiver gets the calls.
+    Blocks may be nested. The inner receiver gets the calls.
 
     Raises
     ------
     UnsupportedModelError
-        The model is in training mode (dropout), or does not go through the attention interface.
+        The model is in training mode (dropout), or does not use the attention interface.
     """
     if model.training:
         raise UnsupportedModelError(
-            f"{type(model).__name__} is in training mode, where attention is dropped at random; call model.eval()."
+            f"{type(model).__name__} is in training mode, in which dropout changes attention. Call model.eval() first."
         )
     with implementation(model, IMPLEMENTATION):
         before = {id(module): _ROUTES.get(id(module)) for module in model.modules()}

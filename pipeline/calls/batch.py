@@ -1,4 +1,4 @@
-"""State of one batch during a forward pass: placements, masks, and the examples that must not be stored."""
+"""State of one batch during a forward pass: placements, masks, and examples that cannot be stored."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .segment_buffers import Run, SitePlacement
 
 @dataclass
 class Batch:
-    """One batch on its way through the model.
+    """One batch during its forward pass.
 
-    `special` marks special tokens by sequence, ``[batch row, token]``. `failures` collects, by index of the example
-    in the segment, why it must not be stored.
+    `special` marks special tokens by sequence, ``[batch row, token]``. `failures` maps the index of an example in the
+    segment to the reason why it cannot be stored.
     """
 
     placements: dict[str, SitePlacement]
@@ -32,88 +32,90 @@ class Batch:
     bias_lines: dict[tuple[str, int, int, int], tuple[Tensor | None, Tensor | None, np.ndarray | None]] = field(
         default_factory=dict
     )
-    """Biases by distance, by site, ids of bias and mask and index of the run; both are held, so that ids stay their own."""
+    """Biases by distance. Keys are site, ids of bias and mask, and index of the run. An entry holds both tensors, so
+    that their ids stay unique."""
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | AdditiveRows | None, bool]] = field(default_factory=dict)
     _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool, bool]] = field(default_factory=dict)
 
     def mask_of(
         self, call: AttentionCall, site: Site, index: int, run: Run
     ) -> tuple[Tensor | AdditiveRows | None, bool]:
-        """(additive mask or None, whether later keys are hidden besides) of one run.
+        """Return the additive mask of one run, or None, and True if later keys are hidden in addition.
 
-        Layers share masks, so answers are kept. A large mask is given a tile at a time.
+        Layers share masks, so the result is cached. A large mask is returned as `AdditiveRows`.
 
         Raises
         ------
         UnsupportedModelError
-            A query of a causal site sees a later key, which the store would drop.
+            A query of a causal site sees a later key. The store has no place for that weight.
         """
         if call.mask is None:
             if site.causal and not call.causal and run.n_queries > 1:
                 raise UnsupportedModelError(
-                    f"{call.module} attends to later tokens, but did not when the model was probed."
+                    f"{call.module} attends to later tokens. It did not when the model was probed with a short example."
                 )
             return None, call.causal
-        known = self._masks.get((id(call.mask), index))
-        if known is None:
-            # holds the mask, so that its id stays its own
-            known = self._masks[id(call.mask), index] = (call.mask, *_read_mask(call, site, run))
-        return known[1], known[2]
+        entry = self._masks.get((id(call.mask), index))
+        if entry is None:
+            # holds the mask, so that its id stays unique
+            entry = self._masks[id(call.mask), index] = (call.mask, *_read_mask(call, site, run))
+        return entry[1], entry[2]
 
     def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run, *, rebuilt: bool) -> None:
-        """Check that the mask of one run is the one that attention will be rebuilt with, or else within its band.
+        """Check that the mask of one run equals the mask for rebuilding attention or, without `rebuilt`, fits the band.
 
         Raises
         ------
         UnsupportedModelError
-            It is not.
+            The mask shows or hides other keys.
         """
         window = site.window[layer]
         if call.mask is None:
-            same = inside = window is None or max(run.n_queries, run.n_keys) <= window
+            same = in_window = window is None or max(run.n_queries, run.n_keys) <= window
         else:
-            known = self._derivable.get((id(call.mask), index, window))
-            if known is None:
-                same = inside = True
+            entry = self._derivable.get((id(call.mask), index, window))
+            if entry is None:
+                same = in_window = True
                 keys = np.arange(run.n_keys)
                 for rows in row_blocks(run.n_queries, run.n_keys):
                     crop = call.mask[run.start : run.stop, :, rows, : run.n_keys]
                     queries = np.arange(rows.start, rows.stop)
-                    seen = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
-                    open_ = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
-                    # an open key may not be biased either
-                    differs = torch.where(seen, ~open_ if crop.dtype == torch.bool else crop != 0, open_)
-                    same, inside = same and not bool(differs.any()), inside and not bool((open_ & ~seen).any())
-                known = (call.mask, same, inside)  # holds the mask, so that its id stays its own
-                self._derivable[id(call.mask), index, window] = known
-            _, same, inside = known
-        if not rebuilt and not inside:
+                    expected = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
+                    visible = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+                    # A visible key must not have a bias either.
+                    differs = torch.where(expected, ~visible if crop.dtype == torch.bool else crop != 0, visible)
+                    same = same and not bool(differs.any())
+                    in_window = in_window and not bool((visible & ~expected).any())
+                entry = (call.mask, same, in_window)  # holds the mask, so that its id stays unique
+                self._derivable[id(call.mask), index, window] = entry
+            _, same, in_window = entry
+        if not rebuilt and not in_window:
             raise UnsupportedModelError(
-                f"{call.module} says that its window is {window}, but shows keys that are further away: only the window "
-                "is stored. Please report this model."
+                f"{call.module} has a window of {window} but shows keys that are further away. Only the window is "
+                "stored. Please report this model."
             )
         if rebuilt and not same:
             raise UnsupportedModelError(
-                f"{call.module} hides other keys than its causal and window settings say, so its attention cannot be "
+                f"{call.module} hides other keys than its causal and window settings imply, so its attention cannot be "
                 'rebuilt from query and key. Keep attention (keep.attention = "sqrt8"), or leave query and key out '
                 '(keep.query_key = "none").'
             )
 
-    def fail(self, row: int, place: SitePlacement, reason: str) -> None:
-        """Record why an example must not be stored; the first reason stays."""
-        self.failures.setdefault(place.example[row], reason)
+    def fail(self, row: int, placement: SitePlacement, reason: str) -> None:
+        """Record why an example cannot be stored. The first reason is kept."""
+        self.failures.setdefault(placement.example[row], reason)
 
 
 def _read_mask(call: AttentionCall, site: Site, run: Run) -> tuple[Tensor | AdditiveRows | None, bool]:
-    """Compute the answer of `Batch.mask_of` for one run."""
+    """Compute the result of `Batch.mask_of` for one run."""
     assert call.mask is not None
     is_open = is_triangle = True
     for rows in row_blocks(run.n_queries, run.n_keys):
         crop = call.mask[run.start : run.stop, :, rows, : run.n_keys]
-        shown = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
-        if site.causal and bool(shown.triu(1 + rows.start).any()):
+        visible = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+        if site.causal and bool(visible.triu(1 + rows.start).any()):
             raise UnsupportedModelError(
-                f"{call.module} attends to later tokens, but did not when the model was probed."
+                f"{call.module} attends to later tokens. It did not when the model was probed with a short example."
             )
         is_open = is_open and bool((crop if crop.dtype == torch.bool else crop == 0).all())
         triangle = torch.ones(crop.shape[2:], dtype=torch.bool, device=crop.device).tril(rows.start)

@@ -1,9 +1,8 @@
-"""Masks that are computed where they are looked at, so that tokens² truth values are never held.
+"""Attention masks that are computed tile by tile, so that tokens² boolean values are never in memory.
 
-transformers makes one truth value for every pair of positions where a window or padding hides some: a gigabyte for
-one text of 32,768 tokens. What it makes them from is a function of positions. A `TiledMask` keeps that function: a
-slice of it is a small tensor, and any other operation of a model on it gets the whole mask, as if it had been made at
-once.
+If a window or padding hides keys, transformers computes one boolean value for every pair of positions: a gigabyte for
+one text of 32,768 tokens. It computes them from a function of the positions. A `TiledMask` holds that function
+instead. A slice of a `TiledMask` is a small tensor. Any other operation on it receives the full mask.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from torch.utils._pytree import tree_map_only
 from transformers.masking_utils import and_masks, padding_mask_function, prepare_padding_mask, sdpa_mask
 
 DENSE_PAIRS = 1 << 22
-"""Masks of up to this many pairs are built whole; larger ones are `TiledMask`s."""
+"""Largest number of pairs of a mask that is built in full. Larger masks are `TiledMask`s."""
 LOWEST = torch.finfo(torch.float32).min
-"""The score of a hidden key."""
+"""Score of a hidden key."""
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class TiledMask(torch.Tensor):
-    """A boolean mask ``[batch, 1, query, key]`` (True: may attend) that holds no numbers."""
+    """A boolean mask ``[batch, 1, query, key]`` (True: may attend) that holds a function instead of values."""
 
     function: MaskFunction
     offsets: tuple[int, int]
@@ -40,7 +39,7 @@ class TiledMask(torch.Tensor):
         offsets: tuple[int, int],
         device: torch.device,
     ) -> TiledMask:
-        """`function` of batch row, head, query and key position; `shape` without the heads."""
+        """Create a mask from `function` of batch row, head, query and key position. `shape` has no heads axis."""
         batch, n_queries, n_keys = shape
         make: Any = torch.Tensor._make_wrapper_subclass  # pyright: ignore[reportAttributeAccessIssue]
         mask = make(cls, (batch, 1, n_queries, n_keys), dtype=torch.bool, device=device)
@@ -48,34 +47,34 @@ class TiledMask(torch.Tensor):
         return mask
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Without the numbers."""
+        """Return the class and shape, without values."""
         return f"TiledMask{tuple(self.shape)}"
 
     def __getitem__(self, index: Any) -> Tensor:
-        """A part by slices of whole steps; anything else is read off the whole mask."""
+        """Compute the part that slices of step 1 select. Any other index is applied to the full mask."""
         parts = index if isinstance(index, tuple) else (index,)
         if len(parts) > 4 or not all(isinstance(part, slice) and part.step in (None, 1) for part in parts):
             return self.dense()[index]
-        whole = [*parts, *[slice(None)] * (4 - len(parts))]
-        rows, heads, queries, keys = (range(*part.indices(n)) for part, n in zip(whole, self.shape, strict=True))
+        slices = [*parts, *[slice(None)] * (4 - len(parts))]
+        rows, heads, queries, keys = (range(*part.indices(n)) for part, n in zip(slices, self.shape, strict=True))
         first_query, first_key = self.offsets
-        made = self.function(
+        mask = self.function(
             torch.arange(rows.start, rows.stop, device=self.device)[:, None, None, None],
             torch.arange(heads.start, heads.stop, device=self.device)[None, :, None, None],
             torch.arange(queries.start, queries.stop, device=self.device)[None, None, :, None] + first_query,
             torch.arange(keys.start, keys.stop, device=self.device)[None, None, None, :] + first_key,
         )
-        return made.expand(len(rows), len(heads), len(queries), len(keys))
+        return mask.expand(len(rows), len(heads), len(queries), len(keys))
 
     def dense(self) -> Tensor:
-        """The whole mask."""
+        """Compute the full mask."""
         return self[:, :, :, :]
 
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Operations that know nothing of this class get the whole mask."""
+        """Run an operation that does not know this class on the full mask."""
         plain = tree_map_only(TiledMask, TiledMask.dense, (args, kwargs or {}))
         return func(*plain[0], **plain[1])
 
@@ -83,7 +82,7 @@ class TiledMask(torch.Tensor):
 def tiled_mask(
     batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **options: Any
 ) -> Tensor | None:
-    """Return what `sdpa_mask` of transformers returns, or a `TiledMask` if there are many pairs."""
+    """Return the mask of transformers' `sdpa_mask`, or a `TiledMask` if there are more than `DENSE_PAIRS` pairs."""
     if options.get("use_vmap") or batch_size * q_length * kv_length <= DENSE_PAIRS or not isinstance(q_offset, int):
         return sdpa_mask(
             batch_size=batch_size,
@@ -106,7 +105,7 @@ def tiled_mask(
 def _hides_nothing(
     padding: Tensor | None, q_length: int, kv_length: int, q_offset: int, kv_offset: int, options: dict[str, Any]
 ) -> bool:
-    """Whether `sdpa_mask` would return None: what `is_causal` says, or nothing at all, is hidden."""
+    """Return True if `sdpa_mask` would return None: `is_causal` describes the mask, or no key is hidden."""
     from transformers import masking_utils
 
     local = options.get("local_size")
@@ -121,21 +120,21 @@ def _hides_nothing(
 
 
 def row_blocks(n_queries: int, n_keys: int) -> Iterator[slice]:
-    """Rows of a mask, a few at a time."""
+    """Yield slices of mask rows with at most `DENSE_PAIRS` pairs each, but at least one row."""
     n_rows = max(1, DENSE_PAIRS // max(1, n_keys))
     for start in range(0, n_queries, n_rows):
         yield slice(start, min(start + n_rows, n_queries))
 
 
 class AdditiveRows:
-    """A boolean mask as numbers to add to scores, a tile at a time; `[rows, heads, queries, keys]` by slices."""
+    """A boolean mask as an additive mask, computed tile by tile for slices `[rows, heads, queries, keys]`."""
 
     def __init__(self, mask: Tensor, shape: tuple[int, ...], first: int, lowest: float) -> None:
         self._mask, self._first, self._lowest = mask, first, lowest
         self.shape = shape
 
     def __getitem__(self, index: tuple[slice, slice, slice, slice]) -> Tensor:
-        inside = (slice(*part.indices(n)[:2]) for part, n in zip(index, self.shape, strict=True))
-        rows, heads, queries, keys = inside
-        shown = self._mask[self._first + rows.start : self._first + rows.stop, heads, queries, keys]
-        return torch.zeros(shown.shape, device=shown.device).masked_fill_(~shown, self._lowest)
+        bounds = (slice(*part.indices(n)[:2]) for part, n in zip(index, self.shape, strict=True))
+        rows, heads, queries, keys = bounds
+        visible = self._mask[self._first + rows.start : self._first + rows.stop, heads, queries, keys]
+        return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, self._lowest)

@@ -1,9 +1,10 @@
-"""Rotary position embeddings: which dimensions of a head turn together, and by how much from a token to the next.
+"""Rotary position embeddings: pairs of dimensions that rotate together, and their angle from token to token.
 
-transformers turns query and key in a function of the model's own module, `apply_rotary_pos_emb`. While the probe runs it is
-watched: what goes in, what comes out, and the query that reaches attention. Angles are taken from its cosine and sine and
-believed only if turning what went in by them gives what came out, in every layer alike. Anything else (complex numbers,
-two-dimensional positions, layers without a rotation, another base in some layers) is left unnamed, never guessed.
+transformers rotates query and key with a function of the model's own module, `apply_rotary_pos_emb`. During the probe
+this module records the inputs and results of that function, and the query that reaches attention. It reads the angles
+from cosine and sine. They count only if rotating the input by them gives the result, with the same angles in every
+layer. In every other case (complex numbers, two-dimensional positions, layers without a rotation or with another base)
+the frequency is reported as unknown.
 """
 
 from __future__ import annotations
@@ -29,103 +30,108 @@ _TOLERANCE = 1e-4
 
 @dataclass
 class RotaryCalls:
-    """Query before, cosine, sine, and query after each rotation of a forward pass, in order."""
+    """Recorded rotations of a forward pass, in order: query before, cosine, sine, query after."""
 
     calls: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
 
 
 @contextmanager
-def watching_rotation(model: PreTrainedModel) -> Iterator[RotaryCalls]:
-    """Note every rotation of queries inside the block; the model computes what it always does."""
-    seen = RotaryCalls()
+def recording_rotations(model: PreTrainedModel) -> Iterator[RotaryCalls]:
+    """Record every rotation of queries inside the block. The model's results do not change."""
+    rotations = RotaryCalls()
     names = {type(module).__module__ for module in model.modules()}
     modules: list[Any] = [sys.modules[name] for name in sorted(names) if hasattr(sys.modules.get(name), _FUNCTION)]
     originals = [getattr(module, _FUNCTION) for module in modules]
 
-    def watched(original: Any) -> Any:
+    def recorded(original: Any) -> Any:
         def apply(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             tensors = [value for value in args if isinstance(value, Tensor)]
             if len(tensors) >= 4 and isinstance(result, tuple):
-                seen.calls.append((tensors[0], tensors[2], tensors[3], result[0]))
+                rotations.calls.append((tensors[0], tensors[2], tensors[3], result[0]))
             return result
 
         return apply
 
     try:
         for module, original in zip(modules, originals, strict=True):
-            setattr(module, _FUNCTION, watched(original))
-        yield seen
+            setattr(module, _FUNCTION, recorded(original))
+        yield rotations
     finally:
         for module, original in zip(modules, originals, strict=True):
             setattr(module, _FUNCTION, original)
 
 
-def rotary_frequency(seen: RotaryCalls, calls: Sequence[AttentionCall]) -> tuple[float, ...]:
-    """Radians a token of each dimension of a head, 0 where it does not turn; empty where it is not known.
+def rotary_frequency(rotations: RotaryCalls, calls: Sequence[AttentionCall]) -> tuple[float, ...]:
+    """Return the angle per token, in radians, of each dimension of a head.
 
-    `calls` are the attention calls that may see rotated queries, in the order of `seen`.
+    A dimension that does not rotate has 0. The result is empty if the frequency is unknown. `calls` are the attention
+    calls that may have rotated queries, in the order of `rotations`.
     """
-    if not calls or len(seen.calls) != len(calls):
+    if not calls or len(rotations.calls) != len(calls):
         return ()
-    found = {_of_call(*rotation, call.query) for rotation, call in zip(seen.calls, calls, strict=True)}
-    return found.pop() if len(found) == 1 else ()
+    frequencies = {
+        _call_frequency(*rotation, call.query) for rotation, call in zip(rotations.calls, calls, strict=True)
+    }
+    return frequencies.pop() if len(frequencies) == 1 else ()
 
 
-def _of_call(before: Tensor, cosine: Tensor, sine: Tensor, after: Tensor, query: Tensor) -> tuple[float, ...]:
+def _call_frequency(before: Tensor, cosine: Tensor, sine: Tensor, after: Tensor, query: Tensor) -> tuple[float, ...]:
     d_head = query.shape[-1]
     if before.dim() != 4 or before.shape != after.shape or after.shape[:-1] != query.shape[:-1]:
         return ()
     if after.shape[-1] > (n := cosine.shape[-1]) and torch.equal(after[..., n:], before[..., n:]):
         before, after = before[..., :n], after[..., :n]
-    n_turned = after.shape[-1]
-    angles = _angles(cosine, sine, n_turned)
+    n_rotated = after.shape[-1]
+    angles = _angles(cosine, sine, n_rotated)
     if angles is None:
         return ()
-    if torch.equal(after, query[..., :n_turned]):
+    if torch.equal(after, query[..., :n_rotated]):
         start = 0
-    elif torch.equal(after, query[..., -n_turned:]):
-        start = d_head - n_turned
+    elif torch.equal(after, query[..., -n_rotated:]):
+        start = d_head - n_rotated
     else:
         return ()
-    half = n_turned // 2
+    half = n_rotated // 2
     for first, second in (
         (torch.arange(half), torch.arange(half) + half),
         (torch.arange(half) * 2, torch.arange(half) * 2 + 1),
     ):
-        if _turns(before, after, angles, first, second):
+        if _is_rotation(before, after, angles, first, second):
             frequency = [0.0] * d_head
-            for one, other, angle in zip(first.tolist(), second.tolist(), angles.tolist(), strict=True):
-                frequency[start + one] = frequency[start + other] = angle
+            for first_dim, second_dim, angle in zip(first.tolist(), second.tolist(), angles.tolist(), strict=True):
+                frequency[start + first_dim] = frequency[start + second_dim] = angle
             return tuple(frequency)
     return ()
 
 
-def _angles(cosine: Tensor, sine: Tensor, n_turned: int) -> Float[Tensor, "pair"] | None:
-    """The angle of each pair from token 0 to token 1; None where the two tensors do not say."""
-    if cosine.shape != sine.shape or cosine.dim() not in (2, 3) or cosine.shape[-2] < 2 or n_turned % 2:
+def _angles(cosine: Tensor, sine: Tensor, n_rotated: int) -> Float[Tensor, "pair"] | None:
+    """Return the angle of each pair from token 0 to token 1, or None if cosine and sine do not determine it."""
+    if cosine.shape != sine.shape or cosine.dim() not in (2, 3) or cosine.shape[-2] < 2 or n_rotated % 2:
         return None
     rows = torch.atan2(sine.double(), cosine.double()).reshape(-1, *cosine.shape[-2:])[0]
-    at = rows[1]
-    if rows[0].any():  # the first token is turned too: its position is not 0
+    angles = rows[1]
+    if rows[0].any():  # the first token is rotated: its position is not 0
         return None
-    half = n_turned // 2
-    if len(at) == n_turned:
-        if torch.equal(at[:half], at[half:]):
-            at = at[:half]
-        elif torch.equal(at[0::2], at[1::2]):
-            at = at[0::2]
-    distinct = len(at) == half and len(set(at.tolist())) == half and bool((at > 0).all())
-    return at if distinct else None
+    half = n_rotated // 2
+    if len(angles) == n_rotated:
+        if torch.equal(angles[:half], angles[half:]):
+            angles = angles[:half]
+        elif torch.equal(angles[0::2], angles[1::2]):
+            angles = angles[0::2]
+    distinct = len(angles) == half and len(set(angles.tolist())) == half and bool((angles > 0).all())
+    return angles if distinct else None
 
 
-def _turns(before: Tensor, after: Tensor, angles: Tensor, first: Tensor, second: Tensor) -> bool:
-    """Whether turning each pair (`first`, `second`) by its angle a token makes `after` of `before`, up to a scale."""
+def _is_rotation(before: Tensor, after: Tensor, angles: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Return True if rotating each pair (`first`, `second`) of `before` by its angle gives `after`, up to a scale."""
     position = torch.arange(before.shape[-2], dtype=torch.float64, device=before.device)
-    turn = torch.polar(torch.ones((), dtype=torch.float64), position[:, None].cpu() * angles.cpu())
-    one, other = (torch.complex(t.double().cpu()[..., first], t.double().cpu()[..., second]) for t in (before, after))
-    for turned in (one * turn, one * turn.conj()):
-        scale = (other * turned.conj()).real.sum() / turned.abs().square().sum().clamp_min(1e-300)
-        if (other - scale * turned).abs().max() <= _TOLERANCE * other.abs().max():
+    rotation = torch.polar(torch.ones((), dtype=torch.float64), position[:, None].cpu() * angles.cpu())
+    vectors, rotated = (
+        torch.complex(t.double().cpu()[..., first], t.double().cpu()[..., second]) for t in (before, after)
+    )
+    for expected in (vectors * rotation, vectors * rotation.conj()):
+        scale = (rotated * expected.conj()).real.sum() / expected.abs().square().sum().clamp_min(1e-300)
+        if (rotated - scale * expected).abs().max() <= _TOLERANCE * rotated.abs().max():
             return True
     return False

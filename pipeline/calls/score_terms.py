@@ -1,7 +1,7 @@
-"""What changes scores besides query and key, on its way to the store: a bias by position, and sinks.
+"""Terms of the scores besides query · key that are stored: a position bias and sinks.
 
-A bias that depends on key_pos − query_pos alone is one line of numbers for each head, whatever formula made it: it is
-read off what the model passes to the attention function, and every pair of every batch is held against it.
+A bias that depends only on key_pos − query_pos is one row of numbers for each head. It is read from the tensor that
+the model passes to the attention function, and every pair of every batch is compared with it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .batch import Batch
 from .segment_buffers import SiteArrays
 
 TOLERANCE = 1e-6
-"""How far a bias may be from that of another pair of the same distance, beside the largest."""
+"""Largest difference between biases of pairs with the same distance, relative to the largest bias (at least 1)."""
 
 
 def has_bias(call: AttentionCall) -> bool:
-    """Whether something finite is added to the scores, as an argument of its own or inside an additive mask."""
+    """Return True if the position bias or an additive mask adds finite numbers other than 0 to the scores."""
     if call.position_bias is not None and bool(call.position_bias.any()):
         return True
     if call.mask is None or call.mask.dtype == torch.bool:
@@ -31,7 +31,7 @@ def has_bias(call: AttentionCall) -> bool:
 
 
 def find_parts(calls: list[AttentionCall]) -> tuple[ScorePart, ...]:
-    """Which parts of a site's scores can be kept; the calls are those of a probe of one example."""
+    """Return the terms of a site's scores that can be stored. `calls` are those of a probe with one example."""
     parts: list[ScorePart] = []
     biased = [call for call in calls if has_bias(call)]
     if biased and all(_by_distance(call, call.query.shape[2], call.key.shape[2]) is not None for call in calls):
@@ -42,52 +42,57 @@ def find_parts(calls: list[AttentionCall]) -> tuple[ScorePart, ...]:
 
 
 def store_parts(call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-    """Write the parts of one call's scores.
+    """Write the position bias and sinks of one call.
 
     Raises
     ------
     UnsupportedModelError
-        A bias depends on more than the distance, or differs from that of the batch before.
+        A bias depends on more than the distance, or differs from the bias of an earlier batch.
     """
     if arrays.sinks is not None:
         arrays.sinks[layer, :, 0] = -np.inf if call.sinks is None else call.sinks.float().cpu().numpy()
     if arrays.position_bias is None:
         return
-    line, known = arrays.position_bias[layer], arrays.known_distances[layer]
+    line, written = arrays.position_bias[layer], arrays.written_distances[layer]
     for index, run in enumerate(batch.placements[site.name].runs):
-        key = (site.name, id(call.position_bias), id(call.mask), index)  # layers may share them
+        key = (site.name, id(call.position_bias), id(call.mask), index)  # layers may share bias and mask
         if key not in batch.bias_lines:
             line_of_run = _by_distance(call, run.n_queries, run.n_keys, slice(run.start, run.stop))
             batch.bias_lines[key] = call.position_bias, call.mask, line_of_run
-        found = batch.bias_lines[key][2]
-        at = slice(arrays.zero_distance - run.n_queries + 1, arrays.zero_distance + run.n_keys)
-        if found is None or not np.allclose(found[:, known[at]], line[:, at][:, known[at]], TOLERANCE, TOLERANCE):
+        bias = batch.bias_lines[key][2]
+        distances = slice(arrays.zero_distance - run.n_queries + 1, arrays.zero_distance + run.n_keys)
+        if bias is None or not np.allclose(
+            bias[:, written[distances]], line[:, distances][:, written[distances]], TOLERANCE, TOLERANCE
+        ):
             raise UnsupportedModelError(
-                f"{call.module} adds a bias to the scores that depends on more than the distance of two tokens, but did "
+                f"{call.module} adds a bias to the scores that depends on more than the distance of two tokens. It did "
                 'not when the model was probed. Keep attention and leave query and key out (keep.query_key = "none").'
             )
-        if not known[at].all():
-            line[:, at], known[at] = found, True
+        if not written[distances].all():
+            line[:, distances], written[distances] = bias, True
 
 
 def _by_distance(
     call: AttentionCall, n_queries: int, n_keys: int, rows: slice = slice(None)
 ) -> Float32[np.ndarray, "head distance"] | None:
-    """The bias of each head from key_pos − query_pos = 1 − n_queries to n_keys − 1; None: it is no function of that."""
+    """Return the bias of each head for key_pos − query_pos = 1 − n_queries ... n_keys − 1.
+
+    None if the bias is not a function of that distance.
+    """
     if call.mask is not None and call.mask.dtype != torch.bool:
         mask = call.mask[rows, :, :n_queries, :n_keys]
         if bool((mask[mask > torch.finfo(mask.dtype).min / 2] != 0).any()):
-            return None  # which keys it hides and what it adds to the others cannot be told apart at every distance
+            return None  # hidden keys and biases cannot be separated at every distance
     n_heads = call.query.shape[1]
     if call.position_bias is None:
         return np.zeros((n_heads, n_queries + n_keys - 1), np.float32)
     bias = call.position_bias[rows] if call.position_bias.shape[0] > 1 else call.position_bias
     bias = bias[:, :, :n_queries, :n_keys].float()
     line = torch.cat([bias[0, :, :, 0].flip(1), bias[0, :, 0, 1:]], dim=1)  # [head, distance]
-    allowed = TOLERANCE * max(1.0, float(line.abs().max()))
-    for head, numbers in enumerate(line):  # head by head: a map more is enough memory
-        again = numbers.unfold(0, n_keys, 1).flip(0)  # [query, key]
-        if not float((bias[:, head] - again).abs().max()) <= allowed:
+    tolerance = TOLERANCE * max(1.0, float(line.abs().max()))
+    for head, numbers in enumerate(line):  # one head at a time needs the memory of one map
+        expected = numbers.unfold(0, n_keys, 1).flip(0)  # [query, key]
+        if not float((bias[:, head] - expected).abs().max()) <= tolerance:
             return None
-    found = line.cpu().numpy()
-    return found if len(found) == n_heads else np.repeat(found, n_heads, axis=0)
+    result = line.cpu().numpy()
+    return result if len(result) == n_heads else np.repeat(result, n_heads, axis=0)

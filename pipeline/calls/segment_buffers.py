@@ -1,8 +1,8 @@
-"""The arrays of a segment while it is computed, and where each example of a batch lies in them.
+"""Arrays of a segment while it is computed, and the position of each example of a batch in them.
 
-Arrays are allocated once at their final size and filled in place, example by example, in whatever order batches come:
-nothing is padded, concatenated or copied again. Memory is reused from segment to segment (fresh pages cost as much as
-compression does), so `check_filled` proves that nothing of the segment before is left.
+Arrays are allocated once at their final size and filled in place, example by example, in any order of batches. They
+need no padding, concatenation or further copies. The next segment reuses the memory, because new memory pages cost as
+much time as compression. `check_filled` verifies that no values of the previous segment remain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from headatlas.store.schema.traces import Site, TraceSpec, segment_layout, zero_
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive rows `start:stop` of a batch that have the same lengths, so that they need no padding among them."""
+    """Consecutive rows `start:stop` of a batch with the same lengths. Such rows need no padding."""
 
     start: int
     stop: int
@@ -32,32 +32,32 @@ class Run:
 
 @dataclass(frozen=True)
 class SitePlacement:
-    """Where the examples of one batch lie in the arrays of one site; lists have one entry for each row of the batch."""
+    """Positions of the examples of one batch in the arrays of one site, with one entry for each row of the batch."""
 
     example: tuple[int, ...]
     """Index within the segment."""
     query_start: tuple[int, ...]
     key_start: tuple[int, ...]
     pair_start: dict[int | None, tuple[int, ...]]
-    """By band (`Site.bands`): layers with a window have a pair axis of their own."""
+    """First pair by band (`Site.bands`). Layers with a window have a pair axis of their own."""
     runs: tuple[Run, ...]
 
     @cached_property
     def n_queries(self) -> tuple[int, ...]:
-        """Tokens of each row's query sequence."""
+        """Number of tokens of each row's query sequence."""
         return tuple(run.n_queries for run in self.runs for _ in range(run.start, run.stop))
 
     @cached_property
     def n_keys(self) -> tuple[int, ...]:
-        """Tokens of each row's key sequence."""
+        """Number of tokens of each row's key sequence."""
         return tuple(run.n_keys for run in self.runs for _ in range(run.start, run.stop))
 
 
 @dataclass
 class SparseRows:
-    """What a sparse codec keeps, before its length is known: each row has as many slots as it may need.
+    """Weights that a sparse codec keeps, in a fixed number of slots for each row.
 
-    `count` of them are filled, by ascending key.
+    The first `count` slots of a row are filled, by ascending key.
     """
 
     layouts: list[ArrayLayout]
@@ -67,15 +67,15 @@ class SparseRows:
     dropped: np.ndarray
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As they are stored, by path."""
+        """Return the arrays as they are stored, by path."""
         slots = np.arange(self.key.shape[-1])
         maps = []
         for key, stored, count, dropped in zip(self.key, self.stored, self.count, self.dropped, strict=True):
             filled = slots < count[..., None]  # [head, row, slot]
             maps.append(
                 [
-                    SparseHeadRows(k[at], s[at], n.astype(np.int64), left)
-                    for k, s, n, left, at in zip(key, stored, count, dropped, filled, strict=True)
+                    SparseHeadRows(k[mask], s[mask], n.astype(np.int64), mass)
+                    for k, s, n, mass, mask in zip(key, stored, count, dropped, filled, strict=True)
                 ]
             )
         return sparse_arrays(self.layouts, maps)
@@ -83,12 +83,12 @@ class SparseRows:
 
 @dataclass
 class SiteArrays:
-    """The arrays of one site of a segment (see `headatlas.store.schema.traces.segment_layout`); None: not kept."""
+    """Arrays of one site of a segment (see `headatlas.store.schema.traces.segment_layout`), None if not stored."""
 
     attention: np.ndarray | None = None
-    """Of the layers without a window."""
+    """Pairs of the layers without a window."""
     attention_bands: dict[int | None, np.ndarray] = field(default_factory=dict)
-    """The same, and those of each window; empty where a sparse codec is used."""
+    """Pairs by band: None for layers without a window, else the window. Empty with a sparse codec."""
     sparse: SparseRows | None = None
     query: np.ndarray | None = None
     key: np.ndarray | None = None
@@ -101,14 +101,14 @@ class SiteArrays:
     edge_weight: np.ndarray | None = None
     statistics: np.ndarray | None = None
     n_filled: int = 0
-    """Maps (one layer of one example) written so far."""
+    """Number of maps (one layer of one example) written so far."""
     zero_distance: int = 0
-    """Where key_pos − query_pos = 0 lies in `position_bias`."""
-    known_distances: Bool[np.ndarray, "layer distance"] = field(default_factory=lambda: np.zeros((0, 0), bool))
-    """Which of its numbers are written."""
+    """Index of key_pos − query_pos = 0 in `position_bias`."""
+    written_distances: Bool[np.ndarray, "layer distance"] = field(default_factory=lambda: np.zeros((0, 0), bool))
+    """True for each distance of `position_bias` that is written."""
 
     def clear(self, absent: Bool[np.ndarray, "example"]) -> None:
-        """Set what nothing is computed for: examples without tokens, and distances that no example has."""
+        """Fill the values that are never computed: examples without tokens, and distances that no example has."""
         if self.statistics is not None:
             self.statistics[..., absent] = np.nan
         for scale in (self.query_scale, self.key_scale):
@@ -116,14 +116,14 @@ class SiteArrays:
                 scale[:, :, absent] = 0
         if self.position_bias is not None:
             self.position_bias[:] = 0
-            self.known_distances = np.zeros(self.position_bias.shape[::2], bool)
+            self.written_distances = np.zeros(self.position_bias.shape[::2], bool)
 
     def band(self, site: Site, layer: int) -> int | None:
-        """The window whose band a layer's pairs are stored in; None: all pairs are, or none."""
+        """Return the window of the band that holds a layer's pairs. None if all pairs or no pairs are stored."""
         return site.band(layer) if self.attention_bands else None
 
     def attention_of(self, site: Site, layer: int) -> np.ndarray | None:
-        """Where the pairs of a layer go, ``[head, pair]``; None: attention is not kept densely."""
+        """Return the array ``[head, pair]`` of a layer's pairs, or None if attention is not stored densely."""
         band = site.band(layer)
         array = self.attention_bands.get(band)
         return None if array is None else array[site.bands[band].index(layer)]
@@ -131,12 +131,12 @@ class SiteArrays:
 
 @dataclass
 class BufferPool:
-    """Memory that is handed out again for the next segment."""
+    """Memory blocks that are reused for the next segment."""
 
     _blocks: dict[str, np.ndarray] = field(default_factory=dict)
 
     def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array whose contents are undefined; it is valid until the same name is taken again."""
+        """Return an uninitialized array. It is valid until the next call with the same name."""
         n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         block = self._blocks.get(name)
         if block is None or block.nbytes < n_bytes:
@@ -145,16 +145,16 @@ class BufferPool:
 
 
 class SegmentBuffers:
-    """The trace arrays of one segment of examples with known lengths.
+    """Trace arrays of one segment of examples.
 
     Parameters
     ----------
     spec
-        Sites and what is kept.
+        Sites and the arrays to store.
     n_tokens
-        Tokens of each example, by sequence; examples of no tokens take no room.
+        Number of tokens of each example, by sequence. Examples without tokens occupy no pairs or rows.
     pool
-        Memory to use; None allocates afresh.
+        Memory to reuse. None allocates new memory.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class SegmentBuffers:
                     setattr(self.sites[site.name], name, array)
             n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
             if self._sparse:
-                self.sites[site.name].sparse = self._slots(site, int(n_keys.max(initial=0)), pool)
+                self.sites[site.name].sparse = self._allocate_slots(site, int(n_keys.max(initial=0)), pool)
             pairs = {band: pair_offset(site, n_queries, n_keys, band) for band in site.bands}
             self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pairs)
             self.sites[site.name].zero_distance = zero_distance(n_queries)
@@ -194,35 +194,35 @@ class SegmentBuffers:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The trace arrays by path; those of a sparse codec are made anew at each call."""
-        made = dict(self._arrays)
+        """Trace arrays by path. Arrays of a sparse codec are computed at each access."""
+        arrays = dict(self._arrays)
         for site in self.sites.values():
-            made |= site.sparse.arrays() if site.sparse is not None else {}
-        return {path: made[path] for path in self.layout}
+            arrays |= site.sparse.arrays() if site.sparse is not None else {}
+        return {path: arrays[path] for path in self.layout}
 
-    def _slots(self, site: Site, longest: int, pool: BufferPool) -> SparseRows:
-        """Room for what a sparse codec keeps of a site."""
+    def _allocate_slots(self, site: Site, longest: int, pool: BufferPool) -> SparseRows:
+        """Allocate the slots of a sparse codec for a site."""
         codec = self.spec.attention_codec
         assert codec is not None
         assert codec.selection is not None
-        own = {
+        layout_by_name = {
             path.split("/", 1)[1]: layout for path, layout in self.layout.items() if path.startswith(f"{site.name}/")
         }
-        layouts = {name: layout for name, layout in own.items() if _is_attention(layout.path)}
+        layouts = {name: layout for name, layout in layout_by_name.items() if _is_attention(layout.path)}
         rows = layouts["attention_count"].shape
         slots = (*rows, min(codec.selection.n_kept, longest))
         shapes = {"attention": slots, "attention_key": slots, "attention_count": rows, "attention_dropped": rows}
-        made = {n: pool.take(layouts[n].path, shape, layouts[n].dtype) for n, shape in shapes.items()}
+        arrays = {n: pool.take(layouts[n].path, shape, layouts[n].dtype) for n, shape in shapes.items()}
         return SparseRows(
             list(layouts.values()),
-            made["attention_key"],
-            made["attention"],
-            made["attention_count"],
-            made["attention_dropped"],
+            arrays["attention_key"],
+            arrays["attention"],
+            arrays["attention_count"],
+            arrays["attention_dropped"],
         )
 
     def place(self, site: Site, examples: Sequence[int]) -> SitePlacement:
-        """Where a batch of these examples (by index within the segment) lies."""
+        """Return the positions of a batch of these examples (by index within the segment)."""
         queries, keys, pairs = self._offsets[site.name]
         n_queries, n_keys = self.n_tokens[site.query_sequence], self.n_tokens[site.key_sequence]
         shapes = [(int(n_queries[i]), int(n_keys[i])) for i in examples]
@@ -239,12 +239,12 @@ class SegmentBuffers:
         )
 
     def check_filled(self) -> None:
-        """Every map of every example was written exactly once."""
+        """Check that every map of every example was written exactly once."""
         for site in self.spec.sites:
             n_examples = int((self.n_tokens[site.query_sequence] > 0).sum())
             filled = self.sites[site.name].n_filled
             assert filled == n_examples * site.n_layers, (
-                f"{site.name}: {filled} maps written of {n_examples * site.n_layers}"
+                f"{site.name}: {filled} maps were written; expected {n_examples * site.n_layers}"
             )
 
 

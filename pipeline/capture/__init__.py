@@ -1,1 +1,1 @@
-"""The attention sites of a model and the collector of their calls; models in eager mode."""
+"""Attention sites of a model, the collector of its attention calls, and models in eager mode."""

@@ -1,4 +1,4 @@
-"""Pass the attention calls of a model, batch by batch, to the reduction that fills a segment's arrays."""
+"""Collector that passes the attention calls of a model to the reduction, which fills a segment's arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .sites import CallSequence, ModelSites
 
 
 class TraceCollector:
-    """Receives the calls of one batch after the other and fills a segment's arrays."""
+    """Receiver of the attention calls of consecutive batches. It fills a segment's arrays."""
 
     def __init__(self, spec: TraceSpec, sites: ModelSites, reduction: Reduction | None = None) -> None:
         self._spec = spec
@@ -31,40 +31,40 @@ class TraceCollector:
     def begin(
         self, buffers: SegmentBuffers, examples: Sequence[int], special: dict[str, Bool[Tensor, "batch token"]]
     ) -> Batch:
-        """Get ready for a forward pass over these examples of the segment, in this order."""
+        """Prepare a forward pass over these examples of the segment, in this order."""
         self._sequence.restart()
         self._buffers = buffers
         self._batch = Batch({site.name: buffers.place(site, examples) for site in self._spec.sites}, special)
         return self._batch
 
     def receive(self, call: AttentionCall) -> Tensor | None:
-        """Take one call of the model."""
+        """Reduce one call of the model. Return the attention output if the reduction computed it."""
         assert self._batch is not None, "begin() comes before the forward pass"
         assert self._buffers is not None, "begin() comes before the forward pass"
-        where = self._sequence.next(call.module)
-        site = self._sites.site(where.site)
-        return self._reduction.reduce(call, site, where.layer, self._batch, self._buffers.sites[where.site])
+        site_call = self._sequence.next(call.module)
+        site = self._sites.site(site_call.site)
+        return self._reduction.reduce(call, site, site_call.layer, self._batch, self._buffers.sites[site_call.site])
 
     def receive_weights(self, name: str, weights: Tensor) -> None:
-        """Take the maps ``[batch, head, query, key]`` that a model in eager mode returned for one layer."""
+        """Reduce the maps ``[batch, head, query, key]`` that a model in eager mode returned for one layer."""
         assert self._batch is not None, "begin() comes before the forward pass"
         assert self._buffers is not None, "begin() comes before the forward pass"
-        where = self._sequence.next(name)
-        site, arrays = self._sites.site(where.site), self._buffers.sites[where.site]
+        site_call = self._sequence.next(name)
+        site, arrays = self._sites.site(site_call.site), self._buffers.sites[site_call.site]
         assert isinstance(self._reduction, TorchReduction), "maps are reduced by torch operations"
-        self._reduction.reduce_weights(weights, site, where.layer, self._batch, arrays)
+        self._reduction.reduce_weights(weights, site, site_call.layer, self._batch, arrays)
 
     def end_pass(self) -> None:
-        """Check that the forward pass was complete. The next may begin; traces are in the buffers after `settle`."""
+        """Check that the forward pass is complete, so that the next one may begin. `settle` waits for the traces."""
         self._sequence.finish()
         self._reduction.end_pass()
         self._batch = None
 
     def settle(self) -> None:
-        """Wait until all traces of the passes so far are in the buffers, and their failures in the batches."""
+        """Wait until the traces of all passes are in the buffers, and their failures are in the batches."""
         self._reduction.settle()
 
     def finish(self) -> None:
-        """`end_pass` and `settle`: for a single pass."""
+        """Call `end_pass` and `settle`, for a single pass."""
         self.end_pass()
         self.settle()

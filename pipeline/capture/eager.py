@@ -1,8 +1,8 @@
-"""Attention of models that compute it outside transformers' interface: what they return when asked for it.
+"""Capture of models that compute attention outside transformers' interface, from the maps that they return.
 
-Such a model runs in eager mode with `output_attentions`, and all of a batch's maps are there at the end of the forward pass.
-They are reduced like those of the interface. Query and key are out of reach. `eager_check` holds what the model returns
-against the softmaxes that it computed on the way.
+Such a model runs in eager mode with `output_attentions`. It returns all maps of a batch at the end of the forward pass,
+and the reduction processes them like those of the interface. Query and key are not available. `eager_check` compares
+the returned maps with the softmaxes of the same forward pass.
 """
 
 from __future__ import annotations
@@ -33,46 +33,49 @@ _OUTPUTS: dict[SiteName, str] = {
 
 
 def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelSites:
-    """The attention of a model: through the interface, or else what it returns in eager mode.
+    """Discover the attention sites of a model through the interface, or else from the maps of eager mode.
 
     Raises
     ------
     UnsupportedModelError
-        Neither can be captured; says why.
+        Neither way works. The message gives both reasons.
     """
     try:
         return discover_sites(model, inputs)
-    except UnsupportedModelError as refused:
+    except UnsupportedModelError as interface_error:
         try:
             return discover_eager_sites(model, inputs)
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{str(refused).partition(' Supported are')[0]} {error}") from error
+        except UnsupportedModelError as eager_error:
+            raise UnsupportedModelError(
+                f"{str(interface_error).partition(' Supported are')[0]} {eager_error}"
+            ) from eager_error
 
 
 def require_keep(model: PreTrainedModel, sites: ModelSites, keep: Keep) -> None:
-    """Check that what is to be kept can be seen.
+    """Check that the capture can provide all arrays that `keep` asks for.
 
     Raises
     ------
     UnsupportedModelError
-        Query and key of a model in eager mode.
+        `keep` asks for query and key, but the model is captured in eager mode.
     """
     if sites.capture == "eager" and keep.query_key is not None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} computes attention outside transformers' attention interface: the maps that it returns "
-            f'can be captured (eager mode), its query and key cannot, and keep.query_key is "{keep.query_key}". Leave them '
-            'out: --set keep.query_key=none, or query_key = "none" under [keep].'
+            f"{type(model).__name__} computes attention outside transformers' attention interface. Its maps can be "
+            "captured "
+            f'(eager mode), but not query and key, and keep.query_key is "{keep.query_key}". Leave them out: --set '
+            'keep.query_key=none, or query_key = "none" under [keep].'
         )
 
 
 @torch.no_grad()
 def discover_eager_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelSites:
-    """The sites of the maps that a model returns for `inputs`, one short example of at least two tokens.
+    """Discover the sites from the maps that a model returns for `inputs`, one short example of at least two tokens.
 
     Raises
     ------
     UnsupportedModelError
-        It returns none, or not one full map for each head and layer.
+        The model returns no maps, or not one full map for each head and layer.
     """
     name = type(model).__name__
     try:
@@ -80,21 +83,21 @@ def discover_eager_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -
     except (TypeError, ValueError, RuntimeError) as error:
         raise UnsupportedModelError(f"In eager mode {name} does not return attention: {error}") from error
     if "input_ids" not in inputs:
-        raise UnsupportedModelError(f"In eager mode models that read text are captured, and {name} does not.")
+        raise UnsupportedModelError(f"In eager mode only models that read text are captured; {name} has no input_ids.")
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
-    found: dict[SiteName, Sequence[Tensor]] = {}
+    maps_by_site: dict[SiteName, Sequence[Tensor]] = {}
     if two_sided:
-        found = {site: maps for site, key in _OUTPUTS.items() if (maps := getattr(output, key, None))}
+        maps_by_site = {site: maps for site, key in _OUTPUTS.items() if (maps := getattr(output, key, None))}
     elif maps := getattr(output, "attentions", None):
         causal = all(_is_map(m) and not bool(m.triu(1).any()) for m in maps)
-        found = {"decoder" if causal else "encoder": maps}
-    if not found:
+        maps_by_site = {"decoder" if causal else "encoder": maps}
+    if not maps_by_site:
         raise UnsupportedModelError(f"In eager mode {name} returns no attention either.")
     sizes = {
         prefix: inputs[f"{prefix}input_ids"].shape[1] for prefix in ("", "decoder_") if f"{prefix}input_ids" in inputs
     }
     sites, calls = [], []
-    for site_name, maps in found.items():
+    for site_name, maps in maps_by_site.items():
         expected = count_layers(model, site_name)
         if expected is not None and expected != len(maps):
             raise UnsupportedModelError(
@@ -102,12 +105,12 @@ def discover_eager_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -
             )
         query = sizes["decoder_" if two_sided and site_name != "encoder" else ""]
         key = sizes["decoder_" if two_sided and site_name == "decoder" else ""]
-        wrong = next((m for m in maps if not _is_map(m) or tuple(m.shape[2:]) != (query, key)), None)
-        if wrong is not None or len({m.shape[1] for m in maps}) > 1:
-            shape = None if wrong is None else tuple(wrong.shape)
+        wrong_map = next((m for m in maps if not _is_map(m) or tuple(m.shape[2:]) != (query, key)), None)
+        if wrong_map is not None or len({m.shape[1] for m in maps}) > 1:
+            shape = None if wrong_map is None else tuple(wrong_map.shape)
             raise UnsupportedModelError(
-                f"In eager mode {name} returns {site_name} attention of shape {shape}; expected one map of {query} queries "
-                f"and {key} keys for each head, and as many heads in every layer."
+                f"In eager mode {name} returns {site_name} attention of shape {shape}; expected one map of {query} "
+                f"queries and {key} keys for each head, and the same number of heads in every layer."
             )
         sites.append(_site(site_name, maps, two_sided))
         calls += [SiteCall(_call_name(site_name, layer), site_name, layer) for layer in range(len(maps))]
@@ -143,9 +146,9 @@ def _site(name: SiteName, maps: Sequence[Tensor], two_sided: bool) -> Site:
 def forwarding(
     model: PreTrainedModel, sites: ModelSites, collector: TraceCollector
 ) -> Iterator[Callable[[ModelInputs], None]]:
-    """What runs the model on a batch that the collector was told of by `begin`.
+    """Yield a function that runs the model on the batch that `collector.begin` prepared.
 
-    The traces of all batches are in the buffers, and their failures known, when the block has ended.
+    At the end of the block the traces of all batches are in the buffers, and their failures are in the batches.
     """
     if sites.capture == "interface":
 
@@ -161,7 +164,8 @@ def forwarding(
     else:
         if model.training:
             raise UnsupportedModelError(
-                f"{type(model).__name__} is in training mode, where attention is dropped at random; call model.eval()."
+                f"{type(model).__name__} is in training mode, in which dropout changes attention. Call model.eval() "
+                "first."
             )
         yield lambda inputs: _run_eager(model, sites, collector, inputs)
 
@@ -175,21 +179,21 @@ def _run_eager(model: PreTrainedModel, sites: ModelSites, collector: TraceCollec
 
 
 def read_attentions(model: PreTrainedModel, sites: ModelSites, output: Any) -> dict[SiteName, Sequence[Tensor]]:
-    """The maps of a forward pass by site, one for each layer.
+    """Return the maps of a forward pass by site, one for each layer.
 
     Raises
     ------
     UnsupportedModelError
-        A layer's is missing.
+        The map of a layer is missing.
     """
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
-    found: dict[SiteName, Sequence[Tensor]] = {}
+    maps_by_site: dict[SiteName, Sequence[Tensor]] = {}
     for site in sites.sites:
         maps = getattr(output, _OUTPUTS[site.name] if two_sided or site.name == "cross" else "attentions", None)
         if maps is None or len(maps) != site.n_layers or any(layer is None for layer in maps):
             raise UnsupportedModelError(
-                f"{type(model).__name__} returns {len(maps or ())} eager attention maps for {site.n_layers} {site.name} layers; "
-                "without them its attention cannot be known."
+                f"{type(model).__name__} returns {len(maps or ())} eager attention maps for {site.n_layers} "
+                f"{site.name} layers; expected one for each layer."
             )
-        found[site.name] = maps
-    return found
+        maps_by_site[site.name] = maps
+    return maps_by_site

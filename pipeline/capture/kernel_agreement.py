@@ -1,8 +1,8 @@
-"""Before the fused kernel fills a segment, it has to store what torch operations store.
+"""Comparison of a kernel with torch operations, before the kernel fills a segment.
 
-The self-check holds torch operations against the model's eager attention; this holds the kernel against them, on the
-same examples, through the very code that fills segments. The kernel also computes the attention output, so what later
-layers see is compared too.
+The self-check compares torch operations with the model's eager attention. This module compares the kernel with torch
+operations, on the same examples and with the code that fills segments. The kernel also computes the attention output,
+so the inputs of later layers are compared too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOST_CODES_OFF = 0.01
-"""Share of sqrt8 codes that may differ, by one; rounding alone moves about one in 10,000."""
+"""Largest share of sqrt8 codes that may differ by one. Rounding alone changes about one in 10,000."""
 TOLERANCES = {
     "logsumexp": (1e-4, 1e-4),
     "statistics": (1e-4, 1e-4),
@@ -41,12 +41,12 @@ TOLERANCES = {
     "position_bias": (0, 1e-6),
     "sinks": (0, 0),
 }
-"""Relative and absolute, by array. Vectors are compared as stored, in half precision. Edge keys may differ in ties."""
+"""Relative and absolute tolerance, by array. Vectors are compared as stored. Edge keys may differ in ties."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """`difference` says where the two first differ by more than rounding; None: nowhere."""
+    """Result of the comparison. `difference` describes the first difference beyond rounding, or is None."""
 
     difference: str | None
 
@@ -60,17 +60,17 @@ def check_agreement(
     lengths: Mapping[str, Sequence[int]],
     reduction: Reduction,
 ) -> Agreement:
-    """Run one batch with torch operations and with `reduction`, and compare every array."""
-    filled = [
+    """Run one batch with torch operations and with `reduction`, and compare every array of the segment."""
+    fills = [
         _fill(model, sites, spec, inputs, lengths, r) for r in (TorchReduction(spec.keep, spec.statistics), reduction)
     ]
-    (expected, expected_failures), (found, failures) = filled
-    if failures != expected_failures:
+    (reference, reference_failures), (buffers, failures) = fills
+    if failures != reference_failures:
         return Agreement(
-            f"examples {sorted(failures)} cannot be stored, by torch operations {sorted(expected_failures)}"
+            f"examples {sorted(failures)} cannot be stored, by torch operations {sorted(reference_failures)}"
         )
-    for path, array in expected.arrays.items():
-        difference = _compare(path.split("/", 1)[1], found.arrays[path], array)
+    for path, expected in reference.arrays.items():
+        difference = _compare(path.split("/", 1)[1], buffers.arrays[path], expected)
         if difference:
             return Agreement(f"{path}: {difference}")
     return Agreement(None)
@@ -93,24 +93,24 @@ def _fill(
     return buffers, set(batch.failures)
 
 
-def _compare(name: str, found: np.ndarray, expected: np.ndarray) -> str | None:
+def _compare(name: str, actual: np.ndarray, expected: np.ndarray) -> str | None:
     if name.startswith("attention") and expected.dtype == np.uint8:
-        off = np.abs(found.astype(np.int16) - expected)
-        if off.max(initial=0) > 1:
-            return f"a code differs by {off.max()}; at most 1 is rounding"
-        share = float(np.mean(off)) if off.size else 0.0
+        difference = np.abs(actual.astype(np.int16) - expected)
+        if difference.max(initial=0) > 1:
+            return f"a code differs by {difference.max()}; rounding explains at most 1"
+        share = float(np.mean(difference)) if difference.size else 0.0
         return f"{share:.2%} of the codes differ" if share > MOST_CODES_OFF else None
     if name in ("query", "key") and expected.dtype == np.uint8:
-        off = np.abs(found.astype(np.int16) - expected).max(initial=0)
-        return f"a code differs by {off}; at most 1 is rounding" if off > 1 else None
+        difference = np.abs(actual.astype(np.int16) - expected).max(initial=0)
+        return f"a code differs by {difference}; rounding explains at most 1" if difference > 1 else None
     if name not in TOLERANCES:
         return None
     relative, absolute = TOLERANCES[name]
     if expected.dtype == np.uint16:  # bfloat16
-        found, expected = ((array.astype(np.uint32) << 16).view(np.float32) for array in (found, expected))
+        actual, expected = ((array.astype(np.uint32) << 16).view(np.float32) for array in (actual, expected))
         relative *= 4
-    close = np.isclose(found, expected, rtol=relative, atol=absolute, equal_nan=True)
-    if close.all():
+    is_close = np.isclose(actual, expected, rtol=relative, atol=absolute, equal_nan=True)
+    if is_close.all():
         return None
-    worst = float(np.nanmax(np.abs(found.astype(np.float64) - expected)[~close], initial=0))
-    return f"{int((~close).sum())} of {close.size} numbers differ, by up to {worst:.3g}"
+    worst = float(np.nanmax(np.abs(actual.astype(np.float64) - expected)[~is_close], initial=0))
+    return f"{int((~is_close).sum())} of {is_close.size} numbers differ, by up to {worst:.3g}"

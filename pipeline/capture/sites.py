@@ -1,8 +1,8 @@
-"""Which attention a model has: found by running it once on a few tokens, never by trusting names or layer numbers.
+"""Discovery of a model's attention sites by a probe: one forward pass on a few tokens.
 
-The probe records every call in order. That order, module by module, is what each later forward pass must repeat: a
-model that calls more, fewer or other modules is refused. The probe gives the two sides of an encoder–decoder
-different lengths, so cross attention shows by its shape.
+The probe records every attention call in order, because module names and layer numbers are not reliable. Each later
+forward pass must repeat that order. If a model calls more, fewer or other modules, the capture raises an error. The two
+sides of an encoder–decoder have different lengths in the probe, so cross-attention is recognized by its shape.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.traces import CaptureMode, Site, SiteName
 
 from ..calls.attention_hook import AttentionCall, capturing
-from ..calls.rotary import rotary_frequency, watching_rotation
+from ..calls.rotary import recording_rotations, rotary_frequency
 from ..calls.score_terms import find_parts, has_bias
 from ..models.attention_implementation import SUPPORTED
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SiteCall:
-    """One attention call of a forward pass: the module, and the site and layer it is stored as."""
+    """One attention call of a forward pass: its module, and the site and layer that it is stored as."""
 
     module: str
     site: SiteName
@@ -37,61 +37,62 @@ class SiteCall:
 
 @dataclass(frozen=True)
 class ModelSites:
-    """The sites of a model and the order in which a forward pass calls them."""
+    """Sites of a model, and the order of the attention calls in a forward pass."""
 
     sites: tuple[Site, ...]
     calls: tuple[SiteCall, ...]
     capture: CaptureMode = "interface"
 
     def site(self, name: SiteName) -> Site:
-        """The site of that name."""
+        """Return the site of that name."""
         return next(site for site in self.sites if site.name == name)
 
 
 class CallSequence:
-    """Matches the calls of one forward pass with the expected ones, in order."""
+    """Comparison of the calls of one forward pass with the expected calls, in order."""
 
     def __init__(self, sites: ModelSites) -> None:
         self._expected = sites.calls
-        self._n_seen = 0
+        self._n_calls = 0
 
     def next(self, module: str) -> SiteCall:
-        """Where the call of this module belongs.
+        """Return the site and layer of the next call, which must come from this module.
 
         Raises
         ------
         UnsupportedModelError
-            The model called another module than in the probe, or once too often.
+            The model called another module than in the probe, or made more calls.
         """
-        if self._n_seen >= len(self._expected):
+        if self._n_calls >= len(self._expected):
             raise UnsupportedModelError(
                 f"{module} was called after all {len(self._expected)} expected attention calls."
             )
-        expected = self._expected[self._n_seen]
+        expected = self._expected[self._n_calls]
         if expected.module != module:
             raise UnsupportedModelError(
-                f"attention call {self._n_seen} came from {module}, expected {expected.module}: the order of layers changed."
+                f"attention call {self._n_calls} came from {module}; expected {expected.module}. The order of layers "
+                "changed."
             )
-        self._n_seen += 1
+        self._n_calls += 1
         return expected
 
     def finish(self) -> None:
-        """Check that the forward pass made every call, and get ready for the next.
+        """Check that the forward pass made every call, and prepare for the next one.
 
         Raises
         ------
         UnsupportedModelError
             Calls are missing.
         """
-        seen, self._n_seen = self._n_seen, 0
-        if seen != len(self._expected):
+        n_calls, self._n_calls = self._n_calls, 0
+        if n_calls != len(self._expected):
             raise UnsupportedModelError(
-                f"the model made {seen} attention calls in a forward pass, expected {len(self._expected)}."
+                f"the model made {n_calls} attention calls in a forward pass, expected {len(self._expected)}."
             )
 
     def restart(self) -> None:
-        """Forget a forward pass that broke off."""
-        self._n_seen = 0
+        """Discard a forward pass that was interrupted."""
+        self._n_calls = 0
 
 
 class _Recorder:
@@ -106,20 +107,21 @@ class _Recorder:
 def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelSites:
     """Run `model` once on `inputs` and describe its attention.
 
-    `inputs` should be one short example of at least two tokens, with different lengths on the two sides of an
-    encoder–decoder.
+    `inputs` should be one short example of at least two tokens. The two sides of an encoder–decoder should have
+    different lengths.
 
     Raises
     ------
     UnsupportedModelError
-        No attention, or not all layers, went through the interface; or layers differ in shape.
+        The interface received no call, or not the calls of all layers, or layers differ in shape.
     """
     recorder = _Recorder()
-    with capturing(model, recorder), watching_rotation(model) as rotation:
+    with capturing(model, recorder), recording_rotations(model) as rotation:
         model(**inputs, **forward_options(model))
     if not recorder.calls:
         raise UnsupportedModelError(
-            f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be captured. {SUPPORTED}"
+            f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be "
+            f"captured. {SUPPORTED}"
         )
     names: list[SiteName] = [_site_name(model, call) for call in recorder.calls]
     by_site: dict[SiteName, list[AttentionCall]] = {}
@@ -127,31 +129,33 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     modules = dict(model.named_modules())
     for name, call in zip(names, recorder.calls, strict=True):
         layer = len(by_site.setdefault(name, []))
-        stated = getattr(modules[call.module], "layer_idx", None)
-        if isinstance(stated, int) and stated != layer:
+        layer_index = getattr(modules[call.module], "layer_idx", None)
+        if isinstance(layer_index, int) and layer_index != layer:
             raise UnsupportedModelError(
-                f"{call.module} is call {layer} of the {name} site but says it is layer {stated}: some layers do not go through the attention interface. {SUPPORTED}"
+                f"{call.module} is call {layer} of the {name} site, but its layer_idx is {layer_index}: some layers do "
+                f"not use the attention interface. {SUPPORTED}"
             )
         by_site[name].append(call)
         calls.append(SiteCall(call.module, name, layer))
-    for name, found in by_site.items():
+    for name, site_calls in by_site.items():
         expected = count_layers(model, name)
-        if expected is not None and expected != len(found):
+        if expected is not None and expected != len(site_calls):
             raise UnsupportedModelError(
-                f"{type(model).__name__} has {expected} {name} layers but made {len(found)} attention calls there. {SUPPORTED}"
+                f"{type(model).__name__} has {expected} {name} layers but made {len(site_calls)} attention calls "
+                f"there. {SUPPORTED}"
             )
     rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
     order: list[SiteName] = [name for name in get_args(SiteName) if name in by_site]
-    # A decoder that is given encoder states has two sequences too, whatever its configuration calls it.
+    # A decoder with encoder states as input also has two sequences, even if is_encoder_decoder is not set.
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
-    turned = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
-    frequency = rotary_frequency(rotation, turned)
-    made = (_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order)
-    return ModelSites(tuple(made), tuple(calls))
+    rotated_calls = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
+    frequency = rotary_frequency(rotation, rotated_calls)
+    sites = (_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order)
+    return ModelSites(tuple(sites), tuple(calls))
 
 
 def forward_options(model: PreTrainedModel) -> dict[str, Any]:
-    """Arguments of every forward pass: no cache, no extra outputs."""
+    """Return the arguments of every forward pass: no key/value cache, no extra outputs."""
     options: dict[str, Any] = {"return_dict": True}
     if getattr(model.config, "use_cache", None) is not None or getattr(model.config, "is_encoder_decoder", False):
         options["use_cache"] = False
@@ -173,17 +177,17 @@ def _site_name(model: PreTrainedModel, call: AttentionCall) -> SiteName:
 
 
 def is_causal(call: AttentionCall) -> bool:
-    """Whether no query of the call sees a later key."""
+    """Return True if no query of the call sees a later key."""
     if call.mask is None:
         return call.causal
     if call.mask.shape[-1] != call.mask.shape[-2] or call.mask.shape[-1] < 2:
         return False
-    open_ = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
-    return not bool(open_.triu(1).any())
+    visible = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
+    return not bool(visible.triu(1).any())
 
 
 def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:
-    """How many layers the configuration promises for a site; None where it does not say."""
+    """Return the number of layers of a site in the model's configuration, or None if it has no such entry."""
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         names = (
@@ -203,7 +207,7 @@ def _site(
     shapes = {(call.query.shape[1], call.key.shape[1], call.query.shape[3]) for call in calls}
     if len(shapes) > 1:
         raise UnsupportedModelError(
-            f"the {name} layers have different shapes (heads, key heads, d_head): {sorted(shapes)}; one shape is expected."
+            f"the {name} layers have different shapes (heads, key heads, d_head): {sorted(shapes)}; expected one shape"
         )
     n_heads, n_kv_heads, d_head = shapes.pop()
     return Site(

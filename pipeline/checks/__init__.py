@@ -1,1 +1,1 @@
-"""The capture compared with the model's own attention."""
+"""Checks of the capture against the model's own attention."""

@@ -1,10 +1,10 @@
-"""Holds the capture against the model's own eager attention, before anything is stored.
+"""Check of the capture against the model's own eager attention, before anything is stored.
 
-A few examples run twice, once through the very code that fills segments and once with transformers' eager attention
-and `output_attentions`. A difference stops the job. For the comparison the capture's own attention feeds the next
-layer, as eager attention does, so that rounding in SDPA does not add up over the layers; that SDPA leads to the same
-hidden states is checked apart. Attention is also rebuilt from the query, key and logsumexp that would be stored; what
-half precision may cost there is computed, not guessed.
+A few examples run twice: once with the code that fills segments, and once with transformers' eager attention and
+`output_attentions`. A difference stops the job. During the comparison the captured attention feeds the next layer, as
+in eager attention, so that rounding errors of SDPA do not accumulate over the layers. A separate check compares the
+hidden states under SDPA and under eager attention. Attention is also rebuilt from the stored query, key and logsumexp;
+the allowed rounding error is computed from the precision of the stored vectors.
 """
 
 from __future__ import annotations
@@ -37,19 +37,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BOUNDS = {torch.float32: (1e-5, 1e-6), torch.float16: (0.03, 1e-3), torch.bfloat16: (0.2, 5e-3)}
-"""Largest and mean absolute difference allowed, by the model's dtype: in half precision it is the eager side that
-rounds scores and weights, ours computes them in float32 from the same kind of vectors."""
+"""Largest and mean absolute difference allowed, by the model's dtype. In half precision eager attention rounds scores
+and weights, while the capture computes them in float32 from the same vectors."""
 HIDDEN_BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of hidden states between SDPA and eager attention, as a share of the largest hidden state."""
 CHECK_BYTES = 256 << 20
-"""What the eager attention of all checked examples may take."""
+"""Largest memory for the eager attention of all checked examples, in bytes."""
 _REBUILT_WEIGHTS = 1 << 20
-"""Weights that are rebuilt and compared at once: a dozen arrays of float64."""
+"""Number of weights that are rebuilt and compared at once, in about twelve float64 arrays."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Differences found; `rebuilt` is the largest between eager attention and that of stored query and key, as it is read."""
+    """Differences between captured and eager attention.
+
+    `rebuilt` is the largest difference between eager attention and attention rebuilt from the stored query and key as
+    readers do. None if attention is not rebuilt.
+    """
 
     n_examples: int
     n_weights: int
@@ -60,20 +64,22 @@ class CheckReport:
 
 
 def choose_examples(sites: Sequence[Site], lengths: Mapping[str, np.ndarray], count: int = 8) -> list[int]:
-    """Examples spread over all lengths, the shortest and the longest that fit the memory bound among them."""
+    """Choose examples of all lengths, including the shortest and the longest that fit `CHECK_BYTES`."""
     longest = np.max(np.stack([np.asarray(values) for values in lengths.values()]), axis=0)
     order = [int(i) for i in np.argsort(longest, kind="stable") if longest[i] > 0]
     maps = sum(site.n_layers * site.n_heads for site in sites)
-    fit = [i for i in order if 2 * 4 * maps * int(longest[i]) ** 2 <= CHECK_BYTES] or order[:1]
+    candidates = [i for i in order if 2 * 4 * maps * int(longest[i]) ** 2 <= CHECK_BYTES] or order[:1]
     while True:
-        chosen = [fit[i] for i in sorted({round(k * (len(fit) - 1) / max(1, count - 1)) for k in range(count)})]
-        if count == 1 or 2 * 4 * maps * len(chosen) * int(longest[chosen[-1]]) ** 2 <= CHECK_BYTES:
-            return chosen
+        examples = [
+            candidates[i] for i in sorted({round(k * (len(candidates) - 1) / max(1, count - 1)) for k in range(count)})
+        ]
+        if count == 1 or 2 * 4 * maps * len(examples) * int(longest[examples[-1]]) ** 2 <= CHECK_BYTES:
+            return examples
         count -= 1
 
 
 def most_checked_tokens(sites: Sequence[Site]) -> int:
-    """How many tokens of one example fit the memory bound of the check; longer ones are checked by their beginning."""
+    """Return the largest length of an example that fits `CHECK_BYTES`. Longer ones are truncated for the check."""
     maps = sum(site.n_layers * site.n_heads for site in sites)
     return max(2, math.isqrt(CHECK_BYTES // (2 * 4 * maps)))
 
@@ -87,7 +93,7 @@ def check_capture(
     Raises
     ------
     UnsupportedModelError
-        They differ, or the model gives no eager attention to compare with.
+        They differ, or the model returns no eager attention.
     """
     codec = keep.query_key or "float32"
     spec = TraceSpec(
@@ -102,7 +108,7 @@ def check_capture(
         collector.finish()
     if batch.failures:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: {next(iter(batch.failures.values()))}, in the self-check already."
+            f"{type(model).__name__} fails the self-check: {next(iter(batch.failures.values()))}."
         )
     eager, hidden = eager_attention(model, sites, inputs.arguments)
     _check_hidden(model, inputs, hidden)
@@ -110,46 +116,51 @@ def check_capture(
     largest, total, count = 0.0, 0.0, 0
     rebuilt: float | None = None
     for site in sites.sites:
-        place, arrays = batch.placements[site.name], buffers.sites[site.name]
+        placement, arrays = batch.placements[site.name], buffers.sites[site.name]
         for i in range(n_examples):
             n, m = lengths[site.query_sequence][i], lengths[site.key_sequence][i]
             for layer in range(site.n_layers):
-                band, stored = site.band(layer), arrays.attention_of(site, layer)
-                assert stored is not None, "attention is kept for the check"
-                start = place.pair_start[band][i]
+                band, array = site.band(layer), arrays.attention_of(site, layer)
+                assert array is not None, "the check stores attention"
+                start = placement.pair_start[band][i]
                 pairs = slice(start, start + n_pairs(n, m, causal=site.causal, window=band))
                 expected = eager[site.name][layer][i, :, :n, :m].float().cpu().numpy()
-                kept = unpack_pairs(stored[:, pairs], n, m, causal=site.causal, window=band)
-                difference = np.abs(kept - expected)
+                captured = unpack_pairs(array[:, pairs], n, m, causal=site.causal, window=band)
+                difference = np.abs(captured - expected)
                 worst = float(difference.max())
                 if not worst <= largest_bound:
                     head = int(difference.reshape(site.n_heads, -1).max(axis=1).argmax())
                     raise UnsupportedModelError(
-                        f"{type(model).__name__}: captured attention differs from the model's own by {worst:.3g} ({site.name} "
-                        f"layer {layer}, head {head}, example {i} of {n} tokens); at most {largest_bound:g} is expected. "
-                        "This model cannot be captured faithfully; please report it."
+                        f"{type(model).__name__}: captured attention differs from the model's own by {worst:.3g} "
+                        f"({site.name} layer {layer}, head {head}, example {i} of {n} tokens); expected at most "
+                        f"{largest_bound:g}. This model cannot be captured. Please report it."
                     )
                 largest, total, count = max(largest, worst), total + float(difference.sum()), count + difference.size
                 if why_not_rebuilt(site, spec.keep) is None:
                     for block in _row_blocks(n, site.n_heads * m):
-                        rows = slice(place.query_start[i] + block.start, place.query_start[i] + block.stop)
-                        keys = slice(place.key_start[i], place.key_start[i] + m)
-                        row_block = _RowBlock(site, layer, place.example[i], rows, block.start, keys, kept[:, block])
-                        found, allowed = _rebuild(buffers, row_block, codec)
-                        moved = np.abs(found - expected[:, block])
-                        if float((moved - allowed - largest_bound).max()) > 0:
+                        rows = slice(placement.query_start[i] + block.start, placement.query_start[i] + block.stop)
+                        keys = slice(placement.key_start[i], placement.key_start[i] + m)
+                        row_block = _RowBlock(
+                            site, layer, placement.example[i], rows, block.start, keys, captured[:, block]
+                        )
+                        weights, rounding_error = _rebuild(buffers, row_block, codec)
+                        rebuilt_difference = np.abs(weights - expected[:, block])
+                        if float((rebuilt_difference - rounding_error - largest_bound).max()) > 0:
                             raise UnsupportedModelError(
-                                f"{type(model).__name__}: attention rebuilt from stored query and key ({codec}) differs from the "
-                                f"model's own by {float(moved.max()):.3g} ({site.name} layer {layer}, example {i}), more than "
-                                'rounding explains. Keep attention instead (keep.query_key = "none").'
+                                f"{type(model).__name__}: attention rebuilt from stored query and key ({codec}) "
+                                f"differs from the model's own by {float(rebuilt_difference.max()):.3g} ({site.name} "
+                                f"layer {layer}, example {i}). "
+                                "Rounding does not explain that. Keep attention instead "
+                                '(keep.query_key = "none").'
                             )
-                        if not site.has_sinks:  # as readers do
-                            found /= np.maximum(found.sum(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
-                        rebuilt = max(rebuilt or 0.0, float(np.abs(found - expected[:, block]).max()))
+                        if not site.has_sinks:  # readers normalize rows too
+                            weights /= np.maximum(weights.sum(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+                        rebuilt = max(rebuilt or 0.0, float(np.abs(weights - expected[:, block]).max()))
     mean = total / max(count, 1)
     if mean > mean_bound:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: captured attention differs from the model's own by {mean:.3g} on average; at most {mean_bound:g} is expected."
+            f"{type(model).__name__}: captured attention differs from the model's own by {mean:.3g} on average; "
+            f"expected at most {mean_bound:g}. This model cannot be captured. Please report it."
         )
     return CheckReport(n_examples, count, largest, mean, largest_bound, rebuilt)
 
@@ -157,34 +168,34 @@ def check_capture(
 def eager_attention(
     model: PreTrainedModel, sites: ModelSites, arguments: Mapping[str, Tensor]
 ) -> tuple[dict[str, Sequence[Tensor]], Tensor]:
-    """Eager attention by site and layer, and the last hidden states."""
+    """Return eager attention by site and layer, and the last hidden states."""
     with _output_hooks_removed(model), implementation(model, "eager"):
         output = model(**arguments, output_attentions=True, **forward_options(model))
     return {str(name): maps for name, maps in read_attentions(model, sites, output).items()}, output[0]
 
 
 def _check_hidden(model: PreTrainedModel, inputs: ModelInputs, expected: Tensor) -> None:
-    """That the model gives the same hidden states with SDPA, which the capture runs on, as with eager attention."""
-    with capturing(model, _Nobody()):
-        found = model(**inputs.arguments, **forward_options(model))[0]
-    stated = [inputs.arguments[n] for n in ("decoder_attention_mask", "attention_mask") if n in inputs.arguments]
-    mask = stated[0].bool() if stated else torch.ones(found.shape[:2], dtype=torch.bool)  # images are not padded
-    difference = float((found - expected)[mask].abs().max())
+    """Check that hidden states under SDPA, which the capture uses, equal those under eager attention."""
+    with capturing(model, _NullReceiver()):
+        hidden = model(**inputs.arguments, **forward_options(model))[0]
+    masks = [inputs.arguments[n] for n in ("decoder_attention_mask", "attention_mask") if n in inputs.arguments]
+    mask = masks[0].bool() if masks else torch.ones(hidden.shape[:2], dtype=torch.bool)  # images are not padded
+    difference = float((hidden - expected)[mask].abs().max())
     bound = HIDDEN_BOUNDS.get(model.dtype, HIDDEN_BOUNDS[torch.float32]) * float(expected[mask].abs().max())
     if not difference <= bound:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: hidden states under SDPA differ from those under eager attention by {difference:.3g}; "
-            f"at most {bound:.3g} is expected. This model cannot be captured faithfully; please report it."
+            f"{type(model).__name__}: hidden states under SDPA differ from those under eager attention by "
+            f"{difference:.3g}; expected at most {bound:.3g}. This model cannot be captured. Please report it."
         )
 
 
-class _Nobody:
+class _NullReceiver:
     def receive(self, call: AttentionCall) -> None:
-        """Let it pass."""
+        """Do nothing with the call."""
 
 
 class _EagerOutput:
-    """Passes calls on, and feeds the model the output that eager attention gives."""
+    """Receiver that passes calls to a collector, and returns the output of eager attention to the model."""
 
     def __init__(self, collector: TraceCollector) -> None:
         self._collector = collector
@@ -196,28 +207,28 @@ class _EagerOutput:
 
 @contextmanager
 def _output_hooks_removed(model: PreTrainedModel) -> Iterator[None]:
-    """Take away the hooks that `output_attentions` leaves on a model's modules the first time."""
+    """Remove the hooks that `output_attentions` installs on a model's modules at its first use."""
     flag = "_output_capturing_hooks_installed"
-    before = [(module, list(module._forward_hooks), flag in vars(module)) for module in model.modules()]
+    states = [(module, list(module._forward_hooks), flag in vars(module)) for module in model.modules()]
     try:
         yield
     finally:
-        for module, hooks, flagged in before:
+        for module, hooks, had_flag in states:
             for key in [key for key in module._forward_hooks if key not in hooks]:
                 del module._forward_hooks[key]
-            if not flagged and flag in vars(module):
+            if not had_flag and flag in vars(module):
                 delattr(module, flag)
 
 
 def _row_blocks(n_rows: int, row_weights: int) -> Iterator[slice]:
-    """Rows of maps, as many at a time as float64 arithmetic on them may take."""
+    """Return slices of map rows with at most `_REBUILT_WEIGHTS` weights each, but at least one row."""
     step = max(1, _REBUILT_WEIGHTS // row_weights)
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
 @dataclass(frozen=True)
 class _RowBlock:
-    """Some query rows of one example in one layer, with the attention that was captured for them."""
+    """A block of query rows of one example in one layer, with their captured attention."""
 
     site: Site
     layer: int
@@ -238,40 +249,42 @@ def _rebuild(buffers: SegmentBuffers, block: _RowBlock, codec: str) -> tuple[np.
 
     Returns
     -------
-    The weights, and how far rounding of the vectors may have moved each.
+    The weights, and the largest error of each weight from rounding of the vectors.
     """
-    site, layer, rows, kept = block.site, block.layer, block.rows, block.captured
+    site, layer, rows, captured = block.site, block.layer, block.rows, block.captured
     arrays = buffers.sites[site.name]
     assert arrays.query is not None
     assert arrays.key is not None
     assert arrays.logsumexp is not None
-    n, m = kept.shape[1:]
+    n, m = captured.shape[1:]
     query, query_error = _decode(arrays.query, arrays.query_scale, layer, block.example, rows, codec)
     key, key_error = (
         side.repeat(site.n_heads // site.n_kv_heads, axis=0)
         for side in _decode(arrays.key, arrays.key_scale, layer, block.example, block.keys, codec)
     )
     scores = query @ key.transpose(0, 2, 1) * site.scaling[layer]
-    moved = query_error @ np.abs(key).transpose(0, 2, 1) + (np.abs(query) + query_error) @ key_error.transpose(0, 2, 1)
-    moved = abs(site.scaling[layer]) * moved + 1e-4
+    score_error = query_error @ np.abs(key).transpose(0, 2, 1) + (np.abs(query) + query_error) @ key_error.transpose(
+        0, 2, 1
+    )
+    score_error = abs(site.scaling[layer]) * score_error + 1e-4
     softcap = site.softcap[layer]
     if softcap is not None:
-        scores = np.tanh(scores / softcap) * softcap  # moves less than its argument
+        scores = np.tanh(scores / softcap) * softcap  # its error is smaller than that of its argument
     if arrays.position_bias is not None:
         distance = np.arange(m) - np.arange(block.first_row, block.first_row + n)[:, None]
         scores = scores + arrays.position_bias[layer][:, distance + arrays.zero_distance]
-    hidden = kept <= 0
-    weights = np.where(hidden, 0.0, np.exp(np.minimum(scores - arrays.logsumexp[layer, :, rows][:, :, None], 0.0)))
-    return weights, np.where(hidden, 0.0, kept * np.expm1(np.minimum(moved, 50.0)))
+    is_hidden = captured <= 0
+    weights = np.where(is_hidden, 0.0, np.exp(np.minimum(scores - arrays.logsumexp[layer, :, rows][:, :, None], 0.0)))
+    return weights, np.where(is_hidden, 0.0, captured * np.expm1(np.minimum(score_error, 50.0)))
 
 
 def _decode(
     stored: np.ndarray, scale: np.ndarray | None, layer: int, example: int, rows: slice, codec: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of one example in float64, and the largest error that rounding may have made in each number."""
+    """Return the vectors of one example in float64, and the largest rounding error of each number."""
     steps = None if scale is None else scale[layer, :, example, None]
     values = decode_vectors(stored[layer, :, rows], codec, steps).astype(np.float64)
     bound = VECTOR_BOUNDS[codec]
-    unit = max(bound.relative, 2.0**-24)  # float32 itself rounds in sums
+    unit = max(bound.relative, 2.0**-24)  # float32 sums round too
     error = 1.05 * unit * np.abs(values) + bound.absolute
     return values, error if steps is None else error + bound.scaled * steps

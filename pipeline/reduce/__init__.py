@@ -1,1 +1,1 @@
-"""Query and key to what is stored: torch operations, a C++ kernel and a Triton kernel."""
+"""Reduction of query and key to the stored arrays, by torch operations, a C++ kernel or a Triton kernel."""

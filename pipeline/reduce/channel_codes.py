@@ -1,6 +1,6 @@
-"""Write query and key as `int8`, with a scale for each channel: one dimension of a head of an example.
+"""Write query and key as `int8` with a scale for each channel (one dimension of a head of an example).
 
-The numbers are those of `encode_vectors` and `channel_scale` in `headatlas.store.codecs.companding`, computed on the
+The codes are those of `encode_vectors` and `channel_scale` in `headatlas.store.codecs.companding`, computed on the
 model's device.
 """
 
@@ -25,19 +25,19 @@ def write_channels(
 
     Returns
     -------
-    The largest absolute value; NaN where one is.
+    The largest absolute value, or NaN if any value is NaN.
     """
-    worst = 0.0
+    largest = 0.0
     for row, (example, start, n) in enumerate(zip(examples, starts, lengths, strict=True)):
-        own = vectors[row, :, :n].float()
-        largest = own.abs().amax(dim=1)  # [head, d_head]
-        steps = (largest / INT8_STEPS).clamp(min=INT8_SMALLEST_SCALE)
-        codes = torch.round(own / steps[:, None]).add_(INT8_ZERO)
-        top = float(largest.max())
-        worst = top if not top <= worst else worst  # NaN stays
-        if top == top and top != float("inf"):
+        values = vectors[row, :, :n].float()
+        channel_maximum = values.abs().amax(dim=1)  # [head, d_head]
+        steps = (channel_maximum / INT8_STEPS).clamp(min=INT8_SMALLEST_SCALE)
+        codes = torch.round(values / steps[:, None]).add_(INT8_ZERO)
+        maximum = float(channel_maximum.max())
+        largest = maximum if not maximum <= largest else largest  # NaN stays
+        if maximum == maximum and maximum != float("inf"):
             out[:, start : start + n] = codes.to(torch.uint8).cpu().numpy()
             scale[:, example] = steps.cpu().numpy()
-        if worst != worst:
+        if largest != largest:
             break
-    return worst
+    return largest

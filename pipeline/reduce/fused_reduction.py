@@ -1,10 +1,10 @@
-"""Reduction by the fused CPU kernel. Torch operations serve the calls that it does not support.
+"""Reduction by the fused CPU kernel. Calls that the kernel does not support fall back to torch operations.
 
-The kernel supports soft cap, sinks, a bias by position, and every codec of one number a weight. Each mask is compared
-once a batch with the mask that lengths, causality and a sliding window imply; if they are equal the kernel does not
+The kernel supports soft cap, sinks, position bias, and every codec with one number per weight. Each mask is compared
+once per batch with the mask that lengths, causality and a sliding window imply. If they are equal the kernel does not
 read it. Any other mask is added to the scores. In float32 the kernel also computes the attention output, and SDPA
-does not run. Half precision is widened for the kernel, and SDPA computes the output, so hidden states are those of
-the plain model.
+does not run. Half precision is converted to float32 for the kernel, and SDPA computes the output. The hidden states
+are therefore those of the plain model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .torch_reduction import TorchReduction
 
 
 class KernelVectors(TorchReduction):
-    """Torch operations, except that the compiled kernel writes the queries and keys that it can read."""
+    """`TorchReduction` with the compiled kernel for writing queries and keys, if the kernel can read them."""
 
     def __init__(self, keep: Keep, statistics: Sequence[str], library: kernel.Library | None = None) -> None:
         super().__init__(keep, statistics)
@@ -40,13 +40,18 @@ class KernelVectors(TorchReduction):
     def write_vectors(
         self, vectors: Tensor, out: np.ndarray, starts: tuple[int, ...], lengths: tuple[int, ...], codec: str
     ) -> float:
-        """Write ``[example, head, position, d_head]`` to ``[head, row, d_head]``; the largest absolute value, or NaN."""
+        """Write ``[example, head, position, d_head]`` to ``[head, row, d_head]``.
+
+        Returns
+        -------
+        The largest absolute value, or NaN if any value is NaN.
+        """
         n_threads, placement = torch.get_num_threads(), _vector_placement(lengths, starts)
         # An entry holds its placement, so that the id stays unique.
         prepared = self._prepared.get((id(placement), vectors.shape))
         if prepared is not None and prepared.fits(vectors, out, n_threads):
             prepared.move(vectors, out)
-        elif kernel.is_served(vectors):
+        elif kernel.is_supported(vectors):
             prepared = kernel.prepare_vectors(
                 vectors, placement, out, codec, execution=kernel.Execution(n_threads, library=self._library)
             )
@@ -59,20 +64,20 @@ class KernelVectors(TorchReduction):
 
 
 _MOST_PREPARED = 8
-"""A batch needs two: one for its queries, one for its keys."""
+"""Largest number of prepared calls. A batch needs two: one for its queries, one for its keys."""
 
 
 @lru_cache(maxsize=16)
 def _vector_placement(lengths: tuple[int, ...], starts: tuple[int, ...]) -> kernel.VectorPlacement:
-    """Return the checked placement of a batch, which its layers share."""
+    """Return the checked placement of a batch. All layers of the batch share it."""
     return kernel.VectorPlacement(lengths, starts)
 
 
 @dataclass
 class FusedReduction:
-    """`Reduction` by the fused kernel. It counts the calls served by the kernel and by torch operations.
+    """`Reduction` by the fused kernel. It counts the calls by the kernel and by torch operations.
 
-    Masks that are added to the scores are held as numbers, tokens² for each example. Models that hide keys by length,
+    A mask that is added to the scores takes tokens² float32 numbers for each example. Models that hide keys by length,
     causality or a window need no such mask.
     """
 
@@ -100,7 +105,7 @@ class FusedReduction:
         """Do nothing: results are written at once."""
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
-        """Write everything kept of one call into `arrays`; the attention output if the kernel served."""
+        """Write the stored arrays of one call into `arrays`. Return the attention output if the kernel computed it."""
         plan = self._plans.of(call, site, arrays.band(site, layer), batch)
         if plan.placement is None or call.query.device.type != "cpu":
             self.n_torch += 1
@@ -115,23 +120,23 @@ class FusedReduction:
             plan.layer_calls = layer_calls if layer_calls.addresses else None
         output = layer_calls.prepared.run()
         if not layer_calls.valid.all():
-            place = batch.placements[site.name]
+            placement = batch.placements[site.name]
             for row, head in np.argwhere(~layer_calls.valid):
                 reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
-                batch.fail(int(row), place, reason)
+                batch.fail(int(row), placement, reason)
         arrays.n_filled += len(batch.placements[site.name].example)
         return output
 
     def _prepare(self, call: AttentionCall, site: Site, layer: int, arrays: SiteArrays, plan: KernelPlan) -> LayerCalls:
         """Check the call of one layer, and compute the addresses that differ in other layers."""
-        assert plan.placement is not None, "torch operations serve"
+        assert plan.placement is not None, "torch operations handle calls without a placement"
         valid = np.ones(call.query.shape[:2], bool)
 
         def of_layer(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[layer]
 
-        exact = call.query.dtype == torch.float32
-        biases = [bias.float() for bias in (plan.hides, call.position_bias) if bias is not None]
+        is_float32 = call.query.dtype == torch.float32
+        biases = [bias.float() for bias in (plan.mask_bias, call.position_bias) if bias is not None]
         steps = attention_codec(self.keep.attention).steps if self.keep.attention else None
         prepared = kernel.prepare_attention(
             kernel.AttentionInputs(
@@ -156,9 +161,11 @@ class FusedReduction:
                 statistic_names=tuple(self.statistics),
                 valid=valid,
             ),
-            output=exact,
+            output=is_float32,
             execution=kernel.Execution(torch.get_num_threads(), library=self.library),
         )
-        alike = exact and not biases and call.sinks is None
-        numbers = (call.scaling, call.softcap)
-        return LayerCalls(prepared, valid, numbers, arrays, layer_addresses(site, layer, arrays) if alike else {})
+        is_reusable = is_float32 and not biases and call.sinks is None
+        scaling_and_softcap = (call.scaling, call.softcap)
+        return LayerCalls(
+            prepared, valid, scaling_and_softcap, arrays, layer_addresses(site, layer, arrays) if is_reusable else {}
+        )

@@ -1,7 +1,7 @@
-"""Plan how a kernel serves the calls of a batch: the placement of its examples, and the mask to add to the scores.
+"""Plans for the kernel calls of a batch: the placement of its examples, and the mask to add to the scores.
 
-Each mask is compared once a batch with the mask that lengths, causality and a sliding window imply. If they are equal
-the kernel does not read it; any other mask is added to the scores.
+Each mask is compared once per batch with the mask that lengths, causality and a sliding window imply. If they are equal
+the kernel does not read it. Any other mask is added to the scores.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class KernelPlan:
-    """Plan of the calls of one kind in a batch; without a placement torch operations serve.
+    """Plan of the calls of one kind in a batch. Calls without a placement fall back to torch operations.
 
-    `hides` is added to the scores.
+    `mask_bias` is the mask to add to the scores, or None if `window`, lengths and causality describe the mask.
     """
 
-    mask: Tensor | None  # held, so that its id stays its own
+    mask: Tensor | None  # held so that its id stays unique
     placement: kernel.BatchPlacement | None
     window: int | None = None
-    hides: Tensor | None = None
+    mask_bias: Tensor | None = None
     layer_calls: LayerCalls | None = None
-    """The checked call of an earlier layer, if it can serve other layers."""
+    """Checked call of an earlier layer, if other layers can reuse it."""
 
 
 @dataclass
 class KernelPlans:
-    """The plans of one batch; the next batch starts without any."""
+    """Plans of one batch. They are discarded when the next batch starts."""
 
     _batch: Batch | None = None
     _plans: dict[tuple[str, int, bool, int | None, int | None], KernelPlan] = field(default_factory=dict)
 
     def of(self, call: AttentionCall, site: Site, band: int | None, batch: Batch) -> KernelPlan:
-        """Return the plan of a call whose pairs are stored in this band."""
+        """Return the plan of a call with pairs stored in this band."""
         if self._batch is not batch:
             self._batch = batch
             self._plans.clear()
@@ -54,7 +54,7 @@ class KernelPlans:
         plan = self._plans.get(kind)
         if plan is None:
             plan = self._plans[kind] = _make_plan(call, site, band, batch)
-        # What differs from layer to layer is looked at every time.
+        # Types and biases may differ between layers, so they are checked for every call.
         if call.query.dtype not in _DTYPES or call.value.dtype != call.query.dtype:
             return KernelPlan(None, None)
         bias = call.position_bias
@@ -64,51 +64,55 @@ class KernelPlans:
 
 
 def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) -> KernelPlan:
-    """Plan the calls with this mask whose pairs are stored in this band."""
-    place = batch.placements[site.name]
-    cut = band if band is not None and any(run.n_keys > band for run in place.runs) else None
-    if cut is not None:
-        for index, run in enumerate(place.runs):
+    """Create the plan for calls with this mask and with pairs stored in this band."""
+    site_placement = batch.placements[site.name]
+    narrow_band = band if band is not None and any(run.n_keys > band for run in site_placement.runs) else None
+    if narrow_band is not None:
+        for index, run in enumerate(site_placement.runs):
             batch.check_mask(call, site, site.bands[band][0], index, run, rebuilt=False)
-    # Models count a window's own key in or out; the mask decides which it is.
-    stated = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
-    windows = [None, *(window for window in stated if window > 0)]
-    for index, run in enumerate(place.runs):
+    # Some models count the query's own position in the window, some do not. The mask decides.
+    widths = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
+    windows = [None, *(window for window in widths if window > 0)]
+    for index, run in enumerate(site_placement.runs):
         mask, triangular = batch.mask_of(call, site, index, run)
-        windows = [w for w in windows if _is_visible(mask, triangular, run.n_queries, run.n_keys, site.causal, w)]
-    hides = None
+        windows = [
+            w for w in windows if _shows_expected_keys(mask, triangular, run.n_queries, run.n_keys, site.causal, w)
+        ]
+    mask_bias = None
     if not windows:
-        hides = _additive(call)
-        if hides is None:
+        mask_bias = _additive_mask(call)
+        if mask_bias is None:
             return KernelPlan(call.mask, None)
     special = batch.special.get(site.key_sequence)
-    flags = np.zeros((len(place.example), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
-    placement = kernel.BatchPlacement(
-        lengths=np.array(place.n_queries),
-        causal=site.causal,
-        key_lengths=np.array(place.n_keys) if site.name == "cross" else None,
-        pair_offset=place.pair_start.get(band),
-        row_offset=place.query_start,
-        column=place.example,
-        special=flags,
-        band=cut,
+    flags = (
+        np.zeros((len(site_placement.example), call.key.shape[2]), bool) if special is None else special.cpu().numpy()
     )
-    return KernelPlan(call.mask, placement, windows[0] if windows else None, hides)
+    placement = kernel.BatchPlacement(
+        lengths=np.array(site_placement.n_queries),
+        causal=site.causal,
+        key_lengths=np.array(site_placement.n_keys) if site.name == "cross" else None,
+        pair_offset=site_placement.pair_start.get(band),
+        row_offset=site_placement.query_start,
+        column=site_placement.example,
+        special=flags,
+        band=narrow_band,
+    )
+    return KernelPlan(call.mask, placement, windows[0] if windows else None, mask_bias)
 
 
-def _additive(call: AttentionCall) -> Tensor | None:
-    """A mask as numbers to add to the scores; None where there is none of the call's shape."""
+def _additive_mask(call: AttentionCall) -> Tensor | None:
+    """Return the mask as numbers to add to the scores, or None if it does not have the shape of the call."""
     mask = call.mask
     if mask is None or mask.ndim != 4 or mask.shape[2:] != (call.query.shape[2], call.key.shape[2]):
         return None
     if mask.dtype == torch.bool:
-        if mask.numel() > DENSE_PAIRS:  # as numbers it would take the most of all; torch operations take tiles of it
+        if mask.numel() > DENSE_PAIRS:  # too large in float32; torch operations compute it in tiles
             return None
         return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, LOWEST)
     return mask.float().clamp(min=LOWEST)
 
 
-def _is_visible(
+def _shows_expected_keys(
     mask: Tensor | AdditiveRows | None, triangular: bool, n_queries: int, n_keys: int, causal: bool, window: int | None
 ) -> bool:
     """Return True if a run's mask (additive, or None) shows exactly the keys that causality and window show."""
@@ -117,15 +121,15 @@ def _is_visible(
     if mask is None and reaches_all:
         return triangular == causal or hides_nothing
     tiles = row_blocks(n_queries, n_keys)
-    return all(_is_visible_in(mask, triangular, rows, n_keys, causal, window) for rows in tiles)
+    return all(_shows_expected_keys_in(mask, triangular, rows, n_keys, causal, window) for rows in tiles)
 
 
-def _is_visible_in(
+def _shows_expected_keys_in(
     mask: Tensor | AdditiveRows | None, triangular: bool, rows: slice, n_keys: int, causal: bool, window: int | None
 ) -> bool:
-    """Do the same for some rows."""
-    every = slice(None)
-    tile = None if mask is None else mask[every, every, rows, every]
+    """Return True if some rows of a mask show exactly the expected keys."""
+    full = slice(None)
+    tile = None if mask is None else mask[full, full, rows, full]
     device = None if tile is None else tile.device
     query = torch.arange(rows.start, rows.stop, device=device, dtype=torch.int32)
     distance = query[:, None] - torch.arange(n_keys, device=device, dtype=torch.int32)
@@ -133,7 +137,7 @@ def _is_visible_in(
     if window is not None:
         expected &= distance < window if causal else distance.abs() <= window
     if tile is None:
-        shown = distance >= 0 if triangular else torch.ones_like(expected)
-        return bool((shown == expected).all())
+        visible = distance >= 0 if triangular else torch.ones_like(expected)
+        return bool((visible == expected).all())
     hidden = torch.finfo(tile.dtype).min / 2
     return bool(((tile == 0) | (tile < hidden)).all()) and bool(((tile == 0) == expected).all())

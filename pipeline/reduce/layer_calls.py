@@ -1,4 +1,4 @@
-"""A checked kernel call that serves the layers of a batch one after the other."""
+"""A checked kernel call that is reused for the layers of a batch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from . import kernel
 
 @dataclass
 class LayerCalls:
-    """A checked call of one layer, and the addresses of the arrays of the layers that it can also serve."""
+    """A checked call of one layer, and the array addresses of other layers that can reuse it."""
 
     prepared: kernel.PreparedAttention
     valid: np.ndarray
-    numbers: tuple[float, float | None]
-    """Scaling and soft cap."""
+    scaling_and_softcap: tuple[float, float | None]
     arrays: SiteArrays
     addresses: dict[int, dict[str, int]]
-    """By layer: fields of the kernel's call that are its own."""
+    """Addresses by layer and by field of the kernel's call."""
 
     def fits(self, call: AttentionCall, layer: int, arrays: SiteArrays) -> bool:
         """Return True if the call of another layer differs from the checked one in its addresses only."""
@@ -33,7 +32,7 @@ class LayerCalls:
             and layer in self.addresses
             and call.position_bias is None
             and call.sinks is None
-            and (call.scaling, call.softcap) == self.numbers
+            and (call.scaling, call.softcap) == self.scaling_and_softcap
             and self.prepared.n_threads == torch.get_num_threads()
             and self.prepared.fits(call.query, call.key, call.value)
         )
@@ -44,13 +43,13 @@ class LayerCalls:
 
 
 def layer_addresses(site: Site, layer: int, arrays: SiteArrays) -> dict[int, dict[str, int]]:
-    """Addresses of the arrays of each layer in the band of `layer`, by the fields of the kernel's call."""
+    """Compute the array addresses of each layer in the band of `layer`, by field of the kernel's call."""
     band = site.band(layer)
     codes = arrays.attention_bands.get(band)
     layers = range(site.n_layers) if codes is None else site.bands[band]
     axes = {"logsumexp": 0, "edge_key": 0, "edge_weight": 0, "statistics": 1}
-    kept = {name: (getattr(arrays, name), axis) for name, axis in axes.items()}
-    steps = {name: (a.ctypes.data, a.strides[axis]) for name, (a, axis) in kept.items() if a is not None}
+    array_and_axis = {name: (getattr(arrays, name), axis) for name, axis in axes.items()}
+    steps = {name: (a.ctypes.data, a.strides[axis]) for name, (a, axis) in array_and_axis.items() if a is not None}
     addresses = {other: {name: base + other * step for name, (base, step) in steps.items()} for other in layers}
     if codes is not None:
         for index, other in enumerate(layers):

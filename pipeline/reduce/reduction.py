@@ -1,7 +1,7 @@
-"""The interface of a reduction, and the choice of the one that serves a model on its device.
+"""Interface of a reduction, and the choice of a reduction for a model and device.
 
 A reduction turns one attention call into stored numbers. It receives the call, the placement of its batch and the
-arrays of the site, and may return the attention output if it computed that too.
+arrays of the site. It returns the attention output if it computed that too.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from .triton_reduction import TritonReduction
 
 
 class Reduction(Protocol):
-    """Turns attention calls into stored numbers."""
+    """Interface of the reductions, which turn attention calls into stored numbers."""
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
-        """Write everything kept of one call into `arrays`; return the attention output if it was computed anyway."""
+        """Write the stored arrays of one call into `arrays`. Return the attention output if it was computed."""
         ...
 
     def end_pass(self) -> None:
-        """Note that a forward pass is over; its results may still be copied while the next one runs."""
+        """End a forward pass. Its results may still be copied while the next pass runs."""
         ...
 
     def settle(self) -> None:
-        """Wait until the results of all passes are in the arrays, and their failures in the batches."""
+        """Wait until the results of all passes are in the arrays, and their failures are in the batches."""
         ...
 
 
 def choose_reduction(
     keep: Keep, statistics: Sequence[str], device: torch.device | None = None, capture: CaptureMode = "interface"
 ) -> FusedReduction | TritonReduction | TorchReduction:
-    """Choose the kernel of this device if it is installed and supports everything to keep, else torch operations.
+    """Choose the kernel of this device if it is installed and supports all arrays to store, else torch operations.
 
     Torch operations also reduce the maps that a model in eager mode returns.
     """

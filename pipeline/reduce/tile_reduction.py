@@ -1,9 +1,10 @@
-"""Compute everything to store of one tile from query and key, in torch, on any device.
+"""Computation of the stored values of one tile from query and key, in torch, on any device.
 
-A tile is some examples of equal length, some heads and some query rows. It has no padding and is small enough to stay
-in the processor's cache during some ten passes. Passes dominate the cost, so there are few: the largest weight of a
-row is 1/Z, entropy is log Z minus one dot product, distance is a matrix-vector product, and the strongest keys come
-from one sort of integers that hold weight and position together. Statistics are sums here, before quantization.
+A tile is a block of examples of equal length, heads and query rows. It has no padding. It is small enough to stay in
+the processor's cache during about ten passes. Memory passes dominate the cost, so the code uses few of them: the
+largest weight of a row is 1/Z, entropy is log Z minus one dot product, and distance is a matrix-vector product. The
+strongest keys come from one sort of integers that contain weight and position. Statistics are sums of weights before
+quantization.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ _NOTHING_VISIBLE = -1e37
 _SMALLEST_WEIGHT = torch.finfo(torch.float32).tiny
 
 _SORT_BITS = 7
-"""Key positions of up to this many bits share a 32-bit integer with the weight, which loses up to 5 of its 23 bits."""
+"""Largest number of key position bits in a 32-bit sort key. The weight then loses up to 5 of its 23 mantissa bits."""
 
 
 @dataclass(frozen=True)
 class TileRequest:
-    """The results to compute of a tile."""
+    """Results to compute for a tile."""
 
     attention: str | None
     logsumexp: bool
@@ -39,7 +40,7 @@ class TileRequest:
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """The weights that a sparse codec keeps of each row, by ascending key: the first `count` slots."""
+    """Weights of each row that a sparse codec keeps, by ascending key, in the first `count` slots."""
 
     key: Int[Tensor, "example head query slot"]
     stored: Shaped[Tensor, "example head query slot"]
@@ -49,25 +50,25 @@ class KeptWeights:
 
 @dataclass
 class TileResult:
-    """The results of a tile; `sums` are statistics summed over the tile's rows, ``[example, head]``."""
+    """Results of a tile. `sums` are statistics summed over the tile's rows, ``[example, head]``."""
 
     attention: Shaped[Tensor, "example head query key"] | None = None
-    kept: KeptWeights | None = None
+    sparse_weights: KeptWeights | None = None
     logsumexp: Float[Tensor, "example head query"] | None = None
     edge_key: Shaped[Tensor, "example head query edge"] | None = None
     edge_weight: Shaped[Tensor, "example head query edge"] | None = None
     sums: dict[str, Float[Tensor, "example head"]] = field(default_factory=dict)
     valid: Bool[Tensor, "example head"] | None = None
-    """None: all rows are finite and see at least one key."""
+    """True if all rows are finite and see at least one key. None if that holds for every example and head."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """The inputs of one tile.
+    """Inputs of one tile.
 
     `bias` is added to the scores (mask and position bias; `LOWEST` hides a key). `first_row` is the position of the
-    first query row. With `causal` the keys end with the last row and no row sees a later key; `triangular` says that
-    the scores have to be masked for that (else `bias` does it).
+    first query row. With `causal` the keys end at the last row and no row sees a later key. `triangular` is True if the
+    scores have to be masked for that, and False if `bias` does it.
     """
 
     query: Float[Tensor, "example head query d_head"]
@@ -84,7 +85,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class WeightTile:
-    """A tile of weights that are there already; `tolerance` is how far a row's sum may be from 1."""
+    """A tile of weights that the model returned. `tolerance` is the largest difference of a row's sum from 1."""
 
     weights: Float[Tensor, "example head query key"]
     tolerance: float
@@ -94,19 +95,21 @@ class WeightTile:
 
 
 def reduce_weights(tile: WeightTile, request: TileRequest) -> TileResult:
-    """Everything requested of weights, in float32."""
+    """Compute the requested results from weights, in float32."""
     result, weights = TileResult(), tile.weights.contiguous()
     mass = weights.sum(dim=-1, keepdim=True)
-    good = (mass - 1).abs() <= tile.tolerance  # NaN is not
-    if not bool(good.all()):
-        result.valid = good.flatten(2).all(dim=-1)
+    is_valid = (mass - 1).abs() <= tile.tolerance  # False for NaN
+    if not bool(is_valid.all()):
+        result.valid = is_valid.flatten(2).all(dim=-1)
     logarithms = torch.log(weights.clamp(min=_SMALLEST_WEIGHT))
-    _fill(result, tile, request, weights, logarithms, torch.zeros_like(mass), mass, weights.amax(dim=-1, keepdim=True))
+    _fill_result(
+        result, tile, request, weights, logarithms, torch.zeros_like(mass), mass, weights.amax(dim=-1, keepdim=True)
+    )
     return result
 
 
 def reduce_tile(tile: Tile, request: TileRequest) -> TileResult:
-    """Scores, softmax and everything requested of it, in float32."""
+    """Compute scores, softmax and the requested results, in float32."""
     scores = _scores(tile)  # [example, head, query, key]
     largest = scores.amax(dim=-1, keepdim=True)
     top = largest
@@ -122,9 +125,9 @@ def reduce_tile(tile: Tile, request: TileRequest) -> TileResult:
     logsumexp = top + log_norm
 
     result = TileResult()
-    good = torch.isfinite(logsumexp) & (largest > _NOTHING_VISIBLE)
-    if not bool(good.all()):
-        result.valid = good.flatten(2).all(dim=-1)
+    is_valid = torch.isfinite(logsumexp) & (largest > _NOTHING_VISIBLE)
+    if not bool(is_valid.all()):
+        result.valid = is_valid.flatten(2).all(dim=-1)
     if request.logsumexp:
         result.logsumexp = logsumexp.squeeze(-1)
     if not (request.attention or request.n_edges or request.statistics):
@@ -132,11 +135,11 @@ def reduce_tile(tile: Tile, request: TileRequest) -> TileResult:
 
     inverse = torch.reciprocal(norm)
     weights.mul_(inverse)
-    _fill(result, tile, request, weights, shifted, log_norm, mass * inverse, inverse * torch.exp(largest - top))
+    _fill_result(result, tile, request, weights, shifted, log_norm, mass * inverse, inverse * torch.exp(largest - top))
     return result
 
 
-def _fill(
+def _fill_result(
     result: TileResult,
     tile: Tile | WeightTile,
     request: TileRequest,
@@ -146,7 +149,7 @@ def _fill(
     mass: Float[Tensor, "example head query 1"],
     maximum: Float[Tensor, "example head query 1"],
 ) -> None:
-    """Fill in the results that are computed from weights, with log w = `shifted` − `log_norm`; `shifted` is used up."""
+    """Compute results from weights, with log w = `shifted` − `log_norm`. The content of `shifted` is overwritten."""
     if request.statistics:
         flat = (weights.shape[0] * weights.shape[1], weights.shape[2] * weights.shape[3])
         result.sums = _sums(tile, request.statistics, weights, shifted, log_norm, mass, maximum, flat)
@@ -158,7 +161,7 @@ def _fill(
         if request.n_edges:
             result.edge_key, result.edge_weight = key[..., : request.n_edges], weight[..., : request.n_edges]
         if codec is not None and selection is not None:
-            result.kept = _keep(key, weight, mass.squeeze(-1), codec, selection)
+            result.sparse_weights = _select_weights(key, weight, mass.squeeze(-1), codec, selection)
     if codec is not None and selection is None:
         result.attention = _encode(weights, codec, out=shifted)
 
@@ -169,31 +172,31 @@ _HALF = torch.tensor(0.5)
 def _encode(
     weights: Float[Tensor, "*shape"], codec: AttentionCodec, out: Float[Tensor, "*shape"]
 ) -> Shaped[Tensor, "*shape"]:
-    """Weights as stored numbers; `out` is memory to work in."""
+    """Encode weights as stored numbers. `out` is scratch memory."""
     if (steps := codec.steps) is None:
         return weights.to(getattr(torch, codec.values))
     position = torch.sqrt(weights, out=out) if steps.root else weights
     torch.add(_HALF.to(position.device), position, alpha=steps.n_steps, out=out)
-    # Truncates: floor(n_steps · sqrt(w) + 0.5). Through int32 it takes a third of the time.
+    # Truncation: floor(n_steps · sqrt(w) + 0.5). Conversion through int32 takes a third of the time.
     return out.to(torch.int32).to(torch.uint8)
 
 
-def _keep(
+def _select_weights(
     key: Int[Tensor, "example head query edge"],
     weight: Float[Tensor, "example head query edge"],
     mass: Float[Tensor, "example head query"],
     codec: AttentionCodec,
     selection: Selection,
 ) -> KeptWeights:
-    """Select the weights that a sparse codec keeps, out of the strongest keys of each row."""
+    """Select the weights that a sparse codec keeps from the strongest keys of each row."""
     key, weight = key[..., : selection.n_kept], weight[..., : selection.n_kept]
-    kept = (weight >= selection.threshold) & (weight > 0)
-    kept[..., 0] = weight[..., 0] > 0
-    dropped = (mass - (weight * kept).sum(dim=-1)).clamp_(0, 1)
-    order = torch.where(kept, key, torch.iinfo(key.dtype).max).argsort(dim=-1)
+    is_selected = (weight >= selection.threshold) & (weight > 0)
+    is_selected[..., 0] = weight[..., 0] > 0
+    dropped = (mass - (weight * is_selected).sum(dim=-1)).clamp_(0, 1)
+    order = torch.where(is_selected, key, torch.iinfo(key.dtype).max).argsort(dim=-1)
     weight = torch.gather(weight, -1, order)
     stored = _encode(weight, codec, out=torch.empty_like(weight))
-    return KeptWeights(torch.gather(key, -1, order), stored, kept.sum(dim=-1), dropped)
+    return KeptWeights(torch.gather(key, -1, order), stored, is_selected.sum(dim=-1), dropped)
 
 
 def _scores(tile: Tile) -> Float[Tensor, "example head query key"]:
@@ -215,7 +218,7 @@ def _scores(tile: Tile) -> Float[Tensor, "example head query key"]:
 
 
 def causal_bias(first_row: int, n_rows: int, n_keys: int, device: torch.device) -> Float[Tensor, "query key"]:
-    """0 where key <= query, `LOWEST` elsewhere, for the query rows from `first_row`."""
+    """Return 0 where key <= query and `LOWEST` elsewhere, for query rows from `first_row`."""
     if n_rows * n_keys <= 1 << 14 and device.type == "cpu":
         return _cached_causal_bias(first_row, n_rows, n_keys)
     return torch.full((n_rows, n_keys), LOWEST, device=device).triu(first_row + 1)
@@ -243,7 +246,7 @@ def _sums(
     maximum: Float[Tensor, "example head query 1"],
     flat: tuple[int, int],
 ) -> dict[str, Float[Tensor, "example head"]]:
-    """Each statistic summed over the tile's rows."""
+    """Return each statistic summed over the tile's rows."""
     n_examples, n_heads, n_rows, n_keys = weights.shape
     sums: dict[str, Tensor] = {}
     pairs = weights.view(flat)
@@ -275,10 +278,10 @@ def _sums(
 def strongest_keys(
     weights: Float[Tensor, "example head query key"], n_edges: int, first_row: int, causal: bool
 ) -> tuple[Int[Tensor, "example head query edge"], Float[Tensor, "example head query edge"]]:
-    """The `n_edges` largest weights of each row, strongest first, ties to the lower key.
+    """Find the `n_edges` largest weights of each row, strongest first. The lower key wins a tie.
 
-    Rows of fewer keys end with key -1 and weight 0. Up to 128 keys, weights that agree to 4 parts in a million count as
-    ties (which is what float32 scores are good for); beyond, order is exact.
+    Rows with fewer keys end with key -1 and weight 0. Up to 128 keys, weights that agree to 4 parts in a million count
+    as ties; that is the precision of float32 scores. With more keys the order is exact.
 
     Returns
     -------
@@ -296,8 +299,8 @@ def strongest_keys(
     else:
         low = (1 << n_bits) - 1
         code = bits.to(torch.int64).neg_().bitwise_left_shift_(n_bits).add_(position)
-    first = _smallest(code, n_kept)
-    key = first.bitwise_and_(low).to(torch.int64)
+    smallest_codes = _smallest(code, n_kept)
+    key = smallest_codes.bitwise_and_(low).to(torch.int64)
     weight = torch.gather(weights, -1, key)
     if causal:
         row = torch.arange(first_row, first_row + weights.shape[-2], device=weights.device)[:, None]
@@ -312,10 +315,10 @@ def strongest_keys(
 
 
 def _smallest(code: Int[Tensor, "example head query key"], n: int) -> Int[Tensor, "example head query edge"]:
-    """The `n` smallest of each row in order; `code` is used up."""
+    """Return the `n` smallest codes of each row in order. The content of `code` is overwritten."""
     if code.device.type != "cpu":
         return torch.topk(code, n, dim=-1, largest=False, sorted=True).values
-    # numpy's vectorised sort takes 2 ns a weight where torch.topk takes 15 and torch.sort 10 to 20
+    # numpy's vectorized sort takes 2 ns per weight, torch.topk 15 ns, torch.sort 10 to 20 ns.
     rows = code.numpy()
     if rows.shape[-1] > 128:
         rows = np.ascontiguousarray(np.partition(rows, n - 1, axis=-1)[..., :n])

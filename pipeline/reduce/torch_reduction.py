@@ -1,4 +1,4 @@
-"""Reduction by torch operations: cut calls into tiles, reduce each, and write the results into the arrays."""
+"""Reduction by torch operations, in tiles that fit the processor's cache."""
 
 from __future__ import annotations
 
@@ -26,53 +26,53 @@ from .tile_reduction import Tile, TileRequest, WeightTile, reduce_tile, reduce_w
 from .tile_writes import TileSpan, store_tile
 
 TILE_WEIGHTS = 1 << 18
-"""Weights of a tile on the CPU: 1 MiB of float32, so that a tile stays in the second-level cache."""
+"""Number of weights of a tile on the CPU: 1 MiB of float32, so that a tile fits the level 2 cache."""
 _MIN_TILE_ROWS = 16
 _SUM_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
-"""Largest distance of the sum of a returned row from 1, by dtype; 1e-3 in float32."""
+"""Largest difference of a row's sum from 1 in maps that a model returns, by dtype. 1e-3 for float32."""
 
 
 class TorchReduction:
-    """Reduction by torch operations on tiles. It serves every model and device."""
+    """Reduction by torch operations on tiles, for every model and device."""
 
     def __init__(self, keep: Keep, statistics: Sequence[str]) -> None:
         unknown = [name for name in statistics if name not in STATISTICS]
         if unknown:
-            raise ConfigError(f"statistics {', '.join(unknown)} cannot be computed; known are {', '.join(STATISTICS)}.")
+            raise ConfigError(f"statistics {', '.join(unknown)} do not exist. Expected are {', '.join(STATISTICS)}.")
         self.keep = keep
         self._statistics = tuple(statistics)
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-        """Write everything kept of one call into `arrays`."""
-        place = batch.placements[site.name]
+        """Write the stored arrays of one call into `arrays`."""
+        placement = batch.placements[site.name]
         self.store_vectors(call, site, layer, batch, arrays)
         names = self.site_statistics(site)
         request = TileRequest(self.keep.attention, self.keep.query_key is not None, self.keep.edges or 0, names)
         sums = {name: torch.zeros(call.query.shape[:2], device=call.query.device) for name in names}
         if request.attention or request.logsumexp or request.n_edges or names:
-            for index, run in enumerate(place.runs):
+            for index, run in enumerate(placement.runs):
                 mask, triangular = batch.mask_of(call, site, index, run)
                 if arrays.attention_bands and site.band(layer) is not None:
                     batch.check_mask(call, site, layer, index, run, rebuilt=False)
                 for span in cut_run(run, site, call.query.device):
-                    result = reduce_tile(_cut(call, site, batch, mask, triangular, span), request)
-                    store_tile(result, site, layer, place, arrays, span)
+                    result = reduce_tile(_make_tile(call, site, batch, mask, triangular, span), request)
+                    store_tile(result, site, layer, placement, arrays, span)
                     for name, values in result.sums.items():
                         sums[name][span.rows, span.heads] += values
                     if result.valid is not None:
-                        _report_invalid(result.valid, batch, place, site, layer, span)
+                        _report_invalid(result.valid, batch, placement, site, layer, span)
         if arrays.statistics is not None:
-            self.store_statistics(sums, site, layer, place, arrays.statistics)
-        arrays.n_filled += len(place.example)
+            self.store_statistics(sums, site, layer, placement, arrays.statistics)
+        arrays.n_filled += len(placement.example)
 
     def reduce_weights(self, weights: Tensor, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-        """Write everything kept of maps ``[batch, head, query, key]`` that a model returned into `arrays`."""
-        place, names = batch.placements[site.name], self.site_statistics(site)
+        """Write the stored arrays of maps ``[batch, head, query, key]`` that a model returned into `arrays`."""
+        placement, names = batch.placements[site.name], self.site_statistics(site)
         request = TileRequest(self.keep.attention, False, self.keep.edges or 0, names)
         sums = {name: torch.zeros(weights.shape[:2], device=weights.device) for name in names}
         tolerance = _SUM_TOLERANCE.get(weights.dtype, 1e-3)
         special = batch.special.get(site.key_sequence)
-        for run in place.runs:
+        for run in placement.runs:
             for span in cut_run(run, site, weights.device):
                 rows, heads, queries = span.rows, span.heads, span.queries
                 n_keys = queries.stop if site.causal else run.n_keys
@@ -84,92 +84,94 @@ class TorchReduction:
                     special=None if special is None else special[rows, :n_keys],
                 )
                 result = reduce_weights(tile, request)
-                store_tile(result, site, layer, place, arrays, span)
+                store_tile(result, site, layer, placement, arrays, span)
                 for name, values in result.sums.items():
                     sums[name][rows, heads] += values
                 if result.valid is not None:
-                    problem = "weights are not finite, or do not add up to 1 over the keys that a row may see"
-                    _report_invalid(result.valid, batch, place, site, layer, span, problem)
+                    problem = "weights are not finite, or do not add up to 1 over the visible keys of a row"
+                    _report_invalid(result.valid, batch, placement, site, layer, span, problem)
         if arrays.statistics is not None:
-            self.store_statistics(sums, site, layer, place, arrays.statistics)
-        arrays.n_filled += len(place.example)
+            self.store_statistics(sums, site, layer, placement, arrays.statistics)
+        arrays.n_filled += len(placement.example)
 
     def site_statistics(self, site: Site) -> frozenset[str]:
-        """Names of the statistics to keep that are defined at a site."""
+        """Return the names of the statistics to store that are defined at a site."""
         names = self._statistics if self.keep.statistics else ()
         return frozenset(name for name in names if site.name != "cross" or not STATISTICS[name].one_text)
 
     def end_pass(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: results are written at once."""
 
     def settle(self) -> None:
-        """Nothing is on its way."""
+        """Do nothing: results are written at once."""
 
     def store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-        """Write query and key in the codec they are kept in."""
-        codec, place = self.keep.query_key, batch.placements[site.name]
+        """Write query and key in the codec of `keep.query_key`."""
+        codec, placement = self.keep.query_key, batch.placements[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
         store_parts(call, site, layer, batch, arrays)
         if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
-            for index, run in enumerate(place.runs):
+            for index, run in enumerate(placement.runs):
                 batch.check_mask(call, site, layer, index, run, rebuilt=True)
         for name, vectors, out, scale, starts, lengths in (
-            ("query", call.query, arrays.query, arrays.query_scale, place.query_start, place.n_queries),
-            ("key", call.key, arrays.key, arrays.key_scale, place.key_start, place.n_keys),
+            ("query", call.query, arrays.query, arrays.query_scale, placement.query_start, placement.n_queries),
+            ("key", call.key, arrays.key, arrays.key_scale, placement.key_start, placement.n_keys),
         ):
             if scale is not None:
-                largest = write_channels(vectors, out[layer], scale[layer], place.example, starts, lengths)
+                largest = write_channels(vectors, out[layer], scale[layer], placement.example, starts, lengths)
             else:
                 largest = self.write_vectors(vectors, out[layer], starts, lengths, codec)
-            if not largest <= LARGEST_VECTOR_VALUE[codec]:  # NaN too
-                _report_vectors(vectors, name, codec, batch, place, site, layer, lengths)
+            if not largest <= LARGEST_VECTOR_VALUE[codec]:  # also for NaN
+                _report_vectors(vectors, name, codec, batch, placement, site, layer, lengths)
 
     def write_vectors(
         self, vectors: Tensor, out: np.ndarray, starts: tuple[int, ...], lengths: tuple[int, ...], codec: str
     ) -> float:
-        """Write ``[example, head, position, d_head]`` to ``[head, row, d_head]``; the largest absolute value, or NaN.
+        """Write ``[example, head, position, d_head]`` to ``[head, row, d_head]``.
 
-        It may be that of padding.
+        Returns
+        -------
+        The largest absolute value, or NaN if any value is NaN. It may come from padding.
         """
         # Projections lie in memory as [batch, token, head, d_head], rotated vectors as [batch, head, token, d_head].
         flat = vectors if vectors.is_contiguous() else vectors.transpose(1, 2)
         smallest, largest = (float(value) for value in torch.aminmax(flat))
-        stored = _host(vectors.to(getattr(torch, codec)), codec)
+        encoded = _to_host(vectors.to(getattr(torch, codec)), codec)
         for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
-            out[:, start : start + n] = stored[row, :, :n]
+            out[:, start : start + n] = encoded[row, :, :n]
         return max(-smallest, largest) if smallest == smallest else smallest
 
     def store_statistics(
-        self, sums: dict[str, Tensor], site: Site, layer: int, place: SitePlacement, out: np.ndarray
+        self, sums: dict[str, Tensor], site: Site, layer: int, placement: SitePlacement, out: np.ndarray
     ) -> None:
-        """Write the means of sums over rows ``[batch, head]``; NaN for statistics without a sum."""
+        """Write the means from sums over rows ``[batch, head]``, and NaN for statistics without a sum."""
         for index, name in enumerate(self._statistics):
             mean: np.ndarray | float = np.nan
             if name in sums:
-                n_rows = _counted_rows(name, place.n_queries, place.n_keys, site.causal)[:, None]
+                n_rows = _counted_rows(name, placement.n_queries, placement.n_keys, site.causal)[:, None]
                 with np.errstate(divide="ignore", invalid="ignore"):
                     mean = np.where(n_rows > 0, sums[name].cpu().numpy() / n_rows, np.nan)
-            out[index, layer, :, list(place.example)] = mean
+            out[index, layer, :, list(placement.example)] = mean
 
 
 @lru_cache(maxsize=64)
 def _counted_rows(
     name: str, n_queries: tuple[int, ...], n_keys: tuple[int, ...], causal: bool
 ) -> Int64[np.ndarray, "example"]:
-    """Rows of each example that enter the mean of a statistic."""
+    """Return the number of rows of each example that enter the mean of a statistic."""
     return STATISTICS[name].rows(np.array(n_queries), np.array(n_keys), causal=causal)
 
 
 def cut_run(run: Run, site: Site, device: torch.device) -> Iterator[TileSpan]:
-    """Cut a run into tiles of at most `TILE_WEIGHTS` weights where that is possible."""
+    """Cut a run into tiles of at most `TILE_WEIGHTS` weights. Very long rows may exceed the limit."""
     budget = TILE_WEIGHTS if device.type == "cpu" else 1 << 26
-    one_head = run.n_queries * run.n_keys
+    head_weights = run.n_queries * run.n_keys
     per_key_head = site.n_heads // site.n_kv_heads
-    n_examples = max(1, budget // (one_head * site.n_heads))
-    n_kv_heads = min(site.n_kv_heads, max(1, budget // (one_head * per_key_head)))
+    n_examples = max(1, budget // (head_weights * site.n_heads))
+    n_kv_heads = min(site.n_kv_heads, max(1, budget // (head_weights * per_key_head)))
     n_rows = run.n_queries
-    if one_head * per_key_head > budget:
+    if head_weights * per_key_head > budget:
         n_rows = max(_MIN_TILE_ROWS, budget // (run.n_keys * per_key_head))
     for row in range(run.start, run.stop, n_examples):
         for kv_head in range(0, site.n_kv_heads, n_kv_heads):
@@ -182,7 +184,7 @@ def cut_run(run: Run, site: Site, device: torch.device) -> Iterator[TileSpan]:
                 yield TileSpan(run, rows, heads, queries)
 
 
-def _cut(
+def _make_tile(
     call: AttentionCall,
     site: Site,
     batch: Batch,
@@ -196,14 +198,19 @@ def _cut(
     n_keys = queries.stop if site.causal else run.n_keys
     bias: Float[Tensor, "#example #head query key"] | None = None
     if mask is not None:
-        inside = slice(rows.start - run.start, rows.stop - run.start)
+        mask_rows = slice(rows.start - run.start, rows.stop - run.start)
         bias = mask[
-            inside if mask.shape[0] > 1 else slice(0, 1), heads if mask.shape[1] > 1 else slice(0, 1), queries, :n_keys
+            mask_rows if mask.shape[0] > 1 else slice(0, 1),
+            heads if mask.shape[1] > 1 else slice(0, 1),
+            queries,
+            :n_keys,
         ]
     if call.position_bias is not None:
-        learned = call.position_bias
-        learned = learned[rows if learned.shape[0] > 1 else slice(0, 1), heads, queries, :n_keys].float()
-        bias = learned if bias is None else (bias + learned).clamp(min=LOWEST)
+        position_bias = call.position_bias
+        position_bias = position_bias[
+            rows if position_bias.shape[0] > 1 else slice(0, 1), heads, queries, :n_keys
+        ].float()
+        bias = position_bias if bias is None else (bias + position_bias).clamp(min=LOWEST)
     special = batch.special.get(site.key_sequence)
     return Tile(
         query=call.query[rows, heads, queries].float(),
@@ -219,7 +226,7 @@ def _cut(
     )
 
 
-def _host(vectors: Tensor, codec: str) -> np.ndarray:
+def _to_host(vectors: Tensor, codec: str) -> np.ndarray:
     if codec == "bfloat16":
         return vectors.view(torch.int16).cpu().numpy().view(np.uint16)
     return vectors.cpu().numpy()
@@ -228,7 +235,7 @@ def _host(vectors: Tensor, codec: str) -> np.ndarray:
 def _report_invalid(
     valid: Tensor,
     batch: Batch,
-    place: SitePlacement,
+    placement: SitePlacement,
     site: Site,
     layer: int,
     span: TileSpan,
@@ -238,7 +245,7 @@ def _report_invalid(
     for example, head in (~valid).nonzero().tolist():
         batch.fail(
             span.rows.start + example,
-            place,
+            placement,
             f"{site.name} layer {layer} head {span.heads.start + head}: {problem}",
         )
 
@@ -248,7 +255,7 @@ def _report_vectors(
     name: str,
     codec: str,
     batch: Batch,
-    place: SitePlacement,
+    placement: SitePlacement,
     site: Site,
     layer: int,
     lengths: tuple[int, ...],
@@ -258,7 +265,7 @@ def _report_vectors(
         if not largest <= LARGEST_VECTOR_VALUE[codec]:
             batch.fail(
                 row,
-                place,
+                placement,
                 f"{site.name} layer {layer}: {name} holds {largest:g}, "
                 f"more than {codec} can ({LARGEST_VECTOR_VALUE[codec]:g})",
             )

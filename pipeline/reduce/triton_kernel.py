@@ -1,13 +1,12 @@
-"""One Triton kernel for what is kept of attention on a GPU: statistics, strongest keys, packed codes, logsumexp.
+"""Triton kernel that computes statistics, strongest keys, packed codes and logsumexp of attention on a GPU.
 
-A program takes some query rows of one head of one example and goes over the row's keys twice: first for the largest
-score and the sum, then for everything else; the second reading comes from the cache. Codes go straight to their
-places among the batch's pairs (lower triangle where the site is causal, no padding), so what is copied to the host is
-what is stored. The attention output is left to SDPA. `TRITON_INTERPRET=1` runs the same code on the CPU, which is how
-it is tested.
+A program processes a block of query rows of one head of one example. It reads the keys twice: first for the largest
+score and the sum, then for all other results. The second pass reads the keys from the cache. The kernel writes codes
+directly to the batch's pairs (lower triangle for causal sites, no padding), so the host receives the bytes to store.
+SDPA computes the attention output. With `TRITON_INTERPRET=1` the same code runs on the CPU; the tests use that.
 """
 
-# Triton may be missing; and its reductions are annotated as if they might return pairs.
+# Triton may not be installed, and the annotations of its reductions include tuples as results.
 # pyright: reportMissingImports=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 # pyright: reportIndexIssue=false
 from __future__ import annotations
@@ -40,8 +39,9 @@ SPECIAL = tl.constexpr(STATISTIC_NAMES.index("special"))
 class DeviceCall:
     """One call of a right padded batch on the device; the names are those of `kernel.AttentionInputs`.
 
-    `row_start` [example] counts within the batch. `pair_of_row` [row of the batch] is where the row's pair with key 0
-    lies, or would lie; pairs `band` or more positions apart are not stored. `special` is int8 [example, key_pos].
+    `row_start` [example] is an index within the batch. `pair_of_row` [row of the batch] is the index of the row's pair
+    with key 0, even if that pair is not stored. Pairs `band` or more positions apart are not stored. `special` is int8
+    [example, key_pos].
     """
 
     query: Tensor
@@ -66,7 +66,7 @@ class DeviceCall:
 
 @dataclass(frozen=True)
 class DeviceRequest:
-    """The results to compute: steps of the code (0: none) and whether of the square root, edges a row, and so on."""
+    """Results to compute. `n_steps` is the number of code steps (0: no codes); `root` is True for the square root."""
 
     n_steps: int
     root: bool
@@ -77,7 +77,7 @@ class DeviceRequest:
 
 @dataclass(frozen=True)
 class DeviceResult:
-    """Results on the device. Statistics are sums over rows, [statistic, example, head], in the order of `STATISTIC_NAMES`."""
+    """Results on the device. `sums` over rows are [statistic, example, head], in the order of `STATISTIC_NAMES`."""
 
     codes: Tensor | None
     logsumexp: Tensor | None
@@ -89,14 +89,14 @@ class DeviceResult:
 
 @triton.jit
 def _scores(
-    query, key_at, key_stride, bias_0, bias_0_stride, bias_1, bias_1_stride, rows, keys, n_rows, n_keys, d_head,
+    query, key_ptr, key_stride, bias_0, bias_0_stride, bias_1, bias_1_stride, rows, keys, n_rows, n_keys, d_head,
     scaling, softcap, before, after,
     BLOCK_D: tl.constexpr, BIASES: tl.constexpr, SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Scores of some rows against some keys, hidden ones the lowest float32."""
+    """Compute scores of a block of rows and keys. Hidden keys get the lowest float32."""
     depth = tl.arange(0, BLOCK_D)
     key = tl.load(
-        key_at + keys[:, None] * key_stride + depth[None, :],
+        key_ptr + keys[:, None] * key_stride + depth[None, :],
         mask=(keys < n_keys)[:, None] & (depth < d_head)[None, :],
         other=0.0,
     )
@@ -113,35 +113,36 @@ def _scores(
         bias = tl.load(bias_1 + rows[:, None] * bias_1_stride + keys[None, :], mask=inside, other=0.0)
         scores = tl.where(bias < -1e37, -3.4028234e38, scores + bias)
     distance = rows[:, None] - keys[None, :]
-    seen = inside & (distance <= before) & (distance >= -after)
-    return tl.where(seen, scores, -3.4028234e38)
+    visible = inside & (distance <= before) & (distance >= -after)
+    return tl.where(visible, scores, -3.4028234e38)
 
 
 @triton.jit
 def _reduce(
-    query_at, key_at, n_queries_at, n_keys_at, pair_at, row_at, bias_0, bias_1, sinks_at, special_at,
-    codes_at, logsumexp_at, edge_key_at, edge_weight_at, sums_at, valid_at,
+    query_ptr, key_ptr, n_queries_ptr, n_keys_ptr, pair_ptr, row_ptr, bias_0, bias_1, sinks_ptr, special_ptr,
+    codes_ptr, logsumexp_ptr, edge_key_ptr, edge_weight_ptr, sums_ptr, valid_ptr,
     query_0, query_1, query_2, key_0, key_1, key_2,
     bias_00, bias_01, bias_02, bias_10, bias_11, bias_12,
-    n_pairs, n_rows_all, n_examples, n_heads, n_groups, longest_key, d_head, scaling, softcap, before, after, band, n_steps,
+    n_pairs, n_rows_all, n_examples, n_heads, n_groups, longest_key, d_head, scaling, softcap, before, after, band,
+    n_steps,
     CAUSAL: tl.constexpr, SAME: tl.constexpr, BIASES: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
     CODES: tl.constexpr, ROOT: tl.constexpr, LOGSUMEXP: tl.constexpr, N_EDGES: tl.constexpr, EDGES: tl.constexpr,
     STATISTICS: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     block, head, example = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    n_rows, n_keys = tl.load(n_queries_at + example), tl.load(n_keys_at + example)
+    n_rows, n_keys = tl.load(n_queries_ptr + example), tl.load(n_keys_ptr + example)
     rows = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    real = rows < n_rows
+    is_query = rows < n_rows
     depth = tl.arange(0, BLOCK_D)
     query = tl.load(
-        query_at + example * query_0 + head * query_1 + rows[:, None] * query_2 + depth[None, :],
-        mask=real[:, None] & (depth < d_head)[None, :],
+        query_ptr + example * query_0 + head * query_1 + rows[:, None] * query_2 + depth[None, :],
+        mask=is_query[:, None] & (depth < d_head)[None, :],
         other=0.0,
     )
     if UPCAST:
         query = query.to(tl.float32)
-    key_at += example * key_0 + (head // n_groups) * key_1
+    key_ptr += example * key_0 + (head // n_groups) * key_1
     bias_0 += example * bias_00 + head * bias_01
     bias_1 += example * bias_10 + head * bias_11
     stop = n_keys
@@ -152,8 +153,8 @@ def _reduce(
     total = tl.zeros((BLOCK_Q,), tl.float32)
     for first in range(0, stop, BLOCK_K):
         scores = _scores(
-            query, key_at, key_2, bias_0, bias_02, bias_1, bias_12, rows, first + tl.arange(0, BLOCK_K), n_rows, n_keys,
-            d_head, scaling, softcap, before, after, BLOCK_D, BIASES, SOFTCAP, UPCAST,
+            query, key_ptr, key_2, bias_0, bias_02, bias_1, bias_12, rows, first + tl.arange(0, BLOCK_K), n_rows,
+            n_keys, d_head, scaling, softcap, before, after, BLOCK_D, BIASES, SOFTCAP, UPCAST,
         )  # fmt: skip
         larger = tl.maximum(top, tl.max(scores, 1))
         total = total * tl.exp(top - larger) + tl.sum(
@@ -162,89 +163,90 @@ def _reduce(
         top = larger
     largest = top
     if SINKS:
-        sink = tl.load(sinks_at + head)
+        sink = tl.load(sinks_ptr + head)
         top = tl.maximum(top, sink)
         total = total * tl.exp(largest - top) + tl.exp(sink - top)
-    total = tl.where(real, total, 1.0)
+    total = tl.where(is_query, total, 1.0)
     log_total = tl.log(total)
-    good = (total > 0) & (total < float("inf")) & (largest > -1e37) & (largest < float("inf"))
-    row_place = tl.load(row_at + example) + rows
-    pairs_at = tl.zeros((BLOCK_Q,), tl.int64) + head.to(tl.int64) * n_pairs
+    is_valid = (total > 0) & (total < float("inf")) & (largest > -1e37) & (largest < float("inf"))
+    row_index = tl.load(row_ptr + example) + rows
+    pairs_ptr = tl.zeros((BLOCK_Q,), tl.int64) + head.to(tl.int64) * n_pairs
     if CODES:
-        pairs_at += tl.load(pair_at + row_place, mask=real, other=0)
+        pairs_ptr += tl.load(pair_ptr + row_index, mask=is_query, other=0)
     if LOGSUMEXP:
-        tl.store(logsumexp_at + head * n_rows_all + row_place, top + log_total, mask=real)
+        tl.store(logsumexp_ptr + head * n_rows_all + row_index, top + log_total, mask=is_query)
     tl.store(
-        valid_at + (block * n_examples + example) * n_heads + head, tl.min(tl.where(real, good, True).to(tl.int32), 0)
+        valid_ptr + (block * n_examples + example) * n_heads + head,
+        tl.min(tl.where(is_query, is_valid, True).to(tl.int32), 0),
     )
 
     best = -1 - tl.zeros((BLOCK_Q, EDGES), tl.int64) - tl.arange(0, EDGES)[None, :]
-    entropy, distance = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
-    own, previous = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
-    following, beginning = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
-    special = tl.zeros((BLOCK_Q,), tl.float32)
+    entropy_sum, distance_sum = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
+    self_sum, previous_sum = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
+    next_sum, first_sum = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
+    special_sum = tl.zeros((BLOCK_Q,), tl.float32)
     for first in range(0, stop, BLOCK_K):
         keys = first + tl.arange(0, BLOCK_K)
         scores = _scores(
-            query, key_at, key_2, bias_0, bias_02, bias_1, bias_12, rows, keys, n_rows, n_keys,
+            query, key_ptr, key_2, bias_0, bias_02, bias_1, bias_12, rows, keys, n_rows, n_keys,
             d_head, scaling, softcap, before, after, BLOCK_D, BIASES, SOFTCAP, UPCAST,
         )  # fmt: skip
-        seen = scores > -1e37
+        visible = scores > -1e37
         log_weight = scores - (top + log_total)[:, None]
-        weight = tl.where(seen, tl.exp(log_weight), 0.0)
+        weight = tl.where(visible, tl.exp(log_weight), 0.0)
         offset = rows[:, None] - keys[None, :]
         if CODES:
             value = tl.sqrt(weight) if ROOT else weight
             code = tl.floor(value * n_steps + 0.5).to(tl.uint8)
-            stored = real[:, None] & (keys < n_keys)[None, :] & (offset < band) & (offset > -band)
+            is_stored = is_query[:, None] & (keys < n_keys)[None, :] & (offset < band) & (offset > -band)
             if CAUSAL:
-                stored = stored & (offset >= 0)
-            tl.store(codes_at + pairs_at[:, None] + keys[None, :], code, mask=stored)
+                is_stored = is_stored & (offset >= 0)
+            tl.store(codes_ptr + pairs_ptr[:, None] + keys[None, :], code, mask=is_stored)
         if N_EDGES > 0:
-            # in the order of weights, ties to the lower key; no two are equal
+            # sort keys in the order of weights; the lower key wins a tie, so no two are equal
             bits = weight.to(tl.int32, bitcast=True).to(tl.int64) * 4294967296
-            ranked = tl.where(seen, bits + (4294967295 - keys[None, :].to(tl.int64)), -1000)
+            ranked = tl.where(visible, bits + (4294967295 - keys[None, :].to(tl.int64)), -1000)
             for _ in range(N_EDGES):
                 strongest = tl.max(ranked, 1)
                 least = tl.min(best, 1)
                 best = tl.where((best == least[:, None]) & (strongest > least)[:, None], strongest[:, None], best)
                 ranked = tl.where(ranked == strongest[:, None], -1000, ranked)
         if STATISTICS:
-            entropy -= tl.sum(tl.where(seen, weight * log_weight, 0.0), 1)
-            distance += tl.sum(weight * tl.abs(offset).to(tl.float32), 1)
-            beginning += tl.sum(tl.where(keys[None, :] == 0, weight, 0.0), 1)
+            entropy_sum -= tl.sum(tl.where(visible, weight * log_weight, 0.0), 1)
+            distance_sum += tl.sum(weight * tl.abs(offset).to(tl.float32), 1)
+            first_sum += tl.sum(tl.where(keys[None, :] == 0, weight, 0.0), 1)
             if SAME:
-                own += tl.sum(tl.where(offset == 0, weight, 0.0), 1)
-                previous += tl.sum(tl.where(offset == 1, weight, 0.0), 1)
-                following += tl.sum(tl.where(offset == -1, weight, 0.0), 1)
-            flag = tl.load(special_at + example * longest_key + keys, mask=keys < n_keys, other=0)
-            special += tl.sum(tl.where(flag[None, :] != 0, weight, 0.0), 1)
+                self_sum += tl.sum(tl.where(offset == 0, weight, 0.0), 1)
+                previous_sum += tl.sum(tl.where(offset == 1, weight, 0.0), 1)
+                next_sum += tl.sum(tl.where(offset == -1, weight, 0.0), 1)
+            is_special = tl.load(special_ptr + example * longest_key + keys, mask=keys < n_keys, other=0)
+            special_sum += tl.sum(tl.where(is_special[None, :] != 0, weight, 0.0), 1)
 
     if N_EDGES > 0:
         for edge in range(N_EDGES):
             strongest = tl.max(best, 1)
             best = tl.where(best == strongest[:, None], -2000, best)
-            there = strongest >= 0
-            key = tl.where(there, 4294967295 - strongest % 4294967296, -1).to(tl.int32)
+            is_edge = strongest >= 0
+            key = tl.where(is_edge, 4294967295 - strongest % 4294967296, -1).to(tl.int32)
             weight = (strongest // 4294967296).to(tl.int32).to(tl.float32, bitcast=True)
-            at = (head * n_rows_all + row_place) * N_EDGES + edge
-            tl.store(edge_key_at + at, key, mask=real)
-            tl.store(edge_weight_at + at, tl.where(there, weight, 0.0).to(tl.float16), mask=real)
+            edge_index = (head * n_rows_all + row_index) * N_EDGES + edge
+            tl.store(edge_key_ptr + edge_index, key, mask=is_query)
+            tl.store(edge_weight_ptr + edge_index, tl.where(is_edge, weight, 0.0).to(tl.float16), mask=is_query)
     if STATISTICS:
         step = n_examples * n_heads
-        at = sums_at + (block * N_STATISTICS * n_examples + example) * n_heads + head
-        tl.store(at + ENTROPY * step, tl.sum(tl.where(real, entropy, 0.0), 0))
-        tl.store(at + DISTANCE * step, tl.sum(tl.where(real, distance, 0.0), 0))
-        tl.store(at + MAXIMUM * step, tl.sum(tl.where(real, tl.exp(largest - top - log_total), 0.0), 0))
-        tl.store(at + SELF * step, tl.sum(tl.where(real, own, 0.0), 0))
-        tl.store(at + PREVIOUS * step, tl.sum(tl.where(real, previous, 0.0), 0))
-        tl.store(at + NEXT * step, tl.sum(tl.where(real, following, 0.0), 0))
-        tl.store(at + FIRST * step, tl.sum(tl.where(real, beginning, 0.0), 0))
-        tl.store(at + SPECIAL * step, tl.sum(tl.where(real, special, 0.0), 0))
+        target = sums_ptr + (block * N_STATISTICS * n_examples + example) * n_heads + head
+        tl.store(target + ENTROPY * step, tl.sum(tl.where(is_query, entropy_sum, 0.0), 0))
+        tl.store(target + DISTANCE * step, tl.sum(tl.where(is_query, distance_sum, 0.0), 0))
+        tl.store(target + MAXIMUM * step, tl.sum(tl.where(is_query, tl.exp(largest - top - log_total), 0.0), 0))
+        tl.store(target + SELF * step, tl.sum(tl.where(is_query, self_sum, 0.0), 0))
+        tl.store(target + PREVIOUS * step, tl.sum(tl.where(is_query, previous_sum, 0.0), 0))
+        tl.store(target + NEXT * step, tl.sum(tl.where(is_query, next_sum, 0.0), 0))
+        tl.store(target + FIRST * step, tl.sum(tl.where(is_query, first_sum, 0.0), 0))
+        tl.store(target + SPECIAL * step, tl.sum(tl.where(is_query, special_sum, 0.0), 0))
 
 
 def reduce_on_device(call: DeviceCall, request: DeviceRequest) -> DeviceResult:
-    """Launch the kernel; results are ready when the stream gets there.
+    """Launch the kernel on the current stream. The results are ready when the stream has run it.
 
     Statistics are summed in a fixed order, so equal inputs give equal bytes.
     """

@@ -1,8 +1,8 @@
 """Reduction by the Triton kernel, for models on a GPU.
 
-Each layer's results are copied to pinned memory on a stream of their own while the next layers run. Another thread
-writes the copies into the segment while the next batch runs, so at most two batches are in pinned memory. Torch
-operations serve the calls that the kernel does not support.
+The results of each layer are copied to pinned memory on a separate stream while the next layers run. Another thread
+writes the copies into the segment while the next batch runs, so pinned memory holds at most two batches. Calls that
+the kernel does not support fall back to torch operations.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .torch_reduction import TorchReduction
 
 @dataclass
 class _DevicePlacement:
-    """Positions of the examples of a batch among its own pairs and rows, on the device."""
+    """Positions of the examples of a batch in the pairs and rows of that batch, on the device."""
 
     placement: BatchPlacement
     n_pairs: int
@@ -45,7 +45,7 @@ class _DevicePlacement:
 
 @dataclass
 class TritonReduction:
-    """`Reduction` by the Triton kernel. It counts the calls served by the kernel and by torch operations."""
+    """`Reduction` by the Triton kernel. It counts the calls by the kernel and by torch operations."""
 
     keep: Keep
     statistics: Sequence[str]
@@ -54,14 +54,14 @@ class TritonReduction:
     _plans: KernelPlans = field(default_factory=KernelPlans)
     _placements: dict[int, _DevicePlacement] = field(default_factory=dict)
     _batch: Batch | None = None
-    _waiting: list[Callable[[], None]] = field(default_factory=list)
-    _copies: torch.cuda.Stream | None = None
-    _placing: Future[None] | None = None
+    _pending_writes: list[Callable[[], None]] = field(default_factory=list)
+    _copy_stream: torch.cuda.Stream | None = None
+    _writing: Future[None] | None = None
 
     def __post_init__(self) -> None:
         """Create the reduction for calls that the kernel does not support, and the thread that writes results."""
         self._torch = TorchReduction(self.keep, self.statistics)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headatlas-place")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headatlas-write")
 
     @property
     def name(self) -> str:
@@ -69,9 +69,9 @@ class TritonReduction:
         return "Triton kernel"
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-        """Start computing and copying everything to keep of one call."""
+        """Start the computation and the copy of the stored arrays of one call."""
         if batch is not self._batch:
-            self._forget()  # a pass that was given up, for want of memory
+            self._discard_pass()  # an earlier pass stopped because memory ran out
             self._batch = batch
         band = arrays.band(site, layer)
         plan = self._plans.of(call, site, band, batch)
@@ -79,44 +79,44 @@ class TritonReduction:
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
         self.n_fused += 1
-        self._vectors(call, site, layer, batch, arrays)
-        self._attention(call, site, layer, batch, arrays, plan)
+        self._store_vectors(call, site, layer, batch, arrays)
+        self._reduce_attention(call, site, layer, batch, arrays, plan)
         arrays.n_filled += len(batch.placements[site.name].example)
         return None
 
     def end_pass(self) -> None:
-        """Start writing the copied results into the arrays, after those of the batch before are written."""
-        copied = None
-        if self._copies is not None:
-            copied = torch.cuda.Event()
-            copied.record(self._copies)
-        waiting = self._waiting
-        self._forget()
+        """Start writing the copied results into the arrays, after the results of the previous batch are written."""
+        copy_event = None
+        if self._copy_stream is not None:
+            copy_event = torch.cuda.Event()
+            copy_event.record(self._copy_stream)
+        writes = self._pending_writes
+        self._discard_pass()
         self.settle()
-        self._placing = self._thread.submit(_place, copied, waiting)
+        self._writing = self._thread.submit(_write_results, copy_event, writes)
 
     def settle(self) -> None:
-        """Wait until all results are written. An error of the writing thread is raised here."""
-        placing, self._placing = self._placing, None
-        if placing is not None:
-            placing.result()
+        """Wait until all results are written. This method raises an error of the writing thread."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
-    def _forget(self) -> None:
-        self._batch, self._waiting = None, []
+    def _discard_pass(self) -> None:
+        self._batch, self._pending_writes = None, []
         self._placements.clear()
 
-    def _attention(
+    def _reduce_attention(
         self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays, plan: KernelPlan
     ) -> None:
         from .triton_kernel import DeviceCall, DeviceRequest, reduce_on_device
 
-        assert plan.placement is not None, "the caller saw it"
+        assert plan.placement is not None, "torch operations handle calls without a placement"
         steps = attention_codec(self.keep.attention).steps if self.keep.attention else None
-        own, device = self._place_batch(plan.placement, call.query.device), call.query.device
-        everything = call.query.shape[2] + call.key.shape[2]
-        reach = everything if plan.window is None else min(plan.window, everything)
+        device_placement, device = self._place_batch(plan.placement, call.query.device), call.query.device
+        all_positions = call.query.shape[2] + call.key.shape[2]
+        reach = all_positions if plan.window is None else min(plan.window, all_positions)
         before = reach - 1 if site.causal and plan.window is not None else reach
-        n_queries, n_keys, pair_of_row, row_starts, special = own.on_device
+        n_queries, n_keys, pair_of_row, row_starts, special = device_placement.on_device
         result = reduce_on_device(
             DeviceCall(
                 query=call.query,
@@ -125,16 +125,16 @@ class TritonReduction:
                 n_keys=n_keys,
                 pair_of_row=pair_of_row,
                 row_start=row_starts,
-                n_pairs=own.n_pairs,
-                n_rows=own.n_rows,
+                n_pairs=device_placement.n_pairs,
+                n_rows=device_placement.n_rows,
                 scaling=call.scaling,
                 causal=site.causal,
                 same_tokens=plan.placement.same_tokens,
                 before=before,
                 after=0 if site.causal else reach,
-                band=everything if plan.placement.band is None else plan.placement.band,
+                band=all_positions if plan.placement.band is None else plan.placement.band,
                 softcap=call.softcap,
-                biases=tuple(b.float().to(device) for b in (plan.hides, call.position_bias) if b is not None),
+                biases=tuple(b.float().to(device) for b in (plan.mask_bias, call.position_bias) if b is not None),
                 sinks=None if call.sinks is None else call.sinks.float().contiguous(),
                 special=special,
             ),
@@ -146,58 +146,63 @@ class TritonReduction:
                 statistics=self.keep.statistics,
             ),
         )
-        found = {name: self._to_host(value) for name, value in vars(result).items() if value is not None}
-        place, band, codes = batch.placements[site.name], arrays.band(site, layer), arrays.attention_of(site, layer)
+        host_results = {name: self._to_host(value) for name, value in vars(result).items() if value is not None}
+        placement, band, codes = batch.placements[site.name], arrays.band(site, layer), arrays.attention_of(site, layer)
 
         def of_layer(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[layer]
 
         def store() -> None:
-            numbers = {name: value.numpy() for name, value in found.items()}
-            for row, head in np.argwhere(~numbers["valid"]):
+            arrays_by_name = {name: value.numpy() for name, value in host_results.items()}
+            for row, head in np.argwhere(~arrays_by_name["valid"]):
                 reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
-                batch.fail(int(row), place, reason)
+                batch.fail(int(row), placement, reason)
             targets = (
-                ("codes", codes, own.pair_start, place.pair_start.get(band, ())),
-                *((name, of_layer(getattr(arrays, name)), own.row_start, place.query_start) for name in _BY_ROW),
+                ("codes", codes, device_placement.pair_start, placement.pair_start.get(band, ())),
+                *(
+                    (name, of_layer(getattr(arrays, name)), device_placement.row_start, placement.query_start)
+                    for name in _BY_ROW
+                ),
             )
-            for name, out, starts, to in targets:
-                if out is None or name not in numbers:
+            for name, out, starts, target_starts in targets:
+                if out is None or name not in arrays_by_name:
                     continue
-                source = numbers[name] if name != "edge_key" else numbers[name].astype(out.dtype)  # -1: the largest
-                for i, start in enumerate(to):
+                source = (
+                    arrays_by_name[name] if name != "edge_key" else arrays_by_name[name].astype(out.dtype)
+                )  # -1 becomes the type's maximum
+                for i, start in enumerate(target_starts):
                     n = int(starts[i + 1] - starts[i])
                     out[:, start : start + n] = source[:, starts[i] : starts[i + 1]]
             if arrays.statistics is not None:
                 names = self._torch.site_statistics(site)
-                values = zip(STATISTIC_NAMES, found["sums"], strict=True)
+                values = zip(STATISTIC_NAMES, host_results["sums"], strict=True)
                 sums: dict[str, Tensor] = {name: value for name, value in values if name in names}
-                self._torch.store_statistics(sums, site, layer, place, arrays.statistics)
+                self._torch.store_statistics(sums, site, layer, placement, arrays.statistics)
 
-        self._waiting.append(store)
+        self._pending_writes.append(store)
 
-    def _vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
-        codec, place = self.keep.query_key, batch.placements[site.name]
+    def _store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
+        codec, placement = self.keep.query_key, batch.placements[site.name]
         if codec is None or arrays.query is None or arrays.key is None:
             return
-        if arrays.query_scale is not None:  # by channel: torch operations
+        if arrays.query_scale is not None:  # scales for each channel need torch operations
             self._torch.store_vectors(call, site, layer, batch, arrays)
             return
         store_parts(call, site, layer, batch, arrays)
         if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
-            for index, run in enumerate(place.runs):
+            for index, run in enumerate(placement.runs):
                 batch.check_mask(call, site, layer, index, run, rebuilt=True)
-        queries = [run.n_queries for run in place.runs for _ in range(run.start, run.stop)]
-        keys = [run.n_keys for run in place.runs for _ in range(run.start, run.stop)]
+        queries = [run.n_queries for run in placement.runs for _ in range(run.start, run.stop)]
+        keys = [run.n_keys for run in placement.runs for _ in range(run.start, run.stop)]
         for name, vectors, out, starts, lengths in (
-            ("query", call.query, arrays.query, place.query_start, queries),
-            ("key", call.key, arrays.key, place.key_start, keys),
+            ("query", call.query, arrays.query, placement.query_start, queries),
+            ("key", call.key, arrays.key, placement.key_start, keys),
         ):
             positions = torch.arange(vectors.shape[2], device=vectors.device)
-            real = positions < torch.tensor(lengths, device=vectors.device)[:, None]  # [example, position]
-            largest = self._to_host((vectors.abs().amax(dim=(1, 3)) * real).amax(dim=1).float())
-            kept = vectors.to(getattr(torch, codec))
-            stored = self._to_host(kept.view(torch.int16) if codec == "bfloat16" else kept)
+            is_token = positions < torch.tensor(lengths, device=vectors.device)[:, None]  # [example, position]
+            largest = self._to_host((vectors.abs().amax(dim=(1, 3)) * is_token).amax(dim=1).float())
+            encoded = vectors.to(getattr(torch, codec))
+            host_vectors = self._to_host(encoded.view(torch.int16) if codec == "bfloat16" else encoded)
 
             def store(
                 name: str = name,
@@ -205,20 +210,22 @@ class TritonReduction:
                 starts: tuple[int, ...] = starts,
                 lengths: list[int] = lengths,
                 largest: Tensor = largest,
-                stored: Tensor = stored,
+                host_vectors: Tensor = host_vectors,
             ) -> None:
-                numbers = stored.numpy().view(out.dtype)
+                numbers = host_vectors.numpy().view(out.dtype)
                 for row, (start, n) in enumerate(zip(starts, lengths, strict=True)):
                     out[layer, :, start : start + n] = numbers[row, :, :n]
-                    size = float(largest[row])
-                    if not size <= LARGEST_VECTOR_VALUE[codec]:
-                        reason = f"{name} holds {size:g}, more than {codec} can ({LARGEST_VECTOR_VALUE[codec]:g})"
-                        batch.fail(row, place, f"{site.name} layer {layer}: {reason}")
+                    row_maximum = float(largest[row])
+                    if not row_maximum <= LARGEST_VECTOR_VALUE[codec]:
+                        reason = (
+                            f"{name} holds {row_maximum:g}, more than {codec} can ({LARGEST_VECTOR_VALUE[codec]:g})"
+                        )
+                        batch.fail(row, placement, f"{site.name} layer {layer}: {reason}")
 
-            self._waiting.append(store)
+            self._pending_writes.append(store)
 
     def _place_batch(self, placement: BatchPlacement, device: torch.device) -> _DevicePlacement:
-        """Return the positions of a batch on the device; they are computed once a batch."""
+        """Return the positions of a batch on the device. They are computed once per batch."""
         batch_placement = self._placements.get(id(placement))
         if batch_placement is None:
             rows, keys = placement.n_queries, placement.n_keys
@@ -234,30 +241,30 @@ class TritonReduction:
             batch_placement = _DevicePlacement(
                 placement, int(pair_starts[-1]), int(row_starts[-1]), pair_starts, row_starts, on_device
             )
-            self._placements[id(placement)] = batch_placement  # it holds the placement, so that the id stays unique
+            self._placements[id(placement)] = batch_placement  # holds the placement, so that its id stays unique
         return batch_placement
 
     def _to_host(self, value: Tensor) -> Tensor:
-        """A copy in pinned memory, there once the stream of copies has been waited for."""
+        """Copy a tensor to pinned memory. The copy is complete after the copy stream is synchronized."""
         if value.device.type != "cuda":
             return value.contiguous()
-        if self._copies is None:
-            self._copies = torch.cuda.Stream(value.device)
-        self._copies.wait_stream(torch.cuda.current_stream(value.device))
-        with torch.cuda.stream(self._copies):
+        if self._copy_stream is None:
+            self._copy_stream = torch.cuda.Stream(value.device)
+        self._copy_stream.wait_stream(torch.cuda.current_stream(value.device))
+        with torch.cuda.stream(self._copy_stream):
             host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             host.copy_(value, non_blocking=True)
-        value.record_stream(self._copies)
+        value.record_stream(self._copy_stream)
         return host
 
 
-def _place(copied: torch.cuda.Event | None, waiting: list[Callable[[], None]]) -> None:
-    """Wait for the copies of a batch, then store each; its pinned memory is free again after it."""
-    if copied is not None:
-        copied.synchronize()
-    waiting.reverse()
-    while waiting:
-        waiting.pop()()
+def _write_results(copy_event: torch.cuda.Event | None, writes: list[Callable[[], None]]) -> None:
+    """Wait for the copies of a batch, then write each of them. The write releases its pinned memory."""
+    if copy_event is not None:
+        copy_event.synchronize()
+    writes.reverse()
+    while writes:
+        writes.pop()()
 
 
 _BY_ROW = ("logsumexp", "edge_key", "edge_weight")

@@ -1,4 +1,4 @@
-"""The C structures of the kernel's calls, field by field as in `call.h`."""
+"""C structures of the kernel's calls, with the same fields in the same order as in `call.h`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import ctypes
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
 CODE_KINDS = ("root", "linear", "float16", "float32")
-"""Kinds of codes; the index is their number in C."""
+"""Kinds of codes. The index is the number in C."""
 
 MAX_EDGES = 16
 MAX_BIASES = 2
 
 VECTOR_CODECS = ("float32", "float16", "bfloat16")
-"""Types of stored vectors; the index is their number in C."""
+"""Types of stored vectors. The index is the number in C."""
 
 _INT = ctypes.c_int64
 _POINTER = ctypes.c_void_p
 
 
 class Call(ctypes.Structure):
-    """See call.h for what each field means; strides count elements."""
+    """Arguments of the attention kernel. `call.h` describes each field. Strides count elements."""
 
     _fields_ = (
         ("call_bytes", _INT),
@@ -57,7 +57,7 @@ class Call(ctypes.Structure):
 
 
 class Vectors(ctypes.Structure):
-    """See call.h."""
+    """Arguments of the kernel that stores vectors. `call.h` describes each field."""
 
     _fields_ = (
         ("call_bytes", _INT),

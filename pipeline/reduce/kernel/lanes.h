@@ -1,8 +1,9 @@
-// The vectors of one instruction set. Included once for each, inside its namespace, with HEADATLAS_ISA set to
-// 2 (AVX-512), 1 (AVX2) or 0 (whatever the compiler's baseline is). No guard, on purpose.
+// SIMD vector operations of one instruction set. The file is included once for each instruction set, inside its
+// namespace, with HEADATLAS_ISA set to 2 (AVX-512), 1 (AVX2) or 0 (the compiler's baseline). It has no include guard on
+// purpose.
 //
-// Plain arithmetic uses the compiler's vector types; intrinsics appear only where compilers make poor code of those:
-// maximum, reductions, comparison to bits, float to byte.
+// Plain arithmetic uses the compiler's vector types. Intrinsics are used only for operations that compilers translate
+// poorly: maximum, reductions, comparison to bits, float to byte.
 
 #if HEADATLAS_ISA == 2
 constexpr int LANES = 16, PANEL_VECTORS = 4;
@@ -32,7 +33,7 @@ INLINE Ints lane_numbers() {
   return lanes;
 }
 
-// The second argument where either is NaN.
+// Maximum of each lane; the second argument if either is NaN.
 INLINE Floats larger(Floats a, Floats b) {
 #if HEADATLAS_ISA == 2
   return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
@@ -43,8 +44,8 @@ INLINE Floats larger(Floats a, Floats b) {
 #endif
 }
 
-// a * b + c. Written out, and contraction switched off for the rest, so that a number does not depend on what the
-// compiler made of the loop around it.
+// a * b + c as an explicit fused operation. Contraction is disabled for all other code, so that results do not depend
+// on the compiler's optimization of the surrounding loop.
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 #if HEADATLAS_ISA == 2
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -80,7 +81,7 @@ INLINE float largest(Floats x) {
 #endif
 }
 
-// Bit i: a[i] >= b[i].
+// Bit i is set if a[i] >= b[i].
 INLINE uint32_t at_least(Floats a, Floats b) {
 #if HEADATLAS_ISA == 2
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
@@ -93,7 +94,7 @@ INLINE uint32_t at_least(Floats a, Floats b) {
 #endif
 }
 
-// Appends the lanes of `values` whose bit is set; writes up to LANES elements past the last one.
+// Appends the lanes of `values` whose bit is set. It may write up to LANES elements past the last one.
 INLINE int append(int32_t *to, int n, Ints values, uint32_t bits) {
 #if HEADATLAS_ISA == 2
   *(LooseInts *)(to + n) = (Ints)_mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)values);
@@ -104,7 +105,7 @@ INLINE int append(int32_t *to, int n, Ints values, uint32_t bits) {
 #endif
 }
 
-// floor(x) as bytes, for 0 <= x < 256; any byte for NaN.
+// Stores floor(x) as bytes, for 0 <= x < 256. NaN gives an arbitrary byte.
 INLINE void store_bytes(uint8_t *to, Floats x) {
 #if HEADATLAS_ISA == 2
   _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32((__m512)x)));
@@ -117,7 +118,7 @@ INLINE void store_bytes(uint8_t *to, Floats x) {
 #endif
 }
 
-// LANES weights as float16.
+// Stores LANES weights as float16.
 INLINE void store_halves(uint16_t *to, Floats from) {
 #if HEADATLAS_ISA == 2
   _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)from, _MM_FROUND_TO_NEAREST_INT));
@@ -131,8 +132,8 @@ INLINE void store_halves(uint16_t *to, Floats from) {
 #endif
 }
 
-// 2**x, relative error below 1.2e-7; x in [-125, 127]. The magic number rounds x to a whole number that lies in the low
-// bits of the sum, biased as a float's exponent wants it. NaN stays NaN.
+// 2**x with a relative error below 1.2e-7, for x in [-125, 127]. Adding the magic number rounds x to an integer in the
+// low bits of the sum, with the bias of a float's exponent. NaN stays NaN.
 INLINE Floats exp2_near(Floats x) {
   constexpr float MAGIC = 12582912.0f + 127.0f;
   const Floats rounded = x + MAGIC;
@@ -145,7 +146,7 @@ INLINE Floats exp2_near(Floats x) {
   return power * multiply_add(f, polynomial, fill(1.0f));
 }
 
-// 2**x for x <= 0, and 0 below -63: there 4**x is below every float32 beside 1.
+// 2**x for x <= 0, and 0 for x <= -63: there 4**x does not change a float32 sum of at least 1.
 constexpr float DEEPEST = -63.0f;
 
 INLINE Floats exp2_or_zero(Floats x) {

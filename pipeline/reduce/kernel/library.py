@@ -1,36 +1,32 @@
-"""Find and load the compiled kernel, and explain why if there is none.
-
-The file is an extension module in name only: setuptools can compile and ship those, also in editable installs, and
-continues without a compiler (`optional`). It holds plain C functions that ctypes calls.
-"""
+"""Loading of the compiled kernel, and the explanation if there is none."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.compiled_library import library_path, load_installed, open_library
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
 from .c_structures import Call, Vectors
 
 Instructions = Literal["plain", "avx2", "avx512"]
 INSTRUCTIONS: tuple[Instructions, ...] = get_args(Instructions)
-"""Slowest first; the index is the number in the library."""
+"""Instruction sets, slowest first. The index is the number in C."""
 
 _FAILURES = {
-    1: "the compiled kernel and this Python code are of different versions; install headatlas again",
-    3: "this processor lacks the instructions",
+    1: "the compiled kernel and the Python code have different versions. Install headatlas again.",
+    3: "this processor does not support the instruction set",
 }
 
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded kernel: its file, and the instruction sets this processor can run, fastest last."""
+    """A loaded kernel: its file, its functions, and the instruction sets of this processor, fastest last."""
 
     path: Path
     instructions: tuple[Instructions, ...]
@@ -42,26 +38,31 @@ class Library:
         Raises
         ------
         ConfigError
-            The processor lacks `instructions`.
+            The processor does not support `instructions`.
         MemoryError
-            No room for the scratch memory, or no threads to be had.
+            The kernel cannot allocate scratch memory or start its threads.
         """
-        chosen = instructions or self.instructions[-1]
-        if chosen not in self.instructions:
-            raise ConfigError(f"instructions {chosen!r}: this processor runs {', '.join(self.instructions)}")
-        code = self.functions[type(call)](ctypes.byref(call), INSTRUCTIONS.index(chosen), n_threads)
+        instruction_set = instructions or self.instructions[-1]
+        if instruction_set not in self.instructions:
+            raise ConfigError(
+                f"instructions {instruction_set!r} are not available; this processor runs "
+                f"{', '.join(self.instructions)}"
+            )
+        code = self.functions[type(call)](ctypes.byref(call), INSTRUCTIONS.index(instruction_set), n_threads)
         if code == 2:
-            raise MemoryError(f"the fused kernel got no memory for {n_threads} threads; use fewer, or a shorter batch")
+            raise MemoryError(
+                f"the fused kernel ran out of memory with {n_threads} threads. Use fewer threads or a smaller batch."
+            )
         if code:
             raise RuntimeError(_FAILURES.get(code, f"the fused kernel failed with code {code}"))
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Execution settings of a call; the results do not depend on them.
+    """Execution settings of a call. Results do not depend on them.
 
-    `instructions` and `library` are for tests and benchmarks: another instruction set than the fastest, another
-    compiled file than the installed one.
+    `instructions` and `library` are for tests and benchmarks: an instruction set other than the fastest, and a compiled
+    file other than the installed one.
     """
 
     n_threads: int = 1
@@ -78,9 +79,9 @@ class Execution:
         """
         library = self.library or installed()
         if library is None:
-            raise ConfigError(f"no fused kernel here ({explain()})")
+            raise ConfigError(f"there is no fused kernel ({explain()})")
         if not 1 <= self.n_threads <= 1024:
-            raise ConfigError(f"n_threads is {self.n_threads}; it must be in 1 ... 1024")
+            raise ConfigError(f"n_threads is {self.n_threads}; expected 1 ... 1024")
         return library, self.n_threads
 
 
@@ -92,12 +93,14 @@ def load(path: Path) -> Library:
 
     Raises
     ------
-    OSError
-        It is not a library this machine can load.
     ConfigError
-        It was compiled from another version of the source, or computes other statistics.
+        The file is not a library for this machine, it was compiled from another version of the source, or it computes
+        other statistics.
     """
-    library = ctypes.CDLL(str(path))
+    library = open_library(
+        path,
+        {"headatlas_call_bytes": ctypes.sizeof(Call), "headatlas_vectors_bytes": ctypes.sizeof(Vectors)},
+    )
     library.headatlas_statistics.restype = ctypes.c_char_p
     names = tuple(library.headatlas_statistics().decode().split())
     if names != STATISTIC_NAMES:
@@ -105,50 +108,43 @@ def load(path: Path) -> Library:
             f"{path.name} computes the statistics {', '.join(names)}; expected {', '.join(STATISTIC_NAMES)}. "
             "Install headatlas again."
         )
-    functions: dict[type[Call] | type[Vectors], Any] = {}
-    for kind, name in ((Call, "attention"), (Vectors, "vectors")):
-        size = getattr(library, "headatlas_call_bytes" if kind is Call else "headatlas_vectors_bytes")
-        size.restype = ctypes.c_int64
-        if size() != ctypes.sizeof(kind):
-            raise ConfigError(f"{path.name} was compiled from another version of the source: install headatlas again")
-        function = functions[kind] = getattr(library, f"headatlas_{name}")
-        function.argtypes = [ctypes.POINTER(kind), ctypes.c_int, ctypes.c_int]
+    functions: dict[type[Call] | type[Vectors], Any] = {
+        Call: library.headatlas_attention,
+        Vectors: library.headatlas_vectors,
+    }
+    for structure, function in functions.items():
+        function.argtypes = [ctypes.POINTER(structure), ctypes.c_int, ctypes.c_int]
     supports = library.headatlas_supports
-    usable: tuple[Instructions, ...] = tuple(
+    instructions: tuple[Instructions, ...] = tuple(
         name for number, name in enumerate(INSTRUCTIONS) if supports(ctypes.c_int(number))
     )
-    return Library(path, usable, functions)
+    return Library(path, instructions, functions)
 
 
 def installed_path() -> Path | None:
-    """Path of the installed kernel, or None if it was not compiled."""
-    folder = Path(__file__).parent
-    return next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_attention{suffix}").is_file()), None)
+    """Return the path of the installed kernel, or None if it was not compiled."""
+    return library_path(Path(__file__).parent, "_attention")
 
 
 @cache
 def _installed() -> tuple[Library | None, str]:
-    path = installed_path()
-    if path is None:
-        return None, "torch operations: the fused kernel was not compiled; install a C++ compiler, then headatlas again"
-    try:
-        library = load(path)
-    except (OSError, AttributeError, ConfigError) as error:
-        return None, f"torch operations: the fused kernel does not load ({error})"
+    library, reason = load_installed(installed_path(), load)
+    if library is None:
+        return None, f"torch operations, without the fused kernel: {reason}"
     return library, f"fused kernel, {library.instructions[-1]}"
 
 
 def installed() -> Library | None:
-    """The kernel that came with this install, loaded once."""
+    """Load the installed kernel once. Return None if it was not compiled or does not load."""
     return _installed()[0]
 
 
 def available() -> Instructions | None:
-    """The instruction set the installed kernel uses here; `None` if torch operations have to serve."""
+    """Return the instruction set of the installed kernel on this machine, or None if there is no kernel."""
     library = installed()
     return library.instructions[-1] if library else None
 
 
 def explain() -> str:
-    """One line: what serves, and why if it is not the kernel."""
+    """Return one line: the reduction that runs on the CPU, and the reason if it is not the kernel."""
     return _installed()[1]

@@ -1,8 +1,8 @@
-"""Checked calls that can be repeated: the layers of a batch differ in the addresses of their arrays only.
+"""Checked kernel calls that can be repeated for the layers of a batch, which differ only in array addresses.
 
-Checking a call takes half a millisecond a layer, because its Python code runs after some 10 ms of matrix products that
-evicted it from the processor's caches. Moving a checked call takes a fifth of that. Every call is compared with the
-checked one; if it differs in more than addresses it is checked anew.
+A check takes 0.5 ms per layer, because the matrix products of the model evict its Python code from the processor's
+caches. Changing the addresses of a checked call takes a fifth of that. Every call is compared with the checked one. If
+more than addresses differ, it is checked again.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from .c_structures import Call, Vectors
 from .library import Instructions, Library
 
 
-def traits(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Properties of a tensor that the checks read, except the address."""
+def tensor_properties(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Return the properties of a tensor that the checks read, without the address."""
     wants_gradients = tensor.requires_grad and torch.is_grad_enabled()
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.layout, tensor.is_neg(), wants_gradients
 
 
 @dataclass
 class PreparedAttention:
-    """A checked call of the attention kernel; the caller keeps the arrays that it is moved to.
+    """A checked call of the attention kernel. The caller must keep the arrays alive that `move` points it to.
 
-    `tensors` are query, key and value until it was run, `held` is what else it reads.
+    `tensors` holds query, key and value until `run` has finished. `references` keeps the other inputs alive.
     """
 
     call: Call
     library: Library
     instructions: Instructions | None
     n_threads: int
-    traits: tuple[tuple[object, ...], ...]
-    """Of query, key and value."""
+    properties: tuple[tuple[object, ...], ...]
+    """Properties of query, key and value."""
     output_shape: tuple[int, ...] | None
     tensors: tuple[torch.Tensor, ...]
-    held: tuple[object, ...]
+    references: tuple[object, ...]
 
     def fits(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-        """Return True if these tensors differ from the checked ones in their addresses only."""
-        return self.traits == (traits(query), traits(key), traits(value))
+        """Return True if these tensors differ from the checked ones only in their addresses."""
+        return self.properties == (tensor_properties(query), tensor_properties(key), tensor_properties(value))
 
     def move(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, addresses: Mapping[str, int]) -> None:
-        """Point it at tensors that fit, and at other arrays alike those that were checked, by the names of its fields."""
+        """Point the call at tensors that fit, and at arrays with the same layout, by the field names of the call."""
         self.tensors = (query, key, value)
         self.call.query, self.call.key, self.call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
         for name, address in addresses.items():
             setattr(self.call, name, address)
 
     def run(self) -> torch.Tensor | None:
-        """Make the call; see `prepare_attention`."""
+        """Make the call. See `prepare_attention` for the result."""
         result = None
         if self.output_shape is not None:
             result = torch.empty(self.output_shape, dtype=torch.float32)
@@ -65,35 +65,35 @@ class PreparedAttention:
 
 @dataclass
 class PreparedVectors:
-    """A checked call that stores vectors; `ends` are these and the array they go to, until it was run."""
+    """A checked call that stores vectors. `endpoints` holds vectors and target array until `run` has finished."""
 
     call: Vectors
     library: Library
     instructions: Instructions | None
     n_threads: int
-    traits: tuple[object, ...]
+    properties: tuple[object, ...]
     largest: np.ndarray
-    """int32 [example]: bits of the largest absolute values."""
-    ends: tuple[object, ...]
-    held: tuple[object, ...]
+    """Largest absolute values as float32 bits, int32 [example]."""
+    endpoints: tuple[object, ...]
+    references: tuple[object, ...]
 
     def fits(self, vectors: torch.Tensor, into: np.ndarray, n_threads: int) -> bool:
-        """Return True if these differ from the checked ones in their addresses only."""
-        return self.traits == (*traits(vectors), *array_traits(into)) and n_threads == self.n_threads
+        """Return True if vectors and array differ from the checked ones only in their addresses."""
+        return self.properties == (*tensor_properties(vectors), *array_properties(into)) and n_threads == self.n_threads
 
     def move(self, vectors: torch.Tensor, into: np.ndarray) -> None:
-        """Point it at others that fit."""
-        self.ends = (vectors, into)
+        """Point the call at vectors and an array that fit."""
+        self.endpoints = (vectors, into)
         self.call.source, self.call.to = vectors.data_ptr(), into.ctypes.data
 
     def run(self) -> np.ndarray:
-        """Make the call; float32 [example], the largest absolute values, valid until the next."""
+        """Make the call. Return the largest absolute values, float32 [example], valid until the next call."""
         self.largest.fill(0)
         self.library.run(self.call, self.instructions, self.n_threads)
-        self.ends = ()
+        self.endpoints = ()
         return self.largest.view(np.float32)
 
 
-def array_traits(array: np.ndarray) -> tuple[object, ...]:
-    """Properties of an array that the checks read, except the address."""
+def array_properties(array: np.ndarray) -> tuple[object, ...]:
+    """Return the properties of an array that the checks read, without the address."""
     return array.shape, array.strides, array.dtype, array.flags.num

@@ -1,19 +1,19 @@
-// The two matrix products of a tile, and the layouts they want. Included by reduce.h once for each instruction set.
+// The two matrix products of a tile, and their memory layouts. Included once for each instruction set.
 //
-// A model's heads lie beside each other in every token, so the rows of one head are far apart and no processor fetches
-// them ahead by itself: packing a head asks for the next one's.
+// A model stores the heads of a token next to each other, so the rows of one head are far apart and the hardware
+// prefetcher does not load them. Packing a head therefore prefetches the rows of the next head.
 //
-// Keys are packed in panels of PANEL keys, each [dimension][key], so that a score product reads vectors of keys and
-// broadcasts the query. Values are packed [key][dimension], padded to whole vectors. Both are padded with zeros.
-constexpr int GROUP = 6;            // rows of a product that are held in registers
-constexpr int TILE = 2 * GROUP;     // rows of scores that exist at one time
+// Keys are packed in panels of PANEL keys, each [dimension][key], so that a score product loads vectors of keys and
+// broadcasts the query. Values are packed [key][dimension], padded to full vectors. Both are padded with zeros.
+constexpr int GROUP = 6;            // rows of a product that fit in registers
+constexpr int TILE = 2 * GROUP;     // rows of scores in memory at a time
 constexpr int PANEL = PANEL_VECTORS * LANES;
 
 INLINE int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
 
-// to[column][row] = from[row][column] for four rows and columns.
+// Transposes 4 x 4 numbers: to[column][row] = from[row][column].
 INLINE void transpose_four(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
   typedef float V __attribute__((vector_size(16)));
   const V a = *(const Four *)from, b = *(const Four *)(from + from_stride);
@@ -41,7 +41,7 @@ static void pack_keys(const float *key, const int64_t stride[4], int64_t n_keys,
         int64_t i = 0;
         for (; i + 4 <= d; i += 4) transpose_four(from + j * stride[2] + i, stride[2], packed + i * PANEL + j, PANEL);
         for (; i < d; ++i)
-          for (int64_t of = j; of < j + 4; ++of) packed[i * PANEL + of] = from[of * stride[2] + i];
+          for (int64_t row = j; row < j + 4; ++row) packed[i * PANEL + row] = from[row * stride[2] + i];
       }
     for (; j < n; ++j)
       for (int64_t i = 0; i < d; ++i) packed[i * PANEL + j] = from[j * stride[2] + i * stride[3]];
@@ -67,7 +67,8 @@ static void pack_values(const float *value, const int64_t stride[4], int64_t n_k
   }
 }
 
-static void pack_queries(const float *query, const int64_t stride[4], int n_rows, int64_t d, float factor, float *packed) {
+static void pack_queries(const float *query, const int64_t stride[4], int n_rows, int64_t d, float factor,
+                         float *packed) {
   for (int r = 0; r < n_rows; ++r) {
     fetch_ahead(query + r * stride[2], stride, d);
     copy_scaled(query + r * stride[2], stride[3], d, factor, packed + r * d);
@@ -170,10 +171,10 @@ static void output_group(int rows, const float *weight, int64_t width, int64_t s
                          int64_t d, const float *share, float *output, int64_t output_stride) {
   const int64_t value_width = rounded_up(d, LANES);
   for (int64_t i = 0; i < d;) {
-    const int64_t left = d - i, vectors = rounded_up(left, LANES) / LANES;
+    const int64_t n_remaining = d - i, vectors = rounded_up(n_remaining, LANES) / LANES;
 #define ROWS_OF(VECTORS)                                                                                        \
   output_rows<VECTORS>(rows, weight, width, start, stop, value + i, value_width, share, output + i, output_stride, \
-                       left)
+                       n_remaining)
 #if HEADATLAS_ISA == 2
     if (vectors >= 4) { ROWS_OF(4); i += 4 * LANES; continue; }
     if (vectors == 3) { ROWS_OF(3); i += 3 * LANES; continue; }

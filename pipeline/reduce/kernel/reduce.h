@@ -1,10 +1,10 @@
-// One query head of one example, from packed keys and values to every destination. Included once for each instruction
-// set, inside its namespace.
+// Reduction of one query head of one example, from packed keys and values to every destination. Included once for each
+// instruction set, inside its namespace.
 //
-// Works in units where a weight is 4**t: t = score * log2(e) / 2 less the row's largest. h = 2**t is computed, the
-// weight is h * h, and the square root that the sqrt8 code wants is h itself: code = floor(255 * h / sqrt(Z) + .5).
-// The largest weight of a row is then 1/Z (less where a sink is larger). Only TILE rows of scores exist at a time, and the passes over a tile run
-// row by row through its rows so that neighbouring rows overlap in the processor.
+// An unnormalized weight is 4**t with t = score * log2(e) / 2 minus the largest of the row. The code computes h = 2**t.
+// The weight is h * h, and its square root for the sqrt8 code is h: code = floor(255 * h / sqrt(Z) + .5). The largest
+// weight of a row is 1/Z (or less if a sink is larger). Only TILE rows of scores are in memory at a time. Each pass
+// over a tile processes one row after the other, so that the processor can overlap neighboring rows.
 
 constexpr double LN2 = 0.69314718055994530942;
 constexpr double HALF_LOG2E = 0.72134752044448170368;
@@ -17,7 +17,7 @@ struct Scratch {
 
 struct Head {
   const Call &call;
-  int64_t example, head, n_queries, n_keys, width;  // width: floats between rows of `scratch.scores`
+  int64_t example, head, n_queries, n_keys, width;  // width: row stride of `scratch.scores`, in floats
   const Scratch &scratch;
   int64_t n_special;
   double total[N_STATISTICS];
@@ -25,14 +25,14 @@ struct Head {
 
   int64_t start(int64_t q) const { return q > call.before ? q - call.before : 0; }
   int64_t stop(int64_t q) const { return call.after >= n_keys - 1 - q ? n_keys : q + call.after + 1; }
-  // The keys whose codes are kept.
+  // Range of the keys whose codes are stored.
   int64_t kept_start(int64_t q) const { return q > call.kept_before ? q - call.kept_before : 0; }
   int64_t kept_stop(int64_t q) const { return call.kept_after >= n_keys - 1 - q ? n_keys : q + call.kept_after + 1; }
-  // How many codes the rows before q have.
+  // Number of codes in the rows before q.
   int64_t codes_before(int64_t q) const {
     const int64_t cut = n_keys - 1 - call.kept_after, rising = cut < 0 ? 0 : cut < q ? cut : q;
     const int64_t stops = rising * (rising - 1) / 2 + rising * (call.kept_after + 1) + (q - rising) * n_keys;
-    const int64_t last = kept_start(q > 0 ? q - 1 : 0);  // they begin at 0 ... 0, 1, 2 ... last
+    const int64_t last = kept_start(q > 0 ? q - 1 : 0);  // rows start at the keys 0 ... 0, 1, 2 ... last
     return stops - last * (last + 1) / 2;
   }
 };
@@ -63,16 +63,17 @@ static void compute_scores(const Head &head, int64_t first, int n_rows) {
       const int rows = n_rows - row < GROUP ? n_rows - row : GROUP;
       const int64_t start = head.start(first + row), stop = head.stop(first + row + rows - 1);
       if (panel < start / PANEL || panel * PANEL >= stop) continue;
-      const int64_t left = rounded_up(stop - panel * PANEL, LANES) / LANES;
-      score_panel(rows, (int)(left < PANEL_VECTORS ? left : PANEL_VECTORS), head.scratch.queries + row * d, d,
-                  head.scratch.keys + panel * PANEL * d, head.scratch.scores + row * width + panel * PANEL, width);
+      const int64_t n_remaining = rounded_up(stop - panel * PANEL, LANES) / LANES;
+      score_panel(rows, (int)(n_remaining < PANEL_VECTORS ? n_remaining : PANEL_VECTORS),
+                  head.scratch.queries + row * d, d, head.scratch.keys + panel * PANEL * d,
+                  head.scratch.scores + row * width + panel * PANEL, width);
     }
-  if (call.softcap > 0) {  // scores are 2 log2(e) s / cap here: tanh(u) = 1 - 2 / (exp(2 u) + 1)
+  if (call.softcap > 0) {  // here scores are 2 log2(e) s / cap, and tanh(u) = 1 - 2 / (exp(2 u) + 1)
     const float cap = (float)(call.softcap * HALF_LOG2E);
     for (int r = 0; r < n_rows; ++r) {
       float *row = head.scratch.scores + r * width;
       for (int64_t k = floor_lanes(head.start(first + r)); k < head.stop(first + r); k += LANES) {
-        Floats u = load(row + k);  // NaN has to stay
+        Floats u = load(row + k);  // NaN must stay NaN
         u = larger(fill(-60.0f), u);
         u = -larger(fill(-60.0f), -u);
         store(row + k, cap * (1.0f - 2.0f / (exp2_near(u) + 1.0f)));
@@ -87,7 +88,8 @@ static void compute_scores(const Head &head, int64_t first, int n_rows) {
                  head.start(first + r), head.stop(first + r), head.scratch.scores + r * width);
 }
 
-// Hides what the row must not see, and finds its largest score. `lanes`: the largest score of each of 16 residues.
+// Hides the keys outside start ... stop - 1, and returns the largest score. `lanes` receives the maximum of the scores
+// with each of the 16 remainders of key / 16.
 INLINE float mask_and_maximum(float *row, int64_t start, int64_t stop, float *lanes) {
   const Floats hidden = fill(-__builtin_inff());
   const int64_t first = floor_lanes(start), last = floor_lanes(stop - 1);
@@ -123,7 +125,7 @@ struct Moments {
   Floats entropy, distance;  // sums of weight * t and weight * |query - key|, by lane
 };
 
-// Scores become h (SQUARED: weights). Row by row, so that only Z is summed over lanes.
+// Replaces scores by h, or by h * h if SQUARED. Processes one row, so that only Z is summed over lanes.
 template <bool MOMENTS, bool SQUARED>
 INLINE Moments exponentials(float *row, int64_t query_pos, int64_t start, int64_t stop, float maximum) {
   Floats total = {}, entropy = {}, distance = {};
@@ -143,7 +145,8 @@ INLINE Moments exponentials(float *row, int64_t query_pos, int64_t start, int64_
   return {sum(total), entropy, distance};
 }
 
-// LANES numbers of one kind from h: `by` is what a step takes, times the row's share.
+// Stores LANES codes of one kind from h. `by` is the row's share (ROOT: its square root), times the steps of a byte
+// code.
 template <int KIND>
 INLINE void store_codes(void *to, Floats h, Floats by) {
   if (KIND == CODES_ROOT) store_bytes((uint8_t *)to, multiply_add(h, by, fill(0.5f)));
@@ -152,10 +155,11 @@ INLINE void store_codes(void *to, Floats h, Floats by) {
   if (KIND == CODES_FLOAT32) store((float *)to, h * h * by);
 }
 
-// h becomes the weight; the codes of the keys `from` ... `to` - 1 go to `codes`, from where on the example has `left`.
+// Replaces h by h * h, and writes the codes of the keys `from` ... `to` - 1 to `codes`. The example has `n_remaining`
+// codes from there on.
 template <int KIND>
 INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t from, int64_t to, float factor, uint8_t *codes,
-                        int64_t left) {
+                        int64_t n_remaining) {
   constexpr int64_t SIZE = KIND == CODES_FLOAT32 ? 4 : KIND == CODES_FLOAT16 ? 2 : 1;
   const Floats by = fill(factor);
   const int64_t first = floor_lanes(start);
@@ -163,20 +167,20 @@ INLINE void write_codes(float *row, int64_t start, int64_t stop, int64_t from, i
   for (int64_t k = first; k < stop; k += LANES) {
     const Floats h = load(row + k);
     store(row + k, h * h);
-    const int64_t at = k - from;
-    if (at >= 0 && left - at >= LANES) {  // may run into the next row, which is written later
-      store_codes<KIND>(codes + at * SIZE, h, by);
+    const int64_t offset = k - from;
+    if (offset >= 0 && n_remaining - offset >= LANES) {  // may overwrite the next row, which is written later
+      store_codes<KIND>(codes + offset * SIZE, h, by);
     } else {
-      uint8_t some[LANES * SIZE];
-      store_codes<KIND>(some, h, by);
-      const int64_t skip = at < 0 ? -at : 0, end = to - k < LANES ? to - k : LANES;
-      memcpy(codes + (at + skip) * SIZE, some + skip * SIZE, (size_t)((end - skip) * SIZE));
+      uint8_t last[LANES * SIZE];
+      store_codes<KIND>(last, h, by);
+      const int64_t skip = offset < 0 ? -offset : 0, end = to - k < LANES ? to - k : LANES;
+      memcpy(codes + (offset + skip) * SIZE, last + skip * SIZE, (size_t)((end - skip) * SIZE));
     }
   }
   if (to > stop) memset(codes + (stop - from) * SIZE, 0, (size_t)((to - stop) * SIZE));
 }
 
-// The codes of a tile's rows.
+// Writes the codes of a tile's rows.
 template <int KIND>
 static void write_tile_codes(const Head &head, int64_t first, int n_rows, const float *share) {
   constexpr int64_t SIZE = KIND == CODES_FLOAT32 ? 4 : KIND == CODES_FLOAT16 ? 2 : 1;
@@ -186,10 +190,12 @@ static void write_tile_codes(const Head &head, int64_t first, int n_rows, const 
   const int64_t n_pairs = head.codes_before(head.n_queries);
   const float steps = (float)call.codes_steps;
   for (int r = 0; r < n_rows; ++r) {
-    const int64_t q = first + r, at = head.codes_before(q);
-    const float by = KIND == CODES_ROOT ? steps * __builtin_sqrtf(share[r]) : KIND == CODES_LINEAR ? steps * share[r] : share[r];
+    const int64_t q = first + r, offset = head.codes_before(q);
+    const float by = KIND == CODES_ROOT     ? steps * __builtin_sqrtf(share[r])
+                     : KIND == CODES_LINEAR ? steps * share[r]
+                                            : share[r];
     write_codes<KIND>(head.scratch.scores + r * head.width, head.start(q), head.stop(q),
-                      head.kept_start(q), head.kept_stop(q), by, codes + at * SIZE, n_pairs - at);
+                      head.kept_start(q), head.kept_stop(q), by, codes + offset * SIZE, n_pairs - offset);
   }
 }
 
@@ -198,13 +204,13 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
   const bool moments = call.statistics && (call.statistic_row[ENTROPY] >= 0 || call.statistic_row[DISTANCE] >= 0);
   const bool squared = !call.codes;
   float *const scores = head.scratch.scores;
-  float maximum[TILE], share[TILE], strongest[TILE];  // strongest: of the largest weight, relative to its share
+  float maximum[TILE], share[TILE], strongest[TILE];  // strongest: the largest weight divided by the share
   alignas(64) float lanes[TILE][16];
   compute_scores(head, first, n_rows);
   for (int r = 0; r < n_rows; ++r)
     maximum[r] = mask_and_maximum(scores + r * head.width, head.start(first + r), head.stop(first + r), lanes[r]);
 
-  const int64_t row_at = call.row_offset ? call.row_offset[head.example] + first : 0;
+  const int64_t row_index = call.row_offset ? call.row_offset[head.example] + first : 0;
   for (int r = 0; r < n_rows; ++r) {
     float *const row = scores + r * head.width;
     const int64_t q = first + r, start = head.start(q), stop = head.stop(q);
@@ -213,12 +219,12 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
     if (call.edge_key && !few)
       n_candidates = find_candidates(row, start, stop, call.n_edges, lanes[r], head.scratch.candidate);
     strongest[r] = 1.0f;
-    float sunk = 0;
-    if (call.sinks) {  // numbers are relative to the larger of the row's largest score and the sink
+    float sink_weight = 0;
+    if (call.sinks) {  // t is relative to the larger of the row's largest score and the sink
       const float sink = call.sinks[head.head] * (float)HALF_LOG2E;
-      const float top = maximum[r] > sink ? maximum[r] : sink;  // the sink where the row is not a number: caught below
+      const float top = maximum[r] > sink ? maximum[r] : sink;  // the sink if the row has NaN; see below
       head.valid &= maximum[r] > HIDDEN;
-      sunk = exp2f(2 * (sink - top));
+      sink_weight = exp2f(2 * (sink - top));
       strongest[r] = exp2f(2 * (maximum[r] - top));
       maximum[r] = top;
     }
@@ -226,13 +232,13 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
                                            : exponentials<true, false>(row, q, start, stop, maximum[r])
                          : squared ? exponentials<false, true>(row, q, start, stop, maximum[r])
                                    : exponentials<false, false>(row, q, start, stop, maximum[r]);
-    float mass = 1.0f;  // what the sink leaves
-    if (sunk > 0) {
-      mass = sums.total / (sums.total + sunk);
-      sums.total += sunk;
+    float mass = 1.0f;  // sum of the row's weights without the sink
+    if (sink_weight > 0) {
+      mass = sums.total / (sums.total + sink_weight);
+      sums.total += sink_weight;
     }
     share[r] = 1.0f / sums.total;
-    head.valid &= share[r] > 0.0f;  // not so where Z is not a number; Z itself lies in 1 ... number of keys
+    head.valid &= share[r] > 0.0f;  // false if Z is NaN; else Z is in 1 ... number of keys
     if (moments) {
       entropy = multiply_add(sums.entropy, fill(share[r]), entropy);
       distance = multiply_add(sums.distance, fill(share[r]), distance);
@@ -241,17 +247,17 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
       const float log_total = logf(sums.total);
       head.total[ENTROPY] += log_total * mass;
       if (call.logsumexp)
-        call.logsumexp[head.head * call.logsumexp_stride + row_at + r] =
+        call.logsumexp[head.head * call.logsumexp_stride + row_index + r] =
             (float)(2 * LN2 * (double)maximum[r] + (double)log_total);
     }
     if (!call.edge_key) continue;
     const int32_t *const candidate = few ? nullptr : head.scratch.candidate;
     if (call.edge_key_bytes == 1)
-      write_edges<uint8_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
+      write_edges<uint8_t>(call, head.head, row_index + r, row, candidate, start, n_candidates, squared, share[r]);
     else if (call.edge_key_bytes == 2)
-      write_edges<uint16_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
+      write_edges<uint16_t>(call, head.head, row_index + r, row, candidate, start, n_candidates, squared, share[r]);
     else
-      write_edges<uint32_t>(call, head.head, row_at + r, row, candidate, start, n_candidates, squared, share[r]);
+      write_edges<uint32_t>(call, head.head, row_index + r, row, candidate, start, n_candidates, squared, share[r]);
   }
 
   if (call.codes) switch (call.codes_kind) {
@@ -286,8 +292,9 @@ static void reduce_tile(Head &head, int64_t first, int n_rows, Floats &entropy, 
   }
 }
 
-// `n_heads` query heads from `first_head` on, which share one key and value head.
-static void reduce_heads(const Call &call, int64_t example, int64_t first_head, int64_t n_heads, const Scratch &scratch) {
+// Reduces `n_heads` query heads from `first_head` on, which share one key and value head.
+static void reduce_heads(const Call &call, int64_t example, int64_t first_head, int64_t n_heads,
+                         const Scratch &scratch) {
   const int64_t n_queries = call.query_length[example], n_keys = call.key_length[example];
   const int64_t kv_head = first_head / (call.n_heads / call.n_kv_heads);
   const float *key = call.key + example * call.key_stride[0] + kv_head * call.key_stride[1];
@@ -304,8 +311,8 @@ static void reduce_heads(const Call &call, int64_t example, int64_t first_head, 
     Head head{call, example, i, n_queries, n_keys, rounded_up(n_keys, LANES) + LANES, scratch, n_special, {}, true};
     for (int64_t first = 0; first < n_queries; first += TILE) {
       Floats entropy = {}, distance = {};
-      const int64_t left = n_queries - first;
-      reduce_tile(head, first, (int)(left < TILE ? left : TILE), entropy, distance);
+      const int64_t n_remaining = n_queries - first;
+      reduce_tile(head, first, (int)(n_remaining < TILE ? n_remaining : TILE), entropy, distance);
       head.total[ENTROPY] -= 2 * LN2 * (double)sum(entropy);
       head.total[DISTANCE] += (double)sum(distance);
     }
@@ -318,7 +325,7 @@ static void reduce_heads(const Call &call, int64_t example, int64_t first_head, 
   }
 }
 
-// Floats of scratch memory that a thread needs, or its parts laid out in `memory`.
+// Returns the number of floats of scratch memory that a thread needs. If `memory` is set, `scratch` receives its parts.
 static int64_t lay_out(const Call &call, int64_t n_keys, float *memory, Scratch *scratch) {
   const int64_t padded = rounded_up(n_keys, PANEL), width = rounded_up(n_keys, LANES) + LANES;
   const int64_t sizes[] = {padded * call.d_head,
@@ -327,12 +334,12 @@ static int64_t lay_out(const Call &call, int64_t n_keys, float *memory, Scratch 
                            TILE * width + PANEL,
                            call.edge_key ? width + LANES : 0,
                            call.special ? n_keys : 0};
-  float *at[6];
+  float *part[6];
   int64_t total = 0;
   for (int i = 0; i < 6; ++i) {
-    at[i] = memory ? memory + total : nullptr;
+    part[i] = memory ? memory + total : nullptr;
     total += rounded_up(sizes[i], 16);
   }
-  if (scratch) *scratch = {at[0], at[1], at[2], at[3], (int32_t *)at[4], (int32_t *)at[5]};
+  if (scratch) *scratch = {part[0], part[1], part[2], part[3], (int32_t *)part[4], (int32_t *)part[5]};
   return total;
 }

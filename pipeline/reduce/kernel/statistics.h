@@ -1,11 +1,11 @@
-// The statistics of the kernel: their names, which rows count, and what a row of weights adds to each.
+// Statistics of the kernel: names, number of rows in the mean, and the contribution of a row of weights.
 //
-// The order is that of `STATISTIC_NAMES` in store/statistics/definitions.py: the loader compares the two. Included first
-// for the list, then once for each instruction set, inside its namespace, for `add_statistics`.
+// The order is that of `STATISTIC_NAMES` in store/schema/capture_statistics.py. The loader compares the two. The file
+// is included first for the list, then once for each instruction set, inside its namespace, for `add_statistics`.
 #ifndef HEADATLAS_STATISTICS
 #include <cstdint>
 
-// Each is: constant, name, whether it needs queries and keys of one text, rows of an example that do not count.
+// Each entry: constant, name, true if queries and keys must be of one text, number of rows that the mean leaves out.
 #define HEADATLAS_STATISTICS(EACH)   \
   EACH(ENTROPY, "entropy", false, 0)   \
   EACH(DISTANCE, "distance", false, 0) \

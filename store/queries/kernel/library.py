@@ -1,8 +1,4 @@
-"""Loader of the compiled loops.
-
-Setuptools builds the library as an extension module and skips it without a compiler, as for the capture kernel. The
-library has plain C functions, which ctypes calls with the global interpreter lock released.
-"""
+"""Compiled loops over stored edges and codes: their C structures, and loading of the library."""
 
 from __future__ import annotations
 
@@ -10,9 +6,11 @@ import ctypes
 import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
+
+from ...errors import ConfigError
+from ...files.compiled_library import library_path, load_installed, open_library
 
 _VERSION = 3
 """Version of the calls; the same number as in edges.cpp."""
@@ -78,36 +76,35 @@ class Library:
         return self.scan_edges(ctypes.byref(call), int(self.plain)) == 0
 
 
-def load(path: Path) -> Library | None:
-    """Load a library; None if it is not for this machine or has another version."""
-    try:
-        library = ctypes.CDLL(str(path))
-        size, version, scan, codes, avx2 = (
-            getattr(library, f"headatlas_{name}")
-            for name in ("edge_scan_bytes", "edge_scan_version", "scan_edges", "scan_codes", "has_avx2")
-        )
-    except (OSError, AttributeError):
-        return None
-    size.restype = ctypes.c_int64
+def load(path: Path) -> Library:
+    """Load a compiled library of loops.
+
+    Raises
+    ------
+    ConfigError
+        The file is not a library for this machine, or it was compiled from another version of the source.
+    """
+    if sys.byteorder != "little":
+        raise ConfigError("the compiled loops need a little-endian processor")
+    library = open_library(
+        path,
+        {
+            "headatlas_edge_scan_bytes": ctypes.sizeof(EdgeScan) + ctypes.sizeof(CodeScan),
+            "headatlas_edge_scan_version": _VERSION,
+        },
+    )
+    scan, codes = library.headatlas_scan_edges, library.headatlas_scan_codes
     scan.argtypes = [ctypes.POINTER(EdgeScan), ctypes.c_int]
     codes.argtypes = [ctypes.POINTER(CodeScan)]
-    if (
-        size() != ctypes.sizeof(EdgeScan) + ctypes.sizeof(CodeScan)
-        or version() != _VERSION
-        or sys.byteorder != "little"
-    ):
-        return None
-    return Library(scan, codes, bool(avx2()))
+    return Library(scan, codes, bool(library.headatlas_has_avx2()))
 
 
 def installed_path() -> Path | None:
-    """Return the path of the installed library; None if it was not built."""
-    folder = Path(__file__).parent
-    return next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_edges{suffix}").is_file()), None)
+    """Return the path of the installed library, or None if it was not compiled."""
+    return library_path(Path(__file__).parent, "_edges")
 
 
 @cache
 def installed() -> Library | None:
-    """Load the installed library once; None if it was not built."""
-    path = installed_path()
-    return load(path) if path else None
+    """Load the installed library once. Return None if it was not compiled or does not load."""
+    return load_installed(installed_path(), load)[0]

@@ -1,4 +1,4 @@
-"""What the attention function hands over, against transformers' own eager attention, for every kind of model."""
+"""Tests of the captured attention calls against transformers' own eager attention, for every kind of model."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def eager(model, inputs):
 
 @torch.no_grad()
 def largest_difference(model, inputs, lengths, probe, change=lambda call: call):
-    """Over all calls and real rows; `change` spoils calls before weights are computed from them."""
+    """Return the largest difference over all calls and rows. `change` alters a call before its weights are computed."""
     sites = discover_sites(model, probe)
     _, calls = capture(model, inputs)
     _, expected = eager(model, inputs)
     assert len(calls) == len(sites.calls)
     largest = []
-    for where, call in zip(sites.calls, calls, strict=True):
-        site = sites.site(where.site)
-        difference = attention_weights(change(call)) - expected[where.site][where.layer]
+    for site_call, call in zip(sites.calls, calls, strict=True):
+        site = sites.site(site_call.site)
+        difference = attention_weights(change(call)) - expected[site_call.site][site_call.layer]
         for row, n_queries in enumerate(lengths[site.query_sequence]):
             largest.append(difference[row, :, :n_queries].abs().max())
     return float(torch.stack(largest).max())  # NaN stays

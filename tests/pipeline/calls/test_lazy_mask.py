@@ -1,4 +1,4 @@
-"""Masks that are never held whole give what transformers' own masks do."""
+"""Tests that tiled masks equal transformers' own masks, and lead to the same capture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PADDED = torch.arange(9) < torch.tensor([9, 6, 3])[:, None]
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Every mask is large, every tile a row or two."""
+    """Lower the limits, so that every mask is tiled and a tile has one or two rows."""
     for module in (batch, plans, tiled_mask):
         monkeypatch.setattr(module, "DENSE_PAIRS", 20)
     monkeypatch.setattr(capture, "OUTPUT_WEIGHTS", 200)
@@ -33,18 +33,18 @@ def small_tiles(monkeypatch):
 
 @pytest.mark.usefixtures("small_tiles")
 def test_a_part_of_a_mask_is_that_part_of_the_whole_one():
-    asked = {"batch_size": 3, "q_length": 9, "kv_length": 9, "mask_function": sliding_window_causal_mask_function(4)}
-    asked |= {"attention_mask": PADDED, "local_size": 4, "allow_is_causal_skip": True}
-    mask, whole = tiled_mask.tiled_mask(**asked), sdpa_mask(**asked)
+    options = {"batch_size": 3, "q_length": 9, "kv_length": 9, "mask_function": sliding_window_causal_mask_function(4)}
+    options |= {"attention_mask": PADDED, "local_size": 4, "allow_is_causal_skip": True}
+    mask, full_mask = tiled_mask.tiled_mask(**options), sdpa_mask(**options)
     assert isinstance(mask, TiledMask)
-    assert mask.shape == whole.shape
+    assert mask.shape == full_mask.shape
     for part in ((slice(1, 3), slice(None), slice(2, 9), slice(0, 5)), slice(1, 2), (slice(None), slice(0, 1))):
-        assert torch.equal(mask[part], whole[part])
-    assert torch.equal(mask[..., :4], whole[..., :4])  # anything else works too
-    assert torch.equal(torch.where(mask, 1.0, 0.0), torch.where(whole, 1.0, 0.0))
-    assert torch.equal(~mask, ~whole)
-    full = {**asked, "attention_mask": None, "local_size": None}
-    assert tiled_mask.tiled_mask(**full) is None is sdpa_mask(**full)
+        assert torch.equal(mask[part], full_mask[part])
+    assert torch.equal(mask[..., :4], full_mask[..., :4])  # any other index works too
+    assert torch.equal(torch.where(mask, 1.0, 0.0), torch.where(full_mask, 1.0, 0.0))
+    assert torch.equal(~mask, ~full_mask)
+    unmasked = {**options, "attention_mask": None, "local_size": None}
+    assert tiled_mask.tiled_mask(**unmasked) is None is sdpa_mask(**unmasked)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -52,19 +52,19 @@ def test_a_part_of_a_mask_is_that_part_of_the_whole_one():
     "name", ["bert", "modernbert", "llama", "mistral", "gemma2", "gemma3", "gpt-oss", "t5", "bart"]
 )
 def test_capture_equals_eager_attention(name, model_of, inputs_of):
-    """Padding and windows, by torch operations and by the kernel; also the output that feeds the next layer."""
+    """Check padding and windows with torch operations and with the kernel, including the attention output."""
     model, inputs = model_of(name), inputs_of(name)
     probe = {key: values[:1, : 2 if key.startswith("decoder") else 3] for key, values in inputs.items()}
     sites, lengths = discover_sites(model, probe), {"source": [9, 6, 3]}
     if "decoder_input_ids" in inputs:
         lengths["target"] = [5, 7, 2]
     keep = Keep(attention=None)
-    seen = []
-    right = capture.capture_attention
+    mask_types = []
+    original = capture.capture_attention
 
     def counted(module, *args, **kwargs):
-        seen.append(type(args[3]))
-        return right(module, *args, **kwargs)
+        mask_types.append(type(args[3]))
+        return original(module, *args, **kwargs)
 
     capture.AttentionInterface.register(capture.IMPLEMENTATION, counted)
     try:
@@ -73,9 +73,9 @@ def test_capture_equals_eager_attention(name, model_of, inputs_of):
         fused = choose_reduction(keep, spec.statistics)
         special = {key: torch.zeros((3, max(counts)), dtype=torch.bool) for key, counts in lengths.items()}
         if not isinstance(fused, TorchReduction):
-            found = check_agreement(model, sites, spec, ModelInputs(inputs, special), lengths, fused)
-            assert (found.difference, fused.n_torch) == (None, 0)
+            agreement = check_agreement(model, sites, spec, ModelInputs(inputs, special), lengths, fused)
+            assert (agreement.difference, fused.n_torch) == (None, 0)
     finally:
-        capture.AttentionInterface.register(capture.IMPLEMENTATION, right)
-    assert TiledMask in seen
+        capture.AttentionInterface.register(capture.IMPLEMENTATION, original)
+    assert TiledMask in mask_types
     assert report.largest <= 1e-5

@@ -1,4 +1,4 @@
-"""Everything a segment's arrays hold, against slow loops over the model's own eager attention."""
+"""Tests of all arrays of a segment against slow loops over the model's own eager attention."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ LENGTHS, TARGET_LENGTHS = (9, 6, 6, 1), (5, 7, 2, 2)
 
 
 def collect(model, inputs, lengths, keep, special=None):
-    """Run one batch; `lengths` by sequence."""
+    """Run one batch. `lengths` are by sequence."""
     probe = {name: values[:1, : 2 if name.startswith("decoder") else 3] for name, values in inputs.items()}
     sites = discover_sites(model, probe)
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES if keep.statistics else ())
     buffers = SegmentBuffers(spec, {name: np.asarray(values, dtype=np.int64) for name, values in lengths.items()})
     for array in (*buffers._arrays.values(), *(site.sparse.key for site in buffers.sites.values() if site.sparse)):
-        array.view(np.uint8)[...] = 0xA5  # what is not written shows
+        array.view(np.uint8)[...] = 0xA5  # exposes values that are not written
     collector = TraceCollector(spec, sites)
     with torch.no_grad(), capturing(model, collector):
         batch = collector.begin(buffers, range(len(lengths["source"])), special or {})
@@ -58,7 +58,7 @@ def eager_attention(model, inputs):
 
 
 def slow_statistics(weights, special):
-    """One head of one example, `weights` [query, key] float64, by the definitions."""
+    """Compute the statistics of one head of one example by their definitions. `weights` is float64 [query, key]."""
     n, m = weights.shape
 
     def mean(values):
@@ -102,11 +102,11 @@ def test_arrays_equal_slow_loops(name, model_of, inputs_of):
                     expected = eager[site.name][layer][i, head, :n, :m].double().numpy()
                     band = site.band(layer)
                     stored = arrays.attention_of(site, layer)[head, pair[band] : pair[band] + sizes[band]]
-                    got = unpack_pairs(stored, n, m, causal=site.causal, window=band)
-                    np.testing.assert_allclose(got, expected, atol=1e-5)
-                    slow = slow_statistics(expected, special[site.key_sequence][i].tolist())
+                    weights_by_pair = unpack_pairs(stored, n, m, causal=site.causal, window=band)
+                    np.testing.assert_allclose(weights_by_pair, expected, atol=1e-5)
+                    statistics = slow_statistics(expected, special[site.key_sequence][i].tolist())
                     for index, statistic in enumerate(STATISTIC_NAMES):
-                        value = slow[statistic]
+                        value = statistics[statistic]
                         if site.name == "cross" and statistic in ("self", "previous", "next"):
                             value = math.nan
                         np.testing.assert_allclose(
@@ -114,10 +114,10 @@ def test_arrays_equal_slow_loops(name, model_of, inputs_of):
                         )
                     for q in range(n):
                         visible = q + 1 if site.causal else m
-                        order = sorted(range(visible), key=lambda k: (-got[q, k], k))[:3]
+                        order = sorted(range(visible), key=lambda k: (-weights_by_pair[q, k], k))[:3]
                         keys = arrays.edge_key[layer, head, row + q].tolist()
-                        assert len(set(order) & set(keys)) >= len(order) - 1  # nearly equal weights may change places
-                        weights = [got[q, k] for k in order] + [0.0] * (3 - len(order))
+                        assert len(set(order) & set(keys)) >= len(order) - 1  # nearly equal weights may swap ranks
+                        weights = [weights_by_pair[q, k] for k in order] + [0.0] * (3 - len(order))
                         np.testing.assert_allclose(arrays.edge_weight[layer, head, row + q], weights, atol=5e-4)
                         filling = np.iinfo(arrays.edge_key.dtype).max
                         assert keys[len(order) :] == [filling] * (3 - len(order))
@@ -193,10 +193,10 @@ def test_small_tiles_change_nothing(name, model_of, inputs_of, monkeypatch):
     lengths = (40, 33, 33)
     inputs = inputs_of(name, lengths, lengths)
     by_sequence = {"source": lengths, "target": lengths} if name == "t5" else {"source": lengths}
-    _, whole = collect(model, inputs, by_sequence, Keep(attention="float32"))
+    _, untiled = collect(model, inputs, by_sequence, Keep(attention="float32"))
     monkeypatch.setattr(reduction_module, "TILE_WEIGHTS", 900)
     _, tiled = collect(model, inputs, by_sequence, Keep(attention="float32"))
-    for path, array in whole.arrays.items():
+    for path, array in untiled.arrays.items():
         if path.endswith("edge_key"):
             assert (array == tiled.arrays[path]).mean() > 0.999
         else:
@@ -280,13 +280,13 @@ def test_query_beyond_float16_is_reported(model_of, inputs_of):
 @pytest.mark.parametrize("codec", ["top_k:2/float32", "top_k:30", "threshold:0.2/float16", "threshold:0.9"])
 @pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "modernbert"])
 def test_sparse_rows_are_those_of_the_store(codec, name, model_of, inputs_of, monkeypatch):
-    """What the device keeps is what numpy keeps of the exact attention, whatever the tiles; nothing is lost unseen."""
+    """Check that the device selects the weights that numpy selects of the exact attention, with any tiles."""
     monkeypatch.setattr(reduction_module, "TILE_WEIGHTS", 300)
     model, inputs = model_of(name), inputs_of(name, LENGTHS)
     lengths = {"source": np.asarray(LENGTHS)}
     spec, exact = collect(model, inputs, lengths, Keep(attention="float32", edges=None))
-    _, kept = collect(model, inputs, lengths, Keep(attention=codec, edges=None))
-    site, found = spec.sites[0], attention_codec(codec)
+    _, sparse = collect(model, inputs, lengths, Keep(attention=codec, edges=None))
+    site, codec_object = spec.sites[0], attention_codec(codec)
 
     def weights_of(layer):
         band, start, parts = site.band(layer), 0, []
@@ -298,11 +298,11 @@ def test_sparse_rows_are_those_of_the_store(codec, name, model_of, inputs_of, mo
             start += size
         return np.concatenate(parts, axis=1)
 
-    expected = attention_arrays(site, found, kept.layout, *[lengths["source"]] * 2, weights_of)
-    assert set(expected) == {path for path in kept.arrays if "/attention" in path}
+    expected = attention_arrays(site, codec_object, sparse.layout, *[lengths["source"]] * 2, weights_of)
+    assert set(expected) == {path for path in sparse.arrays if "/attention" in path}
     for path, array in expected.items():
-        assert kept.arrays[path].dtype == kept.layout[path].dtype
-        np.testing.assert_allclose(kept.arrays[path], array, rtol=2e-3, atol=2e-3, err_msg=path)
+        assert sparse.arrays[path].dtype == sparse.layout[path].dtype
+        np.testing.assert_allclose(sparse.arrays[path], array, rtol=2e-3, atol=2e-3, err_msg=path)
     assert expected[f"{site.name}/attention_count"].min() >= 1
 
 

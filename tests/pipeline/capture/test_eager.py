@@ -1,4 +1,4 @@
-"""Models outside the attention interface: their returned maps fill a store, and nothing that is no map does."""
+"""Tests of models outside the attention interface: the store receives the maps that they return, and nothing else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LENGTHS = (9, 6, 6, 1)
 
 @pytest.fixture
 def mpnet_job(tiny_job, tiny_folder, tmp_path):
-    """The tiny job with a model that does not go through the interface."""
+    """Return the tiny job with a model that does not use the attention interface."""
     import shutil
 
     folder = tmp_path / "tiny-mpnet"
@@ -55,7 +55,7 @@ def test_what_is_stored_is_what_the_model_returned(name, inputs_of):
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=tuple(STATISTICS), capture="eager")
     buffers = SegmentBuffers(spec, {"source": np.asarray(LENGTHS, np.int64)})
     for array in buffers.arrays.values():
-        array.view(np.uint8)[...] = 0xA5  # what is not written shows
+        array.view(np.uint8)[...] = 0xA5  # exposes values that are not written
     special = torch.arange(max(LENGTHS))[None].expand(len(LENGTHS), -1) % 3 == 0
     collector = TraceCollector(spec, sites)
     with torch.no_grad(), forwarding(model, sites, collector) as forward:
@@ -65,19 +65,19 @@ def test_what_is_stored_is_what_the_model_returned(name, inputs_of):
     buffers.check_filled()
     with torch.no_grad():
         eager = model(**inputs, output_attentions=True, **forward_options(model)).attentions
-    arrays, place = buffers.sites[site.name], batch.placements[site.name]
+    arrays, placement = buffers.sites[site.name], batch.placements[site.name]
     assert arrays.attention is not None
     assert arrays.statistics is not None
     assert arrays.edge_weight is not None
     for i, n in enumerate(LENGTHS):
         for layer, maps in enumerate(eager):
             expected = maps[i, :, :n, :n].numpy()
-            pairs = arrays.attention[layer, :, place.pair_start[None][i] :][:, : site.n_pairs(n, n)]
-            kept = expected[:, *np.tril_indices(n)] if site.causal else expected.reshape(len(expected), -1)
-            np.testing.assert_array_equal(pairs, kept)
-            wanted = head_statistics(expected, special[i, :n].numpy(), spec.statistics)
-            np.testing.assert_allclose(arrays.statistics[:, layer, :, i], wanted, rtol=1e-4, atol=1e-5)
-            rows = slice(place.query_start[i], place.query_start[i] + n)
+            pairs = arrays.attention[layer, :, placement.pair_start[None][i] :][:, : site.n_pairs(n, n)]
+            expected_pairs = expected[:, *np.tril_indices(n)] if site.causal else expected.reshape(len(expected), -1)
+            np.testing.assert_array_equal(pairs, expected_pairs)
+            expected_statistics = head_statistics(expected, special[i, :n].numpy(), spec.statistics)
+            np.testing.assert_allclose(arrays.statistics[:, layer, :, i], expected_statistics, rtol=1e-4, atol=1e-5)
+            rows = slice(placement.query_start[i], placement.query_start[i] + n)
             strongest = arrays.edge_weight[layer, :, rows, 0].astype(np.float32)
             np.testing.assert_allclose(strongest, expected.max(axis=-1), atol=1e-3)
 
@@ -140,7 +140,7 @@ def test_a_job_keeps_attention_and_says_so(mpnet_job):
 
 
 def test_its_plan_is_measured(mpnet_job):
-    """Bytes on disk come from a sample that went through the model, as it returned them."""
+    """Check that the projected bytes on disk come from maps that the model returned for a sample."""
     job = prepare_job(parse_config({**mpnet_job, "keep": {"query_key": "none"}}))
     projection = project_job(job, timed=True, n_sampled=4)
     assert projection.besides, "measured, not guessed"

@@ -1,4 +1,4 @@
-"""The self-check passes what is captured rightly and stops what is not."""
+"""Tests that the self-check accepts a correct capture and rejects a wrong one."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ def test_rebuilding_from_stored_vectors(codec, model_of, inputs_of):
 )
 def test_wrong_capture_is_stopped(name, field, value, model_of, inputs_of, monkeypatch):
     model, inputs = model_of(name), inputs_of(name)
-    right = capture_module.AttentionCall
+    original = capture_module.AttentionCall
 
-    def spoilt(**values):
-        return dataclasses.replace(right(**values), **{field: value})
+    def altered_call(**values):
+        return dataclasses.replace(original(**values), **{field: value})
 
-    monkeypatch.setattr(capture_module, "AttentionCall", spoilt)
+    monkeypatch.setattr(capture_module, "AttentionCall", altered_call)
     with pytest.raises(UnsupportedModelError, match=r"differs? from the model's own|hidden states|later tokens"):
         check(model, inputs)
 
 
 def test_wrong_vectors_are_stopped(model_of, inputs_of, monkeypatch):
-    right = selfcheck.decode_vectors
-    monkeypatch.setattr(selfcheck, "decode_vectors", lambda *arguments: right(*arguments) * np.float32(1.05))
+    original = selfcheck.decode_vectors
+    monkeypatch.setattr(selfcheck, "decode_vectors", lambda *arguments: original(*arguments) * np.float32(1.05))
     with pytest.raises(UnsupportedModelError, match="rebuilt from stored query and key"):
         check(model_of("bert"), inputs_of("bert"))
 

@@ -1,4 +1,4 @@
-"""Torch operations compute every statistic of a capture."""
+"""Test that torch operations compute every statistic of a capture."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Compile the Triton kernel for GPUs that need not be there; print as JSON what came of it.
+"""Script that compiles the Triton kernel for GPUs that may be absent, and prints properties of the binaries as JSON.
 
-In a process of its own: the tests around it have Triton interpret the kernel, which is settled when it is imported.
+It needs a process of its own, because the tests run the kernel in Triton's interpreter, which is chosen at import.
 """
 
 import json
@@ -23,16 +23,16 @@ VARIANTS = {
     "statistics alone": ("*bf16", {"CODES": False, "ROOT": False, "N_EDGES": 0, "EDGES": 1, "LOGSUMEXP": False}),
 }
 TYPES = {
-    "n_queries_at": "*i32", "n_keys_at": "*i32", "pair_at": "*i64", "row_at": "*i64", "bias_0": "*fp32", "bias_1": "*fp32",
-    "sinks_at": "*fp32", "special_at": "*i8", "codes_at": "*u8", "logsumexp_at": "*fp32", "edge_key_at": "*i32",
-    "edge_weight_at": "*fp16", "sums_at": "*fp32", "valid_at": "*i32", "scaling": "fp32", "softcap": "fp32", "n_steps": "fp32",
+    "n_queries_ptr": "*i32", "n_keys_ptr": "*i32", "pair_ptr": "*i64", "row_ptr": "*i64", "bias_0": "*fp32", "bias_1": "*fp32",
+    "sinks_ptr": "*fp32", "special_ptr": "*i8", "codes_ptr": "*u8", "logsumexp_ptr": "*fp32", "edge_key_ptr": "*i32",
+    "edge_weight_ptr": "*fp16", "sums_ptr": "*fp32", "valid_ptr": "*i32", "scaling": "fp32", "softcap": "fp32", "n_steps": "fp32",
 }  # fmt: skip
 
 
-def compiled(dtype: str, capability: int, constants: dict[str, Any]) -> Any:
-    """The kernel as machine code for `capability` (90: H100 and H200), query and key of `dtype`."""
+def compile_kernel(dtype: str, capability: int, constants: dict[str, Any]) -> Any:
+    """Compile the kernel for `capability` (90: H100 and H200), with query and key of `dtype`."""
     kernel: Any = triton_kernel._reduce
-    types = {**dict.fromkeys(kernel.arg_names, "i32"), **TYPES, "query_at": dtype, "key_at": dtype}
+    types = {**dict.fromkeys(kernel.arg_names, "i32"), **TYPES, "query_ptr": dtype, "key_ptr": dtype}
     source = ASTSource(
         fn=kernel,
         signature={**types, **dict.fromkeys(constants, "constexpr")},
@@ -45,7 +45,7 @@ if __name__ == "__main__":
     report = {}
     for name, (dtype, differing) in VARIANTS.items():
         for capability in (80, 90):
-            binary = compiled(dtype, capability, EVERYTHING | differing)
+            binary = compile_kernel(dtype, capability, EVERYTHING | differing)
             report[f"{name}, {capability}"] = {
                 "elf": binary.asm["cubin"][:4] == b"\x7fELF",
                 "shared": binary.metadata.shared,

@@ -1,4 +1,4 @@
-"""Compiles the kernel as it is in this checkout, once for each state of its source, as an install would."""
+"""Fixture that compiles the kernel of this checkout like an installation, once for each state of its source."""
 
 import hashlib
 import os
@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[4]
 SOURCES = sorted(path for pattern in ("*.cpp", "*.h") for path in (ROOT / "pipeline/reduce/kernel").glob(pattern))
 
 
-def compiled_kernel(into: Path) -> Path:
-    """Build only the extension, with the settings of setup.py."""
+def compile_kernel(into: Path) -> Path:
+    """Build only the extension, with the settings of setup.py, and return its path."""
     command = [sys.executable, "setup.py", "-q", "build_ext"]
     command += ["--build-lib", str(into), "--build-temp", str(into / "objects")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     path = into / "headatlas/pipeline/reduce/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
-    assert path.is_file(), f"the compiler is there, but the kernel was not built:\n{done.stdout}\n{done.stderr}"
+    assert path.is_file(), f"there is a compiler, but the kernel was not built:\n{process.stdout}\n{process.stderr}"
     return path
 
 
@@ -35,4 +35,4 @@ def library() -> Library:
     state = hashlib.sha256(settings + b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
     into = ROOT / "build/kernel" / state
     path = into / "headatlas/pipeline/reduce/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
-    return load(path if path.is_file() else compiled_kernel(into))
+    return load(path if path.is_file() else compile_kernel(into))

@@ -1,4 +1,4 @@
-"""Calls of the kernel, and attention computed slowly, in float64, straight from the definitions, to hold them against."""
+"""Test cases of the kernel, and a slow reference implementation in float64 that follows the definitions."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ STATISTICS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One call, small enough to print when it fails."""
+    """Options of one call, small enough to print if the test fails."""
 
     lengths: tuple[int, ...]
     padding: int = 0
@@ -43,8 +43,8 @@ class Case:
     scale: float = 1.0
     n_edges: int = 8
     key_lengths: tuple[int, ...] | None = None
-    biased: bool = False
-    sunk: bool = False
+    has_biases: bool = False
+    has_sinks: bool = False
     codec: str = "sqrt8"
     band: int | None = None
     edge_type: str = "u2"
@@ -56,13 +56,15 @@ class Case:
         n_queries = max(self.lengths) + self.padding
         n_keys = n_queries if self.key_lengths is None else max(self.key_lengths) + self.padding
 
-        def made(positions, n_heads, d):  # laid out as models do: [example, position, head, d], seen transposed
+        def random_tensor(
+            positions, n_heads, d
+        ):  # the memory layout of models: [example, position, head, d], transposed
             return torch.randn((n, positions, n_heads, d), generator=generator).transpose(1, 2)
 
         query, key, value = (
-            made(n_queries, heads, self.d_head),
-            made(n_keys, self.kv_heads, self.d_head),
-            made(n_keys, self.kv_heads, self.d_value),
+            random_tensor(n_queries, heads, self.d_head),
+            random_tensor(n_keys, self.kv_heads, self.d_head),
+            random_tensor(n_keys, self.kv_heads, self.d_value),
         )
         for tensor, lengths in ((query, self.lengths), (key, self.keys), (value, self.keys)):
             for example, length in enumerate(lengths):
@@ -71,8 +73,8 @@ class Case:
 
     @property
     def biases(self):
-        """One by head for all examples, one by example that hides every seventh key."""
-        if not self.biased:
+        """Two biases: one by head for all examples, and one by example that hides every seventh key."""
+        if not self.has_biases:
             return ()
         query, key, _ = self.tensors()
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -83,7 +85,7 @@ class Case:
 
     @property
     def sinks(self):
-        if not self.sunk:
+        if not self.has_sinks:
             return None
         heads = self.kv_heads * self.group
         return torch.linspace(-2, 6, heads) if heads > 1 else torch.tensor([3.0])
@@ -96,11 +98,11 @@ class Case:
     def scaling(self):
         return self.scale / self.d_head**0.5
 
-    def kept(self, example):
-        """Whether a pair has a code [query_pos, key_pos]."""
-        apart = np.arange(self.lengths[example])[:, None] - np.arange(self.keys[example])
-        kept = apart >= 0 if self.causal else np.ones_like(apart, bool)
-        return kept if self.band is None else kept & (np.abs(apart) < self.band)
+    def has_code(self, example):
+        """Return a mask of the pairs that have a code, [query_pos, key_pos]."""
+        distance = np.arange(self.lengths[example])[:, None] - np.arange(self.keys[example])
+        mask = distance >= 0 if self.causal else np.ones_like(distance, bool)
+        return mask if self.band is None else mask & (np.abs(distance) < self.band)
 
     def special(self):
         n_keys = max(self.keys) + self.padding
@@ -116,28 +118,28 @@ class Arrays:
     statistics: np.ndarray
     valid: np.ndarray
     destination: Destination
-    places: BatchPlacement
+    placement: BatchPlacement
 
 
-GUARD = 32  # elements before, between and after the places, which must stay as they were
+GUARD = 32  # elements before, between and after the examples, which must not change
 
 
 def arrays_for(case: Case) -> Arrays:
     heads, n = case.kv_heads * case.group, len(case.lengths)
     queries = np.array(case.lengths)
-    pairs = np.array([case.kept(example).sum() for example in range(n)])
+    pairs = np.array([case.has_code(example).sum() for example in range(n)])
     order = np.random.default_rng(case.seed).permutation(n)  # examples need not lie in the order of the batch
 
-    def places(counts):
+    def lay_out(counts):
         starts = np.zeros(n, np.int64)
-        at = GUARD
+        offset = GUARD
         for example in order:
-            starts[example] = at
-            at += counts[example] + GUARD
-        return starts, at
+            starts[example] = offset
+            offset += counts[example] + GUARD
+        return starts, offset
 
-    pair_offset, n_pairs = places(pairs)
-    row_offset, n_rows = places(queries)
+    pair_offset, n_pairs = lay_out(pairs)
+    row_offset, n_rows = lay_out(queries)
     codes = np.full((heads, n_pairs), 77, attention_codec(case.codec).dtype)
     logsumexp = np.full((heads, n_rows), 77, np.float32)
     edge_key = np.full((heads, n_rows, case.n_edges), 77, case.edge_type)
@@ -147,10 +149,10 @@ def arrays_for(case: Case) -> Arrays:
     steps = attention_codec(case.codec).steps
     kind = ("root" if steps.root else "linear", steps.n_steps) if steps else (case.codec, 255)
     destination = Destination(codes, *kind, logsumexp, edge_key, edge_weight, statistics, STATISTICS, valid)
-    places = BatchPlacement(
+    placement = BatchPlacement(
         case.lengths, case.causal, case.key_lengths, pair_offset, row_offset, order + 1, case.special(), case.band
     )  # fmt: skip
-    return Arrays(codes, logsumexp, edge_key, edge_weight, statistics, valid, destination, places)
+    return Arrays(codes, logsumexp, edge_key, edge_weight, statistics, valid, destination, placement)
 
 
 def inputs_of(case: Case) -> AttentionInputs:
@@ -161,7 +163,7 @@ def run(case: Case, library: Library, arrays: Arrays | None = None, *, into=None
     arrays = arrays or arrays_for(case)
     prepared = prepare_attention(
         inputs_of(case),
-        arrays.places,
+        arrays.placement,
         into or arrays.destination,
         output=output,
         execution=Execution(library=library, **execution),
@@ -170,7 +172,7 @@ def run(case: Case, library: Library, arrays: Arrays | None = None, *, into=None
 
 
 def oracle(case: Case, example: int, head: int):
-    """(weights, scores, output) of one head in float64, one row at a time."""
+    """Return weights, scores and output of one head in float64."""
     query, key, value = (t[example].double().numpy() for t in case.tensors())
     n_queries, n_keys, kv_head = case.lengths[example], case.keys[example], head // case.group
     weights, scores = np.zeros((n_queries, n_keys)), np.full((n_queries, n_keys), -np.inf)
@@ -188,7 +190,7 @@ def oracle(case: Case, example: int, head: int):
                 scores[q, k] += float(bias[example % len(bias), head % bias.shape[1], q, k])
             if scores[q, k] < -1e30:
                 scores[q, k] = -np.inf
-        sink = float(case.sinks[head]) if case.sunk else -np.inf
+        sink = float(case.sinks[head]) if case.has_sinks else -np.inf
         top = max(scores[q].max(), sink)
         weights[q] = np.exp(scores[q] - top)
         weights[q] /= weights[q].sum() + np.exp(sink - top)
@@ -199,7 +201,7 @@ def expected_statistics(weights, special, crossing):
     n_queries, n_keys = weights.shape
     rows, logs = np.arange(n_queries), np.log(np.where(weights > 0, weights, 1))
     distance = np.abs(rows[:, None] - np.arange(n_keys))
-    answers = {
+    statistics = {
         "entropy": -(weights * logs).sum(1).mean(),
         "distance": (weights * distance).sum(1).mean(),
         "maximum": weights.max(1).mean(),
@@ -210,15 +212,15 @@ def expected_statistics(weights, special, crossing):
         "next": np.nan,
     }
     if not crossing:
-        answers["self"] = np.diagonal(weights).mean()
+        statistics["self"] = np.diagonal(weights).mean()
         if n_queries > 1:
-            answers["previous"] = np.diagonal(weights, -1).mean()
-            answers["next"] = np.diagonal(weights, 1).mean()
-    return np.array([answers[name] for name in STATISTICS])
+            statistics["previous"] = np.diagonal(weights, -1).mean()
+            statistics["next"] = np.diagonal(weights, 1).mean()
+    return np.array([statistics[name] for name in STATISTICS])
 
 
 def check_edges(keys, edge_weights, weights, visible):
-    """Every row: strongest first, no key twice, nothing stronger left out; then padding."""
+    """Check the edges of every row: strongest first, no key twice, no stronger key missing, then padding."""
     for q, row in enumerate(weights):
         n = min(int(visible[q].sum()), keys.shape[1])
         assert (keys[q, n:] == np.iinfo(keys.dtype).max).all()
@@ -240,32 +242,32 @@ def check(case: Case, out, arrays: Arrays):
         for head in range(case.kv_heads * case.group):
             weights, scores, expected = oracle(case, example, head)
             np.testing.assert_allclose(out[example, :n_queries, head], expected, atol=2e-5, rtol=2e-5)
-            pair, row = arrays.places.pair_offset[example], arrays.places.row_offset[example]
-            kept = case.kept(example)
-            codes = arrays.codes[head, pair : pair + kept.sum()]
+            pair, row = arrays.placement.pair_offset[example], arrays.placement.row_offset[example]
+            has_code = case.has_code(example)
+            codes = arrays.codes[head, pair : pair + has_code.sum()]
             if attention_codec(case.codec).steps is not None:
-                position = np.sqrt(weights[kept]) if attention_codec(case.codec).steps.root else weights[kept]
+                position = np.sqrt(weights[has_code]) if attention_codec(case.codec).steps.root else weights[has_code]
                 true_codes = np.floor(attention_codec(case.codec).steps.n_steps * position + 0.5)
                 assert np.abs(codes.astype(int) - true_codes).max(initial=0) <= 1
                 assert codes.size < 1000 or np.mean(codes != true_codes) < 0.01
             else:
                 loose = 6e-4 if case.codec == "float16" else 2e-5
-                np.testing.assert_allclose(codes, weights[kept], rtol=loose, atol=1e-7)
+                np.testing.assert_allclose(codes, weights[has_code], rtol=loose, atol=1e-7)
             rows = slice(row, row + n_queries)
-            if case.sunk:
+            if case.has_sinks:
                 sink = np.full((n_queries, 1), float(case.sinks[head]))
                 logsumexp = np.logaddexp.reduce(np.concatenate([scores, sink], axis=1), axis=1)
             else:
                 logsumexp = np.logaddexp.reduce(scores, axis=1)
             np.testing.assert_allclose(arrays.logsumexp[head, rows], logsumexp, rtol=1e-5, atol=1e-5)
-            seen = np.isfinite(scores)
-            if not case.biased:  # a key that a bias hides may fill a short row, with weight 0
-                check_edges(arrays.edge_key[head, rows], arrays.edge_weight[head, rows], weights, seen)
-            touched_pairs[pair : pair + kept.sum()] = touched_rows[rows] = True
+            visible = np.isfinite(scores)
+            if not case.has_biases:  # a key that a bias hides may fill a short row, with weight 0
+                check_edges(arrays.edge_key[head, rows], arrays.edge_weight[head, rows], weights, visible)
+            touched_pairs[pair : pair + has_code.sum()] = touched_rows[rows] = True
             if n_queries:
                 special = case.special()[example, :n_keys]
                 np.testing.assert_allclose(
-                    arrays.statistics[:, head, arrays.places.column[example]],
+                    arrays.statistics[:, head, arrays.placement.column[example]],
                     expected_statistics(weights, special, case.key_lengths is not None),
                     rtol=1e-5,
                     atol=2e-6,

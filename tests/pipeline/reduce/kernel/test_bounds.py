@@ -1,4 +1,4 @@
-"""A wrong call raises, names what is wrong, and touches nothing."""
+"""Tests that a wrong call raises an error that names the argument, and changes no array."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from headatlas.store.errors import ConfigError, ShapeError
 
 LENGTHS, HEADS, KV_HEADS, LONGEST, D = (5, 3), 4, 2, 6, 8
 N_PAIRS, N_ROWS = 5 * 6 // 2 + 3 * 4 // 2, 8
-GOOD_PLACES = {"pair_offset": [0, 15], "row_offset": [3, 0], "column": [1, 0], "special": np.zeros((2, LONGEST), bool)}
+POSITIONS = {"pair_offset": [0, 15], "row_offset": [3, 0], "column": [1, 0], "special": np.zeros((2, LONGEST), bool)}
 
 
 def tensors():
@@ -38,11 +38,13 @@ def arrays() -> Destination:
     )
 
 
-def attempt(library: Library, into=None, places=None, tensors_=None, **options):
-    places = places or BatchPlacement(LENGTHS, causal=True, **GOOD_PLACES)
+def attempt(library: Library, into=None, placement=None, tensors_=None, **options):
+    placement = placement or BatchPlacement(LENGTHS, causal=True, **POSITIONS)
     execution = {name: options.pop(name) for name in ("n_threads", "instructions") if name in options}
     inputs = AttentionInputs(*(tensors_ or tensors()), **{"scaling": 1.0} | options)
-    return prepare_attention(inputs, places, into or arrays(), execution=Execution(library=library, **execution)).run()
+    return prepare_attention(
+        inputs, placement, into or arrays(), execution=Execution(library=library, **execution)
+    ).run()
 
 
 def test_the_call_that_the_others_spoil_is_right(library):
@@ -111,16 +113,16 @@ def test_unknown_statistic(library):
 @pytest.mark.parametrize(
     ("changed", "match"),
     [
-        ({"pair_offset": [0, 16]}, "pair_offset.*22.*room for 21"),
+        ({"pair_offset": [0, 16]}, "pair_offset.*22.*length of 21"),
         ({"pair_offset": [0, 14]}, "overlap"),
-        ({"pair_offset": [-1, 15]}, "pair_offset holds -1"),
+        ({"pair_offset": [-1, 15]}, "pair_offset has values -1"),
         ({"pair_offset": np.array([0.0, 15.0])}, "whole numbers"),
         ({"pair_offset": [0]}, "shape"),
-        ({"pair_offset": None}, "pair_offset is missing"),
-        ({"pair_offset": [0, 2**62]}, "pair_offset holds"),
-        ({"row_offset": [4, 0]}, "row_offset.*9.*room for 8"),
+        ({"pair_offset": None}, "pair_offset of the placement is None"),
+        ({"pair_offset": [0, 2**62]}, "pair_offset has values"),
+        ({"row_offset": [4, 0]}, "row_offset.*9.*length of 8"),
         ({"row_offset": [2, 0]}, "overlap"),
-        ({"column": [2, 0]}, "column.*3.*room for 2"),
+        ({"column": [2, 0]}, "column.*3.*length of 2"),
         ({"column": [1, 1]}, "overlap"),
         ({"special": np.zeros((2, LONGEST - 1), bool)}, "special has 5 key positions"),
         ({"special": np.zeros((1, LONGEST), bool)}, "special has 1 rows"),
@@ -128,22 +130,22 @@ def test_unknown_statistic(library):
         ({"special": None}, "special needs"),
         ({"lengths": (5, 7), "row_offset": [7, 0]}, "lengths reach 7"),
         ({"lengths": (5, 3, 1)}, "shape"),
-        ({"lengths": (-1, 3)}, "lengths holds -1"),
-        ({"lengths": (5, 0), "causal": False, "key_lengths": (0, 0)}, "nothing to attend to"),
+        ({"lengths": (-1, 3)}, "lengths has values -1"),
+        ({"lengths": (5, 0), "causal": False, "key_lengths": (0, 0)}, "key_lengths is 0"),
     ],
 )
 def test_wrong_places(library, changed, match):
     with pytest.raises(ShapeError, match=match):
-        attempt(library, places=BatchPlacement(**({"lengths": LENGTHS, "causal": True} | GOOD_PLACES | changed)))
+        attempt(library, placement=BatchPlacement(**({"lengths": LENGTHS, "causal": True} | POSITIONS | changed)))
 
 
 def test_places_cannot_be_changed_after_the_check():
     offsets = np.array([0, 15])
-    places = BatchPlacement(LENGTHS, causal=True, pair_offset=offsets)
+    placement = BatchPlacement(LENGTHS, causal=True, pair_offset=offsets)
     offsets[1] = 10**9
-    assert places.pair_offset[1] == 15
+    assert placement.pair_offset[1] == 15
     with pytest.raises(ValueError, match="read-only"):
-        places.pair_offset[1] = 10**9
+        placement.pair_offset[1] = 10**9
 
 
 @pytest.mark.parametrize(
@@ -153,20 +155,20 @@ def test_places_cannot_be_changed_after_the_check():
         (1, lambda t: t.bfloat16(), "key is torch.bfloat16"),
         (2, lambda t: t.to("meta"), "value is torch.float32 on meta"),
         (0, lambda t: t[0], "query has shape"),
-        (0, lambda t: t[:, :3], "3 query heads cannot share 2"),
-        (1, lambda t: t[:, :, :, :7], "do not fit together"),
-        (1, lambda t: t[:, :, :4], "do not fit together"),
-        (1, lambda t: t[:1], "do not fit together"),
-        (2, lambda t: t[:, :1], "do not fit together"),
+        (0, lambda t: t[:, :3], "3 query heads and 2 key heads"),
+        (1, lambda t: t[:, :, :, :7], "do not match"),
+        (1, lambda t: t[:, :, :4], "do not match"),
+        (1, lambda t: t[:1], "do not match"),
+        (2, lambda t: t[:, :1], "do not match"),
         (2, lambda t: t[:, :, :, :0], "d_value 0"),
         (0, lambda t: t[:, :, :4], "lengths reach 5"),
     ],
 )
 def test_wrong_tensors(library, index, change, match):
-    given = tensors()
-    given[index] = change(given[index])
+    inputs = tensors()
+    inputs[index] = change(inputs[index])
     with pytest.raises(ShapeError, match=match):
-        attempt(library, tensors_=given)
+        attempt(library, tensors_=inputs)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_wrong_options(library, options):
 
 
 def test_instructions_the_processor_lacks(library):
-    with pytest.raises(ConfigError, match="'avx2': this processor runs plain"):
+    with pytest.raises(ConfigError, match="'avx2' are not available; this processor runs plain"):
         attempt(replace(library, instructions=("plain",)), instructions="avx2")
 
 
@@ -192,16 +194,16 @@ def test_two_sequences_have_no_order(library):
 
 
 def test_gradients_are_refused(library):
-    given = tensors()
-    given[0].requires_grad_()
+    inputs = tensors()
+    inputs[0].requires_grad_()
     with pytest.raises(ConfigError, match="gradients"):
-        attempt(library, tensors_=given)
+        attempt(library, tensors_=inputs)
     with torch.no_grad():
-        attempt(library, tensors_=given)
+        attempt(library, tensors_=inputs)
 
 
 def test_expanded_tensors_are_read_as_they_are(library):
     query, key, value = tensors()
-    narrow = [query[:, :1].expand_as(query), key[:, :1].expand_as(key), value[:1].expand_as(value)]
-    whole = [tensor.contiguous() for tensor in narrow]
-    assert torch.equal(attempt(library, tensors_=narrow), attempt(library, tensors_=whole))
+    expanded = [query[:, :1].expand_as(query), key[:, :1].expand_as(key), value[:1].expand_as(value)]
+    contiguous = [tensor.contiguous() for tensor in expanded]
+    assert torch.equal(attempt(library, tensors_=expanded), attempt(library, tensors_=contiguous))

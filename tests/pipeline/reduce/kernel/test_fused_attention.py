@@ -1,4 +1,4 @@
-"""The kernel against attention computed slowly, and against torch's."""
+"""Tests of the kernel against the slow reference implementation and against torch."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def cases(draw, longest=40):
         softcap=draw(st.sampled_from((None, None, 2.0, 50.0))),
         scale=draw(st.sampled_from((0.0, 1.0, 1.0, 3.0))),
         n_edges=draw(st.integers(1, 16)),
-        biased=window is None and band is None and longest <= 40 and draw(st.sampled_from((False, False, True))),
-        sunk=draw(st.sampled_from((False, False, True))),
+        has_biases=window is None and band is None and longest <= 40 and draw(st.sampled_from((False, False, True))),
+        has_sinks=draw(st.sampled_from((False, False, True))),
         codec=draw(st.sampled_from(("sqrt8", "sqrt8", "sqrt6", "linear8", "linear7", "float16", "float32"))),
         band=band,
         edge_type=draw(st.sampled_from(("u1", "u2", "u4") if longest <= 255 else ("u2", "u4"))),
@@ -61,11 +61,11 @@ def test_agrees_with_float64(library, instructions, case):
         Case((5, 300), key_lengths=(300, 5)),
         Case((0, 4), causal=True),
         Case((1, 1), d_head=8, d_value=8),
-        Case((150, 40), group=2, causal=True, sunk=True, window=20),
-        Case((130, 40), group=2, biased=True, sunk=True, codec="linear8"),
+        Case((150, 40), group=2, causal=True, has_sinks=True, window=20),
+        Case((130, 40), group=2, has_biases=True, has_sinks=True, codec="linear8"),
         Case((100, 33), causal=True, codec="float16"),
         Case((300, 20), group=2, causal=True, window=37, band=37, n_edges=16, edge_type="u4"),
-        Case((255, 70, 64), d_head=32, causal=True, band=64, sunk=True, edge_type="u1"),
+        Case((255, 70, 64), d_head=32, causal=True, band=64, has_sinks=True, edge_type="u1"),
         Case((300, 5), window=20, band=33, codec="linear8"),
         Case((150, 16), band=16, codec="float32"),
     ],

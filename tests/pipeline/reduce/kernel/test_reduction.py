@@ -1,4 +1,4 @@
-"""The kernel inside a capture: which calls it serves, and that it stores what torch operations store."""
+"""Tests of the kernel in a capture: the calls that it supports, and agreement with torch operations."""
 
 import dataclasses
 
@@ -42,19 +42,19 @@ def batch(name, inputs_of):
 
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_serves_every_layer_and_agrees(name, library, model_of, inputs_of):
-    """Where a window is narrower than the text, in bands too."""
-    found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
-    assert found.difference is None
+    """Include windows that are narrower than the text, with bands."""
+    result, reduction = agreement(library, model_of(name), batch(name, inputs_of))
+    assert result.difference is None
     assert reduction.n_fused > 0
     assert reduction.n_torch == 0
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt-oss", "t5"])
 def test_every_query_and_key_goes_through_the_kernel(name, library, model_of, inputs_of, monkeypatch):
-    """Also where torch operations serve the attention."""
-    calls = counted(monkeypatch, kernel.PreparedVectors, "run")
-    found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
-    assert found.difference is None
+    """Include calls whose attention is computed by torch operations."""
+    calls = count_calls(monkeypatch, kernel.PreparedVectors, "run")
+    result, reduction = agreement(library, model_of(name), batch(name, inputs_of))
+    assert result.difference is None
     assert len(calls) == 2 * (reduction.n_fused + reduction.n_torch)
 
 
@@ -63,24 +63,24 @@ def test_every_query_and_key_goes_through_the_kernel(name, library, model_of, in
     [("bert", True), ("llama", True), ("gpt2 scaled by layer", False), ("gpt-oss", False), ("t5", False)],
 )
 def test_a_call_is_checked_once_for_layers_that_are_alike(name, shares, library, model_of, inputs_of, monkeypatch):
-    """Other scalings, sinks and biases are checked each time; moved calls that stay where they were are noticed."""
-    checked = counted(monkeypatch, kernel, "prepare_attention"), counted(monkeypatch, kernel, "prepare_vectors")
-    found, reduction = agreement(library, model_of(name), batch(name, inputs_of))
-    assert found.difference is None
+    """Check that other scalings, sinks and biases are checked each time, and that a call with old addresses fails."""
+    checked = count_calls(monkeypatch, kernel, "prepare_attention"), count_calls(monkeypatch, kernel, "prepare_vectors")
+    result, reduction = agreement(library, model_of(name), batch(name, inputs_of))
+    assert result.difference is None
     assert len(checked[0]) == (1 if shares else reduction.n_fused) < 1 + reduction.n_fused
     if shares:
-        assert len(checked[1]) == (1 if name == "bert" else 2)  # keys of llama are fewer than its queries
+        assert len(checked[1]) == (1 if name == "bert" else 2)  # llama has fewer key heads than query heads
         monkeypatch.setattr(fused_module.LayerCalls, "move", lambda self, call, layer: None)
         assert agreement(library, model_of(name), batch(name, inputs_of))[0].difference is not None
 
 
-def counted(monkeypatch, owner, name):
-    """A list that grows with each call."""
-    calls, right = [], getattr(owner, name)
+def count_calls(monkeypatch, owner, name):
+    """Return a list that grows with each call."""
+    calls, original = [], getattr(owner, name)
 
     def call(*args, **options):
         calls.append(name)
-        return right(*args, **options)
+        return original(*args, **options)
 
     monkeypatch.setattr(owner, name, call)
     return calls
@@ -92,18 +92,18 @@ def test_vectors_are_those_of_torch_operations(codec, layout, library):
     vectors = torch.randn((3, 4, 9, 8), generator=torch.Generator().manual_seed(2))
     if layout == "by token":
         vectors = vectors.transpose(1, 2).contiguous().transpose(1, 2)
-    elif layout == "gaps":  # torch operations serve
+    elif layout == "gaps":  # falls back to torch operations
         vectors = vectors.repeat_interleave(2, dim=3)[..., ::2]
-    assert kernel.is_served(vectors) == (layout != "gaps")
+    assert kernel.is_supported(vectors) == (layout != "gaps")
     keep = Keep(query_key=codec)
-    found = []
+    results = []
     for reduction in (TorchReduction(keep, ()), KernelVectors(keep, (), library)):
         out = np.zeros((4, 20, 8), {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[codec])
-        found.append((out, reduction.write_vectors(vectors, out, (9, 1, 18), (9, 6, 2), codec)))
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    kept = max(float(vectors[row, :, :n].abs().max()) for row, n in enumerate((9, 6, 2)))
-    everything = float(vectors.abs().max())  # torch operations look at padding too
-    assert [largest for _, largest in found] == [everything, everything if layout == "gaps" else kept]
+        results.append((out, reduction.write_vectors(vectors, out, (9, 1, 18), (9, 6, 2), codec)))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    largest_token = max(float(vectors[row, :, :n].abs().max()) for row, n in enumerate((9, 6, 2)))
+    largest_value = float(vectors.abs().max())  # torch operations include padding
+    assert [largest for _, largest in results] == [largest_value, largest_value if layout == "gaps" else largest_token]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e5])
@@ -119,8 +119,8 @@ def test_vectors_that_cannot_be_kept_are_told(value, library):
 @pytest.mark.parametrize("name", ["llama", "gpt-oss"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_widened_and_the_output_left_alone(name, dtype, library, model_of, inputs_of):
-    found, reduction = agreement(library, model_of(name), batch(name, inputs_of), dtype=dtype)
-    assert found.difference is None
+    result, reduction = agreement(library, model_of(name), batch(name, inputs_of), dtype=dtype)
+    assert result.difference is None
     assert (reduction.n_fused > 0, reduction.n_torch) == (True, 0)
 
 
@@ -135,20 +135,20 @@ def test_half_precision_is_widened_and_the_output_left_alone(name, dtype, librar
     ids=str,
 )
 def test_keeps_what_is_asked_for(keep, library, model_of, inputs_of):
-    found, reduction = agreement(library, model_of("llama"), batch("llama", inputs_of), keep)
-    assert found.difference is None
+    result, reduction = agreement(library, model_of("llama"), batch("llama", inputs_of), keep)
+    assert result.difference is None
     assert reduction.n_fused > 0
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt-oss"])
 def test_a_mask_of_its_own_is_added(name, library, model_of, inputs_of):
-    """One hidden key in the middle is no length, no triangle and no window."""
+    """Hide one key in the middle: no length, triangle or window describes that mask."""
     inputs = batch(name, inputs_of)
     inputs["attention_mask"] = inputs["attention_mask"].clone()
     inputs["attention_mask"][0, 4] = 0
     keep = Keep(query_key=None)
-    found, reduction = agreement(library, model_of(name), inputs, keep)
-    assert found.difference is None
+    result, reduction = agreement(library, model_of(name), inputs, keep)
+    assert result.difference is None
     assert (reduction.n_fused > 0, reduction.n_torch) == (True, 0)
 
 
@@ -158,35 +158,35 @@ def test_a_mask_of_its_own_is_added(name, library, model_of, inputs_of):
     ids=lambda spoil: next(iter(spoil)),
 )
 def test_a_kernel_that_differs_is_noticed(spoil, library, model_of, inputs_of, monkeypatch):
-    right = kernel.prepare_attention
+    original = kernel.prepare_attention
     monkeypatch.setattr(
         fused_module.kernel,
         "prepare_attention",
-        lambda inputs, *arguments, **options: right(dataclasses.replace(inputs, **spoil), *arguments, **options),
+        lambda inputs, *arguments, **options: original(dataclasses.replace(inputs, **spoil), *arguments, **options),
     )
-    found, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
-    assert found.difference is not None
+    result, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
+    assert result.difference is not None
 
 
 def test_a_wrong_output_is_noticed(library, model_of, inputs_of, monkeypatch):
-    right = kernel.PreparedAttention.run
+    original = kernel.PreparedAttention.run
 
-    def wrong(self):
-        output = right(self)
+    def scaled(self):
+        output = original(self)
         return None if output is None else output * 1.1
 
-    monkeypatch.setattr(kernel.PreparedAttention, "run", wrong)
-    found, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
-    assert found.difference is not None
+    monkeypatch.setattr(kernel.PreparedAttention, "run", scaled)
+    result, _ = agreement(library, model_of("llama"), batch("llama", inputs_of))
+    assert result.difference is not None
 
 
 def test_scores_that_are_not_finite_are_reported(library, model_of, inputs_of):
     model = model_of("llama")
     with torch.no_grad():
         model.layers[1].self_attn.k_proj.weight[0] = torch.inf
-    found, reduction = agreement(library, model, batch("llama", inputs_of))
+    result, reduction = agreement(library, model, batch("llama", inputs_of))
     assert reduction.n_fused > 0
-    assert found.difference is None or "cannot be stored" not in found.difference  # both refuse the same examples
+    assert result.difference is None or "cannot be stored" not in result.difference  # both refuse the same examples
 
 
 def test_torch_serves_without_a_kernel_and_for_many_edges(monkeypatch):
@@ -199,7 +199,7 @@ def test_torch_serves_without_a_kernel_and_for_many_edges(monkeypatch):
 
 
 def test_two_batches_do_not_share_a_plan(library, model_of, inputs_of):
-    """The same reduction over batches of other lengths: masks may even have the same id."""
+    """Run one reduction over batches of other lengths. Their masks may have the same id."""
     model, keep = model_of("bert"), Keep()
     sites = discover_sites(model, {name: values[:1, :3] for name, values in inputs_of("bert").items()})
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES)

@@ -1,4 +1,4 @@
-"""The Triton kernel, run by Triton's interpreter on the CPU: it stores what torch operations store."""
+"""Tests of the Triton kernel in Triton's interpreter on the CPU, against torch operations."""
 
 import importlib.util
 import json
@@ -33,14 +33,14 @@ LENGTHS = {"source": [6, 4, 1], "target": [3, 5, 2]}
 
 @pytest.fixture(autouse=True)
 def interpreter():
-    """Import the kernel for the interpreter, and as it is written: Triton reads functions that nothing wraps."""
+    """Import the kernel without the annotation checks, because Triton cannot read wrapped functions."""
     name = "headatlas.pipeline.reduce.triton_kernel"
-    if importlib.util.find_spec("triton") is not None and not hasattr(sys.modules.get(name), "_read_as_written"):
+    if importlib.util.find_spec("triton") is not None and not hasattr(sys.modules.get(name), "_without_import_hook"):
         path = Path(reduce_package.__path__[0]) / "triton_kernel.py"
-        spec = importlib.util.spec_from_file_location(name, path)  # past the hook that checks annotations
+        spec = importlib.util.spec_from_file_location(name, path)  # bypasses the hook that checks annotations
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module._read_as_written = True
+        module._without_import_hook = True
         reduce_package.triton_kernel = module
 
 
@@ -50,10 +50,10 @@ def agreement(name, model_of, inputs_of, keep=None, lengths=LENGTHS, **options):
     probe = {key: values[:1, : 2 if key.startswith("decoder") else 3] for key, values in inputs.items()}
     sites = discover_sites(model, probe)
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES if keep.statistics else ())
-    used = lengths if "decoder_input_ids" in inputs else {"source": lengths["source"]}
-    special = {key: torch.arange(max(n))[None].expand(len(n), -1) % 3 == 0 for key, n in used.items()}
+    site_lengths = lengths if "decoder_input_ids" in inputs else {"source": lengths["source"]}
+    special = {key: torch.arange(max(n))[None].expand(len(n), -1) % 3 == 0 for key, n in site_lengths.items()}
     reduction = TritonReduction(keep, spec.statistics)
-    return check_agreement(model, sites, spec, ModelInputs(inputs, special), used, reduction), reduction
+    return check_agreement(model, sites, spec, ModelInputs(inputs, special), site_lengths, reduction), reduction
 
 
 @interpreted
@@ -66,9 +66,9 @@ def agreement(name, model_of, inputs_of, keep=None, lengths=LENGTHS, **options):
     ],
 )
 def test_agrees_with_torch_operations(name, model_of, inputs_of):
-    """Causal or not, grouped keys, window, soft cap, sinks, a learned bias, two sequences."""
-    found, reduction = agreement(name, model_of, inputs_of)
-    assert found.difference is None
+    """Cover causal and full attention, grouped keys, window, soft cap, sinks, a learned bias and two sequences."""
+    result, reduction = agreement(name, model_of, inputs_of)
+    assert result.difference is None
     assert (reduction.n_fused > 0, reduction.n_torch) == (True, 0)
 
 
@@ -85,8 +85,8 @@ def test_agrees_with_torch_operations(name, model_of, inputs_of):
     ids=str,
 )
 def test_keeps_what_is_asked_for(keep, model_of, inputs_of):
-    found, reduction = agreement("llama", model_of, inputs_of, keep)
-    assert found.difference is None
+    result, reduction = agreement("llama", model_of, inputs_of, keep)
+    assert result.difference is None
     assert reduction.n_fused > 0
 
 
@@ -94,8 +94,8 @@ def test_keeps_what_is_asked_for(keep, model_of, inputs_of):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_rows_longer_than_a_block_of_keys(model_of, inputs_of):
-    found, _ = agreement("llama", model_of, inputs_of, lengths={"source": [67, 2], "target": [3, 3]})
-    assert found.difference is None
+    result, _ = agreement("llama", model_of, inputs_of, lengths={"source": [67, 2], "target": [3, 3]})
+    assert result.difference is None
 
 
 @interpreted
@@ -103,18 +103,18 @@ def test_rows_longer_than_a_block_of_keys(model_of, inputs_of):
 def test_a_kernel_that_differs_is_noticed(model_of, inputs_of, monkeypatch):
     from headatlas.pipeline.reduce import triton_kernel
 
-    right = triton_kernel.reduce_on_device
+    original = triton_kernel.reduce_on_device
 
-    def wrong(call, wanted):
-        return right(type(call)(**{**vars(call), "scaling": call.scaling * 1.5}), wanted)
+    def rescaled(call, request):
+        return original(type(call)(**{**vars(call), "scaling": call.scaling * 1.5}), request)
 
-    monkeypatch.setattr(triton_kernel, "reduce_on_device", wrong)
-    found, _ = agreement("llama", model_of, inputs_of)
-    assert found.difference is not None
+    monkeypatch.setattr(triton_kernel, "reduce_on_device", rescaled)
+    result, _ = agreement("llama", model_of, inputs_of)
+    assert result.difference is not None
 
 
-def begun(reduction, model_of, inputs_of, name="llama"):
-    """A collector over one batch, what runs its model, and the buffers it fills."""
+def start_capture(reduction, model_of, inputs_of, name="llama"):
+    """Return a collector for one batch, the context that runs its model, its buffers, its inputs and the model."""
     model, inputs = model_of(name), inputs_of(name, *LENGTHS.values())
     sites = discover_sites(model, {key: values[:1, :3] for key, values in inputs.items()})
     spec = TraceSpec(sites=sites.sites, keep=Keep(), statistics=STATISTIC_NAMES)
@@ -127,18 +127,18 @@ def begun(reduction, model_of, inputs_of, name="llama"):
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_traces_go_to_their_places_while_the_next_pass_runs(model_of, inputs_of):
-    """A pass ends before they are there; they are when the block ends."""
-    reduction, held = TritonReduction(Keep(), STATISTIC_NAMES), threading.Event()
-    reduction._thread.submit(held.wait)
-    collector, block, buffers, inputs, _ = begun(reduction, model_of, inputs_of)
+    """Check that results arrive after the pass has ended, and before the block ends."""
+    reduction, release = TritonReduction(Keep(), STATISTIC_NAMES), threading.Event()
+    reduction._thread.submit(release.wait)
+    collector, block, buffers, inputs, _ = start_capture(reduction, model_of, inputs_of)
     before = {name: array.copy() for name, array in buffers.arrays.items()}
     with torch.inference_mode(), block() as forward:
         collector.begin(buffers, range(3), inputs.special)
         forward(inputs)
         for name, array in buffers.arrays.items():
             np.testing.assert_array_equal(array, before[name])
-        held.set()
-    expected_of, torch_block, expected, inputs, _ = begun(None, model_of, inputs_of)
+        release.set()
+    expected_of, torch_block, expected, inputs, _ = start_capture(None, model_of, inputs_of)
     with torch.inference_mode(), torch_block() as forward:
         expected_of.begin(expected, range(3), inputs.special)
         forward(inputs)
@@ -149,30 +149,30 @@ def test_traces_go_to_their_places_while_the_next_pass_runs(model_of, inputs_of)
 
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_pass_that_was_given_up_leaves_nothing_behind(model_of, inputs_of):
+def test_a_failed_pass_leaves_nothing_behind(model_of, inputs_of):
     reduction = TritonReduction(Keep(), STATISTIC_NAMES)
-    collector, block, buffers, inputs, model = begun(reduction, model_of, inputs_of)
+    collector, block, buffers, inputs, model = start_capture(reduction, model_of, inputs_of)
     hook = model.layers[-1].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError))
     with torch.inference_mode(), block() as forward:
-        given_up = collector.begin(buffers, range(3), inputs.special)
+        failed_batch = collector.begin(buffers, range(3), inputs.special)
         with pytest.raises(MemoryError):
             forward(inputs)
         hook.remove()
         with torch.no_grad():
             model.layers[0].self_attn.q_proj.weight.fill_(float("nan"))
-        waiting = len(reduction._waiting)
+        n_pending = len(reduction._pending_writes)
         batch = collector.begin(buffers, range(3), inputs.special)
         forward(inputs)
-    assert waiting > 0
+    assert n_pending > 0
     assert set(batch.failures) == {0, 1, 2}
-    assert given_up.failures == {}
+    assert failed_batch.failures == {}
 
 
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_an_error_on_the_way_is_raised_when_the_block_ends(model_of, inputs_of, monkeypatch):
     reduction = TritonReduction(Keep(), STATISTIC_NAMES)
-    collector, block, buffers, inputs, _ = begun(reduction, model_of, inputs_of)
+    collector, block, buffers, inputs, _ = start_capture(reduction, model_of, inputs_of)
 
     def store(*_):
         raise OSError("no place")
@@ -190,16 +190,16 @@ def test_an_error_on_the_way_is_raised_when_the_block_ends(model_of, inputs_of, 
 
 @interpreted
 def test_it_compiles_for_gpus(tmp_path):
-    """To machine code, by the compiler that a GPU would be given it by; tensor cores where query and key are of half width."""
+    """Compile to machine code. The code uses tensor cores if query and key have half precision."""
     script = Path(__file__).with_name("compile_triton.py")
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    report = json.loads(done.stdout)
+    process = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-2000:]
+    report = json.loads(process.stdout)
     assert len(report) == 8
     for name, binary in report.items():
         assert binary["elf"], name
-        assert binary["shared"] <= 48 * 1024, name  # what every GPU gives a block
+        assert binary["shared"] <= 48 * 1024, name  # the shared memory that every GPU offers per block
         assert binary["tensor_cores"] == ("float32" not in name), name
 
 

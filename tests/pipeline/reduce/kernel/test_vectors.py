@@ -1,4 +1,4 @@
-"""Queries and keys by the kernel: bit for bit what torch's casts give, in the right places and nowhere else."""
+"""Tests that the kernel writes queries and keys with the bits of torch's casts, and changes no other rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def numbers(d_head, layout):
     x = torch.randn((4, 3, 40, d_head), generator=generator) * 10
     x.view(-1)[: len(AWKWARD)] = torch.tensor(AWKWARD)
     for row, n in enumerate(LENGTHS):
-        x[row, :, n:] = torch.nan  # padding must not be looked at
+        x[row, :, n:] = torch.nan  # padding must not be read
     if layout == "by token":
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     if layout == "in a wider tensor":
@@ -63,9 +63,9 @@ def test_equals_torch(library, instructions, codec, d_head, layout):
     for row, (n, start) in enumerate(zip(LENGTHS, STARTS, strict=True)):
         expected[:, start : start + n] = cast(x[row, :, :n], codec)
         sizes.append(float(x[row, :, :n].abs().max()) if n else 0.0)
-    places = VectorPlacement(LENGTHS, STARTS)
+    placement = VectorPlacement(LENGTHS, STARTS)
     largest = prepare_vectors(
-        x, places, into, codec, execution=Execution(instructions=instructions, library=library)
+        x, placement, into, codec, execution=Execution(instructions=instructions, library=library)
     ).run()
     np.testing.assert_array_equal(into.view(np.uint8), expected.view(np.uint8))
     np.testing.assert_array_equal(largest, np.float32(sizes))
@@ -73,23 +73,23 @@ def test_equals_torch(library, instructions, codec, d_head, layout):
 
 def test_threads_change_nothing(library):
     x = torch.randn((3, 2, 700, 64))
-    places = VectorPlacement([700, 513, 256], [0, 700, 1213])
-    found = []
+    placement = VectorPlacement([700, 513, 256], [0, 700, 1213])
+    results = []
     for n_threads in (1, 2, 5):
         into = np.zeros((2, 1469, 64), np.float16)
-        prepared = prepare_vectors(x, places, into, "float16", execution=Execution(n_threads, library=library))
-        found.append((into, prepared.run()))
-    for into, largest in found[1:]:
-        np.testing.assert_array_equal(into, found[0][0])
-        np.testing.assert_array_equal(largest, found[0][1])
-    assert found[0][1].tolist() == [float(x[i, :, :n].abs().max()) for i, n in enumerate((700, 513, 256))]
+        prepared = prepare_vectors(x, placement, into, "float16", execution=Execution(n_threads, library=library))
+        results.append((into, prepared.run()))
+    for into, largest in results[1:]:
+        np.testing.assert_array_equal(into, results[0][0])
+        np.testing.assert_array_equal(largest, results[0][1])
+    assert results[0][1].tolist() == [float(x[i, :, :n].abs().max()) for i, n in enumerate((700, 513, 256))]
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
-@pytest.mark.parametrize("place", [(1, 2, 39, 31), (1, 0, 0, 0)])
-def test_what_is_not_finite_shows(library, value, place):
+@pytest.mark.parametrize("index", [(1, 2, 39, 31), (1, 0, 0, 0)])
+def test_what_is_not_finite_shows(library, value, index):
     x = numbers(33, "by token")
-    x[place] = value
+    x[index] = value
     into = np.zeros((3, N_ROWS, 33), np.float16)
     largest = prepare_vectors(
         x, VectorPlacement(LENGTHS, STARTS), into, "float16", execution=Execution(library=library)
@@ -105,8 +105,8 @@ WRONG = {
     "gradients": ({"vectors": torch.zeros((4, 3, 40, 8), requires_grad=True)}, "no gradients"),
     "fewer positions": ({"vectors": torch.zeros((4, 3, 39, 8))}, "up to 40 positions"),
     "fewer examples": ({"vectors": torch.zeros((3, 3, 40, 8))}, "4 examples"),
-    "a row short": ({"into": np.zeros((3, 46, 8), np.float16)}, "up to row 47"),
-    "narrower": ({"into": np.zeros((3, N_ROWS, 7), np.float16)}, "d_head is 8"),
+    "a row short": ({"into": np.zeros((3, 46, 8), np.float16)}, "at least 47 rows"),
+    "narrower": ({"into": np.zeros((3, N_ROWS, 7), np.float16)}, "rows of 8"),
     "fewer heads": ({"into": np.zeros((2, N_ROWS, 8), np.float16)}, "2 heads"),
     "another type": ({"into": np.zeros((3, N_ROWS, 8), np.float32)}, "expected float16"),
     "destination with gaps": ({"into": np.zeros((3, N_ROWS, 16), np.float16)[..., ::2]}, "gaps"),
@@ -144,7 +144,7 @@ def test_read_only_destination(library):
 
 @pytest.mark.parametrize(
     ("lengths", "starts", "message"),
-    [((3, 2), (0, 2), "overlap"), ((3, -1), (0, 5), "lengths holds -1"), ((3,), (0, 3), "starts has shape")],
+    [((3, 2), (0, 2), "overlap"), ((3, -1), (0, 5), "lengths has values -1"), ((3,), (0, 3), "starts has shape")],
 )
 def test_wrong_places(lengths, starts, message):
     with pytest.raises(ShapeError, match=message):
@@ -153,10 +153,10 @@ def test_wrong_places(lengths, starts, message):
 
 def test_places_stay_what_was_checked():
     starts = np.array([0, 3])
-    places = VectorPlacement(np.array([3, 2]), starts)
+    placement = VectorPlacement(np.array([3, 2]), starts)
     starts[:] = 1_000_000
-    assert np.asarray(places.starts).tolist() == [0, 3]
+    assert np.asarray(placement.starts).tolist() == [0, 3]
     with pytest.raises(ValueError, match="read-only"):
-        np.asarray(places.starts)[0] = 7
+        np.asarray(placement.starts)[0] = 7
     with pytest.raises(dataclasses.FrozenInstanceError):
-        places.stop = 0
+        placement.stop = 0
