@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
+if sys.dont_write_bytecode:
+    # Without bytecode every worker and every subprocess would compile torch, transformers and this package again.
+    # It is kept in a folder of its own, because the environment forbids writing beside the sources.
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / "build" / "bytecode")
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if any(name.startswith("headatlas.") for name in sys.modules):
     raise RuntimeError("headatlas was imported before its shape checks could be installed")
 _INT_FOR_FLOAT = BeartypeConf(is_pep484_tower=True)
