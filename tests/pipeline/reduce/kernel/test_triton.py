@@ -188,10 +188,13 @@ def test_an_error_on_the_way_is_raised_when_the_block_ends(model_of, inputs_of, 
 
 
 @interpreted
-def test_it_compiles_for_gpus(tmp_path):
-    """To machine code, by the compiler that a GPU would be given it by; tensor cores where query and key are of half width."""
+def test_it_compiles_for_gpus(repository):
+    """To machine code, by the compiler that a GPU would be given it by; tensor cores where query and key are of half width.
+
+    Triton keeps what it has compiled by a hash of the kernel's source, of its own version and of the options.
+    """
     script = Path(__file__).with_name("compile_triton.py")
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(repository / "build" / "triton")}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
