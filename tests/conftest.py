@@ -50,7 +50,28 @@ if any(name.startswith("headatlas.") for name in sys.modules):
 _INT_FOR_FLOAT = BeartypeConf(is_pep484_tower=True)
 
 
+_CHECKS_OF_NESTED: dict[tuple[object, ...], Callable] = {}
+
+
 def _checked(function: Callable) -> Callable:
+    """Return a function of the same signature that checks its arguments and result, for jaxtyping.
+
+    `function` has no body of its own: jaxtyping makes it from a signature. For a nested function it does so at every
+    definition, which hot code repeats thousands of times. Equal signatures without defaults share one result.
+    """
+    if "<locals>" not in function.__qualname__ or function.__defaults__ or function.__kwdefaults__:
+        return _with_checks(function)
+    key = (function.__module__, function.__qualname__, function.__code__, *function.__annotations__.items())
+    try:
+        checks = _CHECKS_OF_NESTED.get(key)
+    except TypeError:  # an annotation that cannot be hashed
+        return _with_checks(function)
+    if checks is None:
+        checks = _CHECKS_OF_NESTED[key] = _with_checks(function)
+    return checks
+
+
+def _with_checks(function: Callable) -> Callable:
     """Check the arguments of `function` and what it returns against its annotations.
 
     What cannot be checked at run time (a plain Protocol) is left out; the rest of that function still is.
