@@ -43,9 +43,8 @@ def test_the_wheel_holds_every_file_of_the_parts(repository, files, tmp_path) ->
             shutil.copyfile(repository / name, source / name)
     isolation = [] if int(metadata.version("setuptools").partition(".")[0]) < 77 else ["--no-isolation"]
     build = (sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", tmp_path, source)
-    built = _run(
-        *build, cwd=tmp_path, CC="false", CXX="false"
-    )  # the tests of the kernel compile it by the same setup.py
+    # Without a compiler: the tests of the kernel compile it by the same setup.py.
+    built = _run(*build, cwd=tmp_path, CC="false", CXX="false")
     assert built.returncode == 0, built.stdout + built.stderr
 
     (wheel,) = tmp_path.glob("*.whl")

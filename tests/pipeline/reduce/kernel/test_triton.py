@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas import pipeline
+from headatlas.pipeline import reduce as reduce_package
 from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
 from headatlas.pipeline.capture.collector import TorchReduction, TraceCollector
 from headatlas.pipeline.capture.eager import forwarding
@@ -35,12 +35,12 @@ def interpreter():
     """Import the kernel for the interpreter, and as it is written: Triton reads functions that nothing wraps."""
     name = "headatlas.pipeline.reduce.triton_kernel"
     if importlib.util.find_spec("triton") is not None and not hasattr(sys.modules.get(name), "_read_as_written"):
-        path = Path(pipeline.__path__[0]) / "triton_kernel.py"
+        path = Path(reduce_package.__path__[0]) / "triton_kernel.py"
         spec = importlib.util.spec_from_file_location(name, path)  # past the hook that checks annotations
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module._read_as_written = True
-        pipeline.triton_kernel = module
+        reduce_package.triton_kernel = module
 
 
 def agreement(name, model_of, inputs_of, keep=None, lengths=LENGTHS, **options):
