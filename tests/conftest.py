@@ -16,6 +16,7 @@ os.environ.pop("HEADATLAS_CACHE_DIR", None)
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch does
 
+import gc
 import importlib.util
 import re
 import shutil
@@ -39,12 +40,39 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
+if sys.dont_write_bytecode:
+    # Without bytecode every worker and every subprocess would compile torch, transformers and this package again.
+    # It is kept in a folder of its own, because the environment forbids writing beside the sources.
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / "build" / "bytecode")
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if any(name.startswith("headatlas.") for name in sys.modules):
     raise RuntimeError("headatlas was imported before its shape checks could be installed")
 _INT_FOR_FLOAT = BeartypeConf(is_pep484_tower=True)
 
 
+_CHECKS_OF_NESTED: dict[tuple[object, ...], Callable] = {}
+
+
 def _checked(function: Callable) -> Callable:
+    """Return a function of the same signature that checks its arguments and result, for jaxtyping.
+
+    `function` has no body of its own: jaxtyping makes it from a signature. For a nested function it does so at every
+    definition, which hot code repeats thousands of times. Equal signatures without defaults share one result.
+    """
+    if "<locals>" not in function.__qualname__ or function.__defaults__ or function.__kwdefaults__:
+        return _with_checks(function)
+    key = (function.__module__, function.__qualname__, function.__code__, *function.__annotations__.items())
+    try:
+        checks = _CHECKS_OF_NESTED.get(key)
+    except TypeError:  # an annotation that cannot be hashed
+        return _with_checks(function)
+    if checks is None:
+        checks = _CHECKS_OF_NESTED[key] = _with_checks(function)
+    return checks
+
+
+def _with_checks(function: Callable) -> Callable:
     """Check the arguments and the result of `function` against its annotations.
 
     Annotations that cannot be checked at run time (a plain Protocol) are skipped.
@@ -110,6 +138,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "data_dir" in getattr(item, "fixturenames", ()):
             item.add_marker("corpora")
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what imports have left from garbage collection: one pass over it takes 0.8 s, and tests cause many."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

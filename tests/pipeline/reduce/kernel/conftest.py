@@ -1,5 +1,6 @@
 """Fixture that compiles the kernel of this checkout like an installation, once for each state of its source."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from headatlas.pipeline.reduce.kernel import Library, load
 
 ROOT = Path(__file__).parents[4]
 SOURCES = sorted(path for pattern in ("*.cpp", "*.h") for path in (ROOT / "pipeline/reduce/kernel").glob(pattern))
+COMPILED = Path(f"headatlas/pipeline/reduce/kernel/_attention{EXTENSION_SUFFIXES[0]}")
 
 
 def compile_kernel(into: Path) -> Path:
@@ -21,7 +23,7 @@ def compile_kernel(into: Path) -> Path:
     command = [sys.executable, "setup.py", "-q", "build_ext"]
     command += ["--build-lib", str(into), "--build-temp", str(into / "objects")]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    path = into / "headatlas/pipeline/reduce/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
+    path = into / COMPILED
     assert path.is_file(), f"there is a compiler, but the kernel was not built:\n{process.stdout}\n{process.stderr}"
     return path
 
@@ -34,5 +36,8 @@ def library() -> Library:
     settings = (ROOT / "setup.py").read_bytes()
     state = hashlib.sha256(settings + b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
     into = ROOT / "build/kernel" / state
-    path = into / "headatlas/pipeline/reduce/kernel" / f"_attention{EXTENSION_SUFFIXES[0]}"
-    return load(path if path.is_file() else compile_kernel(into))
+    into.mkdir(parents=True, exist_ok=True)
+    with (into / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of one test run wait for the first
+        path = into / COMPILED
+        return load(path if path.is_file() else compile_kernel(into))

@@ -189,10 +189,13 @@ def test_an_error_on_the_way_is_raised_when_the_block_ends(model_of, inputs_of, 
 
 
 @interpreted
-def test_it_compiles_for_gpus(tmp_path):
-    """Compile to machine code. The code uses tensor cores if query and key have half precision."""
+def test_it_compiles_for_gpus(repository):
+    """Compile to machine code. The code uses tensor cores if query and key have half precision.
+
+    Triton caches the machine code under a hash of the kernel's source, its own version and the options.
+    """
     script = Path(__file__).with_name("compile_triton.py")
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(repository / "build" / "triton")}
     process = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr[-2000:]
     report = json.loads(process.stdout)
