@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from headatlas.store.files.manifest import Dropped, SegmentEntry
 from headatlas.store.writing.store_writer import StoreWriter
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 from ..progress import Event, Stage
 

@@ -89,7 +89,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
 
 
 def _attention_text(store: Any, codec: AttentionCodec) -> str:
-    """How attention is kept, with its error, what it went through before, and what a sparse codec dropped."""
+    """Describe the codec of attention: its error, the codecs before it, and the mass that a sparse codec dropped."""
     from ..reading.pair_attention import mean_dropped
 
     spec = store.spec

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .example_hits import print_hits
 from .options import AsCsv, AsJson, Basis, ExamplesShown, HeadShown, Patterns, SiteName, StorePath, Top, head_of
-from .printing import first_rows, output_console, print_csv, print_hits, print_table
+from .printing import first_rows, output_console, print_csv, print_table
 
 if TYPE_CHECKING:
     import pandas as pd

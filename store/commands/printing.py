@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ..queries.pattern_search import ExampleHit, SearchResult
     from ..store import Store
 
 TOP = 12
@@ -59,17 +58,3 @@ def print_table(console: Console, table: Table) -> None:
     width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
     wide_console = console if width <= console.width else Console(file=console.file, width=width)
     wide_console.print(table)
-
-
-def print_hits(console: Console, result: SearchResult, head: tuple[int, int], hits: list[ExampleHit]) -> None:
-    """Print examples of a head, each with its strongest matching edge."""
-    from . import tables as render
-
-    if hits:
-        console.print(
-            f"\nExamples of head {head[0]}.{head[1]}: \\[query] «key», weight of that edge, mass of the example"
-        )
-    for hit in hits:
-        query, key = result.tokens(hit.example)
-        console.print(f"{hit.weight:.3f}  {hit.score:.3f}  {render.printable(hit.id)}", style="dim", markup=False)
-        console.print(render.edge_text(query, key, hit.query_pos, hit.key_pos), soft_wrap=True)

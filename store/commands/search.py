@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
+from .example_hits import print_hits
 from .options import (
     AsCsv,
     AsJson,
@@ -23,7 +24,7 @@ from .options import (
     open_stores,
     read_pattern,
 )
-from .printing import first_rows, incomplete_text, output_console, print_csv, print_hits, print_table
+from .printing import first_rows, incomplete_text, output_console, print_csv, print_table
 from .scheduler import cluster
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from .options import AsJson, StorePath
 from .printing import size_text
 
 if TYPE_CHECKING:
-    from ..writing.verify import Verification
+    from ..writing.verification import Verification
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -29,7 +29,7 @@ def verify(
 
     Example: [bold]headatlas verify traces/demo --full[/bold]
     """
-    from ..writing.verify import verify_store
+    from ..writing.verification import verify_store
 
     if as_json:
         result = verify_store(store, full=full)
@@ -45,7 +45,7 @@ def _verify_with_progress(store: str, full: bool) -> Verification:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..store import open_store
-    from ..writing.verify import verify_store
+    from ..writing.verification import verify_store
 
     console = Console(stderr=True)
     columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

@@ -13,7 +13,7 @@ from golden import DATA, facts
 from headatlas.store.errors import FormatError
 from headatlas.store.schema.traces import FORMAT_VERSION
 from headatlas.store.store import open_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 EXPECTED = {
     name: facts for file in sorted(DATA.glob("v*.json")) for name, facts in json.loads(file.read_text()).items()

@@ -35,7 +35,7 @@ from headatlas.store.statistics.measurement import measured_statistics
 from headatlas.store.store import open_store
 from headatlas.store.writing.annotate import remove_annotation
 from headatlas.store.writing.drop import drop_from_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 CHILD = """
 import json, os, signal, sys

@@ -16,7 +16,7 @@ from headatlas.store.containers import shard_writer as shard
 from headatlas.store.containers.shard_writer import checksum_bytes
 from headatlas.store.errors import CorruptSegmentError, FormatError
 from headatlas.store.store import open_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 QUERY = "decoder/query"
 

@@ -9,7 +9,7 @@ from fault_stores import equal, lean_contents, one_case, read_all, write_lean
 
 from headatlas.store.errors import CorruptSegmentError, FormatError
 from headatlas.store.store import open_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 _Change = Callable[[Path, bytes, bytes], None]
 DAMAGES: dict[str, _Change] = {

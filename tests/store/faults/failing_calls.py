@@ -14,7 +14,7 @@ import numpy as np
 from fault_stores import CLEAN, check_survivor, checked_in_child, equal, fresh, lean_contents, undisturbed, write_lean
 
 from headatlas.store.store import open_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 READING, WRITING = 0b0000011, 0b1111101  # bits of `enum kind`: opening is part of both
 

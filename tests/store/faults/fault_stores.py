@@ -25,7 +25,7 @@ from headatlas.store.errors import HeadAtlasError
 from headatlas.store.files.manifest import manifest_numbers
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import Store, open_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 N_SEGMENTS = 3
 rng = random.Random(7)

@@ -14,7 +14,7 @@ from fault_stores import KEEPS, equal, lean_contents, one_case, write_lean
 
 from headatlas.store.errors import CorruptSegmentError, FormatError
 from headatlas.store.store import open_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 
 def run(folder: Path, container: str, n: int, seed: int = 1) -> dict[str, tuple[int, list[str]]]:

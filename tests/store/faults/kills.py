@@ -21,7 +21,7 @@ from headatlas.store.writing.convert import convert_store
 from headatlas.store.writing.drop import drop_from_store
 from headatlas.store.writing.garbage_collection import COLLECT_STEPS, collect_store
 from headatlas.store.writing.store_writer import STEPS
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 Result = dict[str, tuple[int, list[str]]]
 

@@ -36,7 +36,7 @@ from headatlas.store.writing.drop import drop_from_store
 from headatlas.store.writing.garbage_collection import COLLECT_STEPS, collect_store
 from headatlas.store.writing.merge import merge_stores
 from headatlas.store.writing.store_writer import STEPS, Replacement, StoreWriter
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 N_SEGMENTS, PER_SEGMENT = 4, 2
 N_EXAMPLES = N_SEGMENTS * PER_SEGMENT

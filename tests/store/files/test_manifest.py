@@ -16,7 +16,7 @@ from headatlas.store.store import open_store
 from headatlas.store.writing import manifest_chain
 from headatlas.store.writing.drop import drop_from_store
 from headatlas.store.writing.garbage_collection import collect_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 N_RECENT, N_SEGMENTS = 3, 12
 TINY = make_spec(Keep(attention=None, query_key=None, edges=None))

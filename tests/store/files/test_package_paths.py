@@ -37,7 +37,7 @@ def test_a_nested_package_must_be_accepted():
     [
         ("some_texts/inner", "expected package:NAME/path"),
         ("package:some_texts", "expected package:NAME/path"),
-        ("package:no_such.inner/x", "'no_such.inner' is not installed. Run: pip install no-such"),
+        ("package:no_such.inner/x", "'no_such.inner' is not installed. Run: pip install --no-deps no-such"),
         ("package:some_texts/../x", "leads out of the package"),
         ("package:some_texts/other", "has no 'other'"),
     ],

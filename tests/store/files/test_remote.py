@@ -31,7 +31,7 @@ from headatlas.store.writing.convert import convert_store
 from headatlas.store.writing.drop import drop_from_store
 from headatlas.store.writing.garbage_collection import collect_store
 from headatlas.store.writing.store_writer import StoreWriter
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 PATTERN = "key.position == query.position - 1"
 

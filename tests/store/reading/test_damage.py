@@ -18,7 +18,7 @@ from headatlas.store.errors import CorruptSegmentError, HeadAtlasError
 from headatlas.store.files.object_source import LocalFile
 from headatlas.store.store import open_store
 from headatlas.store.writing.drop import drop_from_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 
 def objects(path: Path) -> list[Path]:

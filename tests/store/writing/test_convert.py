@@ -17,7 +17,7 @@ from headatlas.store.files.manifest import read_manifest
 from headatlas.store.store import open_store
 from headatlas.store.writing.convert import convert_store
 from headatlas.store.writing.drop import drop_from_store
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 runner = CliRunner()
 OTHER = {"zarr": "hdf5", "hdf5": "zarr"}

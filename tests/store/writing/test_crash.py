@@ -18,7 +18,7 @@ from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
 from headatlas.store.writing.garbage_collection import collect_store
 from headatlas.store.writing.store_writer import StoreWriter
-from headatlas.store.writing.verify import verify_store
+from headatlas.store.writing.verification import verify_store
 
 
 def test_order_of_a_commit(tmp_path: Path, container: str, real_fsync: None, monkeypatch: pytest.MonkeyPatch) -> None:
