@@ -165,7 +165,7 @@ def test_rotary_frequencies_are_those_of_the_formula(name, model_of):
 @pytest.mark.parametrize("name", [*EAGER, *REFUSED])
 def test_models_outside_the_interface_are_refused(name, model_of, inputs_of):
     model = model_of(name)
-    with pytest.raises(UnsupportedModelError, match="Supported are"):
+    with pytest.raises(UnsupportedModelError, match="are supported"):
         discover_sites(model, build_probe(name))
     assert model.config._attn_implementation == "eager"
 
