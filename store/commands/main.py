@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Protocol
 
 import typer
 from typer.core import TyperGroup
@@ -24,6 +24,20 @@ from .version import print_versions
 
 PANELS = ("Pipeline", "Query", "Viewer", "Store")
 """Order of the panels in ``headatlas --help``; a plug-in's own panels follow."""
+
+
+class EntryPoint(Protocol):
+    """The part of an entry point that is used here. Packages may replace the class of `importlib.metadata`."""
+
+    name: str
+    value: str
+    dist: Any
+
+    @property
+    def module(self) -> str: ...  # noqa: D102
+    @property
+    def extras(self) -> list[str]: ...  # noqa: D102
+    def load(self) -> Any: ...  # noqa: D102
 
 
 class CommandLine(TyperGroup):
@@ -102,7 +116,8 @@ def command_line() -> CommandLine:
 
 def command_entries() -> Iterator[EntryPoint]:
     """Entry points of headatlas's own commands, then those of plug-ins, each by name."""
-    return iter(sorted(entry_points(group="headatlas.commands"), key=lambda entry: (not is_own(entry), entry.name)))
+    entries: Any = entry_points(group="headatlas.commands")
+    return iter(sorted(entries, key=lambda entry: (not is_own(entry), entry.name)))
 
 
 def is_own(entry: EntryPoint) -> bool:
