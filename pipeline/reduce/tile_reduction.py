@@ -8,6 +8,7 @@ from one sort of integers that hold weight and position together. Statistics are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -164,6 +165,11 @@ def _fill(
 
 
 _HALF = torch.tensor(0.5)
+_POSITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sqrt": lambda weights, out: torch.sqrt(weights, out=out),
+    "linear": lambda weights, out: weights,
+}
+"""Position of weights on each scale of codes, from 0 to 1; the second argument is memory to work in."""
 
 
 def _encode(
@@ -172,9 +178,9 @@ def _encode(
     """Weights as stored numbers; `out` is memory to work in."""
     if (steps := codec.steps) is None:
         return weights.to(getattr(torch, codec.values))
-    position = torch.sqrt(weights, out=out) if steps.root else weights
+    position = _POSITIONS[steps.scale](weights, out)
     torch.add(_HALF.to(position.device), position, alpha=steps.n_steps, out=out)
-    # Truncates: floor(n_steps · sqrt(w) + 0.5). Through int32 it takes a third of the time.
+    # Truncates: floor(n_steps · position + 0.5). Through int32 it takes a third of the time.
     return out.to(torch.int32).to(torch.uint8)
 
 

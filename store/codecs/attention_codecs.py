@@ -5,8 +5,8 @@
 keep it as it is. ``top_k:K`` and ``threshold:T`` keep some weights of each row, in ``sqrt8`` or in what follows a
 slash: ``top_k:16/float16``. Only parsing and bounds are here: arrays are `companding.py` and `sparse.py`.
 
-Half a step of a code moves a weight by at most (n - 1/4) / n^2 < 1 / n for n steps of a square root, by 1 / 2n for
-linear ones. A row that adds up to 1 has at most 1 / T weights of T or more, and what is weaker than its K strongest is
+Half a step of a code moves a weight by at most p / 2n for n steps on a scale of power p: by less than 1 / n for steps
+of a square root, by 1 / 2n for linear ones. A row that adds up to 1 has at most 1 / T weights of T or more, and what is weaker than its K strongest is
 less than 1 / (K + 1): so each way to choose bounds both what a row takes and what it lacks.
 """
 
@@ -23,8 +23,19 @@ MAX_KEPT = 1024
 _NAMED = {256: "8", 128: "7", 64: "6"}  # linear:256 is linear8
 _FLOATS = {"float16": ("IEEE float16", 2.0**-12, 1.25), "float32": ("IEEE float32", 0.0, 1.31)}
 """Definition, largest error and compression."""
-_STEP_COMPRESSION = {"sqrt": (0.68, 0.83, 1.0), "linear": (0.47, 0.58, 0.71)}
-"""Compression of steps in 6, 7 and 8 bits; other numbers of steps are interpolated over the bits."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale on which codes have equal steps: the weight, or a root of it. weight = (code / n_steps) ** `power`."""
+
+    power: int
+    compression: tuple[float, float, float]
+    """Compression of steps in 6, 7 and 8 bits; other numbers of steps are interpolated over the bits."""
+
+
+SCALES = {"sqrt": Scale(2, (0.68, 0.83, 1.0)), "linear": Scale(1, (0.47, 0.58, 0.71))}
+"""Scales by the name that codecs begin with. `companding.py` and the capture hold the root of each."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +53,22 @@ class CodecBound:
 
 @dataclass(frozen=True)
 class Steps:
-    """Weights as whole numbers of steps, 0 to `n_steps`: of the weight, or of its square root."""
+    """Weights as whole numbers of steps, 0 to `n_steps`, on a scale of `SCALES`."""
 
     n_steps: int
-    root: bool
+    scale: str
+
+    @property
+    def power(self) -> int:
+        """Power of a code's share of the steps that gives the weight."""
+        return SCALES[self.scale].power
 
     @property
     def bound(self) -> CodecBound:
         """Its definition and largest error."""
-        if self.root:
-            return CodecBound(f"weight = (code / {self.n_steps}) ** 2", 1 / self.n_steps)
-        return CodecBound(f"weight = code / {self.n_steps}", 0.5 / self.n_steps)
+        share = f"code / {self.n_steps}"
+        definition = f"weight = {share}" if self.power == 1 else f"weight = ({share}) ** {self.power}"
+        return CodecBound(definition, self.power / (2 * self.n_steps))
 
 
 @dataclass(frozen=True)
@@ -88,14 +104,20 @@ class AttentionCodec:
     """Compressed size of each raw byte, relative to `sqrt8` (docs/codecs.md, texts of 16 tokens)."""
 
     @property
+    def kind(self) -> str:
+        """Scale of the codes, or the type of weights that are stored as they are."""
+        return self.steps.scale if self.steps is not None else self.values
+
+    @property
     def max_absolute_error(self) -> float:
         """Of any weight, those that are missing and read as 0 included."""
         return max(self.bound.absolute, self.selection.largest_missing if self.selection else 0.0)
 
 
-ATTENTION_CODECS = ("sqrt8", "sqrt7", "sqrt6", "linear8", "linear7", "linear6", "float16", "float32")
+ATTENTION_CODECS = (*(scale + bits for scale in SCALES for bits in _NAMED.values()), *_FLOATS)
 """The codecs with a name of their own; every one keeps all weights."""
-EXPECTED = f"{', '.join(ATTENTION_CODECS)}, linear:N or sqrt:N with 2 to 256 levels, top_k:K or threshold:T"
+_COUNTED = " or ".join(f"{scale}:N" for scale in sorted(SCALES))
+EXPECTED = f"{', '.join(ATTENTION_CODECS)}, {_COUNTED} with 2 to 256 levels, top_k:K or threshold:T"
 
 
 @lru_cache(maxsize=256)
@@ -114,13 +136,13 @@ def attention_codec(name: str) -> AttentionCodec:
         definition, error, compression = _FLOATS[name]
         bound = CodecBound(f"weight as {definition}", error)
         return AttentionCodec(name, name, "f2" if name == "float16" else "f4", bound, None, None, compression)
-    found = re.fullmatch(r"(sqrt|linear)(?:([876])|:(\d{1,3}))", name)
+    found = re.fullmatch(rf"({'|'.join(SCALES)})(?:([876])|:(\d{{1,3}}))", name)
     n_levels = 0 if found is None else 2 ** int(found[2]) if found[2] else int(found[3])
     if found is None or not 2 <= n_levels <= 256:
         raise ValueError(f"expected {EXPECTED}")
-    steps = Steps(n_levels - 1, found[1] == "sqrt")
+    steps = Steps(n_levels - 1, found[1])
     name = found[1] + _NAMED.get(n_levels, f":{n_levels}")
-    compression = float(np.interp(np.log2(n_levels), (0, 6, 7, 8), (0.0, *_STEP_COMPRESSION[found[1]])))
+    compression = float(np.interp(np.log2(n_levels), (0, 6, 7, 8), (0.0, *SCALES[found[1]].compression)))
     return AttentionCodec(name, name, "u1", steps.bound, steps, None, compression)
 
 

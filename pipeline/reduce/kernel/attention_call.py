@@ -31,7 +31,7 @@ class Destination:
     ----------
     codes
         [head, pair], the weights as `code_kind` says: uint8 that counts `code_steps` steps of the weight's square root
-        ("root", 255: sqrt8) or of the weight ("linear"), or the weight as float16 or float32. The lower triangle row by
+        ("sqrt", 255: sqrt8) or of the weight ("linear"), or the weight as float16 or float32. The lower triangle row by
         row for causal attention, else all keys of each query, and of these what lies in the band of the placement.
     logsumexp
         float32 [head, row], natural logarithm, of the scaled and capped scores, biases and the sink with them.
@@ -46,7 +46,7 @@ class Destination:
     """
 
     codes: np.ndarray | None = None
-    code_kind: str = "root"
+    code_kind: str = "sqrt"
     code_steps: int = 255
     logsumexp: np.ndarray | None = None
     edge_key: np.ndarray | None = None

@@ -1,6 +1,6 @@
 // The statistics of the kernel: their names, which rows count, and what a row of weights adds to each.
 //
-// The order is that of `STATISTIC_NAMES` in store/statistics/definitions.py: the loader compares the two. Included first
+// The order is that of `STATISTIC_NAMES` in store/schema/capture_statistics.py: the loader compares the two. Included first
 // for the list, then once for each instruction set, inside its namespace, for `add_statistics`.
 #ifndef HEADATLAS_STATISTICS
 #include <cstdint>
