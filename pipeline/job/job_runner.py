@@ -347,7 +347,8 @@ def _check(job: Job, left: Sequence[SegmentSpec], on_event: Listener) -> tuple[R
             return plain, "eager mode, torch operations"
         fused = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
         if isinstance(fused, TorchReduction):
-            on_event(Stage(f"capturing with {kernel.explain()}"))
+            unused = f"torch operations: no kernel on {model.device.type} computes what this job keeps"
+            on_event(Stage(f"capturing with {unused if kernel.available() else kernel.explain()}"))
             return plain, "torch operations"
         agreement = check_agreement(model, job.sites, spec, inputs, lengths, fused)
         if agreement.difference:
