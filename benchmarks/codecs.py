@@ -31,7 +31,7 @@ from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.models.sources import load_model
 from headatlas.store.codecs.array_layout import ArrayLayout
 from headatlas.store.codecs.attention_arrays import attention_arrays
-from headatlas.store.codecs.attention_codecs import attention_codec
+from headatlas.store.codecs.attention_codecs import SCALES, attention_codec
 from headatlas.store.codecs.attention_layout import pair_offset
 from headatlas.store.codecs.companding import decode_attention
 from headatlas.store.codecs.pairs import row_start
@@ -58,6 +58,7 @@ CODECS = (
     "sqrt8", "sqrt7", "sqrt:80", "linear8", "linear:16", "float16", "float32", "top_k:8", "top_k:32", "threshold:0.01",
     "threshold:0.004",
 )  # fmt: skip
+CODECS += tuple(f"{scale}8" for scale in SCALES if f"{scale}8" not in CODECS)
 TREEBANK_CODECS = ("sqrt8", "sqrt7", "sqrt:80", "linear8", "linear:16", "top_k:8", "threshold:0.01")
 
 

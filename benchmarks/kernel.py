@@ -103,7 +103,10 @@ def make_modes(shape: Shape) -> tuple[dict[str, Callable[[], object]], int]:
         lengths, shape.causal, None, pair_offset[:-1], row_offset[:-1], np.arange(n), special
     )  # fmt: skip
     heads, n_rows = shape.n_heads, int(row_offset[-1])
-    statistics = {"statistics": np.zeros((8, heads, n), np.float32), "statistic_names": STATISTIC_NAMES}
+    statistics = {
+        "statistics": np.zeros((len(STATISTIC_NAMES), heads, n), np.float32),
+        "statistic_names": STATISTIC_NAMES,
+    }
     logsumexp = {"logsumexp": np.zeros((heads, n_rows), np.float32)}
     edges = {
         "edge_key": np.zeros((heads, n_rows, N_EDGES), np.uint16),

@@ -20,17 +20,8 @@ from .pattern_pictures import pattern_picture, relations_picture
 
 PICTURES = Path("images/patterns")
 RELATIONS = "universal-relations"
-GROUPS: dict[str, tuple[str, ...]] = {
-    "Positions": ("previous_token", "next_token", "self_token", "first_token", "local"),
-    "Kinds of tokens": ("special_token", "punctuation", "delimiter"),
-    "Copies": ("duplicate_token", "induction", "copy_of_next", "needle"),
-    "Words, sentences, names": ("same_word", "other_segment", "a_to_b", "b_to_a", "acronym_to_words"),
-    "Dependencies": (
-        "to_head", "to_dependent", "subject_of", "to_subject", "object_of", "to_object", "determiner_of",
-        "to_determiner", "modifier_of", "to_modifier", "dependent_of", "dependents_of",
-    ),
-    "Reference": ("pronoun_to_antecedent", "coreferent"),
-}  # fmt: skip
+GROUPS = tuple(dict.fromkeys(pattern.group for pattern in LIBRARY.values()))
+"""Sections of the page."""
 _PAGE = """\
 # Patterns
 
@@ -108,14 +99,13 @@ rows are queries and columns are keys.
 
 def page(folder: Path) -> dict[Path, str]:
     """Return the texts of the page and its pictures, by path."""
-    grouped = [name for names in GROUPS.values() for name in names]
-    assert sorted(grouped) == sorted(LIBRARY), sorted(set(LIBRARY) ^ set(grouped))
+    assert all(GROUPS), "every named pattern has a group"
     assert tuple(RELATION_PHRASES) == UNIVERSAL_RELATIONS
     files: dict[Path, str] = {}
     lines = [_PAGE.format(grammar=_grammar(), fields=_fields())]
-    for title, names in GROUPS.items():
+    for title in GROUPS:
         lines.append(f"### {title}\n")
-        for name in names:
+        for name in (pattern.name for pattern in LIBRARY.values() if pattern.group == title):
             lines.append(_entry(LIBRARY[name]))
             picture = pattern_picture(name, TEXT_OF.get(name, SENTENCE), f"{name}: {LIBRARY[name].description}")
             files[folder / PICTURES / f"{name}.svg"] = picture

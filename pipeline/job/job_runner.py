@@ -363,7 +363,8 @@ def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tup
             return torch_reduction, "eager mode, torch operations"
         reduction = choose_reduction(spec.keep, spec.statistics, model.device, spec.capture)
         if isinstance(reduction, TorchReduction):
-            on_event(Stage(f"capturing with {kernel.explain()}"))
+            unused = f"torch operations: no kernel on {model.device.type} computes what this job keeps"
+            on_event(Stage(f"capturing with {unused if kernel.available() else kernel.explain()}"))
             return torch_reduction, "torch operations"
         agreement = check_agreement(model, job.sites, spec, inputs, lengths, reduction)
         if agreement.difference:

@@ -137,7 +137,8 @@ class FusedReduction:
 
         is_float32 = call.query.dtype == torch.float32
         biases = [bias.float() for bias in (plan.mask_bias, call.position_bias) if bias is not None]
-        steps = attention_codec(self.keep.attention).steps if self.keep.attention else None
+        codec = attention_codec(self.keep.attention) if self.keep.attention else None
+        steps = None if codec is None else codec.steps
         prepared = kernel.prepare_attention(
             kernel.AttentionInputs(
                 query=call.query.float(),
@@ -152,7 +153,7 @@ class FusedReduction:
             plan.placement,
             kernel.Destination(
                 codes=arrays.attention_of(site, layer),
-                code_kind=("root" if steps.root else "linear") if steps else self.keep.attention or "root",
+                code_kind=codec.kind if codec else "sqrt",
                 code_steps=steps.n_steps if steps else 255,
                 logsumexp=of_layer(arrays.logsumexp),
                 edge_key=of_layer(arrays.edge_key),

@@ -23,7 +23,7 @@ from . import kernel
 from .fused_reduction import FusedReduction
 from .kernel.c_structures import CODE_KINDS, MAX_EDGES
 from .torch_reduction import TorchReduction
-from .triton_reduction import TritonReduction
+from .triton_reduction import TRITON_CODE_KINDS, TritonReduction
 
 
 class Reduction(Protocol):
@@ -52,11 +52,13 @@ def choose_reduction(
     if capture == "eager":
         return TorchReduction(keep, statistics)
     codec = attention_codec(keep.attention) if keep.attention else None
+
+    def has_codec(kinds: tuple[str, ...]) -> bool:
+        return codec is None or (codec.selection is None and codec.kind in kinds)
+
     if device is not None and device.type == "cuda":
-        in_steps = codec is None or (codec.selection is None and codec.steps is not None)
-        if importlib.util.find_spec("triton") is None or not in_steps:
+        if importlib.util.find_spec("triton") is None or not has_codec(TRITON_CODE_KINDS):
             return TorchReduction(keep, statistics)
         return TritonReduction(keep, statistics)
-    has_codec = codec is None or (codec.selection is None and (codec.steps is not None or codec.name in CODE_KINDS))
-    is_covered = has_codec and (keep.edges or 0) <= MAX_EDGES
+    is_covered = has_codec(CODE_KINDS) and (keep.edges or 0) <= MAX_EDGES
     return FusedReduction(keep, statistics) if is_covered and kernel.available() else TorchReduction(keep, statistics)

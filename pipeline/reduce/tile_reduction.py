@@ -9,6 +9,7 @@ quantization.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -167,6 +168,11 @@ def _fill_result(
 
 
 _HALF = torch.tensor(0.5)
+_POSITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sqrt": lambda weights, out: torch.sqrt(weights, out=out),
+    "linear": lambda weights, out: weights,
+}
+"""Position of weights on each scale of codes, from 0 to 1; the second argument is memory to work in."""
 
 
 def _encode(
@@ -175,9 +181,9 @@ def _encode(
     """Encode weights as stored numbers. `out` is scratch memory."""
     if (steps := codec.steps) is None:
         return weights.to(getattr(torch, codec.values))
-    position = torch.sqrt(weights, out=out) if steps.root else weights
+    position = _POSITIONS[steps.scale](weights, out)
     torch.add(_HALF.to(position.device), position, alpha=steps.n_steps, out=out)
-    # Truncation: floor(n_steps · sqrt(w) + 0.5). Conversion through int32 takes a third of the time.
+    # Truncation: floor(n_steps · position + 0.5). Conversion through int32 takes a third of the time.
     return out.to(torch.int32).to(torch.uint8)
 
 

@@ -30,6 +30,9 @@ from .kernel import BatchPlacement
 from .kernel_plans import KernelPlan, KernelPlans
 from .torch_reduction import TorchReduction
 
+TRITON_CODE_KINDS = ("sqrt", "linear")
+"""Kinds of attention codecs that the kernel computes (`AttentionCodec.kind`)."""
+
 
 @dataclass
 class _DevicePlacement:
@@ -140,7 +143,7 @@ class TritonReduction:
             ),
             DeviceRequest(
                 n_steps=steps.n_steps if steps else 0,
-                root=bool(steps and steps.root),
+                root=bool(steps and steps.scale == "sqrt"),
                 n_edges=self.keep.edges or 0,
                 logsumexp=self.keep.query_key is not None,
                 statistics=self.keep.statistics,

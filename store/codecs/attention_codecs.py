@@ -6,9 +6,10 @@ weight, or in the weight itself. ``sqrt8`` to ``sqrt6`` and ``linear8`` to ``lin
 default as ``sqrt8``. A slash names another codec: ``top_k:16/float16``. This module parses names and computes bounds.
 `companding.py` and `sparse_rows.py` encode and decode arrays.
 
-Half a step of a code moves a weight by at most (n - 1/4) / n^2 < 1 / n for n steps of a square root, and by 1 / 2n for
-n linear steps. A row that adds up to 1 has at most 1 / T weights of T or more. A weight that is not among its K
-strongest is less than 1 / (K + 1). Both selections therefore bound the size of a stored row and its missing weights.
+Half a step of a code moves a weight by at most p / 2n for n steps on a scale of power p: by less than 1 / n for steps of
+a square root, and by 1 / 2n for linear steps. A row that adds up to 1 has at most 1 / T weights of T or more. A weight
+that is not among its K strongest is less than 1 / (K + 1). Both selections therefore bound the size of a stored row and
+its missing weights.
 """
 
 from __future__ import annotations
@@ -24,8 +25,19 @@ MAX_KEPT = 1024
 _NAMED = {256: "8", 128: "7", 64: "6"}  # linear:256 is linear8
 _FLOATS = {"float16": ("IEEE float16", 2.0**-12, 1.25), "float32": ("IEEE float32", 0.0, 1.31)}
 """Definition, largest error and compression."""
-_STEP_COMPRESSION = {"sqrt": (0.68, 0.83, 1.0), "linear": (0.47, 0.58, 0.71)}
-"""Compression of steps in 6, 7 and 8 bits; other numbers of steps are interpolated over the bits."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale on which codes have equal steps: the weight, or a root of it. weight = (code / n_steps) ** `power`."""
+
+    power: int
+    compression: tuple[float, float, float]
+    """Compression of steps in 6, 7 and 8 bits; other numbers of steps are interpolated over the bits."""
+
+
+SCALES = {"sqrt": Scale(2, (0.68, 0.83, 1.0)), "linear": Scale(1, (0.47, 0.58, 0.71))}
+"""Scales by the name that codecs begin with. `companding.py` and the capture hold the root of each."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +55,22 @@ class CodecBound:
 
 @dataclass(frozen=True)
 class Steps:
-    """Integer codes from 0 to `n_steps`, in equal steps of the weight, or of its square root if `root` is True."""
+    """Integer codes from 0 to `n_steps`, in equal steps on a scale of `SCALES`."""
 
     n_steps: int
-    root: bool
+    scale: str
+
+    @property
+    def power(self) -> int:
+        """Power of a code's share of the steps that gives the weight."""
+        return SCALES[self.scale].power
 
     @property
     def bound(self) -> CodecBound:
         """Definition and largest error of the code."""
-        if self.root:
-            return CodecBound(f"weight = (code / {self.n_steps}) ** 2", 1 / self.n_steps)
-        return CodecBound(f"weight = code / {self.n_steps}", 0.5 / self.n_steps)
+        share = f"code / {self.n_steps}"
+        definition = f"weight = {share}" if self.power == 1 else f"weight = ({share}) ** {self.power}"
+        return CodecBound(definition, self.power / (2 * self.n_steps))
 
 
 @dataclass(frozen=True)
@@ -90,14 +107,20 @@ class AttentionCodec:
     """Compressed size of each raw byte, relative to `sqrt8` (docs/codecs.md, texts of 16 tokens)."""
 
     @property
+    def kind(self) -> str:
+        """Scale of the codes, or the type of weights that are stored as they are."""
+        return self.steps.scale if self.steps is not None else self.values
+
+    @property
     def max_absolute_error(self) -> float:
         """Largest absolute error of any weight, including missing weights, which are read as 0."""
         return max(self.bound.absolute, self.selection.largest_missing if self.selection else 0.0)
 
 
-ATTENTION_CODECS = ("sqrt8", "sqrt7", "sqrt6", "linear8", "linear7", "linear6", "float16", "float32")
+ATTENTION_CODECS = (*(scale + bits for scale in SCALES for bits in _NAMED.values()), *_FLOATS)
 """Codecs with a fixed name. All of them store every weight."""
-EXPECTED = f"{', '.join(ATTENTION_CODECS)}, linear:N or sqrt:N with 2 to 256 codes, top_k:K or threshold:T"
+_COUNTED = " or ".join(f"{scale}:N" for scale in sorted(SCALES))
+EXPECTED = f"{', '.join(ATTENTION_CODECS)}, {_COUNTED} with 2 to 256 codes, top_k:K or threshold:T"
 
 
 @lru_cache(maxsize=256)
@@ -116,13 +139,13 @@ def attention_codec(name: str) -> AttentionCodec:
         definition, error, compression = _FLOATS[name]
         bound = CodecBound(f"weight as {definition}", error)
         return AttentionCodec(name, name, "f2" if name == "float16" else "f4", bound, None, None, compression)
-    match = re.fullmatch(r"(sqrt|linear)(?:([876])|:(\d{1,3}))", name)
+    match = re.fullmatch(rf"({'|'.join(SCALES)})(?:([876])|:(\d{{1,3}}))", name)
     n_codes = 0 if match is None else 2 ** int(match[2]) if match[2] else int(match[3])
     if match is None or not 2 <= n_codes <= 256:
         raise ValueError(f"expected {EXPECTED}")
-    steps = Steps(n_codes - 1, match[1] == "sqrt")
+    steps = Steps(n_codes - 1, match[1])
     name = match[1] + _NAMED.get(n_codes, f":{n_codes}")
-    compression = float(np.interp(np.log2(n_codes), (0, 6, 7, 8), (0.0, *_STEP_COMPRESSION[match[1]])))
+    compression = float(np.interp(np.log2(n_codes), (0, 6, 7, 8), (0.0, *SCALES[match[1]].compression)))
     return AttentionCodec(name, name, "u1", steps.bound, steps, None, compression)
 
 

@@ -11,6 +11,8 @@ The bounds hold for every float32 input in range. `tests/store/codecs/test_compa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float, Float32, Num, Shaped, UInt16
 
@@ -38,6 +40,10 @@ LARGEST_VECTOR_VALUE: dict[str, float] = {
 """Largest absolute value that a codec of query and key can store."""
 
 
+_POSITIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"sqrt": np.sqrt, "linear": lambda weights: weights}
+"""Position of weights on each scale, from 0 to 1."""
+
+
 def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np.ndarray, "*shape"]:
     """Encode attention weights in [0, 1] as numbers of the codec's dtype. A sparse codec uses the codec of its values.
 
@@ -57,7 +63,7 @@ def encode_attention(weights: Float[np.ndarray, "*shape"], codec: str) -> Num[np
     weights = np.clip(weights, 0.0, 1.0)
     definition = attention_codec(codec)
     if (steps := definition.steps) is not None:
-        position = np.sqrt(weights) if steps.root else weights
+        position = _POSITIONS[steps.scale](weights)
         return np.floor(position * np.float32(steps.n_steps) + np.float32(0.5)).astype(np.uint8)
     return weights.astype(definition.dtype)
 
@@ -72,10 +78,11 @@ def decode_attention(stored: Num[np.ndarray, "*shape"], codec: str) -> Float32[n
     """
     if (steps := attention_codec(codec).steps) is None:
         return stored.astype(np.float32, copy=False)
-    weights = stored.astype(np.float32)
-    if steps.root:
-        weights *= weights  # exact: below 2**16
-    weights /= np.float32(steps.n_steps ** (2 if steps.root else 1))
+    codes = stored.astype(np.float32)
+    weights = codes.copy() if steps.power > 2 else codes
+    for _ in range(steps.power - 1):
+        weights *= codes  # exact up to the third power: below 2**24
+    weights /= np.float32(steps.n_steps**steps.power)
     if steps.n_steps < 255 and stored.size and int(stored.max()) > steps.n_steps:
         raise CorruptSegmentError(
             f"attention holds the code {int(stored.max())}; {codec} ends at {steps.n_steps}. Verify the store."

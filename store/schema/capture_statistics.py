@@ -19,6 +19,9 @@ from jaxtyping import Bool, Float64, Int, Int64
 from .flat_rows import RowPlan, Rows
 
 Pairs = Int64[np.ndarray, "match"]
+Positions = Int[np.ndarray, "..."]
+Special = Bool[np.ndarray, "..."]
+PairMask = Bool[np.ndarray, "..."]
 RowValues = Float64[np.ndarray, "head row"]
 
 
@@ -30,8 +33,8 @@ def _every_row(plan: RowPlan, pairs: Pairs | None) -> Bool[np.ndarray, "row"]:
 class Statistic:
     """One number for one head on one example: the mean of `row_values` over the rows that count.
 
-    `find` returns the pairs whose mass the statistic is, or is None for other statistics. `pattern` is the library
-    pattern of the same mass; the uniform baseline of that pattern applies to the statistic too.
+    If the statistic is the mass of some pairs, `has_pair` selects them by position, or `find` by tokens. `pattern` is the
+    library pattern of the same mass; the uniform baseline of that pattern applies to the statistic too.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Statistic:
     description: str
     row_values: Callable[[Rows, Pairs | None], RowValues]
     counts: Callable[[RowPlan, Pairs | None], Bool[np.ndarray, "row"]] = _every_row
+    has_pair: Callable[[Positions, Positions, Special], PairMask] | None = None
+    """Of query positions, key positions and whether the keys are special; they broadcast to the pairs."""
     find: Callable[[Any], Pairs] | None = None
     one_text: bool = False
     """True if query and key must come from the same text. The value is NaN at a cross-attention site."""
@@ -121,6 +126,7 @@ _ALL = (
         "Attention to itself",
         description="Weight from each token to itself.",
         row_values=_diagonal(0),
+        has_pair=lambda query, key, special: key == query,
         pattern="self_token",
         **_DIAGONAL,
     ),
@@ -129,6 +135,7 @@ _ALL = (
         "Attention to the previous token",
         description="Weight from each token to the one before it; the first row does not count.",
         row_values=_diagonal(-1),
+        has_pair=lambda query, key, special: key == query - 1,
         counts=lambda plan, pairs: plan.query_pos > 0,
         pattern="previous_token",
         **_DIAGONAL,
@@ -138,6 +145,7 @@ _ALL = (
         "Attention to the next token",
         description="Weight from each token to the one after it; the last row does not count. 0 at a causal site.",
         row_values=_diagonal(1),
+        has_pair=lambda query, key, special: key == query + 1,
         counts=_has_next,
         pattern="next_token",
         **_DIAGONAL,
@@ -148,6 +156,7 @@ _ALL = (
         "share",
         "Weight from each token to position 0.",
         lambda rows, pairs: rows.weights[:, rows.plan.begin],
+        has_pair=lambda query, key, special: key == 0,
         pattern="first_token",
         has_sink_free=False,
     ),
@@ -157,6 +166,7 @@ _ALL = (
         "share",
         "Weight from each token to the tokens that the tokenizer added; rows count also where there is none (0).",
         lambda rows, pairs: rows.mass(np.flatnonzero(rows.plan.special)),
+        has_pair=lambda query, key, special: special,
         pattern="special_token",
         has_sink_free=False,
     ),

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from headatlas.store.reading.example import Example
+from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Site
 
 from .search_answers import Edge
@@ -45,14 +46,9 @@ def strongest_edge(
 def statistic_mask(
     statistic: str, shape: tuple[int, ...], key_special: Bool[np.ndarray, "key_pos"]
 ) -> Bool[np.ndarray, "query_pos key_pos"]:
-    """Return a mask of the pairs whose mass the statistic is. All True if the statistic is not a mass."""
+    """Return a mask of the pairs whose mass the statistic is. All True if it is no mass, or depends on tokens."""
+    record = STATISTICS.get(statistic)
+    if record is None or record.has_pair is None:
+        return np.ones(shape, bool)
     query, key = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
-    if statistic == "special":
-        return np.broadcast_to(key_special[None, :], shape)
-    masks = {
-        "self": key == query,
-        "previous": key == query - 1,
-        "next": key == query + 1,
-        "first": (key == 0) & (query >= 0),
-    }
-    return np.broadcast_to(masks.get(statistic, True), shape)
+    return np.broadcast_to(record.has_pair(query, key, key_special[None, :]), shape)

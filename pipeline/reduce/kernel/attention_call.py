@@ -31,7 +31,7 @@ class Destination:
     ----------
     codes
         [head, pair], the weights in the format of `code_kind`: uint8 that counts `code_steps` steps of the weight's
-        square root ("root", 255: sqrt8) or of the weight ("linear"), or the weight as float16 or float32. Pairs are the
+        square root ("sqrt", 255: sqrt8) or of the weight ("linear"), or the weight as float16 or float32. Pairs are the
         lower triangle row by row for causal attention, else all keys of each query. A band of the placement restricts
         them.
     logsumexp
@@ -47,7 +47,7 @@ class Destination:
     """
 
     codes: np.ndarray | None = None
-    code_kind: str = "root"
+    code_kind: str = "sqrt"
     code_steps: int = 255
     logsumexp: np.ndarray | None = None
     edge_key: np.ndarray | None = None

@@ -6,8 +6,8 @@ import ctypes
 
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
-CODE_KINDS = ("root", "linear", "float16", "float32")
-"""Kinds of codes. The index is the number in C."""
+CODE_KINDS = ("sqrt", "linear", "float16", "float32")
+"""Kinds of attention codecs that the kernel computes (`AttentionCodec.kind`). The index is the number in C."""
 
 MAX_EDGES = 16
 MAX_BIASES = 2

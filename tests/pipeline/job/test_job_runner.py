@@ -26,6 +26,7 @@ from headatlas.pipeline.progress import (
     JobDone,
     JobStarted,
     SegmentDone,
+    Stage,
 )
 from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.store.errors import ConfigError
@@ -83,6 +84,14 @@ def test_events_and_report_add_up(tiny_job):
     store = open_store(tiny_job["store"]["path"])
     assert store.is_complete
     assert store.n_examples == 40
+
+
+def test_it_says_if_torch_operations_capture_although_there_is_a_kernel(tiny_job, monkeypatch):
+    monkeypatch.setattr(run_module.kernel, "available", lambda: "avx2")
+    events = []
+    run_job(parse_config(at(tiny_job, keep={"attention": "top_k:4"})), events.append)
+    (text,) = (event.text for event in events if isinstance(event, Stage) and event.text.startswith("capturing"))
+    assert text == "capturing with torch operations: no kernel on cpu computes what this job keeps"
 
 
 def test_store_holds_what_the_model_attends_to(tiny_job, tiny_folder):

@@ -29,9 +29,7 @@ N_VALUES = [100_000, pytest.param(10_000_000, marks=pytest.mark.slow)]
 def weights(n: int) -> np.ndarray:
     """Weights that are uniform, tiny, and on both sides of every step of every codec."""
     rng = np.random.default_rng(0)
-    middles = [
-        ((np.arange(steps.n_steps) + 0.5) / steps.n_steps) ** (2 if steps.root else 1) for steps in STEPS.values()
-    ]
+    middles = [((np.arange(steps.n_steps) + 0.5) / steps.n_steps) ** steps.power for steps in STEPS.values()]
     steps = np.concatenate(middles).astype(np.float32)
     border = np.concatenate([steps, np.nextafter(steps, 0), np.nextafter(steps, 1), [0, 1]]).astype(np.float32)
     spread = rng.random(n - len(border), dtype=np.float32)

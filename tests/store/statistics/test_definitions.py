@@ -59,6 +59,18 @@ def test_every_statistic_equals_the_slow_loop(causal, length):
         assert STATISTICS[name].rows(size, size)[0] == expected[0][1]
 
 
+@pytest.mark.parametrize("name", [name for name, statistic in STATISTICS.items() if statistic.has_pair])
+def test_the_pairs_of_a_statistic_have_its_mass(name):
+    attention = random_attention(3, 7, 7, causal=False)
+    special = np.arange(7) % 3 == 0
+    query, key = np.indices((7, 7))
+    pairs = np.broadcast_to(STATISTICS[name].has_pair(query, key, special[None, :]), (7, 7))
+    n_rows = STATISTICS[name].rows(np.array([7]), np.array([7]))[0]
+    np.testing.assert_allclose(
+        head_statistics(attention, special, (name,))[0], (attention * pairs).sum((1, 2)) / n_rows, rtol=1e-5
+    )
+
+
 def test_between_two_texts_neighbours_are_undefined():
     attention = random_attention(2, 3, 5, causal=False)
     special = np.array([True, False, False, False, True])

@@ -147,7 +147,7 @@ def arrays_for(case: Case) -> Arrays:
     statistics = np.full((len(STATISTICS), 3, heads, n + 2), 77, np.float32)[:, 1]
     valid = np.zeros((n, heads), bool)
     steps = attention_codec(case.codec).steps
-    kind = ("root" if steps.root else "linear", steps.n_steps) if steps else (case.codec, 255)
+    kind = (steps.scale, steps.n_steps) if steps else (case.codec, 255)
     destination = Destination(codes, *kind, logsumexp, edge_key, edge_weight, statistics, STATISTICS, valid)
     placement = BatchPlacement(
         case.lengths, case.causal, case.key_lengths, pair_offset, row_offset, order + 1, case.special(), case.band
@@ -246,7 +246,8 @@ def check(case: Case, out, arrays: Arrays):
             has_code = case.has_code(example)
             codes = arrays.codes[head, pair : pair + has_code.sum()]
             if attention_codec(case.codec).steps is not None:
-                position = np.sqrt(weights[has_code]) if attention_codec(case.codec).steps.root else weights[has_code]
+                is_root = attention_codec(case.codec).steps.scale == "sqrt"
+                position = np.sqrt(weights[has_code]) if is_root else weights[has_code]
                 true_codes = np.floor(attention_codec(case.codec).steps.n_steps * position + 0.5)
                 assert np.abs(codes.astype(int) - true_codes).max(initial=0) <= 1
                 assert codes.size < 1000 or np.mean(codes != true_codes) < 0.01

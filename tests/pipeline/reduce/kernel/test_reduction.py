@@ -14,6 +14,7 @@ from headatlas.pipeline.reduce.fused_reduction import FusedReduction, KernelVect
 from headatlas.pipeline.reduce.reduction import choose_reduction
 from headatlas.pipeline.reduce.torch_reduction import TorchReduction
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
+from headatlas.store.codecs.attention_codecs import SCALES, Scale, attention_codec
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, TraceSpec
 
@@ -47,6 +48,17 @@ def test_serves_every_layer_and_agrees(name, library, model_of, inputs_of):
     assert result.difference is None
     assert reduction.n_fused > 0
     assert reduction.n_torch == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_codecs_that_no_kernel_computes_are_left_to_torch(device, monkeypatch):
+    monkeypatch.setitem(SCALES, "cube", Scale(3, (0.9, 1.0, 1.1)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    try:
+        assert attention_codec("cube8").bound.absolute == 3 / 510
+        assert isinstance(choose_reduction(Keep(attention="cube8"), (), torch.device(device)), TorchReduction)
+    finally:
+        attention_codec.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt-oss", "t5"])
