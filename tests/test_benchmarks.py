@@ -149,7 +149,7 @@ def test_the_search_store_is_named_after_its_sentences(tmp_path, monkeypatch) ->
     monkeypatch.setenv("HEADATLAS_DATA", str(tmp_path))
     monkeypatch.setattr(search, "FOLDER", tmp_path / "bench")
     paths = []
-    monkeypatch.setattr("headatlas.pipeline.job.run.run_job", lambda config: paths.append(config.corpus.path))
+    monkeypatch.setattr("headatlas.pipeline.job.job_runner.run_job", lambda config: paths.append(config.corpus.path))
     packed = tmp_path / "ud-english-ewt" / "en_ewt-ud-train.conllu.gz"
     packed.parent.mkdir()
     stores = []

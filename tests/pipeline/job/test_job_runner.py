@@ -89,7 +89,7 @@ def test_events_and_report_add_up(tiny_job):
 def test_it_says_if_torch_operations_capture_although_there_is_a_kernel(tiny_job, monkeypatch):
     monkeypatch.setattr(run_module.kernel, "available", lambda: "avx2")
     events = []
-    run_job(parse_config(at(tiny_job, keep={"attention": "top_k:4"})), events.append)
+    run_job(parse_config(with_settings(tiny_job, keep={"attention": "top_k:4"})), events.append)
     (text,) = (event.text for event in events if isinstance(event, Stage) and event.text.startswith("capturing"))
     assert text == "capturing with torch operations: no kernel on cpu computes what this job keeps"
 

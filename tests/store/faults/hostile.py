@@ -180,13 +180,13 @@ ZARR_FORGERIES: dict[str, Forgery] = {
         ),
         "not one frame",
     ),
-    "index: a chunk is absent": (_index(ABSENT, ABSENT, ABSENT, ABSENT), "absent"),
+    "index: a chunk is absent": (_index(ABSENT, ABSENT, ABSENT, ABSENT), "missing"),
     "index: far outside": (_index(2**63, 100, 0, 100), "outside"),
     "index: too long": (_index(0, 2**62, 0, 100), "too long"),
     "index: wrapped around": (_index(2**64 - 50, 100, 0, 100), "outside"),
-    "index: into another chunk": (_index(1, 100, 0, 100), "checksum|absent"),
-    "index: of nothing": (_index(0, 0, 0, 0), "checksum|absent"),
-    "index: of three bytes": (_index(0, 3, 0, 100), "checksum|absent"),
+    "index: into another chunk": (_index(1, 100, 0, 100), "checksum|missing"),
+    "index: of nothing": (_index(0, 0, 0, 0), "checksum|missing"),
+    "index: of three bytes": (_index(0, 3, 0, 100), "checksum|missing"),
     "shard: empty": (lambda forger: forger.put(SHARD, b""), "cannot hold an index"),
     "shard: only an index": (
         lambda forger: forger.put(SHARD, _table(_n_chunks(forger, "decoder/query"), 0, 100)),
@@ -254,7 +254,9 @@ FORGERIES: dict[str, Forgery] = {
     "listing: other type": _listing(lambda f: f.array("decoder/query").update(dtype="float64")),
     "listing: ten axes": _listing(lambda f: f.document["arrays"][0].update(shape=[1] * 10, axes=["a"] * 10)),
     "listing: no axes": _listing(lambda f: f.document["arrays"][0].update(shape=[], axes=[])),
-    "listing: fewer names than axes": _listing(lambda f: f.array("source/token/id").update(axes=[]), "a name for each"),
+    "listing: fewer names than axes": _listing(
+        lambda f: f.array("source/token/id").update(axes=[]), "one name for each axis"
+    ),
     "listing: listed twice": _listing(lambda f: f.document["objects"].append(f.document["objects"][0])),
     "listing: array listed twice": _listing(lambda f: f.document["arrays"].append(f.document["arrays"][0])),
     "listing: nothing": _listing(lambda f: f.document["objects"].clear()),

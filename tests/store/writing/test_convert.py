@@ -180,7 +180,7 @@ def test_the_command_with_codecs(store_path: Path, tmp_path: Path) -> None:
     ]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0
-    assert "Attention in linear:16: at most 0.037 from what the model computed" in result.stdout
+    assert "Attention in linear:16: error at most 0.037 from the weights of the model" in result.stdout
     for wrong in (["--codec", "sqrt4"], ["--codec", "value=float16"], ["--keep", "text"]):
         failed = runner.invoke(app, [*arguments[:2], str(tmp_path / "x"), *wrong])
         assert isinstance(failed.exception, ConfigError)

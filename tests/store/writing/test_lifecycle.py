@@ -346,7 +346,7 @@ def test_commands(store_path: Path, tmp_path: Path, container: str) -> None:
     result = runner.invoke(app, ["drop", str(store_path), "--examples", "0:2", "--examples", "example-4", "--json"])
     assert json.loads(result.stdout)["examples"] == [0, 1, 4]
     result = runner.invoke(app, ["drop", str(store_path), "--segments", "2"])
-    assert "manifest 5 is without 0 examples and 1 segments" in result.stdout
+    assert "manifest 5 leaves out 0 examples and 1 segments" in result.stdout
     result = runner.invoke(app, ["gc", str(store_path), "--grace", "0", "--dry-run"])
     assert "would remove" in result.stdout
     os.utime(store_path)
