@@ -144,7 +144,7 @@ export function render({model, el: host}) {
     if (!names) return;
     const [l, j] = names.cell(model.enlarged), [layers, heads] = frame.shape;
     if (!ranks) return void (model.enlarged = names.name(clamp(l + dl, 0, layers - 1), clamp(j + dj, 0, heads - 1)));
-    const cell = ranks.heads[clamp(ranks.at[l * heads + j] + dl * heads + dj, 0, layers * heads - 1)];
+    const cell = ranks.heads[clamp(ranks.position[l * heads + j] + dl * heads + dj, 0, layers * heads - 1)];
     model.enlarged = names.name(Math.floor(cell / heads), cell % heads);
   };
   keyboard(model, plot, {ArrowUp: move(-1, 0), ArrowDown: move(1, 0), ArrowLeft: move(0, -1), ArrowRight: move(0, 1), n: () => table.toggle()});
