@@ -146,6 +146,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Undo the exclusion, so that libraries find their objects when the interpreter ends."""
+    gc.unfreeze()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print a section of its own if no browser test could run."""
     message = _no_browser_message()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+from headatlas.store.files.compiled_library import library_path
 from headatlas.store.files.installed_packages import installed_version
 
 KERNEL_FOLDER = Path(__file__).parents[1] / "reduce" / "kernel"
@@ -12,7 +12,7 @@ KERNEL_FOLDER = Path(__file__).parents[1] / "reduce" / "kernel"
 
 def version_lines() -> list[str]:
     """Return lines with the version of torch and the installed capture kernels."""
-    is_compiled = any((KERNEL_FOLDER / f"_attention{suffix}").is_file() for suffix in EXTENSION_SUFFIXES)
+    is_compiled = library_path(KERNEL_FOLDER, "_attention") is not None
     return [
         f"torch {installed_version('torch') or 'not installed'}",
         f"CPU kernel: {'compiled' if is_compiled else 'not compiled; torch operations are used'}",

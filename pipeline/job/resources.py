@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from headatlas.store.codecs.attention_layout import smallest_unsigned
-from headatlas.store.codecs.expected_sizes import compression_factor, entry_counts, expected_row_entries
+from headatlas.store.codecs.attention_layout import entry_counts, smallest_unsigned
+from headatlas.store.codecs.expected_sizes import compression_factor, expected_row_entries
 from headatlas.store.schema.traces import TraceSpec, segment_layout
 
 from ..calls.attention_hook import OUTPUT_WEIGHTS

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 
 from .attention_codecs import AttentionCodec
 from .pairs import row_start
@@ -44,12 +44,19 @@ def band_array(band: int | None) -> str:
     return "attention" if band is None else f"attention_window_{band}"
 
 
-def most_entries(site: AttentionMaps, n_kept: int, n_queries: Counts, n_keys: Counts) -> int:
-    """Return an upper bound of the number of weights that one head stores for some examples, with `n_kept` a row."""
+def entry_counts(
+    n_queries: Int[np.ndarray, "example"], n_keys: Int[np.ndarray, "example"], n_kept: int, *, causal: bool
+) -> Int64[np.ndarray, "example"]:
+    """Most weights of one head of each example that a sparse codec of at most `n_kept` weights a row can keep."""
     queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
-    if site.causal:
-        return int(row_start(queries, keys, causal=True, window=n_kept).sum())
-    return int((queries * np.minimum(keys, n_kept)).sum())
+    if causal:
+        return row_start(queries, keys, causal=True, window=n_kept)
+    return queries * np.minimum(keys, n_kept)
+
+
+def most_entries(site: AttentionMaps, n_kept: int, n_queries: Counts, n_keys: Counts) -> int:
+    """Upper bound of the weights that are stored of one head of some examples with `n_kept` a row."""
+    return int(entry_counts(n_queries, n_keys, n_kept, causal=site.causal).sum())
 
 
 def smallest_unsigned(largest: int) -> np.dtype:

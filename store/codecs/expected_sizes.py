@@ -6,11 +6,7 @@ segment.
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Int, Int64
-
 from .attention_codecs import AttentionCodec, Selection
-from .pairs import row_start
 
 # Stored bytes for each raw byte, by array and whether the site is causal. Measured on sentences of UD English EWT with
 # MiniLM (full maps) and SmolLM2 (causal maps); attention in sqrt8.
@@ -42,13 +38,3 @@ def compression_factor(name: str, codec: AttentionCodec | None, *, causal: bool)
 def expected_row_entries(selection: Selection) -> int:
     """Weights of a long row that a sparse codec is expected to keep, at most `selection.n_kept`."""
     return max(1, int(_FILLED * selection.n_kept)) if selection.threshold else selection.n_kept
-
-
-def entry_counts(
-    n_queries: Int[np.ndarray, "example"], n_keys: Int[np.ndarray, "example"], n_kept: int, *, causal: bool
-) -> Int64[np.ndarray, "example"]:
-    """Most weights of one head of each example that a sparse codec of at most `n_kept` weights a row can keep."""
-    queries, keys = n_queries.astype(np.int64), n_keys.astype(np.int64)
-    if causal:
-        return row_start(queries, keys, causal=True, window=n_kept)
-    return queries * np.minimum(keys, n_kept)

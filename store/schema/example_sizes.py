@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ..codecs.array_layout import ArrayLayout
-from ..codecs.attention_layout import band_array, pair_offset
-from ..codecs.expected_sizes import entry_counts
+from ..codecs.attention_layout import band_array, entry_counts, pair_offset
 from .traces import Counts, Site, TraceSpec, segment_layout
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from headatlas.store.codecs.attention_codecs import ATTENTION_CODECS, attention_codec
-from headatlas.store.codecs.expected_sizes import compression_factor, entry_counts, expected_row_entries
+from headatlas.store.codecs.attention_layout import entry_counts
+from headatlas.store.codecs.expected_sizes import compression_factor, expected_row_entries
 
 
 def test_codecs_of_fewer_steps_compress_better():
