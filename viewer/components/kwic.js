@@ -14,7 +14,7 @@ const CSS = `
 .foot { padding: 6px 12px; border-top: 1px solid var(--line); font-size: 11px; color: var(--ink-3) }
 `;
 
-// frame: {title, sub, sample, samples, told, n, rows: [{id, rank, score, weight, query, patch, before: [[text, kind,
+// frame: {title, sub, sample, samples, description, n, rows: [{id, rank, score, weight, query, patch, before: [[text, kind,
 //         weight]], token: text, self: bool, after: [...]}], stale, note}
 export function render({model, el: host}) {
   component(model, host, CSS, ui => {
@@ -38,7 +38,7 @@ export function render({model, el: host}) {
       table.set(["Id", "Rank", "Mass", "Weight", "Before", "Query", "After"], frame.rows.map(row => [row.id, row.rank, number(row.score, 3), number(row.weight, 3), joined(row.before), row.token, joined(row.after)]),
         frame.rows.map(row => ({rank: row.rank, score: row.score.toFixed(6), weight: row.weight.toFixed(6)})));
       if (!frame.rows.length) list.append(el("div.message", null, frame.note || "No example."));
-      foot.replaceChildren(el("span", null, frame.told), el("span.legend", null, el("span.tok.q", null, "query"), el("span.tok.k", {style: shade(.75)}, "key"), "depth = weight, bar = mass of the example"), el("span.grow"), el("span", null, el("kbd", null, "j"), " ", el("kbd", null, "k"), " move  ", el("kbd", null, "Enter"), " open"));
+      foot.replaceChildren(el("span", null, frame.description), el("span.legend", null, el("span.tok.q", null, "query"), el("span.tok.k", {style: shade(.75)}, "key"), "depth = weight, bar = mass of the example"), el("span.grow"), el("span", null, el("kbd", null, "j"), " ", el("kbd", null, "k"), " move  ", el("kbd", null, "Enter"), " open"));
     };
   });
 }

@@ -8,7 +8,7 @@ import numpy as np
 import panel as pn
 from jaxtyping import Float32
 
-from ..components.cards import (
+from ..components.corpus_cards import (  # fmt: skip
     BookmarkText,
     Distribution,
     DistributionFrame,
@@ -22,7 +22,7 @@ from ..components.cards import (
     ScatterFrame,
     Spread,
     StrongExample,
-)  # fmt: skip
+)
 from ..data.edge_quotes import snippet
 from ..data.search_answers import SEARCH, Edge, HeadValues, upper_end
 from ..data.store_data import DataSource

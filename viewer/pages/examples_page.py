@@ -8,7 +8,7 @@ import numpy as np
 import panel as pn
 from jaxtyping import Int64
 
-from ..components.cards import ExampleList, ExampleListFrame, ExampleRow, Facet, Histogram
+from ..components.example_cards import ExampleList, ExampleListFrame, ExampleRow, Facet, Histogram
 from ..data.search_answers import SEARCH, HeadValues, upper_end
 from ..data.store_data import DataSource
 from ..state.reader_state import ViewState

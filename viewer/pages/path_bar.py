@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..components.cards import PathFrame, PathItem
+from ..components.bars import PathFrame, PathItem
 from ..data.store_data import DataSource
 from ..state.page_table import row_of
 from ..state.reader_state import ViewState

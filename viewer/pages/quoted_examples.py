@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from headatlas.store.queries.pattern_search import SearchResult
 
-from ..components.cards import KwicFrame, QuotedExample
+from ..components.search_cards import KwicFrame, QuotedExample
 from ..data.edge_quotes import quote_edge
 from ..data.search_answers import Edge
 from ..data.store_data import MAX_HITS, DataSource
@@ -49,7 +49,7 @@ def kwic_frame(data: DataSource, state: ViewState, result: SearchResult, stale: 
         "n": n,
         "sample": state.sample,
         "samples": list(SAMPLES),
-        "told": descriptions[state.sample] if rows else "",
+        "description": descriptions[state.sample] if rows else "",
         "stale": stale,
         "note": "No example has a match in this head.",
     }

@@ -16,21 +16,20 @@ from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
 from ..components.background import background
-from ..components.cards import (
+from ..components.bars import StateCard, StateFrame  # fmt: skip
+from ..components.card import HeadBookmarks
+from ..components.corpus_cards import HeadMap
+from ..components.search_cards import (
     DrawnArcs,
-    HeadBookmarks,
     HeadList,
     HeadListFrame,
-    HeadMap,
     Kwic,
     Mistake,
     PatternBox,
     PatternFrame,
-    StateCard,
-    StateFrame,
     Summary,
     SummaryFrame,
-)  # fmt: skip
+)
 from ..data.arc_guess import MAX_ARCS, Arc, guesses
 from ..data.search_answers import SearchStoppedError, mass_of, upper_end
 from ..data.store_data import DataSource

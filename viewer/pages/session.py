@@ -16,7 +16,7 @@ import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..components.cards import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
+from ..components.bars import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
 from ..data.bookmarks import Bookmark
 from ..data.store_data import DataSource
 from ..state.page_table import PAGES, PageRow, row_of

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import panel as pn
 
-from ..components.cards import Tabs, TabsFrame, ViewLink
+from ..components.bars import Tabs, TabsFrame, ViewLink
 from ..components.tokentext import TokenText
 from ..frames.view_frames import TextFrame, text_line
 from ..state.page_table import VIEWS

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 
 import pytest
 
-from headatlas.viewer.components import (
-    cards,
-    comparison,
-    headdetail,
-    headpicker,
-    headview,
-    keylist,
-    matrix,
-    modelview,
-    neuronview,
-    space,
-    tokentext,
-)
+from headatlas.viewer import components
 from headatlas.viewer.components.esm_view import ESMView
 from headatlas.viewer.components.script_files import FOLDER
 
-MODULES = (
-    cards, comparison, headdetail, headpicker, headview, keylist, matrix, modelview, neuronview, space, tokentext,
-)  # fmt: skip
+MODULES = [
+    importlib.import_module(f"{components.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(components.__path__)
+]
 COMPONENTS = [
     value
     for module in MODULES

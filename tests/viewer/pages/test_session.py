@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import headatlas.viewer.components.cards as cards
+from headatlas.viewer.components import bars, card, corpus_cards, example_cards, search_cards
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.pages.session import Session, duration_text, looks_like_pattern
 
@@ -130,15 +130,16 @@ def test_the_example_list_filters_and_orders_all_examples(data):
 
 COMPONENTS = [
     kind
-    for kind in vars(cards).values()
-    if isinstance(kind, type) and issubclass(kind, cards.Card) and kind is not cards.Card
+    for module in (bars, corpus_cards, example_cards, search_cards)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, card.Card) and kind is not card.Card
 ]
 
 
 @pytest.mark.parametrize("kind", COMPONENTS, ids=lambda kind: kind.__name__)
 def test_no_rule_of_a_component_is_called_like_it(kind):
     """Panel sets the lower-case name of the class as CSS class of the component's element."""
-    folder = Path(cards.__file__).parent
+    folder = Path(card.__file__).parent
     files = [kind._bundle, "style.js", "shell.js"]
     rules = {
         rule

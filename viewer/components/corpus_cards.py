@@ -1,0 +1,198 @@
+"""Cards of the corpus page: facts, head map, scatter, distribution, and the selected head."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+import param
+
+from ..data.store_facts import FactsFrame
+from .card import Card, HeadBookmarks, Patch
+
+
+class Facts(Card):
+    """Facts about the store."""
+
+    frame_types = (FactsFrame,)
+
+    _esm = _bundle = "facts.js"
+
+
+class HeadStatistic(TypedDict):
+    """Statistic that only the tooltip shows."""
+
+    label: str
+    values: np.ndarray
+
+
+class HeadMapFrame(TypedDict):
+    """Map of one number of every head."""
+
+    n_layers: int
+    n_heads: int
+    values: np.ndarray
+    """float32 [layer * head]."""
+    high: float
+    title: str
+    unit: str
+    options: list[list[str]]
+    """Statistics to choose from as [value, label]."""
+    choice: str
+    others: list[HeadStatistic]
+    small: bool
+    bookmarks: NotRequired[HeadBookmarks]
+    also: NotRequired[list[str]]
+    """Further selected heads."""
+    stores: NotRequired[list[str]]
+    """Stores that can be shown beside this one."""
+    beside: NotRequired[str]
+    """Store that is shown beside this one."""
+    other: NotRequired[str]
+    """Name of the store, if this is the second map."""
+    about: NotRequired[str]
+
+
+class HeadMap(Card):
+    """Layers × heads, coloured by one number. `selected` is not part of the frame, so that a click sends four bytes back."""
+
+    selected = param.String(default="0.0", doc="layer.head")
+
+    frame_types = (HeadMapFrame,)
+
+    _esm = _bundle = "headmap.js"
+
+
+class Axis(TypedDict):
+    """Axis of a scatter plot: one statistic of every head."""
+
+    name: str
+    label: str
+    unit: str
+    high: float
+    values: np.ndarray
+
+
+class ScatterFrame(TypedDict):
+    """Every head by two statistics."""
+
+    n_heads: int
+    x: Axis
+    y: Axis
+    options: list[list[str]]
+    note: str
+
+
+class Scatter(Card):
+    """Scatter plot of the heads by two statistics."""
+
+    selected = param.String(default="0.0", doc="layer.head")
+
+    frame_types = (ScatterFrame,)
+
+    _esm = _bundle = "scatter.js"
+
+
+class Spread(TypedDict):
+    """Counts of a number in bins from 0 to `high`, and its quartiles."""
+
+    counts: list[int]
+    high: float
+    quartiles: list[float]
+    n: int
+    """Number of examples that have the number."""
+
+
+class DistributionFrame(Spread):
+    """Distribution of one number of one head over the examples."""
+
+    title: str
+    unit: str
+    corpus: float
+    """Mean over the corpus."""
+    n_all: int
+    query: str
+    patch: Patch
+
+
+class Distribution(Card):
+    """Histogram of one number of one head over the examples."""
+
+    frame_types = (DistributionFrame,)
+
+    _esm = _bundle = "distribution.js"
+
+
+class Link(TypedDict):
+    """Link to a choice: its address and the change of the state."""
+
+    query: str
+    patch: Patch
+
+
+class StatisticRow(TypedDict):
+    """One statistic of the selected head."""
+
+    name: str
+    label: str
+    value: float
+    rank: int
+    of: int
+    high: float
+    on: bool
+
+
+class StrongExample(Link):
+    """Example with its strongest edge."""
+
+    parts: list[list[Any]]
+    """[text, kind, weight]."""
+    score: float
+
+
+class SimilarHead(TypedDict):
+    """Head with a similar profile of statistics."""
+
+    head: str
+    layer: int
+    index: int
+    score: float
+
+
+class BookmarkText(TypedDict):
+    """Bookmark of the selected head."""
+
+    star: bool
+    note: str
+    writable: bool
+
+
+class InspectorFrame(TypedDict):
+    """Statistics, examples and similar heads of the selected head."""
+
+    head: str
+    sub: str
+    tag: str
+    n: int
+    """Number of heads."""
+    bookmark: BookmarkText | None
+    statistics: list[StatisticRow]
+    examples: list[StrongExample]
+    examples_of: str
+    like: list[SimilarHead]
+    open: Link | None
+    list: Link
+
+
+class Inspector(Card):
+    """Card of one head: its statistics, its strongest examples and similar heads.
+
+    `table` holds every head's values by statistic. It is not part of the frame, because each click on a head sends a
+    new frame.
+    """
+
+    table = param.Dict(default={})
+
+    frame_types = (InspectorFrame,)
+
+    _esm = _bundle = "inspector.js"

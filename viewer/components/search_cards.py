@@ -1,0 +1,156 @@
+"""Cards of the search page: pattern box, summary, ranked heads, and quoted examples."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from ..data.edge_quotes import QuotedEdge
+from .card import Card, Patch
+
+
+class NamedPattern(TypedDict):
+    """Pattern of the library."""
+
+    name: str
+    expression: str
+    description: str
+
+
+class Mistake(TypedDict):
+    """Error in an expression and its position."""
+
+    message: str
+    start: int
+    stop: int
+    expression: str
+
+
+class DrawnArcs(TypedDict):
+    """Arcs drawn on an example, and expressions that match them."""
+
+    id: str
+    queries: list[str]
+    keys: list[str] | None
+    arcs: list[list[int]]
+    guesses: list[list[Any]]
+    """[expression, number of matches]."""
+
+
+class PatternFrame(TypedDict):
+    """Expression of a search, its state, and the library of patterns."""
+
+    expression: str
+    library: list[NamedPattern]
+    fields: dict[str, list[str]]
+    """Field names of query, key and example, for completion."""
+    values: dict[str, list[list[Any]]]
+    """Frequent values of each field as [value, count]."""
+    picked: str
+    description: str
+    error: Mistake | None
+    busy: bool
+    progress: list[int] | None
+    """Examples searched, and all examples."""
+    drawn: DrawnArcs | None
+
+
+class PatternBox(Card):
+    """Box for the expression of a search, with the library and the error message."""
+
+    frame_types = (PatternFrame,)
+
+    _esm = _bundle = "pattern.js"
+
+
+class SummaryFrame(TypedDict):
+    """Figures that a search rests on."""
+
+    figures: list[list[str]]
+    partial: str
+    right: list[str]
+    stale: str
+
+
+class Summary(Card):
+    """Bar with the figures that a search rests on: rows, examples, heads, source and time."""
+
+    frame_types = (SummaryFrame,)
+
+    _esm = _bundle = "summary.js"
+
+
+class RankedHead(TypedDict):
+    """One head of a search."""
+
+    head: str
+    layer: int
+    index: int
+    rank: int
+    mass: float
+    hit_rate: float
+    baseline: float
+    lift: float
+    low: float
+    high: float
+    offset_lift: float
+    q: float
+    rows: int
+    bookmark: dict[str, str | bool] | None
+    on: bool
+
+
+class HeadListFrame(TypedDict):
+    """Heads ranked by the selected measure."""
+
+    rows: list[RankedHead]
+    high: float
+    measure: str
+    n_heads: int
+    stale: bool
+    offset: float | None
+    """Mass of the best fixed offset."""
+    offsets: str
+    ranked: bool
+    """True if there are enough rows to rank heads."""
+
+
+class HeadList(Card):
+    """List of the heads that a search ranked."""
+
+    frame_types = (HeadListFrame,)
+
+    _esm = _bundle = "headlist.js"
+
+
+class QuotedExample(QuotedEdge):
+    """Excerpt of one example around its strongest matching edge."""
+
+    id: str
+    score: float
+    weight: float
+    rank: int
+    query: str
+    patch: Patch
+
+
+class KwicFrame(TypedDict):
+    """Part of a head's ranking of examples."""
+
+    title: str
+    sub: str
+    rows: list[QuotedExample]
+    n: int
+    sample: str
+    samples: list[str]
+    description: str
+    """Description of the part that is listed."""
+    stale: bool
+    note: str
+
+
+class Kwic(Card):
+    """Keyword in context: ranked examples, aligned on the query token."""
+
+    frame_types = (KwicFrame,)
+
+    _esm = _bundle = "kwic.js"
