@@ -87,6 +87,15 @@ def page_class(row: PageRow) -> type[Page]:
     return getattr(import_module(f".{module}", __package__), name)
 
 
+def load_classes(rows: Iterable[PageRow]) -> None:
+    """Load the classes of all rows, before the first document is made.
+
+    The browser learns the types of all components with its page. It cannot use a component whose class is made later.
+    """
+    for row in rows:
+        page_class(row)
+
+
 class PageStack:
     """Pages that share one area: one is shown, the others are hidden.
 

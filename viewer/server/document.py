@@ -9,7 +9,9 @@ import panel as pn
 
 from ..components.esm_view import modules
 from ..data.served_stores import ServedStores
+from ..pages.page import load_classes
 from ..pages.session import Session
+from ..state.page_table import PAGES, VIEWS
 from ..state.reader_state import query_of_arguments
 from ..theme.colours import css_variables
 from ..theme.fonts import FONT, MONO
@@ -58,6 +60,7 @@ def page_template() -> str:
 
 def make_app(stores: ServedStores) -> Callable[[], pn.viewable.Viewable]:
     """Return the function that Panel calls for every visitor."""
+    load_classes((*PAGES, *VIEWS))
     template = page_template()
 
     def app() -> pn.viewable.Viewable:

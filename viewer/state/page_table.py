@@ -24,7 +24,7 @@ class PageRow:
     label
         Name on the tab.
     class_path
-        Module and class below `headatlas.viewer.pages`, loaded when the page is first opened.
+        Module and class below `headatlas.viewer.pages`, loaded when the server starts.
     watches
         Fields of the state that change the page.
     drawers

@@ -1,6 +1,8 @@
 """Address, origins and login of the server."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -83,3 +85,25 @@ def test_web_sockets_send_at_once():
     with pytest.raises(AttributeError):  # Bokeh's own `open` needs a request
         WSHandler.open(Handler())
     assert calls == [True]
+
+
+def test_the_classes_of_all_components_exist_before_the_first_page():
+    """The browser learns the types of components with its page, so a class made later is unknown to it."""
+    program = """
+import importlib, pkgutil
+from headatlas.viewer import components
+from headatlas.viewer.components.esm_view import ESMView
+from headatlas.viewer.server.document import make_app
+
+def names(base):
+    return {base.__name__}.union(*(names(kind) for kind in base.__subclasses__()))
+
+make_app(None)
+before = names(ESMView)
+for module in pkgutil.iter_modules(components.__path__, components.__name__ + "."):
+    importlib.import_module(module.name)
+print(len(before), sorted(names(ESMView) - before))
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(printed.split()[0]) > 20
+    assert printed.strip().endswith("[]")
