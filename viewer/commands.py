@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +34,25 @@ def view(
     ] = None,
     search_s: Annotated[float, typer.Option(help="Time limit of one search, in seconds.")] = 120.0,
     max_sessions: Annotated[int, typer.Option(help="Most readers at once.")] = 200,
+    token: Annotated[
+        bool,
+        typer.Option(
+            help="Let in only who has the printed address, which holds a secret (HEADATLAS_TOKEN sets it). "
+            "With a login there is no token."
+        ),
+    ] = True,
+    proxy: Annotated[
+        bool,
+        typer.Option(
+            "--proxy", help="The viewer is behind a proxy: the last address in X-Forwarded-For is the reader's."
+        ),
+    ] = False,
     basic_auth: Annotated[
-        str, typer.Option(help='Password, or a JSON file {"user": "password"}.', envvar="HEADATLAS_BASIC_AUTH")
+        str,
+        typer.Option(
+            help='Password, or a JSON file {"user": "password"} (a path with a slash, or that ends in .json).',
+            envvar="HEADATLAS_BASIC_AUTH",
+        ),
     ] = "",
     oauth: Annotated[
         str, typer.Option(help="Login provider: github, google, azure, generic or another that Panel supports.")
@@ -56,12 +75,15 @@ def view(
 
     from .data.bookmarks import Bookmarks, bookmarks_path
     from .data.served_stores import ServedStores
-    from .server.server import Auth, ServerOptions, serve
+    from .server.login import Auth
+    from .server.options import ServerOptions
+    from .server.server import serve
 
     if bookmarks is not None and len(store) > 1:
         raise ConfigError("--bookmarks names one file for several stores. Omit the option, or show one store.")
     auth = Auth(basic_auth, oauth, oauth_key, oauth_secret, cookie_secret)
-    options = ServerOptions(port, address, tuple(origin or ()), prefix, auth, max_sessions)
+    secret = (os.environ.get("HEADATLAS_TOKEN") or secrets.token_urlsafe(24)) if token and not auth.is_set else ""
+    options = ServerOptions(port, address, tuple(origin or ()), prefix, auth, max_sessions, secret, proxy)
 
     def bookmarks_of(folder: Path | None) -> Bookmarks | None:
         path = bookmarks or (folder and bookmarks_path(folder))

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import param
+from bokeh.document import Document
 from panel.custom import JSComponent
 from panel.io.model import apply_changes_without_dispatch
 from panel.io.resources import component_resource_path
@@ -129,6 +131,11 @@ class ESMView(JSComponent):
                 self._changing[ref] = changing
         return True
 
+    def _get_model(self, doc: Any, root: Any = None, parent: Any = None, comm: Any = None) -> Any:
+        model = super()._get_model(doc, root, parent, comm)
+        _BY_MODEL[model.id] = _BY_DATA[model.data.id] = self
+        return model
+
     def _step(self) -> AbstractContextManager[object]:
         return step(next((model.document for model, _ in self._models.values()), None))
 
@@ -148,6 +155,17 @@ class ESMView(JSComponent):
             return address(str(cls._bundle))
         source = super()._render_esm(compiled=compiled, server=server)
         return splice(source) if IMPORT.search(source) else source
+
+
+_BY_MODEL: WeakValueDictionary[str, ESMView] = WeakValueDictionary()
+_BY_DATA: WeakValueDictionary[str, ESMView] = WeakValueDictionary()
+
+
+def component_of(document: Document, model_id: str, is_data: bool) -> ESMView | None:
+    """Return the component of a model, or of the model of its data. None if the document has no such model."""
+    if document.models.get_by_id(model_id) is None:  # type: ignore[arg-type]
+        return None
+    return (_BY_DATA if is_data else _BY_MODEL).get(model_id)
 
 
 @cache

@@ -13,12 +13,16 @@ versions that work, so that a new release cannot break a page silently.
     Send changes of data through the outbox in `wire.py`.
 `_handle_msg`, `_send_msg`, `_process_event`, `_process_events`, `_process_bokeh_event`
     Receive and send messages, and gather the changes of one message.
+`_get_model`
+    Find the component that a message of the browser names.
 `component_resource_path`
     Address of a component's file on the server.
 `no_instance_params`
     Share the parameters of a component class between its instances.
-`WSHandler.open`
-    Set TCP_NODELAY on web sockets.
+`WSHandler.open`, `_async_open`, `on_message`, `write_message`, `_token`, `connection`, `handler`
+    Check web sockets and their messages before Bokeh does (server/session_socket.py).
+`DocHandler.get_session`, `Server._http`, `BokehTornado.new_connection`
+    Serve a page of our own, behind a gate of our own (server/page.py, server/gate.py).
 """
 
 from __future__ import annotations
@@ -35,9 +39,11 @@ KNOWN_VERSIONS = "panel 1.9, bokeh 3.9 and param 2.2 to 2.4"
 CLASS_MEMBERS = {
     "panel.custom:JSComponent": (
         "_bundle", "_esm", "_render_esm", "_constants", "_priority_changes", "_busy__ignore", "_param_change",
-        "_handle_msg", "_send_msg", "_process_event", "_process_events", "_process_bokeh_event",
+        "_handle_msg", "_send_msg", "_process_event", "_process_events", "_process_bokeh_event", "_get_model",
     ),
-    "bokeh.server.views.ws:WSHandler": ("open", "set_nodelay"),
+    "bokeh.server.views.ws:WSHandler": ("open", "_async_open", "on_message", "write_message", "set_nodelay"),
+    "bokeh.server.tornado:BokehTornado": ("new_connection", "client_lost"),
+    "panel.io.server:DocHandler": ("get_session",),
 }  # fmt: skip
 """Members of classes, by module and class."""
 INSTANCE_MEMBERS = ("_models", "_in_process__events", "_changing")

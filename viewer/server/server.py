@@ -1,147 +1,28 @@
 """The viewer's web server: one process, one address, explicit origins.
 
-The server binds to loopback by default. It accepts web sockets only from pages at the address it listens on and from
-the origins in its options. All sessions read the same `ServedStores`. Only bookmarks can be written.
+The server binds to loopback by default. Every request passes a gate (`gate.py`), and every message of a page a check
+(`messages.py`). All sessions read the same `ServedStores`. Only bookmarks can be written.
 """
 
 from __future__ import annotations
 
 import functools
-import ipaddress
-import os
-import re
+import logging
+import secrets
 import socket
-import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.store.errors import ConfigError
 
+from .options import ServerOptions
+
 if TYPE_CHECKING:
     from ..data.served_stores import ServedStores
 
-_ORIGIN = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
-_GENERIC = ("PANEL_OAUTH_AUTHORIZE_URL", "PANEL_OAUTH_TOKEN_URL", "PANEL_OAUTH_USER_URL")
-_PREFIX = re.compile(r"(/[A-Za-z0-9._~\-]+)*")
-
-
-@dataclass(frozen=True)
-class Auth:
-    """Settings of the login, which are passed on to Panel. By default the viewer needs no login.
-
-    `basic` is a password, or a file of ``{"user": "password"}``. `oauth` names a provider that Panel supports
-    (``github``, ``google``, ``azure``, ``generic``, ...), with its `key` and `secret`. Both kinds of login need
-    `cookie_secret`, which signs the cookies.
-    """
-
-    basic: str = ""
-    oauth: str = ""
-    key: str = ""
-    secret: str = ""
-    cookie_secret: str = ""
-
-    def __post_init__(self) -> None:
-        if self.basic and self.oauth:
-            raise ConfigError("basic_auth and oauth are both set. Set only one of them.")
-        if (self.basic or self.oauth) and len(self.cookie_secret) < 16:
-            raise ConfigError("a login needs a cookie secret of at least 16 characters. Set HEADATLAS_COOKIE_SECRET.")
-        if self.oauth and not (self.key and self.secret):
-            raise ConfigError(
-                "oauth needs the key and the secret of the provider. "
-                "Set HEADATLAS_OAUTH_KEY and HEADATLAS_OAUTH_SECRET."
-            )
-
-    def for_panel(self) -> dict[str, Any]:
-        """Return the login arguments of `panel.io.server.get_server`.
-
-        Raises
-        ------
-        ConfigError
-            Panel does not support the provider, or the addresses of the ``generic`` provider are not set.
-        """
-        if self.oauth:
-            _check_provider(self.oauth)
-        arguments = {
-            "basic_auth": self.basic, "oauth_provider": self.oauth, "oauth_key": self.key, "oauth_secret": self.secret,
-            "cookie_secret": self.cookie_secret,
-        }  # fmt: skip
-        page = str(Path(__file__).parent / "door.html")  # Panel's own pages load fonts and a logo from the network
-        templates = {"logout_template": page, "oauth_error_template": page} | (
-            {"login_template": page} if self.basic else {}
-        )
-        return {name: value for name, value in arguments.items() if value} | (
-            templates if self.basic or self.oauth else {}
-        )
-
-
-def _check_provider(name: str) -> None:
-    from panel.auth import AUTH_PROVIDERS
-
-    providers = sorted(set(AUTH_PROVIDERS) - {"basic", "password", "pam"})
-    if name not in providers:
-        raise ConfigError(f"oauth is {name!r}; expected one of {', '.join(providers)}")
-    unset = [variable for variable in _GENERIC if not os.environ.get(variable)]
-    if name == "generic" and unset:
-        raise ConfigError(f"the generic provider has no addresses. Set {', '.join(unset)}.")
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Address, origins and limits of the server.
-
-    `origins` lists further ``host:port`` under which readers open the viewer (behind a proxy). `prefix` is the path
-    below which the viewer is served (``/atlas``).
-    """
-
-    port: int = 5006
-    address: str = "127.0.0.1"
-    origins: tuple[str, ...] = ()
-    prefix: str = ""
-    auth: Auth = field(default_factory=lambda: Auth())
-    max_sessions: int = 200
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65_535:
-            raise ConfigError(f"port is {self.port}; expected 0 (any free one) to 65535")
-        for origin in self.origins:
-            if not _ORIGIN.fullmatch(origin):
-                raise ConfigError(
-                    f"origin is {origin!r}; expected host or host:port. With * any web page could read the store."
-                )
-        if not _PREFIX.fullmatch(self.normal_prefix):
-            raise ConfigError(f"prefix is {self.prefix!r}; expected a path such as /atlas")
-        if self.max_sessions < 1:
-            raise ConfigError(f"max_sessions is {self.max_sessions}; expected 1 or more")
-
-    @property
-    def normal_prefix(self) -> str:
-        """Prefix with a leading slash and without a trailing one. Empty if there is no prefix."""
-        bare = self.prefix.strip("/")
-        return f"/{bare}" if bare else ""
-
-    def allowed_origins(self, port: int) -> list[str]:
-        """Return the origins that may open web sockets to a port."""
-        hosts = ["localhost", "127.0.0.1"] if is_loopback(self.address) else []
-        if self.address not in ("", "0.0.0.0", "::"):
-            hosts.append(f"[{self.address}]" if ":" in self.address else self.address)
-        return list(dict.fromkeys([*(f"{host}:{port}" for host in hosts), *self.origins]))
-
-    def url(self, port: int) -> str:
-        """Return the address to open."""
-        host = "127.0.0.1" if self.address in ("", "0.0.0.0", "::") else self.address
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}{self.normal_prefix}/"
-
-
-def is_loopback(address: str) -> bool:
-    """Return True if only this machine can reach an address."""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+LOG_RECORDS_PER_S = 10
+"""Most lines of the log per second, on average over ten seconds. Further ones are counted."""
 
 
 def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]:
@@ -150,13 +31,16 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
     Raises
     ------
     ConfigError
-        The port is in use, the address does not belong to this machine, or no origin could open the viewer.
+        The port is in use, the address does not belong to this machine, no origin could open the viewer, or the file
+        of passwords cannot be read.
     """
     import panel as pn
 
     from .document import make_app
+    from .gate import BODY_S, HEADER_S, MAX_BODY, MAX_HEADER, Gate
+    from .messages import MAX_MESSAGE
 
-    disable_nagle()
+    login = options.auth.for_panel()
     try:  # checked here: a server that fails to bind leaves a socket open
         port = free_port(options.address, options.port)
     except OSError as error:
@@ -171,66 +55,92 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
             f"Name the origins that may open the viewer, such as --origin HOST:{port}."
         )
     pn.config.respect_explicit_sizing = True
-    app = limit_sessions(make_app(stores), options.max_sessions)
+    pn.config.browser_info = False
     server = pn.io.server.get_server(
-        {"/": app},
+        {"/": make_app(stores)},
         port=port,
         address=options.address,
         websocket_origin=origins,
         prefix=options.normal_prefix,
-        title="headatlas",
         show=False,
         start=False,
         location=False,
-        liveness=True,
-        **options.auth.for_panel(),
-        check_unused_sessions_milliseconds=5_000,
+        secret_key=secrets.token_bytes(32),
+        sign_sessions=True,
+        websocket_max_message_size=MAX_MESSAGE,
+        check_unused_sessions_milliseconds=1_000,
         unused_session_lifetime_milliseconds=30_000,
+        http_server_kwargs={
+            "max_header_size": MAX_HEADER,
+            "max_body_size": MAX_BODY,
+            "idle_connection_timeout": HEADER_S,
+            "body_timeout": BODY_S,
+        },
+        **login,
     )
+    application = server._tornado
+    application.wildcard_router.rules.clear()
+    application.add_handlers(".*", routes(application, options))
+    server._http.request_callback = Gate(application, options, port, n_connections())
     return server, options.url(port)
 
 
-def limit_sessions(app: Callable[[], Any], limit: int) -> Callable[[], Any]:
-    """Limit an app to `limit` sessions at once. Further visitors get a message instead of the app."""
-    import panel as pn
+def routes(application: Any, options: ServerOptions) -> list[Any]:
+    """Return all routes of the server. Bokeh's and Panel's own routes import modules and open sessions by name."""
+    from .page import LivenessHandler, PageHandler, file_routes
+    from .session_socket import SessionSocket
 
-    session_ids: set[str] = set()
-    lock = threading.Lock()
-
-    def serve() -> Any:
-        document = pn.state.curdoc
-        context = document.session_context if document is not None else None
-        if context is None:
-            return app()
-        with lock:
-            is_full = len(session_ids) >= limit
-            if not is_full:
-                session_ids.add(context.id)
-        if is_full:
-            text = f"This viewer is full: at most {limit} readers at once. Try again in a minute."
-            return pn.pane.HTML(f"<p>{text}</p>", sanitize_html=True)
-        pn.state.on_session_destroyed(lambda closed: session_ids.discard(closed.id))
-        return app()
-
-    return serve
+    prefix = options.normal_prefix
+    context = {
+        "application_context": application.applications["/"],
+        "bokeh_websocket_path": f"{prefix}/ws",
+    }
+    local: list[Any] = [
+        (r"/?", PageHandler, context | {"max_sessions": options.max_sessions}),
+        (r"/ws", SessionSocket, context | {"compression_level": None, "mem_level": None}),
+        (r"/liveness", LivenessHandler),
+        *file_routes(),
+        *application.auth_provider.endpoints,
+    ]
+    return [(prefix + route[0], *route[1:]) for route in local]
 
 
-@functools.cache
-def disable_nagle() -> None:
-    """Turn off Nagle's algorithm for web sockets.
+def n_connections() -> int:
+    """Return how many connections may be open at once: half of the files that this process may open.
 
-    Bokeh writes a message as several frames and does not set TCP_NODELAY. With delayed acknowledgements, Nagle's
-    algorithm adds 40 ms to a picture.
+    Raises the limit of open files as far as the system allows.
     """
-    from bokeh.server.views.ws import WSHandler
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
+    if soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return max(8, min(2_048, max(soft, limit) // 2))
 
-    original = WSHandler.open
 
-    def open(handler: Any, *arguments: Any, **options: Any) -> Any:
-        handler.set_nodelay(True)
-        return original(handler, *arguments, **options)
+class LogLimit(logging.Filter):
+    """Filter that lets a bounded number of records pass, so that nobody can fill the disk with errors."""
 
-    WSHandler.open = open
+    def __init__(self, per_s: float = LOG_RECORDS_PER_S) -> None:
+        super().__init__()
+        self._per_s, self._credit, self._time, self._n_left_out = per_s, per_s * 10, time.monotonic(), 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return True if a record passes. The next one that passes names the number of those left out."""
+        now = time.monotonic()
+        self._credit = min(self._per_s * 10, self._credit + (now - self._time) * self._per_s)
+        self._time = now
+        if self._credit < 1:
+            self._n_left_out += 1
+            return False
+        self._credit -= 1
+        if self._n_left_out:
+            record.msg, record.args = f"({self._n_left_out} lines left out) {record.getMessage()}", None
+            self._n_left_out = 0
+        return True
 
 
 def free_port(address: str, port: int = 0) -> int:
@@ -268,6 +178,9 @@ def serve(
     announce: Callable[[str], Any] = functools.partial(print, flush=True),
 ) -> None:
     """Serve until the process is interrupted."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogLimit())
     server, url = make_server(stores, options)
     warm_up(stores)
     announce(f"headatlas: {', '.join(stores.names)} is at {url}  (Ctrl-C ends)")

@@ -48,7 +48,7 @@ def viewing(store: Path, *options: str, before: str = "") -> Iterator[str]:
     `before` is Python code that runs first.
     """
     code = f"{PATIENT}\n{before}\nfrom headatlas.viewer.commands import app; app()"
-    command = [sys.executable, "-c", code, str(store), "--port", "0", "--no-show", *options]
+    command = [sys.executable, "-c", code, str(store), "--port", "0", "--no-show", "--no-token", *options]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment

@@ -8,7 +8,9 @@ import pytest
 
 from headatlas.store.errors import ConfigError
 from headatlas.viewer.data.served_stores import ServedStores
-from headatlas.viewer.server.server import Auth, ServerOptions, disable_nagle, is_loopback, make_server
+from headatlas.viewer.server.login import Auth
+from headatlas.viewer.server.options import ServerOptions, is_loopback
+from headatlas.viewer.server.server import make_server
 
 
 @pytest.mark.parametrize("origin", ["*", "http://a.example", "a b", "", "a.example:port"])
@@ -70,21 +72,6 @@ def test_the_error_names_a_port_in_use(store):
         port = listener.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
             make_server(ServedStores([store]), ServerOptions(port=port))
-
-
-def test_web_sockets_send_at_once():
-    from bokeh.server.views.ws import WSHandler
-
-    disable_nagle()
-    disable_nagle()  # a second call changes nothing
-    calls = []
-
-    class Handler:
-        set_nodelay = calls.append
-
-    with pytest.raises(AttributeError):  # Bokeh's own `open` needs a request
-        WSHandler.open(Handler())
-    assert calls == [True]
 
 
 def test_the_classes_of_all_components_exist_before_the_first_page():

@@ -1,0 +1,166 @@
+"""The web socket of a page: one for each session, and only messages that a page sends.
+
+A page sends the text ``ping`` every second, and the server answers ``pong``. So a page notices within seconds that the
+server does not answer, and the server that a page is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from bokeh.protocol import Protocol
+from bokeh.protocol.exceptions import ProtocolError
+from bokeh.server.protocol_handler import ProtocolHandler
+from bokeh.server.session import ServerSession
+from bokeh.util.token import check_token_signature, get_session_id, get_token_payload
+from panel.io.server import WSHandler
+from tornado.websocket import WebSocketClosedError
+
+from .messages import PULL, RefusedError, check_content, parse_header
+
+logger = logging.getLogger(__name__)
+CLOSED_EXPIRED, CLOSED_REFUSED = 4001, 4002
+"""Codes of a closed socket: the session has ended (the page loads anew); the message or the token is not taken."""
+MAX_UNSENT = 64 << 20
+"""Most bytes that wait to be sent to a page. While there are more, no message of the page is read."""
+MAX_UNREAD_S = 60.0
+"""Seconds that a page may leave bytes unread. Then its socket is closed."""
+MAX_PULLS = 4
+"""Most requests for the whole document on one socket."""
+
+
+@dataclass
+class Reader:
+    """Reader of a session: the address, and whether the page has had its socket."""
+
+    address: str
+    has_had_socket: bool = False
+
+
+READERS: WeakKeyDictionary[ServerSession, Reader] = WeakKeyDictionary()
+"""Readers of the sessions that pages were made for."""
+
+
+class SessionSocket(WSHandler):  # type: ignore[misc]
+    """Web socket of one session."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._parts: list[str] = []
+        self._kind = ""
+        self._n_pulls, self._is_ready, self._unsent = 0, False, 0
+        self._drained = asyncio.Event()
+        self._drained.set()
+
+    def open(self, *arguments: Any, **options: Any) -> None:
+        """Check the token, and attach the socket to its session."""
+        self.set_nodelay(True)  # a message is several frames: without this each picture waits 40 ms
+        if self.selected_subprotocol != "bokeh" or not self._has_valid_token():
+            self.close(CLOSED_REFUSED, "refused")
+            return
+        self.application.io_loop.add_callback(self._async_open, self._token)
+
+    def _has_valid_token(self) -> bool:
+        try:
+            if not check_token_signature(self._token, signed=True, secret_key=self.application.secret_key):
+                return False
+            expiry = get_token_payload(self._token)["session_expiry"]
+        except Exception:  # any text may arrive here, and Bokeh's parser raises what it likes
+            return False
+        return time.time() < expiry
+
+    async def _async_open(self, token: str) -> None:
+        """Attach the socket to the session of a page. A session takes one socket in its life."""
+        try:
+            session = self.application_context.get_session(get_session_id(token))
+        except ProtocolError:
+            session = None
+        reader = READERS.get(session) if session is not None else None
+        if session is None or reader is None or session.destroyed or reader.has_had_socket:
+            self.close(CLOSED_EXPIRED, "the session has ended")
+            return
+        reader.has_had_socket = True
+        protocol = Protocol()
+        self.handler = ProtocolHandler()
+        self.connection = self.application.new_connection(protocol, self, self.application_context, session)
+        await self.send_message(protocol.create("ACK"))
+
+    async def on_message(self, fragment: str | bytes) -> None:
+        """Take one part of a message: header, metadata, content. Anything unexpected gets one refusal."""
+        if fragment == "ping" and not self._parts:
+            await self._answer_ping()
+            return
+        try:
+            if self.connection is None or not isinstance(fragment, str):
+                raise RefusedError
+            if not self._parts:
+                self._kind = parse_header(fragment)
+            elif len(self._parts) == 1 and fragment != "{}":
+                raise RefusedError
+            self._parts.append(fragment)
+            if len(self._parts) == 3:
+                parts, self._parts = self._parts, []
+                await self._take(parts)
+        except RefusedError:
+            self._parts = []
+            logger.info("a message was refused")
+            self.close(CLOSED_REFUSED, "refused")
+
+    async def _answer_ping(self) -> None:
+        try:
+            await self.write_message("pong")
+        except WebSocketClosedError:
+            pass
+
+    async def _take(self, parts: list[str]) -> None:
+        """Check a whole message, and pass it to Bokeh."""
+        assert self.connection is not None and self.handler is not None
+        session = self.connection.session
+        if session.destroyed:
+            raise RefusedError
+        check_content(parts[2], self._kind, session.document)
+        self._n_pulls += self._kind == PULL
+        if self._n_pulls > MAX_PULLS:
+            raise RefusedError
+        if not await self._is_drained():
+            self.close(CLOSED_REFUSED, "the page does not read")
+            return
+        message = self.connection.protocol.assemble(*parts)
+        reply = await self.handler.handle(message, self.connection)
+        if reply is None:
+            return
+        if reply.msgtype == "ERROR":  # Bokeh's holds a traceback
+            reply.content.update(text="The viewer failed to handle this.", traceback=None)
+        await self.send_message(reply)
+
+    async def _is_drained(self) -> bool:
+        """Wait while much is unsent. False if the page has not read it in time."""
+        try:
+            await asyncio.wait_for(self._drained.wait(), MAX_UNREAD_S)
+        except TimeoutError:
+            return False
+        return True
+
+    async def write_message(self, message: Any, binary: bool = False, locked: bool = True) -> None:
+        """Send one part of a message, and count what the page has not yet read."""
+        size = len(message) if isinstance(message, str | bytes) else 0
+        self._unsent += size
+        if self._unsent > MAX_UNSENT:
+            self._drained.clear()
+        try:
+            await super().write_message(message, binary, locked)
+        finally:
+            self._unsent -= size
+            if self._unsent <= MAX_UNSENT:
+                self._drained.set()
+
+    def on_close(self) -> None:
+        """End the session: a page that comes back gets a new one from its address."""
+        if self.connection is not None and not self.connection.session.destroyed:
+            self.connection.session.request_expiration()
+        super().on_close()
