@@ -134,13 +134,15 @@ class Gate(HTTPServerConnectionDelegate):
             return None
         hosts = headers.get_list("Host")
         if len(hosts) != 1 or host_name(hosts[0].strip()) not in self._hosts:
-            return Refusal(421, "The viewer does not serve this host name. Start it with --origin HOST:PORT to add one.")
+            return Refusal(
+                421, "The viewer does not serve this host name. Start it with --origin HOST:PORT to add one."
+            )
         if line.method not in ("GET", "HEAD", "POST") or (line.method == "POST" and local != "/login"):
             return Refusal(405, "This method is not used here.")
         if line.method == "POST" and (origin := headers.get("Origin")) and not self._is_own_origin(origin, hosts[0]):
             return Refusal(403, "Only pages of the viewer may send this.")
-        site, is_page = headers.get("Sec-Fetch-Site", ""), headers.get("Sec-Fetch-Dest", "") in ("document", "")
-        if site == "cross-site" and not (is_page and headers.get("Sec-Fetch-Mode", "navigate") == "navigate"):
+        is_navigation = (headers.get("Sec-Fetch-Mode"), headers.get("Sec-Fetch-Dest")) == ("navigate", "document")
+        if headers.get("Sec-Fetch-Site") == "cross-site" and not is_navigation:
             return Refusal(403, "Only pages of the viewer may request this.")
         return self._check_token(local, query, headers) if self.options.token else None
 
@@ -151,14 +153,15 @@ class Gate(HTTPServerConnectionDelegate):
     def _check_token(self, local: str, query: str, headers: HTTPHeaders) -> Refusal | None:
         if is_equal(cookies_of(headers).get(self.cookie, ""), self.options.token):
             return None
-        pairs = parse_qsl(query[: MAX_HEADER], keep_blank_values=True) if local in ("", "/") else []
+        pairs = parse_qsl(query[:MAX_HEADER], keep_blank_values=True) if local in ("", "/") else []
         if any(name == "token" and is_equal(value, self.options.token) for name, value in pairs):
             others = urlencode([pair for pair in pairs if pair[0] != "token"])
             location = f"{self.options.normal_prefix}/" + (f"?{others}" if others else "")
             cookie = f"{self.cookie}={self.options.token}; Path={self.options.normal_prefix}/; HttpOnly; SameSite=Lax"
             return Refusal(302, "", {"Location": location, "Set-Cookie": cookie, "Cache-Control": "no-store"})
         return Refusal(
-            403, "Open the address that the command printed: it ends in ?token=…. (With --no-token everybody is let in.)"
+            403,
+            "Open the address that the command printed: it ends in ?token=…. (With --no-token everybody is let in.)",
         )
 
 
@@ -231,7 +234,9 @@ class _SecureConnection:
 def strict_cookie(cookie: str, is_secure: bool) -> str:
     """Add the attributes ``HttpOnly``, ``SameSite`` and, over TLS, ``Secure`` to a cookie."""
     attributes = {part.strip().split("=")[0].lower() for part in cookie.split(";")[1:]}
-    wanted_attributes = {"httponly": "HttpOnly", "samesite": "SameSite=Lax"} | ({"secure": "Secure"} if is_secure else {})
+    wanted_attributes = {"httponly": "HttpOnly", "samesite": "SameSite=Lax"} | (
+        {"secure": "Secure"} if is_secure else {}
+    )
     return "; ".join([cookie, *(text for name, text in wanted_attributes.items() if name not in attributes)])
 
 

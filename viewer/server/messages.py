@@ -16,8 +16,10 @@ from bokeh.document import Document
 
 from ..components.esm_view import ESMView, component_of
 
-MAX_MESSAGE = 64 << 10
-"""Most bytes of one part of a message."""
+MAX_MESSAGE, MAX_FRAME = 64 << 10, 8 << 20
+"""Most characters of one part of a message that is read, and most bytes of one that is refused by an answer. A larger
+part closes the socket.
+"""
 MAX_EVENTS, MAX_VALUES, MAX_DEPTH, MAX_LENGTH = 64, 10_000, 12, 32_000
 """Most events of a message, values in it, levels of nesting, and characters of one text."""
 PULL, PATCH = "PULL-DOC-REQ", "PATCH-DOC"
@@ -27,21 +29,19 @@ class RefusedError(Exception):
     """A message that the server does not take."""
 
 
-def parse_header(text: str | bytes) -> str:
-    """Return the type of a message from its header.
+def parse_header(text: str | bytes) -> tuple[str, str]:
+    """Return the type and the id of a message from its header.
 
     Raises
     ------
     RefusedError
-        It is not the header of a message without binary parts that a page sends.
+        It is not the header of a message without binary parts, so that the parts after it cannot be told apart.
     """
     header = _parse(text)
-    kind = header.get("msgtype")
-    if kind not in (PULL, PATCH) or header.get("num_buffers", 0) != 0 or not isinstance(header.get("msgid"), str):
+    kind, name = header.get("msgtype"), header.get("msgid")
+    if not isinstance(kind, str) or not isinstance(name, str) or len(name) > 100 or header.get("num_buffers", 0) != 0:
         raise RefusedError
-    if set(header) - {"msgtype", "msgid", "num_buffers"} or len(header["msgid"]) > 100:
-        raise RefusedError
-    return kind
+    return kind, name
 
 
 def check_content(text: str | bytes, kind: str, document: Document) -> None:
@@ -53,10 +53,10 @@ def check_content(text: str | bytes, kind: str, document: Document) -> None:
         It holds anything but messages of components and values of their declared parameters.
     """
     content = _parse(text)
-    if kind == PULL:
-        if content:
-            raise RefusedError
+    if kind == PULL and not content:
         return
+    if kind != PATCH:
+        raise RefusedError
     events = content.get("events")
     if set(content) != {"events"} or not isinstance(events, list) or not 1 <= len(events) <= MAX_EVENTS:
         raise RefusedError

@@ -38,7 +38,7 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
 
     from .document import make_app
     from .gate import BODY_S, HEADER_S, MAX_BODY, MAX_HEADER, Gate
-    from .messages import MAX_MESSAGE
+    from .messages import MAX_FRAME
 
     login = options.auth.for_panel()
     try:  # checked here: a server that fails to bind leaves a socket open
@@ -67,7 +67,7 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
         location=False,
         secret_key=secrets.token_bytes(32),
         sign_sessions=True,
-        websocket_max_message_size=MAX_MESSAGE,
+        websocket_max_message_size=MAX_FRAME,
         check_unused_sessions_milliseconds=1_000,
         unused_session_lifetime_milliseconds=30_000,
         http_server_kwargs={

@@ -30,8 +30,8 @@ MAX_UNSENT = 64 << 20
 """Most bytes that wait to be sent to a page. While there are more, no message of the page is read."""
 MAX_UNREAD_S = 60.0
 """Seconds that a page may leave bytes unread. Then its socket is closed."""
-MAX_PULLS = 4
-"""Most requests for the whole document on one socket."""
+MAX_PULLS, MAX_REFUSED = 4, 100
+"""Most requests for the whole document on one socket, and most messages that are refused before it is closed."""
 
 
 @dataclass
@@ -52,8 +52,8 @@ class SessionSocket(WSHandler):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._parts: list[str] = []
-        self._kind = ""
-        self._n_pulls, self._is_ready, self._unsent = 0, False, 0
+        self._kind, self._name, self._n_refused = "", "", 0
+        self._n_pulls, self._unsent = 0, 0
         self._drained = asyncio.Event()
         self._drained.set()
 
@@ -95,21 +95,51 @@ class SessionSocket(WSHandler):  # type: ignore[misc]
         if fragment == "ping" and not self._parts:
             await self._answer_ping()
             return
-        try:
-            if self.connection is None or not isinstance(fragment, str):
-                raise RefusedError
-            if not self._parts:
-                self._kind = parse_header(fragment)
-            elif len(self._parts) == 1 and fragment != "{}":
-                raise RefusedError
-            self._parts.append(fragment)
-            if len(self._parts) == 3:
-                parts, self._parts = self._parts, []
-                await self._take(parts)
-        except RefusedError:
+        is_header = not self._parts
+        if not self._add_part(fragment):
+            await self._refuse()
+            if is_header:  # where the next message begins is unknown
+                self.close(CLOSED_REFUSED, "refused")
+        elif len(self._parts) == 3:
+            parts, self._parts = self._parts, []
+            await (self._take(parts) if self._is_expected(parts) else self._refuse())
+
+    def _add_part(self, fragment: str | bytes) -> bool:
+        """Add a part of a message. False if it cannot be one."""
+        if self.connection is None or self.connection.session.destroyed or not isinstance(fragment, str):
             self._parts = []
-            logger.info("a message was refused")
+            return False
+        if not self._parts:
+            try:
+                self._kind, self._name = parse_header(fragment)
+            except RefusedError:
+                return False
+        self._parts.append(fragment)
+        return True
+
+    def _is_expected(self, parts: list[str]) -> bool:
+        """Return True if a page sends this message."""
+        assert self.connection is not None
+        self._n_pulls += self._kind == PULL
+        try:
+            check_content(parts[2], self._kind, self.connection.session.document)
+        except RefusedError:
+            return False
+        return parts[1] == "{}" and self._n_pulls <= MAX_PULLS
+
+    async def _refuse(self) -> None:
+        """Answer that a message is not taken. After many of them the socket is closed."""
+        self._n_refused += 1
+        await self._send_error(self._name, "refused")
+        if self._n_refused >= MAX_REFUSED:
             self.close(CLOSED_REFUSED, "refused")
+
+    async def _send_error(self, name: str, text: str) -> None:
+        """Send an error without the traceback that Bokeh adds."""
+        if self.connection is not None:
+            message = self.connection.protocol.create("ERROR", name, text)
+            message.content["traceback"] = None
+            await self.send_message(message)
 
     async def _answer_ping(self) -> None:
         try:
@@ -118,25 +148,17 @@ class SessionSocket(WSHandler):  # type: ignore[misc]
             pass
 
     async def _take(self, parts: list[str]) -> None:
-        """Check a whole message, and pass it to Bokeh."""
+        """Pass a message to Bokeh."""
         assert self.connection is not None and self.handler is not None
-        session = self.connection.session
-        if session.destroyed:
-            raise RefusedError
-        check_content(parts[2], self._kind, session.document)
-        self._n_pulls += self._kind == PULL
-        if self._n_pulls > MAX_PULLS:
-            raise RefusedError
         if not await self._is_drained():
             self.close(CLOSED_REFUSED, "the page does not read")
             return
         message = self.connection.protocol.assemble(*parts)
         reply = await self.handler.handle(message, self.connection)
-        if reply is None:
-            return
-        if reply.msgtype == "ERROR":  # Bokeh's holds a traceback
-            reply.content.update(text="The viewer failed to handle this.", traceback=None)
-        await self.send_message(reply)
+        if reply is not None and reply.msgtype == "ERROR":
+            await self._send_error(self._name, "The viewer failed to handle this.")
+        elif reply is not None:
+            await self.send_message(reply)
 
     async def _is_drained(self) -> bool:
         """Wait while much is unsent. False if the page has not read it in time."""

@@ -33,6 +33,8 @@ ARRANGEMENTS = ("layer", "weight", "search")
 COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
 MAX_TEXT = 2_000
+MAX_QUERY, MAX_FIELDS = 32_000, 100
+"""Most characters and fields of an address."""
 MAX_HEADS = 256
 """Most heads beside the chosen one. The first twelve have colours that readers with colour blindness can tell apart."""
 
@@ -210,6 +212,11 @@ class ViewState(param.Parameterized):
     def from_query(self, query: str) -> list[Problem]:
         """Set the state to that of `query`; reset the fields that it does not name. Returns the rejected values."""
         patch: dict[str, Any] = {name: value for name, value in self._start.items() if name != "theme"}
+        if len(query) > MAX_QUERY or query.count("&") >= MAX_FIELDS:
+            reason = (
+                f"is longer than {MAX_QUERY:,} characters or has more than {MAX_FIELDS} fields. It changes nothing."
+            )
+            return [Problem("address", query[:80], reason)]
         problems: list[Problem] = []
         if self._bounds.examples is not None and not self._bounds.examples:
             del patch["example"]  # an empty store has no first example

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -43,12 +43,21 @@ panel.io.server.get_server = get_patient_server
 
 @contextmanager
 def viewing(store: Path, *options: str, before: str = "") -> Iterator[str]:
-    """Run the command on a free port. Yields the address that it prints, and checks at the end that it raised no error.
+    """Run the command on a free port. Yields the address that it prints; everybody is let in."""
+    with running(store, "--no-token", *options, before=before) as (address, _):
+        yield address
 
-    `before` is Python code that runs first.
+
+@contextmanager
+def running(
+    store: Path, *options: str, before: str = "", port: int = 0, limits: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run the command. Yields the address that it prints and the process; checks at the end that it raised no error.
+
+    `before` is Python code that runs first, and `limits` is a command that sets limits of the process.
     """
     code = f"{PATIENT}\n{before}\nfrom headatlas.viewer.commands import app; app()"
-    command = [sys.executable, "-c", code, str(store), "--port", "0", "--no-show", "--no-token", *options]
+    command = [*limits, sys.executable, "-c", code, str(store), "--port", str(port), "--no-show", *options]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -65,7 +74,7 @@ def viewing(store: Path, *options: str, before: str = "") -> Iterator[str]:
         match = re.search(r"is at (http://\S+)", output[-1] if output else "")
         try:
             assert match, "the viewer ended: " + "".join(output)
-            yield match[1]
+            yield match[1], process
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
