@@ -145,7 +145,7 @@ class Server:
 def serving(*stores: Path) -> Iterator[Server]:
     """Run `headatlas view` on a free port."""
     code = "from headatlas.viewer.commands import app; app()"
-    command = [sys.executable, "-c", code, *map(str, stores), "--port", "0", "--no-show"]
+    command = [sys.executable, "-c", code, *map(str, stores), "--port", "0", "--no-show", "--no-token"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
     ) as process:

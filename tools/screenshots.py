@@ -76,6 +76,7 @@ def serving(store: Path) -> Iterator[str]:
         "--port",
         str(port),
         "--no-show",
+        "--no-token",
     ]
     server = subprocess.Popen(command, cwd=ROOT)
     try:

@@ -132,7 +132,7 @@ class ESMView(JSComponent):
         return True
 
     def _get_model(self, doc: Any, root: Any = None, parent: Any = None, comm: Any = None) -> Any:
-        model = super()._get_model(doc, root, parent, comm)
+        model: Any = super()._get_model(doc, root, parent, comm)
         _BY_MODEL[model.id] = _BY_DATA[model.data.id] = self
         return model
 

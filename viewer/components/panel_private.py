@@ -22,7 +22,7 @@ versions that work, so that a new release cannot break a page silently.
 `WSHandler.open`, `_async_open`, `on_message`, `write_message`, `_token`, `connection`, `handler`
     Check web sockets and their messages before Bokeh does (server/session_socket.py).
 `DocHandler.get_session`, `Server._http`, `BokehTornado.new_connection`
-    Serve a page of our own, behind a gate of our own (server/page.py, server/gate.py).
+    Serve a page of our own, behind a gate of our own (server/page_handler.py, server/gate.py).
 """
 
 from __future__ import annotations

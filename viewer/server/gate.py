@@ -10,6 +10,7 @@ import hmac
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -20,7 +21,6 @@ from tornado.httputil import (
     HTTPServerConnectionDelegate,
     RequestStartLine,
     ResponseStartLine,
-    responses,
 )
 from tornado.web import Application
 
@@ -191,7 +191,7 @@ class _Request(HTTPMessageDelegate):
         headers = HTTPHeaders({"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))})
         for name, value in (refusal.headers | {"Connection": "close"}).items():
             headers[name] = value
-        line = ResponseStartLine("HTTP/1.1", refusal.status, responses.get(refusal.status, "Refused"))
+        line = ResponseStartLine("HTTP/1.1", refusal.status, HTTPStatus(refusal.status).phrase)
         connection.write_headers(line, headers, b"" if is_head else body)
         connection.finish()
 

@@ -164,7 +164,7 @@ def password_provider(auth: Auth) -> Any:
             self.set_cookie("next_url", _validate_next_url(self.get_argument("next", "")) or state.base_url)
             self._form("")
 
-        async def post(self) -> None:
+        async def post(self) -> None:  # type: ignore[override]
             address = self.request.remote_ip or ""
             if attempts.is_full(address):
                 self.set_status(429)

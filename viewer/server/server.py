@@ -21,6 +21,8 @@ from .options import ServerOptions
 if TYPE_CHECKING:
     from ..data.served_stores import ServedStores
 
+UNCONNECTED_S = 30.0
+"""Seconds until a session ends whose page has no socket."""
 LOG_RECORDS_PER_S = 10
 """Most lines of the log per second, on average over ten seconds. Further ones are counted."""
 
@@ -69,7 +71,7 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
         sign_sessions=True,
         websocket_max_message_size=MAX_FRAME,
         check_unused_sessions_milliseconds=1_000,
-        unused_session_lifetime_milliseconds=30_000,
+        unused_session_lifetime_milliseconds=int(1_000 * UNCONNECTED_S),
         http_server_kwargs={
             "max_header_size": MAX_HEADER,
             "max_body_size": MAX_BODY,
@@ -87,7 +89,7 @@ def make_server(stores: ServedStores, options: ServerOptions) -> tuple[Any, str]
 
 def routes(application: Any, options: ServerOptions) -> list[Any]:
     """Return all routes of the server. Bokeh's and Panel's own routes import modules and open sessions by name."""
-    from .page import LivenessHandler, PageHandler, file_routes
+    from .page_handler import LivenessHandler, PageHandler, file_routes
     from .session_socket import SessionSocket
 
     prefix = options.normal_prefix

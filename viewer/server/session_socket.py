@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from bokeh.core.types import ID
 from bokeh.protocol import Protocol
 from bokeh.protocol.exceptions import ProtocolError
 from bokeh.server.protocol_handler import ProtocolHandler
 from bokeh.server.session import ServerSession
+from bokeh.server.tornado import BokehTornado
 from bokeh.util.token import check_token_signature, get_session_id, get_token_payload
 from panel.io.server import WSHandler
 from tornado.websocket import WebSocketClosedError
@@ -49,6 +52,8 @@ READERS: WeakKeyDictionary[ServerSession, Reader] = WeakKeyDictionary()
 class SessionSocket(WSHandler):  # type: ignore[misc]
     """Web socket of one session."""
 
+    application: BokehTornado
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._parts: list[str] = []
@@ -60,16 +65,18 @@ class SessionSocket(WSHandler):  # type: ignore[misc]
     def open(self, *arguments: Any, **options: Any) -> None:
         """Check the token, and attach the socket to its session."""
         self.set_nodelay(True)  # a message is several frames: without this each picture waits 40 ms
-        if self.selected_subprotocol != "bokeh" or not self._has_valid_token():
+        token = self._token or ""
+        if self.selected_subprotocol != "bokeh" or not self._is_valid(token):
             self.close(CLOSED_REFUSED, "refused")
             return
-        self.application.io_loop.add_callback(self._async_open, self._token)
+        self.application.io_loop.add_callback(self._async_open, token)
 
-    def _has_valid_token(self) -> bool:
+    def _is_valid(self, token: str) -> bool:
+        """Return True if this server has signed a token, and it has not expired."""
         try:
-            if not check_token_signature(self._token, signed=True, secret_key=self.application.secret_key):
+            if not check_token_signature(token, signed=True, secret_key=self.application.secret_key):
                 return False
-            expiry = get_token_payload(self._token)["session_expiry"]
+            expiry = get_token_payload(token)["session_expiry"]
         except Exception:  # any text may arrive here, and Bokeh's parser raises what it likes
             return False
         return time.time() < expiry
@@ -137,19 +144,18 @@ class SessionSocket(WSHandler):  # type: ignore[misc]
     async def _send_error(self, name: str, text: str) -> None:
         """Send an error without the traceback that Bokeh adds."""
         if self.connection is not None:
-            message = self.connection.protocol.create("ERROR", name, text)
+            message = self.connection.protocol.create("ERROR", ID(name), text)
             message.content["traceback"] = None
             await self.send_message(message)
 
     async def _answer_ping(self) -> None:
-        try:
+        with suppress(WebSocketClosedError):
             await self.write_message("pong")
-        except WebSocketClosedError:
-            pass
 
     async def _take(self, parts: list[str]) -> None:
         """Pass a message to Bokeh."""
-        assert self.connection is not None and self.handler is not None
+        assert self.connection is not None
+        assert self.handler is not None
         if not await self._is_drained():
             self.close(CLOSED_REFUSED, "the page does not read")
             return

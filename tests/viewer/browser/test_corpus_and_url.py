@@ -31,13 +31,7 @@ pytestmark = pytest.mark.browser
 PREVIOUS = "key.position == query.position - 1"
 
 
-PATIENT = f"""
-import panel.io.server
-get_server = panel.io.server.get_server
-def get_patient_server(*arguments, **options):
-    return get_server(*arguments, **options | {{"unused_session_lifetime_milliseconds": {1000 * PATIENCE_S}}})
-panel.io.server.get_server = get_patient_server
-"""
+PATIENT = f"import headatlas.viewer.server.server as server; server.UNCONNECTED_S = {PATIENCE_S}"
 """Python code that makes a session wait for its browser as long as the tests do. A busy machine may need over 30 s."""
 
 

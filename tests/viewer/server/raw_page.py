@@ -22,7 +22,11 @@ async def fetch(url: str, **options: Any) -> Any:
     request = HTTPRequest(
         url, follow_redirects=False, request_timeout=PATIENCE_S, connect_timeout=PATIENCE_S, **options
     )
-    return await AsyncHTTPClient(force_instance=True).fetch(request, raise_error=False)
+    client = AsyncHTTPClient(force_instance=True)
+    try:
+        return await client.fetch(request, raise_error=False)
+    finally:
+        client.close()
 
 
 async def page_token(url: str, **options: Any) -> str:
