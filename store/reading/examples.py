@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import overload
 
 import numpy as np
 
-from ..errors import NotFoundError
+from ..errors import ConfigError, NotFoundError
 from .example import Example
 from .segment_index import SegmentIndex
+
+_NUMBERS = re.compile(r"-?[0-9]+(:[0-9]+)?")
 
 
 class Examples:
@@ -38,11 +42,6 @@ class Examples:
     def __getitem__(self, selection: int | str | slice) -> Example | list[Example]:
         """Return one example by number or id, or the committed examples of a slice of numbers."""
         store = self._store
-        if isinstance(selection, str):
-            position = self._positions.get(selection)
-            if position is None:
-                raise NotFoundError(f"{store.location}: no example with id {selection!r}; see example_ids().")
-            return self._example(int(store.example_numbers()[position]))
         if isinstance(selection, slice):
             numbers = store.example_numbers()
             end = int(numbers[-1]) + 1 if len(numbers) else 0
@@ -50,10 +49,31 @@ class Examples:
             candidates = numbers[np.isin(numbers, np.arange(min(span), max(span) + 1))] if span else numbers[:0]
             members = [n for n in candidates.tolist() if n in span]
             return [self._example(n) for n in (members if span.step > 0 else reversed(members))]
-        number = int(selection)
+        number = self.number_of(selection)
         if number < 0 and -number <= len(self):
             number = int(store.example_numbers()[number])
         return self._example(number)
+
+    def number_of(self, example: int | str) -> int:
+        """Return the number of an example that is given by its id (text) or number (integer).
+
+        Raises
+        ------
+        NotFoundError
+            No example has this id.
+        ConfigError
+            It is neither text nor an integer.
+        """
+        if not isinstance(example, str):
+            try:
+                return operator.index(example)
+            except TypeError:
+                raise ConfigError(f"example {example!r}; expected a number, or an id as text.") from None
+        position = self._positions.get(example)
+        if position is None:
+            reason = " Numbers are integers, or --numbers on the command line." if _NUMBERS.fullmatch(example) else ""
+            raise NotFoundError(f"{self._store.location}: no example with id {example!r}; see example_ids().{reason}")
+        return int(self._store.example_numbers()[position])
 
     @cached_property
     def _positions(self) -> dict[str, int]:

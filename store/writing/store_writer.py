@@ -25,12 +25,13 @@ from ..codecs.array_layout import SegmentArray
 from ..containers.container import ArrayEntry, SegmentListing
 from ..containers.formats import container_of
 from ..errors import ConfigError, located
-from ..files.hashed_files import check_hashes
+from ..files.hashed_files import check_hashes, read_small
 from ..files.leases import create_folders, dead_folders, private_folder
 from ..files.locations import local_folder
 from ..files.manifest import Dropped, Manifest, SegmentEntry, Skipped, manifest_numbers, now, publish, segment_path
 from ..files.object_source import LocalSource, copy_objects
 from ..reading.committed_segment import CommittedSegment
+from ..reading.listed_arrays import LISTING_MAX_BYTES
 from ..schema.text_tables import SegmentTables
 from ..schema.traces import FORMAT_NAME, FORMAT_VERSION, TraceSpec
 from .array_attributes import array_attributes
@@ -344,10 +345,9 @@ class StoreWriter:
     def _existing(self, entry: SegmentEntry) -> SegmentEntry | None:
         """Return the entry of the segment that another process wrote in the same folder, or None if it differs."""
         folder = self.path / entry.path
-        document = (folder / "segment.json").read_bytes()
-        is_replacement = entry.path != segment_path(entry.index)
-        existing = _entry_of(SegmentListing.from_bytes(document), document, is_replacement=is_replacement)
-        if is_replacement and existing != entry:
+        document = read_small(folder / "segment.json", "segment.json", LISTING_MAX_BYTES)
+        existing = _entry_of(SegmentListing.from_bytes(document), document, is_replacement=entry.is_replacement)
+        if entry.is_replacement and existing != entry:
             return None
         names = ("index", "first_example", "n_examples", "n_tokens")
         if any(getattr(existing, name) != getattr(entry, name) for name in names):
