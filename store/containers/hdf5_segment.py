@@ -29,7 +29,7 @@ from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import FormatError, HeadAtlasError, NotFoundError, located
 from ..files.hashed_files import ObjectDamageError, StoredObject, fsync_folder, is_damage
 from ..files.object_source import ObjectFile, ObjectSource
-from .container import SegmentListing, Slices, Span, finish_tasks, guard_fork, long_axis
+from .container import SegmentListing, Slices, Span, guard_fork, long_axis
 from .hdf5_metadata import (
     FILE_NAME,
     MOST_RATIO,
@@ -43,6 +43,7 @@ from .hdf5_metadata import (
 )
 from .shard_reader import ChunkDamageError, ChunkRanges, damaged_chunks, read_shard
 from .shard_writer import Grid, checksum_bytes, compressor_of, cut_chunk
+from .task_pool import finish_tasks
 
 if TYPE_CHECKING:
     import h5py

@@ -129,8 +129,8 @@ class LocalFile:
 
     __slots__ = ("_fd", "size")
 
-    def __init__(self, path: str, name: str) -> None:
-        self._fd = open_regular(path, name)
+    def __init__(self, path: str, name: str = "") -> None:
+        self._fd = open_regular(path, name or path)
         self.size = os.fstat(self._fd).st_size
 
     def read_at(self, offset: int, n_bytes: int) -> bytes:

@@ -282,7 +282,7 @@ def _arcs(store: Snapshot, arcs: str | Sequence[str] | Sequence[tuple[int | str,
     triples = []
     for arc in () if isinstance(arcs, str) else (arc for arc in arcs if not isinstance(arc, str)):
         example, query, key = arc
-        triples.append(Arc(store.examples.number_of(example), int(query), int(key)))
+        triples.append(Arc(store.number_of(example), int(query), int(key)))
     return [*(parse_arcs(store, texts) if texts else []), *dict.fromkeys(triples)]
 
 

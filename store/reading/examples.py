@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Iterator
-from functools import cached_property
 from typing import overload
 
 import numpy as np
 
-from ..errors import ConfigError, NotFoundError
 from .example import Example
 from .segment_index import SegmentIndex
-
-_NUMBERS = re.compile(r"-?[0-9]+(:[0-9]+)?")
 
 
 class Examples:
@@ -49,38 +43,10 @@ class Examples:
             candidates = numbers[np.isin(numbers, np.arange(min(span), max(span) + 1))] if span else numbers[:0]
             members = [n for n in candidates.tolist() if n in span]
             return [self._example(n) for n in (members if span.step > 0 else reversed(members))]
-        number = self.number_of(selection)
+        number = store.number_of(selection)
         if number < 0 and -number <= len(self):
             number = int(store.example_numbers()[number])
         return self._example(number)
-
-    def number_of(self, example: int | str) -> int:
-        """Return the number of an example that is given by its id (text) or number (integer).
-
-        Raises
-        ------
-        NotFoundError
-            No example has this id.
-        ConfigError
-            It is neither text nor an integer.
-        """
-        if not isinstance(example, str):
-            try:
-                return operator.index(example)
-            except TypeError:
-                raise ConfigError(f"example {example!r}; expected a number, or an id as text.") from None
-        position = self._positions.get(example)
-        if position is None:
-            reason = " Numbers are integers, or --numbers on the command line." if _NUMBERS.fullmatch(example) else ""
-            raise NotFoundError(f"{self._store.location}: no example with id {example!r}; see example_ids().{reason}")
-        return int(self._store.example_numbers()[position])
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        positions: dict[str, int] = {}
-        for position, name in enumerate(self._store.example_ids()):
-            positions.setdefault(name, position)
-        return positions
 
     def _example(self, number: int) -> Example:
         segment = self._store.segment_of(number)

@@ -140,7 +140,7 @@ def _by_segment(store: Snapshot, values: Mapping[Any, Any]) -> dict[int, dict[in
     """Group values by segment and row. Examples that were dropped, and segments without values, are left out."""
     rows: dict[int, dict[int, Any]] = {}
     for example, value in values.items():
-        number = store.examples.number_of(example)
+        number = store.number_of(example)
         segment = store.segment_of(number)
         if number - segment.first_example not in _skipped_rows(store, segment):
             rows.setdefault(segment.index, {})[number - segment.first_example] = value

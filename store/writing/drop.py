@@ -68,7 +68,7 @@ def drop_from_store(
     skipped_numbers = {row.example for row in store.manifest.skipped}
     rows_by_segment: dict[int, set[int]] = {}
     for example in examples:
-        number = store.examples.number_of(example)
+        number = store.number_of(example)
         segment = store.segment_of(number)
         if segment.index not in segments and number not in skipped_numbers:
             rows_by_segment.setdefault(segment.index, set()).add(number - segment.first_example)

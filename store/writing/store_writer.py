@@ -14,7 +14,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 from ..codecs.array_layout import SegmentArray
 from ..containers.container import ArrayEntry, SegmentListing
 from ..containers.formats import container_of
+from ..containers.task_pool import TaskPool
 from ..errors import ConfigError, located
 from ..files.hashed_files import check_hashes, read_small
 from ..files.leases import create_folders, dead_folders, private_folder
@@ -220,7 +220,7 @@ class StoreWriter:
         """Write the files of a segment or overlay into ``segment`` of a private folder, and return their listing."""
         draft = private / "segment"
         draft.mkdir()
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
+        with TaskPool(self._threads, thread_name_prefix="headatlas-encode") as pool:
             objects = self._container.write(draft, contents, pool)
         self.on_step("arrays-written")
         return SegmentListing(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..containers.task_pool import TaskPool
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, RemoteError
 from ..files.hashed_files import StoredObject, UnexpectedFileError, is_damage
 from ..files.locations import open_source
@@ -85,7 +85,7 @@ def verify_store(
     n_objects = n_bytes = 0
     if full:
         findings += _check_parents(source, manifest)
-    with ThreadPoolExecutor(4, thread_name_prefix="headatlas-verify") as pool:
+    with TaskPool(4, thread_name_prefix="headatlas-verify") as pool:
         for entry in manifest.segments:
             segment = CommittedSegment(source, entry, manifest.spec, check_presence=False)
             try:

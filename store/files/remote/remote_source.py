@@ -122,7 +122,7 @@ class RemoteSource:
         if self._disk is not None:
             cached = self._disk.cached_path(item, lambda: self._iter_object(path, item.bytes))
             if cached is not None:
-                return LocalFile(cached, f"object {item.path}")
+                return LocalFile(cached)
         return RemoteFile(self, path, item.bytes)
 
     def _iter_object(self, path: str, n_bytes: int) -> Iterator[bytes]:
