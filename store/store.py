@@ -91,10 +91,13 @@ class Store(Snapshot):
 
         return search(self, pattern, site, words=words)
 
-    def like(self, arcs: str | Sequence[str] | Sequence[tuple[int, int, int]], site: str | None = None) -> LikeResult:
+    def like(
+        self, arcs: str | Sequence[str] | Sequence[tuple[int | str, int, int]], site: str | None = None
+    ) -> LikeResult:
         """Query by example: find heads that attend along the marked arcs and do the same in the rest of the corpus.
 
-        ``store.like("12:5>2 12:7>4")``: an arc is an example, a query position and a key position.
+        ``store.like("a1:5>2 a1:7>4")``: an arc is the id of an example, a query position and a key position. For the
+        number of an example pass triples: ``store.like([(12, 5, 2), (12, 7, 4)])``.
 
         Raises
         ------
@@ -148,18 +151,20 @@ class Store(Snapshot):
         """Add an annotation to the store on disk and return the new snapshot. No segment is rewritten.
 
         `values` maps an example's id or number to a number or text, or, for words and tokens, to a list with one value
-        for each of them. Patterns can then use ``query.NAME`` or ``example.NAME``.
+        for each of them. Patterns can then use ``query.NAME`` or ``example.NAME``. The values belong to the examples of
+        this snapshot; segments that were committed later have none. Values of dropped examples are left out.
 
         Raises
         ------
         ConfigError
-            The name already exists, or the values have mixed types.
+            The name already exists, the values have mixed types, or another writer dropped or replaced a segment of
+            this snapshot in the meantime.
         NotFoundError, ShapeError
             There is no such example, or its number of words or tokens differs.
         """
         from .writing.annotate import annotate_store
 
-        annotate_store(self.path, name, values, kind=kind, sequence=sequence, description=description, replace=replace)
+        annotate_store(self, name, values, kind=kind, sequence=sequence, description=description, replace=replace)
         return self.refresh()
 
     def add_statistic(
@@ -174,16 +179,17 @@ class Store(Snapshot):
     ) -> Self:
         """Add a statistic and return the new snapshot.
 
-        `values` has one value for each head and example, in the order of `example_numbers`.
+        `values` has one value for each head and example, in the order of this snapshot's `example_numbers`. Segments
+        that were committed later, and dropped examples, have no value (NaN).
 
         Raises
         ------
-        ConfigError, ShapeError
-            The name already exists, or the shape differs.
+        ConfigError
+            The name already exists, or another writer dropped or replaced a segment of this snapshot in the meantime.
+        ShapeError
+            The shape differs.
         """
         from .writing.annotate import add_statistic
 
-        add_statistic(
-            self.path, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace
-        )
+        add_statistic(self, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace)
         return self.refresh()

@@ -41,7 +41,10 @@ def check_deferred(keep: KeepConfig, sites: Sequence[Site]) -> None:
 
 
 def add_deferred(path: Path, names: Sequence[str], on_event: Callable[[Event], None]) -> None:
-    """Add the named statistics to a complete store, except those that it already has."""
+    """Add the named statistics to a complete store, except those that it already has.
+
+    All are computed for one snapshot, and belong to the examples of that snapshot.
+    """
     store = open_store(path)
     missing = [name for name in names if name not in store.statistic_names()]
     if not missing or not store.is_complete:
@@ -50,4 +53,4 @@ def add_deferred(path: Path, names: Sequence[str], on_event: Callable[[Event], N
     for name, statistic in measured_statistics(store, missing, cache=False).items():
         definition = None if name.removesuffix(SINK_FREE) == VARIABILITY else statistic_of(name)
         unit, description = (definition.unit, definition.description) if definition else ("", "")
-        store = store.add_statistic(name, statistic.values, unit=unit, description=description)
+        store.add_statistic(name, statistic.values, unit=unit, description=description)

@@ -15,6 +15,7 @@ from .printing import first_rows, output_console, print_csv, print_table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..queries.arc_hypotheses import Arc
     from ..queries.pattern_search import ExampleHit
     from ..queries.query_by_example import LikeResult
     from ..queries.segment_scan import RequestedBasis
@@ -30,10 +31,13 @@ def like(
         list[str],
         typer.Argument(
             metavar="ARCS",
-            help="Arcs EXAMPLE:QUERY>KEY in quotes, with the number or id of an example and two token positions: '12:5>2 7>4'.",
+            help="Arcs EXAMPLE:QUERY>KEY in quotes, with the id of an example and two token positions: 'a1:5>2 7>4'.",
             show_default=False,
         ),
     ],
+    numbers: Annotated[
+        bool, typer.Option("--numbers", help="Examples in ARCS are given by their numbers, not by their ids.")
+    ] = False,
     top: Top = None,
     examples: ExamplesShown = 5,
     head: HeadShown = None,
@@ -48,13 +52,15 @@ def like(
 ) -> None:
     """Query by example: find heads that attend along marked arcs and do the same in the whole corpus.
 
-    Example: [bold]headatlas like traces/demo '12:5>2 12:7>4'[/bold]
+    Example: [bold]headatlas like traces/demo --numbers '12:5>2 12:7>4'[/bold]
     """
+    from ..queries.arc_hypotheses import parse_arcs
     from ..store import open_store
     from . import tables as render
 
     opened = open_store(store)
-    result = _like_with_progress(opened, arcs, site, candidates, basis, patterns)
+    marked = parse_arcs(opened, arcs, numbers=numbers)
+    result = _like_with_progress(opened, marked, site, candidates, basis, patterns)
     ranked = result.table()
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
@@ -69,7 +75,7 @@ def like(
 
 def _like_with_progress(
     store: Store,
-    arcs: list[str],
+    arcs: list[Arc],
     site: str | None,
     n_candidates: int,
     basis: RequestedBasis,

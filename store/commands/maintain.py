@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..errors import ConfigError
 from .options import AsJson, StoreFolder, StorePath
 from .printing import size_text
 
@@ -87,7 +89,11 @@ def drop(
     store: StoreFolder,
     examples: Annotated[
         list[str] | None,
-        typer.Option("--examples", metavar="ID", help="Example number, span such as 10:20, or id; repeat for more."),
+        typer.Option("--examples", metavar="ID", help="Id of an example; repeat for more."),
+    ] = None,
+    numbers: Annotated[
+        list[str] | None,
+        typer.Option("--numbers", metavar="N", help="Number of an example, or span such as 10:20; repeat for more."),
     ] = None,
     segments: Annotated[
         list[int] | None, typer.Option("--segments", metavar="N", help="Segment number; repeat for more.")
@@ -97,11 +103,11 @@ def drop(
 ) -> None:
     """Remove examples or segments: write a new snapshot without them. `gc` frees the space.
 
-    Example: [bold]headatlas drop traces/demo --examples 17 --examples 20:24[/bold]
+    Example: [bold]headatlas drop traces/demo --numbers 17 --numbers 20:24[/bold]
     """
     from ..writing.drop import drop_from_store
 
-    selection = [example for text in examples or () for example in _examples(text)]
+    selection = [*(examples or ()), *(number for text in numbers or () for number in _span(text))]
     result = drop_from_store(store, examples=selection, segments=segments or (), reason=reason)
     if as_json:
         print(json.dumps(result.to_json(), indent=1))
@@ -112,11 +118,15 @@ def drop(
     )
 
 
-def _examples(text: str) -> list[int | str]:
-    start, colon, stop = text.partition(":")
-    if colon and start.isdecimal() and stop.isdecimal():
-        return list(range(int(start), int(stop)))
-    return [int(text) if text.isdecimal() else text]
+def _span(text: str) -> range:
+    match = re.fullmatch(r"([0-9]{1,9})(?::([0-9]{1,9}))?", text)
+    span = range(0) if match is None else range(int(match[1]), int(match[2] or int(match[1]) + 1))
+    if not span:
+        raise ConfigError(
+            f"--numbers is {text!r}; expected a number such as 17, or a span such as 20:24 (without 24). For an id, use "
+            "--examples."
+        )
+    return span
 
 
 @app.command(rich_help_panel="Store")

@@ -8,11 +8,10 @@ reader compares the metadata in the files with this listing before it allocates 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -121,19 +120,6 @@ class SegmentListing(BaseModel):
             The document is no listing, or has a newer format.
         """
         return parse_document(SegmentListing, data, "segment.json")
-
-
-@contextmanager
-def finish_tasks(tasks: list[Future[Any]]) -> Iterator[None]:
-    """Cancel or await all tasks when the block ends, also after an error. Their arrays may change afterwards."""
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            if not task.cancelled():
-                task.exception()
 
 
 def parent_groups(path: str) -> list[str]:

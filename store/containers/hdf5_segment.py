@@ -27,9 +27,9 @@ import numpy as np
 
 from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import FormatError, HeadAtlasError, NotFoundError, located
-from ..files.hashed_files import ObjectDamageError, StoredObject, fsync_folder
+from ..files.hashed_files import ObjectDamageError, StoredObject, fsync_folder, is_damage
 from ..files.object_source import ObjectFile, ObjectSource
-from .container import SegmentListing, Slices, Span, finish_tasks, guard_fork, long_axis
+from .container import SegmentListing, Slices, Span, guard_fork, long_axis
 from .hdf5_metadata import (
     FILE_NAME,
     MOST_RATIO,
@@ -43,6 +43,7 @@ from .hdf5_metadata import (
 )
 from .shard_reader import ChunkDamageError, ChunkRanges, damaged_chunks, read_shard
 from .shard_writer import Grid, checksum_bytes, compressor_of, cut_chunk
+from .task_pool import finish_tasks
 
 if TYPE_CHECKING:
     import h5py
@@ -90,8 +91,13 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        match = re.search(r"errno = (\d+)", str(error))
-        raise OSError(int(match[1]) if match else errno.EIO, _first_line(error), str(path)) from None
+        raise OSError(_errno_of(error) or errno.EIO, _first_line(error), str(path)) from None
+
+
+def _errno_of(error: Exception) -> int | None:
+    """Return the number of the system's error that the message of an error of the library contains."""
+    match = re.search(r"errno = (\d+)", str(error))
+    return int(match[1]) if match else None
 
 
 def _encoded_chunks(arrays: Mapping[str, SegmentArray], pool: Executor) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
@@ -223,6 +229,9 @@ class Hdf5Reader:
                 failure = getattr(getattr(stream, "raw", None), "failure", None)
                 if isinstance(failure, HeadAtlasError):  # an error of the network, which the library replaced
                     raise failure from None
+                cause = OSError(_errno_of(error), _first_line(error), f"{self._folder}/{FILE_NAME}")
+                if cause.errno is not None and not is_damage(cause):
+                    raise cause from None
                 raise _damage(f"cannot be read by the HDF5 library ({_first_line(error)})") from None
             finally:
                 if file is not None:
@@ -236,6 +245,8 @@ class Hdf5Reader:
         except HeadAtlasError:
             raise
         except OSError as error:
+            if not is_damage(error):
+                raise
             raise _damage(f"cannot be opened ({error.strerror})") from None
 
 

@@ -18,11 +18,12 @@ import numpy as np
 
 from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, located
-from ..files.hashed_files import HashedFile, ObjectDamageError, StoredObject, fsync_folder, write_object
+from ..files.hashed_files import HashedFile, ObjectDamageError, StoredObject, fsync_folder, is_damage, write_object
 from ..files.object_source import ObjectFile, ObjectSource
-from .container import SegmentListing, Slices, Span, finish_tasks, guard_fork, long_axis, parent_groups
+from .container import SegmentListing, Slices, Span, guard_fork, long_axis, parent_groups
 from .shard_reader import ChunkDamageError, damaged_chunks, read_shard, read_shard_index
 from .shard_writer import Grid, file_name, plan_grid, write_file
+from .task_pool import finish_tasks
 from .zarr_metadata import METADATA_MAX_BYTES, array_metadata, read_metadata
 
 
@@ -201,6 +202,8 @@ class ZarrReader:
         except HeadAtlasError:
             raise
         except OSError as error:
+            if not is_damage(error):
+                raise
             raise self._damage(array, index, f"cannot be opened ({error.strerror})") from None
 
     def _damage(

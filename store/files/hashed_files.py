@@ -31,6 +31,17 @@ _BUFFER_BYTES = 4 << 20
 _BLOCK_BYTES = 4096
 
 
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO, errno.EBADMSG)
+
+
+def is_damage(error: OSError) -> bool:
+    """Return True if an error of the system says that a file is missing, of another kind, or unreadable on its disk.
+
+    Other errors say that this process lacks something (permission, memory, file descriptors), so the file may be intact.
+    """
+    return error.errno in _DAMAGE
+
+
 def check_path(path: str) -> str:
     """Check that `path` is relative and consists of plain names: no `..`, no hidden file, no backslash. Return it.
 
@@ -45,6 +56,10 @@ def check_path(path: str) -> str:
             "This store was not written by headatlas: do not trust it."
         )
     return path
+
+
+class UnexpectedFileError(FormatError):
+    """File of a store that is no regular file, or larger than any file of its kind."""
 
 
 class ObjectDamageError(CorruptSegmentError):
@@ -232,10 +247,7 @@ def check_object(root: Path, item: StoredObject) -> None:
             f"object {item.path} is missing; expected {item.bytes} bytes. Restore it, or write the segment again.",
             object_path=item.path,
         ) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise FormatError(
-            f"object {item.path} is a link or a special file; expected a regular file. Do not trust this store."
-        )
+    _check_regular(status.st_mode, f"object {item.path}")
     if status.st_size != item.bytes:
         raise ObjectDamageError(
             f"object {item.path} has {status.st_size} bytes; expected {item.bytes}. "
@@ -264,6 +276,38 @@ def check_folder(path: Path, name: str) -> None:
         raise FormatError(f"{name} is a link or a file; expected a folder. Do not trust this store.")
 
 
+def is_folder(path: Path) -> bool:
+    """Return True if a path is a folder and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def check_regular(path: str | Path, name: str) -> None:
+    """Check with `lstat` that a path is a regular file. Opening a pipe could wait, and opening a device could act.
+
+    Raises
+    ------
+    FormatError
+        It is a link, a folder, a pipe, a device or a socket.
+    OSError
+        There is no such file, or it cannot be examined.
+    """
+    _check_regular(os.lstat(path).st_mode, name)
+
+
+def _check_regular(mode: int, name: str) -> None:
+    if not stat.S_ISREG(mode):
+        raise UnexpectedFileError(
+            f"{name} cannot be opened: it is a link or a special file; expected a regular file. Do not trust this store."
+        )
+
+
+def open_regular(path: str | Path, name: str) -> int:
+    """Open a regular file for reading and return its descriptor. Errors as in `check_regular`."""
+    check_regular(path, name)
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.open(path, os.O_RDONLY | flags)
+
+
 def read_small(path: Path, name: str, limit_bytes: int) -> bytes:
     """Read a regular file of at most `limit_bytes`.
 
@@ -273,22 +317,16 @@ def read_small(path: Path, name: str, limit_bytes: int) -> bytes:
         The file is missing.
     FormatError
         The file is larger, or is a link or a special file.
+    OSError
+        This process cannot open or read the file.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        fd = open_regular(path, name)
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptSegmentError(f"{name} is missing. Restore it, or write the segment again.") from None
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EACCES, errno.EPERM):
-            raise  # a problem of the disk or of this process, not of the file
-        raise FormatError(f"{name} cannot be opened ({error.strerror}); expected a regular file.") from None
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
-            raise FormatError(
-                f"{name} has {status.st_size} bytes or is not a regular file; expected a regular file of at most "
-                f"{limit_bytes} bytes."
-            )
+        if (n_bytes := os.fstat(fd).st_size) > limit_bytes:
+            raise UnexpectedFileError(f"{name} has {n_bytes} bytes; expected at most {limit_bytes} bytes.")
         parts = []
         while part := os.read(fd, 1 << 24):
             parts.append(part)

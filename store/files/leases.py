@@ -16,8 +16,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import ConfigError, CorruptSegmentError, NotFoundError
-from .hashed_files import fsync_folder
+from ..errors import ConfigError, CorruptSegmentError, FormatError, NotFoundError
+from .hashed_files import check_regular, fsync_folder, is_folder, open_regular
 from .manifest import Manifest, manifest_numbers, read_manifest
 from .manifest_names import LATEST_NAME, manifest_name
 
@@ -39,9 +39,32 @@ def lock_segments(store: Path, *, exclusive: bool = False) -> Iterator[None]:
         os.close(fd)
 
 
+def check_folders(store: Path) -> None:
+    """Check that the folders inside a store are real ones before something is written to them. Readers follow no link.
+
+    Raises
+    ------
+    ConfigError
+        One of them is a link or a file.
+    """
+    for name in ("segments", "overlays", "tmp"):
+        if os.path.lexists(store / name) and not is_folder(store / name):
+            raise ConfigError(
+                f"{name} is a link or a file; expected a folder, because readers of a store follow no links inside it. "
+                "Move the whole store to the other disk, and link the store itself if needed."
+            )
+
+
 @contextlib.contextmanager
 def private_folder(store: Path) -> Iterator[Path]:
-    """Create a folder ``tmp/<uuid>`` for the block and remove it afterwards. Other processes leave it alone."""
+    """Create a folder ``tmp/<uuid>`` for the block and remove it afterwards. Other processes leave it alone.
+
+    Raises
+    ------
+    ConfigError
+        As `check_folders`.
+    """
+    check_folders(store)
     name = uuid.uuid4().hex
     lease, folder = store / "tmp" / f"{name}.lease", store / "tmp" / name
     lease.parent.mkdir(exist_ok=True)
@@ -59,16 +82,19 @@ def private_folder(store: Path) -> Iterator[Path]:
 
 def dead_folders(tmp: Path) -> Iterator[Path]:
     """Yield the private folders of dead processes. The lease of a folder is held until the next one is requested."""
-    if not tmp.is_dir() or tmp.is_symlink():
+    if not is_folder(tmp):
         return
     for folder in sorted(tmp.iterdir()):
-        if folder.suffix == ".lease" or folder.is_symlink() or not folder.is_dir():
+        if folder.suffix == ".lease" or not is_folder(folder):
             continue
         lease = folder.with_suffix(".lease")
         try:
+            check_regular(lease, lease.name)
             fd = os.open(lease, os.O_RDWR)
         except FileNotFoundError:  # the writer is about to remove the folder
             yield folder
+            continue
+        except FormatError:  # not a lease
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,11 +108,17 @@ def dead_folders(tmp: Path) -> Iterator[Path]:
 
 
 def lease_manifest(store: Path, number: int) -> int | None:
-    """Open a descriptor that protects a manifest and its segments from collection; None if it cannot be locked."""
+    """Open a descriptor that protects a manifest and its segments from collection; None if it cannot be locked.
+
+    Raises
+    ------
+    OSError
+        The manifest exists and cannot be opened, for example because too many files are open.
+    """
     path = store / manifest_name(number)
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
+        fd = open_regular(path, path.name)
+    except (FileNotFoundError, FormatError):
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH)  # a collection holds it only for a moment
@@ -107,7 +139,7 @@ def hold_manifest(store: Path, number: int | None) -> tuple[Manifest, int | None
         As `read_manifest`.
     """
     while True:
-        newest = manifest_numbers(store)[-1:]
+        newest = manifest_numbers(store)[-1:] if number is None else []
         try:
             manifest = read_manifest(store, number)[0]
         except (NotFoundError, CorruptSegmentError):
@@ -124,7 +156,7 @@ def hold_manifest(store: Path, number: int | None) -> tuple[Manifest, int | None
 def remove_unleased(store: Path, number: int, *, dry_run: bool = False) -> bool:
     """Remove a manifest if no reader holds it. Return True if it was removed, or would be with `dry_run`."""
     path = store / manifest_name(number)
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    fd = open_regular(path, path.name)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not dry_run:
@@ -152,6 +184,7 @@ def create_folders(store: Path) -> None:
             )
     elif store.exists() and not store.is_dir():
         raise ConfigError("this is a file; expected a folder, or a new name.")
+    check_folders(store)
     for folder in (store, store / "tmp", store / "segments"):
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)

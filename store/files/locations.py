@@ -30,8 +30,8 @@ def open_source(
         The protocol of the URL is unknown, or a package for it is missing.
     """
     text = os.fspath(location)
-    if text.startswith("file://"):
-        text = unquote(text.removeprefix("file://"))
+    if text.startswith(("file://", "local://")):
+        text = unquote(text.partition("://")[2])
     if not _is_url(text):
         return LocalSource(Path(text))
     if "://" not in text and "::" not in text:

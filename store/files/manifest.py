@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import CorruptSegmentError, FormatError, NotFoundError
 from ..schema.traces import FORMAT_NAME, TraceSpec, check_format_version
-from .hashed_files import fsync_folder
+from .hashed_files import UnexpectedFileError, fsync_folder
 from .json_documents import format_document, parse_document
-from .manifest_names import Latest, manifest_name, write_latest
+from .manifest_names import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name, write_latest
 from .object_source import ObjectSource, as_source
 from .overlays import Overlay, OverlayEntry, overlay_folder
 
@@ -64,6 +64,11 @@ class SegmentEntry(_Frozen):
         if self.path not in (segment_path(self.index), segment_path(self.index, self.sha256)):
             raise ValueError(f"path {self.path!r}; expected {segment_path(self.index)!r}")
         return self
+
+    @property
+    def is_replacement(self) -> bool:
+        """True if the segment replaced another one, for example after examples were dropped."""
+        return self.path != segment_path(self.index)
 
 
 class Dropped(_Frozen):
@@ -151,8 +156,41 @@ def now() -> str:
 
 
 def manifest_numbers(store: Path | ObjectSource) -> list[int]:
-    """Return the numbers of the manifests of a store, ascending; the last is the newest."""
-    return as_source(store).manifest_numbers()
+    """Return the numbers of the manifests of a store, ascending; the last is the newest.
+
+    Raises
+    ------
+    CorruptSegmentError
+        `latest.json` names a newer manifest than all that exist.
+    """
+    source = as_source(store)
+    latest = read_latest(source)
+    while True:  # `latest.json` is read first, because its manifest exists before it is named
+        numbers = source.manifest_numbers(0 if latest is None else latest.number)
+        if latest is None or numbers[-1:] >= [latest.number]:
+            return numbers
+        before, latest = latest, read_latest(source)
+        if latest == before:  # otherwise the manifest was collected in the meantime
+            raise lost_manifest(latest, numbers)
+
+
+def read_latest(source: ObjectSource) -> Latest | None:
+    """Read `latest.json`. None if it is missing or damaged; any commit writes it again."""
+    try:
+        return Latest.from_bytes(source.read_small(LATEST_NAME, LATEST_MAX_BYTES))
+    except (CorruptSegmentError, UnexpectedFileError):
+        return None
+
+
+def lost_manifest(latest: Latest, numbers: Sequence[int]) -> CorruptSegmentError:
+    """Return the error for a newest manifest that is missing although `latest.json` names it."""
+    advice = ""
+    if numbers:
+        advice = f" To read the older snapshot, pass manifest={numbers[-1]}. To return to it, delete {LATEST_NAME}."
+    return CorruptSegmentError(
+        f"{manifest_name(latest.number)} is missing: {LATEST_NAME} names it, and the newest manifest here is "
+        f"{numbers[-1] if numbers else 'none'}. Restore it; a copy may have been cut off.{advice}"
+    )
 
 
 def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tuple[Manifest, str]:
@@ -165,11 +203,11 @@ def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tupl
     FormatError
         The manifest has a newer format version, or the file is no manifest of this format.
     CorruptSegmentError
-        The manifest was truncated or changed.
+        The manifest was truncated or changed, or is no regular file. Or `latest.json` names a newer one.
     """
     source = as_source(store)
     if number is None:
-        numbers = source.manifest_numbers()
+        numbers = manifest_numbers(source)
         if not numbers:
             raise _no_manifest(source, number)
         number = numbers[-1]
@@ -178,6 +216,8 @@ def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tupl
         data = source.read_small(name, MANIFEST_MAX_BYTES)
     except CorruptSegmentError:  # the file does not exist
         raise _no_manifest(source, number) from None
+    except UnexpectedFileError as error:
+        raise CorruptSegmentError(str(error)) from None
     manifest = _parse(data, name)
     if manifest.number != number:
         raise FormatError(
@@ -189,7 +229,7 @@ def read_manifest(store: Path | ObjectSource, number: int | None = None) -> tupl
 
 def _no_manifest(source: ObjectSource, number: int | None) -> NotFoundError:
     """Return the error for a missing manifest, or for a store without manifests."""
-    numbers = source.manifest_numbers()
+    numbers = manifest_numbers(source)
     if not numbers:
         return NotFoundError(f"{source.location} holds no manifest-NNNNNN.json; expected {_expected(source)}")
     reason = "" if number is None else _reason_of_removal(number, numbers)

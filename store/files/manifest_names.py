@@ -1,8 +1,9 @@
 """File names of manifests, and `latest.json`, the starting point of the search for the newest manifest.
 
 In a folder the reader lists the files, and the highest number is the newest. A web server cannot list files. There
-`latest.json` names a manifest after which no number is missing, and the reader searches from it. The file is only a
-hint and is replaced after each commit. If it is missing or outdated, the reader needs more requests.
+`latest.json` names a manifest after which no number is missing, and the reader searches from it. The file is replaced
+after each commit. It may be missing or outdated, but it never names a manifest that does not exist yet. So a number
+above all others shows that the newest manifest was lost.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import HeadAtlasError
+from .hashed_files import read_small
+
 LATEST_NAME = "latest.json"
 LATEST_MAX_BYTES = 256
-_NAME = re.compile(r"manifest-(\d{6,12})\.json")
+_NAME = re.compile(r"manifest-([0-9]{6,12})\.json")
 
 
 def manifest_name(number: int) -> str:
@@ -26,8 +30,12 @@ def manifest_name(number: int) -> str:
 
 
 def parse_manifest_names(names: Iterable[str]) -> list[int]:
-    """Return the numbers of the manifests among file names, ascending. Other names are ignored."""
-    return sorted(int(match.group(1)) for name in names if (match := _NAME.fullmatch(name)))
+    """Return the numbers of the manifests among file names, ascending.
+
+    Other names are ignored, also other spellings of a number such as ``manifest-0000003.json``.
+    """
+    numbers = {name: int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
+    return sorted(number for name, number in numbers.items() if name == manifest_name(number))
 
 
 class Latest(NamedTuple):
@@ -60,8 +68,8 @@ def write_latest(store: Path, private: Path, latest: Latest) -> None:
     target, draft = store / LATEST_NAME, private / LATEST_NAME
     with contextlib.suppress(OSError):
         try:
-            before = Latest.from_bytes(target.read_bytes()[:LATEST_MAX_BYTES])
-        except FileNotFoundError:
+            before = Latest.from_bytes(read_small(target, LATEST_NAME, LATEST_MAX_BYTES))
+        except HeadAtlasError:  # missing, or no regular file
             before = None
         if before is None or before.number < latest.number:
             draft.write_bytes(latest.to_bytes())

@@ -19,7 +19,9 @@ from .hashed_files import (
     StoredObject,
     check_folder,
     check_objects,
+    check_regular,
     fsync_folder,
+    open_regular,
     read_small,
 )
 from .manifest_names import parse_manifest_names
@@ -67,8 +69,11 @@ class ObjectSource(Protocol):
     """Bytes of objects that were fetched over a network."""
     n_requests: int
 
-    def manifest_numbers(self) -> list[int]:
-        """Return the numbers of the store's manifests, ascending; the last is the newest. Empty without a store."""
+    def manifest_numbers(self, first: int = 0) -> list[int]:
+        """Return the numbers of the store's manifests, ascending; the last is the newest. Empty without a store.
+
+        `first` is the number in `latest.json`. A server that cannot list its files is asked for the numbers from there.
+        """
         ...
 
     def read_small(self, path: str, limit_bytes: int, item: StoredObject | None = None) -> bytes:
@@ -124,8 +129,8 @@ class LocalFile:
 
     __slots__ = ("_fd", "size")
 
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, path: str, name: str = "") -> None:
+        self._fd = open_regular(path, name or path)
         self.size = os.fstat(self._fd).st_size
 
     def read_at(self, offset: int, n_bytes: int) -> bytes:
@@ -165,7 +170,7 @@ class LocalSource:
         self._root = self.folder
         self.location = str(self.folder)
 
-    def manifest_numbers(self) -> list[int]:
+    def manifest_numbers(self, first: int = 0) -> list[int]:
         """See `ObjectSource.manifest_numbers`."""
         try:
             return parse_manifest_names(os.listdir(self._root))
@@ -189,11 +194,13 @@ class LocalSource:
 
     def open(self, folder: str, item: StoredObject) -> LocalFile:
         """See `ObjectSource.open`."""
-        return LocalFile(f"{self.location}/{folder}/{item.path}")
+        return LocalFile(f"{self.location}/{folder}/{item.path}", f"object {item.path}")
 
     def open_seekable(self, folder: str, item: StoredObject, head_bytes: int) -> str | io.BufferedReader:
         """See `ObjectSource.open_seekable`. Returns the path."""
-        return f"{self.location}/{folder}/{item.path}"
+        path = f"{self.location}/{folder}/{item.path}"
+        check_regular(path, f"object {item.path}")
+        return path
 
     def prefetch(self, folder: str, items: Sequence[StoredObject]) -> None:
         """See `ObjectSource.prefetch`. The page cache makes it unnecessary here."""

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from ..errors import FormatError, ShapeError
+from ..errors import ShapeError
 from ..schema.token_table import MISSING, Column, TokenFlag, TokenTable
 from .acronyms import expansions
 from .tree import Step
@@ -200,22 +200,9 @@ class TokenFields:
         data = np.full(len(table), MISSING, dtype=np.int64)
         return Values(kind or "number", data, np.ones(len(table), dtype=bool))
 
-    @cached_property
-    def _word_row(self) -> Int64[np.ndarray, "token"]:
-        """Row of each token's word in the word columns; -1 for a token without a word."""
-        word = self.table.word.astype(np.int64)
-        n_words = np.diff(self.table.word_offset)[self.example]
-        if (word >= n_words).any():
-            token = int(np.flatnonzero(word >= n_words)[0])
-            raise FormatError(
-                f"token {token} belongs to word {word[token]} of an example with {n_words[token]} words; "
-                "expected a smaller number. Verify the store."
-            )
-        return np.where(word >= 0, self.table.word_offset[self.example] + word, -1)
-
     def _of_words(self, column: Column, kind: Kind | None = None) -> Values:
-        values = column_values(column.take(self._word_row), kind)
-        outside = self._word_row < 0
+        values = column_values(column.take(self.table.word_row), kind)
+        outside = self.table.word_row < 0
         missing = outside if values.missing is None else outside | values.missing
         return Values(values.kind, values.data, missing, values.texts)
 
@@ -227,7 +214,7 @@ class TokenFields:
     @cached_property
     def _word_texts(self) -> Column:
         table, n_words = self.table, len(self.table.word_char_start)
-        row, tokens = self._word_row, np.flatnonzero(self.table.word >= 0)
+        row, tokens = table.word_row, np.flatnonzero(self.table.word >= 0)
         if self.texts is None:
             pieces: list[list[str]] = [[] for _ in range(n_words)]
             text = table.columns["text"].to_list()

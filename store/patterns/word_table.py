@@ -19,8 +19,8 @@ def word_tokens(table: TokenTable, texts: Texts, word_ids: dict[tuple[int, ...],
     """
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
     token_rows = np.flatnonzero(table.word >= 0)
-    token_rows = token_rows[np.argsort(table.word_offset[example[token_rows]] + table.word[token_rows], kind="stable")]
-    word_row_of_token = table.word_offset[example[token_rows]] + table.word[token_rows]
+    token_rows = token_rows[np.argsort(table.word_row[token_rows], kind="stable")]
+    word_row_of_token = table.word_row[token_rows]
     start = np.flatnonzero(np.diff(word_row_of_token, prepend=-1))
     first, length = token_rows[start], np.diff(np.append(start, len(token_rows)))
     ids = table.id[first].copy()

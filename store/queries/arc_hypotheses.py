@@ -72,13 +72,15 @@ class _Condition:
     bits: float
 
 
-def parse_arcs(store: Snapshot, text: str | Iterable[str]) -> list[Arc]:
-    """Parse ``12:5>2 7>4``: example (number or id), query position, key position. Later arcs may omit the example.
+def parse_arcs(store: Snapshot, text: str | Iterable[str], *, numbers: bool = False) -> list[Arc]:
+    """Parse ``a1:5>2 7>4``: id of an example (or number, with `numbers`), query position, key position.
+
+    Later arcs may omit the example.
 
     Raises
     ------
     ConfigError
-        The text is not a list of arcs, or it has too many.
+        The text is not a list of arcs, it has too many, or an example is not a number.
     NotFoundError
         An example does not exist.
     """
@@ -89,25 +91,25 @@ def parse_arcs(store: Snapshot, text: str | Iterable[str]) -> list[Arc]:
     for word in words:
         match = _ARC.fullmatch(word)
         if match is None and ">" not in word:
-            number = _example(store, word)
+            number = _example(store, word, numbers)
             continue
         if match is None or (match["example"] is None and number is None):
             raise ConfigError(
-                f"{word!r} is not an arc; expected EXAMPLE:QUERY>KEY such as 12:5>2, two token positions of example 12"
+                f"{word!r} is not an arc; expected EXAMPLE:QUERY>KEY such as a1:5>2, two token positions of example a1"
             )
         if match["example"] is not None:
-            number = _example(store, match["example"])
+            number = _example(store, match["example"], numbers)
         assert number is not None
         arcs.append(Arc(number, int(match["query"]), int(match["key"])))
     if not 0 < len(arcs) <= MAX_ARCS:
-        raise ConfigError(f"{len(arcs)} arcs; expected 1 to {MAX_ARCS}, such as 12:5>2 12:7>4")
+        raise ConfigError(f"{len(arcs)} arcs; expected 1 to {MAX_ARCS}, such as a1:5>2 a1:7>4")
     return list(dict.fromkeys(arcs))
 
 
-def _example(store: Snapshot, name: str) -> int:
-    if name.isdecimal():
-        return store.examples[int(name)].index
-    return store.examples[name].index
+def _example(store: Snapshot, name: str, numbers: bool) -> int:
+    if numbers and not (name.isascii() and name.isdecimal() and len(name) < 10):
+        raise ConfigError(f"--numbers was given, and the example of an arc is {name!r}; expected a number such as 12.")
+    return store.examples[int(name) if numbers else name].index
 
 
 def check_arcs(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> None:

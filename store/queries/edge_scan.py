@@ -217,7 +217,9 @@ def _scan_edges_numpy(rows: EdgeRows, edges: Edges, mass: np.ndarray, hits: np.n
     slack += row_slack.sum(axis=1, dtype=np.float64)
     hits += match[:, :, 0].sum(axis=1)
     first = _first_of_example(example)
-    mass[:, example[first]] += np.add.reduceat((weight * match) @ ones, first, axis=1, dtype=np.float64)
+    mass[:, example[first]] += np.add.reduceat(
+        np.where(match, weight, np.float32(0)) @ ones, first, axis=1, dtype=np.float64
+    )
 
 
 def _first_of_example(example: Int32[np.ndarray, "item"]) -> Int64[np.ndarray, "example"]:

@@ -348,7 +348,7 @@ def _read(
 def _counts(table: TokenTable, site: Site, merge: Merge, sink_free: bool) -> Bool[np.ndarray, "word"]:
     """Return a mask of the word rows that count: a token of the word sees a key (with `sink_free`, not only sinks)."""
     counts = np.zeros(int(table.word_offset[-1]), bool)
-    tokens = np.flatnonzero(table.word >= 0)
+    tokens = np.flatnonzero(table.word_row >= 0)
     if merge == "first":
         tokens = tokens[np.unique(table.word[tokens], return_index=True)[1]]
     if sink_free:

@@ -189,7 +189,7 @@ class LikeResult:
 
 def like(
     store: Snapshot,
-    arcs: str | Sequence[str] | Sequence[tuple[int, int, int]],
+    arcs: str | Sequence[str] | Sequence[tuple[int | str, int, int]],
     site: str | None = None,
     *,
     library: Mapping[str, LibraryPattern] = LIBRARY,
@@ -202,8 +202,8 @@ def like(
     Parameters
     ----------
     arcs
-        ``"12:5>2 7>4"`` (example, query position, key position; the example applies to later arcs too), or triples of
-        numbers. Arcs may be in several examples.
+        ``"a1:5>2 7>4"`` (id of an example, query position, key position; the example applies to later arcs too), or
+        triples such as ``(12, 5, 2)``, where an integer is the number of an example. Arcs may be in several examples.
     library
         Named patterns that may describe the relation of the two tokens.
     n_candidates
@@ -277,9 +277,12 @@ def arc_weights(store: Snapshot, site: Site, arcs: Sequence[Arc]) -> Float32[np.
     return weights
 
 
-def _arcs(store: Snapshot, arcs: str | Sequence[str] | Sequence[tuple[int, int, int]]) -> list[Arc]:
+def _arcs(store: Snapshot, arcs: str | Sequence[str] | Sequence[tuple[int | str, int, int]]) -> list[Arc]:
     texts = [arcs] if isinstance(arcs, str) else [arc for arc in arcs if isinstance(arc, str)]
-    triples = [] if isinstance(arcs, str) else [Arc(*map(int, arc)) for arc in arcs if not isinstance(arc, str)]
+    triples = []
+    for arc in () if isinstance(arcs, str) else (arc for arc in arcs if not isinstance(arc, str)):
+        example, query, key = arc
+        triples.append(Arc(store.number_of(example), int(query), int(key)))
     return [*(parse_arcs(store, texts) if texts else []), *dict.fromkeys(triples)]
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+from ..containers.task_pool import TaskPool
 from ..patterns import Pattern, Vocabulary
 from ..patterns.segment_matcher import segment_matcher
 from ..reading.segment import Segment
@@ -88,7 +88,7 @@ class SearchPlan:
     ) -> Iterator[tuple[Segment, SegmentScores]]:
         """Iterate over the scores of the segments in order, until stopped. Unfinished tasks are then discarded."""
         if isinstance(workers, int):
-            with ThreadPoolExecutor(max(1, workers), "search") as pool:
+            with TaskPool(max(1, workers), "search") as pool:
                 yield from self._results(lambda s: pool.submit(self.scan, s, stop), workers + 1, on_progress, stop)
         else:
             query = self.site, self.pattern, self.vocabulary, self.basis, self.words

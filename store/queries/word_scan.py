@@ -141,9 +141,8 @@ def _dropped_mass(matching_rows: MatchingWordRows, layer: int) -> Float[np.ndarr
     span = slice(int(tokens[matching_rows.examples.start]), int(tokens[matching_rows.examples.stop]))
     dropped = read_dropped(segment, site, layer, slice(None), span)
     table = segment.tokens(site.query_sequence).examples(matching_rows.examples.start, matching_rows.examples.stop)
-    example = np.repeat(np.arange(table.n_examples), table.n_tokens)
-    token_rows = np.flatnonzero(table.word >= 0)
-    word = table.word_offset[example[token_rows]] + table.word[token_rows]
+    token_rows = np.flatnonzero(table.word_row >= 0)
+    word = table.word_row[token_rows]
     if matching_rows.merge == "first":
         word, first = np.unique(word, return_index=True)
         token_rows = token_rows[first]

@@ -19,6 +19,7 @@ from ..files.byte_cache import ByteCache
 from ..files.hashed_files import ObjectDamageError
 from ..files.manifest import SegmentEntry
 from ..files.object_source import ObjectSource
+from ..schema.table_layouts import check_table_layouts
 from ..schema.text_tables import check_offset, examples_of_rows
 from ..schema.traces import TraceSpec, count_entries, segment_layout
 from .listed_arrays import ExpectedListing, open_arrays, read_listing, read_whole
@@ -45,7 +46,7 @@ class CommittedSegment(Segment):
         location = f"{source.location}, segment {entry.index}"
         super().__init__(spec, entry.index, entry.first_example, entry.n_examples, location, cache=cache, traces=traces)
         self.entry, self.source, self._check_presence = entry, source, check_presence
-        self.overlays = {overlay.name: SegmentOverlay(self, overlay) for overlay in entry.overlays}
+        self.overlays = {overlay.name: SegmentOverlay(source, entry, spec, overlay) for overlay in entry.overlays}
 
     def __repr__(self) -> str:
         last = self.first_example + self.n_examples
@@ -107,21 +108,25 @@ class CommittedSegment(Segment):
 
     def _read_layouts(self) -> dict[str, ArrayLayout]:
         layouts = {entry.path: entry.layout() for entry in self.listing.arrays}
+        sites, n_tokens = self.spec.site_names, self.entry.n_tokens
+        tables = {path: layout for path, layout in layouts.items() if path.partition("/")[0] not in sites}
         with self._located():
-            lengths = {}
-            for sequence in self.spec.sequences:
-                offset = read_whole(self.reader, layouts, f"{sequence}/token_offset")
-                if len(offset) != self.n_examples + 1:
-                    raise FormatError(
-                        f"{sequence}/token_offset has {len(offset)} entries; expected {self.n_examples + 1}."
-                    )
-                check_offset(offset, self.entry.n_tokens.get(sequence, -1), f"{sequence}/token_offset")
-                lengths[sequence] = np.diff(offset)
+            if set(n_tokens) != set(self.spec.sequences):
+                raise FormatError(f"tokens of {sorted(n_tokens)}; expected those of {sorted(self.spec.sequences)}.")
             try:
+                check_table_layouts(tables, self.n_examples, n_tokens)
+                lengths = {}
+                for sequence in self.spec.sequences:
+                    path = f"{sequence}/token_offset"
+                    offset = check_offset(read_whole(self.reader, layouts, path), n_tokens[sequence], path)
+                    lengths[sequence] = np.diff(offset)
                 n_entries = count_entries(self.spec, lengths, {path: layout.shape for path, layout in layouts.items()})
             except ShapeError as error:
                 raise FormatError(str(error)) from None
-            for path, expected in segment_layout(self.spec, lengths, n_entries).items():
+            traces = segment_layout(self.spec, lengths, n_entries)
+            if unknown := layouts.keys() - tables.keys() - traces.keys():
+                raise FormatError(f"array {min(unknown)} is listed; the specification does not have it.")
+            for path, expected in traces.items():
                 layout = layouts.get(path)
                 if layout != expected:
                     raise FormatError(

@@ -116,11 +116,8 @@ def table_frame(table: TokenTable, first_example: int) -> pd.DataFrame:
         "continuation": (table.flags & TokenFlag.CONTINUATION) != 0,
         "generated": (table.flags & TokenFlag.GENERATED) != 0,
     }
-    word_row = table.word_offset[:-1][example] + table.word
-    n_words = np.diff(table.word_offset)[example]
-    has_word = (table.word >= 0) & (table.word < n_words)
     token_annotations = {name: values_of(column) for name, column in table.columns.items() if name not in OWN_COLUMNS}
-    word_annotations = {n: _token_values(column, word_row, has_word) for n, column in table.word_columns.items()}
+    word_annotations = {n: _token_values(column, table.word_row) for n, column in table.word_columns.items()}
     return _add_annotations(_add_annotations(pd.DataFrame(data), token_annotations), word_annotations)
 
 
@@ -131,12 +128,12 @@ def _add_annotations(frame: pd.DataFrame, annotations: dict[str, np.ndarray | pd
     return frame
 
 
-def _token_values(column: Column, row: np.ndarray, has_word: np.ndarray) -> np.ndarray | pd.Series:
+def _token_values(column: Column, row: np.ndarray) -> np.ndarray | pd.Series:
     """Return the annotation of each token's word; missing (None, NaN, -1) for tokens without a word."""
     values = np.asarray(values_of(column))
     missing = None if column.is_text else column.missing
     result = np.full(len(row), missing, dtype=values.dtype)
-    result[has_word] = values[row[has_word]]
+    result[row >= 0] = values[row[row >= 0]]
     return pd.Series(result, dtype=object) if column.is_text else result
 
 

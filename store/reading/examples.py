@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import overload
 
 import numpy as np
 
-from ..errors import NotFoundError
 from .example import Example
 from .segment_index import SegmentIndex
 
@@ -38,11 +36,6 @@ class Examples:
     def __getitem__(self, selection: int | str | slice) -> Example | list[Example]:
         """Return one example by number or id, or the committed examples of a slice of numbers."""
         store = self._store
-        if isinstance(selection, str):
-            position = self._positions.get(selection)
-            if position is None:
-                raise NotFoundError(f"{store.location}: no example with id {selection!r}; see example_ids().")
-            return self._example(int(store.example_numbers()[position]))
         if isinstance(selection, slice):
             numbers = store.example_numbers()
             end = int(numbers[-1]) + 1 if len(numbers) else 0
@@ -50,17 +43,10 @@ class Examples:
             candidates = numbers[np.isin(numbers, np.arange(min(span), max(span) + 1))] if span else numbers[:0]
             members = [n for n in candidates.tolist() if n in span]
             return [self._example(n) for n in (members if span.step > 0 else reversed(members))]
-        number = int(selection)
+        number = store.number_of(selection)
         if number < 0 and -number <= len(self):
             number = int(store.example_numbers()[number])
         return self._example(number)
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        positions: dict[str, int] = {}
-        for position, name in enumerate(self._store.example_ids()):
-            positions.setdefault(name, position)
-        return positions
 
     def _example(self, number: int) -> Example:
         segment = self._store.segment_of(number)

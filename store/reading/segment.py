@@ -86,9 +86,12 @@ class Segment(ABC):
 
     @cached_property
     def _overlay_of(self) -> dict[str, SegmentOverlay]:
-        """Overlay of each added array, by path."""
+        """Overlay of each added array, by path. No array may be one of the segment itself."""
         with self._located():
-            return {path: overlay for overlay in self.overlays.values() for path in overlay.layouts}
+            overlays = {path: overlay for overlay in self.overlays.values() for path in overlay.layouts}
+            for path in overlays.keys() & self.layouts.keys():
+                raise FormatError(f"overlay {overlays[path].entry.name} lists {path}, which its segment has itself.")
+            return overlays
 
     def _table_or_overlay(self, path: str) -> np.ndarray:
         """Read a complete table array of the segment or of an overlay."""

@@ -6,7 +6,9 @@ a snapshot never change, so reading needs no locks.
 
 from __future__ import annotations
 
+import operator
 import os
+import re
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,8 @@ from ..schema.traces import Site, TraceSpec
 from .committed_segment import CommittedSegment
 from .segment import TABLES_MAX_BYTES
 from .stored_edges import EDGES_MAX_BYTES
+
+_NUMBERS = re.compile(r"-?[0-9]+(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,16 @@ class SegmentIndex:
         return self.source.n_requests
 
     def _hold(self, number: int | None) -> Manifest:
-        """Read a manifest and protect its segments from collection while this object lives. URLs are not protected."""
+        """Read a manifest and protect its segments from collection. URLs are not protected.
+
+        The protection lasts as long as the source: everything that reads from the store later holds its source, such as
+        examples, lazy arrays and results.
+        """
         if self.source.folder is None:
             return read_manifest(self.source, number)[0]
         manifest, lease = hold_manifest(self.path, number)
         if lease is not None:
-            self._lease = weakref.finalize(self, os.close, lease)
+            self._lease = weakref.finalize(self.source, os.close, lease)
         return manifest
 
     def close(self) -> None:
@@ -201,6 +209,32 @@ class SegmentIndex:
         """Return the numbers of the committed examples, ascending, int64."""
         spans = [np.arange(s.first_example, s.first_example + s.n_examples) for s in self.segments]
         return np.concatenate([np.empty(0, np.int64), *spans]).astype(np.int64)
+
+    def number_of(self, example: int | str) -> int:
+        """Return the number of an example that is given by its id (text) or number (integer).
+
+        Raises
+        ------
+        NotFoundError
+            No example has this id.
+        ConfigError
+            It is neither text nor an integer.
+        """
+        if not isinstance(example, str):
+            try:
+                return operator.index(example)
+            except TypeError:
+                raise ConfigError(f"example {example!r}; expected a number, or an id as text.") from None
+        position = self._positions.get(example)
+        if position is None:
+            reason = " Numbers are integers, or --numbers on the command line." if _NUMBERS.fullmatch(example) else ""
+            raise NotFoundError(f"{self.location}: no example with id {example!r}; see example_ids().{reason}")
+        return int(self.example_numbers()[position])
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        """Position of each id in the order of the examples; the first if an id occurs twice."""
+        return {name: position for position, name in reversed(list(enumerate(self._ids)))}
 
     def segment_of(self, example: int) -> CommittedSegment:
         """Return the segment that holds an example.

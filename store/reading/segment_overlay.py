@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
 from ..codecs.array_layout import ArrayLayout
 from ..containers.container import ContainerReader, SegmentListing
-from ..errors import FormatError, located
+from ..errors import FormatError, ShapeError, located
 from ..files.manifest import SegmentEntry
 from ..files.object_source import ObjectSource
 from ..files.overlays import OverlayEntry
+from ..schema.table_layouts import check_table_layouts
+from ..schema.text_tables import column_component
 from ..schema.traces import TraceSpec
 from .listed_arrays import ExpectedListing, open_arrays, read_listing, read_whole
 
 
-class OverlaidSegment(Protocol):
-    """Part of a `CommittedSegment` that its overlays are compared with."""
-
-    @property
-    def source(self) -> ObjectSource: ...  # noqa: D102
-    @property
-    def entry(self) -> SegmentEntry: ...  # noqa: D102
-    @property
-    def spec(self) -> TraceSpec: ...  # noqa: D102
-    @property
-    def n_examples(self) -> int: ...  # noqa: D102
-    @cached_property
-    def layouts(self) -> dict[str, ArrayLayout]: ...  # noqa: D102
-
-
 class SegmentOverlay:
-    """Arrays of one overlay of one segment, read and checked on first use."""
+    """Arrays of one overlay of the segment `main`, read and checked on first use."""
 
-    def __init__(self, segment: OverlaidSegment, entry: OverlayEntry) -> None:
-        self.entry, self._segment = entry, segment
+    def __init__(self, source: ObjectSource, main: SegmentEntry, spec: TraceSpec, entry: OverlayEntry) -> None:
+        self.entry, self._source, self._main, self._spec = entry, source, main, spec
 
     @cached_property
     def listing(self) -> SegmentListing:
@@ -49,12 +35,12 @@ class SegmentOverlay:
         """
         with located(f"overlay {self.entry.name}"):
             listing = self.read_listing()
-            self._segment.source.check_segment(self.entry.path, listing.objects)
+            self._source.check_segment(self.entry.path, listing.objects)
             return listing
 
     def read_listing(self) -> SegmentListing:
         """Read segment.json and compare it with the manifest."""
-        main = self._segment.entry
+        main = self._main
         expected = ExpectedListing(
             self.entry.path,
             self.entry.bytes,
@@ -64,12 +50,12 @@ class SegmentOverlay:
             main.n_examples,
             main.n_tokens,
         )
-        return read_listing(self._segment.source, expected)
+        return read_listing(self._source, expected)
 
     @cached_property
     def reader(self) -> ContainerReader:
         """Reader of the container."""
-        return open_arrays(self._segment.source, self.entry.path, self.listing)
+        return open_arrays(self._source, self.entry.path, self.listing)
 
     @cached_property
     def layouts(self) -> dict[str, ArrayLayout]:
@@ -78,21 +64,28 @@ class SegmentOverlay:
         Raises
         ------
         FormatError
-            The overlay holds other arrays, or one that the segment has itself.
+            The overlay holds other arrays, or an array of another type, axis or length.
         """
         layouts = {entry.path: entry.layout() for entry in self.listing.arrays}
-        sites = {site.name: site for site in self._segment.spec.sites}
-        for path, layout in layouts.items():
-            site, kind, _ = (*path.split("/"), "", "")[:3]
-            is_valid = "/column/" in path and len(layout.shape) == 1
-            if kind == "statistic" and site in sites:
-                expected = (sites[site].n_layers, sites[site].n_heads, self._segment.n_examples)  # pyright: ignore[reportArgumentType]
-                is_valid = layout.dtype == np.float32 and layout.shape == expected
-            if not is_valid or path in self._segment.layouts:
-                raise FormatError(
-                    f"overlay {self.entry.name} lists {path} {layout.dtype.name} {layout.shape}; expected an "
-                    "annotation or a statistic that its segment does not have. Do not trust this store."
-                )
+        component, n_examples = column_component(self.entry.name), self._main.n_examples
+        statistics = {
+            path: ArrayLayout(
+                path, (site.n_layers, site.n_heads, n_examples), np.dtype(np.float32), ("layer", "head", "example")
+            )
+            for site in self._spec.sites
+            for path in [f"{site.name}/statistic/{component}"]
+        }
+        try:
+            if layouts.keys() & statistics.keys():
+                if len(layouts) != 1 or any(statistics[path] != layout for path, layout in layouts.items()):
+                    raise ShapeError("its array is not the statistic of each layer, head and example")
+            else:
+                folders = {path.rpartition("/")[0] for path in layouts}
+                if len(folders) != 1 or not folders.pop().endswith(f"/column/{component}"):
+                    raise ShapeError(f"its arrays are {', '.join(layouts) or 'none'}; expected those of one column")
+                check_table_layouts(layouts, n_examples, self._main.n_tokens)
+        except ShapeError as error:
+            raise FormatError(f"overlay {self.entry.name}: {error}. Do not trust this store.") from None
         return layouts
 
     def read(self, path: str) -> np.ndarray:

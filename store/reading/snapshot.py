@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, overload
 
 import pandas as pd
@@ -27,7 +26,7 @@ def open_snapshot(path: str | os.PathLike[str]) -> Snapshot:
 class Snapshot(SegmentIndex):
     """Snapshot of a store. `headatlas.store.Store` adds the queries."""
 
-    @cached_property
+    @property
     def examples(self) -> Examples:
         """Examples by number, id or slice."""
         return Examples(self)

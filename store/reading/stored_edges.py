@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Float16, UInt
 
 from ..containers.container import guard_fork
+from ..errors import FormatError
 from ..schema.traces import Site
 from .segment import Segment
 
+_NOT_FINITE = 0x7C00  # bits of infinity in half precision; NaN is above
 EDGES_MAX_BYTES = 1 << 30
 """Default size of a store's cache of decoded edges. A model with 72 heads needs 2.3 kB per token."""
 
@@ -32,7 +34,13 @@ class Edges:
 
 
 def read_edges(segment: Segment, site: Site, layer: int, first: int, last: int) -> Edges:
-    """Return the edges of the query tokens `first` to `last`, and possibly of more rows. The arrays are read-only."""
+    """Return the edges of the query tokens `first` to `last`, and possibly of more rows. The arrays are read-only.
+
+    Raises
+    ------
+    FormatError
+        A weight is infinite or NaN.
+    """
     name = (segment.index, "edges", site.name, layer)
     guard_fork()
     if name not in segment.traces and not _covers_half(segment, site, first, last):
@@ -58,7 +66,13 @@ def read_strongest(segment: Segment, site: Site, layer: int, first: int, last: i
 
 def _read(segment: Segment, site: Site, layer: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
     selection = (layer, slice(None), rows)
-    return segment.read(f"{site.name}/edge_key", selection), segment.read(f"{site.name}/edge_weight", selection)
+    weight = segment.read(f"{site.name}/edge_weight", selection)
+    if weight.size and (weight.view(np.uint16) & 0x7FFF).max() >= _NOT_FINITE:
+        raise FormatError(
+            f"{segment.where}: edge_weight of layer {layer} holds a value that is not finite; expected weights. Verify "
+            "the store."
+        )
+    return segment.read(f"{site.name}/edge_key", selection), weight
 
 
 def _covers_half(segment: Segment, site: Site, first: int, last: int) -> bool:

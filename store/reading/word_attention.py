@@ -109,17 +109,16 @@ def word_pairs(
     n_keys = (query.position + 1 if causal else key.n_tokens[example]).astype(np.int64)
     row_start = np.cumsum(n_keys) - n_keys
     first_cell = np.cumsum(n_query_words * n_key_words) - n_query_words * n_key_words
-    word = query.word.astype(np.int64)
-    flat_word = query.word_offset[:-1][example] + word
-    rows = np.flatnonzero(word >= 0)
+    word, key_word_of_token = query.word.astype(np.int64), np.where(key.word_row >= 0, key.word, -1).astype(np.int64)
+    rows = np.flatnonzero(query.word_row >= 0)
     if merge == "first":
-        rows = rows[np.unique(flat_word[rows], return_index=True)[1]]
-    n_rows = np.bincount(flat_word[rows], minlength=int(query.word_offset[-1]))
+        rows = rows[np.unique(query.word_row[rows], return_index=True)[1]]
+    n_rows = np.bincount(query.word_row[rows], minlength=int(query.word_offset[-1]))
     row_cell = first_cell[example] + word * n_key_words[example]
     length = n_keys[rows]
     row = np.repeat(rows, length)
     key_pos = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
-    key_word = key.word.astype(np.int64)[key.token_offset[:-1][example[row]] + key_pos]
+    key_word = key_word_of_token[key.token_offset[:-1][example[row]] + key_pos]
     counts = (key_word >= 0) & (key_pos > 0) if sink_free else key_word >= 0
     row, key_pos, key_word = row[counts], key_pos[counts], key_word[counts]
     return WordPairs(n_query_words, n_key_words, row_start[row] + key_pos, row_cell[row] + key_word, row_start, n_rows)

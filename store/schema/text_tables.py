@@ -18,13 +18,13 @@ from jaxtyping import Int, Int64, Shaped, UInt8
 
 from ..codecs.array_layout import ArrayLayout, SegmentArray
 from ..errors import ConfigError, FormatError, ShapeError
+from .table_layouts import NUMBER_DTYPES, TOKEN_FIELDS, WORD_FIELDS
 from .token_table import MISSING, Column, TokenTable
 from .traces import SequenceName
 
 ReadWhole = Callable[[str], np.ndarray]
-_TOKEN_FIELDS = {"id": "int32", "word": "int32", "char_start": "int32", "char_end": "int32", "flags": "uint8"}
-_WORD_FIELDS = {"char_start": "int32", "char_end": "int32"}
-_NUMBER_DTYPES = ("int32", "int64", "float32", "float64")
+_N_WORDS = 256
+"""Smallest bound of word numbers. Test stores of earlier releases hold numbers up to 99 for fewer words."""
 _TEXTS = ("text", "text_pair", "target_text")
 
 
@@ -85,11 +85,11 @@ def table_arrays(tables: SegmentTables) -> dict[str, SegmentArray]:
     add_columns("example/column", tables.columns, "example")
     for sequence, table in tables.tokens.items():
         add(f"{sequence}/token_offset", table.token_offset.astype(np.int64), "example_edge")
-        for name, dtype in _TOKEN_FIELDS.items():
+        for name, dtype in TOKEN_FIELDS.items():
             add(f"{sequence}/token/{name}", getattr(table, name).astype(dtype), "token")
         add_columns(f"{sequence}/token/column", table.columns, "token")
         add(f"{sequence}/word_offset", table.word_offset.astype(np.int64), "example_edge")
-        for name, dtype in _WORD_FIELDS.items():
+        for name, dtype in WORD_FIELDS.items():
             add(f"{sequence}/word/{name}", getattr(table, f"word_{name}").astype(dtype), "word")
         add_columns(f"{sequence}/word/column", table.word_columns, "word")
     return arrays
@@ -99,7 +99,7 @@ def column_arrays(path: str, column: Column, axis: str) -> dict[str, SegmentArra
     """Return the arrays of one column, below `path`."""
     if column.values is None:
         kind = column.data.dtype.name
-        number = kind if kind in _NUMBER_DTYPES else "float64" if kind.startswith("float") else "int64"
+        number = kind if kind in NUMBER_DTYPES else "float64" if kind.startswith("float") else "int64"
         return dict([_flat_array(f"{path}/number", column.data.astype(number), axis)])
     code = _flat_array(f"{path}/code", column.data.astype(np.int32), axis)
     return {code[0]: code[1], **_text_arrays(f"{path}/value", column.values, "value")}
@@ -117,13 +117,15 @@ def _flat_array(path: str, data: np.ndarray, axis: str) -> tuple[str, SegmentArr
 def read_token_table(read: ReadWhole, paths: Sequence[str], sequence: str) -> TokenTable:
     """Read the token table of one sequence.
 
+    Word numbers are compared with the words of each example when they are used (`TokenTable.word_row`).
+
     Raises
     ------
     FormatError
-        Offsets or codes are outside their arrays.
+        Offsets, codes or word numbers are outside their arrays.
     """
-    tokens = {name: read(f"{sequence}/token/{name}") for name in _TOKEN_FIELDS}
-    words = {name: read(f"{sequence}/word/{name}") for name in _WORD_FIELDS}
+    tokens = {name: read(f"{sequence}/token/{name}") for name in TOKEN_FIELDS}
+    words = {name: read(f"{sequence}/word/{name}") for name in WORD_FIELDS}
     columns = read_columns(read, paths, f"{sequence}/token/column")
     word_columns = read_columns(read, paths, f"{sequence}/word/column")
     for kind, fields, kind_columns in (("token", tokens, columns), ("word", words, word_columns)):
@@ -132,6 +134,13 @@ def read_token_table(read: ReadWhole, paths: Sequence[str], sequence: str) -> To
             raise FormatError(
                 f"the arrays of {sequence}/{kind} have {sorted(lengths)} entries; expected equal lengths."
             )
+    if len(tokens["word"]) and not -1 <= tokens["word"].min() <= tokens["word"].max() < max(
+        _N_WORDS, len(words["char_start"])
+    ):
+        raise FormatError(
+            f"{sequence}/token/word holds numbers from {tokens['word'].min()} to {tokens['word'].max()}; expected -1 to "
+            f"the number of words. Verify the store."
+        )
     return TokenTable(
         token_offset=check_offset(read(f"{sequence}/token_offset"), len(tokens["id"]), f"{sequence}/token_offset"),
         **tokens,

@@ -15,6 +15,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int, Int32, Int64, Num, UInt8
 
+from ..errors import FormatError
+
 MISSING = -1
 
 
@@ -132,6 +134,25 @@ class TokenTable:
         """Index of each token within its example."""
         start = np.repeat(self.token_offset[:-1], self.n_tokens)
         return (np.arange(len(self), dtype=np.int64) - start).astype(np.int32)
+
+    @cached_property
+    def word_row(self) -> Int64[np.ndarray, "token"]:
+        """Row of each token's word among the words of all examples; -1 for a token without a word.
+
+        Raises
+        ------
+        FormatError
+            A token belongs to a word that its example does not have.
+        """
+        word = self.word.astype(np.int64)
+        n_words, first = np.diff(self.word_offset), self.word_offset[:-1]
+        if len(word) and (word >= np.repeat(n_words, self.n_tokens)).any():
+            token = int(np.flatnonzero(word >= np.repeat(n_words, self.n_tokens))[0])
+            raise FormatError(
+                f"token {token} belongs to word {word[token]} of an example with "
+                f"{np.repeat(n_words, self.n_tokens)[token]} words; expected a smaller number. Verify the store."
+            )
+        return np.where(word >= 0, np.repeat(first, self.n_tokens) + word, -1)
 
     @property
     def special(self) -> np.ndarray:

@@ -2,16 +2,17 @@
 
 The formulas are those of the capture (`definitions.py`), applied to the decoded weights: exact for float32, otherwise
 within the error of the codec. Results are cached in the user's cache folder under a checksum of the snapshot, so they
-work for read-only stores and never match other contents. Callers use `measured_statistics` and do not access the cache.
+work for read-only stores and never match other contents. A file begins with its SHA-256: if a byte differs, the values
+are computed again and the file is replaced. Callers use `measured_statistics` and do not access the cache.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from ..files.cache_folder import cache_folder
+from ..files.hashed_files import read_small
 from ..reading.snapshot import Snapshot
 from ..schema.capture_statistics import Statistic
 from ..schema.flat_rows import Rows
@@ -30,6 +32,10 @@ from .variability import corner_rows, variability_sums
 
 _VERSION = 1
 """Version of the formulas. It increases when a definition changes, so that old cache entries are not used."""
+
+
+_DIGEST_BYTES = 32
+_CACHE_FILE_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -242,20 +248,28 @@ def write_cached_array(
 
 
 def _read(path: Path, *names: str) -> list[np.ndarray] | None:
+    """Read the arrays of a cache file; None if it is missing, or not byte for byte what `_write` wrote."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return [archive[name] for name in names]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        data = read_small(path, path.name, _CACHE_FILE_BYTES)
+        if hashlib.sha256(data[_DIGEST_BYTES:]).digest() == data[:_DIGEST_BYTES]:
+            with np.load(io.BytesIO(data[_DIGEST_BYTES:]), allow_pickle=False) as archive:
+                return [archive[name] for name in names]
+    except Exception:  # also those of the libraries that read archives
         return None
+    return None
 
 
 def _write(path: Path, **arrays: np.ndarray) -> None:
+    """Write a cache file: the SHA-256 of an archive, then the archive."""
     with contextlib.suppress(OSError):  # without a writable cache nothing is cached
         path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                file.write(hashlib.sha256(buffer.getbuffer()).digest())
+                file.write(buffer.getbuffer())
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -69,29 +69,22 @@ def vig(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
     result["variability"] = (plan.sum_examples(plan.sum_rows(distance)), 2 * _example_sums(later_rows, corner))
     words = block.key.word_columns
     if "head" in words and plan.one_text:
-        query, key = (_word(block, "head"), _flat_word(block))
+        query, key = _word(block, "head"), block.key.word_row
         joined = (query[plan.query][plan.row] == key[plan.key]) | (key[plan.query][plan.row] == query[plan.key])
         both_words = (key[plan.query][plan.row] >= 0) & (key[plan.key] >= 0)
         result["dependency"] = (_example_sums(later_rows, joined & both_words), total)
     if block.corpus.tags:
         tags = words.get("upos", Column.of_text([None] * len(block.key.word_char_start)))
-        tag_code = tags.take(_flat_word(block)).data
+        tag_code = tags.take(block.key.word_row).data
         for tag in block.corpus.tags:
             code = tags.values.index(tag) if tags.values and tag in tags.values else -2
             result[f"to_{tag}"] = (_example_sums(later_rows, (tag_code == code)[plan.key]), total)
     return result
 
 
-def _flat_word(block: Block) -> np.ndarray:
-    """Return the index of each key token's word among all words of the block; -1 without a word."""
-    table = block.key
-    example = np.repeat(np.arange(table.n_examples), table.n_tokens)
-    return np.where(table.word >= 0, table.word_offset[:-1][example] + table.word, -1).astype(np.int64)
-
-
 def _word(block: Block, column: str) -> np.ndarray:
     """Return the index of the word that `column` of each token's word points at, in the block; -2 without one."""
-    table, flat = block.key, _flat_word(block)
+    table, flat = block.key, block.key.word_row
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
     target = table.word_columns[column].take(flat).data.astype(np.int64)
     return np.where((flat >= 0) & (target >= 0), table.word_offset[:-1][example] + target, -2)

@@ -23,8 +23,7 @@ def sentence_of(table: TokenTable) -> Int64[np.ndarray, "token"]:
     example = np.repeat(np.arange(table.n_examples), table.n_tokens)
     annotation = table.word_columns.get("sentence")
     if annotation is not None:
-        flat = np.where(table.word >= 0, table.word_offset[example] + table.word, -1)
-        return np.where(flat >= 0, annotation.take(flat).data, -1).astype(np.int64)
+        return np.where(table.word_row >= 0, annotation.take(table.word_row).data, -1).astype(np.int64)
     text = table.columns["text"]
     assert text.values is not None, "the column holds text"
     ends = np.array([bool(_END.fullmatch(value.strip())) for value in text.values] + [False])[text.data]

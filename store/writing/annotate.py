@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Shaped
 
-from ..codecs.array_layout import SegmentArray
-from ..errors import ConfigError, NotFoundError, ShapeError
+from ..errors import ConfigError, NotFoundError, ShapeError, located
 from ..files.locations import local_folder
-from ..files.manifest import now
+from ..files.manifest import SegmentEntry, now
 from ..files.overlays import Overlay, OverlayKind, column_overlay, statistic_overlay
 from ..patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS
 from ..reading.committed_segment import CommittedSegment
@@ -20,6 +19,7 @@ from ..reading.snapshot import Snapshot, open_snapshot
 from ..schema.text_tables import column_component
 from ..schema.token_table import Column
 from .overlay_commit import commit_overlays, remove_overlay
+from .overlay_writer import OverlayContents
 from .store_writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Value = str | int | float | bool | None
 
 
 def annotate_store(
-    path: str | os.PathLike[str],
+    store: Snapshot,
     name: str,
     values: Mapping[Any, Any],
     *,
@@ -39,8 +39,7 @@ def annotate_store(
     made_from: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Snapshot:
-    """Add an annotation to the newest snapshot of a store; see `Store.annotate`. `made_from` is noted as JSON."""
-    store = open_snapshot(local_folder(path))
+    """Add an annotation of the examples of a snapshot; see `Store.annotate`. `made_from` is noted as JSON."""
     if not values:
         raise ConfigError(f"no values for {name!r}; expected a mapping from example ids or numbers to values.")
     if kind != "example" and sequence not in store.spec.sequences:
@@ -50,17 +49,16 @@ def annotate_store(
     rows = _by_segment(store, values)
     value_type = _common_type(name, rows, kind)
 
-    def columns() -> Iterator[tuple[int, dict[str, dict[str, SegmentArray]]]]:
-        for index, segment_values in rows.items():
-            segment = next(s for s in store.segments if s.index == index)
-            column = _column(segment, overlay, segment_values, value_type)
-            yield index, {name: column_overlay(overlay, column)}
-
-    return _commit(store, overlay, list(columns()))
+    contents = []
+    for segment in store.segments:
+        if segment.index in rows:
+            column = _column(segment, overlay, rows[segment.index], value_type)
+            contents.append((segment.entry, {name: column_overlay(overlay, column)}))
+    return _commit(store, overlay, contents, replace)
 
 
 def add_statistic(
-    path: str | os.PathLike[str],
+    store: Snapshot,
     name: str,
     values: Shaped[np.ndarray, "*shape"],
     *,
@@ -69,8 +67,7 @@ def add_statistic(
     description: str = "",
     replace: bool = False,
 ) -> Snapshot:
-    """Add a statistic to the newest snapshot of a store; see `Store.add_statistic`."""
-    store = open_snapshot(local_folder(path))
+    """Add a statistic of the examples of a snapshot; see `Store.add_statistic`."""
     site_spec = store.site(site)
     expected = (site_spec.n_layers, site_spec.n_heads, store.n_examples)
     if values.shape != expected or values.dtype.kind not in "fiub":
@@ -82,10 +79,11 @@ def add_statistic(
     overlay = overlay.model_copy(update={"unit": unit, "description": description})
     contents, start = [], 0
     for segment in store.segments:
-        segment_values = np.ascontiguousarray(values[:, :, start : start + segment.n_examples], np.float32)
-        contents.append((segment.index, {name: statistic_overlay(overlay, segment_values)}))
+        segment_values = np.array(values[:, :, start : start + segment.n_examples], np.float32)
+        segment_values[:, :, sorted(_skipped_rows(store, segment))] = np.nan
+        contents.append((segment.entry, {name: statistic_overlay(overlay, segment_values)}))
         start += segment.n_examples
-    return _commit(store, overlay, contents)
+    return _commit(store, overlay, contents, replace)
 
 
 def remove_annotation(path: str | os.PathLike[str], name: str) -> Snapshot:
@@ -139,13 +137,20 @@ def _names(segment: CommittedSegment) -> set[str]:
 
 
 def _by_segment(store: Snapshot, values: Mapping[Any, Any]) -> dict[int, dict[int, Any]]:
-    """Group values by segment and row. Segments without values are left out."""
+    """Group values by segment and row. Examples that were dropped, and segments without values, are left out."""
     rows: dict[int, dict[int, Any]] = {}
     for example, value in values.items():
-        number = store.examples[example].index if isinstance(example, str) else int(example)
+        number = store.number_of(example)
         segment = store.segment_of(number)
-        rows.setdefault(segment.index, {})[number - segment.first_example] = value
-    return dict(sorted(rows.items()))
+        if number - segment.first_example not in _skipped_rows(store, segment):
+            rows.setdefault(segment.index, {})[number - segment.first_example] = value
+    return rows
+
+
+def _skipped_rows(store: Snapshot, segment: CommittedSegment) -> set[int]:
+    """Return the rows of a segment whose examples were dropped or never captured."""
+    rows = {row.example - segment.first_example for row in store.manifest.skipped}
+    return rows & set(range(segment.n_examples))
 
 
 def _common_type(
@@ -205,9 +210,11 @@ def _column(
     return Column(np.array([missing if value is None else value for value in values], dtype=dtype))
 
 
-def _commit(store: Snapshot, overlay: Overlay, contents: Iterable[tuple[int, Any]]) -> Snapshot:
-    writer = _writer(store.path, store.segments)
-    commit_overlays(writer, [overlay], contents)
+def _commit(
+    store: Snapshot, overlay: Overlay, contents: Iterable[tuple[SegmentEntry, OverlayContents]], replace: bool
+) -> Snapshot:
+    with located(store.location):
+        commit_overlays(_writer(store.path, store.segments), [overlay], contents, "replace" if replace else "refuse")
     return store.refresh()
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ..containers.container import SegmentListing
 from ..errors import CorruptSegmentError, HeadAtlasError
-from ..files.hashed_files import fsync_folder
+from ..files.hashed_files import check_folder, fsync_folder, is_damage
 from ..files.manifest import write_durable
 
 _TRIES = 1000
@@ -35,28 +35,37 @@ def rename_draft(
 ) -> Existing | None:
     """Rename a sealed draft to `target` and flush it, or return the result of `check_existing` for an existing folder.
 
-    `check_existing` returns None, or raises `OSError` or an error of the store, if the existing folder is incomplete or
-    damaged. Such a folder is moved into the folder `spare`, and the draft replaces it.
+    `check_existing` returns None or raises an error of the store if the existing folder is incomplete or damaged. Such
+    a folder, a link or a file of this name is moved into the folder `spare`, and the draft replaces it.
 
     Raises
     ------
     CorruptSegmentError
         The damaged folder reappears after each move.
+    OSError
+        The existing folder cannot be read by this process. It stays.
     """
     for _ in range(_TRIES):
         try:
             os.rename(draft, target)
         except OSError:
-            if not target.exists():
+            if not os.path.lexists(target):
                 raise
         else:
             fsync_folder(target.parent)
             return None
-        with contextlib.suppress(OSError, HeadAtlasError):
+        try:
+            check_folder(target, target.name)
             existing = check_existing()
-            if existing is not None:
-                fsync_folder(target.parent)
-                return existing
+        except HeadAtlasError:
+            existing = None
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            existing = None
+        if existing is not None:
+            fsync_folder(target.parent)
+            return existing
         with contextlib.suppress(FileNotFoundError):
             os.rename(target, spare / f"damaged-{uuid.uuid4().hex}")
     raise CorruptSegmentError(

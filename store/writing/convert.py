@@ -114,8 +114,13 @@ def convert_store(
             n_done += 1
             on_segment(len(existing) + n_done, len(source.segments))
     if source.overlays:
-        contents = [(segment.index, read_overlays(segment, source.overlays)) for segment in source.segments]
-        commit_overlays(writer, source.overlays, contents)
+        entries = {entry.index: entry for entry in writer.manifest.segments if not entry.is_replacement}
+        contents = [
+            (entries[segment.index], read_overlays(segment, source.overlays))
+            for segment in source.segments
+            if segment.index in entries
+        ]
+        commit_overlays(writer, source.overlays, contents, "complete")
     writer.record_removals(skipped=manifest.skipped, dropped=manifest.dropped)  # for ranges without a segment
     result = open_snapshot(target)
     return Conversion(

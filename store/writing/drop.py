@@ -51,7 +51,7 @@ def drop_from_store(
     reason: str = "dropped",
     **options: Any,
 ) -> Drop:
-    """Drop examples (numbers or ids) and segments from the newest snapshot, in one commit.
+    """Drop examples (integers are numbers, texts are ids) and segments from the newest snapshot, in one commit.
 
     `options` are passed to `StoreWriter`. Examples that are already skipped are ignored.
 
@@ -68,7 +68,7 @@ def drop_from_store(
     skipped_numbers = {row.example for row in store.manifest.skipped}
     rows_by_segment: dict[int, set[int]] = {}
     for example in examples:
-        number = store.examples[example].index if isinstance(example, str) else int(example)
+        number = store.number_of(example)
         segment = store.segment_of(number)
         if segment.index not in segments and number not in skipped_numbers:
             rows_by_segment.setdefault(segment.index, set()).add(number - segment.first_example)

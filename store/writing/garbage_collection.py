@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, HeadAtlasError, located
-from ..files.hashed_files import check_folder, fsync_folder
-from ..files.leases import dead_folders, lock_segments, remove_unleased
+from ..files.hashed_files import fsync_folder, is_folder
+from ..files.leases import check_folders, dead_folders, lock_segments, remove_unleased
 from ..files.locations import local_folder
 from ..files.manifest import Manifest, manifest_numbers, read_manifest
 from ..files.manifest_names import Latest, write_latest
@@ -62,7 +62,7 @@ def collect_store(
     Raises
     ------
     ConfigError
-        A writer is active, or `keep` is less than 1.
+        A writer is active, `keep` is less than 1, or a folder of the store is a link.
     CorruptSegmentError, FormatError
         A manifest that stays cannot be read, so its segments are unknown.
     """
@@ -71,6 +71,7 @@ def collect_store(
         raise ConfigError(f"keep = {keep}; expected at least 1: the newest manifest is the store.")
     with located(str(store)):
         read_manifest(store)
+        check_folders(store)
         try:
             with lock_segments(store, exclusive=True):
                 return _collect(store, keep, grace_s, dry_run, now or datetime.datetime.now(datetime.UTC), on_step)
@@ -116,11 +117,9 @@ def _collect(
     }
     segments, n_bytes = [], 0
     kinds = ("segments", "overlays") if os.path.lexists(store / "overlays") else ("segments",)
-    for kind in kinds:
-        check_folder(store / kind, kind)
     for path in [f"{kind}/{name}" for kind in kinds for name in sorted(os.listdir(store / kind))]:
         folder = store / path
-        if path in used_paths or folder.is_symlink() or not folder.is_dir():
+        if path in used_paths or not is_folder(folder):
             continue
         segments.append(path)
         n_bytes += sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())

@@ -7,7 +7,7 @@ Manifests that a reader holds stay. Snapshots from before a drop or replacement 
 A number must not be used twice, because readers would never see the manifest of a slow writer that reuses an old
 number. A writer therefore holds a shared lock on the newest manifest until it has published the next one, and nobody
 removes the manifest after a locked one. On network file systems the locks may not reach other hosts. There a writer
-detects that its commit is missing in the newest manifest, and repeats it.
+detects that the next manifest does not follow from its own, and repeats the commit.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..errors import ConfigError, HeadAtlasError
+from ..errors import ConfigError, FormatError, HeadAtlasError
+from ..files.hashed_files import open_regular
 from ..files.leases import lease_manifest
 from ..files.manifest import (
     N_RECENT_MANIFESTS,
     Manifest,
     OverlayEntry,
+    ParentManifest,
     manifest_name,
     manifest_numbers,
     publish,
@@ -66,18 +68,40 @@ class NewestManifest:
                 if manifest is None:
                     return False
                 sha256 = publish(self._path, private, manifest, self._on_step)
-            if sha256 is None:
-                continue
-            self.manifest, self.sha256 = manifest, sha256
-            if _contains(self.refresh(), manifest):
-                self._on_step("committed")
-                thin_manifests(self._path, self.manifest)
-                return True
-            # the commit reused the number of a removed manifest
-            (self._path / manifest_name(manifest.number)).unlink(missing_ok=True)
+                lease = None if sha256 is None else lease_manifest(self._path, manifest.number)
+            try:
+                if sha256 is not None and self._is_in_chain(manifest.number, sha256):
+                    self.manifest, self.sha256 = manifest, sha256
+                    self.refresh()
+                    self._on_step("committed")
+                    thin_manifests(self._path, self.manifest)
+                    return True
+            finally:
+                if lease is not None:
+                    os.close(lease)
+            if sha256 is not None:  # the commit reused the number of a removed manifest
+                (self._path / manifest_name(manifest.number)).unlink(missing_ok=True)
         raise ConfigError(
             f"other writers committed first {_TRIES} times; expected fewer writers. Start fewer processes."
         )
+
+    def _is_in_chain(self, number: int, sha256: str) -> bool:
+        """Return True if a manifest is the newest, or the next one names it as its parent.
+
+        Otherwise other writers continued from another manifest of this number, which was removed in the meantime. The
+        caller holds the manifest, so that it and the next one are not removed.
+        """
+        while True:
+            later = [n for n in manifest_numbers(self._path) if n > number]
+            if not later:
+                return True
+            try:
+                parent = read_manifest(self._path, later[0])[0].parent
+            except HeadAtlasError:
+                if later[0] in manifest_numbers(self._path):
+                    raise  # else it was removed in the meantime: retry
+                continue
+            return parent == ParentManifest(number=number, sha256=sha256)
 
     @contextlib.contextmanager
     def _hold_newest(self) -> Iterator[None]:
@@ -93,19 +117,6 @@ class NewestManifest:
                     os.close(lease)
 
 
-def _contains(newest: Manifest, commit: Manifest) -> bool:
-    """True if the newest manifest contains everything that a commit added."""
-    if newest.number == commit.number:
-        return True
-    indices = {row.index for row in (*newest.segments, *newest.dropped)}
-    skipped, dropped = set(newest.skipped), set(newest.dropped)
-    return (
-        indices.issuperset(entry.index for entry in commit.segments)
-        and skipped.issuperset(commit.skipped)
-        and dropped.issuperset(commit.dropped)
-    )
-
-
 def thin_manifests(store: Path, newest: Manifest) -> list[int]:
     """Remove older manifests whose segments are all in `newest`, and return their numbers.
 
@@ -117,8 +128,8 @@ def thin_manifests(store: Path, newest: Manifest) -> list[int]:
     held: int | None = None
     for number in manifest_numbers(store)[:-N_RECENT_MANIFESTS]:
         try:
-            fd = os.open(store / manifest_name(number), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-        except OSError:  # another writer was faster
+            fd = open_regular(store / manifest_name(number), manifest_name(number))
+        except (OSError, FormatError):  # another writer was faster, or it is no file
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

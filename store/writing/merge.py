@@ -95,8 +95,13 @@ def merge_stores(
     on_segment(len(segments), len(segments))
     overlays = unite_overlays([(store.location, store.overlays) for store in stores])
     if overlays:
-        contents = [(index, read_overlays(segment, overlays.values())) for segment, index, _, _ in segments]
-        commit_overlays(writer, overlays.values(), contents)
+        entries = {entry.index: entry for entry in writer.manifest.segments if not entry.is_replacement}
+        contents = [
+            (entries[index], read_overlays(segment, overlays.values()))
+            for segment, index, _, _ in segments
+            if index in entries
+        ]
+        commit_overlays(writer, overlays.values(), contents, "complete")
     writer.record_removals(skipped=skipped_rows, dropped=dropped)
     result = open_snapshot(out)
     return Merge(str(result.path), len(stores), len(result.segments), result.n_examples, append)

@@ -12,10 +12,11 @@ from typing import Protocol
 from ..codecs.array_layout import SegmentArray
 from ..containers.container import SegmentListing
 from ..errors import ConfigError
-from ..files.hashed_files import check_hashes, fsync_folder
+from ..files.hashed_files import check_hashes, fsync_folder, read_small
 from ..files.manifest import SegmentEntry
 from ..files.overlays import Overlay, OverlayEntry, overlay_folder, statistic_overlay
 from ..reading.committed_segment import CommittedSegment
+from ..reading.listed_arrays import LISTING_MAX_BYTES
 from .commit import rename_draft, seal
 
 OverlayContents = Mapping[str, Mapping[str, SegmentArray]]
@@ -84,7 +85,7 @@ def write_overlays(
 
 def _is_same_overlay(target: Path, document: bytes, listing: SegmentListing) -> bool | None:
     """True if the existing overlay is byte for byte the same, else None."""
-    if (target / "segment.json").read_bytes() != document:
+    if read_small(target / "segment.json", "segment.json", LISTING_MAX_BYTES) != document:
         return None
     check_hashes(target, listing.objects)
     return True

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..codecs.array_layout import SegmentArray
-from ..errors import ShapeError
-from ..schema.text_tables import SegmentTables, table_arrays
+from ..errors import FormatError, ShapeError
+from ..schema.table_layouts import check_table_layouts
+from ..schema.text_tables import SegmentTables, check_offset, table_arrays
 from ..schema.traces import TraceSpec, count_entries, segment_layout
 from .array_attributes import array_attributes
 
@@ -27,7 +28,17 @@ def segment_contents(
     if set(tables.tokens) != set(spec.sequences):
         raise ShapeError(f"token tables of {sorted(tables.tokens)}; expected those of {sorted(spec.sequences)}.")
     lengths = {name: tokens.n_tokens for name, tokens in tables.tokens.items()}
-    return table_arrays(tables) | trace_contents(spec, lengths, arrays)
+    contents = table_arrays(tables)
+    n_tokens = {str(name): len(tokens) for name, tokens in tables.tokens.items()}
+    check_table_layouts({path: item.layout for path, item in contents.items()}, tables.n_examples, n_tokens)
+    try:
+        for name, tokens in tables.tokens.items():
+            check_offset(tokens.token_offset, len(tokens), f"{name}/token_offset")
+            check_offset(tokens.word_offset, len(tokens.word_char_start), f"{name}/word_offset")
+            _ = tokens.word_row
+    except FormatError as error:
+        raise ShapeError(str(error)) from None
+    return contents | trace_contents(spec, lengths, arrays)
 
 
 def trace_contents(

@@ -14,7 +14,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,15 @@ import numpy as np
 from ..codecs.array_layout import SegmentArray
 from ..containers.container import ArrayEntry, SegmentListing
 from ..containers.formats import container_of
+from ..containers.task_pool import TaskPool
 from ..errors import ConfigError, located
-from ..files.hashed_files import check_hashes
+from ..files.hashed_files import check_hashes, read_small
 from ..files.leases import create_folders, dead_folders, private_folder
 from ..files.locations import local_folder
 from ..files.manifest import Dropped, Manifest, SegmentEntry, Skipped, manifest_numbers, now, publish, segment_path
 from ..files.object_source import LocalSource, copy_objects
 from ..reading.committed_segment import CommittedSegment
+from ..reading.listed_arrays import LISTING_MAX_BYTES
 from ..schema.text_tables import SegmentTables
 from ..schema.traces import FORMAT_NAME, FORMAT_VERSION, TraceSpec
 from .array_attributes import array_attributes
@@ -219,7 +220,7 @@ class StoreWriter:
         """Write the files of a segment or overlay into ``segment`` of a private folder, and return their listing."""
         draft = private / "segment"
         draft.mkdir()
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="headatlas-encode") as pool:
+        with TaskPool(self._threads, thread_name_prefix="headatlas-encode") as pool:
             objects = self._container.write(draft, contents, pool)
         self.on_step("arrays-written")
         return SegmentListing(
@@ -344,10 +345,9 @@ class StoreWriter:
     def _existing(self, entry: SegmentEntry) -> SegmentEntry | None:
         """Return the entry of the segment that another process wrote in the same folder, or None if it differs."""
         folder = self.path / entry.path
-        document = (folder / "segment.json").read_bytes()
-        is_replacement = entry.path != segment_path(entry.index)
-        existing = _entry_of(SegmentListing.from_bytes(document), document, is_replacement=is_replacement)
-        if is_replacement and existing != entry:
+        document = read_small(folder / "segment.json", "segment.json", LISTING_MAX_BYTES)
+        existing = _entry_of(SegmentListing.from_bytes(document), document, is_replacement=entry.is_replacement)
+        if entry.is_replacement and existing != entry:
             return None
         names = ("index", "first_example", "n_examples", "n_tokens")
         if any(getattr(existing, name) != getattr(entry, name) for name in names):

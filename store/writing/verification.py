@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..containers.task_pool import TaskPool
 from ..errors import CorruptSegmentError, FormatError, HeadAtlasError, NotFoundError, RemoteError
-from ..files.hashed_files import StoredObject
+from ..files.hashed_files import StoredObject, UnexpectedFileError, is_damage
 from ..files.locations import open_source
-from ..files.manifest import Manifest, SegmentEntry, read_manifest
+from ..files.manifest import Manifest, SegmentEntry, lost_manifest, read_latest, read_manifest
 from ..files.manifest_names import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
 from ..files.object_source import ObjectSource, object_parts
 from ..reading.committed_segment import CommittedSegment
@@ -76,16 +76,16 @@ def verify_store(
         The store has a newer format version.
     CorruptSegmentError
         No manifest can be read.
-    RemoteError
-        The network or the server failed. The state of the store is unknown.
+    RemoteError, OSError
+        The network or the server failed, or this process cannot open files. The state of the store is unknown.
     """
     source = open_source(path) if isinstance(path, str | os.PathLike) else path
-    findings: list[Finding] = []
+    findings: list[Finding] = list(_check_latest(source, full))
     manifest = _newest_readable(source, findings)
     n_objects = n_bytes = 0
     if full:
-        findings += [*_check_parents(source, manifest), *_check_latest(source)]
-    with ThreadPoolExecutor(4, thread_name_prefix="headatlas-verify") as pool:
+        findings += _check_parents(source, manifest)
+    with TaskPool(4, thread_name_prefix="headatlas-verify") as pool:
         for entry in manifest.segments:
             segment = CommittedSegment(source, entry, manifest.spec, check_presence=False)
             try:
@@ -128,7 +128,8 @@ def verify_store(
 
 def _newest_readable(source: ObjectSource, findings: list[Finding]) -> Manifest:
     """Return the newest manifest that can be read. Damaged manifests are added to `findings`."""
-    for number in reversed(source.manifest_numbers()):
+    latest = read_latest(source)
+    for number in reversed(source.manifest_numbers(0 if latest is None else latest.number)):
         try:
             return read_manifest(source, number)[0]
         except CorruptSegmentError as error:
@@ -138,27 +139,31 @@ def _newest_readable(source: ObjectSource, findings: list[Finding]) -> Manifest:
     return read_manifest(source)[0]  # raises, because no manifest can be read
 
 
-def _check_latest(source: ObjectSource) -> Iterator[Finding]:
-    """Check that `latest.json`, if it exists, names an existing manifest."""
+def _check_latest(source: ObjectSource, full: bool) -> Iterator[Finding]:
+    """Check that `latest.json`, if it exists, names no manifest that is newer than all others; if `full`, its hash."""
     try:
         latest = Latest.from_bytes(source.read_small(LATEST_NAME, LATEST_MAX_BYTES))
-    except CorruptSegmentError:  # missing: older stores have none, and only servers without listings need it
+    except CorruptSegmentError:  # missing: older stores have none
         return
-    except FormatError:
+    except UnexpectedFileError:
         latest = None
+    numbers = [] if latest is None else source.manifest_numbers(latest.number)
     try:
-        is_sound = latest is not None and read_manifest(source, latest.number)[1] == latest.sha256
-    except RemoteError:
-        raise
-    except HeadAtlasError:
-        is_sound = False
-    if not is_sound:
+        if latest is not None and latest.number in numbers and read_manifest(source, latest.number)[1] == latest.sha256:
+            return
+    except CorruptSegmentError:  # the manifest is damaged, and has a finding of its own
+        return
+    if read_latest(source) != latest:  # another process replaced it in the meantime
+        return
+    if latest is not None and numbers[-1:] < [latest.number]:
+        yield Finding(manifest_name(latest.number), str(lost_manifest(latest, numbers)))
+    elif full:
         yield Finding(LATEST_NAME, "was changed, or names no manifest. Any commit, or headatlas gc, writes it again.")
 
 
 def _check_parents(source: ObjectSource, manifest: Manifest) -> Iterator[Finding]:
     """Check that each existing manifest has the hash that the next one names."""
-    numbers = set(source.manifest_numbers())
+    numbers = set(source.manifest_numbers(manifest.number))
     while manifest.parent is not None and manifest.parent.number in numbers:
         expected, name = manifest.parent.sha256, manifest_name(manifest.parent.number)
         try:
@@ -210,6 +215,8 @@ def _problem(segment: CommittedSegment, item: StoredObject, folder: str, full: b
     except HeadAtlasError as error:
         return str(error)
     except OSError as error:
+        if not is_damage(error):
+            raise
         return f"cannot be read ({error.strerror})"
 
 

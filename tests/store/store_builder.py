@@ -75,14 +75,14 @@ def make_tokens(rng: np.random.Generator, lengths: list[int]) -> TokenTable:
     return TokenTable(
         token_offset=offset,
         id=numbers(n_tokens),
-        word=numbers(n_tokens),
+        word=np.concatenate([np.arange(-1, n - 1) for n in lengths]).astype(np.int32),  # the first token is special
         char_start=numbers(n_tokens),
-        char_end=numbers(n_tokens),
+        char_end=100 + numbers(n_tokens),
         flags=numbers(n_tokens, np.uint8),
         columns={"text": Column.of_text(pieces), "piece": Column.of_text(["Ġ" + p for p in pieces])},
         word_offset=word_offset,
         word_char_start=numbers(total),
-        word_char_end=numbers(total),
+        word_char_end=100 + numbers(total),
         word_columns={
             "upos": Column.of_text([None if i % 3 else "NOUN" for i in range(total)]),
             "head": Column.of_numbers(numbers(total).tolist()),

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
 
-from ..hashed_files import ObjectDamageError, StoredObject
+from ...errors import FormatError, HeadAtlasError
+from ..hashed_files import ObjectDamageError, StoredObject, is_folder, open_regular
 
 DISK_CACHE_BYTES = 16 << 30
 
@@ -29,7 +31,9 @@ class DiskCache:
         self._lock = Lock()
 
     def cached_path(self, item: StoredObject, fetch: Callable[[], Iterator[bytes]]) -> str | None:
-        """Return the file of an object, fetching it if it is missing. None if the object is larger than the cache.
+        """Return the file of an object, fetching it if it is missing or damaged.
+
+        None if the object is larger than the cache, or if the folder cannot be written to.
 
         Raises
         ------
@@ -42,14 +46,21 @@ class DiskCache:
         with self._lock:
             object_lock = self._object_locks.setdefault(item.sha256, Lock())
         with object_lock:
-            if item.sha256 not in self._checked:
-                if not _is_intact(path, item):
+            try:
+                if item.sha256 not in self._checked:
+                    if not _is_intact(path, item):
+                        self._store(path, item, fetch())
+                    self._checked.add(item.sha256)
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+                if not path.is_file():  # another process removed it
                     self._store(path, item, fetch())
-                self._checked.add(item.sha256)
-            with contextlib.suppress(OSError):
-                os.utime(path)
-            if not path.is_file():  # another process removed it
-                self._store(path, item, fetch())
+            except HeadAtlasError:
+                raise
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and error.filename is None:  # the server has no such object
+                    raise
+                return None
         return str(path)
 
     def _store(self, path: Path, item: StoredObject, parts: Iterator[bytes]) -> None:
@@ -66,6 +77,8 @@ class DiskCache:
                     f"object {item.path} was changed: its hash is not the listed one. Restore it.",
                     object_path=item.path,
                 )
+            if is_folder(path):
+                shutil.rmtree(path)
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -87,10 +100,10 @@ class DiskCache:
 
 def _is_intact(path: Path, item: StoredObject) -> bool:
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path, path.name), "rb") as file:
             return (
                 os.fstat(file.fileno()).st_size == item.bytes
                 and hashlib.file_digest(file, "sha256").hexdigest() == item.sha256
             )
-    except OSError:
+    except (OSError, FormatError):
         return False

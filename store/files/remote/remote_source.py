@@ -14,10 +14,10 @@ from threading import Lock
 from types import TracebackType
 from typing import Any
 
-from ...errors import CorruptSegmentError, FormatError
+from ...errors import CorruptSegmentError
 from ..byte_cache import ByteCache
-from ..hashed_files import ObjectDamageError, StoredObject
-from ..manifest_names import LATEST_MAX_BYTES, LATEST_NAME, Latest, manifest_name
+from ..hashed_files import ObjectDamageError, StoredObject, UnexpectedFileError
+from ..manifest_names import manifest_name
 from ..object_source import CACHE_BYTES, LocalFile, ObjectFile, Range
 from .disk_cache import DiskCache
 from .transport import FileRange, Transport, transport_of
@@ -61,15 +61,12 @@ class RemoteSource:
             self.bytes_fetched += sum(len(result) for result in results if isinstance(result, bytes))
         return results
 
-    def manifest_numbers(self) -> list[int]:
-        """See `ObjectSource.manifest_numbers`. Without a listing the numbers start at that of `latest.json`."""
+    def manifest_numbers(self, first: int = 0) -> list[int]:
+        """See `ObjectSource.manifest_numbers`. Without a listing the numbers start at `first`."""
         if self._transport.can_list:
             with self._lock:
                 self.n_requests += 1
             return self._transport.list_manifests()
-        (data,) = self.fetch([FileRange(LATEST_NAME, 0, LATEST_MAX_BYTES)])
-        latest = None if isinstance(data, FileNotFoundError) else Latest.from_bytes(data)
-        first = 0 if latest is None else latest.number
         if not self._exists(first):
             return []
         low, step = first, 1  # no number after it is missing: double the step, then bisect
@@ -88,7 +85,7 @@ class RemoteSource:
     def read_small(self, path: str, limit_bytes: int, item: StoredObject | None = None) -> bytes:
         """See `ObjectSource.read_small`. For a listed object exactly its size is requested."""
         if item is not None and item.bytes > limit_bytes:
-            raise FormatError(f"{path} has {item.bytes} bytes; expected at most {limit_bytes} bytes.")
+            raise UnexpectedFileError(f"{path} has {item.bytes} bytes; expected at most {limit_bytes} bytes.")
         n_bytes = limit_bytes + 1 if item is None else item.bytes
         if item is None:
             (data,) = self.fetch([FileRange(path, 0, n_bytes)])
@@ -101,7 +98,7 @@ class RemoteSource:
         if isinstance(data, FileNotFoundError):
             raise CorruptSegmentError(f"{path} is missing. Restore it, or write the segment again.")
         if len(data) > limit_bytes:
-            raise FormatError(f"{path} has more than {limit_bytes} bytes; expected at most that many.")
+            raise UnexpectedFileError(f"{path} has more than {limit_bytes} bytes; expected at most that many.")
         return data
 
     def check_segment(self, folder: str, objects: Iterable[StoredObject]) -> None:

@@ -7,6 +7,7 @@ bytes of a response are read than were requested. Responses that are compressed 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -197,9 +198,14 @@ def transport_of(url: str, options: Mapping[str, Any]) -> Transport:
     ------
     ConfigError
         The protocol or an option is unknown, or a package is missing.
+    OSError
+        The thread that fsspec needs cannot be started.
     """
     import fsspec
+    import fsspec.asyn
 
+    if fsspec.asyn.iothread[0] is None:  # a loop whose thread could not be started would be awaited forever
+        fsspec.asyn.loop[0] = None
     try:
         fs, root = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **options})
     except ImportError as error:
@@ -207,6 +213,8 @@ def transport_of(url: str, options: Mapping[str, Any]) -> Transport:
             f"{url.partition(':')[0]} needs a package that is not installed ({error}). Run: pip install "
             "'headatlas[remote]'"
         ) from None
+    except RuntimeError as error:  # no thread can be started
+        raise OSError(errno.EAGAIN, f"network requests need a thread: {error}", url.partition("?")[0]) from None
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"{url.partition('?')[0]} cannot be opened ({error}); expected a URL that fsspec supports."

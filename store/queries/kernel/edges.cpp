@@ -65,7 +65,7 @@ float widened(uint16_t half) {
     if ((half & 0x7c00) == 0) {
         value = (float)(half & 0x3ff) * 5.9604644775390625e-08f;
     } else {
-        bits += (uint32_t)(127 - 15) << 23;
+        bits += (uint32_t)(127 - 15) << ((half & 0x7c00) == 0x7c00 ? 24 : 23);  // infinity and NaN stay what they are
         std::memcpy(&value, &bits, 4);
     }
     return half & 0x8000 ? -value : value;

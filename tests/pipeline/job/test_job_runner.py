@@ -127,6 +127,24 @@ def test_same_job_same_bytes(tiny_job, tmp_path):
     assert segment_bytes(tiny_job["store"]["path"]) == segment_bytes(tmp_path / "other")
 
 
+def test_other_torch_threads_give_the_same_numbers_within_rounding(tiny_job, tmp_path):
+    """The same bytes are promised for the same number of threads only. It is not part of the job's identity."""
+    other = with_settings(tiny_job, store={"path": str(tmp_path / "other")}, run={"threads": 2})
+    try:
+        run_job(parse_config(other))
+    finally:
+        torch.set_num_threads(1)
+    run_job(parse_config(tiny_job))
+    first, second = open_store(tiny_job["store"]["path"]), open_store(tmp_path / "other")
+    assert first.manifest.provenance["config"] == second.manifest.provenance["config"]
+    codec = first.spec.attention_error
+    for example, same_example in zip(first.examples, second.examples, strict=True):
+        weights, others = example.attention().values, same_example.attention().values
+        np.testing.assert_allclose(weights, others, rtol=0, atol=2 * codec + 1e-5)
+    for name, values in first.statistics().items():
+        np.testing.assert_allclose(values, second.statistics()[name], rtol=1e-4, atol=1e-5)
+
+
 def test_repair_writes_again_what_is_damaged_or_dropped(tiny_job):
     """Repaired bytes are equal. A removed example remains removed if its segment is computed again."""
     path = Path(tiny_job["store"]["path"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -224,6 +226,24 @@ def test_the_disk_cache_is_keyed_by_hash(folder: Path, server: RangeServer, tmp_
     check_same_results(open_store(folder), open_store(server.url, cache_dir=cache_dir))
 
 
+@pytest.mark.fault("damaged cache file")
+@pytest.mark.parametrize("container", ["zarr"])
+def test_a_disk_cache_that_is_damaged_or_cannot_be_used(folder: Path, server: RangeServer, tmp_path: Path) -> None:
+    """Objects of another kind are replaced. Without a writable folder nothing is cached."""
+    cache_dir = tmp_path / "cache"
+    open_store(server.url, cache_dir=cache_dir).tokens_frame()
+    victims = sorted(cache_dir.glob("??/*"))[:4]
+    for victim, make in zip(
+        victims, (os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), Path.touch), strict=True
+    ):
+        victim.unlink()
+        make(victim)
+    check_same_results(open_store(folder), open_store(server.url, cache_dir=cache_dir))
+    assert all(hashlib.sha256(victim.read_bytes()).hexdigest() == victim.name for victim in victims)
+    (tmp_path / "file").touch()
+    check_same_results(open_store(folder), open_store(server.url, cache_dir=tmp_path / "file"))
+
+
 @pytest.mark.parametrize("container", ["zarr"])
 def test_urls(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """URLs of memory and files can be read. Unknown protocols cannot be opened, and no URL can be written to."""
@@ -232,6 +252,7 @@ def test_urls(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     check_same_results(open_store(folder), store)
     assert store.name == "traces"
     assert open_store(folder.as_uri()).path == folder
+    assert open_store(f"local://{folder}").path == folder
     with pytest.raises(NotFoundError, match="holds no manifest"):
         open_store("memory://nothing")
     with pytest.raises(ConfigError, match="lost a slash"):

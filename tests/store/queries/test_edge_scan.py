@@ -142,3 +142,20 @@ def test_a_library_of_another_source_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "_VERSION", 1)
     with pytest.raises(ConfigError, match="another version"):
         library.load(path)
+
+
+@pytest.mark.parametrize("k", [3, 8])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_every_implementation_keeps_weights_that_are_not_finite(implementation, k, value):
+    """The mass is not finite where such a weight matches, and unchanged elsewhere."""
+    matching_rows, matches, edges = make(np.random.default_rng(k), k, np.uint16)
+    row = next(row for row in matches if edges.key[0, row, 0] in matches[row])
+    edges.weight[0, row, 0] = value
+    other = next(row for row in matches if edges.key[1, row, 0] not in matches[row])
+    edges.weight[1, other, 0] = value
+    sums = np.zeros((N_HEADS, N_EXAMPLES)), np.zeros(N_HEADS, np.int64), np.zeros(N_HEADS)
+    scan_edges(EdgeRows.make(**vars(matching_rows)), edges, *sums, library=implementation)
+    mass, _, _ = slow(matching_rows, matches, edges)
+    np.testing.assert_allclose(sums[0], mass, atol=2e-6)
+    assert not np.isfinite(mass[0]).all()
+    assert np.isfinite(mass[1]).all()

@@ -88,7 +88,7 @@ def test_arcs_are_generalised_to_a_pattern_of_the_whole_corpus(marked_store):
 
 def test_arcs_at_one_distance_give_a_distance_pattern(marked_store):
     store, *_ = marked_store
-    result = like(store, "4:1>3 2>4 5:3>5")
+    result = like(store, "s4:1>3 2>4 s5:3>5")
     assert result.chosen.hypothesis.expression in ("key.position == query.position + 2", "key.word == query.word + 2")
     best = result.table().iloc[0]
     assert (best["layer"], best["head"]) == (0, 1)
@@ -131,8 +131,9 @@ def test_every_hypothesis_holds_for_the_arcs(tmp_path, kind):
 
 def test_arcs_are_parsed_and_checked(marked_store):
     store, *_ = marked_store
-    assert parse_arcs(store, "12:5>2 7>4,s3:1>1") == [Arc(12, 5, 2), Arc(12, 7, 4), Arc(3, 1, 1)]
-    assert parse_arcs(store, ["12", "5>2", "5>2"]) == [Arc(12, 5, 2)]
+    assert parse_arcs(store, "s12:5>2 7>4,s3:1>1") == [Arc(12, 5, 2), Arc(12, 7, 4), Arc(3, 1, 1)]
+    assert parse_arcs(store, ["s12", "5>2", "5>2"]) == [Arc(12, 5, 2)]
+    assert parse_arcs(store, ["12", "5>2", "3:5>2"], numbers=True) == [Arc(12, 5, 2), Arc(3, 5, 2)]
     for text, message in (
         ("5>2", "is not an arc"),
         ("12:5-2", "no example|12:5-2"),
@@ -142,13 +143,13 @@ def test_arcs_are_parsed_and_checked(marked_store):
         with pytest.raises((ConfigError, NotFoundError), match=message):
             parse_arcs(store, text)
     with pytest.raises(NotFoundError, match="no query position 9; it has 0:9"):
-        like(store, "0:9>1")
+        like(store, "s0:9>1")
     with pytest.raises(NotFoundError, match="no example 99"):
-        like(store, "99:1>1")
+        like(store, [(99, 1, 1)])
     with pytest.raises(ConfigError, match="no query sees later keys"):
         check_arcs(store, make_site("decoder", causal=True), [Arc(0, 1, 2)])
     with pytest.raises(ConfigError, match="at least 1"):
-        like(store, "0:1>1", n_candidates=0)
+        like(store, "s0:1>1", n_candidates=0)
 
 
 def test_information_is_the_divergence_of_two_bernoulli_distributions():
@@ -181,16 +182,16 @@ def test_the_command_prints_the_chosen_pattern(marked_store):
         assert result.exception is None, result.output
         return result.output
 
-    output = json.loads(run(store.path, arc_text, "--json", "--examples", "2"))
-    candidate = store.like(arc_text).chosen
+    output = json.loads(run(store.path, arc_text, "--numbers", "--json", "--examples", "2"))
+    candidate = store.like(arcs).chosen
     assert output["like"] | {"pattern": "object_of", "rows": candidate.rows, "supported": True} == output["like"]
     assert [(h["layer"], h["head"]) for h in output["heads"][:1]] == [(1, 0)]
     assert len(output["examples"]) == 2
     assert sum(row["chosen"] for row in output["patterns"]) == 1
-    table = run(store.path, *arc_text.split(), "--top", "2")
+    table = run(store.path, *arc_text.split(), "--numbers", "--top", "2")
     assert "Pattern: object_of." in table
     assert f"over {candidate.rows} rows in {candidate.n_examples} other examples, from attention" in table
-    assert run(store.path, arc_text, "--csv").startswith("layer,head,score,there")
+    assert run(store.path, arc_text, "--numbers", "--csv").startswith("layer,head,score,there")
     mass = search(store, "object_of").heads["mass"].to_numpy()
     assert mass[1, 0] == pytest.approx(candidate.mass[1, 0], abs=0.05)
 

@@ -343,7 +343,7 @@ def test_damage_is_not_merged(tmp_path: Path, store_path: Path, container: str) 
 
 
 def test_commands(store_path: Path, tmp_path: Path, container: str) -> None:
-    result = runner.invoke(app, ["drop", str(store_path), "--examples", "0:2", "--examples", "example-4", "--json"])
+    result = runner.invoke(app, ["drop", str(store_path), "--numbers", "0:2", "--examples", "example-4", "--json"])
     assert json.loads(result.stdout)["examples"] == [0, 1, 4]
     result = runner.invoke(app, ["drop", str(store_path), "--segments", "2"])
     assert "manifest 5 leaves out 0 examples and 1 segments" in result.stdout
