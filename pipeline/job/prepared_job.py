@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ..tokens.model_inputs import InputBuilder
 
 _LIBRARIES = ("headatlas", "torch", "transformers", "tokenizers", "numpy", "zarr")
-_LISTED_QUARANTINED = 100
 EAGER_BATCH_BYTES = 512 << 20
 """Largest total size of the maps of one batch in eager mode, over all layers. A single example may exceed it."""
 
@@ -149,7 +148,7 @@ def prepare_job(
         spec=spec,
         examples=examples,
         skipped=skipped,
-        n_quarantined=len(corpus.quarantined),
+        n_quarantined=corpus.n_quarantined,
         segments=segments,
         provenance={},
         resident_model_bytes=resident_model_bytes,
@@ -181,9 +180,7 @@ def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
         "model": job.loaded.identity.to_dict(),
         "tokenizer": reader,
         "corpus": corpus.description,
-        "quarantined": [
-            {"line": record.line, "reason": record.reason} for record in corpus.quarantined[:_LISTED_QUARANTINED]
-        ],
+        "quarantined": [{"line": record.line, "reason": record.reason} for record in corpus.quarantined],
         "config": job.config.identity(),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),
