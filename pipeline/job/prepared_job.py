@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.errors import HeadAtlasError, UnsupportedModelError
 from headatlas.store.schema.traces import TraceSpec
 
 from ..config import JobConfig
@@ -120,7 +120,14 @@ def prepare_job(
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = next(example for i, example in enumerate(examples) if i not in skipped)
-    sites = find_sites(loaded.model, inputs.build_probe(first))
+    try:
+        sites = find_sites(loaded.model, inputs.build_probe(first))
+    except (HeadAtlasError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # impossible sizes of a configuration show when the model runs
+        raise UnsupportedModelError(
+            f"{type(loaded.model).__name__} cannot run on three tokens: {error}. Check the sizes in its config.json."
+        ) from error
     keep = config.keep.stored()
     require_keep(loaded.model, sites, keep)
     if config.generate.max_new_tokens and not any(site.causal for site in sites.sites):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from headatlas.store.errors import BudgetError, ConfigError
 
 from ..corpora.corpus import describe_corpus, read_corpus
@@ -109,6 +111,7 @@ def encode_corpus(
         has_target=two_sided and not n_new,
         decoder_start_token_id=start,
     )
+    _check_ids([result for result in encoded if isinstance(result, EncodedExample)], loaded)
     skipped = {i: result.reason for i, result in enumerate(encoded) if isinstance(result, Skipped)}
     if len(skipped) == len(encoded):
         first = next(iter(skipped.values()))
@@ -120,6 +123,29 @@ def encode_corpus(
     if n_new:
         _continue_all(options, loaded, examples, skipped, on_event)
     return examples, skipped
+
+
+def _check_ids(examples: list[EncodedExample], loaded: LoadedModel) -> None:
+    """Check that the model has an embedding for every token.
+
+    Raises
+    ------
+    ConfigError
+        The tokenizer and the model do not belong together.
+    """
+    n_embeddings = getattr(loaded.model.get_input_embeddings(), "num_embeddings", None)
+    if not isinstance(n_embeddings, int):
+        return
+    for example in examples:
+        for tokens in (example.source, example.target):
+            if tokens is None or not len(tokens):
+                continue
+            outside = np.flatnonzero((tokens.id < 0) | (tokens.id >= n_embeddings))
+            if len(outside):
+                raise ConfigError(
+                    f"the tokenizer of {loaded.identity.name} gives {tokens.piece[outside[0]]!r} the id "
+                    f"{tokens.id[outside[0]]}, but the model has {n_embeddings} embeddings. Use the model's own tokenizer."
+                )
 
 
 def _decoder(loaded: LoadedModel) -> tuple[bool, int | None]:
