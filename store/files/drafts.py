@@ -18,6 +18,7 @@ from pathlib import Path
 from ..errors import BudgetError
 
 _SUFFIX = ".part"
+SPACE_ADVICE = "Free space, write to another disk, or add --ignore-space (check_space=False)."
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
@@ -80,19 +81,19 @@ def _draft(target: Path, *, is_folder: bool) -> Iterator[tuple[Path, int]]:
             draft.mkdir()
         else:
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        fd = -1
         try:
             fd = os.open(draft, os.O_RDONLY if is_folder else os.O_RDWR)
+        except FileNotFoundError:  # another writer removed it before it was locked
+            continue
+        try:
             with contextlib.suppress(OSError):  # without locks on this file system, drafts of dead processes stay
                 fcntl.flock(fd, fcntl.LOCK_EX)
-            if not draft.exists():  # another writer removed it before it was locked
-                continue
-            yield draft, fd
-            return
+            if draft.exists():
+                yield draft, fd
+                return
         finally:
             shutil.rmtree(draft, ignore_errors=True) if is_folder else draft.unlink(missing_ok=True)
-            if fd >= 0:
-                os.close(fd)
+            os.close(fd)
 
 
 def _remove_dead(folder: Path, prefix: str) -> None:
