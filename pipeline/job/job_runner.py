@@ -8,8 +8,6 @@ out of memory alone, or its scores are not finite), its segment is computed agai
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +52,7 @@ from ..tokens.batch_plan import SegmentSpec, plan_batches
 from ..tokens.model_inputs import ModelInputs
 from ..tokens.segment_tables import build_example_columns, build_token_table
 from .deferred_statistics import add_deferred
+from .out_of_memory import is_out_of_memory, release_memory
 from .prepared_job import Job, count_tokens, prepare_job
 from .repair import find_repairs
 from .resources import expected_bytes
@@ -337,41 +336,13 @@ def _run_batch(
         batch = collector.begin(buffers, part, inputs.special)
         forward(inputs)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         for name, count in n_filled_before.items():
             buffers.sites[name].n_filled = count
-        _release_memory(model.device)
+        release_memory(model.device)
         return None
     return batch.failures
-
-
-def _release_memory(device: torch.device) -> None:
-    """Return freed memory to the system.
-
-    Allocators keep freed blocks. Without this, the code that oneDNN generates for another batch shape may not fit.
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in the GNU C library
-        if trim is not None:
-            trim(0)
-
-
-_OUT_OF_MEMORY_TEXTS = (
-    "can't allocate memory",
-    "not enough memory",
-    "could not create a primitive",  # oneDNN raises this if there is no memory for the code that it generates
-    "could not create a memory object",
-)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in text for words in _OUT_OF_MEMORY_TEXTS
-    )
 
 
 def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:

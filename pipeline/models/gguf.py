@@ -25,6 +25,7 @@ from headatlas.store.files.drafts import check_free_space, new_folder
 from headatlas.store.files.hashed_files import file_hash
 
 from .model_folder import quiet_transformers
+from .model_limits import bounded_construction
 
 REBUILD_VERSION = 1
 """Version of the conversion. It increases when the output changes; folders of older versions are then ignored."""
@@ -78,21 +79,25 @@ def _rebuild(path: Path, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     settings: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    weight_bytes = 8 * path.stat().st_size  # a weight takes at least two bits in the file
     try:
         config = AutoConfig.from_pretrained(path.parent, **settings)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **settings)
-        quantised = auto.from_pretrained(path.parent, dtype=torch.float32, attn_implementation="eager", **settings)
-    except Exception as error:
+        with bounded_construction(weight_bytes):
+            quantised = auto.from_pretrained(path.parent, dtype=torch.float32, attn_implementation="eager", **settings)
+        config = quantised.config
+        vars(config).pop("quantization_config", None)
+        # `quantised` refuses to be saved because it was read from GGUF. A new model that shares its tensors can be saved.
+        with torch.device("meta"), bounded_construction(weight_bytes):
+            model = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model.load_state_dict(quantised.state_dict(), strict=True, assign=True)
+        model.tie_weights()
+        model.generation_config = quantised.generation_config
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
         raise ConfigError(f"{path}: transformers cannot read this GGUF file: {error}") from error
-    config = quantised.config
-    vars(config).pop("quantization_config", None)
-    # `quantised` refuses to be saved because it was read from GGUF. A new model that shares its tensors can be saved.
-    with torch.device("meta"):
-        model = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    model.load_state_dict(quantised.state_dict(), strict=True, assign=True)
-    model.tie_weights()
-    model.generation_config = quantised.generation_config
     n_bytes = sum(parameter.nbytes for parameter in model.parameters())
     check_free_space(folder, n_bytes, "Free space, or set HEADATLAS_CACHE_DIR to a folder on a larger disk.")
     model.save_pretrained(folder, safe_serialization=True)

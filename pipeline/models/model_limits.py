@@ -22,6 +22,8 @@ MAX_COUNT = 1_000_000
 MAX_PARTS = 200_000
 """Largest number of modules, parameters and buffers of a model."""
 MAX_BUFFER_ELEMENTS = 1 << 30
+MAX_EDGE = 8192
+"""Largest height and width of an image in pixels."""
 MAX_GROWTH = 1_000
 """Largest number of characters that a normalizer may make of one. The one of T5 makes 18."""
 _COUNT_KEY = re.compile(r"(num|n)_|.*(layer|depth|block|stage|expert|label|head)")
@@ -35,15 +37,35 @@ def check_counts(config: dict[str, Any], name: str) -> None:
     ConfigError
         A count exceeds `MAX_COUNT`.
     """
-    pending: list[tuple[str, Any]] = [("", config)]
+    for key, value in _numbers(config):
+        if value > MAX_COUNT and _COUNT_KEY.match(key) and "position" not in key:
+            raise ConfigError(f"{name}: {key} is {value:.6g}; expected at most {MAX_COUNT}")
+
+
+def check_image_sizes(settings: dict[str, Any], name: str) -> None:
+    """Check the size in pixels to which an image processor scales, crops or pads every image.
+
+    Raises
+    ------
+    ConfigError
+        An edge exceeds `MAX_EDGE`.
+    """
+    for key, value in _numbers(settings):
+        if value > MAX_EDGE and re.fullmatch(r".*(height|width|edge|size|crop|pad).*", key):
+            raise ConfigError(f"{name}: {key} is {value:.6g}; expected at most {MAX_EDGE} pixels")
+
+
+def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield every number of a JSON object, with the nearest key above it."""
+    pending: list[tuple[str, Any]] = [("", content)]
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
             pending.extend((str(k), v) for k, v in value.items())
         elif isinstance(value, list):
             pending.extend((key, v) for v in value)
-        elif isinstance(value, int | float) and value > MAX_COUNT and _COUNT_KEY.match(key) and "position" not in key:
-            raise ConfigError(f"{name}: {key} is {value:g}; expected at most {MAX_COUNT}")
+        elif isinstance(value, int | float):
+            yield key, value
 
 
 @contextmanager

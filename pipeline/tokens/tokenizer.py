@@ -17,6 +17,7 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,17 @@ def _batch_spans(examples: Sequence[CorpusExample]) -> Iterator[tuple[int, int]]
         yield start, len(examples)
 
 
+@contextmanager
+def _failing_as_ours(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Raise ConfigError for any failure of the tokenizers library. Its panics are no Exceptions."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ConfigError(f"{type(tokenizer).__name__} fails on a text: {error}") from error
+
+
 def _growth_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase, growth: int) -> str | None:
     """Return the reason for skipping a text that the tokenizer's normalizer makes too long."""
     for text in (example.text, example.text_pair, example.target):
@@ -131,7 +143,9 @@ def _growth_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase, g
             continue
         normalizer = tokenizer.backend_tokenizer.normalizer
         pieces = (text[i : i + _PIECE_CHARS] for i in range(0, len(text), _PIECE_CHARS))
-        if sum(len(normalizer.normalize_str(piece)) for piece in pieces) > _MOST_NORMALIZED:
+        with _failing_as_ours(tokenizer):
+            n_chars = sum(len(normalizer.normalize_str(piece)) for piece in pieces)
+        if n_chars > _MOST_NORMALIZED:
             return f"the tokenizer makes more than {_MOST_NORMALIZED} characters of it"
     return None
 
@@ -207,12 +221,8 @@ def _run_tokenizer(
             continue
         first, second = [texts[i][0] for i in rows], [texts[i][1] or "" for i in rows]
         inputs = {"text_target": first} if is_target else {"text": first, "text_pair": second if is_pair else None}
-        try:
+        with _failing_as_ours(tokenizer):
             batch = tokenizer(**inputs, add_special_tokens=add_special_tokens, verbose=False, **truncation)
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except BaseException as error:  # a panic of the tokenizers library is no Exception
-            raise ConfigError(f"{type(tokenizer).__name__} fails on a text: {error}") from error
         for i, encoding in zip(rows, batch.encodings or [], strict=True):
             result[i] = encoding
     return result

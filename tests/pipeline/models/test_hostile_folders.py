@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from headatlas.pipeline.models.model_limits import MAX_GROWTH, check_normalizer
+from headatlas.pipeline.models.model_limits import MAX_GROWTH, check_image_sizes, check_normalizer
 from headatlas.store.errors import ConfigError
 
 CHILD = """
@@ -168,6 +168,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     "normalizer without type": tokenizer(normalizer={"normalizers": 5}),
     "model without vocabulary": tokenizer(model={"type": "WordLevel", "vocab": {}, "unk_token": "[UNK]"}),
     "model of another kind": tokenizer(model={"type": "BPE", "vocab": {"t": 0}, "merges": [["a", "b"]]}),
+    "expression that backtracks": tokenizer(pre_tokenizer={"type": "Split", "pattern": {"Regex": r"(\w|\w\w)+!"}, "behavior": "Isolated", "invert": False}),
     "ids beyond": move_ids(10**6),
     "ids beyond 31 bits": move_ids(3 * 10**9),
     "ids just beyond": move_ids(90),
@@ -179,7 +180,7 @@ HARMLESS = {"negative padding", "padding beyond"}
 def outcomes(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int]]:
     """Outcome and memory of each case. Each runs in a fork of one process that has imported everything."""
     root = tmp_path_factory.mktemp("hostile")
-    (root / "corpus.txt").write_text("the nurse said that the doctor left\nthe cat\n")
+    (root / "corpus.txt").write_text("the nurse said that the doctor left\nthe cat " + "t" * 60 + " !\n")
     jobs = {}
     for number, (case, change) in enumerate(CASES.items()):
         folder = root / f"{number}"
@@ -201,6 +202,18 @@ def test_the_end_is_an_error_of_ours(case: str, outcomes: dict[str, tuple[str, i
     is_ours = "Error: " in outcome and not outcome.startswith("not ours")
     assert is_ours or (case in HARMLESS and outcome == "prepared"), outcome[:300]
     assert growth < MAX_MEMORY, f"{outcome} (+{growth >> 20} MiB)"
+
+
+def test_images_are_not_scaled_without_end() -> None:
+    check_image_sizes({"size": {"height": 224, "width": 224}, "rescale_factor": 1 / 255, "max_pixels": 10**7}, "x")
+    for entries in (
+        {"size": {"height": 10**6}},
+        {"size": 10**6},
+        {"crop_size": [4, 10**6]},
+        {"size": {"longest_edge": 1e9}},
+    ):
+        with pytest.raises(ConfigError, match="pixels"):
+            check_image_sizes(entries, "x")
 
 
 def test_the_growth_of_usual_normalizers_is_small() -> None:
