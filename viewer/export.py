@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headatlas.store.errors import BudgetError
+from headatlas.store.files.drafts import replace_file
 
 from .components.standalone_page import MAX_BYTES, array_bytes, make_page
 from .frames.whole_example import PartFrame
@@ -30,9 +31,8 @@ class View:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the document to a file. Any browser opens it, without a network."""
-        target = Path(path)
-        target.write_text(self.data, encoding="utf-8")
-        return target
+        replace_file(path, self.data.encode("utf-8"))
+        return Path(path)
 
     def _repr_html_(self) -> str:
         """Return the view as an iframe for Jupyter. The iframe isolates the notebook's page and the view."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.store.commands.options import AsJson
+from headatlas.store.commands.options import AsJson, IgnoreSpace
 
 if TYPE_CHECKING:
     from ..config import JobConfig
@@ -63,6 +63,7 @@ def run(
         bool,
         typer.Option("--repair", help="Verify every byte of the store, and write damaged and dropped segments again."),
     ] = False,
+    ignore_space: IgnoreSpace = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not show progress.")] = False,
 ) -> None:
     """Run a model over a corpus and write its attention to a store. Run the same command again to resume it.
@@ -78,7 +79,7 @@ def run(
     try:
         from ..job.multi_model import run_jobs
 
-        reports = run_jobs(jobs, display, repair=repair)
+        reports = run_jobs(jobs, display, repair=repair, check_space=not ignore_space)
     except KeyboardInterrupt:
         display.close()
         stores = ", ".join(str(job.store.path) for job in jobs)

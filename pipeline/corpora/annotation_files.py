@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
@@ -18,6 +18,10 @@ from headatlas.store.files.hashed_files import file_hash
 from .corpus import read_corpus
 from .corpus_options import ConlluCorpus
 from .records import Quarantined, iter_lines
+from .table import iter_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AnnotationKind = Literal["example", "word", "token"]
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".conllu": "conllu"}
@@ -80,7 +84,7 @@ def _table(
         if file_format == "jsonl":
             frame = pd.DataFrame(_records(path))
         elif file_format == "parquet":
-            frame = pd.read_parquet(path)
+            frame = _parquet_frame(path, column)
         else:
             separator = "\t" if path.suffix == ".tsv" else ","
             frame = pd.read_csv(path, sep=separator, dtype={"id": str}, keep_default_na=False, na_values=[""])
@@ -118,13 +122,29 @@ def _table(
     return (kind or "word") if with_lists else "example", values
 
 
+def _parquet_frame(path: Path, column: str) -> pd.DataFrame:
+    import pandas as pd
+
+    header: list[str] = []
+    rows = []
+    for number, row in iter_parquet(path, header.extend, {"id", column, "word", "token"}):
+        if isinstance(row, Quarantined):
+            raise ConfigError(f"{path}, row {number}: {row.reason}.")
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    return frame if "id" in frame and column in frame else pd.DataFrame(columns=pd.Index(header))
+
+
 def _records(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in iter_lines(path, "utf-8"):
         if isinstance(line, Quarantined):
             raise ConfigError(f"{path}, line {number}: {line.reason}.")
         if line.strip():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"{path}, line {number}: not JSON: {error}.") from None
             if not isinstance(record, dict):
                 raise ConfigError(f"{path}, line {number}: a JSON {type(record).__name__}; expected an object.")
             records.append(record)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from .corpus_options import ConlluCorpus
 from .examples import CorpusExample, Word
-from .records import Quarantined, check_text, default_id, iter_lines
+from .records import LINE_OVERHEAD, MAX_RECORD_BYTES, TOO_LONG, Quarantined, check_text, default_id, iter_lines
 
 _ID = re.compile(r"(\d{1,6})(?:-(\d{1,6})|\.(\d{1,6}))?")
 _COMMENT = re.compile(r"#\s*(?:meta::)?([^=]*?)\s*=\s*(.*?)\s*")
@@ -62,13 +62,18 @@ def read_conllu(options: ConlluCorpus) -> Iterator[CorpusExample | Quarantined]:
 
 def _split_sentences(options: ConlluCorpus) -> Iterator[list[tuple[int, str | Quarantined]]]:
     lines: list[tuple[int, str | Quarantined]] = []
+    n_chars = 0
     for number, line in iter_lines(options.path, options.encoding):
         if isinstance(line, str) and not line.strip():
             if lines:
                 yield lines
-            lines = []
-        else:
+            lines, n_chars = [], 0
+            continue
+        n_chars += LINE_OVERHEAD + (len(line) if isinstance(line, str) else 0)
+        if n_chars <= MAX_RECORD_BYTES:
             lines.append((number, line))
+        elif not isinstance(lines[0][1], Quarantined):
+            lines = [(lines[0][0], Quarantined(lines[0][0], TOO_LONG))]
     if lines:
         yield lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ class CorpusExample:
     columns: dict[str, str | int | float | None] = field(default_factory=dict)
     image: Path | None = None
     """Image file to read instead of the text; None in text corpora."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Approximate memory of the example."""
+        values = (self.id, self.text, self.text_pair, self.target, *self.columns.values())
+        return sum(map(sys.getsizeof, values)) + 64 * len(self.words) * (2 + len(self.word_columns))
 
 
 @dataclass(frozen=True)

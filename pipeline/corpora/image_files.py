@@ -6,6 +6,7 @@ Pillow (``pip install headatlas[images]``).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import warnings
@@ -96,11 +97,16 @@ def read_image(path: Path, sha256: str | None = None) -> tuple[Image, str]:
             "reading images needs Pillow, which is not installed; pip install 'headatlas[images]'"
         ) from error
     try:
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise UnreadableImage(f"larger than {MAX_IMAGE_BYTES} bytes")
-        data = path.read_bytes()
+        if not path.is_file():
+            raise UnreadableImage("there is no such file")
+        with path.open("rb") as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # a problem of this process, not of the file
+            raise ConfigError(f"{path} cannot be opened now: {error.strerror}") from error
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_IMAGE_BYTES:
+        raise UnreadableImage(f"larger than {MAX_IMAGE_BYTES} bytes")
     digest = hashlib.sha256(data).hexdigest()
     if sha256 not in (None, digest):
         raise UnreadableImage("the file changed since the corpus was read")
@@ -111,5 +117,9 @@ def read_image(path: Path, sha256: str | None = None) -> tuple[Image, str]:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
                 return ImageOps.exif_transpose(image).convert("RGB"), digest
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except UnreadableImage:
+        raise
+    except MemoryError as error:
+        raise UnreadableImage("takes more memory than this machine has") from error
+    except Exception as error:  # decoders raise errors of any type for damaged files
         raise UnreadableImage(f"is no image that can be decoded: {error}") from error

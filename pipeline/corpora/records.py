@@ -17,6 +17,9 @@ from pathlib import Path
 from headatlas.store.errors import ConfigError
 
 MAX_RECORD_BYTES = 16 * 2**20
+TOO_LONG = f"longer than {MAX_RECORD_BYTES} bytes"
+LINE_OVERHEAD = 16
+"""Characters that a line of a record of several lines counts for besides its own, so that empty lines count too."""
 MAX_COLUMNS = 64
 
 
@@ -41,7 +44,7 @@ def iter_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | Quarantin
             if size == MAX_RECORD_BYTES and not raw.endswith(b"\n"):
                 while (more := _read(path, file, MAX_RECORD_BYTES)) and not more.endswith(b"\n"):
                     pass
-                yield number, Quarantined(number, f"longer than {MAX_RECORD_BYTES} bytes")
+                yield number, Quarantined(number, TOO_LONG)
                 continue
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")

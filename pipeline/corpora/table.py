@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
-from headatlas.store.errors import ConfigError
+import numpy as np
+
+from headatlas.store.errors import BudgetError, ConfigError
 
 from .corpus_options import DelimitedCorpus, ParquetCorpus
 from .examples import CorpusExample
 from .fields import RecordReader
-from .records import MAX_RECORD_BYTES, Quarantined, iter_lines
+from .records import MAX_RECORD_BYTES, TOO_LONG, Quarantined, iter_lines
 
 _BATCH_ROWS = 1024
 
@@ -25,8 +28,9 @@ def read_delimited(options: DelimitedCorpus) -> Iterator[CorpusExample | Quarant
         The header is missing, repeats a name, or lacks a column that the options name.
     """
     faults: list[Quarantined] = []
+    lines = _Lines(options, faults)
     rows = csv.reader(
-        _feed_lines(options, faults),
+        lines,
         delimiter=options.delimiter or ("," if options.kind == "csv" else "\t"),
         quoting=csv.QUOTE_MINIMAL if options.quoting else csv.QUOTE_NONE,
     )
@@ -34,6 +38,7 @@ def read_delimited(options: DelimitedCorpus) -> Iterator[CorpusExample | Quarant
     header: list[str] | None = None
     while True:
         outcome = _next_row(rows)
+        lines.n_chars = 0
         yield from faults
         faults.clear()
         if outcome is None:
@@ -55,14 +60,29 @@ def read_delimited(options: DelimitedCorpus) -> Iterator[CorpusExample | Quarant
         raise ConfigError(f"corpus.path {str(options.path)!r} has no header line; the first line must name the columns")
 
 
-def _feed_lines(options: DelimitedCorpus, faults: list[Quarantined]) -> Iterator[str]:
-    """Yield lines to the csv reader. An unreadable line is replaced by an empty one to keep its line count correct."""
-    for _, line in iter_lines(options.path, options.encoding):
+class _Lines:
+    """Lines for the csv reader. An unreadable line is replaced by an empty one to keep the reader's line count correct.
+
+    Raises csv.Error if a record has more than 16 MiB. The reader then begins the next record.
+    """
+
+    def __init__(self, options: DelimitedCorpus, faults: list[Quarantined]) -> None:
+        self._lines, self._faults = iter_lines(options.path, options.encoding), faults
+        self.n_chars = 0
+        """Characters since the last record ended."""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        _, line = next(self._lines)
         if isinstance(line, Quarantined):
-            faults.append(line)
-            yield "\n"
-        else:
-            yield line + "\n"
+            self._faults.append(line)
+            return "\n"
+        self.n_chars += len(line) + 1
+        if self.n_chars > MAX_RECORD_BYTES:
+            raise csv.Error(TOO_LONG)
+        return line + "\n"
 
 
 def _next_row(rows: Any) -> list[str] | str | None:
@@ -109,27 +129,129 @@ def read_parquet(options: ParquetCorpus) -> Iterator[CorpusExample | Quarantined
     ------
     ConfigError
         The file is not Parquet, or lacks a column that the options name.
+    BudgetError
+        The file expands to much more than its size.
+    """
+    reader = RecordReader(options)
+    for number, record in iter_parquet(options.path, reader.check_header):
+        yield record if isinstance(record, Quarantined) else reader.read(number, record)
+
+
+def iter_parquet(
+    path: Path, check_header: Callable[[list[str]], None], names: Collection[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any] | Quarantined]]:
+    """Yield the rows of a Parquet file, numbered from 1. A row of more than 16 MiB is yielded as `Quarantined`.
+
+    Rows are decoded in batches that take little memory, whatever the file expands to: values of a dictionary stay
+    references until a row is read, and so do not multiply. `check_header` receives the column names. `names` selects
+    columns, which may be lists; by default all columns of single values are read.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or is not Parquet.
+    BudgetError
+        A row group would take more than `MAX_GROUP_BYTES`, and more than `MAX_EXPANSION` times its bytes in the file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not options.path.is_file():
+    if not path.is_file():
         raise ConfigError(
-            f"corpus.path {str(options.path)!r}: there is no such file. Relative paths start at the current directory"
+            f"corpus.path {str(path)!r}: there is no such file. Relative paths start at the current directory"
         )
-    reader = RecordReader(options)
     number = 0
     try:
-        with pq.ParquetFile(options.path) as file:
-            reader.check_header(file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=_readable_columns(file.schema_arrow)):
-                for record in batch.to_pylist():
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            check_header(schema.names)
+            columns = _readable_columns(schema) if names is None else [n for n in schema.names if n in names]
+        leaves = [
+            metadata.schema.column(i).path
+            for i in range(metadata.num_columns)
+            if metadata.schema.column(i).path.split(".")[0] in columns
+        ]
+        dictionaries, delta = _check_groups(path, metadata, leaves)
+        # texts in delta encoding share their beginnings with the text before, so one row at a time is decoded
+        batch_rows = 1 if delta else _BATCH_ROWS
+        with pq.ParquetFile(path, read_dictionary=sorted(dictionaries - delta), pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
+                for record in _iter_records(batch):
                     number += 1
-                    yield reader.read(number, record)
+                    yield number, record if isinstance(record, dict) else Quarantined(number, record)
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(
-            f"corpus.path {str(options.path)!r} cannot be read as Parquet after row {number}: {error}"
-        ) from error
+        raise ConfigError(f"corpus.path {str(path)!r} cannot be read as Parquet after row {number}: {error}") from error
+
+
+MAX_GROUP_BYTES = 256 << 20
+MAX_EXPANSION = 200
+"""Compression that no corpus reaches: text compresses to a tenth, logs to a hundredth."""
+
+
+def _check_groups(path: Path, metadata: Any, leaves: Collection[str]) -> tuple[set[str], set[str]]:
+    """Compare the size that row groups expand to with their bytes in the file.
+
+    Returns
+    -------
+    The columns of texts, and those of them in a delta encoding.
+    """
+    texts, delta = set[str](), set[str]()
+    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
+        stored = expanded = 0
+        for column in (group.column(i) for i in range(group.num_columns)):
+            if column.path_in_schema not in leaves:
+                continue
+            stored += column.total_compressed_size
+            # lists and runs of equal numbers take few bytes in a page and eight for each value in memory
+            n_in_memory = 8 * column.num_values if "." in column.path_in_schema else 0
+            expanded += max(column.total_uncompressed_size, n_in_memory)
+            if column.physical_type == "BYTE_ARRAY":
+                texts.add(column.path_in_schema)
+                if not {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}.isdisjoint(column.encodings):
+                    delta.add(column.path_in_schema)
+        if expanded > MAX_GROUP_BYTES and expanded > MAX_EXPANSION * stored:
+            raise BudgetError(
+                f"corpus.path {str(path)!r}: a row group of {stored} bytes expands to {expanded}; expected at most "
+                f"{MAX_EXPANSION} times its size. If you trust the file, write it again with smaller row groups."
+            )
+    return texts, delta
+
+
+def _iter_records(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """Yield the rows of a batch, or the reason why a row cannot be used. At most 64 MiB become objects at a time."""
+    sizes = np.zeros(len(batch), np.int64)
+    for column in batch.columns:
+        sizes += _value_bytes(column)
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(batch):
+        if sizes[start] > MAX_RECORD_BYTES:
+            yield TOO_LONG
+            start += 1
+            continue
+        limit = ends[start] - sizes[start] + 4 * MAX_RECORD_BYTES
+        stop = min(int(np.searchsorted(ends, limit, side="right")), len(batch))
+        too_long = np.flatnonzero(sizes[start:stop] > MAX_RECORD_BYTES)
+        stop = start + int(too_long[0]) if len(too_long) else stop
+        yield from batch.slice(start, stop - start).to_pylist()
+        start = stop
+
+
+def _value_bytes(column: Any) -> np.ndarray:
+    """Return the bytes of each value of an Arrow array as an object, without creating it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        lengths = np.append(_value_bytes(column.dictionary), 0)  # the last entry is for missing values
+        return lengths[pc.fill_null(column.indices.cast("int64"), -1).to_numpy(zero_copy_only=False)]
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        ends = np.append(0, np.cumsum(_value_bytes(column.flatten())))
+        stops = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False))
+        return np.diff(ends[np.append(0, stops)])
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        return pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.full(len(column), 8, np.int64)
 
 
 def _readable_columns(schema: Any) -> list[str]:

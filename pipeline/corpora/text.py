@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from .corpus_options import TextCorpus
 from .examples import CorpusExample
 from .records import (
+    LINE_OVERHEAD,
     MAX_RECORD_BYTES,
+    TOO_LONG,
     Quarantined,
     check_text,
     corpus_files,
@@ -36,18 +38,21 @@ def _read_lines(options: TextCorpus) -> Iterator[CorpusExample | Quarantined]:
 
 
 def _read_paragraphs(options: TextCorpus) -> Iterator[CorpusExample | Quarantined]:
-    first, lines, fault = 0, list[str](), None
+    first, lines, fault, n_chars = 0, list[str](), None, 0
     for number, line in iter_lines(options.path, options.encoding):
         if isinstance(line, str) and not line.strip():
             if fault or lines:
                 yield fault or _example(options, first, " ".join(lines))
-            lines, fault = [], None
+            lines, fault, n_chars = [], None, 0
             continue
         if isinstance(line, Quarantined):
             fault = fault or line
             continue
-        first = first if lines else number
-        lines.append(line.strip())
+        first, n_chars = first if lines else number, n_chars + len(line) + LINE_OVERHEAD
+        if n_chars > MAX_RECORD_BYTES:
+            lines, fault = [], fault or Quarantined(first, TOO_LONG)
+        elif not fault:
+            lines.append(line.strip())
     if fault or lines:
         yield fault or _example(options, first, " ".join(lines))
 
@@ -62,7 +67,7 @@ def _read_files(options: TextCorpus) -> Iterator[CorpusExample | Quarantined]:
         with open_bytes(path) as file:
             raw = read_bytes(path, file)
         if raw is None:
-            yield Quarantined(number, f"{path.name}: longer than {MAX_RECORD_BYTES} bytes")
+            yield Quarantined(number, f"{path.name}: {TOO_LONG}")
             continue
         try:
             text = raw.removeprefix(b"\xef\xbb\xbf").decode(options.encoding)

@@ -8,8 +8,6 @@ out of memory alone, or its scores are not finite), its segment is computed agai
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 
 from headatlas.store.errors import BudgetError
+from headatlas.store.files.drafts import check_free_space
 from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped
 from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.text_tables import SegmentTables
@@ -53,8 +52,10 @@ from ..tokens.batch_plan import SegmentSpec, plan_batches
 from ..tokens.model_inputs import ModelInputs
 from ..tokens.segment_tables import build_example_columns, build_token_table
 from .deferred_statistics import add_deferred
+from .out_of_memory import is_out_of_memory, release_memory
 from .prepared_job import Job, count_tokens, prepare_job
 from .repair import find_repairs
+from .resources import expected_bytes
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,16 @@ class ComputedSegment:
     """Manifest entry that this segment replaces in a repair; None in a normal run."""
 
 
-def run_job(config: JobConfig, on_event: Listener = lambda event: None, *, repair: bool = False) -> JobReport:
+def run_job(
+    config: JobConfig,
+    on_event: Listener = lambda event: None,
+    *,
+    repair: bool = False,
+    check_space: bool = True,
+) -> JobReport:
     """Run or resume a job. With `repair`, damaged and dropped segments are written again too.
+
+    With `check_space`, the free space of the disk is compared with the expected size before anything is computed.
 
     A KeyboardInterrupt is raised after the segment that is being written has been committed.
 
@@ -102,11 +111,19 @@ def run_job(config: JobConfig, on_event: Listener = lambda event: None, *, repai
     HeadAtlasError
         The job cannot run, the model fails the self-check, or the store belongs to another job.
     """
-    return execute_job(prepare_job(config, on_event), on_event, repair=repair)
+    return execute_job(prepare_job(config, on_event), on_event, repair=repair, check_space=check_space)
 
 
-def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bool = False) -> JobReport:
-    """Compute and write the missing segments; with `repair`, also the damaged and dropped ones."""
+def execute_job(
+    job: Job, on_event: Listener = lambda event: None, *, repair: bool = False, check_space: bool = True
+) -> JobReport:
+    """Compute and write the missing segments; with `repair`, also the damaged and dropped ones. See `run_job`.
+
+    Raises
+    ------
+    BudgetError
+        The disk has too little free space, or the system starts no further thread.
+    """
     start_time = time.monotonic()
     writer = StoreWriter.create(
         job.path,
@@ -126,12 +143,20 @@ def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bo
         )
     )
     if pending_segments:
+        if check_space:
+            check_free_space(
+                job.path,
+                expected_bytes(job.spec, job.n_tokens, pending_segments),
+                "Free space, keep less (headatlas plan shows the sizes), or add --ignore-space. "
+                "Segments that are committed stay, also if the disk fills up.",
+            )
         reduction, served_by = _check(job, pending_segments, on_event)
         writer.note("reduction", served_by)
         collector = TraceCollector(job.spec, job.sites, reduction)
         pools = (BufferPool(), BufferPool())
         pending: Future[SegmentEntry] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
+            _start_thread(background)
             for number, segment in enumerate(pending_segments):
                 computed = compute_segment(
                     job, segment, collector, pools[number % 2], on_event, _recorded_skips(writer, segment)
@@ -157,6 +182,16 @@ def execute_job(job: Job, on_event: Listener = lambda event: None, *, repair: bo
         n_bytes,
         seconds,
     )
+
+
+def _start_thread(pool: ThreadPoolExecutor) -> None:
+    """Start the thread that writes segments, before a segment is computed that it could not write."""
+    try:
+        pool.submit(int)
+    except RuntimeError as error:
+        raise BudgetError(
+            f"no thread can be started to write segments ({error}). Raise the limit of processes (ulimit -u)."
+        ) from error
 
 
 def _recorded_skips(writer: StoreWriter, segment: SegmentSpec) -> dict[int, str]:
@@ -301,41 +336,13 @@ def _run_batch(
         batch = collector.begin(buffers, part, inputs.special)
         forward(inputs)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         for name, count in n_filled_before.items():
             buffers.sites[name].n_filled = count
-        _release_memory(model.device)
+        release_memory(model.device)
         return None
     return batch.failures
-
-
-def _release_memory(device: torch.device) -> None:
-    """Return freed memory to the system.
-
-    Allocators keep freed blocks. Without this, the code that oneDNN generates for another batch shape may not fit.
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in the GNU C library
-        if trim is not None:
-            trim(0)
-
-
-_OUT_OF_MEMORY_TEXTS = (
-    "can't allocate memory",
-    "not enough memory",
-    "could not create a primitive",  # oneDNN raises this if there is no memory for the code that it generates
-    "could not create a memory object",
-)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in text for words in _OUT_OF_MEMORY_TEXTS
-    )
 
 
 def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:

@@ -19,7 +19,11 @@ from .prepared_job import Job, prepare_job
 
 
 def run_jobs(
-    configs: Sequence[JobConfig], on_event: Listener = lambda event: None, *, repair: bool = False
+    configs: Sequence[JobConfig],
+    on_event: Listener = lambda event: None,
+    *,
+    repair: bool = False,
+    check_space: bool = True,
 ) -> list[JobReport]:
     """Run or resume jobs that differ only in their models (`config.load_jobs`). See `job_runner.run_job`.
 
@@ -40,7 +44,7 @@ def run_jobs(
             job = prepare_job(config, on_event, corpus)
             first_keys = first_keys or [_alignment_key(example) for example in job.examples]
             _check_aligned(job, first_keys)
-            reports.append(execute_job(job, on_event, repair=repair))
+            reports.append(execute_job(job, on_event, repair=repair, check_space=check_space))
         except HeadAtlasError as error:
             if len(configs) == 1:
                 raise

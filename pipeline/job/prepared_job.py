@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.errors import HeadAtlasError, UnsupportedModelError
 from headatlas.store.schema.traces import TraceSpec
 
 from ..config import JobConfig
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ..tokens.model_inputs import InputBuilder
 
 _LIBRARIES = ("headatlas", "torch", "transformers", "tokenizers", "numpy", "zarr")
-_LISTED_QUARANTINED = 100
 EAGER_BATCH_BYTES = 512 << 20
 """Largest total size of the maps of one batch in eager mode, over all layers. A single example may exceed it."""
 
@@ -121,7 +120,14 @@ def prepare_job(
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = next(example for i, example in enumerate(examples) if i not in skipped)
-    sites = find_sites(loaded.model, inputs.build_probe(first))
+    try:
+        sites = find_sites(loaded.model, inputs.build_probe(first))
+    except (HeadAtlasError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # impossible sizes of a configuration show when the model runs
+        raise UnsupportedModelError(
+            f"{type(loaded.model).__name__} cannot run on three tokens: {error}. Check the sizes in its config.json."
+        ) from error
     keep = config.keep.stored()
     require_keep(loaded.model, sites, keep)
     if config.generate.max_new_tokens and not any(site.causal for site in sites.sites):
@@ -149,7 +155,7 @@ def prepare_job(
         spec=spec,
         examples=examples,
         skipped=skipped,
-        n_quarantined=len(corpus.quarantined),
+        n_quarantined=corpus.n_quarantined,
         segments=segments,
         provenance={},
         resident_model_bytes=resident_model_bytes,
@@ -181,9 +187,7 @@ def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
         "model": job.loaded.identity.to_dict(),
         "tokenizer": reader,
         "corpus": corpus.description,
-        "quarantined": [
-            {"line": record.line, "reason": record.reason} for record in corpus.quarantined[:_LISTED_QUARANTINED]
-        ],
+        "quarantined": [{"line": record.line, "reason": record.reason} for record in corpus.quarantined],
         "config": job.config.identity(),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),

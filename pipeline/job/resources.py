@@ -143,6 +143,17 @@ def project(
     )
 
 
+def expected_bytes(spec: TraceSpec, n_tokens: Lengths, segments: Sequence[SegmentSpec]) -> int:
+    """Return the expected bytes on disk of the traces of some segments, estimated from shapes alone."""
+    total = 0
+    for segment in segments:
+        lengths = {name: np.asarray(values[segment.examples], dtype=np.int64) for name, values in n_tokens.items()}
+        expected, maximum = _sparse_entries(spec, lengths)
+        for path, layout in segment_layout(spec, lengths).items():
+            total += _project_array(spec, path, layout.raw_bytes, expected / max(1, maximum)).stored_bytes
+    return total
+
+
 def _project_array(spec: TraceSpec, path: str, raw_bytes: int, kept_fraction: float) -> ArrayProjection:
     """Predict the stored bytes of one array; `kept_fraction` is the expected fraction of the entries of a sparse codec."""
     site_name, name = path.split("/", 1)

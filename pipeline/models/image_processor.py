@@ -18,7 +18,8 @@ from headatlas.store.schema.token_table import MISSING, TokenFlag
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence
 from ..corpora.image_files import UnreadableImage, read_image
-from .model_folder import ModelFolder
+from .model_folder import ModelFolder, read_json
+from .model_limits import check_image_sizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,6 +112,9 @@ def load_image_reader(folder: ModelFolder, model: PreTrainedModel) -> ImageReade
         raise ConfigError(
             f"model {folder.name!r}: {type(model).__name__} reads no images; expected a vision model such as ViT"
         )
+    settings = folder.path / "preprocessor_config.json"
+    if settings.exists():
+        check_image_sizes(read_json(settings), f"{settings}")
     try:
         processor = AutoImageProcessor.from_pretrained(
             folder.path, local_files_only=True, trust_remote_code=False, backend="pil"

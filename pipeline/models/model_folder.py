@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,11 @@ from typing import Any
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
 
+from .model_limits import check_counts, check_normalizer
+
 _MAX_CONFIG_BYTES = 16 * 2**20
+_MAX_TOKENIZER_BYTES = 256 * 2**20
+_TEXT_ENDINGS = (".json", ".txt", ".model", ".jinja")
 
 _IDENTITY_FILES = (
     "config.json",
@@ -43,29 +49,70 @@ class ModelFolder:
     """The GGUF file that the folder was converted from."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit_bytes: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Read a JSON object from a model folder.
 
     Raises
     ------
     ConfigError
-        The file is missing, larger than 16 MiB, or not a JSON object.
+        The file is missing, larger than `limit_bytes`, or not a JSON object.
     """
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes; expected at most {_MAX_CONFIG_BYTES}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ConfigError(f"{path} is a folder, pipe or device; expected a file")
+            data = file.read(limit_bytes + 1)
+        if len(data) > limit_bytes:
+            raise ConfigError(f"{path} has more than {limit_bytes} bytes; expected at most that")
+        value = json.loads(data)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path.parent} has no {path.name}; expected a model folder as save_pretrained writes it"
         ) from error
     except ConfigError:
         raise
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be opened: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} contains a {type(value).__name__}; expected a JSON object")
     return value
+
+
+def check_files(folder: Path) -> None:
+    """Check every file that transformers may open in a model folder, without opening it.
+
+    Raises
+    ------
+    ConfigError
+        A file is a pipe or a device, which may be without end, or a text file is too large.
+    """
+    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
+        try:
+            status = path.stat()
+        except OSError:  # a link to nothing is a missing file
+            continue
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ConfigError(f"{path} is a pipe, socket or device; expected a file. Do not trust this folder")
+        limit = _MAX_CONFIG_BYTES if "config" in path.name else _MAX_TOKENIZER_BYTES
+        if path.name.endswith(_TEXT_ENDINGS) and status.st_size > limit:
+            raise ConfigError(f"{path} has {status.st_size} bytes; expected at most {limit}")
+
+
+def check_tokenizer_files(folder: ModelFolder) -> None:
+    """Check the normalizer of a tokenizer before any text reaches it. Loading already normalizes the added tokens.
+
+    Raises
+    ------
+    ConfigError
+        The normalizer can make more than `MAX_GROWTH` characters of one.
+    """
+    check_files(folder.path)
+    path = folder.path / "tokenizer.json"
+    if path.exists():
+        check_normalizer(read_json(path, _MAX_TOKENIZER_BYTES).get("normalizer"), f"model {folder.name!r}")
 
 
 def check_config(folder: Path) -> None:
@@ -74,10 +121,12 @@ def check_config(folder: Path) -> None:
     Raises
     ------
     ConfigError
-        `config.json` names a kernel of the hub (an ``…_implementation`` with a slash), or the folder is an adapter
-        of another model.
+        `config.json` names a kernel of the hub (an ``…_implementation`` with a slash) or impossible sizes, a file is a
+        pipe or device, or the folder is an adapter of another model.
     """
+    check_files(folder)
     raw = read_json(folder / "config.json")
+    check_counts(raw, f"{folder}/config.json")
     if (folder / "adapter_config.json").exists():
         raise ConfigError(
             f"{folder} is an adapter; expected a whole model. Merge the adapter into its base model and save the result"

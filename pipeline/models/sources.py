@@ -26,7 +26,15 @@ from headatlas.store.files.cache_folder import cache_folder
 from headatlas.store.files.hashed_files import file_hash
 from headatlas.store.files.package_paths import find_in_package
 
-from .model_folder import ModelFolder, check_config, hash_model_files, quiet_transformers, read_weight_files
+from .model_folder import (
+    ModelFolder,
+    check_config,
+    check_tokenizer_files,
+    hash_model_files,
+    quiet_transformers,
+    read_weight_files,
+)
+from .model_limits import bounded_construction, check_normalizer, normalizer_of
 from .model_options import DType, ModelConfig
 
 if TYPE_CHECKING:
@@ -158,15 +166,22 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    check_tokenizer_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
         raise ConfigError(f"model {folder.name!r}: its tokenizer cannot be opened: {error}") from error
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
         raise ConfigError(
             f"model {folder.name!r}: {kind} has no fast version; expected one, because only fast tokenizers report character offsets"
         )
+    largest_id = max(tokenizer.get_vocab().values(), default=0)
+    if largest_id >= 1 << 31:
+        raise ConfigError(f"model {folder.name!r}: its tokenizer has the id {largest_id}; expected ids below 2³¹")
+    check_normalizer(normalizer_of(tokenizer), f"model {folder.name!r}")  # it may come from a SentencePiece file
     return tokenizer
 
 
@@ -220,14 +235,14 @@ def load_model(
 
     folder = resolve_model(source, revision=revision, cache_dir=cache_dir, local_only=local_only)
     config = _open_config(folder)
-    read_weight_files(folder.path)
+    weight_bytes = sum(path.stat().st_size for path in read_weight_files(folder.path))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind: Any = AutoModel
     if lm_head:
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        with quiet_transformers():
+        with quiet_transformers(), bounded_construction(weight_bytes):
             model, report = kind.from_pretrained(
                 folder.path,
                 config=config,

@@ -162,7 +162,10 @@ def _fill_result(
         if request.n_edges:
             result.edge_key, result.edge_weight = key[..., : request.n_edges], weight[..., : request.n_edges]
         if codec is not None and selection is not None:
-            result.sparse_weights = _select_weights(key, weight, mass.squeeze(-1), codec, selection)
+            n_kept = min(selection.n_kept, weights.shape[3])  # further slots are padding of the edges
+            result.sparse_weights = _select_weights(
+                key[..., :n_kept], weight[..., :n_kept], mass.squeeze(-1), codec, selection
+            )
     if codec is not None and selection is None:
         result.attention = _encode(weights, codec, out=shifted)
 
@@ -195,7 +198,6 @@ def _select_weights(
     selection: Selection,
 ) -> KeptWeights:
     """Select the weights that a sparse codec keeps from the strongest keys of each row."""
-    key, weight = key[..., : selection.n_kept], weight[..., : selection.n_kept]
     is_selected = (weight >= selection.threshold) & (weight > 0)
     is_selected[..., 0] = weight[..., 0] > 0
     dropped = (mass - (weight * is_selected).sum(dim=-1)).clamp_(0, 1)

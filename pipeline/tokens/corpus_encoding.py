@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headatlas.store.errors import ConfigError
+import numpy as np
+
+from headatlas.store.errors import BudgetError, ConfigError
 
 from ..corpora.corpus import describe_corpus, read_corpus
 from ..corpora.corpus_options import CorpusOptions
 from ..corpora.examples import CorpusExample, EncodedExample, without_tokens
 from ..corpora.records import Quarantined
 from ..models.model_options import ModelConfig
-from ..progress import Event, Stage
+from ..progress import Event, Stage, format_bytes
 from .batch_plan import BatchLimits
 from .token_options import GenerateConfig, TokensConfig
 from .tokenizer import Skipped, encode
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from ..models.sources import LoadedModel
 
 OnEvent = Callable[[Event], None]
+LISTED_QUARANTINED = 100
+MAX_CORPUS_BYTES = 2 << 30
+"""Largest memory of the examples of a corpus. Their tokens take about a hundred times as much."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,12 @@ class EncodingOptions:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The contents of a corpus: examples, unreadable records, and the description that identifies it."""
+    """The contents of a corpus: examples, the first unreadable records, and the description that identifies it."""
 
     examples: list[CorpusExample]
     quarantined: list[Quarantined]
+    n_quarantined: int
+    """Number of all unreadable records."""
     description: dict[str, Any]
 
 
@@ -50,20 +57,32 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
     ------
     ConfigError
         The corpus cannot be read or has no example.
+    BudgetError
+        Its examples take more than `MAX_CORPUS_BYTES`.
     """
     on_event(Stage(f"reading corpus {options.path}"))
     quarantined, examples = list[Quarantined](), list[CorpusExample]()
+    n_quarantined = n_bytes = 0
     for record in read_corpus(options):
         if isinstance(record, Quarantined):
-            quarantined.append(record)
-        else:
-            examples.append(record)
+            n_quarantined += 1
+            if len(quarantined) < LISTED_QUARANTINED:
+                quarantined.append(record)
+            continue
+        n_bytes += record.memory_bytes
+        if n_bytes > MAX_CORPUS_BYTES:
+            raise BudgetError(
+                f"{options.path}: the first {len(examples)} examples take {format_bytes(n_bytes)} of memory; at most "
+                f"{format_bytes(MAX_CORPUS_BYTES)} are read. Set corpus.max_examples or corpus.sample, or divide the file."
+            )
+        examples.append(record)
     if not examples:
         first = f"; the first: {quarantined[0].reason}" if quarantined else ""
         raise ConfigError(
-            f"{options.path} has no example ({len(quarantined)} records could not be read{first}); expected at least one."
+            f"{options.path} has no example ({n_quarantined} records could not be read{first}); expected at least one."
         )
-    return Corpus(examples, quarantined, {**describe_corpus(options, examples), "n_quarantined": len(quarantined)})
+    description = {**describe_corpus(options, examples), "n_quarantined": n_quarantined}
+    return Corpus(examples, quarantined, n_quarantined, description)
 
 
 def encode_corpus(
@@ -92,6 +111,7 @@ def encode_corpus(
         has_target=two_sided and not n_new,
         decoder_start_token_id=start,
     )
+    _check_ids([result for result in encoded if isinstance(result, EncodedExample)], loaded)
     skipped = {i: result.reason for i, result in enumerate(encoded) if isinstance(result, Skipped)}
     if len(skipped) == len(encoded):
         first = next(iter(skipped.values()))
@@ -103,6 +123,29 @@ def encode_corpus(
     if n_new:
         _continue_all(options, loaded, examples, skipped, on_event)
     return examples, skipped
+
+
+def _check_ids(examples: list[EncodedExample], loaded: LoadedModel) -> None:
+    """Check that the model has an embedding for every token.
+
+    Raises
+    ------
+    ConfigError
+        The tokenizer and the model do not belong together.
+    """
+    n_embeddings = getattr(loaded.model.get_input_embeddings(), "num_embeddings", None)
+    if not isinstance(n_embeddings, int):
+        return
+    for example in examples:
+        for tokens in (example.source, example.target):
+            if tokens is None or not len(tokens):
+                continue
+            outside = np.flatnonzero((tokens.id < 0) | (tokens.id >= n_embeddings))
+            if len(outside):
+                raise ConfigError(
+                    f"the tokenizer of {loaded.identity.name} gives {tokens.piece[outside[0]]!r} the id "
+                    f"{tokens.id[outside[0]]}, but the model has {n_embeddings} embeddings. Use the model's own tokenizer."
+                )
 
 
 def _decoder(loaded: LoadedModel) -> tuple[bool, int | None]:

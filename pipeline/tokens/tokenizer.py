@@ -17,6 +17,7 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.schema.token_table import MISSING, TokenFlag
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from ..models.model_limits import check_normalizer, normalizer_of
 from .token_options import TooLong
 from .windows import cut_windows
 from .word_split import split_words
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH_EXAMPLES = 1024
+_BATCH_CHARS = 8 << 20
+_MOST_NORMALIZED = 64 << 20
+"""Largest number of characters of a normalized text; each takes 20 bytes in the tokenizers library."""
+_PIECE_CHARS = 4096
+_MOST_SPECIAL = 1024
 _BOUNDARY_SIGNS = frozenset("▁Ġ")
 
 
@@ -78,6 +85,10 @@ def encode(
             f"{type(tokenizer).__name__} has no fast version; expected one, because only fast tokenizers report character offsets"
         )
     n_special = tokenizer.num_special_tokens_to_add(pair=False) if add_special_tokens else 0
+    if n_special > _MOST_SPECIAL:
+        raise ConfigError(
+            f"{type(tokenizer).__name__} adds {n_special} special tokens; expected at most {_MOST_SPECIAL}"
+        )
     if max_tokens <= n_special:
         raise ConfigError(f"max_tokens {max_tokens} leaves no room beside {n_special} special tokens; increase it")
     room = max_tokens - n_special
@@ -87,9 +98,10 @@ def encode(
             f"tokens; expected 1 to {room}"
         )
     results: list[EncodedExample | Skipped] = []
-    for start in range(0, len(examples), _BATCH_EXAMPLES):
-        batch = examples[start : start + _BATCH_EXAMPLES]
-        reasons = [_skip_reason(example, has_target) for example in batch]
+    growth = check_normalizer(normalizer_of(tokenizer), type(tokenizer).__name__)
+    for start, stop in _batch_spans(examples):
+        batch = examples[start:stop]
+        reasons = [_skip_reason(example, has_target) or _growth_reason(example, tokenizer, growth) for example in batch]
         encodable = [example for example, reason in zip(batch, reasons, strict=True) if reason is None]
         settings = {"max_tokens": max_tokens, "on_too_long": on_too_long, "add_special_tokens": add_special_tokens}
         encoded = iter(
@@ -99,6 +111,43 @@ def encode(
             outcome = next(encoded) if reason is None else reason
             results += outcome if isinstance(outcome, list) else [Skipped(start + i, example.id, outcome)]
     return results
+
+
+def _batch_spans(examples: Sequence[CorpusExample]) -> Iterator[tuple[int, int]]:
+    """Yield the spans of the batches: at most 1,024 examples, and no more after `_BATCH_CHARS` characters."""
+    start = n_chars = 0
+    for i, example in enumerate(examples):
+        n_chars += len(example.text) + len(example.text_pair or "") + len(example.target or "")
+        if i + 1 - start >= _BATCH_EXAMPLES or n_chars > _BATCH_CHARS:
+            yield start, i + 1
+            start, n_chars = i + 1, 0
+    if start < len(examples):
+        yield start, len(examples)
+
+
+@contextmanager
+def _failing_as_ours(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Raise ConfigError for any failure of the tokenizers library. Its panics are no Exceptions."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ConfigError(f"{type(tokenizer).__name__} fails on a text: {error}") from error
+
+
+def _growth_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase, growth: int) -> str | None:
+    """Return the reason for skipping a text that the tokenizer's normalizer makes too long."""
+    for text in (example.text, example.text_pair, example.target):
+        if text is None or len(text) * growth <= _MOST_NORMALIZED:
+            continue
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        pieces = (text[i : i + _PIECE_CHARS] for i in range(0, len(text), _PIECE_CHARS))
+        with _failing_as_ours(tokenizer):
+            n_chars = sum(len(normalizer.normalize_str(piece)) for piece in pieces)
+        if n_chars > _MOST_NORMALIZED:
+            return f"the tokenizer makes more than {_MOST_NORMALIZED} characters of it"
+    return None
 
 
 def _skip_reason(example: CorpusExample, has_target: bool) -> str | None:
@@ -172,7 +221,8 @@ def _run_tokenizer(
             continue
         first, second = [texts[i][0] for i in rows], [texts[i][1] or "" for i in rows]
         inputs = {"text_target": first} if is_target else {"text": first, "text_pair": second if is_pair else None}
-        batch = tokenizer(**inputs, add_special_tokens=add_special_tokens, verbose=False, **truncation)
+        with _failing_as_ours(tokenizer):
+            batch = tokenizer(**inputs, add_special_tokens=add_special_tokens, verbose=False, **truncation)
         for i, encoding in zip(rows, batch.encodings or [], strict=True):
             result[i] = encoding
     return result

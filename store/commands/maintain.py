@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import ConfigError
-from .options import AsJson, StoreFolder, StorePath
+from .options import AsJson, IgnoreSpace, StoreFolder, StorePath
 from .printing import size_text
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    ignore_space: IgnoreSpace = False,
     as_json: AsJson = False,
 ) -> None:
     """Copy a store into another container or other codecs. All other data stay bit for bit.
@@ -63,6 +64,7 @@ def convert(
             container,
             codecs=dict(_codec(text) for text in codec or ()),
             keep=keep,
+            check_space=not ignore_space,
             on_segment=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:
@@ -169,6 +171,7 @@ def merge(
     append: Annotated[
         bool, typer.Option("--append", help="Join stores of different corpora, one after the other.")
     ] = False,
+    ignore_space: IgnoreSpace = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge stores of the same model into one: parts of one job, or different corpora with --append.
@@ -183,6 +186,7 @@ def merge(
             stores,
             out,
             append=append,
+            check_space=not ignore_space,
             on_segment=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if as_json:

@@ -78,3 +78,8 @@ def head_of(text: str) -> tuple[int, int]:
     if not (layer.isdecimal() and head.isdecimal()):
         raise ConfigError(f"the head is {text!r}; expected LAYER.HEAD, such as 4.11")
     return int(layer), int(head)
+
+
+IgnoreSpace = Annotated[
+    bool, typer.Option("--ignore-space", help="Begin even if the disk seems to have too little free space.")
+]

@@ -51,6 +51,7 @@ def relations(
 
     Example: [bold]headatlas relations traces/ewt[/bold]
     """
+    from ..files.drafts import replace_file
     from ..queries.dependency_relations import split_by_count
     from ..queries.relations_figure import relations_figure
     from . import tables as render
@@ -60,7 +61,7 @@ def relations(
     best = atlas.table()
     frequent, few = split_by_count(best, minimum)
     if figure is not None:
-        figure.write_text(relations_figure(frequent, _title(first, second)), encoding="utf-8")
+        replace_file(figure, relations_figure(frequent, _title(first, second)).encode())
     table = atlas.table(every_head=True) if every_head else best
     if as_json:
         print(render.to_json(render.relations_json(table) | render.fetched(first, second)))

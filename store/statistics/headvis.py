@@ -21,6 +21,7 @@ import pandas as pd
 from jaxtyping import Float, Float64, Int64
 
 from ..errors import ConfigError, FormatError, NotFoundError, ShapeError
+from ..files.drafts import new_folder
 from ..reading.snapshot import Snapshot
 from ..schema.traces import Site
 from .blocks import iter_blocks
@@ -68,23 +69,24 @@ def export_headvis(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} already exists and is not empty; expected a new or empty folder")
-    (out / "heads").mkdir(parents=True)
-    (out / "attributions").mkdir()
-    table = published_table(store, "headvis", site_spec.name)
-    rows = [
-        {"layer": int(row["layer"]), "head": int(row["head"]), **{name: _rounded(row[name]) for name in METRICS}}
-        for row in table.to_dict("records")
-    ]
-    _write(out / "scatter_data.json", rows)
-    _write(out / "config.json", _config(store, site_spec, sampling), indent=2)
-    _write(out / "server_config.json", {})
-    _write(out / "attributions" / "manifest.json", {})
-    strongest = _strongest_weights(store, site_spec)
     n_heads = site_spec.n_layers * site_spec.n_heads
-    for n_done, (layer, head) in enumerate(np.ndindex(site_spec.n_layers, site_spec.n_heads)):
-        page = _head_page(store, site_spec, layer, head, strongest[layer, head], sampling)
-        _write(out / "heads" / f"L{layer}H{head}.json", page)
-        on_progress(n_done + 1, n_heads)
+    with new_folder(out) as draft:  # an export that fails leaves nothing behind
+        (draft / "heads").mkdir()
+        (draft / "attributions").mkdir()
+        table = published_table(store, "headvis", site_spec.name)
+        rows = [
+            {"layer": int(row["layer"]), "head": int(row["head"]), **{name: _rounded(row[name]) for name in METRICS}}
+            for row in table.to_dict("records")
+        ]
+        _write(draft / "scatter_data.json", rows)
+        _write(draft / "config.json", _config(store, site_spec, sampling), indent=2)
+        _write(draft / "server_config.json", {})
+        _write(draft / "attributions" / "manifest.json", {})
+        strongest = _strongest_weights(store, site_spec)
+        for n_done, (layer, head) in enumerate(np.ndindex(site_spec.n_layers, site_spec.n_heads)):
+            page = _head_page(store, site_spec, layer, head, strongest[layer, head], sampling)
+            _write(draft / "heads" / f"L{layer}H{head}.json", page)
+            on_progress(n_done + 1, n_heads)
     return n_heads
 
 

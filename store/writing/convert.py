@@ -10,11 +10,16 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from ..containers.container import ContainerName
 from ..errors import ConfigError
+from ..files.drafts import SPACE_ADVICE, check_free_space
 from ..files.locations import local_folder
 from ..files.manifest import read_manifest
+from ..reading.committed_segment import CommittedSegment
 from ..reading.snapshot import open_snapshot
+from ..schema.traces import TraceSpec, segment_layout
 from .overlay_commit import commit_overlays
 from .overlay_writer import read_overlays
 from .recode import recoded_spec, recoded_traces
@@ -52,6 +57,7 @@ def convert_store(
     codecs: Mapping[str, str] | None = None,
     keep: Collection[str] | None = None,
     threads: int | None = None,
+    check_space: bool = True,
     on_segment: Callable[[int, int], None] = lambda n_done, total: None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Conversion:
@@ -65,6 +71,8 @@ def convert_store(
         New codecs of ``attention`` and ``query_key``.
     keep
         Kinds to keep of ``attention``, ``query_key``, ``edges`` and ``statistics``; None for all.
+    check_space
+        True to compare the free space of the disk with the expected size before anything is written.
 
     Raises
     ------
@@ -73,6 +81,8 @@ def convert_store(
         codec cannot be computed from the stored data.
     CorruptSegmentError
         A segment cannot be read.
+    BudgetError
+        The disk has too little free space.
     """
     source, target = open_snapshot(path), local_folder(out)
     if source.source.folder is not None and target.absolute().resolve() == source.path.resolve():
@@ -103,6 +113,9 @@ def convert_store(
         on_step=on_step,
     )
     existing, n_done = writer.committed, 0
+    if check_space:
+        pending = [segment for segment in source.segments if segment.index not in existing]
+        check_free_space(target, sum(_expected_bytes(segment, spec) for segment in pending), SPACE_ADVICE)
     on_segment(len(existing), len(source.segments))
     starts = [segment.first_example for segment in source.segments]
     for number, segment in enumerate(source.segments):
@@ -136,3 +149,19 @@ def convert_store(
         bytes_before=source.bytes_on_disk,
         bytes_after=result.bytes_on_disk,
     )
+
+
+def _expected_bytes(segment: CommittedSegment, spec: TraceSpec) -> int:
+    """Return the expected bytes of a converted segment. Its compression is taken to be that of the segment."""
+    n_bytes = segment.entry.data_bytes
+    if spec == segment.spec:
+        return n_bytes
+    lengths = {name: np.diff(segment.token_offset(name)) for name in segment.spec.sequences}
+    before = sum(layout.raw_bytes for layout in segment.layouts.values())
+    traces = sum(
+        layout.raw_bytes for path, layout in segment.layouts.items() if path.partition("/")[0] in spec.site_names
+    )
+    after = before - traces + sum(layout.raw_bytes for layout in segment_layout(spec, lengths).values())
+    codec = spec.attention_codec
+    is_sparse = codec is not None and codec.selection is not None  # the layout is then of the largest possible number
+    return min(n_bytes, n_bytes * after // before) if is_sparse else n_bytes * after // max(1, before)

@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 from ..errors import ConfigError
+from ..files.drafts import SPACE_ADVICE, check_free_space
 from ..files.locations import local_folder
 from ..files.manifest import Dropped, Skipped, read_manifest
 from ..reading.committed_segment import CommittedSegment
@@ -48,6 +49,7 @@ def merge_stores(
     out: str | os.PathLike[str],
     *,
     append: bool = False,
+    check_space: bool = True,
     on_segment: Callable[[int, int], None] = lambda done, total: None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Merge:
@@ -58,6 +60,8 @@ def merge_stores(
     ConfigError
         Models or specifications differ, corpora differ without `append`, or a segment or an id is in two of the stores.
         The message names the difference.
+    BudgetError
+        The disk has too little free space, and `check_space` is True.
     """
     stores = [open_snapshot(path) for path in paths]
     locations = {store.location if store.source.folder is None else str(store.path.resolve()) for store in stores}
@@ -88,6 +92,9 @@ def merge_stores(
         on_step=on_step,
     )
     existing = writer.committed
+    if check_space:
+        n_bytes = sum(segment.entry.data_bytes for segment, index, _, _ in segments if index not in existing)
+        check_free_space(local_folder(out), n_bytes, SPACE_ADVICE)
     for number, (segment, index, first_example, skipped) in enumerate(segments):
         on_segment(number, len(segments))
         if index not in existing:

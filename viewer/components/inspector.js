@@ -23,7 +23,7 @@ export function render({model, el: host}) {
     ui.root.append(el("section.card", {"data-picture": "head", "aria-label": "head"}, head, body));
     const remark = el("textarea.remark", {"aria-label": "note on this head", placeholder: "A note on this head\u2026", maxlength: 2000, dir: "auto"});
     let savedNote = "", of = null;
-    const keep = () => { if (of !== null && remark.value !== savedNote) { savedNote = remark.value; ui.send({bookmark: {note: remark.value}}); } };
+    const keep = () => { if (of !== null && remark.value !== savedNote) { savedNote = remark.value; ui.send({bookmark: {head: of, note: remark.value}}); } };
     remark.addEventListener("change", keep);
     const strips = new Map();   // rows by statistic; the elements are reused for every head
     const makeStrip = s => {
@@ -40,13 +40,14 @@ export function render({model, el: host}) {
       strip.label.textContent = s.label; strip.value.textContent = number(s.value); strip.rank.textContent = s.rank ? `#${s.rank}` : "\u2013";
     };
     return frame => {
+      if (of !== frame.head) keep();   // a note that was begun belongs to the head that was shown
       if (of !== frame.head || ui.root.getRootNode().activeElement !== remark) { remark.value = savedNote = frame.bookmark?.note || ""; of = frame.head; }
       const p = ui.paint(), table = plain(model.table), shown = frame.statistics.map(s => strips.get(s.name) || makeStrip(s));
       head.replaceChildren(el("h2", {style: "font-size:15px"}, `Head ${frame.head}`), el("span.sub.ell", null, frame.sub));
       frame.statistics.forEach((s, i) => write(shown[i], s));
       body.replaceChildren(
         el("div.row", {style: "margin-bottom:10px"}, frame.tag ? el("span.tag.accent", null, frame.tag) : null,
-          frame.bookmark ? el("button.starred", {"aria-label": "star this head", "aria-pressed": String(frame.bookmark.star), disabled: !frame.bookmark.writable, onclick: () => ui.send({bookmark: {star: !frame.bookmark.star}})}, frame.bookmark.star ? "\u2605" : "\u2606") : null, el("span.grow"),
+          frame.bookmark ? el("button.starred", {"aria-label": "star this head", "aria-pressed": String(frame.bookmark.star), disabled: !frame.bookmark.writable, onclick: () => ui.send({bookmark: {head: frame.head, star: !frame.bookmark.star}})}, frame.bookmark.star ? "\u2605" : "\u2606") : null, el("span.grow"),
           link(ui, ".btn", frame.list.query, frame.list.patch, {"data-action": "examples"}, "Examples"),
           frame.open ? link(ui, ".btn.primary", frame.open.query, frame.open.patch, {"data-action": "open"}, "Open example") : null),
         frame.bookmark && (frame.bookmark.writable || frame.bookmark.note) ? remark : "",

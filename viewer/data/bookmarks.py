@@ -2,25 +2,32 @@
 
     {"headatlas_bookmarks": 1, "heads": {"encoder 5.8": {"star": true, "note": "looks at the verb"}}}
 
-Each change writes a temporary file that then replaces the old one, so no reader sees half a file. The file is read
-again before each change: two viewers of one file lose only changes to the same head. The content of the file is not
-trusted: its size is limited, and its texts are shown as text.
+Each change replaces the whole file by renaming, so no reader sees half a file. A writer locks the file (flock), reads
+it again and changes one star or one note. So several viewers of one file lose nothing, unless they change the same note
+of the same head. The system releases the lock when a process dies. The content of the file is not trusted: its size is
+limited, and its texts are shown as text.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
-import tempfile
-from dataclasses import dataclass
+import stat
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from headatlas.store.errors import BudgetError, ConfigError, FormatError
+from headatlas.store.files.drafts import replace_file
 
 MAX_NOTE = 2_000
 MAX_BYTES = 8 << 20
+LOCK_S = 5.0
+"""Longest wait in seconds for another viewer that is writing the same file."""
 _VERSION = 1
 
 
@@ -38,19 +45,20 @@ def bookmarks_path(store: Path) -> Path:
 
 
 class Bookmarks:
-    """Bookmarks of one store. Safe to use from several threads."""
+    """Bookmarks of one store. Safe to use from several threads, and beside other processes that use the same file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = Lock()
-        self._signature: tuple[int, int] | None = None
+        self._signature: tuple[int, int, int] | None = None
         self._bookmarks: dict[str, Bookmark] = {}
         self.all()  # raises here if the file cannot be read
 
     @property
     def is_writable(self) -> bool:
-        """True if the file is writable."""
-        return os.access(self.path if self.path.exists() else self.path.parent, os.W_OK)
+        """True if the file can be written."""
+        target = Path(os.path.realpath(self.path))
+        return os.access(target.parent, os.W_OK) and (not target.exists() or os.access(target, os.W_OK))
 
     def all(self) -> dict[str, Bookmark]:
         """Return bookmarks by site and head (``encoder 5.8``). Reads the file again if it changed.
@@ -61,7 +69,18 @@ class Bookmarks:
             The file does not hold bookmarks.
         """
         with self._lock:
-            return dict(self._read())
+            try:
+                fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+            except FileNotFoundError:
+                self._signature, self._bookmarks = None, {}
+                return {}
+            except OSError as error:
+                raise FormatError(f"{self.path.name} cannot be read: {error.strerror}.") from error
+            try:
+                self._read(fd)
+            finally:
+                os.close(fd)
+            return dict(self._bookmarks)
 
     def of(self, site: str, layer: int, head: int) -> Bookmark:
         """Return the bookmark of one head."""
@@ -73,55 +92,82 @@ class Bookmarks:
         return {key.removeprefix(prefix): item for key, item in self.all().items() if key.startswith(prefix)}
 
     def write(self, site: str, layer: int, head: int, bookmark: Bookmark) -> None:
-        """Save the bookmark of one head. Removes the head from the file if the bookmark is empty.
+        """Save star and note of one head, as `update` does."""
+        self.update(site, layer, head, star=bookmark.star, note=bookmark.note)
+
+    def update(self, site: str, layer: int, head: int, *, star: bool | None = None, note: str | None = None) -> None:
+        """Save the star, the note or both of one head. None keeps what the file has.
+
+        Removes the head from the file if its bookmark becomes empty.
 
         Raises
         ------
         ConfigError
             The note is too long, or the file cannot be written.
         """
-        if len(bookmark.note) > MAX_NOTE:
-            raise ConfigError(f"the note has {len(bookmark.note)} characters; at most {MAX_NOTE} are allowed.")
-        with self._lock:
-            bookmarks = dict(self._read())
-            bookmarks.pop(_key(site, layer, head), None)
-            if bookmark != Bookmark():
-                bookmarks[_key(site, layer, head)] = bookmark
-            self._replace(bookmarks)
-
-    def _read(self) -> dict[str, Bookmark]:
+        if note is not None and len(note) > MAX_NOTE:
+            raise ConfigError(f"the note has {len(note)} characters; at most {MAX_NOTE} are allowed.")
+        changes = {name: value for name, value in (("star", star), ("note", note)) if value is not None}
+        key = _key(site, layer, head)
         try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            self._signature, self._bookmarks = None, {}
-            return self._bookmarks
-        signature = status.st_mtime_ns, status.st_size
-        if signature != self._signature:
-            if status.st_size > MAX_BYTES:
-                raise BudgetError(
-                    f"{self.path.name} has {status.st_size} bytes; a file of bookmarks has at most {MAX_BYTES}."
-                )
-            self._bookmarks = parse_bookmarks(self.path.read_bytes(), self.path.name)
-            self._signature = signature
-        return self._bookmarks
-
-    def _replace(self, bookmarks: dict[str, Bookmark]) -> None:
-        heads = {key: {"star": item.star, "note": item.note} for key, item in sorted(bookmarks.items())}
-        text = json.dumps({"headatlas_bookmarks": _VERSION, "heads": heads}, indent=1)
-        try:
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            try:
-                with os.fdopen(handle, "w", encoding="ascii") as file:  # JSON escapes lone surrogates
-                    file.write(text + "\n")
-                Path(name).replace(self.path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            with self._lock:
+                fd = self._lock_file()
+                try:
+                    self._signature = None  # within one tick of the clock, two files can have the same signature
+                    self._read(fd)
+                    bookmark = replace(self._bookmarks.get(key, Bookmark()), **changes)
+                    bookmarks = {**self._bookmarks, key: bookmark}
+                    if bookmark == Bookmark():
+                        del bookmarks[key]
+                    replace_file(self.path, _format(bookmarks))
+                finally:
+                    os.close(fd)
         except OSError as error:
             raise ConfigError(
-                f"cannot write bookmarks to {self.path.name}: {error.strerror}. Name another file with --bookmarks."
+                f"cannot write bookmarks to {self.path.name}: {error.strerror or error}. "
+                "Name another file with --bookmarks."
             ) from error
-        self._bookmarks, self._signature = bookmarks, None
+
+    def _lock_file(self) -> int:
+        """Open the file, which is empty if it is new, and lock it until the returned descriptor is closed."""
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+            is_ours = False
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_ours = os.path.samestat(os.fstat(fd), os.stat(self.path))  # else another writer replaced the file
+            except (BlockingIOError, FileNotFoundError):
+                time.sleep(0.002)
+            finally:
+                if not is_ours:
+                    os.close(fd)
+            if is_ours:
+                return fd
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, f"another viewer has locked it for {LOCK_S:g} s")
+
+    def _read(self, fd: int) -> None:
+        """Read the open file unless it is unchanged. An empty file has no bookmarks."""
+        status = os.fstat(fd)
+        signature = status.st_ino, status.st_mtime_ns, status.st_size
+        if signature == self._signature:
+            return
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{self.path.name} is not a file. Name another file with --bookmarks.")
+        if status.st_size > MAX_BYTES:
+            raise BudgetError(
+                f"{self.path.name} has {status.st_size} bytes; a file of bookmarks has at most {MAX_BYTES}."
+            )
+        data = os.pread(fd, MAX_BYTES, 0)
+        self._bookmarks = parse_bookmarks(data, self.path.name) if data else {}
+        self._signature = signature
+
+
+def _format(bookmarks: dict[str, Bookmark]) -> bytes:
+    heads = {key: {"star": item.star, "note": item.note} for key, item in sorted(bookmarks.items())}
+    document = json.dumps({"headatlas_bookmarks": _VERSION, "heads": heads}, indent=1)
+    return f"{document}\n".encode("ascii")  # JSON escapes lone surrogates
 
 
 def parse_bookmarks(data: bytes, name: str) -> dict[str, Bookmark]:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
+from headatlas.store.schema.traces import check_head
 
 from ..components.bars import Banner, Notice, PathBar, Router, StateCard, StatusLine, TopBar
 from ..data.bookmarks import Bookmark
@@ -27,6 +28,8 @@ from .page import Page, PageStack, page_class
 from .path_bar import path_frame
 
 logger = logging.getLogger(__name__)
+BOOKMARKS_MS = 2_000
+"""Interval at which a session checks the file of bookmarks for changes by others."""
 GROWING_MS = 3_000
 """Interval at which a session checks a store that still grows for new segments."""
 _HEAD = re.compile(r"\s*([0-9]{1,6})\.([0-9]{1,6})\s*")
@@ -87,6 +90,9 @@ class Session:
         self._show(frozenset(ViewState.FIELDS))
         self.state.param.watch(self._changed, list(ViewState.FIELDS))
         self._push = True
+        self._bookmarks: dict[str, Bookmark] = {}
+        if data.bookmarks is not None and pn.state.curdoc is not None:
+            pn.state.add_periodic_callback(self._check_bookmarks, period=BOOKMARKS_MS)
         if data.served_with is not None and not data.store.is_complete and pn.state.curdoc is not None:
             pn.state.add_periodic_callback(self._check_for_segments, period=GROWING_MS)
 
@@ -248,24 +254,35 @@ class Session:
         self.router.frame = {**self.router.frame, "reload": True}
 
     def bookmark(self, message: dict[str, Any]) -> None:
-        """Save a star or a note of the chosen head."""
+        """Save a star or a note of the head that the message names, by default of the chosen head."""
         bookmarks, state = self.data.bookmarks, self.state
         if bookmarks is None or not bookmarks.is_writable:
             reason = "the bookmarks cannot be written. Start the viewer with --bookmarks PATH."
             self.report([Problem("bookmark", "", reason)])
             return
-        site = self.data.site(state.site).name
+        site, star, note = self.data.site(state.site), message.get("star"), message.get("note")
+        name = _HEAD.fullmatch(str(message.get("head", f"{state.layer}.{state.head}")))
         try:
-            bookmark = bookmarks.of(site, state.layer, state.head)
-            star, note = message.get("star", bookmark.star), message.get("note", bookmark.note)
-            if isinstance(star, bool) and isinstance(note, str):
-                bookmarks.write(site, state.layer, state.head, Bookmark(star, note))
+            if name and isinstance(star, bool | None) and isinstance(note, str | None):
+                layer, head = int(name[1]), int(name[2])
+                check_head(site, layer, head)
+                bookmarks.update(site.name, layer, head, star=star, note=note)
             self.report([])
         except HeadAtlasError as error:
             self.report([Problem("bookmark", "", self.data.error_text(error))])
-        for page in self.pages:
-            page.bookmarks_changed()
-        self._fill_bars()
+        self._check_bookmarks()
+
+    def _check_bookmarks(self) -> None:
+        """Draw the bookmarks again if they changed, here, in another session or in another viewer of the same file."""
+        try:
+            bookmarks = self.data.bookmarks.all() if self.data.bookmarks else {}
+            if bookmarks != self._bookmarks:
+                self._bookmarks = bookmarks
+                for page in self.pages:
+                    page.bookmarks_changed()
+                self._fill_bars()
+        except HeadAtlasError as error:
+            logger.warning("bookmarks: %s", error)
 
     def _title(self) -> str:
         state = self.state

@@ -48,11 +48,12 @@ class Library:
                 f"instructions {instruction_set!r} are not available; this processor runs "
                 f"{', '.join(self.instructions)}"
             )
-        code = self.functions[type(call)](ctypes.byref(call), INSTRUCTIONS.index(instruction_set), n_threads)
+        function, number = self.functions[type(call)], INSTRUCTIONS.index(instruction_set)
+        code = function(ctypes.byref(call), number, n_threads)
+        if code == 2 and n_threads > 1:  # the system may have refused a thread; one thread also takes less memory
+            code = function(ctypes.byref(call), number, 1)
         if code == 2:
-            raise MemoryError(
-                f"the fused kernel ran out of memory with {n_threads} threads. Use fewer threads or a smaller batch."
-            )
+            raise MemoryError("the fused kernel ran out of memory. Use a smaller batch.")
         if code:
             raise RuntimeError(_FAILURES.get(code, f"the fused kernel failed with code {code}"))
 

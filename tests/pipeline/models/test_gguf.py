@@ -1,4 +1,6 @@
 import json
+import os
+import resource
 import threading
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from headatlas.pipeline.models import gguf as gguf_rebuild
 from headatlas.pipeline.models.gguf import rebuild_gguf
 from headatlas.pipeline.models.sources import load_model
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.drafts import new_folder
+from headatlas.store.files.hashed_files import file_hash
 
 LAYERS, WIDTH, HEADS, KV_HEADS, INNER = 2, 64, 4, 2, 64
 
@@ -105,6 +109,71 @@ def test_a_folder_that_is_not_whole_is_made_again(tiny_gguf, tmp_path: Path):
     assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
 
 
+def flip_bit(path: Path, position: int) -> None:
+    """Flip one bit of a file that keeps its size and times."""
+    status = path.stat()
+    with path.open("rb+") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 0x40]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "headatlas-rebuild.json"])
+def test_a_flipped_bit_is_not_loaded(tiny_gguf, tmp_path: Path, name: str):
+    path, _ = tiny_gguf
+    folder = rebuild_gguf(path, tmp_path)
+    original = (folder / name).read_bytes()
+    flip_bit(folder / name, len(original) * 2 // 3)
+    assert (rebuild_gguf(path, tmp_path) / name).read_bytes() == original
+    assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "generation_config.json"])
+def test_a_file_more_or_less_is_not_loaded(tiny_gguf, tmp_path: Path, name: str):
+    path, _ = tiny_gguf
+    folder = rebuild_gguf(path, tmp_path)
+    files = sorted(entry.name for entry in folder.iterdir())
+    if name in files:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text("{}")
+    rebuild_gguf(path, tmp_path)
+    assert sorted(entry.name for entry in folder.iterdir()) == files
+
+
+def test_a_sound_folder_is_not_made_again_for_want_of_descriptors(tiny_gguf, tmp_path: Path, monkeypatch):
+    path, _ = tiny_gguf
+    folder = rebuild_gguf(path, tmp_path)
+    monkeypatch.setattr(gguf_rebuild, "_rebuild", lambda *_: pytest.fail("made again"))
+    descriptors = []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with path.open("rb") as file:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+            descriptors += [os.dup(file.fileno()) for _ in range(256 - len(os.listdir("/proc/self/fd")) + 1)]
+            with pytest.raises(OSError, match="Too many open files"):
+                gguf_rebuild._is_intact(folder, "0" * 64)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert rebuild_gguf(path, tmp_path) == folder
+
+
+def test_drafts_of_killed_processes_are_removed(tiny_gguf, tmp_path: Path):
+    path, _ = tiny_gguf
+    folder = tmp_path / "other"
+    with new_folder(folder) as draft:
+        draft_name = draft.name
+    dead = tmp_path / draft_name.replace("other", f"{path.stem}-{file_hash(path)[:16]}-v1")
+    dead.mkdir()
+    (dead / "model.safetensors").write_bytes(b"half")
+    rebuild_gguf(path, tmp_path)
+    assert not dead.exists()
+
+
 def test_a_failed_rebuild_leaves_nothing(tiny_gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, _ = tiny_gguf
 
@@ -113,7 +182,7 @@ def test_a_failed_rebuild_leaves_nothing(tiny_gguf, tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gguf_rebuild, "_rebuild", fail)
-    with pytest.raises(ConfigError, match=r"cannot be written.*No space left"):
+    with pytest.raises(ConfigError, match=r"cannot be used.*No space left"):
         rebuild_gguf(path, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -220,3 +220,16 @@ def test_commands_print_tables_and_json(traced):
         run("stats", path, "--statistic", "inductoin")
     with pytest.raises(ConfigError, match="expected one of clark"):
         run("stats", path, "--definition", "clarke")
+
+
+def test_an_export_that_fails_is_not_in_the_way_of_the_next(traced, tmp_path):
+    def interrupt(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    (tmp_path / "headvis").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        export_headvis(traced.store, tmp_path / "headvis", on_progress=interrupt)
+    assert list((tmp_path / "headvis").iterdir()) == []
+    assert export_headvis(traced.store, tmp_path / "headvis") == 6
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from headatlas.viewer.components import bars, card, corpus_cards, example_cards, search_cards
+from headatlas.viewer.data.bookmarks import Bookmark, Bookmarks
 from headatlas.viewer.data.store_data import DataSource
 from headatlas.viewer.pages.session import Session, duration_text, looks_like_pattern
 
@@ -154,3 +155,23 @@ def test_small_words():
     assert (duration_text(0.0042), duration_text(1.23)) == ("4 ms", "1.2 s")
     assert looks_like_pattern("key.special")
     assert not looks_like_pattern("the key to the door")
+
+
+def test_a_second_session_sees_bookmarks_and_writes_no_old_state_back(store, tmp_path):
+    data = DataSource(store, bookmarks=Bookmarks(tmp_path / "heads.json"))
+    first, second = Session(data, "layer=0&head=1"), Session(data, "layer=0&head=1")
+    first.receive({"bookmark": {"star": True}})
+    second._check_bookmarks()
+    assert second.pages["corpus"].inspector.frame["bookmark"]["star"] is True
+    assert second.pages["corpus"].map.frame["bookmarks"] == {"0.1": {"star": True, "note": ""}}
+    # a note that was begun on one head arrives after the tab moved to another head
+    second.receive({"go": {"layer": 2, "head": 3}})
+    Bookmarks(data.bookmarks.path).update("encoder", 2, 3, note="of another viewer")
+    second.receive({"bookmark": {"head": "0.1", "note": "of 0.1"}})
+    assert data.bookmarks.heads("encoder") == {
+        "0.1": Bookmark(True, "of 0.1"),
+        "2.3": Bookmark(False, "of another viewer"),
+    }
+    for head in ("9.9", "x", None, "0.1; 2.3"):
+        second.receive({"bookmark": {"head": head, "star": True}})
+    assert set(data.bookmarks.heads("encoder")) == {"0.1", "2.3"}

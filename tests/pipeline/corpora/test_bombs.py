@@ -1,0 +1,137 @@
+"""Small corpus files that expand to gigabytes: memory stays bounded while they are read, and the rest is read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+MIB = 1 << 20
+MAX_GROWTH = 900 * MIB
+CHILD = """
+import json, resource, sys
+from headatlas.pipeline.config import parse_config
+from headatlas.pipeline.corpora.annotation_files import read_annotation_file
+from headatlas.pipeline.corpora.records import Quarantined
+from headatlas.pipeline.tokens import corpus_encoding
+from headatlas.store.errors import HeadAtlasError
+import pandas, pyarrow.compute, pyarrow.parquet
+from pathlib import Path
+
+corpus_encoding.MAX_CORPUS_BYTES = 256 << 20
+
+def peak():  # ru_maxrss would include the peak of the parent
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+before = peak()
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+options = json.loads(sys.argv[1])
+try:
+    if "column" in options:
+        outcome = str(len(read_annotation_file(Path(options["path"]), options["column"])[1]))
+    else:
+        options = parse_config({"model": {"source": "x"}, "corpus": options}).corpus
+        corpus = corpus_encoding.open_corpus(options)
+        reasons = sorted({row.reason for row in corpus.quarantined})
+        outcome = f"{len(corpus.examples)} examples, {corpus.n_quarantined} quarantined {reasons}"
+except HeadAtlasError as error:
+    outcome = f"{type(error).__name__}: {error}"
+print(json.dumps([outcome, peak() - before]))
+"""
+
+
+def pack(path: Path, parts: Iterable[bytes]) -> None:
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for part in parts:
+            file.write(part)
+
+
+def write_parquet(path: Path, texts: pa.Array, **options) -> None:
+    ids = pa.array([f"i{i}" for i in range(len(texts))])
+    pq.write_table(pa.table({"id": ids, "text": texts}), path, compression="zstd", **options)
+
+
+def repeated(text: str, n: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int32()), pa.array([text]))
+
+
+def delta(path: Path) -> None:
+    """Texts that share their beginnings, so that each but the first takes a few bytes."""
+    write_parquet(
+        path, pa.array(["a" * (12 * MIB)] * 60), use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"}
+    )
+
+
+def plain(path: Path) -> None:
+    write_parquet(path, pa.array(["a" * (15 * MIB)] * 40), use_dictionary=False, row_group_size=40)
+
+
+def nested(path: Path) -> None:
+    lists = pa.ListArray.from_arrays([0, 60_000_000], pa.array([1] * 60_000_000, pa.int8()))
+    pq.write_table(pa.table({"id": ["a"], "label": lists}), path, compression="zstd")
+
+
+def nested_texts(path: Path) -> None:
+    values = repeated("a" * MIB, 2000)
+    lists = pa.ListArray.from_arrays(pa.array([0, 2000], pa.int32()), values)
+    pq.write_table(pa.table({"id": ["a"], "label": lists}), path, compression="zstd")
+
+
+LINE = b"the cat runs " * (MIB // 13)
+CASES: dict[str, tuple[str, Callable[[Path], None], dict[str, str], str]] = {
+    "dictionary": ("b.parquet", lambda path: write_parquet(path, repeated("the " * (4 * MIB), 200)), {"kind": "parquet"}, "has no example (200"),
+    "long value": ("b.parquet", lambda path: write_parquet(path, repeated("a" * (40 * MIB), 3)), {"kind": "parquet"}, "longer than 16777216 bytes"),
+    "allowed values": ("b.parquet", lambda path: write_parquet(path, repeated("a" * (12 * MIB), 200)), {"kind": "parquet"}, "BudgetError"),
+    "front coding": ("b.parquet", delta, {"kind": "parquet"}, "BudgetError"),
+    "plain pages": ("b.parquet", plain, {"kind": "parquet"}, "expands to"),
+    "long list": ("b.parquet", nested, {"column": "label"}, "expands to"),
+    "list of long texts": ("b.parquet", nested_texts, {"column": "label"}, "longer than 16777216 bytes"),
+    "one line": ("b.jsonl.gz", lambda path: pack(path, [b'{"text": "', *[LINE] * 1000, b'"}\n{"text": "last"}']), {"kind": "jsonl"}, "1 examples, 1 quarantined"),
+    "many lines": ("b.txt.gz", lambda path: pack(path, [LINE + b"\n"] * 1000), {"kind": "text"}, "BudgetError"),
+    "empty lines": ("b.txt.gz", lambda path: pack(path, [b"the cat\n", b"\n" * (4 * MIB)]), {"kind": "text"}, "1 examples, 4194304 quarantined"),
+    "paragraph": ("b.txt.gz", lambda path: pack(path, [*[LINE + b"\n"] * 1000, b"\nlast\n"]), {"kind": "text", "unit": "paragraph"}, "1 examples, 1 quarantined"),
+    "file": ("b.txt.gz", lambda path: pack(path, [LINE] * 1000), {"kind": "text", "unit": "file"}, "longer than 16777216 bytes"),
+    "quoted field": ("b.csv.gz", lambda path: pack(path, [b'id,text\na,ok\nb,"', *[LINE + b"\n"] * 1000]), {"kind": "csv"}, "examples, "),
+    "many fields": ("b.csv.gz", lambda path: pack(path, [b"id,text\na,ok\n", *[b'"' + LINE + b'\n",'] * 1000]), {"kind": "csv"}, "examples, "),
+    "sentence": ("b.conllu.gz", lambda path: pack(path, [*[b"# text = " + LINE + b"\n"] * 1000, b"\n1\tdog\t_\t_\t_\t_\t0\troot\t_\t_\n"]), {"kind": "conllu"}, "1 examples, 1 quarantined"),
+    "short comments": ("b.conllu.gz", lambda path: pack(path, [b"#\n" * (16 * MIB)]), {"kind": "conllu"}, "longer than 16777216 bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_memory_is_bounded(case: str, tmp_path: Path) -> None:
+    name, write, options, expected = CASES[case]
+    write(tmp_path / name)
+    assert (tmp_path / name).stat().st_size < 12 * MIB
+    result = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(options | {"path": str(tmp_path / name)})],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-800:]
+    outcome, growth = json.loads(result.stdout)
+    assert expected in outcome, f"{outcome} (+{growth / MIB:.0f} MiB)"
+    assert growth < MAX_GROWTH, f"{outcome} (+{growth / MIB:.0f} MiB)"
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", "dictionary"])
+def test_a_plain_table_is_read_whole(encoding: str, tmp_path: Path) -> None:
+    from headatlas.pipeline.corpora.corpus import read_corpus
+    from headatlas.pipeline.corpora.corpus_options import ParquetCorpus
+
+    texts = [f"the cat runs {i % 7} times" for i in range(3000)]
+    options = (
+        {"use_dictionary": True}
+        if encoding == "dictionary"
+        else {"use_dictionary": False, "column_encoding": {"text": encoding}}
+    )
+    write_parquet(tmp_path / "a.parquet", pa.array(texts), row_group_size=1100, **options)
+    examples = list(read_corpus(ParquetCorpus(kind="parquet", path=tmp_path / "a.parquet")))
+    assert [example.text for example in examples] == texts
+    assert [example.id for example in examples] == [f"i{i}" for i in range(3000)]
