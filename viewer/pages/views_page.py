@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import panel as pn
 
+from ..components.background import Check
 from ..components.bars import Tabs, TabsFrame, ViewLink
 from ..components.tokentext import TokenText
+from ..data.example_reader import AT_ONCE_BYTES, READ_BYTES, reader_of
 from ..frames.view_frames import TextFrame, text_line
 from ..state.page_table import VIEWS
 from ..theme.token_labels import visible
@@ -43,12 +45,14 @@ class ViewsPage(Page):
             if text_key != self._text_key:
                 self.text.frame = text_frame(self.data, state.example, state.site)
                 self._text_key = text_key
-            self.text.give(pin=state.pin, weights=self._weights())
+            self.text.give(pin=state.pin)
+            self._shade()
         self.tabs.frame = self._tabs_frame(visible=True)
         return attention_source(self.data)
 
     def on_hide(self) -> None:
-        """Turn the keyboard shortcuts of the tabs off."""
+        """Turn the keyboard shortcuts of the tabs off, and end what the open view reads."""
+        self.views.hide()
         self.tabs.frame = self._tabs_frame(visible=False)
 
     def bookmarks_changed(self) -> None:
@@ -77,19 +81,28 @@ class ViewsPage(Page):
         ]
         return {"view": state.view, "views": views, "steps": steps, "visible": visible}
 
-    def _weights(self) -> dict[str, np.ndarray]:
-        """Return the largest weight over the shown heads between the pinned token and each token of the other side."""
-        state, site = self.state, self.data.site(self.state.site)
-        if state.pinned is None or not self.data.has_attention(state.site):
-            return {}
-        side, position = state.pinned
-        example = self.data.example(state.example)
-        if position >= len(example.tokens(site.query_sequence if side == "q" else site.key_sequence)):
-            return {}
-        span = slice(position, position + 1)
-        tile = {"query": span} if side == "q" else {"key": span}
-        rows = [example.attention(*head, site.name, **tile).values.ravel() for head in state.heads_shown]
-        return {"k" if side == "q" else "q": np.max(rows, axis=0).astype(np.float32)}
+    def _shade(self) -> None:
+        """Shade the text by the largest weight over the shown heads between the pinned token and each other token."""
+        state, reader = self.state, reader_of(self.data, self.state.example, self.state.site)
+        pin, heads = state.pinned, list(state.heads_shown)
+        if pin is None or not reader.has_attention or pin[1] >= reader.shape[0 if pin[0] == "q" else 1]:
+            self.reads.stop()
+            self.text.give(weights={})
+            return
+        side, position = pin
+        n_heads = max(1, READ_BYTES // max(1, reader.weights_cost(1, side, position)))
+        heads = heads[:n_heads]
+
+        def work(check: Check) -> np.ndarray:
+            return np.max([reader.weights(head, side, position, check) for head in heads], axis=0)
+
+        def done(weights: np.ndarray) -> None:
+            self.text.give(weights={"k" if side == "q" else "q": weights})
+
+        at_once = reader.weights_cost(len(heads), side, position) <= AT_ONCE_BYTES
+        if not at_once:
+            self.text.give(weights={})
+        self.reads.start((reader.id, pin, tuple(heads)), work, done, self.failed, at_once=at_once)
 
 
 def text_frame(data: Any, number: int, site_name: str) -> TextFrame:

@@ -59,12 +59,16 @@ def label(text: str, *, special: bool = False, continuation: bool = False) -> st
     return ("+" if continuation else "") + visible(stripped)
 
 
-def token_labels(tokens: TokenTable) -> list[str]:
-    """Return the labels of all rows of a token table."""
-    special, continuation = tokens.special, (tokens.flags & TokenFlag.CONTINUATION) != 0
+def token_labels(tokens: TokenTable, positions: slice = slice(None)) -> list[str]:
+    """Return the labels of the rows of a token table, or of a slice of them."""
+    flags, texts = tokens.flags[positions], tokens.columns["text"][positions].to_list()
     return [
-        label(text, special=bool(s), continuation=bool(c))
-        for text, s, c in zip(tokens.text, special, continuation, strict=True)
+        label(
+            text if isinstance(text, str) else "",
+            special=bool(flag & TokenFlag.SPECIAL),
+            continuation=bool(flag & TokenFlag.CONTINUATION),
+        )
+        for text, flag in zip(texts, flags.tolist(), strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ from headatlas.store.store import open_store
 from headatlas.viewer.data.example_filters import sample_ranking
 from headatlas.viewer.data.search_answers import SEARCH, HeadValues, upper_end
 from headatlas.viewer.data.store_data import DataSource, short
-from headatlas.viewer.data.strongest_edge import statistic_mask
+from headatlas.viewer.data.strongest_edge import is_counted
 from headatlas.viewer.state.reader_state import SAMPLES, ViewState
 
 
@@ -143,13 +143,18 @@ def test_ranks_and_scale_ends_fit_the_values(values):
 
 def test_what_a_statistic_is_the_mass_of():
     special = np.array([True, False, False])
-    assert statistic_mask("previous", (3, 3), special).tolist() == [
+
+    def mask(statistic, n_queries, n_keys):
+        key = np.broadcast_to(np.arange(n_keys), (n_queries, n_keys))
+        return is_counted(statistic, np.arange(n_queries)[:, None], key, special)
+
+    assert mask("previous", 3, 3).tolist() == [
         [False] * 3,
         [True, False, False],
         [False, True, False],
     ]
-    assert statistic_mask("special", (2, 3), special).tolist() == [[True, False, False]] * 2
-    assert statistic_mask("entropy", (2, 3), special).all()
+    assert mask("special", 2, 3).tolist() == [[True, False, False]] * 2
+    assert mask("entropy", 2, 3).all()
     assert short("Attention to the previous token") == "Previous token"
 
 
