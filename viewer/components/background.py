@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import BoundedSemaphore, Event
 from typing import Any
 
@@ -29,11 +29,12 @@ class Newest:
     """Work of one view, of which only the newest counts.
 
     Work that takes long runs in a thread. New work, or `stop`, ends the work before at its next `check` and drops its
-    result.
+    result. With `is_limited` at most `READERS` such threads of the process run at the same time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_limited: bool = True) -> None:
         self._key: Hashable = None
+        self._is_limited = is_limited
         self._stop = Event()
         if pn.state.curdoc is not None:
             pn.state.on_session_destroyed(lambda context: self.stop())
@@ -68,7 +69,7 @@ class Newest:
 
         def run() -> Any:
             try:
-                with _reader(check):
+                with _reader(check) if self._is_limited else nullcontext():
                     return work(check)
             except (SupersededError, HeadAtlasError) as error:
                 return error

@@ -58,6 +58,8 @@ class Page(ABC):
         self.data: DataSource = session.data
         self.reads = Newest()
         """Reading of the picture. A new picture ends the reading of the last one."""
+        self.searches = Newest(is_limited=False)
+        """Search whose mass the page shows."""
         self.view: pn.Column = self.layout()
 
     @abstractmethod
@@ -70,7 +72,8 @@ class Page(ABC):
 
     def stop(self) -> bool:
         """End what is being read in the background. Returns True if there was any."""
-        return self.reads.stop()
+        is_searching = self.searches.stop()
+        return self.reads.stop() or is_searching
 
     def failed(self, error: HeadAtlasError) -> None:
         """Show the error of a reading in the background."""
