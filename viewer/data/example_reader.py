@@ -30,7 +30,7 @@ from ..frames.view_frames import Head, TokensFrame, table_frame, to_codes
 from .map_pyramid import PICTURE_TOKENS, Pyramid
 from .store_data import DataSource
 
-CACHE_BYTES = 128 << 20
+CACHE_BYTES = 112 << 20
 READ_BYTES = 256 << 20
 """Most bytes that one picture reads and computes, in pieces of a few MiB."""
 AT_ONCE_BYTES = 16 << 20
