@@ -58,7 +58,9 @@ def write_long_store(path: Path, shape: str, n_tokens: int, n_examples: int = 2)
         n_examples_planned=n_examples, n_segments_planned=1, threads=2,
     )  # fmt: skip
     ids = [f"long-{i}" for i in range(n_examples)]
-    writer.write(0, 0, SegmentTables(ids, texts, [None] * n_examples, [None] * n_examples, {}, {"source": table}), arrays)
+    writer.write(
+        0, 0, SegmentTables(ids, texts, [None] * n_examples, [None] * n_examples, {}, {"source": table}), arrays
+    )
     return path
 
 

@@ -74,7 +74,8 @@ class Watched:
     def __init__(self, url: str, process: subprocess.Popen[str], log: Path) -> None:
         self.url, self.process, self._log = url, process, log
         self._reader: Reader | None = None
-        self._router, self._texts, self.idle_bytes = "", [], 0
+        self._router, self.idle_bytes = "", 0
+        self._texts: list[str] = []
         self._pump: asyncio.Task[None] | None = None
 
     def _proc(self, name: str) -> str:
@@ -85,7 +86,8 @@ class Watched:
         assert match
         return 1024 * int(match[1])
 
-    def _read_bytes(self) -> int:
+    def read_bytes(self) -> int:
+        """Return the bytes that the server has read from files and sockets so far."""
         match = re.search(r"^rchar: (\d+)", self._proc("io"), re.MULTILINE)
         assert match
         return int(match[1])
@@ -104,7 +106,7 @@ class Watched:
     async def open(self, query: str = "") -> None:
         """Open a session and wait until it is idle."""
         self._reader = await opened(self.url + "/" + query)
-        self._router = self._reader.router  # type: ignore[attr-defined]
+        self._router = self._reader.router
 
         async def pump() -> None:
             assert self._reader is not None
@@ -114,6 +116,16 @@ class Watched:
 
         self._pump = asyncio.create_task(pump())
         await self.idle()
+
+    async def close(self) -> None:
+        """Close the session."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        if self._reader is not None:
+            self._reader.connection.close()
+            while await self._reader.connection.read_message() is not None:
+                pass
 
     async def idle(self) -> None:
         """Wait until the server has not worked for a moment."""
@@ -137,7 +149,7 @@ class Watched:
     async def click(self, name: str, patch: dict[str, Any]) -> Click:
         """Send a change of the state and measure until the server is idle again."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")  # resets VmHWM
-        read, begin = self._read_bytes(), time.monotonic()
+        read, begin = self.read_bytes(), time.monotonic()
         self._texts.clear()
         await self.send(patch)
         await self.idle()
@@ -145,7 +157,7 @@ class Watched:
         answers = [json.loads(line) for line in self._log.read_text().splitlines() if line.endswith("]")]
         during = [(wall, work) for start, wall, work in answers if start + wall >= begin]
         return Click(
-            name, self._read_bytes() - read, self._status("VmHWM") - self.idle_bytes, seconds,
+            name, self.read_bytes() - read, self._status("VmHWM") - self.idle_bytes, seconds,
             max(wall for wall, _ in during), max(work for _, work in during), "".join(self._texts),
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import panel as pn
 
-from ..components.background import Check
+from ..components.background import Check, Newest
 from ..components.bars import Tabs, TabsFrame, ViewLink
 from ..components.tokentext import TokenText
 from ..data.example_reader import AT_ONCE_BYTES, READ_BYTES, reader_of
@@ -19,6 +19,8 @@ from .layout import grid, in_cell
 from .page import Page, PageStack
 
 MAX_TAGS = 3
+AT_ONCE_TOKENS = 2048
+"""Most tokens of a text whose parts are made in one step."""
 _TEXT_FIELDS = {"page", "view", "site", "example", "layer", "head", "heads", "pin"}
 """Fields that change the text, its weights or the tabs."""
 
@@ -28,6 +30,7 @@ class ViewsPage(Page):
 
     def layout(self) -> pn.Column:
         """Build the cards and their layout, once."""
+        self.texts = Newest(is_limited=False)
         self.text, self.tabs = TokenText(), Tabs(self.session.receive)
         stage = grid()
         self.views = PageStack(self.session, VIEWS, stage, ("1", "1"))
@@ -41,10 +44,7 @@ class ViewsPage(Page):
         self.views.mark(changed)
         self.views.refresh(state.view)
         if changed & _TEXT_FIELDS:
-            text_key = (state.example, state.site)
-            if text_key != self._text_key:
-                self.text.frame = text_frame(self.data, state.example, state.site)
-                self._text_key = text_key
+            self._show_text()
             self.text.give(pin=state.pin)
             self._shade()
         self.tabs.frame = self._tabs_frame(visible=True)
@@ -80,6 +80,33 @@ class ViewsPage(Page):
             {"view": row.route, "label": row.label, "query": state.to_query(view=row.route)} for row in VIEWS
         ]
         return {"view": state.view, "views": views, "steps": steps, "visible": visible}
+
+    def _show_text(self) -> None:
+        """Show the text of the example. The parts of a long text are made in a thread."""
+        number, site_name = self.state.example, self.state.site
+        text_key = number, site_name
+        if text_key == self._text_key:
+            return
+
+        def done(frame: TextFrame) -> None:
+            self.text.frame = frame
+            self._text_key = text_key
+
+        reader = reader_of(self.data, number, site_name)
+        at_once = max(reader.shape) <= AT_ONCE_TOKENS
+        if not at_once:
+            self.text.frame, self._text_key = {}, ()
+
+        def work(check: Check) -> TextFrame:
+            _ = reader.queries, reader.keys  # cached for the views and the path bar
+            return text_frame(self.data, number, site_name)
+
+        self.texts.start(text_key, work, done, self.failed, at_once=at_once)
+
+    def stop(self) -> bool:
+        """End the reading of the text and of its weights."""
+        is_reading = self.texts.stop()
+        return super().stop() or is_reading
 
     def _shade(self) -> None:
         """Shade the text by the largest weight over the shown heads between the pinned token and each other token."""
