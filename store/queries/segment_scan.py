@@ -33,7 +33,7 @@ Basis = Literal["attention", "edges", "rebuilt"]
 RequestedBasis = Literal["auto", "exact", "approximate", "attention", "edges", "rebuilt"]
 BLOCK_WEIGHTS = 12 << 20
 """Approximate number of weights of one layer in memory at once."""
-JOINED_MATCHES = 1 << 17
+JOINED_MATCHES = 1 << 12
 """Most matches of joined blocks."""
 
 

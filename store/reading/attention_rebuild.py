@@ -271,7 +271,7 @@ class RowReader:
         """
         block, (first, stop) = self.block, self.block.span()
         is_complete = bool(((columns.start <= first) & (stop <= columns.stop)).all())
-        step = max(256, _PIECE_BYTES // (4 * len(self.heads) * self.site.d_head))
+        step = max(1, _PIECE_BYTES // (4 * len(self.heads) * self.site.d_head))
         if columns.stop - columns.start <= step:
             key = self.key(columns.start, columns.stop)
             return block.tile(key, columns.start, sums=None if is_complete else self.sums, bounded=bounded)

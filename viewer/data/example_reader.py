@@ -40,7 +40,7 @@ MAX_CODES_BYTES = 96 << 20
 MAP_WEIGHTS = 256 << 20
 """Most weights of a map that the matrix view reads once, strip by strip: 16,384 × 16,384."""
 _PIECE_WEIGHTS = 2 << 20
-_BYTES_OF = {"float32": 4, "float16": 2, "int8": 1}
+_BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 Check = Callable[[], None]
 """Function that is called between pieces of a long read. It raises an error to end the read."""

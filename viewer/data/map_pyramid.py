@@ -32,7 +32,8 @@ FIRST_CACHED = 2
 """First cached level of a long example. All levels are cached if the example fits a picture."""
 PICTURE_TOKENS = 1024
 """Most tokens on either side of an example that fits a picture."""
-_STRIP = 256
+_STRIP, _STRIP_WEIGHTS = 256, 2 << 20
+"""Most rows and weights of a strip."""
 
 
 def pool_blocks(
@@ -70,7 +71,7 @@ class Margins:
 class _Cached:
     """Cached levels of both kinds, the finest first, and the margins."""
 
-    levels: dict[Kind, list[UInt8[np.ndarray, "block_row block_column"]]]
+    levels: dict[Kind, list[UInt8[np.ndarray, "_block_row _block_column"]]]
     margins: Margins
 
 
@@ -135,12 +136,14 @@ class Pyramid:
         shapes = self.level_shapes[self.first_cached :]
         levels: dict[Kind, list[np.ndarray]] = {kind: [np.zeros(shape, np.uint8) for shape in shapes] for kind in KINDS}
         entropy, received = np.zeros(self.shape[0], np.float32), np.zeros(self.shape[1], np.float64)
-        height = max(_STRIP, 1 << (len(self.level_shapes) - 1))  # a strip holds complete blocks of every level
+        block = 1 << (len(self.level_shapes) - 1)  # a strip holds complete blocks of every level
+        height = max(block, min(_STRIP, _STRIP_WEIGHTS // max(1, self.shape[1])) // block * block)
         for start in range(0, self.shape[0], height):
             check()
             rows = slice(start, min(start + height, self.shape[0]))
-            weights = self.example.tile(self.layer, [self.head], self.site.name, query=rows)[0]
-            received += weights.sum(axis=0, dtype=np.float64)
+            n_keys = min(rows.stop, self.shape[1]) if self.site.causal else self.shape[1]
+            weights = self.example.tile(self.layer, [self.head], self.site.name, query=rows, key=slice(0, n_keys))[0]
+            received[:n_keys] += weights.sum(axis=0, dtype=np.float64)
             largest, total = (_reduce(weights, 1 << self.first_cached, by) for by in (np.maximum, np.add))
             logs = np.log2(weights, out=np.zeros_like(weights), where=weights > 0)
             entropy[rows] = -np.multiply(weights, logs, out=logs).sum(axis=1)
@@ -148,9 +151,10 @@ class Pyramid:
                 level = self.first_cached + index
                 if index:
                     largest, total = _reduce(largest, 2, np.maximum), _reduce(total, 2, np.add)
-                blocks = slice(start >> level, (start >> level) + len(largest))
+                blocks = slice(start >> level, (start >> level) + len(largest)), slice(0, largest.shape[1])
+                sizes = block_sizes((len(weights), self.shape[1]), 1 << level)[:, : largest.shape[1]]
                 levels["maximum"][index][blocks] = to_codes(largest)
-                levels["mean"][index][blocks] = to_codes(total / block_sizes((len(weights), self.shape[1]), 1 << level))
+                levels["mean"][index][blocks] = to_codes(total / sizes)
         self._computed = _Cached(levels, Margins(entropy, received.astype(np.float32)))
 
 
