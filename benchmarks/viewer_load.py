@@ -31,6 +31,7 @@ class Reader:
 
     connection: WebSocketClientConnection
     head_map: str
+    router: str = ""
     took_ms: list[float] = field(default_factory=list)
 
     async def message(self) -> tuple[dict[str, Any], str]:
@@ -96,7 +97,8 @@ async def opened(url: str) -> Reader:
     reader.head_map = model_of(document, "headmap.js")
     await reader.event("document_ready")
     listens = {"type": "map", "entries": [["listens", True]]}
-    await reader.event("data_event", model={"id": model_of(document, "router.js")}, data=listens)
+    reader.router = model_of(document, "router.js")
+    await reader.event("data_event", model={"id": reader.router}, data=listens)
     return reader
 
 

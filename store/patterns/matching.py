@@ -305,6 +305,12 @@ class _SortedJoin(_Join):
         query_code = query_fields.example * n_ranks + query_rank
         self._low = np.searchsorted(key_code, query_code, side="left")
         self._high = np.searchsorted(key_code, query_code, side="right")
+        n_positions = int(key_fields.position.max(initial=0)) + 1
+        if scan.matcher.layout.causal and n_ranks * query_fields.table.n_examples < 2**62 // n_positions:
+            # keys of a run ascend by position: the run of a row ends at its own position
+            key_code = key_code * n_positions + key_fields.position[self._key]
+            visible = np.minimum(query_fields.position, n_positions - 1)
+            self._high = np.searchsorted(key_code, query_code * n_positions + visible, side="right")
         if query.missing is not None:
             self._high = np.where(query.missing, self._low, self._high)
         self.n_candidates = int((self._high - self._low)[scan.rows].sum())

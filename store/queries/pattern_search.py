@@ -147,12 +147,24 @@ class SearchResult:
         """Return the examples `start` to `start + n` of the head's ranking, each with its strongest matching edge."""
         return self.hits(layer, head, self.ranked_examples(layer, head)[start : start + n])
 
-    def hits(self, layer: int, head: int, examples: Int64[np.ndarray, "example"]) -> list[ExampleHit]:
-        """Return examples by their numbers, each with its strongest matching edge in one head."""
+    def hits(
+        self,
+        layer: int,
+        head: int,
+        examples: Int64[np.ndarray, "example"],
+        *,
+        max_pairs: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[ExampleHit]:
+        """Return examples by their numbers, each with its strongest matching edge in one head.
+
+        Of an example with more than `max_pairs` pairs of positions only stored edges are read, or without them its
+        first rows. `check` is called between reads and may raise an error to end them.
+        """
         position = dict(zip(self.example_mass["example"].to_numpy().tolist(), range(self.n_examples), strict=True))
         mass, rows = self._of_head(layer, head), self.example_mass["rows"].to_numpy()
         return [
-            self._hit(number, layer, head, float(mass[position[number]]), int(rows[position[number]]))
+            self._hit(number, layer, head, float(mass[position[number]]), int(rows[position[number]]), max_pairs, check)
             for number in examples.tolist()
         ]
 
@@ -174,21 +186,42 @@ class SearchResult:
         check_head(self.site, layer, head)
         return self.example_mass.to_numpy()[layer, head]
 
-    def _hit(self, number: int, layer: int, head: int, score: float, rows: int) -> ExampleHit:
+    def _hit(
+        self,
+        number: int,
+        layer: int,
+        head: int,
+        score: float,
+        rows: int,
+        max_pairs: int | None,
+        check: Callable[[], None],
+    ) -> ExampleHit:
         example = self.store.examples[number]
         matcher = self._matcher(number)
-        query_pos, key_pos = _positions(matcher)
         query, key = matcher.evaluator.query.table, matcher.evaluator.key.table
-        if self.words is not None:
-            weights = self._word_weights(number, layer, head)[query.word[query_pos], key.word[key_pos]]
-        elif self.basis != "edges":
-            weights = example.weights_at(layer, head, query_pos, key_pos, self.site.name)
-        else:
+        is_long = max_pairs is not None and len(query) * len(key) > max_pairs
+        edges, word_weights = None, None if self.words is None else self._word_weights(number, layer, head)
+        if self.words is None and (self.basis == "edges" or (is_long and example.segment.spec.keep.edges)):
             edges = example.edges(layer, head, self.site.name)
-            is_match = edges["key_pos"].to_numpy()[query_pos] == key_pos[:, None]  # [match, edge]
-            weights = np.where(is_match, edges["weight"].to_numpy()[query_pos], 0).max(axis=1)
-        best = int(np.argmax(weights))
-        q, k = int(query_pos[best]), int(key_pos[best])
+        q, k, largest, last_pair = 0, 0, -1.0, max_pairs if is_long and edges is None else None
+        for matches in matcher:
+            check()
+            query_pos, key_pos = (
+                matcher.evaluator.query.position[matches.query],
+                matcher.evaluator.key.position[matches.key],
+            )
+            if word_weights is not None:
+                weights = word_weights[query.word[query_pos], key.word[key_pos]]
+            elif edges is None:
+                weights = example.weights_at(layer, head, query_pos, key_pos, self.site.name)
+            else:
+                is_match = edges["key_pos"].to_numpy()[query_pos] == key_pos[:, None]  # [match, edge]
+                weights = np.where(is_match, edges["weight"].to_numpy()[query_pos], 0).max(axis=1)
+            best = int(np.argmax(weights))
+            if weights[best] > largest:
+                q, k, largest = int(query_pos[best]), int(key_pos[best]), float(weights[best])
+            if last_pair is not None and matches.last_pair >= last_pair:
+                break
         return ExampleHit(
             number,
             example.id,
@@ -198,7 +231,7 @@ class SearchResult:
             rows,
             q,
             k,
-            float(weights[best]),
+            largest,
             query.text[q],
             key.text[k],
         )

@@ -33,6 +33,8 @@ Basis = Literal["attention", "edges", "rebuilt"]
 RequestedBasis = Literal["auto", "exact", "approximate", "attention", "edges", "rebuilt"]
 BLOCK_WEIGHTS = 12 << 20
 """Approximate number of weights of one layer in memory at once."""
+JOINED_MATCHES = 1 << 12
+"""Most matches of joined blocks."""
 
 
 class Stopped(Exception):
@@ -75,7 +77,8 @@ def scan_segment(
     """
     scores = SegmentScores.zeros(site, segment.n_examples)
     n_tokens = len(matcher.evaluator.query.table)
-    for matches in _split_at_gaps(matcher.blocks(0, n_tokens, BLOCK_WEIGHTS // site.n_heads)):
+    blocks = matcher.blocks(0, n_tokens, BLOCK_WEIGHTS // site.n_heads)
+    for matches in _joined(blocks) if basis == "edges" else _split_at_gaps(blocks):
         matching_rows = MatchingRows(matches, matcher, site)
         example = matching_rows.example[matching_rows.first_of_example]
         scores.example_rows[example] += np.diff(np.append(matching_rows.first_of_example, len(matching_rows.rows)))
@@ -112,6 +115,25 @@ def _split_at_gaps(blocks: Iterator[Matches]) -> Iterator[Matches]:
         for start, stop in itertools.pairwise([0, *cuts, len(block)]):
             run = slice(start, stop)
             yield Matches(block.first_pair, block.last_pair, block.pair[run], block.query[run], block.key[run])
+
+
+def _joined(blocks: Iterator[Matches]) -> Iterator[Matches]:
+    """Join blocks up to about `JOINED_MATCHES` matches. Each block reads all edges of its rows, in large chunks."""
+    waiting: list[Matches] = []
+    for block in blocks:
+        if waiting and sum(map(len, waiting)) + len(block) > JOINED_MATCHES:
+            yield _join(waiting)
+            waiting = []
+        waiting.append(block)
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(blocks: list[Matches]) -> Matches:
+    if len(blocks) == 1:
+        return blocks[0]
+    pair, query, key = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("pair", "query", "key"))
+    return Matches(blocks[0].first_pair, blocks[-1].last_pair, pair, query, key)
 
 
 @dataclass(frozen=True)

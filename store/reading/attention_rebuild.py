@@ -27,6 +27,7 @@ from .visible_keys import key_span, keys_seen
 _FLOAT32 = 2.0**-24
 _SUM_SLACK = 1e-3
 _PIECE_WEIGHTS = 1 << 20
+_PIECE_BYTES = 8 << 20
 _NO_PARTS = ScoreParts()
 
 
@@ -106,6 +107,10 @@ class RebuiltRows:
             total = weights.sum(axis=-1, dtype=np.float64) + self.sink_share()
             sums = RowSums(total, self.score_error(key) if bounded else None)
             self.check(sums, partial(self.score_error, key))
+        return self.divided(weights, sums, bounded=bounded)
+
+    def divided(self, weights: Float32[np.ndarray, "head row column"], sums: RowSums, *, bounded: bool) -> Tile:
+        """Divide weights in place by the sums of their rows. With `bounded` the largest error is computed too."""
         is_divided = _is_divided(self.site)
         if is_divided:
             weights /= np.where(sums.total > 0, sums.total, 1.0).astype(np.float32)[..., None]
@@ -244,7 +249,7 @@ class RowReader:
         block, (first, stop) = self.block, self.block.span()
         total = np.zeros(block.logsumexp.shape) + block.sink_share()
         score_error = np.zeros(block.logsumexp.shape)
-        step = max(64, _PIECE_WEIGHTS // max(1, total.size))
+        step = max(256, _PIECE_WEIGHTS // max(1, total.size))
         end = int(stop.max(initial=0))
         for start in range(int(first.min(initial=end)), end, step):
             key = self.key(start, min(start + step, end))
@@ -254,15 +259,31 @@ class RowReader:
         block.check(sums, lambda: score_error)
         return sums
 
-    def tile(self, columns: slice) -> Tile:
-        """Compute the rows' weights on some keys.
+    def tile(self, columns: slice, *, bounded: bool = True) -> Tile:
+        """Compute the rows' weights on some keys. With `bounded` their largest error is computed too.
+
+        The keys are read in pieces of `_PIECE_BYTES`, each once if the tile holds all keys that its rows see.
 
         Raises
         ------
         FormatError
             The weights of a row do not add up to 1.
         """
-        first, stop = self.block.span()
+        block, (first, stop) = self.block, self.block.span()
         is_complete = bool(((columns.start <= first) & (stop <= columns.stop)).all())
-        key = self.key(columns.start, columns.stop)
-        return self.block.tile(key, columns.start, sums=None if is_complete else self.sums)
+        step = max(1, _PIECE_BYTES // (4 * len(self.heads) * self.site.d_head))
+        if columns.stop - columns.start <= step:
+            key = self.key(columns.start, columns.stop)
+            return block.tile(key, columns.start, sums=None if is_complete else self.sums, bounded=bounded)
+        weights = np.empty((*block.logsumexp.shape, columns.stop - columns.start), np.float32)
+        total = np.zeros(block.logsumexp.shape) + block.sink_share()
+        for start in range(columns.start, columns.stop, step):
+            end = min(start + step, columns.stop)
+            piece = weights[..., start - columns.start : end - columns.start]
+            piece[...] = block.weights(self.key(start, end), start)
+            total += piece.sum(axis=-1, dtype=np.float64)
+        if bounded or not is_complete:
+            return block.divided(weights, self.sums, bounded=bounded)
+        sums = RowSums(total, None)
+        block.check(sums, lambda: np.asarray(self.sums.score_error))
+        return block.divided(weights, sums, bounded=False)

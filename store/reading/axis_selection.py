@@ -20,6 +20,11 @@ class AxisLabels:
         self.coords = {dim: (i if dim in self.dims else int(i[0])) for dim, (_, i) in selections.items()}
 
 
+def dropped_axes(*selections: AxisSelection) -> tuple[int | slice, ...]:
+    """Return the index that drops the first axes of an array whose selection is an integer."""
+    return tuple(0 if isinstance(selection, int | np.integer) else slice(None) for selection in selections)
+
+
 def axis_indices(selection: AxisSelection, length: int, name: str) -> np.ndarray:
     """Return the indices of a selection.
 

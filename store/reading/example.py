@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..files.overlays import overlay_path
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
 from .attention_rebuild import RowReader, require_rebuilt
-from .axis_selection import AxisLabels, AxisSelection, axis_indices, position_span
+from .axis_selection import AxisLabels, AxisSelection, axis_indices, dropped_axes, position_span
 from .pair_attention import read_dropped, read_pairs
 from .segment import Segment
 from .visible_keys import key_span
@@ -24,6 +24,7 @@ from .word_attention import Merge, merge_example
 
 WEIGHTS_MAX_BYTES = 2 << 30
 _PAIR_WEIGHTS = 1 << 20
+_BLOCK_WEIGHTS = 4 << 20
 _MAX_CACHED_ROWS = 1024
 
 
@@ -100,11 +101,28 @@ class Example:
         attributes = {"long_name": "attention weight", "source": self._source, "max_absolute_error": bound}
         return xr.DataArray(maps, {**labels.coords, **positions}, dims, "attention", attributes)
 
-    def head_map(self, layer: int, head: int, site: str | None = None) -> Float32[np.ndarray, "query_pos key_pos"]:
-        """Read the full map of one head as a plain array. Labels would take longer than the map of a sentence."""
+    def tile(
+        self,
+        layer: int,
+        heads: Sequence[int] | None = None,
+        site: str | None = None,
+        *,
+        query: slice | None = None,
+        key: slice | None = None,
+    ) -> Float32[np.ndarray, "head query_pos key_pos"]:
+        """Read a tile of some heads of one layer as a plain array, without labels and without a bound of its error.
+
+        It reads as `attention` does. Beside the result a few MiB are in memory.
+
+        Raises
+        ------
+        NotFoundError, BudgetError
+            As for `attention`.
+        """
         site_spec = self._site(site)
-        rows, columns = (slice(0, self._length(name)) for name in (site_spec.query_sequence, site_spec.key_sequence))
-        return self._weights(site_spec, layer, head, rows, columns)[0]
+        rows = position_span(query, self._length(site_spec.query_sequence), "query")
+        columns = position_span(key, self._length(site_spec.key_sequence), "key")
+        return self._weights(site_spec, layer, heads, rows, columns, bounded=False)[0]
 
     def dropped(self, layer: AxisSelection = None, head: AxisSelection = None, site: str | None = None) -> xr.DataArray:
         """Read an upper bound of each row's mass that a sparse codec left out, dims (layer, head, query_pos).
@@ -125,11 +143,10 @@ class Example:
         for out, layer_index in zip(data, layers.tolist(), strict=True):
             out[...] = read_dropped(self.segment, site_spec, layer_index, slice(None), rows)[heads]
         labels = AxisLabels({"layer": (layer, layers), "head": (head, heads)})
-        dropped_axes = tuple(
-            0 if isinstance(selection, int | np.integer) else slice(None) for selection in (layer, head)
-        )
         coords = {**labels.coords, "query_pos": np.arange(n_rows)}
-        return xr.DataArray(data[dropped_axes], coords, (*labels.dims, "query_pos"), "dropped", {"units": "attention"})
+        return xr.DataArray(
+            data[dropped_axes(layer, head)], coords, (*labels.dims, "query_pos"), "dropped", {"units": "attention"}
+        )
 
     def iter_tiles(
         self, layer: int, head: AxisSelection = None, site: str | None = None, size: tuple[int, int] = (256, 1024)
@@ -267,9 +284,19 @@ class Example:
         return slice(start, stop), stop - start
 
     def _weights(
-        self, site: Site, layer: AxisSelection, head: AxisSelection, rows: slice, columns: slice
+        self,
+        site: Site,
+        layer: AxisSelection,
+        head: AxisSelection,
+        rows: slice,
+        columns: slice,
+        *,
+        bounded: bool = True,
     ) -> tuple[np.ndarray, float, AxisLabels]:
-        """Return the weights of a tile, stored or rebuilt, and their largest distance from the model's weights."""
+        """Return the weights of a tile, stored or rebuilt, and their largest distance from the model's weights.
+
+        Without `bounded` the distance of rebuilt weights is not computed; it is then 0.
+        """
         layers, heads = axis_indices(layer, site.n_layers, "layer"), axis_indices(head, site.n_heads, "head")
         n_rows, n_columns = rows.stop - rows.start, columns.stop - columns.start
         if (n_bytes := 4 * len(layers) * len(heads) * n_rows * n_columns) > WEIGHTS_MAX_BYTES:
@@ -278,31 +305,41 @@ class Example:
                 f"expected at most {WEIGHTS_MAX_BYTES >> 20} MiB. Request fewer heads or slices (query=, key=), or use "
                 "iter_tiles()."
             )
-        read = self._rebuilt if self._source == "rebuilt" else self._stored
-        return read(site, layer, head, rows, columns)
-
-    def _stored(
-        self, site: Site, layer: AxisSelection, head: AxisSelection, rows: slice, columns: slice
-    ) -> tuple[np.ndarray, float, AxisLabels]:
-        """Read the stored weights of a tile. The pairs of complete rows are read, then cut."""
-        n_keys = self._length(site.key_sequence)
-        first = int(self.segment.pair_offset(site.name)[self.row])
-        pairs = pair_rows(rows.start, rows.stop, n_keys, causal=site.causal)
-        segment_pairs = slice(first + pairs.start, first + pairs.stop)
-        layers, heads = axis_indices(layer, site.n_layers, "layer"), axis_indices(head, site.n_heads, "head")
-        codec = self.segment.spec.keep.attention or "float32"
-        maps = np.zeros((len(layers), len(heads), rows.stop - rows.start, columns.stop - columns.start), np.float32)
-        span = slice(int(heads.min()), int(heads.max()) + 1) if len(heads) else slice(0, 0)
+        maps = np.zeros((len(layers), len(heads), n_rows, n_columns), np.float32)
+        is_rebuilt = self._source == "rebuilt"
+        if is_rebuilt:
+            require_rebuilt(site, self.segment.spec.keep)
+        bound = 0.0 if is_rebuilt else self.segment.spec.attention_error
         for out, layer_index in zip(maps, layers.tolist(), strict=True):
-            if len(heads):
-                stored = read_pairs(self.segment, site, layer_index, span, segment_pairs)
-                weights = companding.decode_attention(stored[heads - span.start], codec)
-                out[...] = unpack_rows(weights, rows, n_keys, causal=site.causal)[..., columns]
+            if is_rebuilt and out.size:
+                with located(f"{self.segment.where}, example {self.index}"):
+                    tile = self._row_reader(site, layer_index, heads, rows).tile(columns, bounded=bounded)
+                out[...] = tile.weights
+                bound = max(bound, tile.max_absolute_error or 0.0)
+            elif not is_rebuilt and len(heads):
+                self._read_stored(site, layer_index, heads, rows, columns, out)
         labels = AxisLabels({"layer": (layer, layers), "head": (head, heads)})
-        dropped_axes = tuple(
-            0 if isinstance(selection, int | np.integer) else slice(None) for selection in (layer, head)
-        )
-        return maps[dropped_axes], self.segment.spec.attention_error, labels
+        return maps[dropped_axes(layer, head)], bound, labels
+
+    def _read_stored(
+        self,
+        site: Site,
+        layer: int,
+        heads: Int[np.ndarray, "head"],
+        rows: slice,
+        columns: slice,
+        out: Float32[np.ndarray, "head row column"],
+    ) -> None:
+        """Read the stored weights of a tile into `out`. The pairs of complete rows are read in blocks, then cut."""
+        n_keys, codec = self._length(site.key_sequence), self.segment.spec.keep.attention or "float32"
+        first, span = int(self.segment.pair_offset(site.name)[self.row]), slice(int(heads.min()), int(heads.max()) + 1)
+        step = max(1, _BLOCK_WEIGHTS // max(1, n_keys * (span.stop - span.start)))
+        for start in range(rows.start, max(rows.stop, rows.start + 1), step):
+            block = slice(start, min(start + step, rows.stop))
+            pairs = pair_rows(block.start, block.stop, n_keys, causal=site.causal)
+            stored = read_pairs(self.segment, site, layer, span, slice(first + pairs.start, first + pairs.stop))
+            cut = unpack_rows(stored[heads - span.start], block, n_keys, causal=site.causal)[..., columns]
+            out[:, start - rows.start : block.stop - rows.start] = companding.decode_attention(cut, codec)
 
     def _row_reader(self, site: Site, layer: int, heads: Int[np.ndarray, "head"], rows: slice) -> RowReader:
         """Return the reader of some rows. The last reader is cached, so tiles of the same rows share their data."""
@@ -316,26 +353,6 @@ class Example:
             if rows.stop - rows.start <= _MAX_CACHED_ROWS:
                 self._cached_rows = entry
         return entry[1]
-
-    def _rebuilt(
-        self, site: Site, layer: AxisSelection, head: AxisSelection, rows: slice, columns: slice
-    ) -> tuple[np.ndarray, float, AxisLabels]:
-        """Rebuild the weights of a tile from query, key and logsumexp, and bound their error."""
-        require_rebuilt(site, self.segment.spec.keep)
-        layers, heads = axis_indices(layer, site.n_layers, "layer"), axis_indices(head, site.n_heads, "head")
-        maps = np.zeros((len(layers), len(heads), rows.stop - rows.start, columns.stop - columns.start), np.float32)
-        bound = 0.0
-        for out, layer_index in zip(maps, layers.tolist(), strict=True):
-            if out.size:
-                with located(f"{self.segment.where}, example {self.index}"):
-                    tile = self._row_reader(site, layer_index, heads, rows).tile(columns)
-                out[...] = tile.weights
-                bound = max(bound, tile.max_absolute_error or 0.0)
-        labels = AxisLabels({"layer": (layer, layers), "head": (head, heads)})
-        dropped_axes = tuple(
-            0 if isinstance(selection, int | np.integer) else slice(None) for selection in (layer, head)
-        )
-        return maps[dropped_axes], bound, labels
 
     def _vectors(
         self,
@@ -377,7 +394,4 @@ class Example:
             )
             block = block[:, heads - span.start] if len(heads) != span.stop - span.start else block
         labels = AxisLabels({"layer": (layer, layers), head_dim: (head, heads)})
-        dropped_axes = tuple(
-            0 if isinstance(selection, int | np.integer) else slice(None) for selection in (layer, head)
-        )
-        return block[dropped_axes], labels
+        return block[dropped_axes(layer, head)], labels

@@ -3,12 +3,105 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from threading import BoundedSemaphore, Event
 from typing import Any
 
 import panel as pn
 
+from headatlas.store.errors import HeadAtlasError
+
 from .wire import step
+
+Check = Callable[[], None]
+"""Function that long work calls often. It raises `SupersededError` if the result is no longer needed."""
+READERS = 2
+"""Most views that read at the same time in this process. It bounds the memory of all readers together."""
+_readers = BoundedSemaphore(READERS)
+
+
+class SupersededError(Exception):
+    """Raised inside work whose result is no longer needed."""
+
+
+class Newest:
+    """Work of one view, of which only the newest counts.
+
+    Work that takes long runs in a thread. New work, or `stop`, ends the work before at its next `check` and drops its
+    result. With `is_limited` at most `READERS` such threads of the process run at the same time.
+    """
+
+    def __init__(self, *, is_limited: bool = True) -> None:
+        self._key: Hashable = None
+        self._is_limited = is_limited
+        self._stop = Event()
+        if pn.state.curdoc is not None:
+            pn.state.on_session_destroyed(lambda context: self.stop())
+
+    def start(
+        self,
+        key: Hashable,
+        work: Callable[[Check], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[HeadAtlasError], None],
+        *,
+        at_once: bool,
+    ) -> None:
+        """Run `work` and pass its result to `done`, or its error to `failed`.
+
+        With `at_once` it runs in this step and raises its error. Work that runs already under the same `key` continues
+        and nothing is started.
+        """
+        if self._key is not None and key == self._key:
+            return
+        self.stop()
+        stop = self._stop = Event()
+
+        def check() -> None:
+            if stop.is_set():
+                raise SupersededError
+
+        if at_once:
+            done(work(check))
+            return
+        self._key = key
+
+        def run() -> Any:
+            try:
+                with _reader(check) if self._is_limited else nullcontext():
+                    return work(check)
+            except (SupersededError, HeadAtlasError) as error:
+                return error
+
+        def finish(result: Any) -> None:
+            if stop.is_set():
+                return
+            self._key = None
+            if isinstance(result, HeadAtlasError):
+                failed(result)
+            else:
+                done(result)
+
+        background(run, finish)
+
+    def stop(self) -> bool:
+        """End the work that runs, and drop its result. Returns True if there was any."""
+        is_running, self._key = self._key is not None, None
+        self._stop.set()
+        return is_running
+
+
+@contextmanager
+def _reader(check: Check) -> Iterator[None]:
+    """Wait for a free place among the readers of the process."""
+    while not _readers.acquire(timeout=0.05):
+        check()
+    try:
+        check()
+        yield
+    finally:
+        _readers.release()
 
 
 def background(work: Callable[[], Any], done: Callable[[Any], None]) -> None:

@@ -28,7 +28,7 @@ from panel.io.state import set_curdoc, state
 from panel.viewable import Layoutable, Viewable
 from param.parameterized import batch_call_watchers, no_instance_params
 
-from headatlas.store.errors import HeadAtlasError
+from headatlas.store.errors import BudgetError, HeadAtlasError
 
 from ..theme.colours import THEMES, palette
 from . import panel_private as panel_private  # checks the installed versions when it is imported
@@ -90,13 +90,15 @@ class ESMView(JSComponent):
             super()._handle_msg(data)
 
     def _page(self) -> str:
+        note = ""
         if self.document is not None:
             try:
                 return self.document()
             except HeadAtlasError as error:  # too large or incomplete: fall back to this component as it stands
                 logger.info("%s: the download holds this component as it stands: %s", type(self).__name__, error)
+                note = f"as it was shown, because {error}" if isinstance(error, BudgetError) else "as it was shown"
         values = {name: getattr(self, name) for name in self.param if name not in Layoutable.param and name != "theme"}
-        return frozen_page(type(self).__name__, str(self._bundle), values, self.theme)
+        return frozen_page(type(self).__name__, str(self._bundle), values, self.theme, note)
 
     def _param_change(self, *events: param.parameterized.Event) -> None:
         unsent = [event for event in events if not self._put_in_outbox(event)]

@@ -36,8 +36,9 @@ export function render({model, el: host}) {
     if (frame.message) return body.replaceChildren(el("p.dim", null, frame.message.text));
     if (!frame.heads) return body.replaceChildren();
     const colors = frame.heads.map((_, i) => p.head(i)), slot = head => frame.heads.indexOf(head);
+    const note = frame.note ? el("p.dim", {"data-note": ""}, frame.note) : "";
     if (frame.edges) {
-      return body.replaceChildren(el("p.sect", null, "Strongest edges", el("span.r", null, "click a token to pin it")),
+      return body.replaceChildren(el("p.sect", null, "Strongest edges", el("span.r", null, "click a token to pin it")), note,
         ...frame.edges.map(e => row([name(e.labels[0]), " \u2192 ", name(e.labels[1])], null, [e.weight], [colors[e.slot]],
           {kind: ".wide", onclick: () => { model.pin = `q${e.query}`; }, data: {query: e.query, key: e.key, weight: e.weight.toFixed(6), head: frame.heads[e.slot]}})));
     }
@@ -47,7 +48,7 @@ export function render({model, el: host}) {
         el("button.x", {"aria-label": "release the pin", onclick: () => { model.pin = ""; }}, "\u2715"))];
     if (frame.turns) parts.push(el("div.seg", {role: "group"}, el("button", {"aria-pressed": String(toQuery), onclick: () => turn("q")}, "Attends to"),
       el("button", {"aria-pressed": String(!toQuery), onclick: () => turn("k")}, "Attended by")), el("div", {style: "height:8px"}));
-    parts.push(...frame.rows.map(r => row(name(r.label), r.position, r.weights, colors, {onclick: () => { model.pin = `${other}${r.position}`; },
+    parts.push(note, ...frame.rows.map(r => row(name(r.label), r.position, r.weights, colors, {onclick: () => { model.pin = `${other}${r.position}`; },
       data: {row: r.position, weights: r.weights.map(w => w.toFixed(6)).join(" ")}})));
     if (frame.rest.length) parts.push(row(toQuery ? "other keys" : "other queries", null, frame.rest, colors, {dim: true, data: {row: "rest", weights: frame.rest.map(w => w.toFixed(6)).join(" ")}}));
     if (frame.hidden.length) parts.push(row("special, hidden", null, frame.hidden, colors, {dim: true, data: {row: "hidden", weights: frame.hidden.map(w => w.toFixed(6)).join(" ")}}));

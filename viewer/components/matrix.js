@@ -129,11 +129,12 @@ export function render({model, el: host}) {
     Object.assign(canvas.dataset, {level, cell: view.cell.toFixed(3), row: view.row.toFixed(2), column: view.column.toFixed(2), missing: missing.length, left: LEFT, top: TOP});
     ask(missing);
   }
+  // A message names all tiles that are missing now, and replaces the last one: tiles that moved out of sight are not made
   function ask(missing) {
-    const fresh = missing.filter(t => !requests.has(key(...t))).slice(0, 48);
-    if (!fresh.length) return;
-    fresh.forEach(t => requests.add(key(...t)));
-    model.send_msg({tiles: fresh, id: frame.id});
+    const wanted = missing.slice(0, 48);
+    if (wanted.every(t => requests.has(key(...t)))) return;
+    requests = new Set(wanted.map(t => key(...t)));
+    model.send_msg({tiles: wanted, id: frame.id});
   }
   model.on("msg:custom", data => {
     const answer = plain(data);

@@ -17,14 +17,13 @@ import numpy as np
 
 from headatlas.store.errors import BudgetError
 
+from ..frames.whole_example import MAX_BYTES
 from ..theme.colours import palette
 from ..theme.token_labels import visible
 from .script_files import bundle
 
 PageKind = Literal["head", "model", "neuron", "page"]
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-MAX_BYTES = 128 << 20
-"""Limit of all arrays in one file, in bytes. Browsers open larger files slowly."""
 _STYLE = """
 html, body { margin: 0; height: 100% } body { display: grid; grid-template-rows: 32px minmax(0,1fr); gap: 6px; padding: 6px; box-sizing: border-box }
 main { display: grid; gap: 8px; min-height: 0; grid-template-columns: 232px minmax(0,1fr) 296px; grid-template-rows: minmax(0,1fr) } main.neuron { grid-template-columns: 232px minmax(0,1fr) } main.page { grid-template-columns: minmax(0,1fr) }
@@ -34,7 +33,7 @@ main { display: grid; gap: 8px; min-height: 0; grid-template-columns: 232px minm
 """
 
 
-def frozen_page(name: str, file: str, values: dict[str, Any], theme: str) -> str:
+def frozen_page(name: str, file: str, values: dict[str, Any], theme: str, note: str = "") -> str:
     """Make the document of one component in its present state. Hover, tooltips and tables still work.
 
     Parameters
@@ -45,6 +44,8 @@ def frozen_page(name: str, file: str, values: dict[str, Any], theme: str) -> str
         JavaScript file of the component.
     values
         Parameters of the component by name.
+    note
+        Words beside the title: what the document leaves out.
 
     Raises
     ------
@@ -58,11 +59,12 @@ def frozen_page(name: str, file: str, values: dict[str, Any], theme: str) -> str
             f"this picture holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. "
             "Show fewer heads or a shorter text."
         )
+    title = visible(f"{name} \u00b7 {note}" if note else name)
     data = {
-        "kind": "page", "title": visible(name), "theme": theme, "palette": palette(), "parts": [], "state": {},
+        "kind": "page", "title": title, "theme": theme, "palette": palette(), "parts": [], "state": {},
         "facts": [], "items": [{"component": name, "values": values}],
     }  # fmt: skip
-    return make_page("page", visible(name), data, {name: file})
+    return make_page("page", title, data, {name: file})
 
 
 def make_page(kind: PageKind, title: str, data: dict[str, Any], names: dict[str, str]) -> str:

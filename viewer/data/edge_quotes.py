@@ -6,6 +6,7 @@ Parts are ``[text, kind, weight]`` with kind ``"query"``, ``"key"`` or ``""``. A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from headatlas.store.reading.example import Example
@@ -17,6 +18,8 @@ from .search_answers import Edge
 Part = list[Any]
 NEAR = 56
 """Most characters between key and query. A longer text is cut in the middle."""
+REACH_TOKENS = 512
+"""Most tokens around query and key that a quote is cut from."""
 
 
 class QuotedEdge(TypedDict):
@@ -30,21 +33,33 @@ class QuotedEdge(TypedDict):
     """True if the key is the query token itself."""
 
 
-def sequence_text(example: Example, sequence: str) -> list[tuple[str, int]]:
-    """Return the running text of one sequence as (characters, token index or -1)."""
-    if sequence == "target":
-        return running_text(example.tokens("target"), example.target_text or "")
-    return running_text(example.tokens("source"), example.text, example.text_pair)
+def sequence_text(example: Example, sequence: str, positions: Sequence[int]) -> list[tuple[str, int]]:
+    """Return the running text of one sequence near some tokens as (characters, token index or -1).
+
+    Tokens more than `REACH_TOKENS` away from all positions are left out.
+    """
+    tokens = example.tokens(sequence)
+    spans: list[list[int]] = []
+    for position in sorted(positions):
+        start, stop = max(0, position - REACH_TOKENS), min(len(tokens), position + REACH_TOKENS + 1)
+        if spans and start <= spans[-1][1]:
+            spans[-1][1] = stop
+        else:
+            spans.append([start, stop])
+    texts = (example.target_text or "", None) if sequence == "target" else (example.text, example.text_pair)
+    return [part for start, stop in spans for part in running_text(tokens, *texts, slice(start, stop))]
 
 
 def quote_edge(example: Example, site: Site, edge: Edge, reach: int = 160) -> QuotedEdge:
     """Quote an edge around its query, with at most `reach` characters before and after both tokens."""
-    parts = _without_special(sequence_text(example, site.query_sequence), example, site, edge)
+    is_one_text = site.query_sequence == site.key_sequence
+    near = (edge.query_pos, edge.key_pos) if is_one_text else (edge.query_pos,)
+    parts = _without_special(sequence_text(example, site.query_sequence, near), example, site, edge)
     part_of_token = {token: index for index, (_, token) in enumerate(parts) if token >= 0}
     query_part = part_of_token[edge.query_pos]
     token, lead = _split_lead(parts[query_part][0])
-    if site.query_sequence != site.key_sequence:
-        keys = {t: text for text, t in sequence_text(example, site.key_sequence)}
+    if not is_one_text:
+        keys = {t: text for text, t in sequence_text(example, site.key_sequence, (edge.key_pos,))}
         key_quote: list[Part] = [[_split_lead(keys[edge.key_pos])[0], "key", edge.weight], ["  \u27f5 ", "", 0.0]]
         return {
             "before": key_quote,

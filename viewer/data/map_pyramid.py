@@ -10,6 +10,7 @@ strips of rows, and cached. Tiles of finer levels are read from the store on req
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypedDict
@@ -31,7 +32,8 @@ FIRST_CACHED = 2
 """First cached level of a long example. All levels are cached if the example fits a picture."""
 PICTURE_TOKENS = 1024
 """Most tokens on either side of an example that fits a picture."""
-_STRIP = 256
+_STRIP, _STRIP_WEIGHTS = 256, 2 << 20
+"""Most rows and weights of a strip."""
 
 
 def pool_blocks(
@@ -69,7 +71,7 @@ class Margins:
 class _Cached:
     """Cached levels of both kinds, the finest first, and the margins."""
 
-    levels: dict[Kind, list[UInt8[np.ndarray, "block_row block_column"]]]
+    levels: dict[Kind, list[UInt8[np.ndarray, "_block_row _block_column"]]]
     margins: Margins
 
 
@@ -79,6 +81,7 @@ class Pyramid:
     def __init__(self, example: Example, site: Site, layer: int, head: int, shape: tuple[int, int]) -> None:
         self.example, self.site, self.layer, self.head, self.shape = example, site, layer, head, shape
         self.first_cached = FIRST_CACHED if max(shape) > PICTURE_TOKENS else 0
+        self._computed: _Cached | None = None
 
     @cached_property
     def level_shapes(self) -> list[tuple[int, int]]:
@@ -118,30 +121,41 @@ class Pyramid:
         side = TILE << level
         query = slice(row * side, min((row + 1) * side, self.shape[0]))
         key = slice(column * side, min((column + 1) * side, self.shape[1]))
-        weights = self.example.attention(self.layer, self.head, self.site.name, query=query, key=key).values
+        weights = self.example.tile(self.layer, [self.head], self.site.name, query=query, key=key)[0]
         return to_codes(pool_blocks(weights, 1 << level, kind))
 
-    @cached_property
+    @property
     def _cached(self) -> _Cached:
-        side = 1 << self.first_cached
-        shape = tuple(-(-n // side) for n in self.shape)
-        largest, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        if self._computed is None:
+            self.compute()
+        assert self._computed is not None
+        return self._computed
+
+    def compute(self, check: Callable[[], None] = lambda: None) -> None:
+        """Compute the cached levels and the margins. `check` is called between strips and may raise an error."""
+        shapes = self.level_shapes[self.first_cached :]
+        levels: dict[Kind, list[np.ndarray]] = {kind: [np.zeros(shape, np.uint8) for shape in shapes] for kind in KINDS}
         entropy, received = np.zeros(self.shape[0], np.float32), np.zeros(self.shape[1], np.float64)
-        strips = self.example.iter_tiles(self.layer, self.head, self.site.name, size=(_STRIP, max(1, self.shape[1])))
-        for strip in strips:
-            weights, start = strip.values, int(strip["query_pos"].values[0])
-            received += weights.sum(axis=0, dtype=np.float64)
+        block = 1 << (len(self.level_shapes) - 1)  # a strip holds complete blocks of every level
+        height = max(block, min(_STRIP, _STRIP_WEIGHTS // max(1, self.shape[1])) // block * block)
+        for start in range(0, self.shape[0], height):
+            check()
+            rows = slice(start, min(start + height, self.shape[0]))
+            n_keys = min(rows.stop, self.shape[1]) if self.site.causal else self.shape[1]
+            weights = self.example.tile(self.layer, [self.head], self.site.name, query=rows, key=slice(0, n_keys))[0]
+            received[:n_keys] += weights.sum(axis=0, dtype=np.float64)
+            largest, total = (_reduce(weights, 1 << self.first_cached, by) for by in (np.maximum, np.add))
             logs = np.log2(weights, out=np.zeros_like(weights), where=weights > 0)
-            entropy[start : start + len(weights)] = -(weights * logs).sum(axis=1)
-            rows = slice(start // side, start // side + -(-len(weights) // side))
-            largest[rows], total[rows] = _reduce(weights, side, np.maximum), _reduce(weights, side, np.add)
-        levels: dict[Kind, list[np.ndarray]] = {"maximum": [], "mean": []}
-        for level in range(self.first_cached, len(self.level_shapes)):
-            if level > self.first_cached:
-                largest, total = _reduce(largest, 2, np.maximum), _reduce(total, 2, np.add)
-            levels["maximum"].append(to_codes(largest))
-            levels["mean"].append(to_codes(total / block_sizes(self.shape, 1 << level)))
-        return _Cached(levels, Margins(entropy, received.astype(np.float32)))
+            entropy[rows] = -np.multiply(weights, logs, out=logs).sum(axis=1)
+            for index in range(len(shapes)):
+                level = self.first_cached + index
+                if index:
+                    largest, total = _reduce(largest, 2, np.maximum), _reduce(total, 2, np.add)
+                blocks = slice(start >> level, (start >> level) + len(largest)), slice(0, largest.shape[1])
+                sizes = block_sizes((len(weights), self.shape[1]), 1 << level)[:, : largest.shape[1]]
+                levels["maximum"][index][blocks] = to_codes(largest)
+                levels["mean"][index][blocks] = to_codes(total / sizes)
+        self._computed = _Cached(levels, Margins(entropy, received.astype(np.float32)))
 
 
 def tiles_of(shape: tuple[int, int]) -> list[tuple[int, int]]:

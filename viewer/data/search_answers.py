@@ -26,6 +26,12 @@ def upper_end(values: Float32[np.ndarray, "*shape"]) -> float:
     return next(float(f"{m * step:.3g}") for m in ends if m * step >= highest * (1 - 1e-9))
 
 
+def short(label: str) -> str:
+    """Return the label of a statistic without the words that all labels share."""
+    bare = label.removeprefix("Attention to ").removeprefix("the ")
+    return bare[:1].upper() + bare[1:]
+
+
 @dataclass(frozen=True)
 class HeadValues:
     """One number for each head, with label and unit. The scale runs from 0 to `high`."""

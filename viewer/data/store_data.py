@@ -31,12 +31,14 @@ from ..state.reader_state import Bounds
 from ..theme.token_labels import visible
 from .bookmarks import Bookmarks
 from .example_filters import containing, frequent_values, having, pair_groups, sample_ranking, without_damage
-from .search_answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, upper_end
+from .search_answers import SEARCH, Edge, HeadValues, SearchStoppedError, mass_of, short, upper_end
 from .strongest_edge import strongest_edge
 
 Value = TypeVar("Value")
 MAX_HITS = 60
 """Most examples of a search that are listed for a head."""
+MAX_HIT_PAIRS = 4 << 20
+"""Most weights of an example that are read for its strongest edge, and of all examples in one step."""
 
 
 class StoreGroup(Protocol):
@@ -129,6 +131,10 @@ class DataSource:
         """Return the cached value of a key; call `make` if there is none. Callers must not change the value."""
         return self._cache.get(("cached", key), make)
 
+    def has_cached(self, key: Hashable) -> bool:
+        """Return True if `cached` returns the value of a key at once."""
+        return ("cached", key) in self._cache
+
     # examples
 
     @property
@@ -183,10 +189,10 @@ class DataSource:
         """Return the number of the example with an id."""
         return int(self.numbers[self.positions[name]])
 
-    def shown_text(self, number: int) -> str:
-        """Return the texts of an example (both texts of a pair) on one line, with all characters visible."""
+    def shown_text(self, number: int, n: int) -> str:
+        """Return the first `n` characters of an example's texts (both texts of a pair) on one line, all visible."""
         example = self.example(number)
-        return visible("  |  ".join(t for t in (example.text, example.text_pair, example.target_text) if t))
+        return visible("  |  ".join(t[:n] for t in (example.text, example.text_pair, example.target_text) if t))[:n]
 
     def containing(self, text: str) -> Int64[np.ndarray, "match"]:
         """Return the positions of the examples whose text or id contains `text`. Ignores case."""
@@ -346,18 +352,19 @@ class DataSource:
         """Return the mass of every head for a pattern. NaN for heads without a match."""
         return mass_of(self.search(expression, site))
 
-    def search_examples(self, expression: str, site: str, layer: int, head: int) -> list[ExampleHit]:
-        """Return the examples with the most mass in one head, best first, at most `MAX_HITS`."""
-        return self.hits_of(self.search(expression, site), layer, head)
-
     def hits_of(
-        self, result: SearchResult, layer: int, head: int, sample: str = "strongest", n: int = MAX_HITS
-    ) -> list[ExampleHit]:
+        self, result: SearchResult, layer: int, head: int, sample: str = "strongest", n: int = MAX_HITS,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[ExampleHit]:  # fmt: skip
         """Return at most `n` examples of one head from a (partial) result. `sample` is as in `sample_ranking`."""
         key = ("hits", result.site.name, result.pattern.expression, result.n_examples_searched, layer, head, sample, n)
         return self._cache.get(
-            key, lambda: result.hits(layer, head, sample_ranking(result.ranked_examples(layer, head), sample, n))
-        )
+            key,
+            lambda: result.hits(
+                layer, head, sample_ranking(result.ranked_examples(layer, head), sample, n),
+                max_pairs=MAX_HIT_PAIRS, check=check,
+            ),
+        )  # fmt: skip
 
     def search_scores(self, expression: str, site: str, layer: int, head: int) -> Float32[np.ndarray, "example"]:
         """Return the mass of one head on every example, by position. NaN for examples without a match."""
@@ -387,12 +394,6 @@ class DataSource:
         """Return the positions of the examples that have these values of annotations (`facets`, as visible text)."""
         key = ("having", *sorted(facets.items()))
         return self._cache.get(key, lambda: _read_only(having(self.store.example_columns(), self.n_examples, facets)))
-
-
-def short(label: str) -> str:
-    """Return the label of a statistic without the words that all labels share."""
-    bare = label.removeprefix("Attention to ").removeprefix("the ")
-    return bare[:1].upper() + bare[1:]
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from .view_frames import Head, TokensFrame, head_name
 
@@ -56,6 +56,8 @@ class PinnedFrame(TypedDict):
     """True if the same token can also be pinned on the other side."""
     edge: EdgeHeads | dict[str, list[str]]
     """Heads with the strongest edge of the pinned token. Empty if no token is listed."""
+    note: NotRequired[str]
+    """Part of a long text that the list is of."""
     alone: NotRequired[bool]
     """True in a standalone file, where no other view can be opened."""
 
@@ -76,6 +78,7 @@ class StrongestFrame(TypedDict):
 
     heads: list[str]
     edges: list[Edge]
+    note: NotRequired[str]
     alone: NotRequired[bool]
 
 
@@ -105,17 +108,28 @@ class PinnedRow:
         The pinned token: ``"q"`` lists keys, ``"k"`` lists the queries that attend to it.
     weights, all_heads
         Weight between the pinned token and each token of the other side, for the shown heads and for all heads.
+        `all_heads` is None if the text is too long to read it.
     back
         Weight between each token of the pinned side and the token at the same position of the other side. For a
         pinned query these are the tokens that attend to it; for a pinned key the tokens that it attends to. Empty if
-        the sides are different texts.
+        the sides are different texts; negative where the weight was not read.
+    read
+        Tokens of the other side whose weights were read; None if all were.
     """
 
     side: str
     position: int
     weights: Float[np.ndarray, "n_heads other"]
     back: Float[np.ndarray, "n_heads same"]
-    all_heads: Float[np.ndarray, "layer head other"]
+    all_heads: Float[np.ndarray, "layer head other"] | None
+    read: slice | None = None
+
+    def order(self, others: TokensFrame, *, hide_special: bool) -> Int64[np.ndarray, "shown"]:
+        """Return the tokens of the other side that were read and are shown, strongest first."""
+        is_read = np.zeros(self.weights.shape[1], bool)
+        is_read[self.read or slice(None)] = True
+        shown = np.flatnonzero(is_read & ~np.asarray(others["special"], bool) if hide_special else is_read)
+        return shown[np.argsort(-self.weights[:, shown].max(axis=0, initial=0.0), kind="stable")]
 
 
 def edge_frame(weight: Float[np.ndarray, "layer head"], query: str, key: str, n: int = 5) -> EdgeHeads:
@@ -148,10 +162,8 @@ def pinned_frame(
     """
     side, position, weights, back = pin.side, pin.position, pin.weights, pin.back
     special = np.asarray(others["special"], bool)
-    shown = np.flatnonzero(~special) if hide_special else np.arange(len(special))
-    peak = weights[:, shown].max(axis=0, initial=0.0)
-    order = shown[np.argsort(-peak, kind="stable")]
-    n_rows = min(n, max(3, int((peak >= 0.01).sum())))
+    order = pin.order(others, hide_special=hide_special)
+    n_rows = min(n, max(3, int((weights[:, order].max(axis=0, initial=0.0) >= 0.01).sum())))
     top, remainder = order[:n_rows], order[n_rows:]
     hidden = np.flatnonzero(special) if hide_special else np.zeros(0, np.int64)
     rows = [_key_row(others, int(i), weights[:, i]) for i in top]
@@ -167,7 +179,7 @@ def pinned_frame(
         "turns": bool(back.size),
         "edge": {},
     }
-    if len(top):
+    if len(top) and pin.all_heads is not None:
         best = int(top[0])
         query, key = tokens["labels"][position], others["labels"][best]
         if side == "k":
@@ -205,7 +217,10 @@ def strongest_frame(
     if hide_special:
         weight[:, np.asarray(queries["special"], bool), :] = -1
         weight[:, :, np.asarray(keys["special"], bool)] = -1
-    order = np.argsort(-weight.ravel(), kind="stable")[:n]
+    flat = weight.ravel()
+    limit = max(float(np.partition(flat, -n)[-n]) if flat.size > n else -1.0, np.finfo(np.float32).tiny)
+    largest = np.flatnonzero(flat >= limit)
+    order = largest[np.argsort(-flat[largest], kind="stable")[:n]]
     positions = zip(*np.unravel_index(order, weight.shape), strict=True)
     return {
         "heads": [head_name(head) for head in heads],

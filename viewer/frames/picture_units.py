@@ -53,6 +53,25 @@ class Units:
         units = np.flatnonzero(self.table.second[self.first_token])
         return int(units[0]) if len(units) and units[0] else None
 
+    def part(self, units: slice) -> tuple[Units, slice]:
+        """Return consecutive units as if they were all, and the span of their tokens. `frame` stays that of all."""
+        tokens = np.flatnonzero((self.of_token >= units.start) & (self.of_token < units.stop))
+        span = slice(int(tokens[0]), int(tokens[-1]) + 1) if len(tokens) else slice(0, 0)
+        is_inside = (self.of_token[span] >= units.start) & (self.of_token[span] < units.stop)
+        of_token = np.where(is_inside, self.of_token[span] - units.start, -1)
+        table = replace(
+            self.table,
+            token_offset=np.array([0, len(of_token)], np.int64),
+            id=self.table.id[span],
+            word=of_token.astype(np.int32),
+            char_start=self.table.char_start[span],
+            char_end=self.table.char_end[span],
+            flags=self.table.flags[span],
+            columns={name: column[span] for name, column in self.table.columns.items()},
+            word_offset=np.array([0, units.stop - units.start], np.int64),
+        )
+        return Units(self.frame, of_token, table), span
+
 
 def units_of(example: Example, sequence: str, kind: UnitKind) -> Units:
     """Return the units of one sequence of an example."""
@@ -90,16 +109,17 @@ def _words(tokens: TokenTable, texts: tuple[str, str]) -> list[tuple[str, bool]]
 
 def _sentences(words: list[tuple[str, bool]]) -> tuple[Int64[np.ndarray, "word"], list[str]]:
     """Return the sentence of each word, and the sentences. A sentence ends at its end mark or at the end of its text."""
-    of_word, labels, sentence = np.zeros(len(words), np.int64), [], -1
+    of_word, sentence = np.zeros(len(words), np.int64), -1
+    parts: list[list[str]] = []
     is_first, side = True, False
     for index, (text, second) in enumerate(words):
         if is_first or second != side:
             sentence, side = sentence + 1, second
-            labels.append("")
-        labels[sentence] = f"{labels[sentence]} {text}".strip()
+            parts.append([])
+        parts[sentence].append(text)
         of_word[index] = sentence
         is_first = bool(_END.search(text))
-    return of_word, labels
+    return of_word, [" ".join(filter(None, texts)).strip() for texts in parts]
 
 
 def _short(text: str) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32, Num
 
-from headatlas.store.errors import NotFoundError, ShapeError
+from headatlas.store.errors import BudgetError, NotFoundError, ShapeError
 from headatlas.store.reading.example import Example
 from headatlas.store.reading.stored_vectors import read_parts
 from headatlas.store.schema.traces import Site
@@ -21,6 +21,9 @@ from .view_frames import TokensFrame, pack, table_frame, to_codes
 
 MAX_EXACT = 100 << 20
 """Limit of the exact weights of one part, in bytes. Above it each weight is rounded to one byte."""
+MAX_BYTES = 128 << 20
+"""Limit of all arrays in one file, in bytes. Browsers open larger files slowly."""
+_PIECE_WEIGHTS = 2 << 20
 LABELS = {"encoder": "Encoder", "decoder": "Decoder", "cross": "Cross"}
 """Label of each site's part."""
 
@@ -70,7 +73,7 @@ class PartFrame(TypedDict):
 
 
 def part_frame(
-    attention: Float[np.ndarray, "layer head query_pos key_pos"],
+    attention: Num[np.ndarray, "layer head query_pos key_pos"],
     queries: TokensFrame,
     keys: TokensFrame | None = None,
     *,
@@ -84,6 +87,8 @@ def part_frame(
 
     Parameters
     ----------
+    attention
+        Weights, or their square-root bytes (uint8).
     layers
         Numbers of the layers in the model. Needed if the part holds only some of them.
     sentence_b_start
@@ -103,7 +108,7 @@ def part_frame(
                 f"{len(tokens['labels'])} {prefix}tokens for attention of {n} {side} positions; "
                 "pass all tokens of the model's input, including special tokens"
             )
-    codes, codec = pack(attention)
+    codes, codec = (attention, "sqrt8") if attention.dtype == np.uint8 else pack(attention)
     if codec == "float32" and codes.nbytes > MAX_EXACT:
         codes, codec, note = to_codes(codes), "sqrt8", ", ".join(filter(None, [note, "weights within 0.002"]))
     return {
@@ -149,10 +154,43 @@ def example_part(example: Example, site: Site, layers: Sequence[int]) -> PartFra
     ------
     NotFoundError
         The store holds neither attention nor query and key.
+    BudgetError
+        The maps take more than `MAX_BYTES`. Nothing was read.
     """
-    attention = example.attention(list(layers), None, site.name)
-    note = "" if attention.attrs["source"] == "stored" else "rebuilt from query and key"
-    return _with_tokens(example, site, layers, attention.values, note)
+    _check_size(example, site, layers)
+    maps, note = _read_maps(example, site, layers)
+    notes = [note, "" if example.segment.spec.keep.attention else "rebuilt from query and key"]
+    return _with_tokens(example, site, layers, maps, ", ".join(filter(None, notes)))
+
+
+def _check_size(example: Example, site: Site, layers: Sequence[int], n_vector_bytes: int = 0) -> None:
+    """Check that the maps as bytes, and the vectors, fit a file."""
+    n_queries, n_keys = (len(example.tokens(name)) for name in (site.query_sequence, site.key_sequence))
+    n_bytes = len(layers) * site.n_heads * n_queries * n_keys + n_vector_bytes
+    if n_bytes > MAX_BYTES:
+        raise BudgetError(
+            f"this view holds {n_bytes >> 20} MiB of numbers; a file holds at most {MAX_BYTES >> 20} MiB. "
+            "Name fewer layers with include_layers=[...], or pass a shorter text."
+        )
+
+
+def _read_maps(
+    example: Example, site: Site, layers: Sequence[int]
+) -> tuple[Num[np.ndarray, "layer head query_pos key_pos"], str]:
+    """Read maps in pieces: as float32 up to `MAX_EXACT`, else as bytes. Returns them with a note on their error."""
+    shape = tuple(len(example.tokens(name)) for name in (site.query_sequence, site.key_sequence))
+    n_maps = len(layers) * site.n_heads
+    is_exact = 4 * n_maps * shape[0] * shape[1] <= MAX_EXACT
+    maps = np.empty((len(layers), site.n_heads, *shape), np.float32 if is_exact else np.uint8)
+    is_rounded, step = False, max(1, _PIECE_WEIGHTS // max(1, shape[0] * shape[1]))
+    for out, layer in zip(maps, layers, strict=True):
+        for first in range(0, site.n_heads, step):
+            heads = range(first, min(first + step, site.n_heads))
+            weights = example.tile(layer, heads, site.name)
+            codes, codec = (weights, "") if is_exact else pack(weights)
+            is_rounded |= codec == "float32"
+            out[first : heads.stop] = to_codes(weights) if codec == "float32" else codes
+    return maps, "weights within 0.002" if is_rounded else ""
 
 
 def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFrame:
@@ -162,6 +200,8 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
     ------
     NotFoundError
         The store does not hold query and key.
+    BudgetError
+        Maps and vectors take more than `MAX_BYTES`. Nothing was read.
     """
     keep, name = example.segment.spec.keep, site.name
     if keep.query_key is None:
@@ -169,12 +209,14 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
             "the store holds no query and key, which the neuron view needs. "
             'Run the job again with keep.query_key = "float16".'
         )
+    n_queries, n_keys = (len(example.tokens(sequence)) for sequence in (site.query_sequence, site.key_sequence))
+    n_vectors = len(layers) * (site.n_heads * n_queries + site.n_kv_heads * n_keys)
+    _check_size(example, site, layers if keep.attention else (), 4 * site.d_head * n_vectors)
     query, key = example.query(list(layers), None, name).values, example.key(list(layers), None, name).values
+    maps, note = np.broadcast_to(np.uint8(0), (len(layers), site.n_heads, n_queries, n_keys)), ""
     if keep.attention is not None:
-        maps = example.attention(list(layers), None, name).values
-    else:
-        maps = np.zeros((len(layers), site.n_heads, query.shape[2], key.shape[2]), np.float32)
-    part = _with_tokens(example, site, layers, maps, "")
+        maps, note = _read_maps(example, site, layers)
+    part = _with_tokens(example, site, layers, maps, note)
     if keep.attention is None:
         part["attention"] = None
     part["vectors"] = {

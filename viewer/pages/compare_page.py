@@ -15,18 +15,21 @@ from jaxtyping import Float32
 
 from headatlas.store.errors import ConfigError, NotFoundError
 
+from ..components.background import Check
 from ..components.comparison import Comparison, ComparisonFrame, Difference
 from ..components.headview import HeadView
-from ..data.example_reader import Reader, reader_of
+from ..data.example_reader import AT_ONCE_BYTES, Reader, reader_of
 from ..data.store_data import DataSource
 from ..frames.alignment import Alignment, HeadChange, align, change_list, changes, difference, difference_frame
 from ..frames.geometry import MAX_WINDOW
-from ..frames.picture_units import Units, merged, units_of
+from ..frames.picture_units import Units, merged
 from ..frames.view_frames import Head, head_frame, head_name, message_frame, sides_frame
 from ..theme.token_labels import visible
 from .example_view import ExampleView
 from .layout import grid, in_cell, three_columns
 
+AT_ONCE_PAIRS = 1 << 16
+"""Most pairs of units of a side that are compared in one step."""
 ALL_WEIGHTS = 24 << 20
 """Most weights of a side for which all heads are compared."""
 _LISTS = {
@@ -46,17 +49,22 @@ class Side:
     keys: Units
     name: str
 
-    def map(self) -> Float32[np.ndarray, "query_unit key_unit"]:
+    def map(self, check: Check) -> Float32[np.ndarray, "query_unit key_unit"]:
         """Return the weights of the head between units."""
-        return merged(self.reader.maps([self.head]), self.queries, self.keys)[0]
+        return merged(self.reader.maps([self.head], check), self.queries, self.keys)[0]
 
-    def all_maps(self) -> Float32[np.ndarray, "layer head query_unit key_unit"]:
-        """Return the weights of all heads between units, rounded as in a picture."""
-        codes = self.reader.codes()
-        n_layers, n_heads = codes.shape[:2]
-        weights = ((codes.reshape(-1, *codes.shape[2:]) / np.float32(255)) ** 2).astype(np.float32)
-        units = merged(weights, self.queries, self.keys)
-        return units.reshape(n_layers, n_heads, *units.shape[1:])
+    def layer_maps(self, layer: int, check: Check) -> Float32[np.ndarray, "head query_unit key_unit"]:
+        """Return the weights of all heads of a layer between units, rounded as in a picture."""
+        codes = self.reader.codes(check)[layer]
+        return merged(((codes / np.float32(255)) ** 2).astype(np.float32), self.queries, self.keys)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison shows, as read and computed for its two sides."""
+
+    alignment: tuple[Alignment, Alignment]
+    maps: tuple[Float32[np.ndarray, "q1 k1"], Float32[np.ndarray, "q2 k2"]]
 
 
 class CompareViewPage(ExampleView):
@@ -126,9 +134,7 @@ class CompareViewPage(ExampleView):
             heads, names = (head, other_head), (f"{data.name} {head_name(head)}", f"{name} {head_name(other_head)}")
         sides = []
         for side_reader, side_head, label in zip((reader, second), heads, names, strict=True):
-            site = side_reader.site
-            queries = units_of(side_reader.example, site.query_sequence, unit)
-            keys = queries if side_reader.same_text else units_of(side_reader.example, site.key_sequence, unit)
+            queries, keys = side_reader.units(unit)
             longest = max(len(side.frame["labels"]) for side in (queries, keys))
             if longest > MAX_WINDOW:
                 raise NotFoundError(f"a side has {longest:,} {unit}s; at most {MAX_WINDOW} can be compared.")
@@ -166,11 +172,26 @@ class CompareViewPage(ExampleView):
 
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill all four components."""
-        a, b = self._sides_of(reader)
-        queries = align(a.queries.frame["pieces"], b.queries.frame["pieces"])
-        keys = align(a.keys.frame["pieces"], b.keys.frame["pieces"])
-        self._sides, self._alignment = (a, b), (queries, keys)
-        maps = a.map(), b.map()
+        a, b = sides = self._sides_of(reader)
+
+        def work(check: Check) -> Compared:
+            queries = align(a.queries.frame["pieces"], b.queries.frame["pieces"])
+            is_one_text = a.reader.same_text and b.reader.same_text
+            keys = queries if is_one_text else align(a.keys.frame["pieces"], b.keys.frame["pieces"])
+            return Compared((queries, keys), (a.map(check), b.map(check)))
+
+        def done(compared: Compared) -> None:
+            self._sides, self._alignment = sides, compared.alignment
+            self._show(reader, compared)
+
+        n_pairs = max(len(side.queries.frame["labels"]) * len(side.keys.frame["labels"]) for side in sides)
+        key = (self.state.compare, a.name, b.name, a.reader.id, b.reader.id, self.hide_special, self.state.pin)
+        self.reads.start(key, work, done, self.failed, at_once=n_pairs <= AT_ONCE_PAIRS)
+
+    def _show(self, reader: Reader, compared: Compared) -> None:
+        """Fill the components with what was read."""
+        assert self._sides is not None
+        (a, b), (queries, _), maps = self._sides, compared.alignment, compared.maps
         for view, side, map_, tint, letter in (
             (self.first, a, maps[0], "pos", "A"), (self.second, b, maps[1], "neg", "B"),
         ):  # fmt: skip
@@ -179,7 +200,7 @@ class CompareViewPage(ExampleView):
         self.first.pin = "" if row is None else f"q{queries.first[row]}"
         self.second.pin = "" if row is None else f"q{queries.second[row]}"
         self._show_difference(maps, row)
-        self.choices.frame = self._choices_frame(reader)
+        self._show_changes(reader, maps[0])
 
     def _draw(self, view: HeadView, side: Side, map_: Float32[np.ndarray, "q k"], tint: str, letter: str) -> None:
         assert self._alignment is not None
@@ -261,34 +282,42 @@ class CompareViewPage(ExampleView):
         special = np.asarray(units.frame["special"], bool)[pairs.first]
         return special if self.hide_special else np.zeros(len(pairs), bool)
 
-    def _changes(self) -> list[HeadChange]:
-        """Return the heads of the list on the left. Empty if the maps have too many weights."""
+    def _show_changes(self, reader: Reader, first: Float32[np.ndarray, "q1 k1"]) -> None:
+        """Fill the choices with the heads that change most. If all maps are many weights, they come later."""
         assert self._sides is not None
-        assert self._alignment is not None
         (a, b), kind = self._sides, self.state.compare
-        if max(a.reader.n_weights, b.reader.n_weights) > ALL_WEIGHTS:
-            return []
-        is_shown = [~self._hidden(*pair) for pair in zip(self._alignment, (a.queries, a.keys), strict=True)]
-        if kind == "examples":
-            delta = difference(a.all_maps(), b.all_maps(), *self._alignment)
-        else:  # all heads of B with the head of A
-            maps = b.all_maps()
-            delta = difference(np.broadcast_to(a.map(), (*maps.shape[:2], *a.map().shape)), maps, *self._alignment)
-        values = changes(delta, *is_shown)
-        if kind == "heads":
-            values[a.head] = 0
-        return change_list(values, least=kind == "models")
+        key = (kind, a.name, b.name, a.reader.id, b.reader.id, self.hide_special, a.head if kind != "examples" else ())
+        n_weights = max(a.reader.n_weights, b.reader.n_weights)
+        if self._change_list[0] == key or n_weights > ALL_WEIGHTS:
+            changes_list = self._change_list[1] if self._change_list[0] == key else []
+            self._change_list = key, changes_list
+            self.picks.stop()
+            self.choices.frame = self._choices_frame(reader, "too many weights to compare all heads")
+            return
+        sides, alignment = self._sides, self._alignment
+        assert alignment is not None
+        is_shown = [~self._hidden(*pair) for pair in zip(alignment, (a.queries, a.keys), strict=True)]
 
-    def _choices_frame(self, reader: Reader) -> ComparisonFrame:
+        def done(change_list: list[HeadChange]) -> None:
+            self._change_list = key, change_list
+            self.choices.frame = self._choices_frame(reader, "")
+
+        at_once = a.reader.has_codes and b.reader.has_codes and n_weights <= AT_ONCE_BYTES // 4
+        if not at_once:
+            self._change_list = (), []
+            self.choices.frame = self._choices_frame(reader, "reading all heads")
+        self.picks.start(
+            key, lambda check: _changes(sides, alignment, is_shown, first, kind, check), done, self.failed,
+            at_once=at_once,
+        )  # fmt: skip
+
+    def _choices_frame(self, reader: Reader, why: str) -> ComparisonFrame:
         assert self._sides is not None
         (a, b), state, kind = self._sides, self.state, self.state.compare
-        key = (kind, a.name, b.name, a.reader.id, b.reader.id, self.hide_special, a.head if kind != "examples" else ())
-        if self._change_list[0] != key:
-            self._change_list = key, self._changes()
         choices: list[list[str]] = []
         if kind == "examples":
             members = self.data.pair_members(reader.example.index)
-            choices = [[str(n), f"{visible(self.data.example(n).id)}: {self.data.shown_text(n)[:60]}"] for n in members]
+            choices = [[str(n), f"{visible(self.data.example(n).id)}: {self.data.shown_text(n, 60)}"] for n in members]
             choice = str(b.reader.example.index)
         elif kind == "heads":
             site = reader.site
@@ -297,11 +326,11 @@ class CompareViewPage(ExampleView):
         else:
             choices = [[name, name] for name in self.data.stores if name != self.data.name]
             choice = state.other_store or choices[0][0]
-        texts = [visible(side.reader.example.text)[:140] if kind == "examples" else side.name for side in (a, b)]
+        texts = [visible(side.reader.example.text[:140])[:140] if kind == "examples" else side.name for side in (a, b)]
         frame: ComparisonFrame = {
             "compare": kind, "a": texts[0], "b": texts[1], "choices": choices, "choice": choice,
             "heads": self._change_list[1], "list": _LISTS[kind], "head": head_name(b.head),
-            "why": "too many weights to compare all heads",
+            "why": why,
         }  # fmt: skip
         if kind == "examples":
             frame["number"] = choice
@@ -316,6 +345,29 @@ class CompareViewPage(ExampleView):
             "compare": self.state.compare, "a": "", "b": "", "choices": [], "choice": "", "heads": [], "list": "",
             "head": "", "why": "",
         }  # fmt: skip
+
+
+def _changes(
+    sides: tuple[Side, Side],
+    alignment: tuple[Alignment, Alignment],
+    is_shown: list[np.ndarray],
+    first: Float32[np.ndarray, "q1 k1"],
+    kind: str,
+    check: Check,
+) -> list[HeadChange]:
+    """Return the heads of the list on the left, computed layer by layer."""
+    a, b = sides
+    layers = []
+    for layer in range(b.reader.site.n_layers):
+        check()
+        maps = b.layer_maps(layer, check)
+        # the same heads of A, or the head of A for all heads of B
+        others = a.layer_maps(layer, check) if kind == "examples" else np.broadcast_to(first, (len(maps), *first.shape))
+        layers.append(changes(difference(others, maps, *alignment)[None], *is_shown)[0])
+    values = np.stack(layers)
+    if kind == "heads":
+        values[a.head] = 0
+    return change_list(values, least=kind == "models")
 
 
 def _head_of(text: str) -> Head | None:

@@ -8,6 +8,7 @@ import numpy as np
 import panel as pn
 from jaxtyping import Float32
 
+from ..components.background import Check
 from ..components.corpus_cards import (  # fmt: skip
     BookmarkText,
     Distribution,
@@ -31,6 +32,7 @@ from ..state.reader_state import ViewState
 from ..theme.token_labels import visible_lines
 from .layout import drawer, grid, in_cell
 from .page import Page
+from .quoted_examples import are_long
 from .search_mass import mass_or_search
 
 N_EXAMPLES = 4
@@ -105,9 +107,28 @@ class CorpusPage(Page):
                 table.name: table.values.ravel() for table in shown_tables(self.data, state, values)
             }
             self._table_key = map_key
-        self.inspector.frame = inspector_frame(self.data, state, values)
+        self._inspect(values)
         self.distribution.frame = distribution_frame(self.data, state, values)
         return "a search" if values.name == SEARCH else "stored statistics" + waits
+
+    def _inspect(self, values: HeadValues) -> None:
+        """Fill the inspector. The strongest edges of long examples come later."""
+        data, state = self.data, self.state
+        key = ("strongest", *_values_key(data, state, values))
+        at_once = data.has_cached(key) or not are_long(data, state.site)
+        self.inspector.frame = inspector_frame(
+            data, state, values, strongest_examples(data, state, values) if at_once else []
+        )
+        if at_once:
+            self.reads.stop()
+            return
+
+        def done(examples: list[StrongExample]) -> None:
+            self.inspector.frame = inspector_frame(data, state, values, examples)
+
+        self.reads.start(
+            key, lambda check: strongest_examples(data, state, values, check), done, self.failed, at_once=False
+        )
 
 
 def waits_for_search(page: Page, *names: str) -> str:
@@ -122,7 +143,7 @@ def waits_for_search(page: Page, *names: str) -> str:
     def refresh() -> None:
         page.session.report_source(page.refresh(frozenset()), 0.0)
 
-    mass = mass_or_search(page.data, state.pattern, state.site, refresh)
+    mass = mass_or_search(page.data, state, page.searches, refresh)
     return "" if mass else ", while the search runs"
 
 
@@ -197,12 +218,13 @@ def shown_tables(data: DataSource, state: ViewState, values: HeadValues) -> list
     return tables + ([values] if values.name == SEARCH else [])
 
 
-def inspector_frame(data: DataSource, state: ViewState, values: HeadValues) -> InspectorFrame:
+def inspector_frame(
+    data: DataSource, state: ViewState, values: HeadValues, examples: list[StrongExample]
+) -> InspectorFrame:
     """Build the frame of the chosen head: statistics with ranks, strongest examples, similar heads."""
     site, head = data.site(state.site), (state.layer, state.head)
     tables = shown_tables(data, state, values)
     n_sharing = site.n_heads // site.n_kv_heads
-    examples = strongest_examples(data, state, values)
     view_patch = examples[0]["patch"] if examples else {"page": "views", "example": state.example}
     list_patch = {"page": "examples", "order": "strongest", "row": 0}
     return {
@@ -243,11 +265,13 @@ def bookmark_frame(data: DataSource, state: ViewState) -> BookmarkText | None:
     return {"star": bookmark.star, "note": visible_lines(bookmark.note), "writable": data.bookmarks.is_writable}
 
 
-def strongest_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[StrongExample]:
+def strongest_examples(
+    data: DataSource, state: ViewState, values: HeadValues, check: Check = lambda: None
+) -> list[StrongExample]:
     """Return the examples with the highest values of the chosen head, each with its strongest edge."""
     rows = []
     for quote in data.cached(
-        ("strongest", *_values_key(data, state, values)), lambda: _quote_examples(data, state, values)
+        ("strongest", *_values_key(data, state, values)), lambda: _quote_examples(data, state, values, check)
     ):
         patch = {"page": "views", "example": quote["example"], "pin": quote["pin"]}
         row: StrongExample = {
@@ -266,9 +290,10 @@ def _values_key(data: DataSource, state: ViewState, values: HeadValues) -> tuple
     return site, state.layer, state.head, values.name, state.pattern if values.name == SEARCH else ""
 
 
-def _quote_examples(data: DataSource, state: ViewState, values: HeadValues) -> list[dict[str, Any]]:
+def _quote_examples(data: DataSource, state: ViewState, values: HeadValues, check: Check) -> list[dict[str, Any]]:
     if values.name == SEARCH:
-        hits = data.search_examples(state.pattern, state.site, state.layer, state.head)[:N_EXAMPLES]
+        result = data.search(state.pattern, state.site)
+        hits = data.hits_of(result, state.layer, state.head, n=N_EXAMPLES, check=check)
         ranked = [(hit.example, hit.score, Edge(hit.query_pos, hit.key_pos, hit.weight)) for hit in hits]
     else:
         scores = scores_over_examples(data, state, values)
@@ -276,11 +301,12 @@ def _quote_examples(data: DataSource, state: ViewState, values: HeadValues) -> l
         ranked = [(int(data.numbers[i]), float(scores[i]), None) for i in order if np.isfinite(scores[i])]
     rows = []
     for number, score, hit_edge in ranked:
+        check()
         edge = hit_edge or data.strongest_edge(state.site, number, state.layer, state.head, values.name)
         parts = (
             snippet(data.example(number), data.site(state.site), edge)
             if edge
-            else [[data.shown_text(number)[:60], "", 0.0]]
+            else [[data.shown_text(number, 60), "", 0.0]]
         )
         rows.append({"example": number, "pin": f"q{edge.query_pos}" if edge else "", "parts": parts, "score": score})
     return rows

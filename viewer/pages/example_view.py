@@ -13,14 +13,14 @@ import numpy as np
 import param
 from jaxtyping import Float32
 
+from ..components.background import Check, Newest
 from ..components.esm_view import ESMView
 from ..components.headpicker import HeadPicker
 from ..components.keylist import KeyList
-from ..data.example_reader import Reader, reader_of
+from ..data.example_reader import AT_ONCE_BYTES, READ_BYTES, Reader, reader_of
+from ..data.key_weights import KeyWeights, ReadPlan
 from ..data.store_data import DataSource
 from ..export import Kind, make_view
-from ..frames.detail_frames import PinnedRow, pinned_frame, strongest_frame
-from ..frames.picture_units import Units
 from ..frames.view_frames import Head, head_name, picker_frame
 from ..frames.whole_example import example_part, neuron_part, vectors_facts
 from ..state.page_table import PageRow
@@ -35,7 +35,7 @@ class ExampleView(Page):
     """Base of the views of one example. `draw` fills a view."""
 
     def __init__(self, session: PageSession, row: PageRow) -> None:
-        self.picker = HeadPicker()
+        self.picker, self.picks = HeadPicker(), Newest()
         self._picker_key: tuple[Any, ...] = ()
         super().__init__(session, row)
         self.link(self.picker, share="share", keys="keys")
@@ -67,6 +67,11 @@ class ExampleView(Page):
     def hide_special(self) -> bool:
         """True if the pictures hide special tokens."""
         return self.state.specials == "hide"
+
+    def stop(self) -> bool:
+        """End what is being read for the picture and for the grid of heads."""
+        is_picking = self.picks.stop()
+        return super().stop() or is_picking
 
     def change(self, **patch: Any) -> None:
         """Change fields of the state. Rejected values are logged."""
@@ -126,88 +131,64 @@ class ExampleView(Page):
             return None
         return pin
 
-    def fill_picker(self, reader: Reader) -> None:
-        """Fill the grid of heads with the largest weight of each head to or from the pinned token."""
+    def fill_picker(self, reader: Reader, keys: KeyList | None = None, listed: KeyWeights | None = None) -> None:
+        """Fill the grid with the largest weight of each head to or from the pinned token, and the list of keys.
+
+        `listed` holds what the list of keys needs. Weights of all heads that take long to read come later, and the
+        list is shown without them until then.
+        """
         pin, bookmarks = self.pinned(reader), self.data.head_bookmarks(self.state.site)
         key = reader.id, pin, self.hide_special, bookmarks
-        if key == self._picker_key:
+        plan = self._picker_plan(reader, pin)
+        edge = None if keys is None or listed is None else listed.edge_plan(reader, plan.is_row, self.hide_special)
+        if keys is not None and listed is not None and not (plan.at_once and (edge is None or edge.at_once)):
+            keys.give(frame=listed.frame(None, self.hide_special), pin=listed.pin_text)
+        is_same = key == self._picker_key
+        if is_same and keys is None:
             return
+
+        def work(check: Check) -> tuple[Any, Any]:
+            values = None if is_same else plan.read(check)
+            return values, None if edge is None else edge.read(check)
+
+        def done(result: tuple[Any, Any]) -> None:
+            values, all_heads = result
+            if values is not None:
+                self.picker.frame = {**picker_frame(values, plan.title), "bookmarks": bookmarks}
+                self._picker_key = key
+            if keys is not None and listed is not None:
+                keys.give(frame=listed.frame(all_heads, self.hide_special), pin=listed.pin_text)
+
+        at_once = (is_same or plan.at_once) and (edge is None or edge.at_once)
+        self.picks.start((key, None if listed is None else listed.key), work, done, self.failed, at_once=at_once)
+
+    def _picker_plan(self, reader: Reader, pin: tuple[str, int] | None) -> ReadPlan:
+        """Decide which weights of all heads colour the grid, before anything is read."""
         zeros = np.zeros((reader.site.n_layers, reader.site.n_heads), np.float32)
+        hide_special = self.hide_special
         if not reader.has_attention:
-            values, title = zeros, "attention was not kept"
-        elif pin is None and reader.n_weights > PICK_WEIGHTS:
-            values, title = zeros, "pin a token for weights"
-        elif pin is None:
-            values, title = mean_strongest(reader.codes(), reader, self.hide_special), "mean strongest key"
-        else:
-            side, position = pin
-            row, others = reader.row(side, position), reader.keys if side == "q" else reader.queries
-            is_shown = ~np.asarray(others["special"], bool) if self.hide_special else np.ones(row.shape[2], bool)
+            return ReadPlan("attention was not kept", lambda check: zeros)
+        if pin is None:
+            if reader.n_weights > PICK_WEIGHTS:
+                return ReadPlan("pin a token for weights", lambda check: zeros)
+            return ReadPlan(
+                "mean strongest key", lambda check: mean_strongest(reader.codes(check), reader, hide_special),
+                at_once=reader.has_codes,
+            )  # fmt: skip
+        side, position = pin
+        cost = reader.row_cost(side, position)
+        if cost > READ_BYTES:
+            return ReadPlan("pin a query for weights" if side == "k" else "too long for all heads", lambda check: zeros)
+
+        def read(check: Check) -> Float32[np.ndarray, "layer head"]:
+            row, others = reader.row(side, position, check), reader.keys if side == "q" else reader.queries
+            is_shown = ~np.asarray(others["special"], bool) if hide_special else np.ones(row.shape[2], bool)
             if reader.same_text:
                 is_shown = is_shown & (np.arange(row.shape[2]) != position)
-            values = row[:, :, is_shown].max(axis=-1, initial=0)
-            title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
-        self.picker.frame = {**picker_frame(values, title), "bookmarks": bookmarks}
-        self._picker_key = key
+            return row[:, :, is_shown].max(axis=-1, initial=0)
 
-    def fill_keys(
-        self,
-        reader: Reader,
-        keys: KeyList,
-        maps: Float32[np.ndarray, "n_heads query_pos key_pos"],
-        units: tuple[Units, Units] | None = None,
-    ) -> None:
-        """Fill the list of the pinned token's keys, or of the strongest edges. `maps` are between `units`."""
-        sides = (reader.queries, reader.keys) if units is None else (units[0].frame, units[1].frame)
-        pin = self.pinned(reader)
-        all_weights = reader.row(*pin) if pin is not None else None
-        if pin is not None and units is not None:
-            side, token = pin
-            position = int(units[side == "k"].of_token[token])
-            pin, all_weights = (
-                (side, position) if position >= 0 else None,
-                self._unit_row(reader, side, position, units),
-            )
-        if pin is None or all_weights is None:
-            frame = strongest_frame(maps, self.heads, *sides, hide_special=self.hide_special)
-            pin = None
-        else:
-            side, position = pin
-            weights = maps[:, position] if side == "q" else maps[:, :, position]
-            back = np.zeros((len(maps), 0), np.float32)
-            if reader.same_text:
-                back = maps[:, :, position] if side == "q" else maps[:, position]
-            side_frame, others = sides if side == "q" else sides[::-1]
-            frame = pinned_frame(
-                PinnedRow(side, position, weights, back, all_weights), self.heads, side_frame, others,
-                n=8 if len(maps) < 3 else 6, hide_special=self.hide_special,
-            )  # fmt: skip
-        keys.give(frame=frame, pin="" if pin is None else f"{pin[0]}{pin[1]}")
-
-    def _unit_row(
-        self, reader: Reader, side: str, position: int, units: tuple[Units, Units]
-    ) -> Float32[np.ndarray, "layer head other"] | None:
-        """Return the weights of all heads between one unit and every unit of the other side."""
-        if position < 0:
-            return None
-        tokens = np.flatnonzero(units[side == "k"].of_token == position)
-        rows = np.stack([reader.row(side, int(token)) for token in tokens], axis=-1)  # [layer, head, other, token]
-        n_layers, n_heads = rows.shape[:2]
-        flat = rows.reshape(n_layers * n_heads, *rows.shape[2:])
-        return _merge_row(flat, side, units[side == "q"]).reshape(n_layers, n_heads, -1)
-
-
-def _merge_row(
-    rows: Float32[np.ndarray, "map other token"], side: str, others: Units
-) -> Float32[np.ndarray, "map other_unit"]:
-    """Merge the rows of one unit's tokens: queries are averaged, keys are summed."""
-    n, in_unit = len(others.frame["labels"]), others.of_token >= 0
-    merged_rows = rows.mean(axis=2) if side == "q" else rows.sum(axis=2)
-    sums = np.zeros((len(rows), n), np.float32)
-    np.add.at(sums.T, others.of_token[in_unit], merged_rows[:, in_unit].T)
-    if side == "q":
-        return sums
-    return sums / np.maximum(np.bincount(others.of_token[in_unit], minlength=n), 1).astype(np.float32)
+        title = f"weight {'from' if side == 'q' else 'to'} the pinned token"
+        return ReadPlan(title, read, at_once=cost <= AT_ONCE_BYTES, is_row=True)
 
 
 def attention_source(data: DataSource) -> str:

@@ -64,7 +64,7 @@ def list_frame(data: DataSource, state: ViewState, values: HeadValues) -> Exampl
         rows.append(
             {
                 "id": visible(data.ids[position]),
-                "text": data.shown_text(number)[:300],
+                "text": data.shown_text(number, 300),
                 "columns": [
                     visible(str(column[position])) if column[position] is not None else ""
                     for column in columns.values()

@@ -11,19 +11,26 @@ import numpy as np
 import panel as pn
 from jaxtyping import Float32
 
+from headatlas.store.errors import NotFoundError
+
+from ..components.background import Check
 from ..components.headview import HeadView
 from ..components.keylist import KeyList
-from ..data.example_reader import Reader
+from ..data.example_reader import AT_ONCE_BYTES, Reader
+from ..data.key_weights import KeyWeights, Part, key_weights
 from ..frames.geometry import MAX_WINDOW, window
-from ..frames.picture_units import UnitKind, Units, merged, units_of
+from ..frames.picture_units import UnitKind, Units, merged
 from ..frames.view_frames import Head, HeadFrame, head_frame, head_name, message_frame, sides_frame
 from ..frames.whole_example import SentenceRange, sentence_ranges
 from .example_view import ExampleView
 from .layout import three_columns
 
 _MAPS = {"site", "example", "layer", "head", "heads", "unit", "segments"}
-MAX_DRAWN, MAX_READ = 8 << 20, 64 << 20
-"""Most weights of all heads together that are drawn, and that are read. A long text shows fewer heads than chosen."""
+_LISTED = {"pin", "specials", "page", "view"}
+MAX_DRAWN = 8 << 20
+"""Most weights of all heads together that are drawn. A long text shows fewer heads than chosen."""
+MAX_WHOLE, MAX_MERGED = 12 << 20, 2 << 20
+"""Most weights of all heads together of which complete maps are read, and most weights of a map that is merged."""
 _RANGES = {"all": 0, "aa": 1, "ab": 2, "ba": 3, "bb": 4}
 
 
@@ -75,18 +82,14 @@ class HeadViewPage(ExampleView):
 
     def draw(self, reader: Reader, changed: frozenset[str]) -> None:
         """Fill the components. A new pin sends no maps again if the example fits the window."""
-        state, site, unit = self.state, reader.site, self._unit_kind()
-        queries = units_of(reader.example, site.query_sequence, unit)
-        keys = queries if reader.same_text else units_of(reader.example, site.key_sequence, unit)
-        self._units = units = (queries, keys)
-        n_queries, n_keys = reader.shape
-        n_drawn = min(n_queries, MAX_WINDOW) * min(n_keys, MAX_WINDOW)
-        self._max_heads = max(1, min(MAX_DRAWN // max(1, n_drawn), MAX_READ // max(1, n_queries * n_keys)))
-        maps = merged(reader.maps(self.heads), queries, keys)
-        ranges = sentence_ranges(maps.shape[1], maps.shape[2], queries.second if reader.same_text else None)
+        state, unit = self.state, self._unit_kind()
+        self._units = units = reader.units(unit)
+        n_units = [len(side.frame["labels"]) for side in units]
+        ranges = sentence_ranges(n_units[0], n_units[1], units[0].second if reader.same_text else None)
         sentence_range = ranges[_RANGES[state.segments]] if len(ranges) > 1 else ranges[0]
-        spans, pin = self._window(sentence_range), self._unit_pin()
-        key = (f"{reader.id} {unit} {sentence_range['label']}", spans[0].start, spans[1].start)
+        part, spans = self._plan(reader, units, sentence_range)
+        heads, id_ = self.heads, f"{reader.id} {unit} {sentence_range['label']}"
+        key = (id_, spans[0].start, spans[1].start)
         self.picker.give(
             unit=state.unit,
             segments=state.segments,
@@ -95,20 +98,75 @@ class HeadViewPage(ExampleView):
             pairs=len(ranges) > 1,
         )
         self.lines.give(
-            share=state.share, keys=state.keys, hide_special=self.hide_special, pin=pin, layout=state.layout,
-            renormalise=state.weights == "renormalised",
+            share=state.share, keys=state.keys, hide_special=self.hide_special, pin=self._unit_pin(),
+            layout=state.layout, renormalise=state.weights == "renormalised",
         )  # fmt: skip
-        if changed & _MAPS or key != self._lines_key:
-            if key[0] != self._lines_key[0]:
-                self.lines.tokens = sides_frame(queries.frame, None if reader.same_text else keys.frame, key[0])
-            self._lines_key = key
-            self.lines.frame = self._lines_frame(reader, maps, spans, sentence_range["name"])
-            self.lines.note = self._note(reader, unit)
-        self.fill_picker(reader)
-        self.fill_keys(reader, self.keys, maps, units)
+        is_new = bool(changed & _MAPS) or key != self._lines_key
+        if not is_new and not changed & _LISTED:
+            return
+        pin, hide_special = parse_pin(self._unit_pin()), self.hide_special
+        read_key = (key, heads, pin, hide_special)
+
+        def work(check: Check) -> tuple[HeadFrame | None, KeyWeights]:
+            maps = _part_maps(reader, heads, part, check)
+            frame = _lines_frame(reader, heads, maps, part, spans, id_, sentence_range["name"]) if is_new else None
+            return frame, key_weights(
+                reader, heads, maps, part, pin, read_key, hide_special=hide_special, check=check
+            )  # fmt: skip
+
+        def done(result: tuple[HeadFrame | None, KeyWeights]) -> None:
+            frame, listed = result
+            if frame is not None:
+                if id_ != self._lines_key[0]:
+                    queries, keys = (side.frame for side in units)
+                    self.lines.tokens = sides_frame(queries, None if reader.same_text else keys, id_)
+                self._lines_key = key
+                self.lines.frame = frame
+                self.lines.note = self._note(reader, unit)
+            self.fill_picker(reader, self.keys, listed)
+
+        self.picks.stop()  # its weights belong to the last picture
+        at_once = self._cost(reader, heads, part) <= AT_ONCE_BYTES
+        if not at_once and id_ != self._lines_key[0]:
+            self._lines_key = ("", -1, -1)
+            self.lines.frame = message_frame(
+                "Reading the weights", f"{reader.shape[0]:,} \u00d7 {reader.shape[1]:,} tokens."
+            )
+        self.reads.start(read_key, work, done, self.failed, at_once=at_once)
 
     def _unit_kind(self) -> UnitKind:
         return {"word": "word", "sentence": "sentence"}.get(self.state.unit, "token")  # type: ignore[return-value]
+
+    def _plan(
+        self, reader: Reader, units: tuple[Units, Units], sentence_range: SentenceRange
+    ) -> tuple[Part, tuple[slice, slice]]:
+        """Decide which part of the maps is read, of how many heads, and which units of it are drawn.
+
+        The maps of a short text are read completely. Of a long text `MAX_WINDOW` tokens around the pin are read.
+        """
+        n_queries, n_keys = reader.shape
+        n_drawn = min(n_queries, MAX_WINDOW) * min(n_keys, MAX_WINDOW)
+        self._max_heads = max(1, MAX_DRAWN // max(1, n_drawn))
+        n_heads, n_pairs = len(self.heads), n_queries * n_keys
+        is_token = all(len(side.of_token) == len(side.frame["labels"]) for side in units)
+        if n_heads * n_pairs <= MAX_WHOLE and (is_token or n_pairs <= MAX_MERGED):
+            whole = tuple(slice(0, len(side.frame["labels"])) for side in units)
+            return Part(units, whole), self._window(sentence_range)  # type: ignore[arg-type]
+        self._max_heads = min(self._max_heads, reader.heads_within(min(n_queries, MAX_WINDOW)))
+        center = self._center(units)
+        queries, keys = (
+            units_within(side, slice(*sentence_range[name]), center) for side, name in zip(units, ("q", "k"), strict=True)
+        )  # fmt: skip
+        return Part(units, (queries, keys)), (queries, keys)
+
+    def _center(self, units: tuple[Units, Units]) -> int | None:
+        """Return the token that the shown part of a long text lies around."""
+        pin = self.state.pinned
+        return None if pin is None or pin[1] >= len(units[pin[0] == "k"].of_token) else pin[1]
+
+    def _cost(self, reader: Reader, heads: list[Head], part: Part) -> int:
+        n_rows = reader.shape[0] if part.is_whole else min(reader.shape[0], MAX_WINDOW)
+        return reader.cost(len(heads), n_rows)
 
     def _window(self, sentence_range: SentenceRange) -> tuple[slice, slice]:
         """Return the shown range of each side: the chosen range, or a window of it around the pin."""
@@ -120,22 +178,6 @@ class HeadViewPage(ExampleView):
             part = window(stop - start, None if center is None else min(max(center, start), stop - 1) - start)
             spans.append(slice(start + part.start, start + part.stop))
         return spans[0], spans[1]
-
-    def _lines_frame(
-        self,
-        reader: Reader,
-        maps: Float32[np.ndarray, "n_heads query_pos key_pos"],
-        spans: tuple[slice, slice],
-        part: str,
-    ) -> HeadFrame:
-        n_queries, n_keys = maps.shape[1:]
-        frame = head_frame(
-            maps[:, spans[0], spans[1]], self.heads, causal=reader.site.causal, query_start=spans[0].start,
-            key_start=spans[1].start, n_queries=n_queries, n_keys=n_keys, id=self._lines_key[0],
-        )  # fmt: skip
-        if part:
-            frame["part"] = part
-        return frame
 
     def _note(self, reader: Reader, unit: UnitKind) -> str:
         notes = [] if unit == "token" else [f"between {unit}s"]
@@ -152,3 +194,65 @@ class HeadViewPage(ExampleView):
         self._lines_key = ("", -1, -1)
         self.lines.frame = message_frame(title, reason)
         self.keys.frame = {}
+
+
+def parse_pin(text: str) -> tuple[str, int] | None:
+    """Return side and position of a pin such as ``q14``. None if nothing is pinned."""
+    return (text[0], int(text[1:])) if text else None
+
+
+def units_within(side: Units, units: slice, center: int | None) -> slice:
+    """Return the units whose tokens all lie within `MAX_WINDOW` tokens around a token, or at the start of `units`.
+
+    Raises
+    ------
+    NotFoundError
+        The unit there has more tokens.
+    """
+    tokens = np.flatnonzero((side.of_token >= units.start) & (side.of_token < units.stop))
+    if not len(tokens):
+        return slice(units.start, units.start)
+    start, stop = int(tokens[0]), int(tokens[-1]) + 1
+    span = window(stop - start, None if center is None else min(max(center, start), stop - 1) - start)
+    inside = side.of_token[start + span.start : start + span.stop]
+    before, after = side.of_token[: start + span.start], side.of_token[start + span.stop :]
+    inside = np.unique(inside[inside >= 0])
+    first, last = int(inside[0]), int(inside[-1])
+    first += bool((before == first).any()) and last > first
+    last -= bool((after == last).any()) and last > first
+    if (side.of_token == first).sum() > MAX_WINDOW:
+        raise NotFoundError(f"a unit of this text has more than {MAX_WINDOW} tokens. Choose words or tokens as units.")
+    return slice(first, last + 1)
+
+
+def _part_maps(
+    reader: Reader, heads: list[Head], part: Part, check: Check
+) -> Float32[np.ndarray, "n_heads query_unit key_unit"]:
+    """Read the part of the maps, between units."""
+    if part.is_whole:
+        return merged(reader.maps(heads, check), *part.units)
+    (queries, rows), (keys, columns) = (side.part(span) for side, span in zip(part.units, part.spans, strict=True))
+    return merged(reader.maps(heads, check, query=rows, key=columns), queries, keys)
+
+
+def _lines_frame(
+    reader: Reader,
+    heads: list[Head],
+    maps: Float32[np.ndarray, "n_heads query_unit key_unit"],
+    part: Part,
+    spans: tuple[slice, slice],
+    id: str,
+    name: str,
+) -> HeadFrame:
+    """Build the frame of the lines between the units of `spans`."""
+    queries, keys = (
+        slice(span.start - read.start, span.stop - read.start) for span, read in zip(spans, part.spans, strict=True)
+    )
+    n_queries, n_keys = (len(side.frame["labels"]) for side in part.units)
+    frame = head_frame(
+        maps[:, queries, keys], heads, causal=reader.site.causal, query_start=spans[0].start,
+        key_start=spans[1].start, n_queries=n_queries, n_keys=n_keys, id=id,
+    )  # fmt: skip
+    if name:
+        frame["part"] = name
+    return frame

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..components.background import background
+from ..components.background import Check, Newest, background
 from ..components.keylist import KeyList
 from ..components.matrix import Matrix
-from ..data.example_reader import Reader
-from ..data.map_pyramid import PICTURE_TOKENS, Kind, Pyramid, matrix_frame
+from ..data.example_reader import AT_ONCE_BYTES, Reader
+from ..data.key_weights import KeyWeights, Part, key_weights
+from ..data.map_pyramid import PICTURE_TOKENS, Kind, Pyramid, TileFrame, matrix_frame
+from ..frames.geometry import window
 from ..frames.view_frames import Head, head_name, message_frame, sides_frame
 from .example_view import ExampleView
 from .layout import three_columns
 
 MAX_TILES = 64
 """Most tiles that one message can request."""
+TILES_S = 0.1
+"""Time after which the tiles that are ready are sent, in seconds."""
+_LISTED = {"page", "view", "site", "example", "layer", "head", "pin", "specials"}
+logger = logging.getLogger(__name__)
 
 
 class MatrixViewPage(ExampleView):
@@ -28,7 +36,10 @@ class MatrixViewPage(ExampleView):
         """Build the layout, once."""
         self.map, self.keys = Matrix(), KeyList()
         self.picker.give(lines=False, single=True)
-        self._map_id, self._reader, self._pyramid = "", None, None
+        self._map_id, self._pyramid, self.lists = "", None, Newest()
+        self._wanted: list[tuple[int, int, int, Kind]] = []
+        """Tiles that the browser waits for."""
+        self._is_reading = False
         self.link(self.map, pin="pin", zoom="zoom", pooling="pooling", scale="scale")
         self.link(self.keys, pin="pin")
         self.listen(self.map)
@@ -47,78 +58,106 @@ class MatrixViewPage(ExampleView):
         self.map.give(
             pin=state.pin, zoom=state.zoom, pooling=state.pooling, scale=state.scale, hide_special=self.hide_special
         )
-        self.fill_picker(reader)
-        self._row(reader, head)
-        if id_ == self._map_id:
-            return
-        self._map_id, self._reader = id_, reader
+        if id_ != self._map_id:
+            self._open(reader, head, id_)
+        if changed & _LISTED:
+            self._list_keys(reader, head)
 
-        def make() -> Pyramid | HeadAtlasError:
-            try:
-                return reader.pyramid(head)
-            except HeadAtlasError as error:
-                return error
+    def _open(self, reader: Reader, head: Head, id_: str) -> None:
+        """Show the map of a head."""
 
-        def done(result: Pyramid | HeadAtlasError) -> None:
-            if self._map_id != id_:  # the reader has opened another map meanwhile
-                return
-            if isinstance(result, HeadAtlasError):
-                self.fail("This cannot be shown", self.data.error_text(result))
-                return
-            self._pyramid = result
+        def done(pyramid: Pyramid) -> None:
+            self._map_id, self._pyramid = id_, pyramid
             note = "rebuilt from query and key" if reader.is_rebuilt else ""
             self.map.tokens = sides_frame(reader.queries, None if reader.same_text else reader.keys, reader.id)
-            self.map.frame = matrix_frame(result, head=head_name(head), id=id_, note=note)
+            self.map.frame = matrix_frame(pyramid, head=head_name(head), id=id_, note=note)
 
-        if reader.has_pyramid(head):
-            done(make())
-        else:
+        self._map_id, self._pyramid = "", None
+        at_once = reader.has_pyramid(head)
+        if not at_once:
             queries, keys = reader.shape
             self.map.frame = message_frame("Reading the map", f"{queries:,} \u00d7 {keys:,} weights of one head.")
-            background(make, done)
+        self.reads.start(id_, lambda check: reader.pyramid(head, check), done, self.failed, at_once=at_once)
 
-    def _row(self, reader: Reader, head: Head) -> None:
-        """Fill the list of keys. It is empty for a long example without a pin, whose map shows the strongest edges."""
-        if self.pinned(reader) is not None or max(reader.shape) <= PICTURE_TOKENS:
-            self.fill_keys(reader, self.keys, reader.maps([head]))
-        else:
-            text = "Click a row to list its keys."
-            self.keys.frame = {"message": {"title": "", "text": text}}
+    def _list_keys(self, reader: Reader, head: Head) -> None:
+        """Fill the grid of heads and the list of keys.
+
+        The list is empty for a long example without a pin, whose map shows the strongest edges.
+        """
+        pin, units, hide_special = self.pinned(reader), reader.units("token"), self.hide_special
+        n_queries, n_keys = reader.shape
+        is_short = max(reader.shape) <= PICTURE_TOKENS
+        if pin is None and not is_short:
+            self.lists.stop()
+            self.fill_picker(reader)
+            self.keys.frame = {"message": {"title": "", "text": "Click a row to list its keys."}}
+            return
+        rows = slice(0, n_queries) if is_short or pin is None else near_pin(reader, pin)
+        columns = slice(0, n_keys) if is_short else slice(0, 0)
+        part, key = Part(units, (rows, columns)), (reader.id, head, pin, hide_special)
+
+        def work(check: Check) -> KeyWeights:
+            maps = reader.maps([head], check, query=rows, key=columns)
+            return key_weights(reader, [head], maps, part, pin, key, hide_special=hide_special, check=check)
+
+        self.picks.stop()
+        cost = reader.cost(1, n_queries if is_short else rows.stop - rows.start)
+        self.lists.start(
+            key, work, lambda listed: self.fill_picker(reader, self.keys, listed), self.failed,
+            at_once=cost <= AT_ONCE_BYTES,
+        )  # fmt: skip
+
+    def stop(self) -> bool:
+        """End the reading of the map, of its tiles and of the list of keys."""
+        self._wanted = []
+        is_listing = self.lists.stop()
+        return super().stop() or is_listing
 
     def on_message(self, message: dict[str, Any]) -> None:
-        """Send the tiles that the browser requests, or handle a message of the list of keys."""
-        super().on_message(message)
-        pyramid, id_ = self._pyramid, self._map_id
-        names = message.get("tiles")
-        if pyramid is None or message.get("id") != id_ or not isinstance(names, list):
-            return
-        kinds: dict[str, Kind] = {"maximum": "maximum", "mean": "mean"}
-        tile_names = [
-            (level, row, column, kinds[kind])
-            for level, row, column, kind in (item for item in names[:MAX_TILES] if _is_tile_name(item))
-        ]
+        """Send the tiles that the browser requests, or handle a message of the list of keys.
 
-        def read() -> list[dict[str, Any]]:
-            tiles = []
-            for level, row, column, kind in tile_names:
+        A message lists all tiles that the browser waits for. It replaces the list of the last message.
+        """
+        super().on_message(message)
+        names = message.get("tiles")
+        if self._pyramid is None or message.get("id") != self._map_id or not isinstance(names, list):
+            return
+        self._wanted = [tuple(item) for item in names[:MAX_TILES] if _is_tile_name(item)]
+        self._read_tiles(self._pyramid, self._map_id)
+
+    def _read_tiles(self, pyramid: Pyramid, id_: str) -> None:
+        """Read the wanted tiles in a thread, and send them after `TILES_S` at the latest."""
+        if self._is_reading or not self._wanted:
+            return
+        self._is_reading = True
+
+        def read() -> list[TileFrame]:
+            tiles: list[TileFrame] = []
+            end = time.monotonic() + TILES_S
+            while (wanted := self._wanted) and time.monotonic() < end:
+                level, row, column, kind = wanted[0]
                 try:
                     codes = pyramid.tile(level, row, column, kind)
-                except HeadAtlasError:  # tiles that do not exist are skipped
-                    continue
-                tiles.append(
-                    {"level": level, "row": row, "column": column, "kind": kind, "codes": codes.copy(), "shape": list(codes.shape)}
-                )  # fmt: skip
+                    tiles.append(
+                        {"level": level, "row": row, "column": column, "kind": kind, "codes": codes.copy(), "shape": list(codes.shape)}
+                    )  # fmt: skip
+                except HeadAtlasError as error:
+                    logger.debug("tile %s: %s", wanted[0], error)  # tiles that do not exist are skipped
+                self._wanted = [name for name in self._wanted if name != wanted[0]]
             return tiles
 
-        def send(tiles: list[dict[str, Any]]) -> None:
-            if self._map_id == id_:
-                self.map._send_msg({"id": id_, "tiles": tiles})
+        def send(tiles: list[TileFrame]) -> None:
+            self._is_reading = False
+            if self._map_id != id_:
+                return
+            self.map._send_msg({"id": id_, "tiles": tiles})
+            self._read_tiles(pyramid, id_)
 
         background(read, send)
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
-        self._map_id, self._pyramid = "", None
+        self._map_id, self._pyramid, self._wanted = "", None, []
         self.map.frame = message_frame(title, reason)
         self.keys.frame = {}
 
@@ -128,3 +167,8 @@ def _is_tile_name(item: Any) -> bool:
     if not isinstance(item, list) or len(item) != 4 or item[3] not in ("maximum", "mean"):
         return False
     return all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 20 for n in item[:3])
+
+
+def near_pin(reader: Reader, pin: tuple[str, int]) -> slice:
+    """Return the queries whose weights to the pinned token are read: a window around it."""
+    return window(reader.shape[0], min(pin[1], reader.shape[0] - 1))

@@ -6,11 +6,18 @@ from typing import Any
 
 import panel as pn
 
+from headatlas.store.errors import NotFoundError
+
+from ..components.background import Check
 from ..components.neuronview import NeuronView
-from ..data.example_reader import Reader
-from ..frames.view_frames import NeuronRow, message_frame, neuron_frame, sides_frame
+from ..data.example_reader import AT_ONCE_BYTES, Reader
+from ..frames.view_frames import NeuronFrame, NeuronRow, message_frame, neuron_frame, sides_frame
 from .example_view import ExampleView
 from .layout import two_columns
+
+MAX_BYTES = 32 << 20
+"""Largest size of the key vectors of a row that are sent to the browser."""
+_ROW = {"page", "view", "site", "example", "layer", "head", "pin", "specials"}
 
 
 class NeuronViewPage(ExampleView):
@@ -55,21 +62,32 @@ class NeuronViewPage(ExampleView):
                 'This view needs the vectors. Run the job again with [keep] query_key = "float16", into another store.',
             )
             return
-        query, keys, logsumexp = reader.vectors(head, query_pos)
-        layer = head[0]
-        row = NeuronRow(
-            query, keys, logsumexp, self._stored(reader, query_pos), head, query_pos, site.scaling[layer],
-            kv_head=reader.example.kv_head(head[1], site.name), n_sharing=site.n_heads // site.n_kv_heads,
-            softcap=site.softcap[layer], causal=site.causal, window=site.window[layer], rotary=site.rotary,
-            position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key,
-        )  # fmt: skip
-        self.vectors.frame = neuron_frame(row, reader.id)
-        self.vectors.give(pin=self.state.pin, hide_special=self.hide_special)
+        n_bytes = 4 * reader.shape[1] * (site.d_head + 4)
+        if n_bytes > MAX_BYTES:
+            raise NotFoundError(
+                f"the keys of {reader.shape[1]:,} tokens take {n_bytes >> 20} MiB; this view shows at most "
+                f"{MAX_BYTES >> 20} MiB. Open the head view, which shows a part of the text."
+            )
 
-    def _stored(self, reader: Reader, query_pos: int) -> Any:
-        if reader.keep.attention is None:
-            return None
-        return reader.maps([self.heads[0]])[0, query_pos]
+        def work(check: Check) -> NeuronFrame:
+            query, keys, logsumexp = reader.vectors(head, query_pos)
+            layer = head[0]
+            stored = None if reader.keep.attention is None else reader.weights(head, "q", query_pos, check)
+            row = NeuronRow(
+                query, keys, logsumexp, stored, head, query_pos, site.scaling[layer],
+                kv_head=reader.example.kv_head(head[1], site.name), n_sharing=site.n_heads // site.n_kv_heads,
+                softcap=site.softcap[layer], causal=site.causal, window=site.window[layer], rotary=site.rotary,
+                position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key,
+            )  # fmt: skip
+            return neuron_frame(row, reader.id)
+
+        def done(frame: NeuronFrame) -> None:
+            self.vectors.frame = frame
+            self.vectors.give(pin=self.state.pin, hide_special=self.hide_special)
+
+        if changed & _ROW or not self.vectors.frame:
+            key = reader.id, head, query_pos
+            self.reads.start(key, work, done, self.failed, at_once=n_bytes <= AT_ONCE_BYTES)
 
     def _explain(self, reader: Reader) -> None:
         site, (layer, head) = reader.site, self.heads[0]

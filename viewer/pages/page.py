@@ -12,6 +12,7 @@ import panel as pn
 
 from headatlas.store.errors import HeadAtlasError
 
+from ..components.background import Newest
 from ..data.store_data import DataSource
 from ..state.page_table import PageRow
 from ..state.reader_state import Problem, ViewState
@@ -55,6 +56,10 @@ class Page(ABC):
         self.session, self.row = session, row
         self.state: ViewState = session.state
         self.data: DataSource = session.data
+        self.reads = Newest()
+        """Reading of the picture. A new picture ends the reading of the last one."""
+        self.searches = Newest(is_limited=False)
+        """Search whose mass the page shows."""
         self.view: pn.Column = self.layout()
 
     @abstractmethod
@@ -64,6 +69,15 @@ class Page(ABC):
     @abstractmethod
     def refresh(self, changed: frozenset[str]) -> str:
         """Fill the cards after some fields have changed. Returns the source of the numbers for the status line."""
+
+    def stop(self) -> bool:
+        """End what is being read in the background. Returns True if there was any."""
+        is_searching = self.searches.stop()
+        return self.reads.stop() or is_searching
+
+    def failed(self, error: HeadAtlasError) -> None:
+        """Show the error of a reading in the background."""
+        self.fail("This cannot be shown", self.data.error_text(error))
 
     def fail(self, title: str, reason: str) -> None:
         """Show why there is no picture."""
@@ -142,6 +156,14 @@ class PageStack:
         for route, row in self._rows.items():
             self._stale[route] |= row.watches.intersection(fields)
 
+    def hide(self) -> None:
+        """Tell the shown page that it is hidden. What it was reading ends, and is read again when it is shown."""
+        page = self._pages.get(self._shown_route)
+        if page is not None:
+            page.on_hide()
+            if page.stop():
+                self._stale[self._shown_route] = set(page.row.watches)
+
     def refresh(self, route: str) -> str | None:
         """Show one page, and refresh it if fields that it watches have changed.
 
@@ -151,7 +173,7 @@ class PageStack:
         for name, stacked_page in self._pages.items():
             show(stacked_page.view, name == route)
         if self._shown_route not in ("", route):
-            self._pages[self._shown_route].on_hide()
+            self.hide()
         self._shown_route = route
         changed, self._stale[route] = frozenset(self._stale[route]), set()
         if not changed:
@@ -159,6 +181,7 @@ class PageStack:
         try:
             return page.refresh(changed)
         except HeadAtlasError as error:
+            page.reads.stop()
             self._stale[route] = set(page.row.watches)
             page.fail("This cannot be shown", page.data.error_text(error))
             return "no data: see the notice"

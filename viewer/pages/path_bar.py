@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from ..components.bars import PathFrame, PathItem
+from ..data.example_reader import AT_ONCE_BYTES, reader_of
 from ..data.store_data import DataSource
 from ..state.page_table import row_of
 from ..state.reader_state import ViewState
-from ..theme.token_labels import token_labels, visible
+from ..theme.token_labels import visible
 
 
 def path_frame(data: DataSource, state: ViewState) -> PathFrame:
@@ -66,20 +67,23 @@ def _head_label(data: DataSource, state: ViewState) -> str:
 
 
 def edge_text(data: DataSource, state: ViewState) -> str:
-    """Return the pinned token and its strongest partner in the chosen head, as in ``she → nurse``."""
+    """Return the pinned token and its strongest partner in the chosen head, as in ``she → nurse``.
+
+    The partner is ``…`` if the text is too long to read all its weights in this step.
+    """
     if state.pinned is None or not data.has_attention(state.site):
         return ""
     side, position = state.pinned
-    site, example = data.site(state.site), data.example(state.example)
-    queries, keys = token_labels(example.tokens(site.query_sequence)), token_labels(example.tokens(site.key_sequence))
-    if position >= len(queries if side == "q" else keys):
+    reader = reader_of(data, state.example, state.site)
+    if position >= reader.shape[0 if side == "q" else 1]:
         return ""
-    span = slice(position, position + 1)
-    tile = {"query": span} if side == "q" else {"key": span}
-    strongest = int(np.argmax(example.attention(state.layer, state.head, site.name, **tile).values))
-    if side == "q":
-        return f"{queries[position]} \u2192 {keys[strongest]}"
-    return f"{queries[strongest]} \u2192 {keys[position]}"
+    labels = [reader.queries["labels"], reader.keys["labels"]]
+    mine, others = labels if side == "q" else labels[::-1]
+    whole = side == "q" or reader.near(position) == slice(0, reader.shape[0])
+    partner = "\u2026"
+    if whole and reader.weights_cost(1, side, position) <= AT_ONCE_BYTES:
+        partner = others[int(np.argmax(reader.weights((state.layer, state.head), side, position)))]
+    return f"{mine[position]} \u2192 {partner}" if side == "q" else f"{partner} \u2192 {mine[position]}"
 
 
 def _part(

@@ -6,23 +6,34 @@ from collections.abc import Callable
 
 from headatlas.store.errors import HeadAtlasError
 
-from ..components.background import background
+from ..components.background import Check, Newest, SupersededError
 from ..data.search_answers import HeadValues
 from ..data.store_data import DataSource
+from ..state.reader_state import ViewState
 
 
-def mass_or_search(data: DataSource, pattern: str, site: str, on_complete: Callable[[], None]) -> HeadValues | None:
-    """Return the mass of every head if the search has a cached result, else None.
+def mass_or_search(
+    data: DataSource, state: ViewState, work: Newest, on_complete: Callable[[], None]
+) -> HeadValues | None:
+    """Return the mass of every head if the search of the state has a cached result, else None.
 
     If there is none, the search runs in the background, and `on_complete` is called at the end. It is not called
-    if the pattern has a mistake or the search exceeds its time limit.
+    if the pattern has a mistake or the search exceeds its time limit. A search for another pattern ends it.
     """
+    pattern, site = state.pattern, state.site
     if data.has_answer(pattern, site):
         return data.search_values(pattern, site)
 
-    def work() -> bool:
+    def run(check: Check) -> bool:
+        def must_stop() -> bool:
+            try:
+                check()
+            except SupersededError:
+                return True
+            return False
+
         try:
-            data.search(pattern, site)
+            data.search(pattern, site, stop=must_stop)
         except HeadAtlasError:
             return False
         return data.has_answer(pattern, site)
@@ -31,5 +42,5 @@ def mass_or_search(data: DataSource, pattern: str, site: str, on_complete: Calla
         if is_complete:
             on_complete()
 
-    background(work, done)
+    work.start((pattern, site), run, done, lambda error: None, at_once=False)
     return None

@@ -15,36 +15,34 @@ import panel as pn
 from headatlas.store.errors import HeadAtlasError, PatternError
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
-from ..components.background import background
+from ..components.background import Check, Newest, background
 from ..components.bars import StateCard, StateFrame  # fmt: skip
 from ..components.card import HeadBookmarks
 from ..components.corpus_cards import HeadMap
 from ..components.search_cards import (
-    DrawnArcs,
     HeadList,
     HeadListFrame,
     Kwic,
+    KwicFrame,
     Mistake,
     PatternBox,
     PatternFrame,
     Summary,
     SummaryFrame,
 )
-from ..data.arc_guess import MAX_ARCS, Arc, guesses
+from ..data.arc_guess import Arc, Guess, guesses
 from ..data.search_answers import SearchStoppedError, mass_of, upper_end
 from ..data.store_data import DataSource
 from ..data.store_facts import error_bound
-from ..frames.view_frames import table_frame
 from ..state.reader_state import ViewState
 from ..theme.token_labels import visible
 from .corpus_page import map_frame
+from .drawn_arcs import arcs_of, arcs_of_text, arcs_text, drawn_frame
 from .layout import grid, in_cell, show
 from .page import Page
-from .quoted_examples import kwic_frame
+from .quoted_examples import are_long, kwic_frame
 
 MAX_HEADS = 250
-MAX_DRAWN = 256
-"""Most tokens of an example that arcs can be drawn on."""
 START = "previous_token"
 
 
@@ -64,6 +62,7 @@ class SearchPage(Page):
             in_cell(self.results, "1", "3"),
             in_cell(self.state_card, "1", "3"),
         ]
+        self.guesses = Newest()
         self._request: tuple[str, str] | None = None
         self._result: SearchResult | None = None
         self._error: HeadAtlasError | None = None
@@ -171,7 +170,21 @@ class SearchPage(Page):
             bookmarks = self.data.head_bookmarks(state.site)
             self.map.frame = map_frame(mass_of(result), [], [], "search", small=True) | {"bookmarks": bookmarks}
             self.heads.frame = heads_frame(result, state, stale, bookmarks)
-            self.examples.frame = kwic_frame(self.data, state, result, stale)
+            self._quote(result, stale)
+
+    def _quote(self, result: SearchResult, stale: bool) -> None:
+        """Fill the list of quoted examples. Those of long examples come later."""
+        state, site = self.state, result.site.name
+        key = (site, result.pattern.expression, result.n_examples_searched, stale)
+        key += (state.layer, state.head, state.sample)
+
+        def done(frame: KwicFrame) -> None:
+            self.examples.frame = frame
+
+        self.reads.start(
+            key, lambda check: kwic_frame(self.data, state, result, stale, check), done, self.failed,
+            at_once=not are_long(self.data, site),
+        )  # fmt: skip
 
     def _fill_box(self) -> None:
         """Fill the box of the pattern: expression, mistake, progress and drawn arcs."""
@@ -179,48 +192,28 @@ class SearchPage(Page):
         progress = self._progress
         frame["progress"] = [progress.n_examples_done, progress.n_examples] if progress and self._busy else None
         arcs = arcs_of_text(self.state.arcs)
-        frame["drawn"] = None if arcs is None else drawn_frame(self.data, self.state, arcs)
+        frame["drawn"] = None if arcs is None else drawn_frame(self.data, self.state, arcs, self._guess(arcs))
         self.box.frame = frame
 
+    def _guess(self, arcs: list[Arc]) -> list[Guess]:
+        """Return the guesses of the pattern of drawn arcs. Those of a long example come later; empty until then."""
+        data, number, site = self.data, self.state.example, self.state.site
+        key = ("guesses", number, site, *arcs)
+        at_once = not arcs or data.has_cached(key) or not are_long(data, site)
+        if at_once:
+            self.guesses.stop()
+            return data.cached(key, lambda: guesses(data, number, site, arcs))
 
-def arcs_of(message: Any) -> list[Arc] | None:
-    """Parse the arcs of a browser's message. None if the message turns drawing off."""
-    if not isinstance(message, list):
-        return None
-    arcs: list[Arc] = []
-    for item in message[:MAX_ARCS]:
-        if isinstance(item, list) and len(item) == 2:
-            query, key = item
-            if type(query) is int and type(key) is int and 0 <= query < MAX_DRAWN and 0 <= key < MAX_DRAWN:
-                arcs.append((query, key))
-    return arcs
+        def work(check: Check) -> list[Guess]:
+            return data.cached(key, lambda: guesses(data, number, site, arcs))
 
+        self.guesses.start(key, work, lambda _: self._fill_box(), self.failed, at_once=False)
+        return []
 
-def arcs_text(arcs: list[Arc] | None) -> str:
-    """Format arcs for the address."""
-    return "" if arcs is None else ",".join(f"{query}>{key}" for query, key in arcs) or "none"
-
-
-def arcs_of_text(text: str) -> list[Arc] | None:
-    """Parse the arcs of the address. None if drawing is off."""
-    pairs = [arc.split(">") for arc in text.split(",")] if text not in ("", "none") else []
-    return [(int(query), int(key)) for query, key in pairs] if text else None
-
-
-def drawn_frame(data: DataSource, state: ViewState, arcs: list[Arc]) -> DrawnArcs:
-    """Build the tokens that arcs are drawn on, the arcs, and the guesses of their pattern."""
-    site, example = data.site(state.site), data.example(state.example)
-    queries = table_frame(example.tokens(site.query_sequence))
-    keys = queries if site.query_sequence == site.key_sequence else table_frame(example.tokens(site.key_sequence))
-    n_queries, n_keys = (min(len(side["labels"]), MAX_DRAWN) for side in (queries, keys))
-    arcs = [(query, key) for query, key in arcs if query < n_queries and key < n_keys]
-    return {
-        "id": visible(example.id),
-        "queries": queries["labels"][:n_queries],
-        "keys": None if keys is queries else keys["labels"][:n_keys],
-        "arcs": [list(arc) for arc in arcs],
-        "guesses": [[g.expression, g.n_matches] for g in guesses(data, state.example, state.site, arcs)],
-    }
+    def stop(self) -> bool:
+        """End the reading of quotes and the guess of a pattern."""
+        is_guessing = self.guesses.stop()
+        return super().stop() or is_guessing
 
 
 def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, busy: bool) -> PatternFrame:

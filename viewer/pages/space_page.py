@@ -49,18 +49,23 @@ class SpaceViewPage(ExampleView):
         if self._projection is not None and self._projection[0] == key:
             self._show()
             return
+        if self._requested_key == key:
+            return
         self._requested_key = key
 
-        def work() -> tuple[Sample, Plane] | HeadAtlasError:
+        def work() -> tuple[Sample, Plane] | HeadAtlasError | None:
             try:
                 tokens = sample_tokens(self.data, site, head)
+                if self._requested_key != key:  # the reader has chosen another head meanwhile
+                    return None
                 return tokens, (principal_plane if method == "pca" else neighbour_plane)(tokens)
             except HeadAtlasError as error:
                 return error
 
-        def done(result: tuple[Sample, Plane] | HeadAtlasError) -> None:
-            if self._requested_key != key:  # the reader has chosen another head meanwhile
+        def done(result: tuple[Sample, Plane] | HeadAtlasError | None) -> None:
+            if result is None or self._requested_key != key:
                 return
+            self._requested_key = None
             if isinstance(result, HeadAtlasError):
                 self.fail("This cannot be shown", self.data.error_text(result))
                 return
@@ -73,6 +78,11 @@ class SpaceViewPage(ExampleView):
         else:
             self.space.frame = message_frame("Placing tokens", f"Queries and keys of head {head[0]}.{head[1]}.")
         background(work, done)
+
+    def stop(self) -> bool:
+        """Drop the projection that is being computed, and end the reading for the grid of heads."""
+        is_projecting, self._requested_key = self._requested_key is not None, None
+        return super().stop() or is_projecting
 
     def _show(self, note: str = "") -> None:
         assert self._projection is not None

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import panel as pn
 
+from ..components.background import Check, Newest
 from ..components.bars import Tabs, TabsFrame, ViewLink
 from ..components.tokentext import TokenText
+from ..data.example_reader import AT_ONCE_BYTES, READ_BYTES, reader_of
 from ..frames.view_frames import TextFrame, text_line
 from ..state.page_table import VIEWS
 from ..theme.token_labels import visible
@@ -17,6 +19,8 @@ from .layout import grid, in_cell
 from .page import Page, PageStack
 
 MAX_TAGS = 3
+AT_ONCE_TOKENS = 2048
+"""Most tokens of a text whose parts are made in one step."""
 _TEXT_FIELDS = {"page", "view", "site", "example", "layer", "head", "heads", "pin"}
 """Fields that change the text, its weights or the tabs."""
 
@@ -26,6 +30,7 @@ class ViewsPage(Page):
 
     def layout(self) -> pn.Column:
         """Build the cards and their layout, once."""
+        self.texts = Newest(is_limited=False)
         self.text, self.tabs = TokenText(), Tabs(self.session.receive)
         stage = grid()
         self.views = PageStack(self.session, VIEWS, stage, ("1", "1"))
@@ -39,16 +44,15 @@ class ViewsPage(Page):
         self.views.mark(changed)
         self.views.refresh(state.view)
         if changed & _TEXT_FIELDS:
-            text_key = (state.example, state.site)
-            if text_key != self._text_key:
-                self.text.frame = text_frame(self.data, state.example, state.site)
-                self._text_key = text_key
-            self.text.give(pin=state.pin, weights=self._weights())
+            self._show_text()
+            self.text.give(pin=state.pin)
+            self._shade()
         self.tabs.frame = self._tabs_frame(visible=True)
         return attention_source(self.data)
 
     def on_hide(self) -> None:
-        """Turn the keyboard shortcuts of the tabs off."""
+        """Turn the keyboard shortcuts of the tabs off, and end what the open view reads."""
+        self.views.hide()
         self.tabs.frame = self._tabs_frame(visible=False)
 
     def bookmarks_changed(self) -> None:
@@ -77,19 +81,55 @@ class ViewsPage(Page):
         ]
         return {"view": state.view, "views": views, "steps": steps, "visible": visible}
 
-    def _weights(self) -> dict[str, np.ndarray]:
-        """Return the largest weight over the shown heads between the pinned token and each token of the other side."""
-        state, site = self.state, self.data.site(self.state.site)
-        if state.pinned is None or not self.data.has_attention(state.site):
-            return {}
-        side, position = state.pinned
-        example = self.data.example(state.example)
-        if position >= len(example.tokens(site.query_sequence if side == "q" else site.key_sequence)):
-            return {}
-        span = slice(position, position + 1)
-        tile = {"query": span} if side == "q" else {"key": span}
-        rows = [example.attention(*head, site.name, **tile).values.ravel() for head in state.heads_shown]
-        return {"k" if side == "q" else "q": np.max(rows, axis=0).astype(np.float32)}
+    def _show_text(self) -> None:
+        """Show the text of the example. The parts of a long text are made in a thread."""
+        number, site_name = self.state.example, self.state.site
+        text_key = number, site_name
+        if text_key == self._text_key:
+            return
+
+        def done(frame: TextFrame) -> None:
+            self.text.frame = frame
+            self._text_key = text_key
+
+        reader = reader_of(self.data, number, site_name)
+        at_once = max(reader.shape) <= AT_ONCE_TOKENS
+        if not at_once:
+            self.text.frame, self._text_key = {}, ()
+
+        def work(check: Check) -> TextFrame:
+            _ = reader.queries, reader.keys  # cached for the views and the path bar
+            return text_frame(self.data, number, site_name)
+
+        self.texts.start(text_key, work, done, self.failed, at_once=at_once)
+
+    def stop(self) -> bool:
+        """End the reading of the text and of its weights."""
+        is_reading = self.texts.stop()
+        return super().stop() or is_reading
+
+    def _shade(self) -> None:
+        """Shade the text by the largest weight over the shown heads between the pinned token and each other token."""
+        state, reader = self.state, reader_of(self.data, self.state.example, self.state.site)
+        pin, heads = state.pinned, list(state.heads_shown)
+        if pin is None or not reader.has_attention or pin[1] >= reader.shape[0 if pin[0] == "q" else 1]:
+            self.reads.stop()
+            self.text.give(weights={})
+            return
+        side, position = pin
+        n_heads = max(1, READ_BYTES // max(1, reader.weights_cost(1, side, position)))
+        heads = heads[:n_heads]
+
+        def work(check: Check) -> np.ndarray:
+            return np.max([reader.weights(head, side, position, check) for head in heads], axis=0)
+
+        def done(weights: np.ndarray) -> None:
+            self.text.give(weights={"k" if side == "q" else "q": weights})
+
+        at_once = reader.weights_cost(len(heads), side, position) <= AT_ONCE_BYTES
+        if not at_once:
+            self.text.give(weights={})
+        self.reads.start((reader.id, pin, tuple(heads)), work, done, self.failed, at_once=at_once)
 
 
 def text_frame(data: Any, number: int, site_name: str) -> TextFrame:

@@ -59,35 +59,40 @@ def label(text: str, *, special: bool = False, continuation: bool = False) -> st
     return ("+" if continuation else "") + visible(stripped)
 
 
-def token_labels(tokens: TokenTable) -> list[str]:
-    """Return the labels of all rows of a token table."""
-    special, continuation = tokens.special, (tokens.flags & TokenFlag.CONTINUATION) != 0
+def token_labels(tokens: TokenTable, positions: slice = slice(None)) -> list[str]:
+    """Return the labels of the rows of a token table, or of a slice of them."""
+    flags, texts = tokens.flags[positions], tokens.columns["text"][positions].to_list()
     return [
-        label(text, special=bool(s), continuation=bool(c))
-        for text, s, c in zip(tokens.text, special, continuation, strict=True)
+        label(
+            text if isinstance(text, str) else "",
+            special=bool(flag & TokenFlag.SPECIAL),
+            continuation=bool(flag & TokenFlag.CONTINUATION),
+        )
+        for text, flag in zip(texts, flags.tolist(), strict=True)
     ]
 
 
-def running_text(tokens: TokenTable, text: str, text_pair: str | None = None) -> list[tuple[str, int]]:
+def running_text(
+    tokens: TokenTable, text: str, text_pair: str | None = None, span: slice = slice(None)
+) -> list[tuple[str, int]]:
     """Split the text of one example into (characters, token index) in reading order, -1 for text between tokens.
 
-    If tokens share characters (byte pieces of one letter) the first of them shows these; the others show ``·``.
+    If tokens share characters (byte pieces of one letter) the first of them shows these; the others show ``·``. `span`
+    selects the tokens of a part of the text.
     """
+    first = span.indices(len(tokens))[0]
+    is_second, is_special = tokens.second, tokens.special
+    end = [
+        int(tokens.char_end[:first][(is_second[:first] == side) & ~is_special[:first]].max(initial=0))
+        for side in (False, True)
+    ]
     parts: list[tuple[str, int]] = []
-    end = [0, 0]
     texts = (text, text_pair or "")
-    for index, (start, stop, special, second, piece) in enumerate(
-        zip(
-            tokens.char_start.tolist(),
-            tokens.char_end.tolist(),
-            tokens.special.tolist(),
-            tokens.second.tolist(),
-            tokens.text,
-            strict=True,
-        )
-    ):
+    columns = [values[span].tolist() for values in (tokens.char_start, tokens.char_end, is_special, is_second)]
+    pieces = tokens.columns["text"][span].to_list()
+    for index, (start, stop, special, second, piece) in enumerate(zip(*columns, pieces, strict=True), first):
         if special:
-            parts.append((label(piece, special=True), index))
+            parts.append((label(piece if isinstance(piece, str) else "", special=True), index))
             continue
         source, previous = texts[second], end[second]
         if start > previous:

@@ -93,6 +93,28 @@ def test_every_tile_equals_the_slow_softmax(tmp_path: Path, kind: str, codec: st
             assert tile.key_pos.equals(expected_tile.key_pos)
 
 
+@pytest.mark.parametrize("kind", SITES)
+def test_a_tile_in_pieces_of_keys_is_the_same(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headatlas.store.reading import attention_rebuild as module
+
+    site = make_site(**SITES[kind])
+    store, maps = make_store(tmp_path / "store", site, "float32")
+    spans = (
+        (slice(None), slice(None)),
+        (slice(3, 9), slice(None)),
+        (slice(20, 23), slice(1, 12)),
+        (slice(0, 0), slice(2, 4)),
+    )
+    for piece_bytes in (1, 200, 8 << 20):
+        monkeypatch.setattr(module, "_PIECE_BYTES", piece_bytes)
+        for rows, columns in spans:
+            tile = store.examples[2].tile(1, [3, 0], query=rows, key=columns)
+            np.testing.assert_allclose(tile, maps[2][1, [3, 0]][:, rows, columns], atol=1e-5)
+            bounded = store.examples[2].attention(1, [3, 0], query=rows, key=columns)
+            np.testing.assert_allclose(tile, bounded.values, atol=1e-6)  # sums in another order
+            assert bounded.attrs["max_absolute_error"] < 2e-4
+
+
 @pytest.mark.parametrize("group_weights", [1, 1 << 20])
 @pytest.mark.parametrize("kind", SITES)
 def test_many_examples_at_once(tmp_path: Path, kind: str, group_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:

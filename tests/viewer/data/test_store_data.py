@@ -11,9 +11,9 @@ from headatlas.store.errors import NotFoundError, PatternError
 from headatlas.store.schema.traces import Keep
 from headatlas.store.store import open_store
 from headatlas.viewer.data.example_filters import sample_ranking
-from headatlas.viewer.data.search_answers import SEARCH, HeadValues, upper_end
-from headatlas.viewer.data.store_data import DataSource, short
-from headatlas.viewer.data.strongest_edge import statistic_mask
+from headatlas.viewer.data.search_answers import SEARCH, HeadValues, short, upper_end
+from headatlas.viewer.data.store_data import DataSource
+from headatlas.viewer.data.strongest_edge import is_counted
 from headatlas.viewer.state.reader_state import SAMPLES, ViewState
 
 
@@ -86,7 +86,7 @@ def test_a_search_is_answered_once_and_agrees_with_the_statistic(data):
     np.testing.assert_allclose(
         data.search_values(expression, "").values, data.head_values("", "previous").values, atol=0.004
     )
-    hits = data.search_examples(expression, "", 0, 1)
+    hits = data.hits_of(data.search(expression, ""), 0, 1)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     scores = data.search_scores(expression, "", 0, 1)
     assert scores[hits[0].example] == pytest.approx(hits[0].score)
@@ -143,13 +143,18 @@ def test_ranks_and_scale_ends_fit_the_values(values):
 
 def test_what_a_statistic_is_the_mass_of():
     special = np.array([True, False, False])
-    assert statistic_mask("previous", (3, 3), special).tolist() == [
+
+    def mask(statistic, n_queries, n_keys):
+        key = np.broadcast_to(np.arange(n_keys), (n_queries, n_keys))
+        return is_counted(statistic, np.arange(n_queries)[:, None], key, special)
+
+    assert mask("previous", 3, 3).tolist() == [
         [False] * 3,
         [True, False, False],
         [False, True, False],
     ]
-    assert statistic_mask("special", (2, 3), special).tolist() == [[True, False, False]] * 2
-    assert statistic_mask("entropy", (2, 3), special).all()
+    assert mask("special", 2, 3).tolist() == [[True, False, False]] * 2
+    assert mask("entropy", 2, 3).all()
     assert short("Attention to the previous token") == "Previous token"
 
 

@@ -104,7 +104,9 @@ def test_the_ranked_examples_are_those_of_the_search(data):
     session = Session(data, f"page=search&pattern={PREVIOUS.replace('=', '%3D')}&layer=0&head=1")
     page = session.pages["search"]
     rows = page.examples.frame["rows"]
-    assert [r["patch"]["example"] for r in rows] == [hit.example for hit in data.search_examples(PREVIOUS, "", 0, 1)]
+    assert [r["patch"]["example"] for r in rows] == [
+        hit.example for hit in data.hits_of(data.search(PREVIOUS, ""), 0, 1)
+    ]
     assert page.heads.frame["rows"][0]["head"] == "0.1"
     assert page.heads.frame["rows"][0]["mass"] == pytest.approx(float(data.search(PREVIOUS, "").heads["mass"][0, 1]))
 
