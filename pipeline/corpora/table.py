@@ -240,8 +240,9 @@ def _iter_records(batch: Any) -> Iterator[dict[str, Any] | str]:
 def _value_bytes(column: Any) -> np.ndarray:
     """Return the bytes of each value of an Arrow array as an object, without creating it."""
     import pyarrow as pa
-    import pyarrow.compute as pc
+    import pyarrow.compute
 
+    pc: Any = pyarrow.compute  # its functions are made when it is imported
     if pa.types.is_dictionary(column.type):
         lengths = np.append(_value_bytes(column.dictionary), 0)  # the last entry is for missing values
         return lengths[pc.fill_null(column.indices.cast("int64"), -1).to_numpy(zero_copy_only=False)]

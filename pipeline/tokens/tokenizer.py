@@ -141,10 +141,10 @@ def _growth_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase, g
     for text in (example.text, example.text_pair, example.target):
         if text is None or len(text) * growth <= _MOST_NORMALIZED:
             continue
-        normalizer = tokenizer.backend_tokenizer.normalizer
+        backend: Any = tokenizer.backend_tokenizer
         pieces = (text[i : i + _PIECE_CHARS] for i in range(0, len(text), _PIECE_CHARS))
         with _failing_as_ours(tokenizer):
-            n_chars = sum(len(normalizer.normalize_str(piece)) for piece in pieces)
+            n_chars = sum(len(backend.normalizer.normalize_str(piece)) for piece in pieces)
         if n_chars > _MOST_NORMALIZED:
             return f"the tokenizer makes more than {_MOST_NORMALIZED} characters of it"
     return None

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from headatlas.pipeline.tokens import tokenizer as module
 from headatlas.pipeline.tokens.tokenizer import Skipped, encode
 from headatlas.pipeline.tokens.word_split import split_words
 from headatlas.store.errors import ConfigError
@@ -253,3 +256,22 @@ def test_dtypes(tokenizers):
     source = encode_one(tokenizers["byte_level"], "The clock").source
     columns = (source.id, source.word, source.char_start, source.char_end, source.flags)
     assert [column.dtype for column in columns] == [np.int32] * 4 + [np.uint8]
+
+
+def test_a_text_that_its_normalizer_makes_too_long_is_skipped(monkeypatch):
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Replace("t", "t" * 900)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    monkeypatch.setattr(module, "_MOST_NORMALIZED", 20_000)
+    texts = ["t" * 10, "t" * 100, "o" * 10_000]
+    results = encode([CorpusExample(f"e{i}", text) for i, text in enumerate(texts)], tokenizer, max_tokens=64)
+    assert [isinstance(result, Skipped) for result in results] == [False, True, False]
+    assert "makes more than 20000 characters" in results[1].reason
+
+
+def test_batches_end_by_characters_too(monkeypatch):
+    monkeypatch.setattr(module, "_BATCH_EXAMPLES", 3)
+    monkeypatch.setattr(module, "_BATCH_CHARS", 10)
+    examples = [CorpusExample("e", "x" * n) for n in (1, 1, 1, 1, 30, 5, 5, 5, 1)]
+    assert list(module._batch_spans(examples)) == [(0, 3), (3, 5), (5, 8), (8, 9)]
+    assert list(module._batch_spans([])) == []
