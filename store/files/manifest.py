@@ -169,9 +169,10 @@ def manifest_numbers(store: Path | ObjectSource) -> list[int]:
         numbers = source.manifest_numbers(0 if latest is None else latest.number)
         if latest is None or numbers[-1:] >= [latest.number]:
             return numbers
-        before, latest = latest, read_latest(source)
-        if latest == before:  # otherwise the manifest was collected in the meantime
+        newer = read_latest(source)
+        if newer == latest:  # otherwise the manifest was collected in the meantime
             raise lost_manifest(latest, numbers)
+        latest = newer
 
 
 def read_latest(source: ObjectSource) -> Latest | None:
