@@ -1,4 +1,5 @@
-import { plain, number, signedNumber, parsePin, clamp } from "../_js/paint.js";
+import { MAX_WINDOW } from "../_js/constants.js";
+import { plain, number, count, signedNumber, parsePin, clamp } from "../_js/paint.js";
 import { el, mount, fit, write, tooltip, pointerIn, onWidth, mirror, keyboard } from "../_js/dom.js";
 import { CSS } from "../_js/style.js";
 import { dimensionParts, rescaleRow, orderOf } from "../_js/vectors.js";
@@ -30,7 +31,7 @@ export function render({model, el: host}) {
     frame = next; tokens = {q: sides.query, k: sides.key || sides.query};
     if (!same) { scale = new Map(); focus = frame.focus; dim = null; }
     body.querySelector(".message")?.remove(); plot.hidden = false; right.style.visibility = ""; token.style.display = orders.style.display = "";
-    sub.textContent = `head ${frame.head}, query`; token.textContent = tokens.q.labels[frame.query_pos] ?? ""; spot.textContent = `position ${frame.query_pos}`;
+    sub.textContent = `head ${frame.head}, query`; token.textContent = tokens.q.labels[frame.query_pos] ?? "";
     counts.textContent = agreement(); counts.dataset.worst = worst().toFixed(6);
     update();
   }
@@ -53,6 +54,9 @@ export function render({model, el: host}) {
   }
   function update() {
     rows = Array.from(frame.seen.keys()).filter(k => frame.seen[k] && !(model.hide_special && tokens.k.special[k]));
+    const n = rows.length;   // of a long text only the strongest keys are drawn: a canvas has no room for all
+    if (n > MAX_WINDOW) { const strongest = new Set([...rows].sort((a, b) => before()[b] - before()[a]).slice(0, MAX_WINDOW)); rows = rows.filter(k => strongest.has(k)); }
+    spot.textContent = `position ${frame.query_pos}${n > rows.length ? ` \u00B7 the ${rows.length} strongest of ${count(n)} keys` : ""}`;
     if (!rows.includes(focus) && rows.length) focus = rows.reduce((best, k) => before()[k] > before()[best] ? k : best);   // a hidden key cannot be the focus
     parts = dimensionParts(frame, focus); now = rescaleRow(frame, scale); order = orderOf(model.order, parts);
     if (dim === null) dim = orderOf("part", parts)[0];

@@ -163,10 +163,8 @@ class DataSource:
         """Return the numbers of the committed examples before and after a number. None at the ends."""
         index = int(np.searchsorted(self.numbers, number))
         after = index + 1 if index < len(self.numbers) and self.numbers[index] == number else index
-        return (
-            int(self.numbers[index - 1]) if index else None,
-            int(self.numbers[after]) if after < len(self.numbers) else None,
-        )
+        previous = int(self.numbers[index - 1]) if index else None
+        return previous, int(self.numbers[after]) if after < len(self.numbers) else None
 
     @cached_property
     def ids(self) -> list[str]:

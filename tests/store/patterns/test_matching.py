@@ -250,6 +250,16 @@ def test_equations_have_one_candidate_key_for_each_row(text, candidates):
     assert (None if join is None else join.n_candidates) == candidates
 
 
+def test_a_causal_equation_lists_only_keys_that_the_row_sees():
+    query, _, columns, texts = corpus([200] * 3, 0)
+    node = Pattern.parse("key.text == query.text").node
+    causal, full = (matcher_of(node, query, query, columns, texts, is_causal) for is_causal in (True, False))
+    pairs = causal._scans[0].join.pairs(np.arange(600))
+    assert (query.position[pairs.key] <= query.position[pairs.query]).all()
+    assert causal._scans[0].join.n_candidates == len(pairs) == len(next(causal.blocks(0, 600, 1 << 30)))
+    assert len(pairs) < 0.6 * full._scans[0].join.n_candidates
+
+
 def test_a_disjunction_of_equations_is_a_union_of_joins():
     query, _, columns, texts = corpus([40], 0)
     matcher = matcher_of(
