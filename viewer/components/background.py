@@ -37,7 +37,7 @@ class Newest:
         self._is_limited = is_limited
         self._stop = Event()
         if pn.state.curdoc is not None:
-            pn.state.on_session_destroyed(lambda context: self.stop())
+            pn.state.on_session_destroyed(lambda context: self.stop())  # type: ignore[arg-type]
 
     def start(
         self,

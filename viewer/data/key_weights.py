@@ -123,7 +123,7 @@ def unit_row(
         total = row if not total.size else total + row
     if side == "q" and len(tokens) > 1:
         total = total / np.float32(len(tokens))
-    n_layers, n_heads, n_other = total.shape
+    n_layers, n_heads, n_other = total.shape  # type: ignore[misc]  (a unit has one token or more)
     others = units[side == "q"]
     if len(others.of_token) == len(others.frame["labels"]) and (others.of_token >= 0).all():
         return total

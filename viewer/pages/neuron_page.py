@@ -77,7 +77,7 @@ class NeuronViewPage(ExampleView):
                 query, keys, logsumexp, stored, head, query_pos, site.scaling[layer],
                 kv_head=reader.example.kv_head(head[1], site.name), n_sharing=site.n_heads // site.n_kv_heads,
                 softcap=site.softcap[layer], causal=site.causal, window=site.window[layer], rotary=site.rotary,
-                position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key,
+                position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key or "float16",
             )  # fmt: skip
             return neuron_frame(row, reader.id)
 
