@@ -77,7 +77,7 @@ class Reader:
 async def opened(url: str) -> Reader:
     """Load the page, open its session and tell the server that it is drawn."""
     page = (await AsyncHTTPClient().fetch(url, request_timeout=120)).body.decode()
-    token = re.search(r'"token":"([^"]+)"', html.unescape(page))
+    token = re.search(r'"token": "([^"]+)"', html.unescape(page))
     assert token, "the page holds no session token"
     address = urlsplit(url)
     request = HTTPRequest(f"ws://{address.netloc}{address.path}ws", headers={"Origin": f"http://{address.netloc}"})

@@ -47,7 +47,7 @@ def serve(store: str, log: str) -> None:
     from headatlas.viewer.commands import app
 
     threading.Thread(target=watch, args=(Path(log),), daemon=True).start()
-    sys.argv = ["view", store, "--port", "0", "--no-show"]
+    sys.argv = ["view", store, "--port", "0", "--no-show", "--no-token"]
     app()
 
 
