@@ -21,6 +21,7 @@
   const PING_MS = 1000, SILENCE_MS = 4000, DEAD_MS = 12000;
   let socket = null, asked = 0, closed = false, bar = null, leaving = false;
   addEventListener("pagehide", () => { leaving = true; });
+  addEventListener("pageshow", event => { if (event.persisted) location.reload(); });
 
   function show(text) {
     if (leaving || !document.body) return;
