@@ -27,7 +27,7 @@ from ..patterns import LIBRARY, LibraryPattern, Pattern, Vocabulary
 from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher
 from ..patterns.token_fields import word_field_names
-from ..patterns.tree import value_text
+from ..patterns.tree import Reference, to_text, value_text
 from ..reading.snapshot import Snapshot
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import Site
@@ -322,7 +322,8 @@ class _MarkedExamples:
         yield _Condition("key.lower == query.lower and key.position != query.position", 0)
         for field in self._text_fields("query"):
             if field in self._text_fields("key"):
-                yield _Condition(f"key.{field} == query.{field} and key.word != query.word", 0)
+                key, query = to_text(Reference("key", field)), to_text(Reference("query", field))
+                yield _Condition(f"{key} == {query} and key.word != query.word", 0)
 
     def _pointer_conditions(self) -> Iterator[_Condition]:
         for field in _POINTERS:
@@ -392,10 +393,9 @@ class _MarkedExamples:
         if len(values) > MAX_VALUES or (len(values) > 1 and n_arcs < 2 * len(values)):
             return None
         value_list = tuple(values)
+        name = to_text(Reference("query" if side == "query" else "key", field))
         text = (
-            f"{side}.{field} == {value_text(value_list[0])}"
-            if len(value_list) == 1
-            else f"{side}.{field} in {value_text(value_list)}"
+            f"{name} == {value_text(value_list[0])}" if len(value_list) == 1 else f"{name} in {value_text(value_list)}"
         )
         return _Condition(text, len(value_list) * math.log2(n_values))
 

@@ -206,3 +206,24 @@ def test_a_set_of_values_needs_two_arcs_for_each(marked_store):
     for marked, is_class in ((list(both.values()), False), (arcs, True)):
         expressions = " ".join(h.expression for h in hypotheses(store, site, vocabulary, marked))
         assert ("query.relation in {" in expressions) is is_class
+
+
+@pytest.mark.parametrize("name", ["part of speech", 'a "quoted" name', "next", "not", "1st", "größe"])
+def test_columns_of_any_name_can_describe_arcs(tmp_path, name):
+    """An awkward name of a word column is written in quotes in the expressions that are tried."""
+    rng = np.random.default_rng(3)
+    trees = random_trees(rng)[:6]
+
+    def table(part):
+        columns = tree_table(part)
+        columns.word_columns[name] = columns.word_columns["deprel"]
+        return columns
+
+    def attention_of(tokens):
+        weights = rng.random((1, 1, len(tokens), len(tokens)))
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    store, _ = write_trees(tmp_path / "store", [trees], attention_of, table, n_layers=1, n_heads=1)
+    arcs = [Arc(0, w + 1, h + 1) for w, (h, relation) in enumerate(trees[0]) if relation == "obj"]
+    assert arcs
+    assert like(store, arcs).chosen is not None
