@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headatlas.store.containers.container import ContainerName
 from headatlas.store.errors import ConfigError
+from headatlas.store.files.manifest import MAX_SEGMENT_EXAMPLES
 from headatlas.store.files.package_paths import PREFIX, find_in_package
 from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Keep
@@ -45,7 +46,7 @@ class StoreConfig(_Section):
 
     path: Path | None = None
     """Folder of the store; by default ``traces/`` and the name of the job file."""
-    segment_examples: int = Field(default=1024, gt=0)
+    segment_examples: int = Field(default=1024, gt=0, le=MAX_SEGMENT_EXAMPLES)
     """Largest number of examples in a segment. Each segment has a fixed cost of about 0.1 s of processor time."""
     segment_bytes: int = Field(default=256 << 20, ge=1 << 16)
     """Largest raw size of a segment in bytes. Two segments are in memory at a time."""

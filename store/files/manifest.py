@@ -37,6 +37,10 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+MAX_SEGMENT_EXAMPLES = 1 << 24
+"""Most examples of a segment. A forged number would otherwise take memory before anything of the segment is read."""
+
+
 class SegmentEntry(_Frozen):
     """One committed segment.
 
@@ -46,8 +50,8 @@ class SegmentEntry(_Frozen):
 
     index: int = Field(ge=0, lt=10**9)
     path: str
-    first_example: int = Field(ge=0)
-    n_examples: int = Field(ge=0)
+    first_example: int = Field(ge=0, lt=2**53)
+    n_examples: int = Field(ge=0, le=MAX_SEGMENT_EXAMPLES)
     n_tokens: dict[str, int]
     bytes: int = Field(ge=0, lt=2**53)
     sha256: str = Field(pattern=_DIGEST)
@@ -75,8 +79,8 @@ class Dropped(_Frozen):
     """A segment that was dropped. Its examples are not in the store. A job writes it again only as a repair."""
 
     index: int = Field(ge=0)
-    first_example: int = Field(ge=0)
-    n_examples: int = Field(ge=0)
+    first_example: int = Field(ge=0, lt=2**53)
+    n_examples: int = Field(ge=0, le=MAX_SEGMENT_EXAMPLES)
 
 
 class Skipped(_Frozen):

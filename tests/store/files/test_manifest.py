@@ -11,10 +11,10 @@ from pathlib import Path
 import fsspec
 import pytest
 from range_server import serve
-from store_builder import Content, make_contents, make_spec, open_writer
+from store_builder import Content, make_contents, make_spec, open_writer, seal_manifest
 
-from headatlas.store.errors import CorruptSegmentError, NotFoundError
-from headatlas.store.files.manifest import manifest_name, manifest_numbers
+from headatlas.store.errors import CorruptSegmentError, FormatError, NotFoundError
+from headatlas.store.files.manifest import MAX_SEGMENT_EXAMPLES, manifest_name, manifest_numbers
 from headatlas.store.files.overlays import Overlay, column_overlay
 from headatlas.store.schema.token_table import Column
 from headatlas.store.schema.traces import Keep
@@ -223,3 +223,10 @@ def test_other_spellings_of_a_number_are_no_manifests(tmp_path: Path, many: list
     assert verify_store(path, full=True).is_sound
     write(path, many, range(3))
     assert open_store(path).manifest.number == 3
+
+
+@pytest.mark.parametrize("count", [MAX_SEGMENT_EXAMPLES + 1, 2**62, -1])
+def test_a_forged_number_of_examples_takes_no_memory(store_path: Path, count: int) -> None:
+    seal_manifest(store_path, lambda manifest: manifest["segments"][-1].update(n_examples=count))
+    with pytest.raises(FormatError):
+        open_store(store_path).example_numbers()
