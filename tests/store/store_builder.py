@@ -75,7 +75,9 @@ def make_tokens(rng: np.random.Generator, lengths: list[int]) -> TokenTable:
     return TokenTable(
         token_offset=offset,
         id=numbers(n_tokens),
-        word=np.concatenate([np.arange(-1, n - 1) for n in lengths]).astype(np.int32),  # the first token is special
+        word=np.concatenate([np.zeros(0), *(np.arange(-1, n - 1) for n in lengths)]).astype(
+            np.int32
+        ),  # the first token is special
         char_start=numbers(n_tokens),
         char_end=100 + numbers(n_tokens),
         flags=numbers(n_tokens, np.uint8),

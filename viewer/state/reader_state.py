@@ -33,7 +33,7 @@ ARRANGEMENTS = ("layer", "weight", "search")
 COMPARISONS = ("examples", "heads", "models")
 THEMES = ("auto", "light", "dark")
 MAX_TEXT = 2_000
-MAX_QUERY, MAX_FIELDS = 32_000, 100
+MAX_QUERY, MAX_FIELDS = 32_000, 500
 """Most characters and fields of an address."""
 MAX_HEADS = 256
 """Most heads beside the chosen one. The first twelve have colours that readers with colour blindness can tell apart."""

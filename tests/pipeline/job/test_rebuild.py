@@ -30,7 +30,7 @@ def blank_tokens(lengths):
     none, numbers = np.zeros(0, np.int32), np.zeros(n, np.int32)
     return TokenTable(
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        numbers, numbers, numbers, numbers, np.zeros(n, np.uint8),
+        numbers, np.full(n, -1, np.int32), numbers, numbers, np.zeros(n, np.uint8),
         {"text": Column.of_text(["a"] * n), "piece": Column.of_text(["a"] * n)},
         np.zeros(len(lengths) + 1, np.int64), none, none, {},
     )  # fmt: skip

@@ -94,7 +94,7 @@ def compare(store, exact, site: str, codec: str) -> int:
             continue
         weights = reference.attention(site=site).to_numpy()
         expected = weights if selection is None else np.where(selection_mask(weights, selection), weights, 0)
-        bound = 1e-6 + attention_bound((attention_codec(codec).values,))
+        bound = 1e-5 + attention_bound((attention_codec(codec).values,))
         np.testing.assert_allclose(example.attention(site=site).to_numpy(), expected, atol=bound)
         n_compared += 1
     return n_compared

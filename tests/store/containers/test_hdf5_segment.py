@@ -109,7 +109,7 @@ def test_links_and_special_files(store_path: Path, tmp_path: Path) -> None:
     path = file_of(store_path)
     path.rename(tmp_path / "secret")
     path.symlink_to(tmp_path / "secret")
-    with pytest.raises(FormatError, match=r"segment\.h5 is a link"):
+    with pytest.raises(FormatError, match=r"segment\.h5 cannot be opened: it is a link"):
         open_store(store_path).segments[0].tokens()
     path.unlink()
     os.mkfifo(path)

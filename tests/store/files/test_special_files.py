@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from store_builder import Content, open_writer, write_store
+from store_builder import Content, make_contents, make_spec, open_writer, write_store
 
 from headatlas.store import open_store
 from headatlas.store.errors import ConfigError, HeadAtlasError

@@ -12,7 +12,7 @@ import pytest
 
 from headatlas.viewer.state.page_table import PAGES, VIEWS
 
-from ..view_data import PATIENCE_S
+from ..view_data import PATIENCE_S, wait_for
 from .test_corpus_and_url import PREVIOUS, opened, running, viewing
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def test_a_page_comes_back_after_the_server_was_away(page: Page, page_record, st
         assert is_inert(page)
     page.evaluate("window.isOldPage = true")
     with running(store_path, "--no-token", port=port):
-        page.wait_for_function("!window.isOldPage && document.querySelector('[data-connection]') === null")
+        wait_for(page, lambda: page.evaluate("!window.isOldPage && !document.querySelector('[data-connection]')"))
         page.locator(".path").wait_for()
         assert (page.url, page.title()) == (address, title)
         assert not is_inert(page)
@@ -67,7 +67,7 @@ def test_silence_is_said_and_ends_without_a_new_page(page: Page, store_path: Pat
             assert is_inert(page)
         finally:
             process.send_signal(signal.SIGCONT)
-        page.wait_for_function("document.querySelector('[data-connection]') === null")
+        wait_for(page, lambda: page.evaluate("!document.querySelector('[data-connection]')"))
         assert page.evaluate("window.isOldPage")
         page.locator("a.er").first.click()
         page.wait_for_url("**page=views**")

@@ -15,7 +15,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import numpy as np
 import pytest
@@ -96,10 +96,12 @@ def click_head(page: Page, layer: int, head: int) -> None:
 
 def wait_query(tab: Page, /, **fields: str) -> None:
     """Wait until the address has these fields."""
-    tab.wait_for_function(
-        "fields => { const q = new URLSearchParams(location.search); return Object.entries(fields).every(([k, v]) => (q.get(k) ?? '') === v); }",
-        arg=fields,
-    )
+
+    def has_fields() -> bool:
+        query = parse_qs(urlsplit(tab.url).query)
+        return all(query.get(name, [""])[-1] == value for name, value in fields.items())
+
+    wait_for(tab, has_fields, lambda: f"an address with {fields}")
 
 
 def mirrors(page: Page) -> dict[str, list[str]]:

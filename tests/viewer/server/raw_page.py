@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
+import warnings
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -69,7 +71,12 @@ def run(attack: Coroutine[Any, Any, Result]) -> Result:
                 _opened.pop().socket.close()
             await asyncio.sleep(0.2)
 
-    return asyncio.run(whole())
+    try:
+        return asyncio.run(whole())
+    finally:
+        with warnings.catch_warnings():  # a refused socket is closed by nobody
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 class RawPage:
