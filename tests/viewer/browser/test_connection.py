@@ -12,7 +12,7 @@ import pytest
 
 from headatlas.viewer.state.page_table import PAGES, VIEWS
 
-from ..view_data import PATIENCE_S, wait_for
+from ..view_data import PATIENCE_S
 from .test_corpus_and_url import PREVIOUS, opened, running, viewing
 
 if TYPE_CHECKING:
@@ -47,11 +47,12 @@ def test_a_page_comes_back_after_the_server_was_away(page: Page, page_record, st
         process.kill()
         page.locator("[data-connection=lost]", has_text="connection to the viewer is lost").wait_for(timeout=5_000)
         assert is_inert(page)
-    page.evaluate("window.isOldPage = true")
+    page.evaluate("document.documentElement.dataset.old = ''")
     with running(store_path, "--no-token", port=port):
-        wait_for(page, lambda: page.evaluate("!window.isOldPage && !document.querySelector('[data-connection]')"))
+        page.locator("html:not([data-old])").wait_for(state="attached")
         page.locator(".path").wait_for()
         assert (page.url, page.title()) == (address, title)
+        assert page.locator("[data-connection]").count() == 0
         assert not is_inert(page)
         page.goto("about:blank")
     page_record.errors.clear()  # the browser reports the closed socket
@@ -67,7 +68,7 @@ def test_silence_is_said_and_ends_without_a_new_page(page: Page, store_path: Pat
             assert is_inert(page)
         finally:
             process.send_signal(signal.SIGCONT)
-        wait_for(page, lambda: page.evaluate("!document.querySelector('[data-connection]')"))
+        page.locator("[data-connection]").wait_for(state="detached")
         assert page.evaluate("window.isOldPage")
         page.locator("a.er").first.click()
         page.wait_for_url("**page=views**")
