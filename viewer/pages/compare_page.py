@@ -61,7 +61,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison shows, as read and computed for its two sides."""
+    """Content of a comparison, read and computed for its two sides."""
 
     alignment: tuple[Alignment, Alignment]
     maps: tuple[Float32[np.ndarray, "q1 k1"], Float32[np.ndarray, "q2 k2"]]

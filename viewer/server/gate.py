@@ -117,7 +117,7 @@ class Gate(HTTPServerConnectionDelegate):
 
     def address_of(self, headers: HTTPHeaders, request_conn: Any) -> str:
         """Return the address of the reader; behind a proxy the last one that it names."""
-        peer = request_conn.context.remote_ip
+        peer = request_conn.context.address[0]  # not `remote_ip`, which the request before may have set
         if not self.options.is_behind_proxy:
             return peer
         last = headers.get("X-Forwarded-For", "").rsplit(",", 1)[-1].strip()
@@ -153,7 +153,7 @@ class Gate(HTTPServerConnectionDelegate):
     def _check_token(self, local: str, query: str, headers: HTTPHeaders) -> Refusal | None:
         if is_equal(cookies_of(headers).get(self.cookie, ""), self.options.token):
             return None
-        pairs = parse_qsl(query[:MAX_HEADER], keep_blank_values=True) if local in ("", "/") else []
+        pairs = parse_qsl(query, keep_blank_values=True) if local in ("", "/") else []
         if any(name == "token" and is_equal(value, self.options.token) for name, value in pairs):
             others = urlencode([pair for pair in pairs if pair[0] != "token"])
             location = f"{self.options.normal_prefix}/" + (f"?{others}" if others else "")
