@@ -14,7 +14,7 @@ from typing import Any
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
 
-from .model_limits import check_counts, check_normalizer
+from .model_limits import check_counts, check_normalizer, json_values
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_TOKENIZER_BYTES = 256 * 2**20
@@ -131,14 +131,8 @@ def check_config(folder: Path) -> None:
         raise ConfigError(
             f"{folder} is an adapter; expected a whole model. Merge the adapter into its base model and save the result"
         )
-    pending: list[tuple[str, Any]] = [("", raw)]
-    while pending:
-        key, value = pending.pop()
-        if isinstance(value, dict):
-            pending.extend((str(k), v) for k, v in value.items())
-        elif isinstance(value, list):
-            pending.extend((key, v) for v in value)
-        elif isinstance(value, str) and "implementation" in key and "/" in value:
+    for key, value in json_values(raw):
+        if isinstance(value, str) and "implementation" in key and "/" in value:
             raise ConfigError(f"{folder}/config.json loads code from the hub ({key} = {value!r}); remove this entry")
 
 

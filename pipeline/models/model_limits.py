@@ -37,8 +37,8 @@ def check_counts(config: dict[str, Any], name: str) -> None:
     ConfigError
         A count exceeds `MAX_COUNT`.
     """
-    for key, value in _numbers(config):
-        if value > MAX_COUNT and _COUNT_KEY.match(key) and "position" not in key:
+    for key, value in json_values(config):
+        if isinstance(value, int | float) and value > MAX_COUNT and _COUNT_KEY.match(key) and "position" not in key:
             raise ConfigError(f"{name}: {key} is {value:.6g}; expected at most {MAX_COUNT}")
 
 
@@ -50,13 +50,17 @@ def check_image_sizes(settings: dict[str, Any], name: str) -> None:
     ConfigError
         An edge exceeds `MAX_EDGE`.
     """
-    for key, value in _numbers(settings):
-        if value > MAX_EDGE and re.fullmatch(r".*(height|width|edge|size|crop|pad).*", key):
+    for key, value in json_values(settings):
+        if (
+            isinstance(value, int | float)
+            and value > MAX_EDGE
+            and re.fullmatch(r".*(height|width|edge|size|crop|pad).*", key)
+        ):
             raise ConfigError(f"{name}: {key} is {value:.6g}; expected at most {MAX_EDGE} pixels")
 
 
-def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield every number of a JSON object, with the nearest key above it."""
+def json_values(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every text, number and truth value of a JSON object, with the nearest key above it."""
     pending: list[tuple[str, Any]] = [("", content)]
     while pending:
         key, value = pending.pop()
@@ -64,7 +68,7 @@ def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, float]]:
             pending.extend((str(k), v) for k, v in value.items())
         elif isinstance(value, list):
             pending.extend((key, v) for v in value)
-        elif isinstance(value, int | float):
+        else:
             yield key, value
 
 
