@@ -29,27 +29,12 @@ LENGTHS = (1, 1, 2, 1, 3, 2, 1, 9, 9, 9)
 """Words of each example, two to a segment. The last segment is empty, because nine tokens are too many."""
 
 
+WORDS = "nurse doctor said that she he would be late and left home early with his"
+
+
 def words(first: int, n: int) -> str:
     """Different words, because equal ones give equal weights, whose order is not defined."""
-    return " ".join(
-        [
-            "nurse",
-            "doctor",
-            "said",
-            "that",
-            "she",
-            "he",
-            "would",
-            "be",
-            "late",
-            "and",
-            "left",
-            "home",
-            "early",
-            "with",
-            "his",
-        ][first % 5 :][:n]
-    )
+    return " ".join(WORDS.split()[first % 5 :][:n])
 
 
 def capture(job: dict, folder, name: str, **keep):
