@@ -25,8 +25,10 @@ from ..theme.fonts import FONT, MONO
 from .session_socket import READERS, Reader
 
 HERE = Path(__file__).parent
-MAX_UNCONNECTED = 16
-"""Most sessions of one address whose page has no socket. If there are more, the oldest end."""
+MAX_UNCONNECTED = 64
+"""Most sessions of one address whose page has no socket yet, such as those of a class that opens the viewer at once. If
+there are more, the oldest end.
+"""
 _SHEETS = [
     f"static/extensions/panel/{name}.css?v={pn.__version__}"
     for name in ("css/loading", "css/listpanel", "bundled/theme/default", "bundled/theme/native")
