@@ -9,6 +9,7 @@ edges.
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,12 +43,11 @@ class SearchProgress:
 class Future(Protocol):
     """The future that `Client.submit` returns."""
 
-    def result(self, timeout: float | None = None) -> Any:
-        """Return the result, or raise TimeoutError."""
+    def result(self) -> Any:
+        """Wait for the result and return it, or raise the exception of the task."""
 
-    def done(self) -> bool:
-        """Return True if there is a result."""
-        ...
+    def add_done_callback(self, fn: Callable[[Any], Any], /) -> Any:
+        """Call ``fn(future)`` in some thread when the task has finished, failed or been cancelled."""
 
     def cancel(self) -> Any:
         """Cancel the task if it has not started."""
@@ -126,15 +126,16 @@ class SearchPlan:
 
 
 def _wait_for(future: Future, stop: Callable[[], bool]) -> SegmentScores:
-    """Wait for the scores of a task. `stop` is called in the meantime, because a remote worker cannot call it."""
-    while True:
-        try:
-            return future.result(timeout=_POLL_S)
-        except TimeoutError:
-            if future.done():  # the task itself raised TimeoutError, or it has just finished
-                return future.result()
-            if stop():
-                raise Stopped from None
+    """Wait for the scores of a task. `stop` is called in the meantime, because a remote worker cannot call it.
+
+    `result` is called only when the task has finished. With a timeout, dask's `result` can return before there is one.
+    """
+    finished = threading.Event()
+    future.add_done_callback(lambda _: finished.set())
+    while not finished.wait(_POLL_S):
+        if stop():
+            raise Stopped
+    return future.result()
 
 
 def scan_remotely(packed: bytes, index: int) -> SegmentScores:
