@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from headatlas.store.schema.omissions import Omission
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -109,10 +111,10 @@ class JobDone:
 
     store: str
     n_examples: int
-    n_skipped: int
-    n_quarantined: int
     n_bytes: int
     seconds: float
+    left_out: tuple[Omission, ...] = ()
+    """What the corpus or the model holds and the store does not."""
 
 
 Event = (
@@ -194,12 +196,8 @@ def describe(event: Event) -> str | None:
         case SegmentRestarted():
             return f"segment {event.index} is computed again without {event.n_examples} examples"
         case JobDone():
-            omissions = "".join(
-                f", {count:,} {description}"
-                for count, description in ((event.n_skipped, "skipped"), (event.n_quarantined, "records unreadable"))
-                if count
-            )
-            return f"done: {event.n_examples:,} examples{omissions}, {format_bytes(event.n_bytes)} in {event.store} after {format_seconds(event.seconds)}"
+            done = f"done: {event.n_examples:,} examples, {format_bytes(event.n_bytes)} in {event.store} after {format_seconds(event.seconds)}"
+            return "\n".join([done, *map(str, event.left_out)])
         case _:
             return None
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.store.commands.options import AsJson, IgnoreSpace
+from headatlas.store.schema.omissions import Omissions, count_by_reason
 
 if TYPE_CHECKING:
     from ..config import JobConfig
+    from ..job.prepared_job import Job
     from ..job.resources import JobProjection
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -64,6 +66,13 @@ def run(
         typer.Option("--repair", help="Verify every byte of the store, and write damaged and dropped segments again."),
     ] = False,
     ignore_space: IgnoreSpace = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="End with exit code 1 if anything of the corpus or the model was left out. The store is written.",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not show progress.")] = False,
 ) -> None:
     """Run a model over a corpus and write its attention to a store. Run the same command again to resume it.
@@ -92,6 +101,9 @@ def run(
         display.close()
     if as_json:
         _print_json([asdict(report) for report in reports])
+    if strict and (left_out := [omission for report in reports for omission in report.left_out]):
+        print(f"headatlas: --strict: {len(left_out)} kinds of things were left out.", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -149,12 +161,13 @@ def _print_json(results: list[dict[str, Any]]) -> None:
     print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 
-def _projection_json(projection: JobProjection, job: Any) -> dict[str, Any]:
+def _projection_json(projection: JobProjection, job: Job) -> dict[str, Any]:
     return {
         "store": str(job.path),
         "model": job.loaded.identity.name,
         "n_skipped": len(job.skipped),
         "n_quarantined": job.n_quarantined,
+        "left_out": _left_out(job).to_json(),
         **asdict(projection),
         "raw_bytes": projection.raw_bytes,
         "stored_bytes": projection.stored_bytes,
@@ -162,7 +175,13 @@ def _projection_json(projection: JobProjection, job: Any) -> dict[str, Any]:
     }
 
 
-def _print_projection(projection: JobProjection, job: Any) -> None:
+def _left_out(job: Job) -> Omissions:
+    """Return what the corpus or the model holds and the store would not."""
+    skipped = ((job.examples[i].example.id, reason) for i, reason in job.skipped.items())
+    return Omissions([*count_by_reason("examples", skipped), *job.left_out])
+
+
+def _print_projection(projection: JobProjection, job: Job) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -177,12 +196,8 @@ def _print_projection(projection: JobProjection, job: Any) -> None:
         f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
         highlight=False,
     )
-    for count, problem in (
-        (len(job.skipped), "examples cannot be encoded"),
-        (job.n_quarantined, "records cannot be read"),
-    ):
-        if count:
-            console.print(f"{count:,} {problem}", highlight=False)
+    for omission in _left_out(job):
+        console.print(str(omission), highlight=False, markup=False)
     origin = "from a sample" if projection.besides else "an estimate"
     table = Table("array", "raw", f"on disk ({origin})", box=None, header_style="bold")
     table.columns[1].justify = table.columns[2].justify = "right"

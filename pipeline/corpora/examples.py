@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from headatlas.store.schema.omissions import Omission
+
 
 @dataclass(frozen=True)
 class Word:
@@ -35,6 +37,8 @@ class CorpusExample:
     words: tuple[Word, ...] = ()
     word_columns: dict[str, list[str | None] | list[int]] = field(default_factory=dict)
     columns: dict[str, str | int | float | None] = field(default_factory=dict)
+    left_out: tuple[Omission, ...] = ()
+    """What the record holds and the example does not."""
     image: Path | None = None
     """Image file to read instead of the text; None in text corpora."""
 

@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from headatlas.store.errors import BudgetError
 from headatlas.store.files.drafts import check_free_space
-from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped
+from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped, left_out_of
 from headatlas.store.schema.example_sizes import example_bytes
+from headatlas.store.schema.omissions import Omissions
 from headatlas.store.schema.text_tables import SegmentTables
 from headatlas.store.schema.traces import SequenceName
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
@@ -70,6 +72,8 @@ class JobReport:
     n_quarantined: int
     n_bytes: int
     seconds: float
+    left_out: list[dict[str, Any]]
+    """What the corpus or the model holds and the store does not (`headatlas.store.schema.omissions`)."""
 
 
 class UnstorableExamples(Exception):
@@ -171,7 +175,8 @@ def execute_job(
     manifest = writer.manifest
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - start_time
-    on_event(JobDone(str(job.path), len(job.examples), len(manifest.skipped), job.n_quarantined, n_bytes, seconds))
+    left_out = left_out_of(manifest)
+    on_event(JobDone(str(job.path), len(job.examples), n_bytes, seconds, left_out))
     return JobReport(
         str(job.path),
         len(job.examples),
@@ -181,6 +186,7 @@ def execute_job(
         job.n_quarantined,
         n_bytes,
         seconds,
+        Omissions(left_out).to_json(),
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from headatlas.store.errors import HeadAtlasError, UnsupportedModelError
+from headatlas.store.schema.omissions import Omissions
 from headatlas.store.schema.traces import TraceSpec
 
 from ..config import JobConfig
@@ -24,6 +25,7 @@ from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
 from ..tokens.batch_plan import BatchLimits, SegmentSpec, plan_segments
 from ..tokens.corpus_encoding import Corpus, encode_corpus, open_corpus
+from ..tokens.words_left_out import words_left_out
 from .deferred_statistics import check_deferred
 from .process_memory import resident_bytes
 from .resources import ModelShape
@@ -55,6 +57,8 @@ class Job:
     examples: list[EncodedExample]
     skipped: dict[int, str]
     n_quarantined: int
+    left_out: Omissions
+    """What the corpus or the model holds and no segment can hold; skipped examples are in `skipped`."""
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
     resident_model_bytes: int = 0
@@ -156,6 +160,7 @@ def prepare_job(
         examples=examples,
         skipped=skipped,
         n_quarantined=corpus.n_quarantined,
+        left_out=Omissions([*corpus.left_out, *words_left_out(examples)]),
         segments=segments,
         provenance={},
         resident_model_bytes=resident_model_bytes,
@@ -188,6 +193,7 @@ def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
         "tokenizer": reader,
         "corpus": corpus.description,
         "quarantined": [{"line": record.line, "reason": record.reason} for record in corpus.quarantined],
+        "left_out": job.left_out.to_json(),
         "config": job.config.identity(),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headatlas.store.errors import BudgetError, ConfigError
+from headatlas.store.schema.omissions import Omission, Omissions
 
 from ..corpora.corpus import describe_corpus, read_corpus
 from ..corpora.corpus_options import CorpusOptions
@@ -48,6 +49,8 @@ class Corpus:
     n_quarantined: int
     """Number of all unreadable records."""
     description: dict[str, Any]
+    left_out: tuple[Omission, ...] = ()
+    """What the records of `examples` hold and the examples do not, and the unreadable records by reason."""
 
 
 def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) -> Corpus:
@@ -62,10 +65,15 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
     """
     on_event(Stage(f"reading corpus {options.path}"))
     quarantined, examples = list[Quarantined](), list[CorpusExample]()
+    left_out = Omissions()
     n_quarantined = n_bytes = 0
     for record in read_corpus(options):
+        if isinstance(record, Omission):
+            left_out.add(record)
+            continue
         if isinstance(record, Quarantined):
             n_quarantined += 1
+            left_out.add(Omission(what="records", n=1, reason=record.reason, names=(f"line {record.line}",)))
             if len(quarantined) < LISTED_QUARANTINED:
                 quarantined.append(record)
             continue
@@ -75,6 +83,8 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
                 f"{options.path}: the first {len(examples)} examples take {format_bytes(n_bytes)} of memory; at most "
                 f"{format_bytes(MAX_CORPUS_BYTES)} are read. Set corpus.max_examples or corpus.sample, or divide the file."
             )
+        for omission in record.left_out:
+            left_out.add(omission)
         examples.append(record)
     if not examples:
         first = f"; the first: {quarantined[0].reason}" if quarantined else ""
@@ -82,7 +92,7 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
             f"{options.path} has no example ({n_quarantined} records could not be read{first}); expected at least one."
         )
     description = {**describe_corpus(options, examples), "n_quarantined": n_quarantined}
-    return Corpus(examples, quarantined, n_quarantined, description)
+    return Corpus(examples, quarantined, n_quarantined, description, tuple(left_out))
 
 
 def encode_corpus(

@@ -25,6 +25,8 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..files.manifest import left_out_of
+    from ..schema.omissions import Omissions
     from ..store import open_store
     from .tables import fetched_text
 
@@ -52,6 +54,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
             "spec": manifest.spec.model_dump(mode="json"),
             "provenance": manifest.provenance,
             "skipped": [row.model_dump() for row in manifest.skipped],
+            "left_out": Omissions(left_out_of(manifest)).to_json(),
         }
         print(json.dumps(summary, indent=1))
         return
@@ -73,11 +76,15 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         facts.add_row("eager mode", "attention as the model returned it; its query and key could not be seen")
     if (codec := manifest.spec.attention_codec) is not None:
         facts.add_row("attention", _attention_text(opened, codec))
+    for number, omission in enumerate(left_out_of(manifest)):
+        facts.add_row("" if number else "left out", str(omission))
     for overlay in opened.overlays:
         what = f"{overlay.kind} of {overlay.group}" if overlay.kind in ("word", "token") else overlay.kind
         added = f"added {overlay.created}{f', {overlay.unit}' if overlay.unit else ''}"
         facts.add_row(f"column {overlay.name}", f"{what}, {added}. {overlay.description}".rstrip(" ."))
     for name, value in manifest.provenance.items():
+        if name == "left_out":
+            continue
         facts.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     console.print(facts)
     table = Table("Array", "On disk", "Decoded", "Ratio")

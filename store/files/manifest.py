@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import CorruptSegmentError, FormatError, NotFoundError
+from ..schema.omissions import Omission, count_by_reason, read_omissions
 from ..schema.traces import FORMAT_NAME, TraceSpec, check_format_version
 from .hashed_files import UnexpectedFileError, fsync_folder
 from .json_documents import format_document, parse_document
@@ -89,6 +90,12 @@ class Skipped(_Frozen):
     example: int
     id: str
     reason: str
+
+
+def left_out_of(manifest: Manifest) -> tuple[Omission, ...]:
+    """Return what the corpus or the model holds and the store does not, with the examples that were skipped."""
+    skipped = count_by_reason("examples", ((row.id, row.reason) for row in manifest.skipped))
+    return (*skipped, *read_omissions(manifest.provenance))
 
 
 class ParentManifest(_Frozen):

@@ -20,6 +20,7 @@ from ..files.locations import local_folder
 from ..files.manifest import Dropped, Skipped, read_manifest
 from ..reading.committed_segment import CommittedSegment
 from ..reading.snapshot import Snapshot, open_snapshot
+from ..schema.omissions import Omissions, read_omissions
 from .job_identity import check_same
 from .overlay_commit import commit_overlays
 from .overlay_writer import read_overlays, unite_overlays
@@ -82,6 +83,8 @@ def merge_stores(
     ]
     provenance = {**first.manifest.provenance, "made_from": {"merged": parts}}
     if append:
+        left_out = Omissions(row for m in manifests for row in read_omissions(m.provenance))
+        provenance["left_out"] = left_out.to_json()
         provenance |= {"corpus": {"kind": "merged", "parts": [part["corpus"] for part in parts]}}
     writer = StoreWriter.create(
         out,

@@ -14,6 +14,7 @@ from headatlas.pipeline import progress
 from headatlas.pipeline.commands.run import app
 from headatlas.pipeline.progress import BatchDone, ExampleSkipped, JobDone, JobStarted, LogLines, SegmentDone
 from headatlas.store.errors import ConfigError
+from headatlas.store.schema.omissions import Omission
 
 
 @pytest.fixture
@@ -89,13 +90,16 @@ def test_log_lines():
     log(BatchDone(20, 300))
     log(SegmentDone(1, 20, 12_345_678))
     log(ExampleSkipped(3, "x", "too long"))
-    log(JobDone("out", 100, 1, 2, 12_345_678, 75.2))
+    log(JobDone("out", 100, 12_345_678, 75.2, (Omission(what="records", n=2, reason="empty text", names=("line 3",)),)))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "tiny → out: 100 examples in 5 segments, 20 of them already stored"
     assert lines[1].startswith("segment 1 committed: 20 of 80 examples, ")
     assert lines[1].endswith("12.3 MB written")
     assert lines[2] == "skipped example 3 (x): too long"
-    assert lines[3] == "done: 100 examples, 1 skipped, 2 records unreadable, 12.3 MB in out after 1 min 15 s"
+    assert lines[3:] == [
+        "done: 100 examples, 12.3 MB in out after 1 min 15 s",
+        "2 records left out: empty text (line 3, …)",
+    ]
 
 
 def test_progress_bar_takes_every_event():
@@ -104,7 +108,7 @@ def test_progress_bar_takes_every_event():
         JobStarted("out", "tiny", 100, 20, 5, 1),
         BatchDone(20, 300),
         SegmentDone(1, 20, 99),
-        JobDone("out", 100, 0, 0, 9, 1.0),
+        JobDone("out", 100, 9, 1.0),
     ):
         bar(event)
     (task,) = bar._progress.tasks
