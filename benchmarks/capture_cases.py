@@ -20,12 +20,14 @@ import numpy as np
 import torch
 
 from headatlas.pipeline.calls.attention_hook import AttentionCall, capturing
+from headatlas.pipeline.calls.batch import Batch
 from headatlas.pipeline.calls.segment_buffers import BufferPool, SegmentBuffers
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.sites import forward_options
 from headatlas.pipeline.config import parse_config
-from headatlas.pipeline.job.job_runner import ComputedSegment, write_segment
+from headatlas.pipeline.job.job_runner import write_segment
 from headatlas.pipeline.job.prepared_job import Job, count_tokens, prepare_job
+from headatlas.pipeline.job.segment_computation import ComputedSegment
 from headatlas.pipeline.reduce.reduction import choose_reduction
 from headatlas.pipeline.tokens.batch_plan import BatchPlan, plan_batches
 from headatlas.store.schema.traces import Keep
@@ -186,6 +188,7 @@ class Capture:
     """Bytes of the last store by array."""
     _buffers: SegmentBuffers | None = None
     _path: Path | None = None
+    _batches: list[Batch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Make a job that keeps other arrays and shares everything else."""
@@ -222,13 +225,15 @@ class Capture:
         """Run and reduce one batch."""
         inputs = self.job.inputs.build([self.job.examples[i] for i in batch.examples])
         self.case.receiver.collector = self._collector
-        self._collector.begin(self._segment(), batch.examples, inputs.special)
+        self._batches.append(self._collector.begin(self._segment(), batch.examples, inputs.special))
         self.job.loaded.model(**inputs.arguments, **forward_options(self.job.loaded.model))
         self._collector.end_pass()
 
     def settle(self) -> None:
         """Wait until all pending traces are in the segment."""
-        self._collector.settle()
+        for batch in self._batches:
+            batch.settle()
+        self._batches.clear()
 
     def finish(self) -> None:
         """Write and commit the segment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,8 +35,15 @@ class Batch:
     )
     """Biases by distance. Keys are site, ids of bias and mask, and index of the run. An entry holds both tensors, so
     that their ids stay unique."""
+    writing: Future[None] | None = None
+    """Writes of the batch's results that run on another thread; None if all were written at once."""
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | AdditiveRows | None, bool]] = field(default_factory=dict)
     _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool, bool]] = field(default_factory=dict)
+
+    def settle(self) -> None:
+        """Wait until the batch's results are in the arrays and its failures are known. Raise the error of a write."""
+        if self.writing is not None:
+            self.writing.result()
 
     def mask_of(
         self, call: AttentionCall, site: Site, index: int, run: Run

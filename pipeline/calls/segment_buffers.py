@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int64
 from headatlas.store.codecs.array_layout import ArrayLayout
 from headatlas.store.codecs.attention_layout import band_array, pair_offset
 from headatlas.store.codecs.sparse_rows import SparseHeadRows, sparse_arrays
+from headatlas.store.errors import HeadAtlasError
 from headatlas.store.schema.traces import Site, TraceSpec, segment_layout, zero_distance
 
 
@@ -100,12 +101,16 @@ class SiteArrays:
     edge_key: np.ndarray | None = None
     edge_weight: np.ndarray | None = None
     statistics: np.ndarray | None = None
-    n_filled: int = 0
-    """Number of maps (one layer of one example) written so far."""
+    is_filled: Bool[np.ndarray, "layer example"] = field(default_factory=lambda: np.zeros((0, 0), bool))
+    """True for each map (one layer of one example) that is written."""
     zero_distance: int = 0
     """Index of key_pos − query_pos = 0 in `position_bias`."""
     written_distances: Bool[np.ndarray, "layer distance"] = field(default_factory=lambda: np.zeros((0, 0), bool))
     """True for each distance of `position_bias` that is written."""
+
+    def mark_filled(self, layer: int, placement: SitePlacement) -> None:
+        """Record that all arrays of a layer of a batch are written."""
+        self.is_filled[layer, list(placement.example)] = True
 
     def clear(self, absent: Bool[np.ndarray, "example"]) -> None:
         """Fill the values that are never computed: examples without tokens, and distances that no example has."""
@@ -190,6 +195,7 @@ class SegmentBuffers:
             pairs = {band: pair_offset(site, n_queries, n_keys, band) for band in site.bands}
             self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pairs)
             self.sites[site.name].zero_distance = zero_distance(n_queries)
+            self.sites[site.name].is_filled = np.zeros((site.n_layers, len(n_queries)), bool)
             self.sites[site.name].clear(n_queries == 0)
 
     @property
@@ -239,13 +245,22 @@ class SegmentBuffers:
         )
 
     def check_filled(self) -> None:
-        """Check that every map of every example was written exactly once."""
+        """Check that every map of every example was written.
+
+        Raises
+        ------
+        HeadAtlasError
+            The capture left out a map. A part of an earlier segment would be stored in its place.
+        """
         for site in self.spec.sites:
-            n_examples = int((self.n_tokens[site.query_sequence] > 0).sum())
-            filled = self.sites[site.name].n_filled
-            assert filled == n_examples * site.n_layers, (
-                f"{site.name}: {filled} maps were written; expected {n_examples * site.n_layers}"
-            )
+            has_tokens = self.n_tokens[site.query_sequence] > 0
+            missing = np.argwhere(~self.sites[site.name].is_filled & has_tokens)
+            if len(missing):
+                layer, example = missing[0]
+                raise HeadAtlasError(
+                    f"{len(missing)} maps of site {site.name} were not computed, the first in layer {layer} of example "
+                    f"{example} of the segment. The segment is not stored. Please report this."
+                )
 
 
 def _is_attention(path: str) -> bool:

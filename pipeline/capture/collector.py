@@ -55,16 +55,23 @@ class TraceCollector:
         self._reduction.reduce_weights(weights, site, site_call.layer, self._batch, arrays)
 
     def end_pass(self) -> None:
-        """Check that the forward pass is complete, so that the next one may begin. `settle` waits for the traces."""
+        """Check that the forward pass is complete, so that the next one may begin. `Batch.settle` waits for its traces."""
         self._sequence.finish()
         self._reduction.end_pass()
         self._batch = None
 
-    def settle(self) -> None:
-        """Wait until the traces of all passes are in the buffers, and their failures are in the batches."""
-        self._reduction.settle()
-
     def finish(self) -> None:
-        """Call `end_pass` and `settle`, for a single pass."""
+        """Call `end_pass` and wait for the traces of this pass."""
+        batch = self._batch
         self.end_pass()
-        self.settle()
+        if batch is not None:
+            batch.settle()
+
+    def discard(self) -> None:
+        """Give up a pass that stopped, and everything that it holds in memory."""
+        self._batch = self._buffers = None
+        self._reduction.discard()
+
+    def shrink(self) -> bool:
+        """Let the reduction use less memory from now on. Return False if it cannot."""
+        return self._reduction.shrink()

@@ -148,7 +148,7 @@ def forwarding(
 ) -> Iterator[Callable[[ModelInputs], None]]:
     """Yield a function that runs the model on the batch that `collector.begin` prepared.
 
-    At the end of the block the traces of all batches are in the buffers, and their failures are in the batches.
+    `Batch.settle` waits until the traces of a batch are in the buffers, and its failures are in the batch.
     """
     if sites.capture == "interface":
 
@@ -156,11 +156,8 @@ def forwarding(
             model(**inputs.arguments, **forward_options(model))
             collector.end_pass()
 
-        try:
-            with capturing(model, collector):
-                yield run
-        finally:
-            collector.settle()
+        with capturing(model, collector):
+            yield run
     else:
         if model.training:
             raise UnsupportedModelError(

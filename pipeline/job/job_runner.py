@@ -1,63 +1,51 @@
 """Run a job segment by segment. A background thread writes a segment while the next one is computed.
 
 Segments are committed one by one. If a job is interrupted, its committed segments remain and unfinished ones leave no
-files. Running the job again resumes it, and the store ends with the same bytes. If an example cannot be stored (it runs
-out of memory alone, or its scores are not finite), its segment is computed again without it. Repairs of segments
-(`repair.py`) use the same code.
+files. Running the job again resumes it, and the store ends with the same bytes. Repairs of segments (`repair.py`) use
+the same code.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from headatlas.store.errors import BudgetError
 from headatlas.store.files.drafts import check_free_space
-from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped, left_out_of
-from headatlas.store.schema.example_sizes import example_bytes
+from headatlas.store.files.manifest import SegmentEntry, Skipped, left_out_of
 from headatlas.store.schema.omissions import Omissions
 from headatlas.store.schema.text_tables import SegmentTables
 from headatlas.store.schema.traces import SequenceName
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
-from ..calls.segment_buffers import BufferPool, SegmentBuffers
+from ..calls.segment_buffers import BufferPool
 from ..capture.collector import TraceCollector
-from ..capture.eager import forwarding
 from ..capture.kernel_agreement import check_agreement
 from ..checks.eager_check import check_eager
 from ..checks.selfcheck import check_capture, choose_examples, most_checked_tokens
 from ..config import JobConfig
-from ..corpora.examples import CorpusExample, EncodedExample, without_tokens
+from ..corpora.examples import EncodedExample
 from ..progress import (
-    BatchDone,
-    BatchHalved,
     CheckPassed,
-    ExampleSkipped,
     JobDone,
     JobStarted,
     Listener,
     SegmentDone,
-    SegmentRestarted,
     Stage,
-    format_bytes,
 )
 from ..reduce import kernel
 from ..reduce.reduction import Reduction, choose_reduction
 from ..reduce.torch_reduction import TorchReduction
-from ..tokens.batch_plan import SegmentSpec, plan_batches
-from ..tokens.model_inputs import ModelInputs
+from ..tokens.batch_plan import SegmentSpec
 from ..tokens.segment_tables import build_example_columns, build_token_table
 from .deferred_statistics import add_deferred
-from .out_of_memory import is_out_of_memory, release_memory
 from .prepared_job import Job, count_tokens, prepare_job
 from .repair import find_repairs
 from .resources import expected_bytes
+from .segment_computation import ComputedSegment, compute_segment
 
 
 @dataclass(frozen=True)
@@ -74,27 +62,6 @@ class JobReport:
     seconds: float
     left_out: list[dict[str, Any]]
     """What the corpus or the model holds and the store does not (`headatlas.store.schema.omissions`)."""
-
-
-class UnstorableExamples(Exception):
-    """Raised for examples that must not be stored. `reasons` maps their index within the segment to the reason."""
-
-    def __init__(self, reasons: dict[int, str]) -> None:
-        super().__init__(reasons)
-        self.reasons = reasons
-
-
-@dataclass
-class ComputedSegment:
-    """A segment that is ready to be written. Its `buffers` are reused by the segment after the next one."""
-
-    segment: SegmentSpec
-    examples: list[EncodedExample]
-    buffers: SegmentBuffers
-    skipped: dict[int, str]
-    """Reasons for skipped examples, by index within the corpus."""
-    replaced_entry: SegmentEntry | Dropped | None = None
-    """Manifest entry that this segment replaces in a repair; None in a normal run."""
 
 
 def run_job(
@@ -157,7 +124,7 @@ def execute_job(
         reduction, served_by = _check(job, pending_segments, on_event)
         writer.note("reduction", served_by)
         collector = TraceCollector(job.spec, job.sites, reduction)
-        pools = (BufferPool(), BufferPool())
+        pools, kernel_failed = (BufferPool(), BufferPool()), False
         pending: Future[SegmentEntry] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="headatlas-write") as background:
             _start_thread(background)
@@ -166,6 +133,10 @@ def execute_job(
                     job, segment, collector, pools[number % 2], on_event, _recorded_skips(writer, segment)
                 )
                 computed.replaced_entry = repairs.get(segment.index)
+                if reduction.problem is not None and not kernel_failed:  # after kernels of other shapes have run
+                    kernel_failed = True
+                    on_event(Stage(_without_kernel(reduction)))
+                    writer.note("reduction", _without_kernel(reduction))
                 if pending is not None:
                     _report_segment(pending.result(), on_event)
                 pending = background.submit(write_segment, writer, computed)
@@ -206,48 +177,6 @@ def _recorded_skips(writer: StoreWriter, segment: SegmentSpec) -> dict[int, str]
     return {row.example: row.reason for row in writer.manifest.skipped if row.example in inside}
 
 
-def compute_segment(
-    job: Job,
-    segment: SegmentSpec,
-    collector: TraceCollector,
-    pool: BufferPool,
-    on_event: Listener = lambda event: None,
-    removed: Mapping[int, str] | None = None,
-) -> ComputedSegment:
-    """Run the model over the examples of one segment.
-
-    `removed` has the examples that a user removed, with the reasons by index within the corpus. Only their ids are kept.
-    """
-    examples = list(job.examples[segment.examples])
-    skipped = {
-        i: reason
-        for i, reason in job.skipped.items()
-        if segment.first_example <= i < segment.first_example + segment.n_examples
-    }
-    for index, reason in skipped.items():
-        on_event(ExampleSkipped(index, job.examples[index].example.id, reason))
-    while True:
-        try:
-            computed = ComputedSegment(segment, examples, _fill(job, examples, collector, pool, on_event), skipped)
-        except UnstorableExamples as error:
-            for index, reason in sorted(error.reasons.items()):
-                skipped[segment.first_example + index] = reason
-                on_event(ExampleSkipped(segment.first_example + index, examples[index].example.id, reason))
-                examples[index] = without_tokens(examples[index].example, examples[index].target is not None)
-            on_event(SegmentRestarted(segment.index, len(error.reasons)))
-            continue
-        newly_removed = {index: reason for index, reason in (removed or {}).items() if index not in skipped}
-        if not newly_removed:
-            return computed
-        for index in newly_removed:
-            placeholder = CorpusExample(job.examples[index].example.id, "")
-            examples[index - segment.first_example] = without_tokens(
-                placeholder, job.examples[index].target is not None
-            )
-        skipped |= newly_removed
-        on_event(SegmentRestarted(segment.index, len(newly_removed)))
-
-
 def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntry:
     """Commit a computed segment."""
     tables = segment_tables(computed.examples, computed.buffers.spec.sequences)
@@ -274,81 +203,6 @@ def segment_tables(encoded: Sequence[EncodedExample], sequences: Sequence[Sequen
         columns=build_example_columns(examples),
         tokens={sequence: build_token_table(encoded, sequence) for sequence in sequences},
     )
-
-
-def _fill(
-    job: Job, examples: list[EncodedExample], collector: TraceCollector, pool: BufferPool, on_event: Listener
-) -> SegmentBuffers:
-    n_tokens = count_tokens(examples, job.spec)
-    try:
-        buffers = SegmentBuffers(job.spec, n_tokens, pool)
-    except MemoryError as error:
-        raise _no_memory(job, n_tokens) from error
-    failures: dict[int, str] = {}
-    of_batches: list[dict[int, str]] = []  # the collector may add entries until the block ends
-    with torch.inference_mode(), forwarding(job.loaded.model, job.sites, collector) as forward:
-        for batch in plan_batches(n_tokens, job.limits):
-            queue: list[Sequence[int]] = [batch.examples]
-            while queue:
-                part = queue.pop()
-                reasons = _run_batch(job, examples, part, buffers, collector, forward)
-                if reasons is not None:
-                    of_batches.append(reasons)
-                    on_event(BatchDone(len(part), sum(int(counts[i]) for counts in n_tokens.values() for i in part)))
-                elif len(part) > 1:
-                    on_event(BatchHalved(len(part)))
-                    queue += [part[len(part) // 2 :], part[: len(part) // 2]]
-                else:
-                    size = max(int(counts[part[0]]) for counts in n_tokens.values())
-                    failures[part[0]] = f"out of memory: {size} tokens are too many for this machine, even alone"
-    for reasons in of_batches:
-        failures.update(reasons)
-    if failures:
-        raise UnstorableExamples(failures)
-    buffers.check_filled()
-    return buffers
-
-
-def _no_memory(job: Job, n_tokens: dict[str, np.ndarray]) -> Exception:
-    """Return the error for a segment whose traces do not fit into memory.
-
-    A single example is skipped. A segment of several examples is an error, because smaller segments may fit.
-    """
-    n_bytes = format_bytes(int(example_bytes(job.spec, n_tokens).sum()))
-    rows = np.flatnonzero(next(iter(n_tokens.values())))
-    if len(rows) > 1:
-        return BudgetError(
-            f"there is no memory for the {n_bytes} of a segment. Free memory, or lower store.segment_bytes and write a new store."
-        )
-    return UnstorableExamples({int(rows[0]): f"out of memory: its traces take {n_bytes}, too much for this machine"})
-
-
-def _run_batch(
-    job: Job,
-    examples: list[EncodedExample],
-    part: Sequence[int],
-    buffers: SegmentBuffers,
-    collector: TraceCollector,
-    forward: Callable[[ModelInputs], None],
-) -> dict[int, str] | None:
-    """Run one batch and return the examples that must not be stored; None if memory ran out.
-
-    The result may receive more entries until the collector has finished.
-    """
-    n_filled_before = {name: arrays.n_filled for name, arrays in buffers.sites.items()}
-    model = job.loaded.model
-    try:
-        inputs = job.inputs.build([examples[i] for i in part])
-        batch = collector.begin(buffers, part, inputs.special)
-        forward(inputs)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        for name, count in n_filled_before.items():
-            buffers.sites[name].n_filled = count
-        release_memory(model.device)
-        return None
-    return batch.failures
 
 
 def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:
@@ -380,6 +234,9 @@ def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tup
             on_event(Stage(f"capturing with {unused if kernel.available() else kernel.explain()}"))
             return torch_reduction, "torch operations"
         agreement = check_agreement(model, job.sites, spec, inputs, lengths, reduction)
+        if reduction.problem is not None:
+            on_event(Stage(_without_kernel(reduction)))
+            return torch_reduction, _without_kernel(reduction)
         if agreement.difference:
             on_event(
                 Stage(
@@ -392,6 +249,10 @@ def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tup
         on_event(Stage(f"capturing with {'the ' if reduction.n_fused else ''}{served_by}"))
         return reduction, served_by
     return torch_reduction, "torch operations"
+
+
+def _without_kernel(reduction: Reduction) -> str:
+    return f"torch operations, because the {reduction.name} cannot run on this device ({reduction.problem})"
 
 
 def _report_segment(entry: SegmentEntry, on_event: Listener) -> None:

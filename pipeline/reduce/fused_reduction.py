@@ -86,6 +86,7 @@ class FusedReduction:
     library: kernel.Library | None = None
     n_fused: int = 0
     n_torch: int = 0
+    problem: str | None = None
     _plans: KernelPlans = field(default_factory=KernelPlans)
     _torch: TorchReduction = field(init=False)
 
@@ -101,8 +102,14 @@ class FusedReduction:
     def end_pass(self) -> None:
         """Do nothing: results are written at once."""
 
-    def settle(self) -> None:
-        """Do nothing: results are written at once."""
+    def discard(self) -> None:
+        """Release the plans and calls of a pass that stopped."""
+        self._plans = KernelPlans()
+        self._torch.discard()
+
+    def shrink(self) -> bool:
+        """Use less memory for calls that torch operations reduce."""
+        return self._torch.shrink()
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write the stored arrays of one call into `arrays`. Return the attention output if the kernel computed it."""
@@ -124,7 +131,7 @@ class FusedReduction:
             for row, head in np.argwhere(~layer_calls.valid):
                 reason = f"{site.name} layer {layer} head {head}: scores are not finite, or a row sees no key"
                 batch.fail(int(row), placement, reason)
-        arrays.n_filled += len(batch.placements[site.name].example)
+        arrays.mark_filled(layer, batch.placements[site.name])
         return output
 
     def _prepare(self, call: AttentionCall, site: Site, layer: int, arrays: SiteArrays, plan: KernelPlan) -> LayerCalls:

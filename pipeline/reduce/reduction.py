@@ -29,6 +29,14 @@ from .triton_reduction import TRITON_CODE_KINDS, TritonReduction
 class Reduction(Protocol):
     """Interface of the reductions, which turn attention calls into stored numbers."""
 
+    problem: str | None
+    """Why a kernel that was chosen cannot run on this device; torch operations then do its work."""
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        ...
+
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> Tensor | None:
         """Write the stored arrays of one call into `arrays`. Return the attention output if it was computed."""
         ...
@@ -37,8 +45,12 @@ class Reduction(Protocol):
         """End a forward pass. Its results may still be copied while the next pass runs."""
         ...
 
-    def settle(self) -> None:
-        """Wait until the results of all passes are in the arrays, and their failures are in the batches."""
+    def discard(self) -> None:
+        """Release everything that a pass holds that stopped, for example because memory ran out."""
+        ...
+
+    def shrink(self) -> bool:
+        """Use less memory from now on. Return False if that is not possible."""
         ...
 
 

@@ -237,11 +237,19 @@ def _cached_causal_bias(first_row: int, n_rows: int, n_keys: int) -> Float[Tenso
     return torch.full((n_rows, n_keys), LOWEST).triu(first_row + 1)
 
 
-@lru_cache(maxsize=128)
 def _distances(first_row: int, n_rows: int, n_keys: int, device: torch.device) -> Float[Tensor, "pair"]:
+    """Return |query_pos − key_pos| of each pair. Those of a GPU's large tiles are not kept."""
+    make = _cached_distances if device.type == "cpu" else _make_distances
+    return make(first_row, n_rows, n_keys, device)
+
+
+def _make_distances(first_row: int, n_rows: int, n_keys: int, device: torch.device) -> Float[Tensor, "pair"]:
     query = torch.arange(first_row, first_row + n_rows, device=device)
     key = torch.arange(n_keys, device=device)
     return (query[:, None] - key[None, :]).abs().float().flatten()
+
+
+_cached_distances = lru_cache(maxsize=128)(_make_distances)
 
 
 def _sums(

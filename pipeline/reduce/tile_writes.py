@@ -76,7 +76,7 @@ def _stored_pairs(
     """Return flat indices of the stored pairs of some rows, or None if all pairs are stored."""
     if not causal and (band is None or band >= n_keys):
         return None
-    if last_row > 128:  # too large for the cache
+    if device.type != "cpu" or last_row * n_keys > 1 << 14:  # too large for the cache
         return _find_pairs(first_row, last_row, n_keys, causal, band, device)
     return _cached_pairs(first_row, last_row, n_keys, causal, band, device)
 

@@ -27,6 +27,8 @@ from .tile_writes import TileSpan, store_tile
 
 TILE_WEIGHTS = 1 << 18
 """Number of weights of a tile on the CPU: 1 MiB of float32, so that a tile fits the level 2 cache."""
+DEVICE_TILE_WEIGHTS = 1 << 24
+"""Largest number of weights of a tile on a GPU: 64 MiB of float32, about eight times that with its intermediate results."""
 _MIN_TILE_ROWS = 16
 _SUM_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
 """Largest difference of a row's sum from 1 in maps that a model returns, by dtype. 1e-3 for float32."""
@@ -35,12 +37,20 @@ _SUM_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
 class TorchReduction:
     """Reduction by torch operations on tiles, for every model and device."""
 
+    problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        return "torch operations"
+
     def __init__(self, keep: Keep, statistics: Sequence[str]) -> None:
         unknown = [name for name in statistics if name not in STATISTICS]
         if unknown:
             raise ConfigError(f"statistics {', '.join(unknown)} do not exist. Expected are {', '.join(STATISTICS)}.")
         self.keep = keep
         self._statistics = tuple(statistics)
+        self._tile_weights = DEVICE_TILE_WEIGHTS
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write the stored arrays of one call into `arrays`."""
@@ -54,7 +64,7 @@ class TorchReduction:
                 mask, triangular = batch.mask_of(call, site, index, run)
                 if arrays.attention_bands and site.band(layer) is not None:
                     batch.check_mask(call, site, layer, index, run, rebuilt=False)
-                for span in cut_run(run, site, call.query.device):
+                for span in cut_run(run, site, self._tile_budget(call.query.device)):
                     result = reduce_tile(_make_tile(call, site, batch, mask, triangular, span), request)
                     store_tile(result, site, layer, placement, arrays, span)
                     for name, values in result.sums.items():
@@ -63,7 +73,7 @@ class TorchReduction:
                         _report_invalid(result.valid, batch, placement, site, layer, span)
         if arrays.statistics is not None:
             self.store_statistics(sums, site, layer, placement, arrays.statistics)
-        arrays.n_filled += len(placement.example)
+        arrays.mark_filled(layer, placement)
 
     def reduce_weights(self, weights: Tensor, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write the stored arrays of maps ``[batch, head, query, key]`` that a model returned into `arrays`."""
@@ -73,7 +83,7 @@ class TorchReduction:
         tolerance = _SUM_TOLERANCE.get(weights.dtype, 1e-3)
         special = batch.special.get(site.key_sequence)
         for run in placement.runs:
-            for span in cut_run(run, site, weights.device):
+            for span in cut_run(run, site, self._tile_budget(weights.device)):
                 rows, heads, queries = span.rows, span.heads, span.queries
                 n_keys = queries.stop if site.causal else run.n_keys
                 tile = WeightTile(
@@ -92,7 +102,11 @@ class TorchReduction:
                     _report_invalid(result.valid, batch, placement, site, layer, span, problem)
         if arrays.statistics is not None:
             self.store_statistics(sums, site, layer, placement, arrays.statistics)
-        arrays.n_filled += len(placement.example)
+        arrays.mark_filled(layer, placement)
+
+    def _tile_budget(self, device: torch.device) -> int:
+        """Return the largest number of weights of a tile."""
+        return TILE_WEIGHTS if device.type == "cpu" else self._tile_weights
 
     def site_statistics(self, site: Site) -> frozenset[str]:
         """Return the names of the statistics to store that are defined at a site."""
@@ -102,8 +116,15 @@ class TorchReduction:
     def end_pass(self) -> None:
         """Do nothing: results are written at once."""
 
-    def settle(self) -> None:
-        """Do nothing: results are written at once."""
+    def discard(self) -> None:
+        """Do nothing: a pass that stopped leaves nothing in memory."""
+
+    def shrink(self) -> bool:
+        """Reduce tiles of half as many weights from now on, on a GPU. Return False if they are as small as on a CPU."""
+        if self._tile_weights <= TILE_WEIGHTS:
+            return False
+        self._tile_weights //= 2
+        return True
 
     def store_vectors(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Write query and key in the codec of `keep.query_key`."""
@@ -163,9 +184,8 @@ def _counted_rows(
     return STATISTICS[name].rows(np.array(n_queries), np.array(n_keys), causal=causal)
 
 
-def cut_run(run: Run, site: Site, device: torch.device) -> Iterator[TileSpan]:
-    """Cut a run into tiles of at most `TILE_WEIGHTS` weights. Very long rows may exceed the limit."""
-    budget = TILE_WEIGHTS if device.type == "cpu" else 1 << 26
+def cut_run(run: Run, site: Site, budget: int) -> Iterator[TileSpan]:
+    """Cut a run into tiles of at most `budget` weights. Very long rows may exceed the limit."""
     head_weights = run.n_queries * run.n_keys
     per_key_head = site.n_heads // site.n_kv_heads
     n_examples = max(1, budget // (head_weights * site.n_heads))

@@ -8,8 +8,10 @@ the kernel does not support fall back to torch operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,11 +26,15 @@ from headatlas.store.schema.traces import Keep, Site
 
 from ..calls.attention_hook import AttentionCall
 from ..calls.batch import Batch
+from ..calls.out_of_memory import is_out_of_memory
 from ..calls.score_terms import store_parts
 from ..calls.segment_buffers import SiteArrays
 from .kernel import BatchPlacement
 from .kernel_plans import KernelPlan, KernelPlans
 from .torch_reduction import TorchReduction
+
+if TYPE_CHECKING:
+    from .triton_kernel import DeviceResult
 
 TRITON_CODE_KINDS = ("sqrt", "linear")
 """Kinds of attention codecs that the kernel computes (`AttentionCodec.kind`)."""
@@ -54,6 +60,8 @@ class TritonReduction:
     statistics: Sequence[str]
     n_fused: int = 0
     n_torch: int = 0
+    problem: str | None = None
+    """Why the kernel cannot be built or started on this device; torch operations then reduce all calls."""
     _plans: KernelPlans = field(default_factory=KernelPlans)
     _placements: dict[int, _DevicePlacement] = field(default_factory=dict)
     _batch: Batch | None = None
@@ -73,18 +81,25 @@ class TritonReduction:
 
     def reduce(self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays) -> None:
         """Start the computation and the copy of the stored arrays of one call."""
-        if batch is not self._batch:
-            self._discard_pass()  # an earlier pass stopped because memory ran out
-            self._batch = batch
+        self._batch = batch
         band = arrays.band(site, layer)
         plan = self._plans.of(call, site, band, batch)
-        if plan.placement is None:
+        if plan.placement is None or self.problem is not None:
+            self.n_torch += 1
+            return self._torch.reduce(call, site, layer, batch, arrays)
+        try:
+            with _current_device(call.query.device):
+                result = self._launch(call, site, plan)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             self.n_torch += 1
             return self._torch.reduce(call, site, layer, batch, arrays)
         self.n_fused += 1
         self._store_vectors(call, site, layer, batch, arrays)
-        self._reduce_attention(call, site, layer, batch, arrays, plan)
-        arrays.n_filled += len(batch.placements[site.name].example)
+        self._store_result(result, call, site, layer, batch, arrays, plan)
+        self._pending_writes.append(lambda: arrays.mark_filled(layer, batch.placements[site.name]))
         return None
 
     def end_pass(self) -> None:
@@ -93,24 +108,26 @@ class TritonReduction:
         if self._copy_stream is not None:
             copy_event = torch.cuda.Event()
             copy_event.record(self._copy_stream)
-        writes = self._pending_writes
-        self._discard_pass()
-        self.settle()
+        batch, writes = self._batch, self._pending_writes
+        self.discard()
+        if self._writing is not None:  # pinned memory holds at most two batches
+            wait([self._writing])  # an error belongs to its own batch, which raises it
         self._writing = self._thread.submit(_write_results, copy_event, writes)
+        if batch is not None:
+            batch.writing = self._writing
 
-    def settle(self) -> None:
-        """Wait until all results are written. This method raises an error of the writing thread."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def _discard_pass(self) -> None:
+    def discard(self) -> None:
+        """Release the results, placements and plans of the current pass."""
         self._batch, self._pending_writes = None, []
         self._placements.clear()
+        self._plans = KernelPlans()
 
-    def _reduce_attention(
-        self, call: AttentionCall, site: Site, layer: int, batch: Batch, arrays: SiteArrays, plan: KernelPlan
-    ) -> None:
+    def shrink(self) -> bool:
+        """Use less memory for calls that torch operations reduce."""
+        return self._torch.shrink()
+
+    def _launch(self, call: AttentionCall, site: Site, plan: KernelPlan) -> DeviceResult:
+        """Start the kernel. Its results are ready when the current stream has run it."""
         from .triton_kernel import DeviceCall, DeviceRequest, reduce_on_device
 
         assert plan.placement is not None, "torch operations handle calls without a placement"
@@ -120,7 +137,7 @@ class TritonReduction:
         reach = all_positions if plan.window is None else min(plan.window, all_positions)
         before = reach - 1 if site.causal and plan.window is not None else reach
         n_queries, n_keys, pair_of_row, row_starts, special = device_placement.on_device
-        result = reduce_on_device(
+        return reduce_on_device(
             DeviceCall(
                 query=call.query,
                 key=call.key,
@@ -149,6 +166,20 @@ class TritonReduction:
                 statistics=self.keep.statistics,
             ),
         )
+
+    def _store_result(
+        self,
+        result: DeviceResult,
+        call: AttentionCall,
+        site: Site,
+        layer: int,
+        batch: Batch,
+        arrays: SiteArrays,
+        plan: KernelPlan,
+    ) -> None:
+        """Start the copies of the kernel's results, and put off their writing until the copies are complete."""
+        assert plan.placement is not None, "torch operations handle calls without a placement"
+        device_placement = self._place_batch(plan.placement, call.query.device)
         host_results = {name: self._to_host(value) for name, value in vars(result).items() if value is not None}
         placement, band, codes = batch.placements[site.name], arrays.band(site, layer), arrays.attention_of(site, layer)
 
@@ -203,7 +234,9 @@ class TritonReduction:
         ):
             positions = torch.arange(vectors.shape[2], device=vectors.device)
             is_token = positions < torch.tensor(lengths, device=vectors.device)[:, None]  # [example, position]
-            largest = self._to_host((vectors.abs().amax(dim=(1, 3)) * is_token).amax(dim=1).float())
+            # padding may overflow; infinity times 0 would be NaN
+            absolute = vectors.abs().amax(dim=(1, 3)).masked_fill(~is_token, 0)
+            largest = self._to_host(absolute.amax(dim=1).float())
             encoded = vectors.to(getattr(torch, codec))
             host_vectors = self._to_host(encoded.view(torch.int16) if codec == "bfloat16" else encoded)
 
@@ -259,6 +292,11 @@ class TritonReduction:
             host.copy_(value, non_blocking=True)
         value.record_stream(self._copy_stream)
         return host
+
+
+def _current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a device the current one, on which Triton starts kernels."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _write_results(copy_event: torch.cuda.Event | None, writes: list[Callable[[], None]]) -> None:
