@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.pipeline import reduce as reduce_package
 from headatlas.pipeline.calls.segment_buffers import SegmentBuffers
 from headatlas.pipeline.capture.collector import TraceCollector
 from headatlas.pipeline.capture.eager import forwarding
@@ -31,17 +30,7 @@ interpreted = pytest.mark.skipif(
 LENGTHS = {"source": [6, 4, 1], "target": [3, 5, 2]}
 
 
-@pytest.fixture(autouse=True)
-def interpreter():
-    """Import the kernel without the annotation checks, because Triton cannot read wrapped functions."""
-    name = "headatlas.pipeline.reduce.triton_kernel"
-    if importlib.util.find_spec("triton") is not None and not hasattr(sys.modules.get(name), "_without_import_hook"):
-        path = Path(reduce_package.__path__[0]) / "triton_kernel.py"
-        spec = importlib.util.spec_from_file_location(name, path)  # bypasses the hook that checks annotations
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module._without_import_hook = True
-        reduce_package.triton_kernel = module
+pytestmark = pytest.mark.usefixtures("interpreter")
 
 
 def agreement(name, model_of, inputs_of, keep=None, lengths=LENGTHS, **options):
