@@ -97,6 +97,7 @@ def _compare_with_progress(
 
 
 def _summary(result: SimilarHeads) -> dict[str, Any]:
+    from ..schema.omissions import Omissions
     from . import tables as render
 
     return {
@@ -109,6 +110,7 @@ def _summary(result: SimilarHeads) -> dict[str, Any]:
         "examples": result.n_examples,
         "shared": result.n_shared,
         "refused": result.refused,
+        "left_out": Omissions(result.left_out).to_json(),
         "median": render.plain(result.median),
     }
 
@@ -128,7 +130,9 @@ def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
             render.number(row["distance"] / result.median, 2) if result.median else "–",
         )
     print_table(console, table)
-    refused = "; ".join(f"{count:,} {reason}" for reason, count in result.refused.items())
+    refused = "; ".join(
+        [*(f"{count:,} {reason}" for reason, count in result.refused.items()), *map(str, result.left_out)]
+    )
     stores = "" if result.is_same_store else f" Heads of {result.store.name} and similar heads of {result.other.name}."
     console.print(
         f"Jensen-Shannon distance of word rows in bits (0 equal, 1 disjoint); median of all pairs "
