@@ -187,18 +187,12 @@ class TokenTable:
     @cached_property
     def word_second(self) -> Bool[np.ndarray, "word"]:
         """True for words of the second text of a pair. A word without a token is in the text of the word before it."""
-        second = np.zeros(len(self.word_rank), bool)
+        first = np.repeat(self.word_offset[:-1], np.diff(self.word_offset))
+        source = np.maximum.accumulate(np.where(self._has_token, np.arange(len(first)), first))
+        second = np.zeros(len(first), bool)
         tokens = np.flatnonzero(self.word_row >= 0)
         second[self.word_row[tokens]] = self.second[tokens]
-        source = self.word_before
-        return np.append(second, False)[source]
-
-    @cached_property
-    def word_before(self) -> Int64[np.ndarray, "word"]:
-        """Row of the last word up to each word that has a token, within the example; -1 if there is none."""
-        row = np.where(self._has_token, np.arange(len(self._has_token)), -1)
-        last = np.maximum.accumulate(row) if len(row) else row
-        return np.where(last >= np.repeat(self.word_offset[:-1], np.diff(self.word_offset)), last, -1)
+        return second[source]
 
     @cached_property
     def _has_token(self) -> Bool[np.ndarray, "word"]:

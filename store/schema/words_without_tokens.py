@@ -20,20 +20,18 @@ REASONS = (SKIPPED, CUT, NO_TOKEN)
 def reason_of_words(table: TokenTable) -> Int64[np.ndarray, "word"]:
     """Return the index of the reason in `REASONS` for each word without a token; -1 for words with one.
 
-    A word counts as cut off if the last token before it has `TokenFlag.CUT`. Stores of releases before this flag
-    report such words as words without a token.
+    A word is cut off if it begins after the token of its text that has `TokenFlag.CUT`. In stores of releases before
+    this flag such words count as words without a token.
     """
-    reason = np.where(table.word_rank >= 0, -1, REASONS.index(NO_TOKEN))
-    end = np.full(len(reason), np.iinfo(np.int64).max)  # character at which the text was cut after a word
+    example = np.repeat(np.arange(table.n_examples), np.diff(table.word_offset))
     cuts = np.flatnonzero((table.flags & TokenFlag.CUT) != 0)
-    if len(cuts):  # the token at a cut may be whitespace, which belongs to no word
-        tokens = np.maximum.accumulate(np.where(table.word_row >= 0, np.arange(len(table)), 0))[cuts]
-        end[table.word_row[tokens]] = table.char_end[cuts]
-    before = table.word_before
-    is_behind = (before >= 0) & (table.word_char_start >= end[before])
-    reason[(reason >= 0) & is_behind] = REASONS.index(CUT)
-    reason[np.repeat(table.n_tokens == 0, np.diff(table.word_offset))] = REASONS.index(SKIPPED)
-    return reason
+    # character at which the first and the second text of each example was cut
+    ends = np.full((table.n_examples, 2), np.iinfo(np.int64).max)
+    ends[np.searchsorted(table.token_offset, cuts, "right") - 1, table.second[cuts].astype(int)] = table.char_end[cuts]
+    is_cut = table.word_char_start >= ends[example, table.word_second.astype(int)]
+    reason = np.where(is_cut, REASONS.index(CUT), REASONS.index(NO_TOKEN))
+    reason[table.n_tokens[example] == 0] = REASONS.index(SKIPPED)
+    return np.where(table.word_rank >= 0, -1, reason)
 
 
 def count_left_out(
