@@ -202,7 +202,7 @@ def continue_example(
         word_columns=columns,  # pyright: ignore[reportArgumentType]
         columns={**example.columns, "prompt_end": len(prompt_text)},
     )
-    sequence.flags[: len(prompt)] |= prompt.flags & TokenFlag.CUT
+    sequence.flags[: len(prompt)] |= prompt.flags & np.uint8(TokenFlag.CUT)
     left_out = [omission for omission in encoded.left_out if omission.reason == CUT]
     left_out += [omission for omission in words_left_out(sequence, words, texts) if omission.reason != CUT]
     return EncodedExample(continued, sequence, truncated=encoded.truncated, left_out=tuple(left_out))
