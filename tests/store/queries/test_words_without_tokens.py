@@ -22,6 +22,7 @@ from headatlas.store.queries.minimal_pairs import minimal_pairs
 from headatlas.store.queries.pattern_search import search
 from headatlas.store.schema.token_table import TokenFlag
 from headatlas.store.schema.words_without_tokens import CUT, NO_TOKEN, SKIPPED, words_left_out
+from headatlas.store.statistics.published import published_table
 
 LENGTHS = ((5, 8, 1, 6), (7, 2, 9, 4, 3))
 LABELS = ("nsubj", "obj", "det")
@@ -289,3 +290,18 @@ def test_minimal_pairs_that_were_cut_or_skipped_say_so(tmp_path):
         "no difference before the end of the cut text": 1,
         "one member was skipped": 1,
     }
+
+
+def test_a_part_of_speech_without_a_token_is_no_statistic(tmp_path):
+    """Attention "to pronouns" is not 0: there are none among the tokens."""
+
+    def table(segment):
+        made = tree_table(segment, lambda example, word: int(word != 1))
+        upos = type(made.word_columns["deprel"]).of_text(["VERB", "PRON", "NOUN"] * len(segment))
+        return dataclasses.replace(made, word_columns={**made.word_columns, "upos": upos})
+
+    store, _ = write_trees(
+        tmp_path / "s", [[[(-1, "root"), (0, "iobj"), (0, "obj")]] * 3], random_maps(7, False), table
+    )
+    columns = published_table(store, "vig").columns
+    assert [name for name in columns if name.startswith("to_")] == ["to_NOUN", "to_VERB"]

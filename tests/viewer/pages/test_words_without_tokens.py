@@ -84,3 +84,4 @@ def test_the_corpus_page_and_a_search_say_what_was_left_out(data):
     result = data.store.search("key.word == 3")
     assert f"20 words of 4 examples left out: {CUT}" in summary_frame(result, data, 0.1, False)["right"]
     assert "8 words of 4 examples left out: without a token of their own" in result.notes
+    assert dict(data.field_values("")["upos"]) == {"NOUN": 16}  # for completion: words with tokens
