@@ -207,6 +207,8 @@ def _encode_batch(
 
 def _cut_texts(encoding: Any) -> tuple[bool, bool]:
     """Return True for the first and for the second text if the tokenizer cut it."""
+    if not encoding.overflowing:
+        return False, False
     ends = _text_ends(encoding)
     overflow = [_text_ends(part) for part in encoding.overflowing]
     return tuple(any(part[text] > ends[text] for part in overflow) for text in (0, 1))  # type: ignore[return-value]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from headatlas.store.schema.omissions import LISTED_NAMES, Omission
-from headatlas.store.schema.token_table import TokenFlag, TokenTable
+from headatlas.store.schema.token_table import MISSING, TokenFlag, TokenTable
 from headatlas.store.schema.words_without_tokens import CUT, REASONS, reason_of_words
 
 from ..corpora.examples import TokenSequence, Word
@@ -20,6 +20,9 @@ def words_left_out(
     sequence: TokenSequence, words: Sequence[Word], texts: tuple[str, str], what: str = "words"
 ) -> Iterator[Omission]:
     """Count the words without a token. `what` names them. If a cut loses no whole word, its characters are counted."""
+    is_cut = bool((sequence.flags & TokenFlag.CUT).any())
+    if not is_cut and len(set(sequence.word.tolist()) - {MISSING}) == len(words):
+        return
     reason = reason_of_words(_table(sequence, words))
     for code in np.unique(reason[reason >= 0]).tolist():
         rows = np.flatnonzero(reason == code).tolist()
@@ -27,7 +30,7 @@ def words_left_out(
         names = tuple(texts[word.second][word.char_start : word.char_end] for word in shown)
         without_names = REASONS[code] == CUT
         yield Omission(what=what, n=len(rows), reason=REASONS[code], names=() if without_names else names, n_examples=1)
-    if not (reason == REASONS.index(CUT)).any():
+    if is_cut and not (reason == REASONS.index(CUT)).any():
         ends = _cut_ends(sequence)
         if n_chars := sum(len(texts[second]) - end for second, end in ends.items()):
             yield Omission(what="characters", n=n_chars, reason=CUT, n_examples=1)
@@ -35,6 +38,8 @@ def words_left_out(
 
 def mark_cut(sequence: TokenSequence, is_cut: tuple[bool, bool]) -> TokenSequence:
     """Set `TokenFlag.CUT` at the last token of the first and of the second text, if they were cut."""
+    if not any(is_cut):
+        return sequence
     flags = sequence.flags.copy()
     is_text = (flags & TokenFlag.SPECIAL) == 0
     for second in (False, True):

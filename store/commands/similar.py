@@ -130,9 +130,7 @@ def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
             render.number(row["distance"] / result.median, 2) if result.median else "–",
         )
     print_table(console, table)
-    refused = "; ".join(
-        [*(f"{count:,} {reason}" for reason, count in result.refused.items()), *map(str, result.left_out)]
-    )
+    refused = "; ".join(f"{count:,} {reason}" for reason, count in result.refused.items())
     stores = "" if result.is_same_store else f" Heads of {result.store.name} and similar heads of {result.other.name}."
     console.print(
         f"Jensen-Shannon distance of word rows in bits (0 equal, 1 disjoint); median of all pairs "
@@ -143,3 +141,5 @@ def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
         markup=False,
         soft_wrap=True,
     )
+    for omission in result.left_out:
+        console.print(str(omission), style="dim", markup=False, soft_wrap=True)
