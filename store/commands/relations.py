@@ -66,7 +66,7 @@ def relations(
     if as_json:
         print(render.to_json(render.relations_json(table, atlas.score.left_out) | render.fetched(first, second)))
     elif as_csv:
-        print_csv(table)
+        print_csv(table, atlas.score.left_out)
     else:
         _print(atlas, split_by_count(table, minimum)[0], few, first, second)
 
