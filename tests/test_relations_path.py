@@ -58,7 +58,8 @@ def slow_atlas(model_folder: Path, sentences) -> dict[tuple[str, int, int, str],
                 if i != j and pieces[i]:  # "cannot" is one piece of its first word; the second has none
                     words[:, :, i, j] = block.sum(axis=-1).mean(axis=-1)
         for i, (head, relation) in enumerate(zip(heads, relations, strict=True)):
-            for layer, of_model in np.ndindex(maps.shape[:2]) if head >= 0 else ():
+            is_counted = head >= 0 and pieces[i] and pieces[head]  # "not" of "cannot" is neither a dependent nor a key
+            for layer, of_model in np.ndindex(maps.shape[:2]) if is_counted else ():
                 row, column = words[layer, of_model, i], words[layer, of_model, :, i]
                 for direction, weights in (("to_head", row), ("to_dependent", column)):
                     count = counts.setdefault((relation, layer, of_model, direction), [0, 0])

@@ -13,24 +13,22 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from headatlas.store.errors import ConfigError, NotFoundError, ShapeError
+from headatlas.store.errors import ConfigError, NotFoundError
 from headatlas.store.reading.example import Example
 from headatlas.store.schema.traces import Site
 
 from .export import Kind, View, make_view
+from .frames.model_attention import WAYS_TO_GET_ATTENTION, attentions_of, is_generated, layer_numbers, stack_layers
 from .frames.view_frames import TokensFrame, tokens_frame
 from .frames.whole_example import PartFrame, example_part, neuron_part, part_frame, vectors_facts
 from .theme.colours import Theme
-from .theme.token_labels import label, visible
+from .theme.token_labels import piece_labels, visible
+from .theme.token_pieces import spell_bytes
 
 Action = Literal["view", "return"]
 DisplayMode = Literal["auto"] | Theme
 _SPECIAL = re.compile(
     r"\[(CLS|SEP|PAD|UNK|MASK|BOS|EOS|unused\d+)\]|</?(s|pad|unk|mask|cls|sep|bos|eos|extra_id_\d+|(start|end)_of_\w+)>|<\|[^|<>]*\|>"
-)
-_WAYS_TO_GET_ATTENTION = (
-    'Load the model with AutoModel.from_pretrained(..., attn_implementation="eager") and call it with output_attentions=True, '
-    "or let headatlas.pipeline.trace(model, tokenizer, text) capture it with any implementation."
 )
 
 
@@ -59,11 +57,15 @@ def head_view(
     ----------
     attention
         One array of shape [1, head, query, key] per layer (torch or numpy, list or tuple), or one array of all layers;
-        or an example of a store or of `headatlas.pipeline.trace`, which has its own tokens.
+        or the output of a model or of its `generate`, with `output_attentions=True`; or an example of a store or of
+        `headatlas.pipeline.trace`, which has its own tokens.
+    tokens
+        The tokenizer's pieces, ``tokenizer.convert_ids_to_tokens(ids)``. The last token that `generate` wrote has no
+        row, because the model did not read it; the view says so and leaves it out.
     sentence_b_start
         Index of the second sentence's first token. The view then offers A → A, A → B and so on.
     prettify_tokens
-        Replace tokenizer marks (``Ġ``, ``▁``, ``##``) by readable labels.
+        Show pieces as people read them: without the marks ``Ġ``, ``▁``, ``##``, and ``Ã©`` as ``é``.
     layer, heads
         Layer and heads that are shown first; by default the first layer and all its heads.
     include_layers
@@ -150,7 +152,7 @@ def neuron_view(
             "Pass an example of a store, open_store(path).examples[0], or headatlas.pipeline.trace(model, tokenizer, text)."
         )
     first_site = _sites(example, site)[0]
-    parts = [neuron_part(example, first_site, _layer_numbers(include_layers, first_site.n_layers))]
+    parts = [neuron_part(example, first_site, layer_numbers(include_layers, first_site.n_layers))]
     selected = _head_names(parts[0], layer, [head])
     n_queries = parts[0]["shape"][2]
     if query is not None and not 0 <= query < n_queries:
@@ -182,7 +184,7 @@ def _read_parts(
     if not isinstance(attention, Example):
         return _tensor_parts(attention, tokens, seq2seq, sentence_b_start, prettify, include_layers), None
     sites = _sites(attention, site)
-    return [example_part(attention, s, _layer_numbers(include_layers, s.n_layers)) for s in sites], attention.text
+    return [example_part(attention, s, layer_numbers(include_layers, s.n_layers)) for s in sites], attention.text
 
 
 def _tensor_parts(
@@ -193,104 +195,50 @@ def _tensor_parts(
     prettify: bool,
     include_layers: Sequence[int] | None,
 ) -> list[PartFrame]:
+    attentions = seq2seq.attentions
     if attention is not None:
-        if seq2seq.attentions:
+        if attentions:
             raise ConfigError(
-                f"attention and {next(iter(seq2seq.attentions))}_attention are both given; pass attention for one text, "
+                f"attention and {next(iter(attentions))}_attention are both given; pass attention for one text, "
                 "or encoder_attention, decoder_attention, cross_attention for an encoder–decoder."
             )
-        if tokens is None:
-            raise ConfigError(
-                "tokens are missing; expected one per position. Pass tokenizer.convert_ids_to_tokens(input_ids[0])."
-            )
-        maps, layers = stack_layers(attention, "attention", include_layers)
-        side = read_tokens(tokens, prettify)
-        return [part_frame(maps, side, layers=layers, causal=_is_causal(maps), sentence_b_start=sentence_b_start)]
-    if not seq2seq.attentions:
-        raise ConfigError(f"no attention is given. {_WAYS_TO_GET_ATTENTION}")
-    if sentence_b_start is not None:
+        attentions = attentions_of(attention)
+    if not attentions:
+        raise ConfigError(f"no attention is given. {WAYS_TO_GET_ATTENTION}")
+    if "" in attentions and tokens is None:
+        raise ConfigError(
+            "tokens are missing; expected one per position. Pass tokenizer.convert_ids_to_tokens(input_ids[0])."
+        )
+    if sentence_b_start is not None and "" not in attentions:
         raise ConfigError("sentence_b_start is for attention within one text; omit it for an encoder–decoder.")
-    sides: dict[str, TokensFrame] = {}
-    for site in seq2seq.attentions:
-        for name in {"encoder": ["encoder"], "decoder": ["decoder"], "cross": ["decoder", "encoder"]}[site]:
-            spellings = seq2seq.tokens[f"{name}_tokens"]
-            if spellings is None:
-                raise ConfigError(f"{site}_attention is given without {name}_tokens; pass both.")
-            sides[name] = read_tokens(spellings, prettify)
     parts = []
-    for site, value in seq2seq.attentions.items():
-        maps, layers = stack_layers(value, f"{site}_attention", include_layers)
-        queries, keys = (sides["decoder"], sides["encoder"]) if site == "cross" else (sides[site], None)
+    for site, value in attentions.items():
+        names = ("decoder", "encoder") if site == "cross" else (site, site)
+        spellings = [tokens if not name else seq2seq.tokens[f"{name}_tokens"] for name in names]
+        for name, side in zip(names, spellings, strict=True):
+            if side is None:
+                raise ConfigError(f"{site}_attention is given without {name}_tokens; pass both.")
+        maps, layers = stack_layers(value, f"{site}_attention".removeprefix("_"), include_layers)
+        queries, note = list(spellings[0] or ()), ""
+        if is_generated(value) and len(queries) == maps.shape[2] + 1:
+            note = f"without {visible(str(queries.pop()))}, which the model wrote but did not read"
+        keys = read_tokens(spellings[1] or (), prettify) if site == "cross" else None
         causal = site != "cross" and _is_causal(maps)
-        parts.append(part_frame(maps, queries, keys, label=site.capitalize(), layers=layers, causal=causal))
+        parts.append(
+            part_frame(
+                maps, read_tokens(queries, prettify), keys, label=site.capitalize(), layers=layers, causal=causal,
+                sentence_b_start=sentence_b_start, note=note,
+            )
+        )  # fmt: skip
     return parts
-
-
-def stack_layers(
-    attention: Any, name: str, include_layers: Sequence[int] | None = None
-) -> tuple[Float[np.ndarray, "layer head query_pos key_pos"], list[int]]:
-    """Stack the `attentions` that a model returns into one float32 array, and return it with its layer numbers.
-
-    Raises
-    ------
-    ConfigError
-        `attention` is empty, as with SDPA, or holds no attention weights.
-    ShapeError
-        A layer is not [1, head, query, key], or layers differ in shape.
-    """
-    by_layer = list(attention)
-    if not by_layer or any(layer is None for layer in by_layer):
-        raise ConfigError(
-            f"{name} is empty: the model ran with SDPA or flash attention, which return none. {_WAYS_TO_GET_ATTENTION}"
-        )
-    layers = _layer_numbers(include_layers, len(by_layer))
-    maps = [_layer_maps(by_layer[layer], f"{name}[{layer}]") for layer in layers]
-    shapes = {array.shape for array in maps}
-    if len(shapes) > 1:
-        raise ShapeError(f"the layers of {name} have different shapes {sorted(shapes)}; expected one shape.")
-    return np.stack(maps), layers
-
-
-def _layer_maps(value: Any, name: str) -> Float[np.ndarray, "head query_pos key_pos"]:
-    if hasattr(value, "detach"):  # a torch tensor of any type, on any device
-        value = value.detach().cpu().float().numpy()
-    array = np.asarray(value, dtype=np.float32)
-    if array.size == 0:
-        raise ConfigError(f"{name} is empty, shape {array.shape}. {_WAYS_TO_GET_ATTENTION}")
-    if array.ndim == 4 and array.shape[0] != 1:
-        raise ShapeError(
-            f"{name} has a batch of {array.shape[0]}; expected one example. Pass tuple(layer[:1] for layer in attention)."
-        )
-    array = array[0] if array.ndim == 4 else array
-    if array.ndim != 3:
-        raise ShapeError(f"{name} has shape {array.shape}; expected [1, head, query, key].")
-    if not (np.isfinite(array).all() and array.min() >= -1e-3 and array.max() <= 1.01):
-        raise ConfigError(
-            f"{name} holds values from {array.min():.3g} to {array.max():.3g}; expected attention weights from 0 to 1. "
-            "Pass outputs.attentions, not scores or hidden states."
-        )
-    return array
 
 
 def read_tokens(tokens: Sequence[str], prettify: bool = True) -> TokensFrame:
     """Make readable labels of a tokenizer's spellings. The brackets of a token tell whether it is special."""
     spellings = [str(token) for token in tokens]
     special = [_SPECIAL.fullmatch(token) is not None for token in spellings]
-    if not prettify:
-        return tokens_frame([visible(token) for token in spellings], special, spellings)
-    word_start = next((mark for mark in "Ġ▁" if any(token.startswith(mark) for token in spellings)), None)
-    labels = []
-    for index, (token, is_special) in enumerate(zip(spellings, special, strict=True)):
-        if is_special:
-            labels.append(label(token, special=True))
-            continue
-        continues = token.startswith("##") and len(token) > 2
-        text = token[2:] if continues else token.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n")
-        if word_start is not None:
-            is_inner = index > 0 and not special[index - 1] and not token.startswith((word_start, "Ċ"))
-            continues = is_inner and text[:1].isalnum()
-        labels.append(label(text.removesuffix("</w>"), continuation=continues))
-    return tokens_frame(labels, special, spellings)
+    labels = piece_labels(spellings, special) if prettify else [visible(token) for token in spellings]
+    return tokens_frame(labels, special, spell_bytes(spellings, special) if prettify else spellings)
 
 
 def _is_causal(maps: Float[np.ndarray, "layer head query_pos key_pos"]) -> bool:
@@ -301,15 +249,6 @@ def _is_causal(maps: Float[np.ndarray, "layer head query_pos key_pos"]) -> bool:
 def _sites(example: Example, name: str | None) -> list[Site]:
     spec = example.segment.spec
     return list(spec.sites) if name is None else [spec.site(name)]
-
-
-def _layer_numbers(include_layers: Sequence[int] | None, n_layers: int) -> list[int]:
-    if include_layers is None:
-        return list(range(n_layers))
-    layers = [int(layer) for layer in include_layers]
-    if not layers or len(set(layers)) != len(layers) or not all(0 <= layer < n_layers for layer in layers):
-        raise ConfigError(f"include_layers is {layers}; expected different numbers from 0 to {n_layers - 1}.")
-    return layers
 
 
 def _head_names(part: PartFrame, layer: int | None, heads: Sequence[int] | None) -> str:

@@ -2,7 +2,8 @@
 
 Words keep their order. Each gets the characters that it covers in ``# text``, or in the text that is built from the
 forms. The words of a multiword token (``1-2 don't``) divide its characters if their forms spell it (``do``, ``n't``);
-otherwise each of them spans the whole token. Empty nodes (``8.1``) are not part of the text and are ignored.
+otherwise each of them spans the whole token. Empty nodes (``8.1``) are not part of the text; they are left out and
+counted.
 
 A sentence that breaks the format is quarantined as a whole, with the line of the error: wrong columns or numbers, a
 tree with two roots or a cycle, forms that do not occur in the text.
@@ -13,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from headatlas.store.schema.omissions import LISTED_NAMES, Omission
 
 from .corpus_options import ConlluCorpus
 from .examples import CorpusExample, Word
@@ -41,6 +44,8 @@ class _Sentence:
     """Multiword tokens: first and last word (from 0) and form."""
     spaces: dict[int, bool] = field(default_factory=dict)
     """True if a space follows the surface token that ends with this word (from 0)."""
+    empty_nodes: list[str] = field(default_factory=list)
+    """Forms of empty nodes."""
 
 
 def read_conllu(options: ConlluCorpus) -> Iterator[CorpusExample | Quarantined]:
@@ -97,7 +102,8 @@ def _parse(lines: list[tuple[int, str | Quarantined]]) -> _Sentence:
         if not match:
             raise _MalformedSentence(number, f"the word number {columns[0]!r} is no number, range or decimal")
         n_words, has_space = len(sentence.rows), "SpaceAfter=No" not in columns[9].split("|")
-        if match[3]:  # an empty node
+        if match[3]:
+            sentence.empty_nodes.append(columns[1])
             continue
         if match[2]:
             first, last = int(match[1]) - 1, int(match[2]) - 1
@@ -147,6 +153,14 @@ def _build(options: ConlluCorpus, sentence: _Sentence, document: str | None) -> 
         words=_locate_words(sentence, text),
         word_columns=word_columns,
         columns=metadata,
+        left_out=(_empty_nodes(sentence),) if sentence.empty_nodes else (),
+    )
+
+
+def _empty_nodes(sentence: _Sentence) -> Omission:
+    names = tuple(sentence.empty_nodes[:LISTED_NAMES])
+    return Omission(
+        what="empty nodes", n=len(sentence.empty_nodes), reason="not part of the text", names=names, n_examples=1
     )
 
 

@@ -94,6 +94,8 @@ class EncodedExample:
     source: TokenSequence
     target: TokenSequence | None = None
     truncated: bool = False  # True if the text was cut at the token limit
+    left_out: tuple[Omission, ...] = ()
+    """Words of the texts that no token belongs to. Of several windows of a document the first one has them all."""
 
     def beginning(self, n_tokens: int) -> EncodedExample:
         """Return the example with only the first tokens of each sequence. The text stays; images are returned unchanged."""

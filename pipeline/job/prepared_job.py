@@ -25,7 +25,6 @@ from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
 from ..tokens.batch_plan import BatchLimits, SegmentSpec, plan_segments
 from ..tokens.corpus_encoding import Corpus, encode_corpus, open_corpus
-from ..tokens.words_left_out import words_left_out
 from .deferred_statistics import check_deferred
 from .process_memory import resident_bytes
 from .resources import ModelShape
@@ -160,7 +159,7 @@ def prepare_job(
         examples=examples,
         skipped=skipped,
         n_quarantined=corpus.n_quarantined,
-        left_out=Omissions([*corpus.left_out, *words_left_out(examples)]),
+        left_out=Omissions([*corpus.left_out, *(omission for example in examples for omission in example.left_out)]),
         segments=segments,
         provenance={},
         resident_model_bytes=resident_model_bytes,

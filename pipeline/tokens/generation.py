@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from headatlas.store.errors import ConfigError, UnsupportedModelError
-from headatlas.store.schema.token_table import TokenFlag
+from headatlas.store.schema.token_table import MISSING, POINTER_COLUMNS, TokenFlag
+from headatlas.store.schema.words_without_tokens import CUT
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
 from ..models.attention_implementation import implementation
@@ -25,6 +26,7 @@ from .batch_plan import BatchLimits
 from .token_options import GenerateConfig
 from .tokenizer import make_sequence
 from .word_split import split_words
+from .words_left_out import TARGET_WORDS, words_left_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -172,7 +174,7 @@ def continue_example(
         )
         words = example.words + new_words
         columns = {
-            name: [*rows, *([-1 if name == "head" else None] * len(new_words))]
+            name: [*rows, *([MISSING if name in POINTER_COLUMNS else None] * len(new_words))]
             for name, rows in example.word_columns.items()
         }
     else:
@@ -200,7 +202,10 @@ def continue_example(
         word_columns=columns,  # pyright: ignore[reportArgumentType]
         columns={**example.columns, "prompt_end": len(prompt_text)},
     )
-    return EncodedExample(continued, sequence, truncated=encoded.truncated)
+    sequence.flags[: len(prompt)] |= prompt.flags & np.uint8(TokenFlag.CUT)
+    left_out = [omission for omission in encoded.left_out if omission.reason == CUT]
+    left_out += [omission for omission in words_left_out(sequence, words, texts) if omission.reason != CUT]
+    return EncodedExample(continued, sequence, truncated=encoded.truncated, left_out=tuple(left_out))
 
 
 def with_generated_target(
@@ -216,16 +221,18 @@ def with_generated_target(
     if ids and ids[-1] in ends:  # the decoder generated the end token but did not read it
         ids, spans, text_index = ids[:-1], spans[:-1], text_index[:-1]
     start_ids = [] if start_id is None else [start_id]
+    words = split_words(text)
     sequence = make_sequence(
         [*start_ids, *ids],
         _pieces(tokenizer, [*start_ids, *ids]),
         [(0, 0)] * len(start_ids) + spans,
         [None] * len(start_ids) + text_index,
         (text, ""),
-        split_words(text),
+        words,
         first_generated=len(start_ids),
     )
-    return replace(encoded, example=replace(encoded.example, target=text), target=sequence)
+    left_out = (*encoded.left_out, *words_left_out(sequence, words, (text, ""), TARGET_WORDS))
+    return replace(encoded, example=replace(encoded.example, target=text), target=sequence, left_out=left_out)
 
 
 def _without_cut_text(encoded: EncodedExample) -> CorpusExample:
@@ -238,13 +245,14 @@ def _without_cut_text(encoded: EncodedExample) -> CorpusExample:
             f'example {example.id!r}: a truncated pair of texts cannot be continued. Set tokens.too_long to "whole" to skip it'
         )
     stop = int(encoded.source.char_end.max(initial=0))
-    word_indices = [i for i, word in enumerate(example.words) if word.char_end <= stop]
-    columns: dict[str, Any] = {name: [rows[i] for i in word_indices] for name, rows in example.word_columns.items()}
-    if "head" in columns:
-        columns["head"] = [governor if governor < len(word_indices) else -1 for governor in columns["head"]]
-    return replace(
-        example, text=example.text[:stop], words=tuple(example.words[i] for i in word_indices), word_columns=columns
-    )
+    indices = [i for i, word in enumerate(example.words) if word.char_start < stop]
+    new_index = {old: new for new, old in enumerate(indices)}
+    columns: dict[str, Any] = {name: [rows[i] for i in indices] for name, rows in example.word_columns.items()}
+    for name in POINTER_COLUMNS:
+        if name in columns:
+            columns[name] = [new_index.get(value, MISSING) for value in columns[name]]
+    words = tuple(replace(word, char_end=min(word.char_end, stop)) for word in (example.words[i] for i in indices))
+    return replace(example, text=example.text[:stop], words=words, word_columns=columns)
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

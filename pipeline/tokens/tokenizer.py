@@ -32,6 +32,7 @@ from ..models.model_limits import check_normalizer, normalizer_of
 from .token_options import TooLong
 from .windows import cut_windows
 from .word_split import split_words
+from .words_left_out import TARGET_WORDS, mark_cut, words_left_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -185,22 +186,41 @@ def _encode_batch(
             words = example.words or split_words(example.text) + split_words(example.text_pair or "", second=True)
             example_with_words = replace(example, words=words)
             sequence = _read_sequence(source, (example.text, example.text_pair or ""), words)
+            sequence = mark_cut(sequence, _cut_texts(source))
+            left_out = [*words_left_out(sequence, words, (example.text, example.text_pair or ""))]
             if is_windowed:
-                yield cut_windows(example_with_words, sequence, max_tokens, stride)
+                first, *others = cut_windows(example_with_words, sequence, max_tokens, stride)
+                yield [replace(first, left_out=(*left_out, *first.left_out)), *others]
                 continue
             target_sequence = None
             if target is not None:
                 text = example.target or ""
-                target_sequence = _read_sequence(target, (text, ""), split_words(text))
-                target_sequence = _shift_right(target_sequence, decoder_start_token_id, max_tokens, tokenizer)
-            yield [
-                EncodedExample(
-                    example_with_words,
-                    sequence,
-                    target_sequence,
-                    truncated=any(bool(side.overflowing) for side in sides),
-                )
-            ]
+                target_words = split_words(text)
+                labels = mark_cut(_read_sequence(target, (text, ""), target_words), _cut_texts(target))
+                target_sequence = _shift_right(labels, decoder_start_token_id, max_tokens, tokenizer)
+                left_out += words_left_out(target_sequence, target_words, (text, ""), TARGET_WORDS)
+            is_cut = any(
+                bool((side.flags & TokenFlag.CUT).any()) for side in (sequence, target_sequence) if side is not None
+            )
+            yield [EncodedExample(example_with_words, sequence, target_sequence, is_cut, tuple(left_out))]
+
+
+def _cut_texts(encoding: Any) -> tuple[bool, bool]:
+    """Return True for the first and for the second text if the tokenizer cut it."""
+    if not encoding.overflowing:
+        return False, False
+    ends = _text_ends(encoding)
+    overflow = [_text_ends(part) for part in encoding.overflowing]
+    return tuple(any(part[text] > ends[text] for part in overflow) for text in (0, 1))  # type: ignore[return-value]
+
+
+def _text_ends(encoding: Any) -> tuple[int, int]:
+    """Return the end of the last token of the first and of the second text."""
+    ends = [0, 0]
+    for text, (_, stop) in zip(encoding.sequence_ids, encoding.offsets, strict=True):
+        if text is not None:
+            ends[text] = max(ends[text], stop)
+    return ends[0], ends[1]
 
 
 def _run_tokenizer(
@@ -334,7 +354,8 @@ def _shift_right(
     stop = len(labels)
     if stop and labels.flags[-1] & TokenFlag.SPECIAL:
         stop -= 1
-    stop = min(stop, max_tokens - 1)
+    if stop > max_tokens - 1:
+        labels, stop = mark_cut(labels.beginning(max_tokens - 1), (True, False)), max_tokens - 1
     piece = tokenizer.convert_ids_to_tokens([start_id])[0]
     return TokenSequence(
         id=np.insert(labels.id[:stop], 0, start_id),

@@ -1,50 +1,70 @@
-"""Words of a corpus that no token belongs to, counted by reason."""
+"""Words of a text that no token belongs to, counted by reason."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from headatlas.store.schema.omissions import LISTED_NAMES, Omission, Omissions
-from headatlas.store.schema.token_table import TokenFlag
+from headatlas.store.schema.omissions import LISTED_NAMES, Omission
+from headatlas.store.schema.token_table import MISSING, TokenFlag, TokenTable
+from headatlas.store.schema.words_without_tokens import CUT, REASONS, reason_of_words
 
-from ..corpora.examples import EncodedExample
+from ..corpora.examples import TokenSequence, Word
 
-CUT = "behind the last token that was kept (tokens.max_tokens)"
-NO_TOKEN = "the tokenizer makes no token of them that belongs to no other word"
-
-
-def words_left_out(examples: Sequence[EncodedExample]) -> Omissions:
-    """Count the words of the examples that have no token: cut off behind the last token, or without a token."""
-    omissions = Omissions()
-    for encoded in examples:
-        words = encoded.example.words
-        if not words or not len(encoded.source):
-            continue
-        has_token = np.zeros(len(words), bool)
-        has_token[encoded.source.word[encoded.source.word >= 0]] = True
-        without = np.flatnonzero(~has_token).tolist()
-        ends = {second: _last_end(encoded, second) for second in {words[i].second for i in without}}
-        for reason in (CUT, NO_TOKEN):
-            rows = [
-                i
-                for i in without
-                if (encoded.truncated and words[i].char_start >= ends[words[i].second]) == (reason == CUT)
-            ]
-            if rows:
-                names = () if reason == CUT else tuple(_word_text(encoded, i) for i in rows[:LISTED_NAMES])
-                omissions.add(Omission(what="words", n=len(rows), reason=reason, names=names, n_examples=1))
-    return omissions
+TARGET_WORDS = "words of target texts"
 
 
-def _last_end(encoded: EncodedExample, second: bool) -> int:
-    """Return the end of the last token of the first or the second text."""
-    is_second = (encoded.source.flags & TokenFlag.SECOND) != 0
-    return int(encoded.source.char_end[is_second == second].max(initial=0))
+def words_left_out(
+    sequence: TokenSequence, words: Sequence[Word], texts: tuple[str, str], what: str = "words"
+) -> Iterator[Omission]:
+    """Count the words without a token. `what` names them. If a cut loses no whole word, its characters are counted."""
+    is_cut = bool((sequence.flags & TokenFlag.CUT).any())
+    if not is_cut and len(set(sequence.word.tolist()) - {MISSING}) == len(words):
+        return
+    reason = reason_of_words(_table(sequence, words))
+    for code in np.unique(reason[reason >= 0]).tolist():
+        rows = np.flatnonzero(reason == code).tolist()
+        shown = (words[i] for i in rows[:LISTED_NAMES])
+        names = tuple(texts[word.second][word.char_start : word.char_end] for word in shown)
+        without_names = REASONS[code] == CUT
+        yield Omission(what=what, n=len(rows), reason=REASONS[code], names=() if without_names else names, n_examples=1)
+    if is_cut and not (reason == REASONS.index(CUT)).any():
+        ends = _cut_ends(sequence)
+        if n_chars := sum(len(texts[second]) - end for second, end in ends.items()):
+            yield Omission(what="characters", n=n_chars, reason=CUT, n_examples=1)
 
 
-def _word_text(encoded: EncodedExample, index: int) -> str:
-    word = encoded.example.words[index]
-    text = encoded.example.text_pair if word.second else encoded.example.text
-    return (text or "")[word.char_start : word.char_end]
+def mark_cut(sequence: TokenSequence, is_cut: tuple[bool, bool]) -> TokenSequence:
+    """Set `TokenFlag.CUT` at the last token of the first and of the second text, if they were cut."""
+    if not any(is_cut):
+        return sequence
+    flags = sequence.flags.copy()
+    is_text = (flags & TokenFlag.SPECIAL) == 0
+    for second in (False, True):
+        tokens = np.flatnonzero(is_text & (((flags & TokenFlag.SECOND) != 0) == second))
+        if is_cut[second] and len(tokens):
+            flags[tokens[-1]] |= TokenFlag.CUT
+    return replace(sequence, flags=flags)
+
+
+def _cut_ends(sequence: TokenSequence) -> dict[bool, int]:
+    """Return the character at which the first and the second text were cut, for those that were."""
+    cuts = np.flatnonzero((sequence.flags & TokenFlag.CUT) != 0).tolist()
+    return {bool(sequence.flags[i] & TokenFlag.SECOND): int(sequence.char_end[i]) for i in cuts}
+
+
+def _table(sequence: TokenSequence, words: Sequence[Word]) -> TokenTable:
+    return TokenTable(
+        token_offset=np.array([0, len(sequence)]),
+        id=sequence.id,
+        word=sequence.word,
+        char_start=sequence.char_start,
+        char_end=sequence.char_end,
+        flags=sequence.flags,
+        columns={},
+        word_offset=np.array([0, len(words)]),
+        word_char_start=np.array([word.char_start for word in words], np.int32),
+        word_char_end=np.array([word.char_end for word in words], np.int32),
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,9 +31,13 @@ def first_rows(heads: pd.DataFrame, top: int | None, *, all_rows: bool) -> pd.Da
     return heads.head(len(heads) if top is None and all_rows else TOP if top is None else top)
 
 
-def print_csv(heads: pd.DataFrame) -> None:
-    """Print a table as CSV."""
+def print_csv(heads: pd.DataFrame, notes: Iterable[object] = ()) -> None:
+    """Print a table as CSV, and notes on it to the error stream."""
+    from ..patterns.lexer import printable
+
     print(heads.to_csv(index=False, lineterminator="\n"), end="")
+    for note in notes:
+        print(f"Note: {printable(str(note))}", file=sys.stderr)
 
 
 def size_text(n_bytes: float) -> str:

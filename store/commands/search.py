@@ -110,7 +110,7 @@ def search(
         evidence, ranked = split.evidence, split.table(by)
     heads = first_rows(ranked, top, all_rows=as_csv or as_json)
     if as_csv:
-        print_csv(heads)
+        print_csv(heads, result.notes)
         return
     best = head_of(head) if head else (int(ranked["layer"].to_numpy()[0]), int(ranked["head"].to_numpy()[0]))
     hits = result.top_examples(*best, examples)

@@ -61,7 +61,7 @@ def similar(
     table = result.table(head_index, top if top is not None or as_csv or as_json else TOP)
     table = first_rows(table, top, all_rows=as_csv or as_json)
     if as_csv:
-        print_csv(table)
+        print_csv(table, result.left_out)
     elif as_json:
         print(render.to_json({"similar": _summary(result), "pairs": render.records(table)}))
     else:
@@ -97,6 +97,7 @@ def _compare_with_progress(
 
 
 def _summary(result: SimilarHeads) -> dict[str, Any]:
+    from ..schema.omissions import Omissions
     from . import tables as render
 
     return {
@@ -109,6 +110,7 @@ def _summary(result: SimilarHeads) -> dict[str, Any]:
         "examples": result.n_examples,
         "shared": result.n_shared,
         "refused": result.refused,
+        "left_out": Omissions(result.left_out).to_json(),
         "median": render.plain(result.median),
     }
 
@@ -134,8 +136,10 @@ def _print(result: SimilarHeads, pairs: pd.DataFrame) -> None:
         f"Jensen-Shannon distance of word rows in bits (0 equal, 1 disjoint); median of all pairs "
         f"{render.number(result.median)}. {result.rows:,} words in {result.n_examples:,} of {result.n_shared:,} examples, "
         f"tokens merged by {result.merge}{', without first and special tokens' if result.sink_free else ''}."
-        f"{stores} Left out: {refused or 'none'}.",
+        f"{stores} Examples left out: {refused or 'none'}.",
         style="dim",
         markup=False,
         soft_wrap=True,
     )
+    for omission in result.left_out:
+        console.print(str(omission), style="dim", markup=False, soft_wrap=True)

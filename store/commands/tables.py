@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..patterns.lexer import printable
+from ..schema.omissions import Omission, Omissions
 from .printing import size_text
 
 if TYPE_CHECKING:
@@ -85,14 +86,17 @@ def hit_json(hit: ExampleHit) -> dict[str, Any]:
     }
 
 
-def relations_json(table: pd.DataFrame) -> dict[str, Any]:
+def relations_json(table: pd.DataFrame, left_out: Iterable[Omission]) -> dict[str, Any]:
     """Build the output of `headatlas relations --json`."""
     rows = []
     for row in records(table):
         low, high = row.pop("low"), row.pop("high")
         rows.append({**row, "interval": [low, high]})
     order = ["relation", "n", "layer", "head", "direction", "accuracy", "interval", "baseline", "offset_baseline"]
-    return {"relations": [{name: row[name] for name in (*order, "offset")} for row in rows]}
+    return {
+        "relations": [{name: row[name] for name in (*order, "offset")} for row in rows],
+        "left_out": Omissions(left_out).to_json(),
+    }
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> Text:

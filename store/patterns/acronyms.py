@@ -30,7 +30,10 @@ def letters_of(word: str) -> str | None:
 def expansions(
     words: Sequence[str], word_offset: Int64[np.ndarray, "boundary"]
 ) -> tuple[Int64[np.ndarray, "word"], Int64[np.ndarray, "word"]]:
-    """Return the expansion of each acronym, first word and last word + 1 within the example; -1 for other words."""
+    """Return the expansion of each acronym, first word and last word + 1 within the example; -1 for other words.
+
+    An empty word (one without a token) is not capitalised, so it is no part of an expansion's letters.
+    """
     first, stop = np.full(len(words), -1), np.full(len(words), -1)
     for word, text in enumerate(words):
         letters = letters_of(text)

@@ -56,6 +56,8 @@ TOKEN_FIELDS: dict[str, Field] = {
 }
 FROM_TEXTS = frozenset({"word_text", "expansion_start", "expansion_stop"})
 """Fields that are computed from the texts of the words."""
+WORD_FIELDS = FROM_TEXTS | {"word"}
+"""Fields of a token's word. The annotations of words are further ones."""
 EXAMPLE_FIELDS: dict[str, Field] = {
     field.name: field
     for field in (
@@ -208,24 +210,28 @@ class TokenFields:
 
     @cached_property
     def _expansions(self) -> tuple[np.ndarray, np.ndarray]:
-        words = [text if isinstance(text, str) else "" for text in self._word_texts.to_list()]
+        texts, has_token = self._word_texts.to_list(), self.table.word_rank >= 0
+        words = [
+            text if isinstance(text, str) and is_key else "" for text, is_key in zip(texts, has_token, strict=True)
+        ]
         return expansions(words, self.table.word_offset.astype(np.int64))
 
     @cached_property
     def _word_texts(self) -> Column:
-        table, n_words = self.table, len(self.table.word_char_start)
-        row, tokens = table.word_row, np.flatnonzero(self.table.word >= 0)
+        table = self.table
         if self.texts is None:
-            pieces: list[list[str]] = [[] for _ in range(n_words)]
+            pieces: list[list[str]] = [[] for _ in table.word_char_start]
             text = table.columns["text"].to_list()
-            for token in tokens.tolist():
-                pieces[row[token]].append(str(text[token]))
+            for token in np.flatnonzero(table.word >= 0).tolist():
+                pieces[table.word_row[token]].append(str(text[token]))
             return Column.of_text("".join(piece) for piece in pieces)
-        second = np.zeros(n_words, dtype=bool)
-        second[row[tokens]] = table.second[tokens]
         example = np.repeat(np.arange(table.n_examples), np.diff(table.word_offset))
         words = zip(
-            example.tolist(), second.tolist(), table.word_char_start.tolist(), table.word_char_end.tolist(), strict=True
+            example.tolist(),
+            table.word_second.tolist(),
+            table.word_char_start.tolist(),
+            table.word_char_end.tolist(),
+            strict=True,
         )
         other = self.texts.second if self.texts.second is not None else self.texts.first
         return Column.of_text(

@@ -29,7 +29,7 @@ from ..patterns.segment_matcher import segment_matcher
 from ..patterns.token_fields import word_field_names
 from ..patterns.tree import Reference, to_text, value_text
 from ..reading.snapshot import Snapshot
-from ..schema.token_table import Column, TokenTable
+from ..schema.token_table import POINTER_COLUMNS, Column, TokenTable
 from ..schema.traces import Site
 
 MAX_ARCS = 64
@@ -44,7 +44,6 @@ _TOKEN_CLASSES = (
     "{side}.continuation",
     "{side}.special",
 )
-_POINTERS = ("head", "antecedent")
 _ARC = re.compile(r"(?:(?P<example>.+):)?(?P<query>[0-9]{1,9})>(?P<key>[0-9]{1,9})")
 
 
@@ -326,7 +325,7 @@ class _MarkedExamples:
                 yield _Condition(f"{key} == {query} and key.word != query.word", 0)
 
     def _pointer_conditions(self) -> Iterator[_Condition]:
-        for field in _POINTERS:
+        for field in POINTER_COLUMNS:
             if field != "head" and field in self.vocabulary.query and field in self.vocabulary.key:
                 yield _Condition(f"key.word == query.{field}", 0)
                 yield _Condition(f"key.{field} == query.word", 0)

@@ -11,6 +11,9 @@ There are two baselines: a random visible word, and the best fixed offset of −
 scored on. An offset that points outside the sentence is wrong. (Clark's code moves it to the border of the sentence,
 which on EWT dev gives obj 38.8 instead of 35.8 %.) Definition and offsets are those of Clark et al. 2019, "What Does
 BERT Look At?", section 4. The root has no governor and is left out.
+
+A word without a token is neither a dependent nor a key: offsets and the random word count the other words. A word whose
+weights are all 0 predicts no governor, such as the last word of a causal site, which no later word attends to.
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ from ..errors import ConfigError, NotFoundError
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, WordPairs, example_blocks, plan_segment, segment_word_attention
+from ..schema.omissions import Omission, Omissions
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import Site
+from ..schema.words_without_tokens import REASONS, count_left_out, reason_of_words
 from .resampling import bootstrap_interval
 
 Direction = Literal["to_head", "to_dependent"]
@@ -50,6 +55,8 @@ COLUMNS = (
     "offset_baseline",
     "offset",
 )
+GOVERNOR_REASONS = tuple(f"with a governor {reason}".replace("their own", "its own") for reason in REASONS)
+NO_GOVERNOR = "with a governor that is no word of their example, such as one outside of their window"
 _BLOCK_WEIGHTS = 6 << 20
 
 
@@ -67,6 +74,8 @@ class Dependents:
     """True if the word at each of `OFFSETS` is the governor."""
     head_is_right: Bool[np.ndarray, "layer head direction dependent"]
     """True if the strongest word of each head is the governor."""
+    left_out: tuple[Omission, ...] = ()
+    """Dependents that are not scored, by reason."""
 
     def of(self, relation: str) -> Int64[np.ndarray, "dependent"]:
         """Return the indices of the dependents of a relation."""
@@ -215,9 +224,11 @@ def _scan(store: Snapshot, site: Site, merge: Merge, subtypes: bool) -> Iterator
 
 
 def _join(store: Snapshot, parts: Sequence[Dependents]) -> Dependents:
+    left_out = tuple(Omissions(omission for part in parts for omission in part.left_out))
     if not sum(len(part.example) for part in parts):
+        reasons = f" ({'; '.join(map(str, left_out))})" if left_out else ""
         raise NotFoundError(
-            f"{store.location}: no word has a governor and a relation; trace a corpus of kind 'conllu'."
+            f"{store.location}: no word has a governor, a relation and a token{reasons}; trace a corpus of kind 'conllu'."
         )
     index: dict[str, int] = {}
     relation = []
@@ -231,6 +242,7 @@ def _join(store: Snapshot, parts: Sequence[Dependents]) -> Dependents:
         np.concatenate([part.chance for part in parts], axis=-1),
         np.concatenate([part.offset_is_right for part in parts], axis=-1),
         np.concatenate([part.head_is_right for part in parts], axis=-1),
+        left_out,
     )
 
 
@@ -239,12 +251,25 @@ def _scan_block(segment: Segment, site: Site, examples: range, merge: Merge, sub
     relation, governor = _annotations(segment, table, subtypes)
     n_words = np.diff(table.word_offset).astype(np.int64)
     example = np.repeat(np.arange(len(n_words)), n_words)
-    word = np.arange(len(example)) - table.word_offset[example]
+    row = np.arange(len(example))
     governor = governor.astype(np.int64)
-    dependent = np.flatnonzero(
-        (governor >= 0) & (governor < n_words[example]) & (governor != word) & (relation.data >= 0)
-    )
-    word, governor, example = word[dependent], governor[dependent], example[dependent]
+    has_relation = relation.data >= 0
+    has_governor = has_relation & (governor >= 0) & (governor < n_words[example])
+    governor_row = np.where(has_governor, table.word_offset[example] + governor, row)
+    reason = reason_of_words(table)
+    is_root = np.array([value.casefold() == "root" for value in relation.values or ()] + [False])[relation.data]
+    code = np.full(len(row), -1)
+    reasons = (*REASONS, *GOVERNOR_REASONS, NO_GOVERNOR)
+    code[has_relation & ~has_governor & ~is_root] = reasons.index(NO_GOVERNOR)
+    is_left_out = has_governor & (reason[governor_row] >= 0)
+    code[is_left_out] = reason[governor_row][is_left_out] + len(REASONS)
+    code[has_governor & (reason >= 0)] = reason[has_governor & (reason >= 0)]
+    left_out = count_left_out(table, "dependents", code, reasons)
+    has_governor &= governor_row != row
+    dependent = np.flatnonzero(has_governor & (reason < 0) & (reason[governor_row] < 0))
+    word, governor, example = table.word_rank[dependent], table.word_rank[governor_row[dependent]], example[dependent]
+    n_words = table.n_words
+    row = (np.cumsum(n_words) - n_words)[example] + word
     last = n_words[example] - 1
     offset_is_right = np.stack([word + offset == governor for offset in OFFSETS])
     plan = plan_segment(segment, site, examples, merge)
@@ -256,7 +281,7 @@ def _scan_block(segment: Segment, site: Site, examples: range, merge: Merge, sub
             weights[square.diagonal] = 0
             strongest_words = plan.strongest(weights), plan.strongest(weights[square.transposed])
             for direction, strongest in enumerate(strongest_words):
-                is_right[direction] = strongest[dependent] == governor
+                is_right[direction] = strongest[row] == governor
     chance = np.stack(
         [_chance(word, governor, last, site.causal), _chance(last - word, last - governor, last, site.causal)]
     )
@@ -268,6 +293,7 @@ def _scan_block(segment: Segment, site: Site, examples: range, merge: Merge, sub
         chance,
         offset_is_right,
         head_is_right,
+        tuple(left_out),
     )
 
 

@@ -8,8 +8,9 @@ Jensen–Shannon divergence
 
     JS(p, q) = H((p + q) / 2) − (H(p) + H(q)) / 2        in bits: 0 for equal rows, 1 for rows without overlap
 
-Examples of two stores are aligned by their ids if their words are equal. Examples that do not align are left out and
-counted by reason. All pairs of heads are compared on a sample of examples, in blocks of bounded memory.
+Words without a token, such as those behind the end of a text that was cut, are neither rows nor columns. Examples of two
+stores are aligned by their ids if the words with tokens are equal. Examples that do not align are left out and counted
+by reason. All pairs of heads are compared on a sample of examples, in blocks of bounded memory.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from ..errors import ConfigError, NotFoundError
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, merge_example, plan_segment, segment_word_attention
+from ..schema.omissions import Omission
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site, check_head
+from ..schema.words_without_tokens import words_left_out
 from .evidence import MINIMUM_EXAMPLES
 from .resampling import bootstrap_interval
 
 N_EXAMPLES = 200
 MAX_WORDS = 1_024
-"""Largest number of words of an example. Longer examples are left out, because their maps do not fit in memory."""
+"""Largest number of words with tokens of an example. Longer examples are left out, because their maps do not fit in memory."""
 _BLOCK_CELLS = 1 << 18  # largest number of weights of one head in memory at once
 _JOIN_PAIRS = 1 << 16  # sampled examples at a smaller distance are read together
 _BLOCK_VALUES = 1 << 22
@@ -61,6 +64,8 @@ class SimilarHeads:
     """Number of examples that both stores have and that align."""
     refused: dict[str, int]
     """Number of examples left out, by reason."""
+    left_out: tuple[Omission, ...] = ()
+    """Words of the compared examples that have no token."""
 
     @property
     def rows(self) -> int:
@@ -207,6 +212,7 @@ def similar(
         rows[has_rows],
         len(pairs),
         refused,
+        tuple(_left_out(store, sites[0], sample[:, 0]) + _left_out(other, sites[1], sample[:, 1])),
     )
 
 
@@ -223,26 +229,45 @@ def _aligned(
             refused["in one store only"] += 1
             continue
         words = _words(store, number, sites[0])
-        if not words:
-            refused["without words"] += 1
-        elif len(words) > MAX_WORDS:
+        n_words = sum(has_token for _, has_token in words)
+        other_words = words if other is None else _words(other, partner, sites[1])
+        if not n_words:
+            refused["without tokens" if words else "without words"] += 1
+        elif n_words > MAX_WORDS:
             refused[f"of more than {MAX_WORDS:,} words"] += 1
-        elif other is not None and words != _words(other, partner, sites[1]):
+        elif [word for word, _ in words] != [word for word, _ in other_words]:
             refused["with different words"] += 1
+        elif words != other_words:
+            refused["of which the stores have tokens of different words"] += 1
         else:
             pairs.append((number, partner))
     return np.array(pairs, np.int64).reshape(-1, 2), dict(refused)
 
 
-def _words(store: Snapshot, number: int, site: Site) -> list[str]:
-    """Return the words of an example as substrings of its text."""
+def _words(store: Snapshot, number: int, site: Site) -> list[tuple[str, bool]]:
+    """Return the words of an example as substrings of its texts, each with True if it has a token."""
+    segment, row, table = _locate(store, number, site)
+    words = slice(int(table.word_offset[row]), int(table.word_offset[row + 1]))
+    names = ("target_text", "target_text") if site.query_sequence == "target" else ("text", "text_pair")
+    texts = [segment.texts(name)[row] or "" for name in names]
+    columns = (table.word_second, table.word_char_start, table.word_char_end, table.word_rank >= 0)
+    return [
+        (texts[second][start:stop], has_token)
+        for second, start, stop, has_token in zip(*(column[words].tolist() for column in columns), strict=True)
+    ]
+
+
+def _locate(store: Snapshot, number: int, site: Site) -> tuple[Segment, int, TokenTable]:
+    """Return the segment of an example, its row there, and the segment's tokens."""
     segment = store.segment_of(number)
-    row = number - segment.first_example
-    table = segment.tokens(site.query_sequence)
-    word_rows = slice(int(table.word_offset[row]), int(table.word_offset[row + 1]))
-    text = segment.texts("target_text" if site.query_sequence == "target" else "text")[row]
-    spans = zip(table.word_char_start[word_rows].tolist(), table.word_char_end[word_rows].tolist(), strict=True)
-    return [text[start:stop] for start, stop in spans]
+    return segment, number - segment.first_example, segment.tokens(site.query_sequence)
+
+
+def _left_out(store: Snapshot | None, site: Site, numbers: Int64[np.ndarray, "example"]) -> tuple[Omission, ...]:
+    if store is None:
+        return ()
+    located = (_locate(store, number, site) for number in numbers.tolist())
+    return words_left_out(table.example(row) for _, row, table in located)
 
 
 def _blocks(store: Snapshot, site: Site, sample: Int64[np.ndarray, "example side"]) -> Iterator[slice]:
@@ -250,9 +275,10 @@ def _blocks(store: Snapshot, site: Site, sample: Int64[np.ndarray, "example side
     start = 0
     while start < len(sample):
         segment, stop, cells = store.segment_of(int(sample[start, 0])), start, 0
+        n_words_of = segment.tokens(site.query_sequence).n_words
         while stop < len(sample) and sample[stop, 0] < segment.first_example + segment.n_examples:
             row = int(sample[stop, 0]) - segment.first_example
-            n_words = int(np.diff(segment.tokens(site.query_sequence).word_offset[row : row + 2])[0])
+            n_words = int(n_words_of[row])
             cells += n_words * (n_words + 1)
             if stop > start and cells > _BLOCK_CELLS:
                 break
@@ -269,7 +295,7 @@ class WordMaps:
     row_start: Int64[np.ndarray, "row"]
     example_of_row: Int64[np.ndarray, "row"]
     counts: Bool[np.ndarray, "row"]
-    """True if the row counts: the query word has tokens (a truncated text has words without) and sees other words."""
+    """True if the row counts: the query word sees other words."""
 
 
 def _rows_of(
@@ -347,15 +373,15 @@ def _read(
 
 def _counts(table: TokenTable, site: Site, merge: Merge, sink_free: bool) -> Bool[np.ndarray, "word"]:
     """Return a mask of the word rows that count: a token of the word sees a key (with `sink_free`, not only sinks)."""
-    counts = np.zeros(int(table.word_offset[-1]), bool)
-    tokens = np.flatnonzero(table.word_row >= 0)
+    counts = np.zeros(int(table.n_words[0]), bool)
+    tokens = np.flatnonzero(table.token_rank >= 0)
     if merge == "first":
-        tokens = tokens[np.unique(table.word[tokens], return_index=True)[1]]
+        tokens = tokens[np.unique(table.token_rank[tokens], return_index=True)[1]]
     if sink_free:
         others = ~table.special & (table.position > 0)
         n_visible = np.cumsum(others) if site.causal else np.full(len(table), others.sum())
         tokens = tokens[n_visible[tokens] > 0]
-    counts[table.word[tokens]] = True
+    counts[table.token_rank[tokens]] = True
     return counts
 
 

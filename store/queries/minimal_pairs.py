@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 
 from ..errors import ConfigError, NotFoundError
 from ..reading.snapshot import Snapshot
-from ..schema.token_table import TokenTable
+from ..schema.token_table import TokenFlag, TokenTable
 from .evidence import MINIMUM_EXAMPLES
 from .pattern_search import SearchResult
 from .resampling import bootstrap_interval, false_discovery_rate, p_above_zero
@@ -119,13 +119,16 @@ def _variants(
 
 def _difference(a: TokenTable, b: TokenTable) -> str:
     """Return the reason why two examples do not align; an empty text if they align."""
+    if not len(a) or not len(b):
+        return "one member was skipped"
     if len(a) != len(b):
         return "different numbers of tokens"
-    if not np.array_equal(a.word, b.word):
+    if not np.array_equal(a.token_rank, b.token_rank):
         return "words at different positions"
-    differing = set(a.word[a.id != b.id].tolist())
+    differing = set(a.token_rank[a.id != b.id].tolist())
     if not differing:
-        return "no difference"
+        is_cut = ((a.flags | b.flags) & TokenFlag.CUT).any()
+        return "no difference before the end of the cut text" if is_cut else "no difference"
     return "" if len(differing) == 1 else "more than one word differs"
 
 

@@ -28,11 +28,14 @@ from ..errors import ConfigError
 from ..patterns import Pattern, Vocabulary
 from ..patterns.matching import Matcher
 from ..patterns.segment_matcher import segment_matcher, site_vocabulary
+from ..patterns.token_fields import WORD_FIELDS, word_field_names
+from ..patterns.tree import Reference, walk
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
 from ..reading.word_attention import Merge, plan_segment, segment_word_attention
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site, check_head
+from ..schema.words_without_tokens import words_left_out
 from .answer_notes import count_texts, missing_texts, note_on, text_lookups
 from .evidence import Baselines, Evidence, compute_baselines, compute_evidence
 from .search_plan import Client, SearchPlan
@@ -211,7 +214,7 @@ class SearchResult:
                 matcher.evaluator.key.position[matches.key],
             )
             if word_weights is not None:
-                weights = word_weights[query.word[query_pos], key.word[key_pos]]
+                weights = word_weights[query_pos, key_pos]
             elif edges is None:
                 weights = example.weights_at(layer, head, query_pos, key_pos, self.site.name)
             else:
@@ -320,7 +323,10 @@ def search(
         sum(segment.n_examples for segment, _ in scans),
         len(scans) == len(store.segments),
         vocabulary,
-        tuple(_text_notes(store, site_spec, pattern, vocabulary, words is not None)),
+        (
+            *_text_notes(store, site_spec, pattern, vocabulary, words is not None),
+            *_word_notes(store, site_spec, pattern, words is not None),
+        ),
         words,
         time.perf_counter() - start,
     )
@@ -380,3 +386,13 @@ def _text_notes(store: Snapshot, site: Site, pattern: Pattern, vocabulary: Vocab
         for segment in store.segments:
             counts += count_texts(reference, segment_matcher(segment, site, pattern, vocabulary, words=words).evaluator)
         yield note_on(reference, text, counts)
+
+
+def _word_notes(store: Snapshot, site: Site, pattern: Pattern, words: bool) -> Iterator[str]:
+    """Write a note on each reason why words have no token, if the search is between words or names a field of words."""
+    sequences = dict.fromkeys((site.query_sequence, site.key_sequence))
+    fields = {node.name for node in walk(pattern.node) if isinstance(node, Reference) and node.side != "example"}
+    for sequence in sequences:
+        tables = [segment.tokens(sequence) for segment in store.segments]
+        if words or fields & set(WORD_FIELDS).union(*(word_field_names(table.word_columns) for table in tables)):
+            yield from map(str, words_left_out(tables))

@@ -47,11 +47,10 @@ class MatchingWordRows(MatchingRows):
     @cached_property
     def word(self) -> tuple[Int64[np.ndarray, "match"], Int64[np.ndarray, "match"]]:
         """Query word and key word of each match: its index over all examples of the plan, and in its example."""
-        evaluator = self.matcher.evaluator
+        evaluator = self.matcher.evaluator  # its positions count words with tokens, as the plan does
         example = evaluator.query.example[self.matches.query] - self.examples.start
         n_before = np.cumsum(self.plan.n_query_words) - self.plan.n_query_words
-        query = n_before[example] + evaluator.query.table.word[self.matches.query]
-        return query, evaluator.key.table.word[self.matches.key].astype(np.int64)
+        return n_before[example] + evaluator.query.position[self.matches.query], self.key_pos
 
     @cached_property
     def cell(self) -> Int64[np.ndarray, "match"]:
@@ -141,10 +140,11 @@ def _dropped_mass(matching_rows: MatchingWordRows, layer: int) -> Float[np.ndarr
     span = slice(int(tokens[matching_rows.examples.start]), int(tokens[matching_rows.examples.stop]))
     dropped = read_dropped(segment, site, layer, slice(None), span)
     table = segment.tokens(site.query_sequence).examples(matching_rows.examples.start, matching_rows.examples.stop)
-    token_rows = np.flatnonzero(table.word_row >= 0)
-    word = table.word_row[token_rows]
+    token_rows = np.flatnonzero(table.token_rank >= 0)
+    n_before = np.cumsum(plan.n_query_words) - plan.n_query_words
+    word = np.repeat(n_before, table.n_tokens)[token_rows] + table.token_rank[token_rows]
     if matching_rows.merge == "first":
         word, first = np.unique(word, return_index=True)
         token_rows = token_rows[first]
     sums = np.stack([np.bincount(word, head_dropped[token_rows], len(plan.n_rows)) for head_dropped in dropped])
-    return (sums / np.maximum(plan.n_rows, 1))[:, rows]
+    return (sums / plan.n_rows)[:, rows]

@@ -198,7 +198,8 @@ class Example:
 
         An integer for `layer` or `head` drops the dimension. Columns are summed over the key word's tokens. Rows are
         averaged over the query word's tokens, or taken from its first token with ``merge="first"``. Special tokens are
-        left out without renormalization.
+        left out without renormalization. Words without a token are neither rows nor columns: the coordinates
+        `query_word` and `key_word` are the indices of the others among all words of the example.
         """
         site_spec = self._site(site)
         maps = self.attention(layer, head, site_spec.name)
@@ -206,7 +207,10 @@ class Example:
         words = merge_example(maps.to_numpy(), query, key, merge)
         dims = (*maps.dims[:-2], "query_word", "key_word")
         map_coords = {name: maps.coords[name] for name in ("layer", "head") if name in maps.coords}
-        coords = {**map_coords, "query_word": np.arange(words.shape[-2]), "key_word": np.arange(words.shape[-1])}
+        word_coords = {
+            name: np.flatnonzero(table.word_rank >= 0) for name, table in (("query_word", query), ("key_word", key))
+        }
+        coords = {**map_coords, **word_coords}
         return xr.DataArray(words, coords, dims, "word_attention", {"long_name": "attention between words"})
 
     def query(self, layer: AxisSelection = None, head: AxisSelection = None, site: str | None = None) -> xr.DataArray:

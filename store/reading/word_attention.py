@@ -3,8 +3,9 @@
 Columns are summed over the key word's tokens. Rows are averaged over the query word's tokens, or taken from its first
 token. A word's row therefore sums to 1 minus the mass on special tokens. Special tokens and tokens without a word are
 left out without renormalization. This is the merging of Clark et al. 2019. Their paper uses the mean and their released
-code the first token; this module offers both. The result is flat: the word pairs of an example are row-major (query
-word, key word), and the examples lie one after the other.
+code the first token; this module offers both. A word without a token (cut off, or part of a multi-word token) is neither
+a row nor a column: words are numbered by `TokenTable.word_rank`. The result is flat: the word pairs of an example are
+row-major (query word, key word), and the examples lie one after the other.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class WordPairs:
     row_start: Int64[np.ndarray, "query_token"]
     """Offset of each query token's row of pairs."""
     n_rows: Int64[np.ndarray, "query_word"]
-    """Number of token rows that are averaged for each query word; 0 for a word without tokens."""
+    """Number of token rows that are averaged for each query word, at least 1."""
 
     @cached_property
     def start(self) -> Int64[np.ndarray, "boundary"]:
@@ -63,8 +64,8 @@ class WordPairs:
         return np.repeat(np.arange(len(self.row_length)), self.row_length)
 
     def strongest(self, weights: Float64[np.ndarray, "word_pair"]) -> Int64[np.ndarray, "query_word"]:
-        """Return the key word with the largest weight of each row, the first of equal ones; 0 without key words."""
-        result = np.zeros(len(self.begin), np.int64)
+        """Return the key word with the largest weight of each row, the first of equal ones; -1 if every weight is 0."""
+        result = np.full(len(self.begin), -1, np.int64)
         if not len(weights):
             return result
         rows = np.flatnonzero(self.row_length)
@@ -73,11 +74,11 @@ class WordPairs:
         maxima = np.flatnonzero(weights == largest[self.row_of_pair])
         row = self.row_of_pair[maxima]
         first = maxima[np.concatenate([[True], row[1:] != row[:-1]])]
-        result[rows] = first - self.begin[rows]
+        result[rows] = np.where(largest[rows] > 0, first - self.begin[rows], -1)
         return result
 
     def merge(self, attention: Num[np.ndarray, "head pair"]) -> Float64[np.ndarray, "head word_pair"]:
-        """Merge decoded token pairs to word-to-word attention. Rows of a word without tokens are 0.
+        """Merge decoded token pairs to word-to-word attention.
 
         Weights are summed first, then divided once. In float64 the sum is exact for all codecs of 8 and 16 bits.
         """
@@ -85,7 +86,7 @@ class WordPairs:
         for row, weights in zip(merged, attention, strict=True):
             row[:] = np.bincount(self.cell, weights[self.pair], merged.shape[1])
         if self.n_rows.max(initial=1) > 1:
-            merged /= np.repeat(np.maximum(self.n_rows, 1), self.row_length)
+            merged /= np.repeat(self.n_rows, self.row_length)
         return merged
 
 
@@ -104,21 +105,21 @@ def word_pairs(
     """
     if merge not in get_args(Merge):
         raise ConfigError(f"merge is {merge!r}; expected 'mean' (average the word's rows) or 'first' (its first token)")
-    n_query_words, n_key_words = (np.diff(table.word_offset).astype(np.int64) for table in (query, key))
+    n_query_words, n_key_words = query.n_words, key.n_words
     example = np.repeat(np.arange(query.n_examples), query.n_tokens)
     n_keys = (query.position + 1 if causal else key.n_tokens[example]).astype(np.int64)
     row_start = np.cumsum(n_keys) - n_keys
     first_cell = np.cumsum(n_query_words * n_key_words) - n_query_words * n_key_words
-    word, key_word_of_token = query.word.astype(np.int64), np.where(key.word_row >= 0, key.word, -1).astype(np.int64)
-    rows = np.flatnonzero(query.word_row >= 0)
+    rows = np.flatnonzero(query.token_rank >= 0)
     if merge == "first":
         rows = rows[np.unique(query.word_row[rows], return_index=True)[1]]
-    n_rows = np.bincount(query.word_row[rows], minlength=int(query.word_offset[-1]))
-    row_cell = first_cell[example] + word * n_key_words[example]
+    first_word = np.cumsum(n_query_words) - n_query_words
+    n_rows = np.bincount((first_word[example] + query.token_rank)[rows], minlength=int(n_query_words.sum()))
+    row_cell = first_cell[example] + query.token_rank * n_key_words[example]
     length = n_keys[rows]
     row = np.repeat(rows, length)
     key_pos = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
-    key_word = key_word_of_token[key.token_offset[:-1][example[row]] + key_pos]
+    key_word = key.token_rank[key.token_offset[:-1][example[row]] + key_pos]
     counts = (key_word >= 0) & (key_pos > 0) if sink_free else key_word >= 0
     row, key_pos, key_word = row[counts], key_pos[counts], key_word[counts]
     return WordPairs(n_query_words, n_key_words, row_start[row] + key_pos, row_cell[row] + key_word, row_start, n_rows)

@@ -13,11 +13,13 @@ from enum import IntFlag
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64, Num, UInt8
+from jaxtyping import Bool, Int, Int32, Int64, Num, UInt8
 
 from ..errors import FormatError
 
 MISSING = -1
+POINTER_COLUMNS = ("head", "antecedent")
+"""Word columns that hold the index of another word of the example; -1 for none."""
 
 
 class TokenFlag(IntFlag):
@@ -27,6 +29,7 @@ class TokenFlag(IntFlag):
     SECOND = 2  # belongs to the second text of a pair
     CONTINUATION = 4  # not the first token of its word
     GENERATED = 8  # written by the model
+    CUT = 16  # the text goes on after the token and was cut off
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class TokenTable:
     flagged `SECOND`. Special tokens have an empty span and word -1. `columns` always holds `text` (the text of the
     span; the piece for special tokens) and `piece` (the tokenizer's spelling: ``##ing``, ``Ġthe``). `word` is the index
     of the word within the example. `word_columns` holds the annotations of the corpus. A column `head` is the index
-    within the example of the governor's word, -1 for the root.
+    within the example of the governor's word, -1 for the root. The indices count all words, with and without a token.
     """
 
     token_offset: Int64[np.ndarray, "boundary"]
@@ -153,6 +156,49 @@ class TokenTable:
                 f"{np.repeat(n_words, self.n_tokens)[token]} words; expected a smaller number. Verify the store."
             )
         return np.where(word >= 0, np.repeat(first, self.n_tokens) + word, -1)
+
+    @cached_property
+    def word_rank(self) -> Int64[np.ndarray, "word"]:
+        """Index of each word among the words of its example that have a token; -1 for a word without a token.
+
+        Measures between words count only words with a token: neither a row nor a column belongs to the others.
+
+        Raises
+        ------
+        FormatError
+            As for `word_row`.
+        """
+        has_token = self._has_token
+        n_before = np.concatenate([np.zeros(1, np.int64), np.cumsum(has_token)])
+        first = np.repeat(n_before[self.word_offset[:-1]], np.diff(self.word_offset))
+        return np.where(has_token, n_before[:-1] - first, -1)
+
+    @cached_property
+    def n_words(self) -> Int64[np.ndarray, "example"]:
+        """Number of words of each example that have a token."""
+        n_before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._has_token)])
+        return np.diff(n_before[self.word_offset])
+
+    @cached_property
+    def token_rank(self) -> Int64[np.ndarray, "token"]:
+        """Value of `word_rank` of each token's word; -1 for a token without a word."""
+        return np.append(self.word_rank, -1)[self.word_row]
+
+    @cached_property
+    def word_second(self) -> Bool[np.ndarray, "word"]:
+        """True for words of the second text of a pair. A word without a token is in the text of the word before it."""
+        first = np.repeat(self.word_offset[:-1], np.diff(self.word_offset))
+        source = np.maximum.accumulate(np.where(self._has_token, np.arange(len(first)), first))
+        second = np.zeros(len(first), bool)
+        tokens = np.flatnonzero(self.word_row >= 0)
+        second[self.word_row[tokens]] = self.second[tokens]
+        return second[source]
+
+    @cached_property
+    def _has_token(self) -> Bool[np.ndarray, "word"]:
+        has_token = np.zeros(int(self.word_offset[-1]), bool)
+        has_token[self.word_row[self.word_row >= 0]] = True
+        return has_token
 
     @property
     def special(self) -> np.ndarray:

@@ -35,7 +35,7 @@ class CorpusTokens:
     ids: Int64[np.ndarray, "distinct"]
     counts: Int64[np.ndarray, "distinct"]
     tags: tuple[str, ...] = ()
-    """Every part of speech that occurs."""
+    """Every part of speech of a word with a token."""
 
     @staticmethod
     def of(store: Snapshot, site: Site) -> CorpusTokens:
@@ -43,11 +43,14 @@ class CorpusTokens:
         ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
         tags: set[str] = set()
         for segment in store.segments:
-            segment_ids, segment_counts = np.unique(segment.tokens(site.key_sequence).id, return_counts=True)
+            table = segment.tokens(site.key_sequence)
+            segment_ids, segment_counts = np.unique(table.id, return_counts=True)
             ids, index = np.unique(np.concatenate([ids, segment_ids]), return_inverse=True)
             counts = np.bincount(index, np.concatenate([counts, segment_counts])).astype(np.int64)
-            upos = segment.tokens(site.key_sequence).word_columns.get("upos")
-            tags.update(upos.values or () if upos is not None else ())
+            upos = table.word_columns.get("upos")
+            if upos is not None and upos.values is not None:
+                codes = np.unique(upos.data[table.word_rank >= 0])
+                tags.update(upos.values[code] for code in codes[codes >= 0].tolist())
         return CorpusTokens(site_vocabulary(store, site), ids.astype(np.int64), counts, tuple(sorted(tags)))
 
     def count_of(self, ids: np.ndarray) -> Int64[np.ndarray, "token"]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,18 +181,20 @@ def write_store(
     ids: list[str] | None = None,
     genres: list[str] | None = None,
     targets: list[str] | None = None,
+    table_of: Callable[[list[str], list[str | None]], TokenTable] = token_table,
+    left_out: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Write a store of `n_segments` segments. If `planned` is larger the job is unfinished.
 
     `rows`, `second`, `ids` and `genres` replace the default texts, ids and annotations. With `targets` the store is
-    that of an encoder–decoder.
+    that of an encoder–decoder. `table_of` makes the tokens of texts; `left_out` is what the job left out.
     """
     n_examples = len(rows) if rows else n_examples
     spec = TraceSpec(
         sites=(SITE, DECODER, CROSS) if targets else (SITE,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES
     )
     writer = StoreWriter.create(
-        path, spec=spec, provenance={"model": {"name": "tiny-<b>random</b>"}, "corpus": {"name": "hostile"}},
+        path, spec=spec, provenance={"model": {"name": "tiny-<b>random</b>"}, "corpus": {"name": "hostile"}, "left_out": [*left_out]},
         n_examples_planned=n_examples, n_segments_planned=planned or n_segments, threads=1,
     )  # fmt: skip
     rng, rows, pairs = np.random.default_rng(7), rows or texts(n_examples), second or [None] * n_examples
@@ -204,7 +207,7 @@ def write_store(
             ids[start:stop] if ids else [f"ex-{i:03d}" if i else "id <b>0</b> \u202e" for i in range(start, stop)],
             first_texts, second_texts, target_texts,
             {"genre": Column.of_text(genres[start:stop] if genres else ["mail" if i % 3 else "<i>news</i>" for i in range(start, stop)])},
-            {"source": token_table(first_texts, second_texts)} | ({"target": token_table(targets[start:stop])} if targets else {}),
+            {"source": table_of(first_texts, second_texts)} | ({"target": token_table(targets[start:stop])} if targets else {}),
         )  # fmt: skip
         writer.write(index, start, tables, segment_arrays(spec, tables, rng))
     return path

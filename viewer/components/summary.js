@@ -4,6 +4,7 @@ import { component } from "../_js/shell.js";
 
 const CSS = `
 .sum { display: flex; align-items: center; gap: 18px; height: 34px; padding: 0 12px; border-radius: 8px; background: var(--surface); border: 1px solid var(--line); font-size: 12px; color: var(--ink-2); white-space: nowrap; overflow: hidden }
+.sum span { flex: none } .sum .right { flex: 0 1 auto; overflow: hidden; text-overflow: ellipsis }
 .sum b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums }
 `;
 
@@ -13,6 +14,6 @@ export function render({model, el: host}) {
     const bar = el("div.sum", {role: "status"});
     ui.root.append(bar);
     return frame => bar.replaceChildren(...(frame.stale ? [el("span.tag", null, frame.stale)] : []), ...(frame.partial ? [el("span.tag.warn", {"data-partial": "1"}, frame.partial)] : []),
-      ...frame.figures.map(([figure, words]) => el("span", null, el("b", null, figure), ` ${words}`)), el("span.grow"), ...frame.right.map(text => el("span", null, text)));
+      ...frame.figures.map(([figure, words]) => el("span", null, el("b", null, figure), ` ${words}`)), el("span.grow"), ...frame.right.map(text => el("span.right", {title: text}, text)));
   });
 }

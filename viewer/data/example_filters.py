@@ -65,14 +65,15 @@ def pair_groups(numbers: Int64[np.ndarray, "example"], column: Column) -> dict[o
 
 
 def frequent_values(store: Store, sequence: str) -> dict[str, list[tuple[str, int]]]:
-    """Return the most frequent values of each text annotation of words, as (visible text, count)."""
+    """Return the most frequent values of each text annotation of words with tokens, as (visible text, count)."""
     counts: dict[str, Counter[str]] = {}
     for segment in store.segments:
-        columns = segment.tokens(sequence).word_columns
-        for field, name in word_field_names(columns).items():
-            column = columns[name]
+        table = segment.tokens(sequence)
+        for field, name in word_field_names(table.word_columns).items():
+            column = table.word_columns[name]
             if column.values is not None:
-                numbers = np.bincount(column.data[column.data >= 0], minlength=len(column.values))
+                codes = column.data[(column.data >= 0) & (table.word_rank >= 0)]
+                numbers = np.bincount(codes, minlength=len(column.values))
                 counter = counts.setdefault(field, Counter())
                 counter.update(dict(zip(column.values, numbers.tolist(), strict=True)))
     return {field: [(visible(v), n) for v, n in counter.most_common(MAX_VALUES)] for field, counter in counts.items()}

@@ -102,7 +102,7 @@ class KeyWeights:
             return ReadPlan("", lambda check: unit_row(reader, side, tokens, units, check), cost <= AT_ONCE_BYTES)
         order = self.pin.order(others, hide_special=hide_special)
         best, position = (int(order[0]) if len(order) else -1), self.pin.position
-        is_token = all(len(unit.of_token) == len(unit.frame["labels"]) for unit in units)
+        is_token = all(unit.are_tokens for unit in units)
         if best < 0 or not is_token or (cost := reader.row_cost("q", best)) > READ_BYTES:
             return None
 
@@ -125,7 +125,7 @@ def unit_row(
         total = total / np.float32(len(tokens))
     n_layers, n_heads, n_other = total.shape  # type: ignore[misc]  (a unit has one token or more)
     others = units[side == "q"]
-    if len(others.of_token) == len(others.frame["labels"]) and (others.of_token >= 0).all():
+    if others.are_tokens:
         return total
     return merge_row(total.reshape(-1, n_other), side, others).reshape(n_layers, n_heads, -1)
 

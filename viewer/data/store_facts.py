@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any, TypedDict
 
+from headatlas.store.files.manifest import left_out_of
 from headatlas.store.schema.traces import TraceSpec
 
 from ..theme.token_labels import visible
@@ -43,6 +44,8 @@ def facts_frame(data: DataSource) -> FactsFrame:
         [size_text(store.bytes_on_disk), "Size on disk"],
         [error_bound(store.spec), "Codec error"],
     ]
+    if left_out := left_out_of(store.manifest):
+        facts.append(["; ".join(visible(str(omission)) for omission in left_out), "Left out"])
     planned = store.manifest.n_segments_planned
     tag = ["complete", "accent"] if store.is_complete else [f"{len(store.segments)} of {planned} segments", "warn"]
     return {"facts": facts, "tag": tag}

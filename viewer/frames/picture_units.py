@@ -2,7 +2,7 @@
 
 Attention between words or sentences is computed by the store (`store/reading/word_attention.py`): columns are summed
 over the tokens of the key unit, rows are averaged over the tokens of the query unit. Tokens that belong to no word
-(special tokens) are left out without renormalising.
+(special tokens) are left out without renormalising. Words without a token are no units.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ class Units:
 
     @property
     def first_token(self) -> Int64[np.ndarray, "unit"]:
-        """First token of each unit; 0 for a unit without tokens."""
-        n = len(self.frame["labels"])
-        first = np.zeros(n, np.int64)
+        """First token of each unit."""
+        first = np.zeros(len(self.frame["labels"]), np.int64)
         tokens = np.flatnonzero(self.of_token >= 0)[::-1]
         first[self.of_token[tokens]] = tokens
         return first
+
+    @property
+    def are_tokens(self) -> bool:
+        """True if every token is a unit."""
+        return np.array_equal(self.of_token, np.arange(len(self.frame["labels"])))
 
     @property
     def second(self) -> int | None:
@@ -80,9 +84,14 @@ def units_of(example: Example, sequence: str, kind: UnitKind) -> Units:
         return Units(table_frame(tokens), np.arange(len(tokens), dtype=np.int64), tokens)
     texts = (example.target_text or "", "") if sequence == "target" else (example.text, example.text_pair or "")
     words = _words(tokens, texts)
-    of_word, labels = (np.arange(len(words)), [w for w, _ in words]) if kind == "word" else _sentences(words)
-    word = tokens.word.astype(np.int64)
-    of_token = np.where(word >= 0, np.append(of_word, -1)[word], -1).astype(np.int64)
+    of_word = np.arange(len(words)) if kind == "word" else _sentences(words)
+    has_token = tokens.word_rank >= 0
+    numbers, unit = np.unique(of_word[has_token], return_inverse=True)
+    parts: list[list[str]] = [[] for _ in numbers]
+    for index, row in zip(unit.tolist(), np.flatnonzero(has_token).tolist(), strict=True):
+        parts[index].append(words[row][0])
+    labels = [" ".join(filter(None, part)).strip() for part in parts]
+    of_token = np.append(unit, -1)[tokens.token_rank].astype(np.int64)
     frame = tokens_frame([label(_short(text)) for text in labels], None, labels)
     bounds = np.array([0, len(labels)], np.int64)
     return Units(frame, of_token, replace(tokens, word=of_token.astype(np.int32), word_offset=bounds))
@@ -92,34 +101,28 @@ def merged(
     maps: Float[np.ndarray, "n_heads query_pos key_pos"], query: Units, key: Units
 ) -> Float32[np.ndarray, "n_heads query_unit key_unit"]:
     """Merge attention between tokens to attention between units."""
-    if all(np.array_equal(side.of_token, np.arange(n)) for side, n in zip((query, key), maps.shape[1:], strict=True)):
+    if query.are_tokens and key.are_tokens:
         return np.asarray(maps, np.float32)
     return merge_example(maps, query.table, key.table).astype(np.float32)
 
 
 def _words(tokens: TokenTable, texts: tuple[str, str]) -> list[tuple[str, bool]]:
     """Return (text, is_second) for each word; `is_second` is True for words of the second text."""
-    n = len(tokens.word_char_start)
-    second = np.zeros(n, bool)
-    inside = tokens.word >= 0
-    second[tokens.word[inside]] = tokens.second[inside]
-    spans = zip(tokens.word_char_start.tolist(), tokens.word_char_end.tolist(), second.tolist(), strict=True)
+    second = tokens.word_second.tolist()
+    spans = zip(tokens.word_char_start.tolist(), tokens.word_char_end.tolist(), second, strict=True)
     return [(texts[side][start:stop], side) for start, stop, side in spans]
 
 
-def _sentences(words: list[tuple[str, bool]]) -> tuple[Int64[np.ndarray, "word"], list[str]]:
-    """Return the sentence of each word, and the sentences. A sentence ends at its end mark or at the end of its text."""
+def _sentences(words: list[tuple[str, bool]]) -> Int64[np.ndarray, "word"]:
+    """Return the sentence of each word. A sentence ends at its end mark or at the end of its text."""
     of_word, sentence = np.zeros(len(words), np.int64), -1
-    parts: list[list[str]] = []
     is_first, side = True, False
     for index, (text, second) in enumerate(words):
         if is_first or second != side:
             sentence, side = sentence + 1, second
-            parts.append([])
-        parts[sentence].append(text)
         of_word[index] = sentence
         is_first = bool(_END.search(text))
-    return of_word, [" ".join(filter(None, texts)).strip() for texts in parts]
+    return of_word
 
 
 def _short(text: str) -> str:

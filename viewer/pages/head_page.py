@@ -148,7 +148,7 @@ class HeadViewPage(ExampleView):
         n_drawn = min(n_queries, MAX_WINDOW) * min(n_keys, MAX_WINDOW)
         self._max_heads = max(1, MAX_DRAWN // max(1, n_drawn))
         n_heads, n_pairs = len(self.heads), n_queries * n_keys
-        is_token = all(len(side.of_token) == len(side.frame["labels"]) for side in units)
+        is_token = all(side.are_tokens for side in units)
         if n_heads * n_pairs <= MAX_WHOLE and (is_token or n_pairs <= MAX_MERGED):
             whole = tuple(slice(0, len(side.frame["labels"])) for side in units)
             return Part(units, whole), self._window(sentence_range)  # type: ignore[arg-type]

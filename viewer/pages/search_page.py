@@ -324,7 +324,7 @@ def summary_frame(result: SearchResult, data: DataSource, seconds: float, stale:
         "partial": ""
         if result.is_complete
         else f"stopped after {result.n_examples_searched:,} of {data.n_examples:,} examples",
-        "right": [f"from {source(data, result)}", duration],
+        "right": [*map(visible, result.notes), f"from {source(data, result)}", duration],
         "stale": "of the last valid pattern" if stale else "",
     }
 

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import panel as pn
 
+from headatlas.store.schema.token_table import TokenFlag, TokenTable
+from headatlas.store.schema.words_without_tokens import CUT, NO_TOKEN, words_left_out
+
 from ..components.background import Check, Newest
 from ..components.bars import Tabs, TabsFrame, ViewLink
 from ..components.tokentext import TokenText
@@ -147,4 +150,18 @@ def text_frame(data: Any, number: int, site_name: str) -> TextFrame:
         ]
     tags = [visible(str(value)) for value in example.columns.values() if isinstance(value, str)][:MAX_TAGS]
     n_tokens = len(example.tokens(site.query_sequence))
-    return {"lines": lines, "tags": [*tags, f"{n_tokens} tokens"]}
+    sequences = dict.fromkeys((site.query_sequence, site.key_sequence))
+    tables = [example.tokens(sequence) for sequence in sequences]
+    left_out = [tag for table in tables for tag in _left_out_tags(table)]
+    return {"lines": lines, "tags": [*tags, f"{n_tokens} tokens", *left_out]}
+
+
+def _left_out_tags(table: TokenTable) -> list[str]:
+    """Return what a text has that its tokens do not: words behind a cut, and words without a token."""
+    counts = {row.reason: row.n for row in words_left_out([table])}
+    tags = []
+    if (table.flags & TokenFlag.CUT).any():
+        tags.append(f"text cut: {counts.get(CUT, 0):,} words lost")
+    if n := counts.get(NO_TOKEN, 0):
+        tags.append(f"{n:,} word{'s' if n > 1 else ''} without a token")
+    return tags

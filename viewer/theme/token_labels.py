@@ -8,8 +8,13 @@ is lost and none has an effect on the page.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
 
 from headatlas.store.schema.token_table import TokenFlag, TokenTable
+
+from .token_pieces import read_pieces
 
 _NAMES = {
     0x00: "NUL", 0x07: "BEL", 0x08: "BS", 0x0B: "VT", 0x0C: "FF", 0x0D: "CR", 0x1B: "ESC", 0x7F: "DEL", 0x85: "NEL",
@@ -59,10 +64,26 @@ def label(text: str, *, special: bool = False, continuation: bool = False) -> st
     return ("+" if continuation else "") + visible(stripped)
 
 
-def token_labels(tokens: TokenTable, positions: slice = slice(None)) -> list[str]:
-    """Return the labels of the rows of a token table, or of a slice of them."""
-    flags, texts = tokens.flags[positions], tokens.columns["text"][positions].to_list()
+def piece_labels(pieces: Sequence[str], special: Sequence[bool]) -> list[str]:
+    r"""Return the labels of a tokenizer's pieces.
+
+    >>> piece_labels(["<s>", "ĠcafÃ", "©", "Ġun", "do"], [True, False, False, False, False])
+    ['‹s›', 'café', '+é', 'un', '+do']
+    """
+    texts = read_pieces(pieces, special)
     return [
+        label(text, special=is_special, continuation=continues)
+        for (text, continues), is_special in zip(texts, special, strict=True)
+    ]
+
+
+def token_labels(tokens: TokenTable, positions: slice = slice(None)) -> list[str]:
+    """Return the labels of the rows of a token table, or of a slice of them.
+
+    A token without characters, such as one of a tokenizer that knows no spans, is labelled by its piece.
+    """
+    flags, texts = tokens.flags[positions], tokens.columns["text"][positions].to_list()
+    labels = [
         label(
             text if isinstance(text, str) else "",
             special=bool(flag & TokenFlag.SPECIAL),
@@ -70,6 +91,13 @@ def token_labels(tokens: TokenTable, positions: slice = slice(None)) -> list[str
         )
         for text, flag in zip(texts, flags.tolist(), strict=True)
     ]
+    special = tokens.special[positions]
+    without_text = np.flatnonzero(~special & (tokens.char_end == tokens.char_start)[positions]).tolist()
+    if without_text:
+        of_pieces = piece_labels(tokens.piece[positions], special.tolist())
+        for index in without_text:
+            labels[index] = of_pieces[index]
+    return labels
 
 
 def running_text(
@@ -77,9 +105,12 @@ def running_text(
 ) -> list[tuple[str, int]]:
     """Split the text of one example into (characters, token index) in reading order, -1 for text between tokens.
 
-    If tokens share characters (byte pieces of one letter) the first of them shows these; the others show ``·``. `span`
-    selects the tokens of a part of the text.
+    If tokens share characters (byte pieces of one letter) the first of them shows these; the others show ``·``. If no
+    token has characters, the text is made of the pieces, with spaces between them. `span` selects the tokens of a part of the text.
     """
+    if not (tokens.char_end > tokens.char_start).any():
+        labels = zip(token_labels(tokens, span), range(*span.indices(len(tokens))), strict=True)
+        return [part for text, index in labels for part in ((text, index), (" ", -1))]
     first = span.indices(len(tokens))[0]
     is_second, is_special = tokens.second, tokens.special
     end = [

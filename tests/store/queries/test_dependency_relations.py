@@ -68,7 +68,7 @@ def slow_atlas(examples, merge, subtypes=False):
                 relation = label if subtypes else label.split(":")[0]
                 for direction, row in zip(DIRECTIONS, (words[i], words[:, i]), strict=True):
                     count = n_right.setdefault((relation, layer, head, direction), [0, 0])
-                    count[0] += list(row).index(max(row)) == gold
+                    count[0] += max(row) > 0 and list(row).index(max(row)) == gold  # a row of zeros names no word
                     count[1] += 1
                 if layer == head == 0:
                     chance.setdefault(relation, []).append(1 / (n_words - 1))

@@ -14,7 +14,9 @@ def blocks(repository, label):
 
 def test_every_call_of_bertviz_has_one_of_headatlas_beside_it(repository):
     n_pairs = len(blocks(repository, "BertViz"))
-    assert len(blocks(repository, "headatlas")) == n_pairs + 1  # one more, for models that run with SDPA
+    assert (
+        len(blocks(repository, "headatlas")) == n_pairs + 2
+    )  # two more: generated text, and models that run with SDPA
 
 
 def test_the_calls_run(repository, minilm_dir, tmp_path, monkeypatch):

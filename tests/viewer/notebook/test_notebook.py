@@ -151,3 +151,21 @@ def test_the_views_import_neither_panel_nor_a_model_library():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (process.stdout.strip(), process.returncode) == ("[]", 0), process.stderr
+
+
+@pytest.mark.parametrize(
+    ("tokens", "labels"),
+    [
+        (["cafÃ", "©", "Ġä", "½", "ł", "å¥½"], ["café", "+é", "你", "+你", "+你", "+好"]),
+        (["caf", "Ã©"], ["caf", "é"]),
+        (["Ġok", "ð", "Ł"], ["ok", "‹0xF0›", "‹0x9F›"]),  # the generation ended inside a character
+        (["<s>", "▁", "<0xE4>", "<0xBD>", "<0xA0>", "▁the"], ["‹s›", "␣", "你", "+你", "+你", "the"]),
+        (["hel@@", "lo", "you"], ["hel", "+lo", "you"]),
+        (["un", "do</w>", "it</w>"], ["un", "+do", "it"]),
+        (["są", "##ę", "é", "č"], ["są", "+ę", "é", "č"]),  # letters, not bytes
+    ],
+)
+def test_pieces_are_labelled_as_people_read_them(tokens, labels):
+    side = read_tokens(tokens)
+    assert side["labels"] == labels
+    assert not any(mark in piece for piece in side["pieces"] for mark in "Ã½ðŁ")

@@ -68,3 +68,14 @@ def test_running_text_reads_as_the_text():
 def test_running_text_of_a_pair_and_of_byte_pieces():
     table = make_table([(0, 2), (0, 1), (0, 1)], [0, 0, 0], ["ab", "é", "é"], second=[0, 1, 1])
     assert running_text(table, "ab", "é") == [("ab", 0), ("é", 1), ("·", 2)]
+
+
+def test_tokens_without_characters_are_labelled_by_their_pieces():
+    """A tokenizer without spans: byte-level pieces are read as text, and the running text is made of them."""
+    pieces = ["<s>", "ĠcafÃ", "©", "Ġä", "½", "ł"]
+    table = make_table([(0, 0)] * 6, [True] + [False] * 5, pieces)
+    assert token_labels(table) == ["‹s›", "café", "+é", "你", "+你", "+你"]
+    assert token_labels(table, slice(1, 3)) == ["café", "+é"]
+    assert running_text(table, "café 你")[:4] == [("‹s›", 0), (" ", -1), ("café", 1), (" ", -1)]
+    sign = make_table([(0, 0), (0, 4)], [False, False], ["▁", "café"])
+    assert token_labels(sign) == ["␣", "café"]
