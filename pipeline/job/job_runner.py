@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,7 @@ from headatlas.store.files.drafts import check_free_space
 from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped, left_out_of
 from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.omissions import Omissions
-from headatlas.store.schema.text_tables import SegmentTables
-from headatlas.store.schema.traces import SequenceName
+from headatlas.store.writing.extension import extend_store
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
 from ..calls.segment_buffers import BufferPool, SegmentBuffers
@@ -40,6 +38,7 @@ from ..progress import (
     CheckPassed,
     ExampleSkipped,
     JobDone,
+    JobReport,
     JobStarted,
     Listener,
     SegmentDone,
@@ -50,30 +49,14 @@ from ..progress import (
 from ..reduce import kernel
 from ..reduce.reduction import Reduction, choose_reduction
 from ..reduce.torch_reduction import TorchReduction
-from ..tokens.batch_plan import SegmentSpec, plan_batches
+from ..tokens.batch_plan import WHOLE, SegmentSpec, Share, plan_batches
 from ..tokens.model_inputs import ModelInputs
-from ..tokens.segment_tables import build_example_columns, build_token_table
+from ..tokens.segment_tables import segment_tables
 from .deferred_statistics import add_deferred
 from .out_of_memory import is_out_of_memory, release_memory
 from .prepared_job import Job, count_tokens, prepare_job
 from .repair import find_repairs
 from .resources import expected_bytes
-
-
-@dataclass(frozen=True)
-class JobReport:
-    """Summary of a finished job."""
-
-    store: str
-    n_examples: int
-    n_segments: int
-    n_segments_written: int
-    n_skipped: int
-    n_quarantined: int
-    n_bytes: int
-    seconds: float
-    left_out: list[dict[str, Any]]
-    """What the corpus or the model holds and the store does not (`headatlas.store.schema.omissions`)."""
 
 
 class UnstorableExamples(Exception):
@@ -92,7 +75,7 @@ class ComputedSegment:
     examples: list[EncodedExample]
     buffers: SegmentBuffers
     skipped: dict[int, str]
-    """Reasons for skipped examples, by index within the corpus."""
+    """Reasons for skipped examples, by number in the store."""
     replaced_entry: SegmentEntry | Dropped | None = None
     """Manifest entry that this segment replaces in a repair; None in a normal run."""
 
@@ -102,9 +85,12 @@ def run_job(
     on_event: Listener = lambda event: None,
     *,
     repair: bool = False,
+    extend: bool = False,
     check_space: bool = True,
 ) -> JobReport:
     """Run or resume a job. With `repair`, damaged and dropped segments are written again too.
+
+    With `extend`, the records of the corpus that an existing store does not hold are added to it.
 
     With `check_space`, the free space of the disk is compared with the expected size before anything is computed.
 
@@ -115,13 +101,21 @@ def run_job(
     HeadAtlasError
         The job cannot run, the model fails the self-check, or the store belongs to another job.
     """
-    return execute_job(prepare_job(config, on_event), on_event, repair=repair, check_space=check_space)
+    job = prepare_job(config, on_event, extend=extend, repair=repair)
+    return execute_job(job, on_event, repair=repair, check_space=check_space)
 
 
 def execute_job(
-    job: Job, on_event: Listener = lambda event: None, *, repair: bool = False, check_space: bool = True
+    job: Job,
+    on_event: Listener = lambda event: None,
+    *,
+    repair: bool = False,
+    check_space: bool = True,
+    share: Share = WHOLE,
 ) -> JobReport:
     """Compute and write the missing segments; with `repair`, also the damaged and dropped ones. See `run_job`.
+
+    Only the segments of `share` are written. All shares together are the whole job.
 
     Raises
     ------
@@ -129,21 +123,30 @@ def execute_job(
         The disk has too little free space, or the system starts no further thread.
     """
     start_time = time.monotonic()
-    writer = StoreWriter.create(
-        job.path,
-        spec=job.spec,
-        provenance=job.provenance,
-        n_examples_planned=len(job.examples),
-        n_segments_planned=len(job.segments),
-        container=job.config.store.container,
-    )
+    if job.is_extension:
+        writer = extend_store(job.path, job.part, spec=job.spec, container=job.config.store.container)
+    else:
+        writer = StoreWriter.create(
+            job.path,
+            spec=job.spec,
+            provenance=job.provenance,
+            n_examples_planned=len(job.examples),
+            n_segments_planned=len(job.segments),
+            container=job.config.store.container,
+        )
     repairs = find_repairs(writer, on_event) if repair else {}
     sound_segments = writer.committed - repairs.keys()
-    pending_segments = [segment for segment in job.segments if segment.index not in sound_segments]
-    n_done = sum(segment.n_examples for segment in job.segments if segment.index in sound_segments)
+    pending_segments = [segment for segment in share.of(job.segments) if segment.index not in sound_segments]
+    stored = [row for row in writer.manifest.segments if row.index in sound_segments]
+    n_stored = sum(row.n_examples for row in stored)
     on_event(
         JobStarted(
-            str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(sound_segments)
+            str(job.path),
+            job.loaded.identity.name,
+            n_stored + sum(segment.n_examples for segment in pending_segments),
+            n_stored,
+            len(stored) + len(pending_segments),
+            len(stored),
         )
     )
     if pending_segments:
@@ -176,11 +179,17 @@ def execute_job(
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - start_time
     left_out = left_out_of(manifest)
-    on_event(JobDone(str(job.path), len(job.examples), n_bytes, seconds, left_out))
+    n_examples = sum(entry.n_examples for entry in manifest.segments)
+    n_segments = len(manifest.segments) + len(manifest.dropped)
+    on_event(
+        JobDone(
+            str(job.path), n_examples, n_bytes, seconds, left_out, n_missing=manifest.n_segments_planned - n_segments
+        )
+    )
     return JobReport(
         str(job.path),
-        len(job.examples),
-        len(job.segments),
+        n_examples,
+        len(manifest.segments),
         len(pending_segments),
         len(manifest.skipped),
         job.n_quarantined,
@@ -216,34 +225,32 @@ def compute_segment(
 ) -> ComputedSegment:
     """Run the model over the examples of one segment.
 
-    `removed` has the examples that a user removed, with the reasons by index within the corpus. Only their ids are kept.
+    `removed` has the examples that a user removed, with the reasons by number in the store. Only their ids are kept.
     """
     examples = list(job.examples[segment.examples])
-    skipped = {
-        i: reason
-        for i, reason in job.skipped.items()
-        if segment.first_example <= i < segment.first_example + segment.n_examples
-    }
-    for index, reason in skipped.items():
-        on_event(ExampleSkipped(index, job.examples[index].example.id, reason))
+    first = segment.first_example
+    numbers = range(first, first + segment.n_examples)
+    skipped = {i + segment.shift: reason for i, reason in job.skipped.items() if i + segment.shift in numbers}
+    for number, reason in skipped.items():
+        on_event(ExampleSkipped(number, examples[number - first].example.id, reason))
     while True:
         try:
-            computed = ComputedSegment(segment, examples, _fill(job, examples, collector, pool, on_event), skipped)
+            buffers = _fill(job, segment, examples, collector, pool, on_event)
+            computed = ComputedSegment(segment, examples, buffers, skipped)
         except UnstorableExamples as error:
             for index, reason in sorted(error.reasons.items()):
-                skipped[segment.first_example + index] = reason
-                on_event(ExampleSkipped(segment.first_example + index, examples[index].example.id, reason))
+                skipped[first + index] = reason
+                on_event(ExampleSkipped(first + index, examples[index].example.id, reason))
                 examples[index] = without_tokens(examples[index].example, examples[index].target is not None)
             on_event(SegmentRestarted(segment.index, len(error.reasons)))
             continue
         newly_removed = {index: reason for index, reason in (removed or {}).items() if index not in skipped}
         if not newly_removed:
             return computed
-        for index in newly_removed:
-            placeholder = CorpusExample(job.examples[index].example.id, "")
-            examples[index - segment.first_example] = without_tokens(
-                placeholder, job.examples[index].target is not None
-            )
+        for number in newly_removed:
+            removed_example = examples[number - first]
+            placeholder = CorpusExample(removed_example.example.id, "")
+            examples[number - first] = without_tokens(placeholder, removed_example.target is not None)
         skipped |= newly_removed
         on_event(SegmentRestarted(segment.index, len(newly_removed)))
 
@@ -263,21 +270,13 @@ def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntr
     return next(entry for entry in manifest.segments if entry.index == index)
 
 
-def segment_tables(encoded: Sequence[EncodedExample], sequences: Sequence[SequenceName]) -> SegmentTables:
-    """Build the tables of a segment: ids, texts, annotations and tokens."""
-    examples = [item.example for item in encoded]
-    return SegmentTables(
-        ids=[example.id for example in examples],
-        texts=[example.text for example in examples],
-        text_pairs=[example.text_pair for example in examples],
-        target_texts=[example.target for example in examples],
-        columns=build_example_columns(examples),
-        tokens={sequence: build_token_table(encoded, sequence) for sequence in sequences},
-    )
-
-
 def _fill(
-    job: Job, examples: list[EncodedExample], collector: TraceCollector, pool: BufferPool, on_event: Listener
+    job: Job,
+    segment: SegmentSpec,
+    examples: list[EncodedExample],
+    collector: TraceCollector,
+    pool: BufferPool,
+    on_event: Listener,
 ) -> SegmentBuffers:
     n_tokens = count_tokens(examples, job.spec)
     try:
@@ -294,7 +293,8 @@ def _fill(
                 reasons = _run_batch(job, examples, part, buffers, collector, forward)
                 if reasons is not None:
                     of_batches.append(reasons)
-                    on_event(BatchDone(len(part), sum(int(counts[i]) for counts in n_tokens.values() for i in part)))
+                    n_batch_tokens = sum(int(counts[i]) for counts in n_tokens.values() for i in part)
+                    on_event(BatchDone(segment.index, len(part), n_batch_tokens))
                 elif len(part) > 1:
                     on_event(BatchHalved(len(part)))
                     queue += [part[len(part) // 2 :], part[: len(part) // 2]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,8 @@ def encode_corpus(
 ) -> tuple[list[EncodedExample], dict[int, str]]:
     """Encode the corpus. Return the examples, and the reasons by index for examples without tokens.
 
+    Prompts are not continued; see `continue_prompts`.
+
     Raises
     ------
     ConfigError
@@ -130,8 +132,6 @@ def encode_corpus(
         without_tokens(corpus.examples[result.index], two_sided) if isinstance(result, Skipped) else result
         for result in encoded
     ]
-    if n_new:
-        _continue_all(options, loaded, examples, skipped, on_event)
     return examples, skipped
 
 
@@ -184,18 +184,18 @@ def _room(options: EncodingOptions, loaded: LoadedModel) -> int:
     return room
 
 
-def _continue_all(
+def continue_prompts(
     options: EncodingOptions,
     loaded: LoadedModel,
     examples: list[EncodedExample],
-    skipped: dict[int, str],
-    on_event: OnEvent,
+    indices: Iterable[int],
+    on_event: OnEvent = lambda event: None,
 ) -> None:
-    """Generate continuations and append them to the prompts; for an encoder–decoder they become the targets."""
+    """Generate continuations of some examples and append them; for an encoder–decoder they become the targets."""
     from ..models.sources import load_configured
     from .generation import continue_example, end_tokens, generate_continuations, with_generated_target
 
-    rows = [i for i in range(len(examples)) if i not in skipped]
+    rows = list(indices)
     on_event(Stage(f"generating {len(rows)} continuations of at most {options.generate.max_new_tokens} tokens"))
     generator = load_configured(options.model, lm_head=True)
     assert generator.tokenizer is not None
