@@ -191,5 +191,6 @@ class Store(Snapshot):
         """
         from .writing.annotate import add_statistic
 
-        add_statistic(self, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace)
+        existing = "replace" if replace else "refuse"
+        add_statistic(self, name, np.asarray(values), site=site, unit=unit, description=description, existing=existing)
         return self.refresh()

@@ -169,6 +169,10 @@ class SegmentIndex:
         """Overlays: annotations and statistics that were added after the capture."""
         return self.manifest.overlays
 
+    def n_covered(self, overlay: str) -> int:
+        """Return the number of examples whose segments have an overlay. Those that were committed later lack it."""
+        return sum(segment.n_examples for segment in self.segments if overlay in segment.overlays)
+
     def statistic_names(self, site: str | None = None) -> tuple[str, ...]:
         """Return the names of all statistics: those of the capture, then those that were added."""
         captured = self.spec.statistics if self.spec.keep.statistics else ()

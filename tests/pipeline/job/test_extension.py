@@ -82,7 +82,12 @@ def test_what_a_corpus_may_change(tiny_job, tmp_path, corpus, lines):
     extend(with_settings(tiny_job, corpus={"max_examples": 15}))
     extend(with_settings(tiny_job, corpus={"skip": 12, "max_examples": 10}))
     store = open_store(path)
-    assert [(row.first_example, row.n_examples) for row in store.manifest.segments] == [(0, 8), (8, 2), (10, 5), (15, 7)]
+    assert [(row.first_example, row.n_examples) for row in store.manifest.segments] == [
+        (0, 8),
+        (8, 2),
+        (10, 5),
+        (15, 7),
+    ]
     assert store.manifest.extensions[1].corpus["options"]["skip"] == 12
     extend(tiny_job)
     store = open_store(path)
@@ -121,7 +126,8 @@ def test_any_other_changed_setting_is_refused_by_name(changes, problem, tiny_job
 @pytest.mark.parametrize("kind", ["text", "annotation", "fewer", "word annotation"])
 def test_a_record_that_changed_is_refused_by_name(kind, tiny_job, tmp_path):
     rows = [
-        {"id": f"s{i}", "text": f"the cat {'sees ' * (i % 3)}the dog", "topic": "animals", "n": i - 1} for i in range(12)
+        {"id": f"s{i}", "text": f"the cat {'sees ' * (i % 3)}the dog", "topic": "animals", "n": i - 1}
+        for i in range(12)
     ]
     path = tmp_path / "rows.jsonl"
 
@@ -144,7 +150,9 @@ def test_a_record_that_changed_is_refused_by_name(kind, tiny_job, tmp_path):
         write(rows[:5])
         assert extend(job).n_segments_written == 0
         return
-    changed[3] |= {"text": {"text": "the dog"}, "annotation": {"topic": "plants"}, "word annotation": {"upos": "VERB"}}[kind]
+    changed[3] |= {"text": {"text": "the dog"}, "annotation": {"topic": "plants"}, "word annotation": {"upos": "VERB"}}[
+        kind
+    ]
     write(changed)
     field = {"text": "text", "annotation": "annotation topic", "word annotation": "word annotation upos"}[kind]
     with pytest.raises(ConfigError, match=rf"record 's3' of {path.name} differs from example 3 .* its {field} changed"):
@@ -219,7 +227,9 @@ if __name__ == "__main__":
 
 
 def killed(job, n_batches):
-    child = subprocess.run([sys.executable, "-c", CHILD, json.dumps(job), str(n_batches)], capture_output=True, check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(job), str(n_batches)], capture_output=True, check=False
+    )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
 
 
@@ -244,7 +254,8 @@ def test_two_writers_extend_at_once(tiny_job, corpus, lines):
     corpus.write_text("\n".join(lines) + "\n")
     program = CHILD.replace("count == last", "False")
     children = [
-        subprocess.Popen([sys.executable, "-c", program, json.dumps(tiny_job), "0"], stderr=subprocess.PIPE) for _ in "ab"
+        subprocess.Popen([sys.executable, "-c", program, json.dumps(tiny_job), "0"], stderr=subprocess.PIPE)
+        for _ in "ab"
     ]
     for child in children:
         _, errors = child.communicate()
@@ -266,7 +277,9 @@ def test_prompts_are_continued_once(tiny_job, folder_of, tmp_path, corpus, lines
     extend(job, events)
     assert "generating 8 continuations" in stages(events)
     store = open_store(job["store"]["path"])
-    assert [text.startswith(prompt) for text, prompt in zip(store.example_texts(), prompts, strict=False)] == [True] * 16
+    assert [text.startswith(prompt) for text, prompt in zip(store.example_texts(), prompts, strict=False)] == [
+        True
+    ] * 16
     assert extend(job).n_segments_written == 0
 
 
