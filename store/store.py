@@ -191,6 +191,5 @@ class Store(Snapshot):
         """
         from .writing.annotate import add_statistic
 
-        existing = "replace" if replace else "refuse"
-        add_statistic(self, name, np.asarray(values), site=site, unit=unit, description=description, existing=existing)
+        add_statistic(self, name, np.asarray(values), site=site, unit=unit, description=description, replace=replace)
         return self.refresh()

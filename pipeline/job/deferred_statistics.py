@@ -1,7 +1,8 @@
 """Statistics of a job that are computed from stored attention after the capture.
 
 The job adds them to the store as overlays, with the code and the results of `headatlas stats`. A job that was
-interrupted before this step adds them when it runs again, and a job that extends the store adds the new values.
+interrupted before this step adds them when it runs again. After an extension they are computed again for all examples,
+because some depend on the whole corpus.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.schema.traces import Site
 from headatlas.store.statistics.definitions import SINK_FREE, VARIABILITY, statistic_of
 from headatlas.store.statistics.measurement import measured_statistics
-from headatlas.store.writing.annotate import add_statistic
 
 from ..config import KeepConfig
-from ..progress import Event, Stage, plural
+from ..progress import Event, Stage
 
 
 def check_deferred(keep: KeepConfig, sites: Sequence[Site]) -> None:
@@ -42,22 +42,18 @@ def check_deferred(keep: KeepConfig, sites: Sequence[Site]) -> None:
 
 
 def add_deferred(path: Path, names: Sequence[str], on_event: Callable[[Event], None]) -> None:
-    """Add the named statistics to the segments of a complete store that do not have them.
+    """Add the named statistics to a complete store, except those that all of its segments have.
 
     All are computed for one snapshot, and belong to the examples of that snapshot.
     """
     store = open_store(path)
     if not store.is_complete:
         return
-    names_by_segments: dict[frozenset[int], list[str]] = {}
-    for name in names:
-        covered = frozenset(segment.index for segment in store.segments if name in segment.overlays)
-        if len(covered) < len(store.segments):
-            names_by_segments.setdefault(covered, []).append(name)
-    for covered, missing in names_by_segments.items():
-        lacking = store.without(covered)
-        on_event(Stage(f"computing {', '.join(missing)} of {plural(lacking.n_examples, 'example')} from stored traces"))
-        for name, statistic in measured_statistics(lacking, missing, cache=False).items():
-            definition = None if name.removesuffix(SINK_FREE) == VARIABILITY else statistic_of(name)
-            unit, description = (definition.unit, definition.description) if definition else ("", "")
-            add_statistic(lacking, name, statistic.values, unit=unit, description=description, existing="complete")
+    missing = [name for name in names if store.n_covered(name) < store.n_examples]
+    if not missing:
+        return
+    on_event(Stage(f"computing {', '.join(missing)} from stored traces"))
+    for name, statistic in measured_statistics(store, missing, cache=False).items():
+        definition = None if name.removesuffix(SINK_FREE) == VARIABILITY else statistic_of(name)
+        unit, description = (definition.unit, definition.description) if definition else ("", "")
+        store.add_statistic(name, statistic.values, unit=unit, description=description, replace=True)

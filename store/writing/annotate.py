@@ -54,7 +54,7 @@ def annotate_store(
         if segment.index in rows:
             column = _column(segment, overlay, rows[segment.index], value_type)
             contents.append((segment.entry, {name: column_overlay(overlay, column)}))
-    return _commit(store, overlay, contents, "replace" if replace else "refuse")
+    return _commit(store, overlay, contents, replace)
 
 
 def add_statistic(
@@ -65,9 +65,9 @@ def add_statistic(
     site: str | None = None,
     unit: str = "",
     description: str = "",
-    existing: Literal["refuse", "replace", "complete"] = "refuse",
+    replace: bool = False,
 ) -> Snapshot:
-    """Add a statistic of the examples of a snapshot; see `Store.add_statistic`, and `commit_overlays` for `existing`."""
+    """Add a statistic of the examples of a snapshot; see `Store.add_statistic`."""
     site_spec = store.site(site)
     expected = (site_spec.n_layers, site_spec.n_heads, store.n_examples)
     if values.shape != expected or values.dtype.kind not in "fiub":
@@ -75,7 +75,7 @@ def add_statistic(
             f"{name!r} is {values.dtype} {values.shape}; expected numbers {expected}, layer, head and example, in the "
             "order of store.example_numbers()."
         )
-    overlay = _new_overlay(store, name, "statistic", site_spec.name, existing != "refuse")
+    overlay = _new_overlay(store, name, "statistic", site_spec.name, replace)
     overlay = overlay.model_copy(update={"unit": unit, "description": description})
     contents, start = [], 0
     for segment in store.segments:
@@ -83,7 +83,7 @@ def add_statistic(
         segment_values[:, :, sorted(_skipped_rows(store, segment))] = np.nan
         contents.append((segment.entry, {name: statistic_overlay(overlay, segment_values)}))
         start += segment.n_examples
-    return _commit(store, overlay, contents, existing)
+    return _commit(store, overlay, contents, replace)
 
 
 def remove_annotation(path: str | os.PathLike[str], name: str) -> Snapshot:
@@ -211,13 +211,10 @@ def _column(
 
 
 def _commit(
-    store: Snapshot,
-    overlay: Overlay,
-    contents: Iterable[tuple[SegmentEntry, OverlayContents]],
-    existing: Literal["refuse", "replace", "complete"],
+    store: Snapshot, overlay: Overlay, contents: Iterable[tuple[SegmentEntry, OverlayContents]], replace: bool
 ) -> Snapshot:
     with located(store.location):
-        commit_overlays(_writer(store.path, store.segments), [overlay], contents, existing)
+        commit_overlays(_writer(store.path, store.segments), [overlay], contents, "replace" if replace else "refuse")
     return store.refresh()
 
 

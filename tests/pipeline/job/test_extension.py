@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from headatlas.pipeline.job.job_runner import run_job
 from headatlas.pipeline.progress import JobStarted, Stage
 from headatlas.store.errors import ConfigError
 from headatlas.store.store import open_store
+from headatlas.store.writing.convert import convert_store
 from headatlas.store.writing.drop import drop_from_store
+from headatlas.store.writing.merge import merge_stores
 from headatlas.store.writing.verification import verify_store
 
 
@@ -301,3 +304,67 @@ def test_repair_and_drop(tiny_job, corpus, lines):
     assert verify_store(path, full=True).is_sound
     assert store.example_texts() == lines
     assert [row.sha256 for row in store.manifest.segments[:4]] == digests
+
+
+def test_columns_cover_what_was_stored_when_they_were_added(tiny_job, corpus, lines):
+    """An annotation lacks the new examples, and a search says so. A statistic of the job covers them."""
+    job = with_settings(tiny_job, keep={"statistics": ["entropy", "induction"]})
+    path = job["store"]["path"]
+    corpus.write_text("\n".join(lines[:16]) + "\n")
+    extend(job)
+    open_store(path).annotate("mood", dict.fromkeys(range(16), "good"))
+    corpus.write_text("\n".join(lines) + "\n")
+    extend(job)
+    store = open_store(path)
+    assert store.n_covered("mood") == 16
+    assert store.n_covered("induction") == 40
+    assert store.example_columns()["mood"].to_list() == ["good"] * 16 + [None] * 24
+    result = store.search("example.mood == 'good' and key.position == 0")
+    assert result.notes == ("24 of 40 examples have no mood: it was not added to their segments",)
+    assert store.search("key.position == 0").notes == ()
+    whole = with_settings(job, store={"path": f"{path}-whole"})
+    run_job(parse_config(whole))
+    values, expected = (s.statistics()["induction"].values for s in (store, open_store(f"{path}-whole")))
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_what_is_left_out_of_a_corpus_that_grew_counts_once(tiny_job, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a", "text": "the cat"}\n{"id": "b", "text": " "}\n{"id": "c", "text": "the dog"}\n')
+    job = {**tiny_job, "corpus": {"kind": "jsonl", "path": str(path)}}
+    extend(job)
+    with path.open("a") as file:
+        file.write('{"id": "d", "text": ""}\n{"id": "e", "text": "a dog"}\n')
+    report = extend(job)
+    (row,) = report.left_out
+    assert (row["what"], row["n"], row["names"]) == ("records", 2, ["line 2", "line 4"])
+    assert open_store(job["store"]["path"]).example_ids() == ["a", "c", "e"]
+
+
+def test_convert_and_merge_keep_the_list_of_extensions(tiny_job, tmp_path, corpus, lines):
+    """Parts of one extended job are united; another corpus is appended. No job continues the result."""
+    path = Path(tiny_job["store"]["path"])
+    corpus.write_text("\n".join(lines[:16]) + "\n")
+    extend(tiny_job)
+    corpus.write_text("\n".join(lines) + "\n")
+    extend(tiny_job)
+    store = open_store(path)
+    convert_store(path, tmp_path / "converted", "hdf5")
+    assert open_store(tmp_path / "converted").manifest.extensions == store.manifest.extensions
+
+    for name, segments in (("a", [0, 3]), ("b", [1, 2, 4])):
+        shutil.copytree(path, tmp_path / name)
+        drop_from_store(tmp_path / name, segments=segments)
+    merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    assert segment_bytes(tmp_path / "both") == segment_bytes(path)
+    assert open_store(tmp_path / "both").manifest.extensions == store.manifest.extensions
+
+    other = tmp_path / "other.txt"
+    other.write_text(lines[0] + "\n")
+    run_job(parse_config(with_settings(tiny_job, corpus={"path": str(other)}, store={"path": str(tmp_path / "c")})))
+    merge_stores([path, tmp_path / "c"], tmp_path / "all", append=True)
+    merged = open_store(tmp_path / "all")
+    assert (merged.n_examples, merged.is_complete, merged.manifest.extensions) == (41, True, ())
+    assert merged.manifest.provenance["made_from"]["merged"][0]["extensions"][0]["n_examples"] == 24
+    with pytest.raises(ConfigError, match=r"made from other stores .* headatlas merge --append"):
+        extend(with_settings(tiny_job, store={"path": str(tmp_path / "all")}))
