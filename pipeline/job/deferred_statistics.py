@@ -37,7 +37,7 @@ def check_deferred(keep: KeepConfig, sites: Sequence[Site]) -> None:
     if names and len(sites) > 1:
         raise ConfigError(
             f"keep.statistics names {names}, but the model has {len(sites)} attention sites and an added statistic "
-            "covers one. Remove these names, and run `headatlas stats STORE --site NAME` after the job."
+            "covers one. Remove these names, and run `headatlas stats STORE --site SITE --statistic NAME` after the job."
         )
 
 

@@ -81,15 +81,16 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
         if n_bytes > MAX_CORPUS_BYTES:
             raise BudgetError(
                 f"{options.path}: the first {len(examples)} examples take {format_bytes(n_bytes)} of memory; at most "
-                f"{format_bytes(MAX_CORPUS_BYTES)} are read. Set corpus.max_examples or corpus.sample, or divide the file."
+                f"{format_bytes(MAX_CORPUS_BYTES)} are read. Set corpus.sample, or corpus.max_examples, and add the rest with corpus.skip and --extend."
             )
         for omission in record.left_out:
             left_out.add(omission)
         examples.append(record)
     if not examples:
         first = f"; the first: {quarantined[0].reason}" if quarantined else ""
+        skipped = f" after the first {options.skip}, which corpus.skip leaves out" if options.skip else ""
         raise ConfigError(
-            f"{options.path} has no example ({n_quarantined} records could not be read{first}); expected at least one."
+            f"{options.path} has no example{skipped} ({n_quarantined} records could not be read{first}); expected at least one."
         )
     description = {**describe_corpus(options, examples), "n_quarantined": n_quarantined}
     return Corpus(examples, quarantined, n_quarantined, description, tuple(left_out))

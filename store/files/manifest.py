@@ -233,7 +233,10 @@ def lost_manifest(latest: Latest, numbers: Sequence[int]) -> CorruptSegmentError
     """Return the error for a newest manifest that is missing although `latest.json` names it."""
     advice = ""
     if numbers:
-        advice = f" To read the older snapshot, pass manifest={numbers[-1]}. To return to it, delete {LATEST_NAME}."
+        advice = (
+            f" To return to the older snapshot, delete {LATEST_NAME}. In Python, open_store(path, manifest={numbers[-1]}) "
+            "reads it."
+        )
     return CorruptSegmentError(
         f"{manifest_name(latest.number)} is missing: {LATEST_NAME} names it, and the newest manifest here is "
         f"{numbers[-1] if numbers else 'none'}. Restore it; a copy may have been cut off.{advice}"
@@ -305,7 +308,7 @@ def _expected(source: ObjectSource) -> str:
         return "the folder of a headatlas store."
     return (
         "the address of a headatlas store. A server without listings needs latest.json there (any commit, or headatlas "
-        "gc, writes it). Otherwise pass the number: open_store(url, manifest=NUMBER)."
+        "gc, writes it). In Python, open_store(url, manifest=NUMBER) opens it without."
     )
 
 
@@ -314,8 +317,8 @@ def _parse(data: bytes, name: str) -> Manifest:
     body = data[start + 65 :]
     if data[: start + 65] != _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"':
         raise CorruptSegmentError(
-            f"{name} fails its checksum: it was truncated or changed. Restore it, or open the previous snapshot with "
-            "open_store(path, manifest=NUMBER)."
+            f"{name} fails its checksum: it was truncated or changed. Restore it. To return to the snapshot before, delete "
+            f"it and {LATEST_NAME}. In Python, open_store(path, manifest=NUMBER) reads an older snapshot."
         )
     document = b"{" + body[1:]
     header = parse_document(_Header, document, name)

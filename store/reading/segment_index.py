@@ -232,7 +232,9 @@ class SegmentIndex:
         position = self._positions.get(example)
         if position is None:
             reason = " Numbers are integers, or --numbers on the command line." if _NUMBERS.fullmatch(example) else ""
-            raise NotFoundError(f"{self.location}: no example with id {example!r}; see example_ids().{reason}")
+            raise NotFoundError(
+                f"{self.location}: no example with id {example!r}. headatlas view shows the ids, and in Python example_ids().{reason}"
+            )
         return int(self.example_numbers()[position])
 
     @cached_property

@@ -185,7 +185,8 @@ def _append(stores: Sequence[Snapshot]) -> list[_NumberedSegment]:
             examples_text = ", ".join(repr(name) for name in duplicates[:5]) + (", …" if len(duplicates) > 5 else "")
             raise ConfigError(
                 f"{len(duplicates)} ids are in {owner[duplicates[0]].location} and in {store.location}: "
-                f"{examples_text}; expected each once. Drop the examples from one of the stores."
+                f"{examples_text}; expected each once. Run one corpus again with other ids, or add it to the "
+                "other store with headatlas run JOB --extend, which makes ids unique."
             )
         owner |= dict.fromkeys(ids, store)
     return [

@@ -378,7 +378,7 @@ class StoreWriter:
             if entry.index == index:
                 return entry
         raise ConfigError(
-            f"segment {index} was dropped from this store. A dropped segment is written again only as a repair."
+            f"segment {index} was dropped from this store. A dropped segment is written again only with --repair."
         )
 
 
