@@ -148,6 +148,8 @@ def plan(
 
     Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
     """
+    from headatlas.store.errors import ConfigError
+
     from ..job.prepared_job import prepare_job
     from ..job.projection import project_job
     from ..tokens.corpus_encoding import open_corpus
@@ -157,6 +159,8 @@ def plan(
     results = []
     for config_of_model in jobs:
         job = prepare_job(config_of_model, corpus=corpus, extend=extend)
+        if not job.segments:
+            raise ConfigError(f"{job.path} has all examples of the corpus; --extend has nothing to add.")
         projection = project_job(job, timed, measure)
         if as_json:
             results.append(_projection_json(projection, job))

@@ -134,7 +134,7 @@ def execute_job(
             n_segments_planned=len(job.segments),
             container=job.config.store.container,
         )
-    repairs = find_repairs(writer, on_event) if repair else {}
+    repairs = find_repairs(writer, {segment.index for segment in job.segments}, on_event) if repair else {}
     sound_segments = writer.committed - repairs.keys()
     pending_segments = [segment for segment in share.of(job.segments) if segment.index not in sound_segments]
     stored = [row for row in writer.manifest.segments if row.index in sound_segments]

@@ -14,7 +14,9 @@ import pytest
 
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.job_runner import run_job
+from headatlas.pipeline.job.multi_model import run_jobs
 from headatlas.pipeline.progress import JobStarted, Stage
+from headatlas.pipeline.tokens.batch_plan import Share
 from headatlas.store.errors import ConfigError
 from headatlas.store.store import open_store
 from headatlas.store.writing.convert import convert_store
@@ -191,6 +193,27 @@ def test_another_file_continues(tiny_job, tmp_path, corpus, lines):
     assert extend({**tiny_job, "corpus": {"kind": "jsonl", "path": str(first)}}).n_segments_written == 0
 
 
+def test_an_unfinished_part_comes_first(tiny_job, tmp_path, corpus, lines):
+    """Ids of a part that is not stored yet are unknown, so another corpus waits. Its damage is not silently left."""
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(lines[:8]) + "\n")
+    continuing = with_settings(tiny_job, corpus={"path": str(other)})
+    run_jobs([parse_config(tiny_job)], share=Share(1, 2))
+    with pytest.raises(ConfigError, match=r"still waits for segments of corpus\.txt"):
+        extend(continuing)
+    extend(tiny_job)
+    extend(continuing)
+    store = open_store(tiny_job["store"]["path"])
+    assert (store.is_complete, store.n_examples) == (True, 48)
+    drop_from_store(store.path, segments=[2])
+    events = []
+    report = run_job(parse_config(continuing), events.append, extend=True, repair=True)
+    assert report.n_segments_written == 0
+    assert "not repaired: segments 2 hold examples" in stages(events)
+    assert run_job(parse_config(tiny_job), extend=True, repair=True).n_segments_written == 1
+    assert open_store(store.path).example_texts() == [*lines, *lines[:8]]
+
+
 def test_windows(tiny_job, corpus, lines):
     documents = [" ".join(lines[i : i + 4]) for i in range(0, 24, 4)]
     windows = {"too_long": "windows", "max_tokens": 12, "stride": 8}
@@ -213,6 +236,7 @@ CHILD = """
 import json, os, signal, sys
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.job_runner import run_job
+from headatlas.pipeline.job.multi_model import run_jobs
 from headatlas.pipeline.progress import BatchDone
 
 job, last = json.loads(sys.argv[1]), int(sys.argv[2])
