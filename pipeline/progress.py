@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from headatlas.store.schema.omissions import Omission
 
@@ -43,7 +43,7 @@ class ModelFailed:
 
 @dataclass(frozen=True)
 class JobStarted:
-    """The preparation is finished. `n_done` examples are already in the store."""
+    """The preparation is finished. `n_done` of `n_examples` are already in the store; the job adds the others."""
 
     store: str
     model: str
@@ -66,8 +66,9 @@ class CheckPassed:
 
 @dataclass(frozen=True)
 class BatchDone:
-    """A batch was computed."""
+    """A batch of a segment was computed."""
 
+    segment: int
     n_examples: int
     n_tokens: int
 
@@ -107,7 +108,7 @@ class SegmentDone:
 
 @dataclass(frozen=True)
 class JobDone:
-    """The store is complete."""
+    """The job has written its segments. The store lacks `n_missing` segments, which other parts of the job write."""
 
     store: str
     n_examples: int
@@ -115,6 +116,23 @@ class JobDone:
     seconds: float
     left_out: tuple[Omission, ...] = ()
     """What the corpus or the model holds and the store does not."""
+    n_missing: int = 0
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """Summary of a finished job."""
+
+    store: str
+    n_examples: int
+    n_segments: int
+    n_segments_written: int
+    n_skipped: int
+    n_quarantined: int
+    n_bytes: int
+    seconds: float
+    left_out: list[dict[str, Any]]
+    """What the corpus or the model holds and the store does not (`headatlas.store.schema.omissions`)."""
 
 
 Event = (
@@ -133,26 +151,48 @@ Event = (
 
 
 @dataclass
-class Rates:
-    """Totals and rates since the start."""
+class Counts:
+    """Stored and captured examples of a job, and rates since its start.
 
-    started: float = field(default_factory=time.monotonic)
+    Skipped examples are stored without being captured, and batches of a segment that is computed again are captured
+    twice. So captured examples only show how far the segments are that are not stored yet.
+    """
+
     n_examples: int = 0
-    n_tokens: int = 0
+    """Number of all examples of the job."""
+    n_stored: int = 0
+    """Number of examples in committed segments."""
+    started: float = field(default_factory=time.monotonic)
     n_bytes: int = 0
+    captured: dict[int, list[int]] = field(default_factory=dict)
+    """Examples and tokens captured in this run, by segment."""
+    open_segments: set[int] = field(default_factory=set)
+    """Segments that are computed or written now."""
 
     def add(self, event: Event) -> None:
         """Count an event."""
         if isinstance(event, BatchDone):
-            self.n_examples += event.n_examples
-            self.n_tokens += event.n_tokens
+            self.open_segments.add(event.segment)
+            counts = self.captured.setdefault(event.segment, [0, 0])
+            counts[0] += event.n_examples
+            counts[1] += event.n_tokens
+        elif isinstance(event, SegmentRestarted):
+            self.captured.pop(event.index, None)
         elif isinstance(event, SegmentDone):
+            self.open_segments.discard(event.index)
+            self.n_stored += event.n_examples
             self.n_bytes += event.n_bytes
+
+    @property
+    def n_reached(self) -> int:
+        """Number of examples that are stored, or captured for a segment that is not stored yet."""
+        return self.n_stored + sum(self.captured.get(index, (0, 0))[0] for index in self.open_segments)
 
     def text(self) -> str:
         """Format the rates."""
         elapsed = max(time.monotonic() - self.started, 1e-6)
-        return f"{self.n_examples / elapsed:,.0f} examples/s · {self.n_tokens / elapsed:,.0f} tokens/s · {format_bytes(self.n_bytes)} written"
+        n_examples, n_tokens = (sum(counts[i] for counts in self.captured.values()) for i in (0, 1))
+        return f"{n_examples / elapsed:,.0f} examples/s · {n_tokens / elapsed:,.0f} tokens/s · {format_bytes(self.n_bytes)} written"
 
 
 def format_bytes(n: float) -> str:
@@ -172,6 +212,11 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {remainder:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def plural(n: int, noun: str) -> str:
+    """Format a number with its noun: ``1 example``, ``1,024 examples``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def describe(event: Event) -> str | None:
     """Return the display line of an event, or None if it has none."""
     match event:
@@ -183,9 +228,8 @@ def describe(event: Event) -> str | None:
             return f"{event.name} failed: {event.reason}"
         case JobStarted():
             stored = f", {event.n_done:,} of them already stored" if event.n_done else ""
-            return (
-                f"{event.model} → {event.store}: {event.n_examples:,} examples in {event.n_segments} segments{stored}"
-            )
+            examples, segments = plural(event.n_examples, "example"), plural(event.n_segments, "segment")
+            return f"{event.model} → {event.store}: {examples} in {segments}{stored}"
         case CheckPassed():
             rebuilt = "" if event.rebuilt is None else f"; rebuilt from query and key within {event.rebuilt:.1e}"
             return f"self-check passed: {event.n_weights:,} weights within {event.largest:.1e} of eager attention (limit {event.bound:g}){rebuilt}"
@@ -194,9 +238,12 @@ def describe(event: Event) -> str | None:
         case ExampleSkipped():
             return f"skipped example {event.index} ({event.id}): {event.reason}"
         case SegmentRestarted():
-            return f"segment {event.index} is computed again without {event.n_examples} examples"
+            return f"segment {event.index} is computed again without {plural(event.n_examples, 'example')}"
         case JobDone():
-            done = f"done: {event.n_examples:,} examples, {format_bytes(event.n_bytes)} in {event.store} after {format_seconds(event.seconds)}"
+            examples = plural(event.n_examples, "example")
+            done = f"done: {examples}, {format_bytes(event.n_bytes)} in {event.store} after {format_seconds(event.seconds)}"
+            if event.n_missing:
+                done += f"; other parts of the job write {plural(event.n_missing, 'segment')} that the store lacks"
             return "\n".join([done, *map(str, event.left_out)])
         case _:
             return None
@@ -219,18 +266,17 @@ class LogLines:
 
     def __init__(self, stream: Stream | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._rates: Rates | None = None
-        self._n_pending = 0
+        self._counts = Counts()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if isinstance(event, JobStarted):
-            self._rates, self._n_pending = Rates(), event.n_examples - event.n_done
+            self._counts = Counts(event.n_examples, event.n_done)
+        self._counts.add(event)
         line = describe(event)
-        if self._rates is not None:
-            self._rates.add(event)
-            if isinstance(event, SegmentDone):
-                line = f"segment {event.index} committed: {self._rates.n_examples:,} of {self._n_pending:,} examples, {self._rates.text()}"
+        if isinstance(event, SegmentDone):
+            counts = self._counts
+            line = f"segment {event.index} committed: {counts.n_stored:,} of {plural(counts.n_examples, 'example')}, {counts.text()}"
         if line:
             print(line, file=self._stream, flush=True)
 
@@ -256,22 +302,21 @@ class ProgressBar:
         )
         self._task: TaskID | None = None
         self._model = ""
-        self._rates = Rates()
+        self._counts = Counts()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if isinstance(event, ModelBegun):
             self._model = event.name
         if isinstance(event, JobStarted):
-            self._rates = Rates()
+            self._counts = Counts(event.n_examples, event.n_done)
             self._task = self._progress.add_task(self._model, total=event.n_examples, completed=event.n_done, rates="")
             self._progress.start()
-        self._rates.add(event)
+        self._counts.add(event)
         if (line := describe(event)) is not None:
             self._progress.console.print(line, markup=False, highlight=False)
-        if self._task is not None and isinstance(event, BatchDone | SegmentDone):
-            advance = event.n_examples if isinstance(event, BatchDone) else 0
-            self._progress.update(self._task, advance=advance, rates=self._rates.text())
+        if self._task is not None and isinstance(event, BatchDone | SegmentRestarted | SegmentDone):
+            self._progress.update(self._task, completed=self._counts.n_reached, rates=self._counts.text())
 
     def close(self) -> None:
         """Stop the bar and restore the terminal."""

@@ -51,6 +51,14 @@ SampleOption = Annotated[
         show_default=False,
     ),
 ]
+SkipOption = Annotated[
+    int | None,
+    typer.Option("--skip", metavar="N", min=0, help="Skip the first N examples.", show_default=False),
+]
+ExtendOption = Annotated[
+    bool,
+    typer.Option("--extend", help="Add to an existing store the examples of the corpus that it does not hold."),
+]
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -60,6 +68,16 @@ def run(
     changes: SetOption = None,
     max_examples: MaxOption = None,
     sample: SampleOption = None,
+    skip: SkipOption = None,
+    extend: ExtendOption = False,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="Write only part I of N of the segments. Several machines run all parts, into one store or into "
+            "stores that `headatlas merge` joins.",
+        ),
+    ] = "1/1",
     as_json: AsJson = False,
     repair: Annotated[
         bool,
@@ -82,13 +100,15 @@ def run(
     Example: [bold]headatlas run demo --out traces/demo[/bold]
     """
     from ..progress import open_display
+    from ..tokens.batch_plan import Share
 
-    jobs = _load(config, out, changes, max_examples, sample)
+    share = Share.parse(part)
+    jobs = _load(config, out, changes, max_examples=max_examples, sample=sample, skip=skip)
     display = open_display(quiet)
     try:
         from ..job.multi_model import run_jobs
 
-        reports = run_jobs(jobs, display, repair=repair, check_space=not ignore_space)
+        reports = run_jobs(jobs, display, repair=repair, extend=extend, check_space=not ignore_space, share=share)
     except KeyboardInterrupt:
         display.close()
         stores = ", ".join(str(job.store.path) for job in jobs)
@@ -113,6 +133,8 @@ def plan(
     changes: SetOption = None,
     max_examples: MaxOption = None,
     sample: SampleOption = None,
+    skip: SkipOption = None,
+    extend: ExtendOption = False,
     as_json: AsJson = False,
     timed: Annotated[bool, typer.Option("--timed/--untimed", help="Run one batch to estimate the time.")] = True,
     measure: Annotated[
@@ -126,15 +148,19 @@ def plan(
 
     Example: [bold]headatlas plan demo --set keep.query_key=none[/bold]
     """
+    from headatlas.store.errors import ConfigError
+
     from ..job.prepared_job import prepare_job
     from ..job.projection import project_job
     from ..tokens.corpus_encoding import open_corpus
 
-    jobs = _load(config, out, changes, max_examples, sample)
+    jobs = _load(config, out, changes, max_examples=max_examples, sample=sample, skip=skip)
     corpus = open_corpus(jobs[0].corpus)
     results = []
     for config_of_model in jobs:
-        job = prepare_job(config_of_model, corpus=corpus)
+        job = prepare_job(config_of_model, corpus=corpus, extend=extend)
+        if not job.segments:
+            raise ConfigError(f"{job.path} has all examples of the corpus; --extend has nothing to add.")
         projection = project_job(job, timed, measure)
         if as_json:
             results.append(_projection_json(projection, job))
@@ -144,13 +170,11 @@ def plan(
         _print_json(results)
 
 
-def _load(
-    config: str, out: Path | None, changes: list[str] | None, max_examples: int | None, sample: int | None
-) -> list[JobConfig]:
+def _load(config: str, out: Path | None, changes: list[str] | None, **corpus_options: int | None) -> list[JobConfig]:
     from ..config import load_jobs
 
     overrides = list(changes or ())
-    for name, value in (("max_examples", max_examples), ("sample", sample)):
+    for name, value in corpus_options.items():
         if value is not None:
             overrides.append(f"corpus.{name}={value}")
     return load_jobs(config, overrides, out)

@@ -47,14 +47,14 @@ def read_corpus(options: CorpusOptions) -> Iterator[CorpusExample | Quarantined]
     examples = _with_unique_ids(_READERS[getattr(options, "kind")](options))  # noqa: B009 (only the subclasses have `kind`)
     if options.sample is not None:
         examples = _sample(examples, options.sample, options.seed)
-    remaining = options.max_examples
-    if remaining is None:
-        yield from examples
-        return
+    number = 0
+    stop = None if options.max_examples is None else options.skip + options.max_examples
     for example in examples:
-        yield example
-        remaining -= isinstance(example, CorpusExample)
-        if not remaining:
+        is_example = isinstance(example, CorpusExample)
+        if not is_example or number >= options.skip:
+            yield example
+        number += is_example
+        if number == stop:
             return
 
 
@@ -63,7 +63,7 @@ def describe_corpus(options: CorpusOptions, examples: Sequence[CorpusExample] = 
 
     The SHA-256 of an image corpus covers the paths and hashes in `examples`.
     """
-    settings = options.model_dump(mode="json", exclude={"path"})
+    settings = options.model_dump(mode="json", exclude={"path"} if options.skip else {"path", "skip"})
     if getattr(options, "kind", None) == "images":
         hashes = [(e.text, e.columns["image_sha256"]) for e in examples]
         digest_of_all = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in hashes).encode()).hexdigest()

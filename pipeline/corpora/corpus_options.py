@@ -22,8 +22,10 @@ class CorpusOptions(BaseModel):
     """Size of a random sample of the whole file, in file order; by default all examples."""
     seed: int = 0
     """Random seed of the sample, and of the sentences that templates generate."""
+    skip: int = Field(default=0, ge=0)
+    """Number of examples to skip at the beginning, of the sample if there is one."""
     max_examples: int | None = Field(default=None, gt=0)
-    """Number of examples after which reading stops, counted in the sample if there is one."""
+    """Number of examples after which reading stops, counted in the sample if there is one, without skipped ones."""
 
     @field_validator("encoding")
     @classmethod

@@ -10,15 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 from headatlas.store.errors import BudgetError
 from headatlas.store.files.drafts import check_free_space
 from headatlas.store.files.manifest import SegmentEntry, Skipped, left_out_of
 from headatlas.store.schema.omissions import Omissions
-from headatlas.store.schema.text_tables import SegmentTables
-from headatlas.store.schema.traces import SequenceName
+from headatlas.store.writing.extension import extend_store
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
 
 from ..calls.segment_buffers import BufferPool
@@ -27,10 +24,10 @@ from ..capture.kernel_agreement import check_agreement
 from ..checks.eager_check import check_eager
 from ..checks.selfcheck import check_capture, choose_examples, most_checked_tokens
 from ..config import JobConfig
-from ..corpora.examples import EncodedExample
 from ..progress import (
     CheckPassed,
     JobDone,
+    JobReport,
     JobStarted,
     Listener,
     SegmentDone,
@@ -39,8 +36,8 @@ from ..progress import (
 from ..reduce import kernel
 from ..reduce.reduction import Reduction, choose_reduction
 from ..reduce.torch_reduction import TorchReduction
-from ..tokens.batch_plan import SegmentSpec
-from ..tokens.segment_tables import build_example_columns, build_token_table
+from ..tokens.batch_plan import WHOLE, SegmentSpec, Share
+from ..tokens.segment_tables import segment_tables
 from .deferred_statistics import add_deferred
 from .prepared_job import Job, count_tokens, prepare_job
 from .repair import find_repairs
@@ -48,30 +45,17 @@ from .resources import expected_bytes
 from .segment_computation import ComputedSegment, compute_segment
 
 
-@dataclass(frozen=True)
-class JobReport:
-    """Summary of a finished job."""
-
-    store: str
-    n_examples: int
-    n_segments: int
-    n_segments_written: int
-    n_skipped: int
-    n_quarantined: int
-    n_bytes: int
-    seconds: float
-    left_out: list[dict[str, Any]]
-    """What the corpus or the model holds and the store does not (`headatlas.store.schema.omissions`)."""
-
-
 def run_job(
     config: JobConfig,
     on_event: Listener = lambda event: None,
     *,
     repair: bool = False,
+    extend: bool = False,
     check_space: bool = True,
 ) -> JobReport:
     """Run or resume a job. With `repair`, damaged and dropped segments are written again too.
+
+    With `extend`, the records of the corpus that an existing store does not hold are added to it.
 
     With `check_space`, the free space of the disk is compared with the expected size before anything is computed.
 
@@ -82,13 +66,21 @@ def run_job(
     HeadAtlasError
         The job cannot run, the model fails the self-check, or the store belongs to another job.
     """
-    return execute_job(prepare_job(config, on_event), on_event, repair=repair, check_space=check_space)
+    job = prepare_job(config, on_event, extend=extend, repair=repair)
+    return execute_job(job, on_event, repair=repair, check_space=check_space)
 
 
 def execute_job(
-    job: Job, on_event: Listener = lambda event: None, *, repair: bool = False, check_space: bool = True
+    job: Job,
+    on_event: Listener = lambda event: None,
+    *,
+    repair: bool = False,
+    check_space: bool = True,
+    share: Share = WHOLE,
 ) -> JobReport:
     """Compute and write the missing segments; with `repair`, also the damaged and dropped ones. See `run_job`.
+
+    Only the segments of `share` are written. All shares together are the whole job.
 
     Raises
     ------
@@ -96,21 +88,30 @@ def execute_job(
         The disk has too little free space, or the system starts no further thread.
     """
     start_time = time.monotonic()
-    writer = StoreWriter.create(
-        job.path,
-        spec=job.spec,
-        provenance=job.provenance,
-        n_examples_planned=len(job.examples),
-        n_segments_planned=len(job.segments),
-        container=job.config.store.container,
-    )
-    repairs = find_repairs(writer, on_event) if repair else {}
+    if job.is_extension:
+        writer = extend_store(job.path, job.part, spec=job.spec, container=job.config.store.container)
+    else:
+        writer = StoreWriter.create(
+            job.path,
+            spec=job.spec,
+            provenance=job.provenance,
+            n_examples_planned=len(job.examples),
+            n_segments_planned=len(job.segments),
+            container=job.config.store.container,
+        )
+    repairs = find_repairs(writer, {segment.index for segment in job.segments}, on_event) if repair else {}
     sound_segments = writer.committed - repairs.keys()
-    pending_segments = [segment for segment in job.segments if segment.index not in sound_segments]
-    n_done = sum(segment.n_examples for segment in job.segments if segment.index in sound_segments)
+    pending_segments = [segment for segment in share.of(job.segments) if segment.index not in sound_segments]
+    stored = [row for row in writer.manifest.segments if row.index in sound_segments]
+    n_stored = sum(row.n_examples for row in stored)
     on_event(
         JobStarted(
-            str(job.path), job.loaded.identity.name, len(job.examples), n_done, len(job.segments), len(sound_segments)
+            str(job.path),
+            job.loaded.identity.name,
+            n_stored + sum(segment.n_examples for segment in pending_segments),
+            n_stored,
+            len(stored) + len(pending_segments),
+            len(stored),
         )
     )
     if pending_segments:
@@ -147,11 +148,17 @@ def execute_job(
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - start_time
     left_out = left_out_of(manifest)
-    on_event(JobDone(str(job.path), len(job.examples), n_bytes, seconds, left_out))
+    n_examples = sum(entry.n_examples for entry in manifest.segments)
+    n_segments = len(manifest.segments) + len(manifest.dropped)
+    on_event(
+        JobDone(
+            str(job.path), n_examples, n_bytes, seconds, left_out, n_missing=manifest.n_segments_planned - n_segments
+        )
+    )
     return JobReport(
         str(job.path),
-        len(job.examples),
-        len(job.segments),
+        n_examples,
+        len(manifest.segments),
         len(pending_segments),
         len(manifest.skipped),
         job.n_quarantined,
@@ -190,19 +197,6 @@ def write_segment(writer: StoreWriter, computed: ComputedSegment) -> SegmentEntr
     rows = [Skipped.model_validate(note) for note in notes]
     manifest = writer.replace([Replacement(computed.replaced_entry, tables, arrays)], skipped=rows)
     return next(entry for entry in manifest.segments if entry.index == index)
-
-
-def segment_tables(encoded: Sequence[EncodedExample], sequences: Sequence[SequenceName]) -> SegmentTables:
-    """Build the tables of a segment: ids, texts, annotations and tokens."""
-    examples = [item.example for item in encoded]
-    return SegmentTables(
-        ids=[example.id for example in examples],
-        texts=[example.text for example in examples],
-        text_pairs=[example.text_pair for example in examples],
-        target_texts=[example.target for example in examples],
-        columns=build_example_columns(examples),
-        tokens={sequence: build_token_table(encoded, sequence) for sequence in sequences},
-    )
 
 
 def _check(job: Job, segments: Sequence[SegmentSpec], on_event: Listener) -> tuple[Reduction, str]:

@@ -12,6 +12,7 @@ from headatlas.store.errors import ConfigError, HeadAtlasError
 from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Listener, ModelBegun, ModelFailed
+from ..tokens.batch_plan import WHOLE, Share
 from ..tokens.corpus_encoding import open_corpus
 from ..tokens.windows import WINDOW_COLUMNS
 from .job_runner import JobReport, execute_job
@@ -23,7 +24,9 @@ def run_jobs(
     on_event: Listener = lambda event: None,
     *,
     repair: bool = False,
+    extend: bool = False,
     check_space: bool = True,
+    share: Share = WHOLE,
 ) -> list[JobReport]:
     """Run or resume jobs that differ only in their models (`config.load_jobs`). See `job_runner.run_job`.
 
@@ -41,10 +44,10 @@ def run_jobs(
         if len(configs) > 1:
             on_event(ModelBegun(number, len(configs), name))
         try:
-            job = prepare_job(config, on_event, corpus)
-            first_keys = first_keys or [_alignment_key(example) for example in job.examples]
+            job = prepare_job(config, on_event, corpus, extend=extend, repair=repair)
+            first_keys = first_keys or [_alignment_key(example) for example in job.corpus_examples]
             _check_aligned(job, first_keys)
-            reports.append(execute_job(job, on_event, repair=repair, check_space=check_space))
+            reports.append(execute_job(job, on_event, repair=repair, check_space=check_space, share=share))
         except HeadAtlasError as error:
             if len(configs) == 1:
                 raise
@@ -63,7 +66,7 @@ def _alignment_key(example: EncodedExample) -> tuple[object, ...]:
 
 
 def _check_aligned(job: Job, first_keys: list[tuple[object, ...]]) -> None:
-    if [_alignment_key(example) for example in job.examples] != first_keys:
+    if [_alignment_key(example) for example in job.corpus_examples] != first_keys:
         raise ConfigError(
             "its tokenizer cuts documents into other windows than the tokenizer of the first model, so the stores would "
             'have different examples. Set tokens.too_long = "truncate", or use a separate job for each model.'

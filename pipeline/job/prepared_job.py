@@ -5,6 +5,7 @@ Preparation writes nothing. `headatlas plan` and `headatlas run` share it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 from collections.abc import Callable
@@ -16,16 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from headatlas.store.errors import HeadAtlasError, UnsupportedModelError
-from headatlas.store.schema.omissions import Omissions
+from headatlas.store.errors import HeadAtlasError, UnsupportedModelError, located
+from headatlas.store.files.manifest import manifest_numbers, now
+from headatlas.store.reading.snapshot import open_snapshot
+from headatlas.store.schema.corpus_parts import CorpusPart
+from headatlas.store.schema.omissions import LISTED_NAMES, Omissions
 from headatlas.store.schema.traces import TraceSpec
+from headatlas.store.writing.extension import check_extension
 
 from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
 from ..tokens.batch_plan import BatchLimits, SegmentSpec, plan_segments
-from ..tokens.corpus_encoding import Corpus, encode_corpus, open_corpus
+from ..tokens.corpus_encoding import Corpus, continue_prompts, encode_corpus, open_corpus
 from .deferred_statistics import check_deferred
+from .extension import Group, check_plan, select_examples
 from .process_memory import resident_bytes
 from .resources import ModelShape
 
@@ -43,8 +49,8 @@ EAGER_BATCH_BYTES = 512 << 20
 class Job:
     """A job that is ready to run.
 
-    Examples that cannot be stored keep their index, with text and without tokens, so that example i of the corpus is
-    example i of the store. `skipped` has the reasons by index.
+    Examples that cannot be stored keep their index, with text and without tokens. So example i is example i of the
+    store, or example i + `SegmentSpec.shift` if a store is extended. `skipped` has the reasons by index.
     """
 
     config: JobConfig
@@ -60,6 +66,11 @@ class Job:
     """What the corpus or the model holds and no segment can hold; skipped examples are in `skipped`."""
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
+    corpus_examples: list[EncodedExample]
+    """All examples of the corpus. `examples` are those of them that the store does not hold, if it is extended."""
+    is_extension: bool = False
+    part: CorpusPart | None = None
+    """The examples that the store does not plan yet, if it is extended."""
     resident_model_bytes: int = 0
     """Memory that loading the model took, at most its weights. 0 on a GPU, or if the model was already loaded."""
 
@@ -92,13 +103,19 @@ def prepare_job(
     on_event: Callable[[Event], None] = lambda event: None,
     corpus: Corpus | None = None,
     loaded: LoadedModel | None = None,
+    *,
+    extend: bool = False,
+    repair: bool = False,
 ) -> Job:
     """Load the model and read the corpus (unless passed), encode it, find the sites and plan the segments.
+
+    With `extend`, the job adds to an existing store what the store does not hold of the corpus (`extension.py`). With
+    `repair`, it also has the examples of damaged and dropped segments.
 
     Raises
     ------
     ConfigError
-        Model or corpus cannot be read, or no example can be encoded.
+        Model or corpus cannot be read, or no example can be encoded. Or the store cannot be extended by this corpus.
     UnsupportedModelError
         The model's attention cannot be captured.
     """
@@ -119,10 +136,34 @@ def prepare_job(
         if loaded.model.device.type == "cpu":
             resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - bytes_before))
     corpus = corpus or open_corpus(config.corpus, on_event)
-    examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
+    corpus_examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
+    assert config.store.path is not None, "load_config gives every job a store"
+    identity = _describe_identity(config, loaded, corpus)
+    store, selection, placed_examples = None, None, list(corpus_examples)
+    groups = [Group(0, 0, list(range(len(placed_examples))))]
+    if extend and config.store.path.is_dir() and manifest_numbers(config.store.path):
+        store = open_snapshot(config.store.path)
+        with located(store.location):
+            check_extension(store.manifest, identity)
+            selection = select_examples(
+                store,
+                corpus.description["name"],
+                config.corpus.skip,
+                placed_examples,
+                are_prompts=config.generate.max_new_tokens > 0,
+                repair=repair,
+            )
+        groups = selection.groups
+        on_event(Stage(selection.describe()))
+    indices = [index for group in groups for index in group.indices]
+    first_index = next(i for i in (*indices, *range(len(placed_examples))) if i not in skipped)
+    if config.generate.max_new_tokens:
+        for group in groups or [Group(0, 0, [first_index])]:
+            rows = [i for i in group.indices if i not in skipped]
+            continue_prompts(config.encoding, loaded, placed_examples, rows, on_event)
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
-    first = next(example for i, example in enumerate(examples) if i not in skipped)
+    first = placed_examples[first_index]
     try:
         sites = find_sites(loaded.model, inputs.build_probe(first))
     except (HeadAtlasError, MemoryError, torch.OutOfMemoryError):
@@ -145,10 +186,32 @@ def prepare_job(
             Stage(f"{kind} computes attention outside transformers' interface; capturing the maps that it returns")
         )
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=config.keep.captured, capture=sites.capture)
-    segments = plan_segments(
-        spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
+    left_out = Omissions(
+        [*corpus.left_out, *(omission for example in placed_examples for omission in example.left_out)]
     )
-    assert config.store.path is not None, "load_config gives every job a store"
+    segments, part = list[SegmentSpec](), None
+    for group in groups:
+        shift = group.first_example - sum(segment.n_examples for segment in segments)
+        lengths = count_tokens([placed_examples[i] for i in group.indices], spec)
+        plan = plan_segments(spec, lengths, config.store.segment_examples, config.store.segment_bytes)
+        segments += [
+            SegmentSpec(group.first_segment + row.index, group.first_example + row.first_example, row.n_examples, shift)
+            for row in plan
+        ]
+        if selection is not None and group is selection.new:
+            part = CorpusPart(
+                first_segment=group.first_segment,
+                n_segments=len(plan),
+                first_example=group.first_example,
+                n_examples=len(group.indices),
+                corpus=corpus.description,
+                created=now(),
+                left_out=tuple(left_out),
+                n_repeated=selection.n_repeated,
+                renamed=dict(itertools.islice(selection.renamed.items(), LISTED_NAMES)),
+            )
+    if store is not None:
+        check_plan(store, segments)
     job = Job(
         config=config,
         path=config.store.path,
@@ -156,15 +219,18 @@ def prepare_job(
         inputs=inputs,
         sites=sites,
         spec=spec,
-        examples=examples,
-        skipped=skipped,
+        examples=[placed_examples[i] for i in indices],
+        skipped={i: skipped[index] for i, index in enumerate(indices) if index in skipped},
         n_quarantined=corpus.n_quarantined,
-        left_out=Omissions([*corpus.left_out, *(omission for example in examples for omission in example.left_out)]),
-        segments=segments,
+        left_out=left_out,
+        segments=tuple(segments),
         provenance={},
+        corpus_examples=corpus_examples,
+        is_extension=store is not None,
+        part=part,
         resident_model_bytes=resident_model_bytes,
     )
-    return replace(job, provenance=_describe(job, corpus))
+    return replace(job, provenance={**identity, **_describe(job, corpus)})
 
 
 def model_shape(loaded: LoadedModel) -> ModelShape:
@@ -181,24 +247,30 @@ def _first_size(loaded: LoadedModel, names: tuple[str, ...], default: int) -> in
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), default)
 
 
-def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
-    """Describe model, tokenizer, corpus, settings, libraries and machine."""
-    tokenizer, images = job.loaded.tokenizer, job.loaded.images
+def _describe_identity(config: JobConfig, loaded: LoadedModel, corpus: Corpus) -> dict[str, Any]:
+    """Describe what must agree if a store is continued: model, tokenizer, corpus and settings."""
+    tokenizer, images = loaded.tokenizer, loaded.images
     reader = {"class": "" if images is None else images.name}
     if tokenizer is not None:
         reader = {"class": type(tokenizer).__name__, "vocabulary": len(tokenizer)}
     return {
-        "model": job.loaded.identity.to_dict(),
+        "model": loaded.identity.to_dict(),
         "tokenizer": reader,
         "corpus": corpus.description,
+        "config": config.identity(),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+    }
+
+
+def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
+    """Describe the rest of the provenance: unreadable records, libraries and machine."""
+    return {
         "quarantined": [{"line": record.line, "reason": record.reason} for record in corpus.quarantined],
         "left_out": job.left_out.to_json(),
-        "config": job.config.identity(),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),
         "machine": {"system": platform.system(), "processor": platform.machine(), "processors": os.cpu_count()},
         "capture": job.spec.capture,
-        "dtype": str(job.loaded.model.dtype).removeprefix("torch."),
     }
 
 

@@ -6,7 +6,7 @@ user removed from the segment remain removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from headatlas.store.files.manifest import Dropped, SegmentEntry
 from headatlas.store.writing.store_writer import StoreWriter
@@ -18,10 +18,13 @@ Repairs = dict[int, SegmentEntry | Dropped]
 """Manifest entries of the segments to write again, by segment index, from the newest snapshot."""
 
 
-def find_repairs(writer: StoreWriter, on_event: Callable[[Event], None] = lambda event: None) -> Repairs:
-    """Find damaged segments with a full verification, and dropped segments.
+def find_repairs(
+    writer: StoreWriter, indices: Collection[int], on_event: Callable[[Event], None] = lambda event: None
+) -> Repairs:
+    """Find damaged segments with a full verification, and dropped segments, of those that the job can write.
 
-    Overlays do not come from the job. If one is damaged, an event reports it with the command that repairs it.
+    `indices` are those of the segments of the job. Overlays do not come from the job. Events report damaged overlays,
+    with the command that repairs them, and segments of another corpus.
 
     Raises
     ------
@@ -39,4 +42,7 @@ def find_repairs(writer: StoreWriter, on_event: Callable[[Event], None] = lambda
     for rows, state in ((repairs.keys() - dropped.keys(), "are damaged"), (dropped.keys(), "were dropped")):
         if rows:
             on_event(Stage(f"segments that {state}: {', '.join(map(str, sorted(rows)))}"))
-    return repairs
+    if foreign := repairs.keys() - indices:
+        numbers = ", ".join(map(str, sorted(foreign)))
+        on_event(Stage(f"not repaired: segments {numbers} hold examples that the corpus of this job does not have"))
+    return {index: row for index, row in repairs.items() if index in indices}

@@ -46,7 +46,7 @@ class ComputedSegment:
     examples: list[EncodedExample]
     buffers: SegmentBuffers
     skipped: dict[int, str]
-    """Reasons for skipped examples, by index within the corpus."""
+    """Reasons for skipped examples, by number in the store."""
     replaced_entry: SegmentEntry | Dropped | None = None
     """Manifest entry that this segment replaces in a repair; None in a normal run."""
 
@@ -61,34 +61,32 @@ def compute_segment(
 ) -> ComputedSegment:
     """Run the model over the examples of one segment.
 
-    `removed` has the examples that a user removed, with the reasons by index within the corpus. Only their ids are kept.
+    `removed` has the examples that a user removed, with the reasons by number in the store. Only their ids are kept.
     """
     examples = list(job.examples[segment.examples])
-    skipped = {
-        i: reason
-        for i, reason in job.skipped.items()
-        if segment.first_example <= i < segment.first_example + segment.n_examples
-    }
-    for index, reason in skipped.items():
-        on_event(ExampleSkipped(index, job.examples[index].example.id, reason))
+    first = segment.first_example
+    numbers = range(first, first + segment.n_examples)
+    skipped = {i + segment.shift: reason for i, reason in job.skipped.items() if i + segment.shift in numbers}
+    for number, reason in skipped.items():
+        on_event(ExampleSkipped(number, examples[number - first].example.id, reason))
     while True:
         try:
-            computed = ComputedSegment(segment, examples, _fill(job, examples, collector, pool, on_event), skipped)
+            buffers = _fill(job, segment, examples, collector, pool, on_event)
+            computed = ComputedSegment(segment, examples, buffers, skipped)
         except UnstorableExamples as error:
             for index, reason in sorted(error.reasons.items()):
-                skipped[segment.first_example + index] = reason
-                on_event(ExampleSkipped(segment.first_example + index, examples[index].example.id, reason))
+                skipped[first + index] = reason
+                on_event(ExampleSkipped(first + index, examples[index].example.id, reason))
                 examples[index] = without_tokens(examples[index].example, examples[index].target is not None)
             on_event(SegmentRestarted(segment.index, len(error.reasons)))
             continue
         newly_removed = {index: reason for index, reason in (removed or {}).items() if index not in skipped}
         if not newly_removed:
             return computed
-        for index in newly_removed:
-            placeholder = CorpusExample(job.examples[index].example.id, "")
-            examples[index - segment.first_example] = without_tokens(
-                placeholder, job.examples[index].target is not None
-            )
+        for number in newly_removed:
+            removed_example = examples[number - first]
+            placeholder = CorpusExample(removed_example.example.id, "")
+            examples[number - first] = without_tokens(placeholder, removed_example.target is not None)
         skipped |= newly_removed
         on_event(SegmentRestarted(segment.index, len(newly_removed)))
 
@@ -102,7 +100,12 @@ class _Attempt:
 
 
 def _fill(
-    job: Job, examples: list[EncodedExample], collector: TraceCollector, pool: BufferPool, on_event: Listener
+    job: Job,
+    segment: SegmentSpec,
+    examples: list[EncodedExample],
+    collector: TraceCollector,
+    pool: BufferPool,
+    on_event: Listener,
 ) -> SegmentBuffers:
     """Fill the arrays of a segment. The results of a batch are awaited while the next batch runs."""
     n_tokens = count_tokens(examples, job.spec)
@@ -138,7 +141,7 @@ def _fill(
                 if _is_settled(previous.batch):
                     failures.update(previous.batch.failures)
                     n_batch = sum(int(counts[i]) for counts in n_tokens.values() for i in previous.part)
-                    on_event(BatchDone(len(previous.part), n_batch))
+                    on_event(BatchDone(segment.index, len(previous.part), n_batch))
                 else:
                     retry(previous.part)
             previous = attempt

@@ -27,7 +27,8 @@ from ..calls.segment_buffers import BufferPool
 from ..capture.collector import TraceCollector
 from ..reduce.reduction import choose_reduction
 from ..tokens.batch_plan import SegmentSpec
-from .job_runner import segment_tables, write_segment
+from ..tokens.segment_tables import segment_tables
+from .job_runner import write_segment
 from .prepared_job import Job
 from .resources import ArrayProjection, JobProjection
 from .segment_computation import compute_segment

@@ -7,11 +7,14 @@ all computed tokens would be padding; with this plan it is a few percent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
+from headatlas.store.errors import ConfigError
 from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.traces import Counts, TraceSpec
 
@@ -45,16 +48,53 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """Consecutive examples of the corpus."""
+    """Consecutive examples of the store."""
 
     index: int
     first_example: int
     n_examples: int
+    shift: int = 0
+    """Number of an example in the store minus its index among the examples of the job."""
 
     @property
     def examples(self) -> slice:
-        """The examples of the segment, as a slice of the corpus."""
-        return slice(self.first_example, self.first_example + self.n_examples)
+        """The examples of the segment, as a slice of those of the job."""
+        return slice(self.first_example - self.shift, self.first_example - self.shift + self.n_examples)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Share `number` (from 1) of `n_shares` of a job: consecutive segments. All shares together are the whole job."""
+
+    number: int
+    n_shares: int
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Parse ``2/5``.
+
+        Raises
+        ------
+        ConfigError
+            The text has another form, or the number is outside 1 to n.
+        """
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        share = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
+        if not 1 <= share.number <= share.n_shares:
+            raise ConfigError(f"--part is {text!r}; expected i/n with i from 1 to n, for example 2/5.")
+        return share
+
+    def of(self, segments: Sequence[SegmentSpec]) -> list[SegmentSpec]:
+        """Return the segments of this share. The examples that an extension adds are shared on their own."""
+        chosen: list[SegmentSpec] = []
+        for _, group in groupby(segments, key=lambda segment: segment.shift):
+            rows = list(group)
+            start, stop = ((n * len(rows)) // self.n_shares for n in (self.number - 1, self.number))
+            chosen += rows[start:stop]
+        return chosen
+
+
+WHOLE = Share(1, 1)
 
 
 def plan_segments(spec: TraceSpec, n_tokens: Lengths, max_examples: int, max_bytes: int) -> tuple[SegmentSpec, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,15 +81,16 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
         if n_bytes > MAX_CORPUS_BYTES:
             raise BudgetError(
                 f"{options.path}: the first {len(examples)} examples take {format_bytes(n_bytes)} of memory; at most "
-                f"{format_bytes(MAX_CORPUS_BYTES)} are read. Set corpus.max_examples or corpus.sample, or divide the file."
+                f"{format_bytes(MAX_CORPUS_BYTES)} are read. Set corpus.sample, or corpus.max_examples, and add the rest with corpus.skip and --extend."
             )
         for omission in record.left_out:
             left_out.add(omission)
         examples.append(record)
     if not examples:
         first = f"; the first: {quarantined[0].reason}" if quarantined else ""
+        skipped = f" after the first {options.skip}, which corpus.skip leaves out" if options.skip else ""
         raise ConfigError(
-            f"{options.path} has no example ({n_quarantined} records could not be read{first}); expected at least one."
+            f"{options.path} has no example{skipped} ({n_quarantined} records could not be read{first}); expected at least one."
         )
     description = {**describe_corpus(options, examples), "n_quarantined": n_quarantined}
     return Corpus(examples, quarantined, n_quarantined, description, tuple(left_out))
@@ -99,6 +100,8 @@ def encode_corpus(
     options: EncodingOptions, loaded: LoadedModel, corpus: Corpus, on_event: OnEvent = lambda event: None
 ) -> tuple[list[EncodedExample], dict[int, str]]:
     """Encode the corpus. Return the examples, and the reasons by index for examples without tokens.
+
+    Prompts are not continued; see `continue_prompts`.
 
     Raises
     ------
@@ -130,8 +133,6 @@ def encode_corpus(
         without_tokens(corpus.examples[result.index], two_sided) if isinstance(result, Skipped) else result
         for result in encoded
     ]
-    if n_new:
-        _continue_all(options, loaded, examples, skipped, on_event)
     return examples, skipped
 
 
@@ -184,18 +185,18 @@ def _room(options: EncodingOptions, loaded: LoadedModel) -> int:
     return room
 
 
-def _continue_all(
+def continue_prompts(
     options: EncodingOptions,
     loaded: LoadedModel,
     examples: list[EncodedExample],
-    skipped: dict[int, str],
-    on_event: OnEvent,
+    indices: Iterable[int],
+    on_event: OnEvent = lambda event: None,
 ) -> None:
-    """Generate continuations and append them to the prompts; for an encoder–decoder they become the targets."""
+    """Generate continuations of some examples and append them; for an encoder–decoder they become the targets."""
     from ..models.sources import load_configured
     from .generation import continue_example, end_tokens, generate_continuations, with_generated_target
 
-    rows = [i for i in range(len(examples)) if i not in skipped]
+    rows = list(indices)
     on_event(Stage(f"generating {len(rows)} continuations of at most {options.generate.max_new_tokens} tokens"))
     generator = load_configured(options.model, lm_head=True)
     assert generator.tokenizer is not None

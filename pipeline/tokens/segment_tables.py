@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 
+from headatlas.store.schema.text_tables import SegmentTables
 from headatlas.store.schema.token_table import MISSING, Column, TokenTable
 from headatlas.store.schema.traces import SequenceName
 
@@ -16,6 +17,19 @@ from .word_split import split_words
 
 _INT32 = np.iinfo(np.int32)
 _EXACT_FLOAT = 2**53
+
+
+def segment_tables(encoded: Sequence[EncodedExample], sequences: Sequence[SequenceName]) -> SegmentTables:
+    """Build the tables of a segment: ids, texts, annotations and tokens."""
+    examples = [item.example for item in encoded]
+    return SegmentTables(
+        ids=[example.id for example in examples],
+        texts=[example.text for example in examples],
+        text_pairs=[example.text_pair for example in examples],
+        target_texts=[example.target for example in examples],
+        columns=build_example_columns(examples),
+        tokens={sequence: build_token_table(encoded, sequence) for sequence in sequences},
+    )
 
 
 def build_token_table(examples: Sequence[EncodedExample], sequence: SequenceName = "source") -> TokenTable:

@@ -51,6 +51,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
             "arrays": arrays,
             "attention_error": manifest.spec.attention_error,
             "overlays": [overlay.model_dump(mode="json") for overlay in opened.overlays],
+            "extensions": [part.model_dump(mode="json") for part in manifest.extensions],
             "spec": manifest.spec.model_dump(mode="json"),
             "provenance": manifest.provenance,
             "skipped": [row.model_dump() for row in manifest.skipped],
@@ -65,6 +66,9 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     facts.add_row(
         "examples", f"{opened.n_examples:,}" + (f" ({len(manifest.skipped)} skipped)" if manifest.skipped else "")
     )
+    for part in manifest.extensions:
+        last = part.first_example + part.n_examples - 1
+        facts.add_row("", f"{part.first_example:,} to {last:,} from {part.name}, added {part.created}")
     facts.add_row("tokens", ", ".join(f"{n:,} {name}" for name, n in opened.n_tokens.items()))
     facts.add_row("on disk", f"{size_text(opened.bytes_on_disk)} in {len(opened.segments)} segments")
     for site in opened.sites.values():
@@ -81,6 +85,8 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     for overlay in opened.overlays:
         what = f"{overlay.kind} of {overlay.group}" if overlay.kind in ("word", "token") else overlay.kind
         added = f"added {overlay.created}{f', {overlay.unit}' if overlay.unit else ''}"
+        if (n_covered := opened.n_covered(overlay.name)) < opened.n_examples:
+            added += f", to {n_covered:,} of the examples"
         facts.add_row(f"column {overlay.name}", f"{what}, {added}. {overlay.description}".rstrip(" ."))
     for name, value in manifest.provenance.items():
         if name == "left_out":

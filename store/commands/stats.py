@@ -113,7 +113,9 @@ def stats(
         )
         for overlay in overlays:
             unit = f" ({overlay.unit})" if overlay.unit else ""
-            line = f"Added later: {overlay.name}{unit}. {overlay.description}".rstrip(" ")
+            n_covered = opened.n_covered(overlay.name)
+            cover = f", of {n_covered:,} of the examples" if n_covered < opened.n_examples else ""
+            line = f"Added later: {overlay.name}{unit}{cover}. {overlay.description}".rstrip(" ")
             console.print(render.printable(line), style="dim", markup=False, soft_wrap=True)
 
 

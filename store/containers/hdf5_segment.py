@@ -251,7 +251,7 @@ class Hdf5Reader:
 
 
 def _damage(problem: str, span: Span | None = None) -> ObjectDamageError:
-    message = f"object {FILE_NAME}: {problem}. Restore it, or write the segment again."
+    message = f"object {FILE_NAME}: {problem}. Restore it, or write the segment again (headatlas run JOB --repair)."
     array, start, stop = span or ("", 0, None)
     return ObjectDamageError(message, object_path=FILE_NAME, array=array, start=start, stop=stop)
 

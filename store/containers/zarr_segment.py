@@ -217,7 +217,7 @@ class ZarrReader:
             first, last = min(chunk[axis] for chunk in starts), max(chunk[axis] for chunk in starts)
             start, stop = first, last + array.grid.chunk[axis]
         name = f"{path}/{file_name(index)}"
-        message = f"object {name}: {problem}. Restore it, or write the segment again."
+        message = f"object {name}: {problem}. Restore it, or write the segment again (headatlas run JOB --repair)."
         stop = min(stop, array.layout.shape[axis])
         return ObjectDamageError(message, object_path=name, array=path, start=start, stop=stop)
 

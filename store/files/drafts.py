@@ -18,7 +18,7 @@ from pathlib import Path
 from ..errors import BudgetError
 
 _SUFFIX = ".part"
-SPACE_ADVICE = "Free space, write to another disk, or add --ignore-space (check_space=False)."
+SPACE_ADVICE = "Free space, write to another disk, or add --ignore-space (in Python check_space=False)."
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:

@@ -244,14 +244,14 @@ def check_object(root: Path, item: StoredObject) -> None:
         status = os.lstat(f"{root}/{item.path}")
     except (FileNotFoundError, NotADirectoryError):
         raise ObjectDamageError(
-            f"object {item.path} is missing; expected {item.bytes} bytes. Restore it, or write the segment again.",
+            f"object {item.path} is missing; expected {item.bytes} bytes. Restore it, or write the segment again (headatlas run JOB --repair).",
             object_path=item.path,
         ) from None
     _check_regular(status.st_mode, f"object {item.path}")
     if status.st_size != item.bytes:
         raise ObjectDamageError(
             f"object {item.path} has {status.st_size} bytes; expected {item.bytes}. "
-            "Restore it, or write the segment again.",
+            "Restore it, or write the segment again (headatlas run JOB --repair).",
             object_path=item.path,
         )
 
@@ -270,7 +270,7 @@ def check_folder(path: Path, name: str) -> None:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptSegmentError(
-            f"folder {name} is missing; expected the objects below it. Restore it, or write the segment again."
+            f"folder {name} is missing; expected the objects below it. Restore it, or write the segment again (headatlas run JOB --repair)."
         ) from None
     if not stat.S_ISDIR(mode):
         raise FormatError(f"{name} is a link or a file; expected a folder. Do not trust this store.")
@@ -323,7 +323,9 @@ def read_small(path: Path, name: str, limit_bytes: int) -> bytes:
     try:
         fd = open_regular(path, name)
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptSegmentError(f"{name} is missing. Restore it, or write the segment again.") from None
+        raise CorruptSegmentError(
+            f"{name} is missing. Restore it, or write the segment again (headatlas run JOB --repair)."
+        ) from None
     try:
         if (n_bytes := os.fstat(fd).st_size) > limit_bytes:
             raise UnexpectedFileError(f"{name} has {n_bytes} bytes; expected at most {limit_bytes} bytes.")

@@ -36,7 +36,8 @@ def open_source(
         return LocalSource(Path(text))
     if "://" not in text and "::" not in text:
         raise ConfigError(
-            f"{text} is a URL that lost a slash; expected a string such as 's3://bucket/traces', not a Path."
+            f"{text} is a URL that lost a slash; expected two, as in s3://bucket/traces. In Python, pass a string: a Path "
+            "drops one."
         )
     from .remote.remote_source import RemoteSource  # imports fsspec
 

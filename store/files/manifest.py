@@ -19,7 +19,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import CorruptSegmentError, FormatError, NotFoundError
-from ..schema.omissions import Omission, count_by_reason, read_omissions
+from ..schema.corpus_parts import CorpusPart
+from ..schema.omissions import Omission, Omissions, count_by_reason, read_omissions
 from ..schema.traces import FORMAT_NAME, TraceSpec, check_format_version
 from .hashed_files import UnexpectedFileError, fsync_folder
 from .json_documents import format_document, parse_document
@@ -93,9 +94,8 @@ class Skipped(_Frozen):
 
 
 def left_out_of(manifest: Manifest) -> tuple[Omission, ...]:
-    """Return what the corpus or the model holds and the store does not, with the examples that were skipped."""
-    skipped = count_by_reason("examples", ((row.id, row.reason) for row in manifest.skipped))
-    return (*skipped, *read_omissions(manifest.provenance))
+    """Return what the corpora or the model hold and the store does not, with the examples that were skipped."""
+    return (*count_by_reason("examples", ((row.id, row.reason) for row in manifest.skipped)), *manifest.left_out)
 
 
 class ParentManifest(_Frozen):
@@ -121,6 +121,33 @@ class Manifest(_Frozen):
     skipped: tuple[Skipped, ...] = ()
     dropped: tuple[Dropped, ...] = ()
     overlays: tuple[Overlay, ...] = ()
+    extensions: tuple[CorpusPart, ...] = ()
+
+    @property
+    def parts(self) -> tuple[CorpusPart, ...]:
+        """The examples of the job that made the store, and those that each extension added."""
+        segments, examples = self.n_segments_planned, self.n_examples_planned
+        if self.extensions:
+            segments, examples = self.extensions[0].first_segment, self.extensions[0].first_example
+        corpus = self.provenance.get("corpus")
+        first = CorpusPart(
+            first_segment=0,
+            n_segments=segments,
+            first_example=0,
+            n_examples=examples,
+            corpus=corpus if isinstance(corpus, dict) else {},
+            left_out=read_omissions(self.provenance),
+        )
+        return (first, *self.extensions)
+
+    @property
+    def left_out(self) -> Omissions:
+        """What the corpora or the model hold and the store does not, without the examples that were skipped.
+
+        If a corpus grew, its newest part counts, because it was counted from the beginning of the corpus.
+        """
+        newest = {(part.name, str(part.corpus.get("options", {}).get("skip", 0))): part for part in self.parts}
+        return Omissions(row for part in newest.values() for row in part.left_out)
 
     @model_validator(mode="after")
     def _check_entries(self) -> Manifest:
@@ -132,6 +159,12 @@ class Manifest(_Frozen):
             if entry.index <= last or entry.first_example < end:
                 raise ValueError(f"segment {entry.index} is out of order or overlaps the previous one")
             end, last = entry.first_example + entry.n_examples, entry.index
+        ends = [
+            (part.first_segment + part.n_segments, part.first_example + part.n_examples) for part in self.extensions
+        ]
+        starts = [(part.first_segment, part.first_example) for part in self.extensions[1:]]
+        if self.extensions and ends != [*starts, (self.n_segments_planned, self.n_examples_planned)]:
+            raise ValueError("the extensions do not follow each other up to the last planned segment")
         sites = [site.name for site in self.spec.sites]
         if len(set(sites)) != len(sites) or not sites:
             raise ValueError(f"sites {sites}; expected at least one, each once")
@@ -140,9 +173,11 @@ class Manifest(_Frozen):
     def to_bytes(self) -> bytes:
         """Return the document, checksum first."""
         fields = self.model_dump(mode="json")
-        for row in (fields, *fields["segments"]):  # empty lists of overlays are left out
+        for row in (fields, *fields["segments"]):  # empty lists of overlays and extensions are left out
             if not row["overlays"]:
                 del row["overlays"]
+        if not self.extensions:
+            del fields["extensions"]
         body = b",\n" + format_document(fields)[2:]
         return _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"' + body
 
@@ -198,7 +233,10 @@ def lost_manifest(latest: Latest, numbers: Sequence[int]) -> CorruptSegmentError
     """Return the error for a newest manifest that is missing although `latest.json` names it."""
     advice = ""
     if numbers:
-        advice = f" To read the older snapshot, pass manifest={numbers[-1]}. To return to it, delete {LATEST_NAME}."
+        advice = (
+            f" To return to the older snapshot, delete {LATEST_NAME}. In Python, open_store(path, manifest={numbers[-1]}) "
+            "reads it."
+        )
     return CorruptSegmentError(
         f"{manifest_name(latest.number)} is missing: {LATEST_NAME} names it, and the newest manifest here is "
         f"{numbers[-1] if numbers else 'none'}. Restore it; a copy may have been cut off.{advice}"
@@ -270,7 +308,7 @@ def _expected(source: ObjectSource) -> str:
         return "the folder of a headatlas store."
     return (
         "the address of a headatlas store. A server without listings needs latest.json there (any commit, or headatlas "
-        "gc, writes it). Otherwise pass the number: open_store(url, manifest=NUMBER)."
+        "gc, writes it). In Python, open_store(url, manifest=NUMBER) opens it without."
     )
 
 
@@ -279,8 +317,8 @@ def _parse(data: bytes, name: str) -> Manifest:
     body = data[start + 65 :]
     if data[: start + 65] != _HEAD + hashlib.sha256(body).hexdigest().encode() + b'"':
         raise CorruptSegmentError(
-            f"{name} fails its checksum: it was truncated or changed. Restore it, or open the previous snapshot with "
-            "open_store(path, manifest=NUMBER)."
+            f"{name} fails its checksum: it was truncated or changed. Restore it. To return to the snapshot before, delete "
+            f"it and {LATEST_NAME}. In Python, open_store(path, manifest=NUMBER) reads an older snapshot."
         )
     document = b"{" + body[1:]
     header = parse_document(_Header, document, name)

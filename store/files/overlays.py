@@ -47,7 +47,7 @@ class Overlay(_Frozen):
         """Advice for the case that the overlay is damaged."""
         command = f"headatlas annotate STORE FILE --name {self.name} --replace"
         if self.kind == "statistic":
-            command = f'Store.add_statistic("{self.name}", values, replace=True)'
+            command = f'in Python: Store.add_statistic("{self.name}", values, replace=True)'
         return (
             f"Column {self.name} was added to the store, so no job writes it again. Restore the object, add the column "
             f"again ({command}), or remove it (headatlas annotate STORE --name {self.name} --remove)."

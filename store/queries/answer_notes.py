@@ -1,16 +1,17 @@
-"""Notes on a search result: texts in the pattern that no token has, with the nearest texts of the corpus."""
+"""Notes on a search result: texts that no token has, with the nearest texts, and columns that some segments lack."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from ..patterns.evaluate import Evaluator
 from ..patterns.token_fields import Values
 from ..patterns.tree import Compare, Constant, Member, Node, Reference, to_text, walk
+from ..reading.segment import Segment
 
 MAX_CANDIDATES = 20_000
 Lookup = tuple[Reference, str]
@@ -50,6 +51,24 @@ def note_on(field: Reference, text: str, counts: Counter[str]) -> str:
     folded = [t for t in candidates if t.casefold() == text.casefold() and t not in close]
     nearest = ", ".join(f"{t!r} ({counts[t]:,})" for t in [*folded, *close][:3])
     return f"no {owner} has {field.name} {text!r}" + (f"; nearest: {nearest}" if nearest else "")
+
+
+def column_notes(segments: Sequence[Segment], node: Node) -> Iterator[str]:
+    """Write a note for each column of a pattern that some segments lack: it was added before they were committed."""
+    n_examples = sum(segment.n_examples for segment in segments)
+    references = {(node.side == "example", node.name) for node in walk(node) if isinstance(node, Reference)}
+    for is_example, name in sorted(references):
+        lacking = [segment for segment in segments if name not in _columns(segment, is_example)]
+        if 0 < len(lacking) < len(segments):
+            n_lacking = sum(segment.n_examples for segment in lacking)
+            yield f"{n_lacking:,} of {n_examples:,} examples have no {name}: it was not added to their segments"
+
+
+def _columns(segment: Segment, is_example: bool) -> set[str]:
+    if is_example:
+        return set(segment.columns())
+    tables = [segment.tokens(sequence) for sequence in segment.spec.sequences]
+    return {name for table in tables for name in (*table.columns, *table.word_columns)}
 
 
 def describe(field: Reference) -> str:

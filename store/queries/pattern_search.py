@@ -36,7 +36,7 @@ from ..reading.word_attention import Merge, plan_segment, segment_word_attention
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site, check_head
 from ..schema.words_without_tokens import words_left_out
-from .answer_notes import count_texts, missing_texts, note_on, text_lookups
+from .answer_notes import column_notes, count_texts, missing_texts, note_on, text_lookups
 from .evidence import Baselines, Evidence, compute_baselines, compute_evidence
 from .search_plan import Client, SearchPlan
 from .search_plan import SearchProgress as SearchProgress
@@ -326,6 +326,7 @@ def search(
         (
             *_text_notes(store, site_spec, pattern, vocabulary, words is not None),
             *_word_notes(store, site_spec, pattern, words is not None),
+            *column_notes(store.segments, pattern.node),
         ),
         words,
         time.perf_counter() - start,

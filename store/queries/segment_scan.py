@@ -353,5 +353,5 @@ def basis_for(segments: Sequence[Segment], site: Site, requested: RequestedBasis
         return "rebuilt"
     raise NotFoundError(
         f"a search needs attention, edges, or query and key of {site.name}; the store has none of them. "
-        'Run the job again with keep.edges = 8 or keep.attention = "sqrt8".'
+        'Run the job into another store with keep.edges = 8 or keep.attention = "sqrt8".'
     )

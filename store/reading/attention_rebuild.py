@@ -41,7 +41,9 @@ class Tile:
 
 def missing_vectors(site: Site) -> str:
     """Return the message for a site whose query and key were not kept."""
-    return f'query and key of {site.name} were not kept. Run the job again with keep.query_key = "float16".'
+    return (
+        f'query and key of {site.name} were not kept. Run the job into another store with keep.query_key = "float16".'
+    )
 
 
 def why_not_rebuilt(site: Site, keep: Keep) -> str | None:
@@ -50,7 +52,7 @@ def why_not_rebuilt(site: Site, keep: Keep) -> str | None:
         return missing_vectors(site)
     if site.has_position_bias and "position_bias" not in site.score_parts:
         return (
-            f"the scores of {site.name} include a learned bias, which was not kept. Run the job again with "
+            f"the scores of {site.name} include a learned bias, which was not kept. Run the job into another store with "
             'keep.attention = "sqrt8".'
         )
     return None
@@ -182,7 +184,7 @@ class RebuiltRows:
             raise FormatError(
                 f"{self.site.name} layer {self.layer}, query_pos {int(self.query_pos[row])}: rebuilt weights add up to "
                 f"{sums.total[head, row]:.4f}; expected 1. The model's mask differs from the store's, or the store is "
-                'damaged: verify it, or run the job again with keep.attention = "sqrt8".'
+                'damaged: verify it, or run the job into another store with keep.attention = "sqrt8".'
             )
 
 

@@ -50,7 +50,7 @@ def read_listing(source: ObjectSource, expected: ExpectedListing) -> SegmentList
     if len(data) != expected.bytes or hashlib.sha256(data).hexdigest() != expected.sha256:
         raise CorruptSegmentError(
             f"{name} was truncated or changed: it has {len(data)} bytes; expected {expected.bytes} bytes with the "
-            "committed hash. Restore it, or write the segment again."
+            "committed hash. Restore it, or write the segment again (headatlas run JOB --repair)."
         )
     listing = SegmentListing.from_bytes(data)
     check_format_version(listing.format_version, "segment.json")

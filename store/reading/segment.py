@@ -247,6 +247,6 @@ def missing_array(path: str, spec: TraceSpec) -> str:
         **dict.fromkeys(("query_scale", "key_scale"), 'keep.query_key = "int8"'),
     }
     if name in keeps and any(s.name == site for s in spec.sites):
-        return f"{path} was not kept. Run the job again with {keeps[name]}."
+        return f"{path} was not kept. Run the job into another store with {keeps[name]}."
     sites = ", ".join(s.name for s in spec.sites)
     return f"no array {path!r}; expected <site>/<{'|'.join(keeps)}> with a site of {sites}."

@@ -169,6 +169,10 @@ class SegmentIndex:
         """Overlays: annotations and statistics that were added after the capture."""
         return self.manifest.overlays
 
+    def n_covered(self, overlay: str) -> int:
+        """Return the number of examples whose segments have an overlay. Those that were committed later lack it."""
+        return sum(segment.n_examples for segment in self.segments if overlay in segment.overlays)
+
     def statistic_names(self, site: str | None = None) -> tuple[str, ...]:
         """Return the names of all statistics: those of the capture, then those that were added."""
         captured = self.spec.statistics if self.spec.keep.statistics else ()
@@ -228,7 +232,9 @@ class SegmentIndex:
         position = self._positions.get(example)
         if position is None:
             reason = " Numbers are integers, or --numbers on the command line." if _NUMBERS.fullmatch(example) else ""
-            raise NotFoundError(f"{self.location}: no example with id {example!r}; see example_ids().{reason}")
+            raise NotFoundError(
+                f"{self.location}: no example with id {example!r}. headatlas view shows the ids, and in Python example_ids().{reason}"
+            )
         return int(self.example_numbers()[position])
 
     @cached_property

@@ -105,7 +105,7 @@ class Block:
         if codec is not None and codec.selection is not None:
             raise NotFoundError(
                 f"{self.site.name}: this statistic needs every weight, and {codec.name} dropped weights. "
-                'Run the job again with keep.attention = "sqrt8", or use the stored statistics.'
+                'Run the job into another store with keep.attention = "sqrt8", or use the stored statistics.'
             )
         if keep.attention is None:
             return rebuild_examples(self.segment, self.site, layer, self.examples).astype(np.float64)

@@ -27,7 +27,7 @@ from ..schema.capture_statistics import Statistic
 from ..schema.flat_rows import Rows
 from ..schema.traces import Site
 from .blocks import Block, CorpusTokens, iter_blocks
-from .definitions import SINK_FREE, VARIABILITY, Average, aggregate, statistic_of
+from .definitions import SINK_FREE, VARIABILITY, Average, aggregate, known_names, statistic_of
 from .variability import corner_rows, variability_sums
 
 _VERSION = 1
@@ -68,7 +68,7 @@ def measured_statistics(
         A statistic is not stored, and the store has neither attention nor query and key to compute it from.
     """
     site_spec = store.site(site)
-    stored_names = [name for name in dict.fromkeys(names) if name in store.statistic_names(site_spec.name)]
+    stored_names = [name for name in dict.fromkeys(names) if _is_stored(store, site_spec, name)]
     result: dict[str, StatisticValues] = _stored(store, site_spec, stored_names) if stored_names else {}
     missing: dict[str, Statistic | None] = {}
     for name in names:
@@ -86,6 +86,14 @@ def measured_statistics(
         for name, statistic_values in computed.items() if cache else ():
             _save(store, site_spec, name, statistic_values)
     return {name: result[name] for name in names}
+
+
+def _is_stored(store: Snapshot, site: Site, name: str) -> bool:
+    """Return True if the store has the statistic. One that lacks later segments is computed again, where possible."""
+    if name not in store.statistic_names(site.name):
+        return False
+    is_added = name in {overlay.name for overlay in store.overlays}
+    return not is_added or name not in known_names() or store.n_covered(name) == store.n_examples
 
 
 def corpus_means(

@@ -120,8 +120,8 @@ def _new_overlay(store: Snapshot, name: str, kind: OverlayKind, group: str, repl
     existing = {overlay.name: overlay for overlay in store.overlays}
     if name in existing and not replace:
         raise ConfigError(
-            f"{store.location} already has a column {name!r}; expected a new name. To replace the column, pass "
-            "replace=True."
+            f"{store.location} already has a column {name!r}. Choose another name, or replace the column: --replace on "
+            "the command line, replace=True in Python."
         )
     if name not in existing and any(name in names for names in map(_names, store.segments)):
         raise ConfigError(f"{store.location} has {name!r} from its corpus or capture; expected a new name.")

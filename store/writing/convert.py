@@ -108,6 +108,7 @@ def convert_store(
         provenance={**manifest.provenance, "made_from": made_from},
         n_examples_planned=manifest.n_examples_planned,
         n_segments_planned=manifest.n_segments_planned,
+        extensions=manifest.extensions,
         container=container,
         threads=threads,
         on_step=on_step,

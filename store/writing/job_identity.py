@@ -15,15 +15,40 @@ IDENTITY = ("model", "tokenizer", "corpus", "config", "dtype", "made_from")
 """Entries of the provenance that must agree; device and library versions need not."""
 
 
+_LABELS = ("the store there was made with", "this job")
+_ADVICE = "Use another output folder, or the job file that made it."
+
+
 def check_identity(existing: Manifest, requested: Manifest) -> None:
-    """Check that an existing store belongs to the same job."""
-    advice = "Use another output folder, or the job file that made it."
-    labels = ("the store there was made with", "this job")
-    for name in ("n_examples_planned", "n_segments_planned"):
-        check_same(name, getattr(existing, name), getattr(requested, name), *labels, advice)
+    """Check that an existing store belongs to the same job.
+
+    Raises
+    ------
+    ConfigError
+        The jobs differ. The message names the first difference.
+    """
+    check_settings(existing.provenance, requested.provenance)
+    check_same("spec", existing.spec.model_dump(mode="json"), requested.spec.model_dump(mode="json"), *_LABELS, _ADVICE)
+    if existing.extensions and not requested.extensions:
+        raise ConfigError(
+            f"the store was extended ({len(existing.extensions)} times, last by {existing.extensions[-1].name}); this job "
+            "describes only one part of it. Add --extend to the command, or use another output folder."
+        )
+    is_job = "made_from" not in requested.provenance
+    advice = _ADVICE.replace(".", ", or --extend to add the records that are new.") if is_job else _ADVICE
+    for name in ("corpus", "n_examples_planned", "n_segments_planned"):
+        values = [
+            manifest.provenance.get(name) if name == "corpus" else getattr(manifest, name)
+            for manifest in (existing, requested)
+        ]
+        check_same(name, *values, *_LABELS, advice)
+
+
+def check_settings(existing: dict[str, Any], requested: dict[str, Any]) -> None:
+    """Check that the provenances of two jobs agree in everything but their corpora. See `check_identity`."""
     for name in IDENTITY:
-        check_same(name, existing.provenance.get(name), requested.provenance.get(name), *labels, advice)
-    check_same("spec", existing.spec.model_dump(mode="json"), requested.spec.model_dump(mode="json"), *labels, advice)
+        if name != "corpus":
+            check_same(name, existing.get(name), requested.get(name), *_LABELS, _ADVICE)
 
 
 def check_same(

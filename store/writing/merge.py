@@ -1,7 +1,7 @@
 """Merging stores of the same model and specification into one, by copying the files of their segments.
 
-Parts of one job (same corpus, same plan) keep their numbers. With `append` stores of different corpora are appended,
-and their examples and segments get consecutive numbers. An id must not occur twice. Dropped segments stay dropped,
+Parts of one job (same corpus, same plan) keep their numbers, also with `append`. With `append` stores of different
+corpora are appended, and their examples and segments get consecutive numbers. An id must not occur twice. Dropped segments stay dropped,
 unless another part of the job has them.
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 from ..errors import ConfigError
 from ..files.drafts import SPACE_ADVICE, check_free_space
 from ..files.locations import local_folder
-from ..files.manifest import Dropped, Skipped, read_manifest
+from ..files.manifest import Dropped, Manifest, Skipped, read_manifest
 from ..reading.committed_segment import CommittedSegment
 from ..reading.snapshot import Snapshot, open_snapshot
-from ..schema.omissions import Omissions, read_omissions
+from ..schema.omissions import Omissions
 from .job_identity import check_same
 from .overlay_commit import commit_overlays
 from .overlay_writer import read_overlays, unite_overlays
@@ -71,6 +71,7 @@ def merge_stores(
     if len(stores) < 2:
         raise ConfigError(f"{len(stores)} store to merge; expected at least two.")
     first = stores[0]
+    append = append and not _is_one_job(stores)
     for store in stores[1:]:
         _check(first, store, append)
     segments = _append(stores) if append else _unite_parts(stores)
@@ -78,12 +79,13 @@ def merge_stores(
     manifests = [store.manifest for store in stores]
     parts = [
         {name: manifest.provenance.get(name) for name in _JOB}
+        | ({"extensions": _extensions(manifest)} if manifest.extensions else {})
         | {"sha256": read_manifest(store.source, manifest.number)[1], "n_examples": manifest.n_examples_planned}
         for store, manifest in zip(stores, manifests, strict=True)
     ]
     provenance = {**first.manifest.provenance, "made_from": {"merged": parts}}
     if append:
-        left_out = Omissions(row for m in manifests for row in read_omissions(m.provenance))
+        left_out = Omissions(row for manifest in manifests for row in manifest.left_out)
         provenance["left_out"] = left_out.to_json()
         provenance |= {"corpus": {"kind": "merged", "parts": [part["corpus"] for part in parts]}}
     writer = StoreWriter.create(
@@ -92,6 +94,7 @@ def merge_stores(
         provenance=provenance,
         n_examples_planned=sum(m.n_examples_planned for m in manifests) if append else manifests[0].n_examples_planned,
         n_segments_planned=sum(m.n_segments_planned for m in manifests) if append else manifests[0].n_segments_planned,
+        extensions=() if append else manifests[0].extensions,
         on_step=on_step,
     )
     existing = writer.committed
@@ -121,18 +124,35 @@ _NumberedSegment = tuple[CommittedSegment, int, int, list[Skipped]]
 
 
 def _check(first: Snapshot, store: Snapshot, append: bool) -> None:
-    manifest, other_manifest = first.manifest, store.manifest
-    names = _MODEL if append else (*_MODEL, *_JOB)
-    pairs = [(name, manifest.provenance.get(name), other_manifest.provenance.get(name)) for name in names]
-    pairs += [("spec", manifest.spec.model_dump(mode="json"), other_manifest.spec.model_dump(mode="json"))]
-    if not append:
-        pairs += [
-            (n, getattr(manifest, n), getattr(other_manifest, n)) for n in ("n_examples_planned", "n_segments_planned")
-        ]
-    for name, value, other_value in pairs:
+    for name, value, other_value in _facts(first, store, append):
         advice = "Stores of one model and specification can be merged"
         advice += "." if append or name in (*_MODEL, "spec") else "; those of different corpora with --append."
         check_same(name, value, other_value, f"{first.location} has", store.location, advice)
+
+
+def _is_one_job(stores: Sequence[Snapshot]) -> bool:
+    """Return True if the stores are parts of one job without a common segment."""
+    indices = [segment.index for store in stores for segment in store.segments]
+    return len(set(indices)) == len(indices) and all(
+        value == other for store in stores[1:] for _, value, other in _facts(stores[0], store, append=False)
+    )
+
+
+def _facts(first: Snapshot, store: Snapshot, append: bool) -> list[tuple[str, Any, Any]]:
+    """Return what two stores must have in common, as (name, value, value)."""
+    manifests = (first.manifest, store.manifest)
+    facts = [(name, *(m.provenance.get(name) for m in manifests)) for name in (_MODEL if append else (*_MODEL, *_JOB))]
+    facts.append(("spec", *(m.spec.model_dump(mode="json") for m in manifests)))
+    if not append:
+        facts.append(("extensions", *map(_extensions, manifests)))
+        facts += [
+            (name, *(getattr(m, name) for m in manifests)) for name in ("n_examples_planned", "n_segments_planned")
+        ]
+    return facts
+
+
+def _extensions(manifest: Manifest) -> list[dict[str, Any]]:
+    return [part.model_dump(mode="json", exclude={"created"}) for part in manifest.extensions]
 
 
 def _unite_parts(stores: Sequence[Snapshot]) -> list[_NumberedSegment]:
@@ -165,7 +185,8 @@ def _append(stores: Sequence[Snapshot]) -> list[_NumberedSegment]:
             examples_text = ", ".join(repr(name) for name in duplicates[:5]) + (", …" if len(duplicates) > 5 else "")
             raise ConfigError(
                 f"{len(duplicates)} ids are in {owner[duplicates[0]].location} and in {store.location}: "
-                f"{examples_text}; expected each once. Drop the examples from one of the stores."
+                f"{examples_text}; expected each once. Run one corpus again with other ids, or add it to the "
+                "other store with headatlas run JOB --extend, which makes ids unique."
             )
         owner |= dict.fromkeys(ids, store)
     return [

@@ -50,8 +50,8 @@ def commit_overlays(
                     last = before.first_example + before.n_examples - 1
                     raise ConfigError(
                         f"another writer changed or dropped segment {index} (examples {before.first_example} to "
-                        f"{last}), for whose examples the values of {', '.join(infos)} were computed. Open the store "
-                        "again, and compute them for the examples that it has now."
+                        f"{last}), for whose examples the values of {', '.join(infos)} were computed. Nothing was "
+                        "added. Compute them for the examples that the store has now, and add them again."
                     )
                 new = {row.name: row for row in (*segments[index].overlays, *new_overlays)}
                 segments[index] = segments[index].model_copy(update={"overlays": tuple(new.values())})

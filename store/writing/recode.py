@@ -54,7 +54,7 @@ def recoded_spec(spec: TraceSpec, codecs: Mapping[str, str], keep: Collection[st
         elif name in codecs:
             if before is None:
                 raise ConfigError(
-                    f"{name} was not kept in this store; expected a store that has it. Run the job again with "
+                    f"{name} was not kept in this store; expected a store that has it. Run the job into another store with "
                     f"keep.{name} set."
                 )
             changes[name] = codecs[name]
@@ -72,7 +72,7 @@ def recoded_spec(spec: TraceSpec, codecs: Mapping[str, str], keep: Collection[st
     if codec is not None and codec.selection is not None and new_codec not in (None, codec.name):
         raise ConfigError(
             f"attention is kept in {codec.name}: the weights that it left out are gone. Convert the original store, or "
-            f"run the job again with keep.attention = {new_codec!r}."
+            f"run the job into another store with keep.attention = {new_codec!r}."
         )
     statistics = spec.statistics if new_keep.statistics else ()
     return spec.model_copy(update={"keep": new_keep, "earlier": EarlierCodecs(**earlier), "statistics": statistics})

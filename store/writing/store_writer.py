@@ -32,6 +32,7 @@ from ..files.manifest import Dropped, Manifest, SegmentEntry, Skipped, manifest_
 from ..files.object_source import LocalSource, copy_objects
 from ..reading.committed_segment import CommittedSegment
 from ..reading.listed_arrays import LISTING_MAX_BYTES
+from ..schema.corpus_parts import CorpusPart
 from ..schema.text_tables import SegmentTables
 from ..schema.traces import FORMAT_NAME, FORMAT_VERSION, TraceSpec
 from .array_attributes import array_attributes
@@ -77,6 +78,7 @@ class StoreWriter:
         provenance: dict[str, Any],
         n_examples_planned: int,
         n_segments_planned: int,
+        extensions: tuple[CorpusPart, ...] = (),
         container: str = "zarr",
         threads: int | None = None,
         on_step: Callable[[str], None] = lambda step: None,
@@ -108,6 +110,7 @@ class StoreWriter:
                 provenance=provenance,
                 n_examples_planned=n_examples_planned,
                 n_segments_planned=n_segments_planned,
+                extensions=extensions,
             )
             # as it will be read, with lists instead of tuples
             first = Manifest.model_validate_json(first.model_dump_json())
@@ -375,7 +378,7 @@ class StoreWriter:
             if entry.index == index:
                 return entry
         raise ConfigError(
-            f"segment {index} was dropped from this store. A dropped segment is written again only as a repair."
+            f"segment {index} was dropped from this store. A dropped segment is written again only with --repair."
         )
 
 

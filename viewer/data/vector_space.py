@@ -86,7 +86,7 @@ def sample_tokens(data: DataSource, site: Site, head: Head, n_tokens: int = MAX_
     if data.store.spec.keep.query_key is None:
         raise NotFoundError(
             "this view needs query and key, which the store does not keep. "
-            'Run the job again with keep.query_key = "float16".'
+            'Run the job into another store with keep.query_key = "float16".'
         )
     if site.query_sequence != site.key_sequence:
         raise NotFoundError("queries and keys of cross-attention are of different texts. Choose another site.")

@@ -207,7 +207,7 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
     if keep.query_key is None:
         raise NotFoundError(
             "the store holds no query and key, which the neuron view needs. "
-            'Run the job again with keep.query_key = "float16".'
+            'Run the job into another store with keep.query_key = "float16".'
         )
     n_queries, n_keys = (len(example.tokens(sequence)) for sequence in (site.query_sequence, site.key_sequence))
     n_vectors = len(layers) * (site.n_heads * n_queries + site.n_kv_heads * n_keys)

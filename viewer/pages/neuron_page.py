@@ -59,7 +59,7 @@ class NeuronViewPage(ExampleView):
         if reader.keep.query_key is None:
             self.fail(
                 "Query and key are not in this store",
-                'This view needs the vectors. Run the job again with [keep] query_key = "float16", into another store.',
+                'This view needs the vectors. Run the job into another store with keep.query_key = "float16".',
             )
             return
         n_bytes = 4 * reader.shape[1] * (site.d_head + 4)

@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 BOOKMARKS_MS = 2_000
 """Interval at which a session checks the file of bookmarks for changes by others."""
 GROWING_MS = 3_000
-"""Interval at which a session checks a store that still grows for new segments."""
+"""Interval at which a session checks a store for new segments."""
+REMOTE_MS = 60_000
+"""The same for a complete store behind a URL."""
 _HEAD = re.compile(r"\s*([0-9]{1,6})\.([0-9]{1,6})\s*")
 
 
@@ -93,8 +95,9 @@ class Session:
         self._bookmarks: dict[str, Bookmark] = {}
         if data.bookmarks is not None and pn.state.curdoc is not None:
             pn.state.add_periodic_callback(self._check_bookmarks, period=BOOKMARKS_MS)
-        if data.served_with is not None and not data.store.is_complete and pn.state.curdoc is not None:
-            pn.state.add_periodic_callback(self._check_for_segments, period=GROWING_MS)
+        if data.served_with is not None and pn.state.curdoc is not None:  # a complete store may be extended
+            is_quick = not data.store.is_complete or data.store.source.folder is not None
+            pn.state.add_periodic_callback(self._check_for_segments, period=GROWING_MS if is_quick else REMOTE_MS)
 
     # messages
 

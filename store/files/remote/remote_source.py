@@ -96,7 +96,9 @@ class RemoteSource:
                 except FileNotFoundError:
                     data = FileNotFoundError(path)
         if isinstance(data, FileNotFoundError):
-            raise CorruptSegmentError(f"{path} is missing. Restore it, or write the segment again.")
+            raise CorruptSegmentError(
+                f"{path} is missing. Restore it, or write the segment again (headatlas run JOB --repair)."
+            )
         if len(data) > limit_bytes:
             raise UnexpectedFileError(f"{path} has more than {limit_bytes} bytes; expected at most that many.")
         return data
@@ -112,7 +114,7 @@ class RemoteSource:
         if size != item.bytes:
             problem = "is missing" if size is None else f"has {size} bytes"
             raise ObjectDamageError(
-                f"object {item.path} {problem}; expected {item.bytes} bytes. Restore it, or write the segment again.",
+                f"object {item.path} {problem}; expected {item.bytes} bytes. Restore it, or write the segment again (headatlas run JOB --repair).",
                 object_path=item.path,
             )
 

@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 
 from headatlas.pipeline import progress
 from headatlas.pipeline.commands.run import app
-from headatlas.pipeline.progress import BatchDone, ExampleSkipped, JobDone, JobStarted, LogLines, SegmentDone
+from headatlas.pipeline.progress import (
+    BatchDone,
+    ExampleSkipped,
+    JobDone,
+    JobStarted,
+    LogLines,
+    SegmentDone,
+    SegmentRestarted,
+)
 from headatlas.store.errors import ConfigError
 from headatlas.store.schema.omissions import Omission
 
@@ -87,33 +95,50 @@ def test_log_lines():
     stream = io.StringIO()
     log = LogLines(stream)
     log(JobStarted("out", "tiny", 100, 20, 5, 1))
-    log(BatchDone(20, 300))
+    log(BatchDone(1, 20, 300))
     log(SegmentDone(1, 20, 12_345_678))
     log(ExampleSkipped(3, "x", "too long"))
+    log(SegmentRestarted(2, 1))
     log(JobDone("out", 100, 12_345_678, 75.2, (Omission(what="records", n=2, reason="empty text", names=("line 3",)),)))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "tiny → out: 100 examples in 5 segments, 20 of them already stored"
-    assert lines[1].startswith("segment 1 committed: 20 of 80 examples, ")
+    assert lines[1].startswith("segment 1 committed: 40 of 100 examples, ")
     assert lines[1].endswith("12.3 MB written")
     assert lines[2] == "skipped example 3 (x): too long"
-    assert lines[3:] == [
+    assert lines[3] == "segment 2 is computed again without 1 example"
+    assert lines[4:] == [
         "done: 100 examples, 12.3 MB in out after 1 min 15 s",
         "2 records left out: empty text (line 3, …)",
     ]
 
 
-def test_progress_bar_takes_every_event():
-    bar = progress.ProgressBar()
-    for event in (
-        JobStarted("out", "tiny", 100, 20, 5, 1),
-        BatchDone(20, 300),
-        SegmentDone(1, 20, 99),
-        JobDone("out", 100, 9, 1.0),
-    ):
+# A resumed job: segment 1 has two examples that are skipped, and is computed again; segment 2 starts before it is stored.
+EVENTS = [
+    (JobStarted("out", "tiny", 40, 20, 4, 2), 20),
+    (BatchDone(1, 6, 100), 26),
+    (BatchDone(1, 2, 50), 28),
+    (SegmentRestarted(1, 2), 20),
+    (BatchDone(1, 6, 100), 26),
+    (BatchDone(1, 2, 50), 28),
+    (BatchDone(2, 4, 60), 32),
+    (SegmentDone(1, 10, 99), 34),
+    (BatchDone(2, 6, 60), 40),
+    (SegmentDone(2, 10, 99), 40),
+]
+
+
+def test_counts_are_of_stored_examples():
+    stream = io.StringIO()
+    log, bar = LogLines(stream), progress.ProgressBar()
+    for event, n_reached in EVENTS:
+        log(event)
         bar(event)
-    (task,) = bar._progress.tasks
-    assert (task.completed, task.total) == (40, 100)
+        (task,) = bar._progress.tasks
+        assert (task.completed, task.total) == (n_reached, 40)
+    bar(JobDone("out", 40, 9, 1.0))
     bar.close()
+    lines = [line.partition(",")[0] for line in stream.getvalue().splitlines() if "committed" in line]
+    assert lines == ["segment 1 committed: 30 of 40 examples", "segment 2 committed: 40 of 40 examples"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.21, "3.2 s"), (75, "1 min 15 s"), (7300, "2 h 01 min")])

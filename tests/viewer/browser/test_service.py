@@ -12,6 +12,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from headatlas.store.files.manifest import read_manifest
+from headatlas.store.files.manifest_names import manifest_name
 from headatlas.store.store import open_store
 
 from ..conftest import HOSTILE, write_store
@@ -115,6 +117,7 @@ def test_annotations_filter_the_examples(page: Page, url: str, store_path: Path)
 
 
 def test_a_store_that_grows_is_shown_when_the_reader_asks(page: Page, tmp_path: Path) -> None:
+    """The store is complete when the reader opens it, and is then extended by a segment."""
     full = write_store(tmp_path / "whole", n_segments=3, planned=3)
     growing = tmp_path / "growing"
     shutil.copytree(full, growing)
@@ -122,6 +125,10 @@ def test_a_store_that_grows_is_shown_when_the_reader_asks(page: Page, tmp_path: 
     hidden_manifest = tmp_path / manifest.name
     manifest.rename(hidden_manifest)
     (growing / "latest.json").unlink()  # it names the hidden manifest
+    before, _ = read_manifest(growing)
+    complete = before.model_copy(update={"n_segments_planned": 2, "n_examples_planned": 40})
+    (growing / manifest_name(before.number)).write_bytes(complete.to_bytes())
+    assert open_store(growing).is_complete
     with viewing(growing) as address:
         opened(page, address, "page=examples")
         page.locator("[data-found='40']").wait_for()
