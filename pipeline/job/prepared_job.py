@@ -192,8 +192,12 @@ def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
         "model": job.loaded.identity.to_dict(),
         "tokenizer": reader,
         "corpus": corpus.description,
-        "quarantined": [{"line": record.line, "reason": record.reason} for record in corpus.quarantined],
+        "quarantined": [
+            {"line": record.line, "reason": record.reason} | ({} if record.file is None else {"file": record.file})
+            for record in corpus.quarantined
+        ],
         "left_out": job.left_out.to_json(),
+        "renamed": corpus.renamed.model_dump(mode="json", exclude_defaults=True),
         "config": job.config.identity(),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),

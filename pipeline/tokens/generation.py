@@ -20,11 +20,11 @@ from headatlas.store.errors import ConfigError, UnsupportedModelError
 from headatlas.store.schema.token_table import TokenFlag
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from ..corpora.word_split import split_words
 from ..models.attention_implementation import implementation
 from .batch_plan import BatchLimits
 from .token_options import GenerateConfig
 from .tokenizer import make_sequence
-from .word_split import split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from jaxtyping import Int32
 
 from headatlas.store.schema.token_table import MISSING, TokenFlag
 
-from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word, WordColumn
 
 WINDOW_COLUMNS = ("window_of", "window", "window_start", "window_end")
 
@@ -68,9 +68,7 @@ def _cut(
     return EncodedExample(example_of_window, tokens)
 
 
-def _cut_column(
-    name: str, rows: list[str | None] | list[int], word_indices: list[int], new_index: np.ndarray
-) -> list[str | None] | list[int]:
+def _cut_column(name: str, rows: WordColumn, word_indices: list[int], new_index: np.ndarray) -> WordColumn:
     if name == "head":
         governors = [rows[i] for i in word_indices]
         return [
