@@ -180,7 +180,7 @@ class RecordReader:
         annotations = WordAnnotations(text)
         for role, is_list in (("words", _is_words), ("spans", _is_spans)):
             field = self._field[role]
-            value = record.get(field)
+            value: Any = record.get(field)
             if not is_list(value):
                 if role in self._named_roles and value is not None and value != []:
                     raise UnusableField(f"{field!r} is no list of {role}")
