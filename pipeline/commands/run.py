@@ -12,6 +12,7 @@ import typer
 
 from headatlas.store.commands.options import AsJson, IgnoreSpace
 from headatlas.store.schema.omissions import Omissions, count_by_reason
+from headatlas.store.schema.renamed import read_renamed
 
 if TYPE_CHECKING:
     from ..config import JobConfig
@@ -220,8 +221,8 @@ def _print_projection(projection: JobProjection, job: Job) -> None:
         f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
         highlight=False,
     )
-    for omission in _left_out(job):
-        console.print(str(omission), highlight=False, markup=False)
+    for line in (*map(str, _left_out(job)), *read_renamed(job.provenance).lines()):
+        console.print(line, highlight=False, markup=False)
     origin = "from a sample" if projection.besides else "an estimate"
     table = Table("array", "raw", f"on disk ({origin})", box=None, header_style="bold")
     table.columns[1].justify = table.columns[2].justify = "right"

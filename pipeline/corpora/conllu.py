@@ -12,18 +12,18 @@ tree with two roots or a cycle, forms that do not occur in the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from headatlas.store.schema.omissions import LISTED_NAMES, Omission
-
+from .corpus_files import CorpusFile, default_id, iter_lines
 from .corpus_options import ConlluCorpus
-from .examples import CorpusExample, Word
-from .records import LINE_OVERHEAD, MAX_RECORD_BYTES, TOO_LONG, Quarantined, check_text, default_id, iter_lines
+from .examples import CorpusExample, Word, WordColumn
+from .records import LINE_OVERHEAD, MAX_RECORD_BYTES, TOO_LONG, ColumnNames, LeftOut, Quarantined, Renaming, check_text
 
 _ID = re.compile(r"(\d{1,6})(?:-(\d{1,6})|\.(\d{1,6}))?")
 _COMMENT = re.compile(r"#\s*(?:meta::)?([^=]*?)\s*=\s*(.*?)\s*")
 _N_COLUMNS = 10
+_READ_COMMENTS = frozenset({"text", "sent_id", "newdoc id", "newdoc"})
 
 
 class _MalformedSentence(Exception):
@@ -44,31 +44,38 @@ class _Sentence:
     """Multiword tokens: first and last word (from 0) and form."""
     spaces: dict[int, bool] = field(default_factory=dict)
     """True if a space follows the surface token that ends with this word (from 0)."""
-    empty_nodes: list[str] = field(default_factory=list)
-    """Forms of empty nodes."""
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def read_conllu(options: ConlluCorpus) -> Iterator[CorpusExample | Quarantined]:
+def read_conllu(options: ConlluCorpus, file: CorpusFile) -> Iterator[CorpusExample | Quarantined | Renaming]:
     """Yield annotated sentences with the word annotations form, lemma, upos, xpos, feats, deprel, relation, head.
 
     `relation` is `deprel` without its subtype (``nsubj`` for ``nsubj:pass``). ``_`` is a missing value. The last
     ``# newdoc id`` becomes the annotation `document`, and ``# sent_id`` the id.
     """
     document: str | None = None
-    for lines in _split_sentences(options):
+    renamings: list[Renaming] = []
+    names = ColumnNames(renamings.append)
+    for lines in _split_sentences(options, file):
         try:
-            sentence = _parse(lines)
+            sentence = _parse(lines, options.metadata)
             if "newdoc id" in sentence.metadata or "newdoc" in sentence.metadata:
                 document = sentence.metadata.get("newdoc id")
-            yield _build(options, sentence, document)
+            metadata: dict[str, str | int | float | None] = {}
+            if document is not None:
+                metadata[names("document")] = document
+            metadata |= {names(name): sentence.metadata[name] for name in options.metadata if name in sentence.metadata}
+            yield from renamings
+            renamings.clear()
+            yield _build(file, sentence, metadata)
         except _MalformedSentence as error:
             yield error.fault
 
 
-def _split_sentences(options: ConlluCorpus) -> Iterator[list[tuple[int, str | Quarantined]]]:
+def _split_sentences(options: ConlluCorpus, file: CorpusFile) -> Iterator[list[tuple[int, str | Quarantined]]]:
     lines: list[tuple[int, str | Quarantined]] = []
     n_chars = 0
-    for number, line in iter_lines(options.path, options.encoding):
+    for number, line in iter_lines(file.path, options.encoding):
         if isinstance(line, str) and not line.strip():
             if lines:
                 yield lines
@@ -83,7 +90,7 @@ def _split_sentences(options: ConlluCorpus) -> Iterator[list[tuple[int, str | Qu
         yield lines
 
 
-def _parse(lines: list[tuple[int, str | Quarantined]]) -> _Sentence:
+def _parse(lines: list[tuple[int, str | Quarantined]], metadata: Collection[str]) -> _Sentence:
     sentence = _Sentence(line=lines[0][0])
     n_covered = 0  # number of words up to the end of the last multiword token
     for number, line in lines:
@@ -92,8 +99,12 @@ def _parse(lines: list[tuple[int, str | Quarantined]]) -> _Sentence:
         if line.startswith("#"):
             if match := _COMMENT.fullmatch(line):
                 sentence.metadata.setdefault(match[1], match[2])
+                if match[1] not in _READ_COMMENTS and match[1] not in metadata:
+                    sentence.left_out.add("not named in corpus.metadata", match[1][:40], "comments")
             elif line[1:].strip() == "newdoc":
                 sentence.metadata["newdoc"] = ""
+            elif comment := line[1:].strip():
+                sentence.left_out.add("not of the form # name = value", comment[:40], "comments")
             continue
         columns = line.split("\t")
         if len(columns) != _N_COLUMNS:
@@ -102,8 +113,11 @@ def _parse(lines: list[tuple[int, str | Quarantined]]) -> _Sentence:
         if not match:
             raise _MalformedSentence(number, f"the word number {columns[0]!r} is no number, range or decimal")
         n_words, has_space = len(sentence.rows), "SpaceAfter=No" not in columns[9].split("|")
-        if match[3]:
-            sentence.empty_nodes.append(columns[1])
+        for entry in columns[9].split("|"):
+            if entry not in ("_", "SpaceAfter=No"):
+                sentence.left_out.add("the column MISC of CoNLL-U is not stored", entry.partition("=")[0][:40])
+        if match[3]:  # an empty node
+            sentence.left_out.add("empty nodes of CoNLL-U are not part of the text", columns[0], "nodes")
             continue
         if match[2]:
             first, last = int(match[1]) - 1, int(match[2]) - 1
@@ -119,6 +133,8 @@ def _parse(lines: list[tuple[int, str | Quarantined]]) -> _Sentence:
             raise _MalformedSentence(number, f"word number {match[1]}, expected {n_words + 1}")
         if n_words >= n_covered:
             sentence.spaces[n_words] = has_space
+        if columns[8] not in ("_", f"{columns[6]}:{columns[7]}"):
+            sentence.left_out.add("the column DEPS of CoNLL-U is not stored", "enhanced dependencies")
         sentence.rows.append((number, columns))
     if not sentence.rows:
         raise _MalformedSentence(sentence.line, "no words")
@@ -129,13 +145,13 @@ def _parse(lines: list[tuple[int, str | Quarantined]]) -> _Sentence:
     return sentence
 
 
-def _build(options: ConlluCorpus, sentence: _Sentence, document: str | None) -> CorpusExample:
+def _build(file: CorpusFile, sentence: _Sentence, metadata: dict[str, str | int | float | None]) -> CorpusExample:
     text = sentence.metadata.get("text") or _write_text(sentence)
     if reason := check_text(text):
         raise _MalformedSentence(sentence.line, reason)
     rows = [columns for _, columns in sentence.rows]
     deprel = [_value(row[7]) for row in rows]
-    word_columns: dict[str, list[str | None] | list[int]] = {
+    word_columns: dict[str, WordColumn] = {
         "form": [row[1] for row in rows],
         "lemma": [row[2] if row[1] == "_" else _value(row[2]) for row in rows],
         "upos": [_value(row[3]) for row in rows],
@@ -145,22 +161,13 @@ def _build(options: ConlluCorpus, sentence: _Sentence, document: str | None) -> 
         "relation": [None if relation is None else relation.partition(":")[0] for relation in deprel],
         "head": _read_tree(sentence),
     }
-    metadata: dict[str, str | int | float | None] = {"document": document} if document is not None else {}
-    metadata |= {name: sentence.metadata[name] for name in options.metadata if name in sentence.metadata}
     return CorpusExample(
-        id=sentence.metadata.get("sent_id") or default_id(options.path, sentence.line),
+        id=sentence.metadata.get("sent_id") or default_id(file.name, sentence.line),
         text=text,
         words=_locate_words(sentence, text),
         word_columns=word_columns,
         columns=metadata,
-        left_out=(_empty_nodes(sentence),) if sentence.empty_nodes else (),
-    )
-
-
-def _empty_nodes(sentence: _Sentence) -> Omission:
-    names = tuple(sentence.empty_nodes[:LISTED_NAMES])
-    return Omission(
-        what="empty nodes", n=len(sentence.empty_nodes), reason="not part of the text", names=names, n_examples=1
+        left_out=sentence.left_out.omissions(),
     )
 
 

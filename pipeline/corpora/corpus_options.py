@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from .corpus_files import WIDE_ENCODINGS
+
 
 class CorpusOptions(BaseModel):
     """Options of all kinds of corpus."""
@@ -15,9 +17,10 @@ class CorpusOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
-    """The file to read. Files that end in ``.gz`` are decompressed while reading."""
+    """A file, a folder, or a glob such as ``shards/*.jsonl``. The files of a folder or glob are read in the order of their
+    names. Text files that end in ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` are decompressed while reading."""
     encoding: str = "utf-8"
-    """Text encoding of the file. It must encode a line end as the byte 10."""
+    """Text encoding of the files. A byte order mark of UTF-16 or UTF-32 overrides ``utf-8``."""
     sample: int | None = Field(default=None, gt=0)
     """Size of a random sample of the whole file, in file order; by default all examples."""
     seed: int = 0
@@ -31,7 +34,8 @@ class CorpusOptions(BaseModel):
     @classmethod
     def _encoding_has_lines(cls, encoding: str) -> str:
         try:
-            if codecs.lookup(encoding).encode("\n")[0] != b"\n":
+            codec = codecs.lookup(encoding)
+            if codec.name not in WIDE_ENCODINGS and codec.encode("\n")[0] != b"\n":
                 raise ValueError(
                     f"encoding {encoding!r} does not encode a line end as one byte; convert the file to utf-8"
                 )
@@ -45,8 +49,7 @@ class TextCorpus(CorpusOptions):
 
     kind: Literal["text"] = "text"
     unit: Literal["line", "paragraph", "file"] = "line"
-    """Text of one example: a line; a paragraph, with its lines joined by spaces; or a whole file. With ``file``, `path`
-    may be a folder: each ``*.txt`` in it is an example, sorted by name, with its name as id."""
+    """Text of one example: a line; a paragraph, with its lines joined by spaces; or a whole file, with its name as id."""
 
 
 class FieldOptions(CorpusOptions):
@@ -60,7 +63,16 @@ class FieldOptions(CorpusOptions):
     """Fields to keep as annotations of the example; by default all other fields with a single value."""
 
 
-class JsonlCorpus(FieldOptions):
+class NestedOptions(FieldOptions):
+    """Names of the fields that annotate words. An option that is None reads the field of its own name, if it fits."""
+
+    words: str | None = None
+    """List of the words of the text, as strings. Other lists of the same length annotate the words."""
+    spans: str | None = None
+    """List of spans of characters with a label: ``{"start": 0, "end": 4, "label": "PER"}``, or ``[0, 4, "PER"]``."""
+
+
+class JsonlCorpus(NestedOptions):
     """JSON Lines: one JSON object per line."""
 
     kind: Literal["jsonl"] = "jsonl"
@@ -78,10 +90,16 @@ class DelimitedCorpus(FieldOptions):
     """Fields to read as numbers; all other fields are text."""
 
 
-class ParquetCorpus(FieldOptions):
+class ParquetCorpus(NestedOptions):
     """A Parquet table."""
 
     kind: Literal["parquet"] = "parquet"
+
+
+class ArrowCorpus(NestedOptions):
+    """A folder of ``save_to_disk`` of Hugging Face datasets, or Arrow files."""
+
+    kind: Literal["arrow"] = "arrow"
 
 
 class ConlluCorpus(CorpusOptions):
@@ -107,7 +125,14 @@ class ImageCorpus(CorpusOptions):
 
 
 CorpusConfig = Annotated[
-    TextCorpus | JsonlCorpus | DelimitedCorpus | ParquetCorpus | ConlluCorpus | TemplatesCorpus | ImageCorpus,
+    TextCorpus
+    | JsonlCorpus
+    | DelimitedCorpus
+    | ParquetCorpus
+    | ArrowCorpus
+    | ConlluCorpus
+    | TemplatesCorpus
+    | ImageCorpus,
     Field(discriminator="kind"),
 ]
 """The corpus section of a job file."""

@@ -22,6 +22,10 @@ class Word:
     second: bool = False  # True if it is in the second text of a pair
 
 
+WordColumn = list[str | None] | list[int] | list[float]
+"""An annotation of words: texts or None, numbers from 0 or -1 for missing, or numbers with NaN for missing."""
+
+
 @dataclass(frozen=True)
 class CorpusExample:
     """One input of the corpus before tokenization.
@@ -35,7 +39,7 @@ class CorpusExample:
     text_pair: str | None = None
     target: str | None = None
     words: tuple[Word, ...] = ()
-    word_columns: dict[str, list[str | None] | list[int]] = field(default_factory=dict)
+    word_columns: dict[str, WordColumn] = field(default_factory=dict)
     columns: dict[str, str | int | float | None] = field(default_factory=dict)
     left_out: tuple[Omission, ...] = ()
     """What the record holds and the example does not."""

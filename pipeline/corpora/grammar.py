@@ -13,7 +13,7 @@ from pathlib import Path
 
 from headatlas.store.errors import ConfigError
 
-from .records import open_bytes
+from .corpus_files import open_bytes
 
 MAX_GRAMMAR_BYTES = 2**20
 START = "sentence"

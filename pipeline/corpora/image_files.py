@@ -1,4 +1,4 @@
-"""Images of a folder or of a list file. A store keeps them by reference: path, SHA-256, size in pixels.
+"""Images of a folder or of a list file, or a single image. A store keeps them by reference: path, SHA-256, size in pixels.
 
 The reader decodes every image once, so that a damaged file is quarantined before the model runs. Decoding needs
 Pillow (``pip install headatlas[images]``).
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.schema.omissions import LISTED_NAMES, Omission
 
+from .corpus_files import iter_lines
 from .corpus_options import ImageCorpus
 from .examples import CorpusExample
-from .records import Quarantined, iter_lines
+from .records import LeftOut, Quarantined, Record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +34,7 @@ class UnreadableImage(Exception):
     """Raised if a file is not a usable image. The message is the reason."""
 
 
-def read_images(options: ImageCorpus) -> Iterator[CorpusExample | Quarantined]:
+def read_images(options: ImageCorpus) -> Iterator[Record]:
     """Yield images sorted by path, or in the order of the list. The text of an example is its path within the corpus.
 
     Annotations: `image` (the same path), `image_sha256`, `width` and `height` in pixels, and `folder` for images in
@@ -40,12 +42,12 @@ def read_images(options: ImageCorpus) -> Iterator[CorpusExample | Quarantined]:
     """
     folder = options.path if options.path.is_dir() else options.path.parent
     for number, name in _names(options):
-        if isinstance(name, Quarantined):
+        if not isinstance(name, str):
             yield name
             continue
         path = folder / name
         try:
-            image, digest = read_image(path)
+            image, digest, n_frames = read_image(path)
         except UnreadableImage as error:
             yield Quarantined(number, f"{name}: {error}")
             continue
@@ -58,30 +60,45 @@ def read_images(options: ImageCorpus) -> Iterator[CorpusExample | Quarantined]:
         }
         if relative_path.parent.name:
             columns["folder"] = relative_path.parent.name
-        yield CorpusExample(id=relative_path.with_suffix("").as_posix(), text=name, columns=columns, image=path)
+        left_out = LeftOut()
+        for frame in range(1, n_frames):
+            left_out.add("only the first frame of an image is read", f"{name} frame {frame}", "frames")
+        yield CorpusExample(
+            id=relative_path.with_suffix("").as_posix(),
+            text=name,
+            columns=columns,
+            image=path,
+            left_out=left_out.omissions(),
+        )
 
 
-def _names(options: ImageCorpus) -> Iterator[tuple[int, str | Quarantined]]:
+def _names(options: ImageCorpus) -> Iterator[tuple[int, str | Quarantined | Omission]]:
     """Yield numbered image paths, relative to the corpus folder or to the folder of the list."""
+    if options.path.suffix.lower() in ENDINGS and options.path.is_file():
+        yield 1, options.path.name
+        return
     if not options.path.is_dir():
         for number, line in iter_lines(options.path, options.encoding):
             if isinstance(line, Quarantined) or line.strip():
                 yield number, line if isinstance(line, Quarantined) else line.strip()
         return
-    paths = sorted(
-        path.relative_to(options.path).as_posix()
-        for path in options.path.rglob("*")
-        if path.suffix.lower() in ENDINGS and path.is_file()
-    )
+    files = sorted(path.relative_to(options.path).as_posix() for path in options.path.rglob("*") if path.is_file())
+    paths = [path for path in files if path.lower().endswith(ENDINGS)]
     if not paths:
         raise ConfigError(
             f"corpus.path {str(options.path)!r} is a folder without images; expected {', '.join(ENDINGS)}"
         )
+    others = [path for path in files if not path.lower().endswith(ENDINGS) and not Path(path).name.startswith(".")]
+    if others:
+        reason = f"no image; expected {', '.join(ENDINGS)}"
+        yield 0, Omission(what="files", n=len(others), reason=reason, names=tuple(others[:LISTED_NAMES]))
     yield from enumerate(paths, 1)
 
 
-def read_image(path: Path, sha256: str | None = None) -> tuple[Image, str]:
-    """Read the first frame of an image file in RGB, rotated by its EXIF orientation, and the SHA-256 of the file.
+def read_image(path: Path, sha256: str | None = None) -> tuple[Image, str, int]:
+    """Read the first frame of an image file in RGB, rotated by its EXIF orientation.
+
+    Returns the image, the SHA-256 of the file and its number of frames.
 
     Raises
     ------
@@ -116,7 +133,8 @@ def read_image(path: Path, sha256: str | None = None) -> tuple[Image, str]:
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-                return ImageOps.exif_transpose(image).convert("RGB"), digest
+                n_frames = getattr(image, "n_frames", 1)
+                return ImageOps.exif_transpose(image).convert("RGB"), digest, n_frames
     except UnreadableImage:
         raise
     except MemoryError as error:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from .corpus_options import JsonlCorpus
-from .examples import CorpusExample
-from .fields import RecordReader
-from .records import Quarantined, iter_lines
+from .corpus_files import iter_lines
+from .fields import Rows
+from .records import Quarantined
 
 
-def read_jsonl(options: JsonlCorpus) -> Iterator[CorpusExample | Quarantined]:
-    """Yield the examples of a JSON Lines file. Scalar fields become annotations; lists and objects are ignored."""
-    reader = RecordReader(options)
-    for number, line in iter_lines(options.path, options.encoding):
-        if isinstance(line, Quarantined):
-            yield line
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Quarantined(number, "empty line" if not line.strip() else f"not JSON: {error}")
-            continue
-        if isinstance(record, dict):
-            yield reader.read(number, record)
-        else:
-            yield Quarantined(number, f"a JSON {type(record).__name__}, expected an object")
+def iter_jsonl(path: Path, encoding: str) -> Rows:
+    """Yield the objects of a JSON Lines file with the numbers of their lines."""
+    for number, line in iter_lines(path, encoding):
+        yield number, line if isinstance(line, Quarantined) else _parse(number, line)
+
+
+def _parse(number: int, line: str) -> dict[str, Any] | Quarantined:
+    try:
+        record = json.loads(line, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        return Quarantined(number, "empty line" if not line.strip() else f"not JSON: {error}")
+    if isinstance(record, dict):
+        return record
+    return Quarantined(number, f"a JSON {type(record).__name__}, expected an object")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return fields

@@ -1,4 +1,4 @@
-"""Numbered lines, quarantine, record ids and annotation names: the part that all corpus readers share.
+"""What corpus readers yield, record ids and annotation names: the part that all corpus readers share.
 
 A reader never stops at a bad record. It yields a `Quarantined` with the line and the reason, and continues. Every
 record of a file becomes one example or one `Quarantined`. An unreadable file raises `ConfigError`.
@@ -6,15 +6,18 @@ record of a file becomes one example or one `Quarantined`. An unreadable file ra
 
 from __future__ import annotations
 
-import gzip
-import io
-import re
-import zlib
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from typing import Literal
 
 from headatlas.store.errors import ConfigError
+from headatlas.store.patterns.token_fields import EXAMPLE_FIELDS
+from headatlas.store.schema.omissions import LISTED_NAMES, Omission
+from headatlas.store.schema.text_tables import has_path
+
+from .examples import CorpusExample
 
 MAX_RECORD_BYTES = 16 * 2**20
 TOO_LONG = f"longer than {MAX_RECORD_BYTES} bytes"
@@ -29,86 +32,48 @@ class Quarantined:
 
     line: int
     reason: str
+    file: str | None = None
+    """Name of its file, if the corpus has several."""
+
+    @property
+    def location(self) -> str:
+        """``line 12``, or ``shard.jsonl line 12``."""
+        return f"line {self.line}" if self.file is None else f"{self.file} line {self.line}"
 
 
-def iter_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | Quarantined]]:
-    r"""Yield the lines of a file without their ends, numbered from 1. Only ``\n`` and ``\r\n`` end a line.
+@dataclass(frozen=True)
+class Renaming:
+    """A column or an id that has another name in the store than in the corpus."""
 
-    A byte order mark is dropped. A line that does not decode or is longer than 16 MiB is yielded as `Quarantined`.
-    """
-    with open_bytes(path) as file:
-        number = 0
-        while raw := _read(path, file, MAX_RECORD_BYTES):
-            number += 1
-            size = len(raw)
-            if size == MAX_RECORD_BYTES and not raw.endswith(b"\n"):
-                while (more := _read(path, file, MAX_RECORD_BYTES)) and not more.endswith(b"\n"):
-                    pass
-                yield number, Quarantined(number, TOO_LONG)
-                continue
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-            try:
-                yield number, raw.decode(encoding)
-            except UnicodeDecodeError as error:
-                yield (
-                    number,
-                    Quarantined(number, f"not {encoding}: byte 0x{raw[error.start]:02x} at byte {error.start}"),
-                )
+    kind: Literal["columns", "ids"]
+    old: str
+    new: str
 
 
-def open_bytes(path: Path) -> io.BufferedIOBase:
-    """Open a file for reading, unpacking ``.gz``.
-
-    Raises
-    ------
-    ConfigError
-        The file does not exist or cannot be opened.
-    """
-    try:
-        if not path.is_file():
-            raise ConfigError(
-                f"corpus.path {str(path)!r}: there is no such file. Relative paths start at the current directory"
-            )
-        return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
-    except OSError as error:
-        raise ConfigError(f"corpus.path {str(path)!r} cannot be opened: {error}") from error
+Record = CorpusExample | Quarantined | Omission | Renaming
 
 
-def corpus_files(path: Path) -> list[Path]:
-    """Return the file itself, or the ``*.txt`` and ``*.txt.gz`` files of a folder, sorted by name.
+class LeftOut:
+    """What one record holds and its example does not: the names of the values by their kind and the reason."""
 
-    Raises
-    ------
-    ConfigError
-        The folder contains no such file.
-    """
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.name.removesuffix(".gz").endswith(".txt"))
-    if not files:
-        raise ConfigError(
-            f"corpus.path {str(path)!r} is a folder without *.txt; expected a text file, or a folder of text files"
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, reason: str, name: str, what: str = "values") -> None:
+        """Add a value of a field; `what` is the kind of value in the plural."""
+        self._names.setdefault((what, reason), []).append(name)
+
+    def omissions(self) -> tuple[Omission, ...]:
+        """Return one omission for each kind and reason."""
+        return tuple(
+            _omission(what, len(names), reason, tuple(dict.fromkeys(names))[:LISTED_NAMES])
+            for (what, reason), names in self._names.items()
         )
-    return files
 
 
-def read_bytes(path: Path, file: io.BufferedIOBase) -> bytes | None:
-    """Read a file to its end; None if more than 16 MiB remain."""
-    data = _reading(path, lambda: file.read(MAX_RECORD_BYTES + 1))
-    return data if len(data) <= MAX_RECORD_BYTES else None
-
-
-def _read(path: Path, file: io.BufferedIOBase, n_bytes: int) -> bytes:
-    return _reading(path, lambda: file.readline(n_bytes))
-
-
-def _reading(path: Path, operation: Callable[[], bytes]) -> bytes:
-    try:
-        return operation()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"corpus.path {str(path)!r} cannot be read to its end: {error}") from error
+@lru_cache(4096)  # many records leave out the same
+def _omission(what: str, n: int, reason: str, names: tuple[str, ...]) -> Omission:
+    return Omission(what=what, n=n, reason=reason, names=names, n_examples=1)
 
 
 def check_text(text: str) -> str | None:
@@ -120,17 +85,6 @@ def check_text(text: str) -> str | None:
             if "\ud800" <= char <= "\udfff":
                 return f"a lone surrogate (U+{ord(char):04X}) at character {i}"
     return None
-
-
-def file_stem(path: Path) -> str:
-    """Return the file name without its suffixes. Ids that are built from record numbers begin with it."""
-    name = path.name.removesuffix(".gz")
-    return name.rsplit(".", 1)[0] or name
-
-
-def default_id(path: Path, number: int) -> str:
-    """Return the id of a record without one: ``<stem>-000123``, from its line or row number."""
-    return f"{file_stem(path)}-{number:06d}"
 
 
 class UniqueIds:
@@ -153,10 +107,17 @@ class UniqueIds:
 
 
 class ColumnNames:
-    """Converts field names to names that are valid in expressions and array paths: letters, digits, ``_``, unique."""
+    """Gives every field of a corpus the name of its column. A column has the name of its field wherever it can.
 
-    def __init__(self) -> None:
+    A name is stored in Unicode's composed form (NFC). A name that expressions cannot use gets a plain form: other
+    characters than letters, digits and ``_`` become ``_``, a name that would begin with a digit begins with ``column_``,
+    and a long name is cut. A name that another column or every example has gets a number: ``id_2``.
+    """
+
+    def __init__(self, on_renaming: Callable[[Renaming], None] = lambda renaming: None) -> None:
         self._names: dict[str, str] = {}
+        self._columns: set[str] = set(EXAMPLE_FIELDS)
+        self._on_renaming = on_renaming
 
     def __call__(self, field: str) -> str:
         """Return the annotation name of a field, the same at every call.
@@ -164,19 +125,36 @@ class ColumnNames:
         Raises
         ------
         ConfigError
-            The file has more than 64 different fields.
+            The corpus has more than 64 different fields.
         """
-        if field not in self._names:
+        name = self._names.get(field)
+        if name is None:
             if len(self._names) >= MAX_COLUMNS:
                 raise ConfigError(
                     f"more than {MAX_COLUMNS} different fields. Name the fields to keep in corpus.columns"
                 )
-            plain = re.sub(r"[^0-9A-Za-z]+", "_", field).strip("_") or "column"
-            if plain[0].isdigit():
-                plain = f"column_{plain}"
-            name, n = plain, 1
-            while name in self._names.values():
+            plain = name = _plain_name(unicodedata.normalize("NFC", field))
+            n = 1
+            while name in self._columns:
                 n += 1
-                name = f"{plain}_{n}"
+                name = _cut(plain, f"_{n}")
+            self._columns.add(name)
             self._names[field] = name
-        return self._names[field]
+            if unicodedata.normalize("NFC", field) != name:
+                self._on_renaming(Renaming("columns", field, name))
+        return name
+
+
+def _plain_name(name: str) -> str:
+    if name.isidentifier() and has_path(name):
+        return name
+    characters = [char if ("a" + char).isidentifier() else " " for char in name[:1000]]
+    plain = "_".join("".join(characters).split()).strip("_") or "column"
+    return _cut(plain if plain.isidentifier() else f"column_{plain}", "")
+
+
+def _cut(name: str, ending: str) -> str:
+    """Append an ending to a name, which is cut so far that the result may be the name of a column."""
+    while not has_path(name + ending):
+        name = name[:-1]
+    return name + ending

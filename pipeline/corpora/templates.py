@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from headatlas.store.errors import ConfigError
 
+from .corpus_files import CorpusFile, default_id
 from .corpus_options import TemplatesCorpus
 from .examples import CorpusExample, Word
 from .grammar import Grammar, Lexicon, Part, Rule, read_grammar
-from .records import Quarantined, default_id
+from .records import Quarantined
 
 _MAX_DEPTH = 40
 _MAX_NODES = 200
@@ -152,7 +153,7 @@ class _Draw:
         return leaf
 
 
-def read_templates(options: TemplatesCorpus) -> Iterator[CorpusExample | Quarantined]:
+def read_templates(options: TemplatesCorpus, file: CorpusFile) -> Iterator[CorpusExample | Quarantined]:
     """Yield distinct sentences of a grammar, the same for the same seed. Minimal pairs are adjacent and never split.
 
     Word annotations: form, lemma, upos, deprel, relation, head, entity and `antecedent` (index of the word that a
@@ -164,19 +165,19 @@ def read_templates(options: TemplatesCorpus) -> Iterator[CorpusExample | Quarant
     ConfigError
         The grammar is invalid, a pair differs in more than one word, or the grammar has too few different sentences.
     """
-    grammar = read_grammar(options.path)
+    grammar = read_grammar(file.path)
     generator = random.Random(options.seed)
     texts: set[str] = set()
     n_failed = 0
     number = 0
     while len(texts) < options.examples:
-        examples = _draw_examples(grammar, generator, default_id(options.path, number + 1))
+        examples = _draw_examples(grammar, generator, default_id(file.name, number + 1))
         new_texts = {example.text for example in examples}
         if not examples or new_texts & texts or len(new_texts) < len(examples):
             n_failed += 1
             if n_failed > _MAX_FAILED_DRAWS:
                 raise ConfigError(
-                    f"{options.path.name} gave {len(texts)} different sentences, then none in {_MAX_FAILED_DRAWS} draws; "
+                    f"{file.name} gave {len(texts)} different sentences, then none in {_MAX_FAILED_DRAWS} draws; "
                     f"corpus.examples asks for {options.examples}. Lower it, or extend the grammar"
                 )
             continue

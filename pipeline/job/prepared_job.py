@@ -265,8 +265,12 @@ def _describe_identity(config: JobConfig, loaded: LoadedModel, corpus: Corpus) -
 def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
     """Describe the rest of the provenance: unreadable records, libraries and machine."""
     return {
-        "quarantined": [{"line": record.line, "reason": record.reason} for record in corpus.quarantined],
+        "quarantined": [
+            {"line": record.line, "reason": record.reason} | ({} if record.file is None else {"file": record.file})
+            for record in corpus.quarantined
+        ],
         "left_out": job.left_out.to_json(),
+        "renamed": corpus.renamed.model_dump(mode="json", exclude_defaults=True),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),
         "machine": {"system": platform.system(), "processor": platform.machine(), "processors": os.cpu_count()},

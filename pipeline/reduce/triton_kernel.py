@@ -318,9 +318,7 @@ def prepare_launch(call: DeviceCall, request: DeviceRequest, limits: DeviceLimit
     query = call.query if call.query.stride(3) == 1 else call.query.contiguous()
     key = call.key if call.key.stride(3) == 1 else call.key.contiguous()
     n_examples, n_heads, longest_query, d_head = query.shape
-    blocks = choose_block_sizes(
-        query.element_size(), d_head, request.n_edges, len(call.biases), longest_query, limits
-    )
+    blocks = choose_block_sizes(query.element_size(), d_head, request.n_edges, len(call.biases), longest_query, limits)
     device, n_blocks = query.device, triton.cdiv(longest_query, blocks.queries)
 
     def empty(on: bool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

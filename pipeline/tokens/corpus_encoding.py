@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headatlas.store.errors import BudgetError, ConfigError
-from headatlas.store.schema.omissions import Omission, Omissions
+from headatlas.store.schema.omissions import LISTED_NAMES, Omission, Omissions
+from headatlas.store.schema.renamed import Renamed
 
 from ..corpora.corpus import describe_corpus, read_corpus
 from ..corpora.corpus_options import CorpusOptions
 from ..corpora.examples import CorpusExample, EncodedExample, without_tokens
-from ..corpora.records import Quarantined
+from ..corpora.records import Quarantined, Renaming
 from ..models.model_options import ModelConfig
 from ..progress import Event, Stage, format_bytes
 from .batch_plan import BatchLimits
@@ -51,6 +52,8 @@ class Corpus:
     description: dict[str, Any]
     left_out: tuple[Omission, ...] = ()
     """What the records of `examples` hold and the examples do not, and the unreadable records by reason."""
+    renamed: Renamed = field(default_factory=Renamed)
+    """Columns and ids that have other names in the store."""
 
 
 def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) -> Corpus:
@@ -65,15 +68,22 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
     """
     on_event(Stage(f"reading corpus {options.path}"))
     quarantined, examples = list[Quarantined](), list[CorpusExample]()
-    left_out = Omissions()
+    left_out, columns, ids, n_ids = Omissions(), dict[str, str](), dict[str, str](), 0
     n_quarantined = n_bytes = 0
     for record in read_corpus(options):
         if isinstance(record, Omission):
             left_out.add(record)
             continue
+        if isinstance(record, Renaming):
+            n_ids += record.kind == "ids"
+            if record.kind == "columns":
+                columns[record.old] = record.new
+            elif len(ids) < LISTED_NAMES:
+                ids[record.new] = record.old
+            continue
         if isinstance(record, Quarantined):
             n_quarantined += 1
-            left_out.add(Omission(what="records", n=1, reason=record.reason, names=(f"line {record.line}",)))
+            left_out.add(Omission(what="records", n=1, reason=record.reason, names=(record.location,)))
             if len(quarantined) < LISTED_QUARANTINED:
                 quarantined.append(record)
             continue
@@ -81,7 +91,8 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
         if n_bytes > MAX_CORPUS_BYTES:
             raise BudgetError(
                 f"{options.path}: the first {len(examples)} examples take {format_bytes(n_bytes)} of memory; at most "
-                f"{format_bytes(MAX_CORPUS_BYTES)} are read. Set corpus.sample, or corpus.max_examples, and add the rest with corpus.skip and --extend."
+                f"{format_bytes(MAX_CORPUS_BYTES)} are read. Set corpus.sample, or name fewer files, or set "
+                "corpus.max_examples and add the rest with corpus.skip and --extend."
             )
         for omission in record.left_out:
             left_out.add(omission)
@@ -93,7 +104,10 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
             f"{options.path} has no example{skipped} ({n_quarantined} records could not be read{first}); expected at least one."
         )
     description = {**describe_corpus(options, examples), "n_quarantined": n_quarantined}
-    return Corpus(examples, quarantined, n_quarantined, description, tuple(left_out))
+    renamed = Renamed(columns=columns, ids=ids, n_ids=n_ids)
+    for line in renamed.lines():
+        on_event(Stage(line))
+    return Corpus(examples, quarantined, n_quarantined, description, tuple(left_out), renamed)
 
 
 def encode_corpus(

@@ -21,11 +21,11 @@ from headatlas.store.schema.token_table import MISSING, POINTER_COLUMNS, TokenFl
 from headatlas.store.schema.words_without_tokens import CUT
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from ..corpora.word_split import split_words
 from ..models.attention_implementation import implementation
 from .batch_plan import BatchLimits
 from .token_options import GenerateConfig
 from .tokenizer import make_sequence
-from .word_split import split_words
 from .words_left_out import TARGET_WORDS, words_left_out
 
 if TYPE_CHECKING:

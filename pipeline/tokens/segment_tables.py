@@ -13,7 +13,7 @@ from headatlas.store.schema.token_table import MISSING, Column, TokenTable
 from headatlas.store.schema.traces import SequenceName
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
-from .word_split import split_words
+from ..corpora.word_split import split_words
 
 _INT32 = np.iinfo(np.int32)
 _EXACT_FLOAT = 2**53
@@ -107,7 +107,10 @@ def _word_column(name: str, examples: Sequence[CorpusExample]) -> Column:
         mixed = not kinds <= {str, type(None)}
         texts = [value if value is None else str(value) for value in flat] if mixed else flat
         return Column.of_text(cast("list[str | None]", texts))
-    return Column(np.asarray([MISSING if value is None else value for value in flat], np.int32))
+    is_whole = float not in kinds
+    missing = MISSING if is_whole else np.nan
+    numbers = [missing if value is None else value for value in flat]
+    return Column(np.asarray(numbers, np.int32 if is_whole else np.float64))
 
 
 def _example_column(values: list[str | int | float | None]) -> Column:

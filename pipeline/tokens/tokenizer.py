@@ -9,7 +9,7 @@ Tokenizers report spans differently; this module converts them to one form:
 * A word boundary sign (``▁``) that is a token in front of a text has an empty span.
 
 A token belongs to the word with which it shares the most characters, or to the first such word. Whitespace tokens and
-special tokens belong to no word. `word_split.py` finds the words if the corpus has none.
+special tokens belong to no word. `corpora/word_split.py` finds the words if the corpus has none.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from headatlas.store.errors import ConfigError
 from headatlas.store.schema.token_table import MISSING, TokenFlag
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from ..corpora.word_split import split_words
 from ..models.model_limits import check_normalizer, normalizer_of
 from .token_options import TooLong
 from .windows import cut_windows
-from .word_split import split_words
 from .words_left_out import TARGET_WORDS, mark_cut, words_left_out
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from jaxtyping import Int32
 from headatlas.store.schema.omissions import Omission
 from headatlas.store.schema.token_table import MISSING, POINTER_COLUMNS, TokenFlag
 
-from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word, WordColumn
 
-WordColumns = dict[str, list[str | None] | list[int]]
+WordColumns = dict[str, WordColumn]
 WINDOW_COLUMNS = ("window_of", "window", "window_start", "window_end")
 
 
@@ -84,9 +84,7 @@ def _n_pointers(columns: WordColumns, name: str, rows: Sequence[int] | None = No
     return sum(isinstance(value, int) and value >= 0 for value in values)
 
 
-def _cut_column(
-    name: str, rows: list[str | None] | list[int], word_indices: list[int], new_index: np.ndarray
-) -> list[str | None] | list[int]:
+def _cut_column(name: str, rows: WordColumn, word_indices: list[int], new_index: np.ndarray) -> WordColumn:
     if name in POINTER_COLUMNS:
         governors = [rows[i] for i in word_indices]
         return [

@@ -18,7 +18,9 @@ app = typer.Typer(rich_markup_mode="rich")
 
 @app.command(rich_help_panel="Store")
 def info(store: StorePath, as_json: AsJson = False) -> None:
-    """Show what a store holds, what made it, and the bytes of each array.
+    """Show what a store holds and what was left out, what made it, and the bytes of each array.
+
+    --json has the whole provenance with the hash of every file.
 
     Example: [bold]headatlas info traces/demo[/bold]
     """
@@ -26,8 +28,11 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     from rich.table import Table
 
     from ..files.manifest import left_out_of
+    from ..patterns.lexer import printable
     from ..schema.omissions import Omissions
+    from ..schema.renamed import read_renamed
     from ..store import open_store
+    from .provenance_text import corpus_columns, provenance_rows
     from .tables import fetched_text
 
     opened = open_store(store)
@@ -80,18 +85,19 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         facts.add_row("eager mode", "attention as the model returned it; its query and key could not be seen")
     if (codec := manifest.spec.attention_codec) is not None:
         facts.add_row("attention", _attention_text(opened, codec))
-    for number, omission in enumerate(left_out_of(manifest)):
-        facts.add_row("" if number else "left out", str(omission))
+    lines = [*map(str, left_out_of(manifest)), *read_renamed(manifest.provenance).lines()]
+    for number, line in enumerate(lines):
+        facts.add_row("" if number else "left out", printable(line))
+    for kind, names in corpus_columns(opened).items():
+        facts.add_row(f"{kind} columns", printable(", ".join(names)))
     for overlay in opened.overlays:
         what = f"{overlay.kind} of {overlay.group}" if overlay.kind in ("word", "token") else overlay.kind
         added = f"added {overlay.created}{f', {overlay.unit}' if overlay.unit else ''}"
         if (n_covered := opened.n_covered(overlay.name)) < opened.n_examples:
             added += f", to {n_covered:,} of the examples"
         facts.add_row(f"column {overlay.name}", f"{what}, {added}. {overlay.description}".rstrip(" ."))
-    for name, value in manifest.provenance.items():
-        if name == "left_out":
-            continue
-        facts.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    for name, text in provenance_rows(manifest.provenance):
+        facts.add_row(printable(name), printable(text))
     console.print(facts)
     table = Table("Array", "On disk", "Decoded", "Ratio")
     for path, (stored, raw) in arrays.items():

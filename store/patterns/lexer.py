@@ -1,8 +1,9 @@
 """The lexer: splits the text of an expression into lexemes with character spans.
 
 The first limits on the cost of an untrusted expression are here: its length, its number of lexemes, and the digits of a
-number. Names may use letters of any language, because annotation columns do. Names are not normalised: a look-alike
-letter gives an unknown name, and the error shows it.
+number. Names may use letters of any language, because annotation columns do. They are composed (Unicode NFC), as the
+names of columns are, so it does not matter how a keyboard writes an accent. A look-alike letter stays another letter: it
+gives an unknown name, and the error shows it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _REPLACEMENTS = {"=": "==", "&": "and", "|": "or", "!": "not", "~": "not", "“"
 
 @dataclass(frozen=True)
 class Lexeme:
-    """One lexeme of an expression. `text` is the source text: a string includes its quotes and escapes."""
+    """One lexeme of an expression. `text` is the source text, and NFC of a name. A string includes quotes and escapes."""
 
     kind: LexemeKind
     text: str
@@ -85,7 +86,7 @@ def _next(expression: str, start: int) -> Lexeme:
         stop = start + 1
         while stop < len(expression) and ("a" + expression[stop]).isidentifier():
             stop += 1
-        text = expression[start:stop]
+        text = unicodedata.normalize("NFC", expression[start:stop])
         return Lexeme("keyword" if text in KEYWORDS else "name", text, start, stop)
     for symbol in SYMBOLS:
         if expression.startswith(symbol, start):

@@ -26,6 +26,7 @@ neither the parser nor a later walk over the tree can exhaust the stack.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
@@ -281,7 +282,7 @@ class _Parser:
             if self.take().text == "[":
                 if self.now.kind != "string":
                     raise self.unexpected("a column's name in quotes")
-                name = unquote(self.take(), self.expression)
+                name = unicodedata.normalize("NFC", unquote(self.take(), self.expression))
                 self.expect("]", "to close the name")
                 break
             if self.now.kind not in ("name", "keyword"):

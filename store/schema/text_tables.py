@@ -25,6 +25,9 @@ from .traces import SequenceName
 ReadWhole = Callable[[str], np.ndarray]
 _N_WORDS = 256
 """Smallest bound of word numbers. Test stores of earlier releases hold numbers up to 99 for fewer words."""
+MAX_NAME_CHARS = 64
+MAX_COMPONENT_CHARS = 240
+"""Longest path component of a column. File systems take 255 bytes."""
 _TEXTS = ("text", "text_pair", "target_text")
 
 
@@ -235,10 +238,22 @@ def column_component(name: str) -> str:
     Raises
     ------
     ConfigError
-        The name is empty or longer than 64 characters.
+        The name is empty or longer than `has_path` allows.
     """
-    if not name or len(name) > 64:
-        raise ConfigError(f"column name {name[:80]!r} has {len(name)} characters; expected 1 to 64. Rename the column.")
+    if not has_path(name):
+        raise ConfigError(
+            f"column name {name[:80]!r} has {len(name)} characters; expected 1 to {MAX_NAME_CHARS}, and at most "
+            f"{MAX_COMPONENT_CHARS} when characters beyond ASCII are percent-encoded. Rename the column."
+        )
+    return _component(name)
+
+
+def has_path(name: str) -> bool:
+    """Return True if a column may have this name: it has characters, and file systems take its path component."""
+    return 0 < len(name) <= MAX_NAME_CHARS and len(_component(name)) <= MAX_COMPONENT_CHARS
+
+
+def _component(name: str) -> str:
     encoded = quote(name.encode("utf-8", "surrogatepass"), safe="").replace(".", "%2E").replace("~", "%7E")
     return f"%5F{encoded[1:]}" if encoded.startswith("_") else encoded  # zarr reserves names with two underscores
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +41,7 @@ def annotate_store(
     replace: bool = False,
 ) -> Snapshot:
     """Add an annotation of the examples of a snapshot; see `Store.annotate`. `made_from` is noted as JSON."""
+    name = unicodedata.normalize("NFC", name)  # as in expressions
     if not values:
         raise ConfigError(f"no values for {name!r}; expected a mapping from example ids or numbers to values.")
     if kind != "example" and sequence not in store.spec.sequences:
@@ -95,6 +97,7 @@ def remove_annotation(path: str | os.PathLike[str], name: str) -> Snapshot:
         There is no such overlay.
     """
     store = open_snapshot(local_folder(path))
+    name = unicodedata.normalize("NFC", name)
     if name not in {overlay.name for overlay in store.overlays}:
         names = ", ".join(overlay.name for overlay in store.overlays) or "none"
         raise NotFoundError(f"{store.location}: no added column {name!r}; it has {names}.")
@@ -124,7 +127,10 @@ def _new_overlay(store: Snapshot, name: str, kind: OverlayKind, group: str, repl
             "the command line, replace=True in Python."
         )
     if name not in existing and any(name in names for names in map(_names, store.segments)):
-        raise ConfigError(f"{store.location} has {name!r} from its corpus or capture; expected a new name.")
+        raise ConfigError(
+            f"{store.location} has {name!r} from its corpus or capture, which cannot be replaced. Choose another name: "
+            "--name on the command line."
+        )
     return Overlay(name=name, kind=kind, group=group, created=now())
 
 

@@ -11,7 +11,9 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 from ..errors import ConfigError
@@ -141,14 +143,18 @@ def _is_one_job(stores: Sequence[Snapshot]) -> bool:
 def _facts(first: Snapshot, store: Snapshot, append: bool) -> list[tuple[str, Any, Any]]:
     """Return what two stores must have in common, as (name, value, value)."""
     manifests = (first.manifest, store.manifest)
-    facts = [(name, *(m.provenance.get(name) for m in manifests)) for name in (_MODEL if append else (*_MODEL, *_JOB))]
-    facts.append(("spec", *(m.spec.model_dump(mode="json") for m in manifests)))
+    readers: dict[str, Callable[[Manifest], Any]] = {
+        name: partial(_provenance_entry, name) for name in (_MODEL if append else (*_MODEL, *_JOB))
+    }
+    readers["spec"] = lambda manifest: manifest.spec.model_dump(mode="json")
     if not append:
-        facts.append(("extensions", *map(_extensions, manifests)))
-        facts += [
-            (name, *(getattr(m, name) for m in manifests)) for name in ("n_examples_planned", "n_segments_planned")
-        ]
-    return facts
+        readers["extensions"] = _extensions
+        readers |= {name: attrgetter(name) for name in ("n_examples_planned", "n_segments_planned")}
+    return [(name, read(manifests[0]), read(manifests[1])) for name, read in readers.items()]
+
+
+def _provenance_entry(name: str, manifest: Manifest) -> Any:
+    return manifest.provenance.get(name)
 
 
 def _extensions(manifest: Manifest) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any, TypedDict
 
 from headatlas.store.files.manifest import left_out_of
+from headatlas.store.schema.renamed import read_renamed
 from headatlas.store.schema.traces import TraceSpec
 
 from ..theme.token_labels import visible
@@ -19,6 +20,8 @@ class FactsFrame(TypedDict):
     """Facts as [value, label]."""
     tag: list[str]
     """Text of the tag, and ``"accent"`` or ``"warn"``."""
+    left_out: list[str]
+    """Lines about what the corpus or the model holds and the store does not, and about changed names, as in `info`."""
 
 
 def facts_frame(data: DataSource) -> FactsFrame:
@@ -44,11 +47,11 @@ def facts_frame(data: DataSource) -> FactsFrame:
         [size_text(store.bytes_on_disk), "Size on disk"],
         [error_bound(store.spec), "Codec error"],
     ]
-    if left_out := left_out_of(store.manifest):
-        facts.append(["; ".join(visible(str(omission)) for omission in left_out), "Left out"])
     planned = store.manifest.n_segments_planned
     tag = ["complete", "accent"] if store.is_complete else [f"{len(store.segments)} of {planned} segments", "warn"]
-    return {"facts": facts, "tag": tag}
+    manifest = store.manifest
+    lines = [*map(str, left_out_of(manifest)), *read_renamed(manifest.provenance).lines()]
+    return {"facts": facts, "tag": tag, "left_out": list(map(visible, lines))}
 
 
 def error_bound(spec: TraceSpec) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import panel as pn
 
 from headatlas.store.errors import HeadAtlasError, PatternError
+from headatlas.store.patterns.token_fields import EXAMPLE_FIELDS, TOKEN_FIELDS
 from headatlas.store.queries.pattern_search import SearchProgress, SearchResult
 
 from ..components.background import Check, Newest, background
@@ -220,9 +221,7 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
     """Build the frame of the pattern box: the expression, the library and the mistake."""
     library = data.library
     library_name = next((name for name, item in library.items() if state.pattern in (name, item.expression)), "")
-    description = (
-        library[library_name].description if library_name else "fields: " + ", ".join(data.fields(state.site)[:14])
-    )
+    description = library[library_name].description if library_name else fields_text(data, state.site)
     mistake: Mistake | None = None
     if isinstance(error, PatternError):
         mistake = {
@@ -251,6 +250,15 @@ def box_frame(data: DataSource, state: ViewState, error: HeadAtlasError | None, 
         "progress": None,
         "drawn": None,
     }
+
+
+def fields_text(data: DataSource, site: str) -> str:
+    """Return the columns of the corpus and some fields of every token, as patterns name them."""
+    query, _, example = _sides(data, site)
+    columns = [f"example.{visible(name)}" for name in example if name not in EXAMPLE_FIELDS]
+    columns += [f"query.{visible(name)}" for name in query if name not in TOKEN_FIELDS]
+    fields = "fields: " + ", ".join(list(TOKEN_FIELDS)[:10])
+    return f"columns: {', '.join(columns[:24])}{', …' * (len(columns) > 24)}; {fields}" if columns else fields
 
 
 def _sides(data: DataSource, site: str) -> tuple[Any, Any, Any]:

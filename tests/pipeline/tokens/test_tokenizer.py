@@ -6,9 +6,9 @@ from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
+from headatlas.pipeline.corpora.word_split import split_words
 from headatlas.pipeline.tokens import tokenizer as module
 from headatlas.pipeline.tokens.tokenizer import Skipped, encode
-from headatlas.pipeline.tokens.word_split import split_words
 from headatlas.store.errors import ConfigError
 from headatlas.store.schema.token_table import TokenFlag
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from ..corpora.examples import Word
+from .examples import Word
 
 _JOINERS = "\u200c\u200d\u00ad"  # zero-width non-joiner and joiner, soft hyphen: inside words, never words
 _APOSTROPHES = "'\u2019\u02bc\uff07"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headatlas.pipeline.tokens.word_split import split_words
+from headatlas.pipeline.corpora.word_split import split_words
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
 
