@@ -79,8 +79,7 @@ def test_the_example_says_what_was_cut_and_what_has_no_token(data):
 
 
 def test_the_corpus_page_and_a_search_say_what_was_left_out(data):
-    facts = {label: value for value, label in facts_frame(data)["facts"]}
-    assert frame["left_out"] == [f"20 words of 4 examples left out: {CUT}"]
+    assert facts_frame(data)["left_out"] == [f"20 words of 4 examples left out: {CUT}"]
     result = data.store.search("key.word == 3")
     assert f"20 words of 4 examples left out: {CUT}" in summary_frame(result, data, 0.1, False)["right"]
     assert "8 words of 4 examples left out: without a token of their own" in result.notes
