@@ -9,7 +9,7 @@ const CSS = `
 /* in a narrow strip names are shortened, figures are not */
 .fact[data-fact=Examples], .fact[data-fact=Tokens], .fact[data-fact=Heads], .fact[data-fact="Size on disk"], .fact[data-fact="Codec error"] { flex: none }
 @media (max-width: 1279px) { .fact { padding: 0 12px } .fact b { font-size: 14px } } @media (max-width: 900px) { .fact[data-fact=Kept], .fact[data-fact="Codec error"] { display: none } }
-.fact[data-fact="Left out"] { flex: 0 1 auto; overflow: hidden } .fact span { font-size: 11px; color: var(--ink-3) }
+.fact[data-fact^=Cut] { flex: none } .fact[data-fact="Left out"] { flex: 0 1 auto; overflow: hidden } .fact span { font-size: 11px; color: var(--ink-3) }
 .figures .tag { margin-right: 42px } .figures .downloads { top: 15px }
 `;
 

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 from headatlas.store.files.manifest import left_out_of
 from headatlas.store.schema.traces import TraceSpec
+from headatlas.store.schema.words_without_tokens import CUT
 
 from ..theme.token_labels import visible
 from .store_data import DataSource
@@ -44,8 +45,14 @@ def facts_frame(data: DataSource) -> FactsFrame:
         [size_text(store.bytes_on_disk), "Size on disk"],
         [error_bound(store.spec), "Codec error"],
     ]
-    if left_out := left_out_of(store.manifest):
-        facts.append(["; ".join(visible(str(omission)) for omission in left_out), "Left out"])
+    left_out = left_out_of(store.manifest)
+    facts += [
+        [f"{row.n:,} {visible(row.what)}", f"Cut off in {row.n_examples or 0:,} examples"]
+        for row in left_out
+        if row.reason == CUT
+    ]
+    if others := [visible(str(row)) for row in left_out if row.reason != CUT]:
+        facts.append(["; ".join(others), "Left out"])
     planned = store.manifest.n_segments_planned
     tag = ["complete", "accent"] if store.is_complete else [f"{len(store.segments)} of {planned} segments", "warn"]
     return {"facts": facts, "tag": tag}
