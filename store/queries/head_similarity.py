@@ -15,7 +15,6 @@ by reason. All pairs of heads are compared on a sample of examples, in blocks of
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -33,11 +32,10 @@ from ..schema.token_table import TokenTable
 from ..schema.traces import Site, check_head
 from ..schema.words_without_tokens import words_left_out
 from .evidence import MINIMUM_EXAMPLES
+from .example_alignment import align_examples
 from .resampling import bootstrap_interval
 
 N_EXAMPLES = 200
-MAX_WORDS = 1_024
-"""Largest number of words with tokens of an example. Longer examples are left out, because their maps do not fit in memory."""
 _BLOCK_CELLS = 1 << 18  # largest number of weights of one head in memory at once
 _JOIN_PAIRS = 1 << 16  # sampled examples at a smaller distance are read together
 _BLOCK_VALUES = 1 << 22
@@ -171,7 +169,7 @@ def similar(
             raise ConfigError(
                 f"site {site_spec.name} joins two texts; expected a site within one text. Choose another site."
             )
-    pairs, refused = _aligned(store, other, sites)
+    pairs, refused = align_examples(store, other, sites)
     if not len(pairs):
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in refused.items())
         raise NotFoundError(f"{store.location}: no example can be compared ({reasons or 'the store has no example'}).")
@@ -216,58 +214,13 @@ def similar(
     )
 
 
-def _aligned(
-    store: Snapshot, other: Snapshot | None, sites: tuple[Site, Site]
-) -> tuple[Int64[np.ndarray, "pair side"], dict[str, int]]:
-    """Return the numbers of the examples to compare, ascending in the first store, and the number refused by reason."""
-    refused: Counter[str] = Counter()
-    ids = dict(zip((other or store).example_ids(), (other or store).example_numbers().tolist(), strict=True))
-    pairs = []
-    for number, name in zip(store.example_numbers().tolist(), store.example_ids(), strict=True):
-        partner = number if other is None else ids.get(name)
-        if partner is None:
-            refused["in one store only"] += 1
-            continue
-        words = _words(store, number, sites[0])
-        n_words = sum(has_token for _, has_token in words)
-        other_words = words if other is None else _words(other, partner, sites[1])
-        if not n_words:
-            refused["without tokens" if words else "without words"] += 1
-        elif n_words > MAX_WORDS:
-            refused[f"of more than {MAX_WORDS:,} words"] += 1
-        elif [word for word, _ in words] != [word for word, _ in other_words]:
-            refused["with different words"] += 1
-        elif words != other_words:
-            refused["of which the stores have tokens of different words"] += 1
-        else:
-            pairs.append((number, partner))
-    return np.array(pairs, np.int64).reshape(-1, 2), dict(refused)
-
-
-def _words(store: Snapshot, number: int, site: Site) -> list[tuple[str, bool]]:
-    """Return the words of an example as substrings of its texts, each with True if it has a token."""
-    segment, row, table = _locate(store, number, site)
-    words = slice(int(table.word_offset[row]), int(table.word_offset[row + 1]))
-    names = ("target_text", "target_text") if site.query_sequence == "target" else ("text", "text_pair")
-    texts = [segment.texts(name)[row] or "" for name in names]
-    columns = (table.word_second, table.word_char_start, table.word_char_end, table.word_rank >= 0)
-    return [
-        (texts[second][start:stop], has_token)
-        for second, start, stop, has_token in zip(*(column[words].tolist() for column in columns), strict=True)
-    ]
-
-
-def _locate(store: Snapshot, number: int, site: Site) -> tuple[Segment, int, TokenTable]:
-    """Return the segment of an example, its row there, and the segment's tokens."""
-    segment = store.segment_of(number)
-    return segment, number - segment.first_example, segment.tokens(site.query_sequence)
-
-
 def _left_out(store: Snapshot | None, site: Site, numbers: Int64[np.ndarray, "example"]) -> tuple[Omission, ...]:
     if store is None:
         return ()
-    located = (_locate(store, number, site) for number in numbers.tolist())
-    return words_left_out(table.example(row) for _, row, table in located)
+    return words_left_out(
+        store.segment_of(n).tokens(site.query_sequence).example(n - store.segment_of(n).first_example)
+        for n in numbers.tolist()
+    )
 
 
 def _blocks(store: Snapshot, site: Site, sample: Int64[np.ndarray, "example side"]) -> Iterator[slice]:

@@ -34,6 +34,17 @@ def reason_of_words(table: TokenTable) -> Int64[np.ndarray, "word"]:
     return np.where(table.word_rank >= 0, -1, reason)
 
 
+def covered_ends(table: TokenTable) -> Int64[np.ndarray, "word"]:
+    """Return the character up to which the tokens of each word cover it; -1 for a word without a token.
+
+    It is the end of the word, or the character at which the text was cut inside the word.
+    """
+    ends = np.where(table.word_rank >= 0, table.word_char_end, -1).astype(np.int64)
+    cuts = np.flatnonzero(((table.flags & TokenFlag.CUT) != 0) & (table.word_row >= 0))
+    ends[table.word_row[cuts]] = np.minimum(ends[table.word_row[cuts]], table.char_end[cuts])
+    return ends
+
+
 def count_left_out(
     table: TokenTable, what: str, reason: Int64[np.ndarray, "word"], reasons: Sequence[str] = REASONS
 ) -> Iterator[Omission]:

@@ -9,7 +9,7 @@ const CSS = `
 /* in a narrow strip names are shortened, figures are not */
 .fact[data-fact=Examples], .fact[data-fact=Tokens], .fact[data-fact=Heads], .fact[data-fact="Size on disk"], .fact[data-fact="Codec error"] { flex: none }
 @media (max-width: 1279px) { .fact { padding: 0 12px } .fact b { font-size: 14px } } @media (max-width: 900px) { .fact[data-fact=Kept], .fact[data-fact="Codec error"] { display: none } }
-.fact span { font-size: 11px; color: var(--ink-3) }
+.fact[data-fact^=Cut] { flex: none } .fact span { font-size: 11px; color: var(--ink-3) }
 .figures .tag { margin-right: 42px } .figures .downloads { top: 15px } .figures .left-out { margin-right: 8px }
 dialog { position: fixed; inset: 0; margin: auto; width: 720px; max-width: 90vw; height: fit-content; max-height: 80vh; overflow: auto; border: 1px solid var(--line-2); border-radius: 8px; background: var(--surface); color: var(--ink); box-shadow: var(--shadow); padding: 16px 20px } dialog::backdrop { background: #0006 }
 dialog h2 { font-size: 15px; font-weight: 600 } dialog ul { margin: 10px 0 0; padding-left: 18px; font-size: 12px; line-height: 1.6 } dialog li { overflow-wrap: anywhere; unicode-bidi: isolate }

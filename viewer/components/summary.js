@@ -4,7 +4,7 @@ import { component } from "../_js/shell.js";
 
 const CSS = `
 .sum { display: flex; align-items: center; gap: 18px; height: 34px; padding: 0 12px; border-radius: 8px; background: var(--surface); border: 1px solid var(--line); font-size: 12px; color: var(--ink-2); white-space: nowrap; overflow: hidden }
-.sum span { flex: none } .sum .right { flex: 0 1 auto; overflow: hidden; text-overflow: ellipsis }
+.sum span { flex: none } .sum .right { flex: 0 1 auto; overflow: hidden; text-overflow: ellipsis } .sum .right:nth-last-child(-n+2) { flex: none }
 .sum b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums }
 `;
 

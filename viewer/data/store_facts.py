@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from headatlas.store.files.manifest import left_out_of
 from headatlas.store.schema.renamed import read_renamed
 from headatlas.store.schema.traces import TraceSpec
+from headatlas.store.schema.words_without_tokens import CUT
 
 from ..theme.token_labels import visible
 from .store_data import DataSource
@@ -47,10 +48,15 @@ def facts_frame(data: DataSource) -> FactsFrame:
         [size_text(store.bytes_on_disk), "Size on disk"],
         [error_bound(store.spec), "Codec error"],
     ]
+    left_out = left_out_of(store.manifest)
+    facts += [
+        [f"{row.n:,} {visible(row.what)}", f"Cut off in {row.n_examples or 0:,} examples"]
+        for row in left_out
+        if row.reason == CUT
+    ]
     planned = store.manifest.n_segments_planned
     tag = ["complete", "accent"] if store.is_complete else [f"{len(store.segments)} of {planned} segments", "warn"]
-    manifest = store.manifest
-    lines = [*map(str, left_out_of(manifest)), *read_renamed(manifest.provenance).lines()]
+    lines = [*map(str, left_out), *read_renamed(store.manifest.provenance).lines()]
     return {"facts": facts, "tag": tag, "left_out": list(map(visible, lines))}
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from headatlas.store.commands.relations import app
 from headatlas.store.errors import NotFoundError
 from headatlas.store.patterns.token_fields import Texts, TokenFields
-from headatlas.store.queries import head_similarity
+from headatlas.store.queries import example_alignment
 from headatlas.store.queries.dependency_relations import relation_atlas
 from headatlas.store.queries.head_similarity import similar
 from headatlas.store.queries.minimal_pairs import minimal_pairs
@@ -210,7 +210,7 @@ def test_words_of_an_example(stores):
 
 def test_similar_counts_only_words_with_tokens(tmp_path, monkeypatch):
     """A text of 30 words that was cut after 4 does not have more than 20."""
-    monkeypatch.setattr(head_similarity, "MAX_WORDS", 20)
+    monkeypatch.setattr(example_alignment, "MAX_WORDS", 20)
     trees = [[(-1, "root")] * 30] * 6
 
     def cut(segment, n=4):
@@ -221,8 +221,24 @@ def test_similar_counts_only_words_with_tokens(tmp_path, monkeypatch):
     assert (result.n_examples, result.rows, result.refused) == (6, 24, {})
     assert [omission.n for omission in result.left_out] == [156]
     longer, _ = write_trees(tmp_path / "longer", [trees], random_maps(5, False), lambda trees: cut(trees, 5))
-    with pytest.raises(NotFoundError, match="6 of which the stores have tokens of different words"):
+    with pytest.raises(NotFoundError, match="6 whose tokens cover different words"):
         similar(short, longer)
+
+    def cut_inside_the_last_word(segment):
+        made = cut(segment)
+        flags = made.flags.copy()
+        flags[made.token_offset[1:] - 1] |= int(TokenFlag.CUT)
+        return dataclasses.replace(made, flags=flags, word_char_end=made.word_char_end + 1)
+
+    parts, _ = write_trees(tmp_path / "parts", [trees], random_maps(5, False), cut_inside_the_last_word)
+
+    def whole(segment):
+        return dataclasses.replace(cut(segment), word_char_end=cut(segment).word_char_end + 1)
+
+    complete, _ = write_trees(tmp_path / "complete", [trees], random_maps(5, False), whole)
+    assert similar(parts).n_examples == 6
+    with pytest.raises(NotFoundError, match="6 whose tokens cover different words"):
+        similar(parts, complete)
     none, _ = write_trees(tmp_path / "none", [trees], random_maps(5, False), lambda trees: cut(trees, 0))
     with pytest.raises(NotFoundError, match="6 without tokens"):
         similar(none)

@@ -46,7 +46,10 @@ def table_of(rows, second):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cut")
-    left_out = [{"what": "words", "n": 20, "reason": CUT, "n_examples": 4}]
+    left_out = [
+        {"what": "words", "n": 20, "reason": CUT, "n_examples": 4},
+        {"what": "columns", "n": 1, "reason": "a list", "names": ["tags"]},
+    ]
     return DataSource(open_store(write_store(folder / "s", rows=[TEXT] * 4, table_of=table_of, left_out=left_out)))
 
 
@@ -79,7 +82,9 @@ def test_the_example_says_what_was_cut_and_what_has_no_token(data):
 
 
 def test_the_corpus_page_and_a_search_say_what_was_left_out(data):
-    assert facts_frame(data)["left_out"] == [f"20 words of 4 examples left out: {CUT}"]
+    frame = facts_frame(data)
+    assert {label: value for value, label in frame["facts"]}["Cut off in 4 examples"] == "20 words"
+    assert frame["left_out"] == [f"20 words of 4 examples left out: {CUT}", "1 column left out: a list (tags)"]
     result = data.store.search("key.word == 3")
     assert f"20 words of 4 examples left out: {CUT}" in summary_frame(result, data, 0.1, False)["right"]
     assert "8 words of 4 examples left out: without a token of their own" in result.notes
