@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.store.commands.options import AsJson, IgnoreSpace
-from headatlas.store.schema.omissions import Omissions, count_by_reason
+from headatlas.store.schema.omissions import Omission, Omissions, count_by_reason
 
 if TYPE_CHECKING:
     from ..config import JobConfig
@@ -113,7 +113,7 @@ def run(
         display.close()
         stores = ", ".join(str(job.store.path) for job in jobs)
         print(
-            f"\nheadatlas: interrupted. {stores} has every committed segment. Run the same command again to resume.",
+            f"\nheadatlas: interrupted. Every committed segment is in {stores}. Run the same command again to resume.",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
@@ -122,7 +122,8 @@ def run(
     if as_json:
         _print_json([asdict(report) for report in reports])
     if strict and (left_out := [omission for report in reports for omission in report.left_out]):
-        print(f"headatlas: --strict: {len(left_out)} kinds of things were left out.", file=sys.stderr)
+        for omission in left_out:
+            print(f"headatlas: --strict: {Omission.model_validate(omission)}", file=sys.stderr)
         raise typer.Exit(1)
 
 

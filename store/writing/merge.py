@@ -140,15 +140,19 @@ def _is_one_job(stores: Sequence[Snapshot]) -> bool:
 
 def _facts(first: Snapshot, store: Snapshot, append: bool) -> list[tuple[str, Any, Any]]:
     """Return what two stores must have in common, as (name, value, value)."""
-    manifests = (first.manifest, store.manifest)
-    facts = [(name, *(m.provenance.get(name) for m in manifests)) for name in (_MODEL if append else (*_MODEL, *_JOB))]
-    facts.append(("spec", *(m.spec.model_dump(mode="json") for m in manifests)))
-    if not append:
-        facts.append(("extensions", *map(_extensions, manifests)))
-        facts += [
-            (name, *(getattr(m, name) for m in manifests)) for name in ("n_examples_planned", "n_segments_planned")
-        ]
-    return facts
+
+    def facts(manifest: Manifest) -> dict[str, Any]:
+        names = _MODEL if append else (*_MODEL, *_JOB)
+        values = {name: manifest.provenance.get(name) for name in names} | {
+            "spec": manifest.spec.model_dump(mode="json")
+        }
+        if append:
+            return values
+        planned = {name: getattr(manifest, name) for name in ("n_examples_planned", "n_segments_planned")}
+        return values | {"extensions": _extensions(manifest)} | planned
+
+    values, others = facts(first.manifest), facts(store.manifest)
+    return [(name, values[name], others[name]) for name in values]
 
 
 def _extensions(manifest: Manifest) -> list[dict[str, Any]]:
