@@ -74,7 +74,7 @@ def test_options_and_commands_that_messages_name_exist():
 
 def test_settings_that_messages_name_exist():
     fields = {name: field.annotation for name, field in JobConfig.model_fields.items()}
-    settings = {name: set(getattr(section, "model_fields", ())) for name, section in fields.items()}
+    settings: dict[str, set[str]] = {name: {*getattr(section, "model_fields", ())} for name, section in fields.items()}
     settings["keep"].add("preset")
     settings["corpus"] = {name for kind in _corpus_kinds().values() for name in kind.model_fields}
     named = matches(SETTING)

@@ -39,7 +39,7 @@ SetOption = Annotated[
 ]
 MaxOption = Annotated[
     int | None,
-    typer.Option("--max-examples", metavar="N", min=1, help="Use only the first N examples.", show_default=False),
+    typer.Option("--max-examples", metavar="N", min=1, help="Use only the first N records.", show_default=False),
 ]
 SampleOption = Annotated[
     int | None,
@@ -47,13 +47,14 @@ SampleOption = Annotated[
         "--sample",
         metavar="N",
         min=1,
-        help="Use a random sample of N examples in file order. corpus.seed is its seed; --max-examples applies to it.",
+        help="Use a random sample of N records (texts, before they are cut into windows), in file order. corpus.seed is its "
+        "seed; --skip and --max-examples apply to it.",
         show_default=False,
     ),
 ]
 SkipOption = Annotated[
     int | None,
-    typer.Option("--skip", metavar="N", min=0, help="Skip the first N examples.", show_default=False),
+    typer.Option("--skip", metavar="N", min=0, help="Skip the first N records.", show_default=False),
 ]
 ExtendOption = Annotated[
     bool,
