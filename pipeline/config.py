@@ -90,6 +90,8 @@ class KeepConfig(Keep):
     def _known_statistics(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ("true", "false"):
             value = [name.strip() for name in value.split(",")]
+        if not isinstance(value, str | bool | list | tuple):
+            raise ValueError("expected true, false or a list of names")
         if isinstance(value, list | tuple):
             for name in value:
                 if name not in known_names():
@@ -198,7 +200,7 @@ def load_jobs(name: str | Path, overrides: Sequence[str] = (), out: Path | None 
         raise ConfigError(f"{path} has {path.stat().st_size} bytes; expected a job file of at most {MAX_FILE_BYTES}.")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     changes = [_parse_override(text) for text in overrides]
     corpus = document.get("corpus")
@@ -241,11 +243,17 @@ def parse_config(document: dict[str, Any], source: str = "job") -> JobConfig:
     if isinstance(corpus, dict) and isinstance(corpus.get("path"), str):
         document = {**document, "corpus": {**corpus, "path": _resolve_package_path(corpus["path"])}}
     try:
-        return JobConfig.model_validate(document)
+        config = JobConfig.model_validate(document)
     except ValidationError as error:
         raise ConfigError(
             f"{source}: " + "; ".join(_explain(problem).removesuffix(".") for problem in error.errors()) + "."
         ) from error
+    for section, keys in document.items():
+        for key, value in keys.items():
+            parsed = getattr(getattr(config, section), key, None)
+            if isinstance(value, bool) and isinstance(parsed, int | float) and not isinstance(parsed, bool):
+                raise ConfigError(f"{source}: {section}.{key} is {str(value).lower()}; it should be a number.")
+    return config
 
 
 def find_config(name: str | Path) -> Path:
@@ -313,10 +321,16 @@ def _explain(problem: Any) -> str:
         case "union_tag_invalid":
             name = str(problem["input"].get("kind")) if isinstance(problem["input"], dict) else ""
             near = difflib.get_close_matches(name, _corpus_kinds(), n=1, cutoff=0.5)
-            hint = f" did you mean {near[0]!r}?" if near else ""
-            return f"corpus.kind is {name!r};{hint} It is one of {', '.join(_corpus_kinds())}."
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            return f"corpus.kind is {name!r}{hint} It is one of {', '.join(_corpus_kinds())}."
+        case "model_type" | "model_attributes_type":
+            return f"{name} is {problem['input']!r}; expected a section [{name}]."
+        case "path_type":
+            return f"{name} is {problem['input']!r}; it should be text in quotes."
         case _:
-            return f"{name} is {problem['input']!r}: {problem['msg']}."
+            reason = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+            value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"
+            return f"{name}{value}: {reason}."
 
 
 def _valid_keys(section: str, kind: str) -> list[str]:

@@ -73,9 +73,8 @@ def test_options_and_commands_that_messages_name_exist():
 
 
 def test_settings_that_messages_name_exist():
-    settings = {
-        name: set(field.annotation.model_fields) for name, field in JobConfig.model_fields.items() if name != "corpus"
-    }
+    fields = {name: field.annotation for name, field in JobConfig.model_fields.items()}
+    settings: dict[str, set[str]] = {name: {*getattr(section, "model_fields", ())} for name, section in fields.items()}
     settings["keep"].add("preset")
     settings["corpus"] = {name for kind in _corpus_kinds().values() for name in kind.model_fields}
     named = matches(SETTING)

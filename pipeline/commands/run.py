@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.store.commands.options import AsJson, IgnoreSpace
-from headatlas.store.schema.omissions import Omissions, count_by_reason
+from headatlas.store.schema.omissions import Omission, Omissions, count_by_reason
 from headatlas.store.schema.renamed import read_renamed
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ SetOption = Annotated[
 ]
 MaxOption = Annotated[
     int | None,
-    typer.Option("--max-examples", metavar="N", min=1, help="Use only the first N examples.", show_default=False),
+    typer.Option("--max-examples", metavar="N", min=1, help="Use only the first N records.", show_default=False),
 ]
 SampleOption = Annotated[
     int | None,
@@ -48,13 +48,14 @@ SampleOption = Annotated[
         "--sample",
         metavar="N",
         min=1,
-        help="Use a random sample of N examples in file order. corpus.seed is its seed; --max-examples applies to it.",
+        help="Use a random sample of N records (texts, before they are cut into windows), in file order. corpus.seed is its "
+        "seed; --skip and --max-examples apply to it.",
         show_default=False,
     ),
 ]
 SkipOption = Annotated[
     int | None,
-    typer.Option("--skip", metavar="N", min=0, help="Skip the first N examples.", show_default=False),
+    typer.Option("--skip", metavar="N", min=0, help="Skip the first N records.", show_default=False),
 ]
 ExtendOption = Annotated[
     bool,
@@ -114,7 +115,7 @@ def run(
         display.close()
         stores = ", ".join(str(job.store.path) for job in jobs)
         print(
-            f"\nheadatlas: interrupted. {stores} has every committed segment. Run the same command again to resume.",
+            f"\nheadatlas: interrupted. Every committed segment is in {stores}. Run the same command again to resume.",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
@@ -123,7 +124,8 @@ def run(
     if as_json:
         _print_json([asdict(report) for report in reports])
     if strict and (left_out := [omission for report in reports for omission in report.left_out]):
-        print(f"headatlas: --strict: {len(left_out)} kinds of things were left out.", file=sys.stderr)
+        for omission in left_out:
+            print(f"headatlas: --strict: {Omission.model_validate(omission)}", file=sys.stderr)
         raise typer.Exit(1)
 
 

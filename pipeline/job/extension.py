@@ -112,12 +112,18 @@ def select_examples(
             else:
                 numbers[index] = number
     selection.n_stored = len(numbers)
-    missing = [n for part in parts for n in _missing_numbers(part, stored)]
-    if missing and pending and any(part.corpus.get("options", {}).get("skip", 0) != skip for part in parts):
-        raise ConfigError(
-            f"the store lacks examples of {name} (the first: number {missing[0]}), and this job skips another number of "
-            "records. Run the job with the same corpus.skip first."
-        )
+    stop = skip + len(names)
+    reached = [part for part in parts if skip < _records_end(part, parts) and _option(part, "skip", 0) < stop]
+    missing: list[int] = []
+    for part in reached:
+        numbers_of_part = _missing_numbers(part, stored)
+        missing += numbers_of_part
+        if numbers_of_part and pending and _option(part, "skip", 0) != skip:
+            raise ConfigError(
+                f"the store lacks examples of {name} (the first: number {numbers_of_part[0]}) that a job with corpus.skip = "
+                f"{_option(part, 'skip', 0)} planned, and this job has {skip}. Run that job again first, with --extend, or "
+                "with --extend --repair if the examples were dropped."
+            )
     filled = dict(zip(pending, missing, strict=False))
     numbers |= filled
     new = pending[len(filled) :]
@@ -135,12 +141,15 @@ def select_examples(
                     "with --extend. Then this corpus can be added."
                 )
             continue
+        if part not in reached:
+            continue
         indices = [index_of.get(number) for number in range(part.first_example, part.first_example + part.n_examples)]
         present = [index for index in indices if index is not None]
         if not is_complete and len(present) < len(indices):
             raise ConfigError(
-                f"the store plans {part.n_examples} examples of {name}, and the corpus has {len(present)} of them now. "
-                "Restore its records, or use another output folder."
+                f"the store waits for segments of a run over {part.n_examples} examples of {name}, and this job has "
+                f"{len(present)} of them. Run it with the same corpus.max_examples or a larger one, and restore records "
+                "that are missing."
             )
         if len(present) == len(indices) and (repair or not is_complete):
             selection.groups.append(Group(part.first_segment, part.first_example, present))
@@ -225,6 +234,18 @@ def _check_new(new: Sequence[int], numbers: dict[int, int], examples: Sequence[E
                 f"record {record!r} has more windows than the store holds of it: its text grew. Restore the record, or use "
                 "another output folder."
             )
+
+
+def _option(part: CorpusPart, name: str, default: int | None) -> Any:
+    return part.corpus.get("options", {}).get(name, default)
+
+
+def _records_end(part: CorpusPart, parts: Sequence[CorpusPart]) -> float:
+    """Return a record number of the corpus that the part does not reach."""
+    n_records = _option(part, "max_examples", None)
+    if n_records is None and part is parts[0]:
+        n_records = part.n_examples
+    return float("inf") if n_records is None else _option(part, "skip", 0) + n_records
 
 
 def _missing_numbers(part: CorpusPart, stored: _StoredRecords) -> list[int]:

@@ -101,19 +101,18 @@ def execute_job(
         )
     repairs = find_repairs(writer, {segment.index for segment in job.segments}, on_event) if repair else {}
     sound_segments = writer.committed - repairs.keys()
-    pending_segments = [segment for segment in share.of(job.segments) if segment.index not in sound_segments]
+    pending_segments = [
+        segment
+        for part in writer.manifest.parts  # each is shared on its own, because the earlier ones may be complete
+        for segment in share.of([segment for segment in job.segments if part.has_segment(segment.index)])
+        if segment.index not in sound_segments
+    ]
     stored = [row for row in writer.manifest.segments if row.index in sound_segments]
     n_stored = sum(row.n_examples for row in stored)
-    on_event(
-        JobStarted(
-            str(job.path),
-            job.loaded.identity.name,
-            n_stored + sum(segment.n_examples for segment in pending_segments),
-            n_stored,
-            len(stored) + len(pending_segments),
-            len(stored),
-        )
-    )
+    n_examples = n_stored + sum(segment.n_examples for segment in pending_segments)
+    n_segments = len(stored) + len(pending_segments)
+    name = job.loaded.identity.name
+    on_event(JobStarted(str(job.path), name, n_examples, n_stored, n_segments, len(stored)))
     if pending_segments:
         if check_space:
             check_free_space(

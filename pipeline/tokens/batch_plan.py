@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 
@@ -85,13 +84,9 @@ class Share:
         return share
 
     def of(self, segments: Sequence[SegmentSpec]) -> list[SegmentSpec]:
-        """Return the segments of this share. The examples that an extension adds are shared on their own."""
-        chosen: list[SegmentSpec] = []
-        for _, group in groupby(segments, key=lambda segment: segment.shift):
-            rows = list(group)
-            start, stop = ((n * len(rows)) // self.n_shares for n in (self.number - 1, self.number))
-            chosen += rows[start:stop]
-        return chosen
+        """Return the segments of this share. They depend on all segments, so a job that is resumed has the same."""
+        start, stop = (number * len(segments) // self.n_shares for number in (self.number - 1, self.number))
+        return list(segments[start:stop])
 
 
 WHOLE = Share(1, 1)

@@ -17,7 +17,7 @@ from ..corpora.corpus_options import CorpusOptions
 from ..corpora.examples import CorpusExample, EncodedExample, without_tokens
 from ..corpora.records import Quarantined, Renaming
 from ..models.model_options import ModelConfig
-from ..progress import Event, Stage, format_bytes
+from ..progress import Event, Stage, format_bytes, plural
 from .batch_plan import BatchLimits
 from .token_options import GenerateConfig, TokensConfig
 from .tokenizer import Skipped, encode
@@ -147,6 +147,8 @@ def encode_corpus(
         without_tokens(corpus.examples[result.index], two_sided) if isinstance(result, Skipped) else result
         for result in encoded
     ]
+    if options.tokens.too_long == "windows":
+        on_event(Stage(f"windows of {plural(len(corpus.examples), 'text')}: {plural(len(examples), 'example')}"))
     return examples, skipped
 
 

@@ -281,7 +281,10 @@ def _no_manifest(source: ObjectSource, number: int | None) -> NotFoundError:
     """Return the error for a missing manifest, or for a store without manifests."""
     numbers = manifest_numbers(source)
     if not numbers:
-        return NotFoundError(f"{source.location} holds no manifest-NNNNNN.json; expected {_expected(source)}")
+        reason = ""
+        if source.folder is not None and not source.folder.is_dir():
+            reason = ": it is a file" if source.folder.exists() else ": there is no such folder"
+        return NotFoundError(f"{source.location} holds no manifest-NNNNNN.json{reason}; expected {_expected(source)}")
     reason = "" if number is None else _reason_of_removal(number, numbers)
     return NotFoundError(f"{source.location} has no manifest {number}; found: {_spans(numbers)}.{reason}")
 

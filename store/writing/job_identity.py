@@ -36,12 +36,9 @@ def check_identity(existing: Manifest, requested: Manifest) -> None:
         )
     is_job = "made_from" not in requested.provenance
     advice = _ADVICE.replace(".", ", or --extend to add the records that are new.") if is_job else _ADVICE
-    for name in ("corpus", "n_examples_planned", "n_segments_planned"):
-        value, other = (
-            manifest.provenance.get(name) if name == "corpus" else getattr(manifest, name)
-            for manifest in (existing, requested)
-        )
-        check_same(name, value, other, *_LABELS, advice)
+    check_same("corpus", existing.provenance.get("corpus"), requested.provenance.get("corpus"), *_LABELS, advice)
+    for name in ("n_examples_planned", "n_segments_planned"):
+        check_same(name, getattr(existing, name), getattr(requested, name), *_LABELS, advice)
 
 
 def check_settings(existing: dict[str, Any], requested: dict[str, Any]) -> None:

@@ -11,9 +11,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import accumulate
-from operator import attrgetter
 from typing import Any
 
 from ..errors import ConfigError
@@ -142,19 +140,19 @@ def _is_one_job(stores: Sequence[Snapshot]) -> bool:
 
 def _facts(first: Snapshot, store: Snapshot, append: bool) -> list[tuple[str, Any, Any]]:
     """Return what two stores must have in common, as (name, value, value)."""
-    manifests = (first.manifest, store.manifest)
-    readers: dict[str, Callable[[Manifest], Any]] = {
-        name: partial(_provenance_entry, name) for name in (_MODEL if append else (*_MODEL, *_JOB))
-    }
-    readers["spec"] = lambda manifest: manifest.spec.model_dump(mode="json")
-    if not append:
-        readers["extensions"] = _extensions
-        readers |= {name: attrgetter(name) for name in ("n_examples_planned", "n_segments_planned")}
-    return [(name, read(manifests[0]), read(manifests[1])) for name, read in readers.items()]
 
+    def facts(manifest: Manifest) -> dict[str, Any]:
+        names = _MODEL if append else (*_MODEL, *_JOB)
+        values = {name: manifest.provenance.get(name) for name in names} | {
+            "spec": manifest.spec.model_dump(mode="json")
+        }
+        if append:
+            return values
+        planned = {name: getattr(manifest, name) for name in ("n_examples_planned", "n_segments_planned")}
+        return values | {"extensions": _extensions(manifest)} | planned
 
-def _provenance_entry(name: str, manifest: Manifest) -> Any:
-    return manifest.provenance.get(name)
+    values, others = facts(first.manifest), facts(store.manifest)
+    return [(name, values[name], others[name]) for name in values]
 
 
 def _extensions(manifest: Manifest) -> list[dict[str, Any]]:

@@ -193,6 +193,29 @@ def test_another_file_continues(tiny_job, tmp_path, corpus, lines):
     assert extend({**tiny_job, "corpus": {"kind": "jsonl", "path": str(first)}}).n_segments_written == 0
 
 
+def test_stretches_of_a_corpus(tiny_job, lines):
+    """Stretches are added one after the other. A stretch that was interrupted goes on, and dropped segments stay so."""
+
+    def stretch(skip):
+        return with_settings(tiny_job, corpus={"skip": skip, "max_examples": 16})
+
+    path = tiny_job["store"]["path"]
+    extend(stretch(0))
+    run_jobs([parse_config(stretch(16))], extend=True, share=Share(2, 2))
+    assert not open_store(path).is_complete
+    with pytest.raises(ConfigError, match=r"lacks examples of corpus\.txt .* corpus\.skip = 16 planned"):
+        extend(stretch(12))
+    extend(stretch(16))
+    drop_from_store(path, segments=[0, 2])
+    extend(stretch(32))
+    store = open_store(path)
+    assert (store.is_complete, store.example_texts()) == (True, lines[8:16] + lines[24:])
+    with pytest.raises(ConfigError, match=r"the records of the corpus around it|lacks examples"):
+        extend(with_settings(tiny_job, corpus={"skip": 4}))
+    run_job(parse_config(stretch(0)), extend=True, repair=True)
+    assert open_store(path).example_texts() == lines[:16] + lines[24:]
+
+
 def test_an_unfinished_part_comes_first(tiny_job, tmp_path, corpus, lines):
     """Ids of a part that is not stored yet are unknown, so another corpus waits. Its damage is not silently left."""
     other = tmp_path / "other.txt"

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM,
 
 from headatlas.pipeline.config import parse_config
 from headatlas.pipeline.job.job_runner import run_job
+from headatlas.pipeline.progress import Stage
 from headatlas.store.errors import ConfigError, HeadAtlasError
 from headatlas.store.schema.token_table import TokenFlag
 from headatlas.store.store import open_store
@@ -28,7 +29,9 @@ def test_windows_of_long_documents_are_examples_of_their_own(tiny_job, tmp_path)
     text = " ".join(["the nurse", "said that", "a doctor", "left home"] * 5)
     corpus = write_rows(tmp_path, {"id": "a", "text": text}, {"id": "b", "text": "the dog"})
     windows = {"max_tokens": 18, "too_long": "windows", "stride": 8}
-    run_job(parse_config({**tiny_job, "corpus": corpus, "tokens": windows}))
+    events = []
+    run_job(parse_config({**tiny_job, "corpus": corpus, "tokens": windows}), events.append)
+    assert Stage("windows of 2 texts: 5 examples") in events
     store = open_store(tiny_job["store"]["path"])
     assert store.example_ids() == ["a@0", "a@1", "a@2", "a@3", "b"]
     for i, example in enumerate(store.examples):
