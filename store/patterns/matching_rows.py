@@ -8,6 +8,9 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int64
 
+from ..reading.segment import Segment
+from ..reading.visible_keys import visible_pairs
+from ..schema.layer_masks import LayerMask
 from ..schema.traces import Site
 from .matching import Matcher, Matches
 
@@ -19,6 +22,7 @@ class MatchingRows:
     matches: Matches
     matcher: Matcher
     site: Site
+    segment: Segment
 
     @cached_property
     def first(self) -> Int64[np.ndarray, "row"]:
@@ -56,19 +60,21 @@ class MatchingRows:
         """Index of the first row of each example that has rows in the block."""
         return np.flatnonzero(np.concatenate([[True], self.example[1:] != self.example[:-1]]))
 
-    def uniform(self, window: int | None) -> Float[np.ndarray, "row"]:
-        """Compute the share of each row that uniform attention over its visible keys gives to matching keys.
-
-        With a sliding window of w tokens a row sees the keys less than w tokens away.
-        """
-        if window is None:
+    def uniform(self, mask: LayerMask) -> Float[np.ndarray, "row"]:
+        """Compute the share of each row that uniform attention over its visible keys gives to matching keys."""
+        if mask.is_open or not len(self.matches):
             return self.n_matches / self.n_keys
         query = self.matcher.evaluator.query.position
-        key = self.matcher.evaluator.key.position
-        distance = query[self.matches.query] - key[self.matches.key]
-        near = np.abs(distance) < window
-        inside = np.add.reduceat(near.astype(np.int64), self.first) if len(near) else self.n_matches
-        position = query[self.rows]
-        stop = np.minimum(self.n_keys, position + (1 if self.site.causal else window))
-        visible = stop - np.maximum(0, position - window + 1)
-        return np.divide(inside, visible, out=np.zeros(len(inside)), where=visible > 0)
+        if mask.stored is None:
+            is_visible = mask.shows(query[self.matches.query], self.key_pos)
+            first, stop = mask.span(query[self.rows], self.n_keys)
+            n_visible = stop - first
+        else:
+            row_start = self.matcher.row_start
+            begin, end = int(row_start[self.rows[0]]), int(row_start[self.rows[-1] + 1])
+            visible = visible_pairs(self.segment, self.site, mask, slice(begin, end))
+            is_visible = visible[self.matches.pair - begin]
+            before = np.concatenate([np.zeros(1, np.int64), np.cumsum(visible)])
+            n_visible = before[row_start[self.rows + 1] - begin] - before[row_start[self.rows] - begin]
+        n_matching = np.add.reduceat(is_visible.astype(np.int64), self.first)
+        return np.divide(n_matching, n_visible, out=np.zeros(len(n_visible)), where=n_visible > 0)
