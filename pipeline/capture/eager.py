@@ -114,7 +114,8 @@ def discover_eager_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -
             )
         sites.append(_site(site_name, maps, two_sided))
         calls += [SiteCall(_call_name(site_name, layer), site_name, layer) for layer in range(len(maps))]
-    return ModelSites(tuple(sites), tuple(calls), "eager")
+    unknown = tuple((call.site, call.layer) for call in calls)
+    return ModelSites(tuple(sites), tuple(calls), "eager", unknown_masks=unknown)
 
 
 def _is_map(weights: object) -> bool:

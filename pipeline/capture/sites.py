@@ -7,16 +7,19 @@ sides of an encoder–decoder have different lengths in the probe, so cross-atte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema.layer_masks import LayerMask
 from headatlas.store.schema.traces import CaptureMode, Site, SiteName
 
 from ..calls.attention_hook import AttentionCall, capturing
+from ..calls.lazy_mask import masks_as_functions
+from ..calls.mask_rules import probed_mask, visible_keys
 from ..calls.rotary import recording_rotations, rotary_frequency
 from ..calls.score_terms import find_parts, has_bias
 from ..models.attention_implementation import SUPPORTED
@@ -42,6 +45,8 @@ class ModelSites:
     sites: tuple[Site, ...]
     calls: tuple[SiteCall, ...]
     capture: CaptureMode = "interface"
+    unknown_masks: tuple[tuple[SiteName, int], ...] = ()
+    """Site and layer of each call whose mask the probe does not tell (`headatlas.pipeline.checks.layer_masks`)."""
 
     def site(self, name: SiteName) -> Site:
         """Return the site of that name."""
@@ -116,7 +121,7 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         The interface received no call, or not the calls of all layers, or layers differ in shape.
     """
     recorder = _Recorder()
-    with capturing(model, recorder), recording_rotations(model) as rotation:
+    with capturing(model, recorder), recording_rotations(model) as rotation, masks_as_functions():
         model(**inputs, **forward_options(model))
     if not recorder.calls:
         raise UnsupportedModelError(
@@ -150,8 +155,20 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
     rotated_calls = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
     frequency = rotary_frequency(rotation, rotated_calls)
-    sites = (_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order)
-    return ModelSites(tuple(sites), tuple(calls))
+    sites = [_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order]
+    masks = {site.name: [probed_mask(call, causal=site.causal) for call in by_site[site.name]] for site in sites}
+    unknown = [(name, layer) for name in order for layer, mask in enumerate(masks[name]) if mask is None]
+    described = (with_masks(site, masks[site.name]) for site in sites)
+    return ModelSites(tuple(described), tuple(calls), unknown_masks=tuple(unknown))
+
+
+def with_masks(site: Site, masks: Sequence[LayerMask | None]) -> Site:
+    """Return a site with the window and chunk of these masks. A layer whose mask is None keeps its own."""
+    known = [mask or old for mask, old in zip(masks, site.masks, strict=True)]
+    chunk = tuple(mask.chunk for mask in known)
+    return site.model_copy(
+        update={"window": tuple(mask.window for mask in known), "chunk": chunk if any(chunk) else ()}
+    )
 
 
 def forward_options(model: PreTrainedModel) -> dict[str, Any]:
@@ -182,8 +199,7 @@ def is_causal(call: AttentionCall) -> bool:
         return call.causal
     if call.mask.shape[-1] != call.mask.shape[-2] or call.mask.shape[-1] < 2:
         return False
-    visible = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
-    return not bool(visible.triu(1).any())
+    return not bool(visible_keys(call.mask).triu(1).any())
 
 
 def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:

@@ -107,6 +107,7 @@ def prepare_job(
     from transformers import AutoModel, AutoTokenizer  # noqa: F401  # imported first, so that their memory is not counted as that of the model
 
     from ..capture.eager import find_sites, require_keep
+    from ..checks.layer_masks import describe_masks
     from ..models.sources import load_configured
     from ..tokens.model_inputs import InputBuilder
 
@@ -126,6 +127,7 @@ def prepare_job(
     first = next(example for i, example in enumerate(examples) if i not in skipped)
     try:
         sites = find_sites(loaded.model, inputs.build_probe(first))
+        sites = describe_masks(loaded.model, loaded.tokenizer, sites, inputs, examples)
     except (HeadAtlasError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # impossible sizes of a configuration show when the model runs

@@ -26,6 +26,12 @@ class LayerMask:
     stored: int | None = None
     """Index of the layer in `visible_keys` if the mask follows no rule. The rule then shows every key of the pair axis."""
 
+    def __str__(self) -> str:
+        """Return the rule in words."""
+        words = ["causal" if self.causal else "full"] if self.window is None and self.chunk is None else []
+        words += [f"a window of {self.window}"] if self.window is not None else []
+        return " and ".join([*words, *([f"chunks of {self.chunk}"] if self.chunk is not None else [])])
+
     @property
     def is_open(self) -> bool:
         """True if a row sees every key on the shared pair axis, whatever its length."""
