@@ -11,7 +11,7 @@ from torch import Tensor
 from headatlas.pipeline.calls.attention_hook import AttentionCall, attention_weights, capturing
 from headatlas.pipeline.capture.eager import find_sites
 from headatlas.pipeline.capture.kernel_agreement import check_agreement
-from headatlas.pipeline.capture.sites import ModelSites, forward_options
+from headatlas.pipeline.capture.sites import ModelSites, run_model
 from headatlas.pipeline.checks.eager_check import check_eager
 from headatlas.pipeline.checks.selfcheck import check_capture, eager_attention
 from headatlas.pipeline.reduce.fused_reduction import FusedReduction
@@ -94,7 +94,7 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
 
     recorder = _Recorder()
     with capturing(model, recorder):
-        model(**inputs, **forward_options(model))
+        run_model(model, inputs)
     eager, _ = eager_attention(model, sites, inputs)
 
     def largest(change: dict[str, float | None]) -> float:

@@ -38,7 +38,9 @@ class Batch:
     """Biases by distance. Keys are site, ids of bias and mask, and index of the run. An entry holds both tensors, so
     that their ids stay unique."""
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | AdditiveRows | None, bool]] = field(default_factory=dict)
-    _checked: dict[tuple[str, int, int, LayerMask, bool], tuple[Tensor | None, _MaskCheck]] = field(default_factory=dict)
+    _checked: dict[tuple[str, int, int, LayerMask, bool], tuple[Tensor | None, _MaskCheck]] = field(
+        default_factory=dict
+    )
 
     def mask_of(
         self, call: AttentionCall, site: Site, index: int, run: Run

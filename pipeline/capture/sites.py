@@ -45,8 +45,8 @@ class ModelSites:
     sites: tuple[Site, ...]
     calls: tuple[SiteCall, ...]
     capture: CaptureMode = "interface"
-    unknown_masks: tuple[tuple[SiteName, int], ...] = ()
-    """Site and layer of each call whose mask the probe does not tell (`headatlas.pipeline.checks.layer_masks`)."""
+    why_eager: str = ""
+    """Reason why the interface does not serve the model, in mode `eager`."""
 
     def site(self, name: SiteName) -> Site:
         """Return the site of that name."""
@@ -122,7 +122,7 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     """
     recorder = _Recorder()
     with capturing(model, recorder), recording_rotations(model) as rotation, masks_as_functions():
-        model(**inputs, **forward_options(model))
+        run_model(model, inputs)
     if not recorder.calls:
         raise UnsupportedModelError(
             f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be "
@@ -156,19 +156,21 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     rotated_calls = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
     frequency = rotary_frequency(rotation, rotated_calls)
     sites = [_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order]
-    masks = {site.name: [probed_mask(call, causal=site.causal) for call in by_site[site.name]] for site in sites}
-    unknown = [(name, layer) for name in order for layer, mask in enumerate(masks[name]) if mask is None]
-    described = (with_masks(site, masks[site.name]) for site in sites)
-    return ModelSites(tuple(described), tuple(calls), unknown_masks=tuple(unknown))
+    described = (
+        with_masks(site, [probed_mask(call, causal=site.causal) for call in by_site[site.name]]) for site in sites
+    )
+    return ModelSites(tuple(described), tuple(calls))
 
 
 def with_masks(site: Site, masks: Sequence[LayerMask | None]) -> Site:
-    """Return a site with the window and chunk of these masks. A layer whose mask is None keeps its own."""
-    known = [mask or old for mask, old in zip(masks, site.masks, strict=True)]
-    chunk = tuple(mask.chunk for mask in known)
-    return site.model_copy(
-        update={"window": tuple(mask.window for mask in known), "chunk": chunk if any(chunk) else ()}
-    )
+    """Return a site with the masks of its layers. A mask of None follows no rule, so it is stored with each example."""
+    chunk = tuple(None if mask is None else mask.chunk for mask in masks)
+    update = {
+        "window": tuple(None if mask is None else mask.window for mask in masks),
+        "chunk": chunk if any(chunk) else (),
+        "stored_masks": tuple(layer for layer, mask in enumerate(masks) if mask is None),
+    }
+    return site.model_copy(update=update)
 
 
 def forward_options(model: PreTrainedModel) -> dict[str, Any]:
@@ -177,6 +179,21 @@ def forward_options(model: PreTrainedModel) -> dict[str, Any]:
     if getattr(model.config, "use_cache", None) is not None or getattr(model.config, "is_encoder_decoder", False):
         options["use_cache"] = False
     return options
+
+
+def run_model(model: PreTrainedModel, arguments: Mapping[str, Tensor], **options: Any) -> Any:
+    """Run a forward pass of the pipeline and return its output.
+
+    Rotary embeddings that adapt their frequencies to the longest text so far are reset first. Results would otherwise
+    depend on earlier batches.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", "")
+        for name, kind in kinds.items() if isinstance(kinds, dict) else [(None, str(kinds))]:
+            if "dynamic" in str(kind):
+                one = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
+                module(one.to(model.dtype)[..., None], one, **({} if name is None else {"layer_type": name}))
+    return model(**arguments, **options, **forward_options(model))
 
 
 def _site_name(model: PreTrainedModel, call: AttentionCall) -> SiteName:

@@ -1,12 +1,13 @@
-"""Masks of layers that the probe of a model does not tell: read from the keys that a longer example sees.
+"""Masks of the layers of a model in eager mode, read from the scores that its softmaxes receive.
 
-Through the attention interface these are the masks that the model passes. In eager mode they are the scores that its
-softmaxes receive: a hidden key has a score far below every other one. A mask without a rule is stored with each example.
+A hidden key has a score far below every other one. A weight of 0 alone does not tell: small weights are rounded to 0. A
+mask without a rule is stored with each example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +20,8 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.layer_masks import LayerMask, fit_mask
 from headatlas.store.schema.traces import Site, SiteName
 
-from ..calls.attention_hook import AttentionCall, capturing
-from ..calls.mask_rules import visible_keys
 from ..capture.eager import read_attentions
-from ..capture.sites import ModelSites, forward_options, with_masks
+from ..capture.sites import ModelSites, run_model, with_masks
 from ..corpora.examples import EncodedExample
 from ..tokens.model_inputs import InputBuilder, max_model_tokens
 from .selfcheck import most_checked_tokens
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 HIDDEN_BELOW = 5_000.0
 """A key is hidden if its score is so far below the largest of its row. Models add at least 10,000 to hide a key."""
+N_EXAMPLES = 8
 LONGEST_WINDOW = 1_024
 """Largest width of a window in the configuration for which the example is repeated until the window hides keys."""
 
@@ -43,89 +43,75 @@ def describe_masks(
     builder: InputBuilder,
     examples: Sequence[EncodedExample],
 ) -> ModelSites:
-    """Return the sites with the masks of all layers. Masks that the probe does not tell are read from one more pass.
+    """Return the sites with the masks of all layers. Through the interface the probe told them.
 
-    The pass is over the longest example, and so long that a window of the configuration hides keys.
+    Otherwise the passes are over the longest example, which is repeated until a window of the configuration hides keys, and over
+    `N_EXAMPLES` others, because a mask may depend on the tokens.
 
     Raises
     ------
     UnsupportedModelError
         Heads of one layer see different keys.
     """
-    if not sites.unknown_masks:
+    if sites.capture == "interface":
         return sites
     limit = most_checked_tokens(sites.sites)
     if tokenizer is not None:
         limit = min(limit, max_model_tokens(model, tokenizer) or limit)
-    example = max(examples, key=lambda example: len(example.source))
+    present = [example for example in examples if len(example.source)]
+    longest = max(present, key=lambda example: len(example.source))
     stated = [
         2 * value + 2
         for name, value in model.config.get_text_config().to_dict().items()
         if ("window" in name or "chunk" in name) and isinstance(value, int) and 0 < value <= LONGEST_WINDOW
     ]
-    sides = (example.source, example.target if example.target is not None else example.source)
-    lengths = [max(3, min(limit, max([len(side), *stated]))) for side in sides]
-    return read_masks(model, sites, builder.build_probe(example, *lengths))
+    inputs = []
+    sample = [longest, *present[:: max(1, -(-len(present) // N_EXAMPLES))]]
+    for example in {id(example): example for example in sample}.values():
+        sides = (example.source, example.source if example.target is None else example.target)
+        lengths = [len(side) if example is not longest else max([3, len(side), *stated]) for side in sides]
+        inputs.append(builder.build_probe(example, *(min(limit, length) for length in lengths)))
+    return read_masks(model, sites, inputs)
 
 
 @torch.no_grad()
-def read_masks(model: PreTrainedModel, sites: ModelSites, inputs: Mapping[str, Tensor]) -> ModelSites:
-    """Return the sites with the masks of all layers. `inputs` hold one example without padding.
+def read_masks(model: PreTrainedModel, sites: ModelSites, inputs: Sequence[Mapping[str, Tensor]]) -> ModelSites:
+    """Return the sites with the masks of all layers. Each of `inputs` holds one example without padding.
 
     Raises
     ------
     UnsupportedModelError
         Heads of one layer see different keys.
     """
-    visible = dict(_eager_masks(model, sites, inputs) if sites.capture == "eager" else _call_masks(model, sites, inputs))
+    visible = [dict(_eager_masks(model, sites, arguments)) for arguments in inputs]
     described: list[Site] = []
     for site in sites.sites:
-        masks: list[LayerMask | None] = list(site.masks)
-        stored: list[int] = []
+        masks: list[LayerMask | None] = []
         for layer in range(site.n_layers):
-            if (site.name, layer) not in sites.unknown_masks:
-                continue
-            keys = visible[site.name, layer]
-            window = site.window[layer]
-            rows, columns = (np.arange(n) for n in keys.shape)
-            masks[layer] = fit_mask(keys, rows, columns, causal=site.causal, widths=(window,) if window else ())
-            if masks[layer] is None:
-                masks[layer] = LayerMask(site.causal)
-                stored.append(layer)
-        described.append(with_masks(site, masks).model_copy(update={"stored_masks": tuple(stored)}))
-    return ModelSites(tuple(described), sites.calls, sites.capture)
+            maps = [of_layers[site.name, layer] for of_layers in visible]
+            masks.append(_common_mask(maps, site.causal))
+        described.append(with_masks(site, masks))
+    return replace(sites, sites=tuple(described))
+
+
+def _common_mask(maps: Sequence[Bool[np.ndarray, "_query _key"]], causal: bool) -> LayerMask | None:
+    """Return the rule that shows the keys of the first map, the longest, and of all others; None without such a rule."""
+    rows, columns = (np.arange(n) for n in maps[0].shape)
+    mask = fit_mask(maps[0], rows, columns, causal=causal)
+    if mask is None or any(
+        (mask.shows(np.arange(len(keys))[:, None], np.arange(keys.shape[1])) != keys).any() for keys in maps
+    ):
+        return None
+    return mask
 
 
 Masks = Iterator[tuple[tuple[SiteName, int], Bool[np.ndarray, "query key"]]]
 
 
-def _call_masks(model: PreTrainedModel, sites: ModelSites, inputs: Mapping[str, Tensor]) -> Masks:
-    """Yield the keys that each attention call shows in the first example, by site and layer."""
-    recorder = _MaskRecorder()
-    with capturing(model, recorder):
-        model(**inputs, **forward_options(model))
-    for origin, (module, visible) in zip(sites.calls, recorder.visible, strict=True):
-        yield (origin.site, origin.layer), _of_all_heads(visible, module)
-
-
-class _MaskRecorder:
-    """Receiver that keeps the keys that each call shows in the first example ``[head, query, key]``."""
-
-    def __init__(self) -> None:
-        self.visible: list[tuple[str, Tensor]] = []
-
-    def receive(self, call: AttentionCall) -> None:
-        """Record the mask of the call."""
-        shape = call.query.shape[2], call.key.shape[2]
-        whole = torch.ones((1, *shape), dtype=torch.bool)
-        visible = (whole.tril() if call.causal else whole) if call.mask is None else visible_keys(call.mask[:1])[0]
-        self.visible.append((call.module, visible.cpu()))
-
-
 def _eager_masks(model: PreTrainedModel, sites: ModelSites, inputs: Mapping[str, Tensor]) -> Masks:
     """Yield the keys that the softmax of each returned map shows in the first example, by site and layer."""
     with _ScoreRecorder() as recorder:
-        output = model(**inputs, output_attentions=True, **forward_options(model))
+        output = run_model(model, inputs, output_attentions=True)
     for name, maps in read_attentions(model, sites, output).items():
         for layer, weights in enumerate(maps):
             label = f"{name} layer {layer}"

@@ -32,6 +32,7 @@ from .resources import ModelShape
 
 if TYPE_CHECKING:
     from ..capture.sites import ModelSites
+    from ..checks.batch_check import BatchCheck
     from ..models.sources import LoadedModel
     from ..tokens.model_inputs import InputBuilder
 
@@ -61,13 +62,17 @@ class Job:
     """What the corpus or the model holds and no segment can hold; skipped examples are in `skipped`."""
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
+    batch_check: BatchCheck
+    """Effect of the other examples of a batch."""
     resident_model_bytes: int = 0
     """Memory that loading the model took, at most its weights. 0 on a GPU, or if the model was already loaded."""
 
     @property
     def limits(self) -> BatchLimits:
-        """Limits of a batch. They are lower if the maps of all layers are in memory at once."""
-        limits = self.config.run.limits
+        """Limits of a batch. They are lower if the maps of all layers are in memory at once, or if batches matter."""
+        limits = replace(self.config.run.limits, equal_lengths=self.batch_check.companions == "equal")
+        if self.batch_check.companions == "none":
+            limits = replace(limits, max_examples=1)
         if self.spec.capture == "interface":
             return limits
         maps = sum(site.n_layers * site.n_heads for site in self.spec.sites)
@@ -107,6 +112,7 @@ def prepare_job(
     from transformers import AutoModel, AutoTokenizer  # noqa: F401  # imported first, so that their memory is not counted as that of the model
 
     from ..capture.eager import find_sites, require_keep
+    from ..checks.batch_check import check_batches
     from ..checks.layer_masks import describe_masks
     from ..models.sources import load_configured
     from ..tokens.model_inputs import InputBuilder
@@ -143,10 +149,11 @@ def prepare_job(
         )
     check_deferred(config.keep, sites.sites)
     if sites.capture == "eager":
-        kind = type(loaded.model).__name__
-        on_event(
-            Stage(f"{kind} computes attention outside transformers' interface; capturing the maps that it returns")
-        )
+        on_event(Stage(f"capturing the maps that the model returns: {sites.why_eager}"))
+    longest = max(2, config.run.limits.max_tokens // 2)
+    batch_check = check_batches(loaded.model, sites, inputs, examples, longest)
+    if note := batch_check.note(type(loaded.model).__name__):
+        on_event(Stage(note))
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=config.keep.captured, capture=sites.capture)
     segments = plan_segments(
         spec, count_tokens(examples, spec), config.store.segment_examples, config.store.segment_bytes
@@ -165,6 +172,7 @@ def prepare_job(
         left_out=Omissions([*corpus.left_out, *words_left_out(examples)]),
         segments=segments,
         provenance={},
+        batch_check=batch_check,
         resident_model_bytes=resident_model_bytes,
     )
     return replace(job, provenance=_describe(job, corpus))

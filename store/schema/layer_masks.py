@@ -71,21 +71,12 @@ def fit_mask(
     key_pos: Int[np.ndarray, "key"],
     *,
     causal: bool,
-    widths: tuple[int, ...] = (),
 ) -> LayerMask | None:
     """Return the rule that shows exactly these keys, or None if no rule does.
 
-    Parameters
-    ----------
-    visible
-        The keys that each row sees. `query_pos` and `key_pos` are the positions of its rows and columns.
-    widths
-        Widths that the model states. Of rules that show the same keys, a window of a stated width is chosen first, then
-        the rule without a window.
+    `query_pos` and `key_pos` are the positions of the rows and columns, both ascending from 0.
     """
     hides_first = np.flatnonzero(~visible[:, 0]) if visible.size else np.empty(0, np.int64)
-    seen = [int(query_pos[hides_first[0]] - key_pos[0])] if len(hides_first) else []
-    windows = [LayerMask(causal, window=width) for width in (*widths, *seen) if width > 0]
-    chunks = [LayerMask(causal, chunk=width) for width in seen if width > 0]
-    candidates = [*windows[: len(widths)], LayerMask(causal), *windows[len(widths) :], *chunks]
-    return next((mask for mask in candidates if (mask.shows(query_pos[:, None], key_pos) == visible).all()), None)
+    width = int(query_pos[hides_first[0]]) if len(hides_first) else 0
+    masks = [LayerMask(causal, width), LayerMask(causal, chunk=width)] if width else [LayerMask(causal)]
+    return next((mask for mask in masks if (mask.shows(query_pos[:, None], key_pos) == visible).all()), None)

@@ -20,7 +20,6 @@ from headatlas.store.codecs.attention_arrays import attention_arrays
 from headatlas.store.codecs.attention_codecs import ATTENTION_CODECS, attention_codec
 from headatlas.store.codecs.companding import encode_attention
 from headatlas.store.codecs.pairs import n_pairs, pack_pairs, unpack_pairs
-from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, TraceSpec
 
