@@ -63,7 +63,7 @@ def check_batches(
     present = sorted((example for example in examples if len(example.source)), key=_lengths)
     by_target = sorted(present, key=lambda example: _lengths(example)[1])
     n_tokens = limit if _depends_on_length(model) else min(limit, MAX_TOKENS)
-    extremes = [present[0], present[len(present) // 2], present[-1], by_target[0], by_target[-1]]
+    extremes = [present[(len(present) - 1) // 2], present[0], present[-1], by_target[0], by_target[-1]]
     chosen = [example.beginning(n_tokens) for example in {id(example): example for example in extremes}.values()]
     alone = [_attention(model, sites, builder, [example])[0] for example in chosen]
     is_mixed, largest = len({_lengths(example) for example in chosen}) > 1, 0.0
@@ -71,8 +71,8 @@ def check_batches(
         largest, is_same = _compare(model, alone, _attention(model, sites, builder, chosen))
         if is_same:
             return BatchCheck("any", largest)
-    first, last = chosen[0], present[-1].beginning(len(chosen[0].source))
-    equal = [first, replace(last, target=first.target)]
+    middle, last = chosen[0], present[-1].beginning(len(chosen[0].source))
+    equal = [middle, replace(last, target=middle.target)]
     equal_largest, is_same = _compare(model, alone[:1], _attention(model, sites, builder, equal)[:1])
     return BatchCheck(("equal" if is_mixed else "any") if is_same else "none", max(largest, equal_largest))
 

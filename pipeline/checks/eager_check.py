@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+SOFTMAXES = torch.ops.aten._softmax, torch.ops.aten.softmax
+"""Operations of a softmax. In inference mode the second does not call the first."""
+
+
 class SoftmaxRecorder(TorchDispatchMode):
     """Dispatch mode that records every softmax ``[batch, head, query, key]`` inside the block."""
 
@@ -41,7 +45,7 @@ class SoftmaxRecorder(TorchDispatchMode):
     ) -> Any:
         """Run the operation, and record its result if it is a softmax."""
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket is torch.ops.aten._softmax and result.ndim == 4:
+        if func.overloadpacket in SOFTMAXES and result.ndim == 4:
             self.softmaxes.append(result.detach().clone())
         return result
 

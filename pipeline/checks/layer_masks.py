@@ -24,6 +24,7 @@ from ..capture.eager import read_attentions
 from ..capture.sites import ModelSites, run_model, with_masks
 from ..corpora.examples import EncodedExample
 from ..tokens.model_inputs import InputBuilder, max_model_tokens
+from .eager_check import SOFTMAXES
 from .selfcheck import most_checked_tokens
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class _ScoreRecorder(TorchDispatchMode):
     ) -> Any:
         """Run the operation, and record it if it is a softmax over keys."""
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket is torch.ops.aten._softmax and result.ndim >= 3:
+        if func.overloadpacket in SOFTMAXES and result.ndim >= 3:
             scores = args[0]
             visible = scores > scores.amax(dim=-1, keepdim=True) - HIDDEN_BELOW
             self.softmaxes.append((result.detach().clone(), visible))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from ..reading.segment import Segment
 from ..reading.visible_keys import visible_pairs
@@ -60,21 +60,30 @@ class MatchingRows:
         """Index of the first row of each example that has rows in the block."""
         return np.flatnonzero(np.concatenate([[True], self.example[1:] != self.example[:-1]]))
 
+    def is_visible(self, mask: LayerMask) -> Bool[np.ndarray, "match"]:
+        """Return True for each match whose key its row sees."""
+        if mask.is_open or not len(self.matches):
+            return np.ones(len(self.matches), bool)
+        if mask.stored is None:
+            return mask.shows(self.matcher.evaluator.query.position[self.matches.query], self.key_pos)
+        begin = int(self.matcher.row_start[self.rows[0]])
+        return self._stored(mask)[self.matches.pair - begin]
+
     def uniform(self, mask: LayerMask) -> Float[np.ndarray, "row"]:
         """Compute the share of each row that uniform attention over its visible keys gives to matching keys."""
         if mask.is_open or not len(self.matches):
             return self.n_matches / self.n_keys
-        query = self.matcher.evaluator.query.position
         if mask.stored is None:
-            is_visible = mask.shows(query[self.matches.query], self.key_pos)
-            first, stop = mask.span(query[self.rows], self.n_keys)
+            first, stop = mask.span(self.matcher.evaluator.query.position[self.rows], self.n_keys)
             n_visible = stop - first
         else:
-            row_start = self.matcher.row_start
-            begin, end = int(row_start[self.rows[0]]), int(row_start[self.rows[-1] + 1])
-            visible = visible_pairs(self.segment, self.site, mask, slice(begin, end))
-            is_visible = visible[self.matches.pair - begin]
-            before = np.concatenate([np.zeros(1, np.int64), np.cumsum(visible)])
-            n_visible = before[row_start[self.rows + 1] - begin] - before[row_start[self.rows] - begin]
-        n_matching = np.add.reduceat(is_visible.astype(np.int64), self.first)
+            before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._stored(mask))])
+            row_start = self.matcher.row_start - self.matcher.row_start[self.rows[0]]
+            n_visible = before[row_start[self.rows + 1]] - before[row_start[self.rows]]
+        n_matching = np.add.reduceat(self.is_visible(mask).astype(np.int64), self.first)
         return np.divide(n_matching, n_visible, out=np.zeros(len(n_visible)), where=n_visible > 0)
+
+    def _stored(self, mask: LayerMask) -> Bool[np.ndarray, "pair"]:
+        """Read the keys that the rows from the first to the last see."""
+        begin, end = (int(self.matcher.row_start[row]) for row in (self.rows[0], self.rows[-1] + 1))
+        return visible_pairs(self.segment, self.site, mask, slice(begin, end))

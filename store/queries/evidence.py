@@ -45,7 +45,7 @@ class Baselines:
     uniform: Float[np.ndarray, "layer example"]
     """Mass of uniform attention over the visible keys in each layer."""
     offset_rows: Int64[np.ndarray, "offset example"]
-    """Number of rows whose key at each of `OFFSETS` matches."""
+    """Number of rows whose key at each of `OFFSETS` matches, and is visible in a layer of the site."""
 
     @cached_property
     def best_offset(self) -> int:
@@ -135,6 +135,8 @@ def compute_baselines(result: ScoredSearch) -> Baselines:
                 sums += np.bincount(example, matching_rows.uniform(mask), len(numbers))
             offset = key.position[matches.key].astype(np.int64) - query.position[matches.query]
             near = np.abs(offset) <= MAX_OFFSET
+            if not any(mask.is_open for mask in masks):
+                near &= np.any([matching_rows.is_visible(mask) for mask in masks], axis=0)
             cell = offset_index[offset[near] + MAX_OFFSET] * len(numbers) + column[query.example[matches.query[near]]]
             offset_rows += np.bincount(cell, minlength=offset_rows.size).reshape(offset_rows.shape)
     by_layer = uniform[[masks.index(mask) for mask in site.masks]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from ..containers.shard_writer import CHUNK_PAIRS
 from ..patterns.matching import Matcher, Matches
@@ -59,16 +59,23 @@ class MatchingWordRows(MatchingRows):
         query, key = self.word
         return self.plan.begin[query] + key
 
+    def is_visible(self, mask: LayerMask) -> Bool[np.ndarray, "match"]:
+        """Return True for each match of which a token of the query word sees a token of the key word."""
+        return self.plan.merge(self._visible(mask).astype(np.float64)[None])[0][self.cell] > 0
+
     def uniform(self, mask: LayerMask) -> Float[np.ndarray, "row"]:
         """Compute the mass of uniform attention under this mask on the matching words, merged like attention."""
-        offset = self.segment.pair_offset(self.site.name)
-        pairs = slice(int(offset[self.examples.start]), int(offset[self.examples.stop]))
-        visible = visible_pairs(self.segment, self.site, mask, pairs)
+        visible = self._visible(mask)
         length = np.diff(np.append(self.plan.row_start, len(visible)))
         token_row = np.repeat(np.arange(len(length)), length)
         shares = visible / np.maximum(np.bincount(token_row, visible, len(length)), 1)[token_row]
         merged = self.plan.merge(shares[None])[0]
         return np.add.reduceat(merged[self.cell], self.first)
+
+    def _visible(self, mask: LayerMask) -> Bool[np.ndarray, "pair"]:
+        offset = self.segment.pair_offset(self.site.name)
+        pairs = slice(int(offset[self.examples.start]), int(offset[self.examples.stop]))
+        return visible_pairs(self.segment, self.site, mask, pairs)
 
 
 def word_basis(segment: Segment, site: Site) -> Basis:
