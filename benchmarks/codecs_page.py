@@ -144,7 +144,7 @@ price is time: a tile is computed, not read.
 - `int8` halves the bytes again, and its error is another three to four times as large: enough to see what a head does,
   but not to measure it. The kept statistics are computed before.
 - If attention cannot be rebuilt (a bias that depends on more than the distance of two tokens), reading it raises an
-  error that says so. The capture refuses a model that hides other keys than its causal and window settings state.
+  error that says so. The capture skips an example that hides other keys than the mask of its layer does.
 
 ### Compression
 

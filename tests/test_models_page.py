@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 
 from tools.architectures import ARCHITECTURES, EAGER, EITHER, SERVED
-from tools.model_rows import EagerRow, RefusedRow, ServedRow, measure
+from tools.model_rows import Companions, EagerRow, RefusedRow, ServedRow, measure
 from tools.models_page import cells, difference, page, read_cells
 
-ROW = ServedRow("bert", "BertModel", "encoder, full: 2 × 4", "–", "kernel", 1e-7, 2e-7, {"mask": 0.5})
+ALONE = Companions(1e-7, None)
+ROW = ServedRow("bert", "BertModel", "encoder, full: 2 × 4", "–", "kernel", 1e-7, 2e-7, ALONE, 3e-8, {"mask": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_its_row_is_current_and_within_the_bound(name, written) -> None:
 
 
 def test_what_is_written_is_read_back() -> None:
-    eager = EagerRow("xlnet", "XLNetModel", "encoder, full: 2 × 4", 0.0)
+    eager = EagerRow("xlnet", "XLNetModel", "encoder, full: 2 × 4", 0.0, ALONE, 0.0)
     refused = RefusedRow("fnet", "FNetModel", "It is not captured.")
     assert read_cells(page([ROW, eager, refused])) == {
         "bert": cells(ROW),
@@ -53,8 +54,11 @@ def test_what_is_written_is_read_back() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stored": 2e-5}, "off by 2e-05 stored, 2e-07 rebuilt, more than 1e-05"),
-        ({"rebuilt": float("nan")}, "nan rebuilt, more than 1e-05"),
+        ({"stored": 2e-5}, "off by 2e-05 stored, 2e-07 rebuilt, 3e-08 baselines, 1e-07 batched, more than 1e-05"),
+        ({"rebuilt": float("nan")}, "nan rebuilt, 3e-08 baselines"),
+        ({"baselines": 0.1}, "0.1 baselines, 1e-07 batched, more than 1e-05"),
+        ({"companions": Companions(0.3, 0.2)}, "0.2 batched, more than 1e-05"),
+        ({"companions": Companions(0.3, 1e-7)}, "of its batches"),
         ({"scores": "sinks"}, "the page says"),
         ({"sites": "encoder, full: 3 × 4"}, "the page says"),
     ],

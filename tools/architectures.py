@@ -68,6 +68,9 @@ IMAGE = {**{name: value for name, value in SMALL.items() if name != "vocab_size"
 SERVED: dict[str, Architecture] = {
     "bert": Architecture("Bert", SMALL),
     "roberta": Architecture("Roberta", {**SMALL, "pad_token_id": 0}),
+    "mobilebert": Architecture(
+        "MobileBert", {**SMALL, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}
+    ),
     "electra": Architecture("Electra", {**SMALL, "embedding_size": 32}),
     "distilbert": Architecture(
         "DistilBert", {"vocab_size": 61, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
@@ -95,6 +98,19 @@ SERVED: dict[str, Architecture] = {
         },
     ),
     "llama": Architecture("Llama", ROPED),
+    "llama4": Architecture(
+        "Llama4Text",
+        {
+            **ROPED,
+            "num_hidden_layers": 3,
+            "head_dim": 8,
+            "attention_chunk_size": 4,
+            "no_rope_layers": [1, 1, 0],
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+        },
+    ),
     "mistral": Architecture("Mistral", {**ROPED, "sliding_window": 4}),
     "mixtral": Architecture("Mixtral", {**ROPED, "num_local_experts": 2}),
     "qwen2": Architecture(
@@ -213,6 +229,7 @@ EAGER: dict[str, Architecture] = {
             "num_layers": 2,
             "num_heads": 4,
             "attention_types": [[["global", "local"], 1]],
+            "window_size": 4,
             "intermediate_size": 48,
         },
     ),

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from headatlas.pipeline.calls.attention_hook import AttentionCall, attention_weights, capturing
 from headatlas.pipeline.capture.eager import find_sites
 from headatlas.pipeline.capture.kernel_agreement import check_agreement
-from headatlas.pipeline.capture.sites import ModelSites, forward_options
+from headatlas.pipeline.capture.sites import ModelSites, run_model
+from headatlas.pipeline.checks.batch_check import BOUND_FLOAT32
 from headatlas.pipeline.checks.eager_check import check_eager
+from headatlas.pipeline.checks.layer_masks import read_masks
 from headatlas.pipeline.checks.selfcheck import check_capture, eager_attention
 from headatlas.pipeline.reduce.fused_reduction import FusedReduction
 from headatlas.pipeline.reduce.reduction import choose_reduction
@@ -21,6 +24,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, Site, TraceSpec
 
+from .model_baselines import alone_difference, measure_baselines
 from .tiny_models import build_inputs, build_model, build_probe, sequence_lengths
 
 PARTS = {
@@ -34,9 +38,24 @@ PARTS = {
 
 
 @dataclass(frozen=True)
+class Companions:
+    """Largest difference of an example's attention alone from that in a padded batch, and in one of equal lengths."""
+
+    padded: float
+    equal: float | None
+    """None if padding changes nothing, so that a job pads its batches."""
+
+    @property
+    def batched(self) -> float:
+        """The difference in the batches of a job."""
+        return self.padded if self.equal is None else self.equal
+
+
+@dataclass(frozen=True)
 class ServedRow:
     """An architecture that is captured; differences are the largest from transformers' eager attention.
 
+    `baselines` is that of uniform baselines and normalised entropy of a store from loops over the model's own masks.
     `stored` belongs to attention that went through the code that fills segments, kept in float32. `rebuilt` belongs to
     the softmax over the captured query, key and all other parts of the scores. `left_out` is the same as `rebuilt` with
     one of these parts left out.
@@ -49,6 +68,8 @@ class ServedRow:
     served_by: str
     stored: float
     rebuilt: float
+    companions: Companions
+    baselines: float
     left_out: dict[str, float]
 
 
@@ -60,6 +81,8 @@ class EagerRow:
     model: str
     sites: str
     stored: float
+    companions: Companions
+    baselines: float
 
 
 @dataclass(frozen=True)
@@ -85,16 +108,19 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
     try:
         sites = find_sites(model, build_probe(name))
         if sites.capture == "eager":
+            sites = read_masks(model, sites, [build_inputs(name, (13,), (11,))])
             report = check_eager(model, sites, ModelInputs(inputs, {}), lengths)
-            description = "; ".join(_describe_site(site) for site in sites.sites)
-            return EagerRow(name, type(model).__name__, description, report.largest)
+            description = "; ".join([*map(_describe_site, sites.sites), *_describe_widths(sites)])
+            companions = _companions(model, sites, inputs, lengths)
+            baselines = measure_baselines(model, sites, inputs, lengths)
+            return EagerRow(name, type(model).__name__, description, report.largest, companions, baselines)
     except UnsupportedModelError as error:
         return RefusedRow(name, type(model).__name__, str(error))
     stored = check_capture(model, sites, Keep(query_key="float32"), ModelInputs(inputs, {}), lengths).largest
 
     recorder = _Recorder()
     with capturing(model, recorder):
-        model(**inputs, **forward_options(model))
+        run_model(model, inputs)
     eager, _ = eager_attention(model, sites, inputs)
 
     def largest(change: dict[str, float | None]) -> float:
@@ -114,8 +140,18 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
         served_by=_describe_reduction(name, sites, recorder.calls),
         stored=stored,
         rebuilt=largest({}),
+        companions=_companions(model, sites, inputs, lengths),
+        baselines=measure_baselines(model, sites, inputs, lengths),
         left_out={PARTS[part][0]: largest({part: PARTS[part][1]}) for part in present},
     )
+
+
+def _companions(
+    model: PreTrainedModel, sites: ModelSites, inputs: dict[str, Tensor], lengths: dict[str, list[int]]
+) -> Companions:
+    padded = alone_difference(model, sites, inputs, lengths, equal=False)
+    is_same = padded <= BOUND_FLOAT32[0]
+    return Companions(padded, None if is_same else alone_difference(model, sites, inputs, lengths, equal=True))
 
 
 class _Recorder:
@@ -153,12 +189,7 @@ def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:
         words.append("scaling by layer")
     elif all(scale == 1.0 for site in sites.sites for scale in site.scaling):
         words.append("scaling 1")
-    for key, word in (("window", "window"), ("softcap", "soft cap")):
-        values = {value for site in sites.sites for value in getattr(site, key)}
-        numbers = sorted(value for value in values if value is not None)
-        if numbers:
-            some = " in some layers" if None in values else ""
-            words.append(f"{word} {', '.join(f'{value:g}' for value in numbers)}{some}")
+    words += _describe_widths(sites)
     if any(site.has_sinks for site in sites.sites):
         words.append("sinks")
     if any(site.has_position_bias for site in sites.sites):
@@ -166,6 +197,18 @@ def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:
     if all(call.mask is None for call in calls):
         words.append("no mask")
     return ", ".join(words) or "–"
+
+
+def _describe_widths(sites: ModelSites) -> list[str]:
+    """Describe windows, chunks and soft caps, which may differ between layers."""
+    words = []
+    for key, word in (("window", "window"), ("chunk", "chunks of"), ("softcap", "soft cap")):
+        values = {value for site in sites.sites for value in getattr(site, key)}
+        numbers = sorted(value for value in values if value is not None)
+        if numbers:
+            some = " in some layers" if None in values else ""
+            words.append(f"{word} {', '.join(f'{value:g}' for value in numbers)}{some}")
+    return words
 
 
 def _describe_reduction(name: str, sites: ModelSites, calls: list[AttentionCall]) -> str:

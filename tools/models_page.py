@@ -21,6 +21,7 @@ from .architectures import ARCHITECTURES, EITHER
 from .model_rows import EagerRow, RefusedRow, ServedRow, measure
 
 BOUND = 1e-5
+EQUAL_LENGTHS = "in batches of equal lengths"
 SERVED_HEAD = (
     "architecture",
     "model",
@@ -29,9 +30,11 @@ SERVED_HEAD = (
     "computed by",
     "stored",
     "rebuilt",
+    "batched",
+    "baselines",
     "left out",
 )
-EAGER_HEAD = ("architecture", "model", "site: layers × heads", "stored")
+EAGER_HEAD = ("architecture", "model", "site: layers × heads", "stored", "batched", "baselines")
 REFUSED_HEAD = ("architecture", "model", "what happens")
 Row = ServedRow | EagerRow | RefusedRow
 N_FIXED = 4
@@ -65,11 +68,15 @@ transformers {transformers}, torch {torch}.
 - **rebuilt**: the same for the softmax over the captured query and key, with the scaling, mask, soft cap, bias and
   sinks that were captured with them. A bias that depends only on the distance of two tokens (T5) is kept with query and
   key.
+- **batched**: largest difference between the attention of an example that runs alone and that of the same example in a
+  batch of a job. In some models padding changes attention. Every job checks this, and then forms batches of equal lengths.
+- **baselines**: largest difference of a store's uniform baselines and normalised entropy from plain loops over the keys
+  that the model's own attention shows.
 - **left out**: the error of rebuilt attention without that part. It shows that an error below {bound:g} is small.
 - **computed by**: the fused kernel of the CPU, or torch operations. Half precision and other devices always use torch
   operations.
 
-Key heads are stored once. The width of a window is recorded; the masks contain the window.
+Key heads are stored once. Windows and chunks are read from the masks that the model uses.
 
 """
 EAGER_INTRODUCTION = """
@@ -97,7 +104,7 @@ Neither way gives one map of weights for each head and layer. The job stops with
 def cells(row: Row) -> list[str]:
     """Return the cells of a row."""
     if isinstance(row, EagerRow):
-        return [row.name, f"`{row.model}`", row.sites, f"{row.stored:.1e}"]
+        return [row.name, f"`{row.model}`", row.sites, f"{row.stored:.1e}", *_checks(row)]
     if isinstance(row, RefusedRow):
         return [row.name, f"`{row.model}`", row.message]
     left_out = ", ".join(f"{part} {value:.2g}" for part, value in row.left_out.items()) or "–"
@@ -109,8 +116,17 @@ def cells(row: Row) -> list[str]:
         row.served_by,
         f"{row.stored:.1e}",
         f"{row.rebuilt:.1e}",
+        *_checks(row),
         left_out,
     ]
+
+
+def _checks(row: ServedRow | EagerRow) -> list[str]:
+    """Return the cells of the columns `batched` and `baselines`."""
+    batched, padded = f"{row.companions.batched:.1e}", row.companions.padded
+    if row.companions.equal is not None:
+        batched += f" {EQUAL_LENGTHS} ({padded:.2g} with padding)"
+    return [batched, f"{row.baselines:.1e}"]
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -140,12 +156,18 @@ def difference(row: Row, written: Sequence[str] | None) -> str | None:
     """Describe the error of an architecture's row on the page, or of the model itself. None if there is no error."""
     if written is None:
         return f"{row.name} is missing"
-    errors = {name: value for name in ("stored", "rebuilt") if (value := getattr(row, name, None)) is not None}
+    errors = {
+        name: value for name in ("stored", "rebuilt", "baselines") if (value := getattr(row, name, None)) is not None
+    }
+    if not isinstance(row, RefusedRow):
+        errors["batched"] = row.companions.batched
     if not all(value <= BOUND for value in errors.values()):  # max() could skip NaN
         listing = ", ".join(f"{value:.2g} {name}" for name, value in errors.items())
         return f"{row.name}: attention is off by {listing}, more than {BOUND:g}"
     if row.name in EITHER and len(written) != len(cells(row)):
         return None  # the page was written with a transformers release that serves it in the other mode
+    if any(EQUAL_LENGTHS in cell for cell in cells(row)) != any(EQUAL_LENGTHS in cell for cell in written):
+        return f"{row.name}: the page says {list(written)} of its batches, the capture gave {cells(row)}"
     n = N_FIXED + (kernel.available() is not None) if isinstance(row, ServedRow) else 3
     measured = cells(row)[:n]
     return (
@@ -180,8 +202,8 @@ def main() -> None:
         arguments.page.write_text(page(rows), encoding="utf-8")
     served = [row for row in rows if isinstance(row, ServedRow)]
     eager = [row for row in rows if isinstance(row, EagerRow)]
-    worst = max(max(row.stored, row.rebuilt) for row in served)
-    worst_eager = max((row.stored for row in eager), default=0.0)
+    worst = max(max(row.stored, row.rebuilt, row.baselines, row.companions.batched) for row in served)
+    worst_eager = max((max(row.stored, row.baselines, row.companions.batched) for row in eager), default=0.0)
     print(
         f"{len(served)} captured, off by at most {worst:.1e}; {len(eager)} in eager mode, off by at most {worst_eager:.1e}; "
         f"{len(rows) - len(served) - len(eager)} refused"

@@ -38,6 +38,9 @@ def build_model(name: str, head: bool = False) -> PreTrainedModel:
                 parameter.mul_(architecture.peak)
             if "relative_attention_bias" in parameter_name or "sinks" in parameter_name:
                 parameter.normal_()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx].normal_()  # as in checkpoints; zeros would hide the effect of padding
     return model.eval()
 
 

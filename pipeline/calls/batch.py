@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -10,13 +11,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from headatlas.store.codecs.pairs import pack_pairs
 from headatlas.store.errors import UnsupportedModelError
-from headatlas.store.reading.visible_keys import keys_seen
+from headatlas.store.schema.layer_masks import LayerMask
 from headatlas.store.schema.traces import Site
 
 from .attention_hook import AttentionCall
 from .lazy_mask import DENSE_PAIRS, LOWEST, AdditiveRows, row_blocks
-from .segment_buffers import Run, SitePlacement
+from .mask_rules import visible_keys
+from .segment_buffers import Run, SiteArrays, SitePlacement
 
 
 @dataclass
@@ -38,7 +41,9 @@ class Batch:
     writing: Future[None] | None = None
     """Writes of the batch's results that run on another thread; None if all were written at once."""
     _masks: dict[tuple[int, int], tuple[Tensor, Tensor | AdditiveRows | None, bool]] = field(default_factory=dict)
-    _derivable: dict[tuple[int, int, int | None], tuple[Tensor, bool, bool]] = field(default_factory=dict)
+    _checked: dict[tuple[str, int, int, LayerMask, bool], tuple[Tensor | None, _MaskCheck]] = field(
+        default_factory=dict
+    )
 
     def settle(self) -> None:
         """Wait until the batch's results are in the arrays and its failures are known. Raise the error of a write."""
@@ -69,49 +74,124 @@ class Batch:
             entry = self._masks[id(call.mask), index] = (call.mask, *_read_mask(call, site, run))
         return entry[1], entry[2]
 
-    def check_mask(self, call: AttentionCall, site: Site, layer: int, index: int, run: Run, *, rebuilt: bool) -> None:
-        """Check that the mask of one run equals the mask for rebuilding attention or, without `rebuilt`, fits the band.
+    def check_mask(self, call: AttentionCall, site: Site, layer: int, arrays: SiteArrays) -> None:
+        """Compare the keys that a call shows with the mask of its layer, or store them if the mask follows no rule.
 
-        Raises
-        ------
-        UnsupportedModelError
-            The mask shows or hides other keys.
+        Examples that see other keys cannot be stored. If query and key are stored, the mask must not add to the scores of
+        visible keys either.
         """
-        window = site.window[layer]
-        if call.mask is None:
-            same = in_window = window is None or max(run.n_queries, run.n_keys) <= window
-        else:
-            entry = self._derivable.get((id(call.mask), index, window))
-            if entry is None:
-                same = in_window = True
-                keys = np.arange(run.n_keys)
-                for rows in row_blocks(run.n_queries, run.n_keys):
-                    crop = call.mask[run.start : run.stop, :, rows, : run.n_keys]
-                    queries = np.arange(rows.start, rows.stop)
-                    expected = torch.from_numpy(keys_seen(site, layer, queries, keys, run.n_keys)).to(crop.device)
-                    visible = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
-                    # A visible key must not have a bias either.
-                    differs = torch.where(expected, ~visible if crop.dtype == torch.bool else crop != 0, visible)
-                    same = same and not bool(differs.any())
-                    in_window = in_window and not bool((visible & ~expected).any())
-                entry = (call.mask, same, in_window)  # holds the mask, so that its id stays unique
-                self._derivable[id(call.mask), index, window] = entry
-            _, same, in_window = entry
-        if not rebuilt and not in_window:
-            raise UnsupportedModelError(
-                f"{call.module} has a window of {window} but shows keys that are further away. Only the window is "
-                "stored. Please report this model."
-            )
-        if rebuilt and not same:
-            raise UnsupportedModelError(
-                f"{call.module} hides other keys than its causal and window settings imply, so its attention cannot be "
-                'rebuilt from query and key. Keep attention (keep.attention = "sqrt8"), or leave query and key out '
-                '(keep.query_key = "none").'
-            )
+        mask, placement = site.masks[layer], self.placements[site.name]
+        for index, run in enumerate(placement.runs):
+            additive, triangular = self.mask_of(call, site, index, run)
+            is_whole = additive is None and (triangular == site.causal or run.n_queries == run.n_keys == 1)
+            if is_whole and mask.hides_nothing(run.n_keys):
+                continue
+            key = site.name, id(call.mask), index, mask, arrays.query is not None and not site.has_position_bias
+            if key not in self._checked:
+                # holds the mask, so that its id stays unique
+                self._checked[key] = call.mask, _MaskCheck.of(call, mask, run, triangular, is_boolean=key[4])
+            check = self._checked[key][1]
+            if mask.stored is not None:
+                store_visible(check.visible, site, mask.stored, placement, run, arrays)
+            for row, difference in check.differences.items():
+                self.fail(run.start + row, placement, f"{site.name} layer {layer}: {difference}")
+
+    def check_weights(self, weights: Tensor, site: Site, layer: int, arrays: SiteArrays) -> None:
+        """Compare the maps ``[batch, head, query, key]`` of a layer with its mask: hidden keys must have no weight.
+
+        For a mask that follows no rule, the keys with a weight in any head are stored as visible.
+        """
+        mask, placement = site.masks[layer], self.placements[site.name]
+        for run in placement.runs:
+            if mask.hides_nothing(run.n_keys):
+                continue
+            maps = weights[run.start : run.stop, :, : run.n_queries, : run.n_keys]
+            has_weight = (maps != 0).any(dim=1, keepdim=True)
+            if mask.stored is not None:
+                store_visible(has_weight[:, 0].cpu().numpy(), site, mask.stored, placement, run, arrays)
+                continue
+            shown = torch.from_numpy(mask.shows(np.arange(run.n_queries)[:, None], np.arange(run.n_keys)))
+            for row, query, key, _ in _first_cells(has_weight & ~shown.to(maps.device), has_weight, run):
+                reason = f"query {query} has a weight on key {key}, unlike in the mask of this layer ({mask})"
+                self.fail(run.start + row, placement, f"{site.name} layer {layer}: {reason}")
 
     def fail(self, row: int, placement: SitePlacement, reason: str) -> None:
         """Record why an example cannot be stored. The first reason is kept."""
         self.failures.setdefault(placement.example[row], reason)
+
+
+@dataclass(frozen=True)
+class _MaskCheck:
+    """The keys that a call shows in one run, compared with the mask of the layer."""
+
+    differences: dict[int, str]
+    """The first difference of each example that has one, by row of the run."""
+    visible: Bool[np.ndarray, "#example query key"] | None
+    """Keys that each row sees, if the mask is to be stored."""
+
+    @staticmethod
+    def of(call: AttentionCall, mask: LayerMask, run: Run, triangular: bool, *, is_boolean: bool) -> _MaskCheck:
+        """Compare one run. With `is_boolean` the mask must not add to the scores of visible keys."""
+        differences: dict[int, str] = {}
+        parts: list[np.ndarray] = []
+        keys = np.arange(run.n_keys)
+        for rows in row_blocks(run.n_queries, run.n_keys):
+            queries = np.arange(rows.start, rows.stop)
+            if call.mask is None:
+                crop = torch.from_numpy((keys <= queries[:, None]) | (not triangular))[None, None]
+            else:
+                crop = mask_of_run(call.mask, run, rows)
+            visible = visible_keys(crop)
+            expected = torch.from_numpy(mask.shows(queries[:, None], keys)).to(crop.device)
+            if mask.stored is not None:
+                parts.append(visible[:, 0].cpu().numpy())
+                expected = (visible[:, 0] & expected)[:, None]  # a later key of a causal site has no place in the store
+            for row, query, key, shown in _first_cells(visible != expected, visible, run):
+                verb = "sees" if shown else "does not see"
+                position = f"query {query + rows.start} {verb} key {key}"
+                differences.setdefault(row, f"{position}, unlike in the mask of this layer ({mask})")
+            if is_boolean and crop.dtype != torch.bool:
+                for row, query, key, _ in _first_cells(visible & (crop != 0), visible, run):
+                    position = f"the mask adds to the score of query {query + rows.start} and key {key}"
+                    differences.setdefault(row, f"{position}, which the store does not hold")
+        return _MaskCheck(differences, np.concatenate(parts, axis=1) if parts else None)
+
+
+def _first_cells(
+    cells: Bool[Tensor, "#example #head query key"], visible: Bool[Tensor, "#example #head query key"], run: Run
+) -> Iterator[tuple[int, int, int, bool]]:
+    """Yield row, query and key of the first True cell of each example of a run, and whether the key is visible."""
+    if not bool(cells.any()):
+        return
+    for row, (example, shown) in enumerate(
+        zip(*(tensor.expand(run.stop - run.start, -1, -1, -1) for tensor in (cells, visible)), strict=True)
+    ):
+        first = example.nonzero()[:1].tolist()
+        if first:
+            yield row, first[0][1], first[0][2], bool(shown[tuple(first[0])])
+
+
+def mask_of_run(mask: Tensor, run: Run, rows: slice) -> Tensor:
+    """Return some rows of the mask of a run ``[#example, #head, row, key]``. Examples may share one mask."""
+    examples = slice(run.start, run.stop) if mask.shape[0] > 1 else slice(0, 1)
+    return mask[examples, :, rows, : run.n_keys]
+
+
+def store_visible(
+    visible: Bool[np.ndarray, "#example query key"] | None,
+    site: Site,
+    index: int,
+    placement: SitePlacement,
+    run: Run,
+    arrays: SiteArrays,
+) -> None:
+    """Write the keys that the rows of a run see into the stored mask of a layer."""
+    assert visible is not None
+    assert arrays.visible_keys is not None, "the segment stores the mask"
+    for row, example in enumerate(np.broadcast_to(visible, (run.stop - run.start, *visible.shape[1:]))):
+        pairs = pack_pairs(example, causal=site.causal)
+        start = placement.pair_start[None][run.start + row]
+        arrays.visible_keys[index, 0, start : start + len(pairs)] = pairs
 
 
 def _read_mask(call: AttentionCall, site: Site, run: Run) -> tuple[Tensor | AdditiveRows | None, bool]:
@@ -119,8 +199,8 @@ def _read_mask(call: AttentionCall, site: Site, run: Run) -> tuple[Tensor | Addi
     assert call.mask is not None
     is_open = is_triangle = True
     for rows in row_blocks(run.n_queries, run.n_keys):
-        crop = call.mask[run.start : run.stop, :, rows, : run.n_keys]
-        visible = crop if crop.dtype == torch.bool else crop > torch.finfo(crop.dtype).min / 2
+        crop = mask_of_run(call.mask, run, rows)
+        visible = visible_keys(crop)
         if site.causal and bool(visible.triu(1 + rows.start).any()):
             raise UnsupportedModelError(
                 f"{call.module} attends to later tokens. It did not when the model was probed with a short example."
@@ -132,10 +212,11 @@ def _read_mask(call: AttentionCall, site: Site, run: Run) -> tuple[Tensor | Addi
         return None, False
     if is_triangle and run.n_queries == run.n_keys:
         return None, True
-    shape = (run.stop - run.start, call.mask.shape[1], run.n_queries, run.n_keys)
+    is_shared = call.mask.shape[0] == 1
+    shape = (1 if is_shared else run.stop - run.start, call.mask.shape[1], run.n_queries, run.n_keys)
     if call.mask.dtype == torch.bool:
-        additive = AdditiveRows(call.mask, shape, run.start, LOWEST)
+        additive = AdditiveRows(call.mask, shape, 0 if is_shared else run.start, LOWEST)
         large = shape[0] * shape[1] * run.n_queries * run.n_keys > DENSE_PAIRS
         return additive if large else additive[:, :, :, :], False  # pyright: ignore[reportArgumentType]
-    crop = call.mask[run.start : run.stop, :, : run.n_queries, : run.n_keys]
+    crop = mask_of_run(call.mask, run, slice(0, run.n_queries))
     return crop.float().clamp(min=LOWEST), False

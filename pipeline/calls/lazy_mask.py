@@ -8,6 +8,8 @@ instead. A slice of a `TiledMask` is a small tensor. Any other operation on it r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ DENSE_PAIRS = 1 << 22
 LOWEST = torch.finfo(torch.float32).min
 """Score of a hidden key."""
 
+_AS_FUNCTIONS: ContextVar[bool] = ContextVar("_AS_FUNCTIONS", default=False)
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -28,6 +31,8 @@ class TiledMask(torch.Tensor):
 
     function: MaskFunction
     offsets: tuple[int, int]
+    rule: MaskFunction
+    """The function without the padding of the batch."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
@@ -38,12 +43,13 @@ class TiledMask(torch.Tensor):
         shape: tuple[int, int, int],
         offsets: tuple[int, int],
         device: torch.device,
+        rule: MaskFunction | None = None,
     ) -> TiledMask:
         """Create a mask from `function` of batch row, head, query and key position. `shape` has no heads axis."""
         batch, n_queries, n_keys = shape
         make: Any = torch.Tensor._make_wrapper_subclass  # pyright: ignore[reportAttributeAccessIssue]
         mask = make(cls, (batch, 1, n_queries, n_keys), dtype=torch.bool, device=device)
-        mask.function, mask.offsets = function, offsets
+        mask.function, mask.offsets, mask.rule = function, offsets, rule or function
         return mask
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,7 +62,16 @@ class TiledMask(torch.Tensor):
         if len(parts) > 4 or not all(isinstance(part, slice) and part.step in (None, 1) for part in parts):
             return self.dense()[index]
         slices = [*parts, *[slice(None)] * (4 - len(parts))]
-        rows, heads, queries, keys = (range(*part.indices(n)) for part, n in zip(slices, self.shape, strict=True))
+        ranges = tuple(range(*part.indices(n)) for part, n in zip(slices, self.shape, strict=True))
+        return self if ranges == tuple(map(range, self.shape)) else self._values(*ranges)
+
+    def rule_at(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return True for each pair ``[query, key]`` of these positions that the rule shows in the first row."""
+        zero = torch.zeros(1, dtype=torch.int64, device=self.device)[:, None]
+        query_pos, key_pos = queries.to(self.device)[:, None], keys.to(self.device)[None]
+        return self.rule(zero, zero, query_pos, key_pos).expand(len(queries), len(keys))
+
+    def _values(self, rows: range, heads: range, queries: range, keys: range) -> Tensor:
         first_query, first_key = self.offsets
         mask = self.function(
             torch.arange(rows.start, rows.stop, device=self.device)[:, None, None, None],
@@ -68,7 +83,7 @@ class TiledMask(torch.Tensor):
 
     def dense(self) -> Tensor:
         """Compute the full mask."""
-        return self[:, :, :, :]
+        return self._values(*map(range, self.shape))
 
     @classmethod
     def __torch_dispatch__(
@@ -82,8 +97,12 @@ class TiledMask(torch.Tensor):
 def tiled_mask(
     batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **options: Any
 ) -> Tensor | None:
-    """Return the mask of transformers' `sdpa_mask`, or a `TiledMask` if there are more than `DENSE_PAIRS` pairs."""
-    if options.get("use_vmap") or batch_size * q_length * kv_length <= DENSE_PAIRS or not isinstance(q_offset, int):
+    """Return the mask of transformers' `sdpa_mask`, or a `TiledMask` if there are more than `DENSE_PAIRS` pairs.
+
+    Inside a block of `masks_as_functions` every mask is a `TiledMask`.
+    """
+    is_small = batch_size * q_length * kv_length <= DENSE_PAIRS and not _AS_FUNCTIONS.get()
+    if options.get("use_vmap") or is_small or not isinstance(q_offset, int):
         return sdpa_mask(
             batch_size=batch_size,
             q_length=q_length,
@@ -93,13 +112,24 @@ def tiled_mask(
             **options,
         )
     padding = prepare_padding_mask(options.get("attention_mask"), kv_length, kv_offset)
-    if _hides_nothing(padding, q_length, kv_length, q_offset, kv_offset, options):
+    if not _AS_FUNCTIONS.get() and _hides_nothing(padding, q_length, kv_length, q_offset, kv_offset, options):
         return None
-    function: Any = options.get("mask_function")
+    rule: Any = options.get("mask_function")
+    function = rule
     if padding is not None:
         function = and_masks(function, padding_mask_function(padding))
     device = torch.device(options.get("device", "cpu"))
-    return TiledMask(function, (batch_size, q_length, kv_length), (q_offset, kv_offset), device)
+    return TiledMask(function, (batch_size, q_length, kv_length), (q_offset, kv_offset), device, rule)
+
+
+@contextmanager
+def masks_as_functions() -> Iterator[None]:
+    """Make every mask inside the block a `TiledMask`, also if it hides nothing, so that its function can be read."""
+    token = _AS_FUNCTIONS.set(True)
+    try:
+        yield
+    finally:
+        _AS_FUNCTIONS.reset(token)
 
 
 def _hides_nothing(

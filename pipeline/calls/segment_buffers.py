@@ -40,7 +40,7 @@ class SitePlacement:
     query_start: tuple[int, ...]
     key_start: tuple[int, ...]
     pair_start: dict[int | None, tuple[int, ...]]
-    """First pair by band (`Site.bands`). Layers with a window have a pair axis of their own."""
+    """First pair by band (`Site.bands`), and on the shared axis. Layers with a window have a pair axis of their own."""
     runs: tuple[Run, ...]
 
     @cached_property
@@ -98,6 +98,8 @@ class SiteArrays:
     key_scale: np.ndarray | None = None
     position_bias: np.ndarray | None = None
     sinks: np.ndarray | None = None
+    visible_keys: np.ndarray | None = None
+    """Masks that follow no rule, ``[stored layer, 1, pair]``."""
     edge_key: np.ndarray | None = None
     edge_weight: np.ndarray | None = None
     statistics: np.ndarray | None = None
@@ -192,7 +194,7 @@ class SegmentBuffers:
             n_queries, n_keys = n_tokens[site.query_sequence], n_tokens[site.key_sequence]
             if self._sparse:
                 self.sites[site.name].sparse = self._allocate_slots(site, int(n_keys.max(initial=0)), pool)
-            pairs = {band: pair_offset(site, n_queries, n_keys, band) for band in site.bands}
+            pairs = {band: pair_offset(site, n_queries, n_keys, band) for band in (None, *site.bands)}
             self._offsets[site.name] = (_offsets(n_queries), _offsets(n_keys), pairs)
             self.sites[site.name].zero_distance = zero_distance(n_queries)
             self.sites[site.name].is_filled = np.zeros((site.n_layers, len(n_queries)), bool)

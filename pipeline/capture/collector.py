@@ -42,8 +42,9 @@ class TraceCollector:
         assert self._batch is not None, "begin() comes before the forward pass"
         assert self._buffers is not None, "begin() comes before the forward pass"
         site_call = self._sequence.next(call.module)
-        site = self._sites.site(site_call.site)
-        return self._reduction.reduce(call, site, site_call.layer, self._batch, self._buffers.sites[site_call.site])
+        site, arrays = self._sites.site(site_call.site), self._buffers.sites[site_call.site]
+        self._batch.check_mask(call, site, site_call.layer, arrays)
+        return self._reduction.reduce(call, site, site_call.layer, self._batch, arrays)
 
     def receive_weights(self, name: str, weights: Tensor) -> None:
         """Reduce the maps ``[batch, head, query, key]`` that a model in eager mode returned for one layer."""
@@ -52,6 +53,7 @@ class TraceCollector:
         site_call = self._sequence.next(name)
         site, arrays = self._sites.site(site_call.site), self._buffers.sites[site_call.site]
         assert isinstance(self._reduction, TorchReduction), "maps are reduced by torch operations"
+        self._batch.check_weights(weights, site, site_call.layer, arrays)
         self._reduction.reduce_weights(weights, site, site_call.layer, self._batch, arrays)
 
     def end_pass(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,10 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.traces import Keep, Site, SiteName
 
 from ..calls.attention_hook import capturing
+from ..models.attention_implementation import SUPPORTED
 from ..tokens.model_inputs import ModelInputs
 from .collector import TraceCollector
-from .sites import ModelSites, SiteCall, count_layers, discover_sites, forward_options
+from .sites import ModelSites, SiteCall, count_layers, discover_sites, run_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,12 +45,11 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelSit
     try:
         return discover_sites(model, inputs)
     except UnsupportedModelError as interface_error:
+        reason = str(interface_error).removesuffix(SUPPORTED).rstrip()
         try:
-            return discover_eager_sites(model, inputs)
+            return replace(discover_eager_sites(model, inputs), why_eager=reason)
         except UnsupportedModelError as eager_error:
-            raise UnsupportedModelError(
-                f"{str(interface_error).partition(' Supported are')[0]} {eager_error}"
-            ) from eager_error
+            raise UnsupportedModelError(f"{reason} {eager_error}") from eager_error
 
 
 def require_keep(model: PreTrainedModel, sites: ModelSites, keep: Keep) -> None:
@@ -61,10 +62,8 @@ def require_keep(model: PreTrainedModel, sites: ModelSites, keep: Keep) -> None:
     """
     if sites.capture == "eager" and keep.query_key is not None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} computes attention outside transformers' attention interface. Its maps can be "
-            "captured "
-            f'(eager mode), but not query and key, and keep.query_key is "{keep.query_key}". Leave them out: --set '
-            'keep.query_key=none, or query_key = "none" under [keep].'
+            f"{sites.why_eager} Its maps can be captured (eager mode), but not query and key, and keep.query_key is "
+            f'"{keep.query_key}". Leave them out: --set keep.query_key=none, or query_key = "none" under [keep].'
         )
 
 
@@ -79,7 +78,7 @@ def discover_eager_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -
     """
     name = type(model).__name__
     try:
-        output = model(**inputs, output_attentions=True, **forward_options(model))
+        output = run_model(model, inputs, output_attentions=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UnsupportedModelError(f"In eager mode {name} does not return attention: {error}") from error
     if "input_ids" not in inputs:
@@ -153,7 +152,7 @@ def forwarding(
     if sites.capture == "interface":
 
         def run(inputs: ModelInputs) -> None:
-            model(**inputs.arguments, **forward_options(model))
+            run_model(model, inputs.arguments)
             collector.end_pass()
 
         with capturing(model, collector):
@@ -168,7 +167,7 @@ def forwarding(
 
 
 def _run_eager(model: PreTrainedModel, sites: ModelSites, collector: TraceCollector, inputs: ModelInputs) -> None:
-    output = model(**inputs.arguments, output_attentions=True, **forward_options(model))
+    output = run_model(model, inputs.arguments, output_attentions=True)
     for site, maps in read_attentions(model, sites, output).items():
         for layer, weights in enumerate(maps):
             collector.receive_weights(_call_name(site, layer), weights)

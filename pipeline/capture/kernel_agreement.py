@@ -22,7 +22,7 @@ from ..reduce.reduction import Reduction
 from ..reduce.torch_reduction import TorchReduction
 from ..tokens.model_inputs import ModelInputs
 from .collector import TraceCollector
-from .sites import ModelSites, forward_options
+from .sites import ModelSites, run_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +88,7 @@ def _fill(
     collector = TraceCollector(spec, sites, reduction)
     with capturing(model, collector):
         batch = collector.begin(buffers, range(len(next(iter(lengths.values())))), inputs.special)
-        model(**inputs.arguments, **forward_options(model))
+        run_model(model, inputs.arguments)
         collector.finish()
     return buffers, set(batch.failures)
 

@@ -7,16 +7,19 @@ sides of an encoder–decoder have different lengths in the probe, so cross-atte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from headatlas.store.errors import UnsupportedModelError
+from headatlas.store.schema.layer_masks import LayerMask
 from headatlas.store.schema.traces import CaptureMode, Site, SiteName
 
 from ..calls.attention_hook import AttentionCall, capturing
+from ..calls.lazy_mask import masks_as_functions
+from ..calls.mask_rules import probed_mask, visible_keys
 from ..calls.rotary import recording_rotations, rotary_frequency
 from ..calls.score_terms import find_parts, has_bias
 from ..models.attention_implementation import SUPPORTED
@@ -42,6 +45,8 @@ class ModelSites:
     sites: tuple[Site, ...]
     calls: tuple[SiteCall, ...]
     capture: CaptureMode = "interface"
+    why_eager: str = ""
+    """Reason why the interface does not serve the model, in mode `eager`."""
 
     def site(self, name: SiteName) -> Site:
         """Return the site of that name."""
@@ -116,8 +121,8 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
         The interface received no call, or not the calls of all layers, or layers differ in shape.
     """
     recorder = _Recorder()
-    with capturing(model, recorder), recording_rotations(model) as rotation:
-        model(**inputs, **forward_options(model))
+    with capturing(model, recorder), recording_rotations(model) as rotation, masks_as_functions():
+        run_model(model, inputs)
     if not recorder.calls:
         raise UnsupportedModelError(
             f"{type(model).__name__} made no call to transformers' attention interface, so its attention cannot be "
@@ -150,8 +155,22 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
     rotated_calls = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
     frequency = rotary_frequency(rotation, rotated_calls)
-    sites = (_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order)
-    return ModelSites(tuple(sites), tuple(calls))
+    sites = [_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order]
+    described = (
+        with_masks(site, [probed_mask(call, causal=site.causal) for call in by_site[site.name]]) for site in sites
+    )
+    return ModelSites(tuple(described), tuple(calls))
+
+
+def with_masks(site: Site, masks: Sequence[LayerMask | None]) -> Site:
+    """Return a site with the masks of its layers. A mask of None follows no rule, so it is stored with each example."""
+    chunk = tuple(None if mask is None else mask.chunk for mask in masks)
+    update = {
+        "window": tuple(None if mask is None else mask.window for mask in masks),
+        "chunk": chunk if any(chunk) else (),
+        "stored_masks": tuple(layer for layer, mask in enumerate(masks) if mask is None),
+    }
+    return site.model_copy(update=update)
 
 
 def forward_options(model: PreTrainedModel) -> dict[str, Any]:
@@ -160,6 +179,21 @@ def forward_options(model: PreTrainedModel) -> dict[str, Any]:
     if getattr(model.config, "use_cache", None) is not None or getattr(model.config, "is_encoder_decoder", False):
         options["use_cache"] = False
     return options
+
+
+def run_model(model: PreTrainedModel, arguments: Mapping[str, Tensor], **options: Any) -> Any:
+    """Run a forward pass of the pipeline and return its output.
+
+    Rotary embeddings that adapt their frequencies to the longest text so far are reset first. Results would otherwise
+    depend on earlier batches.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", "")
+        for name, kind in kinds.items() if isinstance(kinds, dict) else [(None, str(kinds))]:
+            if "dynamic" in str(kind):
+                one = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
+                module(one.to(model.dtype)[..., None], one, **({} if name is None else {"layer_type": name}))
+    return model(**arguments, **options, **forward_options(model))
 
 
 def _site_name(model: PreTrainedModel, call: AttentionCall) -> SiteName:
@@ -182,8 +216,7 @@ def is_causal(call: AttentionCall) -> bool:
         return call.causal
     if call.mask.shape[-1] != call.mask.shape[-2] or call.mask.shape[-1] < 2:
         return False
-    visible = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
-    return not bool(visible.triu(1).any())
+    return not bool(visible_keys(call.mask).triu(1).any())
 
 
 def count_layers(model: PreTrainedModel, site: SiteName) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from headatlas.store.codecs.pairs import unpack_pairs
+from headatlas.store.codecs.pairs import n_pairs, unpack_pairs
 from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.traces import Keep, TraceSpec
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+SOFTMAXES = torch.ops.aten._softmax, torch.ops.aten.softmax
+"""Operations of a softmax. In inference mode the second does not call the first."""
+
+
 class SoftmaxRecorder(TorchDispatchMode):
     """Dispatch mode that records every softmax ``[batch, head, query, key]`` inside the block."""
 
@@ -41,7 +45,7 @@ class SoftmaxRecorder(TorchDispatchMode):
     ) -> Any:
         """Run the operation, and record its result if it is a softmax."""
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket is torch.ops.aten._softmax and result.ndim == 4:
+        if func.overloadpacket in SOFTMAXES and result.ndim == 4:
             self.softmaxes.append(result.detach().clone())
         return result
 
@@ -75,13 +79,15 @@ def check_eager(
     bound = BOUNDS.get(model.dtype, BOUNDS[torch.float32])[0]
     largest, total, count = 0.0, 0.0, 0
     for site in sites.sites:
-        placement, attention = batch.placements[site.name], buffers.sites[site.name].attention
-        assert attention is not None, "the check stores attention"
+        placement, arrays = batch.placements[site.name], buffers.sites[site.name]
         sizes = list(zip(lengths[site.query_sequence], lengths[site.key_sequence], strict=True))
         for layer in range(site.n_layers):
+            band, attention = site.band(layer), arrays.attention_of(site, layer)
+            assert attention is not None, "the check stores attention"
+            layout = {"causal": site.causal, "window": band}
             maps = [
-                unpack_pairs(attention[layer, :, start : start + site.n_pairs(n, m)], n, m, causal=site.causal)
-                for start, (n, m) in zip(placement.pair_start[None], sizes, strict=True)
+                unpack_pairs(attention[:, start : start + n_pairs(n, m, **layout)], n, m, **layout)
+                for start, (n, m) in zip(placement.pair_start[band], sizes, strict=True)
             ]
             differences = [_differences(maps, softmax) for softmax in softmaxes]
             worst = [

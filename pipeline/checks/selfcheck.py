@@ -28,7 +28,7 @@ from ..calls.attention_hook import AttentionCall, attention_output, capturing
 from ..calls.segment_buffers import SegmentBuffers
 from ..capture.collector import TraceCollector
 from ..capture.eager import read_attentions
-from ..capture.sites import ModelSites, forward_options
+from ..capture.sites import ModelSites, run_model
 from ..models.attention_implementation import implementation
 from ..tokens.model_inputs import ModelInputs
 
@@ -104,7 +104,7 @@ def check_capture(
     n_examples = len(next(iter(lengths.values())))
     with capturing(model, _EagerOutput(collector)):
         batch = collector.begin(buffers, range(n_examples), inputs.special)
-        model(**inputs.arguments, **forward_options(model))
+        run_model(model, inputs.arguments)
         collector.finish()
     if batch.failures:
         raise UnsupportedModelError(
@@ -170,14 +170,14 @@ def eager_attention(
 ) -> tuple[dict[str, Sequence[Tensor]], Tensor]:
     """Return eager attention by site and layer, and the last hidden states."""
     with _output_hooks_removed(model), implementation(model, "eager"):
-        output = model(**arguments, output_attentions=True, **forward_options(model))
+        output = run_model(model, arguments, output_attentions=True)
     return {str(name): maps for name, maps in read_attentions(model, sites, output).items()}, output[0]
 
 
 def _check_hidden(model: PreTrainedModel, inputs: ModelInputs, expected: Tensor) -> None:
     """Check that hidden states under SDPA, which the capture uses, equal those under eager attention."""
     with capturing(model, _NullReceiver()):
-        hidden = model(**inputs.arguments, **forward_options(model))[0]
+        hidden = run_model(model, inputs.arguments)[0]
     masks = [inputs.arguments[n] for n in ("decoder_attention_mask", "attention_mask") if n in inputs.arguments]
     mask = masks[0].bool() if masks else torch.ones(hidden.shape[:2], dtype=torch.bool)  # images are not padded
     difference = float((hidden - expected)[mask].abs().max())

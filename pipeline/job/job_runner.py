@@ -99,6 +99,12 @@ def execute_job(
             n_segments_planned=len(job.segments),
             container=job.config.store.container,
         )
+    if note := job.batch_check.note(type(job.loaded.model).__name__):
+        writer.note("batches", note)
+    if job.spec.capture == "eager" and any(site.stored_masks for site in job.spec.sites):
+        writer.note(
+            "masks", "no rule describes the mask of some layers; a key counts as visible if a head has a weight on it"
+        )
     repairs = find_repairs(writer, {segment.index for segment in job.segments}, on_event) if repair else {}
     sound_segments = writer.committed - repairs.keys()
     pending_segments = [

@@ -37,6 +37,7 @@ from .resources import ModelShape
 
 if TYPE_CHECKING:
     from ..capture.sites import ModelSites
+    from ..checks.batch_check import BatchCheck
     from ..models.sources import LoadedModel
     from ..tokens.model_inputs import InputBuilder
 
@@ -68,6 +69,8 @@ class Job:
     provenance: dict[str, Any]
     corpus_examples: list[EncodedExample]
     """All examples of the corpus. `examples` are those of them that the store does not hold, if it is extended."""
+    batch_check: BatchCheck
+    """Effect of the other examples of a batch."""
     is_extension: bool = False
     part: CorpusPart | None = None
     """The examples that the store does not plan yet, if it is extended."""
@@ -76,8 +79,10 @@ class Job:
 
     @property
     def limits(self) -> BatchLimits:
-        """Limits of a batch. They are lower if the maps of all layers are in memory at once."""
-        limits = self.config.run.limits
+        """Limits of a batch. They are lower if the maps of all layers are in memory at once, or if batches matter."""
+        limits = replace(self.config.run.limits, equal_lengths=self.batch_check.companions == "equal")
+        if self.batch_check.companions == "none":
+            limits = replace(limits, max_examples=1)
         if self.spec.capture == "interface":
             return limits
         maps = sum(site.n_layers * site.n_heads for site in self.spec.sites)
@@ -123,6 +128,8 @@ def prepare_job(
     from transformers import AutoModel, AutoTokenizer  # noqa: F401  # imported first, so that their memory is not counted as that of the model
 
     from ..capture.eager import find_sites, require_keep
+    from ..checks.batch_check import check_batches
+    from ..checks.layer_masks import describe_masks
     from ..models.sources import load_configured
     from ..tokens.model_inputs import InputBuilder
 
@@ -164,8 +171,10 @@ def prepare_job(
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = placed_examples[first_index]
+    examples = [placed_examples[i] for i in indices or [first_index]]
     try:
         sites = find_sites(loaded.model, inputs.build_probe(first))
+        sites = describe_masks(loaded.model, loaded.tokenizer, sites, inputs, examples)
     except (HeadAtlasError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # impossible sizes of a configuration show when the model runs
@@ -181,10 +190,11 @@ def prepare_job(
         )
     check_deferred(config.keep, sites.sites)
     if sites.capture == "eager":
-        kind = type(loaded.model).__name__
-        on_event(
-            Stage(f"{kind} computes attention outside transformers' interface; capturing the maps that it returns")
-        )
+        on_event(Stage(f"capturing the maps that the model returns: {sites.why_eager}"))
+    longest = max(2, config.run.limits.max_tokens // 2)
+    batch_check = check_batches(loaded.model, sites, inputs, examples, longest)
+    if note := batch_check.note(type(loaded.model).__name__):
+        on_event(Stage(note))
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=config.keep.captured, capture=sites.capture)
     left_out = Omissions(
         [*corpus.left_out, *(omission for example in placed_examples for omission in example.left_out)]
@@ -228,6 +238,7 @@ def prepare_job(
         corpus_examples=corpus_examples,
         is_extension=store is not None,
         part=part,
+        batch_check=batch_check,
         resident_model_bytes=resident_model_bytes,
     )
     return replace(job, provenance={**identity, **_describe(job, corpus)})

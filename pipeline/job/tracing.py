@@ -23,6 +23,7 @@ from ..calls.segment_buffers import SegmentBuffers
 from ..capture.collector import TraceCollector
 from ..capture.eager import find_sites, forwarding
 from ..checks.eager_check import check_eager
+from ..checks.layer_masks import describe_masks
 from ..checks.selfcheck import check_capture
 from ..corpora.examples import CorpusExample, EncodedExample
 from ..tokens.model_inputs import InputBuilder, max_model_tokens
@@ -72,6 +73,7 @@ def trace(
         encoded = _encode(model, tokenizer, CorpusExample("trace", text, text_pair, target), add_special_tokens)
         builder = InputBuilder(model, tokenizer)
         sites = find_sites(model, builder.build_probe(encoded))
+        sites = describe_masks(model, tokenizer, sites, builder, [encoded])
         keep = KEEP if sites.capture == "interface" else KEEP.model_copy(update={"query_key": None})
         spec = TraceSpec(sites=sites.sites, keep=keep, statistics=tuple(STATISTICS), capture=sites.capture)
         n_tokens = count_tokens([encoded], spec)

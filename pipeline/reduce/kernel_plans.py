@@ -67,9 +67,6 @@ def _make_plan(call: AttentionCall, site: Site, band: int | None, batch: Batch) 
     """Create the plan for calls with this mask and with pairs stored in this band."""
     site_placement = batch.placements[site.name]
     narrow_band = band if band is not None and any(run.n_keys > band for run in site_placement.runs) else None
-    if narrow_band is not None:
-        for index, run in enumerate(site_placement.runs):
-            batch.check_mask(call, site, site.bands[band][0], index, run, rebuilt=False)
     # Some models count the query's own position in the window, some do not. The mask decides.
     widths = () if call.window is None or site.name == "cross" else (call.window, call.window - 1)
     windows = [None, *(window for window in widths if window > 0)]

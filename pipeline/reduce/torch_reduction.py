@@ -12,7 +12,6 @@ from torch import Tensor
 
 from headatlas.store.codecs.companding import LARGEST_VECTOR_VALUE
 from headatlas.store.errors import ConfigError
-from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.schema.capture_statistics import STATISTICS
 from headatlas.store.schema.traces import Keep, Site
 
@@ -62,8 +61,6 @@ class TorchReduction:
         if request.attention or request.logsumexp or request.n_edges or names:
             for index, run in enumerate(placement.runs):
                 mask, triangular = batch.mask_of(call, site, index, run)
-                if arrays.attention_bands and site.band(layer) is not None:
-                    batch.check_mask(call, site, layer, index, run, rebuilt=False)
                 for span in cut_run(run, site, self._tile_budget(call.query.device)):
                     result = reduce_tile(_make_tile(call, site, batch, mask, triangular, span), request)
                     store_tile(result, site, layer, placement, arrays, span)
@@ -132,9 +129,6 @@ class TorchReduction:
         if codec is None or arrays.query is None or arrays.key is None:
             return
         store_parts(call, site, layer, batch, arrays)
-        if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
-            for index, run in enumerate(placement.runs):
-                batch.check_mask(call, site, layer, index, run, rebuilt=True)
         for name, vectors, out, scale, starts, lengths in (
             ("query", call.query, arrays.query, arrays.query_scale, placement.query_start, placement.n_queries),
             ("key", call.key, arrays.key, arrays.key_scale, placement.key_start, placement.n_keys),

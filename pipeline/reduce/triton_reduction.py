@@ -20,7 +20,6 @@ from torch import Tensor
 from headatlas.store.codecs.attention_codecs import attention_codec
 from headatlas.store.codecs.companding import LARGEST_VECTOR_VALUE
 from headatlas.store.codecs.pairs import first_key, row_start
-from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, Site
 
@@ -223,9 +222,6 @@ class TritonReduction:
             self._torch.store_vectors(call, site, layer, batch, arrays)
             return
         store_parts(call, site, layer, batch, arrays)
-        if self.keep.attention is None and why_not_rebuilt(site, self.keep) is None:
-            for index, run in enumerate(placement.runs):
-                batch.check_mask(call, site, layer, index, run, rebuilt=True)
         queries = [run.n_queries for run in placement.runs for _ in range(run.start, run.stop)]
         keys = [run.n_keys for run in placement.runs for _ in range(run.start, run.stop)]
         for name, vectors, out, starts, lengths in (

@@ -34,6 +34,8 @@ class BatchLimits:
     """Ratio of longest to shortest example. A difference of up to 8 tokens is always allowed."""
     max_pairs: int | None = None
     """Pairs of positions, including padding. Set for models that hold the maps of all layers in memory at once."""
+    equal_lengths: bool = False
+    """True if the examples of a batch must have equal lengths. Set for models whose attention depends on padding."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,10 @@ def plan_batches(n_tokens: Lengths, limits: BatchLimits) -> tuple[BatchPlan, ...
             too_large = padded > limits.max_tokens or (
                 limits.max_pairs is not None and (stop - start) * max(longest) ** 2 > limits.max_pairs
             )
-            if start < stop - 1 and (too_large or _lengths_differ_too_much(rows[start][0], longest[0], limits)):
+            differs = limits.equal_lengths and rows[start] != longest
+            if start < stop - 1 and (
+                differs or too_large or _lengths_differ_too_much(rows[start][0], longest[0], limits)
+            ):
                 break
             cost = costs[start] + padded + BATCH_PRICE_TOKENS
             if cost < lowest_cost:

@@ -67,11 +67,14 @@ class InputBuilder:
             flags["target"] = special
         return ModelInputs(arguments, flags)
 
-    def build_probe(self, example: EncodedExample) -> dict[str, Tensor]:
-        """Build a small input for finding the sites: three tokens of the source and two of the target, or the image."""
+    def build_probe(self, example: EncodedExample, n_source: int = 3, n_target: int = 2) -> dict[str, Tensor]:
+        """Build an input for finding the sites: so many tokens of the source and of the target, or the image.
+
+        Tokens are repeated if the example is shorter.
+        """
         if self._images is not None:
             return {"pixel_values": self._images.pixels([example.example])}
-        sides = [(example.source, "", 3), (example.target if self._two_sided else None, "decoder_", 2)]
+        sides = [(example.source, "", n_source), (example.target if self._two_sided else None, "decoder_", n_target)]
         arguments: dict[str, Tensor] = {}
         for tokens, prefix, length in sides:
             if tokens is not None:

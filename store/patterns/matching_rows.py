@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
+from ..reading.segment import Segment
+from ..reading.visible_keys import visible_pairs
+from ..schema.layer_masks import LayerMask
 from ..schema.traces import Site
 from .matching import Matcher, Matches
 
@@ -19,6 +22,7 @@ class MatchingRows:
     matches: Matches
     matcher: Matcher
     site: Site
+    segment: Segment
 
     @cached_property
     def first(self) -> Int64[np.ndarray, "row"]:
@@ -56,19 +60,30 @@ class MatchingRows:
         """Index of the first row of each example that has rows in the block."""
         return np.flatnonzero(np.concatenate([[True], self.example[1:] != self.example[:-1]]))
 
-    def uniform(self, window: int | None) -> Float[np.ndarray, "row"]:
-        """Compute the share of each row that uniform attention over its visible keys gives to matching keys.
+    def is_visible(self, mask: LayerMask) -> Bool[np.ndarray, "match"]:
+        """Return True for each match whose key its row sees."""
+        if mask.is_open or not len(self.matches):
+            return np.ones(len(self.matches), bool)
+        if mask.stored is None:
+            return mask.shows(self.matcher.evaluator.query.position[self.matches.query], self.key_pos)
+        begin = int(self.matcher.row_start[self.rows[0]])
+        return self._stored(mask)[self.matches.pair - begin]
 
-        With a sliding window of w tokens a row sees the keys less than w tokens away.
-        """
-        if window is None:
+    def uniform(self, mask: LayerMask) -> Float[np.ndarray, "row"]:
+        """Compute the share of each row that uniform attention over its visible keys gives to matching keys."""
+        if mask.is_open or not len(self.matches):
             return self.n_matches / self.n_keys
-        query = self.matcher.evaluator.query.position
-        key = self.matcher.evaluator.key.position
-        distance = query[self.matches.query] - key[self.matches.key]
-        near = np.abs(distance) < window
-        inside = np.add.reduceat(near.astype(np.int64), self.first) if len(near) else self.n_matches
-        position = query[self.rows]
-        stop = np.minimum(self.n_keys, position + (1 if self.site.causal else window))
-        visible = stop - np.maximum(0, position - window + 1)
-        return np.divide(inside, visible, out=np.zeros(len(inside)), where=visible > 0)
+        if mask.stored is None:
+            first, stop = mask.span(self.matcher.evaluator.query.position[self.rows], self.n_keys)
+            n_visible = stop - first
+        else:
+            before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._stored(mask))])
+            row_start = self.matcher.row_start - self.matcher.row_start[self.rows[0]]
+            n_visible = before[row_start[self.rows + 1]] - before[row_start[self.rows]]
+        n_matching = np.add.reduceat(self.is_visible(mask).astype(np.int64), self.first)
+        return np.divide(n_matching, n_visible, out=np.zeros(len(n_visible)), where=n_visible > 0)
+
+    def _stored(self, mask: LayerMask) -> Bool[np.ndarray, "pair"]:
+        """Read the keys that the rows from the first to the last see."""
+        begin, end = (int(self.matcher.row_start[row]) for row in (self.rows[0], self.rows[-1] + 1))
+        return visible_pairs(self.segment, self.site, mask, slice(begin, end))

@@ -30,7 +30,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 from ..errors import ConfigError, NotFoundError
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
+from ..reading.visible_keys import visible_pairs
 from ..reading.word_attention import Merge, WordPairs, example_blocks, plan_segment, segment_word_attention
+from ..schema.layer_masks import LayerMask
 from ..schema.omissions import Omission, Omissions
 from ..schema.token_table import Column, TokenTable
 from ..schema.traces import Site
@@ -68,7 +70,7 @@ class Dependents:
     """Index into `names`."""
     names: tuple[str, ...]
     example: Int64[np.ndarray, "dependent"]
-    chance: Float64[np.ndarray, "direction dependent"]
+    chance: Float64[np.ndarray, "layer direction dependent"]
     """Probability that a random word among the other visible words is the governor."""
     offset_is_right: Bool[np.ndarray, "offset dependent"]
     """True if the word at each of `OFFSETS` is the governor."""
@@ -135,7 +137,7 @@ class RelationAtlas:
             index = self.score.of(relation)
             offset_accuracy = self.score.offset_is_right[:, index].mean(axis=1)
             offset = int(offset_accuracy.argmax())
-            chance = self.score.chance[:, index].mean(axis=1)
+            chance = self.score.chance[..., index].mean(axis=-1)  # [layer, direction]
             all_heads = np.ndindex(self.score.head_is_right.shape[:3])
             heads = list(all_heads) if best is None or every_head else [best]
             is_right = np.stack([self.score.head_is_right[head][index] for head in heads])  # [row, dependent]
@@ -150,7 +152,7 @@ class RelationAtlas:
                     "accuracy": float(row_is_right.mean()),
                     "low": float(below),
                     "high": float(above),
-                    "baseline": float(chance[direction]),
+                    "baseline": float(chance[layer, direction]),
                     "offset_baseline": float(offset_accuracy[offset]),
                     "offset": OFFSETS[offset],
                 }
@@ -208,7 +210,7 @@ def relation_atlas(
     dependents = []
     for store in stores:
         blocks = []
-        for block, n in _scan(store, site_spec, merge, subtypes):
+        for block, n in _scan(store, store.site(site_spec.name), merge, subtypes):
             blocks.append(block)
             done += n
             on_progress(done, planned)
@@ -270,7 +272,6 @@ def _scan_block(segment: Segment, site: Site, examples: range, merge: Merge, sub
     word, governor, example = table.word_rank[dependent], table.word_rank[governor_row[dependent]], example[dependent]
     n_words = table.n_words
     row = (np.cumsum(n_words) - n_words)[example] + word
-    last = n_words[example] - 1
     offset_is_right = np.stack([word + offset == governor for offset in OFFSETS])
     plan = plan_segment(segment, site, examples, merge)
     square = SquareMaps.of(plan)
@@ -282,15 +283,13 @@ def _scan_block(segment: Segment, site: Site, examples: range, merge: Merge, sub
             strongest_words = plan.strongest(weights), plan.strongest(weights[square.transposed])
             for direction, strongest in enumerate(strongest_words):
                 is_right[direction] = strongest[row] == governor
-    chance = np.stack(
-        [_chance(word, governor, last, site.causal), _chance(last - word, last - governor, last, site.causal)]
-    )
+    chance = {mask: _chance(segment, site, mask, examples, plan, row, governor) for mask in dict.fromkeys(site.masks)}
     values = relation.values or ()
     return Dependents(
         relation.data[dependent].astype(np.int64),
         values,
         segment.first_example + examples.start + example,
-        chance,
+        np.stack([chance[mask] for mask in site.masks]),
         offset_is_right,
         head_is_right,
         tuple(left_out),
@@ -317,15 +316,28 @@ def _text(value: str | float | None) -> str | None:
 
 
 def _chance(
-    word: Int64[np.ndarray, "dependent"],
+    segment: Segment,
+    site: Site,
+    mask: LayerMask,
+    examples: range,
+    plan: WordPairs,
+    row: Int64[np.ndarray, "dependent"],
     governor: Int64[np.ndarray, "dependent"],
-    last: Int64[np.ndarray, "dependent"],
-    causal: bool,
-) -> Float64[np.ndarray, "dependent"]:
-    """Compute the probability that a random visible word is the governor. A causal word sees the words before it."""
-    if not causal:
-        return 1 / last
-    return np.where(governor < word, 1 / np.maximum(word, 1), 0.0)
+) -> Float64[np.ndarray, "direction dependent"]:
+    """Compute the probability that a random other word that a word sees, or that sees it, is the governor.
+
+    `row` is the query word of each dependent in the plan. A word sees another if one of its tokens sees one of the
+    other's.
+    """
+    square, offset = SquareMaps.of(plan), segment.pair_offset(site.name)
+    pairs = slice(int(offset[examples.start]), int(offset[examples.stop]))
+    visible = plan.merge(visible_pairs(segment, site, mask, pairs)[None].astype(np.float64))[0] > 0
+    visible[square.diagonal] = False
+    result = np.zeros((2, len(row)))
+    for chance, sees in zip(result, (visible, visible[square.transposed]), strict=True):
+        n_others = np.bincount(plan.row_of_pair[sees], minlength=len(plan.begin))[row]
+        np.divide(sees[plan.begin[row] + governor], n_others, out=chance, where=n_others > 0)
+    return result
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Baselines:
     uniform: Float[np.ndarray, "layer example"]
     """Mass of uniform attention over the visible keys in each layer."""
     offset_rows: Int64[np.ndarray, "offset example"]
-    """Number of rows whose key at each of `OFFSETS` matches."""
+    """Number of rows whose key at each of `OFFSETS` matches, and is visible in a layer of the site."""
 
     @cached_property
     def best_offset(self) -> int:
@@ -113,11 +113,11 @@ class ScoredSearch(Protocol):
 def compute_baselines(result: ScoredSearch) -> Baselines:
     """Compute the baselines of a search's matches. Only tokens are read."""
     site = result.site
-    windows = list(dict.fromkeys(site.window))
+    masks = list(dict.fromkeys(site.masks))
     ends = np.cumsum([segment.n_examples for segment in result.store.segments])
     segments = result.store.segments[: int(np.searchsorted(ends, result.n_examples_searched, "right"))]
     numbers = result.example_mass["example"].to_numpy()
-    uniform = np.zeros((len(windows), len(numbers)))
+    uniform = np.zeros((len(masks), len(numbers)))
     offset_rows = np.zeros((len(OFFSETS), len(numbers)), np.int64)
     offset_index = np.full(2 * MAX_OFFSET + 1, -1)
     offset_index[np.array(OFFSETS) + MAX_OFFSET] = np.arange(len(OFFSETS))
@@ -127,17 +127,19 @@ def compute_baselines(result: ScoredSearch) -> Baselines:
         query, key = matcher.evaluator.query, matcher.evaluator.key
         column = np.searchsorted(numbers, segment.first_example + np.arange(segment.n_examples))
         for matches in matcher:
-            matching_rows = MatchingRows(matches, matcher, site)
+            matching_rows = MatchingRows(matches, matcher, site, segment)
             if words is not None:
                 matching_rows = MatchingWordRows(matches, matcher, site, segment, words)
             example = column[matching_rows.example]
-            for sums, window in zip(uniform, windows, strict=True):
-                sums += np.bincount(example, matching_rows.uniform(window), len(numbers))
+            for sums, mask in zip(uniform, masks, strict=True):
+                sums += np.bincount(example, matching_rows.uniform(mask), len(numbers))
             offset = key.position[matches.key].astype(np.int64) - query.position[matches.query]
             near = np.abs(offset) <= MAX_OFFSET
+            if not any(mask.is_open for mask in masks):
+                near &= np.any([matching_rows.is_visible(mask) for mask in masks], axis=0)
             cell = offset_index[offset[near] + MAX_OFFSET] * len(numbers) + column[query.example[matches.query[near]]]
             offset_rows += np.bincount(cell, minlength=offset_rows.size).reshape(offset_rows.shape)
-    by_layer = uniform[[windows.index(window) for window in site.window]]
+    by_layer = uniform[[masks.index(mask) for mask in site.masks]]
     return Baselines(result.example_mass["rows"].to_numpy(), by_layer, offset_rows)
 
 

@@ -79,15 +79,15 @@ def scan_segment(
     n_tokens = len(matcher.evaluator.query.table)
     blocks = matcher.blocks(0, n_tokens, BLOCK_WEIGHTS // site.n_heads)
     for matches in _joined(blocks) if basis == "edges" else _split_at_gaps(blocks):
-        matching_rows = MatchingRows(matches, matcher, site)
+        matching_rows = MatchingRows(matches, matcher, site, segment)
         example = matching_rows.example[matching_rows.first_of_example]
         scores.example_rows[example] += np.diff(np.append(matching_rows.first_of_example, len(matching_rows.rows)))
-        uniform = {window: matching_rows.uniform(window).sum() for window in set(site.window)}
+        uniform = {mask: matching_rows.uniform(mask).sum() for mask in set(site.masks)}
         edge_rows = EdgeRows.of(matching_rows) if segment.spec.keep.edges and basis != "rebuilt" else None
         for layer in range(site.n_layers):
             if stop():
                 raise Stopped
-            scores.uniform[layer] += uniform[site.window[layer]]
+            scores.uniform[layer] += uniform[site.masks[layer]]
             if basis == "edges":
                 assert edge_rows is not None
                 with located(f"{segment.where}, layer {layer}"):

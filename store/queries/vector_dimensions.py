@@ -216,15 +216,16 @@ def _scan(segment: Segment, site: Site, matcher: Matcher, layer: int, head: int)
     sums = np.zeros((n_examples, 2, site.d_head))
     n_matching = n_control = n_without_control = 0
     key_start = keys.table.token_offset.astype(np.int64)
-    window = site.window[layer]
+    mask = site.masks[layer]
+    if mask.stored is not None:
+        raise NotFoundError(
+            f"{site.name} layer {layer}: the mask of this layer follows no rule of positions, so the keys that a row sees "
+            "are no range. Components are compared in layers whose mask is causal, full, a window or chunks."
+        )
     for matches in matcher:
         row, match_row = np.unique(matches.query, return_inverse=True)
         example, position = queries.example[row], queries.position[row]
-        # The visible keys of a row: up to itself at a causal site, and less than a window away.
-        n_keys = np.diff(key_start)[example]
-        low = np.zeros(len(row), np.int64) if window is None else np.maximum(0, position - window + 1)
-        high = np.minimum(n_keys, position + 1) if site.causal else n_keys
-        high = high if window is None else np.minimum(high, position + window)
+        low, high = mask.span(position, np.diff(key_start)[example])
         key_pos = keys.position[matches.key]
         visible = (key_pos >= low[match_row]) & (key_pos < high[match_row])
         match_row, matched = match_row[visible], matches.key[visible]

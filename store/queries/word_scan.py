@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 
 from ..containers.shard_writer import CHUNK_PAIRS
 from ..patterns.matching import Matcher, Matches
@@ -21,8 +21,9 @@ from ..patterns.matching_rows import MatchingRows
 from ..reading.block_weights import is_rebuilt
 from ..reading.pair_attention import read_dropped
 from ..reading.segment import Segment
-from ..reading.visible_keys import keys_seen
+from ..reading.visible_keys import visible_pairs
 from ..reading.word_attention import Merge, WordPairs, example_blocks, plan_segment, segment_word_attention
+from ..schema.layer_masks import LayerMask
 from ..schema.traces import Site
 from .segment_scan import BLOCK_WEIGHTS, Basis, SegmentScores, Stopped
 
@@ -31,7 +32,6 @@ from .segment_scan import BLOCK_WEIGHTS, Basis, SegmentScores, Stopped
 class MatchingWordRows(MatchingRows):
     """The query words of some examples that have matching key words."""
 
-    segment: Segment
     merge: Merge
 
     @cached_property
@@ -58,25 +58,23 @@ class MatchingWordRows(MatchingRows):
         query, key = self.word
         return self.plan.begin[query] + key
 
-    def uniform(self, window: int | None) -> Float[np.ndarray, "row"]:
-        """Compute the mass of uniform attention with this window on the matching words, merged like attention."""
-        layer = self.site.window.index(window)
-        sizes = zip(*(np.diff(self.segment.token_offset(name)) for name in self._sequences), strict=True)
-        counts = list(sizes)[self.examples.start : self.examples.stop]
-        flat = [_uniform(self.site, layer, int(n_queries), int(n_keys)) for n_queries, n_keys in counts]
-        merged = self.plan.merge(np.concatenate(flat)[None])[0]
+    def is_visible(self, mask: LayerMask) -> Bool[np.ndarray, "match"]:
+        """Return True for each match of which a token of the query word sees a token of the key word."""
+        return self.plan.merge(self._visible(mask).astype(np.float64)[None])[0][self.cell] > 0
+
+    def uniform(self, mask: LayerMask) -> Float[np.ndarray, "row"]:
+        """Compute the mass of uniform attention under this mask on the matching words, merged like attention."""
+        visible = self._visible(mask)
+        length = np.diff(np.append(self.plan.row_start, len(visible)))
+        token_row = np.repeat(np.arange(len(length)), length)
+        shares = visible / np.maximum(np.bincount(token_row, visible, len(length)), 1)[token_row]
+        merged = self.plan.merge(shares[None])[0]
         return np.add.reduceat(merged[self.cell], self.first)
 
-    @property
-    def _sequences(self) -> tuple[str, str]:
-        return self.site.query_sequence, self.site.key_sequence
-
-
-def _uniform(site: Site, layer: int, n_queries: int, n_keys: int) -> Float64[np.ndarray, "pair"]:
-    query, key = np.arange(n_queries), np.arange(n_keys)
-    visible = keys_seen(site, layer, query, key, n_keys)
-    shares = visible / np.maximum(visible.sum(axis=1, keepdims=True), 1)
-    return shares[key <= query[:, None]] if site.causal else shares.ravel()
+    def _visible(self, mask: LayerMask) -> Bool[np.ndarray, "pair"]:
+        offset = self.segment.pair_offset(self.site.name)
+        pairs = slice(int(offset[self.examples.start]), int(offset[self.examples.stop]))
+        return visible_pairs(self.segment, self.site, mask, pairs)
 
 
 def word_basis(segment: Segment, site: Site) -> Basis:
@@ -101,12 +99,12 @@ def scan_words(
         matching_rows = MatchingWordRows(matches, matcher, site, segment, merge)
         example = matching_rows.example[matching_rows.first_of_example]
         scores.example_rows[example] += np.diff(np.append(matching_rows.first_of_example, len(matching_rows.rows)))
-        uniform = {window: matching_rows.uniform(window).sum() for window in set(site.window)}
+        uniform = {mask: matching_rows.uniform(mask).sum() for mask in set(site.masks)}
         query, key = matching_rows.word
         for layer in range(site.n_layers):
             if stop():
                 raise Stopped
-            scores.uniform[layer] += uniform[site.window[layer]]
+            scores.uniform[layer] += uniform[site.masks[layer]]
             weights = segment_word_attention(segment, site, layer, matching_rows.examples, matching_rows.plan)
             mass = np.add.reduceat(weights[:, matching_rows.cell], matching_rows.first, axis=1)  # [head, row]
             scores.mass[layer][:, example] += np.add.reduceat(mass, matching_rows.first_of_example, axis=1)

@@ -22,7 +22,6 @@ from ..errors import FormatError, NotFoundError, ShapeError
 from ..schema.traces import Keep, Site
 from .segment import Segment
 from .stored_vectors import ScoreParts, Vectors, read_heads, read_parts, read_vectors
-from .visible_keys import key_span, keys_seen
 
 _FLOAT32 = 2.0**-24
 _SUM_SLACK = 1e-3
@@ -54,6 +53,11 @@ def why_not_rebuilt(site: Site, keep: Keep) -> str | None:
         return (
             f"the scores of {site.name} include a learned bias, which was not kept. Run the job into another store with "
             'keep.attention = "sqrt8".'
+        )
+    if site.stored_masks:
+        return (
+            f"the mask of {site.name} layer {site.stored_masks[0]} follows no rule of positions, so the keys that a row sees "
+            'are not known from query and key. Run the job again with keep.attention = "sqrt8".'
         )
     return None
 
@@ -133,7 +137,7 @@ class RebuiltRows:
 
     def span(self) -> tuple[Int[np.ndarray, "row"], Int[np.ndarray, "row"]]:
         """Return the first key that each row sees, and the key after its last."""
-        return key_span(self.site, self.layer, self.query_pos, self.n_keys)
+        return self.site.masks[self.layer].span(self.query_pos, self.n_keys)
 
     def weights(self, key: Vectors, first_key: int) -> Float32[np.ndarray, "head row column"]:
         """Return exp(score − logsumexp), not divided yet; 0 for hidden keys."""
@@ -147,7 +151,7 @@ class RebuiltRows:
             scores += bias
         scores -= self.logsumexp[..., None]
         weights = np.exp(np.minimum(scores, np.float32(8), out=scores), out=scores)  # no overflow for any stored data
-        weights *= keys_seen(self.site, self.layer, self.query_pos, columns, self.n_keys)
+        weights *= self.site.masks[self.layer].shows(self.query_pos[:, None], columns)
         return weights
 
     def sink_share(self) -> Float[np.ndarray, "head row"] | float:

@@ -19,7 +19,6 @@ from .attention_rebuild import RowReader, require_rebuilt
 from .axis_selection import AxisLabels, AxisSelection, axis_indices, dropped_axes, position_span
 from .pair_attention import read_dropped, read_pairs
 from .segment import Segment
-from .visible_keys import key_span
 from .word_attention import Merge, merge_example
 
 WEIGHTS_MAX_BYTES = 2 << 30
@@ -161,7 +160,7 @@ class Example:
             raise ConfigError(f"size is {size}; expected at least one row and one key.")
         for row in range(0, n_queries, size[0]):
             rows = np.arange(row, min(row + size[0], n_queries))
-            first, stop = key_span(site_spec, int(axis_indices(layer, site_spec.n_layers, "layer")[0]), rows, n_keys)
+            first, stop = site_spec.masks[int(axis_indices(layer, site_spec.n_layers, "layer")[0])].span(rows, n_keys)
             for column in range(0, n_keys, size[1]):
                 if column < stop.max() and column + size[1] > first.min():
                     spans = slice(row, row + len(rows)), slice(column, min(column + size[1], n_keys))

@@ -138,9 +138,9 @@ class Segment(ABC):
         return pair_offset(site_spec, n_queries, n_keys, band)
 
     def stored_pair_offset(self, path: str) -> Int64[np.ndarray, "boundary"]:
-        """Return the offset of each example's pairs in an attention array (``decoder/attention_window_512``)."""
+        """Return the offset of each example's pairs in an array of pairs (``decoder/attention_window_512``)."""
         site, _, name = path.partition("/")
-        bands = {band_array(band): band for band in self.spec.site(site).bands}
+        bands = {band_array(band): band for band in self.spec.site(site).bands} | {"visible_keys": None}
         return self.pair_offset(site, bands[name])
 
     def array(self, path: str) -> LazyArray:

@@ -1,32 +1,48 @@
-"""Masks of a site: each row sees one consecutive range of keys.
-
-A causal row sees no later key. With a sliding window of w a row sees the keys less than w away: its own, the w − 1
-before it, and at a site that is not causal the w − 1 after it. A site does not describe other masks of a model (chunks,
-prefixes). The capture compares its results with the model, see `headatlas.pipeline.calls.batch`.
-"""
+"""The keys that rows of a segment see, pair by pair: from the rule of a layer's mask, or from the stored mask."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool
 
+from ..codecs.pairs import pair_rows, unpack_rows
+from ..schema.layer_masks import LayerMask
 from ..schema.traces import Site
+from .pair_attention import pair_rows_of
+from .segment import Segment
 
 
-def key_span(
-    site: Site, layer: int, query_pos: Int[np.ndarray, "row"], n_keys: int
-) -> tuple[Int64[np.ndarray, "row"], Int64[np.ndarray, "row"]]:
-    """Return the first key that each row sees and the key after its last. They are equal if a row sees no key."""
-    query, window = query_pos.astype(np.int64), site.window[layer]
-    first = np.maximum(query - (query if window is None else window - 1), 0)
-    ahead = 1 if site.causal else n_keys if window is None else window
-    stop = np.minimum(query + ahead, n_keys)
-    return np.minimum(first, stop), stop
+def visible_pairs(segment: Segment, site: Site, mask: LayerMask, pairs: slice) -> Bool[np.ndarray, "pair"]:
+    """Return True for each pair in a range of the site's flat pair axis whose key its row sees.
+
+    Raises
+    ------
+    NotFoundError
+        The mask is stored, and the segment does not have it.
+    """
+    if mask.stored is not None:
+        return segment.read(f"{site.name}/visible_keys", (mask.stored, 0, pairs)) != 0
+    if mask.is_open:
+        return np.ones(pairs.stop - pairs.start, bool)
+    rows = pair_rows_of(segment, site, pairs)
+    row = np.repeat(np.arange(len(rows.start)), rows.length)
+    first = int(rows.start[0]) if len(rows.start) else pairs.start
+    key_pos = np.arange(first, first + len(row)) - rows.start[row]
+    return mask.shows(rows.position[row], key_pos)[pairs.start - first : pairs.stop - first]
 
 
-def keys_seen(
-    site: Site, layer: int, query_pos: Int[np.ndarray, "row"], key_pos: Int[np.ndarray, "column"], n_keys: int
-) -> Bool[np.ndarray, "row column"]:
-    """Return a mask of the keys that each row sees."""
-    first, stop = key_span(site, layer, query_pos, n_keys)
-    return (key_pos >= first[:, None]) & (key_pos < stop[:, None])
+def visible_rows(
+    segment: Segment, site: Site, layer: int, example: int, rows: slice
+) -> Bool[np.ndarray, "query_pos key_pos"]:
+    """Return True for each key that rows `rows` of an example (by index within the segment) see.
+
+    Raises
+    ------
+    NotFoundError
+        The mask is stored, and the segment does not have it.
+    """
+    n_keys = int(np.diff(segment.token_offset(site.key_sequence)[example : example + 2])[0])
+    first = int(segment.pair_offset(site.name)[example])
+    pairs = pair_rows(rows.start, rows.stop, n_keys, causal=site.causal)
+    visible = visible_pairs(segment, site, site.masks[layer], slice(first + pairs.start, first + pairs.stop))
+    return unpack_rows(visible, rows, n_keys, causal=site.causal)

@@ -70,7 +70,7 @@ class Statistic:
         if self.one_text and not plan.one_text:
             return np.zeros(len(plan.length), bool)
         row_mask = self.counts(plan, pairs)
-        return row_mask & (plan.n_visible(None, sinks=False) > 0) if self.sink_free else row_mask
+        return row_mask & (plan.n_visible(sinks=False) > 0) if self.sink_free else row_mask
 
     def example_sums(
         self, rows: Rows, pairs: Pairs | None, counted: Bool[np.ndarray, "row"]

@@ -38,7 +38,7 @@ def _axis_counts(
     codec, name = spec.attention_codec, layout.path.split("/", 1)[1]
     if codec is not None and codec.selection is not None:
         counts["entry"] = entry_counts(queries, keys, codec.selection.n_kept, causal=site.causal)
-    bands = {band_array(band): band for band in site.bands}
+    bands = {band_array(band): band for band in site.bands} | {"visible_keys": None}
     if name in bands and "pair" in layout.axes:
         counts["pair"] = np.diff(pair_offset(site, queries, keys, bands[name]))
     return counts

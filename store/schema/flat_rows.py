@@ -1,14 +1,14 @@
 """Flat rows of attention, the input of statistics.
 
 The pairs of consecutive examples lie one after the other as in the store: row by row, example by example, no padding.
-`RowPlan` holds the offsets of the rows and the properties of their keys. It depends on tokens alone, so one plan is
-used for every layer. `Rows` adds the weights of some heads. Sums are float64, because they can have thousands of small
-terms.
+`RowPlan` holds the offsets of the rows and the properties of their keys. It depends on tokens and on the mask alone, so
+layers with equal masks share one plan. `Rows` adds the weights of some heads. Sums are float64, because they can have
+thousands of small terms.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,8 @@ class RowPlan:
     """True for key tokens that the tokenizer added, examples one after the other."""
     one_text: bool = True
     """True if queries and keys are the same tokens."""
+    visible: Bool[np.ndarray, "pair"] | None = None
+    """True for each pair whose key its row sees. None if rows see every key."""
 
     def __post_init__(self) -> None:
         """Check that the lengths agree."""
@@ -104,17 +106,19 @@ class RowPlan:
         """True for pairs whose key is a sink: the first token or a special token."""
         return self.special | (self.key_pos == 0)
 
-    def n_visible(self, window: int | None, *, sinks: bool = True) -> Int64[np.ndarray, "row"]:
-        """Return the number of keys that each row sees in a layer with this sliding window.
+    def with_mask(self, visible: Bool[np.ndarray, "pair"]) -> RowPlan:
+        """Return the same rows with other visible keys. Offsets and properties that were computed are shared."""
+        plan = replace(self, visible=visible)
+        plan.__dict__.update({name: value for name, value in self.__dict__.items() if name != "visible"})
+        return plan
 
-        Sinks are not counted if `sinks` is False.
-        """
-        if window is None and sinks:
+    def n_visible(self, *, sinks: bool = True) -> Int64[np.ndarray, "row"]:
+        """Return the number of keys that each row sees. Sinks are not counted if `sinks` is False."""
+        if self.visible is None and sinks:
             return self.length
-        is_visible = np.ones(self.n_pairs, bool) if window is None else np.abs(self.offset) < window
-        return self.sum_rows((is_visible if sinks else is_visible & ~self.sink).astype(np.float64)[None])[0].astype(
-            np.int64
-        )
+        is_visible = np.ones(self.n_pairs, bool) if self.visible is None else self.visible
+        counted = is_visible if sinks else is_visible & ~self.sink
+        return self.sum_rows(counted.astype(np.float64)[None])[0].astype(np.int64)
 
     def sum_rows(self, values: Float64[np.ndarray, "head pair"]) -> Float64[np.ndarray, "head row"]:
         """Sum the values of each row."""
@@ -137,11 +141,10 @@ class RowPlan:
 
 @dataclass(frozen=True)
 class Rows:
-    """Weights of some heads of one layer over the pairs of a plan. `window` is the layer's sliding window."""
+    """Weights of some heads of one layer over the pairs of a plan."""
 
     plan: RowPlan
     weights: Float64[np.ndarray, "head pair"]
-    window: int | None = None
     sinks: bool = True
     """False if the mass of sinks was removed and each row was divided by its remaining sum."""
 
@@ -160,14 +163,14 @@ class Rows:
     @property
     def n_visible(self) -> Int64[np.ndarray, "row"]:
         """Number of keys that each row sees. Sinks are not counted if they were removed."""
-        return self.plan.n_visible(self.window, sinks=self.sinks)
+        return self.plan.n_visible(sinks=self.sinks)
 
     def without_sinks(self) -> Rows:
         """Remove the mass of sinks and divide each row by its remaining sum. A row whose remaining sum is 0 stays 0."""
         weights = np.where(self.plan.sink, 0.0, self.weights)
         total = self.plan.sum_rows(weights)
         weights *= np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)[:, self.plan.row]
-        return Rows(self.plan, weights, self.window, sinks=False)
+        return Rows(self.plan, weights, sinks=False)
 
     def sum(self, factor: Shaped[np.ndarray, "pair"] | None = None) -> Float64[np.ndarray, "head row"]:
         """Sum over each row of the weights, each multiplied by the factor of its pair."""

@@ -16,10 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from ..codecs.array_layout import ArrayLayout
 from ..codecs.attention_codecs import AttentionCodec, attention_bound, attention_codec
-from ..codecs.attention_layout import attention_layout, most_entries
+from ..codecs.attention_layout import attention_layout, most_entries, pair_offset
 from ..codecs.companding import VECTOR_DTYPE
 from ..codecs.pairs import row_start
 from ..errors import FormatError, NotFoundError, ShapeError
+from .layer_masks import LayerMask
 
 FORMAT_NAME = "headatlas"
 FORMAT_VERSION = 2
@@ -41,8 +42,9 @@ class Site(_Frozen):
     """One kind of attention in a model. All its layers share these shapes.
 
     `source` is the model's text (the input of an encoder–decoder), `target` the output side of an encoder–decoder. A
-    causal site stores only the lower triangle of each map. `scaling`, `softcap` and `window` have one entry per layer
-    and describe the steps between `query · key` and the softmax. A layer with a sliding window stores only its band.
+    causal site stores only the lower triangle of each map. `scaling`, `softcap`, `window` and `chunk` have one entry per
+    layer and describe the steps between `query · key` and the softmax. A layer with a sliding window stores only its
+    band.
     """
 
     name: SiteName
@@ -56,6 +58,10 @@ class Site(_Frozen):
     scaling: tuple[float, ...]
     softcap: tuple[float | None, ...]
     window: tuple[Annotated[int, Field(gt=0)] | None, ...]
+    chunk: tuple[Annotated[int, Field(gt=0)] | None, ...] = ()
+    """Number of positions of a chunk, whose rows see no other chunk (Llama 4). Empty if no layer has chunks."""
+    stored_masks: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Layers whose mask follows no rule, ascending. The array `visible_keys` has their masks in this order."""
     rotary: bool = False
     """True if query and key carry a rotary position embedding, which acts on pairs of dimensions."""
     rotary_frequency: tuple[float, ...] = ()
@@ -73,11 +79,26 @@ class Site(_Frozen):
         for name in ("scaling", "softcap", "window"):
             if len(getattr(self, name)) != self.n_layers:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries; expected {self.n_layers}")
+        if len(self.chunk) not in (0, self.n_layers):
+            raise ValueError(f"chunk has {len(self.chunk)} entries; expected {self.n_layers} or none")
+        if list(self.stored_masks) != sorted({layer for layer in self.stored_masks if layer < self.n_layers}):
+            raise ValueError(f"stored_masks is {self.stored_masks}; expected ascending layers below {self.n_layers}")
         if self.rotary_frequency and len(self.rotary_frequency) != self.d_head:
             raise ValueError(
                 f"rotary_frequency has {len(self.rotary_frequency)} entries; expected {self.d_head} or none"
             )
         return self
+
+    @property
+    def masks(self) -> tuple[LayerMask, ...]:
+        """Mask of each layer. Layers with equal masks have equal entries."""
+        chunks = self.chunk or (None,) * self.n_layers
+        return tuple(
+            LayerMask(self.causal, stored=self.stored_masks.index(layer))
+            if layer in self.stored_masks
+            else LayerMask(self.causal, window, chunk)
+            for layer, (window, chunk) in enumerate(zip(self.window, chunks, strict=True))
+        )
 
     def n_pairs(self, n_queries: int, n_keys: int) -> int:
         """Return the number of pairs of one head of one example on the shared pair axis, which no window cuts."""
@@ -262,6 +283,9 @@ def segment_layout(
         if (codec := spec.attention_codec) is not None:
             for name, shape, dtype, axes in attention_layout(site, codec, n_queries, n_keys, n_entries):
                 add(name, shape, dtype, axes)
+        if site.stored_masks:
+            n_pairs = int(pair_offset(site, n_queries, n_keys)[-1])
+            add("visible_keys", (len(site.stored_masks), 1, n_pairs), "u1", "layer mask pair")
         if spec.keep.query_key:
             dtype = VECTOR_DTYPE[spec.keep.query_key]
             add("query", (layers, heads, n_rows, site.d_head), dtype, "layer head query_token d_head")

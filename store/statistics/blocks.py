@@ -19,7 +19,9 @@ from ..reading.block_rebuild import rebuild_examples
 from ..reading.block_weights import example_weights
 from ..reading.segment import Segment
 from ..reading.snapshot import Snapshot
+from ..reading.visible_keys import visible_pairs
 from ..schema.flat_rows import RowPlan, Rows
+from ..schema.layer_masks import LayerMask
 from ..schema.token_table import TokenTable
 from ..schema.traces import Site
 
@@ -66,10 +68,11 @@ class Block:
         self.query: TokenTable = segment.tokens(site.query_sequence).examples(examples.start, examples.stop)
         self.key: TokenTable = segment.tokens(site.key_sequence).examples(examples.start, examples.stop)
         self._matches: dict[str, Int64[np.ndarray, "match"]] = {}
+        self._of_mask: dict[LayerMask, Block] = {}
 
     @cached_property
     def plan(self) -> RowPlan:
-        """Layout of the rows."""
+        """Layout of the rows. They see every key, unless the block is one of `of_mask`."""
         one_text = self.site.query_sequence == self.site.key_sequence
         n_queries, n_keys = (table.n_tokens.astype(np.int64) for table in (self.query, self.key))
         return RowPlan(n_queries, n_keys, self.site.causal, self.key.special, one_text)
@@ -89,6 +92,17 @@ class Block:
             self._matches[expression] = np.concatenate([np.empty(0, np.int64), *pairs]) - self._pairs.start
         return self._matches[expression]
 
+    def of_mask(self, mask: LayerMask) -> Block:
+        """Return the block with the keys that rows see under a mask in its plan. The result is cached."""
+        if mask.is_open:
+            return self
+        if mask not in self._of_mask:
+            block = Block(self.segment, self.site, self.examples, self.corpus)
+            block._matches = self._matches
+            block.plan = self.plan.with_mask(visible_pairs(self.segment, self.site, mask, self._pairs))
+            self._of_mask[mask] = block
+        return self._of_mask[mask]
+
     def rows(self, layer: int) -> Rows:
         """Read the attention of all heads of a layer, or rebuild it from query and key if the store has none.
 
@@ -97,7 +111,7 @@ class Block:
         NotFoundError
             The store has neither attention nor query and key, or a sparse codec dropped weights.
         """
-        return Rows(self.plan, self._weights(layer), self.site.window[layer])
+        return Rows(self.of_mask(self.site.masks[layer]).plan, self._weights(layer))
 
     def _weights(self, layer: int) -> Float64[np.ndarray, "head pair"]:
         keep = self.segment.spec.keep

@@ -38,7 +38,7 @@ def _normalised_entropy(rows: Rows, pairs: Pairs | None) -> RowValues:
 
 
 def _has_several_keys(plan: RowPlan, pairs: Pairs | None) -> Bool[np.ndarray, "row"]:
-    return plan.length > 1
+    return plan.n_visible() > 1
 
 
 def _mass(rows: Rows, pairs: Pairs | None) -> RowValues:
@@ -212,20 +212,24 @@ def head_statistics(
 
 def aggregate(
     values: Float[np.ndarray, "layer head example"],
-    rows: Int[np.ndarray, "example"],
+    rows: Int[np.ndarray, "*#layer example"],
     average: Average = "rows",
 ) -> Float[np.ndarray, "layer head"]:
     """Compute the corpus mean of a statistic, float64; NaN if no example has a value.
 
     ``average="rows"`` weights each example by its rows, so every token has the same weight, as in the mass of a search.
     ``"examples"`` gives every example the same weight. Examples without a value (NaN) or without rows are left out.
+    `rows` has an axis `layer` if layers count different rows.
     """
-    if values.shape[2] != len(rows):
-        raise ShapeError(f"values have {values.shape[2]} examples, rows {len(rows)}; expected the same number")
+    if values.shape[2] != rows.shape[-1]:
+        raise ShapeError(f"values have {values.shape[2]} examples, rows {rows.shape[-1]}; expected the same number")
     if average not in ("rows", "examples"):
         raise ConfigError(f"average is {average!r}; expected 'rows' or 'examples'")
     weight = rows.astype(np.float64) if average == "rows" else (rows > 0).astype(np.float64)
     present = np.isfinite(values)
-    total = np.where(present, values, 0.0) @ weight
-    total_weight = present @ weight
+    known = np.where(present, values, 0.0)
+    if rows.ndim == 1:
+        total, total_weight = known @ weight, present @ weight
+    else:
+        total, total_weight = ((array @ weight[:, :, None])[:, :, 0] for array in (known, present))
     return np.divide(total, total_weight, out=np.full(total.shape, np.nan), where=total_weight > 0)

@@ -18,19 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from ..files.cache_folder import cache_folder
 from ..files.hashed_files import read_small
 from ..reading.snapshot import Snapshot
-from ..schema.capture_statistics import Statistic
+from ..schema.capture_statistics import STATISTICS, Pairs, Statistic
 from ..schema.flat_rows import Rows
+from ..schema.layer_masks import LayerMask
 from ..schema.traces import Site
 from .blocks import Block, CorpusTokens, iter_blocks
 from .definitions import SINK_FREE, VARIABILITY, Average, aggregate, known_names, statistic_of
 from .variability import corner_rows, variability_sums
 
-_VERSION = 1
+_VERSION = 2
 """Version of the formulas. It increases when a definition changes, so that old cache entries are not used."""
 
 
@@ -44,8 +45,8 @@ class StatisticValues:
 
     values: Float32[np.ndarray, "layer head example"]
     """Value of each head and example; NaN if no row counts."""
-    rows: Int64[np.ndarray, "example"]
-    """Number of rows that count."""
+    rows: Int64[np.ndarray, "*#layer example"]
+    """Number of rows that count. It has an axis `layer` if it differs between layers, because their masks differ."""
 
 
 def measured_statistics(
@@ -124,20 +125,46 @@ def corpus_means(
     return {name: result[name] for name in names}
 
 
-def statistic_rows(store: Snapshot, site: Site, name: str) -> Int64[np.ndarray, "example"]:
-    """Count the rows of each example in a statistic, from tokens alone. An unknown statistic counts every row."""
+def statistic_rows(store: Snapshot, site: Site, name: str) -> Int64[np.ndarray, "*#layer example"]:
+    """Count the rows of each example in a statistic, from tokens and masks. An unknown statistic counts every row."""
     try:
         statistic = statistic_of(name)
     except ValueError:
         statistic = None
-    if statistic is None or (statistic.find is None and not statistic.sink_free):
+    is_mask_free = name in STATISTICS or all(mask.is_open for mask in site.masks)
+    if statistic is None or (statistic.find is None and not statistic.sink_free and is_mask_free):
         lengths = [_lengths(store, sequence) for sequence in (site.query_sequence, site.key_sequence)]
         return lengths[0] if statistic is None else statistic.rows(*lengths, causal=site.causal)
-    counts = [np.zeros(0, np.int64)]
+    counts = {mask: [np.zeros(0, np.int64)] for mask in site.masks}
     for block in iter_blocks(store, site):
-        counted = statistic.counted(block.plan, statistic.find(block) if statistic.find else None)
-        counts.append(block.plan.count(counted))
-    return np.concatenate(counts)
+        for mask, of_mask in counts.items():
+            of_mask.append(_MaskedBlock.of(block.of_mask(mask), {name: statistic}).counts[name])
+    return _by_layer({mask: np.concatenate(of_mask) for mask, of_mask in counts.items()}, site)
+
+
+def _by_layer(counts: dict[LayerMask, np.ndarray], site: Site) -> Int64[np.ndarray, "*#layer example"]:
+    """Return the counts of each mask by layer, or without an axis `layer` if all masks have the same counts."""
+    first = next(iter(counts.values()))
+    if all(np.array_equal(first, count) for count in counts.values()):
+        return first
+    return np.stack([counts[mask] for mask in site.masks])
+
+
+@dataclass(frozen=True)
+class _MaskedBlock:
+    """Rows and pairs that statistics need in a block under one mask, by name of the statistic."""
+
+    pairs: dict[str, Pairs | None]
+    counted: dict[str, Bool[np.ndarray, "row"]]
+    counts: dict[str, Int64[np.ndarray, "example"]]
+
+    @staticmethod
+    def of(block: Block, statistics: dict[str, Statistic]) -> _MaskedBlock:
+        """Compute them from tokens and mask."""
+        pairs = {name: statistic.find(block) if statistic.find else None for name, statistic in statistics.items()}
+        counted = {name: statistic.counted(block.plan, pairs[name]) for name, statistic in statistics.items()}
+        counts = {name: block.plan.count(row_mask) for name, row_mask in counted.items()}
+        return _MaskedBlock(pairs, counted, counts)
 
 
 def _lengths(store: Snapshot, sequence: str) -> Int64[np.ndarray, "example"]:
@@ -190,28 +217,29 @@ def _one_pass(
 ) -> dict[str, StatisticValues]:
     shape = site.n_layers, site.n_heads, store.n_examples
     values = {name: np.full(shape, np.nan, np.float32) for name in statistics}
-    counts = {name: np.zeros(store.n_examples, np.int64) for name in statistics}
+    counts = {name: {mask: np.zeros(store.n_examples, np.int64) for mask in site.masks} for name in statistics}
     n_done = 0
     for block in iter_blocks(store, site, corpus):
         block_examples = slice(n_done, n_done + block.plan.n_examples)
         n_done = block_examples.stop
-        pairs = {name: statistic.find(block) if statistic.find else None for name, statistic in statistics.items()}
-        counted = {name: statistic.counted(block.plan, pairs[name]) for name, statistic in statistics.items()}
-        for name, row_mask in counted.items():
-            counts[name][block_examples] = block.plan.count(row_mask)
-        for layer in range(site.n_layers):
+        masked = {mask: _MaskedBlock.of(block.of_mask(mask), statistics) for mask in dict.fromkeys(site.masks)}
+        for mask, of_mask in masked.items():
+            for name, count in of_mask.counts.items():
+                counts[name][mask][block_examples] = count
+        for layer, mask in enumerate(site.masks):
             rows = block.rows(layer)
             rows_by_kind = {False: rows}
             if any(statistic.sink_free for statistic in statistics.values()):
                 rows_by_kind[True] = rows.without_sinks()
             for name, statistic in statistics.items():
-                sums = statistic.example_sums(rows_by_kind[statistic.sink_free], pairs[name], counted[name])
-                n = counts[name][block_examples]
+                pairs, counted = masked[mask].pairs[name], masked[mask].counted[name]
+                sums = statistic.example_sums(rows_by_kind[statistic.sink_free], pairs, counted)
+                n = masked[mask].counts[name]
                 values[name][layer, :, block_examples] = np.divide(
                     sums, n, out=np.full(sums.shape, np.nan), where=n > 0
                 )
         advance(block)
-    return {name: StatisticValues(values[name], counts[name]) for name in statistics}
+    return {name: StatisticValues(values[name], _by_layer(counts[name], site)) for name in statistics}
 
 
 def _cache_file(store: Snapshot, site: Site, kind: str, name: str) -> Path:
@@ -230,7 +258,8 @@ def _load(store: Snapshot, site: Site, name: str) -> StatisticValues | None:
         return None
     values, rows = arrays
     shape = site.n_layers, site.n_heads, store.n_examples
-    fits = values.shape == shape and values.dtype == np.float32 and rows.shape == shape[2:] and rows.dtype == np.int64
+    has_rows = rows.shape in (shape[2:], shape[::2]) and rows.dtype == np.int64
+    fits = values.shape == shape and values.dtype == np.float32 and has_rows
     return StatisticValues(values, rows) if fits else None
 
 

@@ -95,7 +95,7 @@ def voita(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
     plan = rows.plan
     special = block.key.special & (block.key.position > 0)
     weights = np.where(special[plan.key], 0.0, rows.weights)
-    rows_without_end = Rows(plan, weights, rows.window)
+    rows_without_end = Rows(plan, weights)
     query_special = (block.query.special & (block.query.position > 0))[plan.query]
     counts = ~query_special & (plan.sum_rows((~special[plan.key]).astype(np.float64)[None])[0] > 0)
     n = plan.count(counts).astype(np.float64)
@@ -166,8 +166,8 @@ def headvis(rows: Rows, block: Block, mean: np.ndarray) -> Sums:
     long = plan.n_queries > 1
     n = np.where(long, plan.n_queries, 0).astype(np.float64)
     pairs, copied = _after_copies(block)
-    rows = Rows(plan, rows.weights * long[plan.example][plan.row], rows.window)
-    strong = Rows(plan, np.where(rows.weights >= HEADVIS_THRESHOLD, rows.weights, 0.0), rows.window)
+    rows = Rows(plan, rows.weights * long[plan.example][plan.row])
+    strong = Rows(plan, np.where(rows.weights >= HEADVIS_THRESHOLD, rows.weights, 0.0))
     return {
         "self_attention_score": (_example_sums(rows, plan.offset == 0), n),
         "prev_token_score": (_example_sums(rows, plan.offset == -1), n - (n > 0)),

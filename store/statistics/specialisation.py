@@ -93,7 +93,7 @@ def specialised_heads(store: Snapshot, site: str | None = None, average: Average
 def uniform_baseline(
     store: Snapshot, site: Site, statistic: Statistic, average: Average = "rows"
 ) -> Float[np.ndarray, "layer"]:
-    """Compute the value of `statistic` for uniform attention in each layer (sliding windows differ between layers)."""
+    """Compute the value of `statistic` for uniform attention in each layer (masks differ between layers)."""
     assert statistic.pattern is not None, "only the mass of a pattern has a uniform baseline"
     baseline = read_cached_array(store, site, f"uniform-{average}", statistic.name, (site.n_layers,))
     if baseline is None:
@@ -107,18 +107,18 @@ def _uniform_baseline(
 ) -> Float[np.ndarray, "layer"]:
     assert statistic.pattern is not None
     pattern, vocabulary = Pattern.parse(statistic.pattern), site_vocabulary(store, site)
-    windows = list(dict.fromkeys(site.window))
+    masks = list(dict.fromkeys(site.masks))
     segment_sums = []
     for segment in store.segments:
-        uniform = np.zeros((len(windows), segment.n_examples))
+        uniform = np.zeros((len(masks), segment.n_examples))
         matcher = segment_matcher(segment, site, pattern, vocabulary)
         for matches in matcher:
-            matching_rows = MatchingRows(matches, matcher, site)
-            for sums, window in zip(uniform, windows, strict=True):
-                np.add.at(sums, matching_rows.example, matching_rows.uniform(window))
+            matching_rows = MatchingRows(matches, matcher, site, segment)
+            for sums, mask in zip(uniform, masks, strict=True):
+                np.add.at(sums, matching_rows.example, matching_rows.uniform(mask))
         segment_sums.append(uniform)
     rows = statistic_rows(store, site, statistic.name)
-    total = np.concatenate([np.zeros((len(windows), 0)), *segment_sums], axis=1)
+    total = np.concatenate([np.zeros((len(masks), 0)), *segment_sums], axis=1)
     mean = np.divide(total, rows, out=np.full(total.shape, np.nan), where=rows > 0)
-    by_window = aggregate(mean[None], rows, average)[0]
-    return np.array([by_window[windows.index(window)] for window in site.window])
+    by_mask = aggregate(mean[None], rows, average)[0]
+    return np.array([by_mask[masks.index(mask)] for mask in site.masks])

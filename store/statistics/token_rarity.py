@@ -15,5 +15,6 @@ def rarest_pairs(block: Block) -> Int64[np.ndarray, "match"]:
         return np.empty(0, np.int64)
     never = np.iinfo(np.int64).max
     count = np.where(block.key.special, never, block.corpus.count_of(block.key.id))[plan.key]
+    count = count if plan.visible is None else np.where(plan.visible, count, never)
     smallest = np.minimum.reduceat(count, plan.begin)
     return np.flatnonzero((count == smallest[plan.row]) & (count < never))

@@ -72,7 +72,7 @@ def mean_corner(
 def without_first(rows: Rows) -> Rows:
     """Set the attention to the first token to 0. Rows are not normalised again."""
     weights = np.where(rows.plan.key_pos > 0, rows.weights, 0.0)
-    return Rows(rows.plan, weights, rows.window)
+    return Rows(rows.plan, weights)
 
 
 def corner_rows(plan: RowPlan) -> Int64[np.ndarray, "example"]:

@@ -41,6 +41,9 @@ def array_attributes(spec: TraceSpec, path: str) -> dict[str, str | float]:
         return {"definition": "largest absolute value of an example, head and dimension, over 127"}
     if name == "position_bias":
         return {"definition": "added to the scores of a layer and head, by key_pos - query_pos"}
+    if name == "visible_keys":
+        layers = ", ".join(map(str, spec.site(path.partition("/")[0]).stored_masks))
+        return {"definition": "1 for each pair whose key the query sees, else 0", "layers": layers}
     if name == "sinks":
         return {"definition": "score of the sink of a layer and head"}
     if name == "logsumexp":

@@ -107,16 +107,16 @@ export function detailFrame(part, cell, range, hide) {
 export function neuronFrame(part, [l, h], q, id) {
   const v = part.vectors, [, heads, rows, n] = part.shape, d = v.d_head, kv = Math.floor(h / v.n_sharing), kvHeads = heads / v.n_sharing, index = (l * heads + h) * rows + q;
   const query = v.query.slice(index * d, (index + 1) * d), from = (l * kvHeads + kv) * n, keys = v.key.slice(from * d, (from + n) * d), logsumexp = v.logsumexp[index];
-  const window = v.window[l], softcap = v.softcap[l], scaling = v.scaling[l], scores = new Float32Array(n), mask = new Uint8Array(n);
+  const softcap = v.softcap[l], scaling = v.scaling[l], scores = new Float32Array(n), mask = new Uint8Array(n);
   const span = rows + n - 1, bias = v.bias ? v.bias.slice((l * heads + h) * span + rows - 1 - q, (l * heads + h) * span + rows - 1 - q + n) : new Float32Array(0);
   const rebuilt = new Float32Array(v.position_bias && !bias.length ? 0 : n), stored = part.attention ? Float32Array.from({length: n}, (_, k) => weightOf(part, [l, h])(q, k)) : new Float32Array(0);
   for (let k = 0; k < n; k++) {
     let raw = 0;
     for (let i = 0; i < d; i++) raw += query[i] * keys[k * d + i];
     raw *= scaling;
-    const score = (softcap ? softcap * Math.tanh(raw / softcap) : raw) + (bias.length ? bias[k] : 0), distance = q - k;
+    const score = (softcap ? softcap * Math.tanh(raw / softcap) : raw) + (bias.length ? bias[k] : 0);
     scores[k] = score;
-    mask[k] = part.causal ? +(distance >= 0 && (!window || distance < window)) : +(!window || Math.abs(distance) < window);
+    mask[k] = v.masks[(v.mask_of[l] * rows + q) * n + k];
     if (rebuilt.length) rebuilt[k] = mask[k] ? Math.exp(Math.min(score - logsumexp, 0)) : 0;
   }
   const shown = stored.length ? stored : rebuilt;

@@ -14,13 +14,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from headatlas.store.errors import NotFoundError
 from headatlas.store.files.byte_cache import ByteCache
 from headatlas.store.reading.attention_rebuild import why_not_rebuilt
 from headatlas.store.reading.example import Example
 from headatlas.store.reading.stored_vectors import read_heads, read_parts, read_vectors
+from headatlas.store.reading.visible_keys import visible_rows
 from headatlas.store.schema.traces import Site
 from headatlas.store.store import Store
 
@@ -149,6 +150,11 @@ class Reader:
         return slice(0, n_queries) if self.cost(1, n_queries) <= READ_BYTES // 16 else window(n_queries, position)
 
     # weights
+
+    def visible_keys(self, layer: int, query_pos: int) -> Bool[np.ndarray, "key_pos"]:
+        """Return True for each key that a query sees in a layer."""
+        rows = slice(query_pos, query_pos + 1)
+        return visible_rows(self.example.segment, self.site, layer, self.example.row, rows)[0]
 
     def maps(
         self,

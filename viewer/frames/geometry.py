@@ -123,17 +123,6 @@ def rebuilt_row(
     return np.where(mask, np.exp(np.minimum(scores - logsumexp, 0.0)), 0.0)
 
 
-def keys_seen(n_keys: int, query_pos: int, *, causal: bool, window: int | None) -> Bool[np.ndarray, "key_pos"]:
-    """Return the mask of a row: True for each key that the row can attend to.
-
-    With a window of w these are the keys less than w positions away. A causal row has no keys after its own position.
-    """
-    distance = query_pos - np.arange(n_keys)
-    if causal:
-        return (distance >= 0) & (distance < (window or n_keys + query_pos + 1))
-    return np.abs(distance) < (window or n_keys + query_pos + 1)
-
-
 def dimension_parts(
     query: Float[np.ndarray, "d_head"],
     keys: Float[np.ndarray, "key_pos d_head"],

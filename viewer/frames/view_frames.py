@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from headatlas.store.errors import ShapeError
 from headatlas.store.schema.token_table import TokenTable
 
 from ..theme.token_labels import running_text, token_labels, visible
-from .geometry import keys_seen, rebuilt_row, row_scores
+from .geometry import rebuilt_row, row_scores
 
 Head = tuple[int, int]
 MAX_THUMBNAIL = 96
@@ -163,8 +163,8 @@ class NeuronRow:
         Key head of the head; the head itself by default.
     n_sharing
         Number of heads that share the key head.
-    window
-        Length of the sliding window in tokens.
+    mask
+        True for each key that the row sees, or None if it sees all.
     position_bias
         True if the model adds a learned bias by position to the scores.
     bias
@@ -183,8 +183,7 @@ class NeuronRow:
     kv_head: int | None = None
     n_sharing: int = 1
     softcap: float | None = None
-    causal: bool = False
-    window: int | None = None
+    mask: Bool[np.ndarray, "key_pos"] | None = None
     rotary: bool = False
     position_bias: bool = False
     bias: Float32[np.ndarray, "key_pos"] | None = None
@@ -313,7 +312,7 @@ def neuron_frame(row: NeuronRow, id: str = "") -> NeuronFrame:
     scores = row_scores(row.query, row.keys, scaling=row.scaling, softcap=row.softcap)
     if row.bias is not None:
         scores = scores + row.bias
-    mask = keys_seen(len(row.keys), row.query_pos, causal=row.causal, window=row.window)
+    mask = np.ones(len(row.keys), bool) if row.mask is None else row.mask
     lacks_bias = row.position_bias and row.bias is None
     rebuilt = np.zeros(0) if lacks_bias else rebuilt_row(scores, row.logsumexp, mask)
     attention = row.stored if row.stored is not None and len(row.stored) else rebuilt

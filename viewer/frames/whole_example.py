@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
-from jaxtyping import Float32, Num
+from jaxtyping import Bool, Float32, Num
 
 from headatlas.store.errors import BudgetError, NotFoundError, ShapeError
 from headatlas.store.reading.example import Example
 from headatlas.store.reading.stored_vectors import read_parts
+from headatlas.store.reading.visible_keys import visible_rows
 from headatlas.store.schema.traces import Site
 
 from .view_frames import TokensFrame, pack, table_frame, to_codes
@@ -48,7 +49,9 @@ class Vectors(TypedDict):
     kv_heads: list[int]
     scaling: list[float]
     softcap: list[float | None]
-    window: list[int | None]
+    masks: np.ndarray
+    """Keys that each row sees, uint8 ``[mask, query, key]``; layers with equal masks share one."""
+    mask_of: list[int]
     rotary: bool
     position_bias: bool
     bias: np.ndarray | None
@@ -219,6 +222,7 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
     part = _with_tokens(example, site, layers, maps, note)
     if keep.attention is None:
         part["attention"] = None
+    masks = {site.masks[layer]: layer for layer in layers}
     part["vectors"] = {
         "query": np.ascontiguousarray(query, np.float32),
         "key": np.ascontiguousarray(key, np.float32),
@@ -228,13 +232,18 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
         "kv_heads": list(range(site.n_kv_heads)),
         "scaling": [site.scaling[layer] for layer in layers],
         "softcap": [site.softcap[layer] for layer in layers],
-        "window": [site.window[layer] for layer in layers],
+        "masks": np.stack([_mask(example, site, layer, n_queries) for layer in masks.values()]).astype(np.uint8),
+        "mask_of": [list(masks).index(site.masks[layer]) for layer in layers],
         "rotary": site.rotary,
         "position_bias": site.has_position_bias,
         "bias": _biases(example, site, layers),
         "codec": keep.query_key,
     }
     return part
+
+
+def _mask(example: Example, site: Site, layer: int, n_queries: int) -> Bool[np.ndarray, "query_pos key_pos"]:
+    return visible_rows(example.segment, site, layer, example.row, slice(0, n_queries))
 
 
 def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.ndarray, "layer head distance"] | None:

@@ -76,7 +76,7 @@ class NeuronViewPage(ExampleView):
             row = NeuronRow(
                 query, keys, logsumexp, stored, head, query_pos, site.scaling[layer],
                 kv_head=reader.example.kv_head(head[1], site.name), n_sharing=site.n_heads // site.n_kv_heads,
-                softcap=site.softcap[layer], causal=site.causal, window=site.window[layer], rotary=site.rotary,
+                softcap=site.softcap[layer], mask=reader.visible_keys(layer, query_pos), rotary=site.rotary,
                 position_bias=site.has_position_bias, bias=reader.bias(head, query_pos), codec=reader.keep.query_key or "float16",
             )  # fmt: skip
             return neuron_frame(row, reader.id)
@@ -100,8 +100,9 @@ class NeuronViewPage(ExampleView):
         )
         vectors = "After rotary embedding, before scaling." if site.rotary else "Before scaling."
         facts = [("Key head", sharing_text), ("Vectors", vectors)]
-        if window := site.window[layer]:
-            facts.append(("Mask", f"Layer {layer} attends to a window of {window} tokens."))
+        if not (mask := site.masks[layer]).is_open:
+            described = "a mask of its own" if mask.stored is not None else f"{mask} tokens"
+            facts.append(("Mask", f"Layer {layer} attends within {described}."))
         if site.has_position_bias:
             has_bias = reader.bias((layer, head), 0) is not None
             facts.append(("Position bias", "Added to each score." if has_bias else "Not in this store."))

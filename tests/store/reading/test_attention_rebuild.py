@@ -15,7 +15,6 @@ from headatlas.store.errors import BudgetError, ConfigError, FormatError, NotFou
 from headatlas.store.reading import attention_rebuild as rebuild
 from headatlas.store.reading import block_rebuild as rebuild_block
 from headatlas.store.reading.committed_segment import CommittedSegment
-from headatlas.store.reading.visible_keys import key_span, keys_seen
 from headatlas.store.schema.traces import Keep, Site
 from headatlas.store.store import open_store
 
@@ -140,7 +139,7 @@ def test_tiles_cover_all_visible_keys(tmp_path: Path, kind: str, size: tuple[int
         total[np.ix_(tile.query_pos.values, tile.key_pos.values)] += tile.values
     np.testing.assert_allclose(total, maps[2][0, 2], atol=1e-5)
     if size == (1, 1):
-        n_visible = keys_seen(site, 0, np.arange(23), np.arange(23), 23).sum()
+        n_visible = site.masks[0].shows(np.arange(23)[:, None], np.arange(23)).sum()
         assert sum(1 for _ in store.examples[2].iter_tiles(0, 2, size=size)) <= n_visible + 23
 
 
@@ -245,7 +244,7 @@ def test_spans_equal_the_masks() -> None:
     for changes in SITES.values():
         site = make_site(**changes)
         rows = np.arange(9)
-        first, stop = key_span(site, 0, rows, 9)
+        first, stop = site.masks[0].span(rows, 9)
         for q in rows:
             for k in range(9):
                 window = site.window[0]
