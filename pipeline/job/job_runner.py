@@ -137,12 +137,8 @@ def execute_job(
         n_segments_planned=len(job.segments),
         container=job.config.store.container,
     )
-    if note := job.batch_check.note(type(job.loaded.model).__name__):
-        writer.note("batches", note)
-    if job.spec.capture == "eager" and any(site.stored_masks for site in job.spec.sites):
-        writer.note(
-            "masks", "no rule describes the mask of some layers; a key counts as visible if a head has a weight on it"
-        )
+    for name, text in job.notes.items():
+        writer.note(name, text)
     repairs = find_repairs(writer, on_event) if repair else {}
     sound_segments = writer.committed - repairs.keys()
     pending_segments = [segment for segment in job.segments if segment.index not in sound_segments]
