@@ -20,7 +20,8 @@ from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample, T
 from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.pipeline.tokens.segment_tables import build_token_table
 from headatlas.store.schema.text_tables import SegmentTables
-from headatlas.store.schema.traces import Keep, Site, TraceSpec
+from headatlas.store.schema.token_table import TokenTable
+from headatlas.store.schema.traces import Keep, SequenceName, Site, TraceSpec
 from headatlas.store.statistics.measurement import corpus_means
 from headatlas.store.store import open_store
 from headatlas.store.writing.store_writer import StoreWriter
@@ -124,7 +125,7 @@ def _tables(spec: TraceSpec, lengths: Lengths, n_examples: int) -> SegmentTables
         for i in range(n_examples)
     ]
     no_texts: list[str | None] = [None] * n_examples
-    tables = {sequence: build_token_table(encoded, sequence) for sequence in spec.sequences}
+    tables: dict[SequenceName, TokenTable] = {name: build_token_table(encoded, name) for name in spec.sequences}
     return SegmentTables([e.example.id for e in encoded], [""] * n_examples, no_texts, no_texts, tokens=tables)
 
 

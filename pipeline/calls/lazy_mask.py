@@ -63,7 +63,7 @@ class TiledMask(torch.Tensor):
             return self.dense()[index]
         slices = [*parts, *[slice(None)] * (4 - len(parts))]
         ranges = tuple(range(*part.indices(n)) for part, n in zip(slices, self.shape, strict=True))
-        return self if ranges == tuple(map(range, self.shape)) else self._values(*ranges)
+        return self if ranges == tuple(map(range, self.shape)) else self._cells(*ranges)
 
     def rule_at(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return True for each pair ``[query, key]`` of these positions that the rule shows in the first row."""
@@ -71,7 +71,7 @@ class TiledMask(torch.Tensor):
         query_pos, key_pos = queries.to(self.device)[:, None], keys.to(self.device)[None]
         return self.rule(zero, zero, query_pos, key_pos).expand(len(queries), len(keys))
 
-    def _values(self, rows: range, heads: range, queries: range, keys: range) -> Tensor:
+    def _cells(self, rows: range, heads: range, queries: range, keys: range) -> Tensor:
         first_query, first_key = self.offsets
         mask = self.function(
             torch.arange(rows.start, rows.stop, device=self.device)[:, None, None, None],
@@ -83,7 +83,7 @@ class TiledMask(torch.Tensor):
 
     def dense(self) -> Tensor:
         """Compute the full mask."""
-        return self._values(*map(range, self.shape))
+        return self._cells(*map(range, self.shape))
 
     @classmethod
     def __torch_dispatch__(

@@ -99,12 +99,8 @@ def execute_job(
             n_segments_planned=len(job.segments),
             container=job.config.store.container,
         )
-    if note := job.batch_check.note(type(job.loaded.model).__name__):
-        writer.note("batches", note)
-    if job.spec.capture == "eager" and any(site.stored_masks for site in job.spec.sites):
-        writer.note(
-            "masks", "no rule describes the mask of some layers; a key counts as visible if a head has a weight on it"
-        )
+    for name, text in job.notes.items():
+        writer.note(name, text)
     repairs = find_repairs(writer, {segment.index for segment in job.segments}, on_event) if repair else {}
     sound_segments = writer.committed - repairs.keys()
     pending_segments = [
@@ -117,8 +113,8 @@ def execute_job(
     n_stored = sum(row.n_examples for row in stored)
     n_examples = n_stored + sum(segment.n_examples for segment in pending_segments)
     n_segments = len(stored) + len(pending_segments)
-    name = job.loaded.identity.name
-    on_event(JobStarted(str(job.path), name, n_examples, n_stored, n_segments, len(stored)))
+    model_name = job.loaded.identity.name
+    on_event(JobStarted(str(job.path), model_name, n_examples, n_stored, n_segments, len(stored)))
     if pending_segments:
         if check_space:
             check_free_space(

@@ -89,6 +89,16 @@ class Job:
         return replace(limits, max_pairs=max(1, EAGER_BATCH_BYTES // (4 * maps)))
 
     @property
+    def notes(self) -> dict[str, str]:
+        """Notes for the provenance about a way of working that differs from the usual one."""
+        notes = {"batches": self.batch_check.note(type(self.loaded.model).__name__)}
+        if self.spec.capture == "eager" and any(site.stored_masks for site in self.spec.sites):
+            notes["masks"] = (
+                "some layers have a mask without a rule; a key counts as visible if a head has a weight on it"
+            )
+        return {name: text for name, text in notes.items() if text}
+
+    @property
     def n_tokens(self) -> dict[str, Int64[np.ndarray, "example"]]:
         """Token counts of every example, by sequence."""
         return count_tokens(self.examples, self.spec)
