@@ -99,7 +99,8 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
     if not examples:
         first = f"; the first: {quarantined[0].reason}" if quarantined else ""
         raise ConfigError(
-            f"{options.path} has no example ({n_quarantined} records could not be read{first}); expected at least one."
+            f"{options.path} has no example ({n_quarantined} records could not be read{first}). Check corpus.kind, "
+            "corpus.encoding and the names of the fields."
         )
     description = {**describe_corpus(options, examples), "n_quarantined": n_quarantined}
     renamed = Renamed(columns=columns, ids=ids, n_ids=n_ids)

@@ -90,7 +90,15 @@ def test_log_lines():
     log(BatchDone(20, 300))
     log(SegmentDone(1, 20, 12_345_678))
     log(ExampleSkipped(3, "x", "too long"))
-    log(JobDone("out", 100, 12_345_678, 75.2, (Omission(what="records", n=2, reason="empty text", names=("line 3",)),)))
+    log(
+        JobDone(
+            "out",
+            100,
+            12_345_678,
+            75.2,
+            (Omission(what="records", n=2, reason="empty text", names=("line 3", "line 4")),),
+        )
+    )
     lines = stream.getvalue().splitlines()
     assert lines[0] == "tiny → out: 100 examples in 5 segments, 20 of them already stored"
     assert lines[1].startswith("segment 1 committed: 20 of 80 examples, ")
@@ -98,7 +106,7 @@ def test_log_lines():
     assert lines[2] == "skipped example 3 (x): too long"
     assert lines[3:] == [
         "done: 100 examples, 12.3 MB in out after 1 min 15 s",
-        "2 records left out: empty text (line 3, …)",
+        "2 records left out: empty text (line 3, line 4)",
     ]
 
 
