@@ -11,6 +11,7 @@ SDPA computes the attention output. With `TRITON_INTERPRET=1` the same code runs
 # pyright: reportIndexIssue=false
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 
-BLOCK_QUERIES, BLOCK_KEYS = 16, 64
+from .device_call import LANES, DeviceCall, DeviceLimits, DeviceRequest, DeviceResult, choose_block_sizes, padded_depth
 
 # Rows of the sums, as constants that the kernel can read.
 N_STATISTICS = tl.constexpr(len(STATISTIC_NAMES))
@@ -35,230 +36,300 @@ FIRST = tl.constexpr(STATISTIC_NAMES.index("first"))
 SPECIAL = tl.constexpr(STATISTIC_NAMES.index("special"))
 
 
-@dataclass(frozen=True)
-class DeviceCall:
-    """One call of a right padded batch on the device; the names are those of `kernel.AttentionInputs`.
-
-    `row_start` [example] is an index within the batch. `pair_of_row` [row of the batch] is the index of the row's pair
-    with key 0, even if that pair is not stored. Pairs `band` or more positions apart are not stored. `special` is int8
-    [example, key_pos].
-    """
-
-    query: Tensor
-    key: Tensor
-    n_queries: Tensor
-    n_keys: Tensor
-    pair_of_row: Tensor
-    row_start: Tensor
-    n_pairs: int
-    n_rows: int
-    scaling: float
-    causal: bool
-    same_tokens: bool
-    before: int
-    after: int
-    band: int
-    softcap: float | None = None
-    biases: tuple[Tensor, ...] = ()
-    sinks: Tensor | None = None
-    special: Tensor | None = None
+@triton.jit
+def _is_inner(first_row, first_key, n_rows, n_keys, before, after, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Return True if every pair of a block has a distance within the limits and lies outside the padding."""
+    is_inside = (first_row + BLOCK_Q <= n_rows) & (first_key + BLOCK_K <= n_keys)
+    return is_inside & (first_row + BLOCK_Q - 1 - first_key <= before) & (first_key + BLOCK_K - 1 - first_row <= after)
 
 
-@dataclass(frozen=True)
-class DeviceRequest:
-    """Results to compute. `n_steps` is the number of code steps (0: no codes); `root` is True for the square root."""
-
-    n_steps: int
-    root: bool
-    n_edges: int
-    logsumexp: bool
-    statistics: bool
+@triton.jit
+def _is_near(row, key_index, first_row, first_key, n_rows, n_keys, before, after):
+    """Return the pairs of a block whose distance is within the limits, without padding."""
+    distance = first_row - first_key + row
+    last = tl.where(row < n_rows - first_row, tl.minimum(distance + after, n_keys - first_key - 1), -1)
+    return (key_index[None, :] >= (distance - before)[:, None]) & (key_index[None, :] <= last[:, None])
 
 
-@dataclass(frozen=True)
-class DeviceResult:
-    """Results on the device. `sums` over rows are [statistic, example, head], in the order of `STATISTIC_NAMES`."""
+@triton.jit
+def _vectors(
+    pointer, stride, index, is_inside, first, D_HEAD: tl.constexpr, DEPTH: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """Load numbers `first` to `first + DEPTH` of some vectors, and zeros outside of them."""
+    depth = first + tl.arange(0, DEPTH)
+    vectors = tl.load(
+        pointer + index[:, None] * stride + depth[None, :],
+        mask=is_inside[:, None] & (depth < D_HEAD)[None, :],
+        other=0.0,
+    )
+    return vectors.to(tl.float32) if UPCAST else vectors
 
-    codes: Tensor | None
-    logsumexp: Tensor | None
-    edge_key: Tensor | None
-    edge_weight: Tensor | None
-    sums: Tensor | None
-    valid: Tensor
+
+@triton.jit
+def _bias(pointer, stride, first_row, first_key, row, key_index, is_row, is_key):
+    """Load a block of a bias, and zeros outside of it."""
+    pointer += tl.cast(first_row, tl.int64) * stride + first_key
+    offset = row[:, None] * stride.to(tl.int32) + key_index[None, :]
+    return tl.load(pointer + offset, mask=is_row[:, None] & is_key[None, :], other=0.0)
 
 
 @triton.jit
 def _scores(
-    query, key_ptr, key_stride, bias_0, bias_0_stride, bias_1, bias_1_stride, rows, keys, n_rows, n_keys, d_head,
-    scaling, softcap, before, after,
-    BLOCK_D: tl.constexpr, BIASES: tl.constexpr, SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
+    query, query_ptr, query_stride, key_ptr, key_stride, bias_0, bias_0_stride, bias_1, bias_1_stride,
+    first_row, first_key, n_rows, n_keys, scale, cap, before, after,
+    D_HEAD: tl.constexpr, BIASES: tl.constexpr, SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Compute scores of a block of rows and keys. Hidden keys get the lowest float32."""
-    depth = tl.arange(0, BLOCK_D)
-    key = tl.load(
-        key_ptr + keys[:, None] * key_stride + depth[None, :],
-        mask=(keys < n_keys)[:, None] & (depth < d_head)[None, :],
-        other=0.0,
-    )
-    if UPCAST:
-        key = key.to(tl.float32)
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
+    """Compute scores of a block of rows and keys, in units of log 2. Hidden keys get the lowest float32.
+
+    Tile origins are 64-bit, so products of strides do not overflow; positions within a tile are 32-bit.
+    """
+    row, key_index = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K)
+    is_row, is_key = row < n_rows - first_row, key_index < n_keys - first_key
+    key_ptr += tl.cast(first_key, tl.int64) * key_stride
+    if DEPTH == BLOCK_D:
+        key = _vectors(key_ptr, key_stride, key_index, is_key, 0, D_HEAD, DEPTH, UPCAST)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    else:
+        scores = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+        for first in range(0, BLOCK_D, DEPTH):
+            piece = _vectors(query_ptr, query_stride, row, is_row, first, D_HEAD, DEPTH, UPCAST)
+            key = _vectors(key_ptr, key_stride, key_index, is_key, first, D_HEAD, DEPTH, UPCAST)
+            scores = tl.dot(piece, tl.trans(key), scores, input_precision="ieee")
+    scores *= scale
     if SOFTCAP:
-        scores = softcap * (1.0 - 2.0 / (tl.exp(2.0 * scores / softcap) + 1.0))
-    inside = (rows < n_rows)[:, None] & (keys < n_keys)[None, :]
+        scores = cap * (1.0 - 2.0 / (tl.exp2(scores) + 1.0))
     if BIASES >= 1:
-        bias = tl.load(bias_0 + rows[:, None] * bias_0_stride + keys[None, :], mask=inside, other=0.0)
-        scores = tl.where(bias < -1e37, -3.4028234e38, scores + bias)
+        bias = _bias(bias_0, bias_0_stride, first_row, first_key, row, key_index, is_row, is_key)
+        scores = tl.where(bias < -1e37, -3.4028234e38, scores + bias * 1.4426950408889634)
     if BIASES >= 2:
-        bias = tl.load(bias_1 + rows[:, None] * bias_1_stride + keys[None, :], mask=inside, other=0.0)
-        scores = tl.where(bias < -1e37, -3.4028234e38, scores + bias)
-    distance = rows[:, None] - keys[None, :]
-    visible = inside & (distance <= before) & (distance >= -after)
-    return tl.where(visible, scores, -3.4028234e38)
+        bias = _bias(bias_1, bias_1_stride, first_row, first_key, row, key_index, is_row, is_key)
+        scores = tl.where(bias < -1e37, -3.4028234e38, scores + bias * 1.4426950408889634)
+    if not _is_inner(first_row, first_key, n_rows, n_keys, before, after, BLOCK_Q, BLOCK_K):
+        is_visible = _is_near(row, key_index, first_row, first_key, n_rows, n_keys, before, after)
+        scores = tl.where(is_visible, scores, -3.4028234e38)
+    return scores
 
 
 @triton.jit
+def _insert_edges(weight, visible, keys, best, least):
+    """Insert the keys of a block that are stronger than the weakest edge of their row.
+
+    An edge is an integer that orders by weight; the lower key wins a tie, so no two are equal. Blocks arrive by
+    ascending key, so a key that only equals the weakest edge does not replace it.
+    """
+    candidate = tl.where(visible, weight, -1.0)
+    strongest = tl.max(candidate, 1)
+    while tl.max((strongest > least).to(tl.int32), 0) > 0:
+        key = tl.min(tl.where(candidate == strongest[:, None], keys[None, :], 2147483647), 1)
+        edge = strongest.to(tl.int32, bitcast=True).to(tl.int64) * 4294967296 + (4294967295 - key.to(tl.int64))
+        is_weakest = best == tl.min(best, 1)[:, None]
+        best = tl.where(is_weakest & (strongest > least)[:, None], edge[:, None], best)
+        least = _edge_weight(tl.min(best, 1))
+        candidate = tl.where(keys[None, :] == key[:, None], -1.0, candidate)
+        strongest = tl.max(candidate, 1)
+    return best, least
+
+
+@triton.jit
+def _edge_weight(edge):
+    """Return the weight of an edge, and a negative number for a slot without an edge."""
+    return tl.where(edge < 0, -0.5, (edge // 4294967296).to(tl.int32).to(tl.float32, bitcast=True))
+
+
+@triton.jit(
+    do_not_specialize=[
+        "bias_00", "bias_01", "bias_10", "bias_11", "n_pairs", "n_rows_all", "n_examples", "longest_key", "before",
+        "after", "band",
+    ]
+)  # fmt: skip
 def _reduce(
     query_ptr, key_ptr, n_queries_ptr, n_keys_ptr, pair_ptr, row_ptr, bias_0, bias_1, sinks_ptr, special_ptr,
     codes_ptr, logsumexp_ptr, edge_key_ptr, edge_weight_ptr, sums_ptr, valid_ptr,
-    query_0, query_1, query_2, key_0, key_1, key_2,
-    bias_00, bias_01, bias_02, bias_10, bias_11, bias_12,
-    n_pairs, n_rows_all, n_examples, n_heads, n_groups, longest_key, d_head, scaling, softcap, before, after, band,
-    n_steps,
+    query_0: tl.int64, query_1: tl.int64, query_2: tl.int64, key_0: tl.int64, key_1: tl.int64, key_2: tl.int64,
+    bias_00: tl.int64, bias_01: tl.int64, bias_02: tl.int64, bias_10: tl.int64, bias_11: tl.int64, bias_12: tl.int64,
+    n_pairs: tl.int64, n_rows_all: tl.int64, n_examples: tl.int64, n_heads, n_groups, longest_key: tl.int64,
+    scale, cap, before, after, band, n_steps,
     CAUSAL: tl.constexpr, SAME: tl.constexpr, BIASES: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
     CODES: tl.constexpr, ROOT: tl.constexpr, LOGSUMEXP: tl.constexpr, N_EDGES: tl.constexpr, EDGES: tl.constexpr,
-    STATISTICS: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    STATISTICS: tl.constexpr, UPCAST: tl.constexpr, D_HEAD: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    block, head, example = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    n_rows, n_keys = tl.load(n_queries_ptr + example), tl.load(n_keys_ptr + example)
-    rows = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    is_query = rows < n_rows
-    depth = tl.arange(0, BLOCK_D)
-    query = tl.load(
-        query_ptr + example * query_0 + head * query_1 + rows[:, None] * query_2 + depth[None, :],
-        mask=is_query[:, None] & (depth < d_head)[None, :],
-        other=0.0,
-    )
-    if UPCAST:
-        query = query.to(tl.float32)
-    key_ptr += example * key_0 + (head // n_groups) * key_1
-    bias_0 += example * bias_00 + head * bias_01
-    bias_1 += example * bias_10 + head * bias_11
-    stop = n_keys
-    if CAUSAL:
-        stop = tl.minimum(n_keys, (block + 1) * BLOCK_Q)
+    # The last rows of causal sites have the most keys, so their programs start first.
+    block, head, example = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    block_64, head_64, example_64 = block.to(tl.int64), head.to(tl.int64), example.to(tl.int64)
+    n_rows, n_keys = tl.load(n_queries_ptr + example).to(tl.int32), tl.load(n_keys_ptr + example).to(tl.int32)
+    first_row = block * BLOCK_Q
+    stop_row = tl.minimum(first_row + BLOCK_Q, n_rows)
+    row = tl.arange(0, BLOCK_Q)
+    is_query = row < n_rows - first_row
+    query_ptr += example_64 * query_0 + head_64 * query_1 + tl.cast(first_row, tl.int64) * query_2
+    query = 0.0
+    if DEPTH == BLOCK_D:
+        query = _vectors(query_ptr, query_2, row, is_query, 0, D_HEAD, DEPTH, UPCAST)
+    key_ptr += example_64 * key_0 + (head // n_groups).to(tl.int64) * key_1
+    bias_0 += example_64 * bias_00 + head_64 * bias_01
+    bias_1 += example_64 * bias_10 + head_64 * bias_11
+    # The keys that some row of the block sees. A block of padding has none.
+    start = tl.maximum(0, first_row - before)
+    stop = tl.where(first_row < n_rows, tl.minimum(n_keys, stop_row + after), 0)
 
-    top = tl.full((BLOCK_Q,), -3.4028234e38, tl.float32)
-    total = tl.zeros((BLOCK_Q,), tl.float32)
-    for first in range(0, stop, BLOCK_K):
+    GROUPS: tl.constexpr = BLOCK_K // LANES
+    lane, key_index = tl.arange(0, LANES), tl.arange(0, BLOCK_K)
+    # Maximum and sum of each lane, whose columns lie in one thread, so that the loop needs no communication.
+    lane_top = tl.full((BLOCK_Q, LANES), -3.4028234e38, tl.float32)
+    lane_total = tl.zeros((BLOCK_Q, LANES), tl.float32)
+    for first_key in range(start, stop, BLOCK_K):
         scores = _scores(
-            query, key_ptr, key_2, bias_0, bias_02, bias_1, bias_12, rows, first + tl.arange(0, BLOCK_K), n_rows,
-            n_keys, d_head, scaling, softcap, before, after, BLOCK_D, BIASES, SOFTCAP, UPCAST,
+            query, query_ptr, query_2, key_ptr, key_2, bias_0, bias_02, bias_1, bias_12, first_row, first_key, n_rows,
+            n_keys, scale, cap, before, after, D_HEAD, BIASES, SOFTCAP, UPCAST, BLOCK_Q, BLOCK_K, BLOCK_D, DEPTH,
         )  # fmt: skip
-        larger = tl.maximum(top, tl.max(scores, 1))
-        total = total * tl.exp(top - larger) + tl.sum(
-            tl.where(scores > -1e37, tl.exp(scores - larger[:, None]), 0.0), 1
-        )
-        top = larger
-    largest = top
+        scores = tl.reshape(scores, (BLOCK_Q, GROUPS, LANES))
+        larger = tl.maximum(lane_top, tl.max(scores, 1))
+        shift = tl.where(larger > -1e37, larger, 0.0)
+        lane_total = lane_total * tl.exp2(lane_top - shift) + tl.sum(tl.exp2(scores - shift[:, None, :]), 1)
+        lane_top = larger
+    largest = tl.max(lane_top, 1)
+    top = tl.where(largest > -1e37, largest, 0.0)
     if SINKS:
-        sink = tl.load(sinks_ptr + head)
+        sink = tl.load(sinks_ptr + head) * 1.4426950408889634
         top = tl.maximum(top, sink)
-        total = total * tl.exp(largest - top) + tl.exp(sink - top)
-    total = tl.where(is_query, total, 1.0)
-    log_total = tl.log(total)
+    total = tl.sum(lane_total * tl.exp2(lane_top - top[:, None]), 1)
+    if SINKS:
+        total += tl.exp2(sink - top)
     is_valid = (total > 0) & (total < float("inf")) & (largest > -1e37) & (largest < float("inf"))
-    row_index = tl.load(row_ptr + example) + rows
-    pairs_ptr = tl.zeros((BLOCK_Q,), tl.int64) + head.to(tl.int64) * n_pairs
-    if CODES:
-        pairs_ptr += tl.load(pair_ptr + row_index, mask=is_query, other=0)
+    log_total = tl.where(is_valid, top + tl.log2(total), 0.0)
+    row_index = tl.load(row_ptr + example) + first_row + row
     if LOGSUMEXP:
-        tl.store(logsumexp_ptr + head * n_rows_all + row_index, top + log_total, mask=is_query)
+        tl.store(logsumexp_ptr + head_64 * n_rows_all + row_index, log_total * 0.6931471805599453, mask=is_query)
     tl.store(
-        valid_ptr + (block * n_examples + example) * n_heads + head,
+        valid_ptr + (block_64 * n_examples + example) * n_heads + head,
         tl.min(tl.where(is_query, is_valid, True).to(tl.int32), 0),
     )
+    step = n_examples * n_heads
+    target = sums_ptr + (block_64 * N_STATISTICS * n_examples + example) * n_heads + head
+    if STATISTICS:
+        maximum = tl.where(is_query & is_valid, tl.exp2(largest - log_total), 0.0)
+        tl.store(target + MAXIMUM * step, tl.sum(maximum, 0))
+    half_log_total = log_total * 0.5
+    if CODES:
+        first_pair = tl.load(pair_ptr + tl.load(row_ptr + example) + first_row, mask=first_row < n_rows, other=0)
+        pair_offset = (tl.load(pair_ptr + row_index, mask=is_query, other=0) - first_pair).to(tl.uint32)
+        codes_ptr += head_64 * n_pairs + first_pair
 
-    best = -1 - tl.zeros((BLOCK_Q, EDGES), tl.int64) - tl.arange(0, EDGES)[None, :]
-    entropy_sum, distance_sum = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
+    edge = tl.arange(0, EDGES)[None, :]
+    empty = tl.where(edge < N_EDGES, -1 - edge.to(tl.int64), 4611686018427387904)  # other slots are never the weakest
+    best = tl.where(is_query[:, None], empty, 4611686018427387904)
+    least = _edge_weight(tl.min(best, 1))
+    entropy, distance = tl.zeros((BLOCK_Q, LANES), tl.float32), tl.zeros((BLOCK_Q, LANES), tl.float32)
+    special = tl.zeros((BLOCK_Q, LANES), tl.float32)
     self_sum, previous_sum = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
     next_sum, first_sum = tl.zeros((BLOCK_Q,), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
-    special_sum = tl.zeros((BLOCK_Q,), tl.float32)
-    for first in range(0, stop, BLOCK_K):
-        keys = first + tl.arange(0, BLOCK_K)
+    for first_key in range(start, stop, BLOCK_K):
         scores = _scores(
-            query, key_ptr, key_2, bias_0, bias_02, bias_1, bias_12, rows, keys, n_rows, n_keys,
-            d_head, scaling, softcap, before, after, BLOCK_D, BIASES, SOFTCAP, UPCAST,
+            query, query_ptr, query_2, key_ptr, key_2, bias_0, bias_02, bias_1, bias_12, first_row, first_key, n_rows,
+            n_keys, scale, cap, before, after, D_HEAD, BIASES, SOFTCAP, UPCAST, BLOCK_Q, BLOCK_K, BLOCK_D, DEPTH,
         )  # fmt: skip
-        visible = scores > -1e37
-        log_weight = scores - (top + log_total)[:, None]
-        weight = tl.where(visible, tl.exp(log_weight), 0.0)
-        offset = rows[:, None] - keys[None, :]
+        half_log = scores * 0.5 - half_log_total[:, None]
+        root = tl.exp2(half_log)
+        weight = root * root
         if CODES:
-            value = tl.sqrt(weight) if ROOT else weight
-            code = tl.floor(value * n_steps + 0.5).to(tl.uint8)
-            is_stored = is_query[:, None] & (keys < n_keys)[None, :] & (offset < band) & (offset > -band)
-            if CAUSAL:
-                is_stored = is_stored & (offset >= 0)
-            tl.store(codes_ptr + pairs_ptr[:, None] + keys[None, :], code, mask=is_stored)
-        if N_EDGES > 0:
-            # sort keys in the order of weights; the lower key wins a tie, so no two are equal
-            bits = weight.to(tl.int32, bitcast=True).to(tl.int64) * 4294967296
-            ranked = tl.where(visible, bits + (4294967295 - keys[None, :].to(tl.int64)), -1000)
-            for _ in range(N_EDGES):
-                strongest = tl.max(ranked, 1)
-                least = tl.min(best, 1)
-                best = tl.where((best == least[:, None]) & (strongest > least)[:, None], strongest[:, None], best)
-                ranked = tl.where(ranked == strongest[:, None], -1000, ranked)
+            value = root if ROOT else weight
+            # Adding 2**23 rounds to a whole number, which the low bits then hold.
+            code = (value * n_steps + 8388608.0).to(tl.int32, bitcast=True).to(tl.uint8)
+            pairs = codes_ptr + first_key + (pair_offset[:, None] + key_index.to(tl.uint32)[None, :])
+            reach = band - 1
+            after_row = 0 if CAUSAL else reach
+            if _is_inner(first_row, first_key, n_rows, n_keys, reach, after_row, BLOCK_Q, BLOCK_K):
+                tl.store(pairs, code)
+            else:
+                is_stored = _is_near(row, key_index, first_row, first_key, n_rows, n_keys, reach, after_row)
+                # With the mask in the code, the store needs no second copy of it in its own layout.
+                marked = tl.where(is_stored, code.to(tl.int16), -1)
+                tl.store(pairs, marked.to(tl.uint8), mask=marked >= 0)
+        by_lane = tl.reshape(weight, (BLOCK_Q, GROUPS, LANES))
         if STATISTICS:
-            entropy_sum -= tl.sum(tl.where(visible, weight * log_weight, 0.0), 1)
-            distance_sum += tl.sum(weight * tl.abs(offset).to(tl.float32), 1)
-            first_sum += tl.sum(tl.where(keys[None, :] == 0, weight, 0.0), 1)
-            if SAME:
-                self_sum += tl.sum(tl.where(offset == 0, weight, 0.0), 1)
-                previous_sum += tl.sum(tl.where(offset == 1, weight, 0.0), 1)
-                next_sum += tl.sum(tl.where(offset == -1, weight, 0.0), 1)
-            is_special = tl.load(special_ptr + example * longest_key + keys, mask=keys < n_keys, other=0)
-            special_sum += tl.sum(tl.where(is_special[None, :] != 0, weight, 0.0), 1)
+            entropy += tl.sum(by_lane * tl.reshape(half_log, (BLOCK_Q, GROUPS, LANES)), 1)
+            from_lane = (first_row - first_key + row[:, None] - lane[None, :]).to(tl.float32)
+            offset = from_lane[:, None, :] - (tl.arange(0, GROUPS) * LANES).to(tl.float32)[None, :, None]
+            distance += tl.sum(by_lane * (offset if CAUSAL else tl.abs(offset)), 1)
+            if first_key == 0:
+                first_sum = tl.sum(tl.where(key_index[None, :] == 0, weight, 0.0), 1)
+            if SAME and (first_key <= first_row + BLOCK_Q) & (first_key + BLOCK_K >= first_row):
+                to_key = first_row - first_key + row[:, None] - key_index[None, :]
+                self_sum += tl.sum(tl.where(to_key == 0, weight, 0.0), 1)
+                previous_sum += tl.sum(tl.where(to_key == 1, weight, 0.0), 1)
+                next_sum += tl.sum(tl.where(to_key == -1, weight, 0.0), 1)
+            is_special = tl.load(
+                special_ptr + example_64 * longest_key + first_key + key_index,
+                mask=key_index < n_keys - first_key,
+                other=0,
+            ).to(tl.int32)
+            if tl.max(is_special, 0) > 0:
+                special += tl.sum(tl.where(tl.reshape(is_special, (1, GROUPS, LANES)) != 0, by_lane, 0.0), 1)
+        if N_EDGES > 0 and tl.max((tl.max(by_lane, 1) > least[:, None]).to(tl.int32)) > 0:
+            best, least = _insert_edges(weight, half_log > -1e37, first_key + key_index, best, least)
 
     if N_EDGES > 0:
-        for edge in range(N_EDGES):
+        best = tl.where(edge < N_EDGES, best, -2000)
+        for index in range(N_EDGES):
             strongest = tl.max(best, 1)
             best = tl.where(best == strongest[:, None], -2000, best)
             is_edge = strongest >= 0
             key = tl.where(is_edge, 4294967295 - strongest % 4294967296, -1).to(tl.int32)
-            weight = (strongest // 4294967296).to(tl.int32).to(tl.float32, bitcast=True)
-            edge_index = (head * n_rows_all + row_index) * N_EDGES + edge
+            edge_index = (head_64 * n_rows_all + row_index) * N_EDGES + index
             tl.store(edge_key_ptr + edge_index, key, mask=is_query)
-            tl.store(edge_weight_ptr + edge_index, tl.where(is_edge, weight, 0.0).to(tl.float16), mask=is_query)
+            weight = tl.where(is_edge, _edge_weight(strongest), 0.0)
+            tl.store(edge_weight_ptr + edge_index, weight.to(tl.float16), mask=is_query)
     if STATISTICS:
-        step = n_examples * n_heads
-        target = sums_ptr + (block * N_STATISTICS * n_examples + example) * n_heads + head
-        tl.store(target + ENTROPY * step, tl.sum(tl.where(is_query, entropy_sum, 0.0), 0))
-        tl.store(target + DISTANCE * step, tl.sum(tl.where(is_query, distance_sum, 0.0), 0))
-        tl.store(target + MAXIMUM * step, tl.sum(tl.where(is_query, tl.exp(largest - top - log_total), 0.0), 0))
-        tl.store(target + SELF * step, tl.sum(tl.where(is_query, self_sum, 0.0), 0))
-        tl.store(target + PREVIOUS * step, tl.sum(tl.where(is_query, previous_sum, 0.0), 0))
-        tl.store(target + NEXT * step, tl.sum(tl.where(is_query, next_sum, 0.0), 0))
-        tl.store(target + FIRST * step, tl.sum(tl.where(is_query, first_sum, 0.0), 0))
-        tl.store(target + SPECIAL * step, tl.sum(tl.where(is_query, special_sum, 0.0), 0))
+        tl.store(target + ENTROPY * step, tl.sum(entropy) * -1.3862943611198906)
+        tl.store(target + DISTANCE * step, tl.sum(distance))
+        tl.store(target + SELF * step, tl.sum(self_sum, 0))
+        tl.store(target + PREVIOUS * step, tl.sum(previous_sum, 0))
+        tl.store(target + NEXT * step, tl.sum(next_sum, 0))
+        tl.store(target + FIRST * step, tl.sum(first_sum, 0))
+        tl.store(target + SPECIAL * step, tl.sum(special))
 
 
-def reduce_on_device(call: DeviceCall, request: DeviceRequest) -> DeviceResult:
-    """Launch the kernel on the current stream. The results are ready when the stream has run it.
+_KERNEL: Any = _reduce  # the decorated function
+IS_INTERPRETED = not isinstance(_KERNEL, triton.runtime.JITFunction)
 
-    Statistics are summed in a fixed order, so equal inputs give equal bytes.
+
+@dataclass(frozen=True)
+class KernelLaunch:
+    """One launch of the kernel. `arguments` and `keywords` are all that decides which machine code is compiled.
+
+    `sums` [block, statistic, example, head] and `valid` [block, example, head] are those of blocks of queries.
     """
+
+    grid: tuple[int, int, int]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    codes: Tensor
+    logsumexp: Tensor
+    edge_key: Tensor
+    edge_weight: Tensor
+    sums: Tensor
+    valid: Tensor
+
+
+def prepare_launch(call: DeviceCall, request: DeviceRequest, limits: DeviceLimits) -> KernelLaunch:
+    """Allocate the results of a call and choose the launch of the kernel. This function starts nothing."""
     query = call.query if call.query.stride(3) == 1 else call.query.contiguous()
     key = call.key if call.key.stride(3) == 1 else call.key.contiguous()
     n_examples, n_heads, longest_query, d_head = query.shape
-    device, n_blocks = query.device, triton.cdiv(longest_query, BLOCK_QUERIES)
+    blocks = choose_block_sizes(
+        query.element_size(), d_head, request.n_edges, len(call.biases), longest_query, limits
+    )
+    device, n_blocks = query.device, triton.cdiv(longest_query, blocks.queries)
 
     def empty(on: bool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape if on else (1,), dtype=dtype, device=device)
 
     codes = empty(request.n_steps > 0, (n_heads, call.n_pairs), torch.uint8)
+    reach = call.before if call.causal else min(call.before, call.after)
+    if request.n_steps and reach + 1 < min(call.band, max(longest_query, key.shape[2])):
+        codes.zero_()  # the kernel skips stored pairs outside the window
     logsumexp = empty(request.logsumexp, (n_heads, call.n_rows), torch.float32)
     edge_shape = (n_heads, call.n_rows, request.n_edges)
     edge_key, edge_weight = (empty(request.n_edges > 0, edge_shape, t) for t in (torch.int32, torch.float16))
@@ -273,25 +344,51 @@ def reduce_on_device(call: DeviceCall, request: DeviceRequest) -> DeviceResult:
         if call.special is None
         else call.special
     )
-    launch: Any = _reduce  # the decorated function
-    launch[(n_blocks, n_heads, n_examples)](
+    softcap, to_log_2 = call.softcap, math.log2(math.e)
+    arguments = (
         query, key, call.n_queries, call.n_keys, call.pair_of_row, call.row_start, *biases,
         logsumexp if call.sinks is None else call.sinks, special,
         codes, logsumexp, edge_key, edge_weight, sums, valid,
         *query.stride()[:3], *key.stride()[:3], *strides[0], *strides[1],
-        call.n_pairs, call.n_rows, n_examples, n_heads, n_heads // key.shape[1], key.shape[2], d_head,
-        call.scaling, call.softcap or 1.0, call.before, call.after, call.band, float(request.n_steps),
-        CAUSAL=call.causal, SAME=call.same_tokens, BIASES=len(call.biases), SOFTCAP=call.softcap is not None,
-        SINKS=call.sinks is not None, CODES=request.n_steps > 0, ROOT=request.root, LOGSUMEXP=request.logsumexp,
-        N_EDGES=request.n_edges, EDGES=triton.next_power_of_2(max(1, request.n_edges)), STATISTICS=request.statistics,
-        UPCAST=query.dtype == torch.float32 or device.type == "cpu",
-        BLOCK_Q=BLOCK_QUERIES, BLOCK_K=BLOCK_KEYS, BLOCK_D=max(16, triton.next_power_of_2(d_head)),
+        call.n_pairs, call.n_rows, n_examples, n_heads, n_heads // key.shape[1], key.shape[2],
+        call.scaling * to_log_2 * (2 / softcap if softcap else 1), (softcap or 1.0) * to_log_2,
+        call.before, call.after, call.band, float(request.n_steps),
     )  # fmt: skip
+    keywords = {
+        "CAUSAL": call.causal, "SAME": call.same_tokens, "BIASES": len(call.biases), "SOFTCAP": softcap is not None,
+        "SINKS": call.sinks is not None, "CODES": request.n_steps > 0, "ROOT": request.root,
+        "LOGSUMEXP": request.logsumexp, "N_EDGES": request.n_edges,
+        "EDGES": triton.next_power_of_2(max(1, request.n_edges)), "STATISTICS": request.statistics,
+        "UPCAST": IS_INTERPRETED or not limits.has_tensor_cores, "D_HEAD": d_head,
+        "BLOCK_Q": blocks.queries, "BLOCK_K": blocks.keys, "BLOCK_D": padded_depth(d_head), "DEPTH": blocks.depth,
+        "LANES": LANES, "num_warps": blocks.n_warps, "num_stages": blocks.n_stages, "enable_fp_fusion": True,
+    }  # fmt: skip
+    grid = (n_blocks, n_heads, n_examples)
+    return KernelLaunch(grid, arguments, keywords, codes, logsumexp, edge_key, edge_weight, sums, valid)
+
+
+def device_limits(device: torch.device) -> DeviceLimits:
+    """Return the limits of a GPU, or those of a small one for Triton's interpreter."""
+    if IS_INTERPRETED:
+        return DeviceLimits(shared_bytes=48 * 1024, has_tensor_cores=True)
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return DeviceLimits(properties.shared_memory_per_block, True, properties.warp_size)
+    return DeviceLimits(properties.shared_memory_per_block_optin, has_tensor_cores=properties.major >= 8)
+
+
+def reduce_on_device(call: DeviceCall, request: DeviceRequest) -> DeviceResult:
+    """Launch the kernel on the current stream. The results are ready when the stream has run it.
+
+    Statistics are summed in a fixed order, so equal inputs give equal bytes.
+    """
+    launch, kernel = prepare_launch(call, request, device_limits(call.query.device)), _KERNEL
+    kernel[launch.grid](*launch.arguments, **launch.keywords)
     return DeviceResult(
-        codes if request.n_steps else None,
-        logsumexp if request.logsumexp else None,
-        edge_key if request.n_edges else None,
-        edge_weight if request.n_edges else None,
-        sums.sum(0) if request.statistics else None,
-        valid.amin(0) > 0,
+        launch.codes if request.n_steps else None,
+        launch.logsumexp if request.logsumexp else None,
+        launch.edge_key if request.n_edges else None,
+        launch.edge_weight if request.n_edges else None,
+        launch.sums.sum(0) if request.statistics else None,
+        launch.valid.amin(0) > 0,
     )
