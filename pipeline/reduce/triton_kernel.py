@@ -8,7 +8,8 @@ SDPA computes the attention output. With `TRITON_INTERPRET=1` the same code runs
 
 # Triton may not be installed, and the annotations of its reductions include tuples as results.
 # pyright: reportMissingImports=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportIndexIssue=false
+# pyright: reportIndexIssue=false, reportInvalidTypeForm=false, reportPossiblyUnboundVariable=false
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import math
@@ -318,9 +319,7 @@ def prepare_launch(call: DeviceCall, request: DeviceRequest, limits: DeviceLimit
     query = call.query if call.query.stride(3) == 1 else call.query.contiguous()
     key = call.key if call.key.stride(3) == 1 else call.key.contiguous()
     n_examples, n_heads, longest_query, d_head = query.shape
-    blocks = choose_block_sizes(
-        query.element_size(), d_head, request.n_edges, len(call.biases), longest_query, limits
-    )
+    blocks = choose_block_sizes(query.element_size(), d_head, request.n_edges, len(call.biases), longest_query, limits)
     device, n_blocks = query.device, triton.cdiv(longest_query, blocks.queries)
 
     def empty(on: bool, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
