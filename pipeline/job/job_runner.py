@@ -18,7 +18,7 @@ import torch
 
 from headatlas.store.errors import BudgetError
 from headatlas.store.files.drafts import check_free_space
-from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped, left_out_of
+from headatlas.store.files.manifest import Dropped, SegmentEntry, Skipped, left_out_of, read_manifest
 from headatlas.store.schema.example_sizes import example_bytes
 from headatlas.store.schema.omissions import Omissions
 from headatlas.store.writing.extension import extend_store
@@ -174,7 +174,7 @@ def execute_job(
             if pending is not None:
                 _report_segment(pending.result(), on_event)
     add_deferred(job.path, job.config.keep.computed_later, on_event)
-    manifest = writer.manifest
+    manifest, _ = read_manifest(job.path)
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - start_time
     left_out = left_out_of(manifest)
