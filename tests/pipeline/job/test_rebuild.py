@@ -182,5 +182,5 @@ def test_a_mask_that_the_site_does_not_tell_is_refused(name, model_of, inputs_of
 
     model, inputs = model_of(name), inputs_of(name, LENGTHS)
     for keep in (Keep(), Keep(attention=None)):
-        with pytest.raises(AssertionError, match="does not see key ., unlike in the mask of this layer"):
+        with pytest.raises(AssertionError, match=r"does not see key ., unlike in the mask of this layer"):
             capture(model, inputs, keep, widen)
