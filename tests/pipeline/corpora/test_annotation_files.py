@@ -74,7 +74,7 @@ def test_words_tokens_and_lists(tmp_path: Path) -> None:
         ("a.csv", "id,v,v\n1,x,y\n", r"the header repeats 'v'"),
         ("a.csv", "id,w\n1,x\n", r"no column 'v'; it has id, w"),
         ("a.jsonl", '{"id": 1.5, "v": 1}\n', r"row 1: the id is 1.5"),
-        ("a.jsonl", '{"id": 1, "v": 1, "v": 2}\n', r"line 1: not JSON: the field 'v' occurs twice"),
+        ("a.jsonl", '{"id": 1, "v": 1, "v": 2}\n', r"line 1: the field 'v' occurs twice"),
         ("a.jsonl", '{"id": 1, "v": {"a": 1}}\n', r"is an object"),
         ("a.jsonl", '{"id": 1, "v": 1}\n{"id": "1", "v": 2}\n', r"example '1' twice"),
         ("a.txt", "", r"ends in '\.txt'"),
