@@ -118,7 +118,7 @@ def model_view(
 
 def neuron_view(
     example: Example,
-    layer: int = 0,
+    layer: int | None = None,
     head: int = 0,
     *,
     query: int | None = None,
@@ -135,7 +135,7 @@ def neuron_view(
     example
         An example of a store, or ``headatlas.pipeline.trace(model, tokenizer, text)``.
     layer, head, query
-        Row that is shown first. `query` defaults to the first token that is not special.
+        Row that is shown first, by default of the first layer and of the first token that is not special.
     include_layers
         Layers to put into the document; all by default.
 
@@ -150,7 +150,7 @@ def neuron_view(
             "Pass an example of a store, open_store(path).examples[0], or headatlas.pipeline.trace(model, tokenizer, text)."
         )
     first_site = _sites(example, site)[0]
-    parts = [neuron_part(example, first_site, _layer_numbers(include_layers, first_site.n_layers))]
+    parts = [neuron_part(example, first_site, _layer_numbers(include_layers, first_site))]
     selected = _head_names(parts[0], layer, [head])
     n_queries = parts[0]["shape"][2]
     if query is not None and not 0 <= query < n_queries:
@@ -182,7 +182,7 @@ def _read_parts(
     if not isinstance(attention, Example):
         return _tensor_parts(attention, tokens, seq2seq, sentence_b_start, prettify, include_layers), None
     sites = _sites(attention, site)
-    return [example_part(attention, s, _layer_numbers(include_layers, s.n_layers)) for s in sites], attention.text
+    return [example_part(attention, s, _layer_numbers(include_layers, s)) for s in sites], attention.text
 
 
 def _tensor_parts(
@@ -303,12 +303,12 @@ def _sites(example: Example, name: str | None) -> list[Site]:
     return list(spec.sites) if name is None else [spec.site(name)]
 
 
-def _layer_numbers(include_layers: Sequence[int] | None, n_layers: int) -> list[int]:
+def _layer_numbers(include_layers: Sequence[int] | None, site: Site) -> list[int]:
     if include_layers is None:
-        return list(range(n_layers))
+        return list(site.layers)
     layers = [int(layer) for layer in include_layers]
-    if not layers or len(set(layers)) != len(layers) or not all(0 <= layer < n_layers for layer in layers):
-        raise ConfigError(f"include_layers is {layers}; expected different numbers from 0 to {n_layers - 1}.")
+    if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(site.layers):
+        raise ConfigError(f"include_layers is {layers}; expected different layers of {site.layer_text}.")
     return layers
 
 

@@ -93,7 +93,7 @@ def check_eager(
             nearest = int(np.argmin(worst)) if worst else -1
             if not worst or not worst[nearest] <= bound:
                 raise UnsupportedModelError(
-                    f"{type(model).__name__}: the attention that it returns for {site.name} layer {layer} is none of "
+                    f"{type(model).__name__}: the attention that it returns for {site.name} layer {site.layers[layer]} is none of "
                     f"the {len(softmaxes)} softmaxes of its forward pass. The nearest differs by "
                     f"{min(worst, default=float('inf')):.3g}; expected at most {bound:g}. This model cannot be "
                     "captured."

@@ -160,7 +160,7 @@ def prepare_job(
         examples=examples,
         skipped=skipped,
         n_quarantined=corpus.n_quarantined,
-        left_out=Omissions([*corpus.left_out, *words_left_out(examples)]),
+        left_out=Omissions([*sites.left_out, *corpus.left_out, *words_left_out(examples)]),
         segments=segments,
         provenance={},
         resident_model_bytes=resident_model_bytes,

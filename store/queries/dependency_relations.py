@@ -15,6 +15,7 @@ BERT Look At?", section 4. The root has no governor and is left out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +111,7 @@ class RelationAtlas:
             return None
         accuracy = self.select.head_is_right[..., dependents].mean(axis=-1)
         layer, head, direction = np.unravel_index(int(accuracy.argmax()), accuracy.shape)
-        return int(layer), int(head), int(direction)
+        return self.site.layers[layer], int(head), int(direction)
 
     def table(self, *, every_head: bool = False) -> pd.DataFrame:
         """Return one row for each relation (its best head), or with `every_head` for each relation, head and direction.
@@ -127,9 +128,11 @@ class RelationAtlas:
             offset_accuracy = self.score.offset_is_right[:, index].mean(axis=1)
             offset = int(offset_accuracy.argmax())
             chance = self.score.chance[:, index].mean(axis=1)
-            all_heads = np.ndindex(self.score.head_is_right.shape[:3])
+            all_heads = itertools.product(self.site.layers, *map(range, self.score.head_is_right.shape[1:3]))
             heads = list(all_heads) if best is None or every_head else [best]
-            is_right = np.stack([self.score.head_is_right[head][index] for head in heads])  # [row, dependent]
+            is_right = np.stack(
+                [self.score.head_is_right[self.site.layer_index(head[0]), *head[1:]][index] for head in heads]
+            )  # [row, dependent]
             low, high = self.score.interval(relation, is_right)
             rows += [
                 {

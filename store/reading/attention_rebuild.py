@@ -180,7 +180,8 @@ class RebuiltRows:
         if is_wrong.any():
             head, row = (int(indices[0]) for indices in np.nonzero(is_wrong))
             raise FormatError(
-                f"{self.site.name} layer {self.layer}, query_pos {int(self.query_pos[row])}: rebuilt weights add up to "
+                f"{self.site.name} layer {self.site.layers[self.layer]}, query_pos {int(self.query_pos[row])}: rebuilt "
+                "weights add up to "
                 f"{sums.total[head, row]:.4f}; expected 1. The model's mask differs from the store's, or the store is "
                 'damaged: verify it, or run the job again with keep.attention = "sqrt8".'
             )

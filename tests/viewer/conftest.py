@@ -180,15 +180,16 @@ def write_store(
     ids: list[str] | None = None,
     genres: list[str] | None = None,
     targets: list[str] | None = None,
+    site: Site = SITE,
 ) -> Path:
     """Write a store of `n_segments` segments. If `planned` is larger the job is unfinished.
 
-    `rows`, `second`, `ids` and `genres` replace the default texts, ids and annotations. With `targets` the store is
+    `rows`, `second`, `ids`, `genres` and `site` replace the default texts, ids, annotations and site. With `targets` the store is
     that of an encoder–decoder.
     """
     n_examples = len(rows) if rows else n_examples
     spec = TraceSpec(
-        sites=(SITE, DECODER, CROSS) if targets else (SITE,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES
+        sites=(SITE, DECODER, CROSS) if targets else (site,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES
     )
     writer = StoreWriter.create(
         path, spec=spec, provenance={"model": {"name": "tiny-<b>random</b>"}, "corpus": {"name": "hostile"}},

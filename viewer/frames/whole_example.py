@@ -226,9 +226,9 @@ def neuron_part(example: Example, site: Site, layers: Sequence[int]) -> PartFram
         "d_head": site.d_head,
         "n_sharing": site.n_heads // site.n_kv_heads,
         "kv_heads": list(range(site.n_kv_heads)),
-        "scaling": [site.scaling[layer] for layer in layers],
-        "softcap": [site.softcap[layer] for layer in layers],
-        "window": [site.window[layer] for layer in layers],
+        "scaling": [site.scaling[site.layer_index(layer)] for layer in layers],
+        "softcap": [site.softcap[site.layer_index(layer)] for layer in layers],
+        "window": [site.window[site.layer_index(layer)] for layer in layers],
         "rotary": site.rotary,
         "position_bias": site.has_position_bias,
         "bias": _biases(example, site, layers),
@@ -245,7 +245,7 @@ def _biases(example: Example, site: Site, layers: Sequence[int]) -> Float32[np.n
     n_queries, n_keys = (len(example.tokens(name)) for name in (site.query_sequence, site.key_sequence))
     biases = []
     for layer in layers:
-        parts = read_parts(example.segment, site, layer, np.arange(site.n_heads))
+        parts = read_parts(example.segment, site, site.layer_index(layer), np.arange(site.n_heads))
         if parts.bias is None:
             return None
         biases.append(parts.bias[:, parts.zero - n_queries + 1 : parts.zero + n_keys])

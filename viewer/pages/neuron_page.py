@@ -71,7 +71,7 @@ class NeuronViewPage(ExampleView):
 
         def work(check: Check) -> NeuronFrame:
             query, keys, logsumexp = reader.vectors(head, query_pos)
-            layer = head[0]
+            layer = site.layer_index(head[0])
             stored = None if reader.keep.attention is None else reader.weights(head, "q", query_pos, check)
             row = NeuronRow(
                 query, keys, logsumexp, stored, head, query_pos, site.scaling[layer],
@@ -100,7 +100,7 @@ class NeuronViewPage(ExampleView):
         )
         vectors = "After rotary embedding, before scaling." if site.rotary else "Before scaling."
         facts = [("Key head", sharing_text), ("Vectors", vectors)]
-        if window := site.window[layer]:
+        if window := site.window[site.layer_index(layer)]:
             facts.append(("Mask", f"Layer {layer} attends to a window of {window} tokens."))
         if site.has_position_bias:
             has_bias = reader.bias((layer, head), 0) is not None

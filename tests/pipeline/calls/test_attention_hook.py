@@ -171,9 +171,13 @@ def test_models_outside_the_interface_are_refused(name, model_of, inputs_of):
 
 
 def test_model_with_a_layer_outside_the_interface_is_refused(model_of, inputs_of):
+    class PlainAttention(torch.nn.Module):
+        def forward(self, hidden_states, **options):
+            return torch.softmax(hidden_states @ hidden_states.mT, -1) @ hidden_states, None
+
     model = model_of("llama")
-    model.config.num_hidden_layers = 3
-    with pytest.raises(UnsupportedModelError, match="3 decoder layers but made 2"):
+    model.layers[1].self_attn = PlainAttention()
+    with pytest.raises(UnsupportedModelError, match="layers.1.self_attn computes attention outside transformers'"):
         discover_sites(model, build_probe("llama"))
 
 
