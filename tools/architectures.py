@@ -198,6 +198,118 @@ SERVED: dict[str, Architecture] = {
 }
 """Architectures that are captured through transformers' attention interface."""
 
+_LINEAR = {
+    **ROPED, "num_hidden_layers": 4, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_FOUR = {**ROPED, "num_hidden_layers": 4}
+
+HYBRIDS: dict[str, Architecture] = {
+    "lfm2": Architecture("Lfm2", {**_FOUR, "layer_types": ["conv", "full_attention"] * 2}),
+    "lfm2-moe": Architecture(
+        "Lfm2Moe", {**_FOUR, **_EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"] * 2}
+    ),
+    "qwen3-next": Architecture("Qwen3Next", {**_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 16}),
+    "qwen3.5": Architecture("Qwen3_5Text", _LINEAR),
+    "olmo-hybrid": Architecture("OlmoHybrid", {**_LINEAR, "linear_num_key_heads": 4}),
+    "minimax": Architecture(
+        "MiniMax",
+        {
+            **_FOUR,
+            "head_dim": 8,
+            "layer_types": _LINEAR["layer_types"],
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+        },
+    ),
+    "granite-moe-hybrid": Architecture(
+        "GraniteMoeHybrid",
+        {
+            **_FOUR,
+            **_MAMBA,
+            "layer_types": ["mamba", "attention"] * 2,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 32,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.3,
+        },
+    ),
+    "jamba": Architecture(
+        "Jamba",
+        {
+            **_FOUR,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 0,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 8,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "bamba": Architecture("Bamba", {**_FOUR, **_MAMBA, "attn_layer_indices": [1, 3]}),
+    "zamba2": Architecture(
+        "Zamba2",
+        {
+            **_FOUR,
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+            "mamba_d_state": 8,
+            "mamba_headdim": 8,
+            "mamba_ngroups": 1,
+            "n_mamba_heads": 8,
+            "num_mem_blocks": 1,
+            "adapter_rank": 4,
+        },
+    ),
+    "nemotron-h": Architecture(
+        "NemotronH",
+        {
+            **ROPED,
+            **_EXPERTS,
+            "num_hidden_layers": 4,
+            "layers_block_type": ["mamba", "attention", "moe", "attention"],
+            "head_dim": 8,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+            "n_routed_experts": 4,
+            "moe_shared_expert_intermediate_size": 16,
+        },
+    ),
+    "falcon-h1": Architecture("FalconH1", {**ROPED, **_MAMBA, "mamba_d_ssm": 32, "mamba_n_heads": 4, "head_dim": 8}),
+    "recurrent-gemma": Architecture(
+        "RecurrentGemma",
+        {
+            **_FOUR,
+            "lru_width": 32,
+            "block_types": ["recurrent", "attention"],
+            "head_dim": 8,
+            "attention_window_size": 4,
+        },
+    ),
+    "gemma4": Architecture(
+        "Gemma4Text",
+        {
+            **ROPED,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 61,
+        },
+    ),
+}
+"""Architectures in which layers differ: some have no attention, or heads of another size."""
+SERVED |= HYBRIDS
+
 EITHER: dict[str, Architecture] = {
     "gpt-j": Architecture("GPTJ", {**GPT2, "rotary_dim": 4}),
     "codegen": Architecture("CodeGen", {**GPT2, "rotary_dim": 4}),

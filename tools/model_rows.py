@@ -141,7 +141,8 @@ def _describe_site(site: Site) -> str:
     kind = "causal" if site.causal else "cross" if site.name == "cross" else "full"
     shared = f" over {site.n_kv_heads} key heads" if site.n_kv_heads != site.n_heads else ""
     words = site.name if kind == site.name or site.name == "cross" else f"{site.name}, {kind}"
-    return f"{words}: {site.n_layers} × {site.n_heads}{shared}"
+    numbers = f" ({site.layer_text})" if site.layer_numbers else ""
+    return f"{words}: {site.n_layers}{numbers} × {site.n_heads}{shared}"
 
 
 def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:

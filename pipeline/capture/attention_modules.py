@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headatlas.store.schema.omissions import LISTED_NAMES, Omission
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
-_SOFTMAX = re.compile("^_softmax$|scaled_dot_product|multi_head_attention")
+_FUSED = re.compile("scaled_dot_product|multi_head_attention")
+SOFTMAX = frozenset({torch.ops.aten._softmax, torch.ops.aten.softmax})
+"""Operations of a softmax. A dispatch mode sees the second one in inference mode."""
 
 
 def layer_number(name: str, module: nn.Module) -> int | None:
@@ -71,7 +74,8 @@ class AttentionWatch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation, and note the running module if it is a softmax."""
-        if self._running and _SOFTMAX.search(func.overloadpacket.__name__):
+        operation = func.overloadpacket
+        if self._running and (operation in SOFTMAX or _FUSED.search(operation.__name__)):
             self.with_softmax.add(self._running[-1])
         return func(*args, **(kwargs or {}))
 

@@ -119,6 +119,8 @@ def prepare_job(
         loaded = load_configured(config.model, images=config.corpus.kind == "images")
         if loaded.model.device.type == "cpu":
             resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - bytes_before))
+    for note in loaded.notes:
+        on_event(Stage(note))
     corpus = corpus or open_corpus(config.corpus, on_event)
     examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
 
@@ -199,6 +201,7 @@ def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
         "device": str(job.loaded.model.device),
         "machine": {"system": platform.system(), "processor": platform.machine(), "processors": os.cpu_count()},
         "capture": job.spec.capture,
+        **({"notes": list(job.loaded.notes)} if job.loaded.notes else {}),
         "dtype": str(job.loaded.model.dtype).removeprefix("torch."),
     }
 

@@ -177,7 +177,7 @@ def test_model_with_a_layer_outside_the_interface_is_refused(model_of, inputs_of
 
     model = model_of("llama")
     model.layers[1].self_attn = PlainAttention()
-    with pytest.raises(UnsupportedModelError, match="layers.1.self_attn computes attention outside transformers'"):
+    with pytest.raises(UnsupportedModelError, match=r"layers\.1\.self_attn computes attention outside transformers'"):
         discover_sites(model, build_probe("llama"))
 
 
