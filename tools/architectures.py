@@ -14,7 +14,7 @@ InputKind = Literal["text", "two texts", "text after states", "image", "sound"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Recipe of one model: ``transformers.{family}Model`` of ``{family}Config(**settings)``.
+    """Recipe of one model: ``transformers.{family}{head}`` of ``{family}Config(**settings)``.
 
     `kind` is the kind of its inputs. "text after states" is a text that attends to given encoder states. `peak`
     multiplies the matrices of the model, so that attention is far from uniform and differences become visible. It is
@@ -25,6 +25,7 @@ class Architecture:
     settings: dict[str, Any]
     kind: InputKind = "text"
     peak: float = 8.0
+    head: str = "Model"
 
 
 N_FRAMES = 12
@@ -308,7 +309,38 @@ HYBRIDS: dict[str, Architecture] = {
     ),
 }
 """Architectures in which layers differ: some have no attention, or heads of another size."""
-SERVED |= HYBRIDS
+
+TASK_HEADS: dict[str, Architecture] = {
+    f"bert, {task}": Architecture("Bert", SMALL, head=head)
+    for task, head in (
+        ("classifier", "ForSequenceClassification"),
+        ("multiple choice", "ForMultipleChoice"),
+        ("next sentence", "ForNextSentencePrediction"),
+        ("question answering", "ForQuestionAnswering"),
+        ("token classifier", "ForTokenClassification"),
+    )
+} | {
+    "llama, classifier": Architecture("Llama", ROPED, head="ForSequenceClassification"),
+    "bart, classifier": Architecture("Bart", BART, kind="two texts", head="ForSequenceClassification"),
+}
+"""Models with a task head. They run without it."""
+
+TOWERS: dict[str, Architecture] = {
+    "siglip text": Architecture("SiglipText", {**SMALL, "max_position_embeddings": 64}),
+    "siglip vision": Architecture(
+        "SiglipVision",
+        {**{name: SMALL[name] for name in SMALL if name != "vocab_size"}, "image_size": 16, "patch_size": 4},
+        kind="image",
+    ),
+}
+"""Towers of a model that compares texts with images, and models of which a part is outside the interface."""
+SERVED |= HYBRIDS | TOWERS | TASK_HEADS
+SERVED["longt5"] = Architecture(
+    "LongT5",
+    {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4},
+    kind="two texts",
+    peak=1.5,
+)
 
 EITHER: dict[str, Architecture] = {
     "gpt-j": Architecture("GPTJ", {**GPT2, "rotary_dim": 4}),
@@ -346,6 +378,9 @@ EAGER: dict[str, Architecture] = {
     "xlm": Architecture("XLM", XLM),
     "flaubert": Architecture("Flaubert", XLM),
     "convbert": Architecture("ConvBert", {**SMALL, "embedding_size": 32}),
+    "xglm": Architecture(
+        "XGLM", {"vocab_size": 61, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}
+    ),
     "big bird, full": Architecture("BigBird", {**SMALL, "attention_type": "original_full"}),
 }
 """Architectures that compute attention elsewhere; the maps that they return are captured in eager mode."""

@@ -80,16 +80,17 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
     RuntimeError
         The fused kernel and torch operations store different numbers.
     """
-    model = build_model(name)
+    whole_model = build_model(name)
+    kind, model = type(whole_model).__name__, whole_model.base_model
     inputs, lengths = build_inputs(name), sequence_lengths(name)
     try:
         sites = find_sites(model, build_probe(name))
         if sites.capture == "eager":
             report = check_eager(model, sites, ModelInputs(inputs, {}), lengths)
             description = "; ".join(_describe_site(site) for site in sites.sites)
-            return EagerRow(name, type(model).__name__, description, report.largest)
+            return EagerRow(name, kind, description, report.largest)
     except UnsupportedModelError as error:
-        return RefusedRow(name, type(model).__name__, str(error))
+        return RefusedRow(name, kind, str(error))
     stored = check_capture(model, sites, Keep(query_key="float32"), ModelInputs(inputs, {}), lengths).largest
 
     recorder = _Recorder()
@@ -108,8 +109,8 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
     present = [part for part in PARTS if any(_has(call, part) for call in recorder.calls)]
     return ServedRow(
         name=name,
-        model=type(model).__name__,
-        sites="; ".join(_describe_site(site) for site in sites.sites),
+        model=kind,
+        sites="; ".join([*map(_describe_site, sites.sites), *_missing_parts(sites)]),
         scores=_describe_scores(sites, recorder.calls),
         served_by=_describe_reduction(name, sites, recorder.calls),
         stored=stored,
@@ -145,6 +146,10 @@ def _describe_site(site: Site) -> str:
     return f"{words}: {site.n_layers}{numbers} × {site.n_heads}{shared}"
 
 
+def _missing_parts(sites: ModelSites) -> list[str]:
+    return [f"without {part}" for omission in sites.left_out if omission.what == "sites" for part in omission.names]
+
+
 def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:
     """Describe the parts of the scores besides query · key, as recorded in the sites of a store."""
     words: list[str] = []
@@ -171,7 +176,7 @@ def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:
 
 def _describe_reduction(name: str, sites: ModelSites, calls: list[AttentionCall]) -> str:
     """Name the code that reduces the calls, by running it. The kernel must agree with torch operations."""
-    model, inputs, lengths = build_model(name), build_inputs(name), sequence_lengths(name)
+    model, inputs, lengths = build_model(name).base_model, build_inputs(name), sequence_lengths(name)
     keep = Keep()
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES)
     special = {key: torch.arange(max(n))[None].expand(len(n), -1) % 3 == 0 for key, n in lengths.items()}

@@ -18,6 +18,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.traces import Keep, Site, SiteName
 
 from ..calls.attention_hook import capturing
+from ..models.attention_implementation import SUPPORTED
 from ..tokens.model_inputs import ModelInputs
 from .collector import TraceCollector
 from .sites import ModelSites, SiteCall, count_layers, discover_sites, forward_options
@@ -47,7 +48,7 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelSit
             return discover_eager_sites(model, inputs)
         except UnsupportedModelError as eager_error:
             raise UnsupportedModelError(
-                f"{str(interface_error).partition(' Supported are')[0]} {eager_error}"
+                f"{str(interface_error).removesuffix(SUPPORTED)}{eager_error} {SUPPORTED}"
             ) from eager_error
 
 

@@ -131,8 +131,10 @@ def prepare_job(
     except (HeadAtlasError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # impossible sizes of a configuration show when the model runs
+        kind, inputs_text = type(loaded.model).__name__, "an image" if loaded.images else "three tokens of text alone"
         raise UnsupportedModelError(
-            f"{type(loaded.model).__name__} cannot run on three tokens: {error}. Check the sizes in its config.json."
+            f"{kind} does not run on {inputs_text}: {str(error).rstrip('.')}. Check the sizes in its config.json, and that it "
+            "needs no other inputs."
         ) from error
     keep = config.keep.stored()
     require_keep(loaded.model, sites, keep)

@@ -8,6 +8,7 @@ expressions or imports.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import PureWindowsPath
@@ -104,8 +105,9 @@ def read_adapter(folder: ModelFolder) -> Adapter | None:
     if not (folder.path / WEIGHTS).is_file():
         raise ConfigError(f"adapter {folder.name!r} has no {WEIGHTS}; save it again with peft's save_pretrained")
     base = settings.base_model_name_or_path
-    beside = folder.path.absolute().parent / (PureWindowsPath(base).name or "-")  # of paths with / and \\
-    if beside.is_dir() and beside != folder.path.absolute():
+    own_name = PureWindowsPath(base).name.strip(".")  # of paths with / and \\
+    beside = folder.path.absolute().parent / (own_name or "base-model")
+    if own_name and beside.is_dir() and beside != folder.path.absolute():
         base = str(beside)
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", base):
         raise ConfigError(
@@ -144,7 +146,9 @@ def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             )
         fields = settings.model_dump(exclude={"peft_type", "base_model_name_or_path", "revision", "task_type"})
         fields = {field: value for field, value in fields.items() if value is not None}
-        merged = peft.get_peft_model(model, peft.LoraConfig(target_modules=sorted(modules), **fields))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft calls what transformers will remove
+            merged = peft.get_peft_model(model, peft.LoraConfig(target_modules=sorted(modules), **fields))
         report = peft.set_peft_model_state_dict(merged, weights)
         unused = [*report.unexpected_keys, *(key for key in report.missing_keys if "lora_" in key)]
         if unused:

@@ -77,7 +77,7 @@ class ImageReader:
         except (ValueError, RuntimeError) as error:
             raise UnsupportedModelError(
                 f"{type(self._model).__name__} cannot read the pixels of its image processor, {tuple(pixels.shape[1:])}: "
-                f"{error}. Check the sizes in preprocessor_config.json and config.json."
+                f"{str(error).rstrip('.')}. Check the sizes in preprocessor_config.json and config.json."
             ) from error
         n_rows, n_columns = (pixels.shape[2] // height, pixels.shape[3] // width) if height and width else (0, 0)
         n_leading = n_tokens - n_rows * n_columns

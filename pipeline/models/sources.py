@@ -34,6 +34,7 @@ from .model_folder import (
     check_tokenizer_files,
     hash_model_files,
     quiet_transformers,
+    read_json,
     read_weight_files,
 )
 from .model_limits import bounded_construction, check_normalizer, normalizer_of
@@ -196,6 +197,13 @@ def _open_config(folder: ModelFolder) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
+        raw = read_json(folder.path / "config.json")
+        if "auto_map" in raw:
+            raise ConfigError(
+                f"model {folder.name!r} needs code of its own (auto_map in config.json names it), and headatlas runs no "
+                f"code of models. Its model_type {str(raw.get('model_type'))[:80]!r} is no architecture of this release "
+                "of transformers; look for a version of the model that transformers supports."
+            ) from error
         raise ConfigError(f"model {folder.name!r}: transformers cannot open its configuration: {error}") from error
 
 
@@ -332,6 +340,12 @@ def load_model(
     identity = identify_model(folder, model.config, type(model).__name__)
     if adapter is not None:
         identity = replace(identity, name=adapter.folder.name, files=identity.files | adapter.files)
+    if not images and model.main_input_name != "input_ids":
+        hint = '; set corpus.kind = "images"' if model.main_input_name == "pixel_values" else ""
+        raise ConfigError(
+            f"model {folder.name!r}: {type(model).__name__} reads {model.main_input_name}, not text; expected a text "
+            f"model{hint}"
+        )
     if images:
         from .image_processor import load_image_reader
 

@@ -115,3 +115,11 @@ def test_block_sparse_attention_becomes_full_and_is_said(tmp_path, tiny_folder):
 def test_a_text_model_reads_no_images(tiny_folder):
     with pytest.raises(ConfigError, match="BertModel reads no images; expected a vision model"):
         load_model(str(tiny_folder), images=True)
+
+
+def test_an_image_model_reads_no_text(tmp_path, tiny_folder):
+    folder = tmp_path / "vit"
+    shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    transformers.ViTModel(transformers.ViTConfig(**SIZES, image_size=16, patch_size=8)).save_pretrained(folder)
+    with pytest.raises(ConfigError, match='ViTModel reads pixel_values, not text; .* set corpus.kind = "images"'):
+        load_model(str(folder))
