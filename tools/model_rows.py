@@ -21,6 +21,7 @@ from headatlas.store.errors import UnsupportedModelError
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, Site, TraceSpec
 
+from .architectures import ARCHITECTURES
 from .tiny_models import build_inputs, build_model, build_probe, sequence_lengths
 
 PARTS = {
@@ -80,8 +81,8 @@ def measure(name: str) -> ServedRow | EagerRow | RefusedRow:
     RuntimeError
         The fused kernel and torch operations store different numbers.
     """
-    whole_model = build_model(name)
-    kind, model = type(whole_model).__name__, whole_model.base_model
+    model, architecture = build_model(name), ARCHITECTURES[name]
+    kind = architecture.family + architecture.head
     inputs, lengths = build_inputs(name), sequence_lengths(name)
     try:
         sites = find_sites(model, build_probe(name))
@@ -176,7 +177,7 @@ def _describe_scores(sites: ModelSites, calls: list[AttentionCall]) -> str:
 
 def _describe_reduction(name: str, sites: ModelSites, calls: list[AttentionCall]) -> str:
     """Name the code that reduces the calls, by running it. The kernel must agree with torch operations."""
-    model, inputs, lengths = build_model(name).base_model, build_inputs(name), sequence_lengths(name)
+    model, inputs, lengths = build_model(name), build_inputs(name), sequence_lengths(name)
     keep = Keep()
     spec = TraceSpec(sites=sites.sites, keep=keep, statistics=STATISTIC_NAMES)
     special = {key: torch.arange(max(n))[None].expand(len(n), -1) % 3 == 0 for key, n in lengths.items()}

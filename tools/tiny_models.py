@@ -20,7 +20,7 @@ TARGET_LENGTHS: tuple[int, ...] = (5, 7, 2)
 def build_model(name: str, head: bool = False) -> PreTrainedModel:
     """Build a random model of one architecture, in evaluation mode, with attention far from uniform.
 
-    With `head` the model has a language-model head and can generate text.
+    With `head` the model has a language-model head and can generate text. A task head of the architecture is left out.
     """
     import transformers
 
@@ -39,7 +39,7 @@ def build_model(name: str, head: bool = False) -> PreTrainedModel:
                 parameter.mul_(architecture.peak)
             if "relative_attention_bias" in parameter_name or "sinks" in parameter_name:
                 parameter.normal_()
-    return model.eval()
+    return (model if head else model.base_model).eval()
 
 
 def build_inputs(

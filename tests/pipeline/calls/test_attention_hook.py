@@ -59,7 +59,10 @@ def largest_difference(model, inputs, lengths, probe, change=lambda call: call):
     largest = []
     for site_call, call in zip(sites.calls, calls, strict=True):
         site = sites.site(site_call.site)
-        difference = attention_weights(change(call)) - expected[site_call.site][site_call.layer]
+        maps = expected[site_call.site]
+        if len(maps) == model.config.num_hidden_layers:  # MiniMax returns something for linear layers too
+            maps = [maps[layer] for layer in site.layers]
+        difference = attention_weights(change(call)) - maps[site_call.layer]
         for row, n_queries in enumerate(lengths[site.query_sequence]):
             largest.append(difference[row, :, :n_queries].abs().max())
     return float(torch.stack(largest).max())  # NaN stays
