@@ -49,7 +49,7 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> ModelSit
         try:
             return replace(discover_eager_sites(model, inputs), why_eager=reason)
         except UnsupportedModelError as eager_error:
-            raise UnsupportedModelError(f"{reason} {eager_error}") from eager_error
+            raise UnsupportedModelError(f"{reason} {eager_error} {SUPPORTED}") from eager_error
 
 
 def require_keep(model: PreTrainedModel, sites: ModelSites, keep: Keep) -> None:
@@ -185,10 +185,12 @@ def read_attentions(model: PreTrainedModel, sites: ModelSites, output: Any) -> d
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
     maps_by_site: dict[SiteName, Sequence[Tensor]] = {}
     for site in sites.sites:
-        maps = getattr(output, _OUTPUTS[site.name] if two_sided or site.name == "cross" else "attentions", None)
-        if maps is None or len(maps) != site.n_layers or any(layer is None for layer in maps):
+        maps = getattr(output, _OUTPUTS[site.name] if two_sided or site.name == "cross" else "attentions", None) or ()
+        if len(maps) > site.layers[-1]:  # one entry for each layer of the model, also for those without attention
+            maps = [maps[layer] for layer in site.layers]
+        if len(maps) != site.n_layers or any(layer is None for layer in maps):
             raise UnsupportedModelError(
-                f"{type(model).__name__} returns {len(maps or ())} eager attention maps for {site.n_layers} "
+                f"{type(model).__name__} returns {len(maps)} eager attention maps for {site.n_layers} "
                 f"{site.name} layers; expected one for each layer."
             )
         maps_by_site[site.name] = maps

@@ -89,14 +89,16 @@ class Job:
         return replace(limits, max_pairs=max(1, EAGER_BATCH_BYTES // (4 * maps)))
 
     @property
-    def notes(self) -> dict[str, str]:
-        """Notes for the provenance about a way of working that differs from the usual one."""
-        notes = {"batches": self.batch_check.note(type(self.loaded.model).__name__)}
+    def notes(self) -> dict[str, tuple[str, ...]]:
+        """Notes for the provenance about a way of working that differs from the usual one, by the entry that has them."""
+        notes = {"model_changes": self.loaded.notes}
+        if batches := self.batch_check.note(type(self.loaded.model).__name__):
+            notes["batches"] = (batches,)
         if self.spec.capture == "eager" and any(site.stored_masks for site in self.spec.sites):
             notes["masks"] = (
-                "some layers have a mask without a rule; a key counts as visible if a head has a weight on it"
+                "some layers have a mask without a rule; a key counts as visible if a head has a weight on it",
             )
-        return {name: text for name, text in notes.items() if text}
+        return notes
 
     @property
     def n_tokens(self) -> dict[str, Int64[np.ndarray, "example"]]:
@@ -152,6 +154,8 @@ def prepare_job(
         loaded = load_configured(config.model, images=config.corpus.kind == "images")
         if loaded.model.device.type == "cpu":
             resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - bytes_before))
+    for note in loaded.notes:
+        on_event(Stage(note))
     corpus = corpus or open_corpus(config.corpus, on_event)
     corpus_examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
     assert config.store.path is not None, "load_config gives every job a store"
@@ -188,8 +192,10 @@ def prepare_job(
     except (HeadAtlasError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # impossible sizes of a configuration show when the model runs
+        kind, inputs_text = type(loaded.model).__name__, "an image" if loaded.images else "three tokens of text alone"
         raise UnsupportedModelError(
-            f"{type(loaded.model).__name__} cannot run on three tokens: {error}. Check the sizes in its config.json."
+            f"{kind} does not run on {inputs_text}: {str(error).rstrip('.')}. Check the sizes in its config.json, and that it "
+            "needs no other inputs."
         ) from error
     keep = config.keep.stored()
     require_keep(loaded.model, sites, keep)
@@ -242,7 +248,7 @@ def prepare_job(
         examples=[placed_examples[i] for i in indices],
         skipped={i: skipped[index] for i, index in enumerate(indices) if index in skipped},
         n_quarantined=corpus.n_quarantined,
-        left_out=left_out,
+        left_out=Omissions([*sites.left_out, *left_out]),
         segments=tuple(segments),
         provenance={},
         corpus_examples=corpus_examples,

@@ -48,7 +48,7 @@ def trace(
 ) -> Example:
     """Run a model on one text and keep its attention, queries, keys and statistics.
 
-    The model may use any attention implementation, and its state is restored afterwards. `target` is the input text
+    A model with a task head (a classifier, a language model) runs without the head. The model may use any attention implementation, and its state is restored afterwards. `target` is the input text
     of the decoder of an encoder–decoder.
 
     Returns
@@ -62,6 +62,7 @@ def trace(
     UnsupportedModelError
         The model's attention cannot be captured correctly.
     """
+    head, model = model, model.base_model  # a classifier or another task head has no attention of its own
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
     if two_sided != (target is not None):
         raise ConfigError(
@@ -69,7 +70,7 @@ def trace(
             if two_sided
             else f"{type(model).__name__} is not an encoder–decoder; leave target out, or pass text_pair."
         )
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), _evaluating(head):
         encoded = _encode(model, tokenizer, CorpusExample("trace", text, text_pair, target), add_special_tokens)
         builder = InputBuilder(model, tokenizer)
         sites = find_sites(model, builder.build_probe(encoded))

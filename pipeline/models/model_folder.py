@@ -129,7 +129,8 @@ def check_config(folder: Path) -> None:
     check_counts(raw, f"{folder}/config.json")
     if (folder / "adapter_config.json").exists():
         raise ConfigError(
-            f"{folder} is an adapter; expected a whole model. Merge the adapter into its base model and save the result"
+            f"{folder} is an adapter, and the base model of another one; expected a whole model. Merge this adapter into "
+            "its base model with peft, and save the result"
         )
     for key, value in json_values(raw):
         if isinstance(value, str) and "implementation" in key and "/" in value:

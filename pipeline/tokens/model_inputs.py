@@ -39,9 +39,9 @@ class InputBuilder:
         accepted = inspect.signature(model.forward).parameters
         pad = tokenizer.pad_token_id if tokenizer is not None else None
         pad = pad if pad is not None else getattr(model.config, "pad_token_id", None)
-        embedding = model.get_input_embeddings()
+        n_ids = getattr(model.config.get_text_config(), "vocab_size", 1)
         # padding is hidden, so any id that the model has will do
-        self._pad = pad if isinstance(pad, int) and 0 <= pad < getattr(embedding, "num_embeddings", 1) else 0
+        self._pad = pad if isinstance(pad, int) and 0 <= pad < n_ids else 0
         self._device = model.device
         self._images = images
         self._two_sided = bool(getattr(model.config, "is_encoder_decoder", False))

@@ -77,7 +77,8 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     facts.add_row("tokens", ", ".join(f"{n:,} {name}" for name, n in opened.n_tokens.items()))
     facts.add_row("on disk", f"{size_text(opened.bytes_on_disk)} in {len(opened.segments)} segments")
     for site in opened.sites.values():
-        heads = f"{site.n_layers} layers × {site.n_heads} heads"
+        numbers = f" ({site.layer_text})" if site.layer_numbers else ""
+        heads = f"{site.n_layers} layers{numbers} × {site.n_heads} heads"
         shared = f", {site.n_kv_heads} key heads" if site.n_kv_heads != site.n_heads else ""
         width = f", d_head {site.d_head}" if opened.spec.capture == "interface" else ""
         facts.add_row(f"site {site.name}", f"{heads}{shared}{width}{', causal' if site.causal else ''}")
