@@ -156,11 +156,14 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False)) or "cross" in by_site
     rotated_calls = [call for name, call in zip(names, recorder.calls, strict=True) if name != "cross"]
     frequency = rotary_frequency(rotation, rotated_calls)
-    sites = [_site(name, by_site[name], rotary, () if name == "cross" else frequency, two_sided) for name in order]
+    sites = [
+        _site(name, by_site[name], numbers[name], rotary, () if name == "cross" else frequency, two_sided)
+        for name in order
+    ]
     described = (
         with_masks(site, [probed_mask(call, causal=site.causal) for call in by_site[site.name]]) for site in sites
     )
-    return ModelSites(tuple(described), tuple(calls))
+    return ModelSites(tuple(described), tuple(calls), left_out=tuple(left_out))
 
 
 def with_masks(site: Site, masks: Sequence[LayerMask | None]) -> Site:
@@ -172,11 +175,6 @@ def with_masks(site: Site, masks: Sequence[LayerMask | None]) -> Site:
         "stored_masks": tuple(layer for layer, mask in enumerate(masks) if mask is None),
     }
     return site.model_copy(update=update)
-    sites = (
-        _site(name, by_site[name], numbers[name], rotary, () if name == "cross" else frequency, two_sided)
-        for name in order
-    )
-    return ModelSites(tuple(sites), tuple(calls), left_out=tuple(left_out))
 
 
 def _layer_numbers(model: PreTrainedModel, site: SiteName, names: list[str], watch: AttentionWatch) -> tuple[int, ...]:
