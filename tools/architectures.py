@@ -307,6 +307,7 @@ HYBRIDS: dict[str, Architecture] = {
             "head_dim": 8,
             "attention_window_size": 4,
         },
+        peak=3.0,
     ),
     "gemma4": Architecture(
         "Gemma4Text",
@@ -342,11 +343,12 @@ TASK_HEADS: dict[str, Architecture] = {
 """Models with a task head. They run without it."""
 
 TOWERS: dict[str, Architecture] = {
-    "siglip text": Architecture("SiglipText", {**SMALL, "max_position_embeddings": 64}),
+    "siglip text": Architecture("SiglipText", {**SMALL, "max_position_embeddings": 64}, peak=1.5),
     "siglip vision": Architecture(
         "SiglipVision",
         {**{name: SMALL[name] for name in SMALL if name != "vocab_size"}, "image_size": 16, "patch_size": 4},
         kind="image",
+        peak=1.5,
     ),
 }
 """Towers of a model that compares texts with images, and models of which a part is outside the interface."""
