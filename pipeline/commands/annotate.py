@@ -20,7 +20,7 @@ def annotate(
         Path | None,
         typer.Argument(
             metavar="FILE",
-            help="A .jsonl, .csv, .tsv, .parquet or .conllu file. Its rows name examples by `id`.",
+            help="A .jsonl, .csv, .tsv, .parquet or .conllu file, also compressed. Its rows name examples by `id`.",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +56,7 @@ def annotate(
 
     if remove:
         opened = remove_annotation(store, name)
-        n_examples = 0
+        n_examples = n_skipped = 0
     else:
         if file is None:
             raise ConfigError("FILE is missing; expected headatlas annotate STORE FILE --name NAME.")
@@ -71,7 +71,9 @@ def annotate(
             made_from=describe_annotation_file(file, column or name),
             replace=replace,
         )
-        n_examples = len(values)
+        skipped = {row.id for row in opened.manifest.skipped}
+        n_skipped = sum(name in skipped for name in values)
+        n_examples = len(values) - n_skipped
     if as_json:
         report = {
             "path": opened.location,
@@ -79,7 +81,7 @@ def annotate(
             "name": name,
             "kind": "removed" if remove else kind,
         }
-        print(json.dumps(report | {"n_examples": n_examples}, indent=1))
+        print(json.dumps(report | {"n_examples": n_examples, "n_skipped": n_skipped}, indent=1))
     elif remove:
         print(f"{opened.location}: manifest {opened.manifest.number} no longer has {name}.")
     else:
@@ -88,3 +90,5 @@ def annotate(
             f"{opened.location}: manifest {opened.manifest.number} has {name} ({kind}) of {n_examples:,} of "
             f"{opened.n_examples:,} examples. Name in patterns: {reference}"
         )
+        if n_skipped:
+            print(f"Left out: the values of {n_skipped:,} examples that the store lists as skipped or dropped.")

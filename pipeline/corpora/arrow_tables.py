@@ -66,7 +66,10 @@ def iter_parquet(path: Path, check_header: CheckHeader) -> Rows:
                     number += 1
                     yield number, record if isinstance(record, dict) else Quarantined(number, record)
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"corpus.path {str(path)!r} cannot be read as Parquet after row {number}: {error}") from error
+        raise ConfigError(
+            f"corpus.path {str(path)!r} cannot be read as Parquet after row {number}: {error}. "
+            "Check corpus.kind; Parquet files are read as they are, without another compression"
+        ) from error
 
 
 def saved_files(path: Path) -> list[CorpusFile] | None:
@@ -146,7 +149,9 @@ def iter_arrow(path: Path, check_header: CheckHeader) -> Rows:
                         number += 1
                         yield number, record if isinstance(record, dict) else Quarantined(number, record)
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"corpus.path {str(path)!r} cannot be read as Arrow after row {number}: {error}") from error
+        raise ConfigError(
+            f"corpus.path {str(path)!r} cannot be read as Arrow after row {number}: {error}. Check corpus.kind"
+        ) from error
 
 
 def _is_compressed(metadata: bytes) -> bool:

@@ -120,6 +120,8 @@ def _no_files(folder: Path, kind: str) -> str:
             f"{message}. Name one of its folders ({shown}), or files of all folders with a glob: "
             f"{str(folder / '**' / ('*' + ENDINGS[kind][0]))!r}"
         )
+    if kind == "templates":
+        return f"{message}. Name a grammar file"
     return f"{message}. Check corpus.kind, or name the files with a glob: {str(folder / '*')!r}"
 
 

@@ -50,8 +50,7 @@ def iter_delimited(
             if fault is not None:
                 raise ConfigError(
                     f"corpus.path {str(path)!r}: the header, line {fault.line}, cannot be read: {fault.reason}. "
-                    "Set corpus.encoding to the encoding of the file (often cp1252, latin-1 or gb18030), and "
-                    "corpus.delimiter to its separator"
+                    + _advice(fault.reason)
                 )
             assert isinstance(row, list)
             header = row
@@ -71,6 +70,15 @@ def iter_delimited(
             yield fault.line, fault
     if header is None:
         raise ConfigError(f"corpus.path {str(path)!r} has no header line; the first line must name the columns")
+
+
+def _advice(reason: str) -> str:
+    """Return what can be done about a header that cannot be read."""
+    if reason.startswith("not "):
+        return "Set corpus.encoding to the encoding of the file; it is often cp1252, latin-1 or gb18030"
+    if "carriage return" in reason:
+        return "If the lines of the file end in carriage returns, convert them to line feeds"
+    return "Set corpus.quoting = false if quotes are part of the text"
 
 
 class _Lines:

@@ -126,20 +126,25 @@ class RecordReader:
                 return Quarantined(number, f"no {name!r}")
         text = texts["text"]
         try:
-            annotations = self._annotate_words(record, text, texts["text_pair"], consumed, left_out)
+            annotations = None
+            if self._field["words"] in record or self._field["spans"] in record:
+                annotations = self._annotate_words(record, text, texts["text_pair"], consumed, left_out)
+                text = annotations.text
             name = self._read_id(file, number, record, consumed, left_out)
         except UnusableField as error:
             return Quarantined(number, str(error))
-        if annotations.text is None:
+        if text is None:
             return Quarantined(number, f"no {self._field['text']!r}")
         columns = self._read_columns(record, consumed, left_out)
         return CorpusExample(
             id=name,
-            text=annotations.text,
+            text=text,
             text_pair=texts["text_pair"],
             target=texts["target"],
-            words=annotations.words,
-            word_columns={self._names(field): values for field, values in annotations.columns.items()},
+            words=() if annotations is None else annotations.words,
+            word_columns={}
+            if annotations is None
+            else {self._names(field): values for field, values in annotations.columns.items()},
             columns=columns,
             left_out=left_out.omissions(),
         )

@@ -6,20 +6,39 @@ import json
 from pathlib import Path
 from typing import Any
 
+from headatlas.store.errors import ConfigError
+
 from .corpus_files import iter_lines
 from .fields import Rows
 from .records import Quarantined
 
 
+class _RepeatedFieldError(ValueError):
+    """Raised for an object that has two fields of one name."""
+
+
 def iter_jsonl(path: Path, encoding: str) -> Rows:
-    """Yield the objects of a JSON Lines file with the numbers of their lines."""
+    """Yield the objects of a JSON Lines file with the numbers of their lines.
+
+    Raises
+    ------
+    ConfigError
+        The file is one JSON value over several lines, or a list.
+    """
     for number, line in iter_lines(path, encoding):
+        if number == 1 and isinstance(line, str) and (line.lstrip().startswith("[") or line.strip() == "{"):
+            raise ConfigError(
+                f"corpus.path {str(path)!r} is JSON, but not JSON Lines: expected one object in each line. Convert a list "
+                f"with  jq -c '.[]' {path.name} > {path.stem}-lines.jsonl"
+            )
         yield number, line if isinstance(line, Quarantined) else _parse(number, line)
 
 
 def _parse(number: int, line: str) -> dict[str, Any] | Quarantined:
     try:
         record = json.loads(line, object_pairs_hook=_unique)
+    except _RepeatedFieldError as error:
+        return Quarantined(number, str(error))
     except (ValueError, RecursionError) as error:
         return Quarantined(number, "empty line" if not line.strip() else f"not JSON: {error}")
     if isinstance(record, dict):
@@ -31,5 +50,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        raise _RepeatedFieldError(f"the field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return fields

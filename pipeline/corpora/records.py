@@ -65,6 +65,8 @@ class LeftOut:
 
     def omissions(self) -> tuple[Omission, ...]:
         """Return one omission for each kind and reason."""
+        if not self._names:
+            return ()
         return tuple(
             _omission(what, len(names), reason, tuple(dict.fromkeys(names))[:LISTED_NAMES])
             for (what, reason), names in self._names.items()

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from headatlas.store.errors import BudgetError
 from headatlas.store.files.drafts import check_free_space
-from headatlas.store.files.manifest import SegmentEntry, Skipped, left_out_of
+from headatlas.store.files.manifest import SegmentEntry, Skipped, left_out_of, read_manifest
 from headatlas.store.schema.omissions import Omissions
 from headatlas.store.writing.extension import extend_store
 from headatlas.store.writing.store_writer import Replacement, StoreWriter
@@ -146,7 +146,7 @@ def execute_job(
             if pending is not None:
                 _report_segment(pending.result(), on_event)
     add_deferred(job.path, job.config.keep.computed_later, on_event)
-    manifest = writer.manifest
+    manifest, _ = read_manifest(job.path)
     n_bytes = sum(entry.data_bytes + entry.bytes for entry in manifest.segments)
     seconds = time.monotonic() - start_time
     left_out = left_out_of(manifest)

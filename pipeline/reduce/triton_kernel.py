@@ -8,7 +8,8 @@ SDPA computes the attention output. With `TRITON_INTERPRET=1` the same code runs
 
 # Triton may not be installed, and the annotations of its reductions include tuples as results.
 # pyright: reportMissingImports=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportIndexIssue=false
+# pyright: reportIndexIssue=false, reportInvalidTypeForm=false, reportPossiblyUnboundVariable=false
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import math

@@ -101,7 +101,8 @@ def open_corpus(options: CorpusOptions, on_event: OnEvent = lambda event: None) 
         first = f"; the first: {quarantined[0].reason}" if quarantined else ""
         skipped = f" after the first {options.skip}, which corpus.skip leaves out" if options.skip else ""
         raise ConfigError(
-            f"{options.path} has no example{skipped} ({n_quarantined} records could not be read{first}); expected at least one."
+            f"{options.path} has no example{skipped} ({n_quarantined} records could not be read{first}). Check corpus.kind, "
+            "corpus.encoding and the names of the fields."
         )
     description = {**describe_corpus(options, examples), "n_quarantined": n_quarantined}
     renamed = Renamed(columns=columns, ids=ids, n_ids=n_ids)

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 LISTED_NAMES = 20
+MAX_REASONS = 50
+_OTHER = "other reasons"
 _MAX_CHARS = 300
 
 
@@ -34,7 +36,7 @@ class Omission(BaseModel):
     reason: _Text
     """Completes the sentence "3 columns left out: …"."""
     names: tuple[_Text, ...] = Field(default=(), max_length=LISTED_NAMES)
-    """The first `LISTED_NAMES` names."""
+    """The first `LISTED_NAMES` names, each once: those of records, or of the fields that values belong to."""
     n_examples: int | None = Field(default=None, ge=0, lt=2**53)
     """Number of examples that contain them; None if they belong to no example."""
 
@@ -44,13 +46,16 @@ class Omission(BaseModel):
         where = ""
         if self.n_examples is not None:
             where = f" of {self.n_examples:,} example{'s' if self.n_examples != 1 else ''}"
-        more = ", …" if self.n > len(self.names) else ""
+        more = ", …" if self.n > len(self.names) == LISTED_NAMES else ""
         names = f" ({', '.join(self.names)}{more})" if self.names else ""
         return f"{self.n:,} {kind}{where} left out: {self.reason}{names}"
 
 
 class Omissions:
-    """Sum of omissions. Those of one kind are added if their reasons differ at most in numbers."""
+    """Sum of omissions. Those of one kind are added if their reasons differ at most in numbers.
+
+    After `MAX_REASONS` sums, omissions for further reasons are added by their kind alone.
+    """
 
     def __init__(self, omissions: Iterable[Omission] = ()) -> None:
         self._rows: dict[tuple[str, str], Omission] = {}
@@ -61,6 +66,9 @@ class Omissions:
         """Add an omission."""
         key = omission.what, _NUMBER.sub("0", omission.reason)
         row = self._rows.get(key)
+        if row is None and len(self._rows) >= MAX_REASONS:  # a reason may quote the record
+            omission, key = omission.model_copy(update={"reason": _OTHER}), (omission.what, _OTHER)
+            row = self._rows.get(key)
         if row is None:
             self._rows[key] = omission
             return

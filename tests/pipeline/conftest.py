@@ -1,10 +1,16 @@
-"""Tiny models, a folder with one of them and its tokenizer, and a job over a few sentences."""
+"""Tiny models, a folder with one of them and its tokenizer, a job over a few sentences, and the Triton kernel."""
 
 from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from headatlas.pipeline import reduce as reduce_package
 from tools.tiny_models import build_inputs, build_model
 
 
@@ -111,3 +117,17 @@ def tiny_job(tiny_folder, tmp_path):
         "store": {"path": str(tmp_path / "store"), "segment_examples": 8},
         "run": {"batch_size": 4, "threads": 1},
     }
+
+
+@pytest.fixture(scope="session")
+def triton_kernel() -> ModuleType:
+    """The module of the Triton kernel, imported without annotation checks, because Triton cannot read wrapped functions."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install headatlas[gpu]")
+    name = "headatlas.pipeline.reduce.triton_kernel"
+    spec = importlib.util.spec_from_file_location(name, Path(reduce_package.__path__[0]) / "triton_kernel.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # bypasses the hook that checks annotations
+    spec.loader.exec_module(module)
+    reduce_package.triton_kernel = module  # type: ignore[attr-defined]
+    return module

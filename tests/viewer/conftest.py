@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,20 +182,21 @@ def write_store(
     genres: list[str] | None = None,
     targets: list[str] | None = None,
     table_of: Callable[[list[str], list[str | None]], TokenTable] = token_table,
-    left_out: Sequence[dict[str, Any]] = (),
+    provenance: dict[str, Any] | None = None,
     site: Site = SITE,
 ) -> Path:
     """Write a store of `n_segments` segments. If `planned` is larger the job is unfinished.
 
     `rows`, `second`, `ids`, `genres` and `site` replace the default texts, ids, annotations and site. With `targets`
-    the store is that of an encoder–decoder. `table_of` makes the tokens of texts; `left_out` is what the job left out.
+    the store is that of an encoder–decoder. `table_of` makes the tokens of texts; `provenance` adds entries.
     """
     n_examples = len(rows) if rows else n_examples
     spec = TraceSpec(
         sites=(SITE, DECODER, CROSS) if targets else (site,), keep=keep or Keep(edges=EDGES), statistics=STATISTIC_NAMES
     )
     writer = StoreWriter.create(
-        path, spec=spec, provenance={"model": {"name": "tiny-<b>random</b>"}, "corpus": {"name": "hostile"}, "left_out": [*left_out]},
+        path, spec=spec,
+        provenance={"model": {"name": "tiny-<b>random</b>"}, "corpus": {"name": "hostile"}, **(provenance or {})},
         n_examples_planned=n_examples, n_segments_planned=planned or n_segments, threads=1,
     )  # fmt: skip
     rng, rows, pairs = np.random.default_rng(7), rows or texts(n_examples), second or [None] * n_examples

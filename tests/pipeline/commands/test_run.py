@@ -99,7 +99,8 @@ def test_log_lines():
     log(SegmentDone(1, 20, 12_345_678))
     log(ExampleSkipped(3, "x", "too long"))
     log(SegmentRestarted(2, 1))
-    log(JobDone("out", 100, 12_345_678, 75.2, (Omission(what="records", n=2, reason="empty text", names=("line 3",)),)))
+    records = Omission(what="records", n=2, reason="empty text", names=("line 3", "line 4"))
+    log(JobDone("out", 100, 12_345_678, 75.2, (records,)))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "tiny → out: 100 examples in 5 segments, 20 of them already stored"
     assert lines[1].startswith("segment 1 committed: 40 of 100 examples, ")
@@ -108,7 +109,7 @@ def test_log_lines():
     assert lines[3] == "segment 2 is computed again without 1 example"
     assert lines[4:] == [
         "done: 100 examples, 12.3 MB in out after 1 min 15 s",
-        "2 records left out: empty text (line 3, …)",
+        "2 records left out: empty text (line 3, line 4)",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 MIB = 1 << 20
 MAX_GROWTH = 900 * MIB
@@ -84,6 +86,31 @@ def nested_texts(path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "label": lists}), path, compression="zstd")
 
 
+def write_arrow(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def arrow_texts(path: Path) -> None:
+    write_arrow(path, pa.table({"text": repeated("a" * (8 * MIB), 300)}))
+
+
+def arrow_list(path: Path) -> None:
+    values = pa.Array.from_buffers(pa.bool_(), 88 * MIB, [None, pa.py_buffer(bytes(11 * MIB))])
+    lists = pa.ListArray.from_arrays(pa.array([0, 88 * MIB], pa.int32()), values)
+    write_arrow(path, pa.table({"text": ["a"], "words": lists}))
+
+
+def dotted(path: Path) -> None:
+    table = pa.table({"text": ["a"] * 200, "a.b": repeated("a" * (12 * MIB), 200)})
+    pq.write_table(table, path, compression="zstd")
+
+
+def joined(path: Path, compress: Callable[[bytes], bytes]) -> None:
+    """One line of 1.2 GiB, as packed blocks of 16 MiB one after the other."""
+    path.write_bytes(compress(LINE * 16) * 75 + compress(b"\nlast\n"))
+
+
 LINE = b"the cat runs " * (MIB // 13)
 CASES: dict[str, tuple[str, Callable[[Path], None], dict[str, str], str]] = {
     "dictionary": ("b.parquet", lambda path: write_parquet(path, repeated("the " * (4 * MIB), 200)), {"kind": "parquet"}, "has no example (200"),
@@ -93,6 +120,12 @@ CASES: dict[str, tuple[str, Callable[[Path], None], dict[str, str], str]] = {
     "plain pages": ("b.parquet", plain, {"kind": "parquet"}, "expands to"),
     "long list": ("b.parquet", nested, {"column": "label"}, "expands to"),
     "list of long texts": ("b.parquet", nested_texts, {"column": "label"}, "longer than 16777216 bytes"),
+    "text of Arrow": ("b.arrow", arrow_texts, {"kind": "arrow"}, "BudgetError"),
+    "list of Arrow": ("b.arrow", arrow_list, {"kind": "arrow"}, "has no example (1 records could not be read; the first: longer"),
+    "dotted name": ("b.parquet", dotted, {"kind": "parquet"}, "BudgetError"),
+    "one line of zst": ("b.txt.zst", lambda path: joined(path, zstandard.compress), {"kind": "text"}, "1 examples, 1 quarantined"),
+    "one line of xz": ("b.txt.xz", lambda path: joined(path, lzma.compress), {"kind": "text"}, "1 examples, 1 quarantined"),
+    "open quote": ("b.csv.gz", lambda path: pack(path, [b'id,text\na,ok\nb,"', *[b"\n" * MIB] * 2, b"c,ok\n"]), {"kind": "csv"}, "2 examples, 1 quarantined"),
     "one line": ("b.jsonl.gz", lambda path: pack(path, [b'{"text": "', *[LINE] * 1000, b'"}\n{"text": "last"}']), {"kind": "jsonl"}, "1 examples, 1 quarantined"),
     "many lines": ("b.txt.gz", lambda path: pack(path, [LINE + b"\n"] * 1000), {"kind": "text"}, "BudgetError"),
     "empty lines": ("b.txt.gz", lambda path: pack(path, [b"the cat\n", b"\n" * (4 * MIB)]), {"kind": "text"}, "1 examples, 4194304 quarantined"),

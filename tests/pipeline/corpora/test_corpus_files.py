@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,18 @@ def test_compressed_files(ending: str, tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(ConfigError, match="cannot be read to its end"):
             examples_of("text", path)
+
+
+def test_memory_that_an_xz_file_asks_for_is_limited(tmp_path: Path) -> None:
+    packed = bytearray(lzma.compress(b"one\n"))
+    header = slice(12, 12 + 4 * (packed[12] + 1) - 4)  # of the first block, without its checksum
+    packed[16] = 36  # a dictionary of 512 MiB
+    packed[header.stop : header.stop + 4] = zlib.crc32(packed[header]).to_bytes(4, "little")
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(packed)
+    assert lzma.decompress(packed) == b"one\n"
+    with pytest.raises(ConfigError, match="Memory usage limit"):
+        examples_of("text", path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-8-sig", "gb18030"])

@@ -114,7 +114,7 @@ def test_values_that_no_annotation_can_hold(tmp_path: Path) -> None:
 
 def test_a_field_that_occurs_twice(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": "b", "label": 1, "label": 2}\n')
-    assert Reading("jsonl", tmp_path / "x.jsonl").faults == [(2, "not JSON: the field 'label' occurs twice")]
+    assert Reading("jsonl", tmp_path / "x.jsonl").faults == [(2, "the field 'label' occurs twice")]
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], ["text", "n", "n"])
     pq.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(ConfigError, match="the header repeats 'n'"):
@@ -287,3 +287,27 @@ def test_images_name_what_is_not_read(tmp_path: Path) -> None:
         ("frames", 2, ("a.gif frame 1", "a.gif frame 2")),
     ]
     assert Reading("images", tmp_path / "a.gif").ids == ["a"]
+
+
+@pytest.mark.parametrize(
+    "content", ['[\n {"text": "a"},\n {"text": "b"}\n]\n', '[{"text": "a"}]', '{\n "text": "a"\n}\n']
+)
+def test_json_that_is_not_json_lines_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(content)
+    with pytest.raises(ConfigError, match="is JSON, but not JSON Lines: expected one object in each line"):
+        Reading("jsonl", tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "id,text\r1,a\r",
+            "a carriage return outside quotes. If the lines of the file end in carriage returns, convert",
+        ),
+        ('id,"text\n1,a\n', "a quote is opened here and never closed. Set corpus.quoting = false"),
+    ],
+)
+def test_advice_for_headers_that_cannot_be_read(content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_csv(tmp_path, content)

@@ -224,3 +224,10 @@ def test_hostile_text_is_refused_with_a_printable_error(text):
 def test_long_flat_expressions_are_parsed():
     pattern = Pattern.parse(" or ".join(f"query.id == {n}" for n in range(200)))
     assert len(pattern.node.children) == 200
+
+
+def test_names_of_columns_are_composed() -> None:
+    composed, decomposed = "\u00e9t\u00e9", "e\u0301te\u0301"
+    for text in (f"example.{decomposed} == 1", f'example["{decomposed}"] == 1'):
+        assert to_text(parse(text, {})) == f"example.{composed} == 1"
+    assert to_text(parse("example.类别 == 1", {})) == "example.类别 == 1"

@@ -1,4 +1,11 @@
-from headatlas.store.schema.omissions import LISTED_NAMES, Omission, Omissions, count_by_reason, read_omissions
+from headatlas.store.schema.omissions import (
+    LISTED_NAMES,
+    MAX_REASONS,
+    Omission,
+    Omissions,
+    count_by_reason,
+    read_omissions,
+)
 
 
 def test_omissions_of_one_kind_and_reason_are_added():
@@ -30,3 +37,10 @@ def test_a_forged_list_is_no_list():
     long = [{"what": "w" * 10**6, "n": 1, "reason": "r" * 10**6, "names": ["n" * 10**6]}]
     (row,) = read_omissions({"left_out": long})
     assert len(str(row)) < 1000
+
+
+def test_the_number_of_reasons_is_limited():
+    rows = Omissions(Omission(what="records", n=1, reason=f"not {'x' * i}", names=(f"{i}",)) for i in range(500))
+    assert len(rows) == MAX_REASONS + 1
+    assert sum(row.n for row in rows) == 500
+    assert str(list(rows)[-1]).startswith(f"{500 - MAX_REASONS} records left out: other reasons ({MAX_REASONS}, ")

@@ -50,7 +50,9 @@ def data(tmp_path_factory):
         {"what": "words", "n": 20, "reason": CUT, "n_examples": 4},
         {"what": "columns", "n": 1, "reason": "a list", "names": ["tags"]},
     ]
-    return DataSource(open_store(write_store(folder / "s", rows=[TEXT] * 4, table_of=table_of, left_out=left_out)))
+    return DataSource(
+        open_store(write_store(folder / "s", rows=[TEXT] * 4, table_of=table_of, provenance={"left_out": [*left_out]}))
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from headatlas.store.errors import HeadAtlasError
 from headatlas.store.store import open_store
 
 pytestmark = [
-    pytest.mark.usefixtures("interpreter"),
+    pytest.mark.usefixtures("triton_kernel"),
     pytest.mark.skipif(
         importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install headatlas[gpu]"
     ),

@@ -1,12 +1,7 @@
 """Tests of the Triton kernel in Triton's interpreter on the CPU, against torch operations."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,13 +19,8 @@ from headatlas.pipeline.tokens.model_inputs import ModelInputs
 from headatlas.store.schema.capture_statistics import STATISTIC_NAMES
 from headatlas.store.schema.traces import Keep, TraceSpec
 
-interpreted = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install headatlas[gpu]"
-)
+interpreted = pytest.mark.usefixtures("triton_kernel")
 LENGTHS = {"source": [6, 4, 1], "target": [3, 5, 2]}
-
-
-pytestmark = pytest.mark.usefixtures("interpreter")
 
 
 def agreement(name, model_of, inputs_of, keep=None, lengths=LENGTHS, **options):
@@ -89,9 +79,7 @@ def test_rows_longer_than_a_block_of_keys(model_of, inputs_of):
 
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_kernel_that_differs_is_noticed(model_of, inputs_of, monkeypatch):
-    from headatlas.pipeline.reduce import triton_kernel
-
+def test_a_kernel_that_differs_is_noticed(triton_kernel, model_of, inputs_of, monkeypatch):
     original = triton_kernel.reduce_on_device
 
     def rescaled(call, request):
@@ -175,24 +163,6 @@ def test_an_error_on_the_way_is_raised_when_the_block_ends(model_of, inputs_of, 
 
     with pytest.raises(OSError, match="no place"):
         run()
-
-
-@interpreted
-def test_it_compiles_for_gpus(repository):
-    """Compile to machine code. The code uses tensor cores if query and key have half precision.
-
-    Triton caches the machine code under a hash of the kernel's source, its own version and the options.
-    """
-    script = Path(__file__).with_name("compile_triton.py")
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(repository / "build" / "triton")}
-    process = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr[-2000:]
-    report = json.loads(process.stdout)
-    assert len(report) == 8
-    for name, binary in report.items():
-        assert binary["elf"], name
-        assert binary["shared"] <= 48 * 1024, name  # the shared memory that every GPU offers per block
-        assert binary["tensor_cores"] == ("float32" not in name), name
 
 
 def test_a_gpu_is_served_by_triton_where_it_is_installed(monkeypatch):
