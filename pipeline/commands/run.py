@@ -168,6 +168,7 @@ def _projection_json(projection: JobProjection, job: Job) -> dict[str, Any]:
         "n_skipped": len(job.skipped),
         "n_quarantined": job.n_quarantined,
         "left_out": _left_out(job).to_json(),
+        "encoding": list(job.notes),
         **asdict(projection),
         "raw_bytes": projection.raw_bytes,
         "stored_bytes": projection.stored_bytes,
@@ -196,6 +197,8 @@ def _print_projection(projection: JobProjection, job: Job) -> None:
         f"({projection.wasted_tokens:.1%} of computed tokens are padding)",
         highlight=False,
     )
+    for note in job.notes:
+        console.print(note, highlight=False, markup=False)
     for omission in _left_out(job):
         console.print(str(omission), highlight=False, markup=False)
     origin = "from a sample" if projection.besides else "an estimate"

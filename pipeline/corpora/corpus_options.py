@@ -54,6 +54,9 @@ class FieldOptions(CorpusOptions):
     text_pair: str | None = None
     target: str | None = None
     id: str | None = None
+    messages: str | None = None
+    """Field with a conversation, a list of messages with role and content. By default ``messages`` is read where a record
+    has no text. The chat template of the model turns it into the text."""
     columns: tuple[str, ...] | None = None
     """Fields to keep as annotations of the example; by default all other fields with a single value."""
 

@@ -11,6 +11,7 @@ from headatlas.store.errors import ConfigError
 
 from .corpus_options import FieldOptions
 from .examples import CorpusExample
+from .messages import read_messages
 from .records import ColumnNames, Quarantined, check_text, default_id
 
 _ROLES = ("text", "text_pair", "target", "id")
@@ -23,14 +24,18 @@ class RecordReader:
         self._options = options
         self._names = ColumnNames()
         self._role_field = {role: getattr(options, role) or role for role in _ROLES}
+        self._messages = options.messages or "messages"
         self._named_roles = {role for role in _ROLES if getattr(options, role) is not None}
 
     def check_header(self, fields: Iterable[str]) -> None:
         """Raise ConfigError if the table lacks a column that the options name."""
         header = list(fields)
         settings = [(f"corpus.{role}", self._role_field[role]) for role in _ROLES if role in self._named_roles]
+        settings += [("corpus.messages", name) for name in (self._options.messages,) if name is not None]
         settings += [("corpus.columns", name) for name in self._options.columns or ()]
         settings += [("corpus.numbers", name) for name in getattr(self._options, "numbers", ())]
+        if self._messages in header:  # a conversation takes the place of the text
+            settings.remove(("corpus.text", self._role_field["text"]))
         for setting, name in settings:
             if name not in header:
                 near = get_close_matches(name, header, n=1)
@@ -41,9 +46,16 @@ class RecordReader:
 
     def read(self, number: int, record: Mapping[str, Any]) -> CorpusExample | Quarantined:
         """Convert a record to an example, or to a `Quarantined` with the reason."""
+        messages, left_out = (), ()
+        has_messages = self._options.messages is not None or self._messages in record
+        if has_messages and (self._options.messages is not None or record.get(self._role_field["text"]) is None):
+            outcome = read_messages(record.get(self._messages))
+            if isinstance(outcome, str):
+                return Quarantined(number, f"{self._messages!r}: {outcome}")
+            messages, left_out = outcome
         values: dict[str, str | None] = {}
         for role, name in self._role_field.items():
-            value = record.get(name)
+            value = "" if role == "text" and messages else record.get(name)
             if value is None and role in self._named_roles:
                 return Quarantined(number, f"no {name!r}")
             if role == "id" and isinstance(value, int):
@@ -53,7 +65,7 @@ class RecordReader:
             values[role] = value
         for role in ("text", "text_pair", "target"):
             text = values[role]
-            if text is not None and (reason := check_text(text)):
+            if text is not None and not (role == "text" and messages) and (reason := check_text(text)):
                 return Quarantined(number, reason if role == "text" else f"{self._role_field[role]!r}: {reason}")
         text = values["text"]
         if text is None:
@@ -63,7 +75,13 @@ class RecordReader:
             return Quarantined(number, f"the id {name!r} is {check_text(name)}")
         columns = self._read_columns(record)
         return CorpusExample(
-            id=name, text=text, text_pair=values["text_pair"], target=values["target"], columns=columns
+            id=name,
+            text=text,
+            text_pair=values["text_pair"],
+            target=values["target"],
+            columns=columns,
+            left_out=left_out,
+            messages=messages,
         )
 
     def _read_columns(self, record: Mapping[str, Any]) -> dict[str, str | int | float | None]:

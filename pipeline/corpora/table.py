@@ -250,6 +250,8 @@ def _value_bytes(column: Any) -> np.ndarray:
         ends = np.append(0, np.cumsum(_value_bytes(column.flatten())))
         stops = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False))
         return np.diff(ends[np.append(0, stops)])
+    if pa.types.is_struct(column.type):
+        return sum((_value_bytes(field) for field in column.flatten()), np.zeros(len(column), np.int64))
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         return pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return np.full(len(column), 8, np.int64)
@@ -260,6 +262,8 @@ def _readable_columns(schema: Any) -> list[str]:
 
     def is_plain(kind: Any) -> bool:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+            return {"role", "content"} <= {kind.value_type.field(i).name for i in range(kind.value_type.num_fields)}
         checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_boolean)
         return any(check(kind) for check in checks) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
 

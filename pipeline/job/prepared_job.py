@@ -25,7 +25,6 @@ from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
 from ..tokens.batch_plan import BatchLimits, SegmentSpec, plan_segments
 from ..tokens.corpus_encoding import Corpus, encode_corpus, open_corpus
-from ..tokens.words_left_out import words_left_out
 from .deferred_statistics import check_deferred
 from .process_memory import resident_bytes
 from .resources import ModelShape
@@ -59,6 +58,8 @@ class Job:
     n_quarantined: int
     left_out: Omissions
     """What the corpus or the model holds and no segment can hold; skipped examples are in `skipped`."""
+    notes: tuple[str, ...]
+    """Ways in which texts became tokens that a reader does not expect."""
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
     resident_model_bytes: int = 0
@@ -120,7 +121,8 @@ def prepare_job(
         if loaded.model.device.type == "cpu":
             resident_model_bytes = min(model_shape(loaded).weight_bytes, max(0, resident_bytes() - bytes_before))
     corpus = corpus or open_corpus(config.corpus, on_event)
-    examples, skipped = encode_corpus(config.encoding, loaded, corpus, on_event)
+    encoded = encode_corpus(config.encoding, loaded, corpus, on_event)
+    examples, skipped = encoded.examples, encoded.skipped
 
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = next(example for i, example in enumerate(examples) if i not in skipped)
@@ -160,7 +162,8 @@ def prepare_job(
         examples=examples,
         skipped=skipped,
         n_quarantined=corpus.n_quarantined,
-        left_out=Omissions([*corpus.left_out, *words_left_out(examples)]),
+        left_out=Omissions([*corpus.left_out, *encoded.left_out]),
+        notes=encoded.notes,
         segments=segments,
         provenance={},
         resident_model_bytes=resident_model_bytes,
@@ -194,6 +197,7 @@ def _describe(job: Job, corpus: Corpus) -> dict[str, Any]:
         "corpus": corpus.description,
         "quarantined": [{"line": record.line, "reason": record.reason} for record in corpus.quarantined],
         "left_out": job.left_out.to_json(),
+        "encoding": list(job.notes),
         "config": job.config.identity(),
         "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         "device": str(job.loaded.model.device),

@@ -169,6 +169,6 @@ def _charsmap_growth(charsmap: str) -> int:
 
 
 def normalizer_of(tokenizer: Any) -> Any:
-    """Return the normalizer of a loaded fast tokenizer, as in tokenizer.json; None if it has none."""
-    normalizer = tokenizer.backend_tokenizer.normalizer
+    """Return the normalizer of a loaded tokenizer, as in tokenizer.json; None if it has none or no fast version."""
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
     return None if normalizer is None else json.loads(normalizer.__getstate__())

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from headatlas.store.errors import ConfigError, UnsupportedModelError
-from headatlas.store.schema.token_table import TokenFlag
+from headatlas.store.schema.token_table import MISSING, TokenFlag
 
 from ..corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
 from ..models.attention_implementation import implementation
 from .batch_plan import BatchLimits
+from .text_encoding import TextEncoding
 from .token_options import GenerateConfig
-from .tokenizer import make_sequence
+from .tokenizer import SpecialTokens, make_sequence, with_words
 from .word_split import split_words
 
 if TYPE_CHECKING:
@@ -151,6 +152,18 @@ def _batches(
     return batches
 
 
+def cannot_continue(encoded: EncodedExample) -> str | None:
+    """Return the reason why the text of a cut example cannot be continued, or None if it can."""
+    if not encoded.truncated:
+        return None
+    if encoded.example.text_pair is not None:
+        return "a pair of texts that was cut to the token limit cannot be continued"
+    text_starts = encoded.source.char_start[~encoded.source.is_added]
+    if MISSING in text_starts[-1:]:
+        return "the text was cut to the token limit at an uncertain character, and cannot be continued"
+    return None
+
+
 def continue_example(
     encoded: EncodedExample, continuation: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> EncodedExample:
@@ -177,21 +190,22 @@ def continue_example(
         }
     else:
         words, columns = split_words(texts[0]) + split_words(texts[1], second=True), {}
-    text_index: list[int | None] = [
-        None if flags & TokenFlag.SPECIAL else int(bool(flags & TokenFlag.SECOND)) for flags in prompt.flags.tolist()
+    text_index = [
+        None if is_added else int(bool(flags & TokenFlag.SECOND))
+        for is_added, flags in zip(prompt.is_added.tolist(), prompt.flags.tolist(), strict=True)
     ]
-    text_index += [None if is_special else int(is_pair) for is_special in special]
-    offsets = list(zip(prompt.char_start.tolist(), prompt.char_end.tolist(), strict=True))
-    offsets += [(start + len(prompt_text), stop + len(prompt_text)) for start, stop in spans]
-    sequence = make_sequence(
-        [*prompt.id.tolist(), *continuation],
-        [*prompt.piece, *_pieces(tokenizer, continuation)],
-        offsets,
-        text_index,
-        texts,
-        words,
-        first_generated=len(prompt),
+    prompt_spans = zip(prompt.char_start.tolist(), prompt.char_end.tolist(), strict=True)
+    encoding = TextEncoding(
+        ids=[*prompt.id.tolist(), *continuation],
+        pieces=[*prompt.piece, *_pieces(tokenizer, continuation)],
+        spans=[
+            *(None if start < 0 else (start, stop) for start, stop in prompt_spans),
+            *((start + len(prompt_text), stop + len(prompt_text)) for start, stop in spans),
+        ],
+        text_index=[*text_index, *(None if is_special else int(is_pair) for is_special in special)],
+        is_cut=encoded.truncated,
     )
+    sequence = make_sequence(encoding, texts, SpecialTokens.of(tokenizer), first_generated=len(prompt))
     continued = replace(
         example,
         text=texts[0],
@@ -200,7 +214,7 @@ def continue_example(
         word_columns=columns,  # pyright: ignore[reportArgumentType]
         columns={**example.columns, "prompt_end": len(prompt_text)},
     )
-    return EncodedExample(continued, sequence, truncated=encoded.truncated)
+    return replace(encoded, example=continued, source=with_words(sequence, words))
 
 
 def with_generated_target(
@@ -216,16 +230,16 @@ def with_generated_target(
     if ids and ids[-1] in ends:  # the decoder generated the end token but did not read it
         ids, spans, text_index = ids[:-1], spans[:-1], text_index[:-1]
     start_ids = [] if start_id is None else [start_id]
-    sequence = make_sequence(
-        [*start_ids, *ids],
-        _pieces(tokenizer, [*start_ids, *ids]),
-        [(0, 0)] * len(start_ids) + spans,
-        [None] * len(start_ids) + text_index,
-        (text, ""),
-        split_words(text),
-        first_generated=len(start_ids),
+    encoding = TextEncoding(
+        ids=[*start_ids, *ids],
+        pieces=_pieces(tokenizer, [*start_ids, *ids]),
+        spans=[(0, 0)] * len(start_ids) + spans,
+        text_index=[None] * len(start_ids) + text_index,
+        is_cut=False,
     )
-    return replace(encoded, example=replace(encoded.example, target=text), target=sequence)
+    sequence = make_sequence(encoding, (text, ""), SpecialTokens.of(tokenizer), first_generated=len(start_ids))
+    target = with_words(sequence, split_words(text))
+    return replace(encoded, example=replace(encoded.example, target=text), target=target)
 
 
 def _without_cut_text(encoded: EncodedExample) -> CorpusExample:
@@ -233,10 +247,6 @@ def _without_cut_text(encoded: EncodedExample) -> CorpusExample:
     example = encoded.example
     if not encoded.truncated:
         return example
-    if example.text_pair is not None:
-        raise ConfigError(
-            f'example {example.id!r}: a truncated pair of texts cannot be continued. Set tokens.too_long to "whole" to skip it'
-        )
     stop = int(encoded.source.char_end.max(initial=0))
     word_indices = [i for i, word in enumerate(example.words) if word.char_end <= stop]
     columns: dict[str, Any] = {name: [rows[i] for i in word_indices] for name, rows in example.word_columns.items()}
