@@ -26,6 +26,8 @@ MAX_EDGE = 8192
 """Largest height and width of an image in pixels."""
 MAX_GROWTH = 1_000
 """Largest number of characters that a normalizer may make of one. The one of T5 makes 18."""
+MAX_WORD_CHARS = 1_000
+"""Longest word that WordPiece may compare with its vocabulary, in characters; the time grows with the square. Usual: 100."""
 _COUNT_KEY = re.compile(r"(num|n)_|.*(layer|depth|block|stage|expert|label|head)")
 
 
@@ -127,6 +129,21 @@ def check_normalizer(normalizer: Any, name: str) -> int:
             f"{name}: its tokenizer can make {growth:.3g} characters of one; expected at most {MAX_GROWTH}"
         )
     return growth
+
+
+def check_word_length(model: Any, name: str) -> None:
+    """Check the longest word of a WordPiece model, as in tokenizer.json.
+
+    Raises
+    ------
+    ConfigError
+        It exceeds `MAX_WORD_CHARS`.
+    """
+    longest = model.get("max_input_chars_per_word") if isinstance(model, dict) else None
+    if isinstance(longest, int | float) and longest > MAX_WORD_CHARS:
+        raise ConfigError(
+            f"{name}: max_input_chars_per_word of its tokenizer is {longest:.6g}; expected at most {MAX_WORD_CHARS}"
+        )
 
 
 def _growth(rule: Any) -> int:

@@ -307,9 +307,10 @@ def _room(options: EncodingOptions, limit: TokenLimit, name: str) -> int:
         )
     room = max_tokens or limit.default or 1 << 30
     if n_new >= room:
+        more = "" if room == limit.positions else ", or raise tokens.max_tokens"
         raise ConfigError(
             f"generate.max_new_tokens is {n_new}, which leaves no room for a prompt: prompt and continuation together "
-            f"have at most {room} tokens. Lower generate.max_new_tokens, or raise tokens.max_tokens."
+            f"have at most {room} tokens. Lower generate.max_new_tokens{more}."
         )
     return room
 

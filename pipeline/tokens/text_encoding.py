@@ -41,20 +41,24 @@ def encode_texts(
     is_target: bool = False,
     max_tokens: int | None = None,
     add_special_tokens: bool = True,
-) -> list[TextEncoding]:
+) -> list[TextEncoding | str]:
     """Encode texts and pairs of texts, in order. Ids are those of ``tokenizer(text)``.
 
-    More than `max_tokens` tokens are cut: the end of a text, or the end of the longer text of a pair.
-
-    Raises
-    ------
-    ConfigError
-        The tokenizer fails on a text.
+    More than `max_tokens` tokens are cut: the end of a text, or the end of the longer text of a pair. If the tokenizer
+    fails on a text, its entry is the reason.
     """
     source = _fast if tokenizer.is_fast else _aligned
-    with failing_as_ours(tokenizer), _keeping_beginnings(tokenizer), quiet_transformers(), warnings.catch_warnings():
+    with _keeping_beginnings(tokenizer), quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return source(tokenizer, texts, is_target, max_tokens, add_special_tokens)
+        try:
+            with failing_as_ours(tokenizer):
+                return [*source(tokenizer, texts, is_target, max_tokens, add_special_tokens)]
+        except ConfigError as error:
+            reason = str(error)
+    if len(texts) == 1:
+        return [reason]
+    each: dict[str, Any] = {"is_target": is_target, "max_tokens": max_tokens, "add_special_tokens": add_special_tokens}
+    return [encode_texts(tokenizer, [pair], **each)[0] for pair in texts]
 
 
 @contextmanager
@@ -65,7 +69,7 @@ def failing_as_ours(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, MemoryError, ConfigError):
         raise
     except BaseException as error:
-        raise ConfigError(f"{type(tokenizer).__name__} fails on a text: {error}") from error
+        raise ConfigError(f"{type(tokenizer).__name__} fails on this text: {error}") from error
 
 
 @contextmanager
@@ -139,7 +143,7 @@ def _align_texts(tokenizer: Any, texts: Texts, max_tokens: int | None, add_speci
         starts = range(end, end - len(template) + len(ids) - 1, -1)
         start = next((start for start in starts if ids[start : start + len(part)] == part), None)
         if start is None:
-            raise ConfigError(f"{type(tokenizer).__name__} changes the tokens of a text when it adds special tokens")
+            raise ConfigError(f"{type(tokenizer).__name__} changes the tokens of this text when it adds special tokens")
         token_spans[start : start + len(part)] = spans[k][: len(part)]
         text_index[start : start + len(part)] = [k] * len(part)
     all_pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]

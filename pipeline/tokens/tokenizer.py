@@ -47,6 +47,7 @@ _BATCH_CHARS = 8 << 20
 _MOST_NORMALIZED = 64 << 20
 """Largest number of characters of a normalized text; each takes 20 bytes in the tokenizers library."""
 _PIECE_CHARS = 4096
+_MOST_WORD_CHARS = 2000
 _MOST_SPECIAL = 1024
 _BOUNDARY_SIGNS = frozenset("▁Ġ")
 
@@ -86,28 +87,35 @@ def encode(
     Raises
     ------
     ConfigError
-        The tokenizer fails on a text, `max_tokens` leaves no room beside the special tokens, or `stride` is so
+        The tokenizer adds very many special tokens, `max_tokens` leaves no room beside the special tokens, or `stride` is so
         large that windows would omit tokens.
     """
     n_special = tokenizer.num_special_tokens_to_add(pair=False) if add_special_tokens else 0
     if n_special > _MOST_SPECIAL:
         raise ConfigError(
-            f"{type(tokenizer).__name__} adds {n_special} special tokens; expected at most {_MOST_SPECIAL}"
+            f"{type(tokenizer).__name__} adds {n_special} special tokens to a text; expected at most {_MOST_SPECIAL}. "
+            "Set tokens.special = false, or use a model that you trust"
         )
     if max_tokens <= n_special:
-        raise ConfigError(f"max_tokens {max_tokens} leaves no room beside {n_special} special tokens; increase it")
+        raise ConfigError(
+            f"a limit of {max_tokens} tokens leaves no room for a text beside {n_special} special tokens. Raise "
+            "tokens.max_tokens, lower generate.max_new_tokens, or set tokens.special = false"
+        )
     room = max_tokens - n_special
     if stride is not None and not 0 < stride <= room:
         raise ConfigError(
-            f"a stride of {stride} leaves tokens out, because a window has room for {room} beside {n_special} special "
-            f"tokens; expected 1 to {room}"
+            f"tokens.stride is {stride}, but a window has room for {room} tokens beside {n_special} special tokens, so "
+            f"tokens would be left out; expected 1 to {room}"
         )
     results: list[EncodedExample | Skipped] = []
     growth = check_normalizer(normalizer_of(tokenizer), type(tokenizer).__name__)
     for start, stop in _batch_spans(examples):
         batch = examples[start:stop]
         reasons = [
-            skips.get(start + i) or _skip_reason(example, has_target) or _growth_reason(example, tokenizer, growth)
+            skips.get(start + i)
+            or _skip_reason(example, has_target)
+            or _growth_reason(example, tokenizer, growth)
+            or _length_reason(example, tokenizer)
             for i, example in enumerate(batch)
         ]
         encodable = [example for example, reason in zip(batch, reasons, strict=True) if reason is None]
@@ -147,9 +155,20 @@ def _growth_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase, g
     return None
 
 
+def _length_reason(example: CorpusExample, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the reason for skipping a word on which byte-pair merges in Python would take hours."""
+    if tokenizer.is_fast or not hasattr(tokenizer, "bpe"):
+        return None
+    texts = (example.text, example.text_pair or "", example.target or "")
+    longest = max((len(word) for text in texts for word in text.split()), default=0)
+    if longest <= _MOST_WORD_CHARS:
+        return None
+    return f"a word of {longest} characters; {type(tokenizer).__name__} takes at most {_MOST_WORD_CHARS}"
+
+
 def _skip_reason(example: CorpusExample, has_target: bool) -> str | None:
     if has_target and example.target is None:
-        return "no target text"
+        return "no target text, which the decoder of this model reads (corpus.target; or generate one)"
     for text in (example.text, example.text_pair, example.target):
         if text is not None and not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
             return "a lone surrogate in the text"
@@ -168,14 +187,14 @@ def _encode_batch(
     add_special_tokens: bool,
 ) -> Iterator[list[EncodedExample] | str]:
     cut_at = max_tokens if on_too_long == "truncate" else None
-    sources: dict[int, TextEncoding] = {}
+    sources: dict[int, TextEncoding | str] = {}
     for is_chat in (False, True):  # the template of a chat writes its special tokens
         rows = [i for i, example in enumerate(examples) if bool(example.messages) == is_chat]
         texts = [(examples[i].text, examples[i].text_pair) for i in rows]
         adds = add_special_tokens and not is_chat
         encodings = encode_texts(tokenizer, texts, max_tokens=cut_at, add_special_tokens=adds)
         sources.update(zip(rows, encodings, strict=True))
-    targets: list[TextEncoding] = []
+    targets: list[TextEncoding | str] = []
     if has_target:
         texts = [(example.target or "", None) for example in examples]
         targets = encode_texts(
@@ -183,22 +202,25 @@ def _encode_batch(
         )
     specials = SpecialTokens.of(tokenizer)
     for i, example in enumerate(examples):
-        sides = (sources[i], *targets[i : i + 1])
+        sides = [side for side in (sources[i], *targets[i : i + 1]) if not isinstance(side, str)]
+        if len(sides) < 1 + has_target:
+            yield next(side for side in (sources[i], *targets[i : i + 1]) if isinstance(side, str))
+            continue
         n_tokens = max(len(side.ids) for side in sides)
         is_windowed = on_too_long == "windows" and example.text_pair is None and not targets
         if n_tokens > max_tokens and not is_windowed:
-            details = {"truncate": " and cutting failed", "windows": "; windows are made of single texts only"}
+            details = {"windows": "; windows are made of single texts only"}
             yield f"{n_tokens} tokens, at most {max_tokens} are allowed{details.get(on_too_long, '')}"
         elif any(not len(side.ids) for side in sides):
             yield "no tokens"
         else:
-            encoded = _read_source(example, sources[i], specials)
+            encoded = _read_source(example, sides[0], specials)
             if is_windowed:
                 yield cut_windows(encoded, max_tokens, stride)
                 continue
             if targets:
                 texts = (example.target or "", "")
-                sequence = with_words(make_sequence(targets[i], texts, specials), split_words(texts[0]))
+                sequence = with_words(make_sequence(sides[1], texts, specials), split_words(texts[0]))
                 encoded = replace(encoded, target=_shift_right(sequence, decoder_start_token_id, max_tokens, tokenizer))
             yield [replace(encoded, truncated=any(side.is_cut for side in sides))]
 

@@ -23,7 +23,7 @@ MISSING = -1
 class TokenFlag(IntFlag):
     """Bits of a token's `flags` field."""
 
-    SPECIAL = 1  # added by the tokenizer: [CLS], <s>, ...
+    SPECIAL = 1  # added by the tokenizer, or spelled by the text: [CLS], <s>, ...
     SECOND = 2  # belongs to the second text of a pair
     CONTINUATION = 4  # not the first token of its word
     GENERATED = 8  # written by the model
@@ -156,7 +156,7 @@ class TokenTable:
 
     @property
     def special(self) -> np.ndarray:
-        """True for tokens that the tokenizer added, bool [token]."""
+        """True for special tokens, bool [token]."""
         return (self.flags & TokenFlag.SPECIAL) != 0
 
     @property

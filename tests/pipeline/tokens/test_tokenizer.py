@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from headatlas.pipeline.corpora.examples import CorpusExample, EncodedExample, TokenSequence, Word
@@ -181,7 +182,7 @@ def test_an_empty_sequence_is_skipped(tokenizers):
 
 
 def test_no_room_is_an_error(tokenizers):
-    with pytest.raises(ConfigError, match="max_tokens 2 leaves no room beside 2"):
+    with pytest.raises(ConfigError, match="limit of 2 tokens leaves no room for a text beside 2"):
         encode([CorpusExample("x", "a")], tokenizers["wordpiece"], max_tokens=2)
 
 
@@ -197,7 +198,20 @@ def test_targets_are_what_a_decoder_reads(tokenizers):
     assert flags_of(encoded.target, TokenFlag.SPECIAL) == [True] + [False] * (len(labels) - 1)
     assert encoded.target.word.max() == 1
     (missing,) = encode([CorpusExample("y", "The nurse")], tokenizer, max_tokens=64, has_target=True)
-    assert missing == Skipped(0, "y", "no target text")
+    assert isinstance(missing, Skipped)
+    assert missing.reason.startswith("no target text, which the decoder")
+
+
+def test_a_text_on_which_the_tokenizer_fails_is_skipped():
+    """Without a token for unknown words the tokenizers library raises an error for the whole batch."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"the": 0, "nurse": 1})))
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    results = encode(
+        [CorpusExample(text, text) for text in ("the nurse", "the clock", "nurse")], tokenizer, max_tokens=9
+    )
+    assert [isinstance(result, Skipped) for result in results] == [False, True, False]
+    assert isinstance(results[1], Skipped)
+    assert "fails on this text" in results[1].reason
 
 
 def test_pairs_and_singles_mix(tokenizers):
