@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,13 +37,13 @@ def align_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str], text
     `pieces` are the result of `tokenizer.tokenize(text)`. Pieces are spelled out alone, then after the piece before
     (``##ed``), then before the piece after (``repair@@``). The spelling with the most spans is used.
     """
-    tokenize: Any = tokenizer.tokenize
+    methods = cast("Any", tokenizer)  # transformers declares them in subclasses
     best: list[Span | None] = [None] * len(pieces)
-    added = {piece for piece in tokenizer.get_added_vocab() if piece in text}
+    added = {piece for piece in methods.get_added_vocab() if piece in text}
     for units_of in (_alone, _after, _before):
         units = units_of(tokenizer, pieces, added)
         for fold in (_fold, _fold_marks):
-            spans = _literal(units, text) or _align(units, text, fold, tokenize)
+            spans = _literal(units, text) or _align(units, text, fold, methods.tokenize)
             spans_of_tokens = [span for unit, span in zip(units, spans, strict=True) for _ in unit.tokens]
             if spans_of_tokens.count(None) < best.count(None):
                 best = spans_of_tokens
@@ -137,14 +137,13 @@ def _align(
     if first is None or backwards is None:
         return spans
     backwards.reverse()
-    ends: list[int] = []
-    for i, part in enumerate(parts):
-        start, n_behind = first[i], backwards[i]
-        is_certain = part is not None and start is not None and n_behind == len(folded) - start - len(part)
-        ends.append(start + len(part) if is_certain else -1)
-        if is_certain:
-            end = origin[ends[i] - 1] + 1 if ends[i] else 0
-            spans[i] = (origin[start], end) if part else (end, end)
+    ends = [-1] * len(units)
+    for i, (part, start, n_behind) in enumerate(zip(parts, first, backwards, strict=True)):
+        if part is None or start is None or n_behind != len(folded) - start - len(part):
+            continue
+        ends[i] = start + len(part)
+        end = origin[ends[i] - 1] + 1 if ends[i] else 0
+        spans[i] = (origin[start], end) if part else (end, end)
     for is_unknown, group in groupby(range(len(parts)), key=lambda i: parts[i] is None):
         unknown = list(group)
         start = 0 if unknown[0] == 0 else ends[unknown[0] - 1]
