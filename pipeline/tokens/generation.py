@@ -203,7 +203,6 @@ def continue_example(
             *((start + len(prompt_text), stop + len(prompt_text)) for start, stop in spans),
         ],
         text_index=[*text_index, *(None if is_special else int(is_pair) for is_special in special)],
-        is_cut=encoded.truncated,
     )
     sequence = make_sequence(encoding, texts, SpecialTokens.of(tokenizer), first_generated=len(prompt))
     continued = replace(
@@ -235,7 +234,6 @@ def with_generated_target(
         pieces=_pieces(tokenizer, [*start_ids, *ids]),
         spans=[(0, 0)] * len(start_ids) + spans,
         text_index=[None] * len(start_ids) + text_index,
-        is_cut=False,
     )
     sequence = make_sequence(encoding, (text, ""), SpecialTokens.of(tokenizer), first_generated=len(start_ids))
     target = with_words(sequence, split_words(text))

@@ -30,8 +30,13 @@ class TextEncoding:
     """Characters of the token in its text, as the tokenizer reports them; None if they are not certain."""
     text_index: Sequence[int | None]
     """0 or 1: the text of the token. None: the tokenizer added it."""
-    is_cut: bool
-    """True if tokens were removed because of the length limit."""
+    cut_texts: tuple[bool, bool] = (False, False)
+    """True for the first and for the second text if the length limit removed tokens of it."""
+
+    @property
+    def is_cut(self) -> bool:
+        """True if tokens were removed because of the length limit."""
+        return any(self.cut_texts)
 
 
 def encode_texts(
@@ -102,9 +107,24 @@ def _fast(
             encodings[i] = encoding
     return [
         # sequence_ids is None for tokens that the tokenizer added
-        TextEncoding(encoding.ids, encoding.tokens, encoding.offsets, encoding.sequence_ids, bool(encoding.overflowing))
+        TextEncoding(encoding.ids, encoding.tokens, encoding.offsets, encoding.sequence_ids, _cut_texts(encoding))
         for encoding in encodings
     ]
+
+
+def _cut_texts(encoding: Any) -> tuple[bool, bool]:
+    """Return True for the first and for the second text if an overflow of it ends behind its last token."""
+    ends, *further = (_text_ends(part) for part in (encoding, *encoding.overflowing))
+    return any(first > ends[0] for first, _ in further), any(second > ends[1] for _, second in further)
+
+
+def _text_ends(encoding: Any) -> tuple[int, int]:
+    """Return the end of the last token of the first and of the second text."""
+    ends = [0, 0]
+    for text, (_, stop) in zip(encoding.sequence_ids, encoding.offsets, strict=True):
+        if text is not None:
+            ends[text] = max(ends[text], stop)
+    return ends[0], ends[1]
 
 
 def _aligned(
@@ -147,4 +167,5 @@ def _align_texts(tokenizer: Any, texts: Texts, max_tokens: int | None, add_speci
         token_spans[start : start + len(part)] = spans[k][: len(part)]
         text_index[start : start + len(part)] = [k] * len(part)
     all_pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]
-    return TextEncoding(ids, all_pieces, token_spans, text_index, n_extra > 0)
+    is_cut = [len(part) < len(of_text) for part, of_text in zip(parts, all_ids, strict=True)]
+    return TextEncoding(ids, all_pieces, token_spans, text_index, (is_cut[0], is_cut[-1] and len(is_cut) > 1))

@@ -54,6 +54,8 @@ def test_ids_are_those_of_transformers(slow, name):
             assert list(single.ids) == tokenizer(text, **cutting)["input_ids"]
             assert list(both.ids) == tokenizer(text, pair, **cutting)["input_ids"]
             (target,) = encode_texts(tokenizer, [(text, None)], is_target=True, max_tokens=max_tokens)
+            is_long = max_tokens is not None and len(tokenizer(text)["input_ids"]) > max_tokens
+            assert single.cut_texts == (is_long, False)
             assert list(target.ids) == tokenizer(text_target=text, **cutting)["input_ids"]
             (bare,) = encode_texts(tokenizer, [(text, pair)], add_special_tokens=False)
             assert list(bare.ids) == tokenizer(text, pair, add_special_tokens=False)["input_ids"]
@@ -129,6 +131,15 @@ def test_unknown_tokens_side_by_side_are_uncertain_unless_there_is_one_way(slow)
     assert texts("\u65e5\u672c the") == ["\u65e5", "\u672c", "the"]
     assert texts("\u65e5\u672c") == ["\u65e5", "\u672c"]
     assert texts("\u0449\u0449\u65e5\u672c the") == [None, None, None, "the"]
+
+
+def test_each_text_of_a_pair_is_cut_or_not(slow):
+    """The fast and the Python version of a tokenizer name the same texts."""
+    pairs = [("the nurse", "clock " * 9), ("clock " * 9, "the nurse"), ("clock " * 9, "nurse " * 9), ("the", "nurse")]
+    aligned, fast = (encode_texts(tokenizer, pairs, max_tokens=9) for tokenizer in (slow["bert"], wordpiece()))
+    assert [encoding.cut_texts for encoding in aligned] == [(False, True), (True, False), (True, True), (False, False)]
+    assert [encoding.cut_texts for encoding in fast] == [encoding.cut_texts for encoding in aligned]
+    assert [list(encoding.ids) for encoding in fast] == [list(encoding.ids) for encoding in aligned]
 
 
 def test_windows_of_a_protein(slow):
