@@ -107,7 +107,8 @@ def test_source_and_target_texts(name, tiny_job, folder_of, tmp_path):
     run_job(parse_config(job))
     store = open_store(tiny_job["store"]["path"])
     assert [site.name for site in store.spec.sites] == ["encoder", "decoder", "cross"]
-    assert [(note.example, note.reason) for note in store.manifest.skipped] == [(2, "no target text")]
+    (note,) = store.manifest.skipped
+    assert (note.example, note.reason.split(",")[0]) == (2, "no target text")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     for example, row in zip(store.examples, rows, strict=False):
