@@ -24,7 +24,8 @@ from ..capture.attention_modules import SOFTMAX
 from ..capture.eager import read_attentions
 from ..capture.sites import ModelSites, run_model, with_masks
 from ..corpora.examples import EncodedExample
-from ..tokens.model_inputs import InputBuilder, max_model_tokens
+from ..models.position_limit import token_limit
+from ..tokens.model_inputs import InputBuilder
 from .selfcheck import most_checked_tokens
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def describe_masks(
         return sites
     limit = most_checked_tokens(sites.sites)
     if tokenizer is not None:
-        limit = min(limit, max_model_tokens(model, tokenizer) or limit)
+        limit = min(limit, token_limit(model, tokenizer).default or limit)
     present = [example for example in examples if len(example.source)]
     longest = max(present, key=lambda example: len(example.source))
     stated = [

@@ -29,7 +29,14 @@ from ..config import JobConfig
 from ..corpora.examples import EncodedExample
 from ..progress import Event, Stage
 from ..tokens.batch_plan import BatchLimits, SegmentSpec, plan_segments
-from ..tokens.corpus_encoding import Corpus, continue_prompts, encode_corpus, open_corpus
+from ..tokens.corpus_encoding import (
+    Corpus,
+    check_longest,
+    continue_prompts,
+    encode_corpus,
+    encoding_notes,
+    open_corpus,
+)
 from .deferred_statistics import check_deferred
 from .extension import Group, check_plan, select_examples
 from .process_memory import resident_bytes
@@ -65,6 +72,8 @@ class Job:
     n_quarantined: int
     left_out: Omissions
     """What the corpus or the model holds and no segment can hold; skipped examples are in `skipped`."""
+    encoding_notes: tuple[str, ...]
+    """Ways in which texts became tokens that a reader does not expect."""
     segments: tuple[SegmentSpec, ...]
     provenance: dict[str, Any]
     corpus_examples: list[EncodedExample]
@@ -91,14 +100,14 @@ class Job:
     @property
     def notes(self) -> dict[str, tuple[str, ...]]:
         """Notes for the provenance about a way of working that differs from the usual one, by the entry that has them."""
-        notes = {"model_changes": self.loaded.notes}
+        notes = {"model_changes": self.loaded.notes, "encoding": self.encoding_notes}
         if batches := self.batch_check.note(type(self.loaded.model).__name__):
             notes["batches"] = (batches,)
         if self.spec.capture == "eager" and any(site.stored_masks for site in self.spec.sites):
             notes["masks"] = (
                 "some layers have a mask without a rule; a key counts as visible if a head has a weight on it",
             )
-        return notes
+        return {name: texts for name, texts in notes.items() if texts}
 
     @property
     def n_tokens(self) -> dict[str, Int64[np.ndarray, "example"]]:
@@ -186,6 +195,10 @@ def prepare_job(
     inputs = InputBuilder(loaded.model, loaded.tokenizer, loaded.images)
     first = placed_examples[first_index]
     examples = [placed_examples[i] for i in indices or [first_index]]
+    check_longest(loaded, examples)
+    notes = tuple(encoding_notes(loaded, examples, n_texts=len(corpus.examples), n_examples=len(corpus_examples)))
+    for note in notes:
+        on_event(Stage(note))
     try:
         sites = find_sites(loaded.model, inputs.build_probe(first))
         sites = describe_masks(loaded.model, loaded.tokenizer, sites, inputs, examples)
@@ -250,6 +263,7 @@ def prepare_job(
         n_quarantined=corpus.n_quarantined,
         left_out=Omissions([*sites.left_out, *left_out]),
         segments=tuple(segments),
+        encoding_notes=notes,
         provenance={},
         corpus_examples=corpus_examples,
         is_extension=store is not None,

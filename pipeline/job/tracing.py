@@ -26,7 +26,8 @@ from ..checks.eager_check import check_eager
 from ..checks.layer_masks import describe_masks
 from ..checks.selfcheck import check_capture
 from ..corpora.examples import CorpusExample, EncodedExample
-from ..tokens.model_inputs import InputBuilder, max_model_tokens
+from ..models.position_limit import token_limit
+from ..tokens.model_inputs import InputBuilder, check_length
 from ..tokens.segment_tables import build_token_table
 from ..tokens.tokenizer import encode
 from .prepared_job import count_tokens
@@ -73,6 +74,9 @@ def trace(
     with torch.inference_mode(), _evaluating(head):
         encoded = _encode(model, tokenizer, CorpusExample("trace", text, text_pair, target), add_special_tokens)
         builder = InputBuilder(model, tokenizer)
+        stated = token_limit(model, tokenizer).stated
+        if stated is not None and len(encoded.source) > stated:
+            check_length(model, builder, encoded)
         sites = find_sites(model, builder.build_probe(encoded))
         sites = describe_masks(model, tokenizer, sites, builder, [encoded])
         keep = KEEP if sites.capture == "interface" else KEEP.model_copy(update={"query_key": None})
@@ -105,11 +109,11 @@ def _encode(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, example: CorpusExample, add_special_tokens: bool
 ) -> EncodedExample:
     two_sided = example.target is not None
-    limit = max_model_tokens(model, tokenizer) or 1 << 30
+    limit = token_limit(model, tokenizer)
     (encoded,) = encode(
         [example],
         tokenizer,
-        max_tokens=limit,
+        max_tokens=limit.positions or 1 << 30,
         on_too_long="whole",
         add_special_tokens=add_special_tokens,
         has_target=two_sided,

@@ -14,7 +14,7 @@ from typing import Any
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.hashed_files import file_hash
 
-from .model_limits import check_counts, check_normalizer, json_values
+from .model_limits import check_counts, check_normalizer, check_word_length, json_values
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_TOKENIZER_BYTES = 256 * 2**20
@@ -102,17 +102,19 @@ def check_files(folder: Path) -> None:
 
 
 def check_tokenizer_files(folder: ModelFolder) -> None:
-    """Check the normalizer of a tokenizer before any text reaches it. Loading already normalizes the added tokens.
+    """Check normalizer and model of a tokenizer before any text reaches it. Loading already normalizes the added tokens.
 
     Raises
     ------
     ConfigError
-        The normalizer can make more than `MAX_GROWTH` characters of one.
+        The normalizer can make more than `MAX_GROWTH` characters of one, or a word may be longer than `MAX_WORD_CHARS`.
     """
     check_files(folder.path)
     path = folder.path / "tokenizer.json"
     if path.exists():
-        check_normalizer(read_json(path, _MAX_TOKENIZER_BYTES).get("normalizer"), f"model {folder.name!r}")
+        content = read_json(path, _MAX_TOKENIZER_BYTES)
+        check_normalizer(content.get("normalizer"), f"model {folder.name!r}")
+        check_word_length(content.get("model"), f"model {folder.name!r}")
 
 
 def check_config(folder: Path) -> None:

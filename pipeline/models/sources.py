@@ -167,7 +167,7 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     Raises
     ------
     ConfigError
-        The tokenizer cannot be opened, or has no fast version. Only fast tokenizers report character offsets.
+        The tokenizer cannot be opened, or a normalizer or an id exceeds its limit.
     """
     from transformers import AutoTokenizer
 
@@ -178,11 +178,6 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
         raise
     except BaseException as error:  # a panic of the tokenizers library is no Exception
         raise ConfigError(f"model {folder.name!r}: its tokenizer cannot be opened: {error}") from error
-    if not tokenizer.is_fast:
-        kind = type(tokenizer).__name__
-        raise ConfigError(
-            f"model {folder.name!r}: {kind} has no fast version; expected one, because only fast tokenizers report character offsets"
-        )
     largest_id = max(tokenizer.get_vocab().values(), default=0)
     if largest_id >= 1 << 31:
         raise ConfigError(f"model {folder.name!r}: its tokenizer has the id {largest_id}; expected ids below 2³¹")
