@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -63,7 +63,7 @@ def trace(
     UnsupportedModelError
         The model's attention cannot be captured correctly.
     """
-    head, model = model, model.base_model  # a classifier or another task head has no attention of its own
+    head, model = model, cast("PreTrainedModel", model.base_model)  # a task head has no attention of its own
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
     if two_sided != (target is not None):
         raise ConfigError(

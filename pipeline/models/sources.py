@@ -20,7 +20,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from headatlas.store.errors import ConfigError
 from headatlas.store.files.cache_folder import cache_folder
@@ -316,7 +316,7 @@ def load_model(
         and issubclass(saved_kind, PreTrainedModel)
     ):
         model, missing = load(saved_kind)  # a part of the usual model, such as T5EncoderModel
-        model = model.base_model
+        model = cast("PreTrainedModel", model.base_model)
     if missing:
         raise ConfigError(
             f"model {folder.name!r}: {len(missing)} weights of {type(model).__name__} are not in its files "
@@ -324,10 +324,10 @@ def load_model(
         )
     if adapter is not None:
         model = merge_adapter(model, adapter)
-        model = model if lm_head else model.base_model
+        model = model if lm_head else cast("PreTrainedModel", model.base_model)
     model = choose_tower(model, images=images)
     try:
-        model = model.to(device)
+        model = model.to(device)  # pyright: ignore[reportArgumentType]
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"model.device {device!r} cannot be used: {error}") from error
     model.eval().requires_grad_(False)

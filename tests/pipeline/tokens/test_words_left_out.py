@@ -98,7 +98,7 @@ def test_words_of_multiword_tokens_and_empty_nodes(tokenizers, tmp_path):
     records = read_corpus(ConlluCorpus(kind="conllu", path=tmp_path / "es.conllu"))
     (example,) = [record for record in records if isinstance(record, CorpusExample)]
     assert [str(row) for row in example.left_out] == [
-        "1 empty node of 1 example left out: not part of the text (elided)"
+        "1 node of 1 example left out: empty nodes of CoNLL-U are not part of the text (3.1)"
     ]
     encoded = encode_one(tokenizers["byte_level"], example, max_tokens=64)
     assert [str(row) for row in encoded.left_out] == [
