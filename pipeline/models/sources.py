@@ -325,7 +325,7 @@ def load_model(
     if missing:
         raise ConfigError(
             f"model {folder.name!r}: {len(missing)} weights of {type(model).__name__} are not in its files "
-            f"({', '.join(missing[:3])}, …) and would be random; save the whole model again"
+            f"({', '.join(missing[:3])}, …) and would be random; save the whole model again, or look for a complete checkpoint"
         )
     if adapter is not None:
         model = merge_adapter(model, adapter)

@@ -121,5 +121,5 @@ def test_an_image_model_reads_no_text(tmp_path, tiny_folder):
     folder = tmp_path / "vit"
     shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     transformers.ViTModel(transformers.ViTConfig(**SIZES, image_size=16, patch_size=8)).save_pretrained(folder)
-    with pytest.raises(ConfigError, match='ViTModel reads pixel_values, not text; .* set corpus.kind = "images"'):
+    with pytest.raises(ConfigError, match=r'ViTModel reads pixel_values, not text; .* set corpus.kind = "images"'):
         load_model(str(folder))
