@@ -150,7 +150,7 @@ def neuron_view(
             "Pass an example of a store, open_store(path).examples[0], or headatlas.pipeline.trace(model, tokenizer, text)."
         )
     first_site = _sites(example, site)[0]
-    parts = [neuron_part(example, first_site, _layer_numbers(include_layers, first_site))]
+    parts = [neuron_part(example, first_site, _layer_numbers(include_layers, first_site.layers))]
     selected = _head_names(parts[0], layer, [head])
     n_queries = parts[0]["shape"][2]
     if query is not None and not 0 <= query < n_queries:
@@ -182,7 +182,7 @@ def _read_parts(
     if not isinstance(attention, Example):
         return _tensor_parts(attention, tokens, seq2seq, sentence_b_start, prettify, include_layers), None
     sites = _sites(attention, site)
-    return [example_part(attention, s, _layer_numbers(include_layers, s)) for s in sites], attention.text
+    return [example_part(attention, s, _layer_numbers(include_layers, s.layers)) for s in sites], attention.text
 
 
 def _tensor_parts(
@@ -243,7 +243,7 @@ def stack_layers(
         raise ConfigError(
             f"{name} is empty: the model ran with SDPA or flash attention, which return none. {_WAYS_TO_GET_ATTENTION}"
         )
-    layers = _layer_numbers(include_layers, len(by_layer))
+    layers = _layer_numbers(include_layers, range(len(by_layer)))
     maps = [_layer_maps(by_layer[layer], f"{name}[{layer}]") for layer in layers]
     shapes = {array.shape for array in maps}
     if len(shapes) > 1:
@@ -303,12 +303,12 @@ def _sites(example: Example, name: str | None) -> list[Site]:
     return list(spec.sites) if name is None else [spec.site(name)]
 
 
-def _layer_numbers(include_layers: Sequence[int] | None, site: Site) -> list[int]:
+def _layer_numbers(include_layers: Sequence[int] | None, every_layer: Sequence[int]) -> list[int]:
     if include_layers is None:
-        return list(site.layers)
+        return list(every_layer)
     layers = [int(layer) for layer in include_layers]
-    if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(site.layers):
-        raise ConfigError(f"include_layers is {layers}; expected different layers of {site.layer_text}.")
+    if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(every_layer):
+        raise ConfigError(f"include_layers is {layers}; expected different layers of {list(every_layer)}.")
     return layers
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -61,7 +61,8 @@ def trace(
     UnsupportedModelError
         The model's attention cannot be captured correctly.
     """
-    head, model = model, model.base_model  # a classifier or another task head has no attention of its own
+    base_model: Any = model.base_model  # a classifier or another task head has no attention of its own
+    head, model = model, base_model
     two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
     if two_sided != (target is not None):
         raise ConfigError(

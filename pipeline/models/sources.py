@@ -285,7 +285,7 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def load(kind: Any) -> tuple[PreTrainedModel, list[str]]:
+    def load(kind: Any) -> tuple[Any, list[str]]:
         """Load the model, and list the weights that its files lack."""
         try:
             with quiet_transformers(), bounded_construction(weight_bytes):

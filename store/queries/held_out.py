@@ -72,7 +72,7 @@ class SplitSearch:
         few rows or examples.
         """
         selection, evaluation = self.selection.table(by), self.evaluation.table(by, self.evidence)
-        heads = [pd.MultiIndex.from_frame(table[["layer", "head"]]) for table in (evaluation, selection)]
+        heads = [pd.MultiIndex.from_arrays([table["layer"], table["head"]]) for table in (evaluation, selection)]
         order = heads[0].get_indexer(heads[1])
         table = evaluation.take(order.tolist()).reset_index(drop=True)
         return table.assign(**{"rank": selection["rank"], f"selected_{by}": selection[by]})
