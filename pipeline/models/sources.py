@@ -207,7 +207,7 @@ def _open_config(folder: ModelFolder) -> PreTrainedConfig:
         raise ConfigError(f"model {folder.name!r}: transformers cannot open its configuration: {error}") from error
 
 
-def choose_tower(model: PreTrainedModel, *, images: bool) -> PreTrainedModel:
+def choose_tower(model: PreTrainedModel, *, images: bool) -> Any:
     """Return the tower that reads the corpus, if the model compares texts with images (CLIP, SigLIP).
 
     Other models are returned as they are.
@@ -328,8 +328,8 @@ def load_model(
             f"({', '.join(missing[:3])}, …) and would be random; save the whole model again, or look for a complete checkpoint"
         )
     if adapter is not None:
-        model = merge_adapter(model, adapter)
-        model = model if lm_head else model.base_model
+        merged: Any = merge_adapter(model, adapter)
+        model = merged if lm_head else merged.base_model
     model = choose_tower(model, images=images)
     try:
         model = model.to(device)
