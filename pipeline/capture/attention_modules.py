@@ -79,6 +79,12 @@ class AttentionWatch(TorchDispatchMode):
             self.with_softmax.add(self._running[-1])
         return func(*args, **(kwargs or {}))
 
+    @property
+    def idle(self) -> list[str]:
+        """Names of the modules that did not run."""
+        ran = self.with_softmax | self.without_softmax
+        return [name for name in self.modules if name not in ran]
+
     def outside(self, captured: Iterable[str]) -> list[str]:
         """Return the modules that ran with a softmax although they, and the modules around them, were not captured."""
         names = set(captured)
@@ -96,8 +102,7 @@ class AttentionWatch(TorchDispatchMode):
         """
         outside = [] if captured is None else self.outside(captured)
         names = set(captured or ())
-        ran = self.with_softmax | self.without_softmax
-        idle = [name for name in self.modules if name not in ran and not _is_within(name, names)]
+        idle = [name for name in self.idle if not _is_within(name, names)]
         reasons = {
             "their attention is computed outside transformers' attention interface": outside,
             f"the model does not run them on {reads}": idle,

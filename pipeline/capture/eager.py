@@ -105,11 +105,17 @@ def discover_eager_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -
         query = sizes["decoder_" if two_sided and site_name != "encoder" else ""]
         key = sizes["decoder_" if two_sided and site_name == "decoder" else ""]
         wrong_map = next((m for m in maps if not _is_map(m) or tuple(m.shape[2:]) != (query, key)), None)
-        if wrong_map is not None or len({m.shape[1] for m in maps}) > 1:
-            shape = None if wrong_map is None else tuple(wrong_map.shape)
+        if wrong_map is not None:
+            shape = tuple(wrong_map.shape) if isinstance(wrong_map, Tensor) else type(wrong_map).__name__
             raise UnsupportedModelError(
                 f"In eager mode {name} returns {site_name} attention of shape {shape}; expected one map of {query} "
-                f"queries and {key} keys for each head, and the same number of heads in every layer."
+                f"queries and {key} keys for each head."
+            )
+        head_counts = [m.shape[1] for m in maps]
+        if len(set(head_counts)) > 1:
+            raise UnsupportedModelError(
+                f"In eager mode {name} returns {head_counts} {site_name} maps by layer; expected the same number of heads "
+                "in every layer."
             )
         sites.append(_site(site_name, maps, two_sided))
         calls += [SiteCall(_call_name(site_name, layer), site_name, layer) for layer in range(len(maps))]

@@ -79,13 +79,14 @@ class CallSequence:
         """
         if self._n_calls >= len(self._expected):
             raise UnsupportedModelError(
-                f"{module} was called after all {len(self._expected)} expected attention calls."
+                f"{module} made an attention call after the {len(self._expected)} calls that a forward pass made when "
+                "the model was probed. Its calls depend on the text, so it cannot be captured. Please report it."
             )
         expected = self._expected[self._n_calls]
         if expected.module != module:
             raise UnsupportedModelError(
-                f"attention call {self._n_calls} came from {module}; expected {expected.module}. The order of layers "
-                "changed."
+                f"attention call {self._n_calls} came from {module}, but from {expected.module} when the model was "
+                "probed. Its calls depend on the text, so it cannot be captured. Please report it."
             )
         self._n_calls += 1
         return expected
@@ -101,7 +102,8 @@ class CallSequence:
         n_calls, self._n_calls = self._n_calls, 0
         if n_calls != len(self._expected):
             raise UnsupportedModelError(
-                f"the model made {n_calls} attention calls in a forward pass, expected {len(self._expected)}."
+                f"the model made {n_calls} attention calls in a forward pass, but {len(self._expected)} when it was "
+                "probed. Its calls depend on the text, so it cannot be captured. Please report it."
             )
 
     def restart(self) -> None:
@@ -148,8 +150,11 @@ def discover_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Mode
     left_out = watch.left_out([call.module for call in calls], "images" if "pixel_values" in inputs else "text")
     numbers: dict[SiteName, tuple[int, ...]] = {}
     for name, site_calls in by_site.items():
-        numbers[name] = _layer_numbers(model, name, [call.module for call in site_calls], watch)
-        left_out = [*_layers_left_out(model, name, numbers[name]), *left_out]
+        modules = [call.module for call in site_calls]
+        numbers[name] = _layer_numbers(model, name, modules, watch)
+        stems = {_stem(module) for module in modules}
+        idle = {layer_number(module, watch.modules[module]) for module in watch.idle if _stem(module) in stems}
+        left_out = [*_layers_left_out(model, name, numbers[name], idle), *left_out]
     rotary = any("rotary" in type(module).__name__.lower() for module in model.modules())
     order: list[SiteName] = [name for name in get_args(SiteName) if name in by_site]
     # A decoder with encoder states as input also has two sequences, even if is_encoder_decoder is not set.
@@ -216,12 +221,15 @@ def _stem(name: str) -> str:
     return re.split(r"(?:^|\.)\d+(?:\.|$)", name)[0]
 
 
-def _layers_left_out(model: PreTrainedModel, site: SiteName, layers: tuple[int, ...]) -> list[Omission]:
+def _layers_left_out(
+    model: PreTrainedModel, site: SiteName, layers: tuple[int, ...], idle: set[int | None]
+) -> list[Omission]:
+    """Return the layers without attention. `idle` are those whose attention did not run; other omissions name them."""
     n_layers = max(count_layers(model, site) or 0, layers[-1] + 1)
-    missing = [str(layer) for layer in range(n_layers) if layer not in layers]
+    missing = [str(layer) for layer in range(n_layers) if layer not in layers and layer not in idle]
     if not missing:
         return []
-    reason = f"they compute no {site} attention that the store could hold"
+    reason = f"the model has no softmax attention in these {site} layers"
     return [Omission(what="layers", n=len(missing), reason=reason, names=tuple(missing[:LISTED_NAMES]))]
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import PureWindowsPath
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -131,9 +132,9 @@ def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     ConfigError
         The weights do not fit the base model.
     """
-    import peft
     from safetensors.torch import load_file
 
+    peft: Any = import_module("peft")
     name, settings = adapter.folder.name, adapter.settings
     try:
         weights = load_file(adapter.folder.path / WEIGHTS)

@@ -153,7 +153,9 @@ def read_weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.h5", "*.gguf") for path in folder.glob(pattern))
         hint = f", only {', '.join(others)}" if others else ""
-        raise ConfigError(f"{folder} has no model.safetensors{hint}; write it with save_pretrained")
+        raise ConfigError(
+            f"{folder} has no model.safetensors{hint}; open the model with transformers and write it with save_pretrained"
+        )
     weight_map = read_json(index).get("weight_map")
     names = list(dict.fromkeys(weight_map.values())) if isinstance(weight_map, dict) else []
     if not names:

@@ -202,7 +202,7 @@ def _open_config(folder: ModelFolder) -> PreTrainedConfig:
         raise ConfigError(f"model {folder.name!r}: transformers cannot open its configuration: {error}") from error
 
 
-def choose_tower(model: PreTrainedModel, *, images: bool) -> PreTrainedModel:
+def choose_tower(model: PreTrainedModel, *, images: bool) -> Any:
     """Return the tower that reads the corpus, if the model compares texts with images (CLIP, SigLIP).
 
     Other models are returned as they are.
@@ -280,7 +280,7 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def load(kind: Any) -> tuple[PreTrainedModel, list[str]]:
+    def load(kind: Any) -> tuple[Any, list[str]]:
         """Load the model, and list the weights that its files lack."""
         try:
             with quiet_transformers(), bounded_construction(weight_bytes):
@@ -320,7 +320,7 @@ def load_model(
     if missing:
         raise ConfigError(
             f"model {folder.name!r}: {len(missing)} weights of {type(model).__name__} are not in its files "
-            f"({', '.join(missing[:3])}, …) and would be random; save the whole model again"
+            f"({', '.join(missing[:3])}, …) and would be random; save the whole model again, or look for a complete checkpoint"
         )
     if adapter is not None:
         model = merge_adapter(model, adapter)

@@ -25,7 +25,7 @@ def check_same_heads(select: Snapshot, score: Snapshot, site: str | None = None)
         The sites have different shapes, or the stores are traces of different models.
     """
     a, b = select.site(site), score.site(site)
-    shape_a, shape_b = (f"{s.name}, {s.n_layers} layers × {s.n_heads} heads ({s.layer_text})" for s in (a, b))
+    shape_a, shape_b = (f"{s.name}, {s.shape_text}" for s in (a, b))
     if shape_a != shape_b:
         raise ConfigError(
             f"{select.location} has {shape_a}; {score.location} has {shape_b}; expected two traces of one model. "

@@ -137,6 +137,12 @@ class Site(_Frozen):
         return ", ".join(map(str, self.layer_numbers)) or f"0:{self.n_layers}"
 
     @property
+    def shape_text(self) -> str:
+        """Numbers of layers and heads, such as ``12 layers × 12 heads`` or ``2 layers (1, 3) × 4 heads``."""
+        numbers = f" ({self.layer_text})" if self.layer_numbers else ""
+        return f"{self.n_layers} layers{numbers} × {self.n_heads} heads"
+
+    @property
     def heads(self) -> list[tuple[int, int]]:
         """Layer and head of every head, layer by layer, as in a flat array [layer, head]."""
         return list(itertools.product(self.layers, range(self.n_heads)))

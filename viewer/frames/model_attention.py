@@ -96,7 +96,7 @@ def layer_numbers(include_layers: Sequence[int] | None, present: Sequence[int]) 
         return list(present)
     layers = [int(layer) for layer in include_layers]
     if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(present):
-        raise ConfigError(f"include_layers is {layers}; expected different layers of {', '.join(map(str, present))}.")
+        raise ConfigError(f"include_layers is {layers}; expected different layers of {list(present)}.")
     return layers
 
 

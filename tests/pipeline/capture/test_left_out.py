@@ -50,7 +50,7 @@ def test_a_hybrid_in_a_store(folder_of, tmp_path, tiny_job):
     run_job(parse_config(tiny_job))
     store = open_snapshot(tiny_job["store"]["path"])
     (layers, *_) = read_omissions(store.manifest.provenance)
-    assert str(layers) == "2 layers left out: they compute no decoder attention that the store could hold (0, 2)"
+    assert str(layers) == "2 layers left out: the model has no softmax attention in these decoder layers (0, 2)"
     example = store.examples[3]
     ids = torch.tensor(example.tokens().id)[None].long()
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
